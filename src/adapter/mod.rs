@@ -1,0 +1,3 @@
+//! Low-rank adapters: which projections get one, their numbers, and the files other tools read.
+
+pub mod spec;

@@ -1,0 +1,3 @@
+//! From files of examples to micro-batches of token ids. Never names the tensor engine.
+
+pub mod spec;

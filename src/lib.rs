@@ -1,0 +1,8 @@
+//! tune: fine-tune an open-weight language model from one binary.
+
+pub mod adapter;
+pub mod data;
+pub mod model;
+pub mod quant;
+pub mod train;
+pub mod units;

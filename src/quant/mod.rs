@@ -1,0 +1,3 @@
+//! Frozen weights in the form they are kept in.
+
+pub mod spec;
