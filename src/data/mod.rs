@@ -3,3 +3,5 @@
 pub mod example;
 pub mod source;
 pub mod spec;
+pub mod template;
+pub mod tokenize;
