@@ -26,8 +26,8 @@ pub use spans::{EndOfTurn, Rendered, SpanMethod};
 /// The moment that `strftime_now` speaks of.
 pub const CLOCK: &str = "2024-07-26 12:30";
 
-/// Instructions that one render may take. A conversation of a thousand turns takes about a million.
-const FUEL: u64 = 20_000_000;
+/// Instructions that one render may take. A conversation of a thousand turns takes some hundred thousand.
+const FUEL: u64 = 5_000_000;
 
 /// The name under which the environment holds the template; no extension, so nothing is escaped.
 const NAME: &str = "chat_template";

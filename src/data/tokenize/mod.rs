@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde_json::Value;
-use tokenizers::PostProcessorWrapper;
+use tokenizers::{ModelWrapper, PostProcessorWrapper};
 
 pub use tokenized::{Examples, IGNORED, Problem, Supervision, TemplateTraits, Tokenized, TokenizedText};
 
@@ -112,6 +112,14 @@ impl Tokenizer {
     ) -> Result<Tokenizer, TokenizerError> {
         let malformed = |problem: String| TokenizerError::Malformed { file: origin.to_owned(), problem };
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(tokenizer_json)).map_err(malformed)?;
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some()
+        {
+            // The same text must become the same tokens every time.
+            let mut model = model.clone();
+            model.dropout = None;
+            inner.with_model(model);
+        }
         inner.with_truncation(None).map_err(|error| malformed(error.to_string()))?;
         inner.with_padding(None);
         let variables = special_variables(&config, special_tokens_map);
@@ -169,6 +177,17 @@ impl Tokenizer {
     /// [`TokenizerError::Encode`].
     pub fn decode_plain(&self, ids: &[u32]) -> Result<String, TokenizerError> {
         self.decode_with(ids, true)
+    }
+
+    /// The text of each token in context. Tokens that only together make a character: the last of them has it.
+    pub fn pieces(&self, ids: &[u32]) -> Vec<String> {
+        let mut stream = self.inner.decode_stream(false);
+        ids.iter()
+            .map(|id| match guarded(|| stream.step(*id)) {
+                Ok(text) => text.unwrap_or_default(),
+                Err(_) => self.token(*id).unwrap_or_default(),
+            })
+            .collect()
     }
 
     fn decode_with(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
@@ -254,7 +273,9 @@ fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String>
 
 /// What a tokenizer puts before and behind a text by itself, learned by asking it.
 fn additions(tokenizer: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), String> {
-    let ids = |text: &str, add| Ok(guarded(|| tokenizer.encode(text, add))?.get_ids().to_vec());
+    let ids = |text: &str, add| -> Result<Vec<u32>, String> {
+        Ok(guarded(|| tokenizer.encode(text, add))?.get_ids().to_vec())
+    };
     if ids("", true) == Ok(Vec::new()) {
         return Ok((Vec::new(), Vec::new()));
     }
