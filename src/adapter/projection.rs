@@ -1,4 +1,5 @@
-//! The seven linear projections of a decoder layer, by name, and the adapters of one layer.
+//! The seven linear projections of a decoder layer: their names, their place in a model, and the adapters of
+//! one layer.
 //!
 //! Knows the spelling that Hugging Face checkpoints use; refuses to know which projections a recipe adapts
 //! (`target.rs`) and where the numbers of an adapter come from (`lora.rs`).
@@ -107,4 +108,19 @@ impl<T: KernelBackend> LayerAdapters<T> {
             Projection::Down => &mut self.down,
         }
     }
+}
+
+/// A projection of the model at hand, as target patterns see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Module path in the Hugging Face model (`model.layers.3.self_attn.q_proj`).
+    pub path: String,
+    /// Decoder layer, from 0.
+    pub layer: usize,
+    /// Which projection of that layer.
+    pub projection: Projection,
+    /// Rows of the weight.
+    pub out_features: usize,
+    /// Columns of the weight.
+    pub in_features: usize,
 }
