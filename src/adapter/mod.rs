@@ -1,3 +1,4 @@
 //! Low-rank adapters: which projections get one, their numbers, and the files other tools read.
 
+pub mod projection;
 pub mod spec;
