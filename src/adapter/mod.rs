@@ -2,3 +2,4 @@
 
 pub mod projection;
 pub mod spec;
+pub mod target;

@@ -1,4 +1,4 @@
-"""The NF4 arithmetic of bitsandbytes' CUDA kernels, spelled out in numpy float32.
+"""The NF4 arithmetic of bitsandbytes' CUDA kernels, restated in numpy float32.
 
 Owns: quantizing a flat tensor to 4-bit codes and absmax, quantizing the absmax
 again (double quantization), the bitsandbytes checkpoint layout, and the
