@@ -40,6 +40,9 @@ pub enum Error {
         /// In what way.
         reason: String,
     },
+    /// The device does not give its numbers up.
+    #[error("cannot read back from the device: {0}")]
+    Device(String),
 }
 
 /// A tensor of a checkpoint, f32.

@@ -4,7 +4,7 @@
 //! [`IGNORED`](tune_kernels::linear_cross_entropy::IGNORED). The logits are never held as a whole.
 
 use burn::tensor::{Int, Tensor};
-use tune_kernels::backend::KernelBackend;
+use tune_kernels::KernelBackend;
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 use tune_kernels::rms_norm::rms_norm;
 

@@ -6,9 +6,9 @@
 use std::time::{Duration, Instant};
 
 use burn::backend::Autodiff;
-use tune_kernels::backend::KernelBackend;
+use tune_kernels::KernelBackend;
 
-use super::backward::{evaluate, forward_backward};
+use super::backward::{Gradients, Pass, evaluate, forward_backward};
 use super::event::{EvaluationReport, Event, Observer, StepReport};
 use super::folder::{FolderError, Metrics, RunFolder};
 use super::memory;
@@ -16,7 +16,8 @@ use super::optimizer::{Optimizer, global_norm};
 use super::schedule::Schedule;
 use super::spec::Spec;
 use super::state::{State, Window};
-use crate::adapter::lora::{Gradients, LoraSet, PassKey};
+use crate::adapter;
+use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::checkpoint;
 use crate::data::batch::{MicroBatch, StepBatch};
 use crate::data::{Error as DataError, RowId};
@@ -34,6 +35,9 @@ pub enum FitError {
     /// A checkpoint could not be written.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
+    /// The adapters and their gradients do not fit together.
+    #[error(transparent)]
+    Adapter(#[from] adapter::Error),
     /// The loss or a gradient is no longer a number. What was learned before this step is in the newest checkpoint.
     #[error("the {what} of optimizer step {step} is {value}")]
     Diverged {
@@ -188,17 +192,15 @@ where
     ) -> Result<(f64, f64), FitError> {
         let diverged = |what, value| FitError::Diverged { step: batch.step, what, value, rows: batch.rows() };
         let scale = 1.0 / batch.supervised_tokens.max(1) as f64;
-        let mut gradients = Gradients::new(adapters);
+        let mut gradients = Gradients::new(adapters.parameters().len());
         let mut sum = 0.0;
         for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
-            let key = PassKey { seed: self.seed, step: batch.step, micro_batch: index as u32 };
-            let keep = memory::layers_to_keep(
-                self.decoder.spec(),
-                micro_batch.input_ids.len() as u64,
-                self.compute_bytes,
-                self.activation_budget,
-            );
-            sum += forward_backward(self.decoder, adapters, micro_batch, key, scale, keep, &mut gradients);
+            let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
+            let tokens = micro_batch.input_ids.len() as u64;
+            let keep =
+                memory::layers_to_keep(self.decoder.spec(), tokens, self.compute_bytes, self.activation_budget);
+            let pass = Pass { dropout, scale, keep };
+            sum += forward_backward(self.decoder, adapters, micro_batch, pass, &mut gradients)?;
             if !sum.is_finite() {
                 return Err(diverged("loss", sum * scale));
             }
@@ -207,7 +209,7 @@ where
         if !norm.is_finite() {
             return Err(diverged("gradient norm", norm));
         }
-        optimizer.step(adapters, gradients, norm, learning_rate, self.spec.max_grad_norm);
+        optimizer.step(adapters, gradients, norm, learning_rate, self.spec.max_grad_norm)?;
         Ok((sum, norm))
     }
 

@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use tune_kernels::backend::KernelBackend;
+use burn::tensor::Tensor;
+use tune_kernels::KernelBackend;
 
 use super::optimizer::Optimizer;
 use crate::adapter::lora::LoraSet;
@@ -72,17 +73,24 @@ impl State {
         folder: &Path,
     ) -> Result<(), checkpoint::Error> {
         let mut tensors = Vec::new();
-        for ((name, parameter), moments) in adapters.named_parameters().zip(optimizer.moments()) {
-            let parts = [("adapter", parameter), ("first", &moments.first), ("second", &moments.second)];
+        for ((parameter, tensor), moments) in
+            adapters.parameters().iter().zip(adapters.tensors()).zip(optimizer.moments())
+        {
+            let parts = [("adapter", tensor), ("first", &moments.first), ("second", &moments.second)];
             for (kind, tensor) in parts {
                 tensors.push(NamedTensor {
-                    name: format!("{kind}.{name}"),
-                    shape: tensor.dims().to_vec(),
-                    values: crate::adapter::lora::host_values(tensor),
+                    name: format!("{kind}.{}", parameter.name),
+                    shape: parameter.shape.to_vec(),
+                    values: host_values(tensor)?,
                 });
             }
         }
         let counters = serde_json::to_value(self).unwrap_or_default();
         checkpoint::write(folder, &tensors, &counters)
     }
+}
+
+fn host_values<B: KernelBackend>(tensor: &Tensor<B, 2>) -> Result<Vec<f32>, checkpoint::Error> {
+    let data = tensor.clone().try_into_data().map_err(|error| checkpoint::Error::Device(format!("{error:?}")))?;
+    data.into_vec().map_err(|error| checkpoint::Error::Device(format!("{error:?}")))
 }
