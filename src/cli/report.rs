@@ -4,7 +4,10 @@ use std::io::{IsTerminal, Write};
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
+use super::exit::Exit;
 use super::style::{ERROR, STRONG, colored_errors, paint};
+use crate::run;
+use crate::train::folder::FolderError;
 
 /// Widest line of an excerpt.
 const WIDTH: usize = 100;
@@ -32,4 +35,34 @@ pub(super) fn diagnostic(problem: &dyn Diagnostic) {
         text = problem.to_string();
     }
     let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
+}
+
+/// Shows why a use-case failed, and tells the exit code that belongs to it.
+pub(super) fn failure(failure: &run::Error) -> Exit {
+    match failure {
+        run::Error::Recipe(problems) => {
+            diagnostic(problems);
+            return Exit::Recipe;
+        }
+        run::Error::Diverged { checkpoint, .. } => {
+            let kept = checkpoint.as_ref().map_or_else(
+                || "it was the first step: nothing was learned yet".to_owned(),
+                |path| format!("what was learned before is in {}", path.display()),
+            );
+            let way_out = "a lower `train.learning_rate`, or `train.max_grad_norm`, is the usual cure; look at the rows";
+            error(&failure.to_string(), Some(&format!("{kept}; {way_out}")));
+        }
+        run::Error::Folder(FolderError::Occupied(_)) => error(
+            &failure.to_string(),
+            Some("choose another folder with `--set output_dir=\"…\"`, or replace that run with `--overwrite`"),
+        ),
+        _ => error(&failure.to_string(), None),
+    }
+    match failure {
+        run::Error::Recipe(_) | run::Error::Folder(FolderError::Occupied(_)) => Exit::Recipe,
+        run::Error::Data(_) => Exit::Data,
+        run::Error::Diverged { .. } => Exit::Diverged,
+        run::Error::File(_) | run::Error::Folder(_) | run::Error::Checkpoint(_) => Exit::Resources,
+        _ => Exit::Other,
+    }
 }

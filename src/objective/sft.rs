@@ -6,7 +6,6 @@
 use burn::tensor::{Int, Tensor};
 use tune_kernels::KernelBackend;
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
-use tune_kernels::rms_norm::rms_norm;
 
 use crate::model::Decoder;
 
@@ -22,6 +21,5 @@ where
     B: KernelBackend<Frozen = B>,
     T: KernelBackend<Frozen = B>,
 {
-    let normed = rms_norm(hidden, decoder.final_norm(), decoder.spec().rms_norm_epsilon);
-    linear_cross_entropy(normed, decoder.head(), targets)
+    linear_cross_entropy(decoder.final_norm(hidden), decoder.head(), targets)
 }

@@ -12,6 +12,7 @@
 use burn::backend::Autodiff;
 use burn::tensor::{Int, Tensor, TensorData};
 use tune_kernels::KernelBackend;
+use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::seed::backward_with;
 
 use super::fit::FitError;
@@ -87,7 +88,8 @@ pub struct Pass {
 /// Adds the adapter gradients of `scale · Σ nll` over one micro-batch to `gradients` and returns the unscaled `Σ nll`.
 ///
 /// # Errors
-/// [`FitError::Adapter`] when a backward pass leaves an adapter without its gradient.
+/// [`FitError::Model`] for token ids outside the vocabulary, [`FitError::Adapter`] when a backward pass leaves an
+/// adapter without its gradient.
 pub fn forward_backward<B>(
     decoder: &Decoder<B>,
     adapters: &LoraSet<B>,
@@ -101,7 +103,7 @@ where
 {
     let layers = decoder.layers().len();
     let lowest = adapters.targets().first().map_or(layers, |target| target.module.layer);
-    let inputs = layer_inputs(decoder, batch);
+    let inputs = layer_inputs(decoder, batch)?;
     let dropout = Some(pass.dropout);
     let graph = |layer: usize, hidden: Tensor<B, 2>| {
         let input = Tensor::<Autodiff<B>, 2>::from_inner(hidden);
@@ -112,7 +114,7 @@ where
     };
 
     let mut tapes = Vec::with_capacity(layers - lowest);
-    let mut hidden = decoder.embed(&batch.input_ids);
+    let mut hidden = decoder.embed(&batch.input_ids)?;
     for layer in 0..layers {
         if layer >= lowest && layer + pass.keep >= layers {
             let kept = graph(layer, hidden);
@@ -148,20 +150,27 @@ where
 }
 
 /// `Σ nll` of one micro-batch, without gradients and without dropout.
-pub fn evaluate<B>(decoder: &Decoder<B>, adapters: &LoraSet<B>, batch: &MicroBatch) -> f64
+///
+/// # Errors
+/// [`FitError::Model`] for token ids outside the vocabulary.
+pub fn evaluate<B>(decoder: &Decoder<B>, adapters: &LoraSet<B>, batch: &MicroBatch) -> Result<f64, FitError>
 where
     B: KernelBackend<Frozen = B>,
 {
-    let inputs = layer_inputs(decoder, batch);
-    let mut hidden = decoder.embed(&batch.input_ids);
+    let inputs = layer_inputs(decoder, batch)?;
+    let mut hidden = decoder.embed(&batch.input_ids)?;
     for (index, layer) in decoder.layers().iter().enumerate() {
         hidden = layer.forward(hidden, &adapters.layer(index, None), &inputs);
     }
-    loss_value(negative_log_likelihood(decoder, hidden, &target_tensor::<B>(decoder, batch)))
+    Ok(loss_value(negative_log_likelihood(decoder, hidden, &target_tensor::<B>(decoder, batch))))
 }
 
-fn layer_inputs<B: KernelBackend<Frozen = B>>(decoder: &Decoder<B>, batch: &MicroBatch) -> LayerInputs<B> {
-    decoder.layer_inputs(&batch.position_ids, &batch.document_offsets)
+fn layer_inputs<B: KernelBackend<Frozen = B>>(
+    decoder: &Decoder<B>,
+    batch: &MicroBatch,
+) -> Result<LayerInputs<B>, FitError> {
+    let documents = DocumentOffsets::packed(&batch.document_offsets);
+    Ok(decoder.inputs(&batch.position_ids, documents)?)
 }
 
 fn target_tensor<B: KernelBackend<Frozen = B>>(decoder: &Decoder<B>, batch: &MicroBatch) -> Tensor<B, 1, Int> {

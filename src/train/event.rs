@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::adapter::target::Target;
 
@@ -32,7 +32,7 @@ pub struct StepReport {
 }
 
 /// One evaluation over the held-out examples.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationReport {
     /// Optimizer steps done; 0 before the first.
     pub step: u64,

@@ -3,6 +3,7 @@
 //! Knows nothing of recipes, files of examples or devices: it is handed a decoder, adapters, a stream of optimizer
 //! steps and a folder, and tells an [`Observer`] what happens.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use burn::backend::Autodiff;
@@ -21,7 +22,7 @@ use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::checkpoint;
 use crate::data::batch::{MicroBatch, StepBatch};
 use crate::data::{Error as DataError, RowId};
-use crate::model::Decoder;
+use crate::model::{self, Decoder};
 
 /// Why training stopped short.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +36,9 @@ pub enum FitError {
     /// A checkpoint could not be written.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
+    /// A batch that the model cannot take.
+    #[error(transparent)]
+    Model(#[from] model::Error),
     /// The adapters and their gradients do not fit together.
     #[error(transparent)]
     Adapter(#[from] adapter::Error),
@@ -49,6 +53,8 @@ pub enum FitError {
         value: f64,
         /// The rows the step was made from.
         rows: Vec<RowId>,
+        /// The checkpoint of the step before, where there is one.
+        checkpoint: Option<PathBuf>,
     },
 }
 
@@ -88,9 +94,9 @@ pub struct Summary {
     pub steps: u64,
     /// Tokens read.
     pub tokens: u64,
-    /// Loss of the last logged interval.
+    /// Loss of the last optimizer step, before its update.
     pub last_loss: Option<f64>,
-    /// Held-out loss before the first step of this process.
+    /// Held-out loss before the first step.
     pub first_evaluation: Option<EvaluationReport>,
     /// Held-out loss after the last evaluation.
     pub last_evaluation: Option<EvaluationReport>,
@@ -125,9 +131,10 @@ where
             stopped: false,
         };
         if state.step == 0 {
-            summary.first_evaluation = self.evaluate(adapters, &mut state, &mut metrics, observer)?;
-            summary.last_evaluation = summary.first_evaluation.clone();
+            state.first_evaluation = self.evaluate(adapters, &state, &mut metrics, observer)?;
         }
+        summary.first_evaluation = state.first_evaluation.clone();
+        summary.last_evaluation = state.first_evaluation.clone();
         let mut training_time = Duration::ZERO;
         for batch in steps {
             let batch = batch?;
@@ -135,12 +142,7 @@ where
             let learning_rate = self.schedule.learning_rate(batch.step);
             let (sum, norm) = match self.step(adapters, optimizer, &batch, learning_rate) {
                 Ok(done) => done,
-                Err(error) => {
-                    if state.step > 0 && !self.folder.checkpoint(state.step).is_dir() {
-                        self.save(adapters, optimizer, &state, observer)?;
-                    }
-                    return Err(error);
-                }
+                Err(error) => return Err(self.keep_what_was_good(adapters, optimizer, &state, error, observer)?),
             };
             training_time += began.elapsed();
 
@@ -153,15 +155,15 @@ where
             });
             if let Some(report) = &report {
                 metrics.write(report)?;
-                summary.last_loss = Some(report.loss);
             }
+            summary.last_loss = Some(sum / batch.supervised_tokens.max(1) as f64);
             observer.observe(&Event::Step { step: state.step, logged: report.as_ref() });
             summary.steps = state.step;
             summary.tokens = state.tokens;
 
             let stopping = !last && (self.stop)();
             let evaluated = (last || state.step.is_multiple_of(self.spec.eval_steps.max(1))) && !stopping;
-            if evaluated && let Some(evaluation) = self.evaluate(adapters, &mut state, &mut metrics, observer)? {
+            if evaluated && let Some(evaluation) = self.evaluate(adapters, &state, &mut metrics, observer)? {
                 if state.is_best(evaluation.eval_loss) {
                     state.best_eval_loss = Some(evaluation.eval_loss);
                     self.save_best(adapters, optimizer, &state, observer)?;
@@ -190,7 +192,13 @@ where
         batch: &StepBatch,
         learning_rate: f64,
     ) -> Result<(f64, f64), FitError> {
-        let diverged = |what, value| FitError::Diverged { step: batch.step, what, value, rows: batch.rows() };
+        let diverged = |what, value| FitError::Diverged {
+            step: batch.step,
+            what,
+            value,
+            rows: batch.rows(),
+            checkpoint: None,
+        };
         let scale = 1.0 / batch.supervised_tokens.max(1) as f64;
         let mut gradients = Gradients::new(adapters.parameters().len());
         let mut sum = 0.0;
@@ -213,6 +221,27 @@ where
         Ok((sum, norm))
     }
 
+    /// Saves the state before a step that went wrong, and names the checkpoint in the error.
+    fn keep_what_was_good(
+        &self,
+        adapters: &LoraSet<B>,
+        optimizer: &Optimizer<B>,
+        state: &State,
+        mut error: FitError,
+        observer: &mut dyn Observer,
+    ) -> Result<FitError, FitError> {
+        if let FitError::Diverged { checkpoint, .. } = &mut error
+            && state.step > 0
+        {
+            let path = self.folder.checkpoint(state.step);
+            if !path.is_dir() {
+                self.save(adapters, optimizer, state, observer)?;
+            }
+            *checkpoint = Some(path);
+        }
+        Ok(error)
+    }
+
     fn report(&self, state: &State, window: Window, norm: f64, learning_rate: f64, time: Duration) -> StepReport {
         StepReport {
             step: state.step,
@@ -230,7 +259,7 @@ where
     fn evaluate(
         &self,
         adapters: &LoraSet<B>,
-        state: &mut State,
+        state: &State,
         metrics: &mut Metrics,
         observer: &mut dyn Observer,
     ) -> Result<Option<EvaluationReport>, FitError> {
@@ -239,7 +268,7 @@ where
         for micro_batch in held_out() {
             let micro_batch = micro_batch?;
             observer.observe(&Event::Evaluating { done: examples, total: self.held_out_examples });
-            sum += evaluate(self.decoder, adapters, &micro_batch);
+            sum += evaluate(self.decoder, adapters, &micro_batch)?;
             tokens += micro_batch.supervised_tokens;
             examples += micro_batch.rows.len() as u64;
         }

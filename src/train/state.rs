@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 
+use super::event::EvaluationReport;
 use super::optimizer::Optimizer;
 use crate::adapter::lora::LoraSet;
 use crate::checkpoint::{self, NamedTensor};
@@ -25,6 +26,8 @@ pub struct State {
     pub cursor: Cursor,
     /// Lowest held-out loss so far.
     pub best_eval_loss: Option<f64>,
+    /// The evaluation before the first step.
+    pub first_evaluation: Option<EvaluationReport>,
     /// Sums since the last logged line.
     pub window: Window,
 }
@@ -43,7 +46,7 @@ pub struct Window {
 impl State {
     /// Before the first step.
     pub fn fresh(cursor: Cursor) -> Self {
-        Self { step: 0, epoch: 0.0, tokens: 0, cursor, best_eval_loss: None, window: Window::default() }
+        Self { step: 0, epoch: 0.0, tokens: 0, cursor, best_eval_loss: None, first_evaluation: None, window: Window::default() }
     }
 
     /// Counts one optimizer step whose supervised tokens cost `nll` together.
