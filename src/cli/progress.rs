@@ -163,7 +163,7 @@ impl Observer for Progress {
         match event {
             Event::Loading { done, total } => self.phase(
                 "loading weights",
-                "{msg}  {wide_bar:.green/dim} {bytes}/{total_bytes}",
+                "{msg}  {wide_bar:.green/dim} {pos}/{len} tensors",
                 *done,
                 *total,
             ),

@@ -98,11 +98,17 @@ impl OnBackend for Training<'_> {
         let Self { opened, environment, options, batching, total_steps, observer, .. } = self;
         let recipe = &opened.recipe;
         let mut adapters = opened.adapters::<B>(device)?;
-        let total = opened.model.weights().total_bytes();
-        let decoder: Decoder<B> =
-            load::load(&opened.model, &opened.spec, recipe.quantization, self.dtype, device, &mut |done| {
+        let decoder: Decoder<B> = load::load(
+            opened.model.weights(),
+            &opened.spec,
+            recipe.quantization,
+            self.dtype,
+            device,
+            &mut |progress| {
+                let (done, total) = (progress.done as u64, progress.total as u64);
                 observer.observe(&Event::Loading { done, total });
-            })?;
+            },
+        )?;
 
         let folder = RunFolder::create(&recipe.output_dir, options.overwrite)?;
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
@@ -137,7 +143,7 @@ impl OnBackend for Training<'_> {
         };
         let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
         let state = State::fresh(Default::default());
-        let steps = corpus.steps(&batching, state.cursor.clone());
+        let steps = corpus.steps(&batching, state.cursor);
         let summary = fit.run(&mut adapters, &mut optimizer, state, steps, observer).map_err(|e| opened.explain(e))?;
 
         let mut outcome = Outcome {

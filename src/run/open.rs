@@ -79,12 +79,13 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
 
 fn open_model(file: &mut RecipeFile, environment: &Environment<'_>) -> Option<OpenedModel> {
     let spec = file.parts().model.clone()?;
+    let quantization = file.parts().quantization;
     let opened = assets::resolve_base(&spec.base, spec.revision.as_deref(), environment.hub_cache)
         .map_err(model::Error::from)
         .and_then(|base| {
             let folder = ModelDir::open(&base.folder)?;
             let decoder = model::family::decoder_spec(folder.config())?;
-            model::tensors::check(&decoder, folder.weights())?;
+            model::tensors::check(&decoder, folder.weights(), quantization)?;
             Ok(OpenedModel { base, folder, spec: decoder })
         });
     match opened {

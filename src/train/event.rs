@@ -58,11 +58,11 @@ pub struct Sample {
 /// Something that happened in a run.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// Weights are being read and quantized, in bytes of the checkpoint.
+    /// Weights are being read and quantized.
     Loading {
-        /// Bytes read so far.
+        /// Tensors loaded so far.
         done: u64,
-        /// Bytes in all.
+        /// Tensors in all.
         total: u64,
     },
     /// Examples are being read and checked before training.

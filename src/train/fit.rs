@@ -21,7 +21,8 @@ use crate::adapter;
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::checkpoint;
 use crate::data::batch::{MicroBatch, StepBatch};
-use crate::data::{Error as DataError, RowId};
+use crate::data::error::Error as DataError;
+use crate::data::example::RowId;
 use crate::model::{self, Decoder};
 
 /// Why training stopped short.
@@ -146,7 +147,7 @@ where
             };
             training_time += began.elapsed();
 
-            let tokens = batch.tokens();
+            let tokens = batch.tokens() as u64;
             state.advance(&batch, sum, tokens);
             let last = state.step >= self.total_steps;
             let report = (state.step.is_multiple_of(self.spec.logging_steps.max(1)) || last).then(|| {
@@ -196,7 +197,7 @@ where
             step: batch.step,
             what,
             value,
-            rows: batch.rows(),
+            rows: batch.micro_batches.iter().flat_map(|micro_batch| micro_batch.rows.iter().copied()).collect(),
             checkpoint: None,
         };
         let scale = 1.0 / batch.supervised_tokens.max(1) as f64;

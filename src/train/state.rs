@@ -10,8 +10,7 @@ use super::event::EvaluationReport;
 use super::optimizer::Optimizer;
 use crate::adapter::lora::LoraSet;
 use crate::checkpoint::{self, NamedTensor};
-use crate::data::batch::StepBatch;
-use crate::data::corpus::Cursor;
+use crate::data::batch::{Cursor, StepBatch};
 
 /// The counters of a run after `step` optimizer steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -54,7 +53,7 @@ impl State {
         self.step = batch.step;
         self.epoch = batch.epoch;
         self.tokens += tokens;
-        self.cursor = batch.cursor.clone();
+        self.cursor = batch.cursor;
         self.window.nll += nll;
         self.window.supervised_tokens += batch.supervised_tokens;
         self.window.tokens += tokens;
