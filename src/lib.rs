@@ -1,6 +1,7 @@
 //! tune: fine-tune an open-weight language model from one binary.
 
 pub mod adapter;
+pub mod assets;
 pub mod data;
 pub mod files;
 pub mod model;
