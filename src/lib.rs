@@ -2,6 +2,7 @@
 
 pub mod adapter;
 pub mod data;
+pub mod document;
 pub mod model;
 pub mod quant;
 pub mod train;
