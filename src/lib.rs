@@ -3,6 +3,7 @@
 pub mod adapter;
 pub mod data;
 pub mod document;
+pub mod generate;
 pub mod model;
 pub mod quant;
 pub mod train;
