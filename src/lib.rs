@@ -6,5 +6,6 @@ pub mod document;
 pub mod generate;
 pub mod model;
 pub mod quant;
+pub mod recipe;
 pub mod train;
 pub mod units;
