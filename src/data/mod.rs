@@ -2,5 +2,6 @@
 
 pub mod example;
 pub mod order;
+mod schema;
 pub mod source;
 pub mod spec;
