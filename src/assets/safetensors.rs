@@ -16,6 +16,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
 pub use safetensors::Dtype;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -24,8 +26,8 @@ use super::Error;
 
 /// Longest header accepted, as in the format's own reader.
 const HEADER_LIMIT: u64 = 100_000_000;
-/// Bytes read at a time while a tensor is converted.
-const CHUNK: usize = 4 << 20;
+/// Bytes read at a time while a tensor is converted or compared.
+const CHUNK: usize = 1 << 20;
 
 /// Where a tensor lies and how its bytes are to be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,7 +54,7 @@ impl TensorInfo {
 }
 
 /// A float type that weights can be read as.
-pub trait Float: Copy {
+pub trait Float: Copy + Send + Sync {
     /// The nearest value of this type.
     fn from_f32(value: f32) -> Self;
     /// Whether the value is neither infinite nor NaN.
@@ -168,17 +170,17 @@ impl SafetensorsFile {
         Ok(bytes)
     }
 
-    /// One float tensor, converted element by element; never holds more than the result and one small buffer.
+    /// One float tensor, converted piece by piece on all cores; holds the result and a small buffer per core.
     ///
     /// # Errors
     /// No such tensor, its dtype is not F32, F16 or BF16, the file can no longer be read, or a number is not
     /// finite or does not fit `T`.
     pub fn read_floats<T: Float>(&self, name: &str) -> Result<Vec<T>, Error> {
         let info = self.require(name)?;
-        let append: fn(&[u8], &mut Vec<T>) -> Option<(usize, f32)> = match info.dtype {
-            Dtype::F32 => |bytes, values| append(bytes, values, f32::from_le_bytes),
-            Dtype::BF16 => |bytes, values| append(bytes, values, |pair| bf16::from_le_bytes(pair).to_f32()),
-            Dtype::F16 => |bytes, values| append(bytes, values, |pair| f16::from_le_bytes(pair).to_f32()),
+        let convert: fn(&[u8], &mut [T]) -> Option<(usize, f32)> = match info.dtype {
+            Dtype::F32 => |bytes, values| convert(bytes, values, f32::from_le_bytes),
+            Dtype::BF16 => |bytes, values| convert(bytes, values, |pair| bf16::from_le_bytes(pair).to_f32()),
+            Dtype::F16 => |bytes, values| convert(bytes, values, |pair| f16::from_le_bytes(pair).to_f32()),
             other => {
                 return Err(Error::UnsupportedDtype {
                     path: self.path.clone(),
@@ -187,17 +189,18 @@ impl SafetensorsFile {
                 });
             }
         };
-        let mut values = Vec::with_capacity(info.elements());
-        let mut buffer = vec![0; CHUNK.min(info.bytes() as usize)];
-        let mut position = info.range.start;
-        while position < info.range.end {
-            let wanted = buffer.len().min((info.range.end - position) as usize);
-            self.read_range(name, &mut buffer[..wanted], position)?;
-            if let Some((element, value)) = append(&buffer[..wanted], &mut values) {
-                return Err(Error::BadNumber {
+        let width = info.dtype.bitsize() / 8;
+        let mut values = vec![T::from_f32(0.0); info.elements()];
+        let chunks = values.par_chunks_mut(CHUNK / width).enumerate();
+        chunks.try_for_each_init(Vec::new, |buffer, (chunk, values)| {
+            buffer.resize(values.len() * width, 0);
+            self.read_range(name, buffer, info.range.start + (chunk * CHUNK) as u64)?;
+            match convert(buffer, values) {
+                None => Ok(()),
+                Some((element, value)) => Err(Error::BadNumber {
                     path: self.path.clone(),
                     tensor: name.to_owned(),
-                    element,
+                    element: chunk * (CHUNK / width) + element,
                     value,
                     reason: match value.is_finite() {
                         true => {
@@ -205,10 +208,9 @@ impl SafetensorsFile {
                         }
                         false => "no weight can be: the checkpoint is damaged",
                     },
-                });
+                }),
             }
-            position += wanted as u64;
-        }
+        })?;
         Ok(values)
     }
 
@@ -253,17 +255,18 @@ impl SafetensorsFile {
     }
 }
 
-/// Decodes little-endian elements of `W` bytes onto the end of `values`; returns the first that is not finite.
-fn append<T: Float, const W: usize>(
+/// Decodes little-endian elements of `W` bytes; returns the first that is not finite.
+fn convert<T: Float, const W: usize>(
     bytes: &[u8],
-    values: &mut Vec<T>,
+    values: &mut [T],
     decode: impl Fn([u8; W]) -> f32,
 ) -> Option<(usize, f32)> {
-    let before = values.len();
     let (elements, _) = bytes.as_chunks::<W>();
-    values.extend(elements.iter().map(|&element| T::from_f32(decode(element))));
-    let bad = values[before..].iter().position(|value| !value.is_finite())?;
-    Some((before + bad, decode(elements[bad])))
+    for (value, &element) in values.iter_mut().zip(elements) {
+        *value = T::from_f32(decode(element));
+    }
+    let bad = values.iter().position(|value| !value.is_finite())?;
+    Some((bad, decode(elements[bad])))
 }
 
 /// Fills `buffer` from `offset`, without a shared cursor.

@@ -63,6 +63,14 @@ pub enum Error {
         /// The number of keys.
         limit: usize,
     },
+    /// Adapters made for another model.
+    #[error("adapters for {adapters} layers were given to a model of {layers}")]
+    AdapterCount {
+        /// Entries given.
+        adapters: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
     /// Nothing to run.
     #[error("the batch holds no token")]
     EmptyBatch,

@@ -295,3 +295,6 @@ fn uniform_layer_types(config: &ConfigReader<'_>, layers: usize, slides: bool) -
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests;
