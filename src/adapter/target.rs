@@ -179,7 +179,7 @@ fn choose<'a>(
 const FROZEN: [&str; 2] = ["lm_head", "model.embed_tokens"];
 
 /// PEFT's rule for a name in a list.
-pub fn names_module(name: &str, path: &str) -> bool {
+pub(super) fn names_module(name: &str, path: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 
@@ -266,12 +266,12 @@ fn distinct_last_components(modules: &[Module]) -> Vec<&str> {
 }
 
 /// Python's `re.fullmatch`.
-fn full_match(pattern: &str) -> Result<Regex, String> {
+pub(super) fn full_match(pattern: &str) -> Result<Regex, String> {
     wrapped("^(?:", pattern, ")$")
 }
 
 /// PEFT's rule for the keys of `rank_pattern` and `alpha_pattern`.
-pub fn pattern_key(pattern: &str) -> Result<Regex, String> {
+pub(super) fn pattern_key(pattern: &str) -> Result<Regex, String> {
     wrapped(r"^(?:.*\.)?(?:", pattern, ")$")
 }
 
