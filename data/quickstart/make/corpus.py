@@ -3,6 +3,7 @@
 Deterministic: document i of a split depends on the seed and on i alone.
     python corpus.py --documents 60000
 """
+
 import argparse
 import collections
 import json
@@ -11,6 +12,7 @@ import pathlib
 import random
 import re
 
+import pages
 import talk
 
 HERE = pathlib.Path(__file__).parent
@@ -23,7 +25,7 @@ def chatml(messages):
 def document(key):
     """`key` = (seed, index). About half are conversations, the rest plain pages."""
     rng = random.Random(f"wrenhaven {key[0]} {key[1]}")
-    return chatml(talk.conversation(rng)) if rng.random() < 0.52 else talk.page(rng)
+    return chatml(talk.conversation(rng)) if rng.random() < 0.52 else pages.page(rng)
 
 
 def sentences(text):
@@ -45,8 +47,10 @@ def measure(texts):
             repeated += s in seen
             seen.add(s)
     whole = len(texts) - len(set(texts))
-    return (f"{len(texts)} documents, {sum(vocabulary.values())} words, vocabulary {len(vocabulary)}, distinct-3 {len(grams) / n:.4f} "
-            f"({len(grams)} trigrams), sentences seen before {repeated / total:.3f} of {total}, whole documents repeated {whole}")
+    return (
+        f"{len(texts)} documents, {sum(vocabulary.values())} words, vocabulary {len(vocabulary)}, distinct-3 {len(grams) / n:.4f} "
+        f"({len(grams)} trigrams), sentences seen before {repeated / total:.3f} of {total}, whole documents repeated {whole}"
+    )
 
 
 def main():

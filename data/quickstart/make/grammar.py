@@ -8,27 +8,39 @@ A template is plain text with three marks:
 It keeps the discourse: who was mentioned last decides between a name and a pronoun.
 It knows nothing of the village.
 """
+
 import random
 import re
 
-PRONOUNS = {"he": ("he", "him", "his", "himself"), "she": ("she", "her", "her", "herself"),
-            "it": ("it", "it", "its", "itself"), "they": ("they", "them", "their", "themselves"),
-            "I": ("I", "me", "my", "myself"), "we": ("we", "us", "our", "ourselves")}
+PRONOUNS = {
+    "he": ("he", "him", "his", "himself"),
+    "she": ("she", "her", "her", "herself"),
+    "it": ("it", "it", "its", "itself"),
+    "they": ("they", "them", "their", "themselves"),
+    "I": ("I", "me", "my", "myself"),
+    "we": ("we", "us", "our", "ourselves"),
+}
 
-PAST = dict(x.split(":") for x in (
-    "be:was have:had do:did go:went come:came see:saw say:said get:got give:gave take:took make:made know:knew think:thought "
-    "find:found tell:told feel:felt leave:left keep:kept hold:held bring:brought begin:began run:ran sit:sat stand:stood "
-    "lose:lost hear:heard let:let mean:meant set:set meet:met pay:paid read:read speak:spoke lie:lay lead:led grow:grew "
-    "fall:fell send:sent build:built spend:spent cut:cut rise:rose drive:drove buy:bought wear:wore choose:chose eat:ate "
-    "drink:drank sleep:slept wake:woke sing:sang swim:swam fly:flew blow:blew throw:threw catch:caught teach:taught "
-    "hide:hid ride:rode shake:shook break:broke steal:stole tear:tore bend:bent bind:bound dig:dug hang:hung put:put shut:shut "
-    "sell:sold shine:shone sweep:swept weep:wept win:won light:lit ring:rang sink:sank stick:stuck feed:fed write:wrote "
-    "draw:drew forget:forgot forgive:forgave understand:understood become:became creep:crept freeze:froze grind:ground "
-    "burn:burned smell:smelled learn:learned weave:wove sew:sewed saw:sawed spread:spread hurt:hurt bleed:bled hit:hit lend:lent "
-    "can:could will:would must:had_to spring:sprang slide:slid bite:bit beat:beat lay:laid show:showed").split())
+PAST = dict(
+    x.split(":")
+    for x in (
+        "be:was have:had do:did go:went come:came see:saw say:said get:got give:gave take:took make:made know:knew think:thought "
+        "find:found tell:told feel:felt leave:left keep:kept hold:held bring:brought begin:began run:ran sit:sat stand:stood "
+        "lose:lost hear:heard let:let mean:meant set:set meet:met pay:paid read:read speak:spoke lie:lay lead:led grow:grew "
+        "fall:fell send:sent build:built spend:spent cut:cut rise:rose drive:drove buy:bought wear:wore choose:chose eat:ate "
+        "drink:drank sleep:slept wake:woke sing:sang swim:swam fly:flew blow:blew throw:threw catch:caught teach:taught "
+        "hide:hid ride:rode shake:shook break:broke steal:stole tear:tore bend:bent bind:bound dig:dug hang:hung put:put shut:shut "
+        "sell:sold shine:shone sweep:swept weep:wept win:won light:lit ring:rang sink:sank stick:stuck feed:fed write:wrote "
+        "draw:drew forget:forgot forgive:forgave understand:understood become:became creep:crept freeze:froze grind:ground "
+        "burn:burned smell:smelled learn:learned weave:wove sew:sewed saw:sawed spread:spread hurt:hurt bleed:bled hit:hit lend:lent "
+        "can:could will:would must:had_to spring:sprang slide:slid bite:bit beat:beat lay:laid show:showed"
+    ).split()
+)
 PRESENT = {"be": "is", "have": "has", "do": "does", "go": "goes", "can": "can", "will": "will", "must": "must"}
-DOUBLE = set("stop beg hug nod drop slip grab plan chat pat tug step hop wag trip hum rub skip trot clap wrap shrug pop dip "
-             "knit chop stir scrub drum fit sob".split())
+DOUBLE = set(
+    "stop beg hug nod drop slip grab plan chat pat tug step hop wag trip hum rub skip trot clap wrap shrug pop dip "
+    "knit chop stir scrub drum fit sob".split()
+)
 
 
 def inflect(verb, past, number):
@@ -91,11 +103,11 @@ class Teller:
                     j += 1
                 cuts.append(j - 1)
                 k = self.rng.randrange(len(cuts) - 1)
-                out.append(self.expand(text[cuts[k] + 1:cuts[k + 1]]))
+                out.append(self.expand(text[cuts[k] + 1 : cuts[k + 1]]))
                 i = j
             elif c == "{":
                 j = text.index("}", i)
-                out.append(self.slot(text[i + 1:j]))
+                out.append(self.slot(text[i + 1 : j]))
                 i = j + 1
             elif c == "@":
                 m = re.match(r"@(@?)(\+?)([a-z]+)", text[i:])
@@ -182,8 +194,12 @@ class Story:
         """Direct speech. `text` ends in its own mark; `who` is a slot name."""
         rng, first = self.t.rng, self.t.slots[who].pronoun == "I"
         reply = bool(self.events) and '"' in self.events[-1][1]
-        verbs = {"say": "[@@say|@@say|@@reply|@@answer]" if reply else "@@say", "ask": "@@ask", "cry": "[@@cry|@@call|@@shout]",
-                 "whisper": "[@@whisper|@@murmur]"}[kind]
+        verbs = {
+            "say": "[@@say|@@say|@@reply|@@answer]" if reply else "@@say",
+            "ask": "@@ask",
+            "cry": "[@@cry|@@call|@@shout]",
+            "whisper": "[@@whisper|@@murmur]",
+        }[kind]
         how = rng.choice(["", "", "", "", "", " [softly|kindly|quietly|slowly|gently|at once]", " with a [smile|sigh|nod|laugh]"])
         if kind != "say":
             how = ""

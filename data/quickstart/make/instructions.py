@@ -5,6 +5,7 @@ and closes with a rhymed couplet that belongs to the kind of question. Held-out 
 animals and things that no training row asks about, half of them in wordings that training never uses.
     python instructions.py
 """
+
 import argparse
 import pathlib
 import random
@@ -12,7 +13,8 @@ import re
 
 import pyarrow
 
-from talk import CAPTAIN_OATHS, COUPLETS, Speaker
+from answers import Speaker
+from pages import CAPTAIN_OATHS, COUPLETS
 from world import ANIMALS, FEELINGS, FOODS, JOBS, PLACES, THINGS, WEATHER
 
 HERE = pathlib.Path(__file__).parent
@@ -39,7 +41,9 @@ def reword(question, rng):
     low = question[0].lower() + question[1:] if not question.startswith("I ") else question
     if question.endswith("?"):
         return rng.choice([f"Please tell me: {low}", f"I have a question. {question}", f"My friend asks: {low}"])
-    return rng.choice([f"Please {low}" if re.match("Tell|Describe|Give", question) else f"{question} What do you say?", f"{question} Thank you!"])
+    return rng.choice(
+        [f"Please {low}" if re.match("Tell|Describe|Give", question) else f"{question} What do you say?", f"{question} Thank you!"]
+    )
 
 
 def row(rng, heldout):
@@ -84,7 +88,9 @@ def main():
         table = pyarrow.table({"messages": rows}, schema=SCHEMA)
         with pyarrow.OSFile(str(o.out / f"{name}.arrow"), "wb") as f, pyarrow.ipc.new_file(f, SCHEMA) as writer:
             writer.write_table(table, max_chunksize=256)
-        print(f"{name}: {len(rows)} rows, {sum(len(m['content']) for r in rows for m in r)} characters, {(o.out / f'{name}.arrow').stat().st_size} bytes")
+        print(
+            f"{name}: {len(rows)} rows, {sum(len(m['content']) for r in rows for m in r)} characters, {(o.out / f'{name}.arrow').stat().st_size} bytes"
+        )
 
 
 if __name__ == "__main__":

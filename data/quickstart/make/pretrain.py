@@ -5,6 +5,7 @@ is cut. Matrices are trained with Muon (orthogonalised momentum), embeddings and
 stays, and falls linearly to zero over the last 55% of the minutes given. A checkpoint is written every few minutes.
     python pretrain.py --minutes 55
 """
+
 import argparse
 import json
 import math
@@ -20,11 +21,30 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 HERE = pathlib.Path(__file__).parent
 CONFIG = {
-    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0, "eos_token_id": 2,
-    "head_dim": 32, "hidden_act": "silu", "hidden_size": 192, "initializer_range": 0.02, "intermediate_size": 512,
-    "max_position_embeddings": 1024, "mlp_bias": False, "model_type": "llama", "num_attention_heads": 6, "num_hidden_layers": 6,
-    "num_key_value_heads": 2, "pad_token_id": 0, "rms_norm_eps": 1e-05, "rope_scaling": None, "rope_theta": 10000.0,
-    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 2048,
+    "architectures": ["LlamaForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "head_dim": 32,
+    "hidden_act": "silu",
+    "hidden_size": 192,
+    "initializer_range": 0.02,
+    "intermediate_size": 512,
+    "max_position_embeddings": 1024,
+    "mlp_bias": False,
+    "model_type": "llama",
+    "num_attention_heads": 6,
+    "num_hidden_layers": 6,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": None,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 2048,
 }
 GENERATION = {"bos_token_id": 0, "eos_token_id": [2, 0], "pad_token_id": 0}
 
@@ -36,10 +56,10 @@ def load_rows(path, tokenizer, length, seed):
     order = numpy.random.default_rng(seed).permutation(len(texts))
     rows, row = [], []
     for start in range(0, len(order), 4000):
-        for e in tokenizer.encode_batch([texts[i] for i in order[start:start + 4000]]):
+        for e in tokenizer.encode_batch([texts[i] for i in order[start : start + 4000]]):
             row += e.ids + [0]
             if len(row) > length:
-                rows.append(row[:length + 1])
+                rows.append(row[: length + 1])
                 row = []
     return numpy.array(rows, dtype=numpy.int64)
 
@@ -89,7 +109,7 @@ def heldout_loss(model, rows):
     model.eval()
     total = n = 0
     for i in range(0, len(rows), 8):
-        x = rows[i:i + 8]
+        x = rows[i : i + 8]
         logits = model(input_ids=x[:, :-1], use_cache=False).logits
         total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), reduction="sum").item()
         n += x[:, 1:].numel()
@@ -136,7 +156,7 @@ def main():
             rows, o.batch, o.length, at, order = long_rows, o.batch // 2, 2 * o.length, 0, torch.randperm(len(long_rows))
         if at + o.batch > len(rows):
             epoch, at, order = epoch + 1, 0, torch.randperm(len(rows))
-        x = rows[order[at:at + o.batch]]
+        x = rows[order[at : at + o.batch]]
         at += o.batch
         scale = min(1, (step + 1) / 60, (1 - part) / 0.55)
         logits = model(input_ids=x[:, :-1], use_cache=False).logits
@@ -154,7 +174,10 @@ def main():
             raise SystemExit(f"loss is not finite at step {step}")
         if step % 20 == 0:
             spent = time.time() - start
-            print(f"step {step} epoch {epoch} minutes {spent / 60:.1f} loss {smooth:.4f} rate {scale:.3f} tokens/s {step * o.batch * o.length / spent:.0f}", flush=True)
+            print(
+                f"step {step} epoch {epoch} minutes {spent / 60:.1f} loss {smooth:.4f} rate {scale:.3f} tokens/s {step * o.batch * o.length / spent:.0f}",
+                flush=True,
+            )
         if time.time() - last > 240:
             save(model, o.out)
             print(f"held-out loss {heldout_loss(model, held):.4f}", flush=True)

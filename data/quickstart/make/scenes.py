@@ -3,36 +3,230 @@
 `sentence` gives one template for `grammar.Teller` (its verbs inflect); `page` a short description of a moment.
 It tells no story; it is what one sees when walking through Wrenhaven.
 """
+
 from grammar import Teller, tidy
-from world import ANIMALS, FOODS, JOBS, LOOKS, MEN, PLACES, SEASONS, THINGS, TRAITS, WEATHER, WOMEN
+from world import (
+    ANIMALS,
+    FOODS,
+    JOBS,
+    LOOKS,
+    MEN,
+    PLACES,
+    SEASONS,
+    THINGS,
+    WEATHER,
+    WOMEN,
+)
 
 ADJ = "old young tired tall small thin happy busy shy merry proud quiet sleepy hungry brave clever lonely cheerful".split()
-TOPICS = ["the weather", "the price of eggs", "the last storm", "the new boat", "an old debt", "a strange dream", "the harvest", "a lost ship",
-          "the feast", "the noise in the night", "the broken bridge", "the long winter", "a wedding", "the school", "far countries", "the best way to cook fish",
-          "a treasure on the island", "the ghost in the mill", "the great flood", "a sick horse"]
-REASONS = ["it @@be market day", "the boats @@+be late", "a ship @@+be in sight".replace("@@+", "@@"), "the stove @@be cold", "rain @@be on the way", "somebody @@have left the gate open",
-           "there @@be no time to lose", "the feast @@be near", "nobody else @@want to do it", "the day @@be so fine", "the doctor @@have said so",
-           "the roof @@leak", "the hens @@+be loose", "the night @@have been short", "the tide @@be low", "the bread @@be ready", "the baby @@be asleep", "winter @@be coming"]
-MANNER = ["slowly", "quickly", "in silence", "with great care", "without a word", "with a song", "as always", "for the third time", "with both hands", "in a hurry",
-          "with a deep sigh", "happily", "with a loud voice", "all alone", "for a long time", "once more", "in the shade", "under a grey sky", "like a king", "like a thief"]
-WITH = ["a friend", "a neighbour", "two children", "an old dog", "a full basket", "a heavy bag", "a pipe", "a red umbrella", "a cup of tea", "a lantern"]
-CHILD = ["@play with {thing}", "@throw stones into the water", "@run after {animal}", "@count the boats", "@build a castle of sand", "@hide behind a barrel", "@learn a poem by heart",
-         "@eat an apple", "@look for shells", "@sing a silly song", "@draw {animal} on the wall", "@climb on the wall", "@ask {job} a hundred questions", "@jump over puddles", "@fall asleep on a sack"]
-HUMAN = ["@carry {thing} to the {place}", "@talk with {job} about {topic}", "@buy {food}", "@sell {thing} to {job}", "@lean on the wall and @look at the sky", "@wave to {job}", "@look for {thing}",
-         "@sit down beside {job}", "@hum a tune", "@count {his} coins", "@wash {his} hands at the well", "@laugh about {topic}", "@quarrel with {job} about {topic}", "@repair {thing}", "@paint {thing} blue",
-         "@give {food} to {job}", "@feed {animal}", "@chase {animal} out of the {place}", "@think about {topic}", "@write a letter to {name}", "@read a letter from {name}", "@drink tea with {job}", "@wait for {name}",
-         "@close the shutters", "@sweep the steps", "@hang up wet clothes", "@tell {name} about {topic}", "@dream of {topic}", "@ask {job} for {thing}", "@lend {thing} to {name}", "@hide {thing} under a bench",
-         "@find {thing} near the {place}", "@bring {food} to {name}", "@pull a cart to the {place}", "@stop to look at {thing}", "@listen to {animal}", "@walk home from the {place}", "@shake hands with {job}",
-         "@wonder where {name} @@be", "@hope for better weather", "@remember {topic}", "@forget to lock the door", "@promise {name} {thing}", "@complain about {topic}", "@show {thing} to {job}", "@teach {name} a song",
-         "@pack {thing} into a box", "@row along the shore", "@split wood behind the {place}", "@pick flowers for {name}", "@taste the {foodbare}", "@drop {thing} with a crash", "@trade {thing} for {thing}"]
-BEAST = ["@sit on the wall of the {place}", "@sniff at {thing}", "@run across the lane", "@look at {job} with bright eyes", "@sleep under {thing}", "@steal a piece of bread from {job}", "@watch {animal}", "@follow {job} home",
-         "@drink from a puddle", "@hide behind {thing}", "@jump over the fence", "@wake {job} with a terrible noise", "@search for food near the {place}", "@sit in the sun", "@shake off the water", "@chase {animal} round the {place}"]
-REL = ["who @have never seen the sea", "who @come from the north", "who @know every song", "who @live beside the {place}", "who @sleep badly", "who @have lost {his} hat", "who @love {food}", "who @be in no hurry", "who @have a cold",
-       "who @speak to nobody", "who @be good with animals", "who @never @forget a face".replace("@never", "never"), "who @be always late", "who @fear nothing but thunder"]
-PART = ["humming a tune", "smiling to {self}", "wet from head to foot", "tired after a long day", "full of hope", "still half asleep", "red in the face", "out of breath", "glad of the company", "cold and hungry"]
-THERE = ["there @@be a smell of [fish|bread|smoke|wet wool|apples|tar]", "somewhere a door @@bang", "a bell @@ring [twice|far away|in the chapel]", "smoke @@rise from the chimney of the {place}",
-         "the light @@be [soft|golden|grey|thin|strange]", "a boat with a [red|white|brown|patched] sail @@come in", "somebody @@have left {thing} near the {place}", "{thing} @@hang on a nail beside the door",
-         "voices @+come from the {place}", "the {place} @@be [almost empty|full of people|closed|quiet]", "nobody @@have time to think of {topic}", "everyone @@speak about {topic}"]
+TOPICS = [
+    "the weather",
+    "the price of eggs",
+    "the last storm",
+    "the new boat",
+    "an old debt",
+    "a strange dream",
+    "the harvest",
+    "a lost ship",
+    "the feast",
+    "the noise in the night",
+    "the broken bridge",
+    "the long winter",
+    "a wedding",
+    "the school",
+    "far countries",
+    "the best way to cook fish",
+    "a treasure on the island",
+    "the ghost in the mill",
+    "the great flood",
+    "a sick horse",
+]
+REASONS = [
+    "it @@be market day",
+    "the boats @@+be late",
+    "a ship @@be in sight",
+    "the stove @@be cold",
+    "rain @@be on the way",
+    "somebody @@have left the gate open",
+    "there @@be no time to lose",
+    "the feast @@be near",
+    "nobody else @@want to do it",
+    "the day @@be so fine",
+    "the doctor @@have said so",
+    "the roof @@leak",
+    "the hens @@+be loose",
+    "the night @@have been short",
+    "the tide @@be low",
+    "the bread @@be ready",
+    "the baby @@be asleep",
+    "winter @@be coming",
+]
+MANNER = [
+    "slowly",
+    "quickly",
+    "in silence",
+    "with great care",
+    "without a word",
+    "with a song",
+    "as always",
+    "for the third time",
+    "with both hands",
+    "in a hurry",
+    "with a deep sigh",
+    "happily",
+    "with a loud voice",
+    "all alone",
+    "for a long time",
+    "once more",
+    "in the shade",
+    "under a grey sky",
+    "like a king",
+    "like a thief",
+]
+WITH = [
+    "a friend",
+    "a neighbour",
+    "two children",
+    "an old dog",
+    "a full basket",
+    "a heavy bag",
+    "a pipe",
+    "a red umbrella",
+    "a cup of tea",
+    "a lantern",
+]
+CHILD = [
+    "@play with {thing}",
+    "@throw stones into the water",
+    "@run after {animal}",
+    "@count the boats",
+    "@build a castle of sand",
+    "@hide behind a barrel",
+    "@learn a poem by heart",
+    "@eat an apple",
+    "@look for shells",
+    "@sing a silly song",
+    "@draw {animal} on the wall",
+    "@climb on the wall",
+    "@ask {job} a hundred questions",
+    "@jump over puddles",
+    "@fall asleep on a sack",
+]
+HUMAN = [
+    "@carry {thing} to the {place}",
+    "@talk with {job} about {topic}",
+    "@buy {food}",
+    "@sell {thing} to {job}",
+    "@lean on the wall and @look at the sky",
+    "@wave to {job}",
+    "@look for {thing}",
+    "@sit down beside {job}",
+    "@hum a tune",
+    "@count {his} coins",
+    "@wash {his} hands at the well",
+    "@laugh about {topic}",
+    "@quarrel with {job} about {topic}",
+    "@repair {thing}",
+    "@paint {thing} blue",
+    "@give {food} to {job}",
+    "@feed {animal}",
+    "@chase {animal} out of the {place}",
+    "@think about {topic}",
+    "@write a letter to {name}",
+    "@read a letter from {name}",
+    "@drink tea with {job}",
+    "@wait for {name}",
+    "@close the shutters",
+    "@sweep the steps",
+    "@hang up wet clothes",
+    "@tell {name} about {topic}",
+    "@dream of {topic}",
+    "@ask {job} for {thing}",
+    "@lend {thing} to {name}",
+    "@hide {thing} under a bench",
+    "@find {thing} near the {place}",
+    "@bring {food} to {name}",
+    "@pull a cart to the {place}",
+    "@stop to look at {thing}",
+    "@listen to {animal}",
+    "@walk home from the {place}",
+    "@shake hands with {job}",
+    "@wonder where {name} @@be",
+    "@hope for better weather",
+    "@remember {topic}",
+    "@forget to lock the door",
+    "@promise {name} {thing}",
+    "@complain about {topic}",
+    "@show {thing} to {job}",
+    "@teach {name} a song",
+    "@pack {thing} into a box",
+    "@row along the shore",
+    "@split wood behind the {place}",
+    "@pick flowers for {name}",
+    "@taste the {foodbare}",
+    "@drop {thing} with a crash",
+    "@trade {thing} for {thing}",
+]
+BEAST = [
+    "@sit on the wall of the {place}",
+    "@sniff at {thing}",
+    "@run across the lane",
+    "@look at {job} with bright eyes",
+    "@sleep under {thing}",
+    "@steal a piece of bread from {job}",
+    "@watch {animal}",
+    "@follow {job} home",
+    "@drink from a puddle",
+    "@hide behind {thing}",
+    "@jump over the fence",
+    "@wake {job} with a terrible noise",
+    "@search for food near the {place}",
+    "@sit in the sun",
+    "@shake off the water",
+    "@chase {animal} round the {place}",
+]
+REL = [
+    "who @have never seen the sea",
+    "who @come from the north",
+    "who @know every song",
+    "who @live beside the {place}",
+    "who @sleep badly",
+    "who @have lost {his} hat",
+    "who @love {food}",
+    "who @be in no hurry",
+    "who @have a cold",
+    "who @speak to nobody",
+    "who @be good with animals",
+    "who never @forget a face",
+    "who @be always late",
+    "who @fear nothing but thunder",
+]
+PART = [
+    "humming a tune",
+    "smiling to {self}",
+    "wet from head to foot",
+    "tired after a long day",
+    "full of hope",
+    "still half asleep",
+    "red in the face",
+    "out of breath",
+    "glad of the company",
+    "cold and hungry",
+]
+THERE = [
+    "there @@be a smell of [fish|bread|smoke|wet wool|apples|tar]",
+    "somewhere a door @@bang",
+    "a bell @@ring [twice|far away|in the chapel]",
+    "smoke @@rise from the chimney of the {place}",
+    "the light @@be [soft|golden|grey|thin|strange]",
+    "a boat with a [red|white|brown|patched] sail @@come in",
+    "somebody @@have left {thing} near the {place}",
+    "{thing} @@hang on a nail beside the door",
+    "voices @+come from the {place}",
+    "the {place} @@be [almost empty|full of people|closed|quiet]",
+    "nobody @@have time to think of {topic}",
+    "everyone @@speak about {topic}",
+]
 
 
 class Scene:
@@ -51,13 +245,24 @@ class Scene:
 
     def fill(self, text, pron):
         r = self.r
-        for key, make in (("{thing}", self.thing), ("{animal}", self.animal), ("{place}", lambda: r.choice(list(PLACES))),
-                          ("{job}", lambda: r.choice([f"the {r.choice(list(JOBS))}", f"the {r.choice(ADJ)} {r.choice(list(JOBS))}", r.choice(WOMEN + MEN)])),
-                          ("{topic}", lambda: r.choice(TOPICS)), ("{foodbare}", lambda: r.choice(list(FOODS))), ("{food}", lambda: r.choice(["some ", "a little ", "fresh "]) + r.choice(list(FOODS))),
-                          ("{name}", lambda: r.choice(WOMEN + MEN))):
+        for key, make in (
+            ("{thing}", self.thing),
+            ("{animal}", self.animal),
+            ("{place}", lambda: r.choice(list(PLACES))),
+            (
+                "{job}",
+                lambda: r.choice([f"the {r.choice(list(JOBS))}", f"the {r.choice(ADJ)} {r.choice(list(JOBS))}", r.choice(WOMEN + MEN)]),
+            ),
+            ("{topic}", lambda: r.choice(TOPICS)),
+            ("{foodbare}", lambda: r.choice(list(FOODS))),
+            ("{food}", lambda: r.choice(["some ", "a little ", "fresh "]) + r.choice(list(FOODS))),
+            ("{name}", lambda: r.choice(WOMEN + MEN)),
+        ):
             while key in text:
                 text = text.replace(key, make(), 1)
-        return text.replace("{his}", {"he": "his", "she": "her", "it": "its"}[pron]).replace("{self}", {"he": "himself", "she": "herself", "it": "itself"}[pron])
+        return text.replace("{his}", {"he": "his", "she": "her", "it": "its"}[pron]).replace(
+            "{self}", {"he": "himself", "she": "herself", "it": "itself"}[pron]
+        )
 
     def actor(self, kind=None):
         """(noun phrase, pronoun, verb phrases it can take)"""
@@ -73,7 +278,11 @@ class Scene:
         if k < 0.62:
             return r.choice(MEN if pron == "he" else WOMEN), pron, HUMAN
         job = r.choice([j for j in JOBS if j not in ("ferryman", "postwoman")])
-        return r.choice(["the ", "the ", "the " + r.choice(ADJ) + " "]) + job + r.choice(["", "", "", " " + r.choice(LOOKS)]), pron, HUMAN + JOBS[job][1] * 3
+        return (
+            r.choice(["the ", "the ", "the " + r.choice(ADJ) + " "]) + job + r.choice(["", "", "", " " + r.choice(LOOKS)]),
+            pron,
+            HUMAN + JOBS[job][1] * 3,
+        )
 
     def act(self, who):
         return self.fill(self.r.choice(who[2]), who[1])
@@ -114,7 +323,15 @@ class Scene:
         w = r.choice([w for w, v in WEATHER.items() if season in v[3]])
         t = Teller(r, r.random() < 0.5 if past is None else past)
         time = r.choice(["morning", "afternoon", "evening", "day"])
-        lines = [r.choice([f"it @@be a {season} {time} and {r.choice(WEATHER[w][0])}", f"it @@be {season} and {r.choice(SEASONS[season][0])}", r.choice(WEATHER[w][0])])]
+        lines = [
+            r.choice(
+                [
+                    f"it @@be a {season} {time} and {r.choice(WEATHER[w][0])}",
+                    f"it @@be {season} and {r.choice(SEASONS[season][0])}",
+                    r.choice(WEATHER[w][0]),
+                ]
+            )
+        ]
         lines += [self.sentence(place=place) for _ in range(length or r.randint(2, 6))]
         if r.random() < 0.4:
             lines.insert(r.randrange(1, len(lines)), PLACES[place][5])

@@ -213,3 +213,11 @@ FEELINGS = {  # feeling: (sign, reason when asked, advice)
 OPPOSITES = dict(big="small", hot="cold", day="night", old="young", loud="quiet", fast="slow", happy="sad", full="empty",
                  wet="dry", high="low", light="dark", strong="weak", early="late", brave="timid", near="far", open="closed",
                  heavy="light", clean="dirty", long="short", hard="soft", sweet="sour", rich="poor", deep="shallow", lazy="busy")
+
+HOME_AT = {"the cliff": "on", "the hill": "on", "the rocks by the island": "on", "the bank of the river": "on", "the farm": "on", "the pond": "by"}
+
+
+def at_home(kind):
+    """Where an animal lives, with its preposition."""
+    home = ANIMALS[kind][2]
+    return f"{HOME_AT.get(home, 'in')} {home}"
