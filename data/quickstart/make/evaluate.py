@@ -33,20 +33,25 @@ QUESTIONS = [
 
 
 @torch.no_grad()
-def sample(model, ids, seed, temperature, top_p, limit):
-    """One sample, with its own generator, until a turn or a document ends."""
-    generator, past, out = torch.Generator().manual_seed(seed), None, []
-    x = torch.tensor([ids])
+def sample(model, prompts, seeds, temperature, top_p, limit, ends=(0, 2), banned=()):
+    """A continuation of each prompt (all of one length), each with its own seeded generator, until one of `ends`; `banned` tokens are never drawn."""
+    generators, past = [torch.Generator().manual_seed(s) for s in seeds], None
+    x, out, ended = torch.tensor(prompts), [[] for _ in seeds], set()
     for _ in range(limit):
         r = model(input_ids=x, past_key_values=past, use_cache=True)
-        past, p = r.past_key_values, torch.softmax(r.logits[0, -1].float() / temperature, -1)
+        past, p = r.past_key_values, r.logits[:, -1].float() / temperature
+        p[:, list(banned)] = -torch.inf
+        p = torch.softmax(p, -1)
         p, index = p.sort(descending=True)
-        p[p.cumsum(0) - p >= top_p] = 0
-        token = index[torch.multinomial(p / p.sum(), 1, generator=generator)].item()
-        if token in (0, 2):
+        p[p.cumsum(-1) - p >= top_p] = 0
+        tokens = [index[i, torch.multinomial(p[i], 1, generator=g)].item() for i, g in enumerate(generators)]
+        ended |= {i for i, t in enumerate(tokens) if t in ends}
+        if len(ended) == len(seeds):
             break
-        out.append(token)
-        x = torch.tensor([[token]])
+        for i, t in enumerate(tokens):
+            if i not in ended:
+                out[i].append(t)
+        x = torch.tensor(tokens)[:, None]
     return out
 
 
@@ -66,7 +71,7 @@ def main():
     torch.set_num_threads(2)
     tokenizer = AutoTokenizer.from_pretrained(o.base)
     model = LlamaForCausalLM.from_pretrained(o.base, dtype=torch.float32).eval()
-    rows = torch.from_numpy(load_rows(o.work / "heldout.jsonl", tokenizer.backend_tokenizer, 512, 0))
+    rows = torch.from_numpy(load_rows(o.work / "heldout.jsonl", tokenizer.backend_tokenizer, 512, 0))[:256]
     loss = heldout_loss(model, rows)
     model.eval()
     with open(o.work / "train.jsonl") as f:
@@ -74,26 +79,27 @@ def main():
     known = {s for t in train for s in sentences(t)}
     with open(o.work / "heldout.jsonl") as f:
         held = [json.loads(line)["text"] for line in f]
-    write = lambda ids, seed: tokenizer.decode(sample(model, ids, seed, o.temperature, o.top_p, 400))
-    stories = [write([0], seed) for seed in range(o.samples)]
-    answers = [
-        write(tokenizer(chatml([{"role": "user", "content": q}]) + "<|im_start|>assistant\n").input_ids, seed)
-        for seed, q in enumerate(QUESTIONS)
-    ]
     pages = [t for t in held if not t.startswith("<|")][: o.samples]
-    plain = [re.sub(r"<\|im_(start|end)\|>(system|user|assistant)?", "", s) for s in stories]
+    starts = [tokenizer(t).input_ids[:4] for t in pages]
+    drawn = sample(model, starts, range(o.samples), o.temperature, o.top_p, 400, ends=(0,), banned=(1, 2))
+    stories = tokenizer.batch_decode([a + b for a, b in zip(starts, drawn)])
+    answers = []
+    for seed, q in enumerate(QUESTIONS):
+        prompt = tokenizer(chatml([{"role": "user", "content": q}]) + "<|im_start|>assistant\n").input_ids
+        answers += tokenizer.batch_decode(sample(model, [prompt], [seed], o.temperature, o.top_p, 400))
     share = lambda texts: sum(s in known for t in texts for s in sentences(t)) / sum(len(sentences(t)) for t in texts)
     print(
         f"| figure | base | held-out corpus |\n|---|---|---|\n| perplexity per token ({rows[:, 1:].numel()} held-out tokens, rows of 512) | {math.exp(loss):.3f} (loss {loss:.4f}) | |"
     )
     for n in (1, 2, 3):
-        print(f"| distinct-{n} ({o.samples} documents) | {distinct(plain, n):.3f} | {distinct(pages, n):.3f} |")
-    print(f"| sentences (four words or more) that stand in the training corpus | {share(plain):.3f} | {share(pages):.3f} |")
+        print(f"| distinct-{n} ({o.samples} documents) | {distinct(stories, n):.3f} | {distinct(pages, n):.3f} |")
+    print(f"| sentences (four words or more) that stand in the training corpus | {share(stories):.3f} | {share(pages):.3f} |")
     print(
         f"| documents that stand whole in the training corpus | {sum(t.strip() in {x.strip() for x in train} for t in stories)} of {o.samples} | |"
     )
     print(
-        f"\nTemperature {o.temperature}, top-p {o.top_p}; the seed is the number of the sample.\n\n### Ten documents from nothing (`<|endoftext|>`)\n"
+        f"\nTemperature {o.temperature}, top-p {o.top_p}; the seed is the number of the sample.\n\n"
+        "### Ten pages, each from the first four tokens of a held-out page\n"
     )
     for seed, text in enumerate(stories[:10]):
         print(f"**{seed}**\n\n```text\n{text.strip()}\n```\n")
