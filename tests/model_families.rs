@@ -1,0 +1,163 @@
+//! Logits of small random models of every family, against transformers; decoding with a cache; loading rules.
+
+use std::path::{Path, PathBuf};
+
+use burn_flex::Flex;
+use tune::assets::{ModelDir, SafetensorsFile};
+use tune::model::{Decoder, DecoderSpec, FloatDtype, family, load, tensors};
+
+fn families() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families")
+}
+
+fn decoder(folder: &Path, dtype: FloatDtype) -> Decoder<Flex> {
+    let model = ModelDir::open(folder).unwrap();
+    let spec = family::decoder_spec(model.config()).unwrap();
+    let mut seen = Vec::new();
+    let total = tensors::expected(&spec).len();
+    let decoder = load::load(model.weights(), &spec, None, dtype, &Default::default(), &mut |progress| {
+        seen.push(progress.done)
+    })
+    .unwrap();
+    assert_eq!(seen, (1..=total).collect::<Vec<_>>());
+    decoder
+}
+
+struct Golden {
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+fn golden(folder: &Path) -> Golden {
+    let file = SafetensorsFile::open(&folder.join("golden.safetensors")).unwrap();
+    let bytes = file.read("input_ids").unwrap();
+    let ids =
+        bytes.as_chunks::<8>().0.iter().map(|&id| u32::try_from(i64::from_le_bytes(id)).unwrap()).collect();
+    Golden { ids, logits: file.read_floats("logits").unwrap() }
+}
+
+fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
+    assert_eq!(left.len(), right.len());
+    left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
+}
+
+fn values<const D: usize>(tensor: burn::tensor::Tensor<Flex, D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().into_vec().unwrap()
+}
+
+fn assert_logits(name: &str) {
+    let folder = families().join(name);
+    let golden = golden(&folder);
+    let logits = values(decoder(&folder, FloatDtype::F32).logits(&golden.ids, None).unwrap());
+    let difference = largest_difference(&logits, &golden.logits);
+    println!("{name}: {difference:.1e}");
+    assert!(difference <= 1e-4, "{name}: logits differ by {difference}");
+}
+
+macro_rules! logits_agree {
+    ($($name:ident),* $(,)?) => {
+        mod logits_agree_with_transformers {
+            $(#[test] fn $name() { super::assert_logits(stringify!($name)); })*
+        }
+
+        #[test]
+        fn every_golden_has_its_test() {
+            let listed = [$(stringify!($name)),*];
+            for entry in std::fs::read_dir(families()).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                // Checkpoints of bitsandbytes have their own test file.
+                assert!(name.starts_with("bnb_") || listed.contains(&name.as_str()), "{name} is not tested");
+            }
+        }
+    };
+}
+
+logits_agree!(
+    llama2,
+    llama3,
+    llama_theta,
+    llama_linear,
+    llama_dynamic,
+    llama_yarn,
+    llama_yarn_explicit,
+    llama_bias,
+    llama_f16,
+    llama_bf16,
+    llama_sharded,
+    smollm2,
+    mistral,
+    mistral_full,
+    qwen2,
+    qwen2_sliding,
+    qwen3,
+);
+
+#[test]
+fn both_spellings_of_every_config_are_the_same_model() {
+    let mut compared = 0;
+    for entry in std::fs::read_dir(families()).unwrap() {
+        let folder = entry.unwrap().path();
+        let read = |name: &str| -> Option<DecoderSpec> {
+            let text = std::fs::read(folder.join(name)).ok()?;
+            Some(family::decoder_spec(&serde_json::from_slice(&text).unwrap()).unwrap())
+        };
+        let new = read("config.json").unwrap();
+        if let Some(old) = read("config.v4.json") {
+            assert_eq!(old, new, "{}", folder.display());
+            compared += 1;
+        }
+    }
+    assert!(compared >= 17, "only {compared} configurations compared");
+}
+
+#[test]
+fn decoding_with_a_cache_equals_the_whole_sequence() {
+    for name in ["llama3", "mistral", "qwen2_sliding", "qwen3", "llama_yarn"] {
+        let folder = families().join(name);
+        let ids = golden(&folder).ids;
+        let decoder = decoder(&folder, FloatDtype::F32);
+        let whole = values(decoder.logits(&ids, None).unwrap());
+        let mut cache = decoder.new_cache();
+        let mut pieces = Vec::new();
+        // A prompt, a second prompt that continues it, then token by token.
+        for piece in [&ids[..17], &ids[17..23]].into_iter().chain(ids[23..].chunks(1)) {
+            let hidden = decoder.hidden(piece, None, Some(&mut cache)).unwrap();
+            pieces.extend(values(decoder.logits_of(hidden)));
+        }
+        assert_eq!(cache.tokens(), ids.len());
+        let difference = largest_difference(&whole, &pieces);
+        assert!(difference <= 2e-5, "{name}: {difference}");
+    }
+}
+
+#[test]
+fn half_precision_stays_close() {
+    for (name, dtype) in [("llama_bf16", FloatDtype::Bf16), ("llama_f16", FloatDtype::F16)] {
+        let folder = families().join(name);
+        let golden = golden(&folder);
+        let decoder = decoder(&folder, dtype);
+        let logits = values(decoder.logits(&golden.ids, None).unwrap());
+        let difference = largest_difference(&logits, &golden.logits);
+        let spread = golden.logits.iter().fold(0f32, |spread, logit| spread.max(logit.abs()));
+        println!("{name}: {difference:.1e} of {spread:.1}");
+        assert!(difference < 0.03 * spread, "{name}: {difference} of {spread}");
+    }
+}
+
+#[test]
+fn a_tied_head_is_kept_once() {
+    let folder = families().join("smollm2");
+    let decoder = decoder(&folder, FloatDtype::F32);
+    assert_eq!(decoder.frozen_bytes(), 4 * decoder.spec().parameters());
+    let untied = families().join("llama2");
+    let untied = self::decoder(&untied, FloatDtype::F32);
+    assert_eq!(untied.frozen_bytes(), 4 * untied.spec().parameters());
+}
+
+#[test]
+fn ids_outside_the_vocabulary_are_refused() {
+    let decoder = decoder(&families().join("llama2"), FloatDtype::F32);
+    let error = decoder.logits(&[1, 2, 64], None).unwrap_err().to_string();
+    assert!(error.contains("64") && error.contains("position 2"), "{error}");
+    assert!(decoder.logits(&[], None).is_err());
+}
