@@ -55,9 +55,6 @@ fn finish(outcome: &Outcome, signals: &Signals, arguments: &RunArguments, out: &
         writeln!(out, "{}   {}", paint(GOOD, "after"), indented(&sample.after))?;
     }
     writeln!(out, "\n{}  {}", paint(STRONG, "adapter"), adapter.display())?;
-    for note in &outcome.notes {
-        writeln!(out, "{}", paint(FAINT, note))?;
-    }
     writeln!(
         out,
         "\nNext: load it with PEFT (`PeftModel.from_pretrained(base, \"{}\")`), or change the recipe and train again \

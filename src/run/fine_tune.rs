@@ -1,7 +1,6 @@
 //! `tune run`: from an opened recipe to an adapter on disk.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use burn::backend::Autodiff;
 use tune_kernels::KernelBackend;
@@ -9,7 +8,7 @@ use tune_kernels::KernelBackend;
 use super::open::{Opened, open};
 use super::provenance::Provenance;
 use super::sample::Sampler;
-use super::{Environment, Error};
+use super::{Environment, Error, survey};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
 use crate::data::batch::Batching;
@@ -18,7 +17,7 @@ use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
 use crate::recipe::RecipeFile;
 use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
-use crate::train::fit::{Fit, HeldOut};
+use crate::train::fit::Fit;
 use crate::train::folder::RunFolder;
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
@@ -50,8 +49,6 @@ pub struct Outcome {
     pub evaluations: Option<(EvaluationReport, EvaluationReport)>,
     /// Answers to the recipe's sample prompts, before and after.
     pub samples: Vec<Sample>,
-    /// What the compatibility of the adapter with other tools depends on, in words.
-    pub notes: Vec<String>,
 }
 
 /// Trains the adapter that a recipe describes.
@@ -71,7 +68,7 @@ pub fn fine_tune(
     let dtype = opened.compute_dtype(device)?;
     observer.observe(&Event::Targets(&opened.targets));
     let batching = opened.batching();
-    let total_steps = opened.total_steps(&batching, environment, observer)?;
+    let total_steps = survey::total_steps(&opened, &batching, environment, observer)?;
     device.run(Training { opened: &opened, environment, options, batching, total_steps, device, dtype, observer })
 }
 
@@ -119,23 +116,23 @@ impl OnBackend for Training<'_> {
             trainable_parameters: adapters.count(),
             base_parameters: opened.spec.parameters(),
             frozen_bytes: decoder.frozen_bytes(),
-            training_examples: corpus.training_examples(),
-            held_out_examples: corpus.held_out_examples(),
+            training_examples: corpus.examples_per_epoch()?,
+            held_out_examples: corpus.validation_rows(),
             output_dir: recipe.output_dir.clone(),
             compute: format!("{} on {}", self.dtype.name(), self.device.name()),
         }));
 
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
-        let held_out = || -> HeldOut { Box::new(corpus.validation(recipe.train.micro_batch_size)) };
+        let held_out = || corpus.validation(recipe.train.micro_batch_size);
         let fit = Fit {
             decoder: &decoder,
             spec: &recipe.train,
             seed: recipe.seed,
             schedule: Schedule::new(&recipe.train, total_steps),
             total_steps,
-            held_out: (corpus.held_out_examples() > 0).then_some(&held_out),
-            held_out_examples: corpus.held_out_examples(),
+            held_out: (corpus.validation_rows() > 0).then_some(&held_out),
+            held_out_examples: corpus.validation_rows(),
             folder: &folder,
             stop: environment.stop,
             activation_budget: memory::available_bytes().unwrap_or(0) / ACTIVATION_SHARE,
@@ -143,7 +140,7 @@ impl OnBackend for Training<'_> {
         };
         let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
         let state = State::fresh(Default::default());
-        let steps = corpus.steps(&batching, state.cursor);
+        let steps = corpus.steps(&batching, state.cursor)?;
         let summary = fit.run(&mut adapters, &mut optimizer, state, steps, observer).map_err(|e| opened.explain(e))?;
 
         let mut outcome = Outcome {
@@ -153,7 +150,6 @@ impl OnBackend for Training<'_> {
             tokens: summary.tokens,
             evaluations: summary.first_evaluation.clone().zip(summary.last_evaluation.clone()),
             samples: Vec::new(),
-            notes: Vec::new(),
         };
         if summary.stopped {
             return Ok(outcome);
@@ -161,15 +157,14 @@ impl OnBackend for Training<'_> {
         let provenance = Provenance {
             recipe,
             base: &opened.model.files_sha256()?,
-            datasets: &corpus.sha256()?,
+            datasets: &corpus.datasets().map(|dataset| dataset.sha256()).collect::<Result<Vec<_>, _>>()?,
             summary: &summary,
         };
-        let config = opened.peft_config();
         peft::write(
             &folder.adapter(),
             Existing::Refuse,
             &adapters,
-            &config,
+            &opened.peft_config(),
             &provenance.metadata(),
             &opened.model.tokenizer_files()?,
         )?;
@@ -198,6 +193,16 @@ impl Opened {
             epochs: train.epochs,
             max_steps: train.max_steps,
         }
+    }
+
+    /// What the adapter folder says of itself. A hub model is named by its id and pinned to its commit, since other
+    /// tools look the base up by that name.
+    fn peft_config(&self) -> peft::Config {
+        let (name, revision) = match &self.base.hub {
+            Some(hub) => (hub.id.as_str(), Some(hub.commit.as_str())),
+            None => (self.recipe.model.base.as_str(), None),
+        };
+        peft::Config::new(&self.recipe.adapter, &self.targets, &self.spec.modules(), name, revision)
     }
 
     /// New adapters, or those the recipe starts from.

@@ -5,13 +5,14 @@ pub mod inspect;
 pub mod open;
 mod provenance;
 mod sample;
+mod survey;
 pub mod validate;
 
 use std::path::Path;
 
 pub use fine_tune::{Options, Outcome, fine_tune};
 
-use crate::data::RowId;
+use crate::data::example::RowId;
 use crate::train::fit::FitError;
 use crate::train::folder::FolderError;
 use crate::{adapter, assets, checkpoint, data, files, generate, model, recipe};
@@ -33,7 +34,7 @@ pub enum Error {
     Recipe(#[from] recipe::Error),
     /// Something is wrong with the examples.
     #[error(transparent)]
-    Data(#[from] data::Error),
+    Data(#[from] data::error::Error),
     /// The base model cannot be used.
     #[error(transparent)]
     Model(#[from] model::Error),
@@ -70,6 +71,12 @@ pub enum Error {
     Unopened,
 }
 
+impl From<data::source::Error> for Error {
+    fn from(error: data::source::Error) -> Self {
+        Self::Data(error.into())
+    }
+}
+
 impl From<assets::Error> for Error {
     fn from(error: assets::Error) -> Self {
         Self::Model(error.into())
@@ -89,7 +96,10 @@ impl open::Opened {
             FitError::Adapter(error) => error.into(),
             FitError::Model(error) => error.into(),
             FitError::Diverged { ref rows, checkpoint: ref newest, .. } => {
-                let place = |row: &RowId| self.corpus.place(*row).to_string();
+                let place = |id: &RowId| match self.corpus.datasets().nth(id.dataset as usize) {
+                    Some(dataset) => dataset.place(id.row).to_string(),
+                    None => format!("row {} of dataset {}", id.row, id.dataset),
+                };
                 let mut named: Vec<String> = rows.iter().take(ROWS_NAMED).map(place).collect();
                 if rows.len() > ROWS_NAMED {
                     named.push(format!("and {} more", rows.len() - ROWS_NAMED));

@@ -9,8 +9,10 @@ use super::{Environment, Error};
 use crate::adapter::peft;
 use crate::adapter::target::{self, At, Target};
 use crate::assets::{self, Base, ModelDir};
-use crate::data::corpus::Corpus;
-use crate::data::spec::Format;
+use crate::data::corpus::{Corpus, Language};
+use crate::data::error::Error as DataError;
+use crate::data::source;
+use crate::data::spec::{DatasetSpec, Format};
 use crate::data::template::ChatTemplate;
 use crate::data::tokenize::Tokenizer;
 use crate::document::Problem;
@@ -168,4 +170,48 @@ fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
         }
     };
     Text { tokenizer: Some(tokenizer), template }
+}
+
+/// Opens every dataset by itself first, so that a fault in one does not hide those of the others.
+fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Option<Corpus> {
+    let datasets: Vec<Option<DatasetSpec>> = file.parts().datasets.clone();
+    let mut faults = false;
+    for (index, dataset) in datasets.iter().enumerate() {
+        let position = index.to_string();
+        match dataset {
+            None => faults = true,
+            // What a fault in the model folder already explains is not told a second time here.
+            Some(dataset) if dataset.format != Format::Tokens && text.tokenizer.is_none() => faults = true,
+            Some(dataset) => {
+                if let Err(error) = source::Dataset::open(dataset) {
+                    let place = file.place(&["dataset", &position, "path"]);
+                    file.report(Problem::new("data::source", place, error.to_string()).label("this dataset"));
+                    faults = true;
+                }
+            }
+        }
+    }
+    if faults {
+        return None;
+    }
+    let datasets: Vec<DatasetSpec> = datasets.into_iter().flatten().collect();
+    let language = Language {
+        tokenizer: text.tokenizer.clone(),
+        template: text.template.clone(),
+        vocabulary_size: Some(model.spec.vocab_size),
+    };
+    match Corpus::open(&file.parts().data, &datasets, file.parts().seed, language) {
+        Ok(corpus) => Some(corpus),
+        Err(error) => {
+            let place = match &error {
+                DataError::NoTemplate { path } | DataError::NoTokenizer { path, .. } | DataError::TrainOn { path, .. } => {
+                    let index = datasets.iter().position(|dataset| dataset.path == *path).unwrap_or_default();
+                    file.place(&["dataset", &index.to_string(), "format"])
+                }
+                _ => file.place(&["dataset"]),
+            };
+            file.report(Problem::new("data::unusable", place, error.to_string()));
+            None
+        }
+    }
 }

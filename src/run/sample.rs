@@ -54,7 +54,7 @@ impl<'a> Sampler<'a> {
                 return Err(Error::Stopped);
             }
             let ids = generate(decoder, adapters, prompt, &self.sampling, &mut |_| {})?;
-            answers.push(tokenizer.decode_plain(&ids).map_err(crate::data::Error::from)?);
+            answers.push(tokenizer.decode_plain(&ids).map_err(crate::data::error::Error::from)?);
         }
         Ok(answers)
     }
@@ -74,14 +74,14 @@ fn encode(opened: &Opened, prompt: &str) -> Result<Option<Vec<u32>>, Error> {
     let text = match (format, &opened.template) {
         (Some(Format::Messages), Some(template)) => {
             let turn = Message { role: "user".into(), content: prompt.into(), extra: Default::default() };
-            let text = template.render(&[turn], true).map_err(crate::data::Error::from)?;
-            return Ok(Some(tokenizer.encode(&text).map_err(crate::data::Error::from)?.ids));
+            let text = template.render(&[turn], true).map_err(crate::data::error::Error::from)?;
+            return Ok(Some(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids));
         }
-        (Some(Format::Alpaca), _) => alpaca_prompt(prompt, None),
+        (Some(Format::Alpaca), _) => alpaca_prompt(prompt, ""),
         _ => prompt.to_owned(),
     };
     let mut ids = tokenizer.prefix().to_vec();
-    ids.extend(tokenizer.encode(&text).map_err(crate::data::Error::from)?.ids);
+    ids.extend(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids);
     Ok(Some(ids))
 }
 

@@ -20,7 +20,8 @@ use super::state::{State, Window};
 use crate::adapter;
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::checkpoint;
-use crate::data::batch::{MicroBatch, StepBatch};
+use crate::data::batch::StepBatch;
+use crate::data::corpus::ValidationStream;
 use crate::data::error::Error as DataError;
 use crate::data::example::RowId;
 use crate::model::{self, Decoder};
@@ -72,7 +73,7 @@ pub struct Fit<'a, B: KernelBackend<Frozen = B>> {
     /// Optimizer steps in all.
     pub total_steps: u64,
     /// Held-out micro-batches, made afresh for each evaluation; `None` when no row is held out.
-    pub held_out: Option<&'a dyn Fn() -> HeldOut>,
+    pub held_out: Option<&'a dyn Fn() -> Result<ValidationStream, DataError>>,
     /// Held-out examples.
     pub held_out_examples: u64,
     /// Where the run writes.
@@ -84,9 +85,6 @@ pub struct Fit<'a, B: KernelBackend<Frozen = B>> {
     /// Bytes of one number in the compute dtype.
     pub compute_bytes: u64,
 }
-
-/// One pass over the held-out examples.
-pub type HeldOut = Box<dyn Iterator<Item = Result<MicroBatch, DataError>>>;
 
 /// How a run went.
 #[derive(Clone, Debug, PartialEq)]
@@ -266,7 +264,7 @@ where
     ) -> Result<Option<EvaluationReport>, FitError> {
         let Some(held_out) = self.held_out else { return Ok(None) };
         let (mut sum, mut tokens, mut examples) = (0.0, 0, 0);
-        for micro_batch in held_out() {
+        for micro_batch in held_out()? {
             let micro_batch = micro_batch?;
             observer.observe(&Event::Evaluating { done: examples, total: self.held_out_examples });
             sum += evaluate(self.decoder, adapters, &micro_batch)?;
