@@ -97,7 +97,6 @@ fn method(supervision: Supervision) -> &'static str {
     match supervision {
         Supervision::Template(SpanMethod::Prefix) => "by rendering each turn's beginning",
         Supervision::Template(SpanMethod::Differential) => "by where the rendering changes with the answer",
-        Supervision::Template(_) => "by the template",
         Supervision::Completion => "all behind the prompt",
         Supervision::Labels => "by the record's labels",
         Supervision::Everything => "everything",
