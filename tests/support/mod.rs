@@ -7,19 +7,19 @@ use tune::assets::SafetensorsFile;
 
 /// One tensor as it will stand in a file.
 #[derive(Clone)]
-pub struct Tensor {
+pub(crate) struct Tensor {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its dtype as the format spells it.
-    pub dtype: &'static str,
+    pub(crate) dtype: &'static str,
     /// Its shape.
-    pub shape: Vec<usize>,
+    pub(crate) shape: Vec<usize>,
     /// Its bytes.
-    pub data: Vec<u8>,
+    pub(crate) data: Vec<u8>,
 }
 
 /// Writes a file that holds exactly these tensors.
-pub fn write_safetensors(path: &Path, tensors: &[Tensor]) {
+pub(crate) fn write_safetensors(path: &Path, tensors: &[Tensor]) {
     let mut header = serde_json::Map::new();
     let mut data = Vec::new();
     for Tensor { name, dtype, shape, data: bytes } in tensors {
@@ -34,7 +34,7 @@ pub fn write_safetensors(path: &Path, tensors: &[Tensor]) {
 }
 
 /// The bytes of a file with this header, right or wrong.
-pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
+pub(crate) fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header.as_bytes());
     bytes.extend_from_slice(data);
@@ -42,7 +42,7 @@ pub fn safetensors(header: &str, data: &[u8]) -> Vec<u8> {
 }
 
 /// All tensors of a file.
-pub fn read_tensors(path: &Path) -> Vec<Tensor> {
+pub(crate) fn read_tensors(path: &Path) -> Vec<Tensor> {
     let file = SafetensorsFile::open(path).unwrap();
     let names: Vec<String> = file.names().map(str::to_owned).collect();
     names
