@@ -12,9 +12,8 @@ use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend};
 use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use sha2::{Digest, Sha256};
 use tune_kernels::KernelBackend;
-use tune_kernels::dropout::{Dropout, DropoutKey};
+use tune_kernels::dropout::{Dropout, DropoutKey, philox};
 use tune_kernels::linear::Lora;
-use tune_kernels::philox::philox;
 
 use super::error::Error;
 use super::peft::keys::{Matrix, key};

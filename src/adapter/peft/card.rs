@@ -5,8 +5,14 @@ use super::Config;
 /// The text of `README.md`.
 pub(super) fn card(config: &Config) -> String {
     let base = config.base_model.as_deref().unwrap_or_default();
+    // A JSON string is a Python string.
+    let python = |text: &str| serde_json::Value::from(text).to_string();
     let revision =
-        config.revision.as_ref().map_or(String::new(), |revision| format!(", revision={revision:?}"));
+        config.revision.as_ref().map_or(String::new(), |revision| format!(", revision={}", python(revision)));
+    let patterns = match config.has_patterns() {
+        true => " (some modules differ: `adapter_config.json`)",
+        false => "",
+    };
     let rslora = if config.use_rslora { ", rank-stabilized" } else { "" };
     format!(
         "---\n\
