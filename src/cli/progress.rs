@@ -13,7 +13,7 @@ use crate::units::{Bytes, Grouped};
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// An [`Observer`] that writes to standard error.
-pub struct Progress {
+pub(super) struct Progress {
     bar: Option<ProgressBar>,
     phase: Option<&'static str>,
     interactive: bool,
@@ -24,7 +24,7 @@ pub struct Progress {
 
 impl Progress {
     /// Bars when standard error is a terminal, lines otherwise.
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             bar: None,
             phase: None,

@@ -5,27 +5,27 @@ use std::io::IsTerminal;
 use anstyle::{AnsiColor, Style};
 
 /// Headings and names that matter.
-pub const STRONG: Style = Style::new().bold();
+pub(super) const STRONG: Style = Style::new().bold();
 /// What went well, and supervised text.
-pub const GOOD: Style = AnsiColor::Green.on_default().bold();
+pub(super) const GOOD: Style = AnsiColor::Green.on_default().bold();
 /// What a person should look at.
-pub const WARNING: Style = AnsiColor::Yellow.on_default().bold();
+pub(super) const WARNING: Style = AnsiColor::Yellow.on_default().bold();
 /// What stopped the command.
-pub const ERROR: Style = AnsiColor::Red.on_default().bold();
+pub(super) const ERROR: Style = AnsiColor::Red.on_default().bold();
 /// What can be skipped in reading.
-pub const FAINT: Style = Style::new().dimmed();
+pub(super) const FAINT: Style = Style::new().dimmed();
 
 /// Whether standard error is a terminal that may be redrawn.
-pub fn interactive() -> bool {
+pub(super) fn interactive() -> bool {
     std::io::stderr().is_terminal()
 }
 
 /// Whether standard error may be coloured.
-pub fn colored_errors() -> bool {
+pub(super) fn colored_errors() -> bool {
     anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never
 }
 
 /// Text in a style, for a stream that strips it where it must.
-pub fn paint(style: Style, text: impl std::fmt::Display) -> String {
+pub(super) fn paint(style: Style, text: impl std::fmt::Display) -> String {
     format!("{style}{text}{style:#}")
 }

@@ -29,10 +29,9 @@ pub(super) fn survey(
 ) -> Result<Survey, Error> {
     let (done, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
     let total = opened.corpus.rows();
+    let progress = |rows: u64, _: u64| _ = done.fetch_max(rows, Ordering::Relaxed);
     let surveyed = thread::scope(|scope| {
-        let progress = |rows: u64, _: u64| _ = done.fetch_max(rows, Ordering::Relaxed);
-        let work = || opened.corpus.survey(batching, &progress, &cancel);
-        let worker = scope.spawn(work);
+        let worker = scope.spawn(|| opened.corpus.survey(batching, &progress, &cancel));
         while !worker.is_finished() {
             observer.observe(&Event::Surveying { done: done.load(Ordering::Relaxed).min(total), total });
             if (environment.stop)() {

@@ -19,7 +19,8 @@ use super::fit::FitError;
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::adapter::projection::LayerAdapters;
 use crate::data::batch::MicroBatch;
-use crate::model::{Decoder, LayerInputs};
+use crate::model::Decoder;
+use crate::model::layers::LayerInputs;
 use crate::objective::sft::negative_log_likelihood;
 
 /// Adapter gradients summed over the micro-batches of an optimizer step, numbered as [`LoraSet::parameters`].
