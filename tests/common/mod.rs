@@ -12,42 +12,42 @@ use tune::run::{self, Environment, Options, Outcome};
 use tune::train::event::{Event, Observer};
 
 /// The folder of the goldens.
-pub fn golden(path: &str) -> PathBuf {
+pub(crate) fn golden(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(path)
 }
 
 /// Watches nothing.
-pub struct Silent;
+pub(crate) struct Silent;
 
 impl Observer for Silent {
     fn observe(&mut self, _: &Event<'_>) {}
 }
 
 /// Runs a recipe to its end.
-pub fn try_run(recipe: &str) -> Result<Outcome, run::Error> {
+pub(crate) fn try_run(recipe: &str) -> Result<Outcome, run::Error> {
     let file = RecipeFile::parse("test.toml", recipe.as_bytes(), &[]);
-    let environment = Environment { hub_cache: PathBuf::from("no-such-cache"), stop: &|| false };
+    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
     run::fine_tune(file, &environment, Options::default(), &mut Silent)
 }
 
 /// Runs a recipe that must succeed.
-pub fn run(recipe: &str) -> Outcome {
+pub(crate) fn run(recipe: &str) -> Outcome {
     try_run(recipe).unwrap_or_else(|error| panic!("{error:?}"))
 }
 
 /// The lines of a run's metrics.
-pub fn metrics(output_dir: &Path) -> Vec<Value> {
+pub(crate) fn metrics(output_dir: &Path) -> Vec<Value> {
     let text = fs::read_to_string(output_dir.join("metrics.jsonl")).unwrap();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The values of one key over all metrics lines that have it.
-pub fn series(output_dir: &Path, key: &str) -> Vec<f64> {
+pub(crate) fn series(output_dir: &Path, key: &str) -> Vec<f64> {
     metrics(output_dir).iter().filter_map(|line| line.get(key)?.as_f64()).collect()
 }
 
 /// The F32 tensors of a safetensors file by name.
-pub fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
+pub(crate) fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     parsed
@@ -61,7 +61,7 @@ pub fn tensors(path: &Path) -> BTreeMap<String, Vec<f32>> {
 }
 
 /// ‖a − b‖ / ‖b‖.
-pub fn relative_difference(ours: &[f32], theirs: &[f32]) -> f64 {
+pub(crate) fn relative_difference(ours: &[f32], theirs: &[f32]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let difference = square(&mut ours.iter().zip(theirs).map(|(a, b)| f64::from(a - b)));
