@@ -4,6 +4,7 @@ pub mod adapter;
 pub mod assets;
 pub mod data;
 pub mod files;
+pub mod generate;
 pub mod model;
 pub mod quant;
 pub mod train;

@@ -14,8 +14,10 @@ use tune::adapter::peft::{self, Adapter, CARD_FILE, CONFIG_FILE, Config, TENSORS
 use tune::adapter::projection::{Module, Projection};
 use tune::adapter::spec::{Spec, TargetModules};
 use tune::adapter::target::{Target, resolve};
+use tune::assets::{ModelDir, SafetensorsFile};
 use tune::files::Existing;
 use tune::files::safetensors::{Dtype, Layout, TensorHeader};
+use tune::model::{Decoder, FloatDtype, family, load};
 
 /// The projections of `tests/golden/peft/base`.
 fn modules() -> Vec<Module> {
@@ -183,6 +185,34 @@ fn adapters_of_peft_equal_the_recipes_that_would_train_them() {
             };
             assert_eq!(set.values(number).unwrap(), expected, "{name} {}", parameter.name);
         }
+    }
+}
+
+#[test]
+fn base_and_adapter_of_peft_give_its_logits() {
+    let model = ModelDir::open(&golden("base")).unwrap();
+    let decoder_spec = family::decoder_spec(model.config()).unwrap();
+    assert_eq!(decoder_spec.modules(), modules());
+    let decoder: Decoder<Flex> =
+        load::load(model.weights(), &decoder_spec, None, FloatDtype::F32, &Default::default(), &mut |_| {})
+            .unwrap();
+    for (name, _) in golden_specs() {
+        let adapter = Adapter::open(&golden(name)).unwrap();
+        let targets = adapter.targets(&modules()).unwrap();
+        let values = adapter.values(&targets).unwrap();
+        let set = LoraSet::from_values(targets, 0.0, values, decoder.device()).unwrap();
+        let layers: Vec<_> = (0..2).map(|layer| set.layer(layer, None)).collect();
+
+        let file = SafetensorsFile::open(&golden(name).join("golden.safetensors")).unwrap();
+        let ids = file.read("input_ids").unwrap();
+        let ids: Vec<u32> = ids.as_chunks().0.iter().map(|id| i64::from_le_bytes(*id) as u32).collect();
+        let expected = file.read_floats::<f32>("logits").unwrap();
+        let logits: Vec<f32> = decoder.logits(&ids, Some(&layers)).unwrap().into_data().into_vec().unwrap();
+        let difference =
+            logits.iter().zip(&expected).map(|(ours, theirs)| (ours - theirs).abs()).fold(0.0, f32::max);
+        println!("{name}: {difference:.1e}");
+        assert_eq!(logits.len(), expected.len());
+        assert!(difference <= 1e-4, "{name}: logits differ by {difference}");
     }
 }
 
@@ -471,7 +501,7 @@ fn files_beside_are_copied_and_old_folders_replaced_when_asked() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
     fn damaged_files_are_errors_and_never_panics(
