@@ -1,5 +1,7 @@
 //! Model folders that are damaged, cut short or made to harm: an error that says what is wrong, never a panic.
 
+#![expect(clippy::unwrap_used, reason = "a helper outside the test functions may fail the test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -114,9 +116,34 @@ fn numbers_that_no_weight_can_be_are_refused() {
     );
     let file = SafetensorsFile::open(&path).unwrap();
     says(file.read_floats::<f32>("infinite").unwrap_err(), &["`infinite`", "element 1", "inf"]);
-    says(file.read_floats::<half::f16>("large").unwrap_err(), &["`large`", "element 1", "bf16"]);
+    says(
+        file.read_floats::<half::f16>("large").unwrap_err(),
+        &["`large`", "element 1", "1000000", "compute_dtype"],
+    );
     says(file.read_floats::<f32>("small").unwrap_err(), &["`small`", "F8_E4M3", "BF16"]);
     assert_eq!(file.read_floats::<f32>("large").unwrap(), [1.0, 1e6]);
+}
+
+#[test]
+fn tensors_longer_than_one_piece_are_read_whole() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.safetensors");
+    let values: Vec<f32> =
+        (0..700_001).map(|element| half::bf16::from_f32(element as f32).to_f32()).collect();
+    let wide = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let narrow = values.iter().flat_map(|&value| half::bf16::from_f32(value).to_le_bytes()).collect();
+    write_safetensors(
+        &path,
+        &[
+            Tensor { name: "wide".into(), dtype: "F32", shape: vec![values.len()], data: wide },
+            Tensor { name: "narrow".into(), dtype: "BF16", shape: vec![values.len()], data: narrow },
+        ],
+    );
+    let file = SafetensorsFile::open(&path).unwrap();
+    assert!(file.read_floats::<f32>("wide").unwrap() == values);
+    assert!(file.read_floats::<f32>("narrow").unwrap() == values);
+    assert!(file.same_tensor("wide", &file, "wide").unwrap());
+    assert!(!file.same_tensor("wide", &file, "narrow").unwrap());
 }
 
 /// A model folder with these tensors (of `llama2`, changed) and this config.

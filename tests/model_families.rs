@@ -1,10 +1,17 @@
 //! Logits of small random models of every family, against transformers; decoding with a cache; loading rules.
 
+#![expect(clippy::unwrap_used, reason = "a helper outside the test functions may fail the test")]
+
 use std::path::{Path, PathBuf};
 
+use burn::tensor::{Tensor, TensorData};
+use burn_autodiff::Autodiff;
 use burn_flex::Flex;
+use tune::adapter::projection::{LayerAdapters, Projection};
 use tune::assets::{ModelDir, SafetensorsFile};
 use tune::model::{Decoder, DecoderSpec, FloatDtype, family, load, tensors};
+use tune_kernels::attention::DocumentOffsets;
+use tune_kernels::linear::Lora;
 
 fn families() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families")
@@ -41,7 +48,7 @@ fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
     left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
 }
 
-fn values<const D: usize>(tensor: burn::tensor::Tensor<Flex, D>) -> Vec<f32> {
+fn values<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
     tensor.into_data().convert::<f32>().into_vec().unwrap()
 }
 
@@ -50,7 +57,6 @@ fn assert_logits(name: &str) {
     let golden = golden(&folder);
     let logits = values(decoder(&folder, FloatDtype::F32).logits(&golden.ids, None).unwrap());
     let difference = largest_difference(&logits, &golden.logits);
-    println!("{name}: {difference:.1e}");
     assert!(difference <= 1e-4, "{name}: logits differ by {difference}");
 }
 
@@ -131,6 +137,68 @@ fn decoding_with_a_cache_equals_the_whole_sequence() {
 }
 
 #[test]
+fn packed_documents_do_not_see_each_other() {
+    for name in ["llama2", "mistral", "qwen3"] {
+        let folder = families().join(name);
+        let ids = golden(&folder).ids;
+        let decoder = decoder(&folder, FloatDtype::F32);
+        let (first, second) = ids.split_at(15);
+        let positions: Vec<u32> = (0..15).chain(0..second.len() as u32).collect();
+        let documents = DocumentOffsets::packed(&[0, 15, ids.len() as u32]);
+        let inputs = decoder.inputs(&positions, documents).unwrap();
+        let none = LayerAdapters::none();
+        let x = decoder.embed(&ids).unwrap();
+        let x = decoder.layers().iter().fold(x, |x, layer| layer.forward(x, &none, &inputs));
+        let packed = values(decoder.logits_of(decoder.final_norm(x)));
+        let mut apart = values(decoder.logits(first, None).unwrap());
+        apart.extend(values(decoder.logits(second, None).unwrap()));
+        let difference = largest_difference(&packed, &apart);
+        assert!(difference <= 2e-5, "{name}: {difference}");
+    }
+}
+
+#[test]
+fn a_layer_under_autodiff_computes_the_same() {
+    type Training = Autodiff<Flex>;
+    let folder = families().join("qwen3");
+    let ids = golden(&folder).ids;
+    let decoder = decoder(&folder, FloatDtype::F32);
+    let positions: Vec<u32> = (0..ids.len() as u32).collect();
+    let inputs = decoder.inputs(&positions, DocumentOffsets::packed(&[0, ids.len() as u32])).unwrap();
+    let x = decoder.embed(&ids).unwrap();
+    let layer = &decoder.layers()[1];
+
+    // An adapter whose two factors are ramps, so that it moves the result.
+    let [out, input] = decoder.spec().projection_shape(Projection::Value);
+    let ramp = |rows: usize, columns: usize| {
+        let values: Vec<f32> = (0..rows * columns).map(|i| (i % 7) as f32 * 0.05 - 0.15).collect();
+        Tensor::<Flex, 2>::from_data(TensorData::new(values, [rows, columns]), &Default::default())
+    };
+    let (a, b) = (ramp(4, input), ramp(out, 4));
+    let frozen = Lora { a: a.clone(), b: b.clone(), scaling: 2.0, dropout: None };
+    let trained = Lora {
+        a: Tensor::<Training, 2>::from_inner(a).require_grad(),
+        b: Tensor::<Training, 2>::from_inner(b).require_grad(),
+        scaling: 2.0,
+        dropout: None,
+    };
+    let adapted = LayerAdapters { value: Some(frozen), ..LayerAdapters::none() };
+    let plain = layer.forward(x.clone(), &LayerAdapters::none(), &inputs);
+    let expected = layer.forward(x.clone(), &adapted, &inputs);
+    assert!(largest_difference(&values(plain), &values(expected.clone())) > 1e-2);
+
+    let leaf = Tensor::<Training, 2>::from_inner(x).require_grad();
+    let adapters = LayerAdapters { value: Some(trained.clone()), ..LayerAdapters::none() };
+    let y = layer.forward(leaf.clone(), &adapters, &inputs);
+    assert_eq!(values(y.clone().inner()), values(expected));
+    let gradients = y.sum().backward();
+    for gradient in [leaf.grad(&gradients), trained.a.grad(&gradients), trained.b.grad(&gradients)] {
+        let gradient = values(gradient.expect("a gradient"));
+        assert!(gradient.iter().all(|value| value.is_finite()) && gradient.iter().any(|&value| value != 0.0));
+    }
+}
+
+#[test]
 fn half_precision_stays_close() {
     for (name, dtype) in [("llama_bf16", FloatDtype::Bf16), ("llama_f16", FloatDtype::F16)] {
         let folder = families().join(name);
@@ -139,7 +207,6 @@ fn half_precision_stays_close() {
         let logits = values(decoder.logits(&golden.ids, None).unwrap());
         let difference = largest_difference(&logits, &golden.logits);
         let spread = golden.logits.iter().fold(0f32, |spread, logit| spread.max(logit.abs()));
-        println!("{name}: {difference:.1e} of {spread:.1}");
         assert!(difference < 0.03 * spread, "{name}: {difference} of {spread}");
     }
 }

@@ -60,7 +60,8 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
     }
     let option = revision.map(|revision| format!(" --revision {revision}")).unwrap_or_default();
     let fetch = format!(
-        "to fetch it into the cache: `huggingface-cli download {base}{option}`; or give the path of a folder"
+        "to fetch it into the cache: `hf download {base}{option}` (before huggingface_hub 1.0: `huggingface-cli \
+         download`); or give the path of a folder"
     );
     if !repository.is_dir() {
         return Err(not_found(format!(

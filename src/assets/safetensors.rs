@@ -177,39 +177,46 @@ impl SafetensorsFile {
     /// finite or does not fit `T`.
     pub fn read_floats<T: Float>(&self, name: &str) -> Result<Vec<T>, Error> {
         let info = self.require(name)?;
-        let convert: fn(&[u8], &mut [T]) -> Option<(usize, f32)> = match info.dtype {
-            Dtype::F32 => |bytes, values| convert(bytes, values, f32::from_le_bytes),
-            Dtype::BF16 => |bytes, values| convert(bytes, values, |pair| bf16::from_le_bytes(pair).to_f32()),
-            Dtype::F16 => |bytes, values| convert(bytes, values, |pair| f16::from_le_bytes(pair).to_f32()),
-            other => {
-                return Err(Error::UnsupportedDtype {
-                    path: self.path.clone(),
-                    tensor: name.to_owned(),
-                    dtype: format!("{other:?}"),
-                });
-            }
-        };
-        let width = info.dtype.bitsize() / 8;
+        match info.dtype {
+            Dtype::F32 => self.decode(name, info, f32::from_le_bytes),
+            Dtype::BF16 => self.decode(name, info, |pair| bf16::from_le_bytes(pair).to_f32()),
+            Dtype::F16 => self.decode(name, info, |pair| f16::from_le_bytes(pair).to_f32()),
+            other => Err(Error::UnsupportedDtype {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                dtype: format!("{other:?}"),
+            }),
+        }
+    }
+
+    /// Reads a tensor whose elements take `W` bytes, in pieces, on all cores.
+    fn decode<T: Float, const W: usize>(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        decode: impl Fn([u8; W]) -> f32 + Sync,
+    ) -> Result<Vec<T>, Error> {
         let mut values = vec![T::from_f32(0.0); info.elements()];
-        let chunks = values.par_chunks_mut(CHUNK / width).enumerate();
+        let chunks = values.par_chunks_mut(CHUNK / W).enumerate();
         chunks.try_for_each_init(Vec::new, |buffer, (chunk, values)| {
-            buffer.resize(values.len() * width, 0);
+            buffer.resize(values.len() * W, 0);
             self.read_range(name, buffer, info.range.start + (chunk * CHUNK) as u64)?;
-            match convert(buffer, values) {
-                None => Ok(()),
-                Some((element, value)) => Err(Error::BadNumber {
-                    path: self.path.clone(),
-                    tensor: name.to_owned(),
-                    element: chunk * (CHUNK / width) + element,
-                    value,
-                    reason: match value.is_finite() {
-                        true => {
-                            "does not fit the compute dtype: choose `compute_dtype = \"bf16\"` or \"f32\""
-                        }
-                        false => "no weight can be: the checkpoint is damaged",
-                    },
-                }),
+            let (elements, _) = buffer.as_chunks::<W>();
+            for (value, &element) in values.iter_mut().zip(elements) {
+                *value = T::from_f32(decode(element));
             }
+            let Some(bad) = values.iter().position(|value| !value.is_finite()) else { return Ok(()) };
+            let value = decode(elements[bad]);
+            Err(Error::BadNumber {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                element: chunk * (CHUNK / W) + bad,
+                value,
+                reason: match value.is_finite() {
+                    true => "does not fit the compute dtype: choose `compute_dtype = \"f32\"`",
+                    false => "no weight can be: the checkpoint is damaged",
+                },
+            })
         })?;
         Ok(values)
     }
@@ -253,20 +260,6 @@ impl SafetensorsFile {
             _ => Error::Io { path: self.path.clone(), source },
         })
     }
-}
-
-/// Decodes little-endian elements of `W` bytes; returns the first that is not finite.
-fn convert<T: Float, const W: usize>(
-    bytes: &[u8],
-    values: &mut [T],
-    decode: impl Fn([u8; W]) -> f32,
-) -> Option<(usize, f32)> {
-    let (elements, _) = bytes.as_chunks::<W>();
-    for (value, &element) in values.iter_mut().zip(elements) {
-        *value = T::from_f32(decode(element));
-    }
-    let bad = values.iter().position(|value| !value.is_finite())?;
-    Some((bad, decode(elements[bad])))
 }
 
 /// Fills `buffer` from `offset`, without a shared cursor.

@@ -221,14 +221,12 @@ impl<'a> ConfigReader<'a> {
     /// Fails when the object holds keys that nobody read and that are not known to be irrelevant.
     pub(super) fn finish(&self) -> Result<(), Error> {
         let read = self.read.borrow();
+        let irrelevant = |key: &str| self.path.is_empty() && IRRELEVANT.contains(&key);
         let unknown: Vec<String> = self
             .entries
             .iter()
-            .filter(|(key, value)| {
-                !value.is_null()
-                    && !read.contains(key.as_str())
-                    && !(self.path.is_empty() && IRRELEVANT.contains(&key.as_str()))
-            })
+            .filter(|(_, value)| !value.is_null())
+            .filter(|(key, _)| !read.contains(key.as_str()) && !irrelevant(key))
             .map(|(key, value)| format!("`{}` = {}", self.name(key), shorten(value)))
             .collect();
         match unknown.is_empty() {

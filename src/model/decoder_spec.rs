@@ -244,3 +244,27 @@ impl DecoderSpec {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_takes_the_checkpoint_dtype_only_where_it_is_native() {
+        let resolve = |asked, native: &[FloatDtype], supported: &[FloatDtype]| {
+            FloatDtype::resolve(
+                asked,
+                FloatDtype::Bf16,
+                |dtype| native.contains(&dtype),
+                |dtype| supported.contains(&dtype),
+            )
+        };
+        let all = [FloatDtype::F32, FloatDtype::Bf16, FloatDtype::F16];
+        assert_eq!(resolve(ComputeDtype::Auto, &[FloatDtype::Bf16], &all).unwrap(), FloatDtype::Bf16);
+        assert_eq!(resolve(ComputeDtype::Auto, &[FloatDtype::F16], &all).unwrap(), FloatDtype::F32);
+        assert_eq!(resolve(ComputeDtype::F16, &[], &all).unwrap(), FloatDtype::F16);
+        assert_eq!(resolve(ComputeDtype::F32, &all, &all).unwrap(), FloatDtype::F32);
+        let error = resolve(ComputeDtype::F16, &[], &[FloatDtype::F32]).unwrap_err().to_string();
+        assert!(error.contains("f16") && error.contains("compute_dtype"), "{error}");
+    }
+}

@@ -1,5 +1,7 @@
 //! Safetensors files made to order, valid or not, for the tests of what reads them.
 
+#![expect(clippy::panic, reason = "a helper outside the test functions may fail the test")]
+
 use std::fs;
 use std::path::Path;
 

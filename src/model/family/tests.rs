@@ -196,7 +196,7 @@ fn what_changes_the_maths_is_refused() {
     refused("qwen2", json!({"use_mrope": true}), &["use_mrope"]);
     refused(
         "qwen2",
-        json!({"num_key_value_heads": 4, "layer_types": ["linear_attention"; 3]}),
+        json!({"num_key_value_heads": 4, "layer_types": vec!["linear_attention"; 3]}),
         &["linear_attention"],
     );
     refused(
@@ -206,7 +206,7 @@ fn what_changes_the_maths_is_refused() {
     );
     refused(
         "qwen3",
-        json!({"num_key_value_heads": 4, "layer_types": ["sliding_attention"; 3]}),
+        json!({"num_key_value_heads": 4, "layer_types": vec!["sliding_attention"; 3]}),
         &["use_sliding_window"],
     );
     for method in ["gptq", "awq", "fp8", "compressed-tensors"] {
