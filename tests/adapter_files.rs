@@ -1,6 +1,8 @@
 //! Adapter folders: PEFT's own are read, ours are read back and written alike twice, and what does not fit is
 //! named.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -124,11 +126,14 @@ fn with_config(name: &str, change: impl FnOnce(&mut serde_json::Map<String, Valu
     folder
 }
 
-/// A folder whose file holds the given f32 tensors, all ones.
-fn with_tensors(config: Value, tensors: &[(&str, Dtype, &[usize])]) -> TempDir {
+/// Name, dtype and shape.
+type Described<'a> = (&'a str, Dtype, &'a [usize]);
+
+/// A folder whose file holds the given tensors, of arbitrary values.
+fn with_tensors(config: Value, tensors: &[Described<'_>]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(CONFIG_FILE), config.to_string()).unwrap();
-    let header = |(name, dtype, shape): &(&str, Dtype, &[usize])| TensorHeader {
+    let header = |(name, dtype, shape): &Described<'_>| TensorHeader {
         name: (*name).to_owned(),
         dtype: *dtype,
         shape: shape.to_vec(),
@@ -399,14 +404,14 @@ fn tensors_that_do_not_belong_are_named() {
     const LAYER: &str = "base_model.model.model.layers.0.self_attn.q_proj";
     let (a, b) = (format!("{LAYER}.lora_A.weight"), format!("{LAYER}.lora_B.weight"));
     let magnitude = format!("{LAYER}.lora_magnitude_vector");
-    let good: [(&str, Dtype, &[usize]); 2] = [(&a, Dtype::F32, &[2, 32]), (&b, Dtype::F16, &[32, 2])];
-    let open = |tensors: &[(&str, Dtype, &[usize])]| {
+    let good: [Described<'_>; 2] = [(&a, Dtype::F32, &[2, 32]), (&b, Dtype::F16, &[32, 2])];
+    let open = |tensors: &[Described<'_>]| {
         let folder = with_tensors(plain_config(), tensors);
         Adapter::open(folder.path()).and_then(|adapter| adapter.targets(&modules()))
     };
     assert_eq!(open(&good).unwrap().len(), 1);
 
-    let cases: [(&[(&str, Dtype, &[usize])], &str); 9] = [
+    let cases: [(&[Described<'_>], &str); 9] = [
         (&[good[0], good[1], (&magnitude, Dtype::F32, &[32])], "DoRA"),
         (&[good[0], good[1], ("model.x.lora_A.weight", Dtype::F32, &[2, 32])], "`model.x.lora_A.weight`"),
         (&[good[0]], "lora_B is missing"),

@@ -101,7 +101,7 @@ pub fn generate<B: KernelBackend<Frozen = B>>(
         }
         let hidden = decoder.hidden(&next, adapters.as_deref(), Some(&mut cache))?;
         let last = hidden.dims()[0] - 1;
-        let logits = decoder.logits_of(hidden.slice([last..last + 1])).cast(DType::F32).try_into_data();
+        let logits = decoder.logits_of(hidden.narrow(0, last, 1)).cast(DType::F32).try_into_data();
         let device = |reason: String| Error::Device { reason };
         let logits: Vec<f32> = logits
             .map_err(|error| device(format!("{error:?}")))?

@@ -84,11 +84,11 @@ mod tests {
 
     /// How often each token is drawn in `draws` places.
     fn shares(sampling: &Sampling, logits: &[f32], draws: u64) -> Vec<f64> {
-        let mut counts = vec![0.0; logits.len()];
+        let mut counts = vec![0_u32; logits.len()];
         for place in 0..draws {
-            counts[sampling.pick(logits, place).unwrap() as usize] += 1.0 / draws as f64;
+            counts[sampling.pick(logits, place).unwrap() as usize] += 1;
         }
-        counts
+        counts.into_iter().map(|count| f64::from(count) / draws as f64).collect()
     }
 
     #[test]
