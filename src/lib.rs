@@ -3,9 +3,11 @@
 pub mod adapter;
 pub mod assets;
 pub mod data;
+pub mod document;
 pub mod files;
 pub mod generate;
 pub mod model;
 pub mod quant;
+pub mod recipe;
 pub mod train;
 pub mod units;

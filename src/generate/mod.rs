@@ -2,6 +2,7 @@
 
 pub mod decode;
 pub mod sampling;
+pub mod spec;
 pub mod stream;
 
 pub use decode::{Error, Finish, Generation, generate};

@@ -5,6 +5,8 @@
 
 use tune_kernels::dropout::philox;
 
+use super::spec::Spec;
+
 /// How an answer is drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
@@ -24,6 +26,17 @@ impl Sampling {
     /// Always the likeliest token.
     pub fn greedy(max_new_tokens: usize, stop_tokens: Vec<u32>) -> Self {
         Self { max_new_tokens, temperature: 0.0, top_p: 1.0, seed: 0, stop_tokens }
+    }
+
+    /// What a recipe asks for.
+    pub fn from_spec(spec: &Spec, stop_tokens: Vec<u32>) -> Self {
+        Self {
+            max_new_tokens: spec.max_new_tokens,
+            temperature: spec.temperature,
+            top_p: 1.0,
+            seed: spec.seed,
+            stop_tokens,
+        }
     }
 
     /// The token at one place of an answer, from 0; `None` if no logit is a usable number.
