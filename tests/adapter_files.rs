@@ -1,6 +1,8 @@
 //! Adapter folders: PEFT's own are read, ours are read back and written alike twice, and what does not fit is
 //! named.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,8 +16,10 @@ use tune::adapter::peft::{self, Adapter, CARD_FILE, CONFIG_FILE, Config, TENSORS
 use tune::adapter::projection::{Module, Projection};
 use tune::adapter::spec::{Spec, TargetModules};
 use tune::adapter::target::{Target, resolve};
+use tune::assets::{ModelDir, SafetensorsFile};
 use tune::files::Existing;
 use tune::files::safetensors::{Dtype, Layout, TensorHeader};
+use tune::model::{Decoder, FloatDtype, family, load};
 
 /// The projections of `tests/golden/peft/base`.
 fn modules() -> Vec<Module> {
@@ -122,11 +126,14 @@ fn with_config(name: &str, change: impl FnOnce(&mut serde_json::Map<String, Valu
     folder
 }
 
-/// A folder whose file holds the given f32 tensors, all ones.
-fn with_tensors(config: Value, tensors: &[(&str, Dtype, &[usize])]) -> TempDir {
+/// Name, dtype and shape.
+type Described<'a> = (&'a str, Dtype, &'a [usize]);
+
+/// A folder whose file holds the given tensors, of arbitrary values.
+fn with_tensors(config: Value, tensors: &[Described<'_>]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(CONFIG_FILE), config.to_string()).unwrap();
-    let header = |(name, dtype, shape): &(&str, Dtype, &[usize])| TensorHeader {
+    let header = |(name, dtype, shape): &Described<'_>| TensorHeader {
         name: (*name).to_owned(),
         dtype: *dtype,
         shape: shape.to_vec(),
@@ -183,6 +190,34 @@ fn adapters_of_peft_equal_the_recipes_that_would_train_them() {
             };
             assert_eq!(set.values(number).unwrap(), expected, "{name} {}", parameter.name);
         }
+    }
+}
+
+#[test]
+fn base_and_adapter_of_peft_give_its_logits() {
+    let model = ModelDir::open(&golden("base")).unwrap();
+    let decoder_spec = family::decoder_spec(model.config()).unwrap();
+    assert_eq!(decoder_spec.modules(), modules());
+    let decoder: Decoder<Flex> =
+        load::load(model.weights(), &decoder_spec, None, FloatDtype::F32, &Default::default(), &mut |_| {})
+            .unwrap();
+    for (name, _) in golden_specs() {
+        let adapter = Adapter::open(&golden(name)).unwrap();
+        let targets = adapter.targets(&modules()).unwrap();
+        let values = adapter.values(&targets).unwrap();
+        let set = LoraSet::from_values(targets, 0.0, values, decoder.device()).unwrap();
+        let layers: Vec<_> = (0..2).map(|layer| set.layer(layer, None)).collect();
+
+        let file = SafetensorsFile::open(&golden(name).join("golden.safetensors")).unwrap();
+        let ids = file.read("input_ids").unwrap();
+        let ids: Vec<u32> = ids.as_chunks().0.iter().map(|id| i64::from_le_bytes(*id) as u32).collect();
+        let expected = file.read_floats::<f32>("logits").unwrap();
+        let logits: Vec<f32> = decoder.logits(&ids, Some(&layers)).unwrap().into_data().into_vec().unwrap();
+        let difference =
+            logits.iter().zip(&expected).map(|(ours, theirs)| (ours - theirs).abs()).fold(0.0, f32::max);
+        println!("{name}: {difference:.1e}");
+        assert_eq!(logits.len(), expected.len());
+        assert!(difference <= 1e-4, "{name}: logits differ by {difference}");
     }
 }
 
@@ -369,14 +404,14 @@ fn tensors_that_do_not_belong_are_named() {
     const LAYER: &str = "base_model.model.model.layers.0.self_attn.q_proj";
     let (a, b) = (format!("{LAYER}.lora_A.weight"), format!("{LAYER}.lora_B.weight"));
     let magnitude = format!("{LAYER}.lora_magnitude_vector");
-    let good: [(&str, Dtype, &[usize]); 2] = [(&a, Dtype::F32, &[2, 32]), (&b, Dtype::F16, &[32, 2])];
-    let open = |tensors: &[(&str, Dtype, &[usize])]| {
+    let good: [Described<'_>; 2] = [(&a, Dtype::F32, &[2, 32]), (&b, Dtype::F16, &[32, 2])];
+    let open = |tensors: &[Described<'_>]| {
         let folder = with_tensors(plain_config(), tensors);
         Adapter::open(folder.path()).and_then(|adapter| adapter.targets(&modules()))
     };
     assert_eq!(open(&good).unwrap().len(), 1);
 
-    let cases: [(&[(&str, Dtype, &[usize])], &str); 9] = [
+    let cases: [(&[Described<'_>], &str); 9] = [
         (&[good[0], good[1], (&magnitude, Dtype::F32, &[32])], "DoRA"),
         (&[good[0], good[1], ("model.x.lora_A.weight", Dtype::F32, &[2, 32])], "`model.x.lora_A.weight`"),
         (&[good[0]], "lora_B is missing"),
@@ -471,7 +506,7 @@ fn files_beside_are_copied_and_old_folders_replaced_when_asked() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(64) })]
 
     #[test]
     fn damaged_files_are_errors_and_never_panics(

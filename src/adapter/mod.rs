@@ -5,6 +5,7 @@ pub mod lora;
 pub mod peft;
 pub mod projection;
 pub mod spec;
+pub mod table;
 pub mod target;
 
 pub use error::Error;

@@ -11,7 +11,7 @@ use std::fmt;
 
 use regex::Regex;
 
-use super::projection::{Module, Projection};
+use super::projection::Module;
 use super::spec::{Spec, TargetModules};
 
 /// A projection that gets an adapter.
@@ -74,7 +74,7 @@ pub enum At {
     AlphaPattern(usize),
 }
 
-/// The targets of a recipe, by layer and then in the order of [`Projection::ALL`].
+/// The targets of a recipe, by layer and then in the order of [`Projection::ALL`](super::projection::Projection::ALL).
 ///
 /// `modules` are all projections of the model.
 ///
@@ -338,83 +338,6 @@ impl<'a, T> Patterns<'a, T> {
             };
             problems.push(Problem { at: (self.at)(position), message, help });
         }
-    }
-}
-
-/// One line of the table of what matched: a projection, over the layers in which all its numbers agree.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TableRow {
-    /// The projection.
-    pub projection: Projection,
-    /// Its layers, ascending.
-    pub layers: Vec<usize>,
-    /// Rows of the weight.
-    pub out_features: usize,
-    /// Columns of the weight.
-    pub in_features: usize,
-    /// Rows of A.
-    pub rank: usize,
-    /// Numerator of the scaling.
-    pub alpha: f64,
-    /// Factor on B·A.
-    pub scaling: f64,
-    /// Elements of A and B in all these layers.
-    pub parameters: u64,
-}
-
-impl TableRow {
-    /// Whether the rank is higher than that of any update the weight could take: legal, and a waste.
-    pub fn exceeds_full_rank(&self) -> bool {
-        self.rank > self.in_features.min(self.out_features)
-    }
-}
-
-/// What matched, compactly: usually one row for each projection.
-pub fn table(targets: &[Target]) -> Vec<TableRow> {
-    let mut rows: Vec<TableRow> = Vec::new();
-    for target in targets {
-        let module = &target.module;
-        let same = |row: &&mut TableRow| {
-            row.projection == module.projection
-                && (row.out_features, row.in_features) == (module.out_features, module.in_features)
-                && (row.rank, row.alpha, row.scaling) == (target.rank, target.alpha, target.scaling)
-        };
-        match rows.iter_mut().find(same) {
-            Some(row) => {
-                row.layers.push(module.layer);
-                row.parameters += target.parameters();
-            }
-            None => rows.push(TableRow {
-                projection: module.projection,
-                layers: vec![module.layer],
-                out_features: module.out_features,
-                in_features: module.in_features,
-                rank: target.rank,
-                alpha: target.alpha,
-                scaling: target.scaling,
-                parameters: target.parameters(),
-            }),
-        }
-    }
-    rows.sort_by_key(|row| (row.projection, row.layers[0]));
-    rows
-}
-
-/// Layer numbers as people write them: `0-11, 14`.
-#[derive(Clone, Copy, Debug)]
-pub struct LayerRanges<'a>(pub &'a [usize]);
-
-impl fmt::Display for LayerRanges<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (position, run) in self.0.chunk_by(|left, right| left + 1 == *right).enumerate() {
-            let comma = if position == 0 { "" } else { ", " };
-            match run {
-                [only] => write!(formatter, "{comma}{only}")?,
-                [first, .., last] => write!(formatter, "{comma}{first}-{last}")?,
-                [] => {}
-            }
-        }
-        Ok(())
     }
 }
 

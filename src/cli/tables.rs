@@ -1,12 +1,13 @@
 //! Tables for people: what matched the target patterns.
 
 use super::style::{FAINT, STRONG, WARNING, paint};
-use crate::adapter::target::{self, Target};
+use crate::adapter::table;
+use crate::adapter::target::Target;
 use crate::units::Grouped;
 
 /// The projections that get an adapter, one line for each kind.
 pub(super) fn targets(targets: &[Target]) -> Vec<String> {
-    let rows = target::table(targets);
+    let rows = table::table(targets);
     let mut lines = vec![paint(STRONG, "adapter    layers      out × in    rank  scaling  parameters")];
     for row in &rows {
         let shape = format!("{} × {}", row.out_features, row.in_features);
@@ -17,7 +18,7 @@ pub(super) fn targets(targets: &[Target]) -> Vec<String> {
         lines.push(format!(
             "{:<11}{:<8}{:>14}{:>8}{:>9.4}{:>12}{warning}",
             row.projection.hf_name(),
-            target::LayerRanges(&row.layers).to_string(),
+            table::LayerRanges(&row.layers).to_string(),
             shape,
             row.rank,
             row.scaling,

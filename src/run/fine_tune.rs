@@ -169,8 +169,12 @@ impl OnBackend for Training<'_> {
             &opened.model.tokenizer_files()?,
         )?;
         outcome.adapter = Some(folder.adapter());
-        let after = sampler.answers(&decoder, Some(&adapters), environment.stop)?;
-        outcome.samples = sampler.pair(before, after);
+        match sampler.answers(&decoder, Some(&adapters), environment.stop) {
+            Ok(after) => outcome.samples = sampler.pair(before, after),
+            // The adapter is on disk: the run is done, whatever becomes of the samples.
+            Err(Error::Stopped) => {}
+            Err(error) => return Err(error),
+        }
         Ok(outcome)
     }
 }

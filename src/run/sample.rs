@@ -3,6 +3,8 @@
 //! A prompt is put to the model as the first training dataset's format puts its own: as a user turn, an Alpaca
 //! instruction, or the plain beginning of a text.
 
+use std::ops::ControlFlow;
+
 use tune_kernels::KernelBackend;
 
 use super::Error;
@@ -11,7 +13,7 @@ use crate::adapter::lora::LoraSet;
 use crate::data::example::Message;
 use crate::data::schema::alpaca_prompt;
 use crate::data::spec::{Format, Split};
-use crate::generate::{Sampling, generate};
+use crate::generate::{Finish, Sampling, generate};
 use crate::model::Decoder;
 use crate::train::event::Sample;
 
@@ -30,13 +32,7 @@ impl<'a> Sampler<'a> {
         for prompt in &spec.prompts {
             prompts.extend(encode(opened, prompt)?);
         }
-        let sampling = Sampling {
-            max_new_tokens: spec.max_new_tokens,
-            temperature: spec.temperature as f32,
-            top_p: 1.0,
-            seed: spec.seed,
-            stop_tokens: stop_tokens(opened),
-        };
+        let sampling = Sampling::from_spec(spec, stop_tokens(opened));
         Ok(Self { opened, prompts, sampling })
     }
 
@@ -50,11 +46,12 @@ impl<'a> Sampler<'a> {
         let Some(tokenizer) = &self.opened.tokenizer else { return Ok(Vec::new()) };
         let mut answers = Vec::with_capacity(self.prompts.len());
         for prompt in &self.prompts {
-            if stop() {
+            let listen = |_| if stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            let generation = generate(decoder, adapters, prompt, &self.sampling, listen)?;
+            if generation.finish == Finish::Interrupted {
                 return Err(Error::Stopped);
             }
-            let ids = generate(decoder, adapters, prompt, &self.sampling, &mut |_| {})?;
-            answers.push(tokenizer.decode_plain(&ids).map_err(crate::data::error::Error::from)?);
+            answers.push(tokenizer.decode_plain(&generation.tokens).map_err(crate::data::error::Error::from)?);
         }
         Ok(answers)
     }

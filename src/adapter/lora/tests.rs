@@ -165,8 +165,8 @@ fn given_values_come_back() {
     let set = set(1, 0.0);
     let values: Vec<_> = (0..6).map(|index| set.values(index).unwrap()).collect();
     let again: LoraSet<Flex> = LoraSet::from_values(targets(), 0.0, values.clone(), &device()).unwrap();
-    for index in 0..6 {
-        assert_eq!(again.values(index).unwrap(), values[index]);
+    for (index, values) in values.iter().enumerate() {
+        assert_eq!(again.values(index).unwrap(), *values);
     }
     assert!(LoraSet::<Flex>::from_values(targets(), 0.0, values[1..].to_vec(), &device()).is_err());
     let short = values.iter().map(|values| values[1..].to_vec()).collect();

@@ -3,14 +3,12 @@
 //! A field that changes the mathematics and is not understood is an error, never a default. Knows how PEFT
 //! reads each field; refuses to know tensors.
 
-use std::collections::BTreeSet;
-
-use regex::Regex;
 use serde_json::{Map, Number, Value, json};
 
+use super::patterns::{Pattern, first, portable, target_names};
 use crate::adapter::projection::Module;
 use crate::adapter::spec::{Spec, TargetModules};
-use crate::adapter::target::{Target, full_match, names_module, pattern_key, scaling};
+use crate::adapter::target::{Target, full_match, names_module, scaling};
 
 /// What an adapter folder says of itself.
 #[derive(Clone, Debug)]
@@ -35,14 +33,6 @@ pub struct Config {
     alpha_pattern: Vec<Pattern<f64>>,
     /// `layers_to_transform` or `exclude_modules` narrows the targets further.
     narrowed: bool,
-}
-
-/// One entry of `rank_pattern` or `alpha_pattern`.
-#[derive(Clone, Debug)]
-struct Pattern<T> {
-    text: String,
-    regex: Regex,
-    value: T,
 }
 
 impl Config {
@@ -179,55 +169,6 @@ impl Config {
     }
 }
 
-/// The value of the first pattern that matches.
-fn first<T: Copy>(patterns: &[Pattern<T>], path: &str) -> Option<T> {
-    patterns.iter().find(|pattern| pattern.regex.is_match(path)).map(|pattern| pattern.value)
-}
-
-/// Names that mean exactly the targets, sorted.
-fn target_names(targets: &[Target], modules: &[Module]) -> Vec<String> {
-    let paths: BTreeSet<&str> = targets.iter().map(|target| target.module.path.as_str()).collect();
-    let last: BTreeSet<&str> = paths.iter().map(|path| path.rsplit('.').next().unwrap_or(path)).collect();
-    let matched = modules.iter().filter(|module| last.iter().any(|name| names_module(name, &module.path)));
-    let chosen = if matched.count() == paths.len() { last } else { paths };
-    chosen.into_iter().map(str::to_owned).collect()
-}
-
-/// A default and sorted patterns from which every reader gets each target's value.
-fn portable<T: Copy + PartialEq>(
-    default: T,
-    written: &[(String, T)],
-    targets: &[Target],
-    value: impl Fn(&Target) -> T,
-) -> (T, Vec<Pattern<T>>) {
-    if let Some(first) = targets.first().map(&value)
-        && targets.iter().all(|target| value(target) == first)
-    {
-        return (first, Vec::new());
-    }
-    let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
-    let own = written.iter().all(|(text, _)| plain(text)).then(|| written.to_vec());
-    let each = |name: &dyn Fn(&str) -> String| -> Vec<(String, T)> {
-        let differing = targets.iter().filter(|target| value(target) != default);
-        differing.map(|target| (name(&target.module.path), value(target))).collect()
-    };
-    // Older versions of PEFT want something before a pattern: the path less its first component.
-    let short = |path: &str| path.split_once('.').map_or(path, |(_, rest)| rest).to_owned();
-    let candidates = [own, Some(each(&short)), Some(each(&|path| regex::escape(path)))];
-    let compile = |mut entries: Vec<(String, T)>| -> Option<Vec<Pattern<T>>> {
-        entries.sort_by(|left, right| left.0.cmp(&right.0));
-        let pattern =
-            |(text, value): (String, T)| Some(Pattern { regex: pattern_key(&text).ok()?, text, value });
-        entries.into_iter().map(pattern).collect()
-    };
-    let exact = |patterns: &Vec<Pattern<T>>| {
-        targets.iter().all(|target| first(patterns, &target.module.path).unwrap_or(default) == value(target))
-    };
-    // The last candidate, escaped whole paths, is exact whatever the targets.
-    let patterns = candidates.into_iter().flatten().filter_map(compile).find(exact);
-    (default, patterns.unwrap_or_default())
-}
-
 /// A whole number without a fraction, as Python would write it.
 fn number(value: f64) -> Value {
     match value {
@@ -250,7 +191,7 @@ fn check_kind(fields: &Map<String, Value>, problems: &mut Vec<String>) {
     match fields.get("task_type") {
         None | Some(Value::Null) => {}
         Some(Value::String(task)) if task == "CAUSAL_LM" => {}
-        Some(other) => problems.push(format!("task_type is {other}; only CAUSAL_LM can be used")),
+        Some(other) => problems.push(format!("task_type is {}; only CAUSAL_LM can be used", shown(other))),
     }
 }
 
@@ -314,18 +255,28 @@ fn check_field(key: &str, value: &Value, problems: &mut Vec<String>) {
         };
         if !base_unchanged {
             problems.push(format!(
-                "init_lora_weights is {value}: such an adapter belongs to changed base weights; convert it to a plain \
-                 LoRA with PEFT first (path_initial_model_for_weight_conversion)"
+                "init_lora_weights is {}: such an adapter belongs to changed base weights; convert it to a plain LoRA \
+                 with PEFT first (path_initial_model_for_weight_conversion)",
+                shown(value)
             ));
         }
     } else if let Some((_, meaning)) = UNSUPPORTED.iter().find(|(known, _)| *known == key) {
         if !is_empty(value) {
-            problems.push(format!("{key} is {value}: {meaning} cannot be used"));
+            problems.push(format!("{key} is {}: {meaning} cannot be used", shown(value)));
         }
     } else if !UNDERSTOOD.contains(&key) && !is_empty(value) {
         problems.push(format!(
             "adapter_config.json has `{key}`, which is not understood and may change the result"
         ));
+    }
+}
+
+/// A value as it stands in the file, cut where it is long.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }
 
@@ -373,7 +324,8 @@ impl Fields<'_> {
         let value = self.fields.get(key).filter(|value| !value.is_null())?;
         let read = read(value);
         if read.is_none() {
-            self.problems.push(format!("{key} in adapter_config.json must be {expected}, not {value}"));
+            self.problems
+                .push(format!("{key} in adapter_config.json must be {expected}, not {}", shown(value)));
         }
         read
     }
@@ -394,12 +346,13 @@ impl Fields<'_> {
         let entries = self.optional(key, "an object", |value| value.as_object().cloned()).unwrap_or_default();
         let mut patterns = Vec::with_capacity(entries.len());
         for (text, value) in entries {
-            match (pattern_key(&text), read(&value)) {
-                (Ok(regex), Some(value)) => patterns.push(Pattern { text, regex, value }),
-                (Err(reason), _) => {
-                    self.problems.push(format!("`{text}` in {key} cannot be matched: {reason}"))
-                }
-                (_, None) => self.problems.push(format!("`{text}` in {key} must be {expected}, not {value}")),
+            let Some(value) = read(&value) else {
+                self.problems.push(format!("`{text}` in {key} must be {expected}, not {}", shown(&value)));
+                continue;
+            };
+            match Pattern::new(text.clone(), value) {
+                Ok(pattern) => patterns.push(pattern),
+                Err(reason) => self.problems.push(format!("`{text}` in {key} cannot be matched: {reason}")),
             }
         }
         patterns

@@ -8,6 +8,7 @@
 mod card;
 pub mod config;
 pub mod keys;
+mod patterns;
 mod read;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::adapter::projection::Projection;
+use crate::adapter::table::{LayerRanges, table};
 
 /// The projections of a small model with grouped-query attention.
 fn modules(layers: usize) -> Vec<Module> {
