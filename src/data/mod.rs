@@ -9,6 +9,7 @@ pub mod order;
 pub mod pack;
 pub mod prefetch;
 pub mod sequence;
+mod schema;
 pub mod source;
 pub mod spec;
 pub mod survey;

@@ -37,16 +37,14 @@ impl<T> Outlet<T> {
 }
 
 impl<T: Send + 'static> Prefetched<T> {
-    /// Starts `produce`, at most `ahead` items ahead.
-    ///
-    /// # Errors
-    /// The thread cannot be started.
+    /// Starts `produce`, at most `ahead` items ahead. Where no thread can be started, that error is the only item.
     pub(super) fn spawn(
         ahead: usize,
         produce: impl FnOnce(&Outlet<T>) -> Result<(), Error> + Send + 'static,
-    ) -> Result<Prefetched<T>, Error> {
-        let (sender, receiver) = sync_channel(ahead);
+    ) -> Prefetched<T> {
+        let (sender, receiver) = sync_channel(ahead.max(1));
         let stop = Arc::new(AtomicBool::new(false));
+        let unstarted = sender.clone();
         let outlet = Outlet { sender, stop: Arc::clone(&stop) };
         let work = move || {
             if let Err(error) = produce(&outlet) {
@@ -54,11 +52,16 @@ impl<T: Send + 'static> Prefetched<T> {
                 let _unheard = outlet.sender.send(Err(error));
             }
         };
-        let worker = std::thread::Builder::new()
-            .name("batches".to_owned())
-            .spawn(work)
-            .map_err(|error| Error::Threads { problem: error.to_string() })?;
-        Ok(Prefetched { receiver: Some(receiver), stop, worker: Some(worker) })
+        let worker = match std::thread::Builder::new().name("batches".to_owned()).spawn(work) {
+            Ok(worker) => Some(worker),
+            Err(error) => {
+                let problem = format!("cannot be started: {error}");
+                // The channel holds nothing yet, so there is room.
+                let _sent = unstarted.try_send(Err(Error::Threads { problem }));
+                None
+            }
+        };
+        Prefetched { receiver: Some(receiver), stop, worker }
     }
 }
 
@@ -108,8 +111,7 @@ mod tests {
         let mut items = Prefetched::spawn(2, |outlet| {
             (0..5).for_each(|item| assert!(outlet.give(item)));
             Err(Error::Endless)
-        })
-        .unwrap();
+        });
         for expected in 0..5 {
             assert_eq!(items.next().unwrap().unwrap(), expected);
         }
@@ -127,8 +129,7 @@ mod tests {
             }
             assert!(outlet.is_closed());
             Ok(())
-        })
-        .unwrap();
+        });
         assert!(items.next().is_some());
         drop(items);
         let at_the_end = given.load(Ordering::SeqCst);
@@ -137,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_breakdown_is_not_the_end() {
-        let mut items = Prefetched::<u8>::spawn(1, |_| panic!("on purpose")).unwrap();
+        let mut items = Prefetched::<u8>::spawn(1, |_| panic!("on purpose"));
         assert!(matches!(items.next(), Some(Err(Error::Threads { .. }))));
         assert!(items.next().is_none());
     }
