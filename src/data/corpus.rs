@@ -314,11 +314,7 @@ impl Inner {
         Ok(())
     }
 
-    fn produce_validation(
-        &self,
-        micro_batch_size: usize,
-        outlet: &Outlet<MicroBatch>,
-    ) -> Result<(), Error> {
+    fn produce_validation(&self, micro_batch_size: usize, outlet: &Outlet<MicroBatch>) -> Result<(), Error> {
         let batching =
             Batching { micro_batch_size, gradient_accumulation_steps: 1, epochs: Some(1.0), max_steps: None };
         let mut packer = self.packer(&batching);

@@ -85,6 +85,9 @@ impl ChatTemplate {
             return Ok(rendered);
         }
         for index in supervised_turns(messages, train_on) {
+            if conversation.leaves_out(&rendered.text, index) {
+                continue;
+            }
             let turn = conversation.turn(&rendered.text, index)?;
             if rendered.spans.last().is_some_and(|span| span.end > turn.span.start) {
                 return Err(self.spans_error(index, "its text overlaps that of an earlier turn"));
@@ -135,7 +138,8 @@ fn supervised_turns(messages: &[Message], train_on: TrainOn) -> Vec<usize> {
         TrainOn::Assistant => (0..messages.len()).filter(assistant).collect(),
         TrainOn::LastAssistant => (0..messages.len()).rfind(assistant).into_iter().collect(),
         TrainOn::Completion => {
-            let prompt = messages.iter().rposition(|message| message.role == "user").map_or(0, |last| last + 1);
+            let prompt =
+                messages.iter().rposition(|message| message.role == "user").map_or(0, |last| last + 1);
             (prompt..messages.len()).filter(assistant).collect()
         }
         TrainOn::All => Vec::new(),
@@ -163,10 +167,19 @@ impl Conversation<'_> {
         self.template.render_values(values, add_generation_prompt)
     }
 
+    /// The template does not show the turn at all, as some do with those that say nothing.
+    fn leaves_out(&self, whole: &str, index: usize) -> bool {
+        self.messages[index].content.trim().is_empty() && {
+            let mut values = self.values.clone();
+            values.remove(index);
+            self.template.render_values(values, false).is_ok_and(|without| without == whole)
+        }
+    }
+
     fn turn(&self, whole: &str, index: usize) -> Result<Turn, TemplateError> {
         let last = index + 1 == self.messages.len();
         // A template may refuse a conversation that is cut off here; that only rules the first method out.
-        let prompt = self.render(0..index, None, true).ok().filter(|_| index > 0);
+        let prompt = if index == 0 { None } else { self.render(0..index, None, true).ok() };
         let through = if last { Some(whole.to_owned()) } else { self.render(0..index + 1, None, false).ok() };
         if let (Some(prompt), Some(through)) = (&prompt, &through)
             && whole.starts_with(through.as_str())
@@ -203,22 +216,34 @@ impl Conversation<'_> {
     /// What the template writes behind the content of an assistant's turn that says nothing but its content and
     /// ends the conversation.
     fn plain_tail(&self, index: usize) -> Option<String> {
+        self.behind_plain_in(index, index + 1)
+    }
+
+    /// The same where the turn stands.
+    fn behind_plain(&self, index: usize) -> Option<String> {
+        self.behind_plain_in(index, self.messages.len())
+    }
+
+    fn behind_plain_in(&self, index: usize, messages: usize) -> Option<String> {
         let plain = Message {
             role: self.messages[index].role.clone(),
             content: PROBE.to_owned(),
             extra: serde_json::Map::new(),
         };
-        let text = self.render(0..index + 1, Some((index, value(&plain))), false).ok()?;
-        text.rsplit_once(PROBE).map(|(_, tail)| tail.to_owned())
+        let text = self.render(0..messages, Some((index, value(&plain))), false).ok()?;
+        text.split_once(PROBE).map(|(_, behind)| behind.to_owned())
     }
 
     fn differential(&self, whole: &str, index: usize, prompt: Option<&str>) -> Result<Turn, TemplateError> {
         let error = |problem: &str| self.template.spans_error(index, problem);
         let message = &self.messages[index];
         let (before, behind) = self.frame(index)?;
+        // Around nothing at all, templates leave out the white space that would set it off.
+        let blank = message.content.trim().is_empty();
+        let behind = if blank { behind.trim_start() } else { behind.as_str() };
         let body = whole
             .strip_prefix(before.as_str())
-            .and_then(|rest| rest.strip_suffix(behind.as_str()))
+            .and_then(|rest| rest.strip_suffix(behind))
             .ok_or_else(|| error("what surrounds it depends on what it says"))?;
         let dropped_thoughts = if same_text(body, &message.content) {
             false
@@ -227,19 +252,27 @@ impl Conversation<'_> {
         } else {
             return Err(error("it is shown altered"));
         };
-        let calls_tools = message.extra.contains_key("tool_calls");
-        let content_end = before.len() + body.trim_end().len();
-        let tail = &whole[content_end..];
+        let mut said = before.len() + body.trim_end().len();
+        if message.extra.contains_key("tool_calls") {
+            let behind = self.behind_plain(index).and_then(|behind| whole.strip_suffix(behind.as_str()));
+            match behind {
+                Some(until) if until.len() >= said => said = until.len(),
+                _ => return Err(error("where its tool calls end cannot be told")),
+            }
+        }
+        let tail = &whole[said..];
         let (closing, end) = match self.plain_tail(index) {
             Some(plain) => {
                 let expected = self.template.closing(&plain);
                 match plain[..expected.length].trim() {
                     "" => (0, EndOfTurn::Nothing),
                     token => match tail.split_once(token) {
-                        Some((between, _)) if calls_tools || between.trim().is_empty() => {
+                        Some((between, _)) if between.trim().is_empty() => {
                             (between.len() + token.len(), expected.end)
                         }
-                        _ => return Err(error("the turn's end is not where it is when the turn is the last")),
+                        _ => {
+                            return Err(error("the turn's end is not where it is when the turn is the last"));
+                        }
                     },
                 }
             }
@@ -249,7 +282,7 @@ impl Conversation<'_> {
             }
         };
         let start = self.start(whole, index, prompt, before.len());
-        Ok(Turn { span: start..content_end + closing, method: SpanMethod::Differential, end, dropped_thoughts })
+        Ok(Turn { span: start..said + closing, method: SpanMethod::Differential, end, dropped_thoughts })
     }
 
     /// What stands before and behind the content of turn `index`, whatever the content.
@@ -297,7 +330,11 @@ impl Conversation<'_> {
 
 /// Length in bytes of the longest common prefix, on a character border.
 fn shared(left: &str, right: &str) -> usize {
-    left.chars().zip(right.chars()).take_while(|(left, right)| left == right).map(|(left, _)| left.len_utf8()).sum()
+    left.chars()
+        .zip(right.chars())
+        .take_while(|(left, right)| left == right)
+        .map(|(left, _)| left.len_utf8())
+        .sum()
 }
 
 /// Where `content` ends in `text`, if `text` begins with it; white space anywhere is let be.

@@ -19,7 +19,8 @@ const PHI_LIKE: &str = "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.co
     {% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}";
 
 fn template(source: &str) -> ChatTemplate {
-    let special = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(name, token)| (name.into(), token.into()));
+    let special =
+        [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(name, token)| (name.into(), token.into()));
     let tokens = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|user|>", "<|assistant|>"];
     ChatTemplate::new(source.to_owned(), "test", special, tokens.map(str::to_owned)).unwrap()
 }
@@ -140,7 +141,8 @@ fn tool_calls_are_supervised_with_their_turn() {
     let source = "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\\n' ~ m.content }}\
         {% for call in m.tool_calls or [] %}{{ '<call>' ~ (call | tojson) ~ '</call>' }}{% endfor %}\
         {{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
-    let mut messages = conversation(&[("user", "Weather?"), ("assistant", ""), ("tool", "sun"), ("assistant", "Sun.")]);
+    let mut messages =
+        conversation(&[("user", "Weather?"), ("assistant", ""), ("tool", "sun"), ("assistant", "Sun.")]);
     let call = serde_json::json!([{"name": "weather", "days": 2}]);
     messages[1].extra.insert("tool_calls".into(), call);
     let rendered = template(source).supervise(&messages, TrainOn::Assistant).unwrap();
@@ -182,7 +184,8 @@ fn generation_tags_are_let_through() {
 #[test]
 fn refusals_and_failures_are_told_apart() {
     let messages = conversation(&TWO_EXCHANGES);
-    let error = template("{{ raise_exception('no ' ~ messages[0].role) }}").render(&messages, false).unwrap_err();
+    let error =
+        template("{{ raise_exception('no ' ~ messages[0].role) }}").render(&messages, false).unwrap_err();
     assert_eq!(error, TemplateError::Refused { origin: "test".into(), message: "no user".into() });
     let error = template("\n{{ messages[0].missing.deeper }}").render(&messages, false).unwrap_err();
     assert!(matches!(error, TemplateError::Render { line: 2, .. }), "{error:?}");
@@ -201,6 +204,7 @@ fn endless_loops_run_out_of_fuel() {
 fn reasoning_has_one_name() {
     let mut messages = conversation(&TWO_EXCHANGES[..2]);
     messages[1].extra.insert("reasoning".into(), "why".into());
-    let text = template("{{ messages[1].reasoning_content }} {{ messages[1].thinking }}").render(&messages, false);
+    let text =
+        template("{{ messages[1].reasoning_content }} {{ messages[1].thinking }}").render(&messages, false);
     assert_eq!(text.unwrap(), "why why");
 }
