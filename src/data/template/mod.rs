@@ -127,12 +127,10 @@ impl ChatTemplate {
         let origin = origin.into();
         let asked_the_date = Arc::new(AtomicBool::new(false));
         let mut environment = transformers_environment(Arc::clone(&asked_the_date));
-        environment.add_template_owned(NAME, without_generation_tags(&source)).map_err(|error| {
-            TemplateError::Syntax {
-                origin: origin.clone(),
-                line: error.line().unwrap_or(0),
-                problem: detail(&error),
-            }
+        environment.add_template_owned(NAME, prepared(&source)).map_err(|error| TemplateError::Syntax {
+            origin: origin.clone(),
+            line: error.line().unwrap_or(0),
+            problem: detail(&error),
         })?;
         Ok(ChatTemplate {
             environment,
@@ -269,13 +267,15 @@ fn transformers_environment(asked_the_date: Arc<AtomicBool>) -> Environment<'sta
     environment
 }
 
-/// `{% generation %}` marks what the assistant wrote, for those who mask by it. We find that by other means
-/// (`spans`), so the tag becomes a condition that always holds, its white-space control kept.
-fn without_generation_tags(source: &str) -> String {
-    let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else {
-        return source.to_owned();
-    };
-    tag.replace_all(source, |found: &regex::Captures<'_>| {
+/// The source as minijinja has to see it to read it as Jinja2 does.
+///
+/// Jinja2 takes every line ending for `\n`. `{% generation %}` marks what the assistant wrote, for those who mask by
+/// it; we find that by other means (`spans`), so the tag becomes a condition that always holds, its white-space control
+/// kept.
+fn prepared(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else { return source };
+    tag.replace_all(&source, |found: &regex::Captures<'_>| {
         let statement = if found.get(2).is_some() { "endif" } else { "if true" };
         format!("{{%{} {statement} {}%}}", &found[1], &found[3])
     })

@@ -60,6 +60,9 @@ pub struct Rendered {
 
 /// Stands in for a message's content. Plain letters: no template trims, splits or escapes them.
 pub(super) const PROBE: &str = "QzProbeAlphaQz";
+/// What closes a thought in a message's content.
+const END_OF_THOUGHT: &str = "</think>";
+
 const OTHER_PROBE: &str = "QzAnotherProbeQz";
 
 impl ChatTemplate {
@@ -237,21 +240,20 @@ impl Conversation<'_> {
     fn differential(&self, whole: &str, index: usize, prompt: Option<&str>) -> Result<Turn, TemplateError> {
         let error = |problem: &str| self.template.spans_error(index, problem);
         let message = &self.messages[index];
-        let (before, behind) = self.frame(index)?;
+        let (thought, answer) = match message.content.rfind(END_OF_THOUGHT) {
+            Some(at) => message.content.split_at(at + END_OF_THOUGHT.len()),
+            None => ("", message.content.as_str()),
+        };
+        let (before, behind) = self.frame(index, thought)?;
         // Around nothing at all, templates leave out the white space that would set it off.
-        let blank = message.content.trim().is_empty();
-        let behind = if blank { behind.trim_start() } else { behind.as_str() };
+        let behind = if answer.trim().is_empty() { behind.trim_start() } else { behind.as_str() };
         let body = whole
             .strip_prefix(before.as_str())
             .and_then(|rest| rest.strip_suffix(behind))
             .ok_or_else(|| error("what surrounds it depends on what it says"))?;
-        let dropped_thoughts = if same_text(body, &message.content) {
-            false
-        } else if message.content.rsplit_once("</think>").is_some_and(|(_, said)| same_text(body, said)) {
-            true
-        } else {
+        if !same_text(body, answer) {
             return Err(error("it is shown altered"));
-        };
+        }
         let mut said = before.len() + body.trim_end().len();
         if message.extra.contains_key("tool_calls") {
             let behind = self.behind_plain(index).and_then(|behind| whole.strip_suffix(behind.as_str()));
@@ -260,36 +262,27 @@ impl Conversation<'_> {
                 _ => return Err(error("where its tool calls end cannot be told")),
             }
         }
-        let tail = &whole[said..];
-        let (closing, end) = match self.plain_tail(index) {
-            Some(plain) => {
-                let expected = self.template.closing(&plain);
-                match plain[..expected.length].trim() {
-                    "" => (0, EndOfTurn::Nothing),
-                    token => match tail.split_once(token) {
-                        Some((between, _)) if between.trim().is_empty() => {
-                            (between.len() + token.len(), expected.end)
-                        }
-                        _ => {
-                            return Err(error("the turn's end is not where it is when the turn is the last"));
-                        }
-                    },
-                }
-            }
-            None => {
-                let closing = self.template.closing(tail);
-                (closing.length, closing.end)
-            }
+        let (closing, end) = self
+            .close_in_place(&whole[said..], index)
+            .ok_or_else(|| error("the turn's end is not where it is when the turn is the last"))?;
+        let header = if thought.is_empty() { before.clone() } else { self.frame(index, "")?.0 };
+        let start = match self.start(whole, index, prompt, &header) {
+            Some(start) => start.min(before.len()),
+            None if header == before => before.len(),
+            None => return Err(error("where it begins cannot be told")),
         };
-        let start = self.start(whole, index, prompt, before.len());
+        let thinking = thought.trim_end_matches(END_OF_THOUGHT).trim().trim_start_matches("<think>");
+        let dropped_thoughts = !without_space(&whole[start..before.len()]).contains(&without_space(thinking));
         Ok(Turn { span: start..said + closing, method: SpanMethod::Differential, end, dropped_thoughts })
     }
 
-    /// What stands before and behind the content of turn `index`, whatever the content.
-    fn frame(&self, index: usize) -> Result<(String, String), TemplateError> {
+    /// What stands before and behind the content of turn `index` as far as it follows `thought`, whatever it says.
+    fn frame(&self, index: usize, thought: &str) -> Result<(String, String), TemplateError> {
         let error = |problem: &str| self.template.spans_error(index, problem);
         let with = |probe: &str| {
-            let message = Message { content: probe.to_owned(), ..self.messages[index].clone() };
+            let separator = if thought.is_empty() { "" } else { "\n\n" };
+            let content = format!("{thought}{separator}{probe}");
+            let message = Message { content, ..self.messages[index].clone() };
             let text = self.render(0..self.messages.len(), Some((index, value(&message))), false)?;
             match text.split_once(probe) {
                 Some((before, behind)) if !behind.contains(probe) => {
@@ -306,25 +299,56 @@ impl Conversation<'_> {
         Ok(frame)
     }
 
+    /// Where the turn ends in `tail`, which begins behind its last word: behind the token that ends it when it is the
+    /// last, or behind another special token that stands in its place (gpt-oss), but never in the next turn.
+    fn close_in_place(&self, tail: &str, index: usize) -> Option<(usize, EndOfTurn)> {
+        let Some(plain) = self.plain_tail(index) else {
+            let closing = self.template.closing(tail);
+            return Some((closing.length, closing.end));
+        };
+        let expected = self.template.closing(&plain);
+        let token = plain[..expected.length].trim();
+        if token.is_empty() {
+            return Some((0, EndOfTurn::Nothing));
+        }
+        let space = tail.len() - tail.trim_start().len();
+        if tail[space..].starts_with(token) {
+            return Some((space + token.len(), expected.end));
+        }
+        let closing = self.template.closing(tail);
+        let stands_there = closing.end == EndOfTurn::Special
+            && expected.end == EndOfTurn::Special
+            && self.template.end_tokens.iter().any(|token| tail[..closing.length].trim_start() == token);
+        stands_there.then_some((closing.length, closing.end))
+    }
+
     /// Where the assistant's own writing begins: at the end of the generation prompt. The template may write more
     /// between that and the content (an empty thought), which the model then has to write itself, so it is learned.
     ///
-    /// Where the generation prompt goes on in another way than the whole does (an opened thought), only what both
-    /// share belongs to the prompt. Never later than the content, at `content`.
-    fn start(&self, whole: &str, index: usize, prompt: Option<&str>, content: usize) -> usize {
-        let Some(prompt) = prompt else { return content };
+    /// `header` is what stands before the content when it holds no thought.
+    fn start(&self, whole: &str, index: usize, prompt: Option<&str>, header: &str) -> Option<usize> {
+        let prompt = prompt?;
+        let earlier = self.render(0..index, None, false).ok();
+        if let Some(between) = header.strip_prefix(prompt)
+            && earlier.as_deref() == Some(prompt)
+            && !between.trim().is_empty()
+        {
+            // The template has no generation prompt: who answers is not the assistant's to write.
+            return None;
+        }
         if whole.starts_with(prompt) {
-            return content.min(prompt.len());
+            return Some(prompt.len());
         }
-        match self.render(0..index, None, false) {
-            Ok(earlier) if whole.starts_with(&earlier) && earlier.len() <= content => {
-                match prompt.strip_prefix(earlier.as_str()) {
-                    Some(opening) => earlier.len() + shared(opening, &whole[earlier.len()..content]),
-                    None => content,
-                }
-            }
-            _ => content,
+        let earlier = earlier?;
+        let opening = prompt.strip_prefix(earlier.as_str())?;
+        // What was said before may look different now than in the prompt; how the turn opens does not.
+        if let Some(at) = header.rfind(opening)
+            && whole.starts_with(&header[..at + opening.len()])
+        {
+            return Some(at + opening.len());
         }
+        // The prompt goes on in another way than the whole does (it opens a thought): what both share is the prompt.
+        whole.strip_prefix(earlier.as_str()).map(|rest| earlier.len() + shared(opening, rest))
     }
 }
 
@@ -352,8 +376,7 @@ fn content_end(text: &str, content: &str) -> Option<usize> {
 }
 
 fn same_text(left: &str, right: &str) -> bool {
-    let solid = |text: &'_ str| without_space(text);
-    solid(left) == solid(right)
+    without_space(left) == without_space(right)
 }
 
 fn without_space(text: &str) -> String {

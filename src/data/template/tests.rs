@@ -103,6 +103,38 @@ fn dropped_thoughts_are_followed_and_reported() {
 }
 
 #[test]
+fn without_a_generation_prompt_the_header_is_not_learned() {
+    let source = "{% for m in messages %}{{ m.role.upper() ~ ': ' ~ m.content ~ '</s>\\n' }}{% endfor %}";
+    let (texts, method) = supervised(source, &TWO_EXCHANGES, TrainOn::Assistant);
+    assert_eq!(texts, ["Hello!</s>", "Me.</s>"]);
+    assert_eq!(method, Some(SpanMethod::Differential));
+}
+
+/// Only the last assistant turn keeps its thought, whoever speaks after it: no prompt is a prefix of the whole.
+#[test]
+fn thoughts_that_are_kept_are_learned() {
+    let source = "{% set last = namespace(at=0) %}\
+        {% for m in messages %}{% if m.role == 'assistant' %}{% set last.at = loop.index %}{% endif %}{% endfor %}\
+        {% for m in messages %}{% set content = m.content %}\
+        {% if m.role == 'assistant' and loop.index != last.at %}\
+        {% set content = content.split('</think>')[-1].strip() %}{% endif %}\
+        {{ '<|im_start|>' ~ m.role ~ '\\n' ~ content ~ '<|im_end|>\\n' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    let turns = [
+        ("user", "Hi"),
+        ("assistant", "<think>\nhm\n</think>\n\nHello!"),
+        ("user", "Who?"),
+        ("assistant", "<think>\nI\n</think>\n\nMe."),
+    ];
+    let rendered = template(source).supervise(&conversation(&turns), TrainOn::Assistant).unwrap();
+    let texts: Vec<&str> = rendered.spans.iter().map(|span| &rendered.text[span.clone()]).collect();
+    assert_eq!(texts, ["Hello!<|im_end|>", "<think>\nI\n</think>\n\nMe.<|im_end|>"]);
+    assert!(rendered.dropped_thoughts);
+    let last = template(source).supervise(&conversation(&turns), TrainOn::LastAssistant).unwrap();
+    assert!(!last.dropped_thoughts && last.spans.len() == 1);
+}
+
+#[test]
 fn a_generation_prompt_that_opens_a_thought_is_no_part_of_the_answer() {
     let source = "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>' }}{% endfor %}\
         {% if add_generation_prompt %}{{ '<|assistant|>\\n<think>\\n' }}{% endif %}";
@@ -179,6 +211,13 @@ fn generation_tags_are_let_through() {
     let source = "{% for m in messages %}{{ m.role }}: {% generation -%}\n  {{ m.content }}\n{%- endgeneration %};{% endfor %}";
     let text = template(source).render(&conversation(&TWO_EXCHANGES[..2]), false).unwrap();
     assert_eq!(text, "user: Hi;assistant: Hello!;");
+}
+
+#[test]
+fn line_endings_of_the_source_are_newlines() {
+    let text =
+        template("{{ 'a' }}\r\nb\r{{ 'c' }}\r\n").render(&conversation(&TWO_EXCHANGES), false).unwrap();
+    assert_eq!(text, "a\nb\nc");
 }
 
 #[test]
