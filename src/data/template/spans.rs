@@ -88,6 +88,7 @@ impl ChatTemplate {
             return Ok(rendered);
         }
         for index in supervised_turns(messages, train_on) {
+            conversation.require_tool_calls(&rendered.text, index)?;
             if conversation.leaves_out(&rendered.text, index) {
                 continue;
             }
@@ -149,6 +150,11 @@ fn supervised_turns(messages: &[Message], train_on: TrainOn) -> Vec<usize> {
     }
 }
 
+fn calls_tools(message: &Message) -> bool {
+    let calls = message.extra.get("tool_calls").and_then(serde_json::Value::as_array);
+    calls.is_some_and(|calls| !calls.is_empty())
+}
+
 struct Conversation<'a> {
     template: &'a ChatTemplate,
     messages: &'a [Message],
@@ -170,6 +176,21 @@ impl Conversation<'_> {
         self.template.render_values(values, add_generation_prompt)
     }
 
+    /// A template that knows no tools shows a turn that calls some as if it had not: it would teach silence.
+    fn require_tool_calls(&self, whole: &str, index: usize) -> Result<(), TemplateError> {
+        let mut message = self.messages[index].clone();
+        if !calls_tools(&message) {
+            return Ok(());
+        }
+        message.extra.shift_remove("tool_calls");
+        match self.render(0..self.messages.len(), Some((index, value(&message))), false) {
+            Ok(without) if without == whole => {
+                Err(self.template.spans_error(index, "it does not show its tool calls"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The template does not show the turn at all, as some do with those that say nothing.
     fn leaves_out(&self, whole: &str, index: usize) -> bool {
         self.messages[index].content.trim().is_empty() && {
@@ -187,7 +208,7 @@ impl Conversation<'_> {
         if let (Some(prompt), Some(through)) = (&prompt, &through)
             && whole.starts_with(through.as_str())
             && let Some(difference) = through.strip_prefix(prompt.as_str())
-            && let Some((closing, end)) = self.close_difference(difference, index)
+            && let Some((closing, end)) = self.close_difference(difference, index, prompt)
         {
             let span = prompt.len()..prompt.len() + closing;
             return Ok(Turn { span, method: SpanMethod::Prefix, end, dropped_thoughts: false });
@@ -196,12 +217,12 @@ impl Conversation<'_> {
     }
 
     /// Where the turn ends in what the template wrote for it; `None` if its content is not there as it stands.
-    fn close_difference(&self, difference: &str, index: usize) -> Option<(usize, EndOfTurn)> {
+    fn close_difference(&self, difference: &str, index: usize, prompt: &str) -> Option<(usize, EndOfTurn)> {
         let message = &self.messages[index];
         // A turn that also calls tools, or only does, shows more than its content.
         let content_only = message.extra.is_empty() || !message.content.trim().is_empty();
         if content_only
-            && !message.extra.contains_key("tool_calls")
+            && !calls_tools(message)
             && let Some(content_end) = content_end(difference, &message.content)
         {
             let closing = self.template.closing(&difference[content_end..]);
@@ -209,7 +230,9 @@ impl Conversation<'_> {
         }
         let tail = self.plain_tail(index)?;
         let body = difference.strip_suffix(tail.as_str())?;
-        if !without_space(body).contains(&without_space(&message.content)) {
+        if !without_space(body).contains(&without_space(&message.content))
+            || self.has_no_generation_prompt(index, prompt)
+        {
             return None;
         }
         let closing = self.template.closing(&tail);
@@ -255,7 +278,7 @@ impl Conversation<'_> {
             return Err(error("it is shown altered"));
         }
         let mut said = before.len() + body.trim_end().len();
-        if message.extra.contains_key("tool_calls") {
+        if calls_tools(message) {
             let behind = self.behind_plain(index).and_then(|behind| whole.strip_suffix(behind.as_str()));
             match behind {
                 Some(until) if until.len() >= said => said = until.len(),
@@ -328,18 +351,14 @@ impl Conversation<'_> {
     /// `header` is what stands before the content when it holds no thought.
     fn start(&self, whole: &str, index: usize, prompt: Option<&str>, header: &str) -> Option<usize> {
         let prompt = prompt?;
-        let earlier = self.render(0..index, None, false).ok();
-        if let Some(between) = header.strip_prefix(prompt)
-            && earlier.as_deref() == Some(prompt)
-            && !between.trim().is_empty()
-        {
-            // The template has no generation prompt: who answers is not the assistant's to write.
+        // Without a generation prompt, who answers is not for the assistant to write.
+        if self.has_no_generation_prompt(index, prompt) {
             return None;
         }
         if whole.starts_with(prompt) {
             return Some(prompt.len());
         }
-        let earlier = earlier?;
+        let earlier = self.render(0..index, None, false).ok()?;
         let opening = prompt.strip_prefix(earlier.as_str())?;
         // What was said before may look different now than in the prompt; how the turn opens does not.
         if let Some(at) = header.rfind(opening)
@@ -347,8 +366,19 @@ impl Conversation<'_> {
         {
             return Some(at + opening.len());
         }
-        // The prompt goes on in another way than the whole does (it opens a thought): what both share is the prompt.
-        whole.strip_prefix(earlier.as_str()).map(|rest| earlier.len() + shared(opening, rest))
+        let rest = whole.strip_prefix(earlier.as_str())?;
+        let opened = match content_end(rest, opening) {
+            // The same but for white space.
+            Some(end) => end + (rest[end..].len() - rest[end..].trim_start().len()),
+            // The prompt goes on in another way than the whole does (it opens a thought): what both share is the prompt.
+            None => shared(opening, rest),
+        };
+        Some(earlier.len() + opened)
+    }
+
+    /// The generation prompt before turn `index` is no more than the messages before it.
+    fn has_no_generation_prompt(&self, index: usize, prompt: &str) -> bool {
+        self.render(0..index, None, false).is_ok_and(|earlier| earlier == prompt)
     }
 }
 

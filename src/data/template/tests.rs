@@ -183,6 +183,16 @@ fn tool_calls_are_supervised_with_their_turn() {
 }
 
 #[test]
+fn tool_calls_that_are_not_shown_are_an_error() {
+    let mut messages = conversation(&[("user", "Weather?"), ("assistant", "")]);
+    messages[1].extra.insert("tool_calls".into(), serde_json::json!([{"name": "weather"}]));
+    let error = template(CHATML).supervise(&messages, TrainOn::Assistant).unwrap_err();
+    assert!(error.to_string().contains("does not show its tool calls"), "{error}");
+    messages[1].extra.insert("tool_calls".into(), serde_json::json!([]));
+    assert_eq!(template(CHATML).supervise(&messages, TrainOn::Assistant).unwrap().spans.len(), 1);
+}
+
+#[test]
 fn an_altered_answer_is_an_error_that_says_what_to_do() {
     let source = "{% for m in messages %}{{ m.role ~ ': ' ~ m.content.upper() ~ '</s>' }}{% endfor %}\
         {% if add_generation_prompt %}assistant: {% endif %}";
