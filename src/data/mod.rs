@@ -8,7 +8,7 @@ pub mod inspect;
 pub mod order;
 pub mod pack;
 pub mod prefetch;
-mod schema;
+pub mod schema;
 pub mod sequence;
 pub mod source;
 pub mod spec;

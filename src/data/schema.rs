@@ -18,7 +18,7 @@ mod tests;
 const UNSUPERVISED: i64 = -100;
 
 /// The prompt that the Stanford Alpaca project published with its data, around an instruction and its input.
-fn alpaca_prompt(instruction: &str, input: &str) -> String {
+pub fn alpaca_prompt(instruction: &str, input: &str) -> String {
     if input.is_empty() {
         format!(
             "Below is an instruction that describes a task. Write a response that appropriately completes \

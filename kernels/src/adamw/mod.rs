@@ -1,0 +1,82 @@
+//! The AdamW update, as `torch.optim.AdamW` computes it, and the sum of squares that gradient clipping needs.
+//!
+//! ```text
+//! p ← p · (1 − η λ)
+//! m ← m + (1 − β₁)(g − m)          v ← β₂ v + (1 − β₂) g²
+//! p ← p − η / (1 − β₁ᵗ) · m / (√v / √(1 − β₂ᵗ) + ε)
+//! ```
+//!
+//! Everything is f32; the scalars are computed in f64 and rounded once.
+//!
+//! Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (<https://arxiv.org/abs/1711.05101>).
+
+pub(crate) mod autodiff;
+pub(crate) mod cpu;
+pub mod reference;
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::backend::KernelBackend;
+
+/// The constants of AdamW.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWConfig {
+    /// Decay of the first moment.
+    pub beta_1: f64,
+    /// Decay of the second moment.
+    pub beta_2: f64,
+    /// Added outside the root.
+    pub epsilon: f64,
+    /// Decoupled: the parameter is multiplied by `1 − learning_rate · weight_decay`.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamWConfig {
+    /// torch's constants, without decay.
+    fn default() -> Self {
+        Self { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// Running moments of one parameter's gradient, f32, zero before the first step.
+#[derive(Clone, Debug)]
+pub struct Moments<B: Backend> {
+    /// Of the gradient.
+    pub first: Tensor<B, 2>,
+    /// Of its square.
+    pub second: Tensor<B, 2>,
+}
+
+impl<B: Backend> Moments<B> {
+    /// Zeros in the shape of `parameter`.
+    pub fn zeros_like(parameter: &Tensor<B, 2>) -> Self {
+        Self { first: parameter.zeros_like(), second: parameter.zeros_like() }
+    }
+}
+
+/// One update; `step` counts from 1. Updates in place where a tensor is held by nobody else. On an autodiff backend
+/// the result is a new, untracked leaf.
+///
+/// # Panics
+/// If shapes differ, a dtype is not f32, or `step` is 0.
+pub fn adamw<B: KernelBackend>(
+    parameter: Tensor<B, 2>,
+    gradient: Tensor<B, 2>,
+    moments: Moments<B>,
+    config: &AdamWConfig,
+    learning_rate: f64,
+    step: u64,
+) -> (Tensor<B, 2>, Moments<B>) {
+    assert!(step > 0, "adamw: steps count from 1");
+    for (name, other) in
+        [("gradient", &gradient), ("first moment", &moments.first), ("second moment", &moments.second)]
+    {
+        assert_eq!(other.dims(), parameter.dims(), "adamw: the {name} has another shape than the parameter");
+    }
+    B::adamw(parameter, gradient, moments, config, learning_rate, step)
+}
+
+/// Σ x² in f64, in an order that depends on the shape alone.
+pub fn sum_of_squares<B: KernelBackend>(tensor: &Tensor<B, 2>) -> f64 {
+    B::sum_of_squares(tensor)
+}

@@ -1,0 +1,163 @@
+//! Causal attention over concatenated documents, with grouped queries and an optional sliding window.
+//!
+//! For query i and key j of one document, head h, its key-value head `h / (heads / kv_heads)`:
+//!
+//! ```text
+//! s[i, j] = scaling · q[i] · k[j]   for visible j          L[i] = ln Σⱼ exp s[i, j]
+//! p[i, j] = exp(s[i, j] − L[i])                            y[i] = Σⱼ p[i, j] v[j]
+//! dv[j] = Σᵢ p[i, j] dy[i]                                 δ[i] = dy[i] · y[i]
+//! ds[i, j] = p[i, j] (dy[i] · v[j] − δ[i])                 dq[i] = scaling Σⱼ ds[i, j] k[j],  dk[j] alike
+//! ```
+//!
+//! A document's queries are its last tokens (all of them in training, the new ones beside a key-value cache), so
+//! query number i of n, with m keys, stands at position `m − n + i` and sees the keys up to there; with a window of
+//! w only the last w of those. Keys of other documents are never seen. Forward keeps `L`; backward recomputes the
+//! scores. Neither holds more than a strip of them for one head.
+//!
+//! Dao, *FlashAttention-2* (<https://arxiv.org/abs/2307.08691>), for the backward by log-sum-exp.
+
+pub(crate) mod autodiff;
+pub(crate) mod cpu;
+pub mod reference;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::backend::KernelBackend;
+
+/// Where documents begin and end among queries and keys. Cloning is cheap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentOffsets {
+    queries: Arc<[u32]>,
+    keys: Arc<[u32]>,
+}
+
+impl DocumentOffsets {
+    /// Training: queries and keys are the same tokens. `offsets` starts with 0, ascends, and ends with the number of
+    /// tokens; document d is `offsets[d]..offsets[d + 1]`.
+    ///
+    /// # Panics
+    /// If `offsets` is not such a list.
+    pub fn packed(offsets: &[u32]) -> Self {
+        check("documents", offsets);
+        let queries: Arc<[u32]> = offsets.into();
+        Self { keys: queries.clone(), queries }
+    }
+
+    /// Generation: document d has its new tokens at `queries[d]..queries[d + 1]`, and its cached and new keys at
+    /// `keys[d]..keys[d + 1]`; the last query sees the last key.
+    ///
+    /// # Panics
+    /// If a list does not start with 0 and ascend, if they differ in length, or if a document has more queries than
+    /// keys.
+    pub fn with_cache(queries: &[u32], keys: &[u32]) -> Self {
+        check("queries", queries);
+        check("keys", keys);
+        assert_eq!(queries.len(), keys.len(), "document offsets: queries and keys name as many documents");
+        let offsets = Self { queries: queries.into(), keys: keys.into() };
+        for (queries, keys) in offsets.documents() {
+            assert!(
+                queries.len() <= keys.len(),
+                "document offsets: {queries:?} are more queries than keys {keys:?}"
+            );
+        }
+        offsets
+    }
+
+    /// Queries in all.
+    pub fn queries(&self) -> usize {
+        self.queries.last().map_or(0, |end| *end as usize)
+    }
+
+    /// Keys in all.
+    pub fn keys(&self) -> usize {
+        self.keys.last().map_or(0, |end| *end as usize)
+    }
+
+    /// Queries and keys of each document.
+    pub fn documents(&self) -> impl ExactSizeIterator<Item = (Range<usize>, Range<usize>)> {
+        let range = |pair: &[u32]| pair[0] as usize..pair[1] as usize;
+        self.queries
+            .windows(2)
+            .zip(self.keys.windows(2))
+            .map(move |(queries, keys)| (range(queries), range(keys)))
+    }
+}
+
+fn check(name: &str, offsets: &[u32]) {
+    assert_eq!(offsets.first(), Some(&0), "document offsets: {name} start at 0");
+    assert!(offsets.is_sorted(), "document offsets: {name} ascend");
+}
+
+/// What attention is told beside its tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionOptions {
+    /// Who belongs together.
+    pub documents: DocumentOffsets,
+    /// Factor of the scores, usually 1 / √head_dim.
+    pub scaling: f32,
+    /// How many keys a query sees at most, itself included.
+    pub sliding_window: Option<usize>,
+}
+
+impl AttentionOptions {
+    /// The keys that query `query` of a document with `queries` queries and `keys` keys sees.
+    pub(crate) fn visible(&self, query: usize, queries: usize, keys: usize) -> Range<usize> {
+        let end = keys - queries + query + 1;
+        self.sliding_window.map_or(0, |window| end.saturating_sub(window))..end
+    }
+}
+
+/// Causal attention within documents.
+///
+/// # Shapes
+/// `q` `[tokens, heads, head_dim]`, `k` and `v` `[keys, kv_heads, head_dim]`, result like `q`, dtype included.
+/// `heads` is a multiple of `kv_heads`.
+///
+/// # Panics
+/// If shapes, dtypes or document offsets do not fit, or the window is 0.
+pub fn attention<B: KernelBackend>(
+    q: Tensor<B, 3>,
+    k: Tensor<B, 3>,
+    v: Tensor<B, 3>,
+    documents: &DocumentOffsets,
+    scaling: f32,
+    sliding_window: Option<usize>,
+) -> Tensor<B, 3> {
+    let ([tokens, heads, head_dim], [keys, kv_heads, key_dim]) = (q.dims(), k.dims());
+    assert_eq!(k.dims(), v.dims(), "attention: keys and values differ in shape");
+    assert_eq!(head_dim, key_dim, "attention: queries and keys differ in head dimension");
+    assert!(
+        kv_heads > 0 && heads.is_multiple_of(kv_heads),
+        "attention: {heads} heads over {kv_heads} key-value heads"
+    );
+    assert!(q.dtype() == k.dtype() && k.dtype() == v.dtype(), "attention: q, k and v differ in dtype");
+    assert_eq!(documents.queries(), tokens, "attention: documents do not cover the queries");
+    assert_eq!(documents.keys(), keys, "attention: documents do not cover the keys");
+    assert_ne!(sliding_window, Some(0), "attention: a window of 0 sees nothing");
+    B::document_attention(
+        q,
+        k,
+        v,
+        &AttentionOptions { documents: documents.clone(), scaling, sliding_window },
+    )
+}
+
+/// What the backward of [`attention`] needs.
+#[derive(Clone, Debug)]
+pub struct AttentionBackward<B: Backend> {
+    /// `[tokens, heads, head_dim]`.
+    pub q: Tensor<B, 3>,
+    /// `[keys, kv_heads, head_dim]`.
+    pub k: Tensor<B, 3>,
+    /// Like `k`.
+    pub v: Tensor<B, 3>,
+    /// The forward's result.
+    pub output: Tensor<B, 3>,
+    /// f32 `[heads, tokens]`.
+    pub log_sum_exp: Tensor<B, 2>,
+    /// As in the forward.
+    pub options: AttentionOptions,
+}

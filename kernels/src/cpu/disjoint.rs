@@ -1,0 +1,34 @@
+//! A slice that several tasks write in parts that interleave but never overlap.
+
+use std::marker::PhantomData;
+
+/// A mutably borrowed slice, handed out in pieces to several threads.
+pub(crate) struct Disjoint<'a, T> {
+    pointer: *mut T,
+    length: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: the pointer is only turned into slices by `slice`, whose callers answer for their being disjoint.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub(crate) fn new(values: &'a mut [T]) -> Self {
+        Self { pointer: values.as_mut_ptr(), length: values.len(), borrow: PhantomData }
+    }
+
+    /// `length` values from `start` on.
+    ///
+    /// # Safety
+    /// No two slices that live at the same time may overlap.
+    ///
+    /// # Panics
+    /// If the range is out of bounds.
+    #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
+    pub(crate) unsafe fn slice(&self, start: usize, length: usize) -> &mut [T] {
+        assert!(start <= self.length && length <= self.length - start, "disjoint slice out of bounds");
+        // SAFETY: in bounds by the assertion, and disjoint from all others by the caller's promise; the borrow
+        // keeps the allocation alive and everyone else out.
+        unsafe { std::slice::from_raw_parts_mut(self.pointer.add(start), length) }
+    }
+}

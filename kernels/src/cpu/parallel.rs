@@ -1,0 +1,30 @@
+//! When to fork: rayon for work that pays for it, the calling thread for the rest.
+
+use rayon::prelude::*;
+
+/// Elementary operations below which forking costs more than it saves (a fork-join is about 5 to 10 µs).
+const WORTH_A_FORK: usize = 1 << 17;
+
+/// Runs `body` on every task; in parallel if the whole is worth it. `work` is the total of elementary operations
+/// (a multiply-add, a byte moved). Tasks run in any order and must not depend on one another.
+pub(crate) fn for_each<T: Send>(tasks: Vec<T>, work: usize, body: impl Fn(T) + Sync + Send) {
+    if tasks.len() < 2 || work < WORTH_A_FORK {
+        tasks.into_iter().for_each(body);
+    } else {
+        tasks.into_par_iter().with_max_len(1).for_each(body);
+    }
+}
+
+/// [`for_each`] over `0..count`.
+pub(crate) fn for_range(count: usize, work: usize, body: impl Fn(usize) + Sync + Send) {
+    if count < 2 || work < WORTH_A_FORK {
+        (0..count).for_each(body);
+    } else {
+        (0..count).into_par_iter().with_max_len(1).for_each(body);
+    }
+}
+
+/// Rows per task for row-wise work on `[rows, width]`, so that a task holds some 16 Ki elements.
+pub(crate) fn rows_per_task(width: usize) -> usize {
+    ((1usize << 14) / width.max(1)).max(1)
+}

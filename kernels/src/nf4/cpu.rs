@@ -1,0 +1,155 @@
+//! Unpacking NF4 rows on the CPU, a tile at a time into a caller's scratch.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use burn_flex::{Flex, FlexTensor};
+
+use super::weight::DeviceAbsmax;
+use super::{Absmax, Nf4Weight, Quantized};
+use crate::cpu::{parallel, tensor, vectorized};
+
+/// Borrowed parts of an NF4 matrix.
+#[derive(Clone, Copy)]
+pub(crate) struct Nf4Rows<'a> {
+    pub(crate) shape: [usize; 2],
+    block_size: usize,
+    codebook: [f32; 16],
+    codes: &'a [u8],
+    absmax: Scales<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum Scales<'a> {
+    F32(&'a [f32]),
+    Double { codes: &'a [u8], nested: &'a [f32], map: &'a [f32], offset: f32, block_size: usize },
+}
+
+/// The tensors of a device weight, held so that [`Nf4Rows`] can borrow them.
+pub(crate) struct Nf4Tensors {
+    codes: FlexTensor,
+    absmax: FlexTensor,
+    nested: Option<(FlexTensor, FlexTensor)>,
+}
+
+impl Nf4Tensors {
+    pub(crate) fn new(weight: &Nf4Weight<Flex>) -> Self {
+        let codes = weight.codes.clone().into_primitive();
+        match &weight.absmax {
+            DeviceAbsmax::F32(values) => {
+                Self { codes, absmax: tensor::primitive(values.clone()), nested: None }
+            }
+            DeviceAbsmax::Double { codes: absmax, nested_absmax, nested_map, .. } => Self {
+                codes,
+                absmax: absmax.clone().into_primitive(),
+                nested: Some((
+                    tensor::primitive(nested_absmax.clone()),
+                    tensor::primitive(nested_map.clone()),
+                )),
+            },
+        }
+    }
+
+    pub(crate) fn rows<'a>(&'a self, weight: &Nf4Weight<Flex>) -> Nf4Rows<'a> {
+        let absmax = match (&self.nested, &weight.absmax) {
+            (Some((nested, map)), DeviceAbsmax::Double { offset, nested_block_size, .. }) => Scales::Double {
+                codes: self.absmax.bytes(),
+                nested: nested.storage(),
+                map: map.storage(),
+                offset: *offset,
+                block_size: *nested_block_size,
+            },
+            _ => Scales::F32(self.absmax.storage()),
+        };
+        let (shape, block_size, codebook) = (weight.shape, weight.block_size, weight.codebook);
+        Nf4Rows { shape, block_size, codebook, codes: self.codes.bytes(), absmax }
+    }
+}
+
+/// `nf4_dequantize` of the CPU backend.
+pub(crate) fn dequantize(weight: &Nf4Weight<Flex>) -> Tensor<Flex, 2> {
+    let [out, input] = weight.shape;
+    let mut dense = vec![0.0f32; out * input];
+    let tensors = Nf4Tensors::new(weight);
+    let rows = tensors.rows(weight);
+    let chunk = (1usize << 16).div_ceil(input.max(1));
+    let tasks: Vec<_> = dense.chunks_mut((chunk * input).max(1)).enumerate().collect();
+    parallel::for_each(tasks, out * input, |(index, dense)| {
+        let start = index * chunk;
+        rows.fill(start..(start + chunk).min(out), 0..input, dense);
+    });
+    tensor::from_vec(dense, weight.shape)
+}
+
+impl<'a> Nf4Rows<'a> {
+    pub(crate) fn from_host(quantized: &'a Quantized) -> Self {
+        let absmax = match &quantized.absmax {
+            Absmax::F32(values) => Scales::F32(values),
+            Absmax::Double { codes, nested_absmax, nested_map, offset, nested_block_size } => {
+                Scales::Double {
+                    codes,
+                    nested: nested_absmax,
+                    map: &nested_map[..],
+                    offset: *offset,
+                    block_size: *nested_block_size,
+                }
+            }
+        };
+        let (shape, block_size, codebook) = (quantized.shape, quantized.block_size, quantized.codebook);
+        Self { shape, block_size, codebook, codes: &quantized.codes, absmax }
+    }
+
+    /// Scale of one block.
+    #[inline]
+    pub(crate) fn block_scale(&self, block: usize) -> f32 {
+        match self.absmax {
+            Scales::F32(values) => values[block],
+            Scales::Double { codes, nested, map, offset, block_size } => {
+                map[usize::from(codes[block])] * nested[block / block_size] + offset
+            }
+        }
+    }
+
+    /// Writes the weights of `rows` × `columns` to `out`, row-major without gaps.
+    pub(crate) fn fill(&self, rows: Range<usize>, columns: Range<usize>, out: &mut [f32]) {
+        if columns.is_empty() {
+            return;
+        }
+        let width = columns.len();
+        for (row, out) in rows.zip(out.chunks_exact_mut(width)) {
+            let mut flat = row * self.shape[1] + columns.start;
+            let mut out = out;
+            while !out.is_empty() {
+                let block = flat / self.block_size;
+                let run = ((block + 1) * self.block_size - flat).min(out.len());
+                let (here, rest) = out.split_at_mut(run);
+                let scale = self.block_scale(block);
+                let levels = self.codebook.map(|level| level * scale);
+                unpack(&levels, self.codes, flat, here);
+                flat += run;
+                out = rest;
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Writes `levels[code]` for the codes from weight `flat` on.
+    fn unpack(levels: &[f32; 16], codes: &[u8], flat: usize, out: &mut [f32]) {
+        // An odd start is the low nibble of its byte.
+        let (head, out) = out.split_at_mut((flat % 2).min(out.len()));
+        if let [first] = head {
+            *first = levels[usize::from(codes[flat / 2] & 15)];
+        }
+        let flat = flat + head.len();
+        let bytes = &codes[flat / 2..(flat + out.len()).div_ceil(2)];
+        let mut pairs = out.chunks_exact_mut(2);
+        for (pair, byte) in pairs.by_ref().zip(bytes) {
+            pair[0] = levels[usize::from(byte >> 4)];
+            pair[1] = levels[usize::from(byte & 15)];
+        }
+        if let ([last], Some(byte)) = (pairs.into_remainder(), bytes.last()) {
+            *last = levels[usize::from(byte >> 4)];
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! An NF4 weight on a device: the host's bytes, unchanged, in tensors a kernel can read.
+
+use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+
+use super::{Absmax, Error, Quantized};
+use crate::backend::KernelBackend;
+
+/// A frozen NF4 matrix `[out, in]` on a device. Cloning shares the storage.
+#[derive(Clone, Debug)]
+pub struct Nf4Weight<B: Backend> {
+    pub(crate) shape: [usize; 2],
+    pub(crate) block_size: usize,
+    pub(crate) codebook: [f32; 16],
+    /// The host's bytes as little-endian u32 words, the last padded with zeros.
+    pub(crate) codes: Tensor<B, 1, Int>,
+    pub(crate) absmax: DeviceAbsmax<B>,
+    bytes: usize,
+}
+
+/// Scales on the device; double quantization stays packed.
+#[derive(Clone, Debug)]
+pub(crate) enum DeviceAbsmax<B: Backend> {
+    F32(Tensor<B, 1>),
+    Double {
+        /// Bytes as u32 words, like the weight's codes.
+        codes: Tensor<B, 1, Int>,
+        nested_absmax: Tensor<B, 1>,
+        nested_map: Tensor<B, 1>,
+        offset: f32,
+        nested_block_size: usize,
+    },
+}
+
+impl<B: Backend> Nf4Weight<B> {
+    /// Moves a quantized matrix to `device`.
+    ///
+    /// # Errors
+    /// If the parts do not fit each other ([`Quantized::validate`]).
+    pub fn try_new(quantized: Quantized, device: &B::Device) -> Result<Self, Error> {
+        quantized.validate()?;
+        let bytes = quantized.bytes();
+        let Quantized { shape, block_size, codebook, codes, absmax } = quantized;
+        let absmax = match absmax {
+            Absmax::F32(values) => DeviceAbsmax::F32(floats(values, device)),
+            Absmax::Double { codes, nested_absmax, nested_map, offset, nested_block_size } => {
+                DeviceAbsmax::Double {
+                    codes: words(codes, device),
+                    nested_absmax: floats(nested_absmax, device),
+                    nested_map: floats(nested_map.to_vec(), device),
+                    offset,
+                    nested_block_size,
+                }
+            }
+        };
+        Ok(Self { shape, block_size, codebook, codes: words(codes, device), absmax, bytes })
+    }
+
+    /// Moves a quantized matrix to `device`.
+    ///
+    /// # Panics
+    /// If the parts do not fit each other: [`Self::try_new`] is for what came from outside.
+    pub fn new(quantized: Quantized, device: &B::Device) -> Self {
+        let fits = quantized.validate();
+        assert!(fits.is_ok(), "NF4 weight: {fits:?}");
+        match Self::try_new(quantized, device) {
+            Ok(weight) => weight,
+            Err(_) => unreachable!("validated above"),
+        }
+    }
+
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.shape
+    }
+
+    /// Weights per absmax.
+    pub fn block_size(&self) -> usize {
+        self.block_size
+    }
+
+    /// Bytes of codes, scales and level tables.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl<B: KernelBackend<Frozen = B>> Nf4Weight<B> {
+    /// The weights as a dense f32 tensor `[out, in]`; for export and tests, never inside a training step.
+    pub fn dequantize(&self) -> Tensor<B, 2> {
+        B::nf4_dequantize(self)
+    }
+}
+
+fn floats<B: Backend>(values: Vec<f32>, device: &B::Device) -> Tensor<B, 1> {
+    let shape = [values.len()];
+    Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
+}
+
+fn words<B: Backend>(mut bytes: Vec<u8>, device: &B::Device) -> Tensor<B, 1, Int> {
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    let shape = [bytes.len() / 4];
+    Tensor::from_data(TensorData::from_bytes_vec(bytes, shape, DType::U32), (device, DType::U32))
+}

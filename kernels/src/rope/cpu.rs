@@ -1,0 +1,66 @@
+//! Rotary embedding on the CPU, a run of tokens per task.
+
+use burn::tensor::{Int, Tensor};
+use burn_flex::Flex;
+
+use super::RotaryTable;
+use crate::cpu::scalar::{Scalar, with_float};
+use crate::cpu::{parallel, tensor, vectorized};
+
+/// Which way to turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Forward,
+    /// By the opposite angle.
+    Backward,
+}
+
+/// `rope` and `rope_backward` of the CPU backend.
+pub(crate) fn rotate(
+    x: Tensor<Flex, 3>,
+    table: &RotaryTable<Flex>,
+    position_ids: &Tensor<Flex, 1, Int>,
+    direction: Direction,
+) -> Tensor<Flex, 3> {
+    let shape = x.dims();
+    let [_, heads, head_dim] = shape;
+    let [positions, width] = table.cos.dims();
+    let (cos, sin) = (tensor::primitive(table.cos.clone()), tensor::primitive(table.sin.clone()));
+    let (cos, sin) = (tensor::floats(&cos), tensor::floats(&sin));
+    let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
+    let position_ids = tensor::integers(position_ids);
+    for position in &position_ids {
+        let inside = usize::try_from(*position).is_ok_and(|position| position < positions);
+        assert!(inside, "rope: position {position} is outside the table of {positions}");
+    }
+    let x = tensor::primitive(x);
+    with_float!(x.dtype(), T => {
+        let x = x.storage::<T>();
+        let mut y = x.to_vec();
+        let tokens = parallel::rows_per_task(heads * head_dim);
+        let chunk = (tokens * heads * head_dim).max(1);
+        let tasks = y.chunks_mut(chunk).zip(position_ids.chunks(tokens)).collect();
+        parallel::for_each(tasks, 2 * x.len(), |(y, position_ids)| {
+            for (y, position) in y.chunks_exact_mut((heads * head_dim).max(1)).zip(position_ids) {
+                let row = *position as usize * width;
+                rotate_heads::<T>(y, head_dim, &cos[row..row + width], &sin[row..row + width], sign);
+            }
+        });
+        tensor::from_vec(y, shape)
+    })
+}
+
+vectorized! {
+    fn rotate_heads<T: Scalar>(token: &mut [T], head_dim: usize, cos: &[f32], sin: &[f32], sign: f32) {
+        let width = cos.len();
+        for head in token.chunks_exact_mut(head_dim) {
+            let (left, right) = head[..2 * width].split_at_mut(width);
+            for i in 0..width {
+                let (x, z) = (left[i].to_f32(), right[i].to_f32());
+                let (cos, sin) = (cos[i], sign * sin[i]);
+                left[i] = T::from_f32(x * cos - z * sin);
+                right[i] = T::from_f32(z * cos + x * sin);
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The gated activation of Llama's feed-forward block.
+//!
+//! ```text
+//! s = σ(gate)          y = gate · s · up
+//! dgate = dy · up · s · (1 + gate · (1 − s))          dup = dy · gate · s
+//! ```
+//!
+//! All `[tokens, intermediate]` in the compute dtype; arithmetic is f32, rounded once.
+//!
+//! Shazeer, *GLU Variants Improve Transformer* (<https://arxiv.org/abs/2002.05202>).
+
+pub(crate) mod autodiff;
+pub(crate) mod cpu;
+pub mod reference;
+
+use burn::tensor::Tensor;
+
+use crate::backend::KernelBackend;
+
+/// `silu(gate) · up`, element by element.
+///
+/// # Panics
+/// If the operands differ in shape or dtype, or the dtype is none of f32, bf16, f16.
+pub fn swiglu<B: KernelBackend>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
+    assert_eq!(gate.dims(), up.dims(), "swiglu: gate and up differ in shape");
+    assert_eq!(gate.dtype(), up.dtype(), "swiglu: gate and up differ in dtype");
+    B::swiglu(gate, up)
+}
