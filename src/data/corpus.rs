@@ -154,36 +154,37 @@ impl Corpus {
     /// own threads. The same cursor gives the same steps, whatever the thread count; starting costs the same
     /// anywhere.
     ///
-    /// The first row that cannot be used ends the stream with its error, as does a `batching` without an end.
-    pub fn steps(&self, batching: &Batching, from: Cursor) -> StepStream {
+    /// The first row that cannot be used ends the stream with its error.
+    ///
+    /// # Errors
+    /// `batching` has no end, or the threads cannot be started.
+    pub fn steps(&self, batching: &Batching, from: Cursor) -> Result<StepStream, Error> {
+        if batching.epochs.is_none() && batching.max_steps.is_none() {
+            return Err(Error::Endless);
+        }
         let (inner, batching) = (Arc::clone(&self.inner), *batching);
         Prefetched::spawn(STEPS_AHEAD, move |outlet| inner.produce_steps(&batching, from, outlet))
     }
 
     /// The held-out rows, each exactly once, in file order: those that `val_split` took, and those of the datasets
     /// with `split = "validation"`. Packed and masked as in training.
-    pub fn validation(&self, micro_batch_size: usize) -> ValidationStream {
+    ///
+    /// # Errors
+    /// The threads cannot be started.
+    pub fn validation(&self, micro_batch_size: usize) -> Result<ValidationStream, Error> {
         let inner = Arc::clone(&self.inner);
         Prefetched::spawn(STEPS_AHEAD, move |outlet| inner.produce_validation(micro_batch_size, outlet))
     }
 
-    /// How many rows are held out. Some of them may be left out by `on_overflow` and `on_empty`.
-    pub fn held_out_examples(&self) -> u64 {
+    /// How many rows are evaluated on. Some of them may be left out by `on_overflow` and `on_empty`.
+    pub fn validation_rows(&self) -> u64 {
         self.inner.datasets.iter().map(Part::validation_rows).sum()
     }
 
     /// Examples in the first epoch, each counted as often as it is seen. Some of them may be left out by
     /// `on_overflow` and `on_empty`.
-    pub fn training_examples(&self) -> u64 {
+    pub fn examples_per_epoch(&self) -> u64 {
         self.inner.examples_per_epoch
-    }
-
-    /// SHA-256 (hex) of each dataset's files, in the order of the recipe. Reads every byte.
-    ///
-    /// # Errors
-    /// A file can no longer be read.
-    pub fn sha256(&self) -> Result<Vec<String>, Error> {
-        self.datasets().map(|dataset| dataset.sha256().map_err(Error::from)).collect()
     }
 
     /// The datasets, in the order of the recipe.
@@ -263,9 +264,6 @@ impl Inner {
         from: Cursor,
         outlet: &Outlet<StepBatch>,
     ) -> Result<(), Error> {
-        if batching.epochs.is_none() && batching.max_steps.is_none() {
-            return Err(Error::Endless);
-        }
         let mut cursor = from;
         while !batching.ends_before(cursor.epoch) && !batching.done(cursor.step) {
             let plan = self.plan(cursor.epoch)?;

@@ -37,14 +37,16 @@ impl<T> Outlet<T> {
 }
 
 impl<T: Send + 'static> Prefetched<T> {
-    /// Starts `produce`, at most `ahead` items ahead. Where no thread can be started, that error is the only item.
+    /// Starts `produce`, at most `ahead` items ahead.
+    ///
+    /// # Errors
+    /// The thread cannot be started.
     pub(super) fn spawn(
         ahead: usize,
         produce: impl FnOnce(&Outlet<T>) -> Result<(), Error> + Send + 'static,
-    ) -> Prefetched<T> {
-        let (sender, receiver) = sync_channel(ahead.max(1));
+    ) -> Result<Prefetched<T>, Error> {
+        let (sender, receiver) = sync_channel(ahead);
         let stop = Arc::new(AtomicBool::new(false));
-        let unstarted = sender.clone();
         let outlet = Outlet { sender, stop: Arc::clone(&stop) };
         let work = move || {
             if let Err(error) = produce(&outlet) {
@@ -52,16 +54,11 @@ impl<T: Send + 'static> Prefetched<T> {
                 let _unheard = outlet.sender.send(Err(error));
             }
         };
-        let worker = match std::thread::Builder::new().name("batches".to_owned()).spawn(work) {
-            Ok(worker) => Some(worker),
-            Err(error) => {
-                let problem = format!("cannot be started: {error}");
-                // The channel holds nothing yet, so there is room.
-                let _sent = unstarted.try_send(Err(Error::Threads { problem }));
-                None
-            }
-        };
-        Prefetched { receiver: Some(receiver), stop, worker }
+        let worker = std::thread::Builder::new()
+            .name("batches".to_owned())
+            .spawn(work)
+            .map_err(|error| Error::Threads { problem: error.to_string() })?;
+        Ok(Prefetched { receiver: Some(receiver), stop, worker: Some(worker) })
     }
 }
 
@@ -111,7 +108,8 @@ mod tests {
         let mut items = Prefetched::spawn(2, |outlet| {
             (0..5).for_each(|item| assert!(outlet.give(item)));
             Err(Error::Endless)
-        });
+        })
+        .unwrap();
         for expected in 0..5 {
             assert_eq!(items.next().unwrap().unwrap(), expected);
         }
@@ -129,7 +127,8 @@ mod tests {
             }
             assert!(outlet.is_closed());
             Ok(())
-        });
+        })
+        .unwrap();
         assert!(items.next().is_some());
         drop(items);
         let at_the_end = given.load(Ordering::SeqCst);
@@ -138,7 +137,7 @@ mod tests {
 
     #[test]
     fn a_breakdown_is_not_the_end() {
-        let mut items = Prefetched::<u8>::spawn(1, |_| panic!("on purpose"));
+        let mut items = Prefetched::<u8>::spawn(1, |_| panic!("on purpose")).unwrap();
         assert!(matches!(items.next(), Some(Err(Error::Threads { .. }))));
         assert!(items.next().is_none());
     }
