@@ -138,8 +138,12 @@ mod tests {
 
     #[test]
     fn a_fraction_of_an_epoch_is_a_number_of_examples() {
-        let batching =
-            |epochs| Batching { micro_batch_size: 1, gradient_accumulation_steps: 1, epochs, max_steps: None };
+        let batching = |epochs| Batching {
+            micro_batch_size: 1,
+            gradient_accumulation_steps: 1,
+            epochs,
+            max_steps: None,
+        };
         assert_eq!(batching(Some(1.1)).examples_of(0, 10), 10);
         assert_eq!(batching(Some(1.1)).examples_of(1, 10), 1);
         assert_eq!(batching(Some(0.1)).examples_of(0, 3), 1);

@@ -48,6 +48,8 @@ pub(super) struct Inner {
     shuffle: bool,
     seed: u64,
     val_split: f64,
+    /// In the first epoch.
+    examples_per_epoch: u64,
 }
 
 /// One `[[dataset]]` entry.
@@ -143,6 +145,7 @@ impl Corpus {
                 shuffle: spec.shuffle,
                 seed,
                 val_split: spec.val_split,
+                examples_per_epoch: plan.len(),
             }),
         })
     }
@@ -173,17 +176,15 @@ impl Corpus {
         Prefetched::spawn(STEPS_AHEAD, move |outlet| inner.produce_validation(micro_batch_size, outlet))
     }
 
-    /// How many rows are evaluated on.
+    /// How many rows are evaluated on. Some of them may be left out by `on_overflow` and `on_empty`.
     pub fn validation_rows(&self) -> u64 {
         self.inner.datasets.iter().map(Part::validation_rows).sum()
     }
 
-    /// Examples in the first epoch, each counted as often as it is seen.
-    ///
-    /// # Errors
-    /// None that [`open`](Self::open) has not already reported.
-    pub fn examples_per_epoch(&self) -> Result<u64, Error> {
-        Ok(self.inner.plan(0)?.len())
+    /// Examples in the first epoch, each counted as often as it is seen. Some of them may be left out by
+    /// `on_overflow` and `on_empty`.
+    pub fn examples_per_epoch(&self) -> u64 {
+        self.inner.examples_per_epoch
     }
 
     /// The datasets, in the order of the recipe.
@@ -311,11 +312,7 @@ impl Inner {
         Ok(())
     }
 
-    fn produce_validation(
-        &self,
-        micro_batch_size: usize,
-        outlet: &Outlet<MicroBatch>,
-    ) -> Result<(), Error> {
+    fn produce_validation(&self, micro_batch_size: usize, outlet: &Outlet<MicroBatch>) -> Result<(), Error> {
         let batching =
             Batching { micro_batch_size, gradient_accumulation_steps: 1, epochs: Some(1.0), max_steps: None };
         let mut packer = self.packer(&batching);

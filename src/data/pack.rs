@@ -95,7 +95,10 @@ mod tests {
             places(&batching(2, 2), Some(10), &[4, 6, 1, 9, 1, 10, 5, 5, 5, 6]),
             [Step, Document, Sequence, Document, MicroBatch, Sequence, Step, Document, Sequence, MicroBatch]
         );
-        assert_eq!(places(&batching(2, 2), None, &[1; 6]), [Step, Sequence, MicroBatch, Sequence, Step, Sequence]);
+        assert_eq!(
+            places(&batching(2, 2), None, &[1; 6]),
+            [Step, Sequence, MicroBatch, Sequence, Step, Sequence]
+        );
     }
 
     proptest! {

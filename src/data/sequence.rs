@@ -89,7 +89,8 @@ impl Limits {
                 OnOverflow::Truncate => input_ids.truncate(self.max_seq_len),
             }
         }
-        let mut targets: Vec<i32> = labels.into_iter().skip(1).take(input_ids.len().saturating_sub(1)).collect();
+        let mut targets: Vec<i32> =
+            labels.into_iter().skip(1).take(input_ids.len().saturating_sub(1)).collect();
         targets.resize(input_ids.len(), IGNORED);
         let supervised_tokens = targets.iter().filter(|target| **target != IGNORED).count();
         if supervised_tokens == 0 {
@@ -103,7 +104,9 @@ impl Limits {
                     };
                     Err(Problem {
                         field: String::new(),
-                        problem: format!("nothing is supervised{cut}; mend the row, or set on_empty to \"drop\""),
+                        problem: format!(
+                            "nothing is supervised{cut}; mend the row, or set on_empty to \"drop\""
+                        ),
                     })
                 }
             };
@@ -145,7 +148,9 @@ mod tests {
     #[test]
     fn overflow_obeys_its_rule() {
         let fit = |rule| limits(3, rule, OnEmpty::Error).fit(ROW, tokenized(&[1, 2, 3, 4]));
-        assert!(fit(OnOverflow::Error).unwrap_err().problem.starts_with("4 tokens, more than max_seq_len = 3"));
+        assert!(
+            fit(OnOverflow::Error).unwrap_err().problem.starts_with("4 tokens, more than max_seq_len = 3")
+        );
         assert_eq!(fit(OnOverflow::Drop), Ok(Fate::TooLong { tokens: 4 }));
         let Ok(Fate::Truncated { sequence, tokens: 4 }) = fit(OnOverflow::Truncate) else { panic!() };
         assert_eq!((sequence.input_ids.len(), sequence.targets), (3, vec![2, 3, -100]));

@@ -116,7 +116,7 @@ impl OnBackend for Training<'_> {
             trainable_parameters: adapters.count(),
             base_parameters: opened.spec.parameters(),
             frozen_bytes: decoder.frozen_bytes(),
-            training_examples: corpus.examples_per_epoch()?,
+            training_examples: corpus.examples_per_epoch(),
             held_out_examples: corpus.validation_rows(),
             output_dir: recipe.output_dir.clone(),
             compute: format!("{} on {}", self.dtype.name(), self.device.name()),

@@ -195,7 +195,11 @@ impl Seen {
     /// Looks at one row; its length in tokens as it will be used, 0 if it will not be.
     fn look(&mut self, inner: &Inner, part: &Part, id: RowId) -> u32 {
         let held = inner.is_held_out(id);
-        if held { self.survey.validation.rows += 1 } else { self.survey.train.rows += 1 }
+        if held {
+            self.survey.validation.rows += 1
+        } else {
+            self.survey.train.rows += 1
+        }
         let fate = inner.tokenize(id).and_then(|tokenized| {
             self.remark(inner, part, id, &tokenized);
             inner.fit(id, tokenized)

@@ -8,10 +8,12 @@
 //! - the clock stands still (see [`CLOCK`]), so that training sees the same bytes on every day;
 //! - a render may take no more than [`FUEL`] instructions, so that a template cannot hang the program.
 
+mod method;
 mod python;
 mod source;
 mod spans;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -87,7 +89,7 @@ pub enum TemplateError {
     Render {
         /// Where the template comes from.
         origin: String,
-        /// From 1; 0 where unknown.
+        /// From 1; 0 where it is not known.
         line: usize,
         /// What went wrong.
         problem: String,
@@ -125,12 +127,10 @@ impl ChatTemplate {
         let origin = origin.into();
         let asked_the_date = Arc::new(AtomicBool::new(false));
         let mut environment = transformers_environment(Arc::clone(&asked_the_date));
-        environment.add_template_owned(NAME, without_generation_tags(&source)).map_err(|error| {
-            TemplateError::Syntax {
-                origin: origin.clone(),
-                line: error.line().unwrap_or(0),
-                problem: detail(&error),
-            }
+        environment.add_template_owned(NAME, prepared(&source)).map_err(|error| TemplateError::Syntax {
+            origin: origin.clone(),
+            line: error.line().unwrap_or(0),
+            problem: detail(&error),
         })?;
         Ok(ChatTemplate {
             environment,
@@ -169,7 +169,13 @@ impl ChatTemplate {
         messages: &[serde_json::Value],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        self.render_values(messages.iter().map(Value::from_serialize).collect(), add_generation_prompt)
+        let message = |message: &serde_json::Value| match message.as_object() {
+            Some(keys) => {
+                with_reasoning(keys.iter().map(|(name, value)| (name.as_str(), value.into())), keys)
+            }
+            None => Value::from_serialize(message),
+        };
+        self.render_values(messages.iter().map(message).collect(), add_generation_prompt)
     }
 
     /// The token that ends an assistant's turn, as text, where the template writes one after a short exchange.
@@ -208,10 +214,16 @@ impl ChatTemplate {
                 ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
             ])
             .collect::<Value>();
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| template.render(variables))
-            .map_err(|error| self.render_error(&error))
+        let render = || self.environment.get_template(NAME)?.render(variables);
+        match catch_unwind(AssertUnwindSafe(render)) {
+            Ok(rendered) => rendered.map_err(|error| self.render_error(&error)),
+            // minijinja has corners that panic, such as the reverse of an empty string (`''[::-1]`).
+            Err(_) => Err(TemplateError::Render {
+                origin: self.origin.clone(),
+                line: 0,
+                problem: "the template engine broke down on it".to_owned(),
+            }),
+        }
     }
 
     fn render_error(&self, error: &minijinja::Error) -> TemplateError {
@@ -234,7 +246,7 @@ fn transformers_environment(asked_the_date: Arc<AtomicBool>) -> Environment<'sta
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_fuel(Some(FUEL));
     environment.set_debug(false);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(method::call);
     environment.set_formatter(|output, _, value| match value.kind() {
         ValueKind::Seq | ValueKind::Map | ValueKind::Number => {
             output.write_str(&python::str_of(value)?).map_err(minijinja::Error::from)
@@ -243,6 +255,8 @@ fn transformers_environment(asked_the_date: Arc<AtomicBool>) -> Environment<'sta
     });
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", |value: &Value| python::str_of(value));
+    // Python cannot iterate over None; minijinja can.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(python::invalid(format!("{REFUSAL}{message}")))
     });
@@ -253,37 +267,64 @@ fn transformers_environment(asked_the_date: Arc<AtomicBool>) -> Environment<'sta
     environment
 }
 
-/// `{% generation %}` marks what the assistant wrote, for those who mask by it. We find that by other means
-/// (`spans`), so the tag becomes a condition that always holds, its white-space control kept.
-fn without_generation_tags(source: &str) -> String {
-    let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else {
-        return source.to_owned();
-    };
-    tag.replace_all(source, |found: &regex::Captures<'_>| {
+/// The source as minijinja has to see it to read it as Jinja2 does.
+///
+/// Jinja2 takes every line ending for `\n`. `{% generation %}` marks what the assistant wrote, for those who mask by
+/// it; we find that by other means (`spans`), so the tag becomes a condition that always holds, its white-space control
+/// kept.
+fn prepared(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else { return source };
+    tag.replace_all(&source, |found: &regex::Captures<'_>| {
         let statement = if found.get(2).is_some() { "endif" } else { "if true" };
         format!("{{%{} {statement} {}%}}", &found[1], &found[3])
     })
     .into_owned()
 }
 
-/// The messages as a template sees them. Reasoning goes by three names in the wild; as transformers does, each
-/// message that has it under one of them gets it as `reasoning_content` too.
+/// The messages as a template sees them.
 fn values(messages: &[Message]) -> Vec<Value> {
     messages.iter().map(value).collect()
 }
 
 fn value(message: &Message) -> Value {
+    let said = [("role", Key::Text(&message.role)), ("content", Key::Text(&message.content))];
+    let extra = message.extra.iter().map(|(name, value)| (name.as_str(), value.into()));
+    with_reasoning(said.into_iter().chain(extra), &message.extra)
+}
+
+/// What a key of a message holds.
+enum Key<'a> {
+    Text(&'a str),
+    Json(&'a serde_json::Value),
+}
+
+impl<'a> From<&'a serde_json::Value> for Key<'a> {
+    fn from(value: &'a serde_json::Value) -> Self {
+        Key::Json(value)
+    }
+}
+
+/// A message from its keys. Reasoning goes by three names in the wild; as transformers does, a message that has it
+/// under one of them gets it under the two that templates read.
+fn with_reasoning<'a>(
+    keys: impl Iterator<Item = (&'a str, Key<'a>)>,
+    named: &serde_json::Map<String, serde_json::Value>,
+) -> Value {
     let reasoning = ["reasoning_content", "thinking", "reasoning"]
         .iter()
-        .find_map(|name| message.extra.get(*name).filter(|value| !value.is_null()))
+        .find_map(|name| named.get(*name).filter(|value| !value.is_null()))
         .map(Value::from_serialize);
-    [("role".to_owned(), Value::from(message.role.as_str()))]
-        .into_iter()
-        .chain([("content".to_owned(), Value::from(message.content.as_str()))])
-        .chain(reasoning.iter().map(|reasoning| ("thinking".to_owned(), reasoning.clone())))
-        .chain(message.extra.iter().map(|(name, value)| (name.clone(), Value::from_serialize(value))))
-        .chain(reasoning.iter().map(|reasoning| ("reasoning_content".to_owned(), reasoning.clone())))
-        .collect()
+    let keys = keys.map(|(name, key)| {
+        let value = match key {
+            Key::Text(text) => Value::from(text),
+            Key::Json(value) => Value::from_serialize(value),
+        };
+        (name.to_owned(), value)
+    });
+    let first = reasoning.clone().map(|reasoning| ("thinking".to_owned(), reasoning));
+    let last = reasoning.map(|reasoning| ("reasoning_content".to_owned(), reasoning));
+    first.into_iter().chain(keys).chain(last).collect()
 }
 
 fn detail(error: &minijinja::Error) -> String {

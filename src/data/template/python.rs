@@ -295,13 +295,29 @@ fn repr_string(text: &mut String, value: &str) {
                 text.push('\\');
                 text.push(other);
             }
-            control if control < ' ' || ('\u{7f}'..='\u{a0}').contains(&control) => {
-                let _infallible = write!(text, "\\x{:02x}", control as u32);
+            other if !is_printable(other) => {
+                let code = other as u32;
+                let _infallible = match code {
+                    ..=0xff => write!(text, "\\x{code:02x}"),
+                    ..=0xffff => write!(text, "\\u{code:04x}"),
+                    _ => write!(text, "\\U{code:08x}"),
+                };
             }
             other => text.push(other),
         }
     }
     text.push(quote);
+}
+
+/// `str.isprintable`, but for code points that Unicode has not assigned.
+fn is_printable(character: char) -> bool {
+    let format = matches!(
+        character,
+        '\u{ad}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{8e2}' | '\u{180e}'
+            | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}'
+            | '\u{fff9}'..='\u{fffb}' | '\u{e0001}'..='\u{e007f}' | '\u{e000}'..='\u{f8ff}'
+    );
+    character == ' ' || !(format || character.is_control() || character.is_whitespace())
 }
 
 pub(super) fn invalid(message: impl Into<String>) -> Error {

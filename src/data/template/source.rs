@@ -56,10 +56,8 @@ impl ChatTemplate {
 }
 
 fn read(file: &Path) -> Result<String, TemplateError> {
-    std::fs::read_to_string(file).map_err(|error| TemplateError::Io {
-        file: file.display().to_string(),
-        problem: error.to_string(),
-    })
+    std::fs::read_to_string(file)
+        .map_err(|error| TemplateError::Io { file: file.display().to_string(), problem: error.to_string() })
 }
 
 /// The template that a tokenizer_config.json declares.

@@ -60,6 +60,9 @@ pub struct Rendered {
 
 /// Stands in for a message's content. Plain letters: no template trims, splits or escapes them.
 pub(super) const PROBE: &str = "QzProbeAlphaQz";
+/// What closes a thought in a message's content.
+const END_OF_THOUGHT: &str = "</think>";
+
 const OTHER_PROBE: &str = "QzAnotherProbeQz";
 
 impl ChatTemplate {
@@ -85,6 +88,10 @@ impl ChatTemplate {
             return Ok(rendered);
         }
         for index in supervised_turns(messages, train_on) {
+            conversation.require_tool_calls(&rendered.text, index)?;
+            if conversation.leaves_out(&rendered.text, index) {
+                continue;
+            }
             let turn = conversation.turn(&rendered.text, index)?;
             if rendered.spans.last().is_some_and(|span| span.end > turn.span.start) {
                 return Err(self.spans_error(index, "its text overlaps that of an earlier turn"));
@@ -135,11 +142,17 @@ fn supervised_turns(messages: &[Message], train_on: TrainOn) -> Vec<usize> {
         TrainOn::Assistant => (0..messages.len()).filter(assistant).collect(),
         TrainOn::LastAssistant => (0..messages.len()).rfind(assistant).into_iter().collect(),
         TrainOn::Completion => {
-            let prompt = messages.iter().rposition(|message| message.role == "user").map_or(0, |last| last + 1);
+            let prompt =
+                messages.iter().rposition(|message| message.role == "user").map_or(0, |last| last + 1);
             (prompt..messages.len()).filter(assistant).collect()
         }
         TrainOn::All => Vec::new(),
     }
+}
+
+fn calls_tools(message: &Message) -> bool {
+    let calls = message.extra.get("tool_calls").and_then(serde_json::Value::as_array);
+    calls.is_some_and(|calls| !calls.is_empty())
 }
 
 struct Conversation<'a> {
@@ -163,15 +176,39 @@ impl Conversation<'_> {
         self.template.render_values(values, add_generation_prompt)
     }
 
+    /// A template that knows no tools shows a turn that calls some as if it had not: it would teach silence.
+    fn require_tool_calls(&self, whole: &str, index: usize) -> Result<(), TemplateError> {
+        let mut message = self.messages[index].clone();
+        if !calls_tools(&message) {
+            return Ok(());
+        }
+        message.extra.shift_remove("tool_calls");
+        match self.render(0..self.messages.len(), Some((index, value(&message))), false) {
+            Ok(without) if without == whole => {
+                Err(self.template.spans_error(index, "it does not show its tool calls"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The template does not show the turn at all, as some do with those that say nothing.
+    fn leaves_out(&self, whole: &str, index: usize) -> bool {
+        self.messages[index].content.trim().is_empty() && {
+            let mut values = self.values.clone();
+            values.remove(index);
+            self.template.render_values(values, false).is_ok_and(|without| without == whole)
+        }
+    }
+
     fn turn(&self, whole: &str, index: usize) -> Result<Turn, TemplateError> {
         let last = index + 1 == self.messages.len();
         // A template may refuse a conversation that is cut off here; that only rules the first method out.
-        let prompt = self.render(0..index, None, true).ok().filter(|_| index > 0);
+        let prompt = if index == 0 { None } else { self.render(0..index, None, true).ok() };
         let through = if last { Some(whole.to_owned()) } else { self.render(0..index + 1, None, false).ok() };
         if let (Some(prompt), Some(through)) = (&prompt, &through)
             && whole.starts_with(through.as_str())
             && let Some(difference) = through.strip_prefix(prompt.as_str())
-            && let Some((closing, end)) = self.close_difference(difference, index)
+            && let Some((closing, end)) = self.close_difference(difference, index, prompt)
         {
             let span = prompt.len()..prompt.len() + closing;
             return Ok(Turn { span, method: SpanMethod::Prefix, end, dropped_thoughts: false });
@@ -180,12 +217,12 @@ impl Conversation<'_> {
     }
 
     /// Where the turn ends in what the template wrote for it; `None` if its content is not there as it stands.
-    fn close_difference(&self, difference: &str, index: usize) -> Option<(usize, EndOfTurn)> {
+    fn close_difference(&self, difference: &str, index: usize, prompt: &str) -> Option<(usize, EndOfTurn)> {
         let message = &self.messages[index];
         // A turn that also calls tools, or only does, shows more than its content.
         let content_only = message.extra.is_empty() || !message.content.trim().is_empty();
         if content_only
-            && !message.extra.contains_key("tool_calls")
+            && !calls_tools(message)
             && let Some(content_end) = content_end(difference, &message.content)
         {
             let closing = self.template.closing(&difference[content_end..]);
@@ -193,7 +230,9 @@ impl Conversation<'_> {
         }
         let tail = self.plain_tail(index)?;
         let body = difference.strip_suffix(tail.as_str())?;
-        if !without_space(body).contains(&without_space(&message.content)) {
+        if !without_space(body).contains(&without_space(&message.content))
+            || self.has_no_generation_prompt(index, prompt)
+        {
             return None;
         }
         let closing = self.template.closing(&tail);
@@ -203,60 +242,70 @@ impl Conversation<'_> {
     /// What the template writes behind the content of an assistant's turn that says nothing but its content and
     /// ends the conversation.
     fn plain_tail(&self, index: usize) -> Option<String> {
+        self.behind_plain_in(index, index + 1)
+    }
+
+    /// The same where the turn stands.
+    fn behind_plain(&self, index: usize) -> Option<String> {
+        self.behind_plain_in(index, self.messages.len())
+    }
+
+    fn behind_plain_in(&self, index: usize, messages: usize) -> Option<String> {
         let plain = Message {
             role: self.messages[index].role.clone(),
             content: PROBE.to_owned(),
             extra: serde_json::Map::new(),
         };
-        let text = self.render(0..index + 1, Some((index, value(&plain))), false).ok()?;
-        text.rsplit_once(PROBE).map(|(_, tail)| tail.to_owned())
+        let text = self.render(0..messages, Some((index, value(&plain))), false).ok()?;
+        text.split_once(PROBE).map(|(_, behind)| behind.to_owned())
     }
 
     fn differential(&self, whole: &str, index: usize, prompt: Option<&str>) -> Result<Turn, TemplateError> {
         let error = |problem: &str| self.template.spans_error(index, problem);
         let message = &self.messages[index];
-        let (before, behind) = self.frame(index)?;
+        let (thought, answer) = match message.content.rfind(END_OF_THOUGHT) {
+            Some(at) => message.content.split_at(at + END_OF_THOUGHT.len()),
+            None => ("", message.content.as_str()),
+        };
+        let (before, behind) = self.frame(index, thought)?;
+        // Around nothing at all, templates leave out the white space that would set it off.
+        let behind = if answer.trim().is_empty() { behind.trim_start() } else { behind.as_str() };
         let body = whole
             .strip_prefix(before.as_str())
-            .and_then(|rest| rest.strip_suffix(behind.as_str()))
+            .and_then(|rest| rest.strip_suffix(behind))
             .ok_or_else(|| error("what surrounds it depends on what it says"))?;
-        let dropped_thoughts = if same_text(body, &message.content) {
-            false
-        } else if message.content.rsplit_once("</think>").is_some_and(|(_, said)| same_text(body, said)) {
-            true
-        } else {
+        if !same_text(body, answer) {
             return Err(error("it is shown altered"));
-        };
-        let calls_tools = message.extra.contains_key("tool_calls");
-        let content_end = before.len() + body.trim_end().len();
-        let tail = &whole[content_end..];
-        let (closing, end) = match self.plain_tail(index) {
-            Some(plain) => {
-                let expected = self.template.closing(&plain);
-                match plain[..expected.length].trim() {
-                    "" => (0, EndOfTurn::Nothing),
-                    token => match tail.split_once(token) {
-                        Some((between, _)) if calls_tools || between.trim().is_empty() => {
-                            (between.len() + token.len(), expected.end)
-                        }
-                        _ => return Err(error("the turn's end is not where it is when the turn is the last")),
-                    },
-                }
+        }
+        let mut said = before.len() + body.trim_end().len();
+        if calls_tools(message) {
+            let behind = self.behind_plain(index).and_then(|behind| whole.strip_suffix(behind.as_str()));
+            match behind {
+                Some(until) if until.len() >= said => said = until.len(),
+                _ => return Err(error("where its tool calls end cannot be told")),
             }
-            None => {
-                let closing = self.template.closing(tail);
-                (closing.length, closing.end)
-            }
+        }
+        let (closing, end) = self
+            .close_in_place(&whole[said..], index)
+            .ok_or_else(|| error("the turn's end is not where it is when the turn is the last"))?;
+        let header = if thought.is_empty() { before.clone() } else { self.frame(index, "")?.0 };
+        let start = match self.start(whole, index, prompt, &header) {
+            Some(start) => start.min(before.len()),
+            None if header == before => before.len(),
+            None => return Err(error("where it begins cannot be told")),
         };
-        let start = self.start(whole, index, prompt, before.len());
-        Ok(Turn { span: start..content_end + closing, method: SpanMethod::Differential, end, dropped_thoughts })
+        let thinking = thought.trim_end_matches(END_OF_THOUGHT).trim().trim_start_matches("<think>");
+        let dropped_thoughts = !without_space(&whole[start..before.len()]).contains(&without_space(thinking));
+        Ok(Turn { span: start..said + closing, method: SpanMethod::Differential, end, dropped_thoughts })
     }
 
-    /// What stands before and behind the content of turn `index`, whatever the content.
-    fn frame(&self, index: usize) -> Result<(String, String), TemplateError> {
+    /// What stands before and behind the content of turn `index` as far as it follows `thought`, whatever it says.
+    fn frame(&self, index: usize, thought: &str) -> Result<(String, String), TemplateError> {
         let error = |problem: &str| self.template.spans_error(index, problem);
         let with = |probe: &str| {
-            let message = Message { content: probe.to_owned(), ..self.messages[index].clone() };
+            let separator = if thought.is_empty() { "" } else { "\n\n" };
+            let content = format!("{thought}{separator}{probe}");
+            let message = Message { content, ..self.messages[index].clone() };
             let text = self.render(0..self.messages.len(), Some((index, value(&message))), false)?;
             match text.split_once(probe) {
                 Some((before, behind)) if !behind.contains(probe) => {
@@ -273,31 +322,73 @@ impl Conversation<'_> {
         Ok(frame)
     }
 
+    /// Where the turn ends in `tail`, which begins behind its last word: behind the token that ends it when it is the
+    /// last, or behind another special token that stands in its place (gpt-oss), but never in the next turn.
+    fn close_in_place(&self, tail: &str, index: usize) -> Option<(usize, EndOfTurn)> {
+        let Some(plain) = self.plain_tail(index) else {
+            let closing = self.template.closing(tail);
+            return Some((closing.length, closing.end));
+        };
+        let expected = self.template.closing(&plain);
+        let token = plain[..expected.length].trim();
+        if token.is_empty() {
+            return Some((0, EndOfTurn::Nothing));
+        }
+        let space = tail.len() - tail.trim_start().len();
+        if tail[space..].starts_with(token) {
+            return Some((space + token.len(), expected.end));
+        }
+        let closing = self.template.closing(tail);
+        let stands_there = closing.end == EndOfTurn::Special
+            && expected.end == EndOfTurn::Special
+            && self.template.end_tokens.iter().any(|token| tail[..closing.length].trim_start() == token);
+        stands_there.then_some((closing.length, closing.end))
+    }
+
     /// Where the assistant's own writing begins: at the end of the generation prompt. The template may write more
     /// between that and the content (an empty thought), which the model then has to write itself, so it is learned.
     ///
-    /// Where the generation prompt goes on in another way than the whole does (an opened thought), only what both
-    /// share belongs to the prompt. Never later than the content, at `content`.
-    fn start(&self, whole: &str, index: usize, prompt: Option<&str>, content: usize) -> usize {
-        let Some(prompt) = prompt else { return content };
+    /// `header` is what stands before the content when it holds no thought.
+    fn start(&self, whole: &str, index: usize, prompt: Option<&str>, header: &str) -> Option<usize> {
+        let prompt = prompt?;
+        // Without a generation prompt, who answers is not for the assistant to write.
+        if self.has_no_generation_prompt(index, prompt) {
+            return None;
+        }
         if whole.starts_with(prompt) {
-            return content.min(prompt.len());
+            return Some(prompt.len());
         }
-        match self.render(0..index, None, false) {
-            Ok(earlier) if whole.starts_with(&earlier) && earlier.len() <= content => {
-                match prompt.strip_prefix(earlier.as_str()) {
-                    Some(opening) => earlier.len() + shared(opening, &whole[earlier.len()..content]),
-                    None => content,
-                }
-            }
-            _ => content,
+        let earlier = self.render(0..index, None, false).ok()?;
+        let opening = prompt.strip_prefix(earlier.as_str())?;
+        // What was said before may look different now than in the prompt; how the turn opens does not.
+        if let Some(at) = header.rfind(opening)
+            && whole.starts_with(&header[..at + opening.len()])
+        {
+            return Some(at + opening.len());
         }
+        let rest = whole.strip_prefix(earlier.as_str())?;
+        let opened = match content_end(rest, opening) {
+            // The same but for white space.
+            Some(end) => end + (rest[end..].len() - rest[end..].trim_start().len()),
+            // The prompt goes on in another way than the whole does (it opens a thought): what both share is the prompt.
+            None => shared(opening, rest),
+        };
+        Some(earlier.len() + opened)
+    }
+
+    /// The generation prompt before turn `index` is no more than the messages before it.
+    fn has_no_generation_prompt(&self, index: usize, prompt: &str) -> bool {
+        self.render(0..index, None, false).is_ok_and(|earlier| earlier == prompt)
     }
 }
 
 /// Length in bytes of the longest common prefix, on a character border.
 fn shared(left: &str, right: &str) -> usize {
-    left.chars().zip(right.chars()).take_while(|(left, right)| left == right).map(|(left, _)| left.len_utf8()).sum()
+    left.chars()
+        .zip(right.chars())
+        .take_while(|(left, right)| left == right)
+        .map(|(left, _)| left.len_utf8())
+        .sum()
 }
 
 /// Where `content` ends in `text`, if `text` begins with it; white space anywhere is let be.
@@ -315,8 +406,7 @@ fn content_end(text: &str, content: &str) -> Option<usize> {
 }
 
 fn same_text(left: &str, right: &str) -> bool {
-    let solid = |text: &'_ str| without_space(text);
-    solid(left) == solid(right)
+    without_space(left) == without_space(right)
 }
 
 fn without_space(text: &str) -> String {

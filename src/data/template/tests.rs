@@ -19,7 +19,8 @@ const PHI_LIKE: &str = "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.co
     {% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% else %}{{ eos_token }}{% endif %}";
 
 fn template(source: &str) -> ChatTemplate {
-    let special = [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(name, token)| (name.into(), token.into()));
+    let special =
+        [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(name, token)| (name.into(), token.into()));
     let tokens = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|user|>", "<|assistant|>"];
     ChatTemplate::new(source.to_owned(), "test", special, tokens.map(str::to_owned)).unwrap()
 }
@@ -102,6 +103,38 @@ fn dropped_thoughts_are_followed_and_reported() {
 }
 
 #[test]
+fn without_a_generation_prompt_the_header_is_not_learned() {
+    let source = "{% for m in messages %}{{ m.role.upper() ~ ': ' ~ m.content ~ '</s>\\n' }}{% endfor %}";
+    let (texts, method) = supervised(source, &TWO_EXCHANGES, TrainOn::Assistant);
+    assert_eq!(texts, ["Hello!</s>", "Me.</s>"]);
+    assert_eq!(method, Some(SpanMethod::Differential));
+}
+
+/// Only the last assistant turn keeps its thought, whoever speaks after it: no prompt is a prefix of the whole.
+#[test]
+fn thoughts_that_are_kept_are_learned() {
+    let source = "{% set last = namespace(at=0) %}\
+        {% for m in messages %}{% if m.role == 'assistant' %}{% set last.at = loop.index %}{% endif %}{% endfor %}\
+        {% for m in messages %}{% set content = m.content %}\
+        {% if m.role == 'assistant' and loop.index != last.at %}\
+        {% set content = content.split('</think>')[-1].strip() %}{% endif %}\
+        {{ '<|im_start|>' ~ m.role ~ '\\n' ~ content ~ '<|im_end|>\\n' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    let turns = [
+        ("user", "Hi"),
+        ("assistant", "<think>\nhm\n</think>\n\nHello!"),
+        ("user", "Who?"),
+        ("assistant", "<think>\nI\n</think>\n\nMe."),
+    ];
+    let rendered = template(source).supervise(&conversation(&turns), TrainOn::Assistant).unwrap();
+    let texts: Vec<&str> = rendered.spans.iter().map(|span| &rendered.text[span.clone()]).collect();
+    assert_eq!(texts, ["Hello!<|im_end|>", "<think>\nI\n</think>\n\nMe.<|im_end|>"]);
+    assert!(rendered.dropped_thoughts);
+    let last = template(source).supervise(&conversation(&turns), TrainOn::LastAssistant).unwrap();
+    assert!(!last.dropped_thoughts && last.spans.len() == 1);
+}
+
+#[test]
 fn a_generation_prompt_that_opens_a_thought_is_no_part_of_the_answer() {
     let source = "{% for m in messages %}{{ '<|' + m.role + '|>\\n' + m.content + '<|end|>' }}{% endfor %}\
         {% if add_generation_prompt %}{{ '<|assistant|>\\n<think>\\n' }}{% endif %}";
@@ -140,12 +173,23 @@ fn tool_calls_are_supervised_with_their_turn() {
     let source = "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\\n' ~ m.content }}\
         {% for call in m.tool_calls or [] %}{{ '<call>' ~ (call | tojson) ~ '</call>' }}{% endfor %}\
         {{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
-    let mut messages = conversation(&[("user", "Weather?"), ("assistant", ""), ("tool", "sun"), ("assistant", "Sun.")]);
+    let mut messages =
+        conversation(&[("user", "Weather?"), ("assistant", ""), ("tool", "sun"), ("assistant", "Sun.")]);
     let call = serde_json::json!([{"name": "weather", "days": 2}]);
     messages[1].extra.insert("tool_calls".into(), call);
     let rendered = template(source).supervise(&messages, TrainOn::Assistant).unwrap();
     let texts: Vec<&str> = rendered.spans.iter().map(|span| &rendered.text[span.clone()]).collect();
     assert_eq!(texts, [r#"<call>{"name": "weather", "days": 2}</call><|im_end|>"#, "Sun.<|im_end|>"]);
+}
+
+#[test]
+fn tool_calls_that_are_not_shown_are_an_error() {
+    let mut messages = conversation(&[("user", "Weather?"), ("assistant", "")]);
+    messages[1].extra.insert("tool_calls".into(), serde_json::json!([{"name": "weather"}]));
+    let error = template(CHATML).supervise(&messages, TrainOn::Assistant).unwrap_err();
+    assert!(error.to_string().contains("does not show its tool calls"), "{error}");
+    messages[1].extra.insert("tool_calls".into(), serde_json::json!([]));
+    assert_eq!(template(CHATML).supervise(&messages, TrainOn::Assistant).unwrap().spans.len(), 1);
 }
 
 #[test]
@@ -180,9 +224,17 @@ fn generation_tags_are_let_through() {
 }
 
 #[test]
+fn line_endings_of_the_source_are_newlines() {
+    let text =
+        template("{{ 'a' }}\r\nb\r{{ 'c' }}\r\n").render(&conversation(&TWO_EXCHANGES), false).unwrap();
+    assert_eq!(text, "a\nb\nc");
+}
+
+#[test]
 fn refusals_and_failures_are_told_apart() {
     let messages = conversation(&TWO_EXCHANGES);
-    let error = template("{{ raise_exception('no ' ~ messages[0].role) }}").render(&messages, false).unwrap_err();
+    let error =
+        template("{{ raise_exception('no ' ~ messages[0].role) }}").render(&messages, false).unwrap_err();
     assert_eq!(error, TemplateError::Refused { origin: "test".into(), message: "no user".into() });
     let error = template("\n{{ messages[0].missing.deeper }}").render(&messages, false).unwrap_err();
     assert!(matches!(error, TemplateError::Render { line: 2, .. }), "{error:?}");
@@ -201,6 +253,7 @@ fn endless_loops_run_out_of_fuel() {
 fn reasoning_has_one_name() {
     let mut messages = conversation(&TWO_EXCHANGES[..2]);
     messages[1].extra.insert("reasoning".into(), "why".into());
-    let text = template("{{ messages[1].reasoning_content }} {{ messages[1].thinking }}").render(&messages, false);
+    let text =
+        template("{{ messages[1].reasoning_content }} {{ messages[1].thinking }}").render(&messages, false);
     assert_eq!(text.unwrap(), "why why");
 }

@@ -308,8 +308,7 @@ fn optional_json(file: &Path) -> Result<Value, TokenizerError> {
         return Ok(Value::Null);
     }
     let bytes = std::fs::read(file).map_err(|error| io(file, &error))?;
-    let malformed =
-        |problem: String| TokenizerError::Malformed { file: file.display().to_string(), problem };
+    let malformed = |problem: String| TokenizerError::Malformed { file: file.display().to_string(), problem };
     match serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))? {
         object @ Value::Object(_) => Ok(object),
         other => Err(malformed(format!("expected a JSON object, found {other}"))),

@@ -65,13 +65,15 @@ fn special_tokens_are_strings_or_objects_and_in_the_vocabulary() {
     assert_eq!(tokenizer.eos().unwrap().id, 258);
     assert_eq!(tokenizer.vocabulary_size(), 260);
     let missing = json!({"eos_token": "<|end|>"});
-    let error = Tokenizer::from_bytes(&byte_level(adds_bos()), missing, &Value::Null, "tokenizer.json").unwrap_err();
+    let error =
+        Tokenizer::from_bytes(&byte_level(adds_bos()), missing, &Value::Null, "tokenizer.json").unwrap_err();
     assert_eq!(
         error.to_string(),
         "tokenizer_config.json: `eos_token` is `<|end|>`, which is not in the vocabulary of tokenizer.json"
     );
     let map = json!({"eos_token": {"content": "</s>"}});
-    let from_map = Tokenizer::from_bytes(&byte_level(adds_bos()), Value::Null, &map, "tokenizer.json").unwrap();
+    let from_map =
+        Tokenizer::from_bytes(&byte_level(adds_bos()), Value::Null, &map, "tokenizer.json").unwrap();
     assert_eq!((from_map.eos().unwrap().id, from_map.bos()), (258, None));
 }
 
@@ -81,7 +83,8 @@ fn what_it_adds_by_itself_is_learned_by_asking() {
     assert!(tokenizer().suffix().is_empty());
     let open = |post, config| Tokenizer::from_bytes(&byte_level(post), config, &Value::Null, "t").unwrap();
     // The post-processor decides; only where there is none does the declaration.
-    let byte_level_only = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+    let byte_level_only =
+        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
     assert!(open(byte_level_only, config()).prefix().is_empty());
     assert_eq!(open(Value::Null, config()).prefix(), [257]);
     assert!(open(Value::Null, json!({"bos_token": "<s>"})).prefix().is_empty());
@@ -136,22 +139,30 @@ fn given_tokens_are_taken_as_they_are() {
     assert_eq!(tokens(&[1, 2, 3], None).unwrap().labels, [1, 2, 3]);
     assert_eq!(tokens(&[1, 2, 3], Some(&[-100, 9, -100])).unwrap().labels, [-100, 9, -100]);
     assert_eq!(message(tokens(&[1, 2], Some(&[1]))), "/labels: 1 labels for 2 tokens");
-    assert_eq!(message(tokens(&[1, 10], None)), "/input_ids/1: id 10 is outside the model's vocabulary of 10");
-    assert_eq!(message(tokens(&[1, 2], Some(&[0, 10]))), "/labels/1: label 10 is outside the model's vocabulary of 10");
+    assert_eq!(
+        message(tokens(&[1, 10], None)),
+        "/input_ids/1: id 10 is outside the model's vocabulary of 10"
+    );
+    assert_eq!(
+        message(tokens(&[1, 2], Some(&[0, 10]))),
+        "/labels/1: label 10 is outside the model's vocabulary of 10"
+    );
     assert_eq!(message(tokens(&[1, 2], Some(&[0, -1]))), "/labels/1: -1 is neither a token id nor -100");
     assert_eq!(message(tokens(&[u32::MAX], None)), "/input_ids/0: 4294967295 is no token id");
 }
 
 #[test]
 fn an_id_outside_of_the_model_is_named() {
-    let examples = Examples { tokenizer: Some(tokenizer().into()), template: None, vocabulary_size: Some(257) };
+    let examples =
+        Examples { tokenizer: Some(tokenizer().into()), template: None, vocabulary_size: Some(257) };
     let problem = examples.tokenize(&Example::Text("a".into()), TrainOn::All).unwrap_err();
     assert_eq!(problem.problem, "id 257 is outside the model's vocabulary of 257 (the token `<s>`)");
 }
 
 #[test]
 fn merges_are_never_dropped_by_chance() {
-    let text = String::from_utf8(byte_level(adds_bos())).unwrap().replace("\"dropout\":null", "\"dropout\":1.0");
+    let text =
+        String::from_utf8(byte_level(adds_bos())).unwrap().replace("\"dropout\":null", "\"dropout\":1.0");
     let tokenizer = Tokenizer::from_bytes(text.as_bytes(), config(), &Value::Null, "t").unwrap();
     assert_eq!(tokenizer.encode("he").unwrap().ids, [256]);
 }

@@ -126,7 +126,8 @@ impl Examples {
                     ),
                 });
             }
-            if let Some(at) = tokenized.labels.iter().position(|label| *label >= 0 && outside(*label as u32)) {
+            if let Some(at) = tokenized.labels.iter().position(|label| *label >= 0 && outside(*label as u32))
+            {
                 return Err(Problem {
                     field: format!("/labels/{at}"),
                     problem: format!(
@@ -285,12 +286,7 @@ fn given_tokens(input_ids: &[u32], labels: Option<&[i64]>) -> Result<Tokenized, 
 
 /// Labels the tokens that stand for text inside of `spans` (ascending). A token that straddles a border counts as
 /// inside, but a special token only if it stands inside itself: some take the white space around them along.
-fn labels_within(
-    encoding: &Encoding,
-    text: &str,
-    spans: &[Range<usize>],
-    tokenizer: &Tokenizer,
-) -> Vec<i32> {
+fn labels_within(encoding: &Encoding, text: &str, spans: &[Range<usize>], tokenizer: &Tokenizer) -> Vec<i32> {
     let mut next = 0;
     let label = |(id, offset): (&u32, &Range<usize>)| {
         let place = match tokenizer.special(*id) {
