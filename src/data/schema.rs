@@ -1,15 +1,14 @@
 //! What a record means: from the columns of a row to an [`Example`], for every record shape. Knows columns by
 //! name and type; where a row lies and in which kind of file, it does not ask.
 
-use std::path::Path;
-
-use arrow::datatypes::DataType;
 use serde_json::Map;
 
 use super::example::{Example, Message};
-use super::source::Error;
 use super::source::value::{List, Object, Value, excerpt};
-use super::spec::{DatasetSpec, Format};
+use super::spec::Format;
+pub(super) use columns::Fields;
+
+mod columns;
 
 #[cfg(test)]
 mod tests;
@@ -33,28 +32,6 @@ pub fn alpaca_prompt(instruction: &str, input: &str) -> String {
     }
 }
 
-/// What a field holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Text,
-    Messages,
-    Integers,
-    /// Not a column, but the name of a key inside each message.
-    MessageKey,
-}
-
-/// A field of a record shape.
-#[derive(Clone, Debug)]
-struct Field {
-    canonical: &'static str,
-    kind: Kind,
-    required: bool,
-    /// The columns that may hold it; the first that is there and not null does.
-    columns: Vec<String>,
-    /// The recipe named the column.
-    mapped: bool,
-}
-
 /// What is wrong with one row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RowFault {
@@ -63,122 +40,7 @@ pub(super) struct RowFault {
     pub(super) problem: String,
 }
 
-/// The fields of one dataset: which columns they come from, and how they become an example.
-#[derive(Clone, Debug)]
-pub(super) struct Fields {
-    format: Format,
-    fields: Vec<Field>,
-}
-
 impl Fields {
-    /// The fields of a format, mapped to the dataset's columns.
-    pub(super) fn new(spec: &DatasetSpec) -> Result<Fields, Error> {
-        let field = |canonical: &'static str, kind, required| Field {
-            canonical,
-            kind,
-            required,
-            columns: vec![canonical.to_owned()],
-            mapped: false,
-        };
-        let mut fields = match spec.format {
-            Format::Messages => {
-                let mut messages = field("messages", Kind::Messages, true);
-                messages.columns.push("conversations".to_owned());
-                vec![
-                    messages,
-                    field("role", Kind::MessageKey, false),
-                    field("content", Kind::MessageKey, false),
-                ]
-            }
-            Format::Alpaca => vec![
-                field("instruction", Kind::Text, true),
-                field("input", Kind::Text, false),
-                field("output", Kind::Text, true),
-            ],
-            Format::PromptCompletion => {
-                vec![field("prompt", Kind::Text, true), field("completion", Kind::Text, true)]
-            }
-            Format::Text => vec![field("text", Kind::Text, true)],
-            Format::Tokens => {
-                vec![field("input_ids", Kind::Integers, true), field("labels", Kind::Integers, false)]
-            }
-        };
-        for (name, column) in &spec.fields {
-            let known: Vec<&str> = fields.iter().map(|field| field.canonical).collect();
-            match fields.iter_mut().find(|field| field.canonical == name) {
-                Some(field) => (field.columns, field.mapped) = (vec![column.clone()], true),
-                None => {
-                    return Err(Error::UnknownField {
-                        name: name.clone(),
-                        format: format_name(spec.format),
-                        known: list(&known),
-                        suggestion: nearest(name, &known)
-                            .map(|name| format!("; did you mean `{name}`?"))
-                            .unwrap_or_default(),
-                    });
-                }
-            }
-        }
-        Ok(Fields { format: spec.format, fields })
-    }
-
-    /// The columns of CSV files whose cells hold JSON, a table of text having no lists.
-    pub(super) fn json_columns(&self) -> Vec<&str> {
-        let lists = self.fields.iter().filter(|field| matches!(field.kind, Kind::Messages | Kind::Integers));
-        lists.flat_map(|field| &field.columns).map(String::as_str).collect()
-    }
-
-    /// Which of a file's columns are read. Checks that those the format needs are there, and, where columns
-    /// have types, that they fit.
-    pub(super) fn choose(
-        &self,
-        file: &Path,
-        columns: &[(&str, Option<&DataType>)],
-    ) -> Result<Vec<usize>, Error> {
-        let mut chosen = Vec::new();
-        for field in self.fields.iter().filter(|field| field.kind != Kind::MessageKey) {
-            for wanted in &field.columns {
-                let Some(index) = columns.iter().position(|(name, _)| name == wanted) else { continue };
-                if let Some(data_type) = columns[index].1
-                    && !field.kind.accepts(data_type)
-                {
-                    return Err(Error::ColumnType {
-                        file: file.to_owned(),
-                        column: wanted.clone(),
-                        expected: field.kind.expected(),
-                        found: data_type.to_string(),
-                    });
-                }
-                if !chosen.contains(&index) {
-                    chosen.push(index);
-                }
-            }
-            let there = field.columns.iter().any(|wanted| columns.iter().any(|(name, _)| name == wanted));
-            if !there && (field.required || field.mapped) {
-                return Err(self.missing(file, field, columns));
-            }
-        }
-        Ok(chosen)
-    }
-
-    fn missing(&self, file: &Path, field: &Field, columns: &[(&str, Option<&DataType>)]) -> Error {
-        let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
-        let wanted = &field.columns[0];
-        let usual = usual_names(field.canonical).iter().copied().find(|name| names.contains(name));
-        let suggestion = match nearest(wanted, &names).or(usual) {
-            Some(name) if field.mapped => format!("; did you mean `{name}`?"),
-            Some(name) => format!("; did you mean `fields = {{ {} = \"{name}\" }}`?", field.canonical),
-            None => format!("; if one of them is it, say `fields = {{ {} = \"…\" }}`", field.canonical),
-        };
-        Error::MissingColumn {
-            file: file.to_owned(),
-            column: wanted.clone(),
-            field: field.canonical,
-            columns: if names.is_empty() { "none".to_owned() } else { list(&names) },
-            suggestion,
-        }
-    }
-
     /// The example that a row holds.
     pub(super) fn example(&self, row: Object<'_>) -> Result<Example, RowFault> {
         Ok(match self.format {
@@ -348,68 +210,4 @@ fn unexpected(field: String, expected: &str, found: Value<'_>) -> RowFault {
 /// A JSON pointer (RFC 6901), one step further.
 fn pointer(base: &str, step: impl ToString) -> String {
     format!("{base}/{}", step.to_string().replace('~', "~0").replace('/', "~1"))
-}
-
-impl Kind {
-    fn expected(self) -> &'static str {
-        match self {
-            Kind::Text | Kind::MessageKey => "strings",
-            Kind::Messages => "lists of messages",
-            Kind::Integers => "lists of integers",
-        }
-    }
-
-    /// Whether values of that type can be what the field holds. A column of nulls can: each row will say so.
-    fn accepts(self, data_type: &DataType) -> bool {
-        let item = match data_type {
-            DataType::Null => return true,
-            DataType::Dictionary(_, values) => return self.accepts(values),
-            DataType::List(item)
-            | DataType::LargeList(item)
-            | DataType::ListView(item)
-            | DataType::LargeListView(item)
-            | DataType::FixedSizeList(item, _) => Some(item.data_type()),
-            _ => None,
-        };
-        match self {
-            Kind::Text | Kind::MessageKey => data_type.is_string(),
-            Kind::Messages => item.is_some_and(|item| {
-                matches!(item, DataType::Struct(_) | DataType::Map(_, _) | DataType::Null)
-            }),
-            Kind::Integers => item.is_some_and(|item| item.is_integer() || item.is_null()),
-        }
-    }
-}
-
-/// A format as the recipe writes it.
-fn format_name(format: Format) -> &'static str {
-    match format {
-        Format::Messages => "messages",
-        Format::Alpaca => "alpaca",
-        Format::PromptCompletion => "prompt-completion",
-        Format::Text => "text",
-        Format::Tokens => "tokens",
-    }
-}
-
-/// Other names under which datasets have a field, to suggest them; never to take them unasked.
-fn usual_names(canonical: &str) -> &'static [&'static str] {
-    match canonical {
-        "messages" => &["conversation", "dialog", "chat", "turns"],
-        "instruction" => &["question", "prompt"],
-        "output" | "completion" => &["response", "answer", "output", "completion", "target"],
-        "prompt" => &["question", "instruction", "input", "query"],
-        "text" => &["content", "document", "body"],
-        "input_ids" => &["tokens", "ids"],
-        _ => &[],
-    }
-}
-
-fn nearest<'a>(wanted: &str, names: &[&'a str]) -> Option<&'a str> {
-    let near = names.iter().map(|name| (strsim::damerau_levenshtein(wanted, name), *name));
-    near.filter(|(distance, _)| *distance <= wanted.len().div_ceil(3)).min().map(|(_, name)| name)
-}
-
-fn list(names: &[&str]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

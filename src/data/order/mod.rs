@@ -170,6 +170,8 @@ struct Lane {
     copies: u64,
     /// Rows seen once more.
     extra: u64,
+    /// Kept rows before each unit, ending with their number; empty where units do not matter.
+    kept_firsts: Vec<u64>,
     /// Where each unit's examples begin, in the order in which units are visited, ending with their number.
     starts: Vec<u64>,
     seed: u64,
@@ -193,11 +195,14 @@ impl Lane {
             return Err(too_long);
         }
         let source = source.clone();
-        let mut lane = Lane { source, copies, extra, starts: vec![0], seed, epoch, shuffle };
+        let mut lane =
+            Lane { source, copies, extra, kept_firsts: Vec::new(), starts: vec![0], seed, epoch, shuffle };
         if lane.units() <= 1 || !shuffle {
             lane.starts.push(len);
             return Ok(lane);
         }
+        let held_out = &lane.source.held_out;
+        lane.kept_firsts = lane.source.units.iter().map(|&row| held_out.kept_before(row)).collect();
         let order = lane.unit_order();
         let (mut start, mut rows_before) = (0, 0);
         for slot in 0..lane.units() {
@@ -260,9 +265,8 @@ impl Lane {
 
     /// The first kept row of a unit, and how many there are.
     fn kept_of_unit(&self, unit: u64) -> (u64, u64) {
-        let bound = |unit: u64| self.source.held_out.kept_before(self.source.units[unit as usize]);
-        let first = bound(unit);
-        (first, bound(unit + 1) - first)
+        let unit = unit as usize;
+        (self.kept_firsts[unit], self.kept_firsts[unit + 1] - self.kept_firsts[unit])
     }
 
     fn extra_up_to(&self, rows: u64) -> u64 {

@@ -1,8 +1,12 @@
 //! Record shapes, from rows of JSON.
 
+use std::path::Path;
+
+use arrow::datatypes::DataType;
 use serde_json::{Value as Json, json};
 
-use super::super::spec::Split;
+use super::super::source::Error;
+use super::super::spec::{DatasetSpec, Split};
 use super::*;
 
 fn fields(format: Format, mapping: &[(&str, &str)]) -> Result<Fields, Error> {

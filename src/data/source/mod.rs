@@ -43,7 +43,7 @@ const UNIT_ROWS: u64 = 4096;
 /// All files of one `[[dataset]]` entry, as one sequence of rows.
 ///
 /// Reading takes `&self`: share it in an [`Arc`] and ask from as many threads as there are. Of the files'
-/// content it holds an index (text: 24 bytes for every 32 KiB; Arrow: about 60 bytes for each record batch,
+/// content it holds an index (text: 24 bytes for every 16 KiB; Arrow: about 60 bytes for each record batch,
 /// and the dictionaries; Parquet: the footers) and the blocks used last (64 MiB, or four if they are larger).
 #[derive(Debug)]
 pub struct Dataset {

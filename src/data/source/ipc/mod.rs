@@ -25,7 +25,7 @@ use crate::units::Bytes;
 use layout::{Message, Messages};
 
 /// Bytes of an uncompressed batch that are read at a time, about.
-const BLOCK: u64 = 32 << 10;
+const BLOCK: u64 = 16 << 10;
 
 /// Dictionaries by their id, as they stand for a batch.
 type Dictionaries = HashMap<i64, ArrayRef>;

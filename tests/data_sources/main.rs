@@ -1,22 +1,25 @@
 //! Datasets as a stranger's files hold them: every kind of file gives the same rows, any row can be asked for
 //! from any thread, and files that are wrong say so.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod files;
+mod hostile;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, DictionaryArray, Int64Array, LargeStringArray, ListArray, RecordBatch, StringArray,
-    StringViewArray, StructArray,
+    Array, ArrayRef, DictionaryArray, Int64Array, ListArray, RecordBatch, StringArray, StringViewArray,
+    StructArray,
 };
 use arrow::buffer::OffsetBuffer;
 use arrow::datatypes::{DataType, Field, Int32Type};
 use arrow::ipc::CompressionType;
-use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
-use parquet::arrow::ArrowWriter;
-use parquet::basic::{BrotliLevel, Compression, GzipLevel, ZstdLevel};
+use files::{batches, csv, every_kind, ipc, json_lines, pairs, parquet, parquet_with, table};
+use parquet::basic::Compression;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
-use proptest::prelude::*;
 use rayon::prelude::*;
 use serde_json::json;
 use tune::data::example::{Example, Message, RowId};
@@ -35,98 +38,6 @@ fn open(path: &Path, format: Format) -> Result<Dataset, Error> {
 
 fn examples(dataset: &Dataset) -> Vec<Example> {
     (0..dataset.rows()).map(|row| dataset.example(row).unwrap()).collect()
-}
-
-fn prompt(row: u64) -> String {
-    format!("What is \"{row}\",\nsquared? {}", "ü".repeat((row * 31 % 300) as usize))
-}
-
-fn pairs(rows: u64) -> Vec<Example> {
-    let pair = |row| Example::PromptCompletion { prompt: prompt(row), completion: (row * row).to_string() };
-    (0..rows).map(pair).collect()
-}
-
-/// Prompts and completions, and a column that nobody reads.
-fn table(rows: std::ops::Range<u64>) -> RecordBatch {
-    let prompts: ArrayRef = Arc::new(rows.clone().map(|row| Some(prompt(row))).collect::<StringArray>());
-    let completions: ArrayRef =
-        Arc::new(rows.clone().map(|row| Some((row * row).to_string())).collect::<LargeStringArray>());
-    let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(rows.map(|row| row as i64)));
-    RecordBatch::try_from_iter([("prompt", prompts), ("id", ids), ("completion", completions)]).unwrap()
-}
-
-fn batches(rows: u64, size: usize) -> Vec<RecordBatch> {
-    (0..rows).step_by(size).map(|start| table(start..(start + size as u64).min(rows))).collect()
-}
-
-fn ipc(batches: &[RecordBatch], stream: bool, compression: Option<CompressionType>) -> Vec<u8> {
-    let options = IpcWriteOptions::default().try_with_compression(compression).unwrap();
-    let schema = batches[0].schema();
-    if stream {
-        let mut writer = StreamWriter::try_new_with_options(Vec::new(), &schema, options).unwrap();
-        batches.iter().for_each(|batch| writer.write(batch).unwrap());
-        writer.into_inner().unwrap()
-    } else {
-        let mut writer = FileWriter::try_new_with_options(Vec::new(), &schema, options).unwrap();
-        batches.iter().for_each(|batch| writer.write(batch).unwrap());
-        writer.into_inner().unwrap()
-    }
-}
-
-fn parquet_with(batches: &[RecordBatch], properties: WriterProperties) -> Vec<u8> {
-    let mut writer = ArrowWriter::try_new(Vec::new(), batches[0].schema(), Some(properties)).unwrap();
-    batches.iter().for_each(|batch| writer.write(batch).unwrap());
-    writer.into_inner().unwrap()
-}
-
-fn parquet(batches: &[RecordBatch], compression: Compression, group: usize) -> Vec<u8> {
-    let properties = WriterProperties::builder()
-        .set_compression(compression)
-        .set_max_row_group_row_count(Some(group))
-        .build();
-    parquet_with(batches, properties)
-}
-
-fn json_rows(rows: u64) -> Vec<serde_json::Value> {
-    let row = |row: u64| json!({"id": row, "prompt": prompt(row), "completion": (row * row).to_string()});
-    (0..rows).map(row).collect()
-}
-
-fn json_lines(rows: u64) -> Vec<u8> {
-    json_rows(rows).iter().flat_map(|row| format!("{row}\r\n").into_bytes()).collect()
-}
-
-fn csv(rows: u64) -> Vec<u8> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_record(["prompt", "completion"]).unwrap();
-    for row in 0..rows {
-        writer.write_record([prompt(row), (row * row).to_string()]).unwrap();
-    }
-    writer.into_inner().unwrap()
-}
-
-/// The same rows as every kind of file, by file name.
-fn every_kind(rows: u64) -> Vec<(&'static str, Vec<u8>)> {
-    let batches = batches(rows, 300);
-    let lz4 = Some(CompressionType::LZ4_FRAME);
-    let zstd = Some(CompressionType::ZSTD);
-    vec![
-        ("file.arrow", ipc(&batches, false, None)),
-        ("stream.arrow", ipc(&batches, true, None)),
-        ("lz4.arrow", ipc(&batches, false, lz4)),
-        ("zstd.arrow", ipc(&batches, true, zstd)),
-        ("plain.parquet", parquet(&batches, Compression::UNCOMPRESSED, 1 << 20)),
-        ("snappy.parquet", parquet(&batches, Compression::SNAPPY, 700)),
-        ("zstd.parquet", parquet(&batches, Compression::ZSTD(ZstdLevel::default()), 250)),
-        ("gzip.parquet", parquet(&batches, Compression::GZIP(GzipLevel::default()), 250)),
-        ("brotli.parquet", parquet(&batches, Compression::BROTLI(BrotliLevel::default()), 250)),
-        ("lz4.parquet", parquet(&batches, Compression::LZ4_RAW, 250)),
-        ("rows.jsonl", json_lines(rows)),
-        ("pretty.json", serde_json::to_vec_pretty(&json_rows(rows)).unwrap()),
-        ("compact.json", serde_json::to_vec(&json_rows(rows)).unwrap()),
-        ("lines.json", json_lines(rows)),
-        ("rows.csv", csv(rows)),
-    ]
 }
 
 #[test]
@@ -361,84 +272,4 @@ fn datasets_that_cannot_be_opened() {
     let fields = [("text".to_owned(), "id".to_owned())].into();
     let error = Dataset::open(&DatasetSpec { fields, ..spec(&folder.path().join("a.arrow"), Format::Text) });
     assert!(error.unwrap_err().to_string().contains("column `id`: expected strings, found Int64"));
-}
-
-/// Opens what may be anything, and reads some rows of it: errors are fine, panics are not. Whether all was well.
-fn survive(path: &Path, bytes: &[u8], format: Format) -> bool {
-    std::fs::write(path, bytes).unwrap();
-    let Ok(dataset) = open(path, format) else { return false };
-    let rows = dataset.rows();
-    let _ = dataset.units();
-    let mut whole = true;
-    for row in (0..rows.min(40)).chain(rows.saturating_sub(5)..rows) {
-        whole &= dataset.example(row).is_ok();
-        let _ = dataset.place(row).to_string();
-    }
-    whole
-}
-
-#[test]
-fn truncated_at_every_length() {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, bytes) in every_kind(3) {
-        let path = folder.path().join(name);
-        assert!(survive(&path, &bytes, Format::PromptCompletion), "{name}");
-        let binary = !name.contains("json") && !name.contains("csv");
-        for len in 0..bytes.len() {
-            let whole = survive(&path, &bytes[..len], Format::PromptCompletion);
-            // A text may end after any row, and a stream before its end marker. Nothing else is whole.
-            let end_marker = name == "stream.arrow" || name == "zstd.arrow";
-            let may_be_whole = !binary || end_marker && len >= bytes.len() - 8;
-            assert!(!whole || may_be_whole, "{name} cut at {len} of {} seems whole", bytes.len());
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(400))]
-
-    /// Bytes overwritten anywhere: one byte, or the words that lengths and offsets are made of.
-    #[test]
-    fn damaged_anywhere(
-        kind in 0_usize..15,
-        damages in prop::collection::vec((any::<prop::sample::Index>(), prop_oneof![
-            any::<u8>().prop_map(|byte| vec![byte]),
-            any::<u32>().prop_map(|word| word.to_le_bytes().to_vec()),
-            prop::sample::select(vec![i64::MAX, -1, i64::MIN, 1 << 40, 1 << 31])
-                .prop_map(|word| word.to_le_bytes().to_vec()),
-        ]), 1..4),
-    ) {
-        let folder = tempfile::tempdir().unwrap();
-        let (name, mut bytes) = every_kind(5).swap_remove(kind);
-        for (at, damage) in damages {
-            let at = at.index(bytes.len());
-            let end = (at + damage.len()).min(bytes.len());
-            bytes[at..end].copy_from_slice(&damage[..end - at]);
-        }
-        survive(&folder.path().join(name), &bytes, Format::PromptCompletion);
-    }
-
-    #[test]
-    fn random_bytes(bytes in prop::collection::vec(any::<u8>(), 0..200), arrow: bool) {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["a.arrow", "a.parquet", "a.jsonl", "a.json", "a.csv"] {
-            let magic: &[u8] = if arrow { b"ARROW1\0\0" } else { b"PAR1" };
-            let framed = [magic, &bytes, magic].concat();
-            survive(&folder.path().join(name), &bytes, Format::Text);
-            survive(&folder.path().join(name), &framed, Format::Text);
-        }
-    }
-}
-
-#[test]
-fn a_file_that_changes_is_noticed() {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, bytes) in every_kind(1000) {
-        let path = folder.path().join(name);
-        std::fs::write(&path, &bytes).unwrap();
-        let dataset = open(&path, Format::PromptCompletion).unwrap();
-        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
-        let said = dataset.example(999).unwrap_err().to_string();
-        assert!(said.contains("has changed since it was opened"), "{name}: {said}");
-    }
 }
