@@ -1,1 +1,7 @@
-fn main() {}
+//! The `tune` binary: all it does is hand the command line to the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    tune::cli::main()
+}

@@ -75,8 +75,8 @@ fn halves(value: u64) -> [u32; 2] {
     [value as u32, (value >> 32) as u32]
 }
 
-/// Ten rounds of Philox over four words.
-fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+/// Ten rounds of Philox over four words: 128 random bits, a function of counter and key alone.
+pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let left = u64::from(counter[0]) * 0xd251_1f53;
         let right = u64::from(counter[2]) * 0xcd9e_8d57;

@@ -1,3 +1,10 @@
 //! Low-rank adapters: which projections get one, their numbers, and the files other tools read.
 
+pub mod error;
+pub mod lora;
+pub mod peft;
+pub mod projection;
 pub mod spec;
+pub mod target;
+
+pub use error::Error;

@@ -1,0 +1,292 @@
+//! The numbers of an adapter: A and B of every target, f32, on the device.
+//!
+//! `y = W·x + scaling · B·(A·dropout(x))`, A `[rank, in]`, B `[out, rank]` (Hu et al. 2021, section 4.1). A
+//! starts as Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in), and B as zero, so that the first step sees
+//! the base model. The set is a flat list of parameters in one fixed order; layers borrow theirs from it, on
+//! the inner backend or lifted to leaves of an autodiff graph. Refuses to know files (`peft`) and optimizers.
+
+use std::ops::Range;
+
+use burn::backend::Autodiff;
+use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend};
+use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use sha2::{Digest, Sha256};
+use tune_kernels::KernelBackend;
+use tune_kernels::dropout::{Dropout, DropoutKey, philox};
+use tune_kernels::linear::Lora;
+
+use super::error::Error;
+use super::peft::keys::{Matrix, key};
+use super::projection::{LayerAdapters, Projection};
+use super::target::Target;
+
+/// Which dropout masks a forward pass draws: the same for a recomputed layer and a resumed run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DropoutStep {
+    /// The run's seed.
+    pub seed: u64,
+    /// Optimizer step, from 1.
+    pub step: u64,
+    /// Micro-batch within the step, from 0.
+    pub micro_batch: u32,
+}
+
+/// Name and shape of one tensor of an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its key in a PEFT file.
+    pub name: String,
+    /// `[rank, in]` for A, `[out, rank]` for B.
+    pub shape: [usize; 2],
+}
+
+/// All adapters of a run.
+///
+/// Parameters are numbered: A of target `i` is `2·i`, its B is `2·i + 1`, targets by layer and then in the
+/// order of [`Projection::ALL`]. A clone shares the tensors, which are never changed in place.
+#[derive(Clone, Debug)]
+pub struct LoraSet<B: KernelBackend> {
+    targets: Vec<Target>,
+    parameters: Vec<Parameter>,
+    tensors: Vec<Tensor<B, 2>>,
+    /// Chance of an element of x to be zeroed, in [0, 1).
+    dropout: f32,
+}
+
+impl<B: KernelBackend> LoraSet<B> {
+    /// A new adapter: A drawn by seed and module path (so that neither the order of targets nor the number of
+    /// threads matters), B zero.
+    pub fn init(targets: Vec<Target>, dropout: f64, seed: u64, device: &B::Device) -> Self {
+        let targets = ordered(targets);
+        let parameters = parameters(&targets);
+        let values = parameters.iter().enumerate().map(|(index, parameter)| match matrix(index) {
+            Matrix::A => kaiming_uniform(&parameter.name, parameter.shape, seed),
+            Matrix::B => vec![0.0; parameter.shape[0] * parameter.shape[1]],
+        });
+        let tensors =
+            values.zip(&parameters).map(|(values, parameter)| upload(values, parameter, device)).collect();
+        Self { targets, parameters, tensors, dropout: dropout as f32 }
+    }
+
+    /// An adapter with given numbers: one vector for each parameter, in this set's order, row-major.
+    ///
+    /// # Errors
+    /// Another number of vectors, or one that does not fill its shape.
+    pub fn from_values(
+        targets: Vec<Target>,
+        dropout: f64,
+        values: Vec<Vec<f32>>,
+        device: &B::Device,
+    ) -> Result<Self, Error> {
+        let targets = ordered(targets);
+        let parameters = parameters(&targets);
+        if values.len() != parameters.len() {
+            return Err(Error::WrongCount { expected: parameters.len(), found: values.len() });
+        }
+        let tensor = |(values, parameter): (Vec<f32>, &Parameter)| {
+            if values.len() != parameter.shape[0] * parameter.shape[1] {
+                return Err(Error::WrongLength {
+                    tensor: parameter.name.clone(),
+                    shape: parameter.shape,
+                    found: values.len(),
+                });
+            }
+            Ok(upload(values, parameter, device))
+        };
+        let tensors = values.into_iter().zip(&parameters).map(tensor).collect::<Result<_, _>>()?;
+        Ok(Self { targets, parameters, tensors, dropout: dropout as f32 })
+    }
+
+    /// What is adapted, in the order of the parameters.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// Names and shapes of all tensors, in order.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// All tensors, f32, in order.
+    pub fn tensors(&self) -> &[Tensor<B, 2>] {
+        &self.tensors
+    }
+
+    /// Puts new tensors in the place of all old ones: an optimizer step.
+    ///
+    /// # Errors
+    /// Another number of tensors, or one of another shape.
+    pub fn replace(&mut self, tensors: Vec<Tensor<B, 2>>) -> Result<(), Error> {
+        if tensors.len() != self.tensors.len() {
+            return Err(Error::WrongCount { expected: self.tensors.len(), found: tensors.len() });
+        }
+        for (tensor, parameter) in tensors.iter().zip(&self.parameters) {
+            if tensor.dims() != parameter.shape {
+                return Err(Error::WrongLength {
+                    tensor: parameter.name.clone(),
+                    shape: parameter.shape,
+                    found: tensor.dims().iter().product(),
+                });
+            }
+        }
+        self.tensors = tensors;
+        Ok(())
+    }
+
+    /// The values of one parameter, row-major, on the host.
+    ///
+    /// # Errors
+    /// The device cannot give them.
+    pub fn values(&self, index: usize) -> Result<Vec<f32>, Error> {
+        let failed = |reason: String| Error::Device { tensor: self.parameters[index].name.clone(), reason };
+        let data =
+            self.tensors[index].clone().try_into_data().map_err(|error| failed(format!("{error:?}")))?;
+        data.into_vec().map_err(|error| failed(format!("{error:?}")))
+    }
+
+    /// Number of trained values.
+    pub fn count(&self) -> u64 {
+        self.targets.iter().map(Target::parameters).sum()
+    }
+
+    /// Size of the trained values.
+    pub fn bytes(&self) -> u64 {
+        4 * self.count()
+    }
+
+    /// One layer's adapters on this backend; without `dropout`, nothing is dropped.
+    pub fn layer(&self, layer: usize, dropout: Option<DropoutStep>) -> LayerAdapters<B> {
+        self.gather(layer, dropout, Tensor::clone)
+    }
+
+    /// The parameters of one layer, as numbers into [`Self::parameters`].
+    pub fn layer_parameters(&self, layer: usize) -> Range<usize> {
+        let first = self.targets.partition_point(|target| target.module.layer < layer);
+        let end = self.targets.partition_point(|target| target.module.layer <= layer);
+        2 * first..2 * end
+    }
+
+    fn gather<T: KernelBackend>(
+        &self,
+        layer: usize,
+        dropout: Option<DropoutStep>,
+        convert: impl Fn(&Tensor<B, 2>) -> Tensor<T, 2>,
+    ) -> LayerAdapters<T> {
+        let mut adapters = LayerAdapters::none();
+        let range = self.layer_parameters(layer);
+        let pairs = self.tensors[range.clone()].chunks_exact(2);
+        for (target, pair) in self.targets[range.start / 2..range.end / 2].iter().zip(pairs) {
+            let projection = target.module.projection;
+            *adapters.slot(projection) = Some(Lora {
+                a: convert(&pair[0]),
+                b: convert(&pair[1]),
+                scaling: target.scaling as f32,
+                dropout: dropout.filter(|_| self.dropout > 0.0).map(|step| Dropout {
+                    probability: self.dropout,
+                    key: dropout_key(step, layer, projection),
+                }),
+            });
+        }
+        adapters
+    }
+}
+
+impl<B: KernelBackend<Frozen = B>> LoraSet<B> {
+    /// One layer's adapters as leaves of a new autodiff graph, which track gradients.
+    pub fn lift<C: CheckpointStrategy>(
+        &self,
+        layer: usize,
+        dropout: Option<DropoutStep>,
+    ) -> LayerAdapters<Autodiff<B, C>>
+    where
+        Autodiff<B, C>: KernelBackend,
+    {
+        self.gather(layer, dropout, |tensor| Tensor::from_inner(tensor.clone()).require_grad())
+    }
+
+    /// Takes the gradients of one lifted layer out of its backward pass: parameter number and gradient, f32,
+    /// of the parameter's shape.
+    ///
+    /// # Errors
+    /// The backward pass did not reach one of the adapters.
+    pub fn take_gradients<C: CheckpointStrategy>(
+        &self,
+        layer: usize,
+        lifted: &LayerAdapters<Autodiff<B, C>>,
+        gradients: &mut <Autodiff<B, C> as AutodiffBackend>::Gradients,
+    ) -> Result<Vec<(usize, Tensor<B, 2>)>, Error>
+    where
+        Autodiff<B, C>: KernelBackend,
+    {
+        let range = self.layer_parameters(layer);
+        let mut taken = Vec::with_capacity(range.len());
+        for index in range {
+            let missing = || Error::NoGradient { tensor: self.parameters[index].name.clone() };
+            let lora = lifted.get(self.targets[index / 2].module.projection).ok_or_else(missing)?;
+            let leaf = match matrix(index) {
+                Matrix::A => &lora.a,
+                Matrix::B => &lora.b,
+            };
+            taken.push((index, leaf.grad_remove(gradients).ok_or_else(missing)?));
+        }
+        Ok(taken)
+    }
+}
+
+/// Which matrix a parameter number means.
+fn matrix(index: usize) -> Matrix {
+    if index.is_multiple_of(2) { Matrix::A } else { Matrix::B }
+}
+
+fn ordered(mut targets: Vec<Target>) -> Vec<Target> {
+    targets.sort_by_key(|target| (target.module.layer, target.module.projection));
+    targets
+}
+
+/// A and B of each target, in order.
+pub(super) fn parameters(targets: &[Target]) -> Vec<Parameter> {
+    let pair = |target: &Target| {
+        let module = &target.module;
+        [
+            Parameter { name: key(&module.path, Matrix::A), shape: [target.rank, module.in_features] },
+            Parameter { name: key(&module.path, Matrix::B), shape: [module.out_features, target.rank] },
+        ]
+    };
+    targets.iter().flat_map(pair).collect()
+}
+
+fn upload<B: KernelBackend>(values: Vec<f32>, parameter: &Parameter, device: &B::Device) -> Tensor<B, 2> {
+    // Whatever the backend's own float type: these are the master values.
+    Tensor::from_data(TensorData::new(values, parameter.shape), (device, DType::F32))
+}
+
+fn dropout_key(step: DropoutStep, layer: usize, projection: Projection) -> DropoutKey {
+    DropoutKey {
+        seed: step.seed,
+        step: step.step,
+        micro_batch: step.micro_batch,
+        layer: layer as u32,
+        projection: projection.index() as u32,
+    }
+}
+
+/// U(−1/√columns, 1/√columns), from a generator keyed by the seed, whose counter begins with a hash of `name`.
+fn kaiming_uniform(name: &str, [rows, columns]: [usize; 2], seed: u64) -> Vec<f32> {
+    let bound = 1.0 / (columns as f64).sqrt();
+    let digest = Sha256::digest(name);
+    let [first, second] =
+        [0, 4].map(|at| u32::from_le_bytes([digest[at], digest[at + 1], digest[at + 2], digest[at + 3]]));
+    let key = [seed as u32, (seed >> 32) as u32];
+    let mut values = Vec::with_capacity(rows * columns);
+    for block in 0..(rows * columns).div_ceil(4) as u64 {
+        for word in philox([block as u32, (block >> 32) as u32, first, second], key) {
+            let unit = f64::from(word) / 4_294_967_296.0;
+            values.push(((2.0 * unit - 1.0) * bound) as f32);
+        }
+    }
+    values.truncate(rows * columns);
+    values
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,407 @@
+//! `adapter_config.json`: the fields of PEFT's `LoraConfig`, written with sorted keys and read with suspicion.
+//!
+//! A field that changes the mathematics and is not understood is an error, never a default. Knows how PEFT
+//! reads each field; refuses to know tensors.
+
+use std::collections::BTreeSet;
+
+use regex::Regex;
+use serde_json::{Map, Number, Value, json};
+
+use crate::adapter::projection::Module;
+use crate::adapter::spec::{Spec, TargetModules};
+use crate::adapter::target::{Target, full_match, names_module, pattern_key, scaling};
+
+/// What an adapter folder says of itself.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `base_model_name_or_path`: told, never enforced.
+    pub base_model: Option<String>,
+    /// `revision` of the base.
+    pub revision: Option<String>,
+    /// `r`: the rank where no pattern matches.
+    pub rank: usize,
+    /// `lora_alpha`: the alpha where no pattern matches.
+    pub alpha: f64,
+    /// `lora_dropout`.
+    pub dropout: f64,
+    /// `use_rslora`.
+    pub use_rslora: bool,
+    /// `target_modules`.
+    pub target_modules: TargetModules,
+    /// `rank_pattern`, in file order.
+    rank_pattern: Vec<Pattern<usize>>,
+    /// `alpha_pattern`, in file order.
+    alpha_pattern: Vec<Pattern<f64>>,
+    /// `layers_to_transform` or `exclude_modules` narrows the targets further.
+    narrowed: bool,
+}
+
+/// One entry of `rank_pattern` or `alpha_pattern`.
+#[derive(Clone, Debug)]
+struct Pattern<T> {
+    text: String,
+    regex: Regex,
+    value: T,
+}
+
+impl Config {
+    /// The configuration of a trained adapter.
+    ///
+    /// PEFT, and whoever rewrites the file with sorted keys, finds the same modules, ranks and alphas in it:
+    /// targets become names (last components where those mean the same modules, else whole paths), and
+    /// patterns whose order matters, or whose syntax Python may not share, become one entry per module.
+    pub fn new(
+        spec: &Spec,
+        targets: &[Target],
+        modules: &[Module],
+        base_model: &str,
+        revision: Option<&str>,
+    ) -> Self {
+        let ranks = |target: &Target| target.rank;
+        let alphas = |target: &Target| target.alpha;
+        let (rank, rank_pattern) = portable(spec.rank, &spec.rank_pattern, targets, ranks);
+        let (alpha, alpha_pattern) = portable(spec.alpha, &spec.alpha_pattern, targets, alphas);
+        Self {
+            base_model: Some(base_model.to_owned()),
+            revision: revision.map(str::to_owned),
+            rank,
+            alpha,
+            dropout: spec.dropout,
+            use_rslora: spec.use_rslora,
+            target_modules: TargetModules::Names(target_names(targets, modules)),
+            rank_pattern,
+            alpha_pattern,
+            narrowed: false,
+        }
+    }
+
+    /// The text of the file: PEFT's classic fields, sorted, two spaces deep.
+    pub fn to_json(&self) -> String {
+        let target_modules = match &self.target_modules {
+            TargetModules::Names(names) => json!(names),
+            TargetModules::Pattern(pattern) => json!(pattern),
+            TargetModules::AllLinear => json!("all-linear"),
+        };
+        let fields = [
+            ("alpha_pattern", object(&self.alpha_pattern, number)),
+            ("auto_mapping", Value::Null),
+            ("base_model_name_or_path", json!(self.base_model)),
+            ("bias", json!("none")),
+            ("fan_in_fan_out", json!(false)),
+            ("inference_mode", json!(true)),
+            ("init_lora_weights", json!(true)),
+            ("layer_replication", Value::Null),
+            ("layers_pattern", Value::Null),
+            ("layers_to_transform", Value::Null),
+            ("loftq_config", json!({})),
+            ("lora_alpha", number(self.alpha)),
+            ("lora_dropout", json!(self.dropout)),
+            ("megatron_config", Value::Null),
+            ("megatron_core", json!("megatron.core")),
+            ("modules_to_save", Value::Null),
+            ("peft_type", json!("LORA")),
+            ("r", json!(self.rank)),
+            ("rank_pattern", object(&self.rank_pattern, |rank| json!(rank))),
+            ("revision", json!(self.revision)),
+            ("target_modules", target_modules),
+            ("task_type", json!("CAUSAL_LM")),
+            ("use_dora", json!(false)),
+            ("use_rslora", json!(self.use_rslora)),
+        ];
+        let fields: Map<String, Value> =
+            fields.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+        format!("{:#}", Value::Object(fields))
+    }
+
+    /// Whether `r` and `lora_alpha` do not hold for all modules.
+    pub fn has_patterns(&self) -> bool {
+        !self.rank_pattern.is_empty() || !self.alpha_pattern.is_empty()
+    }
+
+    /// Reads the fields; what cannot be used is added to `problems`.
+    pub(super) fn parse(fields: &Map<String, Value>, problems: &mut Vec<String>) -> Option<Self> {
+        let before = problems.len();
+        check_kind(fields, problems);
+        for (key, value) in fields {
+            check_field(key, value, problems);
+        }
+        let mut fields = Fields { fields, problems };
+        let rank = fields.required("r", "a positive whole number", positive);
+        let alpha = fields.required("lora_alpha", "a number", finite);
+        let dropout = fields.optional("lora_dropout", "a number", finite);
+        let use_rslora = fields.optional("use_rslora", "true or false", Value::as_bool);
+        let target_modules = fields.required("target_modules", "a list of names, or a pattern", targets_of);
+        let base_model = fields.optional("base_model_name_or_path", "a string", owned);
+        let revision = fields.optional("revision", "a string", owned);
+        let rank_pattern = fields.patterns("rank_pattern", "a positive whole number", positive);
+        let alpha_pattern = fields.patterns("alpha_pattern", "a number", finite);
+        let narrowed = ["layers_to_transform", "exclude_modules"]
+            .iter()
+            .any(|key| fields.fields.get(*key).is_some_and(|value| !is_empty(value)));
+        let config = Self {
+            base_model,
+            revision,
+            rank: rank?,
+            alpha: alpha?,
+            dropout: dropout.unwrap_or(0.0),
+            use_rslora: use_rslora.unwrap_or(false),
+            target_modules: target_modules?,
+            rank_pattern,
+            alpha_pattern,
+            narrowed,
+        };
+        (fields.problems.len() == before).then_some(config)
+    }
+
+    /// The target that PEFT makes of a module.
+    pub(super) fn target(&self, module: &Module) -> Target {
+        let rank = first(&self.rank_pattern, &module.path).unwrap_or(self.rank);
+        let alpha = first(&self.alpha_pattern, &module.path).unwrap_or(self.alpha);
+        Target { module: module.clone(), rank, alpha, scaling: scaling(alpha, rank, self.use_rslora) }
+    }
+
+    /// The modules that PEFT would adapt; `None` where only the tensors can tell.
+    pub(super) fn named<'a>(&self, modules: &'a [Module]) -> Option<Vec<&'a Module>> {
+        let filter =
+            |keep: &dyn Fn(&str) -> bool| modules.iter().filter(|module| keep(&module.path)).collect();
+        match &self.target_modules {
+            _ if self.narrowed => None,
+            TargetModules::AllLinear => Some(modules.iter().collect()),
+            TargetModules::Names(names) => {
+                Some(filter(&|path| names.iter().any(|name| names_module(name, path))))
+            }
+            // Python's look-around has no equal here: then the tensors decide alone.
+            TargetModules::Pattern(pattern) => {
+                full_match(pattern).ok().map(|regex| filter(&|path| regex.is_match(path)))
+            }
+        }
+    }
+}
+
+/// The value of the first pattern that matches.
+fn first<T: Copy>(patterns: &[Pattern<T>], path: &str) -> Option<T> {
+    patterns.iter().find(|pattern| pattern.regex.is_match(path)).map(|pattern| pattern.value)
+}
+
+/// Names that mean exactly the targets, sorted.
+fn target_names(targets: &[Target], modules: &[Module]) -> Vec<String> {
+    let paths: BTreeSet<&str> = targets.iter().map(|target| target.module.path.as_str()).collect();
+    let last: BTreeSet<&str> = paths.iter().map(|path| path.rsplit('.').next().unwrap_or(path)).collect();
+    let matched = modules.iter().filter(|module| last.iter().any(|name| names_module(name, &module.path)));
+    let chosen = if matched.count() == paths.len() { last } else { paths };
+    chosen.into_iter().map(str::to_owned).collect()
+}
+
+/// A default and sorted patterns from which every reader gets each target's value.
+fn portable<T: Copy + PartialEq>(
+    default: T,
+    written: &[(String, T)],
+    targets: &[Target],
+    value: impl Fn(&Target) -> T,
+) -> (T, Vec<Pattern<T>>) {
+    if let Some(first) = targets.first().map(&value)
+        && targets.iter().all(|target| value(target) == first)
+    {
+        return (first, Vec::new());
+    }
+    let plain = |text: &str| text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '.');
+    let own = written.iter().all(|(text, _)| plain(text)).then(|| written.to_vec());
+    let each = |name: &dyn Fn(&str) -> String| -> Vec<(String, T)> {
+        let differing = targets.iter().filter(|target| value(target) != default);
+        differing.map(|target| (name(&target.module.path), value(target))).collect()
+    };
+    // Older versions of PEFT want something before a pattern: the path less its first component.
+    let short = |path: &str| path.split_once('.').map_or(path, |(_, rest)| rest).to_owned();
+    let candidates = [own, Some(each(&short)), Some(each(&|path| regex::escape(path)))];
+    let compile = |mut entries: Vec<(String, T)>| -> Option<Vec<Pattern<T>>> {
+        entries.sort_by(|left, right| left.0.cmp(&right.0));
+        let pattern =
+            |(text, value): (String, T)| Some(Pattern { regex: pattern_key(&text).ok()?, text, value });
+        entries.into_iter().map(pattern).collect()
+    };
+    let exact = |patterns: &Vec<Pattern<T>>| {
+        targets.iter().all(|target| first(patterns, &target.module.path).unwrap_or(default) == value(target))
+    };
+    // The last candidate, escaped whole paths, is exact whatever the targets.
+    let patterns = candidates.into_iter().flatten().filter_map(compile).find(exact);
+    (default, patterns.unwrap_or_default())
+}
+
+/// A whole number without a fraction, as Python would write it.
+fn number(value: f64) -> Value {
+    match value {
+        whole if whole.fract() == 0.0 && whole.abs() < 9e15 => json!(whole as i64),
+        other => Number::from_f64(other).map_or(Value::Null, Value::Number),
+    }
+}
+
+fn object<T: Copy>(patterns: &[Pattern<T>], value: impl Fn(T) -> Value) -> Value {
+    Value::Object(patterns.iter().map(|pattern| (pattern.text.clone(), value(pattern.value))).collect())
+}
+
+/// `peft_type` and `task_type`: is this a LoRA for a language model at all?
+fn check_kind(fields: &Map<String, Value>, problems: &mut Vec<String>) {
+    match fields.get("peft_type").and_then(Value::as_str) {
+        Some("LORA") => {}
+        Some(other) => problems.push(format!("peft_type is {other}; only LORA can be used")),
+        None => problems.push("adapter_config.json has no peft_type; only LORA can be used".into()),
+    }
+    match fields.get("task_type") {
+        None | Some(Value::Null) => {}
+        Some(Value::String(task)) if task == "CAUSAL_LM" => {}
+        Some(other) => problems.push(format!("task_type is {other}; only CAUSAL_LM can be used")),
+    }
+}
+
+/// Fields that must have their empty value, and what they mean otherwise.
+const UNSUPPORTED: [(&str, &str); 16] = [
+    ("alora_invocation_tokens", "an activated LoRA"),
+    ("arrow_config", "Arrow routing"),
+    ("bias", "trained biases"),
+    ("fan_in_fan_out", "transposed base weights"),
+    ("kasa_config", "KaSA"),
+    ("layer_replication", "replicated layers"),
+    ("lora_bias", "a bias on B"),
+    ("megatron_config", "Megatron layers"),
+    ("modules_to_save", "whole trained modules"),
+    ("monteclora_config", "MonteCLoRA"),
+    ("target_parameters", "adapters on bare parameters"),
+    ("trainable_token_indices", "trained token embeddings"),
+    ("use_bdlora", "block-diagonal LoRA"),
+    ("use_dora", "DoRA"),
+    ("use_qalora", "QA-LoRA"),
+    ("velora_config", "VeLoRA"),
+];
+
+/// Fields read elsewhere, or without a say in what the adapter computes.
+const UNDERSTOOD: [&str; 26] = [
+    "alpha_pattern",
+    "auto_mapping",
+    "base_model_name_or_path",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_alpha",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "r",
+    "rank_pattern",
+    "revision",
+    "runtime_config",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+];
+
+fn check_field(key: &str, value: &Value, problems: &mut Vec<String>) {
+    if key == "init_lora_weights" {
+        // The others start from changed base weights, which the adapter then needs.
+        let base_unchanged = match value {
+            Value::Null | Value::Bool(_) => true,
+            Value::String(kind) => matches!(kind.as_str(), "gaussian" | "eva" | "orthogonal"),
+            _ => false,
+        };
+        if !base_unchanged {
+            problems.push(format!(
+                "init_lora_weights is {value}: such an adapter belongs to changed base weights; convert it to a plain \
+                 LoRA with PEFT first (path_initial_model_for_weight_conversion)"
+            ));
+        }
+    } else if let Some((_, meaning)) = UNSUPPORTED.iter().find(|(known, _)| *known == key) {
+        if !is_empty(value) {
+            problems.push(format!("{key} is {value}: {meaning} cannot be used"));
+        }
+    } else if !UNDERSTOOD.contains(&key) && !is_empty(value) {
+        problems.push(format!(
+            "adapter_config.json has `{key}`, which is not understood and may change the result"
+        ));
+    }
+}
+
+/// Null, false, an empty collection, or PEFT's `"none"`.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::String(text) => text.is_empty() || text == "none",
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(true) | Value::Number(_) => false,
+    }
+}
+
+fn positive(value: &Value) -> Option<usize> {
+    value.as_u64().and_then(|number| usize::try_from(number).ok()).filter(|number| *number > 0)
+}
+
+fn finite(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|number| number.is_finite())
+}
+
+fn owned(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+fn targets_of(value: &Value) -> Option<TargetModules> {
+    match value {
+        Value::String(text) if text.eq_ignore_ascii_case("all-linear") => Some(TargetModules::AllLinear),
+        Value::String(text) => Some(TargetModules::Pattern(text.clone())),
+        Value::Array(names) => names.iter().map(owned).collect::<Option<_>>().map(TargetModules::Names),
+        _ => None,
+    }
+}
+
+/// The fields being read, and what is wrong with them.
+struct Fields<'a> {
+    fields: &'a Map<String, Value>,
+    problems: &'a mut Vec<String>,
+}
+
+impl Fields<'_> {
+    /// A field that may be missing or null.
+    fn optional<T>(&mut self, key: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Option<T> {
+        let value = self.fields.get(key).filter(|value| !value.is_null())?;
+        let read = read(value);
+        if read.is_none() {
+            self.problems.push(format!("{key} in adapter_config.json must be {expected}, not {value}"));
+        }
+        read
+    }
+
+    fn required<T>(&mut self, key: &str, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Option<T> {
+        if self.fields.get(key).is_none_or(Value::is_null) {
+            self.problems.push(format!("adapter_config.json has no {key}; it must be {expected}"));
+        }
+        self.optional(key, expected, read)
+    }
+
+    fn patterns<T>(
+        &mut self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Vec<Pattern<T>> {
+        let entries = self.optional(key, "an object", |value| value.as_object().cloned()).unwrap_or_default();
+        let mut patterns = Vec::with_capacity(entries.len());
+        for (text, value) in entries {
+            match (pattern_key(&text), read(&value)) {
+                (Ok(regex), Some(value)) => patterns.push(Pattern { text, regex, value }),
+                (Err(reason), _) => {
+                    self.problems.push(format!("`{text}` in {key} cannot be matched: {reason}"))
+                }
+                (_, None) => self.problems.push(format!("`{text}` in {key} must be {expected}, not {value}")),
+            }
+        }
+        patterns
+    }
+}

@@ -1,0 +1,87 @@
+//! The keys of `adapter_model.safetensors`: `base_model.model.<module path>.lora_A.weight`.
+
+/// What PEFT puts before every module path.
+const PREFIX: &str = "base_model.model.";
+
+/// One of the two matrices of an adapter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Matrix {
+    /// `[rank, in]`.
+    A,
+    /// `[out, rank]`.
+    B,
+}
+
+impl Matrix {
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::A => ".lora_A.weight",
+            Self::B => ".lora_B.weight",
+        }
+    }
+}
+
+/// The key of one matrix.
+pub fn key(module: &str, matrix: Matrix) -> String {
+    format!("{PREFIX}{module}{}", matrix.suffix())
+}
+
+/// What a key names, or what it is instead and why that cannot be used.
+pub(super) fn parse(key: &str) -> Result<(&str, Matrix), &'static str> {
+    let Some(rest) = key.strip_prefix(PREFIX) else {
+        return Err("its key does not begin with `base_model.model.`, as PEFT's do");
+    };
+    for matrix in [Matrix::A, Matrix::B] {
+        if let Some(module) = rest.strip_suffix(matrix.suffix()) {
+            return Ok((module, matrix));
+        }
+    }
+    Err(match rest {
+        _ if rest.ends_with(".lora_magnitude_vector") => "it belongs to DoRA, which is not supported",
+        _ if rest.ends_with(".lora_B.bias") || rest.ends_with(".lora_A.bias") => {
+            "a LoRA bias (lora_bias) is not supported"
+        }
+        _ if rest.contains(".lora_embedding_") => "an adapter on an embedding is not supported",
+        _ if rest.ends_with(".trainable_tokens_delta") => "trained token embeddings are not supported",
+        _ if rest.ends_with(".bias") => "a trained bias (bias = \"all\" or \"lora_only\") is not supported",
+        _ if rest.contains(".lora_A.") || rest.contains(".lora_B.") => {
+            "its key names an adapter inside the file, as PEFT does in memory only; save it with save_pretrained"
+        }
+        _ if rest.ends_with(".weight") => {
+            "it is a whole trained module (modules_to_save), which is not supported"
+        }
+        _ => "it is no part of a LoRA adapter",
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_back() {
+        for matrix in [Matrix::A, Matrix::B] {
+            let written = key("model.layers.0.self_attn.q_proj", matrix);
+            assert_eq!(parse(&written), Ok(("model.layers.0.self_attn.q_proj", matrix)));
+        }
+        assert_eq!(key("lm_head", Matrix::A), "base_model.model.lm_head.lora_A.weight");
+    }
+
+    #[test]
+    fn other_keys_say_what_they_are() {
+        let layer = "base_model.model.model.layers.0.self_attn.q_proj";
+        for (key, word) in [
+            (format!("{layer}.lora_magnitude_vector"), "DoRA"),
+            (format!("{layer}.lora_B.bias"), "lora_bias"),
+            (format!("{layer}.bias"), "trained bias"),
+            (format!("{layer}.lora_A.default.weight"), "save_pretrained"),
+            ("base_model.model.model.embed_tokens.lora_embedding_A".into(), "embedding"),
+            ("base_model.model.lm_head.weight".into(), "modules_to_save"),
+            ("model.layers.0.self_attn.q_proj.lora_A.weight".into(), "does not begin with"),
+            ("base_model.model.x".into(), "no part"),
+        ] {
+            let reason = parse(&key).unwrap_err();
+            assert!(reason.contains(word), "{key}: {reason}");
+        }
+    }
+}

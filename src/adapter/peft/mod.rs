@@ -1,0 +1,112 @@
+//! Adapter folders as PEFT writes and reads them: `adapter_config.json`, `adapter_model.safetensors` and a model
+//! card.
+//!
+//! Two runs of one recipe write the same bytes: keys are sorted, tensors are f32, and neither a date nor a host
+//! is mentioned. Provenance goes into the safetensors metadata, since PEFT warns of configuration keys it does
+//! not know.
+
+mod card;
+pub mod config;
+pub mod keys;
+mod read;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use tune_kernels::KernelBackend;
+
+pub use config::Config;
+pub use read::Adapter;
+
+use super::error::Error;
+use super::lora::LoraSet;
+use crate::files::safetensors::{Dtype, Layout, TensorHeader, write_f32};
+use crate::files::{self, Existing};
+
+/// Name of the configuration file.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// Name of the file of tensors.
+pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+/// Name of the model card.
+pub const CARD_FILE: &str = "README.md";
+
+/// Writes an adapter folder, whole or not at all.
+///
+/// `provenance` joins `{"format": "pt"}` in the safetensors metadata; `beside` are files copied in under their
+/// own names (tokenizer and chat template).
+///
+/// # Errors
+/// The folder is taken and not to be replaced, the disk refuses, or a value is not finite.
+pub fn write<B: KernelBackend>(
+    folder: &Path,
+    existing: Existing,
+    adapter: &LoraSet<B>,
+    config: &Config,
+    provenance: &BTreeMap<String, String>,
+    beside: &[PathBuf],
+) -> Result<(), Error> {
+    files::write_folder_atomically(folder, existing, |inside| {
+        files::write_bytes(&inside.join(CONFIG_FILE), config.to_json().as_bytes())?;
+        write_tensors(&inside.join(TENSORS_FILE), adapter, provenance)?;
+        files::write_bytes(&inside.join(CARD_FILE), card::card(config).as_bytes())?;
+        for file in beside {
+            let Some(name) = file.file_name() else {
+                return Err(files::Error::NoName { path: file.clone() }.into());
+            };
+            files::copy_file(file, &inside.join(name))?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes `adapter_model.safetensors` alone.
+///
+/// # Errors
+/// The disk refuses, or a value is not finite.
+pub fn write_tensors<B: KernelBackend>(
+    path: &Path,
+    adapter: &LoraSet<B>,
+    provenance: &BTreeMap<String, String>,
+) -> Result<(), Error> {
+    let mut metadata = provenance.clone();
+    metadata.insert("format".into(), "pt".into());
+    let header = |(index, parameter): (usize, &super::lora::Parameter)| {
+        let header =
+            TensorHeader { name: parameter.name.clone(), dtype: Dtype::F32, shape: parameter.shape.to_vec() };
+        ((parameter.name.clone(), index), header)
+    };
+    let (numbers, headers): (BTreeMap<String, usize>, Vec<_>) =
+        adapter.parameters().iter().enumerate().map(header).unzip();
+    let layout = Layout::new(&metadata, headers)?;
+    // The writer speaks of I/O alone: what else goes wrong is kept here.
+    let mut fault = None;
+    let written = files::write_atomically(path, |out: &mut dyn Write| {
+        layout.write(out, |tensor, out| match finite_values(adapter, &numbers, &tensor.name) {
+            Ok(values) => write_f32(out, &values),
+            Err(error) => {
+                fault = Some(error);
+                Err(std::io::Error::other("the adapter cannot be written"))
+            }
+        })
+    });
+    match fault {
+        Some(error) => Err(error),
+        None => Ok(written?),
+    }
+}
+
+/// The values of one tensor, all of them finite.
+fn finite_values<B: KernelBackend>(
+    adapter: &LoraSet<B>,
+    numbers: &BTreeMap<String, usize>,
+    name: &str,
+) -> Result<Vec<f32>, Error> {
+    // A name that is not there gives no values, which the writer then reports.
+    let Some(index) = numbers.get(name) else { return Ok(Vec::new()) };
+    let values = adapter.values(*index)?;
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(element) => Err(Error::NotFinite { tensor: name.to_owned(), element, value: values[element] }),
+        None => Ok(values),
+    }
+}

@@ -1,0 +1,254 @@
+//! Reading an adapter folder: every tensor consumed, every target paired, every difference named.
+//!
+//! PEFT and its kin load what fits and pass over the rest, so that an adapter for another architecture changes
+//! nothing, in silence. Here all that is wrong is collected and reported together. Nothing but headers is read
+//! before everything fits.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::keys::{Matrix, key, parse};
+use super::{CONFIG_FILE, Config, TENSORS_FILE};
+use crate::adapter::error::Error;
+use crate::adapter::lora::parameters;
+use crate::adapter::projection::Module;
+use crate::adapter::spec::Spec;
+use crate::adapter::target::Target;
+use crate::assets::json::{CONFIG_LIMIT, read_object};
+use crate::assets::{Dtype, SafetensorsFile};
+
+/// An adapter folder whose files are well-formed; no tensor has been read yet.
+#[derive(Debug)]
+pub struct Adapter {
+    folder: PathBuf,
+    config: Config,
+    file: SafetensorsFile,
+}
+
+impl Adapter {
+    /// Opens a folder and checks all that needs no model: the configuration, the header, and every key.
+    ///
+    /// # Errors
+    /// Files are missing or malformed, or the adapter is of a kind that cannot be used (all reasons together).
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        require_files(folder)?;
+        let fields = read_object(&folder.join(CONFIG_FILE), CONFIG_LIMIT)?;
+        let file = SafetensorsFile::open(&folder.join(TENSORS_FILE))?;
+        let mut problems = Vec::new();
+        let config = match &fields {
+            Value::Object(fields) => Config::parse(fields, &mut problems),
+            _ => None,
+        };
+        let mut refused = Groups::default();
+        for name in file.names() {
+            match parse(name) {
+                Err(reason) => refused.add(reason.to_owned(), name),
+                Ok(_) => check_tensor(&file, name, &mut refused),
+            }
+        }
+        problems.extend(refused.lines("tensor"));
+        match config {
+            Some(config) if problems.is_empty() => Ok(Self { folder: folder.to_path_buf(), config, file }),
+            _ => Err(Error::unusable(folder, problems)),
+        }
+    }
+
+    /// What `adapter_config.json` says.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The metadata of the tensors' file, provenance among it.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        self.file.metadata()
+    }
+
+    /// The adapter's own targets, for use without a recipe.
+    ///
+    /// # Errors
+    /// A tensor belongs to no module of the model, a pair or a named target is incomplete, or a shape does not
+    /// fit (all of them together).
+    pub fn targets(&self, modules: &[Module]) -> Result<Vec<Target>, Error> {
+        let mut problems = Vec::new();
+        let targets = self.survey(modules, &mut problems);
+        match problems.is_empty() {
+            true => Ok(targets),
+            false => Err(Error::unusable(&self.folder, problems)),
+        }
+    }
+
+    /// Checks that this adapter is what a recipe would train: the same targets, ranks, alphas and scaling.
+    ///
+    /// # Errors
+    /// As [`Self::targets`], and every difference, all of them together.
+    pub fn require_equal(&self, spec: &Spec, targets: &[Target], modules: &[Module]) -> Result<(), Error> {
+        let mut problems = Vec::new();
+        let own = self.survey(modules, &mut problems);
+        let differences = differences(&self.config, &own, spec, targets);
+        if !problems.is_empty() {
+            problems.extend(differences);
+            return Err(Error::unusable(&self.folder, problems));
+        }
+        match differences.is_empty() {
+            true => Ok(()),
+            false => Err(Error::Differs { folder: self.folder.clone(), differences }),
+        }
+    }
+
+    /// The numbers of the targets, converted to f32: for each in order A, then B, row-major (as
+    /// [`LoraSet::from_values`](crate::adapter::lora::LoraSet::from_values) takes them).
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape, or holds a number that is not finite.
+    pub fn values(&self, targets: &[Target]) -> Result<Vec<Vec<f32>>, Error> {
+        let read = |parameter: &crate::adapter::lora::Parameter| {
+            let values = self.file.read_floats::<f32>(&parameter.name)?;
+            match values.len() == parameter.shape[0] * parameter.shape[1] {
+                true => Ok(values),
+                false => Err(Error::WrongLength {
+                    tensor: parameter.name.clone(),
+                    shape: parameter.shape,
+                    found: values.len(),
+                }),
+            }
+        };
+        parameters(targets).iter().map(read).collect()
+    }
+
+    /// The modules that have tensors, as targets, in the order of `modules`.
+    fn survey(&self, modules: &[Module], problems: &mut Vec<String>) -> Vec<Target> {
+        let mut unpaired = Groups::default();
+        let present: BTreeSet<&str> =
+            self.file.names().filter_map(|name| Some(parse(name).ok()?.0)).collect();
+        let known: BTreeSet<&str> = modules.iter().map(|module| module.path.as_str()).collect();
+        let example = modules.first().map_or("", |module| module.path.as_str());
+        for path in present.difference(&known) {
+            unpaired.add(
+                format!("this model has no such projection to adapt (its paths are like `{example}`)"),
+                path,
+            );
+        }
+        if let Some(named) = self.config.named(modules) {
+            let bare = named.iter().filter(|module| !present.contains(module.path.as_str()));
+            for module in bare {
+                unpaired
+                    .add("target_modules names it, but the file has no tensors for it".into(), &module.path);
+            }
+        }
+        if present.is_empty() {
+            problems.push(format!("{TENSORS_FILE} holds no tensors"));
+        }
+        let mut misshapen = Groups::default();
+        let mut targets = Vec::new();
+        for module in modules.iter().filter(|module| present.contains(module.path.as_str())) {
+            let target = self.config.target(module);
+            let wanted = [
+                (Matrix::A, [target.rank, module.in_features]),
+                (Matrix::B, [module.out_features, target.rank]),
+            ];
+            for (matrix, shape) in wanted {
+                let name = key(&module.path, matrix);
+                match self.file.info(&name) {
+                    None => unpaired.add(format!("lora_{matrix:?} is missing"), &module.path),
+                    Some(info) if info.shape != shape => {
+                        misshapen.add(
+                            format!("shape {:?}, where r and the model ask for {shape:?}", info.shape),
+                            &name,
+                        );
+                    }
+                    Some(_) => {}
+                }
+            }
+            targets.push(target);
+        }
+        problems.extend(unpaired.lines("module"));
+        problems.extend(misshapen.lines("tensor"));
+        targets
+    }
+}
+
+fn require_files(folder: &Path) -> Result<(), Error> {
+    let refuse = |reason: String| Err(Error::NotAnAdapter { folder: folder.to_path_buf(), reason });
+    if !folder.is_dir() {
+        return refuse("there is no such folder".into());
+    }
+    let missing: Vec<&str> = [CONFIG_FILE, TENSORS_FILE]
+        .into_iter()
+        .filter(|file| fs::metadata(folder.join(file)).is_err())
+        .collect();
+    let Some(first) = missing.first() else { return Ok(()) };
+    if folder.join("adapter").join(CONFIG_FILE).is_file() {
+        return refuse(format!("it has no {first}; did you mean `{}`?", folder.join("adapter").display()));
+    }
+    if *first == TENSORS_FILE && folder.join("adapter_model.bin").is_file() {
+        return refuse(format!(
+            "it has adapter_model.bin, a pickle, which can run code when it is read; save it again as {TENSORS_FILE} \
+             (PEFT: save_pretrained with safe_serialization=True)"
+        ));
+    }
+    refuse(format!("it has no {}", missing.join(" and no ")))
+}
+
+fn check_tensor(file: &SafetensorsFile, name: &str, refused: &mut Groups) {
+    let Some(info) = file.info(name) else { return };
+    if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
+        refused.add(format!("its dtype is {}; F32, F16 and BF16 can be read", info.dtype), name);
+    } else if info.shape.len() != 2 {
+        refused.add(format!("its shape {:?} is not that of a matrix", info.shape), name);
+    }
+}
+
+/// Every way in which an adapter is not what a recipe would train.
+fn differences(config: &Config, own: &[Target], spec: &Spec, wanted: &[Target]) -> Vec<String> {
+    let mut groups = Groups::default();
+    let own: BTreeMap<&str, &Target> =
+        own.iter().map(|target| (target.module.path.as_str(), target)).collect();
+    let wanted: BTreeMap<&str, &Target> =
+        wanted.iter().map(|target| (target.module.path.as_str(), target)).collect();
+    for path in own.keys().filter(|path| !wanted.contains_key(*path)) {
+        groups.add("adapted in the folder, but not by the recipe's target_modules".into(), path);
+    }
+    for (path, wanted) in &wanted {
+        let Some(own) = own.get(path) else {
+            groups.add("adapted by the recipe's target_modules, but not in the folder".into(), path);
+            continue;
+        };
+        if own.rank != wanted.rank {
+            groups.add(format!("rank {} in the folder, {} in the recipe", own.rank, wanted.rank), path);
+        }
+        if own.alpha != wanted.alpha {
+            groups.add(format!("alpha {} in the folder, {} in the recipe", own.alpha, wanted.alpha), path);
+        }
+    }
+    let mut lines = Vec::new();
+    if config.use_rslora != spec.use_rslora {
+        lines.push(format!(
+            "use_rslora is {} in the folder, {} in the recipe",
+            config.use_rslora, spec.use_rslora
+        ));
+    }
+    lines.extend(groups.lines("module"));
+    lines
+}
+
+/// Names gathered by what is wrong with them, so that two hundred equal faults are one line.
+#[derive(Default)]
+struct Groups(BTreeMap<String, Vec<String>>);
+
+impl Groups {
+    fn add(&mut self, reason: String, name: &str) {
+        self.0.entry(reason).or_default().push(name.to_owned());
+    }
+
+    fn lines(self, noun: &str) -> Vec<String> {
+        let line = |(reason, names): (String, Vec<String>)| match names.as_slice() {
+            [only] => format!("{noun} `{only}`: {reason}"),
+            [first, .., last] => format!("{} {noun}s, `{first}` to `{last}`: {reason}", names.len()),
+            [] => reason,
+        };
+        self.0.into_iter().map(line).collect()
+    }
+}

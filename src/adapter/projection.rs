@@ -1,0 +1,126 @@
+//! The seven linear projections of a decoder layer: their names, their place in a model, and the adapters of
+//! one layer.
+//!
+//! Knows the spelling that Hugging Face checkpoints use; refuses to know which projections a recipe adapts
+//! (`target.rs`) and where the numbers of an adapter come from (`lora.rs`).
+
+use std::fmt;
+
+use tune_kernels::KernelBackend;
+use tune_kernels::linear::Lora;
+
+/// One of the linear projections of a decoder layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Projection {
+    /// Hidden state to queries.
+    Query,
+    /// Hidden state to keys.
+    Key,
+    /// Hidden state to values.
+    Value,
+    /// Attention output to hidden state.
+    Output,
+    /// Hidden state to the gate of the feed-forward block.
+    Gate,
+    /// Hidden state to the values of the feed-forward block.
+    Up,
+    /// Feed-forward block back to hidden state.
+    Down,
+}
+
+impl Projection {
+    /// Every projection, in the order a layer applies them.
+    pub const ALL: [Self; 7] =
+        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+
+    /// The last component of the module path (`q_proj`).
+    pub fn hf_name(self) -> &'static str {
+        match self {
+            Self::Query => "q_proj",
+            Self::Key => "k_proj",
+            Self::Value => "v_proj",
+            Self::Output => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
+
+    /// Position in [`Self::ALL`]; also the projection's number in a dropout key.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for Projection {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.hf_name())
+    }
+}
+
+/// The adapters of one decoder layer; `None` where a projection is left as it is.
+#[derive(Clone, Debug)]
+pub struct LayerAdapters<T: KernelBackend> {
+    /// On `q_proj`.
+    pub query: Option<Lora<T>>,
+    /// On `k_proj`.
+    pub key: Option<Lora<T>>,
+    /// On `v_proj`.
+    pub value: Option<Lora<T>>,
+    /// On `o_proj`.
+    pub output: Option<Lora<T>>,
+    /// On `gate_proj`.
+    pub gate: Option<Lora<T>>,
+    /// On `up_proj`.
+    pub up: Option<Lora<T>>,
+    /// On `down_proj`.
+    pub down: Option<Lora<T>>,
+}
+
+impl<T: KernelBackend> LayerAdapters<T> {
+    /// A layer without adapters: the base model as it is.
+    pub fn none() -> Self {
+        Self { query: None, key: None, value: None, output: None, gate: None, up: None, down: None }
+    }
+
+    /// The adapter on one projection.
+    pub fn get(&self, projection: Projection) -> Option<&Lora<T>> {
+        match projection {
+            Projection::Query => self.query.as_ref(),
+            Projection::Key => self.key.as_ref(),
+            Projection::Value => self.value.as_ref(),
+            Projection::Output => self.output.as_ref(),
+            Projection::Gate => self.gate.as_ref(),
+            Projection::Up => self.up.as_ref(),
+            Projection::Down => self.down.as_ref(),
+        }
+    }
+
+    /// The place of one projection's adapter.
+    pub fn slot(&mut self, projection: Projection) -> &mut Option<Lora<T>> {
+        match projection {
+            Projection::Query => &mut self.query,
+            Projection::Key => &mut self.key,
+            Projection::Value => &mut self.value,
+            Projection::Output => &mut self.output,
+            Projection::Gate => &mut self.gate,
+            Projection::Up => &mut self.up,
+            Projection::Down => &mut self.down,
+        }
+    }
+}
+
+/// A projection of the model at hand, as target patterns see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Module {
+    /// Module path in the Hugging Face model (`model.layers.3.self_attn.q_proj`).
+    pub path: String,
+    /// Decoder layer, from 0.
+    pub layer: usize,
+    /// Which projection of that layer.
+    pub projection: Projection,
+    /// Rows of the weight.
+    pub out_features: usize,
+    /// Columns of the weight.
+    pub in_features: usize,
+}

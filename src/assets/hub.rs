@@ -1,0 +1,122 @@
+//! From the `base` of a recipe to a folder: a folder as it is, or a hub id looked up in the local cache.
+//!
+//! Never opens the network. Layout of the cache: `models--{org}--{name}/refs/{revision}` is a file that holds a
+//! commit, `models--{org}--{name}/snapshots/{commit}/` the files of that commit.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use super::{Error, json};
+
+/// A base model found on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// The model folder.
+    pub folder: PathBuf,
+    /// Its hub id and commit, when it came from the cache.
+    pub hub: Option<HubSnapshot>,
+}
+
+/// What identifies a model on the hub.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubSnapshot {
+    /// `organization/name`, or a bare name.
+    pub id: String,
+    /// Commit of the snapshot.
+    pub commit: String,
+}
+
+/// Finds the folder of a base model. `hub_cache` is the folder that holds `models--…` entries.
+///
+/// # Errors
+/// Neither a folder nor a model in the cache; a revision given for a folder. The message says where was looked
+/// and which command would fetch the model.
+pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Result<Base, Error> {
+    let not_found = |message: String| Error::BaseNotFound { message };
+    let folder = Path::new(base);
+    if folder.is_dir() {
+        return match revision {
+            None => Ok(Base { folder: folder.to_path_buf(), hub: None }),
+            Some(revision) => Err(not_found(format!(
+                "`{base}` is a folder, which has no revisions: remove `revision = \"{revision}\"`"
+            ))),
+        };
+    }
+    if folder.is_file() {
+        return Err(not_found(format!(
+            "`{base}` is a file; a base model is a folder that holds config.json and safetensors weights"
+        )));
+    }
+    if !is_hub_id(base) {
+        return Err(not_found(format!(
+            "there is no folder `{base}`, and it is not a hub id (`organization/name`) either"
+        )));
+    }
+    let repository = hub_cache.join(format!("models--{}", base.replace('/', "--")));
+    let wanted = revision.unwrap_or("main");
+    if !is_revision(wanted) {
+        return Err(not_found(format!("`{wanted}` is not a branch, tag or commit")));
+    }
+    let option = revision.map(|revision| format!(" --revision {revision}")).unwrap_or_default();
+    let fetch = format!(
+        "to fetch it into the cache: `hf download {base}{option}` (before huggingface_hub 1.0: `huggingface-cli \
+         download`); or give the path of a folder"
+    );
+    if !repository.is_dir() {
+        return Err(not_found(format!(
+            "`{base}` is neither a folder nor in the hub cache (looked for {}); {fetch}",
+            repository.display()
+        )));
+    }
+    let reference = repository.join("refs").join(wanted);
+    let commit = match json::read_limited(&reference, 1 << 10) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).trim().to_owned(),
+        // A full commit needs no reference.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => wanted.to_owned(),
+        Err(Error::NotAFile { .. }) => wanted.to_owned(),
+        Err(error) => return Err(error),
+    };
+    if commit.is_empty() || !commit.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        let place = match reference.is_file() {
+            true => format!("{} does not hold a commit", reference.display()),
+            false => format!("no revision `{wanted}` (looked for {})", reference.display()),
+        };
+        return Err(not_found(format!("`{base}` is in the hub cache, but {place}; {fetch}")));
+    }
+    let snapshot = repository.join("snapshots").join(&commit);
+    match fs::metadata(&snapshot) {
+        Ok(metadata) if metadata.is_dir() => {
+            Ok(Base { folder: snapshot, hub: Some(HubSnapshot { id: base.to_owned(), commit }) })
+        }
+        _ => Err(not_found(format!(
+            "`{base}` is in the hub cache, but revision `{wanted}` is not (looked for {}); {fetch}",
+            snapshot.display()
+        ))),
+    }
+}
+
+/// `name` or `organization/name`, of the characters the hub allows.
+fn is_hub_id(text: &str) -> bool {
+    let part = |part: &str| {
+        !part.is_empty()
+            && part.len() <= 96
+            && !part.starts_with(['-', '.'])
+            && !part.contains("--")
+            && !part.contains("..")
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+    };
+    match text.split_once('/') {
+        Some((organization, name)) => part(organization) && part(name),
+        None => part(text),
+    }
+}
+
+/// A reference that stays inside the folder of references (`refs/pr/1` may nest).
+fn is_revision(text: &str) -> bool {
+    text.split('/').all(|part| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte))
+    })
+}

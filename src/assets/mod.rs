@@ -1,0 +1,18 @@
+//! Model folders as they lie on disk, proven whole before anything is read from them.
+//!
+//! Knows the Hugging Face layouts: config.json, safetensors files (one, or shards with an index), tokenizer
+//! files, the local hub cache. Refuses to know what a tensor means, what a tokenizer does, and any tensor
+//! engine.
+
+pub mod error;
+pub mod folder;
+pub mod hub;
+pub mod json;
+pub mod safetensors;
+pub mod weights;
+
+pub use error::Error;
+pub use folder::{FileDigest, ModelDir};
+pub use hub::{Base, resolve_base};
+pub use safetensors::{Dtype, Float, SafetensorsFile, TensorInfo};
+pub use weights::WeightFiles;

@@ -1,0 +1,144 @@
+//! What the binary carries: every recipe of `recipes/`, and the model and data that the quickstart needs.
+//!
+//! Copied out by `tune cp`; knows nothing of what a recipe means.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// One bundled recipe.
+#[derive(Clone, Copy, Debug)]
+pub struct Bundle {
+    /// What `tune cp` calls it.
+    pub name: &'static str,
+    /// The recipe's text.
+    pub recipe: &'static str,
+    /// Files it needs, as paths below the folder it runs in.
+    pub files: &'static [(&'static str, &'static [u8])],
+}
+
+macro_rules! bundle {
+    ($name:literal) => {
+        Bundle { name: $name, recipe: include_str!(concat!("../recipes/", $name, ".toml")), files: &[] }
+    };
+}
+
+macro_rules! files {
+    ($($path:literal),+ $(,)?) => {
+        &[$(($path, include_bytes!(concat!("../", $path)))),+]
+    };
+}
+
+/// Every bundled recipe, the quickstart first.
+pub const BUNDLES: &[Bundle] = &[
+    Bundle {
+        name: "quickstart",
+        recipe: include_str!("../recipes/quickstart.toml"),
+        files: files![
+            "data/quickstart/base/config.json",
+            "data/quickstart/base/generation_config.json",
+            "data/quickstart/base/model.safetensors",
+            "data/quickstart/base/tokenizer.json",
+            "data/quickstart/base/tokenizer_config.json",
+            "data/quickstart/train.arrow",
+            "data/quickstart/heldout.arrow",
+        ],
+    },
+    bundle!("gsm8k"),
+    bundle!("smollm2-135m-cpu"),
+    bundle!("qwen3-0.6b"),
+    bundle!("llama-3.2-1b"),
+    bundle!("llama-3.1-8b-12gb"),
+    bundle!("llama-3.1-8b-24gb"),
+];
+
+impl Bundle {
+    /// What the recipe says of itself: the first comment line that is not its command.
+    pub fn summary(&self) -> &'static str {
+        self.recipe
+            .lines()
+            .take_while(|line| line.starts_with('#'))
+            .map(|line| line.trim_start_matches('#').trim())
+            .find(|line| !line.is_empty() && !line.starts_with("tune "))
+            .unwrap_or("")
+    }
+
+    /// File name of the recipe.
+    pub fn file_name(&self) -> String {
+        format!("{}.toml", self.name)
+    }
+}
+
+/// Finds a bundle by name, with or without `.toml`.
+pub fn find(name: &str) -> Option<&'static Bundle> {
+    let name = name.strip_suffix(".toml").unwrap_or(name);
+    BUNDLES.iter().find(|bundle| bundle.name == name)
+}
+
+/// A bundle could not be copied out.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// Files of that name are there already; nothing was written.
+    #[error("{} is there already; nothing was written. Choose an empty folder", .0.display())]
+    Exists(PathBuf),
+    /// Writing failed.
+    #[error("cannot write {}: {source}", path.display())]
+    Io {
+        /// Which file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Writes a bundle's recipe and files into `folder`, which is created. Returns the paths written.
+///
+/// # Errors
+/// [`CopyError::Exists`] before anything is written when any of the files is there already.
+pub fn copy(bundle: &Bundle, folder: &Path) -> Result<Vec<PathBuf>, CopyError> {
+    let name = bundle.file_name();
+    let files: Vec<(PathBuf, &[u8])> = std::iter::once((name.as_str(), bundle.recipe.as_bytes()))
+        .chain(bundle.files.iter().copied())
+        .map(|(path, bytes)| (folder.join(path), bytes))
+        .collect();
+    if let Some((path, _)) = files.iter().find(|(path, _)| path.exists()) {
+        return Err(CopyError::Exists(path.clone()));
+    }
+    for (path, bytes) in &files {
+        let fail = |source| CopyError::Io { path: path.clone(), source };
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(fail)?;
+        }
+        fs::write(path, bytes).map_err(fail)?;
+    }
+    Ok(files.into_iter().map(|(path, _)| path).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_recipe_of_the_folder_is_bundled() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes");
+        let mut found: Vec<String> = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+            .map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned())
+            .collect();
+        found.sort();
+        let mut bundled: Vec<&str> = BUNDLES.iter().map(|bundle| bundle.name).collect();
+        bundled.sort_unstable();
+        assert_eq!(bundled, found);
+    }
+
+    #[test]
+    fn a_copy_overwrites_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = find("quickstart.toml").unwrap();
+        let written = copy(bundle, folder.path()).unwrap();
+        assert_eq!(written.len(), 1 + bundle.files.len());
+        assert!(matches!(copy(bundle, folder.path()), Err(CopyError::Exists(_))));
+    }
+}

@@ -1,0 +1,224 @@
+//! A checkpoint on disk: named tensors, a JSON of counters, and a manifest of their hashes. Whole or absent.
+//!
+//! ```text
+//! state.safetensors   the tensors
+//! counters.json       everything that is not a tensor
+//! manifest.json       layout version, and size and SHA-256 of the two
+//! ```
+//!
+//! Knows no optimizer, no adapter and no data: what the tensors and counters mean is the training loop's business.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::files::safetensors::{Dtype, Layout, TensorHeader, write_f32};
+use crate::files::{self, Action, Existing};
+
+/// The layout written here; another number is refused.
+const VERSION: u32 = 1;
+const TENSORS: &str = "state.safetensors";
+const COUNTERS: &str = "counters.json";
+const MANIFEST: &str = "manifest.json";
+
+/// A checkpoint that cannot be written or trusted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Reading or writing a file failed.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// A file is not what the manifest says, or not what a checkpoint holds.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+        /// In what way.
+        reason: String,
+    },
+    /// The device does not give its numbers up.
+    #[error("cannot read back from the device: {0}")]
+    Device(String),
+}
+
+/// A tensor of a checkpoint, f32.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its extents.
+    pub shape: Vec<usize>,
+    /// Its numbers, row-major.
+    pub values: Vec<f32>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    version: u32,
+    files: BTreeMap<String, FileRecord>,
+}
+
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct FileRecord {
+    bytes: u64,
+    sha256: String,
+}
+
+impl FileRecord {
+    fn of(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.len() as u64, sha256: hex(&Sha256::digest(bytes)) }
+    }
+}
+
+/// Writes a checkpoint folder, in the place of an earlier one of that name.
+///
+/// # Errors
+/// [`Error::File`] when it cannot be written; what stood there before is then untouched.
+pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &Value) -> Result<(), Error> {
+    if let Some(parent) = folder.parent() {
+        files::create_folder(parent)?;
+    }
+    files::write_folder_atomically(folder, Existing::Replace, |temporary| {
+        let tensor_bytes = tensor_bytes(tensors)?;
+        files::write_bytes(&temporary.join(TENSORS), &tensor_bytes)?;
+        let counter_bytes = pretty(counters);
+        files::write_bytes(&temporary.join(COUNTERS), &counter_bytes)?;
+        let manifest = Manifest {
+            version: VERSION,
+            files: BTreeMap::from([
+                (TENSORS.to_owned(), FileRecord::of(&tensor_bytes)),
+                (COUNTERS.to_owned(), FileRecord::of(&counter_bytes)),
+            ]),
+        };
+        files::write_bytes(&temporary.join(MANIFEST), &pretty(&manifest))?;
+        Ok(())
+    })
+}
+
+/// The tensors as one safetensors file. Adapter-sized: it is held in memory to be hashed and written.
+fn tensor_bytes(tensors: &[NamedTensor]) -> Result<Vec<u8>, Error> {
+    let by_name: BTreeMap<&str, &NamedTensor> = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let headers = tensors
+        .iter()
+        .map(|tensor| TensorHeader { name: tensor.name.clone(), dtype: Dtype::F32, shape: tensor.shape.clone() })
+        .collect();
+    let layout = Layout::new(&BTreeMap::new(), headers)?;
+    let mut bytes = Vec::new();
+    let written = layout.write(&mut bytes, |header, out| match by_name.get(header.name.as_str()) {
+        Some(tensor) => write_f32(out, &tensor.values),
+        None => Err(io::Error::other("a tensor that was never given")),
+    });
+    written.map_err(files::Error::io(Action::Write, Path::new(TENSORS)))?;
+    Ok(bytes)
+}
+
+/// Reads a checkpoint back and checks it against its manifest.
+///
+/// # Errors
+/// [`Error::File`] for a missing file, [`Error::Damaged`] for one whose content is not what was written.
+pub fn read(folder: &Path) -> Result<(Vec<NamedTensor>, Value), Error> {
+    let manifest_path = folder.join(MANIFEST);
+    let damaged = |path: &Path, reason: String| Error::Damaged { path: path.to_path_buf(), reason };
+    let manifest: Manifest = serde_json::from_slice(&read_file(&manifest_path)?)
+        .map_err(|error| damaged(&manifest_path, error.to_string()))?;
+    if manifest.version != VERSION {
+        let reason = format!("layout version {} where this program knows {VERSION}", manifest.version);
+        return Err(damaged(&manifest_path, reason));
+    }
+    let verified = |name: &str| -> Result<(PathBuf, Vec<u8>), Error> {
+        let path = folder.join(name);
+        let bytes = read_file(&path)?;
+        match manifest.files.get(name) {
+            Some(record) if *record == FileRecord::of(&bytes) => Ok((path, bytes)),
+            Some(_) => Err(damaged(&path, "its size or hash is not the manifest's".into())),
+            None => Err(damaged(&manifest_path, format!("it does not name {name}"))),
+        }
+    };
+    let (path, bytes) = verified(COUNTERS)?;
+    let counters = serde_json::from_slice(&bytes).map_err(|error| damaged(&path, error.to_string()))?;
+    let (path, bytes) = verified(TENSORS)?;
+    let tensors = parse_tensors(&bytes).map_err(|reason| damaged(&path, reason))?;
+    Ok((tensors, counters))
+}
+
+fn parse_tensors(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
+    let parsed = ::safetensors::SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+    let mut tensors = Vec::with_capacity(parsed.len());
+    for (name, view) in parsed.iter() {
+        if view.dtype() != ::safetensors::Dtype::F32 {
+            return Err(format!("tensor `{name}` is {:?}, not F32", view.dtype()));
+        }
+        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        tensors.push(NamedTensor { name: name.to_owned(), shape: view.shape().to_vec(), values });
+    }
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tensors)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+    Ok(fs::read(path).map_err(files::Error::io(Action::Read, path))?)
+}
+
+/// JSON for people to look at, ending in a newline. The values written here have string keys: it cannot fail.
+fn pretty(value: &impl Serialize) -> Vec<u8> {
+    let mut bytes = serde_json::to_vec_pretty(value).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> (Vec<NamedTensor>, Value) {
+        let tensors = vec![
+            NamedTensor { name: "a".into(), shape: vec![2, 2], values: vec![1.0, -0.0, f32::MIN_POSITIVE, 3.5] },
+            NamedTensor { name: "b".into(), shape: vec![0], values: vec![] },
+        ];
+        (tensors, serde_json::json!({"step": 7, "cursor": {"epoch": 1}}))
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("checkpoints/step-7");
+        let (tensors, counters) = sample();
+        write(&folder, &tensors, &counters).unwrap();
+        write(&folder, &tensors, &counters).unwrap();
+        assert_eq!(read(&folder).unwrap(), (tensors, counters));
+        assert_eq!(fs::read_dir(folder.parent().unwrap()).unwrap().count(), 1, "nothing left beside it");
+    }
+
+    #[test]
+    fn any_changed_byte_is_noticed() {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("step-1");
+        let (tensors, counters) = sample();
+        write(&folder, &tensors, &counters).unwrap();
+        for name in [TENSORS, COUNTERS] {
+            let path = folder.join(name);
+            let original = fs::read(&path).unwrap();
+            for position in 0..original.len() {
+                let mut bytes = original.clone();
+                bytes[position] ^= 1;
+                fs::write(&path, &bytes).unwrap();
+                assert!(matches!(read(&folder), Err(Error::Damaged { .. })), "{name} byte {position}");
+            }
+            fs::write(&path, &original[..original.len() - 1]).unwrap();
+            assert!(matches!(read(&folder), Err(Error::Damaged { .. })));
+            fs::write(&path, &original).unwrap();
+        }
+        fs::write(folder.join(MANIFEST), "{}").unwrap();
+        assert!(matches!(read(&folder), Err(Error::Damaged { .. })));
+        fs::remove_file(folder.join(MANIFEST)).unwrap();
+        assert!(matches!(read(&folder), Err(Error::File(_))));
+    }
+}

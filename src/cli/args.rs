@@ -1,0 +1,83 @@
+//! What can be typed: the commands, their options and their help. Nothing is computed here.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Fine-tune an open-weight language model on one machine, from one recipe.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tune",
+    version,
+    arg_required_else_help = true,
+    after_help = "Start here:\n  tune cp quickstart demo && cd demo && tune run quickstart.toml\n\n\
+                  Exit codes: 0 done, 1 other error, 2 command line or recipe, 3 data, 4 resources, 5 diverged,\n\
+                  6 gate failed, 130 interrupted, 143 terminated."
+)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train the adapter that a recipe describes
+    Run(RunArguments),
+    /// Check recipe, model, tokenizer, data and targets; train nothing, write nothing
+    Validate(RecipeArguments),
+    /// Show, row by row, what the model will see and which tokens are supervised
+    Inspect(InspectArguments),
+    /// List the bundled recipes
+    Ls,
+    /// Copy a bundled recipe, with the model and data it needs, into a folder
+    Cp(CopyArguments),
+}
+
+/// A recipe and changes to it.
+#[derive(Debug, Args)]
+pub struct RecipeArguments {
+    /// The recipe, a TOML file
+    pub recipe: PathBuf,
+    /// Change one key: `--set train.learning_rate=1e-4` (repeatable; the value is TOML, else a string)
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
+    pub overrides: Vec<String>,
+}
+
+/// Arguments of `tune run`.
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// Replace an earlier run in the recipe's output folder
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+/// Arguments of `tune inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// First row to show, counted from 0 over all datasets in the recipe's order
+    #[arg(long, default_value_t = 0, value_name = "ROW")]
+    pub row: u64,
+    /// How many rows to show
+    #[arg(short, long, default_value_t = 3, value_name = "COUNT")]
+    pub n: u64,
+    /// One JSON object per row instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `tune cp`.
+#[derive(Debug, Args)]
+pub struct CopyArguments {
+    /// A name that `tune ls` shows
+    pub name: String,
+    /// The folder to write; it is created, and nothing in it is overwritten
+    pub folder: PathBuf,
+}

@@ -1,0 +1,216 @@
+//! Draws a run's events: bars on a terminal, plain lines everywhere else. The only place that knows indicatif.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::style::{self, FAINT, GOOD, STRONG, WARNING, paint};
+use crate::train::event::{EvaluationReport, Event, Observer, Start, StepReport};
+use crate::units::{Bytes, Grouped};
+
+/// How often a plain log may repeat the progress of one long phase.
+const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// An [`Observer`] that writes to standard error.
+pub(super) struct Progress {
+    bar: Option<ProgressBar>,
+    phase: Option<&'static str>,
+    interactive: bool,
+    last_plain: Option<Instant>,
+    total_steps: u64,
+    last_loss: Option<f64>,
+}
+
+impl Progress {
+    /// Bars when standard error is a terminal, lines otherwise.
+    pub(super) fn new() -> Self {
+        Self {
+            bar: None,
+            phase: None,
+            interactive: style::interactive(),
+            last_plain: None,
+            total_steps: 0,
+            last_loss: None,
+        }
+    }
+
+    /// A line that stays, above the bar where there is one.
+    fn line(&self, text: &str) {
+        let write = || {
+            // A closed pipe is no reason to stop a training run.
+            let _ = writeln!(anstream::stderr(), "{text}");
+        };
+        match &self.bar {
+            Some(bar) => bar.suspend(write),
+            None => write(),
+        }
+    }
+
+    /// Progress of a phase that precedes or interrupts training.
+    fn phase(&mut self, name: &'static str, template: &str, done: u64, total: u64) {
+        if self.phase != Some(name) {
+            self.clear();
+            self.phase = Some(name);
+            self.last_plain = Some(Instant::now());
+            if self.interactive {
+                self.bar = Some(bar(total, template).with_message(name));
+            }
+        }
+        match &self.bar {
+            Some(bar) => bar.set_position(done),
+            None => {
+                let due = self.last_plain.is_none_or(|last| last.elapsed() >= PLAIN_INTERVAL);
+                if due && done < total {
+                    self.last_plain = Some(Instant::now());
+                    self.line(&format!("{name}: {:.0} %", 100.0 * done as f64 / total.max(1) as f64));
+                }
+            }
+        }
+        if done >= total {
+            self.clear();
+        }
+    }
+
+    fn clear(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+        self.phase = None;
+    }
+
+    fn start(&mut self, start: &Start) {
+        self.total_steps = start.total_steps;
+        self.line(&format!(
+            "{}  {} of {} parameters trained ({:.2} %), frozen base {} in memory, {}",
+            paint(STRONG, "model"),
+            Grouped(start.trainable_parameters),
+            Grouped(start.base_parameters),
+            100.0 * start.trainable_parameters as f64 / start.base_parameters.max(1) as f64,
+            Bytes(start.frozen_bytes),
+            start.compute,
+        ));
+        self.line(&format!(
+            "{}   {} examples an epoch, {} held out",
+            paint(STRONG, "data"),
+            Grouped(start.training_examples),
+            Grouped(start.held_out_examples),
+        ));
+        self.line(&format!(
+            "{}  {} steps into {}",
+            paint(STRONG, "train"),
+            Grouped(start.total_steps),
+            start.output_dir.display()
+        ));
+    }
+
+    fn step(&mut self, step: u64, logged: Option<&StepReport>) {
+        if self.interactive {
+            if self.phase != Some("training") {
+                self.clear();
+                self.phase = Some("training");
+                self.bar = Some(bar(
+                    self.total_steps,
+                    "{msg}  {wide_bar:.green/dim} {pos}/{len}  {elapsed} gone, {eta} left",
+                ));
+            }
+            let Some(bar) = &self.bar else { return };
+            if let Some(report) = logged {
+                self.last_loss = Some(report.loss);
+                bar.set_message(format!(
+                    "loss {:.4}  {} tokens/s",
+                    report.loss,
+                    Grouped(report.tokens_per_second as u64)
+                ));
+            }
+            bar.set_position(step);
+            if step >= self.total_steps {
+                self.clear();
+            }
+        } else if let Some(report) = logged {
+            self.line(&step_line(report, self.total_steps));
+        }
+    }
+
+    fn evaluated(&mut self, report: &EvaluationReport) {
+        if self.phase == Some("evaluating") {
+            self.clear();
+        }
+        self.line(&format!(
+            "{}   held-out loss {} after step {} ({} tokens)",
+            paint(STRONG, "eval"),
+            paint(GOOD, format!("{:.4}", report.eval_loss)),
+            report.step,
+            Grouped(report.eval_tokens)
+        ));
+    }
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+impl Observer for Progress {
+    fn observe(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Loading { done, total } => self.phase(
+                "loading weights",
+                "{msg}  {wide_bar:.green/dim} {pos}/{len} tensors",
+                *done,
+                *total,
+            ),
+            Event::Surveying { done, total } => self.phase(
+                "reading examples",
+                "{msg}  {wide_bar:.green/dim} {human_pos}/{human_len} rows",
+                *done,
+                *total,
+            ),
+            Event::Evaluating { done, total } => {
+                self.phase("evaluating", "{msg}  {wide_bar:.green/dim} {pos}/{len} examples", *done, *total);
+            }
+            Event::Targets(targets) => {
+                for line in super::tables::targets(targets) {
+                    self.line(&line);
+                }
+            }
+            Event::Start(start) => self.start(start),
+            Event::Step { step, logged } => self.step(*step, *logged),
+            Event::Evaluated(report) => self.evaluated(report),
+            Event::Checkpoint { path, best } => {
+                let what = if *best { "best so far" } else { "checkpoint" };
+                self.line(&paint(FAINT, format!("saved  {} ({what})", path.display())));
+            }
+            Event::Warning(text) => self.line(&format!("{} {text}", paint(WARNING, "warning:"))),
+        }
+    }
+}
+
+fn bar(total: u64, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
+        .with_style(style.progress_chars("━╸─"));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// One logged step as a plain line.
+fn step_line(report: &StepReport, total_steps: u64) -> String {
+    format!(
+        "step {}/{}  loss {:.4}  grad {:.3}  lr {:.2e}  {} tokens/s{}",
+        report.step,
+        total_steps,
+        report.loss,
+        report.grad_norm,
+        report.learning_rate,
+        Grouped(report.tokens_per_second as u64),
+        report.peak_memory_bytes.map(|bytes| format!("  peak {}", Bytes(bytes))).unwrap_or_default(),
+    )
+}

@@ -1,0 +1,96 @@
+//! `tune validate`.
+
+use std::io::{self, Write};
+
+use super::args::RecipeArguments;
+use super::environment::{Signals, hub_cache};
+use super::exit::Exit;
+use super::progress::Progress;
+use super::style::{GOOD, STRONG, WARNING, paint};
+use super::{report, tables};
+use crate::data::survey::Tally;
+use crate::recipe::RecipeFile;
+use crate::run::validate::{Validation, validate as check};
+use crate::run::{self, Environment};
+use crate::units::Grouped;
+
+/// Checks a recipe and shows what its run would be.
+pub(super) fn validate(arguments: &RecipeArguments, out: &mut impl Write) -> io::Result<Exit> {
+    let file = match RecipeFile::open(&arguments.recipe, &arguments.overrides) {
+        Ok(file) => file,
+        Err(error) => return Ok(report::failure(&error.into())),
+    };
+    let signals = Signals::listen();
+    let stop = || signals.raised();
+    let cache = hub_cache();
+    let environment = Environment { hub_cache: &cache, stop: &stop };
+    let mut progress = Progress::new();
+    let validation = check(file, &environment, &mut progress);
+    drop(progress);
+    match validation {
+        Ok(validation) => {
+            show(&validation, arguments, out)?;
+            Ok(Exit::Done)
+        }
+        Err(run::Error::Stopped) => Ok(signals.exit()),
+        Err(error) => Ok(report::failure(&error)),
+    }
+}
+
+fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut impl Write) -> io::Result<()> {
+    let Validation { recipe, survey, .. } = validation;
+    let (family, parameters) = validation.model;
+    let storage = match recipe.quantization {
+        Some(crate::quant::spec::Spec::Nf4 { block_size, double_quant }) => {
+            let double = if double_quant { " with double quantization" } else { "" };
+            format!("NF4, blocks of {block_size}{double}")
+        }
+        None => "dense".to_owned(),
+    };
+    let line = |out: &mut dyn Write, name: &str, text: String| {
+        writeln!(out, "{} {text}", paint(STRONG, format!("{name:<10}")))
+    };
+    line(out, "base", format!("{} ({family}, {} parameters, {storage})", recipe.model.base, Grouped(parameters)))?;
+    line(out, "compute", format!("{} on {}", validation.compute_dtype.name(), validation.device))?;
+    if let Some(template) = &validation.template {
+        line(out, "template", template.clone())?;
+    }
+    for row in tables::targets(&validation.targets) {
+        writeln!(out, "{row}")?;
+    }
+    line(out, "training", tally(&survey.train))?;
+    line(out, "held out", tally(&survey.validation))?;
+    if let Some(schedule) = survey.schedule {
+        line(
+            out,
+            "schedule",
+            format!(
+                "{} optimizer steps ({} of them warm-up), {} an epoch, {} tokens, largest micro-batch {} tokens",
+                Grouped(schedule.steps),
+                Grouped(validation.warmup_steps),
+                Grouped(schedule.steps_per_epoch),
+                Grouped(schedule.tokens),
+                Grouped(schedule.largest_micro_batch),
+            ),
+        )?;
+    }
+    line(out, "output", recipe.output_dir.display().to_string())?;
+    for warning in &validation.warnings {
+        writeln!(out, "{} {warning}", paint(WARNING, "warning:"))?;
+    }
+    writeln!(out, "\n{}. Next: tune run {}", paint(GOOD, "The recipe is valid"), arguments.recipe.display())
+}
+
+fn tally(tally: &Tally) -> String {
+    let supervised = 100.0 * tally.supervised_tokens as f64 / tally.tokens.max(1) as f64;
+    let longest = tally.longest.map(|(tokens, _)| format!(", the longest {}", Grouped(tokens.into()))).unwrap_or_default();
+    match tally.rows {
+        0 => "none".to_owned(),
+        rows => format!(
+            "{} of {} rows used, {} tokens ({supervised:.0} % supervised){longest}",
+            Grouped(tally.used),
+            Grouped(rows),
+            Grouped(tally.tokens),
+        ),
+    }
+}

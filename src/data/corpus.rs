@@ -1,0 +1,441 @@
+//! All datasets of a recipe as one: opened, parted into training and held-out rows, and turned into streams of
+//! batches. Knows which rows come when and what becomes of each; the survey of all rows and the view of single ones
+//! stand beside it.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use super::batch::{Batching, Cursor, MicroBatch, StepBatch};
+use super::error::Error;
+use super::example::{Example, RowId};
+use super::order::{EpochPlan, HeldOut, Source, is_held_out};
+use super::pack::{Begins, Packer};
+use super::prefetch::{Outlet, Prefetched};
+use super::sequence::{Fate, Limits, Sequence};
+use super::source::{Dataset, RowError};
+use super::spec::{DatasetSpec, Format, Spec, Split, TrainOn};
+use super::template::ChatTemplate;
+use super::tokenize::{Examples, Problem, Tokenized, Tokenizer};
+
+/// Optimizer steps that are kept ready.
+const STEPS_AHEAD: usize = 4;
+
+/// Examples tokenized at a time, in parallel.
+const CHUNK: u64 = 64;
+
+/// The optimizer steps of a run, made ahead of training.
+pub type StepStream = Prefetched<StepBatch>;
+
+/// The held-out micro-batches, made ahead of evaluation.
+pub type ValidationStream = Prefetched<MicroBatch>;
+
+/// All datasets of a recipe. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Corpus {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) datasets: Vec<Part>,
+    pub(super) examples: Examples,
+    pub(super) limits: Limits,
+    pub(super) pool: rayon::ThreadPool,
+    sources: Vec<Source>,
+    packing: bool,
+    shuffle: bool,
+    seed: u64,
+    val_split: f64,
+}
+
+/// One `[[dataset]]` entry.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) dataset: Dataset,
+    pub(super) split: Split,
+    /// Of a training dataset; all rows of a validation dataset are held out.
+    pub(super) held_out: Arc<HeldOut>,
+    pub(super) train_on: TrainOn,
+}
+
+impl Part {
+    /// How many rows are evaluated on.
+    fn validation_rows(&self) -> u64 {
+        match self.split {
+            Split::Train => self.held_out.held(),
+            Split::Validation => self.dataset.rows(),
+        }
+    }
+}
+
+/// What examples are made into tokens with.
+#[derive(Clone, Debug, Default)]
+pub struct Language {
+    /// Needed by all formats but `tokens`.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// Needed by `messages`.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// Rows of the model's embedding: every id must be below it.
+    pub vocabulary_size: Option<usize>,
+}
+
+impl Corpus {
+    /// Opens and indexes every dataset and parts its rows. Reads no example.
+    ///
+    /// # Errors
+    /// A dataset that cannot be opened, a format without the tokenizer or template that it needs, a `train_on` that
+    /// means nothing for the format of its dataset, no training dataset.
+    pub fn open(
+        spec: &Spec,
+        datasets: &[DatasetSpec],
+        seed: u64,
+        language: Language,
+    ) -> Result<Corpus, Error> {
+        let mut parts = Vec::with_capacity(datasets.len());
+        let mut sources = Vec::new();
+        for (index, entry) in (0_u32..).zip(datasets) {
+            check_language(entry, &language)?;
+            let train_on = train_on(spec, entry)?;
+            let dataset = Dataset::open(entry)?;
+            let held_out = match entry.split {
+                Split::Train => HeldOut::new(seed, index, dataset.rows(), spec.val_split),
+                Split::Validation => HeldOut::nothing(dataset.rows()),
+            };
+            let held_out = Arc::new(held_out);
+            if entry.split == Split::Train {
+                sources.push(Source {
+                    dataset: index,
+                    units: dataset.units(),
+                    weight: entry.weight,
+                    held_out: Arc::clone(&held_out),
+                });
+            }
+            parts.push(Part { dataset, split: entry.split, held_out, train_on });
+        }
+        // Refuses a weight that no epoch can be planned with, before anything is read.
+        let plan = EpochPlan::new(&sources, seed, 0, spec.shuffle)?;
+        if plan.is_empty() {
+            let rows = sources.iter().map(|source| source.held_out.rows()).sum();
+            return Err(Error::NothingLeft { rows });
+        }
+        let pool = rayon::ThreadPoolBuilder::new()
+            .thread_name(|index| format!("tokenize-{index}"))
+            .build()
+            .map_err(|error| Error::Threads { problem: error.to_string() })?;
+        Ok(Corpus {
+            inner: Arc::new(Inner {
+                datasets: parts,
+                examples: Examples {
+                    tokenizer: language.tokenizer,
+                    template: language.template,
+                    vocabulary_size: language.vocabulary_size,
+                },
+                limits: Limits {
+                    max_seq_len: spec.max_seq_len,
+                    on_overflow: spec.on_overflow,
+                    on_empty: spec.on_empty,
+                },
+                pool,
+                sources,
+                packing: spec.packing,
+                shuffle: spec.shuffle,
+                seed,
+                val_split: spec.val_split,
+            }),
+        })
+    }
+
+    /// The optimizer steps of a run, from a cursor on ([`Cursor::default`]: from the start). Tokenizing runs on its
+    /// own threads. The same cursor gives the same steps, whatever the thread count; starting costs the same
+    /// anywhere.
+    ///
+    /// The first row that cannot be used ends the stream with its error.
+    ///
+    /// # Errors
+    /// `batching` has no end, or the threads cannot be started.
+    pub fn steps(&self, batching: &Batching, from: Cursor) -> Result<StepStream, Error> {
+        if batching.epochs.is_none() && batching.max_steps.is_none() {
+            return Err(Error::Endless);
+        }
+        let (inner, batching) = (Arc::clone(&self.inner), *batching);
+        Prefetched::spawn(STEPS_AHEAD, move |outlet| inner.produce_steps(&batching, from, outlet))
+    }
+
+    /// The held-out rows, each exactly once, in file order: those that `val_split` took, and those of the datasets
+    /// with `split = "validation"`. Packed and masked as in training.
+    ///
+    /// # Errors
+    /// The threads cannot be started.
+    pub fn validation(&self, micro_batch_size: usize) -> Result<ValidationStream, Error> {
+        let inner = Arc::clone(&self.inner);
+        Prefetched::spawn(STEPS_AHEAD, move |outlet| inner.produce_validation(micro_batch_size, outlet))
+    }
+
+    /// How many rows are evaluated on.
+    pub fn validation_rows(&self) -> u64 {
+        self.inner.datasets.iter().map(Part::validation_rows).sum()
+    }
+
+    /// Examples in the first epoch, each counted as often as it is seen.
+    ///
+    /// # Errors
+    /// None that [`open`](Self::open) has not already reported.
+    pub fn examples_per_epoch(&self) -> Result<u64, Error> {
+        Ok(self.inner.plan(0)?.len())
+    }
+
+    /// The datasets, in the order of the recipe.
+    pub fn datasets(&self) -> impl Iterator<Item = &Dataset> {
+        self.inner.datasets.iter().map(|part| &part.dataset)
+    }
+
+    /// What examples are made into tokens with.
+    pub fn examples(&self) -> &Examples {
+        &self.inner.examples
+    }
+
+    pub(super) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl Inner {
+    pub(super) fn plan(&self, epoch: u64) -> Result<EpochPlan, Error> {
+        Ok(EpochPlan::new(&self.sources, self.seed, epoch, self.shuffle)?)
+    }
+
+    pub(super) fn packer(&self, batching: &Batching) -> Packer {
+        Packer::new(batching, self.packing.then_some(self.limits.max_seq_len))
+    }
+
+    pub(super) fn training_rows(&self) -> u64 {
+        self.sources.iter().map(|source| source.held_out.rows()).sum()
+    }
+
+    pub(super) fn is_held_out(&self, id: RowId) -> bool {
+        match self.part(id).split {
+            Split::Train => is_held_out(self.seed, id.dataset, id.row, self.val_split),
+            Split::Validation => true,
+        }
+    }
+
+    pub(super) fn example(&self, id: RowId) -> Result<Example, RowError> {
+        self.part(id).dataset.example(id.row)
+    }
+
+    pub(super) fn part(&self, id: RowId) -> &Part {
+        &self.datasets[id.dataset as usize]
+    }
+
+    pub(super) fn tokenize(&self, id: RowId) -> Result<Tokenized, RowError> {
+        let example = self.example(id)?;
+        let tokenized = self.examples.tokenize(&example, self.part(id).train_on);
+        tokenized.map_err(|problem| self.row_error(id, problem))
+    }
+
+    pub(super) fn fit(&self, id: RowId, tokenized: Tokenized) -> Result<Fate, RowError> {
+        self.limits.fit(id, tokenized).map_err(|problem| self.row_error(id, problem))
+    }
+
+    fn row_error(&self, id: RowId, problem: Problem) -> RowError {
+        let Problem { field, problem } = problem;
+        RowError { place: self.part(id).dataset.place(id.row), field, problem }
+    }
+
+    /// The sequences of some rows, in order; `None` for those that are left out.
+    fn sequences(
+        &self,
+        positions: Range<u64>,
+        row: impl Fn(u64) -> Option<RowId> + Sync,
+    ) -> Vec<Result<Option<Sequence>, RowError>> {
+        let one = |position| match row(position) {
+            Some(id) => Ok(self.fit(id, self.tokenize(id)?)?.sequence()),
+            None => Ok(None),
+        };
+        self.pool.install(|| positions.into_par_iter().map(one).collect())
+    }
+
+    fn produce_steps(
+        &self,
+        batching: &Batching,
+        from: Cursor,
+        outlet: &Outlet<StepBatch>,
+    ) -> Result<(), Error> {
+        let mut cursor = from;
+        while !batching.ends_before(cursor.epoch) && !batching.done(cursor.step) {
+            let plan = self.plan(cursor.epoch)?;
+            let end = batching.examples_of(cursor.epoch, plan.len());
+            let mut step = StepBuilder::new(cursor, plan.len());
+            let mut packer = self.packer(batching);
+            let mut examples = 0_u64;
+            for start in (cursor.position..end).step_by(CHUNK as usize) {
+                if outlet.is_closed() {
+                    return Ok(());
+                }
+                let chunk = start..end.min(start + CHUNK);
+                let sequences = self.sequences(chunk.clone(), |position| plan.at(position));
+                for (position, sequence) in chunk.zip(sequences) {
+                    let Some(sequence) = sequence? else { continue };
+                    examples += 1;
+                    let begins = packer.place(sequence.input_ids.len());
+                    if begins == Begins::Step
+                        && let Some(batch) = step.finish(None)
+                    {
+                        let done = batching.done(batch.step);
+                        if !outlet.give(batch) || done {
+                            return Ok(());
+                        }
+                    }
+                    step.add(sequence, begins, position);
+                }
+            }
+            if examples == 0 && cursor.position == 0 && end == plan.len() {
+                return Err(Error::NothingLeft { rows: self.training_rows() });
+            }
+            let next = Cursor { epoch: cursor.epoch + 1, position: 0, step: step.cursor.step };
+            match step.finish(Some((next, end))) {
+                Some(batch) => {
+                    cursor = batch.cursor;
+                    if !outlet.give(batch) {
+                        return Ok(());
+                    }
+                }
+                None => cursor = next,
+            }
+        }
+        if cursor.step == 0 && !batching.done(0) {
+            return Err(Error::NothingLeft { rows: self.training_rows() });
+        }
+        Ok(())
+    }
+
+    fn produce_validation(
+        &self,
+        micro_batch_size: usize,
+        outlet: &Outlet<MicroBatch>,
+    ) -> Result<(), Error> {
+        let batching =
+            Batching { micro_batch_size, gradient_accumulation_steps: 1, epochs: Some(1.0), max_steps: None };
+        let mut packer = self.packer(&batching);
+        let mut open = MicroBatch::default();
+        for (dataset, part) in (0_u32..).zip(&self.datasets) {
+            let rows = part.validation_rows();
+            let row = |index| {
+                let row = match part.split {
+                    Split::Train => part.held_out.held_row(index)?,
+                    Split::Validation => index,
+                };
+                Some(RowId { dataset, row })
+            };
+            for start in (0..rows).step_by(CHUNK as usize) {
+                if outlet.is_closed() {
+                    return Ok(());
+                }
+                for sequence in self.sequences(start..rows.min(start + CHUNK), row) {
+                    let Some(sequence) = sequence? else { continue };
+                    if packer.place(sequence.input_ids.len()) >= Begins::MicroBatch && open.tokens() > 0 {
+                        let full = std::mem::take(&mut open);
+                        if !outlet.give(full) {
+                            return Ok(());
+                        }
+                    }
+                    open.push(sequence);
+                }
+            }
+        }
+        if open.tokens() > 0 {
+            outlet.give(open);
+        }
+        Ok(())
+    }
+}
+
+/// Gathers the examples of one optimizer step.
+struct StepBuilder {
+    micro_batches: Vec<MicroBatch>,
+    /// Behind the last example taken.
+    cursor: Cursor,
+    examples_per_epoch: u64,
+}
+
+impl StepBuilder {
+    fn new(cursor: Cursor, examples_per_epoch: u64) -> StepBuilder {
+        StepBuilder { micro_batches: Vec::new(), cursor, examples_per_epoch }
+    }
+
+    fn add(&mut self, sequence: Sequence, begins: Begins, position: u64) {
+        if begins >= Begins::MicroBatch || self.micro_batches.is_empty() {
+            self.micro_batches.push(MicroBatch::default());
+        }
+        if let Some(open) = self.micro_batches.last_mut() {
+            open.push(sequence);
+        }
+        self.cursor.position = position + 1;
+    }
+
+    /// The step so far, if there is one. `end_of_epoch`: where the next one begins then, and how many positions of
+    /// the epoch are behind us.
+    fn finish(&mut self, end_of_epoch: Option<(Cursor, u64)>) -> Option<StepBatch> {
+        if self.micro_batches.is_empty() {
+            return None;
+        }
+        let micro_batches = std::mem::take(&mut self.micro_batches);
+        self.cursor.step += 1;
+        let (position, cursor) = match end_of_epoch {
+            None => (self.cursor.position, self.cursor),
+            Some((next, position)) => (position, Cursor { step: self.cursor.step, ..next }),
+        };
+        Some(StepBatch {
+            step: self.cursor.step,
+            epoch: self.cursor.epoch as f64 + position as f64 / self.examples_per_epoch.max(1) as f64,
+            supervised_tokens: micro_batches.iter().map(|batch| batch.supervised_tokens).sum(),
+            micro_batches,
+            cursor,
+        })
+    }
+}
+
+/// As a recipe spells it.
+fn format_name(format: Format) -> &'static str {
+    match format {
+        Format::Messages => "messages",
+        Format::Alpaca => "alpaca",
+        Format::PromptCompletion => "prompt-completion",
+        Format::Text => "text",
+        Format::Tokens => "tokens",
+    }
+}
+
+fn check_language(entry: &DatasetSpec, language: &Language) -> Result<(), Error> {
+    let path = entry.path.clone();
+    match entry.format {
+        Format::Tokens => Ok(()),
+        format if language.tokenizer.is_none() => {
+            Err(Error::NoTokenizer { path, format: format_name(format) })
+        }
+        Format::Messages if language.template.is_none() => Err(Error::NoTemplate { path }),
+        Format::Messages | Format::Alpaca | Format::PromptCompletion | Format::Text => Ok(()),
+    }
+}
+
+/// What a dataset is trained on: its own word, else that of `[data]` where it means something for the format, else
+/// the format's default.
+fn train_on(spec: &Spec, entry: &DatasetSpec) -> Result<TrainOn, Error> {
+    let reason = match entry.format {
+        Format::Text => "all of whose text is supervised",
+        Format::Tokens => "whose labels say what is supervised",
+        Format::Messages => return Ok(entry.train_on.or(spec.train_on).unwrap_or(TrainOn::Assistant)),
+        // The completion is the one and last turn of the assistant.
+        Format::Alpaca | Format::PromptCompletion => {
+            return Ok(entry.train_on.or(spec.train_on).unwrap_or(TrainOn::Completion));
+        }
+    };
+    match entry.train_on {
+        None | Some(TrainOn::All) => Ok(TrainOn::All),
+        Some(_) => {
+            Err(Error::TrainOn { path: entry.path.clone(), format: format_name(entry.format), reason })
+        }
+    }
+}

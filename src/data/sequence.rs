@@ -1,0 +1,167 @@
+//! A tokenized example made fit for training: cut to the sequence length, labels shifted onto the positions that
+//! predict them, and what happens to examples that are too long or teach nothing. Knows no files and no batches.
+
+use super::example::RowId;
+use super::spec::{OnEmpty, OnOverflow};
+use super::tokenize::{IGNORED, Problem, Tokenized};
+
+/// One example, ready to be packed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sequence {
+    /// Where it comes from.
+    pub row: RowId,
+    /// Token ids.
+    pub input_ids: Vec<u32>,
+    /// `targets[t]` is what position *t* has to predict, `labels[t + 1]`; −100: nothing. The last is always −100.
+    pub targets: Vec<i32>,
+    /// How many targets are not −100. At least one.
+    pub supervised_tokens: usize,
+}
+
+/// The rules of the `[data]` table that concern single examples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest sequence in tokens.
+    pub max_seq_len: usize,
+    /// What happens to a longer one.
+    pub on_overflow: OnOverflow,
+    /// What happens to one without a supervised token.
+    pub on_empty: OnEmpty,
+}
+
+/// What becomes of an example.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Trained on, whole.
+    Whole(Sequence),
+    /// Trained on without its end.
+    Truncated {
+        /// What is left.
+        sequence: Sequence,
+        /// Its length before, in tokens.
+        tokens: usize,
+    },
+    /// Left out: too long.
+    TooLong {
+        /// Its length in tokens.
+        tokens: usize,
+    },
+    /// Left out: nothing in it is supervised.
+    Empty {
+        /// Its length in tokens, before it was cut.
+        tokens: usize,
+    },
+}
+
+impl Fate {
+    /// What is trained on, if anything.
+    pub fn sequence(self) -> Option<Sequence> {
+        match self {
+            Fate::Whole(sequence) | Fate::Truncated { sequence, .. } => Some(sequence),
+            Fate::TooLong { .. } | Fate::Empty { .. } => None,
+        }
+    }
+}
+
+impl Limits {
+    /// Fits an example to the limits.
+    ///
+    /// # Errors
+    /// It is too long under `on_overflow = "error"`, or teaches nothing (perhaps only once it is cut) under
+    /// `on_empty = "error"`.
+    pub fn fit(&self, row: RowId, tokenized: Tokenized) -> Result<Fate, Problem> {
+        let Tokenized { mut input_ids, labels, .. } = tokenized;
+        let tokens = input_ids.len();
+        let truncated = tokens > self.max_seq_len;
+        if truncated {
+            match self.on_overflow {
+                OnOverflow::Error => {
+                    return Err(Problem {
+                        field: String::new(),
+                        problem: format!(
+                            "{tokens} tokens, more than max_seq_len = {}; raise it, or set on_overflow to \"drop\" or \
+                             \"truncate\"",
+                            self.max_seq_len
+                        ),
+                    });
+                }
+                OnOverflow::Drop => return Ok(Fate::TooLong { tokens }),
+                OnOverflow::Truncate => input_ids.truncate(self.max_seq_len),
+            }
+        }
+        let mut targets: Vec<i32> = labels.into_iter().skip(1).take(input_ids.len().saturating_sub(1)).collect();
+        targets.resize(input_ids.len(), IGNORED);
+        let supervised_tokens = targets.iter().filter(|target| **target != IGNORED).count();
+        if supervised_tokens == 0 {
+            return match self.on_empty {
+                OnEmpty::Drop => Ok(Fate::Empty { tokens }),
+                OnEmpty::Error => {
+                    let cut = if truncated {
+                        format!(" in its first {} of {tokens} tokens", self.max_seq_len)
+                    } else {
+                        format!(" in its {tokens} tokens")
+                    };
+                    Err(Problem {
+                        field: String::new(),
+                        problem: format!("nothing is supervised{cut}; mend the row, or set on_empty to \"drop\""),
+                    })
+                }
+            };
+        }
+        let sequence = Sequence { row, input_ids, targets, supervised_tokens };
+        Ok(if truncated { Fate::Truncated { sequence, tokens } } else { Fate::Whole(sequence) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::tokenize::Supervision;
+
+    const ROW: RowId = RowId { dataset: 0, row: 7 };
+
+    fn tokenized(labels: &[i32]) -> Tokenized {
+        Tokenized {
+            input_ids: (10..).take(labels.len()).collect(),
+            labels: labels.to_vec(),
+            text: None,
+            supervision: Supervision::Labels,
+            rendered: None,
+        }
+    }
+
+    fn limits(max_seq_len: usize, on_overflow: OnOverflow, on_empty: OnEmpty) -> Limits {
+        Limits { max_seq_len, on_overflow, on_empty }
+    }
+
+    #[test]
+    fn a_position_predicts_the_label_of_the_next() {
+        let fate = limits(4, OnOverflow::Error, OnEmpty::Error).fit(ROW, tokenized(&[5, -100, 6, 7]));
+        let sequence = fate.unwrap().sequence().unwrap();
+        assert_eq!(sequence.targets, [-100, 6, 7, -100]);
+        assert_eq!(sequence.supervised_tokens, 2);
+    }
+
+    #[test]
+    fn overflow_obeys_its_rule() {
+        let fit = |rule| limits(3, rule, OnEmpty::Error).fit(ROW, tokenized(&[1, 2, 3, 4]));
+        assert!(fit(OnOverflow::Error).unwrap_err().problem.starts_with("4 tokens, more than max_seq_len = 3"));
+        assert_eq!(fit(OnOverflow::Drop), Ok(Fate::TooLong { tokens: 4 }));
+        let Ok(Fate::Truncated { sequence, tokens: 4 }) = fit(OnOverflow::Truncate) else { panic!() };
+        assert_eq!((sequence.input_ids.len(), sequence.targets), (3, vec![2, 3, -100]));
+    }
+
+    #[test]
+    fn what_teaches_nothing_obeys_its_rule_even_if_only_after_the_cut() {
+        let truncate = |on_empty| limits(3, OnOverflow::Truncate, on_empty);
+        let late = tokenized(&[-100, -100, -100, 4]);
+        let error = truncate(OnEmpty::Error).fit(ROW, late.clone()).unwrap_err();
+        assert!(error.problem.contains("first 3 of 4 tokens"), "{}", error.problem);
+        assert_eq!(truncate(OnEmpty::Drop).fit(ROW, late), Ok(Fate::Empty { tokens: 4 }));
+        // The first label has no position that could predict it; an example without tokens has none at all.
+        for labels in [&[1][..], &[1, -100], &[]] {
+            let fate = truncate(OnEmpty::Drop).fit(ROW, tokenized(labels));
+            assert_eq!(fate, Ok(Fate::Empty { tokens: labels.len() }));
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! Files of examples, opened and indexed: any row by its number, in bounded memory. Knows file formats and
+//! where rows lie in them; what a record means is `schema`'s, and in which order rows are visited is `order`'s.
+
+mod cache;
+mod fault;
+mod ipc;
+mod parquet;
+mod path;
+mod problem;
+mod read_at;
+mod scan;
+mod text;
+pub(super) mod value;
+
+use std::io::Read;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::{Array, RecordBatch, StructArray};
+use arrow::datatypes::Schema;
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use super::example::Example;
+use super::schema::{Fields, RowFault};
+use super::spec::DatasetSpec;
+use cache::Cache;
+use fault::{Fault, guard};
+use ipc::IpcFile;
+use parquet::ParquetFile;
+use path::Kind;
+use read_at::Location;
+use scan::Syntax;
+use text::{TextBlock, TextFile};
+use value::Object;
+
+pub use problem::{BadRows, Error, Place, Position, RowError, SHOWN_BAD_ROWS};
+
+/// Rows of a unit made of files that need none, beside files that do.
+const UNIT_ROWS: u64 = 4096;
+
+/// All files of one `[[dataset]]` entry, as one sequence of rows.
+///
+/// Reading takes `&self`: share it in an [`Arc`] and ask from as many threads as there are. Of the files'
+/// content it holds an index (text: 24 bytes for every 32 KiB; Arrow: about 60 bytes for each record batch,
+/// and the dictionaries; Parquet: the footers) and the blocks used last (64 MiB, or four if they are larger).
+#[derive(Debug)]
+pub struct Dataset {
+    fields: Fields,
+    files: Vec<SourceFile>,
+    paths: Vec<Arc<Path>>,
+    /// First row of each file, ending with the number of rows.
+    starts: Vec<u64>,
+    cache: Cache<Block>,
+}
+
+/// One file, opened.
+#[derive(Debug)]
+enum SourceFile {
+    Text(TextFile),
+    Ipc(IpcFile),
+    Parquet(ParquetFile),
+}
+
+/// Rows that were read together.
+#[derive(Debug)]
+enum Block {
+    Text(TextBlock),
+    Columns(StructArray),
+}
+
+impl Dataset {
+    /// Opens and indexes every file that the entry's path or glob names, in sorted order, and checks that
+    /// the columns its format needs are there. Reads text files once; keeps no rows.
+    ///
+    /// # Errors
+    /// A path that matches nothing, a file that is unreadable, corrupt or empty, a `fields` mapping or a
+    /// column that does not fit the format.
+    pub fn open(spec: &DatasetSpec) -> Result<Dataset, Error> {
+        let fields = Fields::new(spec)?;
+        let paths = path::resolve(&spec.path)?;
+        let files: Vec<Result<SourceFile, Error>> =
+            paths.par_iter().map(|(path, kind)| SourceFile::open(path, *kind, &fields)).collect();
+        let files = files.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let mut starts = vec![0];
+        let mut rows = 0_u64;
+        for file in &files {
+            // Each file has fewer than 2^62 rows, and a sum of saturated counts is only ever too small.
+            rows = rows.saturating_add(file.rows());
+            starts.push(rows);
+        }
+        let paths = paths.into_iter().map(|(path, _)| path).collect();
+        Ok(Dataset { fields, files, paths, starts, cache: Cache::new() })
+    }
+
+    /// How many rows the files hold together; at least one.
+    pub fn rows(&self) -> u64 {
+        self.starts[self.starts.len() - 1]
+    }
+
+    /// The example in `row`, from 0. May read the row's block from its file, and keeps it for neighbours.
+    ///
+    /// # Errors
+    /// The row is malformed, lies behind the end, or its file can no longer be read.
+    pub fn example(&self, row: u64) -> Result<Example, RowError> {
+        let Some((file, row_in_file)) = self.locate(row) else {
+            return Err(self.error(row, format!("no such row: there are {}", self.rows())));
+        };
+        let source = &self.files[file];
+        let rows = source.block_of(row_in_file);
+        let index = row_in_file - rows.start;
+        let block = self.block(file, rows).map_err(|fault| self.error(row, fault.to_string()))?;
+        let example = match (source, &*block) {
+            (SourceFile::Text(text), Block::Text(block)) => {
+                match text.record(block, index, &self.fields.json_columns()) {
+                    Ok(record) => self.fields.example(Object::Json(&record.0)),
+                    Err(fault) if fault.column.is_empty() => {
+                        Err(RowFault { field: String::new(), problem: fault.problem })
+                    }
+                    Err(fault) => {
+                        Err(RowFault { field: format!("/{}", fault.column), problem: fault.problem })
+                    }
+                }
+            }
+            (_, Block::Columns(array)) => {
+                // Arrays were checked when they were built; this wall stands behind that check.
+                let read = || Ok(self.fields.example(Object::Struct { array, row: index as usize }));
+                guard("Arrow", read).map_err(|fault| self.error(row, fault.to_string()))?
+            }
+            (_, Block::Text(_)) => Err(RowFault { field: String::new(), problem: "no such row".to_owned() }),
+        };
+        example.map_err(|RowFault { field, problem }| RowError { place: self.place(row), field, problem })
+    }
+
+    /// Where `row` stands: its file, and the line or row in that file.
+    pub fn place(&self, row: u64) -> Place {
+        let (file, row_in_file) = self.locate(row).unwrap_or((self.files.len() - 1, row));
+        let position = self.line(file, row_in_file).map_or(Position::Row(row_in_file), Position::Line);
+        Place { file: self.paths[file].clone(), position }
+    }
+
+    /// The files, in the order in which their rows are numbered.
+    pub fn files(&self) -> &[Arc<Path>] {
+        &self.paths
+    }
+
+    /// First row of each run of rows that are best read together, ending with [`rows`](Self::rows): `[0, rows]`
+    /// where any row is as cheap to read as any other, which is so unless there are Parquet files (a row group
+    /// or part of one each) or compressed Arrow files (a record batch each).
+    pub fn units(&self) -> Arc<[u64]> {
+        let units_of: Vec<_> = self.files.iter().map(SourceFile::units).collect();
+        let mut units = Vec::new();
+        if units_of.iter().any(Option::is_some) {
+            for ((file, units_of), start) in self.files.iter().zip(units_of).zip(&self.starts) {
+                match units_of {
+                    Some(firsts) => units.extend(firsts.iter().map(|first| start + first)),
+                    None => {
+                        units.extend((0..file.rows()).step_by(UNIT_ROWS as usize).map(|first| start + first))
+                    }
+                }
+            }
+        } else {
+            units.push(0);
+        }
+        units.push(self.rows());
+        units.into()
+    }
+
+    /// SHA-256 (hex) of the files in order: of each its name (without folder) and its bytes, both preceded by
+    /// their lengths as 64-bit little-endian integers. Reads every byte, in pieces.
+    ///
+    /// # Errors
+    /// A file can no longer be read.
+    pub fn sha256(&self) -> Result<String, Error> {
+        let mut hash = Sha256::new();
+        let mut piece = vec![0; 1 << 20];
+        for (path, file) in self.paths.iter().zip(&self.files) {
+            let location = file.location();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            hash.update((name.len() as u64).to_le_bytes());
+            hash.update(name.as_bytes());
+            hash.update(location.len().to_le_bytes());
+            let io = |problem: String| Error::Io { file: path.to_path_buf(), problem };
+            let mut input = location.open().map_err(|fault| io(fault.to_string()))?;
+            loop {
+                match input.read(&mut piece) {
+                    Ok(0) => break,
+                    Ok(count) => hash.update(&piece[..count]),
+                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(io(error.to_string())),
+                }
+            }
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The file that holds `row`, and the row in it.
+    fn locate(&self, row: u64) -> Option<(usize, u64)> {
+        let file = self.starts.partition_point(|&start| start <= row) - 1;
+        (file < self.files.len()).then(|| (file, row - self.starts[file]))
+    }
+
+    fn block(&self, file: usize, rows: Range<u64>) -> Result<Arc<Block>, Fault> {
+        let source = &self.files[file];
+        self.cache.get((file, rows.start), || source.load(rows), Block::size)
+    }
+
+    fn line(&self, file: usize, row: u64) -> Option<u64> {
+        let SourceFile::Text(text) = &self.files[file] else { return None };
+        let rows = text.block_of(row);
+        match &*self.block(file, rows.clone()).ok()? {
+            Block::Text(block) => block.line(row - rows.start),
+            Block::Columns(_) => None,
+        }
+    }
+
+    fn error(&self, row: u64, problem: String) -> RowError {
+        RowError { place: self.place(row), field: String::new(), problem }
+    }
+}
+
+impl SourceFile {
+    fn open(path: &Arc<Path>, kind: Kind, fields: &Fields) -> Result<SourceFile, Error> {
+        let corrupt = |fault: Fault| Error::Corrupt { file: path.to_path_buf(), problem: fault.to_string() };
+        let location = Location::new(path.clone()).map_err(corrupt)?;
+        let empty = || Error::Empty { file: path.to_path_buf() };
+        if location.len() == 0 {
+            return Err(empty());
+        }
+        let mut file = match kind {
+            Kind::Ipc => guard("Arrow", || IpcFile::open(location).map(SourceFile::Ipc)),
+            Kind::Parquet => guard("Parquet", || ParquetFile::open(location).map(SourceFile::Parquet)),
+            Kind::JsonLines => TextFile::open(location, Syntax::Lines).map(SourceFile::Text),
+            Kind::Json => TextFile::json_syntax(&location)
+                .and_then(|syntax| TextFile::open(location, syntax))
+                .map(SourceFile::Text),
+            Kind::Csv => TextFile::open(location, Syntax::Csv).map(SourceFile::Text),
+        }
+        .map_err(corrupt)?;
+        if file.rows() == 0 {
+            return Err(empty());
+        }
+        match &mut file {
+            SourceFile::Text(text) => {
+                if let Some(columns) = text.columns().map_err(corrupt)? {
+                    let columns: Vec<_> = columns.iter().map(|name| (name.as_str(), None)).collect();
+                    fields.choose(path, &columns)?;
+                }
+            }
+            SourceFile::Ipc(ipc) => {
+                let chosen = fields.choose(path, &typed_columns(ipc.schema()))?;
+                ipc.project(chosen);
+            }
+            SourceFile::Parquet(parquet) => {
+                let chosen = fields.choose(path, &typed_columns(parquet.schema()))?;
+                parquet.project(chosen).map_err(corrupt)?;
+            }
+        }
+        Ok(file)
+    }
+
+    fn location(&self) -> &Location {
+        match self {
+            SourceFile::Text(text) => text.location(),
+            SourceFile::Ipc(ipc) => ipc.location(),
+            SourceFile::Parquet(parquet) => parquet.location(),
+        }
+    }
+
+    fn rows(&self) -> u64 {
+        match self {
+            SourceFile::Text(text) => text.rows(),
+            SourceFile::Ipc(ipc) => ipc.rows(),
+            SourceFile::Parquet(parquet) => parquet.rows(),
+        }
+    }
+
+    fn units(&self) -> Option<&[u64]> {
+        match self {
+            SourceFile::Text(_) => None,
+            SourceFile::Ipc(ipc) => ipc.units(),
+            SourceFile::Parquet(parquet) => Some(parquet.units()),
+        }
+    }
+
+    fn block_of(&self, row: u64) -> Range<u64> {
+        match self {
+            SourceFile::Text(text) => text.block_of(row),
+            SourceFile::Ipc(ipc) => ipc.block_of(row),
+            SourceFile::Parquet(parquet) => parquet.block_of(row),
+        }
+    }
+
+    fn load(&self, rows: Range<u64>) -> Result<Block, Fault> {
+        let columns = |batch: RecordBatch| Block::Columns(batch.into());
+        match self {
+            SourceFile::Text(text) => text.load(rows).map(Block::Text),
+            SourceFile::Ipc(ipc) => guard("Arrow", || ipc.load(rows).map(columns)),
+            SourceFile::Parquet(parquet) => guard("Parquet", || parquet.load(rows).map(columns)),
+        }
+    }
+}
+
+impl Block {
+    fn size(&self) -> usize {
+        match self {
+            Block::Text(text) => text.size(),
+            Block::Columns(array) => array.get_array_memory_size(),
+        }
+    }
+}
+
+fn typed_columns(schema: &Schema) -> Vec<(&str, Option<&arrow::datatypes::DataType>)> {
+    schema.fields().iter().map(|field| (field.name().as_str(), Some(field.data_type()))).collect()
+}

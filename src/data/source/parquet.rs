@@ -1,0 +1,170 @@
+//! Parquet: row groups, cut into units small enough to hold in memory; a unit is decoded as one. Reads the
+//! footer when opened, and of the rest only the columns that are asked for.
+
+use std::ops::Range;
+
+use arrow::array::{RecordBatch, RecordBatchReader};
+use arrow::compute::concat_batches;
+use arrow::datatypes::Schema;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
+};
+use parquet::file::metadata::{PageIndexPolicy, RowGroupMetaData};
+
+use super::fault::Fault;
+use super::read_at::Location;
+
+/// Decoded size that a unit should not exceed, by what the file says of its sizes.
+const UNIT: u64 = 16 << 20;
+/// Rows of a unit at most: what a file says of its sizes leaves out how often a dictionary's value repeats.
+const UNIT_ROWS: u64 = 1 << 16;
+
+/// A Parquet file and its units.
+#[derive(Debug)]
+pub(super) struct ParquetFile {
+    location: Location,
+    metadata: ArrowReaderMetadata,
+    units: Vec<Unit>,
+    /// First row of each unit, ending with the number of rows.
+    starts: Vec<u64>,
+    /// Indices of the columns that are read.
+    projection: Vec<usize>,
+}
+
+/// Consecutive rows of a row group.
+#[derive(Clone, Copy, Debug)]
+struct Unit {
+    row_group: usize,
+    /// Rows of the group before it.
+    skip: u64,
+    rows: u64,
+}
+
+impl ParquetFile {
+    /// Reads the footer and checks what it says against the length of the file.
+    pub(super) fn open(location: Location) -> Result<ParquetFile, Fault> {
+        let input = location.open()?;
+        // Offsets of pages, where the file has them, let a unit be reached without reading those before it.
+        let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
+        let metadata = ArrowReaderMetadata::load(&input, options)?;
+        for group in metadata.metadata().row_groups() {
+            check_ranges(group, location.len())?;
+        }
+        let mut file =
+            ParquetFile { location, metadata, units: Vec::new(), starts: vec![0], projection: Vec::new() };
+        file.project((0..file.schema().fields().len()).collect())?;
+        Ok(file)
+    }
+
+    pub(super) fn location(&self) -> &Location {
+        &self.location
+    }
+
+    pub(super) fn schema(&self) -> &Schema {
+        self.metadata.schema()
+    }
+
+    pub(super) fn rows(&self) -> u64 {
+        self.starts[self.starts.len() - 1]
+    }
+
+    /// From now on, only these columns are read; units are cut by their sizes.
+    pub(super) fn project(&mut self, columns: Vec<usize>) -> Result<(), Fault> {
+        (self.units, self.starts) = (Vec::new(), vec![0]);
+        let metadata = self.metadata.metadata().clone();
+        for (row_group, group) in metadata.row_groups().iter().enumerate() {
+            let rows =
+                u64::try_from(group.num_rows()).ok().filter(|&rows| rows < 1 << 36).ok_or_else(|| {
+                    Fault::new(format!("corrupt Parquet data: a group of {} rows", group.num_rows()))
+                })?;
+            let pieces = (decoded_size(group, &columns) / UNIT + 1).max(rows.div_ceil(UNIT_ROWS)).min(rows);
+            for piece in 0..pieces {
+                let bound = |piece: u64| (u128::from(rows) * u128::from(piece) / u128::from(pieces)) as u64;
+                let (skip, end) = (bound(piece), bound(piece + 1));
+                self.starts.push(self.rows() + (end - skip));
+                self.units.push(Unit { row_group, skip, rows: end - skip });
+            }
+        }
+        self.projection = columns;
+        Ok(())
+    }
+
+    /// First row of each unit.
+    pub(super) fn units(&self) -> &[u64] {
+        &self.starts[..self.units.len()]
+    }
+
+    /// The unit that holds `row`.
+    pub(super) fn block_of(&self, row: u64) -> Range<u64> {
+        let at = self.starts.partition_point(|&start| start <= row).saturating_sub(1);
+        self.starts[at]..self.starts.get(at + 1).copied().unwrap_or(self.rows())
+    }
+
+    /// Decodes a unit, as given by [`block_of`](Self::block_of).
+    pub(super) fn load(&self, rows: Range<u64>) -> Result<RecordBatch, Fault> {
+        let at = self.starts.partition_point(|&start| start < rows.start);
+        let Some(unit) = self.units.get(at) else { return Err(Fault::new("no such row")) };
+        // A file of its own: the reader moves the cursor of the file that it is given.
+        let input = self.location.open()?;
+        let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(input, self.metadata.clone());
+        let mask = ProjectionMask::roots(builder.parquet_schema(), self.projection.iter().copied());
+        let selection = RowSelection::from(vec![
+            RowSelector::skip(unit.skip as usize),
+            RowSelector::select(unit.rows as usize),
+        ]);
+        let reader = builder
+            .with_projection(mask)
+            .with_row_groups(vec![unit.row_group])
+            .with_row_selection(selection)
+            .with_batch_size(unit.rows as usize)
+            .build()?;
+        let schema = reader.schema();
+        let batches = reader.collect::<Result<Vec<_>, _>>()?;
+        let batch = match <[RecordBatch; 1]>::try_from(batches) {
+            Ok([batch]) => batch,
+            Err(batches) => concat_batches(&schema, &batches)?,
+        };
+        if batch.num_rows() as u64 == unit.rows {
+            Ok(batch)
+        } else {
+            Err(Fault::new(format!(
+                "corrupt Parquet data: {} rows where its footer says {}",
+                batch.num_rows(),
+                unit.rows
+            )))
+        }
+    }
+}
+
+/// Every column chunk must lie in the file: the reader takes memory by what the footer says.
+fn check_ranges(group: &RowGroupMetaData, file_len: u64) -> Result<(), Fault> {
+    for column in group.columns() {
+        let start = column.dictionary_page_offset().unwrap_or(column.data_page_offset());
+        let range = u64::try_from(start).ok().zip(u64::try_from(column.compressed_size()).ok());
+        let end = range.and_then(|(start, len)| start.checked_add(len));
+        if end.is_none_or(|end| end > file_len) || column.data_page_offset() < 0 {
+            return Err(Fault::new(format!(
+                "truncated or corrupt: column `{}` lies outside of the file, which has {file_len} bytes",
+                column.column_path().string()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// What the columns of a row group take when decoded, as far as the file says.
+fn decoded_size(group: &RowGroupMetaData, projection: &[usize]) -> u64 {
+    let schema = group.schema_descr();
+    group
+        .columns()
+        .iter()
+        .enumerate()
+        .filter(|(leaf, _)| projection.contains(&schema.get_column_root_idx(*leaf)))
+        .map(|(_, column)| {
+            let encoded = u64::try_from(column.uncompressed_size()).unwrap_or(0);
+            let texts = column.unencoded_byte_array_data_bytes().unwrap_or(0);
+            encoded.max(u64::try_from(texts).unwrap_or(0))
+        })
+        .fold(0, u64::saturating_add)
+}

@@ -1,0 +1,111 @@
+//! Reading a stretch of a file by its position, without a shared cursor. Knows nothing of what the bytes mean.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::buffer::{Buffer, MutableBuffer};
+
+use super::fault::Fault;
+
+/// The most that is read in one piece: what a single block may take in memory.
+pub(super) const LARGEST_READ: u64 = 1 << 30;
+
+/// A file that was there when the dataset was opened. Opened anew for each block: a dataset may have more
+/// files than a process may hold open.
+#[derive(Clone, Debug)]
+pub(super) struct Location {
+    path: Arc<Path>,
+    len: u64,
+}
+
+impl Location {
+    pub(super) fn new(path: Arc<Path>) -> Result<Location, Fault> {
+        let metadata = std::fs::metadata(&path)?;
+        if !metadata.is_file() {
+            return Err(Fault::new("is not a file"));
+        }
+        Ok(Location { path, len: metadata.len() })
+    }
+
+    /// Length in bytes.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The file, checked to be as long as it was.
+    pub(super) fn open(&self) -> Result<File, Fault> {
+        let file = File::open(&self.path)?;
+        let len = file.metadata()?.len();
+        if len == self.len {
+            Ok(file)
+        } else {
+            Err(Fault::new(format!("has changed since it was opened: {len} bytes now, {} then", self.len)))
+        }
+    }
+
+    /// The bytes `start..start + len`. Checks the range before it takes memory for it.
+    pub(super) fn read(&self, file: &File, start: u64, len: u64) -> Result<Buffer, Fault> {
+        if start.checked_add(len).is_none_or(|end| end > self.len) {
+            return Err(Fault::new(format!(
+                "truncated or corrupt: {len} bytes expected at offset {start}, but the file ends at {}",
+                self.len
+            )));
+        }
+        let size = usize::try_from(len)
+            .ok()
+            .filter(|_| len <= LARGEST_READ)
+            .ok_or_else(|| Fault::new(format!("a block of {len} bytes is too large to read in one piece")))?;
+        let mut buffer = MutableBuffer::from_len_zeroed(size);
+        read_exact_at(file, buffer.as_slice_mut(), start)?;
+        Ok(buffer.into())
+    }
+}
+
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !buffer.is_empty() {
+        match read_some_at(file, buffer, offset) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                buffer = &mut buffer[count..];
+                offset += count as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn read_some_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::unix::fs::FileExt::read_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_some_at(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    std::os::windows::fs::FileExt::seek_read(file, buffer, offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_are_checked_before_memory_is_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a");
+        std::fs::write(&path, b"0123456789").unwrap();
+        let location = Location::new(path.as_path().into()).unwrap();
+        let file = location.open().unwrap();
+        assert_eq!(location.read(&file, 3, 4).unwrap().as_slice(), b"3456");
+        assert!(location.read(&file, 10, 0).unwrap().is_empty());
+        for (start, len) in [(10, 1), (0, u64::MAX), (u64::MAX, 1), (3, 8)] {
+            let fault = location.read(&file, start, len).unwrap_err().to_string();
+            assert!(fault.starts_with("truncated or corrupt"), "{fault}");
+        }
+        std::fs::write(&path, b"0").unwrap();
+        assert!(location.open().unwrap_err().to_string().contains("has changed"));
+    }
+}

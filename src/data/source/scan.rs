@@ -1,0 +1,377 @@
+//! Where the records of a text file begin and end: lines, CSV records whose quoted fields may hold line
+//! breaks, elements of a JSON array. Each scanner takes the file in pieces of any size, keeps a few words of
+//! state, and can start anew at any record. Knows nothing of what the records say.
+
+use memchr::{memchr, memchr_iter, memchr3};
+
+/// One record, as a stretch of its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Record {
+    /// First byte.
+    pub(super) start: u64,
+    /// Behind the last byte, terminators left out.
+    pub(super) end: u64,
+    /// The line on which it begins, from 1.
+    pub(super) line: u64,
+}
+
+/// A text that is not what it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Malformed {
+    pub(super) line: u64,
+    pub(super) problem: &'static str,
+}
+
+/// What parts the records of a text file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Syntax {
+    /// A record per line; lines of white space alone are none.
+    Lines,
+    /// RFC 4180, quotes doubled inside quotes; empty lines are no records.
+    Csv,
+    /// The elements of one JSON array.
+    Array,
+}
+
+const NO_ARRAY: &str = "expected an array of objects (`[{…}, {…}]`)";
+
+/// The state of a scan between two pieces.
+#[derive(Clone, Debug)]
+pub(super) struct Scanner {
+    state: State,
+    /// Offset of the next byte.
+    at: u64,
+    /// Line of the next byte.
+    line: u64,
+    /// Of the record that has begun.
+    start: u64,
+    start_line: u64,
+    /// Behind the last byte of the record that is not white space (arrays).
+    content_end: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Lines: only white space so far on this line.
+    Blank,
+    Line,
+    CsvStart,
+    CsvFieldStart,
+    CsvField,
+    CsvQuoted,
+    /// After a quote inside quotes: the end of the field, or the first half of a doubled quote.
+    CsvQuote,
+    /// Before the array's bracket.
+    Opening,
+    /// Between elements; `first`: right behind the opening bracket, so that the array may end here.
+    Between {
+        first: bool,
+    },
+    /// Inside an element, so many brackets deep.
+    Element {
+        depth: u64,
+    },
+    Text {
+        depth: u64,
+    },
+    Escape {
+        depth: u64,
+    },
+    Closed,
+}
+
+impl Scanner {
+    /// At the beginning of a file (`at` behind its byte order mark).
+    pub(super) fn begin(syntax: Syntax, at: u64) -> Scanner {
+        let state = match syntax {
+            Syntax::Lines => State::Blank,
+            Syntax::Csv => State::CsvStart,
+            Syntax::Array => State::Opening,
+        };
+        Scanner { state, at, line: 1, start: at, start_line: 1, content_end: at }
+    }
+
+    /// At the first byte of a record known from before.
+    pub(super) fn resume(syntax: Syntax, record_start: u64, line: u64) -> Scanner {
+        let mut scanner = Scanner::begin(syntax, record_start);
+        if syntax == Syntax::Array {
+            scanner.state = State::Between { first: false };
+        }
+        Scanner { line, ..scanner }
+    }
+
+    /// Takes the next piece of the file and reports every record that ends in it.
+    pub(super) fn feed(&mut self, piece: &[u8], mut found: impl FnMut(Record)) -> Result<(), Malformed> {
+        let base = self.at;
+        let mut at = 0;
+        while at < piece.len() {
+            self.at = base + at as u64;
+            at += self.advance(&piece[at..], &mut found)?;
+        }
+        self.at = base + piece.len() as u64;
+        Ok(())
+    }
+
+    /// The file is at its end: reports the record that no terminator ended.
+    pub(super) fn finish(self, mut found: impl FnMut(Record)) -> Result<(), Malformed> {
+        match self.state {
+            State::Blank | State::CsvStart | State::Closed => Ok(()),
+            State::Line | State::CsvFieldStart | State::CsvField | State::CsvQuote => {
+                self.report(self.at, &mut found);
+                Ok(())
+            }
+            State::CsvQuoted => Err(Malformed {
+                line: self.start_line,
+                problem: "a quoted field begins in this record and never ends",
+            }),
+            State::Opening => Err(Malformed { line: self.line, problem: NO_ARRAY }),
+            State::Between { .. } | State::Element { .. } | State::Text { .. } | State::Escape { .. } => {
+                Err(Malformed { line: self.line, problem: "the file ends inside the array: no `]`" })
+            }
+        }
+    }
+
+    /// Takes at least one byte of `rest`, which is not empty, and says how many.
+    fn advance(&mut self, rest: &[u8], found: &mut impl FnMut(Record)) -> Result<usize, Malformed> {
+        let byte = rest[0];
+        match self.state {
+            State::Blank | State::Line => return Ok(self.advance_line(rest, found)),
+            State::CsvStart | State::CsvFieldStart | State::CsvField | State::CsvQuoted | State::CsvQuote => {
+                return Ok(self.advance_csv(rest, found));
+            }
+            State::Text { depth } => {
+                // Up to the quote or backslash; line breaks inside (not allowed, but the row will say so)
+                // still count.
+                let taken = memchr::memchr2(b'"', b'\\', rest);
+                self.line += newlines(&rest[..taken.unwrap_or(rest.len())]);
+                let Some(taken) = taken else { return Ok(rest.len()) };
+                let quote = rest[taken] == b'"';
+                self.content_end = self.at + taken as u64 + 1;
+                self.state = if quote { State::Element { depth } } else { State::Escape { depth } };
+                return Ok(taken + 1);
+            }
+            State::Escape { depth } => self.state = State::Text { depth },
+            _ if byte.is_ascii_whitespace() => {}
+            State::Opening if byte == b'[' => self.state = State::Between { first: true },
+            State::Opening => return Err(self.malformed(NO_ARRAY)),
+            State::Between { first } => match byte {
+                b']' if first => self.state = State::Closed,
+                b']' | b',' | b'}' | b':' => return Err(self.malformed("expected an element of the array")),
+                _ => {
+                    (self.start, self.start_line) = (self.at, self.line);
+                    self.state = State::Element { depth: 0 };
+                    self.element_byte(byte, 0, found)?;
+                }
+            },
+            State::Element { depth } => self.element_byte(byte, depth, found)?,
+            State::Closed => return Err(self.malformed("expected the end of the file after the array's `]`")),
+        }
+        self.line += u64::from(byte == b'\n');
+        Ok(1)
+    }
+
+    fn element_byte(
+        &mut self,
+        byte: u8,
+        depth: u64,
+        found: &mut impl FnMut(Record),
+    ) -> Result<(), Malformed> {
+        match byte {
+            b'"' => self.state = State::Text { depth },
+            b'{' | b'[' => self.state = State::Element { depth: depth + 1 },
+            b',' if depth == 0 => {
+                self.report(self.content_end, found);
+                self.state = State::Between { first: false };
+                return Ok(());
+            }
+            b']' if depth == 0 => {
+                self.report(self.content_end, found);
+                self.state = State::Closed;
+                return Ok(());
+            }
+            b'}' if depth == 0 => return Err(self.malformed("a `}` that closes nothing")),
+            b'}' | b']' => self.state = State::Element { depth: depth - 1 },
+            _ => {}
+        }
+        self.content_end = self.at + 1;
+        Ok(())
+    }
+
+    fn advance_line(&mut self, rest: &[u8], found: &mut impl FnMut(Record)) -> usize {
+        let newline = memchr(b'\n', rest);
+        let line = &rest[..newline.unwrap_or(rest.len())];
+        if self.state == State::Blank
+            && let Some(indent) = line.iter().position(|byte| !byte.is_ascii_whitespace())
+        {
+            self.state = State::Line;
+            (self.start, self.start_line) = (self.at + indent as u64, self.line);
+        }
+        let Some(newline) = newline else { return rest.len() };
+        if self.state == State::Line {
+            self.report(self.at + newline as u64, found);
+        }
+        self.state = State::Blank;
+        self.line += 1;
+        newline + 1
+    }
+
+    fn advance_csv(&mut self, rest: &[u8], found: &mut impl FnMut(Record)) -> usize {
+        let byte = rest[0];
+        match (self.state, byte) {
+            (State::CsvQuoted, _) => {
+                let quote = memchr(b'"', rest);
+                self.line += newlines(&rest[..quote.unwrap_or(rest.len())]);
+                if quote.is_some() {
+                    self.state = State::CsvQuote;
+                }
+                return quote.map_or(rest.len(), |quote| quote + 1);
+            }
+            (State::CsvStart, b'\r' | b'\n') => {}
+            (State::CsvQuote, b'"') => self.state = State::CsvQuoted,
+            (_, b'\r' | b'\n') => {
+                self.report(self.at, found);
+                self.state = State::CsvStart;
+            }
+            (state, byte) => {
+                if state == State::CsvStart {
+                    (self.start, self.start_line) = (self.at, self.line);
+                }
+                let at_field_start = matches!(state, State::CsvStart | State::CsvFieldStart);
+                self.state = match byte {
+                    b',' => State::CsvFieldStart,
+                    b'"' if at_field_start => State::CsvQuoted,
+                    _ => State::CsvField,
+                };
+                if self.state == State::CsvField {
+                    return memchr3(b',', b'\r', b'\n', rest).unwrap_or(rest.len()).max(1);
+                }
+            }
+        }
+        self.line += u64::from(byte == b'\n');
+        1
+    }
+
+    fn report(&self, end: u64, found: &mut impl FnMut(Record)) {
+        found(Record { start: self.start, end, line: self.start_line });
+    }
+
+    fn malformed(&self, problem: &'static str) -> Malformed {
+        Malformed { line: self.line, problem }
+    }
+}
+
+fn newlines(bytes: &[u8]) -> u64 {
+    memchr_iter(b'\n', bytes).count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    type Scanned = Result<Vec<(String, u64)>, Malformed>;
+
+    /// The records of `text` and their lines, fed in pieces of `size`.
+    fn scan(syntax: Syntax, text: &[u8], size: usize) -> Scanned {
+        let mut records = Vec::new();
+        let mut scanner = Scanner::begin(syntax, 0);
+        for piece in text.chunks(size) {
+            scanner.feed(piece, |record| records.push(record))?;
+        }
+        scanner.finish(|record| records.push(record))?;
+        let text_of = |record: Record| {
+            let bytes = &text[record.start as usize..record.end as usize];
+            (String::from_utf8_lossy(bytes).into_owned(), record.line)
+        };
+        Ok(records.into_iter().map(text_of).collect())
+    }
+
+    fn check(syntax: Syntax, text: &str, expected: &[(&str, u64)]) {
+        for size in [1, 2, 3, 1000] {
+            let expected: Vec<_> = expected.iter().map(|(text, line)| ((*text).to_owned(), *line)).collect();
+            assert_eq!(scan(syntax, text.as_bytes(), size), Ok(expected), "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn lines() {
+        check(Syntax::Lines, "", &[]);
+        check(Syntax::Lines, "a\nb", &[("a", 1), ("b", 2)]);
+        check(Syntax::Lines, "\n  \t\n a \r\n\nb\n\n", &[("a \r", 3), ("b", 5)]);
+    }
+
+    #[test]
+    fn csv() {
+        check(Syntax::Csv, "a,b\r\n1,\"x\ny\"\n\n2,z", &[("a,b", 1), ("1,\"x\ny\"", 2), ("2,z", 5)]);
+        check(
+            Syntax::Csv,
+            "\"a \"\"b\"\"\n\",c\nx\"y,\"\"\n",
+            &[("\"a \"\"b\"\"\n\",c", 1), ("x\"y,\"\"", 3)],
+        );
+        check(Syntax::Csv, ",\n,", &[(",", 1), (",", 2)]);
+        assert_eq!(scan(Syntax::Csv, b"a\nb,\"c\nd", 3).unwrap_err().line, 2);
+    }
+
+    #[test]
+    fn arrays() {
+        check(Syntax::Array, " [ ] ", &[]);
+        check(
+            Syntax::Array,
+            "[1,\n {\"a]\": [\"\\\"}\", 2]} ,\"x\"\n]\n",
+            &[("1", 1), ("{\"a]\": [\"\\\"}\", 2]}", 2), ("\"x\"", 2)],
+        );
+        for (text, line, problem) in [
+            ("{\"a\": 1}", 1, NO_ARRAY),
+            (" ", 1, NO_ARRAY),
+            ("[1,\n]", 2, "expected an element of the array"),
+            ("[1,,2]", 1, "expected an element of the array"),
+            ("[1\n,\"]", 2, "the file ends inside the array: no `]`"),
+            ("[1] \n 2", 2, "expected the end of the file after the array's `]`"),
+            ("[1}]", 1, "a `}` that closes nothing"),
+        ] {
+            for size in [1, 2, 1000] {
+                assert_eq!(
+                    scan(Syntax::Array, text.as_bytes(), size),
+                    Err(Malformed { line, problem }),
+                    "{text}"
+                );
+            }
+        }
+    }
+
+    proptest! {
+        /// Every piece size sees the same records.
+        #[test]
+        fn pieces_do_not_matter(text in r#"[\[\]{},:"\\ \r\na1]{0,40}"#, size in 1_usize..9) {
+            for syntax in [Syntax::Lines, Syntax::Csv, Syntax::Array] {
+                prop_assert_eq!(scan(syntax, text.as_bytes(), size), scan(syntax, text.as_bytes(), 1000));
+            }
+        }
+
+        /// The csv crate, which will parse the records one by one, sees the same records in the whole.
+        #[test]
+        fn csv_records_are_those_of_the_csv_crate(text in r#"[,"\r\na1]{0,60}"#) {
+            let parse = |bytes: &[u8]| -> Vec<csv::ByteRecord> {
+                let reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(bytes);
+                reader.into_byte_records().map(Result::unwrap).collect()
+            };
+            let Ok(records) = scan(Syntax::Csv, text.as_bytes(), 1000) else { return Ok(()) };
+            let one_by_one: Vec<_> = records.iter().flat_map(|(record, _)| parse(record.as_bytes())).collect();
+            prop_assert_eq!(one_by_one, parse(text.as_bytes()));
+        }
+
+        /// Arrays written by serde_json come apart into their elements.
+        #[test]
+        fn arrays_come_apart(elements in prop::collection::vec(any::<(String, Option<i32>, Vec<String>)>(), 0..6)) {
+            let pretty = serde_json::to_string_pretty(&elements).unwrap();
+            let compact = serde_json::to_string(&elements).unwrap();
+            for text in [pretty, compact] {
+                let records = scan(Syntax::Array, text.as_bytes(), 7).unwrap();
+                let back: Vec<(String, Option<i32>, Vec<String>)> =
+                    records.iter().map(|(record, _)| serde_json::from_str(record).unwrap()).collect();
+                prop_assert_eq!(&back, &elements);
+            }
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! JSON lines, JSON arrays and CSV: one streaming pass finds where records begin and keeps one position for
+//! every 32 KiB; a block is what lies between two of these. Knows records as JSON objects of their columns;
+//! what the columns mean is `schema`'s.
+
+use std::io::Read;
+use std::ops::Range;
+
+use serde_json::{Map, Value as Json};
+
+use super::fault::Fault;
+use super::read_at::Location;
+use super::scan::{Malformed, Record, Scanner, Syntax};
+use crate::units::Bytes;
+
+/// Bytes between two kept positions: 24 bytes of index for so many of the file.
+const BLOCK: u64 = 32 << 10;
+/// The longest record that is taken into memory.
+const LONGEST_RECORD: u64 = 64 << 20;
+/// Bytes read at a time while indexing.
+const PIECE: usize = 256 << 10;
+const BYTE_ORDER_MARK: [u8; 3] = [0xef, 0xbb, 0xbf];
+
+/// A text file and where its blocks begin.
+#[derive(Debug)]
+pub(super) struct TextFile {
+    location: Location,
+    syntax: Syntax,
+    /// First record of each block.
+    blocks: Vec<Block>,
+    rows: u64,
+    /// Names of the columns, for CSV.
+    header: Option<Vec<String>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Block {
+    row: u64,
+    start: u64,
+    line: u64,
+}
+
+/// The records of one block, as they stand in the file.
+#[derive(Debug)]
+pub(super) struct TextBlock {
+    bytes: arrow::buffer::Buffer,
+    start: u64,
+    records: Vec<Record>,
+}
+
+/// What is wrong with one record, and in which column if in one.
+pub(super) struct RecordFault {
+    pub(super) column: String,
+    pub(super) problem: String,
+}
+
+impl TextFile {
+    /// Reads the file once, from end to end.
+    pub(super) fn open(location: Location, syntax: Syntax) -> Result<TextFile, Fault> {
+        let mut input = location.open()?;
+        let mut piece = vec![0; PIECE];
+        let mut filled = fill(&mut input, &mut piece)?;
+        if piece.starts_with(&[0xff, 0xfe]) || piece.starts_with(&[0xfe, 0xff]) {
+            return Err(Fault::new("is UTF-16 text; save it as UTF-8"));
+        }
+        let skip = if piece[..filled].starts_with(&BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+
+        let mut index = Index::new(syntax == Syntax::Csv);
+        let mut scanner = Scanner::begin(syntax, skip as u64);
+        let mut unread = skip;
+        while filled > 0 {
+            scanner.feed(&piece[unread..filled], |record| index.add(record)).map_err(malformed)?;
+            if let Some(record) = index.too_long {
+                return Err(Fault::new(format!(
+                    "line {}: a record of {}, more than the {} that one may have; is this file what its \
+                     extension says?",
+                    record.line,
+                    Bytes(record.end - record.start),
+                    Bytes(LONGEST_RECORD)
+                )));
+            }
+            unread = 0;
+            filled = fill(&mut input, &mut piece)?;
+        }
+        scanner.finish(|record| index.add(record)).map_err(malformed)?;
+
+        let mut file = TextFile { location, syntax, blocks: index.blocks, rows: index.rows, header: None };
+        if let Some(record) = index.header {
+            let (start, len) = (record.start, record.end - record.start);
+            let bytes = file.location.read(&input, start, len)?;
+            file.header = Some(header(&bytes)?);
+        }
+        Ok(file)
+    }
+
+    /// Whether a file named `.json` is an array, or has an object on each line.
+    pub(super) fn json_syntax(location: &Location) -> Result<Syntax, Fault> {
+        let mut head = vec![0; PIECE];
+        let filled = fill(&mut location.open()?, &mut head)?;
+        let head = &head[..filled];
+        let text = head.strip_prefix(&BYTE_ORDER_MARK).unwrap_or(head).trim_ascii_start();
+        let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
+        // A line that goes on behind what was read is taken for an object; its own errors will tell.
+        let one_line = line.len() == text.len() && filled == PIECE;
+        let object = line.starts_with(b"{") && (one_line || serde_json::from_slice::<Json>(line).is_ok());
+        Ok(if object { Syntax::Lines } else { Syntax::Array })
+    }
+
+    pub(super) fn location(&self) -> &Location {
+        &self.location
+    }
+
+    pub(super) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The columns: those of the header, or those of the records in the first block, whatever can be read of
+    /// them. `None`: nothing could.
+    pub(super) fn columns(&self) -> Result<Option<Vec<String>>, Fault> {
+        if self.header.is_some() || self.rows == 0 {
+            return Ok(self.header.clone());
+        }
+        let mut columns: Vec<String> = Vec::new();
+        let first = self.block_of(0);
+        let block = self.load(first.clone())?;
+        for row in first {
+            for column in self.record(&block, row, &[]).into_iter().flat_map(|record| record.0) {
+                if !columns.contains(&column.0) {
+                    columns.push(column.0);
+                }
+            }
+        }
+        Ok(Some(columns).filter(|columns| !columns.is_empty()))
+    }
+
+    /// The rows that are loaded together with `row`.
+    pub(super) fn block_of(&self, row: u64) -> Range<u64> {
+        let behind = self.blocks.partition_point(|block| block.row <= row);
+        let first = behind.checked_sub(1).map_or(0, |at| self.blocks[at].row);
+        first..self.blocks.get(behind).map_or(self.rows, |block| block.row)
+    }
+
+    /// The block that holds `rows`, as given by [`block_of`](Self::block_of).
+    pub(super) fn load(&self, rows: Range<u64>) -> Result<TextBlock, Fault> {
+        let at = self.blocks.partition_point(|block| block.row < rows.start);
+        let Some(block) = self.blocks.get(at) else {
+            return Ok(TextBlock { bytes: Vec::<u8>::new().into(), start: 0, records: Vec::new() });
+        };
+        let next = self.blocks.get(at + 1);
+        let end = next.map_or(self.location.len(), |next| next.start);
+        let file = self.location.open()?;
+        let bytes = self.location.read(&file, block.start, end - block.start)?;
+        let mut records = Vec::with_capacity((rows.end - rows.start) as usize);
+        let mut scanner = Scanner::resume(self.syntax, block.start, block.line);
+        scanner.feed(&bytes, |record| records.push(record)).map_err(malformed)?;
+        if next.is_none() {
+            scanner.finish(|record| records.push(record)).map_err(malformed)?;
+        }
+        if records.len() as u64 != rows.end - rows.start {
+            return Err(Fault::new("has changed since it was opened"));
+        }
+        Ok(TextBlock { bytes, start: block.start, records })
+    }
+
+    /// One record of a block as an object; in a CSV file, cells of the columns in `json` are read as JSON,
+    /// and empty cells are left out there.
+    pub(super) fn record(
+        &self,
+        block: &TextBlock,
+        index: u64,
+        json: &[&str],
+    ) -> Result<TextRecord, RecordFault> {
+        let whole = |problem: String| RecordFault { column: String::new(), problem };
+        let Some(record) = block.records.get(index as usize) else {
+            return Err(whole("no such row".to_owned()));
+        };
+        let bytes = &block.bytes[(record.start - block.start) as usize..(record.end - block.start) as usize];
+        if let Some(header) = &self.header {
+            return csv_record(bytes, header, json).map(TextRecord);
+        }
+        match serde_json::from_slice(bytes) {
+            Ok(Json::Object(object)) => Ok(TextRecord(object)),
+            Ok(other) => Err(whole(format!("expected an object, found {}", json_kind(&other)))),
+            Err(error) => Err(whole(not_json(&error, record.line))),
+        }
+    }
+}
+
+/// One record: column to value.
+pub(super) struct TextRecord(pub(super) Map<String, Json>);
+
+impl TextBlock {
+    /// The line on which a record begins, from 1.
+    pub(super) fn line(&self, index: u64) -> Option<u64> {
+        self.records.get(index as usize).map(|record| record.line)
+    }
+
+    /// Memory held.
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len() + self.records.len() * size_of::<Record>()
+    }
+}
+
+/// What the indexing pass keeps.
+struct Index {
+    blocks: Vec<Block>,
+    rows: u64,
+    expects_header: bool,
+    header: Option<Record>,
+    too_long: Option<Record>,
+}
+
+impl Index {
+    fn new(expects_header: bool) -> Index {
+        Index { blocks: Vec::new(), rows: 0, expects_header, header: None, too_long: None }
+    }
+
+    fn add(&mut self, record: Record) {
+        if record.end - record.start > LONGEST_RECORD {
+            self.too_long.get_or_insert(record);
+        }
+        if self.expects_header && self.header.is_none() {
+            self.header = Some(record);
+            return;
+        }
+        if self.blocks.last().is_none_or(|block| record.start - block.start >= BLOCK) {
+            self.blocks.push(Block { row: self.rows, start: record.start, line: record.line });
+        }
+        self.rows += 1;
+    }
+}
+
+fn fill(input: &mut impl Read, piece: &mut [u8]) -> Result<usize, Fault> {
+    let mut filled = 0;
+    while filled < piece.len() {
+        match input.read(&mut piece[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(filled)
+}
+
+fn malformed(malformed: Malformed) -> Fault {
+    Fault::new(format!("line {}: {}", malformed.line, malformed.problem))
+}
+
+fn header(bytes: &[u8]) -> Result<Vec<String>, Fault> {
+    let names =
+        cells(bytes).map_err(|fault| Fault::new(format!("line 1: the header is {}", fault.problem)))?;
+    if let Some((at, name)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
+        return Err(Fault::new(format!(
+            "line 1: the header has `{name}` twice (again as column {})",
+            at + 1
+        )));
+    }
+    Ok(names)
+}
+
+fn csv_record(bytes: &[u8], header: &[String], json: &[&str]) -> Result<Map<String, Json>, RecordFault> {
+    let cells = cells(bytes)?;
+    if cells.len() != header.len() {
+        let problem = format!("expected {} cells as in the header, found {}", header.len(), cells.len());
+        return Err(RecordFault { column: String::new(), problem });
+    }
+    let mut record = Map::new();
+    for (name, cell) in header.iter().zip(cells) {
+        if !json.contains(&name.as_str()) {
+            record.insert(name.clone(), Json::String(cell));
+        } else if !cell.is_empty() {
+            let value = serde_json::from_str(&cell).map_err(|error| RecordFault {
+                column: name.clone(),
+                problem: format!("a CSV cell of this column holds JSON; {}", not_json(&error, 1)),
+            })?;
+            record.insert(name.clone(), value);
+        }
+    }
+    Ok(record)
+}
+
+fn cells(bytes: &[u8]) -> Result<Vec<String>, RecordFault> {
+    let fault = |problem: &str| RecordFault { column: String::new(), problem: problem.to_owned() };
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(bytes);
+    let mut cells = csv::StringRecord::new();
+    match reader.read_record(&mut cells) {
+        Ok(_) => Ok(cells.iter().map(str::to_owned).collect()),
+        Err(_) => Err(fault("not valid UTF-8")),
+    }
+}
+
+/// "not valid JSON at line 7, column 12: expected value".
+fn not_json(error: &serde_json::Error, first_line: u64) -> String {
+    let said = error.to_string();
+    let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
+    let line = first_line + (error.line() as u64).saturating_sub(1);
+    format!("not valid JSON at line {line}, column {}: {what}", error.column())
+}
+
+/// The kind of a JSON value, as errors name it.
+fn json_kind(value: &Json) -> &'static str {
+    match value {
+        Json::Null => "null",
+        Json::Bool(_) => "a boolean",
+        Json::Number(_) => "a number",
+        Json::String(_) => "a string",
+        Json::Array(_) => "an array",
+        Json::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(syntax: Syntax, text: &[u8]) -> Result<(tempfile::TempDir, TextFile), Fault> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, text).unwrap();
+        let file = TextFile::open(Location::new(path.as_path().into())?, syntax)?;
+        Ok((folder, file))
+    }
+
+    #[test]
+    fn blocks_cover_the_rows() {
+        let mut text = String::from("\u{feff}");
+        for row in 0..3000_u64 {
+            text += &format!("{{\"row\": {row}, \"pad\": \"{}\"}}\n", "x".repeat((row * 37 % 200) as usize));
+        }
+        text += &format!("{{\"pad\": \"{}\", \"row\": 3000}}\n{{\"row\": 3001}}", "y".repeat(100_000));
+        let (_folder, file) = open(Syntax::Lines, text.as_bytes()).unwrap();
+        assert_eq!(file.rows(), 3002);
+        assert!((8..20).contains(&file.blocks.len()), "{}", file.blocks.len());
+        for row in 0..file.rows() {
+            let rows = file.block_of(row);
+            assert!(rows.contains(&row));
+            if row == rows.start {
+                let block = file.load(rows.clone()).unwrap();
+                for row in rows.clone() {
+                    let record = file.record(&block, row - rows.start, &[]).ok().unwrap();
+                    assert_eq!(record.0["row"], row);
+                    assert_eq!(block.line(row - rows.start), Some(row + 1));
+                }
+            }
+        }
+        assert_eq!(file.columns().unwrap().unwrap(), ["row", "pad"]);
+    }
+
+    #[test]
+    fn csv_cells() {
+        let (_folder, file) =
+            open(Syntax::Csv, b"a,ids\n\"x\ny\",\"[1, 2]\"\nz,\nonly\nw,[1\n\xff,\n").unwrap();
+        let block = file.load(file.block_of(0)).unwrap();
+        let record = |row| file.record(&block, row, &["ids"]).map(|record| Json::Object(record.0));
+        assert_eq!(record(0).ok().unwrap(), serde_json::json!({"a": "x\ny", "ids": [1, 2]}));
+        assert_eq!(record(1).ok().unwrap(), serde_json::json!({"a": "z"}));
+        let said = |row| record(row).map_err(|fault| fault.column + ": " + &fault.problem).unwrap_err();
+        assert_eq!(said(2), ": expected 2 cells as in the header, found 1");
+        assert!(said(3).starts_with("ids: a CSV cell of this column holds JSON; not valid JSON at line 1"));
+        assert_eq!(said(4), ": not valid UTF-8");
+        assert_eq!(block.line(1), Some(4));
+    }
+
+    #[test]
+    fn files_that_are_not_what_they_seem() {
+        let said = |syntax, text: &[u8]| open(syntax, text).unwrap_err().to_string();
+        assert!(said(Syntax::Lines, b"\xff\xfe{\0").contains("UTF-16"));
+        assert!(said(Syntax::Csv, b"a,a\n1,2\n").contains("`a` twice"));
+        assert!(said(Syntax::Csv, b"a,b\n1,\"2\n").contains("line 2: a quoted field"));
+        assert!(said(Syntax::Array, b"{\"data\": []}").contains("expected an array of objects"));
+        let long = vec![b'x'; (LONGEST_RECORD + 1) as usize];
+        assert!(said(Syntax::Lines, &[&long[..], b"\n{}\n"].concat()).contains("line 1: a record of"));
+    }
+}

@@ -1,0 +1,284 @@
+//! One pass over every row before training: which rows cannot be used, what is left out or cut, how long the rest is,
+//! and from the lengths the exact number of optimizer steps. Trains nothing and keeps four bytes a row.
+
+mod note;
+mod schedule;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rayon::prelude::*;
+
+use crate::data::batch::Batching;
+use crate::data::corpus::{Corpus, Inner, Part};
+use crate::data::error::Error;
+use crate::data::example::RowId;
+use crate::data::sequence::Fate;
+use crate::data::source::{BadRows, Place, SHOWN_BAD_ROWS};
+use crate::data::template::{EndOfTurn, SpanMethod};
+use crate::data::tokenize::{Supervision, Tokenized};
+pub use note::Note;
+pub use schedule::Schedule;
+
+/// Rows looked at as one piece of work.
+const CHUNK: u64 = 256;
+
+/// What the rows of a recipe are like.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    /// Rows that are trained on.
+    pub train: Tally,
+    /// Rows that are held out.
+    pub validation: Tally,
+    /// Rows that cannot be used. The run must not start while there are any.
+    pub bad: BadRows,
+    /// Rows longer than the sequence length: cut or left out, as `on_overflow` says.
+    pub overflow: NamedRows,
+    /// Rows left out because nothing in them is supervised.
+    pub empty: NamedRows,
+    /// The shape of the run; absent while there are bad rows.
+    pub schedule: Option<Schedule>,
+    /// What is no error, but should be known.
+    pub notes: Vec<Note>,
+}
+
+impl Survey {
+    /// Refuses bad rows.
+    ///
+    /// # Errors
+    /// [`Error::Rows`].
+    pub fn accept(self) -> Result<Survey, Error> {
+        if self.bad.is_empty() { Ok(self) } else { Err(Error::Rows(self.bad)) }
+    }
+}
+
+/// Some rows, counted. Each row counts once, whatever the weight of its dataset.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// All of them, the unusable included.
+    pub rows: u64,
+    /// Those that are used.
+    pub used: u64,
+    /// Tokens in those, after cutting.
+    pub tokens: u64,
+    /// Supervised tokens in those.
+    pub supervised_tokens: u64,
+    /// The longest of those, in tokens.
+    pub longest: Option<(u32, RowId)>,
+    /// How many of those have a length in tokens in `[2^k, 2^(k+1))`, for each k.
+    pub histogram: [u64; 32],
+}
+
+impl Tally {
+    fn add(&mut self, row: RowId, tokens: u32, supervised: u64) {
+        self.used += 1;
+        self.tokens += u64::from(tokens);
+        self.supervised_tokens += supervised;
+        self.histogram[tokens.max(1).ilog2() as usize] += 1;
+        self.longest = longer(self.longest, Some((tokens, row)));
+    }
+
+    fn merge(&mut self, other: &Tally) {
+        self.rows += other.rows;
+        self.used += other.used;
+        self.tokens += other.tokens;
+        self.supervised_tokens += other.supervised_tokens;
+        self.longest = longer(self.longest, other.longest);
+        for (count, more) in self.histogram.iter_mut().zip(other.histogram) {
+            *count += more;
+        }
+    }
+}
+
+/// The longer of two; of equals, the earlier row.
+fn longer(left: Option<(u32, RowId)>, right: Option<(u32, RowId)>) -> Option<(u32, RowId)> {
+    [left, right].into_iter().flatten().min_by_key(|(tokens, row)| (u32::MAX - tokens, *row))
+}
+
+/// Rows that share a fate: the first of them by name, all of them counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NamedRows {
+    /// The first twenty, by row number: where each stands, and its length in tokens.
+    pub first: Vec<(RowId, Place, usize)>,
+    /// All.
+    pub count: u64,
+}
+
+impl NamedRows {
+    fn add(&mut self, row: RowId, place: impl FnOnce() -> Place, tokens: usize) {
+        self.count += 1;
+        let at = self.first.partition_point(|(kept, ..)| *kept < row);
+        if at < SHOWN_BAD_ROWS {
+            self.first.insert(at, (row, place(), tokens));
+            self.first.truncate(SHOWN_BAD_ROWS);
+        }
+    }
+
+    fn merge(&mut self, other: NamedRows) {
+        let named = other.first.len() as u64;
+        for (row, place, tokens) in other.first {
+            self.add(row, || place, tokens);
+        }
+        self.count += other.count - named;
+    }
+}
+
+/// What one thread saw.
+#[derive(Debug, Default)]
+struct Seen {
+    survey: Survey,
+    lacks_bos: bool,
+    end_of_turn: Option<EndOfTurn>,
+    differential: u64,
+    dropped_thoughts: u64,
+    not_spelled: NamedRows,
+}
+
+impl Corpus {
+    /// Reads, renders and tokenizes every row once, in parallel, and computes the shape of the run.
+    ///
+    /// `progress` is called now and then, from any thread, with the rows done and the rows in total. Setting `cancel`
+    /// ends the survey soon.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`], [`Error::Endless`], [`Error::NothingLeft`]. Bad rows are no error here: see
+    /// [`Survey::accept`].
+    pub fn survey(
+        &self,
+        batching: &Batching,
+        progress: &(dyn Fn(u64, u64) + Sync),
+        cancel: &AtomicBool,
+    ) -> Result<Survey, Error> {
+        if batching.epochs.is_none() && batching.max_steps.is_none() {
+            return Err(Error::Endless);
+        }
+        let inner = self.inner();
+        let total = inner.datasets.iter().map(|part| part.dataset.rows()).sum();
+        let done = AtomicU64::new(0);
+        let mut all = Seen::default();
+        let mut lengths = Vec::with_capacity(inner.datasets.len());
+        for (dataset, part) in (0_u32..).zip(&inner.datasets) {
+            let mut of_dataset = vec![0_u32; part.dataset.rows() as usize];
+            let work = |(chunk, lengths): (usize, &mut [u32])| {
+                let mut seen = Seen::default();
+                if cancel.load(Ordering::Relaxed) {
+                    return seen;
+                }
+                for (row, length) in (chunk as u64 * CHUNK..).zip(lengths.iter_mut()) {
+                    *length = seen.look(inner, part, RowId { dataset, row });
+                }
+                let rows = lengths.len() as u64;
+                progress(done.fetch_add(rows, Ordering::Relaxed) + rows, total);
+                seen
+            };
+            let seen = inner.pool.install(|| {
+                of_dataset
+                    .par_chunks_mut(CHUNK as usize)
+                    .enumerate()
+                    .map(work)
+                    .reduce(Seen::default, Seen::merged)
+            });
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Cancelled);
+            }
+            all = all.merged(seen);
+            lengths.push(of_dataset);
+        }
+        let mut survey = all.finish(inner);
+        if survey.bad.is_empty() {
+            survey.schedule = Some(schedule::schedule(inner, batching, &lengths, cancel)?);
+        }
+        Ok(survey)
+    }
+}
+
+impl Seen {
+    /// Looks at one row; its length in tokens as it will be used, 0 if it will not be.
+    fn look(&mut self, inner: &Inner, part: &Part, id: RowId) -> u32 {
+        let held = inner.is_held_out(id);
+        if held { self.survey.validation.rows += 1 } else { self.survey.train.rows += 1 }
+        let fate = inner.tokenize(id).and_then(|tokenized| {
+            self.remark(inner, part, id, &tokenized);
+            inner.fit(id, tokenized)
+        });
+        let fate = match fate {
+            Ok(fate) => fate,
+            Err(error) => {
+                self.survey.bad.bad(id, error);
+                return 0;
+            }
+        };
+        self.survey.bad.good();
+        let place = || part.dataset.place(id.row);
+        match &fate {
+            Fate::Whole(_) => {}
+            Fate::Truncated { tokens, .. } | Fate::TooLong { tokens } => {
+                self.survey.overflow.add(id, place, *tokens);
+            }
+            Fate::Empty { tokens } => self.survey.empty.add(id, place, *tokens),
+        }
+        let Some(sequence) = fate.sequence() else { return 0 };
+        let tokens = sequence.input_ids.len() as u32;
+        let tally = if held { &mut self.survey.validation } else { &mut self.survey.train };
+        tally.add(id, tokens, sequence.supervised_tokens as u64);
+        tokens
+    }
+
+    fn remark(&mut self, inner: &Inner, part: &Part, id: RowId, tokenized: &Tokenized) {
+        if let Some(traits) = tokenized.rendered {
+            self.lacks_bos |= traits.lacks_bos;
+            self.end_of_turn = self.end_of_turn.max(traits.end_of_turn);
+            self.dropped_thoughts += u64::from(traits.dropped_thoughts);
+        }
+        let differential = Supervision::Template(SpanMethod::Differential);
+        self.differential += u64::from(tokenized.supervision == differential);
+        if !inner.examples.round_trips(tokenized) {
+            self.not_spelled.add(id, || part.dataset.place(id.row), tokenized.input_ids.len());
+        }
+    }
+
+    fn merged(mut self, other: Seen) -> Seen {
+        self.survey.train.merge(&other.survey.train);
+        self.survey.validation.merge(&other.survey.validation);
+        self.survey.bad.merge(other.survey.bad);
+        self.survey.overflow.merge(other.survey.overflow);
+        self.survey.empty.merge(other.survey.empty);
+        self.lacks_bos |= other.lacks_bos;
+        self.end_of_turn = self.end_of_turn.max(other.end_of_turn);
+        self.differential += other.differential;
+        self.dropped_thoughts += other.dropped_thoughts;
+        self.not_spelled.merge(other.not_spelled);
+        self
+    }
+
+    fn finish(self, inner: &Inner) -> Survey {
+        let mut survey = self.survey;
+        let mut notes = Vec::new();
+        if let Some(template) = &inner.examples.template {
+            let origin = template.origin().to_owned();
+            if template.asked_the_date() {
+                notes.push(Note::Clock { origin: origin.clone() });
+            }
+            if self.lacks_bos {
+                notes.push(Note::LacksBos { origin: origin.clone() });
+            }
+            match self.end_of_turn {
+                Some(EndOfTurn::Text) => {
+                    notes.push(Note::EndIsText { end: template.end_of_turn().unwrap_or_default() });
+                }
+                Some(EndOfTurn::Nothing) => notes.push(Note::NoEnd { origin }),
+                Some(EndOfTurn::Special) | None => {}
+            }
+        }
+        if self.differential > 0 {
+            notes.push(Note::Differential { rows: self.differential });
+        }
+        if self.dropped_thoughts > 0 {
+            notes.push(Note::DroppedThoughts { rows: self.dropped_thoughts });
+        }
+        if let Some((_, first, _)) = self.not_spelled.first.first() {
+            notes.push(Note::NotSpelled { rows: self.not_spelled.count, first: first.clone() });
+        }
+        survey.notes = notes;
+        survey
+    }
+}

@@ -1,0 +1,298 @@
+//! Chat templates: the tokenizer's own Jinja, rendered as transformers renders it. Knows conversations and text;
+//! which part of the text is supervised is `spans`' business, and tokens are the tokenizer's.
+//!
+//! The environment is transformers': `trim_blocks`, `lstrip_blocks`, lenient undefined values, Python's string
+//! methods, `tojson` without HTML escapes, `raise_exception`, `strftime_now`, `{% break %}`, `{% continue %}`, and
+//! `{% generation %}`, whose body is rendered as it stands. Two things differ, on purpose:
+//!
+//! - the clock stands still (see [`CLOCK`]), so that training sees the same bytes on every day;
+//! - a render may take no more than [`FUEL`] instructions, so that a template cannot hang the program.
+
+mod python;
+mod source;
+mod spans;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use minijinja::value::{Value, ValueKind};
+use minijinja::{Environment, ErrorKind, UndefinedBehavior};
+use regex::Regex;
+
+use crate::data::example::Message;
+pub use source::CHATML;
+pub use spans::{EndOfTurn, Rendered, SpanMethod};
+
+/// The moment that `strftime_now` speaks of.
+pub const CLOCK: &str = "2024-07-26 12:30";
+
+/// Instructions that one render may take. A conversation of a thousand turns takes some hundred thousand.
+const FUEL: u64 = 5_000_000;
+
+/// The name under which the environment holds the template; no extension, so nothing is escaped.
+const NAME: &str = "chat_template";
+
+/// A compiled chat template, and the special tokens that it may write.
+///
+/// Rendering takes `&self` and is deterministic: share it between threads.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    source: String,
+    origin: String,
+    special_tokens: Vec<(String, String)>,
+    end_tokens: Vec<String>,
+    asked_the_date: Arc<AtomicBool>,
+}
+
+/// A template that cannot be used, or a conversation that it will not render.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// The file that the recipe names cannot be read.
+    #[error("chat template {file}: cannot be read: {problem}")]
+    Io {
+        /// The file.
+        file: String,
+        /// What the system said.
+        problem: String,
+    },
+    /// `chat_template` in tokenizer_config.json is neither a string nor a list with a `default`.
+    #[error("{origin}: `chat_template`: {problem}")]
+    Declaration {
+        /// The file.
+        origin: String,
+        /// What was expected and what was found.
+        problem: String,
+    },
+    /// Not valid Jinja.
+    #[error("chat template of {origin}, line {line}: {problem}")]
+    Syntax {
+        /// Where the template comes from.
+        origin: String,
+        /// From 1.
+        line: usize,
+        /// What the parser said.
+        problem: String,
+    },
+    /// The template called `raise_exception`.
+    #[error("the chat template of {origin} refuses this conversation: {message}")]
+    Refused {
+        /// Where the template comes from.
+        origin: String,
+        /// In the template's words.
+        message: String,
+    },
+    /// The template failed on this conversation.
+    #[error("the chat template of {origin} fails on this conversation (line {line}): {problem}")]
+    Render {
+        /// Where the template comes from.
+        origin: String,
+        /// From 1; 0 where unknown.
+        line: usize,
+        /// What went wrong.
+        problem: String,
+    },
+    /// No method finds the assistant's words in what the template wrote.
+    #[error(
+        "the chat template of {origin} does not show the content of message {turn} as it stands ({problem}), so what \
+         is to be learned cannot be told from its frame; name a template that does (`data.chat_template`), or train \
+         on all tokens (`train_on = \"all\"`)"
+    )]
+    Spans {
+        /// Where the template comes from.
+        origin: String,
+        /// The message's index, from 0.
+        turn: usize,
+        /// What was tried and what came of it.
+        problem: String,
+    },
+}
+
+impl ChatTemplate {
+    /// Compiles `source`.
+    ///
+    /// `origin` is named in errors. `special_tokens` are the template's variables (`bos_token` → `<s>`, …);
+    /// `end_tokens` are the literal texts of the tokenizer's special tokens, one of which ends a turn.
+    ///
+    /// # Errors
+    /// [`TemplateError::Syntax`].
+    pub fn new(
+        source: String,
+        origin: impl Into<String>,
+        special_tokens: impl IntoIterator<Item = (String, String)>,
+        end_tokens: impl IntoIterator<Item = String>,
+    ) -> Result<ChatTemplate, TemplateError> {
+        let origin = origin.into();
+        let asked_the_date = Arc::new(AtomicBool::new(false));
+        let mut environment = transformers_environment(Arc::clone(&asked_the_date));
+        environment.add_template_owned(NAME, without_generation_tags(&source)).map_err(|error| {
+            TemplateError::Syntax {
+                origin: origin.clone(),
+                line: error.line().unwrap_or(0),
+                problem: detail(&error),
+            }
+        })?;
+        Ok(ChatTemplate {
+            environment,
+            source,
+            origin,
+            special_tokens: special_tokens.into_iter().collect(),
+            end_tokens: end_tokens.into_iter().filter(|token| !token.is_empty()).collect(),
+            asked_the_date,
+        })
+    }
+
+    /// The Jinja source, byte for byte as it was read.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Where the template comes from: a file, or `chatml (built-in)`.
+    pub fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// Renders a conversation; with `add_generation_prompt`, up to where the assistant begins to write.
+    ///
+    /// # Errors
+    /// [`TemplateError::Refused`], [`TemplateError::Render`].
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
+        self.render_values(values(messages), add_generation_prompt)
+    }
+
+    /// As [`render`](Self::render), for messages as JSON objects with whatever keys and contents they have.
+    ///
+    /// # Errors
+    /// [`TemplateError::Refused`], [`TemplateError::Render`].
+    pub fn render_json(
+        &self,
+        messages: &[serde_json::Value],
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        self.render_values(messages.iter().map(Value::from_serialize).collect(), add_generation_prompt)
+    }
+
+    /// The token that ends an assistant's turn, as text, where the template writes one after a short exchange.
+    pub fn end_of_turn(&self) -> Option<String> {
+        let message = |role: &str, content: &str| Message {
+            role: role.to_owned(),
+            content: content.to_owned(),
+            extra: serde_json::Map::new(),
+        };
+        let exchange = [message("user", "Hello."), message("assistant", spans::PROBE)];
+        let text = self.render(&exchange, false).ok()?;
+        let (_, tail) = text.split_once(spans::PROBE)?;
+        let closing = self.closing(tail);
+        let token = tail[..closing.length].trim();
+        (!token.is_empty()).then(|| token.to_owned())
+    }
+
+    /// Some render so far asked for today's date, and got [`CLOCK`].
+    pub fn asked_the_date(&self) -> bool {
+        self.asked_the_date.load(Ordering::Relaxed)
+    }
+
+    fn render_values(
+        &self,
+        messages: Vec<Value>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let variables = self
+            .special_tokens
+            .iter()
+            .map(|(name, token)| (name.clone(), Value::from(token.as_str())))
+            .chain([
+                ("messages".to_owned(), Value::from(messages)),
+                ("tools".to_owned(), Value::from(())),
+                ("documents".to_owned(), Value::from(())),
+                ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
+            ])
+            .collect::<Value>();
+        self.environment
+            .get_template(NAME)
+            .and_then(|template| template.render(variables))
+            .map_err(|error| self.render_error(&error))
+    }
+
+    fn render_error(&self, error: &minijinja::Error) -> TemplateError {
+        let problem = detail(error);
+        let origin = self.origin.clone();
+        match problem.strip_prefix(REFUSAL) {
+            Some(message) => TemplateError::Refused { origin, message: message.to_owned() },
+            None => TemplateError::Render { origin, line: error.line().unwrap_or(0), problem },
+        }
+    }
+}
+
+/// Marks the errors that `raise_exception` makes, among minijinja's own.
+const REFUSAL: &str = "\u{1}raise_exception\u{1}";
+
+fn transformers_environment(asked_the_date: Arc<AtomicBool>) -> Environment<'static> {
+    let mut environment = Environment::new();
+    environment.set_trim_blocks(true);
+    environment.set_lstrip_blocks(true);
+    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
+    environment.set_fuel(Some(FUEL));
+    environment.set_debug(false);
+    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_formatter(|output, _, value| match value.kind() {
+        ValueKind::Seq | ValueKind::Map | ValueKind::Number => {
+            output.write_str(&python::str_of(value)?).map_err(minijinja::Error::from)
+        }
+        _ => write!(output, "{value}").map_err(minijinja::Error::from),
+    });
+    environment.add_filter("tojson", python::tojson);
+    environment.add_filter("string", |value: &Value| python::str_of(value));
+    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
+        Err(python::invalid(format!("{REFUSAL}{message}")))
+    });
+    environment.add_function("strftime_now", move |format: &str| {
+        asked_the_date.store(true, Ordering::Relaxed);
+        python::strftime_now(format)
+    });
+    environment
+}
+
+/// `{% generation %}` marks what the assistant wrote, for those who mask by it. We find that by other means
+/// (`spans`), so the tag becomes a condition that always holds, its white-space control kept.
+fn without_generation_tags(source: &str) -> String {
+    let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else {
+        return source.to_owned();
+    };
+    tag.replace_all(source, |found: &regex::Captures<'_>| {
+        let statement = if found.get(2).is_some() { "endif" } else { "if true" };
+        format!("{{%{} {statement} {}%}}", &found[1], &found[3])
+    })
+    .into_owned()
+}
+
+/// The messages as a template sees them. Reasoning goes by three names in the wild; as transformers does, each
+/// message that has it under one of them gets it as `reasoning_content` too.
+fn values(messages: &[Message]) -> Vec<Value> {
+    messages.iter().map(value).collect()
+}
+
+fn value(message: &Message) -> Value {
+    let reasoning = ["reasoning_content", "thinking", "reasoning"]
+        .iter()
+        .find_map(|name| message.extra.get(*name).filter(|value| !value.is_null()))
+        .map(Value::from_serialize);
+    [("role".to_owned(), Value::from(message.role.as_str()))]
+        .into_iter()
+        .chain([("content".to_owned(), Value::from(message.content.as_str()))])
+        .chain(reasoning.iter().map(|reasoning| ("thinking".to_owned(), reasoning.clone())))
+        .chain(message.extra.iter().map(|(name, value)| (name.clone(), Value::from_serialize(value))))
+        .chain(reasoning.iter().map(|reasoning| ("reasoning_content".to_owned(), reasoning.clone())))
+        .collect()
+}
+
+fn detail(error: &minijinja::Error) -> String {
+    match (error.kind(), error.detail()) {
+        (ErrorKind::OutOfFuel, _) => format!("more than {FUEL} instructions: it seems to loop without end"),
+        (_, Some(detail)) => detail.to_owned(),
+        (kind, None) => kind.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,361 @@
+//! What Jinja2 under transformers does by being Python: `json.dumps`, `str()` of lists and dictionaries,
+//! `strftime`. Knows values, and nothing of templates, chats or tokens.
+
+use std::fmt::Write as _;
+
+use minijinja::value::{Kwargs, Rest, Value, ValueKind};
+use minijinja::{Error, ErrorKind};
+
+/// The day `strftime_now` speaks of: Friday, 26 July 2024, half past noon (see `CLOCK`).
+///
+/// Training must give the same bytes on every day, so the clock stands still. It stands on the day that
+/// Llama 3.1's and 3.2's templates write on their own where no clock is offered.
+const YEAR: u32 = 2024;
+const MONTH: u32 = 7;
+const DAY: u32 = 26;
+const DAY_OF_YEAR: u32 = 208;
+const HOUR: u32 = 12;
+const MINUTE: u32 = 30;
+
+/// `strftime` for the fixed day. English names, as in Python's default locale.
+pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
+    let mut text = String::with_capacity(format.len() + 8);
+    let mut characters = format.chars();
+    while let Some(character) = characters.next() {
+        if character != '%' {
+            text.push(character);
+            continue;
+        }
+        let mut directive = characters.next();
+        // glibc's `%-d`: the same number without padding.
+        let padded = directive != Some('-');
+        if !padded {
+            directive = characters.next();
+        }
+        let number = |value: u32, width: usize| match padded {
+            true => format!("{value:0width$}"),
+            false => value.to_string(),
+        };
+        match directive {
+            Some('d') => text.push_str(&number(DAY, 2)),
+            Some('e') => text.push_str(&DAY.to_string()),
+            Some('m') => text.push_str(&number(MONTH, 2)),
+            Some('b' | 'h') => text.push_str("Jul"),
+            Some('B') => text.push_str("July"),
+            Some('Y') => text.push_str(&YEAR.to_string()),
+            Some('y') => text.push_str(&number(YEAR % 100, 2)),
+            Some('a') => text.push_str("Fri"),
+            Some('A') => text.push_str("Friday"),
+            Some('w' | 'u') => text.push('5'),
+            Some('j') => text.push_str(&number(DAY_OF_YEAR, 3)),
+            Some('H') => text.push_str(&number(HOUR, 2)),
+            Some('I') => text.push_str(&number(HOUR, 2)),
+            Some('M') => text.push_str(&number(MINUTE, 2)),
+            Some('S') => text.push_str(&number(0, 2)),
+            Some('p') => text.push_str("PM"),
+            Some('f') => text.push_str("000000"),
+            Some('F') => text.push_str("2024-07-26"),
+            Some('T') => text.push_str("12:30:00"),
+            Some('z' | 'Z') => {}
+            Some('%') => text.push('%'),
+            other => {
+                let shown = other.map(String::from).unwrap_or_default();
+                return Err(invalid(format!("strftime_now: `%{shown}` is not supported")));
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// The `tojson` filter as transformers defines it: `json.dumps(x, ensure_ascii=False, indent=…, separators=…,
+/// sort_keys=…)`, without the HTML escapes of Jinja's own.
+pub(super) fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> Result<Value, Error> {
+    let argument = |position: usize, name: &str| -> Result<Option<Value>, Error> {
+        if let Some(value) = positional.get(position) {
+            return Ok(Some(value.clone()));
+        }
+        if named.has(name) { named.get(name).map(Some) } else { Ok(None) }
+    };
+    let given = |value: Option<Value>| value.filter(|value| !value.is_none() && !value.is_undefined());
+    let ensure_ascii = argument(0, "ensure_ascii")?.is_some_and(|value| value.is_true());
+    let indent = match given(argument(1, "indent")?) {
+        None => None,
+        Some(value) => Some(match value.as_str() {
+            Some(text) => text.to_owned(),
+            None => " ".repeat(usize::try_from(value)?.min(64)),
+        }),
+    };
+    let separators = match given(argument(2, "separators")?) {
+        Some(pair) => {
+            let part = |index| {
+                pair.get_item_by_index(index)
+                    .ok()
+                    .and_then(|part| part.as_str().map(str::to_owned))
+                    .ok_or_else(|| invalid("tojson: separators must be two strings"))
+            };
+            (part(0)?, part(1)?)
+        }
+        None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
+        None => (", ".to_owned(), ": ".to_owned()),
+    };
+    let sort_keys = argument(3, "sort_keys")?.is_some_and(|value| value.is_true());
+    named.assert_all_used()?;
+    let style = JsonStyle { ensure_ascii, indent, separators, sort_keys };
+    let mut text = String::new();
+    write_json(&mut text, value, &style, 0)?;
+    Ok(Value::from(text))
+}
+
+struct JsonStyle {
+    ensure_ascii: bool,
+    indent: Option<String>,
+    separators: (String, String),
+    sort_keys: bool,
+}
+
+impl JsonStyle {
+    fn new_line(&self, text: &mut String, depth: usize) {
+        if let Some(indent) = &self.indent {
+            text.push('\n');
+            for _ in 0..depth {
+                text.push_str(indent);
+            }
+        }
+    }
+}
+
+/// Deeper nesting than this is refused, so that a value cannot exhaust the stack.
+const MAXIMUM_DEPTH: usize = 200;
+
+fn write_json(text: &mut String, value: &Value, style: &JsonStyle, depth: usize) -> Result<(), Error> {
+    if depth > MAXIMUM_DEPTH {
+        return Err(invalid("tojson: nested too deeply"));
+    }
+    match value.kind() {
+        ValueKind::None => text.push_str("null"),
+        ValueKind::Bool => text.push_str(if value.is_true() { "true" } else { "false" }),
+        ValueKind::Number => text.push_str(&number(value)),
+        ValueKind::String => json_string(text, value.as_str().unwrap_or_default(), style.ensure_ascii),
+        ValueKind::Seq | ValueKind::Iterable => {
+            text.push('[');
+            let mut empty = true;
+            for item in value.try_iter()? {
+                if !empty {
+                    text.push_str(&style.separators.0);
+                }
+                empty = false;
+                style.new_line(text, depth + 1);
+                write_json(text, &item, style, depth + 1)?;
+            }
+            if !empty {
+                style.new_line(text, depth);
+            }
+            text.push(']');
+        }
+        ValueKind::Map => {
+            let mut keys: Vec<Value> = value.try_iter()?.collect();
+            if style.sort_keys {
+                keys.sort();
+            }
+            text.push('{');
+            for (position, key) in keys.iter().enumerate() {
+                if position > 0 {
+                    text.push_str(&style.separators.0);
+                }
+                style.new_line(text, depth + 1);
+                let name = match key.kind() {
+                    ValueKind::String => key.as_str().unwrap_or_default().to_owned(),
+                    ValueKind::None => "null".to_owned(),
+                    ValueKind::Bool => if key.is_true() { "true" } else { "false" }.to_owned(),
+                    ValueKind::Number => number(key),
+                    kind => return Err(invalid(format!("tojson: {kind} cannot be a key"))),
+                };
+                json_string(text, &name, style.ensure_ascii);
+                text.push_str(&style.separators.1);
+                write_json(text, &value.get_item(key)?, style, depth + 1)?;
+            }
+            if !keys.is_empty() {
+                style.new_line(text, depth);
+            }
+            text.push('}');
+        }
+        kind => return Err(invalid(format!("tojson: {kind} cannot be written as JSON"))),
+    }
+    Ok(())
+}
+
+fn json_string(text: &mut String, value: &str, ensure_ascii: bool) {
+    text.push('"');
+    for character in value.chars() {
+        match character {
+            '"' => text.push_str("\\\""),
+            '\\' => text.push_str("\\\\"),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            '\t' => text.push_str("\\t"),
+            '\u{8}' => text.push_str("\\b"),
+            '\u{c}' => text.push_str("\\f"),
+            control if control < ' ' => {
+                let _infallible = write!(text, "\\u{:04x}", control as u32);
+            }
+            other if ensure_ascii && !other.is_ascii() => {
+                for unit in other.encode_utf16(&mut [0; 2]) {
+                    let _infallible = write!(text, "\\u{unit:04x}");
+                }
+            }
+            other => text.push(other),
+        }
+    }
+    text.push('"');
+}
+
+/// `repr()` of a Python number: integers as they are, floats shortest, `1e+16` and `1e-05` with a signed exponent
+/// of two digits.
+fn number(value: &Value) -> String {
+    if value.is_integer() {
+        return value.to_string();
+    }
+    let Ok(float) = f64::try_from(value.clone()) else { return value.to_string() };
+    if float.is_nan() {
+        return "NaN".to_owned();
+    }
+    if float.is_infinite() {
+        return if float > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
+    }
+    let shortest = format!("{float:?}");
+    match shortest.split_once('e') {
+        None => shortest,
+        Some((mantissa, exponent)) => {
+            let (sign, digits) = match exponent.strip_prefix('-') {
+                Some(digits) => ('-', digits),
+                None => ('+', exponent),
+            };
+            format!("{mantissa}e{sign}{digits:0>2}")
+        }
+    }
+}
+
+/// Python's `str()`: strings as they are, everything inside a list or dictionary by `repr()`.
+pub(super) fn str_of(value: &Value) -> Result<String, Error> {
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Map => {
+            let mut text = String::new();
+            repr(&mut text, value, 0)?;
+            Ok(text)
+        }
+        ValueKind::Number => Ok(number(value)),
+        _ => Ok(value.to_string()),
+    }
+}
+
+fn repr(text: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > MAXIMUM_DEPTH {
+        return Err(invalid("a value is nested too deeply to be written"));
+    }
+    match value.kind() {
+        ValueKind::String => repr_string(text, value.as_str().unwrap_or_default()),
+        ValueKind::Number => text.push_str(&number(value)),
+        ValueKind::Seq => {
+            text.push('[');
+            for (position, item) in value.try_iter()?.enumerate() {
+                if position > 0 {
+                    text.push_str(", ");
+                }
+                repr(text, &item, depth + 1)?;
+            }
+            text.push(']');
+        }
+        ValueKind::Map => {
+            text.push('{');
+            for (position, key) in value.try_iter()?.enumerate() {
+                if position > 0 {
+                    text.push_str(", ");
+                }
+                repr(text, &key, depth + 1)?;
+                text.push_str(": ");
+                repr(text, &value.get_item(&key)?, depth + 1)?;
+            }
+            text.push('}');
+        }
+        _ => text.push_str(&value.to_string()),
+    }
+    Ok(())
+}
+
+fn repr_string(text: &mut String, value: &str) {
+    let quote = if value.contains('\'') && !value.contains('"') { '"' } else { '\'' };
+    text.push(quote);
+    for character in value.chars() {
+        match character {
+            '\\' => text.push_str("\\\\"),
+            '\n' => text.push_str("\\n"),
+            '\r' => text.push_str("\\r"),
+            '\t' => text.push_str("\\t"),
+            other if other == quote => {
+                text.push('\\');
+                text.push(other);
+            }
+            control if control < ' ' || ('\u{7f}'..='\u{a0}').contains(&control) => {
+                let _infallible = write!(text, "\\x{:02x}", control as u32);
+            }
+            other => text.push(other),
+        }
+    }
+    text.push(quote);
+}
+
+pub(super) fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, message.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dump(json: &str, style: JsonStyle) -> String {
+        let value = Value::from_serialize(serde_json::from_str::<serde_json::Value>(json).unwrap());
+        let mut text = String::new();
+        write_json(&mut text, &value, &style, 0).unwrap();
+        text
+    }
+
+    fn style(indent: Option<&str>) -> JsonStyle {
+        let item = if indent.is_some() { "," } else { ", " };
+        JsonStyle {
+            ensure_ascii: false,
+            indent: indent.map(str::to_owned),
+            separators: (item.to_owned(), ": ".to_owned()),
+            sort_keys: false,
+        }
+    }
+
+    /// Expected strings are what `json.dumps(json.loads(…), ensure_ascii=False)` prints.
+    #[test]
+    fn json_is_written_as_python_writes_it() {
+        let json = r#"{"b": [1, 2.0, 1e16, 0.00001, -0.5], "a": "é\"<&>'\n\u0001", "c": null, "d": true, "e": {}, "f": []}"#;
+        assert_eq!(
+            dump(json, style(None)),
+            r#"{"b": [1, 2.0, 1e+16, 1e-05, -0.5], "a": "é\"<&>'\n\u0001", "c": null, "d": true, "e": {}, "f": []}"#
+        );
+        assert_eq!(
+            dump(r#"{"a": [1, {"b": 2}], "c": []}"#, style(Some("  "))),
+            "{\n  \"a\": [\n    1,\n    {\n      \"b\": 2\n    }\n  ],\n  \"c\": []\n}"
+        );
+        let ascii = JsonStyle { ensure_ascii: true, ..style(None) };
+        assert_eq!(dump(r#""é😀""#, ascii), "\"\\u00e9\\ud83d\\ude00\"");
+    }
+
+    #[test]
+    fn containers_print_by_repr() {
+        let value = Value::from_serialize(serde_json::json!({"a": ["it's", "say \"hi\"", true, null, 1.0]}));
+        assert_eq!(str_of(&value).unwrap(), r#"{'a': ["it's", 'say "hi"', True, None, 1.0]}"#);
+    }
+
+    #[test]
+    fn the_clock_stands_still() {
+        assert_eq!(strftime_now("%d %b %Y").unwrap(), "26 Jul 2024");
+        assert_eq!(strftime_now("%A, %B %-d, %Y %H:%M:%S").unwrap(), "Friday, July 26, 2024 12:30:00");
+        assert!(strftime_now("%Q").is_err());
+        assert!(strftime_now("100%").is_err());
+    }
+}

@@ -1,0 +1,106 @@
+//! Which template a run uses: the recipe's, else `chat_template.jinja`, else the one in tokenizer_config.json.
+//! Reads files; renders nothing.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::{ChatTemplate, TemplateError};
+use crate::data::spec::ChatTemplateSource;
+use crate::data::tokenize::Tokenizer;
+
+/// ChatML, as OpenAI published it and most open models since have taken it up. It writes no BOS.
+pub const CHATML: &str = "\
+{%- for message in messages -%}
+{{ '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif -%}
+";
+
+impl ChatTemplate {
+    /// The template for the model in `folder`: `choice` if the recipe makes one, else the model's own; `None` where
+    /// the model has none.
+    ///
+    /// A `chat_template.jinja` beats the key in tokenizer_config.json, as in transformers; of a list of named
+    /// templates, the one called `default` is taken.
+    ///
+    /// # Errors
+    /// An unreadable file, a `chat_template` of another shape, invalid Jinja.
+    pub fn open(
+        choice: Option<&ChatTemplateSource>,
+        folder: &Path,
+        tokenizer: &Tokenizer,
+    ) -> Result<Option<ChatTemplate>, TemplateError> {
+        let found = match choice {
+            Some(ChatTemplateSource::ChatMl) => Some((CHATML.to_owned(), "chatml (built-in)".to_owned())),
+            Some(ChatTemplateSource::File(file)) => Some((read(file)?, file.display().to_string())),
+            None => {
+                let file = folder.join("chat_template.jinja");
+                if file.is_file() {
+                    Some((read(&file)?, file.display().to_string()))
+                } else {
+                    let origin = folder.join("tokenizer_config.json").display().to_string();
+                    declared(tokenizer.config(), &origin)?.map(|source| (source, origin))
+                }
+            }
+        };
+        found
+            .map(|(source, origin)| {
+                let variables = tokenizer.template_variables();
+                ChatTemplate::new(source, origin, variables, tokenizer.special_texts())
+            })
+            .transpose()
+    }
+}
+
+fn read(file: &Path) -> Result<String, TemplateError> {
+    std::fs::read_to_string(file).map_err(|error| TemplateError::Io {
+        file: file.display().to_string(),
+        problem: error.to_string(),
+    })
+}
+
+/// The template that a tokenizer_config.json declares.
+fn declared(config: &Value, origin: &str) -> Result<Option<String>, TemplateError> {
+    let problem = |problem: String| TemplateError::Declaration { origin: origin.to_owned(), problem };
+    match config.get("chat_template") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(source)) => Ok(Some(source.clone())),
+        Some(Value::Array(named)) => {
+            let field = |entry: &Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
+            let default = named.iter().find(|entry| field(entry, "name").as_deref() == Some("default"));
+            match default.and_then(|entry| field(entry, "template")) {
+                Some(source) => Ok(Some(source)),
+                None => {
+                    let names: Vec<String> = named.iter().filter_map(|entry| field(entry, "name")).collect();
+                    Err(problem(format!(
+                        "none of the named templates is called `default` (found: {}); save the one you want to a file \
+                         and name it in `data.chat_template`",
+                        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+                    )))
+                }
+            }
+        }
+        Some(other) => Err(problem(format!("expected a string or a list of named templates, found {other}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_declared_template_is_a_string_or_the_default_of_a_list() {
+        let text = |config| declared(&config, "tokenizer_config.json");
+        assert_eq!(text(json!({})).unwrap(), None);
+        assert_eq!(text(json!({"chat_template": "a"})).unwrap().as_deref(), Some("a"));
+        let list = json!([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]);
+        assert_eq!(text(json!({"chat_template": list})).unwrap().as_deref(), Some("d"));
+        let error = text(json!({"chat_template": [{"name": "rag", "template": "r"}]})).unwrap_err();
+        assert!(error.to_string().contains("found: rag"), "{error}");
+        assert!(text(json!({"chat_template": 3})).is_err());
+    }
+}

@@ -1,0 +1,324 @@
+//! Which characters of a rendered conversation are supervised. Finds them by rendering again and comparing, never
+//! by searching for marker tokens; knows no token ids.
+//!
+//! For an assistant turn *i* of a conversation, with `F` the whole rendering:
+//!
+//! 1. **Prefix.** `P` = the messages before *i* rendered with the generation prompt, `Q` = the messages up to and
+//!    with *i*. If `F` begins with `Q` and `Q` with `P`, then `Q − P` is what the model would write at inference:
+//!    the content and the end of the turn.
+//! 2. **Differential.** Some templates are not prefix-stable: Phi 3 ends a conversation with a token that is not
+//!    there while it goes on, Qwen 3 drops the thoughts of earlier turns, Mistral moves the system text to the last
+//!    question. Then the content of turn *i* alone is replaced by two probes; what stays the same before (`A`) and
+//!    behind (`B`) the probes frames the content in `F`.
+//!
+//! Either way the turn ends behind its *end token*, the first special token that follows the content: what a template
+//! writes after it (ChatML's newline, Phi 3's `<|endoftext|>`) is never generated, and not supervised. And either
+//! way the characters found must be the message's content, white space at its ends aside; else it is an error.
+
+use std::ops::Range;
+
+use minijinja::value::Value;
+
+use super::{ChatTemplate, TemplateError, value, values};
+use crate::data::example::Message;
+use crate::data::spec::TrainOn;
+
+/// How the supervised spans of a conversation were found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SpanMethod {
+    /// Each prompt is a prefix of the whole: the span is the difference.
+    Prefix,
+    /// The template is not prefix-stable: the span is where the rendering changes with the content.
+    Differential,
+}
+
+/// What ends an assistant's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum EndOfTurn {
+    /// A special token of the tokenizer.
+    Special,
+    /// Text that is no special token of this tokenizer (ChatML on a tokenizer without `<|im_end|>`).
+    Text,
+    /// Nothing but white space: the model cannot learn where to stop.
+    Nothing,
+}
+
+/// A rendered conversation and its supervised spans.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// All of it, without a generation prompt.
+    pub text: String,
+    /// Supervised byte ranges of `text`, ascending, not overlapping, on character borders.
+    pub spans: Vec<Range<usize>>,
+    /// The least direct method that was needed; `None` if no span was looked for.
+    pub method: Option<SpanMethod>,
+    /// The weakest end among the supervised turns; `None` if no span was looked for.
+    pub end_of_turn: Option<EndOfTurn>,
+    /// The template dropped the thoughts (`… </think>`) of a supervised turn.
+    pub dropped_thoughts: bool,
+}
+
+/// Stands in for a message's content. Plain letters: no template trims, splits or escapes them.
+pub(super) const PROBE: &str = "QzProbeAlphaQz";
+const OTHER_PROBE: &str = "QzAnotherProbeQz";
+
+impl ChatTemplate {
+    /// Renders a conversation and finds what `train_on` supervises in it:
+    ///
+    /// - `assistant`: every assistant turn;
+    /// - `last-assistant`: the last one;
+    /// - `completion`: the assistant turns after the last user turn (what tools return between them is not);
+    /// - `all`: every character.
+    ///
+    /// No such turn is no error: `spans` is then empty.
+    ///
+    /// # Errors
+    /// The template does not render the conversation, or shows a supervised turn in a way that neither method can
+    /// follow ([`TemplateError::Spans`]).
+    pub fn supervise(&self, messages: &[Message], train_on: TrainOn) -> Result<Rendered, TemplateError> {
+        let conversation = Conversation { template: self, messages, values: values(messages) };
+        let text = conversation.render(0..messages.len(), None, false)?;
+        let mut rendered =
+            Rendered { text, spans: Vec::new(), method: None, end_of_turn: None, dropped_thoughts: false };
+        if train_on == TrainOn::All {
+            rendered.spans.push(0..rendered.text.len());
+            return Ok(rendered);
+        }
+        for index in supervised_turns(messages, train_on) {
+            let turn = conversation.turn(&rendered.text, index)?;
+            if rendered.spans.last().is_some_and(|span| span.end > turn.span.start) {
+                return Err(self.spans_error(index, "its text overlaps that of an earlier turn"));
+            }
+            rendered.spans.push(turn.span);
+            rendered.method = rendered.method.max(Some(turn.method));
+            rendered.end_of_turn = rendered.end_of_turn.max(Some(turn.end));
+            rendered.dropped_thoughts |= turn.dropped_thoughts;
+        }
+        Ok(rendered)
+    }
+
+    /// Where the turn ends in `tail`, the text that follows its content.
+    pub(super) fn closing(&self, tail: &str) -> Closing {
+        let first = self
+            .end_tokens
+            .iter()
+            .filter_map(|token| tail.find(token.as_str()).map(|at| (at, token.len())))
+            .min_by_key(|&(at, length)| (at, usize::MAX - length));
+        match first {
+            Some((at, length)) => Closing { length: at + length, end: EndOfTurn::Special },
+            None if tail.trim().is_empty() => Closing { length: tail.len(), end: EndOfTurn::Nothing },
+            None => Closing { length: tail.trim_end().len(), end: EndOfTurn::Text },
+        }
+    }
+
+    fn spans_error(&self, turn: usize, problem: impl Into<String>) -> TemplateError {
+        TemplateError::Spans { origin: self.origin.clone(), turn, problem: problem.into() }
+    }
+}
+
+/// How much of a tail belongs to the turn, in bytes.
+pub(super) struct Closing {
+    pub(super) length: usize,
+    end: EndOfTurn,
+}
+
+struct Turn {
+    span: Range<usize>,
+    method: SpanMethod,
+    end: EndOfTurn,
+    dropped_thoughts: bool,
+}
+
+fn supervised_turns(messages: &[Message], train_on: TrainOn) -> Vec<usize> {
+    let assistant = |index: &usize| messages[*index].role == "assistant";
+    match train_on {
+        TrainOn::Assistant => (0..messages.len()).filter(assistant).collect(),
+        TrainOn::LastAssistant => (0..messages.len()).rfind(assistant).into_iter().collect(),
+        TrainOn::Completion => {
+            let prompt = messages.iter().rposition(|message| message.role == "user").map_or(0, |last| last + 1);
+            (prompt..messages.len()).filter(assistant).collect()
+        }
+        TrainOn::All => Vec::new(),
+    }
+}
+
+struct Conversation<'a> {
+    template: &'a ChatTemplate,
+    messages: &'a [Message],
+    values: Vec<Value>,
+}
+
+impl Conversation<'_> {
+    /// Renders some of the messages, the one at `replaced.0` by another.
+    fn render(
+        &self,
+        range: Range<usize>,
+        replaced: Option<(usize, Value)>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let mut values = self.values[range].to_vec();
+        if let Some((index, value)) = replaced {
+            values[index] = value;
+        }
+        self.template.render_values(values, add_generation_prompt)
+    }
+
+    fn turn(&self, whole: &str, index: usize) -> Result<Turn, TemplateError> {
+        let last = index + 1 == self.messages.len();
+        // A template may refuse a conversation that is cut off here; that only rules the first method out.
+        let prompt = self.render(0..index, None, true).ok().filter(|_| index > 0);
+        let through = if last { Some(whole.to_owned()) } else { self.render(0..index + 1, None, false).ok() };
+        if let (Some(prompt), Some(through)) = (&prompt, &through)
+            && whole.starts_with(through.as_str())
+            && let Some(difference) = through.strip_prefix(prompt.as_str())
+            && let Some((closing, end)) = self.close_difference(difference, index)
+        {
+            let span = prompt.len()..prompt.len() + closing;
+            return Ok(Turn { span, method: SpanMethod::Prefix, end, dropped_thoughts: false });
+        }
+        self.differential(whole, index, prompt.as_deref())
+    }
+
+    /// Where the turn ends in what the template wrote for it; `None` if its content is not there as it stands.
+    fn close_difference(&self, difference: &str, index: usize) -> Option<(usize, EndOfTurn)> {
+        let message = &self.messages[index];
+        // A turn that also calls tools, or only does, shows more than its content.
+        let content_only = message.extra.is_empty() || !message.content.trim().is_empty();
+        if content_only
+            && !message.extra.contains_key("tool_calls")
+            && let Some(content_end) = content_end(difference, &message.content)
+        {
+            let closing = self.template.closing(&difference[content_end..]);
+            return Some((content_end + closing.length, closing.end));
+        }
+        let tail = self.plain_tail(index)?;
+        let body = difference.strip_suffix(tail.as_str())?;
+        if !without_space(body).contains(&without_space(&message.content)) {
+            return None;
+        }
+        let closing = self.template.closing(&tail);
+        Some((body.len() + closing.length, closing.end))
+    }
+
+    /// What the template writes behind the content of an assistant's turn that says nothing but its content and
+    /// ends the conversation.
+    fn plain_tail(&self, index: usize) -> Option<String> {
+        let plain = Message {
+            role: self.messages[index].role.clone(),
+            content: PROBE.to_owned(),
+            extra: serde_json::Map::new(),
+        };
+        let text = self.render(0..index + 1, Some((index, value(&plain))), false).ok()?;
+        text.rsplit_once(PROBE).map(|(_, tail)| tail.to_owned())
+    }
+
+    fn differential(&self, whole: &str, index: usize, prompt: Option<&str>) -> Result<Turn, TemplateError> {
+        let error = |problem: &str| self.template.spans_error(index, problem);
+        let message = &self.messages[index];
+        let (before, behind) = self.frame(index)?;
+        let body = whole
+            .strip_prefix(before.as_str())
+            .and_then(|rest| rest.strip_suffix(behind.as_str()))
+            .ok_or_else(|| error("what surrounds it depends on what it says"))?;
+        let dropped_thoughts = if same_text(body, &message.content) {
+            false
+        } else if message.content.rsplit_once("</think>").is_some_and(|(_, said)| same_text(body, said)) {
+            true
+        } else {
+            return Err(error("it is shown altered"));
+        };
+        let calls_tools = message.extra.contains_key("tool_calls");
+        let content_end = before.len() + body.trim_end().len();
+        let tail = &whole[content_end..];
+        let (closing, end) = match self.plain_tail(index) {
+            Some(plain) => {
+                let expected = self.template.closing(&plain);
+                match plain[..expected.length].trim() {
+                    "" => (0, EndOfTurn::Nothing),
+                    token => match tail.split_once(token) {
+                        Some((between, _)) if calls_tools || between.trim().is_empty() => {
+                            (between.len() + token.len(), expected.end)
+                        }
+                        _ => return Err(error("the turn's end is not where it is when the turn is the last")),
+                    },
+                }
+            }
+            None => {
+                let closing = self.template.closing(tail);
+                (closing.length, closing.end)
+            }
+        };
+        let start = self.start(whole, index, prompt, before.len());
+        Ok(Turn { span: start..content_end + closing, method: SpanMethod::Differential, end, dropped_thoughts })
+    }
+
+    /// What stands before and behind the content of turn `index`, whatever the content.
+    fn frame(&self, index: usize) -> Result<(String, String), TemplateError> {
+        let error = |problem: &str| self.template.spans_error(index, problem);
+        let with = |probe: &str| {
+            let message = Message { content: probe.to_owned(), ..self.messages[index].clone() };
+            let text = self.render(0..self.messages.len(), Some((index, value(&message))), false)?;
+            match text.split_once(probe) {
+                Some((before, behind)) if !behind.contains(probe) => {
+                    Ok((before.to_owned(), behind.to_owned()))
+                }
+                Some(_) => Err(error("it is shown more than once")),
+                None => Err(error("it is not shown")),
+            }
+        };
+        let frame = with(PROBE)?;
+        if with(OTHER_PROBE)? != frame {
+            return Err(error("what surrounds it depends on what it says"));
+        }
+        Ok(frame)
+    }
+
+    /// Where the assistant's own writing begins: at the end of the generation prompt. The template may write more
+    /// between that and the content (an empty thought), which the model then has to write itself, so it is learned.
+    ///
+    /// Where the generation prompt goes on in another way than the whole does (an opened thought), only what both
+    /// share belongs to the prompt. Never later than the content, at `content`.
+    fn start(&self, whole: &str, index: usize, prompt: Option<&str>, content: usize) -> usize {
+        let Some(prompt) = prompt else { return content };
+        if whole.starts_with(prompt) {
+            return content.min(prompt.len());
+        }
+        match self.render(0..index, None, false) {
+            Ok(earlier) if whole.starts_with(&earlier) && earlier.len() <= content => {
+                match prompt.strip_prefix(earlier.as_str()) {
+                    Some(opening) => earlier.len() + shared(opening, &whole[earlier.len()..content]),
+                    None => content,
+                }
+            }
+            _ => content,
+        }
+    }
+}
+
+/// Length in bytes of the longest common prefix, on a character border.
+fn shared(left: &str, right: &str) -> usize {
+    left.chars().zip(right.chars()).take_while(|(left, right)| left == right).map(|(left, _)| left.len_utf8()).sum()
+}
+
+/// Where `content` ends in `text`, if `text` begins with it; white space anywhere is let be.
+fn content_end(text: &str, content: &str) -> Option<usize> {
+    let mut characters = text.char_indices().filter(|(_, character)| !character.is_whitespace());
+    let mut end = 0;
+    for wanted in content.chars().filter(|character| !character.is_whitespace()) {
+        let (at, found) = characters.next()?;
+        if found != wanted {
+            return None;
+        }
+        end = at + found.len_utf8();
+    }
+    Some(end)
+}
+
+fn same_text(left: &str, right: &str) -> bool {
+    let solid = |text: &'_ str| without_space(text);
+    solid(left) == solid(right)
+}
+
+fn without_space(text: &str) -> String {
+    text.chars().filter(|character| !character.is_whitespace()).collect()
+}

@@ -1,0 +1,327 @@
+//! From an example to token ids and labels: template, BOS and EOS, supervised tokens by character offset. Knows no
+//! files and no sequence length.
+//!
+//! What is added:
+//! - `messages`: nothing. The template writes all there is, as transformers' `apply_chat_template(tokenize=True)`.
+//! - `prompt-completion`, `text`: in front, what the tokenizer adds by itself (a BOS, or nothing); at the end, EOS,
+//!   supervised.
+//! - `tokens`: nothing; they are taken as they are.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::{Encoding, Tokenizer};
+use crate::data::example::Example;
+use crate::data::spec::TrainOn;
+use crate::data::template::{ChatTemplate, Rendered, SpanMethod};
+
+/// The label of a token that is not supervised.
+pub const IGNORED: i32 = -100;
+
+/// How the supervised tokens of an example were found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Supervision {
+    /// Spans of a rendered conversation.
+    Template(SpanMethod),
+    /// Everything behind the border between prompt and completion.
+    Completion,
+    /// Labels that the record itself gives.
+    Labels,
+    /// Every token.
+    Everything,
+}
+
+/// An example as tokens, before it is fitted to a sequence length.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokenized {
+    /// Token ids.
+    pub input_ids: Vec<u32>,
+    /// One label per token, at the token's own position: the id to be learned, or [`IGNORED`].
+    pub labels: Vec<i32>,
+    /// The text and the bytes of it that each token stands for; `None` for `tokens`.
+    pub text: Option<TokenizedText>,
+    /// How the labels came about.
+    pub supervision: Supervision,
+    /// How the template showed the conversation; `None` for other formats.
+    pub rendered: Option<TemplateTraits>,
+}
+
+/// The text behind the tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenizedText {
+    /// As it was tokenized.
+    pub text: String,
+    /// One byte range per token; empty at an end of the text for tokens that were added to it.
+    pub offsets: Vec<Range<usize>>,
+}
+
+/// What the survey reports about templates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TemplateTraits {
+    /// See [`Rendered::end_of_turn`].
+    pub end_of_turn: Option<crate::data::template::EndOfTurn>,
+    /// See [`Rendered::dropped_thoughts`].
+    pub dropped_thoughts: bool,
+    /// The tokenizer puts a BOS before plain text, and the template writes none.
+    pub lacks_bos: bool,
+}
+
+/// Why an example cannot become tokens: the field at fault, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// JSON pointer within the record; empty: the record as a whole.
+    pub field: String,
+    /// What was expected and what was found.
+    pub problem: String,
+}
+
+impl Problem {
+    fn whole(problem: impl ToString) -> Problem {
+        Problem { field: String::new(), problem: problem.to_string() }
+    }
+}
+
+/// Turns examples into tokens. Shared between threads.
+#[derive(Clone, Debug)]
+pub struct Examples {
+    /// Needed by all formats but `tokens`.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// Needed by `messages`.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// Ids must be below this: the rows of the model's embedding.
+    pub vocabulary_size: Option<usize>,
+}
+
+impl Examples {
+    /// Tokenizes one example and labels its supervised tokens.
+    ///
+    /// # Errors
+    /// A conversation that the template refuses or alters, a repeated BOS, a label without its token, an id that the
+    /// vocabulary does not have, a missing tokenizer, template or EOS.
+    pub fn tokenize(&self, example: &Example, train_on: TrainOn) -> Result<Tokenized, Problem> {
+        let tokenized = match example {
+            Example::Messages(messages) => {
+                let template = self.template.as_ref().ok_or_else(|| Problem::whole("no chat template"))?;
+                let rendered = template.supervise(messages, train_on).map_err(Problem::whole)?;
+                self.conversation(rendered, template, train_on)?
+            }
+            Example::PromptCompletion { prompt, completion } => {
+                let supervised = if train_on == TrainOn::All { 0 } else { prompt.len() };
+                let supervision =
+                    if supervised == 0 { Supervision::Everything } else { Supervision::Completion };
+                self.plain_text(format!("{prompt}{completion}"), supervised, supervision)?
+            }
+            Example::Text(text) => self.plain_text(text.clone(), 0, Supervision::Everything)?,
+            Example::Tokens { input_ids, labels } => given_tokens(input_ids, labels.as_deref())?,
+        };
+        if let Some(size) = self.vocabulary_size {
+            let outside = |id: u32| id as usize >= size;
+            if let Some(at) = tokenized.input_ids.iter().position(|id| outside(*id)) {
+                return Err(Problem {
+                    field: format!("/input_ids/{at}"),
+                    problem: format!(
+                        "id {} is outside the model's vocabulary of {size}{}",
+                        tokenized.input_ids[at],
+                        self.spelled(tokenized.input_ids[at])
+                    ),
+                });
+            }
+            if let Some(at) = tokenized.labels.iter().position(|label| *label >= 0 && outside(*label as u32)) {
+                return Err(Problem {
+                    field: format!("/labels/{at}"),
+                    problem: format!(
+                        "label {} is outside the model's vocabulary of {size}",
+                        tokenized.labels[at]
+                    ),
+                });
+            }
+        }
+        Ok(tokenized)
+    }
+
+    /// The supervised tokens, decoded, are the supervised text again, white space aside. False where the tokenizer
+    /// cannot spell the text (unknown characters, normalization). True for `tokens`.
+    pub fn round_trips(&self, tokenized: &Tokenized) -> bool {
+        let (Some(tokenizer), Some(text)) = (&self.tokenizer, &tokenized.text) else { return true };
+        supervised_runs(&tokenized.labels).all(|run| {
+            // Tokens that were added to the text stand for none of it.
+            let tokens: Vec<usize> = run.filter(|token| !text.offsets[*token].is_empty()).collect();
+            let (Some(first), Some(last)) = (tokens.first(), tokens.last()) else { return true };
+            let bytes = text.offsets[*first].start..text.offsets[*last].end;
+            let ids: Vec<u32> = tokens.iter().map(|token| tokenized.input_ids[*token]).collect();
+            let Ok(decoded) = tokenizer.decode(&ids) else { return false };
+            solid(&decoded).eq(solid(&text.text[bytes]))
+        })
+    }
+
+    fn conversation(
+        &self,
+        rendered: Rendered,
+        template: &ChatTemplate,
+        train_on: TrainOn,
+    ) -> Result<Tokenized, Problem> {
+        let tokenizer = self.tokenizer()?;
+        let encoding = tokenizer.encode(&rendered.text).map_err(Problem::whole)?;
+        let bos = tokenizer.bos();
+        if let (Some(bos), [first, second, ..]) = (bos, encoding.ids.as_slice())
+            && *first == bos.id
+            && *second == bos.id
+        {
+            return Err(Problem::whole(format!(
+                "the rendered conversation begins with {} twice; the chat template of {} writes it, so no message may",
+                bos.text,
+                template.origin()
+            )));
+        }
+        let added = tokenizer.prefix().first().copied();
+        let traits = TemplateTraits {
+            end_of_turn: rendered.end_of_turn,
+            dropped_thoughts: rendered.dropped_thoughts,
+            lacks_bos: added.is_some() && added != encoding.ids.first().copied(),
+        };
+        let labels = labels_within(&encoding, &rendered.text, &rendered.spans, tokenizer);
+        Ok(Tokenized {
+            labels,
+            supervision: match rendered.method {
+                _ if train_on == TrainOn::All => Supervision::Everything,
+                method => Supervision::Template(method.unwrap_or(SpanMethod::Prefix)),
+            },
+            input_ids: encoding.ids,
+            text: Some(TokenizedText { text: rendered.text, offsets: encoding.offsets }),
+            rendered: Some(traits),
+        })
+    }
+
+    /// A text of which everything from byte `supervised` on is supervised.
+    fn plain_text(
+        &self,
+        text: String,
+        supervised: usize,
+        supervision: Supervision,
+    ) -> Result<Tokenized, Problem> {
+        let tokenizer = self.tokenizer()?;
+        let Some(eos) = tokenizer.eos() else {
+            return Err(Problem::whole(
+                "the tokenizer declares no eos_token, so the model could not learn where to stop; declare it in \
+                 tokenizer_config.json",
+            ));
+        };
+        let encoding = tokenizer.encode(&text).map_err(Problem::whole)?;
+        if let (Some(bos), Some(first)) = (tokenizer.bos(), encoding.ids.first())
+            && *first == bos.id
+            && tokenizer.prefix().contains(first)
+        {
+            return Err(Problem::whole(format!(
+                "the text begins with {0}, and the tokenizer adds {0} by itself; leave it out of the text",
+                bos.text
+            )));
+        }
+        let span = supervised..text.len();
+        let mut labels = if supervised == 0 {
+            encoding.ids.iter().map(|id| *id as i32).collect()
+        } else {
+            labels_within(&encoding, &text, std::slice::from_ref(&span), tokenizer)
+        };
+        let Encoding { mut ids, mut offsets } = encoding;
+        let prefix = tokenizer.prefix();
+        let everything = supervision == Supervision::Everything;
+        let prefix_labels = prefix.iter().map(|id| if everything { *id as i32 } else { IGNORED });
+        labels.splice(0..0, prefix_labels);
+        ids.splice(0..0, prefix.iter().copied());
+        offsets.splice(0..0, prefix.iter().map(|_| 0..0));
+        let end = text.len();
+        for id in tokenizer.suffix().iter().copied().filter(|id| *id != eos.id).chain([eos.id]) {
+            ids.push(id);
+            labels.push(id as i32);
+            offsets.push(end..end);
+        }
+        Ok(Tokenized {
+            input_ids: ids,
+            labels,
+            text: Some(TokenizedText { text, offsets }),
+            supervision,
+            rendered: None,
+        })
+    }
+
+    fn tokenizer(&self) -> Result<&Tokenizer, Problem> {
+        self.tokenizer.as_deref().ok_or_else(|| Problem::whole("no tokenizer"))
+    }
+
+    fn spelled(&self, id: u32) -> String {
+        let token = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.token(id));
+        token.map(|token| format!(" (the token `{token}`)")).unwrap_or_default()
+    }
+}
+
+fn given_tokens(input_ids: &[u32], labels: Option<&[i64]>) -> Result<Tokenized, Problem> {
+    if let Some(at) = input_ids.iter().position(|id| i32::try_from(*id).is_err()) {
+        return Err(Problem {
+            field: format!("/input_ids/{at}"),
+            problem: format!("{} is no token id", input_ids[at]),
+        });
+    }
+    let (labels, supervision) = match labels {
+        None => (input_ids.iter().map(|id| *id as i32).collect(), Supervision::Everything),
+        Some(labels) => {
+            if labels.len() != input_ids.len() {
+                return Err(Problem {
+                    field: "/labels".to_owned(),
+                    problem: format!("{} labels for {} tokens", labels.len(), input_ids.len()),
+                });
+            }
+            let label = |(at, label): (usize, &i64)| match i32::try_from(*label) {
+                Ok(label) if label >= 0 || label == IGNORED => Ok(label),
+                _ => Err(Problem {
+                    field: format!("/labels/{at}"),
+                    problem: format!("{label} is neither a token id nor {IGNORED}"),
+                }),
+            };
+            (labels.iter().enumerate().map(label).collect::<Result<_, _>>()?, Supervision::Labels)
+        }
+    };
+    Ok(Tokenized { input_ids: input_ids.to_vec(), labels, text: None, supervision, rendered: None })
+}
+
+/// Labels the tokens that stand for text inside of `spans` (ascending). A token that straddles a border counts as
+/// inside, but a special token only if it stands inside itself: some take the white space around them along.
+fn labels_within(
+    encoding: &Encoding,
+    text: &str,
+    spans: &[Range<usize>],
+    tokenizer: &Tokenizer,
+) -> Vec<i32> {
+    let mut next = 0;
+    let label = |(id, offset): (&u32, &Range<usize>)| {
+        let place = match tokenizer.special(*id) {
+            Some(special) => match text.get(offset.clone()).and_then(|covered| covered.find(special)) {
+                Some(at) => offset.start + at..offset.start + at + special.len(),
+                None => offset.clone(),
+            },
+            None => offset.clone(),
+        };
+        while spans.get(next).is_some_and(|span| span.end <= place.start) {
+            next += 1;
+        }
+        let inside = spans.get(next).is_some_and(|span| {
+            place.start < span.end && (place.end > span.start || place.start >= span.start)
+        });
+        if inside { *id as i32 } else { IGNORED }
+    };
+    encoding.ids.iter().zip(&encoding.offsets).map(label).collect()
+}
+
+/// Runs of consecutive supervised tokens.
+fn supervised_runs(labels: &[i32]) -> impl Iterator<Item = Range<usize>> + '_ {
+    let mut from = 0;
+    std::iter::from_fn(move || {
+        let start = from + labels[from..].iter().position(|label| *label != IGNORED)?;
+        let length = labels[start..].iter().position(|label| *label == IGNORED);
+        from = length.map_or(labels.len(), |length| start + length);
+        Some(start..from)
+    })
+}
+
+fn solid(text: &str) -> impl Iterator<Item = char> + '_ {
+    text.chars().filter(|character| !character.is_whitespace())
+}

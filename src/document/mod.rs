@@ -1,0 +1,26 @@
+//! TOML as people write it: values that remember where they stand, and problems that point there.
+//!
+//! A file and its command-line overrides become one [`Table`]; rooms read their own part of it through a
+//! [`TableReader`], which checks types and ranges, remembers which keys it was asked for, and collects
+//! every problem in a [`Findings`] instead of stopping at the first. This module knows no key of any
+//! recipe and opens no file.
+
+mod parse;
+mod place;
+mod problem;
+mod reader;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod unknown;
+mod value;
+mod writer;
+
+pub use parse::{parse, parse_value};
+pub use place::{Place, Source};
+pub use problem::{Problem, Problems};
+pub use reader::{Field, Findings, TableReader};
+pub use shape::{Misfit, Word, integer, list, number, one_of, pairs, path, text, truth, word};
+pub use unknown::{Alias, Meaning};
+pub use value::{Entry, Kind, Table, Value};
+pub use writer::{Writer, Written};

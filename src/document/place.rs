@@ -1,0 +1,114 @@
+//! Where something was written: a named text, and a range of bytes in it.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use miette::NamedSource;
+
+/// A text that values came from: the recipe file, or one `--set` of the command line.
+pub struct Source {
+    order: usize,
+    text: NamedSource<String>,
+}
+
+impl Source {
+    /// A text and the name people know it by. `order` sorts the problems of several sources.
+    pub fn new(order: usize, name: &str, text: String) -> Arc<Self> {
+        Arc::new(Self { order, text: NamedSource::new(name, text) })
+    }
+
+    /// The name people know it by.
+    pub fn name(&self) -> &str {
+        self.text.name()
+    }
+
+    /// The whole text.
+    pub fn text(&self) -> &str {
+        self.text.inner()
+    }
+
+    /// The text with its name, as miette prints it.
+    pub(super) fn named(&self) -> &NamedSource<String> {
+        &self.text
+    }
+}
+
+impl fmt::Debug for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "Source({:?})", self.name())
+    }
+}
+
+/// A range of bytes in a [`Source`].
+#[derive(Clone)]
+pub struct Place {
+    source: Arc<Source>,
+    span: Range<usize>,
+}
+
+impl Place {
+    /// The bytes `span` of `source`, clamped to what the text has and widened to whole characters.
+    pub fn new(source: &Arc<Source>, span: Range<usize>) -> Self {
+        let text = source.text();
+        let mut start = span.start.min(text.len());
+        while !text.is_char_boundary(start) {
+            start -= 1;
+        }
+        let mut end = span.end.clamp(start, text.len());
+        while !text.is_char_boundary(end) {
+            end += 1;
+        }
+        Self { source: Arc::clone(source), span: start..end }
+    }
+
+    /// Just after the last thing written in `source`.
+    pub fn end_of(source: &Arc<Source>) -> Self {
+        let end = source.text().trim_end().len();
+        Self::new(source, end..end)
+    }
+
+    /// The text this place lies in.
+    pub fn source(&self) -> &Arc<Source> {
+        &self.source
+    }
+
+    /// The bytes of that text.
+    pub fn span(&self) -> Range<usize> {
+        self.span.clone()
+    }
+
+    /// What is written there.
+    pub fn text(&self) -> &str {
+        self.source.text().get(self.span()).unwrap_or_default()
+    }
+
+    /// Line of the first byte, counted from 1.
+    pub fn line(&self) -> usize {
+        1 + self.source.text().bytes().take(self.span.start).filter(|&byte| byte == b'\n').count()
+    }
+
+    /// Sorts places: by source, then by where they start.
+    pub(super) fn order(&self) -> (usize, usize, usize) {
+        (self.source.order, self.span.start, self.span.end)
+    }
+
+    /// Whether both lie in one text.
+    pub(super) fn same_source(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.source, &other.source)
+    }
+}
+
+impl PartialEq for Place {
+    fn eq(&self, other: &Self) -> bool {
+        self.same_source(other) && self.span == other.span
+    }
+}
+
+impl Eq for Place {}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}:{:?}", self.source.name(), self.span)
+    }
+}

@@ -1,0 +1,238 @@
+//! Writing to disk so that a file or folder is whole or absent.
+//!
+//! Everything is written beside its destination under a hidden name, flushed to the disk, and renamed into
+//! place; on any error the hidden file is removed and what stood there before is untouched. Created files are
+//! 0644 and folders 0755, less the umask. Knows nothing of what is in the files.
+
+pub mod safetensors;
+
+mod error;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub use error::{Action, Error};
+
+/// What to do when a folder's destination is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Existing {
+    /// A folder that holds anything is an error.
+    Refuse,
+    /// The new folder takes the place of the old one, which is then removed.
+    Replace,
+}
+
+/// Creates or replaces one file with what `write` writes to it.
+///
+/// # Errors
+/// The file cannot be created, written, flushed or renamed; or `write` fails. The destination is then as it was.
+pub fn write_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), Error> {
+    let temporary = Temporary::beside(path, "tmp")?;
+    let file = create(&temporary.path).map_err(Error::io(Action::Create, path))?;
+    let mut buffered = BufWriter::with_capacity(1 << 20, file);
+    write(&mut buffered).map_err(Error::io(Action::Write, path))?;
+    let file = buffered.into_inner().map_err(|error| Error::io(Action::Write, path)(error.into_error()))?;
+    file.sync_all().map_err(Error::io(Action::Write, path))?;
+    drop(file);
+    fs::rename(&temporary.path, path).map_err(Error::io(Action::Write, path))?;
+    temporary.keep();
+    sync_folder(parent(path))
+}
+
+/// Creates or replaces one file with the given bytes.
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    write_atomically(path, |writer| writer.write_all(bytes))
+}
+
+/// Creates or replaces `to` with the content of `from`; permissions are those of a new file.
+///
+/// # Errors
+/// `from` cannot be read, or as [`write_atomically`].
+pub fn copy_file(from: &Path, to: &Path) -> Result<(), Error> {
+    let mut source = File::open(from).map_err(Error::io(Action::Read, from))?;
+    let about = source.metadata().map_err(Error::io(Action::Read, from))?;
+    if !about.is_file() {
+        return Err(Error::NotAFile { path: from.to_path_buf() });
+    }
+    write_atomically(to, |writer| io::copy(&mut source, writer).map(|_| ()))
+}
+
+/// Creates a folder and those above it that are missing.
+///
+/// # Errors
+/// A folder cannot be created, or something else stands in its place.
+pub fn create_folder(path: &Path) -> Result<(), Error> {
+    match folder_builder().recursive(true).create(path) {
+        Err(source) if source.kind() == ErrorKind::AlreadyExists => {
+            Err(Error::NotAFolder { path: path.to_path_buf() })
+        }
+        result => result.map_err(Error::io(Action::CreateFolder, path)),
+    }
+}
+
+/// Makes a folder whose content is what `fill` puts into the path it is given; whole or absent.
+///
+/// The folder above must exist. `fill` sees an empty folder beside the destination, and everything it leaves
+/// there is flushed to the disk before the rename. With [`Existing::Replace`] there is one instant, between two
+/// renames, at which neither folder has the name; the old one then still lies beside it.
+///
+/// # Errors
+/// The destination is taken (see [`Existing`]), the folder cannot be written, or `fill` fails.
+pub fn write_folder_atomically<E: From<Error>>(
+    path: &Path,
+    existing: Existing,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let occupied = occupied(path)?;
+    if occupied && existing == Existing::Refuse {
+        return Err(Error::NotEmpty { path: path.to_path_buf() }.into());
+    }
+    let temporary = Temporary::beside(path, "tmp")?;
+    folder_builder().create(&temporary.path).map_err(Error::io(Action::CreateFolder, path))?;
+    fill(&temporary.path)?;
+    sync_tree(&temporary.path)?;
+    match occupied {
+        false => {
+            fs::rename(&temporary.path, path).map_err(|source| match source.kind() {
+                ErrorKind::DirectoryNotEmpty => Error::NotEmpty { path: path.to_path_buf() },
+                _ => Error::io(Action::Write, path)(source),
+            })?;
+            temporary.keep();
+            sync_folder(parent(path))?;
+        }
+        true => replace_folder(temporary, path)?,
+    }
+    Ok(())
+}
+
+/// Puts a finished folder in the place of another, and removes the other.
+fn replace_folder(new: Temporary, path: &Path) -> Result<(), Error> {
+    let aside = Temporary::beside(path, "old")?;
+    let renamed = fs::rename(path, &aside.path)
+        .and_then(|()| fs::rename(&new.path, path).inspect_err(|_| _ = fs::rename(&aside.path, path)));
+    if let Err(source) = renamed {
+        // The old folder may not be back under its name: nothing of it is removed.
+        aside.keep();
+        return Err(Error::io(Action::Write, path)(source));
+    }
+    new.keep();
+    sync_folder(parent(path))?;
+    let old = aside.keep();
+    fs::remove_dir_all(&old).map_err(Error::io(Action::Remove, &old))
+}
+
+/// Whether anything but an empty folder stands at `path`.
+fn occupied(path: &Path) -> Result<bool, Error> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
+            Err(Error::NotAFolder { path: path.to_path_buf() })
+        }
+        Err(error) => Err(Error::io(Action::Read, path)(error)),
+    }
+}
+
+/// A hidden path beside a destination, removed when dropped.
+struct Temporary {
+    path: PathBuf,
+    armed: bool,
+}
+
+impl Temporary {
+    /// A name in the same folder, so that the rename stays on one file system.
+    fn beside(path: &Path, purpose: &str) -> Result<Self, Error> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let Some(name) = path.file_name() else {
+            return Err(Error::NoName { path: path.to_path_buf() });
+        };
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        let number = COUNTER.fetch_add(1, Ordering::Relaxed);
+        hidden.push(format!(".{purpose}-{}-{number}", process::id()));
+        Ok(Self { path: path.with_file_name(hidden), armed: true })
+    }
+
+    /// Leaves what lies at the path alone.
+    fn keep(mut self) -> PathBuf {
+        self.armed = false;
+        std::mem::take(&mut self.path)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // The error that brought us here is the one to report; there may be nothing to remove.
+        if self.armed && fs::remove_file(&self.path).is_err() {
+            _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// A new file that nobody but its owner can write.
+fn create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
+    options.open(path)
+}
+
+fn folder_builder() -> DirBuilder {
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has a mode to set"))]
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o755);
+    builder
+}
+
+/// The folder a path lies in.
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+/// Flushes everything below a folder, and the folder.
+fn sync_tree(folder: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(folder).map_err(Error::io(Action::Read, folder))? {
+        let entry = entry.map_err(Error::io(Action::Read, folder))?;
+        let path = entry.path();
+        let kind = entry.file_type().map_err(Error::io(Action::Read, &path))?;
+        if kind.is_dir() {
+            sync_tree(&path)?;
+        } else if kind.is_file() {
+            // Opened for writing, since Windows flushes nothing else; the content is left alone.
+            let file =
+                OpenOptions::new().append(true).open(&path).map_err(Error::io(Action::Write, &path))?;
+            file.sync_all().map_err(Error::io(Action::Write, &path))?;
+        }
+    }
+    sync_folder(folder)
+}
+
+/// Makes renames in a folder durable, where the system can.
+fn sync_folder(folder: &Path) -> Result<(), Error> {
+    if !cfg!(unix) {
+        return Ok(());
+    }
+    let opened = File::open(folder).map_err(Error::io(Action::Read, folder))?;
+    match opened.sync_all() {
+        // Some network file systems cannot flush a folder; the rename has happened all the same.
+        Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
+        result => result.map_err(Error::io(Action::Write, folder)),
+    }
+}

@@ -1,0 +1,224 @@
+//! A whole frozen decoder: embeddings, layers, final norm, output head; and forward passes without gradients.
+//!
+//! Training walks the layers itself (`train`), through [`Decoder::embed`], [`Decoder::layers`],
+//! [`Decoder::final_norm`] and [`Decoder::head`]. Refuses to know files (`load`) and sampling (`generate`).
+
+use std::sync::{Mutex, PoisonError};
+
+use burn::tensor::{Int, Tensor, TensorData};
+use tune_kernels::KernelBackend;
+use tune_kernels::attention::DocumentOffsets;
+use tune_kernels::linear::{FrozenWeight, linear};
+use tune_kernels::rms_norm::rms_norm;
+use tune_kernels::rope::RotaryTable;
+
+use super::Error;
+use super::decoder_spec::{DecoderSpec, FloatDtype};
+use super::layers::{DecoderLayer, KeyValueCache, LayerInputs};
+use crate::adapter::projection::LayerAdapters;
+
+/// A decoder's frozen weights on a device.
+#[derive(Debug)]
+pub struct Decoder<B: KernelBackend> {
+    pub(super) spec: DecoderSpec,
+    pub(super) dtype: FloatDtype,
+    pub(super) device: B::Device,
+    /// `[vocab, hidden]`.
+    pub(super) embedding: Tensor<B, 2>,
+    pub(super) layers: Vec<DecoderLayer<B>>,
+    /// `[hidden]`.
+    pub(super) final_norm: Tensor<B, 1>,
+    /// `[vocab, hidden]`; shares the embedding's storage when tied.
+    pub(super) head: FrozenWeight<B>,
+    pub(super) rotary: RotaryCache<B>,
+}
+
+impl<B: KernelBackend<Frozen = B>> Decoder<B> {
+    /// What the decoder is made of.
+    pub fn spec(&self) -> &DecoderSpec {
+        &self.spec
+    }
+
+    /// The dtype of hidden states.
+    pub fn dtype(&self) -> FloatDtype {
+        self.dtype
+    }
+
+    /// Where the weights are.
+    pub fn device(&self) -> &B::Device {
+        &self.device
+    }
+
+    /// The layers, from the embeddings up.
+    pub fn layers(&self) -> &[DecoderLayer<B>] {
+        &self.layers
+    }
+
+    /// Weight of the norm after the last layer, `[hidden]`.
+    pub fn final_norm_weight(&self) -> &Tensor<B, 1> {
+        &self.final_norm
+    }
+
+    /// The output head, `[vocab, hidden]`.
+    pub fn head(&self) -> &FrozenWeight<B> {
+        &self.head
+    }
+
+    /// Bytes of all frozen weights; a tied head is counted once.
+    pub fn frozen_bytes(&self) -> u64 {
+        let size = self.dtype.bytes();
+        let layers: u64 = self.layers.iter().map(|layer| layer_bytes(layer, size)).sum();
+        let embedding = self.embedding.shape().num_elements() * size;
+        let head = if self.spec.tied { 0 } else { self.head.bytes() };
+        (embedding + head + self.spec.hidden_size * size) as u64 + layers
+    }
+
+    /// Embeddings of token ids, `[tokens, hidden]`.
+    ///
+    /// # Errors
+    /// No token, or an id outside the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor<B, 2>, Error> {
+        let vocab_size = self.spec.vocab_size;
+        if ids.is_empty() {
+            return Err(Error::EmptyBatch);
+        }
+        if let Some(position) = ids.iter().position(|&id| id as usize >= vocab_size) {
+            return Err(Error::TokenOutOfRange { id: ids[position], position, vocab_size });
+        }
+        Ok(self.embedding.clone().select(0, self.integers(ids)))
+    }
+
+    /// What every layer needs beside the hidden state of a batch.
+    ///
+    /// `position_ids` counts from 0 in each document. Under dynamic rotary scaling the frequencies follow the
+    /// longest document of the batch, as transformers takes them from the largest position of a forward pass;
+    /// unlike there, nothing is remembered from earlier passes.
+    ///
+    /// # Errors
+    /// No token, or a position beyond the keys there are.
+    pub fn inputs(&self, position_ids: &[u32], documents: DocumentOffsets) -> Result<LayerInputs<B>, Error> {
+        let Some(&last) = position_ids.iter().max() else { return Err(Error::EmptyBatch) };
+        // Positions size the table below, so they are held to what the batch can hold.
+        let limit = documents.keys();
+        if last as usize >= limit {
+            return Err(Error::PositionOutOfRange { position: last, limit });
+        }
+        let rotary = self.rotary.table(&self.spec, last as usize + 1, &self.device);
+        Ok(LayerInputs { rotary, position_ids: self.integers(position_ids), documents })
+    }
+
+    /// The norm after the last layer, `[tokens, hidden]` → `[tokens, hidden]`.
+    pub fn final_norm<T: KernelBackend<Frozen = B>>(&self, x: Tensor<T, 2>) -> Tensor<T, 2> {
+        rms_norm(x, &self.final_norm, self.spec.rms_norm_epsilon)
+    }
+
+    /// An empty cache for [`Self::hidden`].
+    pub fn new_cache(&self) -> KeyValueCache<B> {
+        KeyValueCache::new(self.layers.len())
+    }
+
+    /// Forward pass over one sequence up to the final norm, without gradients: `[tokens, hidden]`.
+    ///
+    /// `adapters` holds one entry per layer; without it the base runs as it is. With a cache the ids continue the
+    /// sequence in it, and are added to it.
+    ///
+    /// # Errors
+    /// No token, an id outside the vocabulary, adapters for another number of layers.
+    pub fn hidden(
+        &self,
+        ids: &[u32],
+        adapters: Option<&[LayerAdapters<B>]>,
+        mut cache: Option<&mut KeyValueCache<B>>,
+    ) -> Result<Tensor<B, 2>, Error> {
+        if let Some(adapters) = adapters
+            && adapters.len() != self.layers.len()
+        {
+            return Err(Error::AdapterCount { adapters: adapters.len(), layers: self.layers.len() });
+        }
+        let past = cache.as_ref().map_or(0, |cache| cache.tokens());
+        let mut x = self.embed(ids)?;
+        let positions: Vec<u32> = (past..past + ids.len()).map(|position| position as u32).collect();
+        let documents = DocumentOffsets::with_cache(&[0, ids.len() as u32], &[0, (past + ids.len()) as u32]);
+        let inputs = self.inputs(&positions, documents)?;
+        let none = LayerAdapters::none();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let adapters = adapters.map_or(&none, |adapters| &adapters[index]);
+            let cache = cache.as_mut().and_then(|cache| cache.layer(index));
+            x = layer.forward_cached(x, adapters, &inputs, cache);
+        }
+        Ok(self.final_norm(x))
+    }
+
+    /// Logits of hidden states, `[tokens, hidden]` → `[tokens, vocab]`, in the compute dtype.
+    pub fn logits_of(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        linear(hidden, &self.head, None, None)
+    }
+
+    /// Logits of every token of one sequence, `[tokens, vocab]`: for tests and short prompts, since training
+    /// never materializes them.
+    ///
+    /// # Errors
+    /// As [`Self::hidden`].
+    pub fn logits(&self, ids: &[u32], adapters: Option<&[LayerAdapters<B>]>) -> Result<Tensor<B, 2>, Error> {
+        Ok(self.logits_of(self.hidden(ids, adapters, None)?))
+    }
+
+    fn integers(&self, values: &[u32]) -> Tensor<B, 1, Int> {
+        // Ids and positions were checked to be far below 2^31.
+        let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
+        let length = values.len();
+        Tensor::from_data(TensorData::new(values, [length]), &self.device)
+    }
+}
+
+fn layer_bytes<B: KernelBackend<Frozen = B>>(layer: &DecoderLayer<B>, size: usize) -> u64 {
+    use crate::adapter::projection::Projection;
+    let projections: u64 =
+        Projection::ALL.iter().map(|&projection| layer.projection(projection).bytes()).sum();
+    let head_norms = layer.attention.head_norms.as_ref().map_or(0, |_| 2 * layer.attention.head_dim);
+    projections + ((2 * layer.attention_norm.dims()[0] + head_norms) * size) as u64
+}
+
+/// Cosines and sines of the positions met so far, kept from one batch to the next.
+#[derive(Debug)]
+pub(super) struct RotaryCache<B: KernelBackend> {
+    kept: Mutex<Option<(usize, RotaryTable<B>)>>,
+}
+
+impl<B: KernelBackend<Frozen = B>> RotaryCache<B> {
+    pub(super) fn new() -> Self {
+        Self { kept: Mutex::new(None) }
+    }
+
+    /// A table of at least `positions` rows, where `positions` is also the length of the longest document.
+    fn table(&self, spec: &DecoderSpec, positions: usize, device: &B::Device) -> RotaryTable<B> {
+        // A table that depends on the length of this batch serves no other.
+        if spec.rotary.depends_on_length(positions) {
+            return build_table(spec, positions, positions, device);
+        }
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*kept {
+            Some((rows, table)) if *rows >= positions => table.clone(),
+            _ => {
+                let rows = positions.next_power_of_two().max(64);
+                let table = build_table(spec, rows, 0, device);
+                *kept = Some((rows, table.clone()));
+                table
+            }
+        }
+    }
+}
+
+fn build_table<B: KernelBackend<Frozen = B>>(
+    spec: &DecoderSpec,
+    rows: usize,
+    longest: usize,
+    device: &B::Device,
+) -> RotaryTable<B> {
+    let (cosines, sines) = spec.rotary.tables(rows, longest);
+    let upload = |values: Vec<f32>| {
+        let data = TensorData::new(values, [rows, spec.head_dim / 2]);
+        Tensor::<B, 2>::from_data(data, (device, burn::tensor::DType::F32))
+    };
+    RotaryTable { cos: upload(cosines), sin: upload(sines) }
+}

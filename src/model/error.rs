@@ -1,0 +1,90 @@
+//! Why a checkpoint cannot be run. Every message names the key or tensor, what was expected and the way out.
+
+use crate::{assets, quant};
+
+/// A model that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file of the model folder is at fault.
+    #[error(transparent)]
+    Assets(#[from] assets::Error),
+    /// A quantized tensor is at fault.
+    #[error(transparent)]
+    Quant(#[from] quant::Error),
+    /// An architecture that is not implemented.
+    #[error("config.json describes {found}; supported are {supported}")]
+    UnsupportedArchitecture {
+        /// What it says it is.
+        found: String,
+        /// What can be used instead.
+        supported: String,
+    },
+    /// A key of config.json has a value that cannot be right, or that means something not implemented.
+    #[error("config.json: `{key}` {message}")]
+    Config {
+        /// The key; nested keys joined by a dot.
+        key: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// Keys of config.json whose meaning is not known.
+    #[error(
+        "config.json has keys that are not understood and might change the maths: {}; if they do not matter for \
+         this model, remove them from a copy of the file",
+        keys.join(", ")
+    )]
+    UnknownKeys {
+        /// `key = value` of each.
+        keys: Vec<String>,
+    },
+    /// The tensors of the checkpoint are not those of the model that config.json describes.
+    #[error("the weights in {folder} do not fit config.json: {}", problems.join("; "))]
+    Tensors {
+        /// The model folder.
+        folder: String,
+        /// Every mismatch, the first ones in full.
+        problems: Vec<String>,
+    },
+    /// A token id the model has no embedding for.
+    #[error("token id {id} at position {position} is outside the vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Its place in the sequence.
+        position: usize,
+        /// The vocabulary.
+        vocab_size: usize,
+    },
+    /// Position ids that cannot belong to the documents given.
+    #[error("position id {position} in a batch whose longest document may have {limit} tokens")]
+    PositionOutOfRange {
+        /// The position id.
+        position: u32,
+        /// The number of keys.
+        limit: usize,
+    },
+    /// Adapters made for another model.
+    #[error("adapters for {adapters} layers were given to a model of {layers}")]
+    AdapterCount {
+        /// Entries given.
+        adapters: usize,
+        /// Layers of the model.
+        layers: usize,
+    },
+    /// Nothing to run.
+    #[error("the batch holds no token")]
+    EmptyBatch,
+    /// The device does not compute in the dtype that the recipe asks for.
+    #[error("the device cannot compute in {dtype}: choose `compute_dtype = \"f32\"` or \"auto\"")]
+    UnsupportedDtype {
+        /// The dtype.
+        dtype: &'static str,
+    },
+}
+
+impl Error {
+    /// A key of config.json and what is wrong with it.
+    pub(super) fn config(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Config { key: key.into(), message: message.into() }
+    }
+}

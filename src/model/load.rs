@@ -1,0 +1,188 @@
+//! From a checked checkpoint to a decoder on a device, one tensor at a time.
+//!
+//! Peak memory is the model in the form it is kept plus one dense tensor: each is read, converted or quantized,
+//! moved to the device and dropped before the next. Only the projections of the layers are ever quantized;
+//! embeddings, norms, biases and the output head stay in the compute dtype.
+
+use burn::tensor::{DType, Tensor, TensorData};
+use half::{bf16, f16};
+use tune_kernels::KernelBackend;
+use tune_kernels::linear::FrozenWeight;
+use tune_kernels::nf4::{Nf4Weight, Quantized};
+
+use super::Error;
+use super::decoder::{Decoder, RotaryCache};
+use super::decoder_spec::{DecoderSpec, FloatDtype};
+use super::layers::attention::{Attention, HeadNorms};
+use super::layers::feed_forward::FeedForward;
+use super::layers::{DecoderLayer, FrozenProjection};
+use super::tensors::{self, Checked, KEY_NORM, QUERY_NORM};
+use crate::adapter::projection::Projection;
+use crate::assets::WeightFiles;
+use crate::quant;
+
+/// How far loading has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress<'a> {
+    /// The tensor now loaded.
+    pub tensor: &'a str,
+    /// Tensors loaded, this one included.
+    pub done: usize,
+    /// Tensors in all.
+    pub total: usize,
+}
+
+/// Loads a decoder: checks every tensor against `spec`, then reads them one by one.
+///
+/// With `quantization` the dense projections are quantized; a checkpoint that is already quantized is taken as it
+/// is (see [`tensors::check`]). `progress` is called after each tensor.
+///
+/// # Errors
+/// Tensors that do not fit `spec` (found before anything is allocated), a file that can no longer be read, a
+/// number that is not finite or does not fit `dtype`.
+pub fn load<B: KernelBackend<Frozen = B>>(
+    weights: &WeightFiles,
+    spec: &DecoderSpec,
+    quantization: Option<quant::spec::Spec>,
+    dtype: FloatDtype,
+    device: &B::Device,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Decoder<B>, Error> {
+    let checked = tensors::check(spec, weights, quantization)?;
+    // A checkpoint with quantized tensors is taken as it is, its dense projections included.
+    let quantization = quantization.filter(|_| checked.quantized.is_empty());
+    let total = tensors::expected(spec).len();
+    Loader { weights, spec, checked, quantization, dtype, device, progress, done: 0, total }.decoder()
+}
+
+struct Loader<'a, B: KernelBackend> {
+    weights: &'a WeightFiles,
+    spec: &'a DecoderSpec,
+    checked: Checked,
+    quantization: Option<quant::spec::Spec>,
+    dtype: FloatDtype,
+    device: &'a B::Device,
+    progress: &'a mut dyn FnMut(Progress<'_>),
+    done: usize,
+    total: usize,
+}
+
+impl<B: KernelBackend<Frozen = B>> Loader<'_, B> {
+    fn decoder(mut self) -> Result<Decoder<B>, Error> {
+        let (spec, names) = (self.spec, self.spec.names);
+        let table = [spec.vocab_size, spec.hidden_size];
+        let embedding = self.dense(names.embedding, table)?;
+        let layers = (0..spec.layers).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
+        let final_norm = self.dense(names.final_norm, [spec.hidden_size])?;
+        let head = match spec.tied {
+            true => embedding.clone(),
+            false => self.dense(names.head, table)?,
+        };
+        Ok(Decoder {
+            spec: spec.clone(),
+            dtype: self.dtype,
+            device: self.device.clone(),
+            embedding,
+            layers,
+            final_norm,
+            head: FrozenWeight::Dense(head),
+            rotary: RotaryCache::new(),
+        })
+    }
+
+    fn layer(&mut self, layer: usize) -> Result<DecoderLayer<B>, Error> {
+        let (spec, names) = (self.spec, self.spec.names);
+        let hidden = [spec.hidden_size];
+        let norm = |name: &str| format!("{}.{layer}.{name}", names.layers);
+        let attention_norm = self.dense(&norm(names.attention_norm), hidden)?;
+        let query = self.projection(layer, Projection::Query)?;
+        let key = self.projection(layer, Projection::Key)?;
+        let value = self.projection(layer, Projection::Value)?;
+        let output = self.projection(layer, Projection::Output)?;
+        let head_norms = match spec.query_key_norm {
+            true => Some(HeadNorms {
+                query: self.dense(&tensors::head_norm(spec, layer, QUERY_NORM), [spec.head_dim])?,
+                key: self.dense(&tensors::head_norm(spec, layer, KEY_NORM), [spec.head_dim])?,
+                epsilon: spec.rms_norm_epsilon,
+            }),
+            false => None,
+        };
+        let feed_forward_norm = self.dense(&norm(names.feed_forward_norm), hidden)?;
+        let gate = self.projection(layer, Projection::Gate)?;
+        let up = self.projection(layer, Projection::Up)?;
+        let down = self.projection(layer, Projection::Down)?;
+        Ok(DecoderLayer {
+            attention_norm,
+            attention: Attention {
+                query,
+                key,
+                value,
+                output,
+                head_norms,
+                heads: spec.attention_heads,
+                key_value_heads: spec.key_value_heads,
+                head_dim: spec.head_dim,
+                sliding_window: spec.sliding_window.get(layer).copied().flatten(),
+            },
+            feed_forward_norm,
+            feed_forward: FeedForward { gate, up, down },
+            rms_norm_epsilon: spec.rms_norm_epsilon,
+        })
+    }
+
+    fn projection(&mut self, layer: usize, projection: Projection) -> Result<FrozenProjection<B>, Error> {
+        let module = self.spec.names.projection(layer, projection);
+        let shape = self.spec.projection_shape(projection);
+        let name = format!("{module}.weight");
+        let weight = match (self.checked.quantized.get(&name), self.quantization) {
+            (Some(stored), _) => {
+                let quantized = stored.read(self.weights)?;
+                self.packed(&name, quantized)?
+            }
+            (None, Some(spec)) => {
+                let values = self.weights.read_floats::<f32>(&name)?;
+                let quantized = quant::nf4::quantize(&values, shape, spec);
+                drop(values);
+                self.packed(&name, quantized)?
+            }
+            (None, None) => FrozenWeight::Dense(self.dense(&name, shape)?),
+        };
+        let bias = match self.spec.has_bias(projection) {
+            true => Some(self.dense(&format!("{module}.bias"), [shape[0]])?),
+            false => None,
+        };
+        Ok(FrozenProjection { weight, bias })
+    }
+
+    /// A 4-bit weight, moved to the device.
+    fn packed(&mut self, name: &str, quantized: Quantized) -> Result<FrozenWeight<B>, Error> {
+        let weight = Nf4Weight::try_new(quantized, self.device)
+            .map_err(|error| quant::Error::FourBit { weight: name.to_owned(), message: error.to_string() })?;
+        self.report(name);
+        Ok(FrozenWeight::Nf4(weight))
+    }
+
+    /// A tensor in the compute dtype.
+    fn dense<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Result<Tensor<B, D>, Error> {
+        let data = match self.dtype {
+            FloatDtype::F32 => TensorData::new(self.weights.read_floats::<f32>(name)?, shape),
+            FloatDtype::Bf16 => TensorData::new(self.weights.read_floats::<bf16>(name)?, shape),
+            FloatDtype::F16 => TensorData::new(self.weights.read_floats::<f16>(name)?, shape),
+        };
+        self.report(name);
+        Ok(Tensor::from_data(data, (self.device, burn_dtype(self.dtype))))
+    }
+
+    fn report(&mut self, tensor: &str) {
+        self.done += 1;
+        (self.progress)(Progress { tensor, done: self.done, total: self.total });
+    }
+}
+
+fn burn_dtype(dtype: FloatDtype) -> DType {
+    match dtype {
+        FloatDtype::F32 => DType::F32,
+        FloatDtype::Bf16 => DType::BF16,
+        FloatDtype::F16 => DType::F16,
+    }
+}

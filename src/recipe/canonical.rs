@@ -1,0 +1,50 @@
+//! A recipe written out: the resolved text that is saved with a run, and the hash that names what was run.
+
+use std::fmt::Write;
+
+use sha2::{Digest, Sha256};
+
+use crate::document::{Word, Writer};
+
+use super::{Recipe, VERSION};
+
+impl Recipe {
+    /// The recipe as TOML with every default written out; read again, it is the same recipe.
+    pub fn to_toml(&self) -> String {
+        let head =
+            concat!("# Resolved by tune ", env!("CARGO_PKG_VERSION"), ": every default written out.\n\n");
+        format!("{head}{}", self.write(Writer::everything()))
+    }
+
+    /// SHA-256, in hexadecimal, of everything in the recipe that can change the adapter.
+    ///
+    /// The order of keys and tables, comments, spelled-out defaults and the way a value came in (file or
+    /// override) make no difference, and neither do `output_dir`, `logging_steps`, `eval_steps`,
+    /// `save_steps`, `save_total_limit` and `[sample]`.
+    pub fn sha256(&self) -> String {
+        let digest = Sha256::digest(self.write(Writer::essentials()));
+        digest.iter().fold(String::with_capacity(64), |mut text, byte| {
+            let _infallible = write!(text, "{byte:02x}");
+            text
+        })
+    }
+
+    fn write(&self, mut writer: Writer) -> String {
+        writer.key("version", VERSION);
+        writer.bookkeeping("output_dir", &self.output_dir);
+        writer.key("seed", self.seed);
+        writer.key("device", self.device.word());
+        self.model.write(&mut writer);
+        if let Some(quantization) = &self.quantization {
+            quantization.write(&mut writer);
+        }
+        self.adapter.write(&mut writer);
+        self.data.write(&mut writer);
+        for dataset in &self.datasets {
+            dataset.write(&mut writer);
+        }
+        self.train.write(&mut writer);
+        self.sample.write(&mut writer);
+        writer.finish()
+    }
+}

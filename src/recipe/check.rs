@@ -1,0 +1,76 @@
+//! What must hold between tables. Each check goes on although others have failed.
+
+use crate::data::spec::{DatasetSpec, Split, train_on_problem};
+use crate::document::Problem;
+
+use super::RecipeFile;
+
+/// Reports contradictions, and moves `data.train_on` and its defaults into the datasets.
+pub(super) fn across_tables(file: &mut RecipeFile) {
+    nothing_trained_on(file);
+    held_out_twice(file);
+    resolve_train_on(file);
+}
+
+fn nothing_trained_on(file: &mut RecipeFile) {
+    let datasets = &file.parts().datasets;
+    let is_held_out = |dataset: &Option<DatasetSpec>| {
+        dataset.as_ref().is_some_and(|dataset| dataset.split == Split::Validation)
+    };
+    if !datasets.is_empty() && datasets.iter().all(is_held_out) {
+        let place = file.place(&["dataset", "0", "split"]);
+        file.report(
+            Problem::new(
+                "recipe::contradiction",
+                place,
+                "every `[[dataset]]` is held out: there is nothing to train on",
+            )
+            .label("held out")
+            .help("add a `[[dataset]]` without `split = \"validation\"`"),
+        );
+    }
+}
+
+/// Two answers to which rows are held out would make `eval_loss` ambiguous.
+fn held_out_twice(file: &mut RecipeFile) {
+    let is_held_out = |dataset: &Option<DatasetSpec>| {
+        dataset.as_ref().is_some_and(|dataset| dataset.split == Split::Validation)
+    };
+    let Some(index) = file.parts().datasets.iter().position(is_held_out) else { return };
+    if file.parts().data.val_split > 0.0 {
+        let split = file.place(&["dataset", &index.to_string(), "split"]);
+        let share = file.place(&["data", "val_split"]);
+        file.report(
+            Problem::new(
+                "recipe::contradiction",
+                share,
+                "`val_split` and a validation dataset both say what is held out",
+            )
+            .label("this share of the training rows")
+            .also(split, "and all of this file")
+            .help("remove `val_split`, or train on that dataset"),
+        );
+    }
+}
+
+/// Writes into every dataset what is supervised in it, from its own `train_on`, from `data.train_on`, or by
+/// its format; `tokens` bring their labels with them and get none.
+fn resolve_train_on(file: &mut RecipeFile) {
+    let general = file.parts_mut().data.train_on.take();
+    let mut misfit = None;
+    for (index, dataset) in file.parts_mut().datasets.iter_mut().enumerate() {
+        let Some(dataset) = dataset else { continue };
+        let Some(default) = dataset.format.default_train_on() else { continue };
+        if let (Some(general), None) = (general, dataset.train_on)
+            && !dataset.format.train_on_choices().contains(&general)
+        {
+            misfit = misfit.or(Some((index, dataset.format, general)));
+        }
+        dataset.train_on = dataset.train_on.or(general).or(Some(default));
+    }
+    if let (Some((index, format, train_on)), Some(value)) = (misfit, file.value(&["data", "train_on"])) {
+        let format_place = file.place(&["dataset", &index.to_string(), "format"]);
+        let problem = train_on_problem(value, format, train_on).also(format_place, "to which it would apply");
+        file.report(problem);
+    }
+}

@@ -1,0 +1,235 @@
+//! A recipe as it lies on disk: read, overridden, judged; with a place for problems that others find.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::document::{Findings, Kind, Misfit, Place, Problem, Problems, Source, Value, integer, path, word};
+use crate::{adapter, data, generate, model, quant, train};
+
+use super::foreign::ALIASES;
+use super::{DeviceSpec, Recipe, VERSION, check, files, overrides};
+
+/// Larger than any recipe, smaller than what would take long to refuse.
+const LARGEST_FILE: u64 = 256 << 10;
+
+/// Why there is no recipe.
+#[derive(Debug, thiserror::Error, miette::Diagnostic)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("cannot read the recipe {path}: {source}", path = path.display())]
+    #[diagnostic(code(recipe::unreadable), help("name a recipe file, as in `tune run recipe.toml`"))]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The file is far larger than any recipe.
+    #[error("{path} is no recipe: it has {bytes} bytes, and a recipe has at most {LARGEST_FILE}", path = path.display())]
+    #[diagnostic(code(recipe::too_large), help("was a dataset or a model named instead of a recipe?"))]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The file was read, and this is wrong with it.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Problems(#[from] Problems),
+}
+
+/// What could be read of a recipe, for checks that go on although something is wrong elsewhere.
+///
+/// Where a value was wrong its default stands in, so never run from this: [`RecipeFile::finish`] hands out
+/// the [`Recipe`] once nothing is wrong.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parts {
+    /// The run folder.
+    pub output_dir: Option<PathBuf>,
+    /// The seed.
+    pub seed: u64,
+    /// The device.
+    pub device: DeviceSpec,
+    /// `[model]`, when it names a base.
+    pub model: Option<model::spec::Spec>,
+    /// `[quantization]`.
+    pub quantization: Option<quant::spec::Spec>,
+    /// `[adapter]`.
+    pub adapter: adapter::spec::Spec,
+    /// `[data]`.
+    pub data: data::spec::Spec,
+    /// Each `[[dataset]]` with its position; `None` where one has no path or no format.
+    pub datasets: Vec<Option<data::spec::DatasetSpec>>,
+    /// `[train]`, when it names a learning rate.
+    pub train: Option<train::spec::Spec>,
+    /// `[sample]`.
+    pub sample: generate::spec::Spec,
+}
+
+/// A recipe's text, what could be read of it, and everything wrong with it.
+#[derive(Debug)]
+pub struct RecipeFile {
+    name: String,
+    root: Value,
+    parts: Parts,
+    problems: Vec<Problem>,
+}
+
+impl RecipeFile {
+    /// Reads the recipe at `path` and lays `overrides` (`key.path=VALUE`) over it.
+    ///
+    /// # Errors
+    /// Only when the file cannot be read; what is wrong with its text is collected in the result.
+    pub fn open(path: &Path, overrides: &[String]) -> Result<Self, Error> {
+        let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
+        let metadata = std::fs::metadata(path).map_err(unreadable)?;
+        if metadata.is_dir() {
+            return Err(unreadable(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")));
+        }
+        if metadata.len() > LARGEST_FILE {
+            return Err(Error::TooLarge { path: path.to_owned(), bytes: metadata.len() });
+        }
+        let bytes = std::fs::read(path).map_err(unreadable)?;
+        Ok(Self::parse(&path.display().to_string(), &bytes, overrides))
+    }
+
+    /// Reads a recipe from the bytes of a file that people know as `name`.
+    pub fn parse(name: &str, bytes: &[u8], overrides: &[String]) -> Self {
+        let source = Source::new(0, name, String::from_utf8_lossy(bytes).into_owned());
+        let (mut root, mut syntax) = crate::document::parse(&source);
+        if let Err(error) = std::str::from_utf8(bytes) {
+            let at = error.valid_up_to();
+            let place = Place::new(&source, at..at + 1);
+            let byte = bytes.get(at).copied().unwrap_or_default();
+            let problem = Problem::new("document::encoding", place, "the recipe is not UTF-8 text");
+            let label = format!("byte 0x{byte:02X}");
+            syntax.push(problem.label(label).help("save the file as UTF-8"));
+        }
+        syntax.extend(overrides::apply(&mut root, overrides));
+        let (parts, problems) = read(&source, &root, syntax);
+        let mut file = Self { name: name.to_owned(), root, parts, problems };
+        check::across_tables(&mut file);
+        file
+    }
+
+    /// Looks for the files that the recipe names: base folder, datasets, template, adapter to start from.
+    pub fn check_files(&mut self) {
+        let problems = files::missing(self);
+        self.problems.extend(problems);
+    }
+
+    /// What could be read.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
+    }
+
+    pub(super) fn parts_mut(&mut self) -> &mut Parts {
+        &mut self.parts
+    }
+
+    /// The value at a path of keys, list positions among them (`["dataset", "0", "path"]`), as written.
+    pub fn value(&self, path: &[&str]) -> Option<&Value> {
+        let (last, table) = path.split_last()?;
+        match &self.root.nearest(table).kind {
+            Kind::Table(entries) => entries.get(last).map(|entry| &entry.value),
+            Kind::Array(items) => items.get(last.parse::<usize>().ok()?),
+            _ => None,
+        }
+    }
+
+    /// Where to point for the value at a path of keys: the value as it was written, in the file or in an
+    /// override; when it was left to its default, the table it would stand in, or the end of the file.
+    pub fn place(&self, path: &[&str]) -> Place {
+        self.root.nearest(path).place.clone()
+    }
+
+    /// Adds what another room found wrong, so that all of it is told together.
+    pub fn report(&mut self, problem: Problem) {
+        self.problems.push(problem);
+    }
+
+    /// What is known to be wrong so far, in no order.
+    pub fn problems(&self) -> &[Problem] {
+        &self.problems
+    }
+
+    /// The recipe, when nothing is wrong with it.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the order it was written.
+    pub fn finish(self) -> Result<Recipe, Problems> {
+        let Self { name, root, parts, mut problems } = self;
+        let datasets: Option<Vec<_>> = parts.datasets.into_iter().collect();
+        if let ([], Some(output_dir), Some(model), Some(datasets), Some(train)) =
+            (problems.as_slice(), parts.output_dir, parts.model, datasets, parts.train)
+        {
+            return Ok(Recipe {
+                output_dir,
+                seed: parts.seed,
+                device: parts.device,
+                model,
+                quantization: parts.quantization,
+                adapter: parts.adapter,
+                data: parts.data,
+                datasets,
+                train,
+                sample: parts.sample,
+            });
+        }
+        if problems.is_empty() {
+            // A required value is missing only after it was reported, or lost to a slip of syntax that was.
+            let message = "a required value could not be read";
+            problems.push(Problem::new("recipe::incomplete", root.place, message));
+        }
+        Err(Problems::new(name, problems))
+    }
+}
+
+/// Every table through the room that owns it.
+fn read(source: &Arc<Source>, root: &Value, syntax: Vec<Problem>) -> (Parts, Vec<Problem>) {
+    let mut findings = Findings::new(Place::end_of(source), syntax);
+    let parts = findings.read(root, |top| {
+        top.key("version", version).required(VERSION);
+        let parts = Parts {
+            output_dir: top.key("output_dir", path).required("\"runs/my-first-run\""),
+            seed: top.key("seed", integer(0..=i64::MAX as u64)).or(42),
+            device: top.key("device", word).or(DeviceSpec::Auto),
+            model: top.table("model", model::spec::Spec::read),
+            quantization: top.table("quantization", quant::spec::Spec::read),
+            adapter: top.table("adapter", adapter::spec::Spec::read),
+            data: top.table("data", data::spec::Spec::read),
+            datasets: top.tables("dataset", data::spec::DatasetSpec::read),
+            train: top.table("train", train::spec::Spec::read),
+            sample: top.table("sample", generate::spec::Spec::read),
+        };
+        let has_none = match top.value("dataset").map(|value| &value.kind) {
+            None => true,
+            Some(Kind::Array(items)) => items.is_empty(),
+            Some(_) => false,
+        };
+        if has_none {
+            let place = top.value("dataset").map_or_else(|| top.header(), |value| value.place.clone());
+            let problem = Problem::new("recipe::missing_table", place, "there is nothing to train on")
+                .label("no `[[dataset]]`")
+                .help("add a `[[dataset]]` with `path` and `format`");
+            top.report_missing(&["dataset"], problem);
+        }
+        parts
+    });
+    (parts, findings.into_problems(ALIASES))
+}
+
+fn version(value: &Value) -> Result<u32, Vec<Misfit>> {
+    let version = integer(0..=u32::MAX)(value)?;
+    if version == VERSION {
+        return Ok(version);
+    }
+    let message = format!("this program reads version {VERSION}, and the recipe says {version}");
+    let help = match version > VERSION {
+        true => "use a newer release of tune".to_owned(),
+        false => format!("write `version = {VERSION}`"),
+    };
+    Err(vec![Misfit::new(value, message, "unknown version").help(help)])
+}

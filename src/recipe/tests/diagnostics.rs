@@ -1,0 +1,357 @@
+//! What people are told: each problem's place, words and way out.
+
+use super::super::foreign::ALIASES;
+use super::{SMALL, problems};
+use crate::document::Meaning;
+
+#[test]
+fn wrong_overrides_point_at_what_was_typed() {
+    assert_eq!(
+        problems(
+            SMALL,
+            &[
+                "train.learning_rate=fast",
+                "train.lr=1",
+                "seed",
+                "=3",
+                "a b=1",
+                "model.base.x=1",
+                "dataset.4.path=x",
+                "dataset.first.path=x",
+                "output_dir=2024"
+            ]
+        ),
+        [
+            "fast: `train.learning_rate`: expected a number, found a string | ",
+            "lr: unknown key `lr` in `[train]` | here it is `learning_rate`",
+            "seed: `--set seed` has no `=` | write `--set key.path=VALUE`, for example `--set train.learning_rate=1e-4`",
+            ": `` is not a key | write `--set key.path=VALUE`, for example `--set train.learning_rate=1e-4`",
+            "a b: `a b` is not a key | write `--set key.path=VALUE`, for example `--set train.learning_rate=1e-4`",
+            "x: `model.base` is a string and has no keys | ",
+            "4: `dataset` is a list | its entries are `dataset.0` to `dataset.0`; `dataset.1` adds one",
+            "first: `dataset` is a list | its entries are `dataset.0` to `dataset.0`; `dataset.1` adds one",
+            "2024: `output_dir`: expected a string, found an integer | put it in quotes: \"2024\"",
+        ]
+    );
+}
+
+/// What `changes` to the small recipe are told about.
+#[track_caller]
+fn told(changes: &[&str], expected: &[&str]) {
+    assert_eq!(problems(SMALL, changes), expected);
+}
+
+#[test]
+fn names_of_other_tools_are_translated() {
+    told(&["adapter.lora.r=8"], &["r: unknown key `r` in `[adapter.lora]` | here it is `rank`"]);
+    told(&["lora_r=8"], &["lora_r: unknown key `lora_r` | here it is `rank` in `[adapter.lora]`"]);
+    told(
+        &["train.per_device_train_batch_size=1"],
+        &[
+            "per_device_train_batch_size: unknown key `per_device_train_batch_size` in `[train]` | here it is `micro_batch_size`",
+        ],
+    );
+    told(
+        &["sequence_len=8"],
+        &["sequence_len: unknown key `sequence_len` | here it is `max_seq_len` in `[data]`"],
+    );
+    told(
+        &["train.load_in_4bit=true"],
+        &["load_in_4bit: unknown key `load_in_4bit` in `[train]` | here it is `[quantization.nf4]`"],
+    );
+    told(&["lora.r=8"], &["lora: unknown table `[lora]` | here it is `[adapter.lora]`"]);
+    told(
+        &["train.bf16=true"],
+        &["bf16: unknown key `bf16` in `[train]` | here it is `compute_dtype` in `[model]`"],
+    );
+    told(&["dataset.0.type=chat"], &["type: unknown key `type` in `[[dataset]]` | here it is `format`"]);
+}
+
+#[test]
+fn misplaced_keys_are_sent_home() {
+    told(
+        &["train.max_seq_len=8"],
+        &["max_seq_len: unknown key `max_seq_len` in `[train]` | `max_seq_len` belongs in `[data]`"],
+    );
+    told(
+        &["adapter.rank=8"],
+        &["rank: unknown key `rank` in `[adapter]` | `rank` belongs in `[adapter.lora]`"],
+    );
+    told(
+        &["quantization.block_size=64"],
+        &[
+            "block_size: unknown key `block_size` in `[quantization]` | `block_size` belongs in `[quantization.nf4]`",
+        ],
+    );
+    told(
+        &["data.output_dir=x"],
+        &[
+            "output_dir: unknown key `output_dir` in `[data]` | `output_dir` belongs at the top, above the first table",
+        ],
+    );
+    told(&["nf4={}"], &["nf4: unknown key `nf4` | here it is `[quantization.nf4]`"]);
+}
+
+#[test]
+fn slips_of_the_fingers_get_a_suggestion() {
+    told(
+        &["train.learning_rat=1"],
+        &["learning_rat: unknown key `learning_rat` in `[train]` | did you mean `learning_rate`?"],
+    );
+    told(
+        &["train.paking=true"],
+        &["paking: unknown key `paking` in `[train]` | did you mean `packing` in `[data]`?"],
+    );
+    told(
+        &["quantization.nf5={}"],
+        &["nf5: unknown key `nf5` in `[quantization]` | did you mean `[quantization.nf4]`?"],
+    );
+    told(
+        &["model.zzzzzzzz=1"],
+        &[
+            "zzzzzzzz: unknown key `zzzzzzzz` in `[model]` | `[model]` knows `base`, `revision`, `compute_dtype`",
+        ],
+    );
+    told(
+        &[
+            "train.lr_scheduler=cosin",
+            "device=gpu",
+            "model.compute_dtype=bfloat16",
+            "dataset.0.format=prompt_completion",
+        ],
+        &[
+            "cosin: `train.lr_scheduler`: \"cosin\" is not one of its words | did you mean \"cosine\"? The choices are \"constant\", \"linear\", \"cosine\"",
+            "gpu: `device`: \"gpu\" is not one of its words | did you mean \"cpu\"? The choices are \"auto\", \"cpu\"",
+            "bfloat16: `model.compute_dtype`: \"bfloat16\" is not one of its words | here it is \"bf16\"; the choices are \"auto\", \"bf16\", \"f16\", \"f32\"",
+            "prompt_completion: `dataset.0.format`: \"prompt_completion\" is not one of its words | here it is \"prompt-completion\"; the choices are \"messages\", \"alpaca\", \"prompt-completion\", \"text\", \"tokens\"",
+        ],
+    );
+}
+
+#[test]
+fn types_and_ranges() {
+    told(
+        &[
+            "train.epochs='1'",
+            "train.max_steps=1e3",
+            "train.micro_batch_size=0",
+            "adapter.lora.dropout=1",
+            "adapter.lora.alpha=0",
+            "data.packing='yes'",
+            "data.packing='true'",
+            "train.learning_rate=nan",
+            "train.max_grad_norm=inf",
+            "train.save_total_limit=0",
+            "seed=-1",
+            "data.max_seq_len=99999999999999999999999999999999999999999999",
+            "quantization.nf4.block_size=96",
+            "model=3",
+            "version=2",
+            "dataset.0.weight=0",
+        ][..],
+        &[
+            "'1': `train.epochs`: expected a number, found a string | remove the quotes: 1",
+            "1e3: `train.max_steps`: expected an integer, found a float | write it as one: 1000",
+            "0: `train.micro_batch_size`: 0 is out of range | allowed: at least 1 and at most 65536",
+            "1: `adapter.lora.dropout`: 1 is out of range | allowed: at least 0 and below 1",
+            "0: `adapter.lora.alpha`: 0 is out of range | allowed: above 0",
+            "'true': `data.packing`: expected `true` or `false`, found a string | remove the quotes: true",
+            "nan: `train.learning_rate`: NaN is out of range | allowed: above 0 and at most 1",
+            "inf: `train.max_grad_norm`: inf is out of range | allowed: at least 0",
+            "0: `train.save_total_limit`: 0 is out of range | allowed: at least 1 and at most 1000000",
+            "-1: `seed`: -1 is out of range | allowed: at least 0 and at most 9223372036854775807",
+            "99999999999999999999999999999999999999999999: this integer is too large | ",
+            "96: `quantization.nf4.block_size`: 96 is not a power of two | one of 64, 128, 256, 512, 1024, 2048, 4096",
+            "3: `model`: expected a table, found an integer | write `[model]` on a line of its own, and its keys below",
+            "2: `version`: this program reads version 1, and the recipe says 2 | use a newer release of tune",
+            "0: `dataset.0.weight`: 0 is out of range | allowed: above 0 and at most 1000000",
+        ],
+    );
+}
+
+#[test]
+fn target_modules_are_names_or_a_pattern() {
+    let told = |value: &str, expected: &str| {
+        let change = format!("adapter.lora.target_modules={value}");
+        let expected: Vec<_> = if expected.is_empty() { Vec::new() } else { vec![expected.to_owned()] };
+        let found: Vec<_> = problems(SMALL, &[&change])
+            .iter()
+            .map(|problem| problem.replace("`adapter.lora.target_modules`: ", ""))
+            .collect();
+        assert_eq!(found, expected);
+    };
+    told("all-linear", "");
+    told("['q_proj', 'model.layers.0.mlp.up_proj']", "");
+    told(r"'.*\.(q|v)_proj'", "");
+    told("all_linear", "all_linear: unknown word | did you mean \"all-linear\"?");
+    told(
+        "q_proj",
+        "q_proj: a string is a regular expression over whole module paths, and this one matches none | to name modules, write a list: [\"q_proj\"]",
+    );
+    told(
+        "'q_proj,v_proj'",
+        "'q_proj,v_proj': a string is a regular expression over whole module paths, and this one matches none | to name modules, write a list: [\"q_proj\", \"v_proj\"]",
+    );
+    told("[]", "[]: names no module | name modules, or write \"all-linear\"");
+    told(
+        "['.*_proj']",
+        "'.*_proj': a module name holds no `*` | entries of a list are names; for a regular expression write a single string, no list",
+    );
+    told(
+        "'(q_proj'",
+        r"'(q_proj': not a regular expression: unclosed group | the syntax is that of the regex crate; a literal dot is written \. inside '…'",
+    );
+    told(
+        "'a)|(b'",
+        r"'a)|(b': not a regular expression: unopened group | the syntax is that of the regex crate; a literal dot is written \. inside '…'",
+    );
+    told(
+        "'(?!lm_head).*'",
+        "'(?!lm_head).*': not a regular expression: look-around, including look-ahead and look-behind, is not supported | list the modules by name instead",
+    );
+    told(
+        "7",
+        "7: expected \"all-linear\", a list of module names, or a regular expression, found an integer | ",
+    );
+}
+
+#[test]
+fn contradictions() {
+    told(
+        &["train.warmup_ratio=0.1", "train.warmup_steps=3"],
+        &["warmup_steps: `warmup_steps` and `warmup_ratio` both say how long | keep one of them"],
+    );
+    told(
+        &["dataset.0.split=validation"],
+        &[
+            "validation: every `[[dataset]]` is held out: there is nothing to train on | add a `[[dataset]]` without `split = \"validation\"`",
+        ],
+    );
+    told(
+        &["data.val_split=0.5", "dataset.1={path='x', format='text', split='validation'}"],
+        &[
+            "0.5: `val_split` and a validation dataset both say what is held out | remove `val_split`, or train on that dataset",
+        ],
+    );
+    told(
+        &["dataset.1={path='x', format='text', split='validation', weight=2}"],
+        &[
+            "weight: `weight` says how often a row is trained on, and these rows are held out | remove it, or `split = \"validation\"`",
+        ],
+    );
+    told(
+        &["dataset.0.format=tokens", "dataset.0.train_on=all"],
+        &[
+            "all: `train_on = \"all\"` does not apply to the format `tokens` | leave it out: the `labels` column says which tokens are supervised",
+        ],
+    );
+    told(
+        &["dataset.0.format=alpaca", "data.train_on=assistant"],
+        &[
+            "assistant: `train_on = \"assistant\"` does not apply to the format `alpaca` | for `alpaca` it is \"completion\" or \"all\"; left out, each format has its own default",
+        ],
+    );
+    told(&["dataset.0.format=tokens", "data.train_on=assistant"], &[]);
+    told(
+        &["dataset.0.fields={question='prompt', messages='conversations', instruction='x'}"],
+        &[
+            "question: the format `messages` has no field `question` | its fields are messages, role, content",
+            "instruction: the format `messages` has no field `instruction` | its fields are messages, role, content",
+        ],
+    );
+    told(
+        &["dataset.0.format=prompt-completion", "dataset.0.fields={question='prompt'}"],
+        &[
+            "question: the format `prompt-completion` has no field `question` | our name comes first: { prompt = \"question\" }",
+        ],
+    );
+    told(
+        &["quantization={}"],
+        &[
+            "{}: `[quantization]` does not say which kind | write `[quantization.nf4]`, or leave the table out to train a plain LoRA on the dense base",
+        ],
+    );
+}
+
+#[test]
+fn what_is_missing_is_told_where_it_belongs() {
+    assert_eq!(
+        problems("[train]\n[[dataset]]\n[model]\n", &[]),
+        [
+            "[train]: missing key `train.learning_rate` | write `learning_rate = 2e-4` under `[train]`",
+            "[train]: nothing says when training ends: missing key `train.epochs` or `train.max_steps` | write `epochs = 1` or `max_steps = 1000` under `[train]`",
+            "[[dataset]]: missing key `dataset.path` | write `path = \"data/train.jsonl\"` under `[[dataset]]`",
+            "[[dataset]]: missing key `dataset.format` | write `format = \"messages\"` under `[[dataset]]`",
+            "[model]: missing key `model.base` | write `base = \"Qwen/Qwen3-0.6B\"` under `[model]`",
+            ": missing key `version` | write `version = 1` at the top, above the first table",
+            ": missing key `output_dir` | write `output_dir = \"runs/my-first-run\"` at the top, above the first table",
+        ]
+    );
+    let nothing = problems("", &[]);
+    assert_eq!(nothing.len(), 6);
+    assert!(nothing.contains(
+        &": there is nothing to train on | add a `[[dataset]]` with `path` and `format`".to_owned()
+    ));
+}
+
+#[test]
+fn a_slip_of_syntax_is_told_once_and_hides_nothing_else() {
+    let slip = |from: &str, to: &str| problems(&SMALL.replace(from, to), &["adapter.lora.rank=0"]);
+    let rank = "0: `adapter.lora.rank`: 0 is out of range | allowed: at least 1 and at most 65536";
+    let one = |from: &str, to: &str, expected: &str| assert_eq!(slip(from, to), [expected, rank], "{to}");
+    one("2e-4", "", ": a value is missing | leave the key out to get its default");
+    one("2e-4", "2e-4x", "x: not a number | numbers are written like 10, 0.5 or 2e-4");
+    one("epochs = 1", "epochs = None", "None: TOML has no `None` | leave the key out to get its default");
+    one("epochs = 1", "epochs = True", "True: `True` is not TOML | write `true`");
+    one("epochs = 1", "epochs: 1", ":: a key and its value are separated by `=` | write `key = value`");
+    one("\"messages\"", "messages", "messages: text stands in quotes | write `\"messages\"`");
+    one("\"train.jsonl\"", r"C:\data\x", r"C:\data\x: text stands in quotes | write `'C:\data\x'`");
+    one(
+        "\"train.jsonl\"",
+        r#""C:\data\x""#,
+        ": inside \"…\" a backslash begins an escape | put text with backslashes in single quotes: '…'",
+    );
+    one("\"train.jsonl\"", "[\"train.jsonl\"", "[: this array is never closed | add the missing `]`");
+    one("\"train.jsonl\"", "{ a = 1", "{: this inline table is never closed | add the missing `}`");
+    one("epochs = 1", "epochs = 1\nepochs = 2", "epochs: `epochs` is written twice | keep one of them");
+    one("[train]", "[model]\n[train]", "model: `model` is written twice | keep one of them");
+    one("[train]", "[train", ": unclosed table, expected `]` | ");
+}
+
+#[test]
+fn every_translation_leads_to_a_key_that_exists() {
+    // A recipe with one unknown key per place makes the readers list what they know.
+    let text = format!(
+        "zzzzzzzzzz = 1\n{SMALL}\nzzzzzzzzzz = 1\n[quantization]\nzzzzzzzzzz = 1\n[quantization.nf4]\nzzzzzzzzzz = 1\n\
+         [adapter]\nzzzzzzzzzz = 1\n[adapter.lora]\nzzzzzzzzzz = 1\n[data]\nzzzzzzzzzz = 1\n[sample]\nzzzzzzzzzz = 1\n"
+    )
+    .replace("[model]", "[model]\nzzzzzzzzzz = 1")
+    .replace("[[dataset]]", "[[dataset]]\nzzzzzzzzzz = 1");
+    let known = problems(&text, &[]).join("\n");
+    for alias in ALIASES {
+        let (path, is_table) = match alias.meaning {
+            Meaning::Key(path) => (path, false),
+            Meaning::Table(path) => (path, true),
+            Meaning::Note(_) => continue,
+        };
+        let (table, key) = path.rsplit_once('.').unwrap_or(("", path));
+        let header = match (table, table == "dataset") {
+            ("", _) => "the top level knows".to_owned(),
+            (_, true) => format!("`[[{table}]]` knows"),
+            (_, false) => format!("`[{table}]` knows"),
+        };
+        let line =
+            known.lines().find(|line| line.contains(&header)).unwrap_or_else(|| panic!("{header}\n{known}"));
+        let written = match (is_table, path) {
+            (true, "dataset") => "`[[dataset]]`".to_owned(),
+            (true, path) => format!("`[{path}]`"),
+            (false, _) => format!("`{key}`"),
+        };
+        assert!(line.contains(&written), "{path} is not among: {line}");
+    }
+    let mut names: Vec<_> = ALIASES.iter().flat_map(|alias| alias.names).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), count, "a name stands in two places");
+}

@@ -1,0 +1,111 @@
+//! The use-cases behind the commands: each opens what a recipe names, does one thing, and returns what came of it.
+
+pub mod fine_tune;
+pub mod inspect;
+pub mod open;
+mod provenance;
+mod sample;
+mod survey;
+pub mod validate;
+
+use std::path::Path;
+
+pub use fine_tune::{Options, Outcome, fine_tune};
+
+use crate::data::example::RowId;
+use crate::train::fit::FitError;
+use crate::train::folder::FolderError;
+use crate::{adapter, assets, checkpoint, data, files, generate, model, recipe};
+
+/// What a use-case takes from its surroundings instead of looking for it.
+#[derive(Clone, Copy)]
+pub struct Environment<'a> {
+    /// The folder that holds the `models--…` entries of the Hugging Face cache.
+    pub hub_cache: &'a Path,
+    /// Asked again and again: should the work stop?
+    pub stop: &'a dyn Fn() -> bool,
+}
+
+/// Why a use-case did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Something is wrong with the recipe, or with what it names.
+    #[error(transparent)]
+    Recipe(#[from] recipe::Error),
+    /// Something is wrong with the examples.
+    #[error(transparent)]
+    Data(#[from] data::error::Error),
+    /// The base model cannot be used.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// The adapter cannot be read or written.
+    #[error(transparent)]
+    Adapter(#[from] adapter::Error),
+    /// A file could not be written.
+    #[error(transparent)]
+    File(#[from] files::Error),
+    /// The run folder cannot be used.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A checkpoint could not be written.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    /// A sample could not be generated.
+    #[error(transparent)]
+    Generate(#[from] generate::Error),
+    /// The loss or a gradient is not finite.
+    #[error("{fault}, made from {}", rows.join(", "))]
+    Diverged {
+        /// Which step, and what it was.
+        fault: String,
+        /// The rows of the step, by file and line.
+        rows: Vec<String>,
+        /// The newest checkpoint, which holds what was good.
+        checkpoint: Option<std::path::PathBuf>,
+    },
+    /// The work was asked to stop before anything was written.
+    #[error("stopped")]
+    Stopped,
+    /// A part could not be opened, although nothing was found wrong.
+    #[error("a part of the recipe could not be opened")]
+    Unopened,
+}
+
+impl From<data::source::Error> for Error {
+    fn from(error: data::source::Error) -> Self {
+        Self::Data(error.into())
+    }
+}
+
+impl From<assets::Error> for Error {
+    fn from(error: assets::Error) -> Self {
+        Self::Model(error.into())
+    }
+}
+
+/// At most this many rows of a diverged step are named.
+const ROWS_NAMED: usize = 20;
+
+impl open::Opened {
+    /// What stopped the loop, in terms of files and rows.
+    fn explain(&self, error: FitError) -> Error {
+        match error {
+            FitError::Data(error) => error.into(),
+            FitError::Folder(error) => error.into(),
+            FitError::Checkpoint(error) => error.into(),
+            FitError::Adapter(error) => error.into(),
+            FitError::Model(error) => error.into(),
+            FitError::Diverged { ref rows, checkpoint: ref newest, .. } => {
+                let place = |id: &RowId| match self.corpus.datasets().nth(id.dataset as usize) {
+                    Some(dataset) => dataset.place(id.row).to_string(),
+                    None => format!("row {} of dataset {}", id.row, id.dataset),
+                };
+                let mut named: Vec<String> = rows.iter().take(ROWS_NAMED).map(place).collect();
+                if rows.len() > ROWS_NAMED {
+                    named.push(format!("and {} more", rows.len() - ROWS_NAMED));
+                }
+                Error::Diverged { fault: error.to_string(), rows: named, checkpoint: newest.clone() }
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Opens everything a recipe names and checks each against the others, before anything is loaded or written.
+//!
+//! What is wrong is told together: the recipe's own problems, and those that only the model folder, the tokenizer,
+//! the adapter to start from or the columns of a dataset reveal, each at its place in the recipe.
+
+use std::sync::Arc;
+
+use super::{Environment, Error};
+use crate::adapter::peft;
+use crate::adapter::target::{self, At, Target};
+use crate::assets::{self, Base, ModelDir};
+use crate::data::corpus::{Corpus, Language};
+use crate::data::error::Error as DataError;
+use crate::data::source;
+use crate::data::spec::{DatasetSpec, Format};
+use crate::data::template::ChatTemplate;
+use crate::data::tokenize::Tokenizer;
+use crate::document::Problem;
+use crate::model::{self, DecoderSpec};
+use crate::recipe::{Recipe, RecipeFile};
+
+/// A recipe with everything it names.
+pub struct Opened {
+    /// The recipe, nothing wrong with it.
+    pub recipe: Recipe,
+    /// Where the base model lies.
+    pub base: Base,
+    /// The base model's folder.
+    pub model: ModelDir,
+    /// What the base model is.
+    pub spec: DecoderSpec,
+    /// The projections that get an adapter.
+    pub targets: Vec<Target>,
+    /// The adapter to start from.
+    pub start: Option<peft::Adapter>,
+    /// The tokenizer; `None` for a base without one, which only `tokens` data can be trained on.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// The chat template, where there is one.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// The examples.
+    pub corpus: Corpus,
+}
+
+/// What of the model folder could be opened.
+struct OpenedModel {
+    base: Base,
+    folder: ModelDir,
+    spec: DecoderSpec,
+}
+
+/// Opens what `file` names.
+///
+/// # Errors
+/// [`Error::Recipe`] with every problem found.
+pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opened, Error> {
+    file.check_files();
+    let model = open_model(&mut file, environment);
+    let targets = model.as_ref().and_then(|model| find_targets(&mut file, &model.spec));
+    let start = targets.as_ref().zip(model.as_ref()).and_then(|(targets, model)| open_start(&mut file, targets, &model.spec));
+    let text = model.as_ref().map(|model| open_text(&mut file, &model.folder));
+    let corpus = match (&model, &text) {
+        (Some(model), Some(text)) => open_corpus(&mut file, model, text),
+        _ => None,
+    };
+    let recipe = file.finish().map_err(|problems| Error::Recipe(problems.into()))?;
+    match (model, targets, start, text, corpus) {
+        (Some(model), Some(targets), Some(start), Some(text), Some(corpus)) => Ok(Opened {
+            recipe,
+            base: model.base,
+            model: model.folder,
+            spec: model.spec,
+            targets,
+            start,
+            tokenizer: text.tokenizer,
+            template: text.template,
+            corpus,
+        }),
+        _ => Err(Error::Unopened),
+    }
+}
+
+fn open_model(file: &mut RecipeFile, environment: &Environment<'_>) -> Option<OpenedModel> {
+    let spec = file.parts().model.clone()?;
+    let quantization = file.parts().quantization;
+    let opened = assets::resolve_base(&spec.base, spec.revision.as_deref(), environment.hub_cache)
+        .map_err(model::Error::from)
+        .and_then(|base| {
+            let folder = ModelDir::open(&base.folder)?;
+            let decoder = model::family::decoder_spec(folder.config())?;
+            model::tensors::check(&decoder, folder.weights(), quantization)?;
+            Ok(OpenedModel { base, folder, spec: decoder })
+        });
+    match opened {
+        Ok(opened) => Some(opened),
+        Err(error) => {
+            let place = file.place(&["model", "base"]);
+            file.report(Problem::new("model::unusable", place, error.to_string()).label("this base"));
+            None
+        }
+    }
+}
+
+fn find_targets(file: &mut RecipeFile, spec: &DecoderSpec) -> Option<Vec<Target>> {
+    match target::resolve(&file.parts().adapter, &spec.modules()) {
+        Ok(targets) => Some(targets),
+        Err(problems) => {
+            let spec = file.parts().adapter.clone();
+            for problem in problems {
+                let key: Vec<String> = match problem.at {
+                    At::Rank => vec!["rank".into()],
+                    At::TargetModules => vec!["target_modules".into()],
+                    At::TargetName(index) => vec!["target_modules".into(), index.to_string()],
+                    At::RankPattern(index) => vec!["rank_pattern".into(), spec.rank_pattern[index].0.clone()],
+                    At::AlphaPattern(index) => vec!["alpha_pattern".into(), spec.alpha_pattern[index].0.clone()],
+                };
+                let path: Vec<&str> = ["adapter", "lora"].into_iter().chain(key.iter().map(String::as_str)).collect();
+                let place = file.place(&path);
+                file.report(Problem::new("adapter::targets", place, problem.message).help(problem.help));
+            }
+            None
+        }
+    }
+}
+
+/// The adapter named by `init_from`: `Some(None)` when none is named, `None` when it cannot be used.
+fn open_start(file: &mut RecipeFile, targets: &[Target], spec: &DecoderSpec) -> Option<Option<peft::Adapter>> {
+    let Some(folder) = file.parts().adapter.init_from.clone() else { return Some(None) };
+    let opened = peft::Adapter::open(&folder).and_then(|adapter| {
+        adapter.require_equal(&file.parts().adapter, targets, &spec.modules())?;
+        Ok(adapter)
+    });
+    match opened {
+        Ok(adapter) => Some(Some(adapter)),
+        Err(error) => {
+            let place = file.place(&["adapter", "lora", "init_from"]);
+            file.report(Problem::new("adapter::init_from", place, error.to_string()).label("this adapter"));
+            None
+        }
+    }
+}
+
+/// Tokenizer and template, as far as the datasets need them.
+struct Text {
+    tokenizer: Option<Arc<Tokenizer>>,
+    template: Option<Arc<ChatTemplate>>,
+}
+
+fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
+    let formats: Vec<Format> = file.parts().datasets.iter().flatten().map(|dataset| dataset.format).collect();
+    let needed = formats.iter().any(|format| *format != Format::Tokens) || !file.parts().sample.prompts.is_empty();
+    if folder.tokenizer_json().is_none() && !needed {
+        return Text { tokenizer: None, template: None };
+    }
+    let tokenizer = match Tokenizer::open(folder.root()) {
+        Ok(tokenizer) => Arc::new(tokenizer),
+        Err(error) => {
+            let place = file.place(&["model", "base"]);
+            let problem = Problem::new("model::tokenizer", place, error.to_string()).label("this base");
+            file.report(problem.help("only `format = \"tokens\"` can be trained on without a tokenizer"));
+            return Text { tokenizer: None, template: None };
+        }
+    };
+    let choice = file.parts().data.chat_template.clone();
+    let template = match ChatTemplate::open(choice.as_ref(), folder.root(), &tokenizer) {
+        Ok(template) => template.map(Arc::new),
+        Err(error) => {
+            let place = file.place(&["data", "chat_template"]);
+            file.report(Problem::new("data::chat_template", place, error.to_string()));
+            None
+        }
+    };
+    Text { tokenizer: Some(tokenizer), template }
+}
+
+/// Opens every dataset by itself first, so that a fault in one does not hide those of the others.
+fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Option<Corpus> {
+    let datasets: Vec<Option<DatasetSpec>> = file.parts().datasets.clone();
+    let mut faults = false;
+    for (index, dataset) in datasets.iter().enumerate() {
+        let position = index.to_string();
+        match dataset {
+            None => faults = true,
+            // What a fault in the model folder already explains is not told a second time here.
+            Some(dataset) if dataset.format != Format::Tokens && text.tokenizer.is_none() => faults = true,
+            Some(dataset) => {
+                if let Err(error) = source::Dataset::open(dataset) {
+                    let place = file.place(&["dataset", &position, "path"]);
+                    file.report(Problem::new("data::source", place, error.to_string()).label("this dataset"));
+                    faults = true;
+                }
+            }
+        }
+    }
+    if faults {
+        return None;
+    }
+    let datasets: Vec<DatasetSpec> = datasets.into_iter().flatten().collect();
+    let language = Language {
+        tokenizer: text.tokenizer.clone(),
+        template: text.template.clone(),
+        vocabulary_size: Some(model.spec.vocab_size),
+    };
+    match Corpus::open(&file.parts().data, &datasets, file.parts().seed, language) {
+        Ok(corpus) => Some(corpus),
+        Err(error) => {
+            let place = match &error {
+                DataError::NoTemplate { path } | DataError::NoTokenizer { path, .. } | DataError::TrainOn { path, .. } => {
+                    let index = datasets.iter().position(|dataset| dataset.path == *path).unwrap_or_default();
+                    file.place(&["dataset", &index.to_string(), "format"])
+                }
+                _ => file.place(&["dataset"]),
+            };
+            file.report(Problem::new("data::unusable", place, error.to_string()));
+            None
+        }
+    }
+}

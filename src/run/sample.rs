@@ -1,0 +1,106 @@
+//! Answers to the recipe's sample prompts, before and after training.
+//!
+//! A prompt is put to the model as the first training dataset's format puts its own: as a user turn, an Alpaca
+//! instruction, or the plain beginning of a text.
+
+use tune_kernels::KernelBackend;
+
+use super::Error;
+use super::open::Opened;
+use crate::adapter::lora::LoraSet;
+use crate::data::example::Message;
+use crate::data::schema::alpaca_prompt;
+use crate::data::spec::{Format, Split};
+use crate::generate::{Sampling, generate};
+use crate::model::Decoder;
+use crate::train::event::Sample;
+
+/// The sample prompts as token ids.
+pub(super) struct Sampler<'a> {
+    opened: &'a Opened,
+    prompts: Vec<Vec<u32>>,
+    sampling: Sampling,
+}
+
+impl<'a> Sampler<'a> {
+    /// Tokenizes the prompts. Without a tokenizer or a template to put them with there are none.
+    pub(super) fn new(opened: &'a Opened) -> Result<Self, Error> {
+        let spec = &opened.recipe.sample;
+        let mut prompts = Vec::new();
+        for prompt in &spec.prompts {
+            prompts.extend(encode(opened, prompt)?);
+        }
+        let sampling = Sampling {
+            max_new_tokens: spec.max_new_tokens,
+            temperature: spec.temperature as f32,
+            top_p: 1.0,
+            seed: spec.seed,
+            stop_tokens: stop_tokens(opened),
+        };
+        Ok(Self { opened, prompts, sampling })
+    }
+
+    /// One answer for each prompt, with or without the adapter.
+    pub(super) fn answers<B: KernelBackend<Frozen = B>>(
+        &self,
+        decoder: &Decoder<B>,
+        adapters: Option<&LoraSet<B>>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<String>, Error> {
+        let Some(tokenizer) = &self.opened.tokenizer else { return Ok(Vec::new()) };
+        let mut answers = Vec::with_capacity(self.prompts.len());
+        for prompt in &self.prompts {
+            if stop() {
+                return Err(Error::Stopped);
+            }
+            let ids = generate(decoder, adapters, prompt, &self.sampling, &mut |_| {})?;
+            answers.push(tokenizer.decode_plain(&ids).map_err(crate::data::error::Error::from)?);
+        }
+        Ok(answers)
+    }
+
+    /// Puts the answers beside their prompts.
+    pub(super) fn pair(&self, before: Vec<String>, after: Vec<String>) -> Vec<Sample> {
+        let prompts = self.opened.recipe.sample.prompts.iter().cloned();
+        prompts.zip(before.into_iter().zip(after)).map(|(prompt, (before, after))| Sample { prompt, before, after }).collect()
+    }
+}
+
+/// The ids of one prompt; `None` when the model has no way to be asked.
+fn encode(opened: &Opened, prompt: &str) -> Result<Option<Vec<u32>>, Error> {
+    let Some(tokenizer) = &opened.tokenizer else { return Ok(None) };
+    let datasets = &opened.recipe.datasets;
+    let format = datasets.iter().find(|dataset| dataset.split == Split::Train).map(|dataset| dataset.format);
+    let text = match (format, &opened.template) {
+        (Some(Format::Messages), Some(template)) => {
+            let turn = Message { role: "user".into(), content: prompt.into(), extra: Default::default() };
+            let text = template.render(&[turn], true).map_err(crate::data::error::Error::from)?;
+            return Ok(Some(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids));
+        }
+        (Some(Format::Alpaca), _) => alpaca_prompt(prompt, ""),
+        _ => prompt.to_owned(),
+    };
+    let mut ids = tokenizer.prefix().to_vec();
+    ids.extend(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids);
+    Ok(Some(ids))
+}
+
+/// What ends an answer: the tokenizer's EOS, the generation config's end tokens and the template's end of turn.
+fn stop_tokens(opened: &Opened) -> Vec<u32> {
+    let mut stops = Vec::new();
+    if let Some(tokenizer) = &opened.tokenizer {
+        stops.extend(tokenizer.eos().map(|token| token.id));
+        let end_of_turn = opened.template.as_ref().and_then(|template| template.end_of_turn());
+        stops.extend(end_of_turn.and_then(|token| tokenizer.id(&token)));
+    }
+    let configured = opened.model.generation_config().and_then(|config| config.get("eos_token_id"));
+    let id = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+    match configured {
+        Some(serde_json::Value::Array(ids)) => stops.extend(ids.iter().filter_map(id)),
+        Some(value) => stops.extend(id(value)),
+        None => {}
+    }
+    stops.sort_unstable();
+    stops.dedup();
+    stops
+}

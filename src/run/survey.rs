@@ -1,0 +1,94 @@
+//! The pass over all rows before training, with its progress told on the thread that asked for it.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::open::Opened;
+use super::{Environment, Error};
+use crate::data::batch::Batching;
+use crate::data::error::Error as DataError;
+use crate::data::survey::Survey;
+use crate::train::event::{Event, Observer};
+use crate::units::Grouped;
+
+/// A run bounded by `max_steps` alone does not wait for a survey of more rows than this.
+const MOST_ROWS: u64 = 1_000_000;
+/// How often progress is told and the wish to stop asked for.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// Reads every row of the recipe once.
+///
+/// # Errors
+/// [`Error::Stopped`], and what [`crate::data::corpus::Corpus::survey`] returns. Bad rows are part of the survey.
+pub(super) fn survey(
+    opened: &Opened,
+    batching: &Batching,
+    environment: &Environment<'_>,
+    observer: &mut dyn Observer,
+) -> Result<Survey, Error> {
+    let (done, cancel) = (AtomicU64::new(0), AtomicBool::new(false));
+    let total = opened.corpus.rows();
+    let progress = |rows: u64, _: u64| _ = done.fetch_max(rows, Ordering::Relaxed);
+    let surveyed = thread::scope(|scope| {
+        let worker = scope.spawn(|| opened.corpus.survey(batching, &progress, &cancel));
+        while !worker.is_finished() {
+            observer.observe(&Event::Surveying { done: done.load(Ordering::Relaxed).min(total), total });
+            if (environment.stop)() {
+                cancel.store(true, Ordering::Relaxed);
+            }
+            thread::park_timeout(INTERVAL);
+        }
+        worker.join()
+    });
+    observer.observe(&Event::Surveying { done: total, total });
+    match surveyed {
+        Ok(Ok(survey)) => Ok(survey),
+        Ok(Err(DataError::Cancelled)) => Err(Error::Stopped),
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(DataError::Threads { problem: "the survey broke down; this is a defect of the program".into() }.into()),
+    }
+}
+
+/// Optimizer steps of the run, after a survey of all rows; what the survey noticed is told as warnings.
+///
+/// # Errors
+/// As [`survey`], and [`DataError::Rows`] when there are rows that cannot be used.
+pub(super) fn total_steps(
+    opened: &Opened,
+    batching: &Batching,
+    environment: &Environment<'_>,
+    observer: &mut dyn Observer,
+) -> Result<u64, Error> {
+    let rows = opened.corpus.rows();
+    if let (None, Some(max_steps), true) = (batching.epochs, batching.max_steps, rows > MOST_ROWS) {
+        observer.observe(&Event::Warning(format!(
+            "the {} rows are not read before training, which `max_steps` ends; a row that cannot be used stops the run \
+             when it is reached (`tune validate` reads them all)",
+            Grouped(rows)
+        )));
+        return Ok(max_steps);
+    }
+    let survey = survey(opened, batching, environment, observer)?.accept()?;
+    for warning in warnings(&survey) {
+        observer.observe(&Event::Warning(warning));
+    }
+    Ok(survey.schedule.map_or(0, |schedule| schedule.steps))
+}
+
+/// What a person should know of the rows although nothing is wrong with them.
+pub(super) fn warnings(survey: &Survey) -> Vec<String> {
+    let mut warnings: Vec<String> = survey.notes.iter().map(ToString::to_string).collect();
+    let named = [(&survey.overflow, "longer than `max_seq_len`"), (&survey.empty, "left out, nothing in them supervised")];
+    for (rows, what) in named {
+        if rows.count > 0 {
+            let places: Vec<String> = rows.first.iter().map(|(_, place, tokens)| format!("{place} ({tokens} tokens)")).collect();
+            let more = match rows.count as usize - places.len() {
+                0 => String::new(),
+                more => format!(" and {} more", Grouped(more as u64)),
+            };
+            warnings.push(format!("{} rows are {what}: {}{more}", Grouped(rows.count), places.join(", ")));
+        }
+    }
+    warnings
+}

@@ -1,0 +1,63 @@
+//! `tune validate`: everything a run would check, without training and without writing.
+
+use super::open::open;
+use super::survey;
+use super::{Environment, Error};
+use crate::adapter::target::Target;
+use crate::data::survey::Survey;
+use crate::device::Device;
+use crate::model::FloatDtype;
+use crate::recipe::{Recipe, RecipeFile};
+use crate::train::event::Observer;
+use crate::train::schedule::Schedule;
+
+/// What a run of the recipe would be.
+#[derive(Debug)]
+pub struct Validation {
+    /// The recipe.
+    pub recipe: Recipe,
+    /// The model family and its size in parameters.
+    pub model: (&'static str, u64),
+    /// What the matmuls would run in.
+    pub compute_dtype: FloatDtype,
+    /// The device.
+    pub device: &'static str,
+    /// The projections that would get an adapter.
+    pub targets: Vec<Target>,
+    /// Where the chat template comes from, where one is used.
+    pub template: Option<String>,
+    /// What the rows are like.
+    pub survey: Survey,
+    /// What a person should know, in words.
+    pub warnings: Vec<String>,
+    /// Steps of warm-up.
+    pub warmup_steps: u64,
+}
+
+/// Checks a recipe and everything it names.
+///
+/// # Errors
+/// [`Error::Recipe`] with every problem of the recipe and of what it names; [`Error::Data`] with the rows that cannot
+/// be used.
+pub fn validate(
+    file: RecipeFile,
+    environment: &Environment<'_>,
+    observer: &mut dyn Observer,
+) -> Result<Validation, Error> {
+    let opened = open(file, environment)?;
+    let device = Device::of(opened.recipe.device);
+    let compute_dtype = opened.compute_dtype(device)?;
+    let survey = survey::survey(&opened, &opened.batching(), environment, observer)?.accept()?;
+    let steps = survey.schedule.map_or(0, |schedule| schedule.steps);
+    Ok(Validation {
+        model: (opened.spec.family, opened.spec.parameters()),
+        compute_dtype,
+        device: device.name(),
+        targets: opened.targets,
+        template: opened.template.as_ref().map(|template| template.origin().to_owned()),
+        warnings: survey::warnings(&survey),
+        warmup_steps: Schedule::new(&opened.recipe.train, steps).warmup_steps(),
+        survey,
+        recipe: opened.recipe,
+    })
+}

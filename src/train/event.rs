@@ -1,0 +1,133 @@
+//! What a run tells whoever watches it.
+//!
+//! The library never prints. It hands events to an [`Observer`]; the command line draws progress from them, and the
+//! run folder's `metrics.jsonl` is written from the very same [`StepReport`] and [`EvaluationReport`].
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::adapter::target::Target;
+
+/// One logged line of training: the sums since the line before.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct StepReport {
+    /// Optimizer step, from 1.
+    pub step: u64,
+    /// Examples consumed over examples per epoch.
+    pub epoch: f64,
+    /// Σ negative log-likelihood / supervised tokens over the steps since the last line, each before its update.
+    pub loss: f64,
+    /// Global norm of all adapter gradients, before clipping.
+    pub grad_norm: f64,
+    /// The rate this step was made with.
+    pub learning_rate: f64,
+    /// Tokens read since the start of the run.
+    pub tokens: u64,
+    /// Tokens per second of training time since the last line.
+    pub tokens_per_second: f64,
+    /// Largest resident memory of the process so far, where the system tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// One evaluation over the held-out examples.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvaluationReport {
+    /// Optimizer steps done; 0 before the first.
+    pub step: u64,
+    /// Examples consumed over examples per epoch.
+    pub epoch: f64,
+    /// Σ negative log-likelihood / supervised tokens over all held-out examples.
+    pub eval_loss: f64,
+    /// Supervised tokens of the held-out examples.
+    pub eval_tokens: u64,
+}
+
+/// The answer to one of the recipe's sample prompts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// What was asked.
+    pub prompt: String,
+    /// What the base answered before training.
+    pub before: String,
+    /// What it answers with the adapter.
+    pub after: String,
+}
+
+/// Something that happened in a run.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Weights are being read and quantized.
+    Loading {
+        /// Tensors loaded so far.
+        done: u64,
+        /// Tensors in all.
+        total: u64,
+    },
+    /// Examples are being read and checked before training.
+    Surveying {
+        /// Rows read so far.
+        done: u64,
+        /// Rows in all.
+        total: u64,
+    },
+    /// The projections that get an adapter.
+    Targets(&'a [Target]),
+    /// All is ready; training is about to begin.
+    Start(&'a Start),
+    /// A held-out evaluation is under way.
+    Evaluating {
+        /// Examples done.
+        done: u64,
+        /// Examples in all.
+        total: u64,
+    },
+    /// An optimizer step ended. `logged` is present when it ends a logging interval.
+    Step {
+        /// The step, from 1.
+        step: u64,
+        /// The logged line.
+        logged: Option<&'a StepReport>,
+    },
+    /// An evaluation ended.
+    Evaluated(&'a EvaluationReport),
+    /// A checkpoint is on disk.
+    Checkpoint {
+        /// Its folder.
+        path: PathBuf,
+        /// It has the lowest held-out loss so far.
+        best: bool,
+    },
+    /// Something a person should know that does not stop the run.
+    Warning(String),
+}
+
+/// The facts of a run, known before its first step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Start {
+    /// Optimizer steps in all.
+    pub total_steps: u64,
+    /// Step to begin after; 0 for a fresh run.
+    pub done_steps: u64,
+    /// Numbers that are trained.
+    pub trainable_parameters: u64,
+    /// Numbers in the base model.
+    pub base_parameters: u64,
+    /// Memory of the frozen weights in the form they are held.
+    pub frozen_bytes: u64,
+    /// Examples of the training side, per epoch.
+    pub training_examples: u64,
+    /// Held-out examples.
+    pub held_out_examples: u64,
+    /// Where the run writes.
+    pub output_dir: PathBuf,
+    /// What the matmuls run in, and where.
+    pub compute: String,
+}
+
+/// Watches a run.
+pub trait Observer {
+    /// Called on the training thread; must not block for long.
+    fn observe(&mut self, event: &Event<'_>);
+}

@@ -1,0 +1,230 @@
+//! Logits of small random models of every family, against transformers; decoding with a cache; loading rules.
+
+#![expect(clippy::unwrap_used, reason = "a helper outside the test functions may fail the test")]
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Tensor, TensorData};
+use burn_autodiff::Autodiff;
+use burn_flex::Flex;
+use tune::adapter::projection::{LayerAdapters, Projection};
+use tune::assets::{ModelDir, SafetensorsFile};
+use tune::model::{Decoder, DecoderSpec, FloatDtype, family, load, tensors};
+use tune_kernels::attention::DocumentOffsets;
+use tune_kernels::linear::Lora;
+
+fn families() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families")
+}
+
+fn decoder(folder: &Path, dtype: FloatDtype) -> Decoder<Flex> {
+    let model = ModelDir::open(folder).unwrap();
+    let spec = family::decoder_spec(model.config()).unwrap();
+    let mut seen = Vec::new();
+    let total = tensors::expected(&spec).len();
+    let decoder = load::load(model.weights(), &spec, None, dtype, &Default::default(), &mut |progress| {
+        seen.push(progress.done)
+    })
+    .unwrap();
+    assert_eq!(seen, (1..=total).collect::<Vec<_>>());
+    decoder
+}
+
+struct Golden {
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+fn golden(folder: &Path) -> Golden {
+    let file = SafetensorsFile::open(&folder.join("golden.safetensors")).unwrap();
+    let bytes = file.read("input_ids").unwrap();
+    let ids =
+        bytes.as_chunks::<8>().0.iter().map(|&id| u32::try_from(i64::from_le_bytes(id)).unwrap()).collect();
+    Golden { ids, logits: file.read_floats("logits").unwrap() }
+}
+
+fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
+    assert_eq!(left.len(), right.len());
+    left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
+}
+
+fn values<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
+    tensor.into_data().convert::<f32>().into_vec().unwrap()
+}
+
+fn assert_logits(name: &str) {
+    let folder = families().join(name);
+    let golden = golden(&folder);
+    let logits = values(decoder(&folder, FloatDtype::F32).logits(&golden.ids, None).unwrap());
+    let difference = largest_difference(&logits, &golden.logits);
+    assert!(difference <= 1e-4, "{name}: logits differ by {difference}");
+}
+
+macro_rules! logits_agree {
+    ($($name:ident),* $(,)?) => {
+        mod logits_agree_with_transformers {
+            $(#[test] fn $name() { super::assert_logits(stringify!($name)); })*
+        }
+
+        #[test]
+        fn every_golden_has_its_test() {
+            let listed = [$(stringify!($name)),*];
+            for entry in std::fs::read_dir(families()).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                // Checkpoints of bitsandbytes have their own test file.
+                assert!(name.starts_with("bnb_") || listed.contains(&name.as_str()), "{name} is not tested");
+            }
+        }
+    };
+}
+
+logits_agree!(
+    llama2,
+    llama3,
+    llama_theta,
+    llama_linear,
+    llama_dynamic,
+    llama_yarn,
+    llama_yarn_explicit,
+    llama_bias,
+    llama_f16,
+    llama_bf16,
+    llama_sharded,
+    smollm2,
+    mistral,
+    mistral_full,
+    qwen2,
+    qwen2_sliding,
+    qwen3,
+);
+
+#[test]
+fn both_spellings_of_every_config_are_the_same_model() {
+    let mut compared = 0;
+    for entry in std::fs::read_dir(families()).unwrap() {
+        let folder = entry.unwrap().path();
+        let read = |name: &str| -> Option<DecoderSpec> {
+            let text = std::fs::read(folder.join(name)).ok()?;
+            Some(family::decoder_spec(&serde_json::from_slice(&text).unwrap()).unwrap())
+        };
+        let new = read("config.json").unwrap();
+        if let Some(old) = read("config.v4.json") {
+            assert_eq!(old, new, "{}", folder.display());
+            compared += 1;
+        }
+    }
+    assert!(compared >= 17, "only {compared} configurations compared");
+}
+
+#[test]
+fn decoding_with_a_cache_equals_the_whole_sequence() {
+    for name in ["llama3", "mistral", "qwen2_sliding", "qwen3", "llama_yarn"] {
+        let folder = families().join(name);
+        let ids = golden(&folder).ids;
+        let decoder = decoder(&folder, FloatDtype::F32);
+        let whole = values(decoder.logits(&ids, None).unwrap());
+        let mut cache = decoder.new_cache();
+        let mut pieces = Vec::new();
+        // A prompt, a second prompt that continues it, then token by token.
+        for piece in [&ids[..17], &ids[17..23]].into_iter().chain(ids[23..].chunks(1)) {
+            let hidden = decoder.hidden(piece, None, Some(&mut cache)).unwrap();
+            pieces.extend(values(decoder.logits_of(hidden)));
+        }
+        assert_eq!(cache.tokens(), ids.len());
+        let difference = largest_difference(&whole, &pieces);
+        assert!(difference <= 2e-5, "{name}: {difference}");
+    }
+}
+
+#[test]
+fn packed_documents_do_not_see_each_other() {
+    for name in ["llama2", "mistral", "qwen3"] {
+        let folder = families().join(name);
+        let ids = golden(&folder).ids;
+        let decoder = decoder(&folder, FloatDtype::F32);
+        let (first, second) = ids.split_at(15);
+        let positions: Vec<u32> = (0..15).chain(0..second.len() as u32).collect();
+        let documents = DocumentOffsets::packed(&[0, 15, ids.len() as u32]);
+        let inputs = decoder.inputs(&positions, documents).unwrap();
+        let none = LayerAdapters::none();
+        let x = decoder.embed(&ids).unwrap();
+        let x = decoder.layers().iter().fold(x, |x, layer| layer.forward(x, &none, &inputs));
+        let packed = values(decoder.logits_of(decoder.final_norm(x)));
+        let mut apart = values(decoder.logits(first, None).unwrap());
+        apart.extend(values(decoder.logits(second, None).unwrap()));
+        let difference = largest_difference(&packed, &apart);
+        assert!(difference <= 2e-5, "{name}: {difference}");
+    }
+}
+
+#[test]
+fn a_layer_under_autodiff_computes_the_same() {
+    type Training = Autodiff<Flex>;
+    let folder = families().join("qwen3");
+    let ids = golden(&folder).ids;
+    let decoder = decoder(&folder, FloatDtype::F32);
+    let positions: Vec<u32> = (0..ids.len() as u32).collect();
+    let inputs = decoder.inputs(&positions, DocumentOffsets::packed(&[0, ids.len() as u32])).unwrap();
+    let x = decoder.embed(&ids).unwrap();
+    let layer = &decoder.layers()[1];
+
+    // An adapter whose two factors are ramps, so that it moves the result.
+    let [out, input] = decoder.spec().projection_shape(Projection::Value);
+    let ramp = |rows: usize, columns: usize| {
+        let values: Vec<f32> = (0..rows * columns).map(|i| (i % 7) as f32 * 0.05 - 0.15).collect();
+        Tensor::<Flex, 2>::from_data(TensorData::new(values, [rows, columns]), &Default::default())
+    };
+    let (a, b) = (ramp(4, input), ramp(out, 4));
+    let frozen = Lora { a: a.clone(), b: b.clone(), scaling: 2.0, dropout: None };
+    let trained = Lora {
+        a: Tensor::<Training, 2>::from_inner(a).require_grad(),
+        b: Tensor::<Training, 2>::from_inner(b).require_grad(),
+        scaling: 2.0,
+        dropout: None,
+    };
+    let adapted = LayerAdapters { value: Some(frozen), ..LayerAdapters::none() };
+    let plain = layer.forward(x.clone(), &LayerAdapters::none(), &inputs);
+    let expected = layer.forward(x.clone(), &adapted, &inputs);
+    assert!(largest_difference(&values(plain), &values(expected.clone())) > 1e-2);
+
+    let leaf = Tensor::<Training, 2>::from_inner(x).require_grad();
+    let adapters = LayerAdapters { value: Some(trained.clone()), ..LayerAdapters::none() };
+    let y = layer.forward(leaf.clone(), &adapters, &inputs);
+    assert_eq!(values(y.clone().inner()), values(expected));
+    let gradients = y.sum().backward();
+    for gradient in [leaf.grad(&gradients), trained.a.grad(&gradients), trained.b.grad(&gradients)] {
+        let gradient = values(gradient.expect("a gradient"));
+        assert!(gradient.iter().all(|value| value.is_finite()) && gradient.iter().any(|&value| value != 0.0));
+    }
+}
+
+#[test]
+fn half_precision_stays_close() {
+    for (name, dtype) in [("llama_bf16", FloatDtype::Bf16), ("llama_f16", FloatDtype::F16)] {
+        let folder = families().join(name);
+        let golden = golden(&folder);
+        let decoder = decoder(&folder, dtype);
+        let logits = values(decoder.logits(&golden.ids, None).unwrap());
+        let difference = largest_difference(&logits, &golden.logits);
+        let spread = golden.logits.iter().fold(0f32, |spread, logit| spread.max(logit.abs()));
+        assert!(difference < 0.03 * spread, "{name}: {difference} of {spread}");
+    }
+}
+
+#[test]
+fn a_tied_head_is_kept_once() {
+    let folder = families().join("smollm2");
+    let decoder = decoder(&folder, FloatDtype::F32);
+    assert_eq!(decoder.frozen_bytes(), 4 * decoder.spec().parameters());
+    let untied = families().join("llama2");
+    let untied = self::decoder(&untied, FloatDtype::F32);
+    assert_eq!(untied.frozen_bytes(), 4 * untied.spec().parameters());
+}
+
+#[test]
+fn ids_outside_the_vocabulary_are_refused() {
+    let decoder = decoder(&families().join("llama2"), FloatDtype::F32);
+    let error = decoder.logits(&[1, 2, 64], None).unwrap_err().to_string();
+    assert!(error.contains("64") && error.contains("position 2"), "{error}");
+    assert!(decoder.logits(&[], None).is_err());
+}
