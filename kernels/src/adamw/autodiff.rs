@@ -7,6 +7,9 @@ use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
 use super::{AdamWConfig, Moments};
 use crate::backend::KernelBackend;
 
+/// A parameter and its moments.
+type Updated<B> = (Tensor<B, 2>, Moments<B>);
+
 /// `adamw` of an autodiff backend.
 pub(crate) fn update<B: KernelBackend<Frozen = B>, C: CheckpointStrategy>(
     parameter: Tensor<Autodiff<B, C>, 2>,
@@ -15,7 +18,7 @@ pub(crate) fn update<B: KernelBackend<Frozen = B>, C: CheckpointStrategy>(
     config: &AdamWConfig,
     learning_rate: f64,
     step: u64,
-) -> (Tensor<Autodiff<B, C>, 2>, Moments<Autodiff<B, C>>) {
+) -> Updated<Autodiff<B, C>> {
     let moments = Moments { first: moments.first.inner(), second: moments.second.inner() };
     let (parameter, moments) =
         B::adamw(parameter.inner(), gradient.inner(), moments, config, learning_rate, step);

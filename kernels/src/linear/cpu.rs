@@ -15,14 +15,14 @@ use crate::nf4::cpu::Nf4Tensors;
 /// The tensors of a frozen weight, held so that their values can be borrowed.
 pub(crate) enum WeightTensors<'w> {
     Dense(FlexTensor),
-    Nf4(Nf4Tensors, &'w Nf4Weight<Flex>),
+    Nf4(Box<Nf4Tensors>, &'w Nf4Weight<Flex>),
 }
 
 impl<'w> WeightTensors<'w> {
     pub(crate) fn new(weight: &'w FrozenWeight<Flex>) -> Self {
         match weight {
             FrozenWeight::Dense(weight) => Self::Dense(tensor::primitive(weight.clone())),
-            FrozenWeight::Nf4(weight) => Self::Nf4(Nf4Tensors::new(weight), weight),
+            FrozenWeight::Nf4(weight) => Self::Nf4(Box::new(Nf4Tensors::new(weight)), weight),
         }
     }
 

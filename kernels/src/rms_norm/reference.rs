@@ -20,8 +20,8 @@ pub fn backward(x: &[f32], weight: &[f32], epsilon: f64, dy: &[f32]) -> Vec<f32>
         let r = inverse_rms(row, epsilon);
         let g = |i: usize| f64::from(dy[i]) * f64::from(weight[i]);
         let mean = (0..width).map(|i| g(i) * f64::from(row[i])).sum::<f64>() / width as f64;
-        for i in 0..width {
-            dx.push((r * (g(i) - f64::from(row[i]) * r * r * mean)) as f32);
+        for (i, x) in row.iter().enumerate() {
+            dx.push((r * (g(i) - f64::from(*x) * r * r * mean)) as f32);
         }
     }
     dx

@@ -1,0 +1,89 @@
+//! The oracles' gradients against finite differences of their forwards.
+
+use tune_kernels::attention::{AttentionOptions, DocumentOffsets};
+use tune_kernels::linear::reference::LoraSlices;
+use tune_kernels::{attention, linear, linear_cross_entropy, rms_norm, rope, swiglu};
+
+use crate::support::random;
+
+/// Checks `slope` of Σ weights · f(x) by central differences. f works in f64 but gives f32, which limits how far
+/// the two can agree.
+fn check(what: &str, x: &[f32], upstream: &[f32], slope: &[f32], f: impl Fn(&[f32]) -> Vec<f32>) {
+    let objective = |x: &[f32]| -> f64 {
+        f(x).iter().zip(upstream).map(|(y, upstream)| f64::from(*y) * f64::from(*upstream)).sum()
+    };
+    for i in 0..x.len() {
+        let step = 1.0 / 256.0;
+        let mut moved = x.to_vec();
+        moved[i] = x[i] + step;
+        let above = objective(&moved);
+        moved[i] = x[i] - step;
+        let below = objective(&moved);
+        let expected = (above - below) / (2.0 * f64::from(step));
+        let error = (f64::from(slope[i]) - expected).abs();
+        assert!(error < 2e-3 * (1.0 + expected.abs()), "{what}[{i}]: {} instead of {expected}", slope[i]);
+    }
+}
+
+#[test]
+fn linear_slopes() {
+    let sizes = linear::reference::Sizes { tokens: 3, input: 5, out: 4 };
+    let [x, weight, a, b, dy] =
+        [(15, 1), (20, 2), (10, 3), (8, 4), (12, 5)].map(|(n, seed)| random(n, seed, 1.0));
+    let mask: Vec<f32> = (0..15).map(|i| if i % 3 == 0 { 0.0 } else { 1.5 }).collect();
+    let lora = |a, b| Some(LoraSlices { a, b, rank: 2, scaling: 0.7, mask: &mask });
+    let (dx, da, db) = linear::reference::backward(&x, &weight, lora(&a, &b), &dy, sizes);
+    let f = |x: &[f32], a: &[f32], b: &[f32]| {
+        linear::reference::forward(
+            x,
+            &weight,
+            None,
+            Some(LoraSlices { a, b, rank: 2, scaling: 0.7, mask: &mask }),
+            sizes,
+        )
+    };
+    check("dx", &x, &dy, &dx, |x| f(x, &a, &b));
+    check("dA", &a, &dy, &da, |a| f(&x, a, &b));
+    check("dB", &b, &dy, &db, |b| f(&x, &a, b));
+}
+
+#[test]
+fn elementwise_slopes() {
+    let [x, weight, dy] = [(14, 1), (7, 2), (14, 3)].map(|(n, seed)| random(n, seed, 1.0));
+    let dx = rms_norm::reference::backward(&x, &weight, 1e-5, &dy);
+    check("rms_norm", &x, &dy, &dx, |x| rms_norm::reference::forward(x, &weight, 1e-5));
+
+    let up = random(14, 4, 1.0);
+    let (dgate, dup) = swiglu::reference::backward(&x, &up, &dy);
+    check("swiglu gate", &x, &dy, &dgate, |gate| swiglu::reference::forward(gate, &up));
+    check("swiglu up", &up, &dy, &dup, |up| swiglu::reference::forward(&x, up));
+
+    let sizes = rope::reference::Sizes { heads: 1, head_dim: 7, width: 3 };
+    let (cos, sin) = (random(12, 5, 1.0), random(12, 6, 1.0));
+    let dx = rope::reference::backward(&cos, &sin, &[3, 1], &dy, sizes);
+    check("rope", &x, &dy, &dx, |x| rope::reference::forward(x, &cos, &sin, &[3, 1], sizes));
+}
+
+#[test]
+fn attention_slopes() {
+    let sizes = attention::reference::Sizes { heads: 4, kv_heads: 2, head_dim: 3 };
+    for sliding_window in [None, Some(2)] {
+        let documents = DocumentOffsets::with_cache(&[0, 3, 5], &[0, 4, 6]);
+        let options = AttentionOptions { documents, scaling: 0.8, sliding_window };
+        let [q, k, v, dy] = [(60, 1), (36, 2), (36, 3), (60, 4)].map(|(n, seed)| random(n, seed, 1.0));
+        let slopes = attention::reference::backward(&q, &k, &v, &dy, &options, sizes);
+        let f = |q: &[f32], k: &[f32], v: &[f32]| attention::reference::forward(q, k, v, &options, sizes);
+        check("dq", &q, &dy, &slopes.q, |q| f(q, &k, &v));
+        check("dk", &k, &dy, &slopes.k, |k| f(&q, k, &v));
+        check("dv", &v, &dy, &slopes.v, |v| f(&q, &k, v));
+    }
+}
+
+#[test]
+fn linear_cross_entropy_slopes() {
+    let (hidden, head) = (random(12, 1, 1.0), random(28, 2, 1.0));
+    let targets = [Some(3), None, Some(6)];
+    let oracle =
+        |hidden: &[f32]| linear_cross_entropy::reference::loss_and_gradient(hidden, &head, &targets, 4);
+    check("dhidden", &hidden, &[1.0], &oracle(&hidden).1, |hidden| vec![oracle(hidden).0 as f32]);
+}
