@@ -1,6 +1,9 @@
 //! Parquet: row groups, cut into units small enough to hold in memory; a unit is decoded as one. Reads the
 //! footer when opened, and of the rest only the columns that are asked for.
 
+mod nesting;
+
+use std::fs::File;
 use std::ops::Range;
 
 use arrow::array::{RecordBatch, RecordBatchReader};
@@ -45,6 +48,7 @@ impl ParquetFile {
     /// Reads the footer and checks what it says against the length of the file.
     pub(super) fn open(location: Location) -> Result<ParquetFile, Fault> {
         let input = location.open()?;
+        check_nesting(&location, &input)?;
         // Offsets of pages, where the file has them, let a unit be reached without reading those before it.
         let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
         let metadata = ArrowReaderMetadata::load(&input, options)?;
@@ -134,6 +138,21 @@ impl ParquetFile {
                 unit.rows
             )))
         }
+    }
+}
+
+/// Looks at the footer before the decoder does. What is no footer at all is left for the decoder to say.
+fn check_nesting(location: &Location, input: &File) -> Result<(), Fault> {
+    const TRAILER: u64 = 8;
+    let Some(end) = location.len().checked_sub(TRAILER) else { return Ok(()) };
+    let trailer = location.read(input, end, TRAILER)?;
+    let Some(len) = trailer.strip_suffix(b"PAR1").and_then(|len| len.first_chunk::<4>()) else {
+        return Ok(());
+    };
+    let len = u64::from(u32::from_le_bytes(*len));
+    match end.checked_sub(len) {
+        Some(start) => nesting::check(&location.read(input, start, len)?),
+        None => Ok(()),
     }
 }
 
