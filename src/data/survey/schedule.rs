@@ -59,12 +59,12 @@ pub(super) fn schedule(
                 micro_batch = 0;
             }
             examples += 1;
+            schedule.examples += 1;
             micro_batch += u64::from(tokens);
             schedule.tokens += u64::from(tokens);
             schedule.largest_micro_batch = schedule.largest_micro_batch.max(micro_batch);
             schedule.longest_document = schedule.longest_document.max(u64::from(tokens));
         }
-        schedule.examples += examples;
         if examples == 0 && (epoch == 0 || batching.epochs.is_none()) {
             return Err(nothing_left());
         }
