@@ -66,12 +66,12 @@ def main():
     a.add_argument("--base", type=pathlib.Path, default=HERE.parent / "base")
     a.add_argument("--temperature", type=float, default=0.7)
     a.add_argument("--top-p", type=float, default=0.95)
-    a.add_argument("--samples", type=int, default=100, help="stories for the distinct-n figures")
+    a.add_argument("--samples", type=int, default=60, help="pages for the distinct-n figures")
     o = a.parse_args()
     torch.set_num_threads(2)
     tokenizer = AutoTokenizer.from_pretrained(o.base)
     model = LlamaForCausalLM.from_pretrained(o.base, dtype=torch.float32).eval()
-    rows = torch.from_numpy(load_rows(o.work / "heldout.jsonl", tokenizer.backend_tokenizer, 512, 0))[:256]
+    rows = torch.from_numpy(load_rows(o.work / "heldout.jsonl", tokenizer.backend_tokenizer, 512, 0))[:96]
     loss = heldout_loss(model, rows)
     model.eval()
     with open(o.work / "train.jsonl") as f:

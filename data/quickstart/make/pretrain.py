@@ -2,7 +2,7 @@
 
 Documents are shuffled and laid into rows of 256 tokens (512 in the last quarter); every row begins where a document begins and its last document
 is cut. Matrices are trained with Muon (orthogonalised momentum), embeddings and norms with Adam. The rate warms up,
-stays, and falls linearly to zero over the last 55% of the minutes given. A checkpoint is written every few minutes.
+stays, and falls linearly to zero over the last part of the minutes given. A checkpoint is written every few minutes.
     python pretrain.py --minutes 55
 """
 
@@ -15,7 +15,7 @@ import time
 
 import numpy
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -62,6 +62,28 @@ def load_rows(path, tokenizer, length, seed):
                 rows.append(row[: length + 1])
                 row = []
     return numpy.array(rows, dtype=numpy.int64)
+
+
+def load_documents(path, tokenizer):
+    """Token ids of every document of at most 512 tokens, its end token included."""
+    with open(path) as f:
+        texts = [json.loads(line)["text"] for line in f]
+    ids = [e.ids + [0] for i in range(0, len(texts), 4000) for e in tokenizer.encode_batch(texts[i : i + 4000])]
+    return [torch.tensor(x) for x in ids if len(x) <= 512]
+
+
+def document_batches(documents, budget, rng):
+    """Endless batches of one document a row, of like length, right-padded with -1, about `budget` tokens each."""
+    while True:
+        order = [documents[i] for i in torch.randperm(len(documents), generator=rng).tolist()]
+        for start in range(0, len(order), 1500):
+            chunk, batches = sorted(order[start : start + 1500], key=len), []
+            while chunk:
+                rows = max(1, budget // len(chunk[-1]))
+                batches.append(torch.nn.utils.rnn.pad_sequence(chunk[-rows:], batch_first=True, padding_value=-1))
+                chunk = chunk[:-rows]
+            for i in torch.randperm(len(batches), generator=rng).tolist():
+                yield batches[i]
 
 
 def orthogonal(g, steps=5):
@@ -127,40 +149,56 @@ def main():
     a.add_argument("--threads", type=int, default=2)
     a.add_argument("--rate", type=float, default=0.02, help="of the matrices")
     a.add_argument("--adam-rate", type=float, default=4e-3, help="of embeddings and norms")
-    a.add_argument("--seed", type=int, default=1)
+    a.add_argument("--decay", type=float, default=0.55, help="share of the time in which the rate falls")
+    a.add_argument("--alone", action="store_true", help="one document a row, instead of rows that hold several")
+    a.add_argument("--short", type=float, default=0.35, help="with --alone: share of the time with documents of at most 100 tokens only")
+    a.add_argument("--resume", action="store_true", help="start from the weights in --out, with a fresh optimizer")
+    a.add_argument("--seed", type=int, default=1, help="of initialization and of the order of documents")
     o = a.parse_args()
     torch.set_num_threads(o.threads)
     torch.manual_seed(o.seed)
     tokenizer = Tokenizer.from_file(str(o.out / "tokenizer.json"))
-    rows = torch.from_numpy(load_rows(o.work / "train.jsonl", tokenizer, o.length, o.seed))
-    long_rows = torch.from_numpy(load_rows(o.work / "train.jsonl", tokenizer, 2 * o.length, o.seed + 1))
-    held = torch.from_numpy(load_rows(o.work / "heldout.jsonl", tokenizer, 2 * o.length, o.seed))[:64]
+    if o.alone:
+        documents, rng = load_documents(o.work / "train.jsonl", tokenizer), torch.Generator().manual_seed(o.seed)
+        every = document_batches(documents, o.batch * o.length, rng)
+        short = document_batches([d for d in documents if len(d) <= 100], o.batch * o.length, rng)
+    else:
+        rows = torch.from_numpy(load_rows(o.work / "train.jsonl", tokenizer, o.length, o.seed))
+        long_rows = torch.from_numpy(load_rows(o.work / "train.jsonl", tokenizer, 2 * o.length, o.seed + 1))
+        order = torch.randperm(len(rows))
+    held = torch.from_numpy(load_rows(o.work / "heldout.jsonl", tokenizer, 2 * o.length, o.seed))[:16]
     model = LlamaForCausalLM(LlamaConfig(**{k: v for k, v in CONFIG.items() if k not in ("torch_dtype", "architectures")}))
-    for name, p in model.named_parameters():
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            torch.nn.init.zeros_(p)
+    if o.resume:
+        model.load_state_dict({n: p.float() for n, p in load_file(o.out / "model.safetensors").items()}, strict=False)
+    else:
+        for name, p in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                torch.nn.init.zeros_(p)
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = Muon(matrices)
     adam = torch.optim.AdamW(others, lr=o.adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(rows)} rows, {rows[:, 1:].numel()} tokens", flush=True)
+    print(f"{sum(p.numel() for p in model.parameters())} parameters", flush=True)
     start = last = time.time()
-    epoch = step = at = 0
-    order = torch.randperm(len(rows))
+    step = at = seen = 0
     smooth = None
     while True:
         part = (time.time() - start) / (60 * o.minutes)
         if part >= 1:
             break
-        if part >= 0.75 and rows is not long_rows:
-            rows, o.batch, o.length, at, order = long_rows, o.batch // 2, 2 * o.length, 0, torch.randperm(len(long_rows))
-        if at + o.batch > len(rows):
-            epoch, at, order = epoch + 1, 0, torch.randperm(len(rows))
-        x = rows[order[at : at + o.batch]]
-        at += o.batch
-        scale = min(1, (step + 1) / 60, (1 - part) / 0.55)
-        logits = model(input_ids=x[:, :-1], use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten())
+        if o.alone:
+            x = next(short if part < o.short else every)
+        else:
+            if part >= 0.75 and rows is not long_rows:
+                rows, o.batch, at, order = long_rows, o.batch // 2, 0, torch.randperm(len(long_rows))
+            if at + o.batch > len(rows):
+                at, order = 0, torch.randperm(len(rows))
+            x = rows[order[at : at + o.batch]]
+            at += o.batch
+        seen += (x[:, 1:] >= 0).sum().item()
+        scale = min(1, (step + 1) / 60, (1 - part) / o.decay)
+        logits = model(input_ids=x[:, :-1].clamp(min=0), use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten(), ignore_index=-1)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         for g in adam.param_groups:
@@ -175,15 +213,15 @@ def main():
         if step % 20 == 0:
             spent = time.time() - start
             print(
-                f"step {step} epoch {epoch} minutes {spent / 60:.1f} loss {smooth:.4f} rate {scale:.3f} tokens/s {step * o.batch * o.length / spent:.0f}",
+                f"step {step} minutes {spent / 60:.1f} loss {smooth:.4f} rate {scale:.3f} tokens/s {seen / spent:.0f}",
                 flush=True,
             )
-        if time.time() - last > 240:
+        if time.time() - last > 300:
             save(model, o.out)
             print(f"held-out loss {heldout_loss(model, held):.4f}", flush=True)
             last = time.time()
     save(model, o.out)
-    print(f"done: {step} steps, {step * o.batch * o.length} tokens, held-out loss {heldout_loss(model, held):.4f}", flush=True)
+    print(f"done: {step} steps, {seen} tokens, held-out loss {heldout_loss(model, held):.4f}", flush=True)
 
 
 if __name__ == "__main__":
