@@ -107,6 +107,10 @@ impl OnBackend for Training<'_> {
             },
         )?;
 
+        let sampler = Sampler::new(opened)?;
+        let before = sampler.answers(&decoder, None, environment.stop)?;
+
+        // Nothing is written before this point.
         let folder = RunFolder::create(&recipe.output_dir, options.overwrite)?;
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
         let corpus = &opened.corpus;
@@ -122,8 +126,6 @@ impl OnBackend for Training<'_> {
             compute: format!("{} on {}", self.dtype.name(), self.device.name()),
         }));
 
-        let sampler = Sampler::new(opened)?;
-        let before = sampler.answers(&decoder, None, environment.stop)?;
         let held_out = || corpus.validation(recipe.train.micro_batch_size);
         let fit = Fit {
             decoder: &decoder,

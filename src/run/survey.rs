@@ -70,15 +70,20 @@ pub(super) fn total_steps(
         return Ok(max_steps);
     }
     let survey = survey(opened, batching, environment, observer)?.accept()?;
-    for warning in warnings(&survey) {
+    for warning in warnings(opened, &survey) {
         observer.observe(&Event::Warning(warning));
     }
     Ok(survey.schedule.map_or(0, |schedule| schedule.steps))
 }
 
 /// What a person should know of the rows although nothing is wrong with them.
-pub(super) fn warnings(survey: &Survey) -> Vec<String> {
+pub(super) fn warnings(opened: &Opened, survey: &Survey) -> Vec<String> {
     let mut warnings: Vec<String> = survey.notes.iter().map(ToString::to_string).collect();
+    let val_split = opened.recipe.data.val_split;
+    if val_split > 0.0 && survey.validation.rows == 0 {
+        let rows = Grouped(survey.train.rows);
+        warnings.push(format!("`val_split = {val_split}` holds out none of the {rows} rows: there will be no evaluation"));
+    }
     let named = [(&survey.overflow, "longer than `max_seq_len`"), (&survey.empty, "left out, nothing in them supervised")];
     for (rows, what) in named {
         if rows.count > 0 {

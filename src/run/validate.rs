@@ -48,6 +48,7 @@ pub fn validate(
     let device = Device::of(opened.recipe.device);
     let compute_dtype = opened.compute_dtype(device)?;
     let survey = survey::survey(&opened, &opened.batching(), environment, observer)?.accept()?;
+    let warnings = survey::warnings(&opened, &survey);
     let steps = survey.schedule.map_or(0, |schedule| schedule.steps);
     Ok(Validation {
         model: (opened.spec.family, opened.spec.parameters()),
@@ -55,7 +56,7 @@ pub fn validate(
         device: device.name(),
         targets: opened.targets,
         template: opened.template.as_ref().map(|template| template.origin().to_owned()),
-        warnings: survey::warnings(&survey),
+        warnings,
         warmup_steps: Schedule::new(&opened.recipe.train, steps).warmup_steps(),
         survey,
         recipe: opened.recipe,

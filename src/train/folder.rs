@@ -44,7 +44,7 @@ impl RunFolder {
             Err(error) if error.kind() == io::ErrorKind::NotFound => false,
             Err(error) => return Err(files::Error::io(Action::Read, root)(error).into()),
         };
-        let replaceable = overwrite && root.join("recipe.toml").is_file() && root.join("metrics.jsonl").is_file();
+        let replaceable = overwrite && root.join("recipe.toml").is_file();
         if occupied && !replaceable {
             return Err(FolderError::Occupied(root.to_path_buf()));
         }
