@@ -53,14 +53,16 @@ pub const BUNDLES: &[Bundle] = &[
 ];
 
 impl Bundle {
-    /// What the recipe says of itself: the first comment line that is not its command.
-    pub fn summary(&self) -> &'static str {
-        self.recipe
-            .lines()
-            .take_while(|line| line.starts_with('#'))
-            .map(|line| line.trim_start_matches('#').trim())
-            .find(|line| !line.is_empty() && !line.starts_with("tune "))
-            .unwrap_or("")
+    /// What the recipe says of itself: the first sentence of its opening comment, after the command that runs it.
+    pub fn summary(&self) -> String {
+        let comment = self.recipe.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
+        let paragraph: Vec<&str> = comment
+            .skip_while(|line| line.is_empty() || line.starts_with("tune "))
+            .take_while(|line| !line.is_empty())
+            .collect();
+        let paragraph = paragraph.join(" ");
+        let end = paragraph.find(". ").map_or(paragraph.len(), |position| position + 1);
+        paragraph[..end].to_owned()
     }
 
     /// File name of the recipe.

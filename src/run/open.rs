@@ -94,9 +94,16 @@ fn open_model(file: &mut RecipeFile, environment: &Environment<'_>) -> Option<Op
         Ok(opened) => Some(opened),
         Err(error) => {
             let place = file.place(&["model", "base"]);
-            file.report(Problem::new("model::unusable", place, error.to_string()).label("this base"));
+            report_new(file, Problem::new("model::unusable", place, error.to_string()).label("this base"));
             None
         }
+    }
+}
+
+/// Adds a problem, unless something is known to be wrong at that very place already.
+fn report_new(file: &mut RecipeFile, problem: Problem) {
+    if !file.problems().iter().any(|known| known.place() == problem.place()) {
+        file.report(problem);
     }
 }
 
@@ -133,7 +140,7 @@ fn open_start(file: &mut RecipeFile, targets: &[Target], spec: &DecoderSpec) -> 
         Ok(adapter) => Some(Some(adapter)),
         Err(error) => {
             let place = file.place(&["adapter", "lora", "init_from"]);
-            file.report(Problem::new("adapter::init_from", place, error.to_string()).label("this adapter"));
+            report_new(file, Problem::new("adapter::init_from", place, error.to_string()).label("this adapter"));
             None
         }
     }
@@ -165,7 +172,7 @@ fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
         Ok(template) => template.map(Arc::new),
         Err(error) => {
             let place = file.place(&["data", "chat_template"]);
-            file.report(Problem::new("data::chat_template", place, error.to_string()));
+            report_new(file, Problem::new("data::chat_template", place, error.to_string()));
             None
         }
     };
@@ -185,7 +192,7 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
             Some(dataset) => {
                 if let Err(error) = source::Dataset::open(dataset) {
                     let place = file.place(&["dataset", &position, "path"]);
-                    file.report(Problem::new("data::source", place, error.to_string()).label("this dataset"));
+                    report_new(file, Problem::new("data::source", place, error.to_string()).label("this dataset"));
                     faults = true;
                 }
             }
