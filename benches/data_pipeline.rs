@@ -9,7 +9,7 @@
 //!
 //! Without variables, the quickstart's conversations. With them, prompts and completions of your own: the same work as
 //! `tests/golden/pipeline_bench.py` does with Hugging Face `datasets` and `tokenizers`, to compare with.
-#![expect(clippy::unwrap_used, missing_docs, reason = "a bench")]
+#![expect(clippy::unwrap_used, reason = "a bench")]
 
 use std::collections::BTreeMap;
 use std::env;
