@@ -298,8 +298,8 @@ fn repr_string(text: &mut String, value: &str) {
             other if !is_printable(other) => {
                 let code = other as u32;
                 let _infallible = match code {
-                    ..=0xff => write!(text, "\\x{code:02x}"),
-                    ..=0xffff => write!(text, "\\u{code:04x}"),
+                    0..=0xff => write!(text, "\\x{code:02x}"),
+                    0x100..=0xffff => write!(text, "\\u{code:04x}"),
                     _ => write!(text, "\\U{code:08x}"),
                 };
             }
@@ -371,6 +371,7 @@ mod tests {
     fn the_clock_stands_still() {
         assert_eq!(strftime_now("%d %b %Y").unwrap(), "26 Jul 2024");
         assert_eq!(strftime_now("%A, %B %-d, %Y %H:%M:%S").unwrap(), "Friday, July 26, 2024 12:30:00");
+        assert_eq!(strftime_now("%Y-%m-%d %H:%M").unwrap(), crate::data::template::CLOCK);
         assert!(strftime_now("%Q").is_err());
         assert!(strftime_now("100%").is_err());
     }

@@ -1,0 +1,84 @@
+//! How fast examples become micro-batches: read, render, tokenize, mask, pack, on all cores, through the stream that
+//! training takes them from. The matmuls of training are not part of it.
+//!
+//! ```text
+//! cargo bench --bench data_pipeline
+//! TUNE_BENCH_DATA=rows.jsonl TUNE_BENCH_PROMPT=question TUNE_BENCH_COMPLETION=answer TUNE_BENCH_BASE=folder-of-a-model \
+//!     cargo bench --bench data_pipeline
+//! ```
+//!
+//! Without variables, the quickstart's conversations. With them, prompts and completions of your own: the same work as
+//! `tests/golden/pipeline_bench.py` does with Hugging Face `datasets` and `tokenizers`, to compare with.
+#![expect(clippy::unwrap_used, reason = "a bench")]
+
+use std::collections::BTreeMap;
+use std::env;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use tune::data::batch::{Batching, Cursor};
+use tune::data::corpus::{Corpus, Language};
+use tune::data::spec::{DatasetSpec, Format, OnEmpty, OnOverflow, Spec, Split};
+use tune::data::template::ChatTemplate;
+use tune::data::tokenize::Tokenizer;
+
+fn corpus(base: &Path, path: String, format: Format, fields: BTreeMap<String, String>) -> Corpus {
+    let tokenizer = Arc::new(Tokenizer::open(base).unwrap());
+    let template = ChatTemplate::open(None, base, &tokenizer).unwrap().map(Arc::new);
+    let spec = Spec {
+        max_seq_len: 4096,
+        packing: true,
+        on_overflow: OnOverflow::Drop,
+        on_empty: OnEmpty::Drop,
+        train_on: None,
+        val_split: 0.0,
+        shuffle: true,
+        chat_template: None,
+    };
+    let dataset = DatasetSpec { path, format, weight: 1.0, split: Split::Train, train_on: None, fields };
+    let language = Language { tokenizer: Some(tokenizer), template, vocabulary_size: None };
+    Corpus::open(&spec, &[dataset], 42, language).unwrap()
+}
+
+/// Runs one epoch through the stream; how many examples and tokens came out.
+fn one_epoch(corpus: &Corpus) -> (u64, u64) {
+    let batching =
+        Batching { micro_batch_size: 1, gradient_accumulation_steps: 1, epochs: Some(1.0), max_steps: None };
+    corpus
+        .steps(&batching, Cursor::default())
+        .unwrap()
+        .map(Result::unwrap)
+        .flat_map(|step| step.micro_batches)
+        .fold((0, 0), |(examples, tokens), batch| {
+            (examples + batch.rows.len() as u64, tokens + batch.tokens() as u64)
+        })
+}
+
+fn data_pipeline(criterion: &mut Criterion) {
+    let quickstart = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/quickstart");
+    let base = env::var_os("TUNE_BENCH_BASE").map_or(quickstart.join("base"), PathBuf::from);
+    let corpus = match env::var("TUNE_BENCH_DATA") {
+        Err(_) => {
+            let path = quickstart.join("train.arrow").display().to_string();
+            corpus(&base, path, Format::Messages, BTreeMap::new())
+        }
+        Ok(path) => {
+            let column = |name: &str, field: &str| (field.to_owned(), env::var(name).unwrap_or(field.to_owned()));
+            let fields =
+                [column("TUNE_BENCH_PROMPT", "prompt"), column("TUNE_BENCH_COMPLETION", "completion")].into();
+            corpus(&base, path, Format::PromptCompletion, fields)
+        }
+    };
+    let (examples, tokens) = one_epoch(&corpus);
+    let mut group = criterion.benchmark_group("data_pipeline");
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(examples));
+    group.bench_function("examples", |bencher| bencher.iter(|| one_epoch(&corpus)));
+    group.throughput(Throughput::Elements(tokens));
+    group.bench_function("tokens", |bencher| bencher.iter(|| one_epoch(&corpus)));
+    group.finish();
+}
+
+criterion_group!(benches, data_pipeline);
+criterion_main!(benches);
