@@ -64,7 +64,8 @@ fn data_pipeline(criterion: &mut Criterion) {
             corpus(&base, path, Format::Messages, BTreeMap::new())
         }
         Ok(path) => {
-            let column = |name: &str, field: &str| (field.to_owned(), env::var(name).unwrap_or(field.to_owned()));
+            let column =
+                |name: &str, field: &str| (field.to_owned(), env::var(name).unwrap_or(field.to_owned()));
             let fields =
                 [column("TUNE_BENCH_PROMPT", "prompt"), column("TUNE_BENCH_COMPLETION", "completion")].into();
             corpus(&base, path, Format::PromptCompletion, fields)

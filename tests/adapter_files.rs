@@ -111,7 +111,7 @@ fn written(spec: &Spec, into: &TempDir, name: &str) -> PathBuf {
     let targets = resolved(spec);
     let config = Config::new(spec, &targets, &modules(), "org/base", Some("main"));
     let folder = into.path().join(name);
-    peft::write(&folder, Existing::Refuse, &filled(&targets), &config, &provenance(), &[]).unwrap();
+    peft::write(&folder, Existing::Refuse, &filled(&targets), &config, &provenance(), &[], None).unwrap();
     folder
 }
 
@@ -480,7 +480,7 @@ fn values_that_are_not_finite_are_not_written() {
     let out = tempfile::tempdir().unwrap();
     let config = Config::new(spec, &targets, &modules(), "org/base", None);
     let folder = out.path().join("adapter");
-    let error = peft::write(&folder, Existing::Refuse, &set, &config, &provenance(), &[]).unwrap_err();
+    let error = peft::write(&folder, Existing::Refuse, &set, &config, &provenance(), &[], None).unwrap_err();
     assert!(error.to_string().contains("nothing was written"), "{error}");
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0);
 }
@@ -496,7 +496,7 @@ fn files_beside_are_copied_and_old_folders_replaced_when_asked() {
     let config = Config::new(spec, &targets, &modules(), "my \"base\"", None);
     let write = |existing| {
         let beside = [tokenizer.clone()];
-        peft::write(&folder, existing, &filled(&targets), &config, &BTreeMap::new(), &beside)
+        peft::write(&folder, existing, &filled(&targets), &config, &BTreeMap::new(), &beside, None)
     };
     assert!(write(Existing::Refuse).is_err());
     write(Existing::Replace).unwrap();

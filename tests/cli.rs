@@ -98,10 +98,10 @@ fn the_provenance_names_inputs_and_nothing_that_varies() {
         [
             "format",
             "tune.base_sha256.config.json",
-            "tune.base_sha256.generation_config.json",
             "tune.base_sha256.model.safetensors",
             "tune.base_sha256.tokenizer.json",
             "tune.base_sha256.tokenizer_config.json",
+            "tune.chat_template_sha256",
             "tune.dataset_sha256.0",
             "tune.dataset_sha256.1",
             "tune.eval_loss",
@@ -122,7 +122,9 @@ fn the_provenance_names_inputs_and_nothing_that_varies() {
 fn bad_rows_are_shown_with_their_places_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     quickstart(folder.path());
-    let mut rows = String::from("{\"messages\": [{\"role\": \"user\", \"content\": \"Hello.\"}, {\"role\": \"assistant\", \"content\": \"Ahoy.\"}]}\n");
+    let mut rows = String::from(
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"Hello.\"}, {\"role\": \"assistant\", \"content\": \"Ahoy.\"}]}\n",
+    );
     for _ in 0..25 {
         rows.push_str("{\"messages\": [{\"role\": \"user\", \"content\": 7}]}\n");
     }

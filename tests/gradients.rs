@@ -80,13 +80,16 @@ fn gradients(setup: &Setup, batch: &MicroBatch, keep: usize) -> (f64, BTreeMap<S
 #[test]
 fn step_zero_gradients_are_those_of_the_reference() {
     let setup = setup(FloatDtype::F32, 0.0);
-    for (case, file, rows) in
-        [("plain", "tokens.jsonl", 4), ("clipped", "tokens_nolabels.jsonl", 1), ("repeated", "tokens_repeated.jsonl", 2)]
-    {
+    for (case, file, rows) in [
+        ("plain", "tokens.jsonl", 4),
+        ("clipped", "tokens_nolabels.jsonl", 1),
+        ("repeated", "tokens_repeated.jsonl", 2),
+    ] {
         let (_, ours) = gradients(&setup, &micro_batch(file, rows), 0);
         let theirs = tensors(&golden(&format!("trajectory/step0_gradients_{case}.safetensors")));
         assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
-        let worst = theirs.iter().map(|(name, theirs)| relative_difference(&ours[name], theirs)).fold(0.0, f64::max);
+        let worst =
+            theirs.iter().map(|(name, theirs)| relative_difference(&ours[name], theirs)).fold(0.0, f64::max);
         println!("{case}: gradients within {worst:.1e}");
         assert!(worst < 1e-4, "{case}: a gradient differs by {worst:e}");
     }
@@ -107,7 +110,8 @@ fn keeping_activations_changes_no_bit() {
 #[test]
 fn bf16_stays_near_f32() {
     let batch = micro_batch("tokens.jsonl", 8);
-    let [exact, rounded] = [FloatDtype::F32, FloatDtype::Bf16].map(|dtype| gradients(&setup(dtype, 0.0), &batch, 0));
+    let [exact, rounded] =
+        [FloatDtype::F32, FloatDtype::Bf16].map(|dtype| gradients(&setup(dtype, 0.0), &batch, 0));
     let loss = |sum: f64| sum / batch.supervised_tokens as f64;
     assert!((loss(exact.0) - loss(rounded.0)).abs() < 0.05, "{} {}", loss(exact.0), loss(rounded.0));
     for (name, gradient) in &exact.1 {

@@ -5,8 +5,24 @@ use std::path::{Path, PathBuf};
 
 /// The rooms of `src/`, each importing only from rooms above it.
 const ROOMS: [&str; 18] = [
-    "units", "document", "files", "assets", "data", "quant", "adapter", "model", "objective", "checkpoint", "train",
-    "generate", "export", "recipe", "bundled", "device", "run", "cli",
+    "units",
+    "document",
+    "files",
+    "assets",
+    "data",
+    "quant",
+    "adapter",
+    "model",
+    "objective",
+    "checkpoint",
+    "train",
+    "generate",
+    "export",
+    "recipe",
+    "bundled",
+    "device",
+    "run",
+    "cli",
 ];
 
 /// Rooms that must not know the tensor engine.
@@ -47,7 +63,8 @@ fn room_of(path: &Path) -> Option<String> {
 
 /// Whether a file of `src/` holds unit tests alone.
 fn is_test(path: &Path) -> bool {
-    path.components().any(|part| part.as_os_str() == "tests") || path.file_stem().is_some_and(|stem| stem == "tests")
+    path.components().any(|part| part.as_os_str() == "tests")
+        || path.file_stem().is_some_and(|stem| stem == "tests")
 }
 
 /// Code lines, without comments and without the unit tests that close a file.
@@ -94,7 +111,9 @@ fn each_room_imports_only_from_rooms_above_it() {
             for imported in imported_rooms(line) {
                 match ROOMS.iter().position(|name| *name == imported) {
                     Some(other) if other <= own => {}
-                    Some(_) => faults.push(format!("{}:{number}: `{room}` imports `{imported}`", path.display())),
+                    Some(_) => {
+                        faults.push(format!("{}:{number}: `{room}` imports `{imported}`", path.display()))
+                    }
                     None => faults.push(format!("{}:{number}: unknown room `{imported}`", path.display())),
                 }
             }

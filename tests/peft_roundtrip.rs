@@ -32,7 +32,8 @@ fn logits(adapter: &Path, rows: usize) -> Vec<Vec<f32>> {
     let device = Default::default();
     let adapters = LoraSet::<Cpu>::from_values(targets, 0.0, values, &device).unwrap();
     let nf4 = quant::spec::Spec::Nf4 { block_size: 64, double_quant: true };
-    let decoder = load::load::<Cpu>(folder.weights(), &spec, Some(nf4), FloatDtype::F32, &device, &mut |_| {}).unwrap();
+    let decoder =
+        load::load::<Cpu>(folder.weights(), &spec, Some(nf4), FloatDtype::F32, &device, &mut |_| {}).unwrap();
     let layers: Vec<_> = (0..spec.layers).map(|layer| adapters.layer(layer, None)).collect();
     let text = fs::read_to_string(golden("trajectory/tokens.jsonl")).unwrap();
     text.lines()
@@ -81,7 +82,9 @@ fn a_run_writes_what_peft_would_write() {
     let shapes = |path: &Path| -> BTreeMap<String, (Vec<usize>, String)> {
         let bytes = fs::read(path.join("adapter_model.safetensors")).unwrap();
         let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-        let shape = |view: &safetensors::tensor::TensorView<'_>| (view.shape().to_vec(), format!("{:?}", view.dtype()));
+        let shape = |view: &safetensors::tensor::TensorView<'_>| {
+            (view.shape().to_vec(), format!("{:?}", view.dtype()))
+        };
         parsed.iter().map(|(name, view)| (name.to_owned(), shape(&view))).collect()
     };
     assert_eq!(shapes(&adapter), shapes(&golden("trajectory/adapter")));
@@ -90,7 +93,9 @@ fn a_run_writes_what_peft_would_write() {
         serde_json::from_slice(&fs::read(path.join("adapter_config.json")).unwrap()).unwrap()
     };
     let (ours, theirs) = (config(&adapter), config(&golden("trajectory/adapter")));
-    for key in ["peft_type", "task_type", "r", "lora_alpha", "use_rslora", "use_dora", "bias", "fan_in_fan_out"] {
+    for key in
+        ["peft_type", "task_type", "r", "lora_alpha", "use_rslora", "use_dora", "bias", "fan_in_fan_out"]
+    {
         assert_eq!(ours[key], theirs[key], "{key}");
     }
     let ours_keys = ours.as_object().unwrap().keys();

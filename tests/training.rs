@@ -14,8 +14,11 @@ fn token_rows(folder: &Path) -> PathBuf {
     for row in 0..16_u32 {
         let length = 5 + (row * 7) % 19;
         let ids: Vec<u32> = (0..length).map(|at| (row * 131 + at * 29 + at * at * 3) % 512).collect();
-        let labels: Vec<i64> =
-            ids.iter().enumerate().map(|(at, &id)| if (at as u32 + row) % 4 == 0 { -100 } else { id.into() }).collect();
+        let labels: Vec<i64> = ids
+            .iter()
+            .enumerate()
+            .map(|(at, &id)| if (at as u32 + row) % 4 == 0 { -100 } else { id.into() })
+            .collect();
         writeln!(text, "{}", serde_json::json!({"input_ids": ids, "labels": labels})).unwrap();
     }
     let path = folder.join("rows.jsonl");
@@ -54,7 +57,13 @@ fn eight_micro_batches_of_one_equal_one_of_eight() {
     let data = token_rows(folder.path());
     let [many, one] = ["many", "one"].map(|name| folder.path().join(name));
     let plain = ", packing = false, shuffle = false";
-    run(&recipe(&many, &data, "", plain, "micro_batch_size = 1\ngradient_accumulation_steps = 8\nmax_steps = 4"));
+    run(&recipe(
+        &many,
+        &data,
+        "",
+        plain,
+        "micro_batch_size = 1\ngradient_accumulation_steps = 8\nmax_steps = 4",
+    ));
     run(&recipe(&one, &data, "", plain, "micro_batch_size = 8\nmax_steps = 4"));
     for (a, b) in series(&many, "loss").iter().zip(series(&one, "loss")) {
         assert!((a - b).abs() < 1e-5, "{a} {b}");
@@ -129,14 +138,18 @@ fn metrics_tell_what_they_promise() {
     let settings = "micro_batch_size = 2\nmax_steps = 7\nlogging_steps = 3\neval_steps = 2\nsave_steps = 2\nsave_total_limit = 2";
     run(&recipe(&output_dir, &data, "", ", packing = false, val_split = 0.3", settings));
     let lines = metrics(&output_dir);
-    let steps: Vec<u64> = lines.iter().filter(|l| l.get("loss").is_some()).map(|l| l["step"].as_u64().unwrap()).collect();
+    let steps: Vec<u64> =
+        lines.iter().filter(|l| l.get("loss").is_some()).map(|l| l["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, [3, 6, 7]);
     let evaluations: Vec<u64> =
         lines.iter().filter(|l| l.get("eval_loss").is_some()).map(|l| l["step"].as_u64().unwrap()).collect();
     assert_eq!(evaluations, [0, 2, 4, 6, 7]);
     assert!(lines.iter().all(|line| line.get("loss").is_some() != line.get("eval_loss").is_some()));
     for key in ["epoch", "grad_norm", "learning_rate", "tokens", "tokens_per_second"] {
-        assert!(lines.iter().filter(|line| line.get("loss").is_some()).all(|line| line[key].is_number()), "{key}");
+        assert!(
+            lines.iter().filter(|line| line.get("loss").is_some()).all(|line| line[key].is_number()),
+            "{key}"
+        );
     }
     let mut checkpoints: Vec<String> = fs::read_dir(output_dir.join("checkpoints"))
         .unwrap()

@@ -89,7 +89,9 @@ fn losses_norms_and_adapters_follow_the_reference() {
         assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>());
         let mut worst = 0.0_f64;
         for (name, theirs) in &theirs {
-            let change = |values: &[f32]| -> Vec<f32> { values.iter().zip(&start[name]).map(|(v, s)| v - s).collect() };
+            let change = |values: &[f32]| -> Vec<f32> {
+                values.iter().zip(&start[name]).map(|(v, s)| v - s).collect()
+            };
             worst = worst.max(relative_difference(&change(&ours[name]), &change(theirs)));
         }
         println!("{}: losses within {losses:.1e}, change of the adapter within {worst:.1e}", case.name);

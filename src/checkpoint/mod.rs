@@ -101,10 +101,15 @@ pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &Value) -> Result
 
 /// The tensors as one safetensors file. Adapter-sized: it is held in memory to be hashed and written.
 fn tensor_bytes(tensors: &[NamedTensor]) -> Result<Vec<u8>, Error> {
-    let by_name: BTreeMap<&str, &NamedTensor> = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+    let by_name: BTreeMap<&str, &NamedTensor> =
+        tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
     let headers = tensors
         .iter()
-        .map(|tensor| TensorHeader { name: tensor.name.clone(), dtype: Dtype::F32, shape: tensor.shape.clone() })
+        .map(|tensor| TensorHeader {
+            name: tensor.name.clone(),
+            dtype: Dtype::F32,
+            shape: tensor.shape.clone(),
+        })
         .collect();
     let layout = Layout::new(&BTreeMap::new(), headers)?;
     let mut bytes = Vec::new();
@@ -152,7 +157,8 @@ fn parse_tensors(bytes: &[u8]) -> Result<Vec<NamedTensor>, String> {
         if view.dtype() != ::safetensors::Dtype::F32 {
             return Err(format!("tensor `{name}` is {:?}, not F32", view.dtype()));
         }
-        let values = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let values =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         tensors.push(NamedTensor { name: name.to_owned(), shape: view.shape().to_vec(), values });
     }
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
@@ -180,7 +186,11 @@ mod tests {
 
     fn sample() -> (Vec<NamedTensor>, Value) {
         let tensors = vec![
-            NamedTensor { name: "a".into(), shape: vec![2, 2], values: vec![1.0, -0.0, f32::MIN_POSITIVE, 3.5] },
+            NamedTensor {
+                name: "a".into(),
+                shape: vec![2, 2],
+                values: vec![1.0, -0.0, f32::MIN_POSITIVE, 3.5],
+            },
             NamedTensor { name: "b".into(), shape: vec![0], values: vec![] },
         ];
         (tensors, serde_json::json!({"step": 7, "cursor": {"epoch": 1}}))

@@ -17,7 +17,10 @@ pub(super) fn hub_cache() -> PathBuf {
     }
     let home = variable("HF_HOME").unwrap_or_else(|| {
         let cache = variable("XDG_CACHE_HOME");
-        cache.or_else(|| env::home_dir().map(|home| home.join(".cache"))).unwrap_or_default().join("huggingface")
+        cache
+            .or_else(|| env::home_dir().map(|home| home.join(".cache")))
+            .unwrap_or_default()
+            .join("huggingface")
     });
     home.join("hub")
 }

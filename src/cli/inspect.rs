@@ -28,7 +28,8 @@ pub(super) fn inspect(arguments: &InspectArguments, out: &mut impl Write) -> io:
         Err(error) => return Ok(report::failure(&error)),
     };
     // Colour tells supervised text apart where it is shown; brackets do where it is not.
-    let colored = io::stdout().is_terminal() && anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
+    let colored = io::stdout().is_terminal()
+        && anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
     if !arguments.json {
         if let Some(template) = inspection.template() {
             writeln!(out, "{} {template}", paint(STRONG, "template"))?;

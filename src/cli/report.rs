@@ -54,7 +54,9 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         }
         run::Error::Folder(FolderError::Occupied(_)) => error(
             &failure.to_string(),
-            Some("choose another folder with `--set output_dir=\"…\"`, or replace that run with `--overwrite`"),
+            Some(
+                "choose another folder with `--set output_dir=\"…\"`, or replace that run with `--overwrite`",
+            ),
         ),
         _ => error(&failure.to_string(), None),
     }

@@ -35,9 +35,19 @@ pub(super) fn run(arguments: &RunArguments, out: &mut impl Write) -> io::Result<
     }
 }
 
-fn finish(outcome: &Outcome, signals: &Signals, arguments: &RunArguments, out: &mut impl Write) -> io::Result<Exit> {
+fn finish(
+    outcome: &Outcome,
+    signals: &Signals,
+    arguments: &RunArguments,
+    out: &mut impl Write,
+) -> io::Result<Exit> {
     let Some(adapter) = &outcome.adapter else {
-        writeln!(out, "stopped after step {}; a checkpoint lies in {}/checkpoints", outcome.steps, outcome.output_dir.display())?;
+        writeln!(
+            out,
+            "stopped after step {}; a checkpoint lies in {}/checkpoints",
+            outcome.steps,
+            outcome.output_dir.display()
+        )?;
         return Ok(signals.exit());
     };
     if let Some((before, after)) = &outcome.evaluations {

@@ -50,7 +50,11 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut impl Wri
     let line = |out: &mut dyn Write, name: &str, text: String| {
         writeln!(out, "{} {text}", paint(STRONG, format!("{name:<10}")))
     };
-    line(out, "base", format!("{} ({family}, {} parameters, {storage})", recipe.model.base, Grouped(parameters)))?;
+    line(
+        out,
+        "base",
+        format!("{} ({family}, {} parameters, {storage})", recipe.model.base, Grouped(parameters)),
+    )?;
     line(out, "compute", format!("{} on {}", validation.compute_dtype.name(), validation.device))?;
     if let Some(template) = &validation.template {
         line(out, "template", template.clone())?;
@@ -83,7 +87,10 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut impl Wri
 
 fn tally(tally: &Tally) -> String {
     let supervised = 100.0 * tally.supervised_tokens as f64 / tally.tokens.max(1) as f64;
-    let longest = tally.longest.map(|(tokens, _)| format!(", the longest {}", Grouped(tokens.into()))).unwrap_or_default();
+    let longest = tally
+        .longest
+        .map(|(tokens, _)| format!(", the longest {}", Grouped(tokens.into())))
+        .unwrap_or_default();
     match tally.rows {
         0 => "none".to_owned(),
         rows => format!(

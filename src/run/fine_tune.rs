@@ -11,7 +11,9 @@ use super::sample::Sampler;
 use super::{Environment, Error, survey};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
+use crate::assets;
 use crate::data::batch::Batching;
+use crate::data::template::ChatTemplate;
 use crate::device::{Device, OnBackend};
 use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
@@ -69,7 +71,16 @@ pub fn fine_tune(
     observer.observe(&Event::Targets(&opened.targets));
     let batching = opened.batching();
     let total_steps = survey::total_steps(&opened, &batching, environment, observer)?;
-    device.run(Training { opened: &opened, environment, options, batching, total_steps, device, dtype, observer })
+    device.run(Training {
+        opened: &opened,
+        environment,
+        options,
+        batching,
+        total_steps,
+        device,
+        dtype,
+        observer,
+    })
 }
 
 /// Everything that training needs, on its way to a backend.
@@ -143,7 +154,8 @@ impl OnBackend for Training<'_> {
         let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
         let state = State::fresh(Default::default());
         let steps = corpus.steps(&batching, state.cursor)?;
-        let summary = fit.run(&mut adapters, &mut optimizer, state, steps, observer).map_err(|e| opened.explain(e))?;
+        let summary =
+            fit.run(&mut adapters, &mut optimizer, state, steps, observer).map_err(|e| opened.explain(e))?;
 
         let mut outcome = Outcome {
             output_dir: recipe.output_dir.clone(),
@@ -156,19 +168,23 @@ impl OnBackend for Training<'_> {
         if summary.stopped {
             return Ok(outcome);
         }
-        let provenance = Provenance {
-            recipe,
-            base: &opened.model.files_sha256()?,
-            datasets: &corpus.datasets().map(|dataset| dataset.sha256()).collect::<Result<Vec<_>, _>>()?,
-            summary: &summary,
-        };
+        let tokenizer_files = opened.model.tokenizer_files()?;
+        let mut base = opened.model.files_sha256()?;
+        for file in &tokenizer_files {
+            base.push(assets::folder::digest(file)?);
+        }
+        let datasets = corpus.datasets().map(|dataset| dataset.sha256()).collect::<Result<Vec<_>, _>>()?;
+        let template = opened.template.as_deref().map(ChatTemplate::source);
+        let provenance =
+            Provenance { recipe, base: &base, datasets: &datasets, template, summary: &summary }.metadata();
         peft::write(
             &folder.adapter(),
             Existing::Refuse,
             &adapters,
             &opened.peft_config(),
-            &provenance.metadata(),
-            &opened.model.tokenizer_files()?,
+            &provenance,
+            &tokenizer_files,
+            template.filter(|_| recipe.data.chat_template.is_some()),
         )?;
         outcome.adapter = Some(folder.adapter());
         match sampler.answers(&decoder, Some(&adapters), environment.stop) {
@@ -212,7 +228,10 @@ impl Opened {
     }
 
     /// New adapters, or those the recipe starts from.
-    pub(super) fn adapters<B: KernelBackend<Frozen = B>>(&self, device: &B::Device) -> Result<LoraSet<B>, Error> {
+    pub(super) fn adapters<B: KernelBackend<Frozen = B>>(
+        &self,
+        device: &B::Device,
+    ) -> Result<LoraSet<B>, Error> {
         let dropout = self.recipe.adapter.dropout;
         let targets = self.targets.clone();
         match &self.start {

@@ -56,7 +56,10 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
     file.check_files();
     let model = open_model(&mut file, environment);
     let targets = model.as_ref().and_then(|model| find_targets(&mut file, &model.spec));
-    let start = targets.as_ref().zip(model.as_ref()).and_then(|(targets, model)| open_start(&mut file, targets, &model.spec));
+    let start = targets
+        .as_ref()
+        .zip(model.as_ref())
+        .and_then(|(targets, model)| open_start(&mut file, targets, &model.spec));
     let text = model.as_ref().map(|model| open_text(&mut file, &model.folder));
     let corpus = match (&model, &text) {
         (Some(model), Some(text)) => open_corpus(&mut file, model, text),
@@ -118,9 +121,12 @@ fn find_targets(file: &mut RecipeFile, spec: &DecoderSpec) -> Option<Vec<Target>
                     At::TargetModules => vec!["target_modules".into()],
                     At::TargetName(index) => vec!["target_modules".into(), index.to_string()],
                     At::RankPattern(index) => vec!["rank_pattern".into(), spec.rank_pattern[index].0.clone()],
-                    At::AlphaPattern(index) => vec!["alpha_pattern".into(), spec.alpha_pattern[index].0.clone()],
+                    At::AlphaPattern(index) => {
+                        vec!["alpha_pattern".into(), spec.alpha_pattern[index].0.clone()]
+                    }
                 };
-                let path: Vec<&str> = ["adapter", "lora"].into_iter().chain(key.iter().map(String::as_str)).collect();
+                let path: Vec<&str> =
+                    ["adapter", "lora"].into_iter().chain(key.iter().map(String::as_str)).collect();
                 let place = file.place(&path);
                 file.report(Problem::new("adapter::targets", place, problem.message).help(problem.help));
             }
@@ -130,7 +136,11 @@ fn find_targets(file: &mut RecipeFile, spec: &DecoderSpec) -> Option<Vec<Target>
 }
 
 /// The adapter named by `init_from`: `Some(None)` when none is named, `None` when it cannot be used.
-fn open_start(file: &mut RecipeFile, targets: &[Target], spec: &DecoderSpec) -> Option<Option<peft::Adapter>> {
+fn open_start(
+    file: &mut RecipeFile,
+    targets: &[Target],
+    spec: &DecoderSpec,
+) -> Option<Option<peft::Adapter>> {
     let Some(folder) = file.parts().adapter.init_from.clone() else { return Some(None) };
     let opened = peft::Adapter::open(&folder).and_then(|adapter| {
         adapter.require_equal(&file.parts().adapter, targets, &spec.modules())?;
@@ -140,7 +150,10 @@ fn open_start(file: &mut RecipeFile, targets: &[Target], spec: &DecoderSpec) -> 
         Ok(adapter) => Some(Some(adapter)),
         Err(error) => {
             let place = file.place(&["adapter", "lora", "init_from"]);
-            report_new(file, Problem::new("adapter::init_from", place, error.to_string()).label("this adapter"));
+            report_new(
+                file,
+                Problem::new("adapter::init_from", place, error.to_string()).label("this adapter"),
+            );
             None
         }
     }
@@ -154,7 +167,8 @@ struct Text {
 
 fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
     let formats: Vec<Format> = file.parts().datasets.iter().flatten().map(|dataset| dataset.format).collect();
-    let needed = formats.iter().any(|format| *format != Format::Tokens) || !file.parts().sample.prompts.is_empty();
+    let needed =
+        formats.iter().any(|format| *format != Format::Tokens) || !file.parts().sample.prompts.is_empty();
     if folder.tokenizer_json().is_none() && !needed {
         return Text { tokenizer: None, template: None };
     }
@@ -192,7 +206,10 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
             Some(dataset) => {
                 if let Err(error) = source::Dataset::open(dataset) {
                     let place = file.place(&["dataset", &position, "path"]);
-                    report_new(file, Problem::new("data::source", place, error.to_string()).label("this dataset"));
+                    report_new(
+                        file,
+                        Problem::new("data::source", place, error.to_string()).label("this dataset"),
+                    );
                     faults = true;
                 }
             }
@@ -211,7 +228,9 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
         Ok(corpus) => Some(corpus),
         Err(error) => {
             let place = match &error {
-                DataError::NoTemplate { path } | DataError::NoTokenizer { path, .. } | DataError::TrainOn { path, .. } => {
+                DataError::NoTemplate { path }
+                | DataError::NoTokenizer { path, .. }
+                | DataError::TrainOn { path, .. } => {
                     let index = datasets.iter().position(|dataset| dataset.path == *path).unwrap_or_default();
                     file.place(&["dataset", &index.to_string(), "format"])
                 }

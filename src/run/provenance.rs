@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 
+use sha2::{Digest, Sha256};
+
 use crate::assets::FileDigest;
 use crate::recipe::Recipe;
 use crate::train::fit::Summary;
@@ -16,8 +18,10 @@ const PREFIX: &str = "tune.";
 pub(super) struct Provenance<'a> {
     /// The recipe.
     pub recipe: &'a Recipe,
-    /// The base model's files.
+    /// The base model's files, those of its tokenizer included.
     pub base: &'a [FileDigest],
+    /// The chat template, where one was used.
+    pub template: Option<&'a str>,
     /// One hash for each dataset, in the recipe's order.
     pub datasets: &'a [String],
     /// How the run went.
@@ -40,6 +44,9 @@ impl Provenance<'_> {
         for (index, sha256) in self.datasets.iter().enumerate() {
             put(&format!("dataset_sha256.{index}"), sha256.clone());
         }
+        if let Some(template) = self.template {
+            put("chat_template_sha256", sha256(template));
+        }
         if let Some(loss) = self.summary.last_loss {
             put("loss", loss.to_string());
         }
@@ -51,4 +58,8 @@ impl Provenance<'_> {
         }
         metadata
     }
+}
+
+fn sha256(text: &str) -> String {
+    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }

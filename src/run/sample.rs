@@ -51,7 +51,8 @@ impl<'a> Sampler<'a> {
             if generation.finish == Finish::Interrupted {
                 return Err(Error::Stopped);
             }
-            answers.push(tokenizer.decode_plain(&generation.tokens).map_err(crate::data::error::Error::from)?);
+            answers
+                .push(tokenizer.decode_plain(&generation.tokens).map_err(crate::data::error::Error::from)?);
         }
         Ok(answers)
     }
@@ -59,7 +60,10 @@ impl<'a> Sampler<'a> {
     /// Puts the answers beside their prompts.
     pub(super) fn pair(&self, before: Vec<String>, after: Vec<String>) -> Vec<Sample> {
         let prompts = self.opened.recipe.sample.prompts.iter().cloned();
-        prompts.zip(before.into_iter().zip(after)).map(|(prompt, (before, after))| Sample { prompt, before, after }).collect()
+        prompts
+            .zip(before.into_iter().zip(after))
+            .map(|(prompt, (before, after))| Sample { prompt, before, after })
+            .collect()
     }
 }
 

@@ -46,7 +46,10 @@ pub(super) fn survey(
         Ok(Ok(survey)) => Ok(survey),
         Ok(Err(DataError::Cancelled)) => Err(Error::Stopped),
         Ok(Err(error)) => Err(error.into()),
-        Err(_) => Err(DataError::Threads { problem: "the survey broke down; this is a defect of the program".into() }.into()),
+        Err(_) => Err(DataError::Threads {
+            problem: "the survey broke down; this is a defect of the program".into(),
+        }
+        .into()),
     }
 }
 
@@ -82,12 +85,18 @@ pub(super) fn warnings(opened: &Opened, survey: &Survey) -> Vec<String> {
     let val_split = opened.recipe.data.val_split;
     if val_split > 0.0 && survey.validation.rows == 0 {
         let rows = Grouped(survey.train.rows);
-        warnings.push(format!("`val_split = {val_split}` holds out none of the {rows} rows: there will be no evaluation"));
+        warnings.push(format!(
+            "`val_split = {val_split}` holds out none of the {rows} rows: there will be no evaluation"
+        ));
     }
-    let named = [(&survey.overflow, "longer than `max_seq_len`"), (&survey.empty, "left out, nothing in them supervised")];
+    let named = [
+        (&survey.overflow, "longer than `max_seq_len`"),
+        (&survey.empty, "left out, nothing in them supervised"),
+    ];
     for (rows, what) in named {
         if rows.count > 0 {
-            let places: Vec<String> = rows.first.iter().map(|(_, place, tokens)| format!("{place} ({tokens} tokens)")).collect();
+            let places: Vec<String> =
+                rows.first.iter().map(|(_, place, tokens)| format!("{place} ({tokens} tokens)")).collect();
             let more = match rows.count as usize - places.len() {
                 0 => String::new(),
                 more => format!(" and {} more", Grouped(more as u64)),

@@ -174,7 +174,10 @@ fn layer_inputs<B: KernelBackend<Frozen = B>>(
     Ok(decoder.inputs(&batch.position_ids, documents)?)
 }
 
-fn target_tensor<B: KernelBackend<Frozen = B>>(decoder: &Decoder<B>, batch: &MicroBatch) -> Tensor<B, 1, Int> {
+fn target_tensor<B: KernelBackend<Frozen = B>>(
+    decoder: &Decoder<B>,
+    batch: &MicroBatch,
+) -> Tensor<B, 1, Int> {
     Tensor::from_data(TensorData::new(batch.targets.clone(), [batch.targets.len()]), decoder.device())
 }
 

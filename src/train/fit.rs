@@ -141,7 +141,9 @@ where
             let learning_rate = self.schedule.learning_rate(batch.step);
             let (sum, norm) = match self.step(adapters, optimizer, &batch, learning_rate) {
                 Ok(done) => done,
-                Err(error) => return Err(self.keep_what_was_good(adapters, optimizer, &state, error, observer)?),
+                Err(error) => {
+                    return Err(self.keep_what_was_good(adapters, optimizer, &state, error, observer)?);
+                }
             };
             training_time += began.elapsed();
 
@@ -195,7 +197,11 @@ where
             step: batch.step,
             what,
             value,
-            rows: batch.micro_batches.iter().flat_map(|micro_batch| micro_batch.rows.iter().copied()).collect(),
+            rows: batch
+                .micro_batches
+                .iter()
+                .flat_map(|micro_batch| micro_batch.rows.iter().copied())
+                .collect(),
             checkpoint: None,
         };
         let scale = 1.0 / batch.supervised_tokens.max(1) as f64;
@@ -204,8 +210,12 @@ where
         for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
             let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
             let tokens = micro_batch.input_ids.len() as u64;
-            let keep =
-                memory::layers_to_keep(self.decoder.spec(), tokens, self.compute_bytes, self.activation_budget);
+            let keep = memory::layers_to_keep(
+                self.decoder.spec(),
+                tokens,
+                self.compute_bytes,
+                self.activation_budget,
+            );
             let pass = Pass { dropout, scale, keep };
             sum += forward_backward(self.decoder, adapters, micro_batch, pass, &mut gradients)?;
             if !sum.is_finite() {
@@ -241,7 +251,14 @@ where
         Ok(error)
     }
 
-    fn report(&self, state: &State, window: Window, norm: f64, learning_rate: f64, time: Duration) -> StepReport {
+    fn report(
+        &self,
+        state: &State,
+        window: Window,
+        norm: f64,
+        learning_rate: f64,
+        time: Duration,
+    ) -> StepReport {
         StepReport {
             step: state.step,
             epoch: state.epoch,

@@ -192,7 +192,10 @@ mod tests {
         RunFolder::create(&root, false).unwrap();
         fs::write(root.join("notes.txt"), "mine").unwrap();
         assert!(matches!(RunFolder::create(&root, false), Err(FolderError::Occupied(_))));
-        assert!(matches!(RunFolder::create(&root, true), Err(FolderError::Occupied(_))), "not a run: not replaced");
+        assert!(
+            matches!(RunFolder::create(&root, true), Err(FolderError::Occupied(_))),
+            "not a run: not replaced"
+        );
         fs::write(root.join("recipe.toml"), "").unwrap();
         fs::write(root.join("metrics.jsonl"), "old").unwrap();
         RunFolder::create(&root, true).unwrap();

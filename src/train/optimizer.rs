@@ -24,7 +24,10 @@ pub struct Optimizer<B: KernelBackend<Frozen = B>> {
 impl<B: KernelBackend<Frozen = B>> Optimizer<B> {
     /// Zero moments for every matrix of `adapters`; betas 0.9 and 0.999, epsilon 1e-8.
     pub fn new(adapters: &LoraSet<B>, weight_decay: f64) -> Self {
-        let zero = |tensor: &burn::tensor::Tensor<B, 2>| Moments { first: tensor.zeros_like(), second: tensor.zeros_like() };
+        let zero = |tensor: &burn::tensor::Tensor<B, 2>| Moments {
+            first: tensor.zeros_like(),
+            second: tensor.zeros_like(),
+        };
         let moments = adapters.tensors().iter().map(zero).collect();
         let config = AdamWConfig { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay };
         Self { config, moments, steps: 0 }
@@ -57,7 +60,9 @@ impl<B: KernelBackend<Frozen = B>> Optimizer<B> {
         let factor = if max_grad_norm > 0.0 { (max_grad_norm / (norm + CLIP_EPSILON)).min(1.0) } else { 1.0 };
         let mut updated = Vec::with_capacity(adapters.tensors().len());
         let moments = std::mem::take(&mut self.moments);
-        for ((parameter, gradient), moments) in adapters.tensors().iter().zip(gradients.into_tensors()).zip(moments) {
+        for ((parameter, gradient), moments) in
+            adapters.tensors().iter().zip(gradients.into_tensors()).zip(moments)
+        {
             let gradient = gradient.unwrap_or_else(|| parameter.zeros_like());
             let gradient = if factor < 1.0 { gradient.mul_scalar(factor as f32) } else { gradient };
             let (parameter, moments) =

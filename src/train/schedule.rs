@@ -32,8 +32,8 @@ impl Schedule {
         if done < self.warmup_steps {
             return self.peak * done as f64 / self.warmup_steps.max(1) as f64;
         }
-        let progress =
-            (done - self.warmup_steps) as f64 / self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let progress = (done - self.warmup_steps) as f64
+            / self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
         self.peak
             * match self.kind {
                 LrScheduler::Constant => 1.0,
@@ -86,7 +86,10 @@ mod tests {
     #[test]
     fn constant_holds_its_peak_after_warmup() {
         let schedule = schedule(LrScheduler::Constant, 2);
-        assert_eq!((1..=5).map(|step| schedule.learning_rate(step)).collect::<Vec<_>>(), [0.0, 0.5, 1.0, 1.0, 1.0]);
+        assert_eq!(
+            (1..=5).map(|step| schedule.learning_rate(step)).collect::<Vec<_>>(),
+            [0.0, 0.5, 1.0, 1.0, 1.0]
+        );
     }
 
     #[test]

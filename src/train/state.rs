@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
 use tune_kernels::KernelBackend;
 
 use super::event::EvaluationReport;
@@ -45,7 +45,15 @@ pub struct Window {
 impl State {
     /// Before the first step.
     pub fn fresh(cursor: Cursor) -> Self {
-        Self { step: 0, epoch: 0.0, tokens: 0, cursor, best_eval_loss: None, first_evaluation: None, window: Window::default() }
+        Self {
+            step: 0,
+            epoch: 0.0,
+            tokens: 0,
+            cursor,
+            best_eval_loss: None,
+            first_evaluation: None,
+            window: Window::default(),
+        }
     }
 
     /// Counts one optimizer step whose supervised tokens cost `nll` together.
@@ -93,6 +101,7 @@ impl State {
 }
 
 fn host_values<B: KernelBackend>(tensor: &Tensor<B, 2>) -> Result<Vec<f32>, checkpoint::Error> {
-    let data = tensor.clone().try_into_data().map_err(|error| checkpoint::Error::Device(format!("{error:?}")))?;
+    let data =
+        tensor.clone().try_into_data().map_err(|error| checkpoint::Error::Device(format!("{error:?}")))?;
     data.into_vec().map_err(|error| checkpoint::Error::Device(format!("{error:?}")))
 }

@@ -29,13 +29,16 @@ use crate::files::{self, Existing};
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the file of tensors.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
+/// Name of a chat template that stands by itself; it goes before the one in tokenizer_config.json.
+pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Name of the model card.
 pub const CARD_FILE: &str = "README.md";
 
 /// Writes an adapter folder, whole or not at all.
 ///
 /// `provenance` joins `{"format": "pt"}` in the safetensors metadata; `beside` are files copied in under their
-/// own names (tokenizer and chat template).
+/// own names (tokenizer and chat template). A `chat_template` that the recipe chose is written as
+/// `chat_template.jinja`, in the place of the model's own, since it is what the adapter was trained with.
 ///
 /// # Errors
 /// The folder is taken and not to be replaced, the disk refuses, or a value is not finite.
@@ -46,6 +49,7 @@ pub fn write<B: KernelBackend>(
     config: &Config,
     provenance: &BTreeMap<String, String>,
     beside: &[PathBuf],
+    chat_template: Option<&str>,
 ) -> Result<(), Error> {
     files::write_folder_atomically(folder, existing, |inside| {
         files::write_bytes(&inside.join(CONFIG_FILE), config.to_json().as_bytes())?;
@@ -56,6 +60,9 @@ pub fn write<B: KernelBackend>(
                 return Err(files::Error::NoName { path: file.clone() }.into());
             };
             files::copy_file(file, &inside.join(name))?;
+        }
+        if let Some(template) = chat_template {
+            files::write_bytes(&inside.join(TEMPLATE_FILE), template.as_bytes())?;
         }
         Ok(())
     })
