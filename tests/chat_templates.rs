@@ -1,5 +1,6 @@
 //! Chat templates against transformers: what its own renderer wrote (`tests/golden/templates.py`), and what is
 //! supervised in it.
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

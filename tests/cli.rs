@@ -1,4 +1,5 @@
 //! The command line as a person meets it: help, messages, exit codes, and a whole run in a folder of its own.
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
 
 use std::fs;
 use std::path::Path;

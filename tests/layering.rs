@@ -1,4 +1,5 @@
 //! The house rules that a compiler does not check: who may import whom, what may be named where, how long a file is.
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -2,6 +2,7 @@
 //!
 //! The nested codes of double quantization are compared with its CUDA rule, which the fixtures hold beside those
 //! of its CPU build; the latter rounds near-ties otherwise.
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests stop where they fail")]
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,6 @@
 //! Every op on every backend and dtype against its oracle, forward and backward, over odd shapes; the oracles
 //! themselves against finite differences; and the same bytes from any number of threads.
+#![expect(clippy::expect_used, reason = "helpers of tests stop where they fail")]
 
 #[path = "parity/adamw.rs"]
 mod adamw;

@@ -62,7 +62,7 @@ where
     /// The layer's input; its forward pass is run again.
     Input(Tensor<B, 2>),
     /// The layer's graph.
-    Kept(LayerGraph<B>),
+    Kept(Box<LayerGraph<B>>),
 }
 
 /// One layer's forward pass under autodiff.
@@ -120,7 +120,7 @@ where
         if layer >= lowest && layer + pass.keep >= layers {
             let kept = graph(layer, hidden);
             hidden = kept.output.clone().inner();
-            tapes.push(Tape::Kept(kept));
+            tapes.push(Tape::Kept(Box::new(kept)));
             continue;
         }
         if layer >= lowest {
@@ -138,7 +138,7 @@ where
     for layer in (lowest..layers).rev() {
         let (Some(tape), Some(gradient)) = (tapes.pop(), upstream.take()) else { break };
         let graph = match tape {
-            Tape::Kept(graph) => graph,
+            Tape::Kept(graph) => *graph,
             Tape::Input(hidden) => graph(layer, hidden),
         };
         let mut layer_gradients = backward_with(graph.output, gradient);

@@ -1,4 +1,5 @@
 //! From files to micro-batches: what reaches the model, in which order, with which mask, and after any resume.
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
 
 mod fixture;
 

@@ -136,7 +136,7 @@ mod tests {
         let specials = [0.0, -0.0, f32::INFINITY, f32::NEG_INFINITY, f32::MAX, f32::MIN_POSITIVE, 1e-42];
         let sweep = (0..100_000u32).map(|i| f32::from_bits(i.wrapping_mul(42_949)));
         for value in sweep.chain(specials) {
-            let expected = half::bf16::from_f32(value);
+            let expected = bf16::from_f32(value);
             assert_eq!(round_to_bf16(value).to_bits(), expected.to_f32().to_bits(), "{value}");
             assert_eq!(<bf16 as Scalar>::from_f32(value).to_bits(), expected.to_bits(), "{value}");
         }

@@ -1,12 +1,10 @@
 //! Properties of training that hold whatever the numbers are: accumulation, determinism, learning.
 
-mod common;
-
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{golden, metrics, relative_difference, run, series, tensors};
+use crate::common::{golden, metrics, relative_difference, run, series, tensors};
 
 /// Sixteen rows of different lengths, some of whose tokens are not supervised.
 fn token_rows(folder: &Path) -> PathBuf {
@@ -17,7 +15,7 @@ fn token_rows(folder: &Path) -> PathBuf {
         let labels: Vec<i64> = ids
             .iter()
             .enumerate()
-            .map(|(at, &id)| if (at as u32 + row) % 4 == 0 { -100 } else { id.into() })
+            .map(|(at, &id)| if (at as u32 + row).is_multiple_of(4) { -100 } else { id.into() })
             .collect();
         writeln!(text, "{}", serde_json::json!({"input_ids": ids, "labels": labels})).unwrap();
     }

@@ -1,10 +1,8 @@
 //! The gradient of every adapter matrix at step 0 against PEFT, and the layer loop against itself.
 
-mod common;
-
 use std::collections::BTreeMap;
 
-use common::{golden, relative_difference, tensors};
+use crate::common::{golden, relative_difference, tensors};
 use tune::adapter::lora::{DropoutStep, LoraSet};
 use tune::adapter::peft::Adapter;
 use tune::adapter::spec::{Spec, TargetModules};

@@ -1,10 +1,8 @@
 //! Twenty QLoRA steps against transformers + PEFT + torch, through the public recipe. See `tests/golden/README.md`.
 
-mod common;
-
 use std::path::Path;
 
-use common::{golden, relative_difference, run, series, tensors};
+use crate::common::{golden, relative_difference, run, series, tensors};
 use serde_json::Value;
 
 struct Case {

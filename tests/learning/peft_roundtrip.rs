@@ -3,13 +3,11 @@
 //! Leaves the adapter and its logits in `target/tmp/peft_check/`, where `tests/golden/check_adapter.py` compares them
 //! with PEFT's (see `tests/golden/README.md`).
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{golden, run, tensors};
+use crate::common::{golden, run, tensors};
 use serde_json::{Value, json};
 use tune::adapter::lora::LoraSet;
 use tune::adapter::peft::Adapter;

@@ -1,6 +1,4 @@
-//! What several integration tests share: running a recipe in-process, reading what it wrote, reading goldens.
-#![allow(dead_code, reason = "each test file uses its own part")]
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test helpers")]
+//! What the tests here share: running a recipe in-process, reading what it wrote, reading goldens.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,22 +15,18 @@ pub(crate) fn golden(path: &str) -> PathBuf {
 }
 
 /// Watches nothing.
-pub(crate) struct Silent;
+struct Silent;
 
 impl Observer for Silent {
     fn observe(&mut self, _: &Event<'_>) {}
 }
 
-/// Runs a recipe to its end.
-pub(crate) fn try_run(recipe: &str) -> Result<Outcome, run::Error> {
-    let file = RecipeFile::parse("test.toml", recipe.as_bytes(), &[]);
-    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
-    run::fine_tune(file, &environment, Options::default(), &mut Silent)
-}
-
 /// Runs a recipe that must succeed.
 pub(crate) fn run(recipe: &str) -> Outcome {
-    try_run(recipe).unwrap_or_else(|error| panic!("{error:?}"))
+    let file = RecipeFile::parse("test.toml", recipe.as_bytes(), &[]);
+    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
+    let outcome = run::fine_tune(file, &environment, Options::default(), &mut Silent);
+    outcome.unwrap_or_else(|error| panic!("{error:?}"))
 }
 
 /// The lines of a run's metrics.

@@ -1,0 +1,8 @@
+//! Training as a whole, through the public recipe: against PEFT, and against itself.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests stop where they fail")]
+
+mod common;
+mod gradients;
+mod peft_roundtrip;
+mod training;
+mod trajectory;
