@@ -1,3 +1,5 @@
+//! Reading, judging and writing TOML.
+
 use proptest::prelude::*;
 
 use super::unknown::closest;

@@ -21,12 +21,16 @@ impl Observer for Silent {
     fn observe(&mut self, _: &Event<'_>) {}
 }
 
-/// Runs a recipe that must succeed.
-pub(crate) fn run(recipe: &str) -> Outcome {
+/// Runs a recipe.
+pub(crate) fn try_run(recipe: &str) -> Result<Outcome, run::Error> {
     let file = RecipeFile::parse("test.toml", recipe.as_bytes(), &[]);
     let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
-    let outcome = run::fine_tune(file, &environment, Options::default(), &mut Silent);
-    outcome.unwrap_or_else(|error| panic!("{error:?}"))
+    run::fine_tune(file, &environment, Options::default(), &mut Silent)
+}
+
+/// Runs a recipe that must succeed.
+pub(crate) fn run(recipe: &str) -> Outcome {
+    try_run(recipe).unwrap_or_else(|error| panic!("{error:?}"))
 }
 
 /// The lines of a run's metrics.

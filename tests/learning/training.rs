@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::common::{golden, metrics, relative_difference, run, series, tensors};
+use crate::common::{golden, metrics, relative_difference, run, series, tensors, try_run};
 
 /// Sixteen rows of different lengths, some of whose tokens are not supervised.
 fn token_rows(folder: &Path) -> PathBuf {
@@ -162,4 +162,25 @@ fn metrics_tell_what_they_promise() {
     }
     let again = fs::read_to_string(output_dir.join("recipe.toml")).unwrap();
     tune::recipe::RecipeFile::parse("recipe.toml", again.as_bytes(), &[]).finish().unwrap();
+}
+
+#[test]
+fn divergence_names_the_step_and_its_rows_and_keeps_what_was_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = token_rows(folder.path());
+    let output_dir = folder.path().join("run");
+    // Weights that grow by one a step leave the range of f16 within a few steps.
+    let settings = "max_steps = 50\nmicro_batch_size = 2\nmax_grad_norm = 0.0\nsave_steps = 1000";
+    let recipe = recipe(&output_dir, &data, "", ", packing = false, shuffle = false", settings)
+        .replace("learning_rate = 1e-3", "learning_rate = 1.0")
+        .replace("compute_dtype = \"f32\"", "compute_dtype = \"f16\"");
+    let error = try_run(&recipe).unwrap_err();
+    let tune::run::Error::Diverged { fault, rows, checkpoint } = &error else { panic!("{error:?}") };
+    assert!(fault.contains("optimizer step"), "{fault}");
+    assert_eq!(rows.len(), 2);
+    assert!(rows.iter().all(|row| row.contains("rows.jsonl:")), "{rows:?}");
+    let kept = checkpoint.as_ref().unwrap();
+    let (tensors, _) = tune::checkpoint::read(kept).unwrap();
+    assert!(tensors.iter().flat_map(|tensor| &tensor.values).all(|value| value.is_finite()));
+    assert!(!output_dir.join("adapter").exists());
 }

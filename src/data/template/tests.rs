@@ -1,3 +1,5 @@
+//! Chat templates: rendering, spans, and what is refused.
+
 use super::*;
 use crate::data::spec::TrainOn;
 

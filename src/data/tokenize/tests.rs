@@ -1,3 +1,5 @@
+//! Tokenizers and tokenized examples.
+
 use serde_json::json;
 
 use super::*;
