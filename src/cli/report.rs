@@ -6,6 +6,7 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
 use super::exit::Exit;
 use super::style::{ERROR, STRONG, colored_errors, paint};
+use crate::adapter;
 use crate::run;
 use crate::train::folder::FolderError;
 
@@ -64,7 +65,10 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Recipe(_) | run::Error::Folder(FolderError::Occupied(_)) => Exit::Recipe,
         run::Error::Data(_) => Exit::Data,
         run::Error::Diverged { .. } => Exit::Diverged,
-        run::Error::File(_) | run::Error::Folder(_) | run::Error::Checkpoint(_) => Exit::Resources,
+        run::Error::File(_)
+        | run::Error::Folder(_)
+        | run::Error::Checkpoint(_)
+        | run::Error::Adapter(adapter::Error::Write(_)) => Exit::Resources,
         _ => Exit::Other,
     }
 }

@@ -69,6 +69,11 @@ pub fn fine_tune(
     let device = Device::of(opened.recipe.device);
     let dtype = opened.compute_dtype(device)?;
     observer.observe(&Event::Targets(&opened.targets));
+    if let (Some(start), Some(folder)) = (&opened.start, &opened.recipe.adapter.init_from) {
+        let base = start.config().base_model.as_deref().unwrap_or("a base it does not name");
+        let text = format!("starts from the adapter in {}, which was trained on {base}", folder.display());
+        observer.observe(&Event::Note(text));
+    }
     let batching = opened.batching();
     let total_steps = survey::total_steps(&opened, &batching, environment, observer)?;
     device.run(Training {

@@ -99,7 +99,9 @@ pub enum Event<'a> {
         /// It has the lowest held-out loss so far.
         best: bool,
     },
-    /// Something a person should know that does not stop the run.
+    /// Something worth knowing.
+    Note(String),
+    /// Something a person should look at, that does not stop the run.
     Warning(String),
 }
 
