@@ -63,6 +63,7 @@
 //! - The same recipe, seed and device give another adapter: the bytes are the same, whatever the number of threads.
 //! - Training opens the network.
 //! - A Hugging Face weight, `[out, in]` on disk, is turned round anywhere but in `model/load.rs` and `adapter/peft`.
+#![forbid(unsafe_code)]
 
 pub mod adapter;
 pub mod assets;
