@@ -78,14 +78,14 @@ impl FileRecord {
 ///
 /// # Errors
 /// [`Error::File`] when it cannot be written; what stood there before is then untouched.
-pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &Value) -> Result<(), Error> {
+pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &impl Serialize) -> Result<(), Error> {
     if let Some(parent) = folder.parent() {
         files::create_folder(parent)?;
     }
     files::write_folder_atomically(folder, Existing::Replace, |temporary| {
         let tensor_bytes = tensor_bytes(tensors)?;
         files::write_bytes(&temporary.join(TENSORS), &tensor_bytes)?;
-        let counter_bytes = pretty(counters);
+        let counter_bytes = pretty(counters, COUNTERS)?;
         files::write_bytes(&temporary.join(COUNTERS), &counter_bytes)?;
         let manifest = Manifest {
             version: VERSION,
@@ -94,7 +94,7 @@ pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &Value) -> Result
                 (COUNTERS.to_owned(), FileRecord::of(&counter_bytes)),
             ]),
         };
-        files::write_bytes(&temporary.join(MANIFEST), &pretty(&manifest))?;
+        files::write_bytes(&temporary.join(MANIFEST), &pretty(&manifest, MANIFEST)?)?;
         Ok(())
     })
 }
@@ -169,11 +169,12 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(fs::read(path).map_err(files::Error::io(Action::Read, path))?)
 }
 
-/// JSON for people to look at, ending in a newline. The values written here have string keys: it cannot fail.
-fn pretty(value: &impl Serialize) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec_pretty(value).unwrap_or_default();
+/// JSON for people to look at, ending in a newline.
+fn pretty(value: &impl Serialize, name: &str) -> Result<Vec<u8>, Error> {
+    let fail = |error: serde_json::Error| files::Error::io(Action::Write, Path::new(name))(error.into());
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(fail)?;
     bytes.push(b'\n');
-    bytes
+    Ok(bytes)
 }
 
 fn hex(bytes: &[u8]) -> String {

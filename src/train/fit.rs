@@ -136,7 +136,18 @@ where
         summary.last_evaluation = state.first_evaluation.clone();
         let mut training_time = Duration::ZERO;
         for batch in steps {
-            let batch = batch?;
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => {
+                    return Err(self.keep_what_was_good(
+                        adapters,
+                        optimizer,
+                        &state,
+                        error.into(),
+                        observer,
+                    )?);
+                }
+            };
             let began = Instant::now();
             let learning_rate = self.schedule.learning_rate(batch.step);
             let (sum, norm) = match self.step(adapters, optimizer, &batch, learning_rate) {
@@ -230,7 +241,7 @@ where
         Ok((sum, norm))
     }
 
-    /// Saves the state before a step that went wrong, and names the checkpoint in the error.
+    /// Saves the state before a step that could not be made, and names the checkpoint of a step that diverged.
     fn keep_what_was_good(
         &self,
         adapters: &LoraSet<B>,
@@ -239,13 +250,14 @@ where
         mut error: FitError,
         observer: &mut dyn Observer,
     ) -> Result<FitError, FitError> {
-        if let FitError::Diverged { checkpoint, .. } = &mut error
-            && state.step > 0
-        {
-            let path = self.folder.checkpoint(state.step);
-            if !path.is_dir() {
-                self.save(adapters, optimizer, state, observer)?;
-            }
+        if state.step == 0 {
+            return Ok(error);
+        }
+        let path = self.folder.checkpoint(state.step);
+        if !path.is_dir() {
+            self.save(adapters, optimizer, state, observer)?;
+        }
+        if let FitError::Diverged { checkpoint, .. } = &mut error {
             *checkpoint = Some(path);
         }
         Ok(error)

@@ -95,8 +95,7 @@ impl State {
                 });
             }
         }
-        let counters = serde_json::to_value(self).unwrap_or_default();
-        checkpoint::write(folder, &tensors, &counters)
+        checkpoint::write(folder, &tensors, self)
     }
 }
 
