@@ -65,7 +65,9 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Folder(folder) => error(&failure.to_string(), way_out_of_folder(folder)),
         run::Error::ChangedUnderWay { .. } => error(
             &failure.to_string(),
-            Some("let nothing write to the base while it is in use, and run again (`--resume`, if the run had begun)"),
+            Some(
+                "let nothing write to the base while it is in use, and run again (`--resume`, if the run had begun)",
+            ),
         ),
         _ => error(&failure.to_string(), None),
     }
@@ -99,7 +101,9 @@ fn way_out_of_folder(error: &FolderError) -> Option<&'static str> {
             "go on with it by `--resume`, choose another folder with `--set output_dir=\"…\"`, or replace it with \
              `--overwrite`"
         }
-        FolderError::Foreign(_) => "choose another folder with `--set output_dir=\"…\"`; nothing here is touched",
+        FolderError::Foreign(_) => {
+            "choose another folder with `--set output_dir=\"…\"`; nothing here is touched"
+        }
         FolderError::NoneUsable { .. } => "begin again with `--overwrite`, or in another folder",
         FolderError::File(_) => return None,
     })

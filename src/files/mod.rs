@@ -163,7 +163,9 @@ pub fn sweep(folder: &Path) -> Result<(), Error> {
     };
     for entry in entries {
         let path = entry.map_err(Error::io(Action::Read, folder))?.path();
-        let Some((name, purpose)) = path.file_name().and_then(|name| leftover(name.to_str()?)) else { continue };
+        let Some((name, purpose)) = path.file_name().and_then(|name| leftover(name.to_str()?)) else {
+            continue;
+        };
         let destination = folder.join(name);
         if purpose == OLD && !destination.exists() {
             fs::rename(&path, &destination).map_err(Error::io(Action::Write, &destination))?;

@@ -127,7 +127,10 @@ fn what_killed_writers_left_is_swept_and_what_they_were_replacing_comes_back() {
         fs::write(inside(name), "").unwrap();
     }
     sweep(folder.path()).unwrap();
-    assert_eq!(names(folder.path()), [".hidden-1-2", ".lock", ".x.tmp-1-z", "best", "notes.tmp-1-1", "step-8"]);
+    assert_eq!(
+        names(folder.path()),
+        [".hidden-1-2", ".lock", ".x.tmp-1-z", "best", "notes.tmp-1-1", "step-8"]
+    );
     assert_eq!(fs::read_to_string(inside("best").join("of")).unwrap(), ".best.old-12-0");
     assert_eq!(fs::read_to_string(inside("step-8").join("of")).unwrap(), "step-8");
     sweep(&inside("absent")).unwrap();

@@ -67,9 +67,13 @@ fn gate_without_rows(file: &mut RecipeFile) {
     }
     let place = file.place(&["gate"]);
     file.report(
-        Problem::new("recipe::contradiction", place, "`[gate]` bounds the held-out loss, and no rows are held out")
-            .label("nothing would be measured")
-            .help("set `val_split` under `[data]`, or add a `[[dataset]]` with `split = \"validation\"`"),
+        Problem::new(
+            "recipe::contradiction",
+            place,
+            "`[gate]` bounds the held-out loss, and no rows are held out",
+        )
+        .label("nothing would be measured")
+        .help("set `val_split` under `[data]`, or add a `[[dataset]]` with `split = \"validation\"`"),
     );
 }
 

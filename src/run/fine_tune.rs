@@ -134,7 +134,8 @@ pub fn fine_tune(
     let origin = resume::origin(&opened, &inputs, &compute);
     let batching = opened.batching();
     let survey = |observer: &mut dyn Observer| survey::total_steps(&opened, &batching, environment, observer);
-    let fresh = |total_steps| State { origin: origin.clone(), ..State::fresh(Default::default(), total_steps) };
+    let fresh =
+        |total_steps| State { origin: origin.clone(), ..State::fresh(Default::default(), total_steps) };
     let (state, saved) = match resume::beginning(&folder, &opened, &origin, options, observer)? {
         Beginning::Finished(state) => {
             let ended = state.ended(&recipe.train.budget).unwrap_or(Ended::Done);
@@ -150,7 +151,19 @@ pub fn fine_tune(
     };
     let deadline = recipe.train.budget.max_time.and_then(|time| began.checked_add(time));
     let (opened, inputs) = (&opened, &inputs);
-    device.run(Training { opened, environment, inputs, folder, batching, state, saved, deadline, compute, dtype, observer })
+    device.run(Training {
+        opened,
+        environment,
+        inputs,
+        folder,
+        batching,
+        state,
+        saved,
+        deadline,
+        compute,
+        dtype,
+        observer,
+    })
 }
 
 /// Everything that training needs, on its way to a backend.

@@ -49,12 +49,14 @@ impl Inputs {
         paths.push(opened.model.root().join("config.json"));
         paths.extend(opened.model.weights().paths().map(Path::to_path_buf));
         let start = opened.recipe.adapter.init_from.as_ref();
-        let start: Vec<PathBuf> = start.into_iter().flat_map(|f| ADAPTER_FILES.map(|name| f.join(name))).collect();
+        let start: Vec<PathBuf> =
+            start.into_iter().flat_map(|f| ADAPTER_FILES.map(|name| f.join(name))).collect();
         let stamp = |path: &PathBuf| Ok((path.clone(), Stamp::of(path)?));
         let stamps = paths.iter().chain(&start).map(stamp).collect::<Result<_, assets::Error>>()?;
 
         let mut hashes = BTreeMap::new();
-        let mut put = |prefix: &str, file: FileDigest| hashes.insert(format!("{prefix}{}", file.name), file.sha256);
+        let mut put =
+            |prefix: &str, file: FileDigest| hashes.insert(format!("{prefix}{}", file.name), file.sha256);
         for file in opened.model.files_sha256()? {
             put(BASE, file);
         }

@@ -55,7 +55,9 @@ pub(super) fn beginning(
         if standing == Standing::Finished {
             return Err(FolderError::Occupied(folder.root().to_path_buf()).into());
         }
-        note(format!("the run in {root} had not written a checkpoint yet: it begins again at its first step"));
+        note(format!(
+            "the run in {root} had not written a checkpoint yet: it begins again at its first step"
+        ));
         return Ok(Beginning::Fresh);
     };
     for fault in &passed_over {

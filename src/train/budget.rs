@@ -82,7 +82,8 @@ fn duration(value: &Value) -> Result<Duration, Vec<Misfit>> {
             Some('s') => 1,
             _ => return Err(misfit("a time is a number and a unit: d, h, m or s")),
         };
-        let number: u64 = number.parse().map_err(|_| misfit("a time is a number and a unit: d, h, m or s"))?;
+        let number: u64 =
+            number.parse().map_err(|_| misfit("a time is a number and a unit: d, h, m or s"))?;
         if unit >= smallest {
             return Err(misfit("units go from large to small, each once"));
         }
@@ -130,7 +131,9 @@ mod tests {
             assert_eq!(read(text), Ok(seconds), "{text}");
             assert_eq!(read(&written(Duration::from_secs(seconds))), Ok(seconds), "{text}");
         }
-        for text in ["", "90", "m", "1.5h", "30m1h", "1h1h", "0s", "-1s", "99999999999999999999s", "20000d", "5 m"] {
+        for text in
+            ["", "90", "m", "1.5h", "30m1h", "1h1h", "0s", "-1s", "99999999999999999999s", "20000d", "5 m"]
+        {
             assert!(read(text).is_err(), "{text}");
         }
     }

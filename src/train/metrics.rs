@@ -136,7 +136,8 @@ mod tests {
         let evaluated = "{\"step\":2,\"eval_loss\":1.5,\"eval_tokens\":9}\n";
         let behind = "{\"step\":3,\"loss\":1.0}\n{\"step\":4,\"eval_tok";
         let evaluation = |step| Some(EvaluationReport { step, epoch: 0.1, eval_loss: 1.5, eval_tokens: 9 });
-        let mut state = State { step: 2, last_evaluation: evaluation(2), ..State::fresh(Cursor::default(), 10) };
+        let mut state =
+            State { step: 2, last_evaluation: evaluation(2), ..State::fresh(Cursor::default(), 10) };
         let after = |state: &State| {
             fs::write(folder.metrics(), format!("{whole}\n{evaluated}{behind}")).unwrap();
             Metrics::open(&folder, state).unwrap().write(&serde_json::json!({"step": 3})).unwrap();

@@ -169,12 +169,21 @@ impl Bench {
         self.run_dir(name).join("checkpoints").join(step)
     }
 
-    /// Two runs ended alike: adapter, metrics and all.
+    /// Two runs ended alike: adapter, metrics, the last checkpoint and the best one, byte for byte.
     #[track_caller]
     pub(crate) fn assert_same(&self, one: &str, other: &str) {
         assert_eq!(self.metrics(one), self.metrics(other), "metrics of {one} and {other}");
-        assert_eq!(self.checkpoints(one), self.checkpoints(other), "checkpoints of {one} and {other}");
         assert!(self.adapter(one) == self.adapter(other), "adapters of {one} and {other} differ");
+        let last = format!("step-{}", self.metrics(one).last().unwrap()["step"]);
+        // Where it was stopped a run has checkpoints that one without a stop has not.
+        assert_eq!(self.checkpoints(one).len(), self.checkpoints(other).len());
+        for checkpoint in [last.as_str(), "best"] {
+            for file in ["counters.json", "state.safetensors"] {
+                let [one, other] =
+                    [one, other].map(|run| fs::read(self.checkpoint(run, checkpoint).join(file)).unwrap());
+                assert!(one == other, "{checkpoint}/{file} differ");
+            }
+        }
     }
 }
 

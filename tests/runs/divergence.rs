@@ -90,15 +90,19 @@ fn a_skipped_step_is_in_the_metrics_and_changes_nothing() {
 
 #[test]
 fn a_rollback_returns_to_the_kept_place() {
-    let bench = poisoned("on_divergence = \"rollback\"\nrollback_steps = 4\nlr_scheduler = \"constant\"\nwarmup_steps = 0\n");
+    let bench = poisoned(
+        "on_divergence = \"rollback\"\nrollback_steps = 4\nlr_scheduler = \"constant\"\nwarmup_steps = 0\n",
+    );
     bench.run("run");
     assert_eq!(steps_with(&bench, "run", "diverged"), [5, 17]);
-    let froms: Vec<u64> = bench.metrics("run").iter().filter_map(|line| line.get("continued_from")?.as_u64()).collect();
+    let froms: Vec<u64> =
+        bench.metrics("run").iter().filter_map(|line| line.get("continued_from")?.as_u64()).collect();
     assert_eq!(froms, [4, 16]);
     // One step later in the pattern: three good steps are lost with the bad one.
     let far = poisoned("on_divergence = \"rollback\"\nrollback_steps = 100\n");
     far.run("run");
-    let froms: Vec<u64> = far.metrics("run").iter().filter_map(|line| line.get("continued_from")?.as_u64()).collect();
+    let froms: Vec<u64> =
+        far.metrics("run").iter().filter_map(|line| line.get("continued_from")?.as_u64()).collect();
     assert_eq!(froms, [0, 0]);
 }
 
@@ -117,7 +121,8 @@ fn patience_ends() {
     }
     // Every row is poisoned: three in a row are borne, the fourth is not.
     let bench = poisoned("on_divergence = \"skip\"\n");
-    let all: String = (0..24).map(|row| rows(24, Some(row)).lines().nth(row as usize).unwrap().to_owned() + "\n").collect();
+    let all: String =
+        (0..24).map(|row| rows(24, Some(row)).lines().nth(row as usize).unwrap().to_owned() + "\n").collect();
     fs::write(bench.rows(), all).unwrap();
     let (code, error) = bench.output("run", &[]);
     assert_eq!(code, 5, "{error}");
@@ -155,6 +160,9 @@ fn a_held_out_loss_that_is_no_number_ends_the_run() {
     });
     let error = bench.try_run("run", Options::default(), GO_ON, &mut watch).unwrap_err();
     let text = error.to_string();
-    assert!(text.contains("held-out loss before the first step is NaN") && text.contains("held.jsonl:10"), "{text}");
+    assert!(
+        text.contains("held-out loss before the first step is NaN") && text.contains("held.jsonl:10"),
+        "{text}"
+    );
     assert_eq!(evaluated.get(), 0);
 }

@@ -38,8 +38,8 @@ fn skipped(why: &str) {
 fn a_disk_that_fills_up_costs_no_checkpoint() {
     let bench = Bench::new();
     let disk = bench.path().join("disk");
-    // Enough for two checkpoints of 450 KB and not for a third.
-    let Some(_mount) = Mount::tmpfs(&disk, "size=1m") else {
+    // Enough for two checkpoints of 210 KB and not for a third.
+    let Some(_mount) = Mount::tmpfs(&disk, "size=560k") else {
         return skipped("no file system can be mounted here; see the test with a limit on file sizes");
     };
     bench.run("whole");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::common::Bench;
 
 /// Interruptions of one run; many of them hit a checkpoint being written.
-const KILLS: u64 = 24;
+const KILLS: u64 = 20;
 
 /// Numbers that look random and are the same each time (SplitMix64).
 struct Random(u64);
@@ -31,12 +31,8 @@ fn terminate(child: &Child) {
 
 /// Runs until `after` is over, then ends the process. Its exit code, if it came to one.
 fn run_for(bench: &Bench, name: &str, after: Duration, gently: bool) -> Option<i32> {
-    let mut child = bench
-        .command(name, &["--resume"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child =
+        bench.command(name, &["--resume"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let began = Instant::now();
     while began.elapsed() < after {
         if let Some(status) = child.try_wait().unwrap() {
@@ -57,7 +53,8 @@ fn run_for(bench: &Bench, name: &str, after: Duration, gently: bool) -> Option<i
 fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
     let mut bench = Bench::new();
     // A checkpoint at every step, none but the newest kept, and a best one that is often replaced.
-    bench.train = "epochs = 8\nmicro_batch_size = 2\neval_steps = 1\nsave_steps = 1\nsave_total_limit = 1\n".into();
+    bench.train =
+        "epochs = 8\nmicro_batch_size = 2\neval_steps = 1\nsave_steps = 1\nsave_total_limit = 1\n".into();
     let began = Instant::now();
     let (code, error) = bench.output("whole", &[]);
     assert_eq!(code, 0, "{error}");

@@ -30,7 +30,9 @@ fn runs_beside_each_other_do_not_disturb_each_other() {
 #[ignore = "takes minutes"]
 fn ten_thousand_steps_take_no_more_memory_than_one_thousand() {
     let mut bench = Bench::new();
-    bench.train = "max_steps = 10000\nmicro_batch_size = 2\neval_steps = 500\nsave_steps = 500\nlogging_steps = 10\n".into();
+    bench.train =
+        "max_steps = 10000\nmicro_batch_size = 2\neval_steps = 500\nsave_steps = 500\nlogging_steps = 10\n"
+            .into();
     let mut peaks = Vec::new();
     let mut watch = Watch(|event: &Event<'_>| {
         if let Event::Step { step, .. } = event
@@ -40,7 +42,10 @@ fn ten_thousand_steps_take_no_more_memory_than_one_thousand() {
         }
     });
     bench.try_run("run", Options::default(), GO_ON, &mut watch).unwrap();
-    println!("peak resident memory every thousand steps, in KiB: {:?}", peaks.iter().map(|b| b / 1024).collect::<Vec<_>>());
+    println!(
+        "peak resident memory every thousand steps, in KiB: {:?}",
+        peaks.iter().map(|b| b / 1024).collect::<Vec<_>>()
+    );
     let Some((first, last)) = peaks.first().zip(peaks.last()) else { return };
     assert!(*last < first + (4 << 20), "grew from {first} to {last} bytes");
     let steps: Vec<u64> = bench

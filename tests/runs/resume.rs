@@ -117,7 +117,10 @@ fn there_need_be_nothing_to_go_on_with() {
 #[test]
 fn damaged_checkpoints_are_passed_over_and_named() {
     let mut bench = Bench::new();
-    bench.train = bench.train.replace("save_total_limit = 2", "save_total_limit = 1000").replace("eval_steps = 2", "eval_steps = 100");
+    bench.train = bench
+        .train
+        .replace("save_total_limit = 2", "save_total_limit = 1000")
+        .replace("eval_steps = 2", "eval_steps = 100");
     bench.run("whole");
     bench.stop_after("run", 9);
     for (step, file) in [("step-9", "state.safetensors"), ("step-6", "counters.json")] {
@@ -208,7 +211,10 @@ fn changed_files_are_refused_by_name() {
     fs::write(bench.rows(), rows.replacen("131", "132", 1)).unwrap();
     let told = refused(&bench, "run");
     assert_eq!(told.len(), 1, "{told:?}");
-    assert!(told[0].starts_with("dataset 0 (") && told[0].ends_with("rows.jsonl) has another content"), "{told:?}");
+    assert!(
+        told[0].starts_with("dataset 0 (") && told[0].ends_with("rows.jsonl) has another content"),
+        "{told:?}"
+    );
     fs::write(bench.rows(), rows).unwrap();
 
     let weights = base.join("model.safetensors");
