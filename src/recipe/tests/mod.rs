@@ -237,8 +237,10 @@ fn differences_are_named_by_key_and_value() {
         [
             "`dataset.0.weight` was 2.0 and is 1.0",
             "`dataset.1.format` was \"text\" and is left out",
-            "`dataset.1.on_empty` was \"error\" and is left out",
             "`dataset.1.path` was \"b\" and is left out",
+            "`dataset.1.split` was \"train\" and is left out",
+            "`dataset.1.train_on` was \"all\" and is left out",
+            "`dataset.1.weight` was 1.0 and is left out",
         ]
     );
 }
