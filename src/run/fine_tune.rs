@@ -28,7 +28,7 @@ use crate::train::gate::{self, Verdict};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
 use crate::train::schedule::Schedule;
-use crate::train::state::{Ended, Saved, State};
+use crate::train::state::{Ended, Origin, Saved, State};
 
 /// Share of the free memory that kept activations may take.
 const ACTIVATION_SHARE: u64 = 4;
@@ -123,31 +123,28 @@ pub fn fine_tune(
     }
     let device = Device::of(recipe.device);
     let dtype = opened.compute_dtype(device)?;
+    let compute = format!("{} on {}", dtype.name(), device.name());
+    let inputs = Inputs::of(&opened)?;
+    let origin = resume::origin(&opened, &inputs, &compute);
+    let (saved, is_changed) = match resume::beginning(&folder, &opened, &origin, options, observer)? {
+        Beginning::Trains { saved, is_changed } => (saved, is_changed),
+        Beginning::Finished(state) => {
+            let ended = state.ended(&recipe.train.budget).unwrap_or(Ended::Done);
+            let outcome = Outcome { was_finished: true, ..Outcome::of(&opened, &state, ended) };
+            return Ok(outcome.deliver(&folder, &recipe.gate, observer));
+        }
+    };
     observer.observe(&Event::Targets(&opened.targets));
     if let (Some(start), Some(folder)) = (&opened.start, &recipe.adapter.init_from) {
         let base = start.config().base_model.as_deref().unwrap_or("a base it does not name");
         let text = format!("starts from the adapter in {}, which was trained on {base}", folder.display());
         observer.observe(&Event::Note(text));
     }
-    let compute = format!("{} on {}", dtype.name(), device.name());
-    let inputs = Inputs::of(&opened)?;
-    let origin = resume::origin(&opened, &inputs, &compute);
     let batching = opened.batching();
-    let survey = |observer: &mut dyn Observer| survey::total_steps(&opened, &batching, environment, observer);
-    let fresh =
-        |total_steps| State { origin: origin.clone(), ..State::fresh(Default::default(), total_steps) };
-    let (state, saved) = match resume::beginning(&folder, &opened, &origin, options, observer)? {
-        Beginning::Finished(state) => {
-            let ended = state.ended(&recipe.train.budget).unwrap_or(Ended::Done);
-            let outcome = Outcome { was_finished: true, ..Outcome::of(&opened, &state, ended) };
-            return Ok(outcome.deliver(&folder, &recipe.gate, observer));
-        }
-        Beginning::Fresh => (fresh(survey(observer)?), None),
-        Beginning::GoesOn(saved) => (saved.state.clone(), Some(saved)),
-        Beginning::GoesOnChanged(mut saved) => {
-            saved.state.total_steps = survey(observer)?;
-            (saved.state.clone(), Some(saved))
-        }
+    let total_steps = match &saved {
+        // The very same rows, counted when the run began.
+        Some(saved) if !is_changed => saved.state.total_steps,
+        _ => survey::total_steps(&opened, &batching, environment, observer)?,
     };
     let deadline = recipe.train.budget.max_time.and_then(|time| began.checked_add(time));
     let (opened, inputs) = (&opened, &inputs);
@@ -157,7 +154,8 @@ pub fn fine_tune(
         inputs,
         folder,
         batching,
-        state,
+        origin,
+        total_steps,
         saved,
         deadline,
         compute,
@@ -173,9 +171,9 @@ struct Training<'a> {
     inputs: &'a Inputs,
     folder: RunFolder,
     batching: Batching,
-    /// Where the run begins.
-    state: State,
-    /// The checkpoint that it goes on from.
+    origin: Origin,
+    total_steps: u64,
+    /// The checkpoint that the run goes on from.
     saved: Option<Saved>,
     deadline: Option<Instant>,
     compute: String,
@@ -191,14 +189,18 @@ impl OnBackend for Training<'_> {
         B: KernelBackend<Frozen = B>,
         Autodiff<B>: KernelBackend<Frozen = B>,
     {
-        let Self { opened, environment, inputs, mut folder, state, saved, observer, .. } = self;
+        let Self { opened, environment, inputs, mut folder, total_steps, saved, observer, .. } = self;
         let recipe = &opened.recipe;
         let mut adapters = opened.adapters::<B>(device)?;
         let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
         let goes_on = saved.is_some();
         let position = match saved {
-            None => Position { state, kept: None, saved: None },
-            Some(saved) => {
+            None => {
+                let state = State { origin: self.origin, ..State::fresh(Default::default(), total_steps) };
+                Position { state, kept: None, saved: None }
+            }
+            Some(mut saved) => {
+                saved.state.total_steps = total_steps;
                 let path = saved.path.clone();
                 let (state, kept) = saved.restore(&mut adapters, &mut optimizer, device)?;
                 Position { state, kept, saved: Some(path) }
@@ -228,10 +230,9 @@ impl OnBackend for Training<'_> {
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
         files::write_bytes(&folder.inputs(), &inputs.to_json())?;
         let corpus = &opened.corpus;
-        let (total_steps, done_steps) = (position.state.total_steps, position.state.step);
         observer.observe(&Event::Start(&Start {
             total_steps,
-            done_steps,
+            done_steps: position.state.step,
             trainable_parameters: adapters.count(),
             base_parameters: opened.spec.parameters(),
             frozen_bytes: decoder.frozen_bytes(),

@@ -17,15 +17,18 @@ use crate::train::state::{Origin, Saved, State};
 
 /// Where a run begins.
 pub(super) enum Beginning {
-    /// At its first step.
-    Fresh,
-    /// At a checkpoint of the very same run.
-    GoesOn(Saved),
-    /// At a checkpoint of a run that was something else until now.
-    GoesOnChanged(Saved),
     /// It is over, and its adapter is on disk.
     Finished(State),
+    /// There are steps to be made.
+    Trains {
+        /// The checkpoint to go on from; `None`: at the first step.
+        saved: Option<Saved>,
+        /// The run is something else than it was until that checkpoint.
+        is_changed: bool,
+    },
 }
+
+const FRESH: Beginning = Beginning::Trains { saved: None, is_changed: false };
 
 /// Looks at the folder and decides. Changes nothing in it.
 pub(super) fn beginning(
@@ -38,14 +41,14 @@ pub(super) fn beginning(
     let mut note = |text: String| observer.observe(&Event::Note(text));
     if !options.resume {
         folder.require_free(options.overwrite)?;
-        return Ok(Beginning::Fresh);
+        return Ok(FRESH);
     }
     let root = folder.root().display();
     let standing = folder.standing()?;
     match standing {
         Standing::Empty => {
             note(format!("there is no run in {root} to go on with: this one begins at its first step"));
-            return Ok(Beginning::Fresh);
+            return Ok(FRESH);
         }
         Standing::Foreign => return Err(FolderError::Foreign(folder.root().to_path_buf()).into()),
         Standing::Unfinished | Standing::Finished => {}
@@ -58,7 +61,7 @@ pub(super) fn beginning(
         note(format!(
             "the run in {root} had not written a checkpoint yet: it begins again at its first step"
         ));
-        return Ok(Beginning::Fresh);
+        return Ok(FRESH);
     };
     for fault in &passed_over {
         observer.observe(&Event::Warning(format!("passing over a checkpoint that cannot be used: {fault}")));
@@ -82,12 +85,9 @@ pub(super) fn beginning(
         changes.push(change);
     }
     state.origin = Origin { changes, ..origin.clone() };
-    if is_changed {
-        return Ok(Beginning::GoesOnChanged(saved));
-    }
     if standing == Standing::Finished {
         let steps = adapter_steps(folder);
-        if steps == Some(state.step) && state.ended(&opened.recipe.train.budget).is_some() {
+        if !is_changed && steps == Some(state.step) && state.ended(&opened.recipe.train.budget).is_some() {
             return Ok(Beginning::Finished(saved.state));
         }
         let of = steps.map(|steps| format!(" of step {steps}")).unwrap_or_default();
@@ -96,7 +96,7 @@ pub(super) fn beginning(
             folder.adapter().display()
         )));
     }
-    Ok(Beginning::GoesOn(saved))
+    Ok(Beginning::Trains { saved: Some(saved), is_changed })
 }
 
 /// What would give another adapter than the run that `state` is of, in words.
