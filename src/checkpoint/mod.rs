@@ -106,9 +106,9 @@ pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &impl Serialize) 
     }
     files::write_folder_atomically(folder, Existing::Replace, |temporary| {
         let tensor_bytes = tensor_bytes(tensors)?;
-        files::write_bytes(&temporary.join(TENSORS), &tensor_bytes)?;
+        files::write_inside(&temporary.join(TENSORS), &tensor_bytes)?;
         let counter_bytes = pretty(counters, COUNTERS)?;
-        files::write_bytes(&temporary.join(COUNTERS), &counter_bytes)?;
+        files::write_inside(&temporary.join(COUNTERS), &counter_bytes)?;
         let manifest = Manifest {
             version: VERSION,
             files: BTreeMap::from([
@@ -116,7 +116,7 @@ pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &impl Serialize) 
                 (COUNTERS.to_owned(), FileRecord::of(&counter_bytes)),
             ]),
         };
-        files::write_bytes(&temporary.join(MANIFEST), &pretty(&manifest, MANIFEST)?)?;
+        files::write_inside(&temporary.join(MANIFEST), &pretty(&manifest, MANIFEST)?)?;
         Ok(())
     })
 }

@@ -55,7 +55,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
                            `train.on_divergence = \"skip\"` leaves single bad steps out; look at the rows";
             error(&failure.to_string(), Some(&format!("{kept}; {way_out}")));
         }
-        run::Error::Changed { .. } => error(
+        run::Error::NotTheSameRun { .. } => error(
             &failure.to_string(),
             Some(
                 "put it back as it was; or begin a new run with `--set output_dir=\"…\"`; or, if you mean it, go on with \
@@ -72,7 +72,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         _ => error(&failure.to_string(), None),
     }
     match failure {
-        run::Error::Recipe(_) | run::Error::Changed { .. } => Exit::Recipe,
+        run::Error::Recipe(_) | run::Error::NotTheSameRun { .. } => Exit::Recipe,
         run::Error::Folder(
             FolderError::Occupied(_)
             | FolderError::Unfinished(_)
@@ -80,6 +80,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
             | FolderError::InUse(_),
         ) => Exit::Recipe,
         run::Error::Checkpoint(checkpoint::Error::DoesNotFit { .. }) => Exit::Recipe,
+        run::Error::Folder(FolderError::NoneUsable { .. }) => Exit::Other,
         run::Error::Data(_) => Exit::Data,
         run::Error::Diverged { .. } => Exit::Diverged,
         run::Error::File(_)

@@ -63,6 +63,15 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     write_atomically(path, |writer| writer.write_all(bytes))
 }
 
+/// Creates a file inside a folder that is being written ([`write_folder_atomically`]), which flushes it with the rest.
+///
+/// # Errors
+/// The file exists, or cannot be created or written.
+pub fn write_inside(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut file = create(path).map_err(Error::io(Action::Create, path))?;
+    file.write_all(bytes).map_err(Error::io(Action::Write, path))
+}
+
 /// Opens a file for appending, and creates it when there is none.
 ///
 /// # Errors

@@ -228,7 +228,6 @@ impl OnBackend for Training<'_> {
             folder.set_aside(position.state.step, path)?;
         }
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
-        files::write_bytes(&folder.inputs(), &inputs.to_json())?;
         let corpus = &opened.corpus;
         observer.observe(&Event::Start(&Start {
             total_steps,
@@ -259,7 +258,13 @@ impl OnBackend for Training<'_> {
             compute_bytes: self.dtype.bytes() as u64,
         };
         let steps = corpus.steps(&self.batching, position.state.cursor)?;
-        let summary = fit.run(&mut adapters, &mut optimizer, position, steps, observer)?;
+        let summary = match fit.run(&mut adapters, &mut optimizer, position, steps, observer) {
+            Ok(summary) => summary,
+            Err(error) => {
+                tell_where_to_go_on(&folder, observer);
+                return Err(error.into());
+            }
+        };
 
         let outcome = Outcome::of(opened, &summary.state, summary.ended);
         if summary.ended == Ended::Stopped {
@@ -286,6 +291,18 @@ impl OnBackend for Training<'_> {
             Err(error) => return Err(error),
         }
         Ok(outcome)
+    }
+}
+
+/// A run broke off: names its newest checkpoint, if there is one.
+fn tell_where_to_go_on(folder: &RunFolder, observer: &mut dyn Observer) {
+    // The error that brought us here is the one to report.
+    if let Some(step) = folder.checkpoint_steps().ok().and_then(|steps| steps.last().copied()) {
+        let path = folder.checkpoint(step);
+        observer.observe(&Event::Note(format!(
+            "`--resume` goes on from {}, once the cause is gone",
+            path.display()
+        )));
     }
 }
 

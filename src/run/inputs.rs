@@ -1,6 +1,6 @@
 //! What a run is made from: a hash of every file that decides the adapter, taken before the first step.
 //!
-//! The hashes stand in `inputs.json`, in every checkpoint and in the adapter. A file that changes while it is being
+//! The hashes stand in every checkpoint and in the adapter. A file that changes while it is being
 //! read is noticed by its size and its time of modification; one that changed between two commands, by its hash.
 
 use std::collections::BTreeMap;
@@ -17,7 +17,7 @@ use crate::data::template::ChatTemplate;
 
 const BASE: &str = "base_sha256.";
 const DATASET: &str = "dataset_sha256.";
-const INIT_FROM: &str = "init_from_sha256.";
+const START: &str = "start_sha256.";
 const TEMPLATE: &str = "chat_template_sha256";
 /// The files of an adapter to start from.
 const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
@@ -64,7 +64,7 @@ impl Inputs {
             put(BASE, assets::folder::digest(&path)?);
         }
         for path in start {
-            put(INIT_FROM, assets::folder::digest(&path)?);
+            put(START, assets::folder::digest(&path)?);
         }
         for (index, dataset) in opened.corpus.datasets().enumerate() {
             hashes.insert(format!("{DATASET}{index}"), dataset.sha256()?);
@@ -102,14 +102,6 @@ impl Inputs {
         }
         Ok(())
     }
-
-    /// The hashes as a file for people and other programs.
-    pub(super) fn to_json(&self) -> Vec<u8> {
-        // A map of strings has nothing in it that JSON cannot say.
-        let mut bytes = serde_json::to_vec_pretty(&self.hashes).unwrap_or_default();
-        bytes.push(b'\n');
-        bytes
-    }
 }
 
 /// What two sets of hashes have different, in words. `datasets` are the paths of the second, in the recipe's order.
@@ -135,7 +127,7 @@ pub(super) fn differences(
 fn what(name: &str, datasets: &[String]) -> String {
     if let Some(file) = name.strip_prefix(BASE) {
         format!("the base's {file}")
-    } else if let Some(file) = name.strip_prefix(INIT_FROM) {
+    } else if let Some(file) = name.strip_prefix(START) {
         format!("{file} of the adapter to start from")
     } else if let Some(index) = name.strip_prefix(DATASET) {
         let path = index.parse().ok().and_then(|index: usize| datasets.get(index));

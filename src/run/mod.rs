@@ -64,8 +64,8 @@ pub enum Error {
         checkpoint: Option<PathBuf>,
     },
     /// A run cannot go on as if nothing had changed.
-    #[error("the run in {} was made from something else:{}", folder.display(), listed(differences))]
-    Changed {
+    #[error("the run in {} was made from something else:{}", folder.display(), bullets(differences))]
+    NotTheSameRun {
         /// The run folder.
         folder: PathBuf,
         /// What is different, each in words.
@@ -97,7 +97,7 @@ impl From<assets::Error> for Error {
     }
 }
 
-fn listed(lines: &[String]) -> String {
+fn bullets(lines: &[String]) -> String {
     lines.iter().map(|line| format!("\n  - {line}")).collect()
 }
 

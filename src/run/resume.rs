@@ -76,7 +76,7 @@ pub(super) fn beginning(
     let differences = differences(state, origin, opened);
     let is_changed = !differences.is_empty();
     if is_changed && !options.accept_changes {
-        return Err(Error::Changed { folder: folder.root().to_path_buf(), differences });
+        return Err(Error::NotTheSameRun { folder: folder.root().to_path_buf(), differences });
     }
     let mut changes = std::mem::take(&mut state.origin.changes);
     for difference in differences {

@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! recipe.toml            the resolved recipe, every default written out
-//! inputs.json            SHA-256 of every file that decides the adapter
 //! metrics.jsonl          one line per logged optimizer step or evaluation, flushed at once
 //! checkpoints/step-N/    adapter, optimizer and data cursor after step N
 //! checkpoints/best/      the checkpoint with the lowest held-out loss
@@ -150,7 +149,7 @@ impl RunFolder {
         for folder in [self.adapter(), self.checkpoints()] {
             files::remove_folder(&folder)?;
         }
-        for file in [self.metrics(), self.inputs(), self.recipe()] {
+        for file in [self.metrics(), self.recipe()] {
             match fs::remove_file(&file) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => result.map_err(files::Error::io(Action::Remove, &file))?,
@@ -167,11 +166,6 @@ impl RunFolder {
     /// The resolved recipe.
     pub fn recipe(&self) -> PathBuf {
         self.root.join("recipe.toml")
-    }
-
-    /// The hashes of what the run was made from.
-    pub fn inputs(&self) -> PathBuf {
-        self.root.join("inputs.json")
     }
 
     /// The metrics, one JSON object per line.

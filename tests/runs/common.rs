@@ -36,7 +36,15 @@ pub(crate) const RESUME: Options = Options { overwrite: false, resume: true, acc
 
 impl Bench {
     pub(crate) fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::at(tempfile::tempdir().unwrap())
+    }
+
+    /// In memory where there is a place for that: for tests that write more than a disk likes to flush.
+    pub(crate) fn in_memory() -> Self {
+        Self::at(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
+    }
+
+    fn at(folder: tempfile::TempDir) -> Self {
         fs::write(folder.path().join("rows.jsonl"), rows(24, None)).unwrap();
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/trajectory/base");
         let data = "max_seq_len = 24\nval_split = 0.2\n".to_owned();

@@ -15,7 +15,7 @@ const HUGE: [u8; 2] = 0x477F_u16.to_le_bytes();
 /// A recipe one of whose rows, and no other, makes its step diverge: token 511 fills the residual stream to the brim,
 /// and what the first layer adds runs over.
 fn poisoned(settings: &str) -> Bench {
-    let mut bench = Bench::new();
+    let mut bench = Bench::in_memory();
     bench.compute_dtype = "f16";
     let weights = bench.own_base().join("model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
@@ -134,7 +134,7 @@ fn a_run_that_diverges_goes_on_exactly_too() {
     for policy in ["skip\"", "rollback\"\nrollback_steps = 3"] {
         let bench = poisoned(&format!("on_divergence = \"{policy}\n"));
         bench.run("whole");
-        for step in [4, 5, 6, 16, 17, 18] {
+        for step in [4, 5, 6, 17] {
             let name = format!("stopped-{step}");
             bench.stop_after(&name, step);
             bench.resume(&name);

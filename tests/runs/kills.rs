@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::common::Bench;
 
 /// Interruptions of one run; many of them hit a checkpoint being written.
-const KILLS: u64 = 20;
+const KILLS: u64 = 16;
 
 /// Numbers that look random and are the same each time (SplitMix64).
 struct Random(u64);
@@ -51,10 +51,10 @@ fn run_for(bench: &Bench, name: &str, after: Duration, gently: bool) -> Option<i
 #[cfg(unix)]
 #[test]
 fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::in_memory();
     // A checkpoint at every step, none but the newest kept, and a best one that is often replaced.
     bench.train =
-        "epochs = 8\nmicro_batch_size = 2\neval_steps = 1\nsave_steps = 1\nsave_total_limit = 1\n".into();
+        "epochs = 5\nmicro_batch_size = 2\neval_steps = 1\nsave_steps = 1\nsave_total_limit = 1\n".into();
     let began = Instant::now();
     let (code, error) = bench.output("whole", &[]);
     assert_eq!(code, 0, "{error}");

@@ -32,7 +32,7 @@ fn interrupt(bench: &Bench, name: &str, call: u64) -> u64 {
 
 #[test]
 fn a_run_stopped_wherever_it_asks_ends_with_the_same_bytes() {
-    let bench = Bench::new();
+    let bench = Bench::in_memory();
     let calls = interrupt(&bench, "whole", u64::MAX);
     assert!(calls > 30, "{calls}");
     assert!(bench.metrics("whole").iter().filter(|line| line.get("loss").is_some()).count() > 3);
@@ -40,6 +40,7 @@ fn a_run_stopped_wherever_it_asks_ends_with_the_same_bytes() {
         let name = format!("stopped-{call}");
         interrupt(&bench, &name, call);
         bench.assert_same("whole", &name);
+        fs::remove_dir_all(bench.run_dir(&name)).unwrap();
     }
 }
 
@@ -165,7 +166,7 @@ fn without_a_checkpoint_that_is_whole_nothing_is_thrown_away() {
 fn refused(bench: &Bench, name: &str) -> Vec<String> {
     let before = bench.metrics(name);
     let error = bench.try_run(name, RESUME, GO_ON, &mut Silent).unwrap_err();
-    let Error::Changed { differences, .. } = error else { panic!("{error}") };
+    let Error::NotTheSameRun { differences, .. } = error else { panic!("{error}") };
     assert_eq!(bench.metrics(name), before);
     differences
 }
