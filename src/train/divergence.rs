@@ -208,7 +208,7 @@ pub struct Snapshot<B: KernelBackend> {
     pub moments: Vec<Moments<B>>,
 }
 
-impl<B: KernelBackend<Frozen = B>> Snapshot<B> {
+impl<B: KernelBackend> Snapshot<B> {
     /// Shares the tensors, which are never changed in place while they are shared.
     pub(super) fn of(adapters: &LoraSet<B>, optimizer: &Optimizer<B>, step: u64, updates: u64) -> Self {
         Self { step, updates, adapter: adapters.tensors().to_vec(), moments: optimizer.moments().to_vec() }
@@ -223,7 +223,7 @@ impl<B: KernelBackend<Frozen = B>> Snapshot<B> {
         adapters: &mut LoraSet<B>,
         optimizer: &mut Optimizer<B>,
     ) -> Result<(), adapter::Error> {
-        adapters.replace(self.adapter.clone())?;
+        adapters.update(|_| self.adapter.clone())?;
         optimizer.restore(self.moments.clone(), self.updates);
         Ok(())
     }

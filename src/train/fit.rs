@@ -8,7 +8,6 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use burn::backend::Autodiff;
 use tune_kernels::KernelBackend;
 
 use super::backward::{Gradients, Pass, evaluate, forward_backward};
@@ -18,7 +17,7 @@ use super::event::{EvaluationReport, Event, Observer, StepReport};
 use super::folder::{FolderError, RunFolder};
 use super::memory;
 use super::metrics::Metrics;
-use super::optimizer::{Optimizer, global_norm};
+use super::optimizer::{Gradient, Optimizer, global_norm};
 use super::schedule::Schedule;
 use super::spec::Spec;
 use super::state::{Ended, Kept, State, StepResult};
@@ -60,7 +59,7 @@ pub enum FitError {
 }
 
 /// What the loop works on.
-pub struct Fit<'a, B: KernelBackend<Frozen = B>> {
+pub struct Fit<'a, B: KernelBackend> {
     /// The frozen base.
     pub decoder: &'a Decoder<B>,
     /// The `[train]` table.
@@ -108,19 +107,15 @@ pub struct Summary {
 
 /// Loss and gradients of a step before its update.
 enum Attempt<B: KernelBackend> {
-    /// All finite: Σ nll, the gradients and their norm.
-    Finite(f64, Gradients<B>, f64),
+    /// All finite: Σ nll and the gradient.
+    Finite(f64, Gradient<B>),
     /// Not finite.
     Diverged(Fault),
     /// The run was asked to stop meanwhile.
     Interrupted,
 }
 
-impl<B> Fit<'_, B>
-where
-    B: KernelBackend<Frozen = B>,
-    Autodiff<B>: KernelBackend<Frozen = B>,
-{
+impl<B: KernelBackend> Fit<'_, B> {
     /// Trains `adapters` from `position` to the end of `steps`, or until told to stop.
     ///
     /// # Errors
@@ -159,7 +154,7 @@ where
             Attempt::Diverged(Fault { step: batch.step, what, value, rows })
         };
         let scale = 1.0 / batch.supervised_tokens.max(1) as f64;
-        let mut gradients = Gradients::new(adapters.parameters().len());
+        let mut gradients = Gradients::new(self.decoder.layers().len());
         let mut sum = 0.0;
         for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
             if index > 0 && (self.stop)() {
@@ -173,17 +168,18 @@ where
                 self.compute_bytes,
                 self.activation_budget,
             );
-            let pass = Pass { dropout, scale, keep };
+            let pass = Pass { dropout, keep };
             sum += forward_backward(self.decoder, adapters, micro_batch, pass, &mut gradients)?;
             if !sum.is_finite() {
                 return Ok(diverged(Quantity::Loss, sum * scale));
             }
         }
-        let norm = global_norm(&gradients);
+        let gradients = gradients.by_parameter(adapters);
+        let norm = scale * global_norm(&gradients);
         if !norm.is_finite() {
             return Ok(diverged(Quantity::GradientNorm, norm));
         }
-        Ok(Attempt::Finite(sum, gradients, norm))
+        Ok(Attempt::Finite(sum, Gradient { values: gradients, scale, norm }))
     }
 
     fn report(&self, state: &State, pace: Pace) -> StepReport {
@@ -208,7 +204,7 @@ struct Pace {
 }
 
 /// A run under way.
-struct Running<'r, 'f, B: KernelBackend<Frozen = B>> {
+struct Running<'r, 'f, B: KernelBackend> {
     fit: &'r Fit<'f, B>,
     adapters: &'r mut LoraSet<B>,
     optimizer: &'r mut Optimizer<B>,
@@ -224,11 +220,7 @@ struct Running<'r, 'f, B: KernelBackend<Frozen = B>> {
     saved_step: Option<u64>,
 }
 
-impl<B> Running<'_, '_, B>
-where
-    B: KernelBackend<Frozen = B>,
-    Autodiff<B>: KernelBackend<Frozen = B>,
-{
+impl<B: KernelBackend> Running<'_, '_, B> {
     fn train(
         &mut self,
         mut steps: impl Iterator<Item = Result<StepBatch, DataError>>,
@@ -274,9 +266,10 @@ where
         match self.fit.attempt(self.adapters, batch)? {
             Attempt::Interrupted => return Ok(ControlFlow::Break(())),
             Attempt::Diverged(fault) => self.bear(batch, fault)?,
-            Attempt::Finite(nll, gradients, grad_norm) => {
+            Attempt::Finite(nll, gradient) => {
+                let grad_norm = gradient.norm;
                 let max_grad_norm = self.fit.spec.max_grad_norm;
-                self.optimizer.step(self.adapters, gradients, grad_norm, learning_rate, max_grad_norm)?;
+                self.optimizer.step(self.adapters, gradient, learning_rate, max_grad_norm)?;
                 self.state.advance(batch, StepResult { nll, grad_norm, learning_rate });
                 if matches!(self.fit.spec.on_divergence, OnDivergence::Skip { .. }) {
                     self.state.divergences = 0;

@@ -192,7 +192,7 @@ impl State {
     ///
     /// # Errors
     /// [`Error`] when it cannot be written.
-    pub fn save<B: KernelBackend<Frozen = B>>(
+    pub fn save<B: KernelBackend>(
         &self,
         adapters: &LoraSet<B>,
         optimizer: &Optimizer<B>,
@@ -253,7 +253,7 @@ impl Saved {
     ///
     /// # Errors
     /// [`Error::DoesNotFit`] when the checkpoint is of another adapter, which is then untouched.
-    pub fn restore<B: KernelBackend<Frozen = B>>(
+    pub fn restore<B: KernelBackend>(
         mut self,
         adapters: &mut LoraSet<B>,
         optimizer: &mut Optimizer<B>,
@@ -270,7 +270,7 @@ impl Saved {
         if let Some(name) = self.tensors.keys().next() {
             return Err(self.misfit(format!("it has a tensor `{name}` that the recipe's adapter has not")));
         }
-        adapters.replace(tensors).map_err(|error| self.misfit(error.to_string()))?;
+        adapters.update(|_| tensors).map_err(|error| self.misfit(error.to_string()))?;
         optimizer.restore(moments, self.state.updates);
         Ok((self.state, kept))
     }
