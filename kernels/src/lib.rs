@@ -20,11 +20,13 @@
 pub mod adamw;
 pub mod attention;
 pub mod backend;
+pub mod ceiling;
 mod cpu;
 pub mod dropout;
 mod flex;
 pub mod linear;
 pub mod linear_cross_entropy;
+pub mod memory;
 pub mod nf4;
 pub mod rms_norm;
 pub mod rope;

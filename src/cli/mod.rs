@@ -1,6 +1,7 @@
 //! The command line: the only part that prints, reads the environment and decides exit codes.
 
 pub mod args;
+mod bench;
 mod bundles;
 mod environment;
 mod exit;
@@ -49,6 +50,7 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Run(arguments) => run::run(arguments, out),
         Command::Validate(arguments) => validate::validate(arguments, out),
         Command::Inspect(arguments) => inspect::inspect(arguments, out),
+        Command::Bench(arguments) => bench::bench(arguments, out),
         Command::Ls => bundles::ls(out),
         Command::Cp(arguments) => bundles::cp(arguments, out),
     }

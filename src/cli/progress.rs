@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::style::{self, FAINT, GOOD, STRONG, WARNING, paint};
+use super::tables;
 use crate::train::divergence::DivergenceReport;
 use crate::train::event::{EvaluationReport, Event, Observer, Start, StepReport};
 use crate::units::{Bytes, Grouped};
@@ -97,6 +98,7 @@ impl Progress {
             Grouped(start.training_examples),
             Grouped(start.held_out_examples),
         ));
+        self.line(&format!("{} {}", paint(STRONG, "memory"), tables::plan_line(&start.plan)));
         let from = match start.done_steps {
             0 => String::new(),
             done => format!(", going on after step {}", Grouped(done)),
@@ -197,7 +199,7 @@ impl Observer for Progress {
                 self.phase("evaluating", "{msg}  {wide_bar:.green/dim} {pos}/{len} examples", *done, *total);
             }
             Event::Targets(targets) => {
-                for line in super::tables::targets(targets) {
+                for line in tables::targets(targets) {
                     self.line(&line);
                 }
             }

@@ -83,7 +83,8 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Folder(FolderError::NoneUsable { .. }) => Exit::Other,
         run::Error::Data(_) => Exit::Data,
         run::Error::Diverged { .. } => Exit::Diverged,
-        run::Error::File(_)
+        run::Error::Memory(_)
+        | run::Error::File(_)
         | run::Error::Folder(_)
         | run::Error::Checkpoint(_)
         | run::Error::Adapter(adapter::Error::Write(_)) => Exit::Resources,

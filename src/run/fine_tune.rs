@@ -10,7 +10,8 @@ use super::open::{Opened, open};
 use super::provenance::Provenance;
 use super::resume::{self, Beginning};
 use super::sample::Sampler;
-use super::{Environment, Error, survey};
+use super::survey::{self, Extent};
+use super::{Environment, Error, plan};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
 use crate::data::batch::Batching;
@@ -24,13 +25,10 @@ use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
 use crate::train::fit::{Fit, Position};
 use crate::train::folder::RunFolder;
 use crate::train::gate::{self, Verdict};
-use crate::train::memory;
+use crate::train::memory::Plan;
 use crate::train::optimizer::Optimizer;
 use crate::train::schedule::Schedule;
 use crate::train::state::{Ended, Origin, Saved, State};
-
-/// Share of the free memory that kept activations may take.
-const ACTIVATION_SHARE: u64 = 4;
 
 /// Choices of a run that are not the recipe's.
 #[derive(Clone, Copy, Debug, Default)]
@@ -140,11 +138,14 @@ pub fn fine_tune(
         observer.observe(&Event::Note(text));
     }
     let batching = opened.batching();
-    let total_steps = match &saved {
+    let Extent { steps: total_steps, largest_micro_batch } = match &saved {
         // The very same rows, counted when the run began.
-        Some(saved) if !is_changed => saved.state.total_steps,
-        _ => survey::total_steps(&opened, &batching, environment, observer)?,
+        Some(saved) if !is_changed => {
+            Extent { steps: saved.state.total_steps, largest_micro_batch: plan::most_tokens(&opened) }
+        }
+        _ => survey::extent(&opened, &batching, environment, observer)?,
     };
+    let plan = plan::plan(&opened, dtype, largest_micro_batch)?;
     let deadline = recipe.train.budget.max_time.and_then(|time| began.checked_add(time));
     let (opened, inputs) = (&opened, &inputs);
     device.run(Training {
@@ -159,6 +160,7 @@ pub fn fine_tune(
         deadline,
         compute,
         dtype,
+        plan,
         observer,
     })
 }
@@ -177,6 +179,7 @@ struct Training<'a> {
     deadline: Option<Instant>,
     compute: String,
     dtype: FloatDtype,
+    plan: Plan,
     observer: &'a mut dyn Observer,
 }
 
@@ -223,6 +226,7 @@ impl OnBackend for Training<'_> {
             folder.set_aside(position.state.step, path)?;
         }
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
+        files::write_bytes(&folder.memory_plan(), self.plan.to_json().as_bytes())?;
         let corpus = &opened.corpus;
         observer.observe(&Event::Start(&Start {
             total_steps,
@@ -234,6 +238,7 @@ impl OnBackend for Training<'_> {
             held_out_examples: corpus.validation_rows(),
             output_dir: recipe.output_dir.clone(),
             compute: self.compute,
+            plan: self.plan.clone(),
         }));
 
         let held_out = || corpus.validation(recipe.train.micro_batch_size);
@@ -249,8 +254,7 @@ impl OnBackend for Training<'_> {
             stop: environment.stop,
             deadline: self.deadline,
             place: &place,
-            activation_budget: memory::available_bytes().unwrap_or(0) / ACTIVATION_SHARE,
-            compute_bytes: self.dtype.bytes() as u64,
+            kept_layers: self.plan.kept_layers,
         };
         let steps = corpus.steps(&self.batching, position.state.cursor)?;
         let summary = match fit.run(&mut adapters, &mut optimizer, position, steps, observer) {

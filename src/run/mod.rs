@@ -1,9 +1,11 @@
 //! The use-cases behind the commands: each opens what a recipe names, does one thing, and returns what came of it.
 
+pub mod bench;
 pub mod fine_tune;
 mod inputs;
 pub mod inspect;
 pub mod open;
+mod plan;
 mod provenance;
 mod resume;
 mod sample;
@@ -17,6 +19,7 @@ pub use fine_tune::{Options, Outcome, fine_tune};
 use crate::train::divergence::Fault;
 use crate::train::fit::FitError;
 use crate::train::folder::FolderError;
+use crate::train::memory::DoesNotFit;
 use crate::{adapter, assets, checkpoint, data, files, generate, model, recipe};
 
 /// What a use-case takes from its surroundings instead of looking for it.
@@ -55,6 +58,12 @@ pub enum Error {
     /// A sample could not be generated.
     #[error(transparent)]
     Generate(#[from] generate::Error),
+    /// A bench of a model that is not known by name.
+    #[error("no shape is called `{0}`; there are {names}", names = model::shapes::names().collect::<Vec<_>>().join(", "))]
+    UnknownShape(String),
+    /// More memory is needed than there is.
+    #[error(transparent)]
+    Memory(#[from] DoesNotFit),
     /// The loss or a gradient is not finite.
     #[error("{fault}")]
     Diverged {

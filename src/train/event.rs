@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::divergence::DivergenceReport;
 use super::gate::Verdict;
+use super::memory::Plan;
 use crate::adapter::target::Target;
 
 /// One logged line of training: the sums since the line before.
@@ -132,6 +133,8 @@ pub struct Start {
     pub output_dir: PathBuf,
     /// What the matmuls run in, and where.
     pub compute: String,
+    /// What it will hold in memory.
+    pub plan: Plan,
 }
 
 /// Watches a run.

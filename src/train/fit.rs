@@ -80,10 +80,8 @@ pub struct Fit<'a, B: KernelBackend> {
     pub deadline: Option<Instant>,
     /// Names a row for people.
     pub place: &'a dyn Fn(RowId) -> String,
-    /// Memory that kept activations may take, in bytes.
-    pub activation_budget: u64,
-    /// Bytes of one number in the compute dtype.
-    pub compute_bytes: u64,
+    /// How many of the top layers keep what their backward pass needs.
+    pub kept_layers: usize,
 }
 
 /// Where a run begins.
@@ -161,14 +159,7 @@ impl<B: KernelBackend> Fit<'_, B> {
                 return Ok(Attempt::Interrupted);
             }
             let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
-            let tokens = micro_batch.input_ids.len() as u64;
-            let keep = memory::layers_to_keep(
-                self.decoder.spec(),
-                tokens,
-                self.compute_bytes,
-                self.activation_budget,
-            );
-            let pass = Pass { dropout, keep };
+            let pass = Pass { dropout, keep: self.kept_layers };
             sum += forward_backward(self.decoder, adapters, micro_batch, pass, &mut gradients)?;
             if !sum.is_finite() {
                 return Ok(diverged(Quantity::Loss, sum * scale));

@@ -168,6 +168,11 @@ impl RunFolder {
         self.root.join("recipe.toml")
     }
 
+    /// What the run was planned to hold in memory.
+    pub fn memory_plan(&self) -> PathBuf {
+        self.root.join("memory_plan.json")
+    }
+
     /// The metrics, one JSON object per line.
     pub fn metrics(&self) -> PathBuf {
         self.root.join("metrics.jsonl")

@@ -4,7 +4,8 @@ use std::ops::Bound;
 
 use super::budget::Budget;
 use super::divergence::OnDivergence;
-use crate::document::{Problem, TableReader, Word, Writer, integer, number, word};
+use crate::document::{Kind, Misfit, Problem, TableReader, Value, Word, Writer, integer, number, word};
+use crate::units::Bytes;
 
 /// Steps and counts beyond this are slips; every sum of them stays far from overflow.
 const LARGEST_STEP: u64 = 1_000_000_000_000;
@@ -22,6 +23,8 @@ pub struct Spec {
     pub gradient_accumulation_steps: usize,
     /// What ends the run before its last step.
     pub budget: Budget,
+    /// Memory that the run may use, in bytes; `None`: what is free.
+    pub memory_budget: Option<u64>,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Shape of the learning rate over the run.
@@ -80,6 +83,7 @@ impl Spec {
         let budget = Budget::read(table);
         let micro_batch_size = table.key("micro_batch_size", integer(1..=65_536)).or(4);
         let accumulation = table.key("gradient_accumulation_steps", integer(1..=1_048_576)).or(1);
+        let memory_budget = table.key("memory_budget", size).optional();
         let rates = (Bound::Excluded(0.0), Bound::Included(1.0));
         let learning_rate = table.key("learning_rate", number(rates)).required("2e-4");
         let lr_scheduler = table.key("lr_scheduler", word).or(LrScheduler::Cosine);
@@ -104,6 +108,7 @@ impl Spec {
             budget,
             micro_batch_size,
             gradient_accumulation_steps: accumulation,
+            memory_budget,
             learning_rate: learning_rate?,
             lr_scheduler,
             warmup,
@@ -134,11 +139,31 @@ impl Spec {
         writer.key("weight_decay", self.weight_decay);
         writer.key("max_grad_norm", self.max_grad_norm);
         self.on_divergence.write(writer);
+        // Recomputing a layer gives the same bits as keeping it.
+        if let Some(budget) = self.memory_budget {
+            writer.bookkeeping("memory_budget", format!("{budget} B"));
+        }
         writer.bookkeeping("logging_steps", self.logging_steps);
         // Evaluating reads the adapter and leaves it as it was.
         writer.bookkeeping("eval_steps", self.eval_steps);
         writer.bookkeeping("save_steps", self.save_steps);
         writer.bookkeeping("save_total_limit", self.save_total_limit);
+    }
+}
+
+/// A size such as `"12GiB"`, in bytes.
+fn size(value: &Value) -> Result<u64, Vec<Misfit>> {
+    let misfit = |message: &str| {
+        let help = "write it as \"12GiB\", \"800MiB\" or \"16GB\"";
+        vec![Misfit::new(value, message, "not a size").help(help)]
+    };
+    match &value.kind {
+        Kind::String(text) => match Bytes::parse(text) {
+            Some(Bytes(bytes)) if bytes > 0 => Ok(bytes),
+            _ => Err(misfit("expected a size above zero, with a unit")),
+        },
+        Kind::Broken => Err(Vec::new()),
+        _ => Err(misfit("expected a size with a unit, as a string")),
     }
 }
 
