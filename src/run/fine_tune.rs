@@ -138,14 +138,14 @@ pub fn fine_tune(
         observer.observe(&Event::Note(text));
     }
     let batching = opened.batching();
-    let Extent { steps: total_steps, largest_micro_batch } = match &saved {
-        // The very same rows, counted when the run began.
-        Some(saved) if !is_changed => {
-            Extent { steps: saved.state.total_steps, largest_micro_batch: plan::most_tokens(&opened) }
+    let extent = match &saved {
+        // The very same rows, counted and measured when the run began.
+        Some(Saved { state, .. }) if !is_changed => {
+            Extent { steps: state.total_steps, largest_micro_batch: state.largest_micro_batch }
         }
         _ => survey::extent(&opened, &batching, environment, observer)?,
     };
-    let plan = plan::plan(&opened, dtype, largest_micro_batch)?;
+    let plan = plan::plan(&opened, dtype, extent.largest_micro_batch)?;
     let deadline = recipe.train.budget.max_time.and_then(|time| began.checked_add(time));
     let (opened, inputs) = (&opened, &inputs);
     device.run(Training {
@@ -155,7 +155,7 @@ pub fn fine_tune(
         folder,
         batching,
         origin,
-        total_steps,
+        extent,
         saved,
         deadline,
         compute,
@@ -173,7 +173,7 @@ struct Training<'a> {
     folder: RunFolder,
     batching: Batching,
     origin: Origin,
-    total_steps: u64,
+    extent: Extent,
     /// The checkpoint that the run goes on from.
     saved: Option<Saved>,
     deadline: Option<Instant>,
@@ -187,18 +187,21 @@ impl OnBackend for Training<'_> {
     type Output = Result<Outcome, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { opened, environment, inputs, mut folder, total_steps, saved, observer, .. } = self;
+        let Self { opened, environment, inputs, mut folder, extent, saved, observer, .. } = self;
         let recipe = &opened.recipe;
         let mut adapters = opened.adapters::<B>(device)?;
         let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
         let goes_on = saved.is_some();
+        let Extent { steps: total_steps, largest_micro_batch } = extent;
         let position = match saved {
             None => {
-                let state = State { origin: self.origin, ..State::fresh(Default::default(), total_steps) };
+                let state = State::fresh(Default::default(), total_steps);
+                let state = State { largest_micro_batch, origin: self.origin, ..state };
                 Position { state, kept: None, saved: None }
             }
             Some(mut saved) => {
                 saved.state.total_steps = total_steps;
+                saved.state.largest_micro_batch = largest_micro_batch;
                 let path = saved.path.clone();
                 let (state, kept) = saved.restore(&mut adapters, &mut optimizer, device)?;
                 Position { state, kept, saved: Some(path) }
