@@ -7,6 +7,8 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use super::exit::Exit;
 use super::style::{ERROR, STRONG, colored_errors, paint};
 use crate::adapter;
+use crate::files::{self, Action};
+use crate::record;
 use crate::run;
 use crate::train::folder::FolderError;
 
@@ -59,15 +61,32 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
                 "choose another folder with `--set output_dir=\"…\"`, or replace that run with `--overwrite`",
             ),
         ),
+        run::Error::Changed { .. } => {
+            error(
+                &failure.to_string(),
+                Some("put the inputs back as they were, or train anew with `tune run`"),
+            );
+        }
+        run::Error::Unfinished(_) => {
+            error(&failure.to_string(), Some("name the folder of a run that came to its end"))
+        }
         _ => error(&failure.to_string(), None),
     }
     match failure {
-        run::Error::Recipe(_) | run::Error::Folder(FolderError::Occupied(_)) => Exit::Recipe,
+        run::Error::Recipe(_)
+        | run::Error::Changed { .. }
+        | run::Error::Unfinished(_)
+        | run::Error::Record(record::Error::Damaged { .. })
+        | run::Error::Folder(FolderError::Occupied(_)) => Exit::Recipe,
+        run::Error::Record(record::Error::File(files::Error::Io { action: Action::Read, .. })) => {
+            Exit::Recipe
+        }
         run::Error::Data(_) => Exit::Data,
         run::Error::Diverged { .. } => Exit::Diverged,
         run::Error::File(_)
         | run::Error::Folder(_)
         | run::Error::Checkpoint(_)
+        | run::Error::Record(record::Error::File(_))
         | run::Error::Adapter(adapter::Error::Write(_)) => Exit::Resources,
         _ => Exit::Other,
     }

@@ -37,7 +37,7 @@ pub fn write_atomically(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), Error> {
     let temporary = Temporary::beside(path, "tmp")?;
-    let file = create(&temporary.path).map_err(Error::io(Action::Create, path))?;
+    let file = create_new(&temporary.path).map_err(Error::io(Action::Create, path))?;
     let mut buffered = BufWriter::with_capacity(1 << 20, file);
     write(&mut buffered).map_err(Error::io(Action::Write, path))?;
     let file = buffered.into_inner().map_err(|error| Error::io(Action::Write, path)(error.into_error()))?;
@@ -181,13 +181,27 @@ impl Drop for Temporary {
     }
 }
 
-/// A new file that nobody but its owner can write.
-fn create(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
+/// A new file that nobody but its owner can write. It grows in the open, for logs that are read while they grow.
+///
+/// # Errors
+/// The system's own, `AlreadyExists` among them.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    owners(OpenOptions::new().write(true).create_new(true)).open(path)
+}
+
+/// A file to append to; when it is not there it is made, and nobody but its owner can write it.
+///
+/// # Errors
+/// The system's own.
+pub fn append(path: &Path) -> io::Result<File> {
+    owners(OpenOptions::new().append(true).create(true)).open(path)
+}
+
+/// Files that are made are 0644, less the umask.
+fn owners(options: &mut OpenOptions) -> &OpenOptions {
     #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
-    options.open(path)
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o644);
+    options
 }
 
 fn folder_builder() -> DirBuilder {

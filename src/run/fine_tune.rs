@@ -11,13 +11,13 @@ use super::sample::Sampler;
 use super::{Environment, Error, survey};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
-use crate::assets;
 use crate::data::batch::Batching;
 use crate::data::template::ChatTemplate;
 use crate::device::{Device, OnBackend};
 use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
 use crate::recipe::RecipeFile;
+use crate::record::{End, Inputs, Journal, Lock};
 use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
 use crate::train::fit::Fit;
 use crate::train::folder::RunFolder;
@@ -59,6 +59,22 @@ pub struct Outcome {
 /// [`Error`]: everything wrong with the recipe or the data, before anything is written; afterwards what stopped the
 /// run, with what was learned so far in a checkpoint.
 pub fn fine_tune(
+    file: RecipeFile,
+    environment: &Environment<'_>,
+    options: Options,
+    observer: &mut dyn Observer,
+) -> Result<Outcome, Error> {
+    let mut journal = Journal::new(observer);
+    let result = train(file, environment, options, &mut journal);
+    journal.end(match &result {
+        Ok(Outcome { adapter: Some(adapter), samples, .. }) => End::Done { adapter, samples },
+        Ok(Outcome { adapter: None, .. }) => End::Stopped,
+        Err(error) => End::Failed(error.to_string()),
+    });
+    result
+}
+
+fn train(
     file: RecipeFile,
     environment: &Environment<'_>,
     options: Options,
@@ -125,10 +141,13 @@ impl OnBackend for Training<'_> {
 
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
+        sampler.tell(&before, observer);
+        let lock = opened.lock(self.device, self.dtype)?;
 
         // Nothing is written before this point.
         let folder = RunFolder::create(&recipe.output_dir, options.overwrite)?;
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
+        lock.write(folder.root())?;
         let corpus = &opened.corpus;
         observer.observe(&Event::Start(&Start {
             total_steps,
@@ -174,14 +193,8 @@ impl OnBackend for Training<'_> {
             return Ok(outcome);
         }
         let tokenizer_files = opened.model.tokenizer_files()?;
-        let mut base = opened.model.files_sha256()?;
-        for file in &tokenizer_files {
-            base.push(assets::folder::digest(file)?);
-        }
-        let datasets = corpus.datasets().map(|dataset| dataset.sha256()).collect::<Result<Vec<_>, _>>()?;
         let template = opened.template.as_deref().map(ChatTemplate::source);
-        let provenance =
-            Provenance { recipe, base: &base, datasets: &datasets, template, summary: &summary }.metadata();
+        let provenance = Provenance { recipe, lock: &lock, summary: &summary }.metadata();
         peft::write(
             &folder.adapter(),
             Existing::Refuse,
@@ -209,6 +222,20 @@ impl Opened {
         let asked = self.recipe.model.compute_dtype;
         let resolve = FloatDtype::resolve(asked, checkpoint, |d| device.is_native(d), |d| device.supports(d));
         Ok(resolve?)
+    }
+
+    /// The hash of everything the run reads.
+    pub(super) fn lock(&self, device: Device, dtype: FloatDtype) -> Result<Lock, Error> {
+        let inputs = Inputs {
+            recipe: &self.recipe,
+            base: &self.base,
+            model: &self.model,
+            template: self.template.as_deref(),
+            corpus: &self.corpus,
+            device: device.name(),
+            dtype: dtype.name(),
+        };
+        Ok(Lock::new(&inputs)?)
     }
 
     /// How examples become optimizer steps.

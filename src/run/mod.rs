@@ -4,6 +4,7 @@ pub mod fine_tune;
 pub mod inspect;
 pub mod open;
 mod provenance;
+pub mod reproduce;
 mod sample;
 mod survey;
 pub mod validate;
@@ -15,7 +16,7 @@ pub use fine_tune::{Options, Outcome, fine_tune};
 use crate::data::example::RowId;
 use crate::train::fit::FitError;
 use crate::train::folder::FolderError;
-use crate::{adapter, assets, checkpoint, data, files, generate, model, recipe};
+use crate::{adapter, assets, checkpoint, data, files, generate, model, recipe, record};
 
 /// What a use-case takes from its surroundings instead of looking for it.
 #[derive(Clone, Copy)]
@@ -63,6 +64,20 @@ pub enum Error {
         /// The newest checkpoint, which holds what was good.
         checkpoint: Option<std::path::PathBuf>,
     },
+    /// The lock or the record of a run cannot be made, read or believed.
+    #[error(transparent)]
+    Record(#[from] record::Error),
+    /// A run to be repeated has no finished adapter.
+    #[error("{} holds no finished run: there is no adapter to compare with", .0.display())]
+    Unfinished(std::path::PathBuf),
+    /// What a run to be repeated was made of is not what it was.
+    #[error("{} cannot be reproduced, its inputs have changed:\n  {}", run.display(), listed(differences))]
+    Changed {
+        /// The run.
+        run: std::path::PathBuf,
+        /// Each input that changed.
+        differences: Vec<record::Difference>,
+    },
     /// The work was asked to stop before anything was written.
     #[error("stopped")]
     Stopped,
@@ -81,6 +96,10 @@ impl From<assets::Error> for Error {
     fn from(error: assets::Error) -> Self {
         Self::Model(error.into())
     }
+}
+
+fn listed(differences: &[record::Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
 }
 
 /// At most this many rows of a diverged step are named.

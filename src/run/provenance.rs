@@ -5,10 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use sha2::{Digest, Sha256};
-
-use crate::assets::FileDigest;
 use crate::recipe::Recipe;
+use crate::record::Lock;
 use crate::train::fit::Summary;
 
 /// Prefix of every key.
@@ -18,12 +16,8 @@ const PREFIX: &str = "tune.";
 pub(super) struct Provenance<'a> {
     /// The recipe.
     pub recipe: &'a Recipe,
-    /// The base model's files, those of its tokenizer included.
-    pub base: &'a [FileDigest],
-    /// The chat template, where one was used.
-    pub template: Option<&'a str>,
-    /// One hash for each dataset, in the recipe's order.
-    pub datasets: &'a [String],
+    /// What the run was made of.
+    pub lock: &'a Lock,
     /// How the run went.
     pub summary: &'a Summary,
 }
@@ -33,19 +27,22 @@ impl Provenance<'_> {
     pub(super) fn metadata(&self) -> BTreeMap<String, String> {
         let mut metadata = BTreeMap::new();
         let mut put = |key: &str, value: String| metadata.insert(format!("{PREFIX}{key}"), value);
-        put("version", env!("CARGO_PKG_VERSION").to_owned());
-        put("recipe_sha256", self.recipe.sha256());
+        put("version", self.lock.tune.clone());
+        put("recipe_sha256", self.lock.recipe_sha256.clone());
         put("seed", self.recipe.seed.to_string());
         put("steps", self.summary.steps.to_string());
         put("tokens", self.summary.tokens.to_string());
-        for file in self.base {
+        for file in self.lock.base_file.iter().chain(&self.lock.tokenizer_file) {
             put(&format!("base_sha256.{}", file.name), file.sha256.clone());
         }
-        for (index, sha256) in self.datasets.iter().enumerate() {
-            put(&format!("dataset_sha256.{index}"), sha256.clone());
+        for file in &self.lock.start_file {
+            put(&format!("start_sha256.{}", file.name), file.sha256.clone());
         }
-        if let Some(template) = self.template {
-            put("chat_template_sha256", sha256(template));
+        for (index, dataset) in self.lock.dataset.iter().enumerate() {
+            put(&format!("dataset_sha256.{index}"), dataset.sha256.clone());
+        }
+        if let Some(template) = &self.lock.chat_template {
+            put("chat_template_sha256", template.sha256.clone());
         }
         if let Some(loss) = self.summary.last_loss {
             put("loss", loss.to_string());
@@ -58,8 +55,4 @@ impl Provenance<'_> {
         }
         metadata
     }
-}
-
-fn sha256(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }

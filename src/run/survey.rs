@@ -73,6 +73,7 @@ pub(super) fn total_steps(
         return Ok(max_steps);
     }
     let survey = survey(opened, batching, environment, observer)?.accept()?;
+    observer.observe(&Event::Surveyed(&survey));
     for warning in warnings(opened, &survey) {
         observer.observe(&Event::Warning(warning));
     }

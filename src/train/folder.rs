@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! recipe.toml            the resolved recipe, every default written out
+//! recipe.lock            the hash of every input
+//! run.json               how the run went: sessions, data statistics, samples, machine
 //! metrics.jsonl          one line per logged optimizer step or evaluation, flushed at once
 //! checkpoints/step-N/    adapter, optimizer and data cursor after step N
 //! checkpoints/best/      the checkpoint with the lowest held-out loss
 //! adapter/               the last step's adapter: the one that ships
+//! tensorboard/           event files, when asked for
 //! ```
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -59,13 +62,15 @@ impl RunFolder {
         Self::check(root, overwrite)?;
         files::create_folder(root)?;
         if overwrite {
-            for name in ["adapter", "checkpoints"] {
+            for name in ["adapter", "checkpoints", "tensorboard"] {
                 let path = root.join(name);
                 if path.is_dir() {
                     fs::remove_dir_all(&path).map_err(files::Error::io(Action::Remove, &path))?;
                 }
             }
-            for name in ["metrics.jsonl", "recipe.toml"] {
+            for name in
+                ["metrics.jsonl", "memory_plan.json", "report.html", "run.json", "recipe.lock", "recipe.toml"]
+            {
                 let path = root.join(name);
                 if path.is_file() {
                     fs::remove_file(&path).map_err(files::Error::io(Action::Remove, &path))?;
@@ -159,11 +164,7 @@ impl Metrics {
     /// [`FolderError::File`] when the file cannot be opened.
     pub fn open(folder: &RunFolder) -> Result<Self, FolderError> {
         let path = folder.metrics();
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(files::Error::io(Action::Write, &path))?;
+        let file = files::append(&path).map_err(files::Error::io(Action::Write, &path))?;
         Ok(Self { file, path })
     }
 
