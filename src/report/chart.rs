@@ -48,19 +48,31 @@ impl Chart<'_> {
         self.series.retain(|series| !series.points.is_empty());
         let Some((x, y)) = self.extents() else { return String::new() };
         let id: String = self.title.chars().filter(char::is_ascii_alphanumeric).collect();
-        let (width, height) = if self.wide { (1080.0, 340.0) } else { (540.0, 260.0) };
+        let class = if self.wide { " full" } else { "" };
+        let mut html = format!(
+            "<figure class=\"chart{class}\">\n<figcaption>{}{}</figcaption>\n",
+            escape(self.title),
+            self.legend()
+        );
+        if self.wide {
+            html += &self.svg(x, y, (1080.0, 340.0), "broad", &id);
+            // The same on a narrow screen, where the broad one could not be read.
+            html += &self.svg(x, y, (540.0, 300.0), "slim", &format!("{id}-slim"));
+        } else {
+            html += &self.svg(x, y, (540.0, 260.0), "only", &id);
+        }
+        html + "</figure>\n"
+    }
+
+    fn svg(&self, x: Extent, y: Extent, (width, height): (f64, f64), class: &str, id: &str) -> String {
         let place = |(step, value): (f64, f64)| {
             let across = LEFT + (step - x.low) / (x.high - x.low) * (width - LEFT - RIGHT);
             let up = height - BOTTOM - (value - y.low) / (y.high - y.low) * (height - TOP - BOTTOM);
             (across, up)
         };
         let mut svg = format!(
-            "<figure class=\"chart{}\">\n<figcaption>{}{}</figcaption>\n\
-             <svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\">\n\
+            "<svg class=\"{class}\" viewBox=\"0 0 {width} {height}\" role=\"img\" aria-labelledby=\"{id}-t {id}-d\">\n\
              <title id=\"{id}-t\">{}</title>\n<desc id=\"{id}-d\">{}</desc>\n",
-            if self.wide { " full" } else { "" },
-            escape(self.title),
-            self.legend(),
             escape(self.title),
             escape(&self.summary),
         );
@@ -120,7 +132,7 @@ impl Chart<'_> {
                 }
             }
         }
-        svg + "</svg>\n</figure>\n"
+        svg + "</svg>\n"
     }
 
     fn legend(&self) -> String {

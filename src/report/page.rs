@@ -57,13 +57,28 @@ fn lead(run: &Run) -> String {
             .sessions
             .iter()
             .map(|session| match &session.ended {
-                Some(ended) => format!("{} to {}", escape(&session.started), escape(ended)),
-                None => format!("since {}", escape(&session.started)),
+                Some(ended) => period(&session.started, ended),
+                None => format!("since {} UTC", escape(&readable(&session.started))),
             })
             .collect();
         parts.push(times.join("; "));
     }
     parts.join(" · ")
+}
+
+/// `2026-01-31T10:00:00Z` without its letters.
+fn readable(instant: &str) -> String {
+    instant.trim_end_matches('Z').replacen('T', " ", 1)
+}
+
+/// From one instant to another; the day once where it is the same.
+fn period(started: &str, ended: &str) -> String {
+    let (started, ended) = (readable(started), readable(ended));
+    let end = match (started.split_once(' '), ended.split_once(' ')) {
+        (Some((day, _)), Some((same, time))) if day == same => time,
+        _ => &ended,
+    };
+    format!("{} to {} UTC", escape(&started), escape(end))
 }
 
 fn problem(run: &Run) -> String {
@@ -155,16 +170,20 @@ fn charts(run: &Run) -> String {
     let loss = Chart { title: "Loss", summary, series, from_zero: false, format: plain, wide: true };
     let mut html = loss.figure();
 
+    let (unit, memory_title) = match run.peak_memory() {
+        Some(peak) if peak >= 10 << 30 => ((1_u64 << 30) as f64, "Peak memory of the process, GiB"),
+        _ => ((1_u64 << 20) as f64, "Peak memory of the process, MiB"),
+    };
     let memory: Vec<(f64, f64)> = run
         .steps
         .iter()
-        .filter_map(|step| Some((step.step as f64, step.peak_memory_bytes? as f64)))
+        .filter_map(|step| Some((step.step as f64, step.peak_memory_bytes? as f64 / unit)))
         .collect();
     let single: [(&str, Vec<(f64, f64)>, fn(f64) -> String); 4] = [
         ("Learning rate", steps(|step| step.learning_rate), scientific),
         ("Gradient norm, before clipping", steps(|step| step.grad_norm), plain),
         ("Tokens per second", steps(|step| step.tokens_per_second), whole),
-        ("Peak memory of the process", memory, bytes),
+        (memory_title, memory, whole),
     ];
     for (title, points, format) in single {
         let summary = ends(title, &points, format);
@@ -177,19 +196,21 @@ fn charts(run: &Run) -> String {
     }
 }
 
-/// Each value averaged with those before it, over about a fortieth of the run.
+/// Each value averaged with those around it, over about a fortieth of the run.
 fn running_mean(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-    let width = (points.len() / 40).clamp(5, 500);
-    let mut sum = 0.0;
-    let mut means = Vec::with_capacity(points.len());
-    for (index, (step, value)) in points.iter().enumerate() {
-        sum += value;
-        if index >= width {
-            sum -= points[index - width].1;
-        }
-        means.push((*step, sum / (index + 1).min(width) as f64));
-    }
-    means
+    let reach = (points.len() / 80).clamp(2, 250);
+    let mut sums = vec![0.0];
+    sums.extend(points.iter().scan(0.0, |sum, (_, value)| {
+        *sum += value;
+        Some(*sum)
+    }));
+    let mean = |(index, (step, _)): (usize, &(f64, f64))| {
+        // As far to either side, so that the mean of a falling line is not above it.
+        let reach = reach.min(index).min(points.len() - 1 - index);
+        let (from, to) = (index - reach, index + reach + 1);
+        (*step, (sums[to] - sums[from]) / (to - from) as f64)
+    };
+    points.iter().enumerate().map(mean).collect()
 }
 
 fn median(mut values: Vec<f64>) -> Option<f64> {
@@ -234,9 +255,4 @@ fn whole(value: f64) -> String {
     } else {
         Grouped(value.max(0.0) as u64).to_string()
     }
-}
-
-fn bytes(value: f64) -> String {
-    let text = Bytes(value.max(0.0) as u64).to_string();
-    text.replace(".00 ", " ")
 }
