@@ -40,7 +40,7 @@ pub struct Progress<'a> {
 /// # Errors
 /// Tensors that do not fit `spec` (found before anything is allocated), a file that can no longer be read, a
 /// number that is not finite or does not fit `dtype`.
-pub fn load<B: KernelBackend<Frozen = B>>(
+pub fn load<B: KernelBackend>(
     weights: &WeightFiles,
     spec: &DecoderSpec,
     quantization: Option<quant::spec::Spec>,
@@ -67,7 +67,7 @@ struct Loader<'a, B: KernelBackend> {
     total: usize,
 }
 
-impl<B: KernelBackend<Frozen = B>> Loader<'_, B> {
+impl<B: KernelBackend> Loader<'_, B> {
     fn decoder(mut self) -> Result<Decoder<B>, Error> {
         let (spec, names) = (self.spec, self.spec.names);
         let table = [spec.vocab_size, spec.hidden_size];
