@@ -39,7 +39,7 @@ impl EventFile {
             match files::create_new(&path) {
                 Ok(file) => {
                     let mut created = Self { file, path };
-                    created.write(now(), 0, &message(3, b"brain.Event:2"))?;
+                    created.write(0, &file_version())?;
                     return Ok(created);
                 }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -60,8 +60,7 @@ impl EventFile {
     /// # Errors
     /// The file cannot be written.
     pub fn replaces_from(&mut self, step: u64) -> Result<(), files::Error> {
-        const STATUS_START: u64 = 1;
-        self.write(now(), step, &message(7, &number(1, STATUS_START)))
+        self.write(step, &session_start())
     }
 
     /// Writes the scalars of one step, at one instant.
@@ -69,23 +68,12 @@ impl EventFile {
     /// # Errors
     /// The file cannot be written.
     pub fn scalars(&mut self, step: u64, scalars: &[(&str, f64)]) -> Result<(), files::Error> {
-        let mut summary = Vec::new();
-        for (tag, value) in scalars {
-            let mut entry = message(1, tag.as_bytes());
-            entry.extend([2 << 3 | FIXED_32]);
-            entry.extend((*value as f32).to_le_bytes());
-            summary.extend(message(1, &entry));
-        }
-        self.write(now(), step, &message(5, &summary))
+        self.write(step, &summary(scalars))
     }
 
     /// One record, in one call, so that a reader never sees half of it but for the end of the file.
-    fn write(&mut self, wall_time: f64, step: u64, what: &[u8]) -> Result<(), files::Error> {
-        let mut event = vec![1 << 3 | FIXED_64];
-        event.extend(wall_time.to_le_bytes());
-        event.extend(number(2, step));
-        event.extend(what);
-        let written = self.file.write_all(&record(&event));
+    fn write(&mut self, step: u64, what: &[u8]) -> Result<(), files::Error> {
+        let written = self.file.write_all(&record(&event(now(), step, what)));
         written.map_err(files::Error::io(files::Action::Write, &self.path))
     }
 }
@@ -155,6 +143,40 @@ const DELIMITED: u8 = 2;
 /// Wire type of four bytes.
 const FIXED_32: u8 = 5;
 
+/// An event: when, at which step, and what.
+fn event(wall_time: f64, step: u64, what: &[u8]) -> Vec<u8> {
+    let mut event = vec![1 << 3 | FIXED_64];
+    event.extend(wall_time.to_le_bytes());
+    if step > 0 {
+        event.extend(number(2, step));
+    }
+    event.extend(what);
+    event
+}
+
+/// What every event file begins with.
+fn file_version() -> Vec<u8> {
+    message(3, b"brain.Event:2")
+}
+
+/// A session begins: what earlier files hold of its step and later ones is void.
+fn session_start() -> Vec<u8> {
+    const START: u64 = 1;
+    message(7, &number(1, START))
+}
+
+/// Named scalars.
+fn summary(scalars: &[(&str, f64)]) -> Vec<u8> {
+    let mut summary = Vec::new();
+    for (tag, value) in scalars {
+        let mut entry = message(1, tag.as_bytes());
+        entry.push(2 << 3 | FIXED_32);
+        entry.extend((*value as f32).to_le_bytes());
+        summary.extend(message(1, &entry));
+    }
+    message(5, &summary)
+}
+
 /// A varint field.
 fn number(field: u8, value: u64) -> Vec<u8> {
     let mut bytes = vec![field << 3];
@@ -219,6 +241,16 @@ mod tests {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
         assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
+    }
+
+    /// `tests/golden/tensorboard_events.py` writes the same three events with TensorBoard's own writer.
+    #[test]
+    fn the_bytes_are_tensorboards() {
+        let at = 1_700_000_000.25;
+        let scalars = summary(&[("train/loss", 2.5), ("train/learning_rate", 1e-3)]);
+        let events = [event(at, 0, &file_version()), event(at, 301, &session_start()), event(at, 301, &scalars)];
+        let ours: Vec<u8> = events.iter().flat_map(|event| record(event)).collect();
+        assert_eq!(ours, include_bytes!("../tests/golden/tensorboard/events.tfevents"));
     }
 
     #[test]

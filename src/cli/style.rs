@@ -15,9 +15,10 @@ pub(super) const ERROR: Style = AnsiColor::Red.on_default().bold();
 /// What can be skipped in reading.
 pub(super) const FAINT: Style = Style::new().dimmed();
 
-/// Whether standard error is a terminal that may be redrawn.
+/// Whether standard error is a terminal that may be redrawn. Some CI systems offer one, and keep every redrawn line.
 pub(super) fn interactive() -> bool {
-    std::io::stderr().is_terminal()
+    let in_ci = std::env::var("CI").is_ok_and(|value| !value.is_empty() && value != "false");
+    std::io::stderr().is_terminal() && !in_ci
 }
 
 /// Whether standard error may be coloured.
