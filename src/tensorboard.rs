@@ -248,7 +248,8 @@ mod tests {
     fn the_bytes_are_tensorboards() {
         let at = 1_700_000_000.25;
         let scalars = summary(&[("train/loss", 2.5), ("train/learning_rate", 1e-3)]);
-        let events = [event(at, 0, &file_version()), event(at, 301, &session_start()), event(at, 301, &scalars)];
+        let events =
+            [event(at, 0, &file_version()), event(at, 301, &session_start()), event(at, 301, &scalars)];
         let ours: Vec<u8> = events.iter().flat_map(|event| record(event)).collect();
         assert_eq!(ours, include_bytes!("../tests/golden/tensorboard/events.tfevents"));
     }

@@ -8,7 +8,7 @@ use super::args::InspectArguments;
 use super::console::Console;
 use super::environment::hub_cache;
 use super::exit::Exit;
-use super::style::{FAINT, GOOD, STRONG, WARNING, paint};
+use super::style::{FAINT, GOOD, STRONG, WARNING, paint, visible};
 use crate::data::inspect::{InspectedRow, Piece, Verdict};
 use crate::data::template::SpanMethod;
 use crate::data::tokenize::Supervision;
@@ -90,7 +90,7 @@ fn lines(text: &str, style: impl Fn(&str) -> String) -> String {
 
 fn spelled(piece: &Piece) -> String {
     match &piece.text {
-        Some(text) => text.clone(),
+        Some(text) => visible(text),
         None => format!("{} ", piece.id),
     }
 }

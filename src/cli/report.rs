@@ -5,7 +5,7 @@ use std::io::{IsTerminal, Write};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
 use super::exit::Exit;
-use super::style::{ERROR, STRONG, colored_errors, paint};
+use super::style::{ERROR, STRONG, colored_errors, paint, visible};
 use crate::adapter;
 use crate::files::{self, Action};
 use crate::record;
@@ -19,9 +19,9 @@ const WIDTH: usize = 100;
 pub(super) fn error(message: &str, help: Option<&str>) {
     let mut stderr = anstream::stderr().lock();
     // When nobody listens on stderr any more, the exit code still says what happened.
-    let _ = writeln!(stderr, "{} {message}", paint(ERROR, "error:"));
+    let _ = writeln!(stderr, "{} {}", paint(ERROR, "error:"), visible(message));
     if let Some(help) = help {
-        let _ = writeln!(stderr, "{} {help}", paint(STRONG, "help:"));
+        let _ = writeln!(stderr, "{} {}", paint(STRONG, "help:"), visible(help));
     }
 }
 

@@ -8,7 +8,7 @@ use super::args::RunArguments;
 use super::console::Console;
 use super::environment::{Signals, hub_cache};
 use super::exit::Exit;
-use super::style::{FAINT, GOOD, STRONG, paint};
+use super::style::{FAINT, GOOD, STRONG, paint, visible};
 use crate::recipe::RecipeFile;
 use crate::run::{self, Environment, Options, Outcome};
 use crate::tensorboard::Recorder;
@@ -98,7 +98,7 @@ fn finish(
         )?;
     }
     for sample in &outcome.samples {
-        writeln!(out, "\n{}  {}", paint(STRONG, "prompt"), sample.prompt)?;
+        writeln!(out, "\n{}  {}", paint(STRONG, "prompt"), visible(&sample.prompt))?;
         writeln!(out, "{}  {}", paint(FAINT, "before"), indented(&sample.before))?;
         writeln!(out, "{}   {}", paint(GOOD, "after"), indented(&sample.after))?;
     }
@@ -115,5 +115,5 @@ fn finish(
 
 /// Keeps the lines of a longer answer under its first one.
 fn indented(text: &str) -> String {
-    text.trim().replace('\n', "\n        ")
+    visible(text.trim()).replace('\n', "\n        ")
 }

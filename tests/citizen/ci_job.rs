@@ -72,7 +72,8 @@ fn every_command_of_the_job_does_what_it_says() {
     assert!(events.ends_with("{\"event\":\"end\",\"exit_code\":0,\"outcome\":\"done\"}\n"), "{events}");
     let published = fs::read_to_string(programs.join("gh.log")).unwrap();
     assert!(published.starts_with("release create adapter-0123456789ab adapter.tar.gz"), "{published}");
-    let listed = Command::new("tar").args(["-tzf", "adapter.tar.gz"]).current_dir(&checkout).output().unwrap();
+    let listed =
+        Command::new("tar").args(["-tzf", "adapter.tar.gz"]).current_dir(&checkout).output().unwrap();
     assert!(text(&listed.stdout).contains("adapter/adapter_model.safetensors"), "{}", text(&listed.stdout));
 }
 

@@ -14,10 +14,16 @@ fn a_run_tells_programs_everything_and_nobody_else_anything() {
     assert_eq!(text(&run.stderr), "");
     let events = events(&run);
     let first = &events[0];
-    assert_eq!((&first["event"], &first["version"], &first["command"]), (&"begin".into(), &1.into(), &"run".into()));
+    assert_eq!(
+        (&first["event"], &first["version"], &first["command"]),
+        (&"begin".into(), &1.into(), &"run".into())
+    );
     assert_eq!(first["tune"], env!("CARGO_PKG_VERSION"));
     let last = events.last().unwrap();
-    assert_eq!((&last["event"], &last["exit_code"], &last["outcome"]), (&"end".into(), &0.into(), &"done".into()));
+    assert_eq!(
+        (&last["event"], &last["exit_code"], &last["outcome"]),
+        (&"end".into(), &0.into(), &"done".into())
+    );
 
     // The very lines of the metrics.
     let metrics = fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
@@ -68,14 +74,19 @@ fn validate_and_inspect_speak_to_programs_too() {
 fn problems_of_a_recipe_have_spans() {
     let folder = small();
     let recipe = fs::read_to_string(folder.path().join("small.toml")).unwrap();
-    fs::write(folder.path().join("bad, 1%.toml"), recipe.replace("rank = 4", "rank = -4\nlora_alpha = 8")).unwrap();
-    let arguments = ["validate", "bad, 1%.toml", "--json", "--annotations", "github", "--set", "train.epochs=-1"];
+    fs::write(folder.path().join("bad, 1%.toml"), recipe.replace("rank = 4", "rank = -4\nlora_alpha = 8"))
+        .unwrap();
+    let arguments =
+        ["validate", "bad, 1%.toml", "--json", "--annotations", "github", "--set", "train.epochs=-1"];
     let failed = expect(2, folder.path(), &arguments);
     let events = events(&failed);
     let problems = named(&events, "problem");
     assert_eq!(problems.len(), 3, "{problems:?}");
     let rank = problems.iter().find(|problem| problem["line"] == 8).unwrap();
-    assert_eq!((&rank["file"], &rank["column"], &rank["end_column"]), (&"bad, 1%.toml".into(), &8.into(), &10.into()));
+    assert_eq!(
+        (&rank["file"], &rank["column"], &rank["end_column"]),
+        (&"bad, 1%.toml".into(), &8.into(), &10.into())
+    );
     assert!(rank["help"].as_str().unwrap().contains("allowed"), "{rank}");
     // What was typed on the command line has no place in a file.
     let typed = problems.iter().find(|problem| problem.get("file").is_none()).unwrap();
@@ -100,7 +111,10 @@ fn bad_rows_are_annotated_at_their_lines() {
     let problems = named(&events, "problem");
     assert_eq!(problems.len(), 21, "twenty rows and the rest");
     assert_eq!((&problems[1]["file"], &problems[1]["line"]), (&"train.jsonl".into(), &2.into()));
-    assert!(text(&failed.stderr).contains("::error file=train.jsonl,line=2,title=data%3A%3Arow::/messages/0/content"));
+    assert!(
+        text(&failed.stderr)
+            .contains("::error file=train.jsonl,line=2,title=data%3A%3Arow::/messages/0/content")
+    );
     assert!(!folder.path().join("run").exists());
 }
 

@@ -10,7 +10,17 @@ fn the_help_and_the_readme_name_every_code() {
     let folder = tempfile::tempdir().unwrap();
     let help = text(&expect(0, folder.path(), &["--help"]).stdout).replace('\n', " ");
     let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    for code in ["0 done", "1 other", "2 command line or recipe", "3 data", "4 resources", "5 diverged", "6 gate failed", "130", "143"] {
+    for code in [
+        "0 done",
+        "1 other",
+        "2 command line or recipe",
+        "3 data",
+        "4 resources",
+        "5 diverged",
+        "6 gate failed",
+        "130",
+        "143",
+    ] {
         assert!(help.contains(code), "{code} in {help}");
         let number = code.split(' ').next().unwrap();
         assert!(readme.contains(&format!("| {number} |")), "{code} in the README");
@@ -51,7 +61,8 @@ fn four_for_resources_and_one_for_anything_else() {
     assert_eq!(listed.status.code(), Some(1), "{}", text(&listed.stderr));
     assert!(text(&listed.stderr).contains("standard output"));
     // Events that could not be written are no success either.
-    let validated = command(folder.path(), &["validate", "small.toml", "--json"]).stdout(full()).output().unwrap();
+    let validated =
+        command(folder.path(), &["validate", "small.toml", "--json"]).stdout(full()).output().unwrap();
     assert_eq!(validated.status.code(), Some(1), "{}", text(&validated.stderr));
 }
 
@@ -75,7 +86,8 @@ fn five_for_a_loss_that_is_no_number() {
     let folder = small();
     break_tensor(&folder.path().join("data/quickstart/base/model.safetensors"), "model.norm.weight");
     let recipe = fs::read_to_string(folder.path().join("small.toml")).unwrap();
-    let recipe = recipe.replace("\n[[dataset]]\npath = \"held.jsonl\"\nformat = \"messages\"\nsplit = \"validation\"\n", "");
+    let recipe = recipe
+        .replace("\n[[dataset]]\npath = \"held.jsonl\"\nformat = \"messages\"\nsplit = \"validation\"\n", "");
     fs::write(folder.path().join("small.toml"), recipe.replace("[\"Tell me.\"]", "[]")).unwrap();
     let diverged = expect(5, folder.path(), &["run", "small.toml", "--json"]);
     let events = super::fixture::events(&diverged);
@@ -95,11 +107,12 @@ fn signals_have_their_own_codes_and_leave_a_record() {
     use std::process::{Command, Stdio};
     for (signal, code, outcome) in [("INT", 130, "interrupted"), ("TERM", 143, "terminated")] {
         let folder = small();
-        let mut child = command(folder.path(), &["run", "small.toml", "--json", "--set", "train.max_steps=100000"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child =
+            command(folder.path(), &["run", "small.toml", "--json", "--set", "train.max_steps=100000"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
         let mut last = String::new();
         for line in BufReader::new(child.stdout.take().unwrap()).lines() {
             last = line.unwrap();

@@ -11,7 +11,8 @@ fn a_run_folder_explains_itself() {
     expect(0, folder.path(), &["run", "small.toml", "--tensorboard"]);
     let run = folder.path().join("run");
     let lock = tune::record::Lock::read(&run).unwrap();
-    let names: Vec<&str> = lock.base_file.iter().chain(&lock.tokenizer_file).map(|file| file.name.as_str()).collect();
+    let names: Vec<&str> =
+        lock.base_file.iter().chain(&lock.tokenizer_file).map(|file| file.name.as_str()).collect();
     assert_eq!(names, ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]);
     assert_eq!(lock.dataset.iter().map(|dataset| dataset.rows).collect::<Vec<_>>(), [12, 2]);
     assert!(lock.chat_template.is_some());
@@ -22,10 +23,13 @@ fn a_run_folder_explains_itself() {
     assert_eq!(record.samples[0].prompt, "Tell me.");
     assert!(record.samples[0].after.is_some());
     assert_eq!(record.data.unwrap().train.used, 12);
-    let events: Vec<_> = fs::read_dir(run.join("tensorboard")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let events: Vec<_> =
+        fs::read_dir(run.join("tensorboard")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(events.len(), 1);
     let bytes = fs::read(&events[0]).unwrap();
-    for tag in ["brain.Event:2", "train/loss", "train/learning_rate", "throughput/tokens_per_second", "eval/loss"] {
+    for tag in
+        ["brain.Event:2", "train/loss", "train/learning_rate", "throughput/tokens_per_second", "eval/loss"]
+    {
         assert!(bytes.windows(tag.len()).any(|window| window == tag.as_bytes()), "no {tag}");
     }
     // A page of it, and of a copy from which everything but the metrics is gone.
@@ -51,7 +55,8 @@ fn a_run_folder_explains_itself() {
 fn nobody_else_can_write_what_is_written_and_no_token_is_in_it() {
     use std::os::unix::fs::PermissionsExt;
     let folder = small();
-    let script = format!("umask 000; exec '{}' run small.toml --tensorboard --json", env!("CARGO_BIN_EXE_tune"));
+    let script =
+        format!("umask 000; exec '{}' run small.toml --tensorboard --json", env!("CARGO_BIN_EXE_tune"));
     let run = Command::new("sh")
         .args(["-c", &script])
         .current_dir(folder.path())
@@ -69,7 +74,11 @@ fn nobody_else_can_write_what_is_written_and_no_token_is_in_it() {
         assert_eq!(about.permissions().mode() & 0o022, 0, "{} can be written by others", path.display());
         if about.is_file() {
             let bytes = fs::read(&path).unwrap();
-            assert!(!bytes.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes()), "a token in {}", path.display());
+            assert!(
+                !bytes.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes()),
+                "a token in {}",
+                path.display()
+            );
         }
     }
     assert!(!text(&run.stdout).contains(TOKEN) && !text(&run.stderr).contains(TOKEN));

@@ -19,7 +19,8 @@ fn a_run_comes_out_the_same_from_what_its_folder_holds() {
 
     let kept = expect(0, folder.path(), &["reproduce", "run", "--output", "again"]);
     assert!(text(&kept.stdout).contains("identical"), "{}", text(&kept.stdout));
-    let adapter = |run: &str| fs::read(folder.path().join(run).join("adapter/adapter_model.safetensors")).unwrap();
+    let adapter =
+        |run: &str| fs::read(folder.path().join(run).join("adapter/adapter_model.safetensors")).unwrap();
     assert_eq!(adapter("run"), adapter("again"));
     // Neither overwrites what is there, nor itself.
     expect(2, folder.path(), &["reproduce", "run", "--output", "again"]);

@@ -59,7 +59,8 @@ fn folder(path: &str, damage: &[&str]) -> (Vec<(String, Vec<u8>)>, Vec<usize>) {
         }
     }
     files.sort();
-    let number = |name: &&str| files.iter().position(|(file, _)| file == name).unwrap_or_else(|| panic!("no {name}"));
+    let number =
+        |name: &&str| files.iter().position(|(file, _)| file == name).unwrap_or_else(|| panic!("no {name}"));
     let damage = damage.iter().map(number).collect();
     (files, damage)
 }
@@ -172,7 +173,12 @@ fn readers() -> Vec<Reader> {
     let mut all = vec![
         reader("config.json", "tests/golden/families/llama3", &["config.json"], read_model),
         reader("model.safetensors", "tests/golden/families/bnb_nf4", &["model.safetensors"], read_model),
-        reader("index.json", "tests/golden/families/llama_sharded", &["model.safetensors.index.json"], read_shards),
+        reader(
+            "index.json",
+            "tests/golden/families/llama_sharded",
+            &["model.safetensors.index.json"],
+            read_shards,
+        ),
         reader("tokenizer.json", base, &["tokenizer.json"], read_tokenizer),
         reader("tokenizer_config.json", base, &["tokenizer_config.json"], read_tokenizer),
         reader("chat template", "tests/golden/templates", &["chatml.jinja"], read_template),
@@ -184,7 +190,12 @@ fn readers() -> Vec<Reader> {
         ),
     ];
     let mut alone = |name: &str, file: &str, bytes: Vec<u8>, read| {
-        all.push(Reader { name: name.to_owned(), files: vec![(file.to_owned(), bytes)], damage: vec![0], read });
+        all.push(Reader {
+            name: name.to_owned(),
+            files: vec![(file.to_owned(), bytes)],
+            damage: vec![0],
+            read,
+        });
     };
     alone("recipe.toml", "recipe.toml", fs::read(golden("recipes/quickstart.toml")).unwrap(), read_recipe);
     alone("safetensors", "a.safetensors", small_safetensors(), read_safetensors);
@@ -192,7 +203,12 @@ fn readers() -> Vec<Reader> {
         alone(&format!("dataset {name}"), name, bytes, read_dataset);
     }
     let (checkpoint, run) = (checkpoint(), run());
-    all.push(Reader { name: "checkpoint".into(), files: checkpoint, damage: vec![0, 1, 2], read: read_checkpoint });
+    all.push(Reader {
+        name: "checkpoint".into(),
+        files: checkpoint,
+        damage: vec![0, 1, 2],
+        read: read_checkpoint,
+    });
     all.push(Reader { name: "run folder".into(), files: run, damage: vec![0, 1, 2, 3], read: read_run });
     all
 }
@@ -205,7 +221,8 @@ fn small_safetensors() -> Vec<u8> {
 fn checkpoint() -> Vec<(String, Vec<u8>)> {
     let outer = tempfile::tempdir().unwrap();
     let folder = outer.path().join("step-1");
-    let tensor = tune::checkpoint::NamedTensor { name: "adapter.a".into(), shape: vec![2, 2], values: vec![1.0; 4] };
+    let tensor =
+        tune::checkpoint::NamedTensor { name: "adapter.a".into(), shape: vec![2, 2], values: vec![1.0; 4] };
     tune::checkpoint::write(&folder, &[tensor], &serde_json::json!({"step": 1})).unwrap();
     let mut files: Vec<(String, Vec<u8>)> = fs::read_dir(folder)
         .unwrap()
@@ -243,8 +260,9 @@ static SAID: Mutex<String> = Mutex::new(String::new());
 
 #[test]
 fn damaged_files_neither_panic_nor_take_more_memory_than_they_justify() {
-    let rounds: u64 =
-        std::env::var("TUNE_FUZZ_ROUNDS").ok().map_or(100, |text| text.parse().expect("TUNE_FUZZ_ROUNDS is a number"));
+    let rounds: u64 = std::env::var("TUNE_FUZZ_ROUNDS")
+        .ok()
+        .map_or(100, |text| text.parse().expect("TUNE_FUZZ_ROUNDS is a number"));
     // Panics that a reader catches itself are its own business; those that leave it are told below.
     std::panic::set_hook(Box::new(|info| *SAID.lock().unwrap() = info.to_string()));
     let outer = tempfile::tempdir().unwrap();
@@ -265,7 +283,10 @@ fn damaged_files_neither_panic_nor_take_more_memory_than_they_justify() {
             let (name, original) = &reader.files[reader.damage[chance.below(reader.damage.len())]];
             let path = place.join(name);
             fs::write(&path, damaged(original, &mut chance)).unwrap();
-            let size: usize = fs::read_dir(&place).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len() as usize).sum();
+            let size: usize = fs::read_dir(&place)
+                .unwrap()
+                .map(|entry| entry.unwrap().metadata().unwrap().len() as usize)
+                .sum();
             MEMORY.reset_peak_usage();
             let before = MEMORY.current_usage();
             let survived = catch_unwind(AssertUnwindSafe(|| (reader.read)(&place))).is_ok();
@@ -274,7 +295,10 @@ fn damaged_files_neither_panic_nor_take_more_memory_than_they_justify() {
                 faults.push(format!("{}: seed {seed} in {name}: {}", reader.name, SAID.lock().unwrap()));
             }
             if taken > ANY_FILE + PER_BYTE * size {
-                faults.push(format!("{}: seed {seed} in {name}: {taken} bytes for files of {size}", reader.name));
+                faults.push(format!(
+                    "{}: seed {seed} in {name}: {taken} bytes for files of {size}",
+                    reader.name
+                ));
             }
             if taken > largest.0 {
                 largest = (taken, format!("{} (files of {size} bytes)", reader.name));

@@ -54,8 +54,18 @@ const NUMBERS: [&str; 11] = [
     "1.5",
     "null",
 ];
-const TEXTS: [&[u8]; 10] =
-    [b"{}", b"[]", b"\"\"", b"true", b"\xff\xfe", b"\0", b"../../../../etc/passwd", b"\\ud800", b"{%", b"]]]]}}}}"];
+const TEXTS: [&[u8]; 10] = [
+    b"{}",
+    b"[]",
+    b"\"\"",
+    b"true",
+    b"\xff\xfe",
+    b"\0",
+    b"../../../../etc/passwd",
+    b"\\ud800",
+    b"{%",
+    b"]]]]}}}}",
+];
 
 /// The bytes with one to four injuries.
 pub(crate) fn damaged(original: &[u8], chance: &mut Chance) -> Vec<u8> {
@@ -92,7 +102,10 @@ fn injure(bytes: &mut Vec<u8>, chance: &mut Chance) {
             // A run of digits becomes another number.
             let digits = |byte: &u8| byte.is_ascii_digit();
             let Some(start) = bytes[at..].iter().position(digits).map(|offset| at + offset) else { return };
-            let end = bytes[start..].iter().position(|byte| !byte.is_ascii_digit()).map_or(bytes.len(), |n| start + n);
+            let end = bytes[start..]
+                .iter()
+                .position(|byte| !byte.is_ascii_digit())
+                .map_or(bytes.len(), |n| start + n);
             bytes.splice(start..end, chance.of(&NUMBERS).bytes());
         }
         9 => {
