@@ -83,3 +83,32 @@ fn nobody_else_can_write_what_is_written_and_no_token_is_in_it() {
     }
     assert!(!text(&run.stdout).contains(TOKEN) && !text(&run.stderr).contains(TOKEN));
 }
+
+#[cfg(unix)]
+#[test]
+fn links_in_a_run_folder_lead_nothing_astray() {
+    use std::os::unix::fs::symlink;
+    let folder = small();
+    expect(0, folder.path(), &["run", "small.toml"]);
+    let (run, outside) = (folder.path().join("run"), folder.path().join("outside"));
+    fs::create_dir(&outside).unwrap();
+    for name in ["checkpoints", "adapter", "metrics.jsonl", "run.json", "recipe.lock", "report.html"] {
+        let (inside, target) = (run.join(name), outside.join(name));
+        if inside.is_dir() {
+            fs::remove_dir_all(&inside).unwrap();
+            fs::create_dir(&target).unwrap();
+            fs::write(target.join("precious"), "mine").unwrap();
+        } else {
+            let _ = fs::remove_file(&inside);
+            fs::write(&target, "mine").unwrap();
+        }
+        symlink(&target, &inside).unwrap();
+    }
+    expect(0, folder.path(), &["run", "small.toml", "--overwrite"]);
+    expect(0, folder.path(), &["report", "run"]);
+    for path in files_below(&outside).into_iter().filter(|path| path.is_file()) {
+        assert_eq!(fs::read_to_string(&path).unwrap(), "mine", "{}", path.display());
+    }
+    assert_eq!(files_below(&outside).len(), 8, "{:?}", files_below(&outside));
+    assert!(run.join("adapter/adapter_model.safetensors").is_file());
+}

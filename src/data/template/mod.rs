@@ -218,7 +218,8 @@ impl ChatTemplate {
             ])
             .collect::<Value>();
         let mut text = Bounded(Vec::new());
-        let render = || self.environment.get_template(NAME)?.render_to_write(variables, &mut text).map(drop);
+        let render =
+            || self.environment.get_template(NAME)?.render_captured_to(variables, &mut text).map(drop);
         match catch_unwind(AssertUnwindSafe(render)) {
             Ok(Ok(())) => Ok(String::from_utf8(text.0).unwrap_or_else(|error| {
                 // What a template writes is text throughout.
