@@ -21,9 +21,25 @@ pub(super) fn reproduce(arguments: &ReproduceArguments, console: &mut Console<'_
     let stop = || signals.raised();
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
-    let into = arguments.output.clone().unwrap_or_else(temporary);
+    let into = match &arguments.output {
+        Some(folder) => folder.clone(),
+        None => match temporary() {
+            Ok(folder) => folder,
+            Err(error) => {
+                console.error(
+                    &format!("cannot make a temporary folder: {error}"),
+                    Some("name one with `--output`"),
+                );
+                return Ok(Exit::Resources);
+            }
+        },
+    };
     let reproduction = train_again(&arguments.run, &into, &environment, console);
     console.quiet();
+    if arguments.output.is_none() {
+        // Goes only while it is empty: nothing was trained.
+        let _ = std::fs::remove_dir(&into);
+    }
     let throw_away = |identical: bool| {
         if arguments.output.is_none() && identical {
             // What is left in a folder for temporary files harms nobody.
@@ -91,7 +107,19 @@ fn show(
     Ok(Exit::Other)
 }
 
-/// A folder of this process alone.
-fn temporary() -> PathBuf {
-    std::env::temp_dir().join(format!("tune-reproduce-{}", process::id()))
+/// A new folder that this user alone can look into.
+fn temporary() -> io::Result<PathBuf> {
+    let base = std::env::temp_dir();
+    for number in 0..100 {
+        let folder = base.join(format!("tune-reproduce-{}-{number}", process::id()));
+        #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has a mode to set"))]
+        let mut builder = std::fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        match builder.create(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return created.map(|()| folder),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
 }

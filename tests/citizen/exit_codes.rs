@@ -66,25 +66,24 @@ fn four_for_resources_and_one_for_anything_else() {
     assert_eq!(validated.status.code(), Some(1), "{}", text(&validated.stderr));
 }
 
-/// Turns the first numbers of a tensor into infinities.
-fn break_tensor(path: &Path, name: &str) {
+/// Turns the numbers of a bf16 tensor into the largest there are: a weight may be that large, and no sum of such is.
+fn overflow(path: &Path, name: &str) {
     let mut bytes = fs::read(path).unwrap();
     let (length, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let info = header.info(name).unwrap();
-    let (start, dtype) = (8 + length + info.data_offsets.0, info.dtype);
-    let infinity: &[u8] = match dtype {
-        safetensors::Dtype::BF16 => &[0x80, 0x7f],
-        safetensors::Dtype::F16 => &[0x00, 0x7c],
-        _ => &[0x00, 0x00, 0x80, 0x7f],
-    };
-    bytes[start..start + infinity.len()].copy_from_slice(infinity);
+    assert_eq!(info.dtype, safetensors::Dtype::BF16);
+    for number in
+        bytes[8 + length + info.data_offsets.0..8 + length + info.data_offsets.1].chunks_exact_mut(2)
+    {
+        number.copy_from_slice(&[0x7f, 0x7f]);
+    }
     fs::write(path, bytes).unwrap();
 }
 
 #[test]
 fn five_for_a_loss_that_is_no_number() {
     let folder = small();
-    break_tensor(&folder.path().join("data/quickstart/base/model.safetensors"), "model.norm.weight");
+    overflow(&folder.path().join("data/quickstart/base/model.safetensors"), "model.norm.weight");
     let recipe = fs::read_to_string(folder.path().join("small.toml")).unwrap();
     let recipe = recipe
         .replace("\n[[dataset]]\npath = \"held.jsonl\"\nformat = \"messages\"\nsplit = \"validation\"\n", "");
