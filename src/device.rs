@@ -1,6 +1,7 @@
 //! Which backend a run computes on: the only place that names concrete ones.
 
 use tune_kernels::KernelBackend;
+use tune_kernels::isa::InstructionSet;
 
 use crate::model::FloatDtype;
 use crate::recipe::DeviceSpec;
@@ -42,7 +43,11 @@ impl Device {
     /// Whether it multiplies numbers of this type without converting them first.
     pub fn is_native(self, dtype: FloatDtype) -> bool {
         match self {
-            Self::Cpu => dtype == FloatDtype::F32,
+            Self::Cpu => match dtype {
+                FloatDtype::F32 => true,
+                FloatDtype::Bf16 => InstructionSet::best().multiplies_bf16(),
+                FloatDtype::F16 => false,
+            },
         }
     }
 

@@ -24,6 +24,30 @@ impl fmt::Display for Bytes {
     }
 }
 
+impl Bytes {
+    /// A size as people write it: a whole or decimal number and one of B, KB, MB, GB, TB (powers of 1000), KiB, MiB,
+    /// GiB, TiB (powers of 1024). `None` for anything else, and for more than fits.
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.trim();
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let (number, unit) = text.split_at(end);
+        let factor: u64 = match unit.trim() {
+            "B" => 1,
+            "KB" | "kB" => 1000,
+            "MB" => 1000_u64.pow(2),
+            "GB" => 1000_u64.pow(3),
+            "TB" => 1000_u64.pow(4),
+            "KiB" => 1 << 10,
+            "MiB" => 1 << 20,
+            "GiB" => 1 << 30,
+            "TiB" => 1 << 40,
+            _ => return None,
+        };
+        let bytes = number.parse::<f64>().ok()? * factor as f64;
+        (bytes.is_finite() && bytes < (1_u64 << 53) as f64).then_some(Self(bytes.round() as u64))
+    }
+}
+
 /// A whole number with thin groups of three digits, as people read them (`1,234,567`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grouped(pub u64);
@@ -72,6 +96,16 @@ mod tests {
         assert_eq!(Bytes(1023).to_string(), "1023 B");
         assert_eq!(Bytes(1536).to_string(), "1.50 KiB");
         assert_eq!(Bytes(3 << 30).to_string(), "3.00 GiB");
+    }
+
+    #[test]
+    fn sizes_are_read_as_written() {
+        assert_eq!(Bytes::parse("1.5 GiB"), Some(Bytes(3 << 29)));
+        assert_eq!(Bytes::parse("900MB"), Some(Bytes(900_000_000)));
+        assert_eq!(Bytes::parse(" 12 B "), Some(Bytes(12)));
+        for bad in ["", "12", "GiB", "1.2.3 GB", "1 gib", "-1 GB", "1e9 TB", "99999999999 TiB"] {
+            assert_eq!(Bytes::parse(bad), None, "{bad}");
+        }
     }
 
     #[test]

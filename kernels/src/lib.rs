@@ -26,6 +26,7 @@ pub mod dropout;
 mod flex;
 pub mod linear;
 pub mod linear_cross_entropy;
+pub mod memory;
 pub mod nf4;
 pub mod rms_norm;
 pub mod rope;

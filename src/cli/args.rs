@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::model::FloatDtype;
+
 /// Fine-tune an open-weight language model on one machine, from one recipe.
 #[derive(Debug, Parser)]
 #[command(
@@ -33,6 +35,8 @@ pub enum Command {
     Reproduce(ReproduceArguments),
     /// Write what a run folder tells as one HTML page that needs no network
     Report(ReportArguments),
+    /// Measure how fast this machine trains, and in how much memory
+    Bench(BenchArguments),
     /// List the bundled recipes
     Ls,
     /// Copy a bundled recipe, with the model and data it needs, into a folder
@@ -73,8 +77,14 @@ pub struct RunArguments {
     /// The recipe.
     #[command(flatten)]
     pub recipe: RecipeArguments,
-    /// Replace an earlier run in the recipe's output folder
+    /// Go on with the run in the recipe's output folder from its newest checkpoint, if there is one
     #[arg(long)]
+    pub resume: bool,
+    /// With --resume: go on although recipe, base or data have changed; the adapter will say so
+    #[arg(long, requires = "resume")]
+    pub accept_changes: bool,
+    /// Replace an earlier run in the recipe's output folder
+    #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
     /// Also write TensorBoard event files, into `tensorboard/` of the run folder
     #[arg(long)]
@@ -133,6 +143,81 @@ pub struct InspectArguments {
     /// For programs.
     #[command(flatten)]
     pub output: OutputArguments,
+}
+
+/// Arguments of `tune bench`.
+#[derive(Debug, Args)]
+pub struct BenchArguments {
+    /// A recipe: its base, adapter and micro-batches are measured, on random tokens
+    #[arg(conflicts_with_all = ["shape", "rank", "micro_batch_size", "seq_len", "compute_dtype"])]
+    pub recipe: Option<PathBuf>,
+    /// Change one key of the recipe (repeatable)
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE", requires = "recipe")]
+    pub overrides: Vec<String>,
+    /// A model's shape, with random weights and no files: llama-3.2-1b, qwen2.5-0.5b, …
+    #[arg(long, value_name = "NAME", default_value = "smollm2-135m")]
+    pub shape: String,
+    /// Rank of the adapters on all linear layers
+    #[arg(long, default_value_t = 16, value_parser = rank)]
+    pub rank: usize,
+    /// Documents of a step
+    #[arg(long, default_value_t = 4, value_name = "COUNT", value_parser = count)]
+    pub micro_batch_size: usize,
+    /// Tokens of a document
+    #[arg(long, default_value_t = 256, value_name = "TOKENS", value_parser = count)]
+    pub seq_len: usize,
+    /// What the matmuls run in; left out: what is fastest here
+    #[arg(long, value_name = "DTYPE")]
+    pub compute_dtype: Option<Dtype>,
+    /// Steps that are timed
+    #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = count)]
+    pub steps: usize,
+    /// Steps before those
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    pub warmup: usize,
+    /// Tells how long so many tokens would take
+    #[arg(long, default_value_t = 1_000_000, value_name = "COUNT")]
+    pub tokens: u64,
+    /// One JSON object instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A compute dtype on the command line.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum Dtype {
+    /// 32 bits.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+}
+
+impl From<Dtype> for FloatDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::Bf16 => Self::Bf16,
+            Dtype::F16 => Self::F16,
+        }
+    }
+}
+
+/// A count above zero, far from overflow.
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=1_000_000) => Ok(count),
+        _ => Err("expected a whole number from 1 to 1000000".into()),
+    }
+}
+
+/// A rank above zero.
+fn rank(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(rank @ 1..=4096) => Ok(rank),
+        _ => Err("expected a whole number from 1 to 4096".into()),
+    }
 }
 
 /// Arguments of `tune cp`.

@@ -17,6 +17,8 @@
 //! | `start` | run, reproduce | `total_steps`, `done_steps`, `trainable_parameters`, `output_dir`, … |
 //! | `step` | run, reproduce | a line of `metrics.jsonl` |
 //! | `evaluation` | run, reproduce | an evaluation line of `metrics.jsonl` |
+//! | `diverged` | run, reproduce | a line of `metrics.jsonl` that tells of a step that was left out or undone |
+//! | `gate` | run, reproduce | `passed`, `message` |
 //! | `checkpoint` | run, reproduce | `path`, `best` |
 //! | `sample` | run, reproduce | `prompt`, `before`, `after` |
 //! | `row` | inspect | one row, token by token |
@@ -168,6 +170,12 @@ impl<'a> Console<'a> {
             Event::Evaluated(report) => self.event("evaluation", report),
             Event::Checkpoint { path, best } => {
                 self.event("checkpoint", &json!({"path": path.display().to_string(), "best": best}));
+            }
+            Event::Diverged(report) => self.event("diverged", report),
+            Event::Judged(verdicts) => {
+                for verdict in *verdicts {
+                    self.event("gate", &json!({"passed": verdict.passed, "message": verdict.to_string()}));
+                }
             }
             Event::Note(text) => self.event("note", &json!({"message": text})),
             // Told by `warning`, and the answers with those after training.

@@ -2,6 +2,7 @@
 
 mod annotations;
 pub mod args;
+mod bench;
 mod bundles;
 mod console;
 mod environment;
@@ -67,6 +68,7 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Report(arguments) => {
             speak("report", OutputArguments::default(), out, |console| page::report(arguments, console))
         }
+        Command::Bench(arguments) => bench::bench(arguments, out),
         Command::Ls => bundles::ls(out),
         Command::Cp(arguments) => bundles::cp(arguments, out),
     }

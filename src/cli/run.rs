@@ -13,6 +13,7 @@ use crate::recipe::RecipeFile;
 use crate::run::{self, Environment, Options, Outcome};
 use crate::tensorboard::Recorder;
 use crate::train::event::Both;
+use crate::train::state::Ended;
 
 /// Trains, and says what came of it.
 pub(super) fn run(arguments: &RunArguments, console: &mut Console<'_>) -> io::Result<Exit> {
@@ -24,7 +25,8 @@ pub(super) fn run(arguments: &RunArguments, console: &mut Console<'_>) -> io::Re
     let stop = || signals.raised();
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
-    let options = Options { overwrite: arguments.overwrite };
+    let RunArguments { overwrite, resume, accept_changes, .. } = *arguments;
+    let options = Options { overwrite, resume, accept_changes };
     let outcome = match arguments.tensorboard {
         false => run::fine_tune(file, &environment, options, console),
         true => {
@@ -40,7 +42,7 @@ pub(super) fn run(arguments: &RunArguments, console: &mut Console<'_>) -> io::Re
     match outcome {
         Ok(outcome) => finish(&outcome, &signals, arguments, console),
         Err(run::Error::Stopped) => {
-            console.error("stopped before the first step; nothing was written", None);
+            console.error("stopped before training began; nothing was written", None);
             Ok(signals.exit())
         }
         Err(error) => Ok(console.failure(&error)),
@@ -75,19 +77,39 @@ fn finish(
     console: &mut Console<'_>,
 ) -> io::Result<Exit> {
     tell(outcome, console);
+    let failed: Vec<String> =
+        outcome.verdicts.iter().filter(|verdict| !verdict.passed).map(ToString::to_string).collect();
     if console.json() {
-        return Ok(if outcome.adapter.is_some() { Exit::Done } else { signals.exit() });
+        return Ok(match &outcome.adapter {
+            None => signals.exit(),
+            Some(_) if failed.is_empty() => Exit::Done,
+            Some(_) => gate_failed(&failed, console),
+        });
     }
     let out = console.out();
+    let recipe = arguments.recipe.recipe.display();
     let Some(adapter) = &outcome.adapter else {
         writeln!(
             out,
-            "stopped after step {}; a checkpoint lies in {}/checkpoints",
+            "stopped after step {} of {}; a checkpoint lies in {}/checkpoints\n\nNext: go on with `tune run {recipe} --resume`.",
             outcome.steps,
+            outcome.total_steps,
             outcome.output_dir.display()
         )?;
         return Ok(signals.exit());
     };
+    if outcome.was_finished {
+        writeln!(out, "this run is finished already; nothing was done")?;
+    }
+    if let Ended::Budget(spent) = outcome.ended {
+        writeln!(
+            out,
+            "`{}` ended the run after step {} of {}: the adapter is that step's; `--resume` goes on from there",
+            spent.key(),
+            outcome.steps,
+            outcome.total_steps
+        )?;
+    }
     if let Some((before, after)) = &outcome.evaluations {
         writeln!(
             out,
@@ -103,12 +125,15 @@ fn finish(
         writeln!(out, "{}   {}", paint(GOOD, "after"), indented(&sample.after))?;
     }
     writeln!(out, "\n{}  {}", paint(STRONG, "adapter"), adapter.display())?;
+    if !failed.is_empty() {
+        out.flush()?;
+        return Ok(gate_failed(&failed, console));
+    }
     writeln!(
         out,
         "\nNext: load it with PEFT (`PeftModel.from_pretrained(base, \"{}\")`), or change the recipe and train again \
-         with `tune run {} --overwrite`.",
+         with `tune run {recipe} --overwrite`.",
         adapter.display(),
-        arguments.recipe.recipe.display()
     )?;
     Ok(Exit::Done)
 }
@@ -116,4 +141,13 @@ fn finish(
 /// Keeps the lines of a longer answer under its first one.
 fn indented(text: &str) -> String {
     visible(text.trim()).replace('\n', "\n        ")
+}
+
+/// The adapter is on disk, and is not good enough.
+fn gate_failed(failed: &[String], console: &mut Console<'_>) -> Exit {
+    console.error(
+        &format!("a gate of the recipe is not met: {}", failed.join("; ")),
+        Some("the adapter is written and whole; it is not as good as the recipe's `[gate]` asks for"),
+    );
+    Exit::Gate
 }

@@ -1,9 +1,10 @@
-//! Tables for people: what matched the target patterns.
+//! Tables for people: what matched the target patterns, what memory is planned for.
 
 use super::style::{FAINT, STRONG, WARNING, paint};
 use crate::adapter::table;
 use crate::adapter::target::Target;
-use crate::units::Grouped;
+use crate::train::memory::{Plan, Term};
+use crate::units::{Bytes, Grouped};
 
 /// The projections that get an adapter, one line for each kind.
 pub(super) fn targets(targets: &[Target]) -> Vec<String> {
@@ -28,4 +29,19 @@ pub(super) fn targets(targets: &[Target]) -> Vec<String> {
     let total: u64 = rows.iter().map(|row| row.parameters).sum();
     lines.push(paint(FAINT, format!("{:<11}{:>51}", "total", Grouped(total).to_string())));
     lines
+}
+
+/// A memory plan in one line.
+pub(super) fn plan_line(plan: &Plan) -> String {
+    let kept = match plan.layers - plan.kept_layers {
+        0 => "every layer keeps its activations".to_owned(),
+        again => format!("{again} of {} layers are run forward again in the backward pass", plan.layers),
+    };
+    format!("{} planned; {kept}", Bytes(plan.total()))
+}
+
+/// A memory plan, one line for each term.
+pub(super) fn plan(plan: &Plan) -> Vec<String> {
+    let term = |term: &Term| format!("  {:<18}{:>12}", term.name, Bytes(term.bytes).to_string());
+    plan.terms.iter().filter(|term| term.bytes > 0).map(term).collect()
 }

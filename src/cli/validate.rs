@@ -106,6 +106,10 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
             ),
         )?;
     }
+    line(out, "memory", tables::plan_line(&validation.plan))?;
+    for row in tables::plan(&validation.plan) {
+        writeln!(out, "{row}")?;
+    }
     line(out, "output", recipe.output_dir.display().to_string())?;
     for warning in &validation.warnings {
         writeln!(out, "{} {warning}", paint(WARNING, "warning:"))?;

@@ -179,7 +179,8 @@ impl<B: KernelBackend> Loader<'_, B> {
     }
 }
 
-fn burn_dtype(dtype: FloatDtype) -> DType {
+/// The dtype as the tensor engine names it.
+pub fn burn_dtype(dtype: FloatDtype) -> DType {
     match dtype {
         FloatDtype::F32 => DType::F32,
         FloatDtype::Bf16 => DType::BF16,

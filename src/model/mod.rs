@@ -7,7 +7,9 @@ pub mod error;
 pub mod family;
 pub mod layers;
 pub mod load;
+pub mod random;
 pub mod rotary;
+pub mod shapes;
 pub mod spec;
 pub mod tensors;
 

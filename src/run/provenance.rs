@@ -1,23 +1,26 @@
 //! Where an adapter comes from, as safetensors metadata: what a run was made of, and nothing of how it went by.
 //!
 //! Two runs of one recipe on one machine write the same bytes, so there is no date, path, speed or host here, and no
-//! trace of an interruption.
+//! trace of an interruption. A run that its recipe alone does not explain says so: `ended_by` names the budget that
+//! ended it, `changes` what was changed on the way.
 
 use std::collections::BTreeMap;
 
 use crate::recipe::Recipe;
-use crate::record::Lock;
 use crate::train::fit::Summary;
+use crate::train::state::Ended;
 
 /// Prefix of every key.
 const PREFIX: &str = "tune.";
+/// Key of the optimizer steps that an adapter has behind it.
+pub(super) const STEPS: &str = "tune.steps";
 
 /// The facts of a finished run.
 pub(super) struct Provenance<'a> {
     /// The recipe.
     pub recipe: &'a Recipe,
-    /// What the run was made of.
-    pub lock: &'a Lock,
+    /// Hashes of all inputs by name.
+    pub inputs: &'a BTreeMap<String, String>,
     /// How the run went.
     pub summary: &'a Summary,
 }
@@ -27,31 +30,29 @@ impl Provenance<'_> {
     pub(super) fn metadata(&self) -> BTreeMap<String, String> {
         let mut metadata = BTreeMap::new();
         let mut put = |key: &str, value: String| metadata.insert(format!("{PREFIX}{key}"), value);
-        put("version", self.lock.tune.clone());
-        put("recipe_sha256", self.lock.recipe_sha256.clone());
+        put("version", env!("CARGO_PKG_VERSION").to_owned());
+        put("recipe_sha256", self.recipe.sha256());
         put("seed", self.recipe.seed.to_string());
-        put("steps", self.summary.steps.to_string());
-        put("tokens", self.summary.tokens.to_string());
-        for file in self.lock.base_file.iter().chain(&self.lock.tokenizer_file) {
-            put(&format!("base_sha256.{}", file.name), file.sha256.clone());
+        let Summary { state, ended } = self.summary;
+        put("steps", state.step.to_string());
+        put("tokens", state.tokens.to_string());
+        for (name, sha256) in self.inputs {
+            put(name, sha256.clone());
         }
-        for file in &self.lock.start_file {
-            put(&format!("start_sha256.{}", file.name), file.sha256.clone());
-        }
-        for (index, dataset) in self.lock.dataset.iter().enumerate() {
-            put(&format!("dataset_sha256.{index}"), dataset.sha256.clone());
-        }
-        if let Some(template) = &self.lock.chat_template {
-            put("chat_template_sha256", template.sha256.clone());
-        }
-        if let Some(loss) = self.summary.last_loss {
+        if let Some(loss) = state.last_loss {
             put("loss", loss.to_string());
         }
-        if let Some(evaluation) = &self.summary.first_evaluation {
+        if let Some(evaluation) = &state.first_evaluation {
             put("eval_loss_before", evaluation.eval_loss.to_string());
         }
-        if let Some(evaluation) = &self.summary.last_evaluation {
+        if let Some(evaluation) = &state.last_evaluation {
             put("eval_loss", evaluation.eval_loss.to_string());
+        }
+        if let Ended::Budget(spent) = ended {
+            put("ended_by", spent.key().to_owned());
+        }
+        if !state.origin.changes.is_empty() {
+            put("changes", state.origin.changes.join("\n"));
         }
         metadata
     }

@@ -5,6 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::open::Opened;
+use super::plan;
 use super::{Environment, Error};
 use crate::data::batch::Batching;
 use crate::data::error::Error as DataError;
@@ -53,16 +54,24 @@ pub(super) fn survey(
     }
 }
 
-/// Optimizer steps of the run, after a survey of all rows; what the survey noticed is told as warnings.
+/// How long a run is, and how large it gets.
+pub(super) struct Extent {
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Tokens in the largest micro-batch.
+    pub largest_micro_batch: u64,
+}
+
+/// The extent of the run, after a survey of all rows; what the survey noticed is told as warnings.
 ///
 /// # Errors
 /// As [`survey`], and [`DataError::Rows`] when there are rows that cannot be used.
-pub(super) fn total_steps(
+pub(super) fn extent(
     opened: &Opened,
     batching: &Batching,
     environment: &Environment<'_>,
     observer: &mut dyn Observer,
-) -> Result<u64, Error> {
+) -> Result<Extent, Error> {
     let rows = opened.corpus.rows();
     if let (None, Some(max_steps), true) = (batching.epochs, batching.max_steps, rows > MOST_ROWS) {
         observer.observe(&Event::Warning(format!(
@@ -70,14 +79,15 @@ pub(super) fn total_steps(
              when it is reached (`tune validate` reads them all)",
             Grouped(rows)
         )));
-        return Ok(max_steps);
+        return Ok(Extent { steps: max_steps, largest_micro_batch: plan::most_tokens(opened) });
     }
     let survey = survey(opened, batching, environment, observer)?.accept()?;
     observer.observe(&Event::Surveyed(&survey));
     for warning in warnings(opened, &survey) {
         observer.observe(&Event::Warning(warning));
     }
-    Ok(survey.schedule.map_or(0, |schedule| schedule.steps))
+    let schedule = survey.schedule.unwrap_or_default();
+    Ok(Extent { steps: schedule.steps, largest_micro_batch: schedule.largest_micro_batch })
 }
 
 /// What a person should know of the rows although nothing is wrong with them.

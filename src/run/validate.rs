@@ -1,14 +1,15 @@
 //! `tune validate`: everything a run would check, without training and without writing.
 
 use super::open::open;
-use super::survey;
 use super::{Environment, Error};
+use super::{plan, survey};
 use crate::adapter::target::Target;
 use crate::data::survey::Survey;
 use crate::device::Device;
 use crate::model::FloatDtype;
 use crate::recipe::{Recipe, RecipeFile};
 use crate::train::event::Observer;
+use crate::train::memory::Plan;
 use crate::train::schedule::Schedule;
 
 /// What a run of the recipe would be.
@@ -32,6 +33,8 @@ pub struct Validation {
     pub warnings: Vec<String>,
     /// Steps of warm-up.
     pub warmup_steps: u64,
+    /// What a run would hold in memory.
+    pub plan: Plan,
 }
 
 /// Checks a recipe and everything it names.
@@ -49,6 +52,9 @@ pub fn validate(
     let compute_dtype = opened.compute_dtype(device)?;
     let survey = survey::survey(&opened, &opened.batching(), environment, observer)?.accept()?;
     let warnings = survey::warnings(&opened, &survey);
+    let largest =
+        survey.schedule.map_or_else(|| plan::most_tokens(&opened), |schedule| schedule.largest_micro_batch);
+    let plan = plan::plan(&opened, compute_dtype, largest)?;
     let steps = survey.schedule.map_or(0, |schedule| schedule.steps);
     Ok(Validation {
         model: (opened.spec.family, opened.spec.parameters()),
@@ -59,6 +65,7 @@ pub fn validate(
         warnings,
         warmup_steps: Schedule::new(&opened.recipe.train, steps).warmup_steps(),
         survey,
+        plan,
         recipe: opened.recipe,
     })
 }

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::divergence::DivergenceReport;
+use super::gate::Verdict;
+use super::memory::Plan;
 use crate::adapter::target::Target;
 use crate::data::survey::Survey;
 
@@ -95,6 +98,8 @@ pub enum Event<'a> {
         /// The logged line.
         logged: Option<&'a StepReport>,
     },
+    /// A step whose loss or gradient is not finite, which the run bears.
+    Diverged(&'a DivergenceReport),
     /// An evaluation ended.
     Evaluated(&'a EvaluationReport),
     /// A checkpoint is on disk.
@@ -104,6 +109,8 @@ pub enum Event<'a> {
         /// It has the lowest held-out loss so far.
         best: bool,
     },
+    /// The run is over, and this is what its gates say.
+    Judged(&'a [Verdict]),
     /// Something worth knowing.
     Note(String),
     /// Something a person should look at, that does not stop the run.
@@ -131,6 +138,8 @@ pub struct Start {
     pub output_dir: PathBuf,
     /// What the matmuls run in, and where.
     pub compute: String,
+    /// What it will hold in memory.
+    pub plan: Plan,
 }
 
 /// Watches a run.

@@ -1,10 +1,30 @@
-//! What the system says about this process's memory, and what a decoder layer's kept activations would cost.
+//! The memory of a run, planned before it begins: every term by name, and how many layers may keep what their backward
+//! pass needs.
+//!
+//! The plan is for the largest micro-batch. Its terms follow from the shapes alone, but for the program's own memory,
+//! which is measured; `tests/memory.rs` holds plan and measured peak within a tenth of each other.
 
-use crate::model::DecoderSpec;
+use serde::Serialize;
+use tune_kernels::memory;
+
+use crate::adapter::projection::Projection;
+use crate::adapter::target::Target;
+use crate::model::load::burn_dtype;
+use crate::model::{DecoderSpec, FloatDtype};
+use crate::quant;
+
+/// Share of the planned memory that the pool may hold beyond what is in use at one time, as it reuses buffers for others
+/// of about their size.
+const POOL_SLACK: f64 = 1.05;
 
 /// Largest resident set of this process so far in bytes; `None` where the system does not tell.
 pub fn peak_resident_bytes() -> Option<u64> {
     kilobytes_field("/proc/self/status", "VmHWM:")
+}
+
+/// Resident set of this process in bytes; `None` where the system does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    kilobytes_field("/proc/self/status", "VmRSS:")
 }
 
 /// Memory that can be had without swapping, in bytes; `None` where the system does not tell.
@@ -19,20 +39,222 @@ fn kilobytes_field(path: &str, field: &str) -> Option<u64> {
     kilobytes.checked_mul(1024)
 }
 
-/// Bytes that one layer's autodiff graph holds for a micro-batch of `tokens`, when it is kept for the backward pass.
-///
-/// Per token: the layer's input and the two sums of the residual stream, two normed states, queries, keys, values
-/// before and after rotation, the attention output, gate, up and their product, each in the compute dtype.
-pub fn kept_layer_bytes(spec: &DecoderSpec, tokens: u64, compute_bytes: u64) -> u64 {
-    let hidden = spec.hidden_size as u64;
-    let queries = (spec.attention_heads * spec.head_dim) as u64;
-    let keys = (spec.key_value_heads * spec.head_dim) as u64;
-    let intermediate = spec.intermediate_size as u64;
-    tokens * compute_bytes * (6 * hidden + 3 * queries + 5 * keys + 3 * intermediate)
+/// What has to be held.
+#[derive(Clone, Copy, Debug)]
+pub struct Workload<'a> {
+    /// The model.
+    pub spec: &'a DecoderSpec,
+    /// How its projections are stored; `None`: in the compute dtype.
+    pub quantization: Option<quant::spec::Spec>,
+    /// What the matmuls run in.
+    pub dtype: FloatDtype,
+    /// The adapted projections.
+    pub targets: &'a [Target],
+    /// Tokens of the largest micro-batch.
+    pub tokens: u64,
+    /// Memory of the process before anything is loaded, in bytes.
+    pub program: u64,
 }
 
-/// How many of the top layers may keep their activations within `budget` bytes; the others are recomputed.
-pub fn layers_to_keep(spec: &DecoderSpec, tokens: u64, compute_bytes: u64, budget: u64) -> usize {
-    let each = kept_layer_bytes(spec, tokens, compute_bytes).max(1);
-    spec.layers.min(usize::try_from(budget / each).unwrap_or(usize::MAX))
+/// One term of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Term {
+    /// What it is.
+    pub name: &'static str,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// What a run will hold at its largest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// All terms, in the order they come to be.
+    pub terms: Vec<Term>,
+    /// Layers that keep what their backward pass needs; the forward pass of the others is run again.
+    pub kept_layers: usize,
+    /// Layers in all.
+    pub layers: usize,
+}
+
+/// A plan that does not fit, even with every layer's forward pass run twice.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the run needs {needed}, and {budget} may be used; the largest terms are {largest}. Lower \
+     `train.micro_batch_size` or `data.max_seq_len`{quantize}, or raise `train.memory_budget` if there is more"
+)]
+pub struct DoesNotFit {
+    needed: crate::units::Bytes,
+    budget: crate::units::Bytes,
+    largest: String,
+    quantize: &'static str,
+}
+
+impl Plan {
+    /// The plan that keeps as many layers as `budget` bytes allow.
+    ///
+    /// # Errors
+    /// [`DoesNotFit`] if none is enough.
+    pub fn new(workload: &Workload<'_>, budget: u64) -> Result<Self, DoesNotFit> {
+        let layers = workload.spec.layers;
+        let fits = |kept: usize| Self::keeping(workload, kept).total() <= budget;
+        if fits(layers) {
+            return Ok(Self::keeping(workload, layers));
+        }
+        // Each layer kept costs the same.
+        let (mut low, mut high) = (0, layers);
+        while high - low > 1 {
+            let middle = low.midpoint(high);
+            if fits(middle) { low = middle } else { high = middle }
+        }
+        let plan = Self::keeping(workload, low);
+        if plan.total() <= budget {
+            return Ok(plan);
+        }
+        let mut terms = plan.terms.clone();
+        terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
+        let named =
+            terms.iter().take(3).map(|term| format!("{} ({})", term.name, crate::units::Bytes(term.bytes)));
+        Err(DoesNotFit {
+            needed: crate::units::Bytes(plan.total()),
+            budget: crate::units::Bytes(budget),
+            largest: named.collect::<Vec<_>>().join(", "),
+            quantize: if workload.quantization.is_none() { ", add `[quantization.nf4]`" } else { "" },
+        })
+    }
+
+    /// The plan in which the top `kept_layers` layers keep what their backward pass needs.
+    pub fn keeping(workload: &Workload<'_>, kept_layers: usize) -> Self {
+        let Workload { spec, dtype, targets, tokens, program, .. } = *workload;
+        let value = dtype.bytes() as u64;
+        let layers = spec.layers;
+        let (packed, scales, dense) = workload.weights();
+        let trained: u64 = targets.iter().map(Target::parameters).sum();
+        let lowest = targets.first().map_or(layers, |target| target.module.layer);
+        let kept = kept_layers.min(layers - lowest) as u64;
+        let inputs = (layers - lowest) as u64 - kept;
+        let hidden = tokens * spec.hidden_size as u64 * value;
+        let activations = kept * workload.tape() + inputs * hidden + 2 * hidden;
+        let again = if inputs > 0 { workload.tape() } else { 0 };
+        let slack = |bytes: u64| (bytes as f64 * POOL_SLACK) as u64;
+        // The loss is done before the backward pass begins.
+        let loss =
+            memory::loss_bytes(tokens, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype));
+        let workspace = workload.workspace() + again;
+        let (loss, workspace) = if loss > workspace { (loss - workspace, workspace) } else { (0, workspace) };
+        let terms = vec![
+            Term { name: "packed weights", bytes: packed },
+            Term { name: "scales", bytes: scales },
+            Term { name: "dense weights", bytes: dense },
+            Term { name: "adapters", bytes: 4 * trained },
+            Term { name: "optimizer", bytes: 8 * trained },
+            Term { name: "gradients", bytes: 4 * trained },
+            Term { name: "activations", bytes: slack(activations) },
+            Term { name: "workspace", bytes: slack(workspace) },
+            Term { name: "loss chunk", bytes: slack(loss) },
+            Term { name: "program and data", bytes: program },
+        ];
+        Self { terms, kept_layers: kept as usize, layers }
+    }
+
+    /// The plan as it is kept in the run folder.
+    pub fn to_json(&self) -> String {
+        let plan = serde_json::json!({
+            "terms": self.terms,
+            "total_bytes": self.total(),
+            "kept_layers": self.kept_layers,
+            "layers": self.layers,
+        });
+        format!("{plan:#}\n")
+    }
+
+    /// All terms together, in bytes.
+    pub fn total(&self) -> u64 {
+        self.terms.iter().map(|term| term.bytes).sum()
+    }
+}
+
+impl Workload<'_> {
+    /// Bytes of codes, of their scales, and of what stays in the compute dtype.
+    fn weights(&self) -> (u64, u64, u64) {
+        let (spec, value) = (self.spec, self.dtype.bytes() as u64);
+        let (mut packed, mut scales, mut dense) = (0, 0, 0);
+        for projection in Projection::ALL {
+            let [out, input] = spec.projection_shape(projection).map(|length| length as u64);
+            let weights = out * input;
+            match self.quantization {
+                Some(quant::spec::Spec::Nf4 { block_size, double_quant }) => {
+                    let blocks = weights.div_ceil(block_size as u64);
+                    packed += weights.div_ceil(2);
+                    scales +=
+                        if double_quant { blocks + 4 * blocks.div_ceil(256) + 1024 } else { 4 * blocks };
+                }
+                None => dense += value * weights,
+            }
+            dense += if spec.has_bias(projection) { value * out } else { 0 };
+        }
+        let hidden = spec.hidden_size as u64;
+        let layers = spec.layers as u64;
+        let head_norms = if spec.query_key_norm { 2 * spec.head_dim as u64 } else { 0 };
+        let table = spec.vocab_size as u64 * hidden;
+        let tables = if spec.tied { table } else { 2 * table };
+        let dense = layers * (dense + value * (2 * hidden + head_norms)) + value * (tables + hidden);
+        (layers * packed, layers * scales, dense)
+    }
+
+    /// Bytes that a kept layer holds for its backward pass: `model/layers` says of what.
+    fn tape(&self) -> u64 {
+        let spec = self.spec;
+        let (queries, keys) = self.head_widths();
+        let ranks: u64 = match self.targets.last() {
+            // The layers of one run are adapted alike, or not at all.
+            Some(last) => {
+                let same = |target: &&Target| target.module.layer == last.module.layer;
+                self.targets.iter().filter(same).map(|target| target.rank as u64).sum()
+            }
+            None => 0,
+        };
+        let hidden = spec.hidden_size as u64;
+        let values = 2 * hidden + 2 * queries + 2 * keys + 2 * spec.intermediate_size as u64 + ranks;
+        self.tokens * (values * self.dtype.bytes() as u64 + 4 * spec.attention_heads as u64)
+    }
+
+    fn head_widths(&self) -> (u64, u64) {
+        let head_dim = self.spec.head_dim as u64;
+        (self.spec.attention_heads as u64 * head_dim, self.spec.key_value_heads as u64 * head_dim)
+    }
+
+    /// Bytes of the largest moment of a layer's backward pass, beyond tape and gradients.
+    fn workspace(&self) -> u64 {
+        let (spec, value) = (self.spec, self.dtype.bytes() as u64);
+        let packed = memory::packed_value_bytes(burn_dtype(self.dtype));
+        let (hidden, intermediate) = (spec.hidden_size as u64, spec.intermediate_size as u64);
+        let (queries, keys) = self.head_widths();
+        // The gradient that comes from above, and the norm's output.
+        let around = 2 * hidden * value;
+        // Activation and its gradient, beside the packed gradient from above.
+        let down = around + 2 * intermediate * value + hidden * packed;
+        // The packed gradients of gate and up, beside that of their input.
+        let gate_up = around + 2 * intermediate * packed + hidden * value;
+        // Gradients of queries, keys and values, those of keys and values in f32 for each query head.
+        let attention = around + (2 * queries + 2 * keys) * value + 8 * queries;
+        let largest = down.max(gate_up).max(attention);
+        let blocks = match self.quantization {
+            Some(quant::spec::Spec::Nf4 { block_size, .. }) => 2 * hidden * intermediate / block_size as u64,
+            None => 0,
+        };
+        self.tokens * largest + 4 * blocks + memory::panel_bytes(self.tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resident_process_has_memory() {
+        if cfg!(target_os = "linux") {
+            assert!(resident_bytes() <= peak_resident_bytes());
+            assert!(available_bytes() > Some(0));
+        }
+    }
 }

@@ -4,7 +4,11 @@
 //! Damage is seeded, so a failure names what repeats it. `TUNE_FUZZ_ROUNDS` sets the damaged files per reader (100 by
 //! default), for longer hunts. One test alone, since memory is measured for the whole process.
 
-#![expect(clippy::panic, clippy::unwrap_used, reason = "a helper outside the test functions may fail the test")]
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a helper outside the test functions may fail the test"
+)]
 
 #[path = "../data_sources/files.rs"]
 #[expect(dead_code, reason = "not every helper of those tests is used here")]

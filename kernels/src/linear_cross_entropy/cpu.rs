@@ -23,7 +23,7 @@ use crate::linear::FrozenWeight;
 use crate::linear::cpu::WeightTensors;
 
 /// Exponentials held at once, unless that is fewer than [`FEWEST_ROWS`] rows.
-pub(super) const CHUNK_BYTES: usize = 96 << 20;
+const CHUNK_BYTES: usize = 96 << 20;
 /// With fewer rows the head would be unpacked too often.
 const FEWEST_ROWS: usize = 64;
 /// A logit may exceed the reference by this much: e⁶⁰ times any vocabulary is far from overflow.

@@ -19,6 +19,11 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use crate::backend::KernelBackend;
 use crate::linear::FrozenWeight;
 
+/// Rows of the chunks that `supervised` rows are cut into.
+pub(crate) fn chunk_rows(supervised: u64, vocabulary: u64, bytes_per_logit: u64) -> u64 {
+    cpu::chunk_rows(supervised as usize, vocabulary as usize, bytes_per_logit as usize) as u64
+}
+
 /// The target of a position that is not supervised.
 pub const IGNORED: i32 = -100;
 

@@ -210,6 +210,15 @@ pub(crate) fn spin<C: Scalar>(times: usize) -> u64 {
     (2 * times * STEPS * kernel.element.indices() * kernel.rows * kernel.columns) as u64
 }
 
+/// Bytes of panels and accumulators of one task at its largest, for a product of `rows` rows.
+pub(crate) fn task_bytes(rows: u64) -> u64 {
+    let (steps, width) = (BLOCK / 2 + 32, MOST_COLUMNS);
+    let panels = split::MOST_PANELS * steps * width * size_of::<u32>();
+    // All tiles of all panels, where the reduction is longer than a block.
+    let accumulators = rows.div_ceil(MOST_ROWS as u64) * (MOST_ROWS * width * split::MOST_PANELS * 4) as u64;
+    panels as u64 + accumulators
+}
+
 /// The fixed facts of a product.
 struct Plan {
     kernel: &'static Kernel,

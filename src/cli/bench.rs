@@ -1,0 +1,114 @@
+//! `tune bench`.
+
+use std::io::{self, Write};
+
+use super::args::BenchArguments;
+use super::environment::{Signals, hub_cache};
+use super::exit::Exit;
+use super::report;
+use super::style::{STRONG, paint};
+use crate::recipe::RecipeFile;
+use crate::run::bench::{Options, Report, Subject, bench as measure};
+use crate::run::{self, Environment};
+use crate::train::event::{Event, Observer};
+use crate::units::{Bytes, Grouped};
+
+/// Measures, and shows what was found.
+pub(super) fn bench(arguments: &BenchArguments, out: &mut impl Write) -> io::Result<Exit> {
+    let subject = match &arguments.recipe {
+        Some(recipe) => match RecipeFile::open(recipe, &arguments.overrides) {
+            Ok(file) => Subject::Recipe(Box::new(file)),
+            Err(error) => return Ok(report::failure(&error.into())),
+        },
+        None => Subject::Shape {
+            name: arguments.shape.clone(),
+            rank: arguments.rank,
+            micro_batch_size: arguments.micro_batch_size,
+            seq_len: arguments.seq_len,
+            compute_dtype: arguments.compute_dtype.map(Into::into),
+        },
+    };
+    let signals = Signals::listen();
+    let stop = || signals.raised();
+    let cache = hub_cache();
+    let environment = Environment { hub_cache: &cache, stop: &stop };
+    let options = Options { steps: arguments.steps, warmup: arguments.warmup };
+    match measure(subject, options, &environment, &mut Silent) {
+        Ok(report) if arguments.json => {
+            writeln!(out, "{}", serde_json::to_string(&report)?)?;
+            Ok(Exit::Done)
+        }
+        Ok(report) => {
+            show(&report, arguments.tokens, out)?;
+            Ok(Exit::Done)
+        }
+        Err(run::Error::Stopped) => Ok(signals.exit()),
+        Err(error) => Ok(report::failure(&error)),
+    }
+}
+
+struct Silent;
+
+impl Observer for Silent {
+    fn observe(&mut self, _: &Event<'_>) {}
+}
+
+fn show(report: &Report, tokens: u64, out: &mut impl Write) -> io::Result<()> {
+    let mut line =
+        |name: &str, text: String| writeln!(out, "{} {text}", paint(STRONG, format!("{name:<10}")));
+    line(
+        "model",
+        format!(
+            "{}, {} parameters, {} of them trained",
+            report.model,
+            Grouped(report.parameters + report.trainable_parameters),
+            Grouped(report.trainable_parameters)
+        ),
+    )?;
+    line(
+        "compute",
+        format!("{} on {} threads, {}", report.compute_dtype, report.threads, report.instruction_set),
+    )?;
+    line(
+        "step",
+        format!(
+            "{} tokens in documents of {}, {:.3} s (median of {})",
+            Grouped(report.tokens_per_step),
+            report.seq_len,
+            report.tokens_per_step as f64 / report.tokens_per_second,
+            report.steps
+        ),
+    )?;
+    line(
+        "speed",
+        format!("{:.0} tokens/s, at best {:.0}", report.tokens_per_second, report.tokens_per_second_best),
+    )?;
+    line(
+        "ceiling",
+        format!(
+            "{:.0} GFLOP/s of the microkernel alone; the step reaches {:.0} % of it, counting 4 operations a weight and \
+             token",
+            report.ceiling_flops / 1e9,
+            100.0 * report.share_of_ceiling
+        ),
+    )?;
+    let planned = Bytes(report.planned_memory_bytes);
+    let again = match report.recomputed_layers {
+        0 => String::new(),
+        layers => format!("; {layers} layers run forward twice"),
+    };
+    let peak = report.peak_memory_bytes.map_or("unknown".to_owned(), |peak| Bytes(peak).to_string());
+    line("memory", format!("{peak} at its peak, {planned} planned{again}"))?;
+    let time = tokens as f64 / report.tokens_per_second;
+    line("time", format!("{} tokens would take {}", Grouped(tokens), duration(time)))
+}
+
+/// Seconds as people say them.
+fn duration(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 120.0 => format!("{seconds:.0} s"),
+        seconds if seconds < 7200.0 => format!("{:.0} min", seconds / 60.0),
+        seconds if seconds < 172_800.0 => format!("{:.1} h", seconds / 3600.0),
+        seconds => format!("{:.1} days", seconds / 86_400.0),
+    }
+}

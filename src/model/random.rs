@@ -1,0 +1,154 @@
+//! A decoder with random weights, made where it will be used: for benches, which need a shape and no files.
+//!
+//! The codes of quantized weights are random bytes. Values are small enough that activations and losses stay finite.
+
+use burn::tensor::{Tensor, TensorData};
+use half::{bf16, f16};
+use tune_kernels::KernelBackend;
+use tune_kernels::linear::FrozenWeight;
+use tune_kernels::nf4::{self, Absmax, Nf4Weight, Quantized};
+
+use super::decoder::{Decoder, RotaryCache};
+use super::decoder_spec::{DecoderSpec, FloatDtype};
+use super::layers::attention::{Attention, HeadNorms};
+use super::layers::feed_forward::FeedForward;
+use super::layers::{DecoderLayer, FrozenProjection};
+use super::load::burn_dtype;
+use crate::adapter::projection::Projection;
+use crate::quant;
+
+/// A decoder of `spec` whose projections are stored as `quantization` says.
+pub fn decoder<B: KernelBackend>(
+    spec: &DecoderSpec,
+    quantization: Option<quant::spec::Spec>,
+    dtype: FloatDtype,
+    device: &B::Device,
+) -> Decoder<B> {
+    Maker { spec, quantization, dtype, device, state: 0x9e37_79b9_7f4a_7c15 }.decoder()
+}
+
+struct Maker<'a, B: KernelBackend> {
+    spec: &'a DecoderSpec,
+    quantization: Option<quant::spec::Spec>,
+    dtype: FloatDtype,
+    device: &'a B::Device,
+    /// Of a xorshift generator; never zero.
+    state: u64,
+}
+
+impl<B: KernelBackend> Maker<'_, B> {
+    fn decoder(mut self) -> Decoder<B> {
+        let spec = self.spec;
+        let table = [spec.vocab_size, spec.hidden_size];
+        let size = 1.0 / (spec.hidden_size as f32).sqrt();
+        let embedding = self.dense(table, 0.0, size);
+        let head = if spec.tied { embedding.clone() } else { self.dense(table, 0.0, size) };
+        let layers = (0..spec.layers).map(|layer| self.layer(layer)).collect();
+        Decoder {
+            spec: spec.clone(),
+            dtype: self.dtype,
+            device: self.device.clone(),
+            embedding,
+            layers,
+            final_norm: self.dense([spec.hidden_size], 1.0, 0.1),
+            head: FrozenWeight::Dense(head),
+            rotary: RotaryCache::new(),
+        }
+    }
+
+    fn layer(&mut self, layer: usize) -> DecoderLayer<B> {
+        let spec = self.spec;
+        let head_norms = spec.query_key_norm.then(|| HeadNorms {
+            query: self.dense([spec.head_dim], 1.0, 0.1),
+            key: self.dense([spec.head_dim], 1.0, 0.1),
+            epsilon: spec.rms_norm_epsilon,
+        });
+        DecoderLayer {
+            attention_norm: self.dense([spec.hidden_size], 1.0, 0.1),
+            attention: Attention {
+                query: self.projection(Projection::Query),
+                key: self.projection(Projection::Key),
+                value: self.projection(Projection::Value),
+                output: self.projection(Projection::Output),
+                head_norms,
+                heads: spec.attention_heads,
+                key_value_heads: spec.key_value_heads,
+                head_dim: spec.head_dim,
+                sliding_window: spec.sliding_window.get(layer).copied().flatten(),
+            },
+            feed_forward_norm: self.dense([spec.hidden_size], 1.0, 0.1),
+            feed_forward: FeedForward {
+                gate: self.projection(Projection::Gate),
+                up: self.projection(Projection::Up),
+                down: self.projection(Projection::Down),
+            },
+            rms_norm_epsilon: spec.rms_norm_epsilon,
+        }
+    }
+
+    fn projection(&mut self, projection: Projection) -> FrozenProjection<B> {
+        let shape = self.spec.projection_shape(projection);
+        let size = 1.0 / (shape[1] as f32).sqrt();
+        let weight = match self.quantization {
+            Some(quant::spec::Spec::Nf4 { block_size, double_quant }) => {
+                FrozenWeight::Nf4(self.packed(shape, block_size, double_quant, size))
+            }
+            None => FrozenWeight::Dense(self.dense(shape, 0.0, size)),
+        };
+        let bias = self.spec.has_bias(projection).then(|| self.dense([shape[0]], 0.0, 0.1));
+        FrozenProjection { weight, bias }
+    }
+
+    fn packed(
+        &mut self,
+        shape: [usize; 2],
+        block_size: usize,
+        double_quant: bool,
+        size: f32,
+    ) -> Nf4Weight<B> {
+        let weights = shape[0] * shape[1];
+        let mut codes = vec![0_u8; weights.div_ceil(2)];
+        for bytes in codes.chunks_mut(8) {
+            bytes.copy_from_slice(&self.next().to_le_bytes()[..bytes.len()]);
+        }
+        let blocks = weights.div_ceil(block_size);
+        let absmax = match double_quant {
+            true => Absmax::Double {
+                codes: (0..blocks).map(|_| self.next() as u8).collect(),
+                nested_absmax: vec![0.5 * size; blocks.div_ceil(nf4::NESTED_BLOCK_SIZE)],
+                nested_map: Box::new(nf4::dynamic_map()),
+                offset: size,
+                nested_block_size: nf4::NESTED_BLOCK_SIZE,
+            },
+            false => Absmax::F32(vec![size; blocks]),
+        };
+        Nf4Weight::new(Quantized { shape, block_size, codebook: nf4::CODEBOOK, codes, absmax }, self.device)
+    }
+
+    /// Values within `size` of `center`.
+    fn dense<const D: usize>(&mut self, shape: [usize; D], center: f32, size: f32) -> Tensor<B, D> {
+        let count: usize = shape.iter().product();
+        let dtype = self.dtype;
+        let mut value = || {
+            let unit = (self.next() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0;
+            center + unit * size
+        };
+        let data = match dtype {
+            FloatDtype::F32 => TensorData::new((0..count).map(|_| value()).collect::<Vec<f32>>(), shape),
+            FloatDtype::Bf16 => {
+                TensorData::new((0..count).map(|_| bf16::from_f32(value())).collect::<Vec<_>>(), shape)
+            }
+            FloatDtype::F16 => {
+                TensorData::new((0..count).map(|_| f16::from_f32(value())).collect::<Vec<_>>(), shape)
+            }
+        };
+        Tensor::from_data(data, (self.device, burn_dtype(self.dtype)))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state
+    }
+}

@@ -1,0 +1,110 @@
+//! Shapes of well-known models by name: what a bench needs of them, as their config.json would say it.
+
+use serde_json::{Value, json};
+
+use super::decoder_spec::DecoderSpec;
+use super::{Error, family};
+
+/// One model's shape.
+struct Shape {
+    name: &'static str,
+    family: &'static str,
+    hidden: u32,
+    intermediate: u32,
+    layers: u32,
+    heads: u32,
+    key_value_heads: u32,
+    head_dim: u32,
+    vocabulary: u32,
+    tied: bool,
+}
+
+const fn shape(
+    name: &'static str,
+    family: &'static str,
+    [hidden, intermediate, layers]: [u32; 3],
+    [heads, key_value_heads, head_dim]: [u32; 3],
+    vocabulary: u32,
+    tied: bool,
+) -> Shape {
+    Shape { name, family, hidden, intermediate, layers, heads, key_value_heads, head_dim, vocabulary, tied }
+}
+
+/// As the models' config.json files on the hub say.
+const SHAPES: [Shape; 14] = [
+    shape("stories-15m", "llama", [288, 768, 6], [6, 6, 48], 32_000, true),
+    shape("smollm2-135m", "llama", [576, 1536, 30], [9, 3, 64], 49_152, true),
+    shape("smollm2-360m", "llama", [960, 2560, 32], [15, 5, 64], 49_152, true),
+    shape("smollm2-1.7b", "llama", [2048, 8192, 24], [32, 32, 64], 49_152, true),
+    shape("qwen2.5-0.5b", "qwen2", [896, 4864, 24], [14, 2, 64], 151_936, true),
+    shape("qwen2.5-1.5b", "qwen2", [1536, 8960, 28], [12, 2, 128], 151_936, true),
+    shape("qwen2.5-7b", "qwen2", [3584, 18_944, 28], [28, 4, 128], 152_064, false),
+    shape("qwen3-0.6b", "qwen3", [1024, 3072, 28], [16, 8, 128], 151_936, true),
+    shape("qwen3-1.7b", "qwen3", [2048, 6144, 28], [16, 8, 128], 151_936, true),
+    shape("qwen3-8b", "qwen3", [4096, 12_288, 36], [32, 8, 128], 151_936, false),
+    shape("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, true),
+    shape("llama-3.2-3b", "llama", [3072, 8192, 28], [24, 8, 128], 128_256, true),
+    shape("llama-3.1-8b", "llama", [4096, 14_336, 32], [32, 8, 128], 128_256, false),
+    shape("mistral-7b", "mistral", [4096, 14_336, 32], [32, 8, 128], 32_768, false),
+];
+
+/// The names there are.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    SHAPES.iter().map(|shape| shape.name)
+}
+
+/// The decoder of a name; `None` for one that is not listed.
+pub fn spec(name: &str) -> Option<Result<DecoderSpec, Error>> {
+    SHAPES.iter().find(|shape| shape.name == name).map(|shape| family::decoder_spec(&shape.config()))
+}
+
+impl Shape {
+    fn config(&self) -> Value {
+        let Some(family) = family::Family::ALL.into_iter().find(|family| family.model_type() == self.family)
+        else {
+            unreachable!("every shape names a family");
+        };
+        let mut config = json!({
+            "model_type": self.family,
+            "architectures": [family.architecture()],
+            "hidden_size": self.hidden,
+            "intermediate_size": self.intermediate,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.key_value_heads,
+            "vocab_size": self.vocabulary,
+            "tie_word_embeddings": self.tied,
+            "max_position_embeddings": 131_072,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 500_000.0,
+            "hidden_act": "silu",
+            "torch_dtype": "bfloat16",
+        });
+        // Elsewhere it follows from the hidden size.
+        if self.heads * self.head_dim != self.hidden {
+            config["head_dim"] = json!(self.head_dim);
+        }
+        if self.family == "mistral" {
+            config["sliding_window"] = Value::Null;
+        }
+        config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shape_is_a_decoder_of_about_its_name() {
+        for name in names() {
+            let spec = spec(name).unwrap().unwrap_or_else(|error| panic!("{name}: {error}"));
+            let size = name.rsplit('-').next().unwrap();
+            let (number, unit) = size.split_at(size.len() - 1);
+            let expected = number.parse::<f64>().unwrap() * if unit == "b" { 1e9 } else { 1e6 };
+            let ratio = spec.parameters() as f64 / expected;
+            assert!((0.75..1.3).contains(&ratio), "{name}: {} parameters", spec.parameters());
+        }
+        assert!(super::spec("gpt-2").is_none());
+    }
+}

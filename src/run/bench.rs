@@ -1,0 +1,323 @@
+//! `tune bench`: how fast this machine trains a model of a given shape, and in how much memory.
+//!
+//! The steps are those of training, on the same code: forward, backward, clipping, update. The tokens are random; with a
+//! shape by name the weights are too, and no file is read.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tune_kernels::KernelBackend;
+use tune_kernels::ceiling;
+use tune_kernels::isa::InstructionSet;
+
+use super::open::{Opened, open};
+use super::{Environment, Error};
+use crate::adapter::lora::{DropoutStep, LoraSet};
+use crate::adapter::projection::Projection;
+use crate::adapter::spec::{Spec as AdapterSpec, TargetModules};
+use crate::adapter::target::{self, Target};
+use crate::data::batch::MicroBatch;
+use crate::device::{Device, OnBackend};
+use crate::model::{Decoder, DecoderSpec, FloatDtype, load, random, shapes};
+use crate::quant;
+use crate::recipe::RecipeFile;
+use crate::train::backward::{Gradients, Pass, forward_backward};
+use crate::train::event::{Event, Observer};
+use crate::train::memory::{self, Plan, Workload};
+use crate::train::optimizer::{Gradient, Optimizer, global_norm};
+
+/// How long the ceiling is measured.
+const CEILING_TIME: Duration = Duration::from_millis(600);
+
+/// What is benched.
+pub enum Subject {
+    /// A recipe: its base, its adapter, its micro-batches at their largest.
+    Recipe(Box<RecipeFile>),
+    /// A model of [`shapes`] in NF4 with double quantization, all its linear layers adapted.
+    Shape {
+        /// The model's name.
+        name: String,
+        /// Rank of the adapters.
+        rank: usize,
+        /// Documents of a micro-batch.
+        micro_batch_size: usize,
+        /// Tokens of a document.
+        seq_len: usize,
+        /// What the matmuls run in; `None`: what is fastest here.
+        compute_dtype: Option<FloatDtype>,
+    },
+}
+
+/// How it is benched.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Steps that are timed.
+    pub steps: usize,
+    /// Steps before those.
+    pub warmup: usize,
+}
+
+/// What a bench found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The recipe's base or the shape's name.
+    pub model: String,
+    /// Its size in parameters.
+    pub parameters: u64,
+    /// What is trained.
+    pub trainable_parameters: u64,
+    /// What the matmuls ran in.
+    pub compute_dtype: &'static str,
+    /// The instruction set of the fast paths.
+    pub instruction_set: &'static str,
+    /// Threads.
+    pub threads: usize,
+    /// Timed steps.
+    pub steps: usize,
+    /// Tokens of one step.
+    pub tokens_per_step: u64,
+    /// Tokens of one document.
+    pub seq_len: u64,
+    /// Of the median step.
+    pub tokens_per_second: f64,
+    /// Of the fastest step.
+    pub tokens_per_second_best: f64,
+    /// Seconds of every timed step.
+    pub step_seconds: Vec<f64>,
+    /// Seconds until the weights were there.
+    pub load_seconds: f64,
+    /// Operations per second of the microkernel alone, on all threads: what no step can exceed.
+    pub ceiling_flops: f64,
+    /// Share of it that the median step reached, counting four operations per frozen weight and token.
+    pub share_of_ceiling: f64,
+    /// Largest resident memory of the process.
+    pub peak_memory_bytes: Option<u64>,
+    /// What was planned.
+    pub planned_memory_bytes: u64,
+    /// The plan, term by term.
+    pub plan: Vec<memory::Term>,
+    /// Layers whose forward pass was run again.
+    pub recomputed_layers: usize,
+    /// Loss of the last step, to see that it is one.
+    pub loss: f64,
+}
+
+/// Benches training steps.
+///
+/// # Errors
+/// [`Error`]: a recipe that cannot be opened, a shape without that name, a plan that does not fit.
+pub fn bench(
+    subject: Subject,
+    options: Options,
+    environment: &Environment<'_>,
+    observer: &mut dyn Observer,
+) -> Result<Report, Error> {
+    let program = memory::resident_bytes().unwrap_or(0);
+    let device;
+    let work = match subject {
+        Subject::Recipe(file) => {
+            let opened = open(*file, environment)?;
+            device = Device::of(opened.recipe.device);
+            let dtype = opened.compute_dtype(device)?;
+            let recipe = &opened.recipe;
+            Work {
+                model: recipe.model.base.clone(),
+                spec: opened.spec.clone(),
+                quantization: recipe.quantization,
+                targets: opened.targets.clone(),
+                dropout: recipe.adapter.dropout,
+                documents: recipe.train.micro_batch_size,
+                seq_len: recipe.data.max_seq_len,
+                accumulation: recipe.train.gradient_accumulation_steps,
+                budget: recipe.train.memory_budget,
+                dtype,
+                opened: Some(opened),
+                program,
+                options,
+                environment,
+                observer,
+            }
+        }
+        Subject::Shape { name, rank, micro_batch_size, seq_len, compute_dtype } => {
+            let spec = match shapes::spec(&name) {
+                Some(spec) => spec?,
+                None => return Err(Error::UnknownShape(name)),
+            };
+            device = Device::Cpu;
+            let native = |dtype| device.is_native(dtype);
+            let fastest = if native(FloatDtype::Bf16) { FloatDtype::Bf16 } else { FloatDtype::F32 };
+            let adapter = AdapterSpec {
+                rank,
+                alpha: 2.0 * rank as f64,
+                dropout: 0.0,
+                target_modules: TargetModules::AllLinear,
+                use_rslora: false,
+                rank_pattern: Vec::new(),
+                alpha_pattern: Vec::new(),
+                init_from: None,
+            };
+            // All linear layers are there in every model.
+            let targets = target::resolve(&adapter, &spec.modules()).unwrap_or_default();
+            Work {
+                model: name,
+                spec,
+                quantization: Some(quant::spec::Spec::Nf4 { block_size: 64, double_quant: true }),
+                targets,
+                dropout: 0.0,
+                documents: micro_batch_size,
+                seq_len,
+                accumulation: 1,
+                budget: None,
+                dtype: compute_dtype.unwrap_or(fastest),
+                opened: None,
+                program,
+                options,
+                environment,
+                observer,
+            }
+        }
+    };
+    device.run(work)
+}
+
+struct Work<'a> {
+    model: String,
+    spec: DecoderSpec,
+    quantization: Option<quant::spec::Spec>,
+    targets: Vec<Target>,
+    dropout: f64,
+    documents: usize,
+    seq_len: usize,
+    accumulation: usize,
+    budget: Option<u64>,
+    dtype: FloatDtype,
+    /// Where the weights come from; random ones without it.
+    opened: Option<Opened>,
+    program: u64,
+    options: Options,
+    environment: &'a Environment<'a>,
+    observer: &'a mut dyn Observer,
+}
+
+impl OnBackend for Work<'_> {
+    type Output = Result<Report, Error>;
+
+    fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
+        let Options { steps, warmup } = self.options;
+        let batch = self.micro_batch();
+        let tokens = batch.input_ids.len() as u64;
+        let workload = Workload {
+            spec: &self.spec,
+            quantization: self.quantization,
+            dtype: self.dtype,
+            targets: &self.targets,
+            tokens,
+            program: self.program,
+        };
+        let free = memory::available_bytes().map_or(u64::MAX, |free| self.program + free);
+        let plan = Plan::new(&workload, self.budget.unwrap_or(free))?;
+        let began = Instant::now();
+        let decoder = self.decoder::<B>(device)?;
+        let load_seconds = began.elapsed().as_secs_f64();
+        let mut adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
+        let mut optimizer = Optimizer::new(&adapters, 0.0);
+        let mut seconds = Vec::with_capacity(steps);
+        let mut loss = f64::NAN;
+        let supervised = batch.supervised_tokens * self.accumulation as u64;
+        for step in 0..warmup + steps {
+            if (self.environment.stop)() {
+                return Err(Error::Stopped);
+            }
+            let began = Instant::now();
+            let mut gradients = Gradients::new(self.spec.layers);
+            let mut sum = 0.0;
+            for micro_batch in 0..self.accumulation {
+                let dropout = DropoutStep { seed: 0, step: step as u64 + 1, micro_batch: micro_batch as u32 };
+                let pass = Pass { dropout, keep: plan.kept_layers };
+                sum += forward_backward(&decoder, &adapters, &batch, pass, &mut gradients)?;
+            }
+            let scale = 1.0 / supervised.max(1) as f64;
+            let values = gradients.by_parameter(&adapters);
+            drop(gradients);
+            let norm = scale * global_norm(&values);
+            optimizer.step(&mut adapters, Gradient { values, scale, norm }, 1e-4, 1.0)?;
+            loss = sum * scale;
+            if step >= warmup {
+                seconds.push(began.elapsed().as_secs_f64());
+            }
+            self.observer.observe(&Event::Step { step: step as u64 + 1, logged: None });
+        }
+        let peak_memory_bytes = memory::peak_resident_bytes();
+        let ceiling_flops = ceiling::matmul_flops(load::burn_dtype(self.dtype), CEILING_TIME);
+        let tokens_per_step = tokens * self.accumulation as u64;
+        let mut sorted = seconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let rate = |seconds: Option<&f64>| tokens_per_step as f64 / seconds.copied().unwrap_or(f64::NAN);
+        let tokens_per_second = rate(sorted.get(sorted.len() / 2));
+        Ok(Report {
+            parameters: self.spec.parameters(),
+            trainable_parameters: adapters.count(),
+            compute_dtype: self.dtype.name(),
+            instruction_set: InstructionSet::best().name(),
+            threads: rayon::current_num_threads(),
+            steps,
+            tokens_per_step,
+            seq_len: self.seq_len as u64,
+            tokens_per_second,
+            tokens_per_second_best: rate(sorted.first()),
+            step_seconds: seconds,
+            load_seconds,
+            ceiling_flops,
+            share_of_ceiling: tokens_per_second * 4.0 * multiplied_weights(&self.spec) as f64 / ceiling_flops,
+            peak_memory_bytes,
+            planned_memory_bytes: plan.total(),
+            recomputed_layers: plan.layers - plan.kept_layers,
+            plan: plan.terms,
+            loss,
+            model: self.model,
+        })
+    }
+}
+
+/// Frozen weights that every token is multiplied by: all projections and the output head.
+fn multiplied_weights(spec: &DecoderSpec) -> u64 {
+    let projection = |projection| spec.projection_shape(projection).iter().product::<usize>();
+    let layer: usize = Projection::ALL.into_iter().map(projection).sum();
+    (spec.layers * layer + spec.vocab_size * spec.hidden_size) as u64
+}
+
+impl Work<'_> {
+    fn decoder<B: KernelBackend>(&self, device: &B::Device) -> Result<Decoder<B>, Error> {
+        match &self.opened {
+            None => Ok(random::decoder(&self.spec, self.quantization, self.dtype, device)),
+            Some(opened) => {
+                let weights = opened.model.weights();
+                let quantization = self.quantization;
+                Ok(load::load(weights, &self.spec, quantization, self.dtype, device, &mut |_| {})?)
+            }
+        }
+    }
+
+    /// Documents of random ids, every token but the last of each supervised.
+    fn micro_batch(&self) -> MicroBatch {
+        let vocabulary = self.spec.vocab_size as u64;
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut batch = MicroBatch { document_offsets: vec![0], ..MicroBatch::default() };
+        for _ in 0..self.documents {
+            let ids: Vec<u32> = (0..self.seq_len)
+                .map(|_| {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    (state % vocabulary) as u32
+                })
+                .collect();
+            batch.targets.extend(ids.iter().skip(1).map(|id| *id as i32).chain([-100]));
+            batch.position_ids.extend(0..self.seq_len as u32);
+            batch.input_ids.extend(ids);
+            batch.document_offsets.push(batch.input_ids.len() as u32);
+            batch.supervised_tokens += self.seq_len as u64 - 1;
+        }
+        batch
+    }
+}
