@@ -99,6 +99,25 @@ fn five_for_a_loss_that_is_no_number() {
     assert!(page.contains("class=\"problem\"") && page.contains(">failed<"), "the page does not say so");
 }
 
+#[test]
+fn six_for_a_gate_that_is_not_met() {
+    let folder = small();
+    let arguments =
+        ["run", "small.toml", "--json", "--annotations", "github", "--set", "gate.max_eval_loss=0.001"];
+    let failed = expect(6, folder.path(), &arguments);
+    let events = super::fixture::events(&failed);
+    assert_eq!(events.last().unwrap()["outcome"], "gate");
+    assert_eq!(super::fixture::named(&events, "gate")[0]["passed"], false);
+    assert!(
+        text(&failed.stderr).contains("::error::a gate of the recipe is not met"),
+        "{}",
+        text(&failed.stderr)
+    );
+    assert!(folder.path().join("run/adapter/adapter_model.safetensors").is_file(), "written all the same");
+    let met = ["run", "small.toml", "--overwrite", "--set", "gate.max_eval_loss_ratio=1.0"];
+    expect(0, folder.path(), &met);
+}
+
 #[cfg(unix)]
 #[test]
 fn signals_have_their_own_codes_and_leave_a_record() {
