@@ -68,7 +68,7 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// The file exists, or cannot be created or written.
 pub fn write_inside(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut file = create(path).map_err(Error::io(Action::Create, path))?;
+    let mut file = create_new(path).map_err(Error::io(Action::Create, path))?;
     file.write_all(bytes).map_err(Error::io(Action::Write, path))
 }
 

@@ -92,12 +92,12 @@ pub enum Error {
     Record(#[from] record::Error),
     /// A run to be repeated has no finished adapter.
     #[error("{} holds no finished run: there is no adapter to compare with", .0.display())]
-    Unfinished(std::path::PathBuf),
+    Unfinished(PathBuf),
     /// What a run to be repeated was made of is not what it was.
     #[error("{} cannot be reproduced, its inputs have changed:\n  {}", run.display(), listed(differences))]
     Changed {
         /// The run.
-        run: std::path::PathBuf,
+        run: PathBuf,
         /// Each input that changed.
         differences: Vec<record::Difference>,
     },
