@@ -39,6 +39,9 @@
 //! | [`recipe`] | all tables together, overrides, the canonical hash |
 //! | [`bundled`] | what the binary carries |
 //! | [`device`] | the only place that names concrete backends |
+//! | [`tensorboard`] | event files for TensorBoard |
+//! | [`record`] | what a run folder says of itself: the lock of its inputs, how the run went |
+//! | [`report`] | a run folder as one HTML page |
 //! | [`run`] | the use-cases behind the commands |
 //! | [`cli`] | arguments, printing, exit codes |
 //!
@@ -83,6 +86,9 @@ pub mod model;
 pub mod objective;
 pub mod quant;
 pub mod recipe;
+pub mod record;
+pub mod report;
 pub mod run;
+pub mod tensorboard;
 pub mod train;
 pub mod units;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The rooms of `src/`, each importing only from rooms above it.
-const ROOMS: [&str; 18] = [
+const ROOMS: [&str; 21] = [
     "units",
     "document",
     "files",
@@ -22,6 +22,9 @@ const ROOMS: [&str; 18] = [
     "recipe",
     "bundled",
     "device",
+    "tensorboard",
+    "record",
+    "report",
     "run",
     "cli",
 ];

@@ -217,6 +217,8 @@ impl Observer for Progress {
                 let what = if *best { "best so far" } else { "checkpoint" };
                 self.line(&paint(FAINT, format!("saved  {} ({what})", path.display())));
             }
+            // Shown together with what follows.
+            Event::Surveyed(_) | Event::Answered(_) => {}
             Event::Note(text) => self.line(&format!("{}   {text}", paint(STRONG, "note"))),
             Event::Warning(text) => self.line(&format!("{} {text}", paint(WARNING, "warning:"))),
         }

@@ -21,6 +21,7 @@ use crate::device::{Device, OnBackend};
 use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
 use crate::recipe::RecipeFile;
+use crate::record::{self, End, Journal, Lock};
 use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
 use crate::train::fit::{Fit, Position};
 use crate::train::folder::RunFolder;
@@ -102,6 +103,22 @@ impl Outcome {
 /// [`Error`]: everything wrong with the recipe or the data, before anything is written; afterwards what stopped the
 /// run, with what was learned so far in a checkpoint.
 pub fn fine_tune(
+    file: RecipeFile,
+    environment: &Environment<'_>,
+    options: Options,
+    observer: &mut dyn Observer,
+) -> Result<Outcome, Error> {
+    let mut journal = Journal::new(observer);
+    let result = train(file, environment, options, &mut journal);
+    journal.end(match &result {
+        Ok(Outcome { adapter: Some(adapter), samples, .. }) => End::Done { adapter, samples },
+        Ok(Outcome { adapter: None, .. }) => End::Stopped,
+        Err(error) => End::Failed(error.to_string()),
+    });
+    result
+}
+
+fn train(
     file: RecipeFile,
     environment: &Environment<'_>,
     options: Options,
@@ -222,6 +239,8 @@ impl OnBackend for Training<'_> {
 
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
+        sampler.tell(&before, observer);
+        let lock = opened.lock(Device::of(recipe.device), self.dtype)?;
 
         // Nothing is written before this point, but for the lock.
         folder.begin(goes_on)?;
@@ -229,6 +248,7 @@ impl OnBackend for Training<'_> {
             folder.set_aside(position.state.step, path)?;
         }
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
+        lock.write(folder.root())?;
         files::write_bytes(&folder.memory_plan(), self.plan.to_json().as_bytes())?;
         let corpus = &opened.corpus;
         observer.observe(&Event::Start(&Start {
@@ -315,6 +335,20 @@ impl Opened {
         let asked = self.recipe.model.compute_dtype;
         let resolve = FloatDtype::resolve(asked, checkpoint, |d| device.is_native(d), |d| device.supports(d));
         Ok(resolve?)
+    }
+
+    /// The hash of everything the run reads.
+    pub(super) fn lock(&self, device: Device, dtype: FloatDtype) -> Result<Lock, Error> {
+        let inputs = record::Inputs {
+            recipe: &self.recipe,
+            base: &self.base,
+            model: &self.model,
+            template: self.template.as_deref(),
+            corpus: &self.corpus,
+            device: device.name(),
+            dtype: dtype.name(),
+        };
+        Ok(Lock::new(&inputs)?)
     }
 
     /// A row as people find it: its file and line.

@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod open;
 mod plan;
 mod provenance;
+pub mod reproduce;
 mod resume;
 mod sample;
 mod survey;
@@ -20,7 +21,7 @@ use crate::train::divergence::Fault;
 use crate::train::fit::FitError;
 use crate::train::folder::FolderError;
 use crate::train::memory::DoesNotFit;
-use crate::{adapter, assets, checkpoint, data, files, generate, model, recipe};
+use crate::{adapter, assets, checkpoint, data, files, generate, model, recipe, record};
 
 /// What a use-case takes from its surroundings instead of looking for it.
 #[derive(Clone, Copy)]
@@ -86,6 +87,20 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The lock or the record of a run cannot be made, read or believed.
+    #[error(transparent)]
+    Record(#[from] record::Error),
+    /// A run to be repeated has no finished adapter.
+    #[error("{} holds no finished run: there is no adapter to compare with", .0.display())]
+    Unfinished(PathBuf),
+    /// What a run to be repeated was made of is not what it was.
+    #[error("{} cannot be reproduced, its inputs have changed:\n  {}", run.display(), listed(differences))]
+    Changed {
+        /// The run.
+        run: PathBuf,
+        /// Each input that changed.
+        differences: Vec<record::Difference>,
+    },
     /// The work was asked to stop before anything was written.
     #[error("stopped")]
     Stopped,
@@ -104,6 +119,10 @@ impl From<assets::Error> for Error {
     fn from(error: assets::Error) -> Self {
         Self::Model(error.into())
     }
+}
+
+fn listed(differences: &[record::Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
 }
 
 fn bullets(lines: &[String]) -> String {

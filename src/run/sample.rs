@@ -15,7 +15,7 @@ use crate::data::schema::alpaca_prompt;
 use crate::data::spec::{Format, Split};
 use crate::generate::{Finish, Sampling, generate};
 use crate::model::Decoder;
-use crate::train::event::Sample;
+use crate::train::event::{Event, Observer, Sample};
 
 /// The sample prompts as token ids.
 pub(super) struct Sampler<'a> {
@@ -55,6 +55,13 @@ impl<'a> Sampler<'a> {
                 .push(tokenizer.decode_plain(&generation.tokens).map_err(crate::data::error::Error::from)?);
         }
         Ok(answers)
+    }
+
+    /// Tells the answers of the untrained base.
+    pub(super) fn tell(&self, answers: &[String], observer: &mut dyn Observer) {
+        let prompts = self.opened.recipe.sample.prompts.iter().cloned();
+        let told: Vec<(String, String)> = prompts.zip(answers.iter().cloned()).collect();
+        observer.observe(&Event::Answered(&told));
     }
 
     /// Puts the answers beside their prompts.

@@ -66,7 +66,7 @@ pub struct Term {
 }
 
 /// What a run will hold at its largest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// All terms, in the order they come to be.
     pub terms: Vec<Term>,
