@@ -35,6 +35,8 @@
 //! | [`checkpoint`] | named tensors and counters on disk |
 //! | [`train`] | the layer loop, the optimizer, the training loop, the run folder |
 //! | [`generate`] | decoding with a key-value cache |
+//! | [`export`] | adapters verified, merged into their base, rewritten for other tools |
+//! | [`hub`] | fetching a model into the Hugging Face cache: the only room that opens the network |
 //! | [`recipe`] | all tables together, overrides, the canonical hash |
 //! | [`bundled`] | what the binary carries |
 //! | [`device`] | the only place that names concrete backends |
@@ -73,8 +75,10 @@ pub mod cli;
 pub mod data;
 pub mod device;
 pub mod document;
+pub mod export;
 pub mod files;
 pub mod generate;
+pub mod hub;
 pub mod model;
 pub mod objective;
 pub mod quant;

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::adapter_args::{ExportArguments, MergeArguments, VerifyArguments};
+use super::download::DownloadArguments;
+
 /// Fine-tune an open-weight language model on one machine, from one recipe.
 #[derive(Debug, Parser)]
 #[command(
@@ -29,6 +32,14 @@ pub enum Command {
     Validate(RecipeArguments),
     /// Show, row by row, what the model will see and which tokens are supervised
     Inspect(InspectArguments),
+    /// Fold an adapter into its base model, and prove that the result computes the same
+    Merge(MergeArguments),
+    /// Check that all of an adapter is used and does something, and show where it comes from
+    Verify(VerifyArguments),
+    /// Write an adapter as another program reads it
+    Export(ExportArguments),
+    /// Fetch a model into the Hugging Face cache; no other command opens the network
+    Download(DownloadArguments),
     /// List the bundled recipes
     Ls,
     /// Copy a bundled recipe, with the model and data it needs, into a folder

@@ -1,16 +1,20 @@
 //! The command line: the only part that prints, reads the environment and decides exit codes.
 
+pub mod adapter_args;
 pub mod args;
 mod bundles;
+pub mod download;
 mod environment;
 mod exit;
 mod inspect;
+mod merge;
 mod progress;
 mod report;
 mod run;
 mod style;
 mod tables;
 mod validate;
+mod verify;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -49,6 +53,10 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Run(arguments) => run::run(arguments, out),
         Command::Validate(arguments) => validate::validate(arguments, out),
         Command::Inspect(arguments) => inspect::inspect(arguments, out),
+        Command::Merge(arguments) => merge::merge(arguments, out),
+        Command::Verify(arguments) => verify::verify(arguments, out),
+        Command::Export(arguments) => merge::export(arguments, out),
+        Command::Download(arguments) => download::download(arguments, out),
         Command::Ls => bundles::ls(out),
         Command::Cp(arguments) => bundles::cp(arguments, out),
     }

@@ -7,6 +7,7 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use super::exit::Exit;
 use super::style::{ERROR, STRONG, colored_errors, paint};
 use crate::adapter;
+use crate::export;
 use crate::run;
 use crate::train::folder::FolderError;
 
@@ -68,7 +69,10 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::File(_)
         | run::Error::Folder(_)
         | run::Error::Checkpoint(_)
-        | run::Error::Adapter(adapter::Error::Write(_)) => Exit::Resources,
+        | run::Error::Adapter(adapter::Error::Write(_))
+        | run::Error::Export(export::Error::File(_) | export::Error::Adapter(adapter::Error::Write(_))) => {
+            Exit::Resources
+        }
         _ => Exit::Other,
     }
 }

@@ -65,6 +65,9 @@ fn finish(
         writeln!(out, "{}   {}", paint(GOOD, "after"), indented(&sample.after))?;
     }
     writeln!(out, "\n{}  {}", paint(STRONG, "adapter"), adapter.display())?;
+    if let Some(readers) = &outcome.readers {
+        writeln!(out, "{}  {readers}", paint(STRONG, "readers"))?;
+    }
     writeln!(
         out,
         "\nNext: load it with PEFT (`PeftModel.from_pretrained(base, \"{}\")`), or change the recipe and train again \

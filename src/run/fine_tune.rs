@@ -15,6 +15,7 @@ use crate::assets;
 use crate::data::batch::Batching;
 use crate::data::template::ChatTemplate;
 use crate::device::{Device, OnBackend};
+use crate::export::consumer::Compatibility;
 use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
 use crate::recipe::RecipeFile;
@@ -43,6 +44,8 @@ pub struct Outcome {
     pub output_dir: PathBuf,
     /// The adapter's folder; `None` when the run was stopped before its last step.
     pub adapter: Option<PathBuf>,
+    /// Which programs load the adapter as it is.
+    pub readers: Option<Compatibility>,
     /// Optimizer steps done.
     pub steps: u64,
     /// Tokens read.
@@ -165,6 +168,7 @@ impl OnBackend for Training<'_> {
         let mut outcome = Outcome {
             output_dir: recipe.output_dir.clone(),
             adapter: None,
+            readers: None,
             steps: summary.steps,
             tokens: summary.tokens,
             evaluations: summary.first_evaluation.clone().zip(summary.last_evaluation.clone()),
@@ -180,13 +184,17 @@ impl OnBackend for Training<'_> {
         }
         let datasets = corpus.datasets().map(|dataset| dataset.sha256()).collect::<Result<Vec<_>, _>>()?;
         let template = opened.template.as_deref().map(ChatTemplate::source);
+        let family = opened.spec.family;
         let provenance =
-            Provenance { recipe, base: &base, datasets: &datasets, template, summary: &summary }.metadata();
+            Provenance { recipe, base: &base, family, datasets: &datasets, template, summary: &summary }
+                .metadata();
+        let config = opened.peft_config();
+        outcome.readers = Some(Compatibility::of(&config, &opened.targets));
         peft::write(
             &folder.adapter(),
             Existing::Refuse,
             &adapters,
-            &opened.peft_config(),
+            &config,
             &provenance,
             &tokenizer_files,
             template.filter(|_| recipe.data.chat_template.is_some()),

@@ -20,6 +20,8 @@ pub(super) struct Provenance<'a> {
     pub recipe: &'a Recipe,
     /// The base model's files, those of its tokenizer included.
     pub base: &'a [FileDigest],
+    /// The base model's family.
+    pub family: &'a str,
     /// The chat template, where one was used.
     pub template: Option<&'a str>,
     /// One hash for each dataset, in the recipe's order.
@@ -35,9 +37,11 @@ impl Provenance<'_> {
         let mut put = |key: &str, value: String| metadata.insert(format!("{PREFIX}{key}"), value);
         put("version", env!("CARGO_PKG_VERSION").to_owned());
         put("recipe_sha256", self.recipe.sha256());
+        put("quantization", self.recipe.quantization.map_or_else(|| "none".to_owned(), |spec| spec.to_string()));
         put("seed", self.recipe.seed.to_string());
         put("steps", self.summary.steps.to_string());
         put("tokens", self.summary.tokens.to_string());
+        put("base_family", self.family.to_owned());
         for file in self.base {
             put(&format!("base_sha256.{}", file.name), file.sha256.clone());
         }
