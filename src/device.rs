@@ -21,10 +21,7 @@ pub trait OnBackend {
     type Output;
 
     /// Does it on backend `B`.
-    fn call<B>(self, device: &B::Device) -> Self::Output
-    where
-        B: KernelBackend<Frozen = B>,
-        burn::backend::Autodiff<B>: KernelBackend<Frozen = B>;
+    fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output;
 }
 
 impl Device {

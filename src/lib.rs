@@ -57,7 +57,7 @@
 //! - `units`, `document`, `files`, `assets`, `data` and `recipe` name the tensor engine.
 //! - Tokenizing runs on the training thread; device work runs on more than one.
 //! - A dense copy of a frozen quantized weight outlives the loading of its tensor or its matmul.
-//! - A gradient reaches the frozen base: it lives outside the autodiff graph.
+//! - A gradient of a frozen weight is computed: the backward of every layer is written by hand, for what is trained.
 //! - An objective returns a mean. It returns a sum and a count, so that accumulation cannot be wrong.
 //! - A batch holds padding. Documents lie one behind the other; offsets tell them apart.
 //! - The logits of a batch exist as a whole during training.

@@ -2,24 +2,23 @@
 //!
 //! Hidden states are `[tokens, hidden]`, always flat: a micro-batch is the concatenation of its documents without
 //! padding, told apart by [`attention::DocumentOffsets`]. The compute dtype is that of `x` (f32, bf16 or f16);
-//! every sum is accumulated in f32. Each op is one function over a [`KernelBackend`] and one node of the autodiff
-//! graph:
+//! every sum is accumulated in f32. Each op is a function over a [`KernelBackend`], and so is its backward: the
+//! trainer calls both itself, there is no graph.
 //!
 //! | folder | op |
 //! |---|---|
-//! | [`linear`] | frozen weight (dense or [`nf4`]), bias, LoRA with dropout |
+//! | [`linear`] | frozen weights (dense or [`nf4`]) over one input, bias, LoRA with dropout |
 //! | [`rms_norm`], [`rope`], [`swiglu`] | the rest of a decoder layer's arithmetic |
 //! | [`attention`] | causal, grouped-query, per document, sliding window |
 //! | [`linear_cross_entropy`] | output head and loss, never all logits |
 //! | [`adamw`] | the optimizer's update, and the sum of squares for clipping |
 //!
-//! In each, `mod.rs` states formula and shapes, `reference.rs` is the slow oracle that judges the others, `cpu.rs`
-//! is the fast path and `autodiff.rs` the backward. On one machine results are the same, bit for bit, for any
-//! number of threads. All unsafe code of the project is in this crate.
+//! In each, `mod.rs` states formula and shapes, `reference.rs` is the slow oracle that judges the others, and
+//! `cpu.rs` is the fast path. On one machine results are the same, bit for bit, for any number of threads. All
+//! unsafe code of the project is in this crate.
 
 pub mod adamw;
 pub mod attention;
-mod autodiff;
 pub mod backend;
 mod cpu;
 pub mod dropout;
@@ -29,7 +28,8 @@ pub mod linear_cross_entropy;
 pub mod nf4;
 pub mod rms_norm;
 pub mod rope;
-pub mod seed;
 pub mod swiglu;
 
 pub use backend::KernelBackend;
+pub use cpu::isa;
+pub use cpu::pool;

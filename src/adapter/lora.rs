@@ -2,14 +2,12 @@
 //!
 //! `y = W·x + scaling · B·(A·dropout(x))`, A `[rank, in]`, B `[out, rank]` (Hu et al. 2021, section 4.1). A
 //! starts as Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in), and B as zero, so that the first step sees
-//! the base model. The set is a flat list of parameters in one fixed order; layers borrow theirs from it, on
-//! the inner backend or lifted to leaves of an autodiff graph. Refuses to know files (`peft`) and optimizers.
+//! the base model. The set is a flat list of parameters in one fixed order; layers borrow theirs from it. Refuses to
+//! know files (`peft`) and optimizers.
 
 use std::ops::Range;
 
-use burn::backend::Autodiff;
-use burn::tensor::{DType, Tensor, TensorData, backend::AutodiffBackend};
-use burn_autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::tensor::{DType, Tensor, TensorData};
 use sha2::{Digest, Sha256};
 use tune_kernels::KernelBackend;
 use tune_kernels::dropout::{Dropout, DropoutKey, philox};
@@ -43,7 +41,7 @@ pub struct Parameter {
 /// All adapters of a run.
 ///
 /// Parameters are numbered: A of target `i` is `2·i`, its B is `2·i + 1`, targets by layer and then in the
-/// order of [`Projection::ALL`]. A clone shares the tensors, which are never changed in place.
+/// order of [`Projection::ALL`]. A clone shares the tensors; an update leaves the clone's as they are.
 #[derive(Clone, Debug)]
 pub struct LoraSet<B: KernelBackend> {
     targets: Vec<Target>,
@@ -112,13 +110,19 @@ impl<B: KernelBackend> LoraSet<B> {
         &self.tensors
     }
 
-    /// Puts new tensors in the place of all old ones: an optimizer step.
+    /// Puts new tensors in the place of all old ones: an optimizer step. `update` is the only holder of the tensors it
+    /// is given, so that it may work in their place.
     ///
     /// # Errors
-    /// Another number of tensors, or one of another shape.
-    pub fn replace(&mut self, tensors: Vec<Tensor<B, 2>>) -> Result<(), Error> {
-        if tensors.len() != self.tensors.len() {
-            return Err(Error::WrongCount { expected: self.tensors.len(), found: tensors.len() });
+    /// Another number of tensors, or one of another shape; the set is then empty.
+    pub fn update(
+        &mut self,
+        update: impl FnOnce(Vec<Tensor<B, 2>>) -> Vec<Tensor<B, 2>>,
+    ) -> Result<(), Error> {
+        let expected = self.tensors.len();
+        let tensors = update(std::mem::take(&mut self.tensors));
+        if tensors.len() != expected {
+            return Err(Error::WrongCount { expected, found: tensors.len() });
         }
         for (tensor, parameter) in tensors.iter().zip(&self.parameters) {
             if tensor.dims() != parameter.shape {
@@ -154,32 +158,16 @@ impl<B: KernelBackend> LoraSet<B> {
         4 * self.count()
     }
 
-    /// One layer's adapters on this backend; without `dropout`, nothing is dropped.
+    /// One layer's adapters; without `dropout`, nothing is dropped.
     pub fn layer(&self, layer: usize, dropout: Option<DropoutStep>) -> LayerAdapters<B> {
-        self.gather(layer, dropout, Tensor::clone)
-    }
-
-    /// The parameters of one layer, as numbers into [`Self::parameters`].
-    pub fn layer_parameters(&self, layer: usize) -> Range<usize> {
-        let first = self.targets.partition_point(|target| target.module.layer < layer);
-        let end = self.targets.partition_point(|target| target.module.layer <= layer);
-        2 * first..2 * end
-    }
-
-    fn gather<T: KernelBackend>(
-        &self,
-        layer: usize,
-        dropout: Option<DropoutStep>,
-        convert: impl Fn(&Tensor<B, 2>) -> Tensor<T, 2>,
-    ) -> LayerAdapters<T> {
         let mut adapters = LayerAdapters::none();
         let range = self.layer_parameters(layer);
         let pairs = self.tensors[range.clone()].chunks_exact(2);
         for (target, pair) in self.targets[range.start / 2..range.end / 2].iter().zip(pairs) {
             let projection = target.module.projection;
             *adapters.slot(projection) = Some(Lora {
-                a: convert(&pair[0]),
-                b: convert(&pair[1]),
+                a: pair[0].clone(),
+                b: pair[1].clone(),
                 scaling: target.scaling as f32,
                 dropout: dropout.filter(|_| self.dropout > 0.0).map(|step| Dropout {
                     probability: self.dropout,
@@ -189,47 +177,12 @@ impl<B: KernelBackend> LoraSet<B> {
         }
         adapters
     }
-}
 
-impl<B: KernelBackend<Frozen = B>> LoraSet<B> {
-    /// One layer's adapters as leaves of a new autodiff graph, which track gradients.
-    pub fn lift<C: CheckpointStrategy>(
-        &self,
-        layer: usize,
-        dropout: Option<DropoutStep>,
-    ) -> LayerAdapters<Autodiff<B, C>>
-    where
-        Autodiff<B, C>: KernelBackend,
-    {
-        self.gather(layer, dropout, |tensor| Tensor::from_inner(tensor.clone()).require_grad())
-    }
-
-    /// Takes the gradients of one lifted layer out of its backward pass: parameter number and gradient, f32,
-    /// of the parameter's shape.
-    ///
-    /// # Errors
-    /// The backward pass did not reach one of the adapters.
-    pub fn take_gradients<C: CheckpointStrategy>(
-        &self,
-        layer: usize,
-        lifted: &LayerAdapters<Autodiff<B, C>>,
-        gradients: &mut <Autodiff<B, C> as AutodiffBackend>::Gradients,
-    ) -> Result<Vec<(usize, Tensor<B, 2>)>, Error>
-    where
-        Autodiff<B, C>: KernelBackend,
-    {
-        let range = self.layer_parameters(layer);
-        let mut taken = Vec::with_capacity(range.len());
-        for index in range {
-            let missing = || Error::NoGradient { tensor: self.parameters[index].name.clone() };
-            let lora = lifted.get(self.targets[index / 2].module.projection).ok_or_else(missing)?;
-            let leaf = match matrix(index) {
-                Matrix::A => &lora.a,
-                Matrix::B => &lora.b,
-            };
-            taken.push((index, leaf.grad_remove(gradients).ok_or_else(missing)?));
-        }
-        Ok(taken)
+    /// The parameters of one layer, as numbers into [`Self::parameters`].
+    pub fn layer_parameters(&self, layer: usize) -> Range<usize> {
+        let first = self.targets.partition_point(|target| target.module.layer < layer);
+        let end = self.targets.partition_point(|target| target.module.layer <= layer);
+        2 * first..2 * end
     }
 }
 

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use tune_kernels::KernelBackend;
-use tune_kernels::linear::Lora;
+use tune_kernels::linear::{Lora, LoraGradient};
 
 /// One of the linear projections of a decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +106,37 @@ impl<T: KernelBackend> LayerAdapters<T> {
             Projection::Gate => &mut self.gate,
             Projection::Up => &mut self.up,
             Projection::Down => &mut self.down,
+        }
+    }
+}
+
+/// The adapter gradients of one decoder layer, summed over micro-batches.
+#[derive(Clone, Debug)]
+pub struct LayerGradients<B: KernelBackend> {
+    sums: [Option<LoraGradient<B>>; 7],
+}
+
+impl<B: KernelBackend> Default for LayerGradients<B> {
+    fn default() -> Self {
+        Self { sums: [const { None }; 7] }
+    }
+}
+
+impl<B: KernelBackend> LayerGradients<B> {
+    /// The gradient of one projection's adapter; `None` before the first micro-batch, and without an adapter.
+    pub fn get(&self, projection: Projection) -> Option<&LoraGradient<B>> {
+        self.sums[projection.index()].as_ref()
+    }
+
+    /// Takes sums out, to be added to.
+    pub fn take<const N: usize>(&mut self, projections: [Projection; N]) -> Vec<Option<LoraGradient<B>>> {
+        projections.iter().map(|projection| self.sums[projection.index()].take()).collect()
+    }
+
+    /// Puts sums back.
+    pub fn put<const N: usize>(&mut self, projections: [Projection; N], sums: Vec<Option<LoraGradient<B>>>) {
+        for (projection, sum) in projections.iter().zip(sums) {
+            self.sums[projection.index()] = sum;
         }
     }
 }

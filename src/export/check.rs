@@ -128,7 +128,7 @@ pub struct Sides<'a> {
 ///
 /// # Errors
 /// A folder that cannot be read back, a row the model has no tokens for, or `stop` says so.
-pub fn compare<B: KernelBackend<Frozen = B>>(
+pub fn compare<B: KernelBackend>(
     sides: &Sides<'_>,
     rows: &Rows,
     device: &B::Device,
@@ -170,13 +170,13 @@ pub fn compare<B: KernelBackend<Frozen = B>>(
         }
         let own = adapters.layer(index, None);
         let layer = base.layer(index)?;
-        plain = layer.forward(plain, &none, &inputs);
-        adapted = layer.forward(adapted, &own, &inputs);
+        plain = layer.forward(plain, &none, &inputs, None);
+        adapted = layer.forward(adapted, &own, &inputs, None);
         drop(layer);
         if let (Some(loader), Some(x)) = (&mut trained, as_trained.take()) {
-            as_trained = Some(loader.layer(index)?.forward(x, &own, &inputs));
+            as_trained = Some(loader.layer(index)?.forward(x, &own, &inputs, None));
         }
-        folded = merged.layer(index)?.forward(folded, &none, &folded_inputs);
+        folded = merged.layer(index)?.forward(folded, &none, &folded_inputs, None);
         progress(index + 1, spec.layers);
     }
     let frame = base.frame()?;
@@ -196,7 +196,7 @@ pub fn compare<B: KernelBackend<Frozen = B>>(
 }
 
 /// Embeddings of all rows one behind the other, and what every layer needs beside them.
-fn begin<B: KernelBackend<Frozen = B>>(
+fn begin<B: KernelBackend>(
     frame: &Decoder<B>,
     rows: &Rows,
 ) -> Result<(Tensor<B, 2>, LayerInputs<B>), Error> {
@@ -211,8 +211,8 @@ fn begin<B: KernelBackend<Frozen = B>>(
     Ok((x, frame.inputs(&positions, DocumentOffsets::packed(&offsets))?))
 }
 
-fn logits<B: KernelBackend<Frozen = B>>(frame: &Decoder<B>, x: Tensor<B, 2>) -> Result<Vec<f32>, Error> {
-    let data = frame.logits_of(frame.final_norm(x)).try_into_data();
+fn logits<B: KernelBackend>(frame: &Decoder<B>, x: Tensor<B, 2>) -> Result<Vec<f32>, Error> {
+    let data = frame.logits_of(frame.final_norm(&x)).try_into_data();
     let values = data.map_err(|error| format!("{error:?}"));
     let values = values.and_then(|data| data.into_vec().map_err(|error| format!("{error:?}")));
     values.map_err(|reason| Error::Diverged { message: format!("the device did not give its logits: {reason}") })

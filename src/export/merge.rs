@@ -120,7 +120,7 @@ impl Plan {
     ///
     /// # Errors
     /// The destination is taken or cannot be written, files can no longer be read, the comparison fails.
-    pub fn run<B: KernelBackend<Frozen = B>>(
+    pub fn run<B: KernelBackend>(
         &self,
         out: &Path,
         rows: &Rows,

@@ -71,7 +71,7 @@ pub enum Finish {
 ///
 /// # Errors
 /// The prompt is empty, fills the context or has ids outside the vocabulary; or the logits are not finite.
-pub fn generate<B: KernelBackend<Frozen = B>>(
+pub fn generate<B: KernelBackend>(
     decoder: &Decoder<B>,
     adapter: Option<&LoraSet<B>>,
     prompt: &[u32],

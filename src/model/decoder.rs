@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use burn::tensor::{Int, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
-use tune_kernels::linear::{FrozenWeight, linear};
+use tune_kernels::linear::{FrozenWeight, Linear, linear};
 use tune_kernels::rms_norm::rms_norm;
 use tune_kernels::rope::RotaryTable;
 
@@ -33,7 +33,7 @@ pub struct Decoder<B: KernelBackend> {
     pub(super) rotary: RotaryCache<B>,
 }
 
-impl<B: KernelBackend<Frozen = B>> Decoder<B> {
+impl<B: KernelBackend> Decoder<B> {
     /// What the decoder is made of.
     pub fn spec(&self) -> &DecoderSpec {
         &self.spec
@@ -108,7 +108,7 @@ impl<B: KernelBackend<Frozen = B>> Decoder<B> {
     }
 
     /// The norm after the last layer, `[tokens, hidden]` → `[tokens, hidden]`.
-    pub fn final_norm<T: KernelBackend<Frozen = B>>(&self, x: Tensor<T, 2>) -> Tensor<T, 2> {
+    pub fn final_norm(&self, x: &Tensor<B, 2>) -> Tensor<B, 2> {
         rms_norm(x, &self.final_norm, self.spec.rms_norm_epsilon)
     }
 
@@ -144,14 +144,14 @@ impl<B: KernelBackend<Frozen = B>> Decoder<B> {
         for (index, layer) in self.layers.iter().enumerate() {
             let adapters = adapters.map_or(&none, |adapters| &adapters[index]);
             let cache = cache.as_mut().and_then(|cache| cache.layer(index));
-            x = layer.forward_cached(x, adapters, &inputs, cache);
+            x = layer.forward(x, adapters, &inputs, cache);
         }
-        Ok(self.final_norm(x))
+        Ok(self.final_norm(&x))
     }
 
     /// Logits of hidden states, `[tokens, hidden]` → `[tokens, vocab]`, in the compute dtype.
     pub fn logits_of(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        linear(hidden, &self.head, None, None)
+        linear(&hidden, &[Linear { weight: &self.head, bias: None, lora: None }], None).outputs.remove(0)
     }
 
     /// Logits of every token of one sequence, `[tokens, vocab]`: for tests and short prompts, since training
@@ -171,7 +171,7 @@ impl<B: KernelBackend<Frozen = B>> Decoder<B> {
     }
 }
 
-fn layer_bytes<B: KernelBackend<Frozen = B>>(layer: &DecoderLayer<B>, size: usize) -> u64 {
+fn layer_bytes<B: KernelBackend>(layer: &DecoderLayer<B>, size: usize) -> u64 {
     use crate::adapter::projection::Projection;
     let projections: u64 =
         Projection::ALL.iter().map(|&projection| layer.projection(projection).bytes()).sum();
@@ -185,7 +185,7 @@ pub(super) struct RotaryCache<B: KernelBackend> {
     kept: Mutex<Option<(usize, RotaryTable<B>)>>,
 }
 
-impl<B: KernelBackend<Frozen = B>> RotaryCache<B> {
+impl<B: KernelBackend> RotaryCache<B> {
     pub(super) fn new() -> Self {
         Self { kept: Mutex::new(None) }
     }
@@ -209,7 +209,7 @@ impl<B: KernelBackend<Frozen = B>> RotaryCache<B> {
     }
 }
 
-fn build_table<B: KernelBackend<Frozen = B>>(
+fn build_table<B: KernelBackend>(
     spec: &DecoderSpec,
     rows: usize,
     longest: usize,

@@ -40,7 +40,7 @@ pub struct Progress<'a> {
 /// # Errors
 /// Tensors that do not fit `spec` (found before anything is allocated), a file that can no longer be read, a
 /// number that is not finite or does not fit `dtype`.
-pub fn load<B: KernelBackend<Frozen = B>>(
+pub fn load<B: KernelBackend>(
     weights: &WeightFiles,
     spec: &DecoderSpec,
     quantization: Option<quant::spec::Spec>,
@@ -64,7 +64,7 @@ pub struct Loader<'a, B: KernelBackend> {
     total: usize,
 }
 
-impl<'a, B: KernelBackend<Frozen = B>> Loader<'a, B> {
+impl<'a, B: KernelBackend> Loader<'a, B> {
     /// Checks every tensor; reads none. Arguments and errors are those of [`load`].
     ///
     /// # Errors

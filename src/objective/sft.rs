@@ -5,21 +5,26 @@
 
 use burn::tensor::{Int, Tensor};
 use tune_kernels::KernelBackend;
-use tune_kernels::linear_cross_entropy::linear_cross_entropy;
+use tune_kernels::linear_cross_entropy::{LossAndGradient, linear_cross_entropy};
+use tune_kernels::rms_norm::rms_norm_backward;
 
 use crate::model::Decoder;
 
-/// The summed loss `[1]` (f32) of hidden states `[tokens, hidden]` that leave the last decoder layer.
+/// The summed loss `[1]` (f32) of hidden states `[tokens, hidden]` that leave the last decoder layer, and on request
+/// its gradient with respect to them.
 ///
 /// `targets` `[tokens]` holds, at position t, the id of the token that follows it, or −100.
-pub fn negative_log_likelihood<B, T>(
+pub fn negative_log_likelihood<B: KernelBackend>(
     decoder: &Decoder<B>,
-    hidden: Tensor<T, 2>,
+    hidden: &Tensor<B, 2>,
     targets: &Tensor<B, 1, Int>,
-) -> Tensor<T, 1>
-where
-    B: KernelBackend<Frozen = B>,
-    T: KernelBackend<Frozen = B>,
-{
-    linear_cross_entropy(decoder.final_norm(hidden), decoder.head(), targets)
+    wants_gradient: bool,
+) -> LossAndGradient<B> {
+    let normed = decoder.final_norm(hidden);
+    let LossAndGradient { loss, gradient } =
+        linear_cross_entropy(&normed, decoder.head(), targets, wants_gradient);
+    drop(normed);
+    let (weight, epsilon) = (decoder.final_norm_weight(), decoder.spec().rms_norm_epsilon);
+    let gradient = gradient.map(|gradient| rms_norm_backward(hidden, weight, epsilon, gradient, None));
+    LossAndGradient { loss, gradient }
 }

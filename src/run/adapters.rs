@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use burn::backend::Autodiff;
 use tune_kernels::KernelBackend;
 
 use super::held_out::{self, Source};
@@ -119,8 +118,8 @@ impl OnBackend for Merging<'_> {
 
     fn call<B>(self, device: &B::Device) -> Self::Output
     where
-        B: KernelBackend<Frozen = B>,
-        Autodiff<B>: KernelBackend<Frozen = B>,
+        B: KernelBackend,
+        Autodiff<B>: KernelBackend,
     {
         self.merge.plan.run::<B>(self.out, &self.merge.rows, device, self.progress, self.stop)
     }

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use burn::backend::Autodiff;
 use tune_kernels::KernelBackend;
 
 use super::open::{Opened, open};
@@ -106,11 +105,7 @@ struct Training<'a> {
 impl OnBackend for Training<'_> {
     type Output = Result<Outcome, Error>;
 
-    fn call<B>(self, device: &B::Device) -> Self::Output
-    where
-        B: KernelBackend<Frozen = B>,
-        Autodiff<B>: KernelBackend<Frozen = B>,
-    {
+    fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
         let Self { opened, environment, options, batching, total_steps, observer, .. } = self;
         let recipe = &opened.recipe;
         let mut adapters = opened.adapters::<B>(device)?;
@@ -241,10 +236,7 @@ impl Opened {
     }
 
     /// New adapters, or those the recipe starts from.
-    pub(super) fn adapters<B: KernelBackend<Frozen = B>>(
-        &self,
-        device: &B::Device,
-    ) -> Result<LoraSet<B>, Error> {
+    pub(super) fn adapters<B: KernelBackend>(&self, device: &B::Device) -> Result<LoraSet<B>, Error> {
         let dropout = self.recipe.adapter.dropout;
         let targets = self.targets.clone();
         match &self.start {

@@ -38,7 +38,7 @@ impl<'a> Sampler<'a> {
     }
 
     /// One answer for each prompt, with or without the adapter.
-    pub(super) fn answers<B: KernelBackend<Frozen = B>>(
+    pub(super) fn answers<B: KernelBackend>(
         &self,
         decoder: &Decoder<B>,
         adapters: Option<&LoraSet<B>>,

@@ -6,14 +6,13 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use burn::backend::Autodiff;
 use tune_kernels::KernelBackend;
 
 use super::backward::{Gradients, Pass, evaluate, forward_backward};
 use super::event::{EvaluationReport, Event, Observer, StepReport};
 use super::folder::{FolderError, Metrics, RunFolder};
 use super::memory;
-use super::optimizer::{Optimizer, global_norm};
+use super::optimizer::{Gradient, Optimizer, global_norm};
 use super::schedule::Schedule;
 use super::spec::Spec;
 use super::state::{State, Window};
@@ -61,7 +60,7 @@ pub enum FitError {
 }
 
 /// What the loop works on.
-pub struct Fit<'a, B: KernelBackend<Frozen = B>> {
+pub struct Fit<'a, B: KernelBackend> {
     /// The frozen base.
     pub decoder: &'a Decoder<B>,
     /// The `[train]` table.
@@ -103,11 +102,7 @@ pub struct Summary {
     pub stopped: bool,
 }
 
-impl<B> Fit<'_, B>
-where
-    B: KernelBackend<Frozen = B>,
-    Autodiff<B>: KernelBackend<Frozen = B>,
-{
+impl<B: KernelBackend> Fit<'_, B> {
     /// Trains `adapters` from `state` to the end of `steps`, or until told to stop.
     ///
     /// # Errors
@@ -216,7 +211,7 @@ where
             checkpoint: None,
         };
         let scale = 1.0 / batch.supervised_tokens.max(1) as f64;
-        let mut gradients = Gradients::new(adapters.parameters().len());
+        let mut gradients = Gradients::new(self.decoder.layers().len());
         let mut sum = 0.0;
         for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
             let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
@@ -227,17 +222,19 @@ where
                 self.compute_bytes,
                 self.activation_budget,
             );
-            let pass = Pass { dropout, scale, keep };
+            let pass = Pass { dropout, keep };
             sum += forward_backward(self.decoder, adapters, micro_batch, pass, &mut gradients)?;
             if !sum.is_finite() {
                 return Err(diverged("loss", sum * scale));
             }
         }
-        let norm = global_norm(&gradients);
+        let gradients = gradients.by_parameter(adapters);
+        let norm = scale * global_norm(&gradients);
         if !norm.is_finite() {
             return Err(diverged("gradient norm", norm));
         }
-        optimizer.step(adapters, gradients, norm, learning_rate, self.spec.max_grad_norm)?;
+        let update = Gradient { values: gradients, scale, norm };
+        optimizer.step(adapters, update, learning_rate, self.spec.max_grad_norm)?;
         Ok((sum, norm))
     }
 

@@ -76,7 +76,7 @@ impl State {
     ///
     /// # Errors
     /// [`checkpoint::Error`] when it cannot be written.
-    pub fn save<B: KernelBackend<Frozen = B>>(
+    pub fn save<B: KernelBackend>(
         &self,
         adapters: &LoraSet<B>,
         optimizer: &Optimizer<B>,

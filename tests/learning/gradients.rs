@@ -63,14 +63,14 @@ fn micro_batch(file: &str, rows: usize) -> MicroBatch {
 }
 
 fn gradients(setup: &Setup, batch: &MicroBatch, keep: usize) -> (f64, BTreeMap<String, Vec<f32>>) {
-    let mut gradients = Gradients::new(setup.adapters.parameters().len());
-    let pass = Pass {
-        dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 },
-        scale: 1.0 / batch.supervised_tokens as f64,
-        keep,
-    };
+    let mut gradients = Gradients::new(setup.decoder.layers().len());
+    let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep };
     let sum = forward_backward(&setup.decoder, &setup.adapters, batch, pass, &mut gradients).unwrap();
-    let values = gradients.iter().map(|tensor| tensor.clone().into_data().into_vec().unwrap());
+    let mean = 1.0 / batch.supervised_tokens as f32;
+    let values = gradients.by_parameter(&setup.adapters).into_iter().map(|tensor| {
+        let values: Vec<f32> = tensor.unwrap().into_data().into_vec().unwrap();
+        values.into_iter().map(|value| value * mean).collect()
+    });
     let names = setup.adapters.parameters().iter().map(|parameter| parameter.name.clone());
     (sum, names.zip(values).collect())
 }

@@ -3,55 +3,64 @@
 use burn::tensor::{DType, Tensor};
 use burn_flex::{Flex, FlexTensor};
 
-use super::{AdamWConfig, Moments};
+use super::{AdamWConfig, Moments, Update};
 use crate::cpu::scalar::{widen, with_float};
-use crate::cpu::{parallel, scratch, tensor, vectorized};
+use crate::cpu::{parallel, pool, tensor, vectorized};
 
 /// Elements per task.
 const TASK: usize = 1 << 14;
 
 /// `adamw` of the CPU backend.
 pub(crate) fn update(
-    parameter: Tensor<Flex, 2>,
-    gradient: Tensor<Flex, 2>,
-    moments: Moments<Flex>,
+    updates: Vec<Update<Flex>>,
+    gradient_factor: f32,
     config: &AdamWConfig,
     learning_rate: f64,
     step: u64,
-) -> (Tensor<Flex, 2>, Moments<Flex>) {
-    let [mut parameter, mut first, mut second] = [parameter, moments.first, moments.second].map(owned);
-    let gradient = tensor::primitive(gradient);
-    let gradient = tensor::floats(&gradient);
-    let factors = Factors::new(config, learning_rate, step);
-    {
-        let [parameter, first, second] =
-            [&mut parameter, &mut first, &mut second].map(FlexTensor::storage_mut::<f32>);
-        let work = 4 * parameter.len();
-        let state = parameter.chunks_mut(TASK).zip(first.chunks_mut(TASK)).zip(second.chunks_mut(TASK));
-        let tasks = state.zip(gradient.chunks(TASK)).collect();
-        parallel::for_each(tasks, work, |(((parameter, first), second), gradient)| {
-            update_run(parameter, first, second, gradient, factors);
-        });
+) -> Vec<(Tensor<Flex, 2>, Moments<Flex>)> {
+    let factors = Factors::new(config, learning_rate, step, gradient_factor);
+    let mut states: Vec<_> = updates
+        .into_iter()
+        .map(|Update { parameter, gradient, moments }| {
+            let state = [parameter, moments.first, moments.second].map(owned);
+            (state, gradient.map(tensor::primitive))
+        })
+        .collect();
+    let mut tasks = Vec::new();
+    let mut work = 0;
+    for (state, gradient) in &mut states {
+        let gradient = gradient.as_ref().map_or(&[][..], |gradient| gradient.storage::<f32>());
+        let [parameter, first, second] = state.each_mut().map(FlexTensor::storage_mut::<f32>);
+        work += 4 * parameter.len();
+        let chunks = parameter.chunks_mut(TASK).zip(first.chunks_mut(TASK)).zip(second.chunks_mut(TASK));
+        tasks.extend(chunks.enumerate().map(|(index, ((parameter, first), second))| {
+            (parameter, first, second, gradient.get(index * TASK..).unwrap_or(&[]))
+        }));
     }
-    (
-        tensor::from_flex(parameter),
-        Moments { first: tensor::from_flex(first), second: tensor::from_flex(second) },
-    )
+    parallel::for_each(tasks, work, |(parameter, first, second, gradient)| match gradient {
+        [] => decay_run(parameter, first, second, factors),
+        gradient => update_run(parameter, first, second, gradient, factors),
+    });
+    states
+        .into_iter()
+        .map(|([parameter, first, second], _)| {
+            let moments = Moments { first: tensor::from_flex(first), second: tensor::from_flex(second) };
+            (tensor::from_flex(parameter), moments)
+        })
+        .collect()
 }
 
-/// A contiguous f32 primitive, still the only owner of its storage if it was.
+/// An f32 primitive to be written into.
 fn owned(tensor: Tensor<Flex, 2>) -> FlexTensor {
-    let tensor = tensor.into_primitive().tensor();
     assert_eq!(tensor.dtype(), DType::F32, "adamw: parameters and moments are f32");
-    let elements = tensor.layout().num_elements();
-    let whole =
-        tensor.is_contiguous() && tensor.layout().start_offset() == 0 && tensor.bytes().len() == 4 * elements;
-    if whole { tensor } else { tensor.to_contiguous() }
+    tensor::owned(tensor)
 }
 
 /// The scalars of one step.
 #[derive(Clone, Copy)]
 struct Factors {
+    /// Of the gradient.
+    gradient: f32,
     decay: f32,
     /// 1 − β₁.
     first: f32,
@@ -66,11 +75,12 @@ struct Factors {
 }
 
 impl Factors {
-    fn new(config: &AdamWConfig, learning_rate: f64, step: u64) -> Self {
+    fn new(config: &AdamWConfig, learning_rate: f64, step: u64, gradient: f32) -> Self {
         let AdamWConfig { beta_1, beta_2, epsilon, weight_decay } = *config;
         let correction_1 = 1.0 - beta_1.powf(step as f64);
         let correction_2 = 1.0 - beta_2.powf(step as f64);
         Self {
+            gradient,
             decay: (1.0 - learning_rate * weight_decay) as f32,
             first: (1.0 - beta_1) as f32,
             beta_2: beta_2 as f32,
@@ -85,8 +95,19 @@ impl Factors {
 vectorized! {
     fn update_run(parameter: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32], factors: Factors) {
         for (((p, m), v), g) in parameter.iter_mut().zip(first).zip(second).zip(gradient) {
+            let g = g * factors.gradient;
             *m += factors.first * (g - *m);
             *v = *v * factors.beta_2 + factors.second * g * g;
+            let denominator = v.sqrt() / factors.root_correction + factors.epsilon;
+            *p = *p * factors.decay + factors.step_size * *m / denominator;
+        }
+    }
+
+    /// [`update_run`] for a gradient of zero.
+    fn decay_run(parameter: &mut [f32], first: &mut [f32], second: &mut [f32], factors: Factors) {
+        for ((p, m), v) in parameter.iter_mut().zip(first).zip(second) {
+            *m -= factors.first * *m;
+            *v *= factors.beta_2;
             let denominator = v.sqrt() / factors.root_correction + factors.epsilon;
             *p = *p * factors.decay + factors.step_size * *m / denominator;
         }
@@ -113,7 +134,7 @@ pub(crate) fn sum_of_squares(tensor: &Tensor<Flex, 2>) -> f64 {
         let mut sums = vec![0.0f64; values.len().div_ceil(TASK)];
         let tasks = values.chunks(TASK).zip(&mut sums).collect();
         parallel::for_each(tasks, values.len(), |(values, sum)| {
-            let mut wide = scratch::take(values.len());
+            let mut wide = pool::take::<f32>(values.len());
             widen(values, &mut wide);
             *sum = sum_of_squares_run(&wide);
         });

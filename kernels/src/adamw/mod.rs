@@ -10,7 +10,6 @@
 //!
 //! Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (<https://arxiv.org/abs/1711.05101>).
 
-pub(crate) mod autodiff;
 pub(crate) mod cpu;
 pub mod reference;
 
@@ -54,26 +53,43 @@ impl<B: Backend> Moments<B> {
     }
 }
 
-/// One update; `step` counts from 1. Updates in place where a tensor is held by nobody else. On an autodiff backend
-/// the result is a new, untracked leaf.
+/// One parameter, its gradient and its moments.
+#[derive(Clone, Debug)]
+pub struct Update<B: Backend> {
+    /// What is trained, f32.
+    pub parameter: Tensor<B, 2>,
+    /// Its gradient, f32, of the same shape; `None` counts as zero.
+    pub gradient: Option<Tensor<B, 2>>,
+    /// Its moments.
+    pub moments: Moments<B>,
+}
+
+/// Updates all parameters in one pass; `step` counts from 1. Gradients are multiplied by `gradient_factor` (clipping)
+/// as they are read. In place where a tensor is held by nobody else.
 ///
 /// # Panics
 /// If shapes differ, a dtype is not f32, or `step` is 0.
 pub fn adamw<B: KernelBackend>(
-    parameter: Tensor<B, 2>,
-    gradient: Tensor<B, 2>,
-    moments: Moments<B>,
+    updates: Vec<Update<B>>,
+    gradient_factor: f32,
     config: &AdamWConfig,
     learning_rate: f64,
     step: u64,
-) -> (Tensor<B, 2>, Moments<B>) {
+) -> Vec<(Tensor<B, 2>, Moments<B>)> {
     assert!(step > 0, "adamw: steps count from 1");
-    for (name, other) in
-        [("gradient", &gradient), ("first moment", &moments.first), ("second moment", &moments.second)]
-    {
-        assert_eq!(other.dims(), parameter.dims(), "adamw: the {name} has another shape than the parameter");
+    for Update { parameter, gradient, moments } in &updates {
+        let others = [("first moment", &moments.first), ("second moment", &moments.second)];
+        for (name, other) in
+            others.into_iter().chain(gradient.as_ref().map(|gradient| ("gradient", gradient)))
+        {
+            assert_eq!(
+                other.dims(),
+                parameter.dims(),
+                "adamw: the {name} has another shape than the parameter"
+            );
+        }
     }
-    B::adamw(parameter, gradient, moments, config, learning_rate, step)
+    B::adamw(updates, gradient_factor, config, learning_rate, step)
 }
 
 /// Σ x² in f64, in an order that depends on the shape alone.

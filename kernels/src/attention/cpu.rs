@@ -1,4 +1,9 @@
-//! Attention on the CPU: one task per document and head, one strip of queries at a time.
+//! Attention on the CPU: one task per document and head, a strip of queries against a block of keys at a time.
+//!
+//! Keys and values of a head are packed once for all its strips. The forward keeps a running maximum and sum per query
+//! (Milakov and Gimelshein, *Online normalizer calculation for softmax*, <https://arxiv.org/abs/1805.02867>), the
+//! backward recomputes probabilities from the log-sum-exp: memory grows with the length of a document, not with its
+//! square.
 
 use std::ops::Range;
 
@@ -7,12 +12,15 @@ use burn_flex::Flex;
 
 use super::{AttentionBackward, AttentionOptions};
 use crate::cpu::disjoint::Disjoint;
-use crate::cpu::gemm::{Destination, Matrix, gemm};
-use crate::cpu::scalar::{Scalar, narrow, widen, with_float};
-use crate::cpu::{math, parallel, scratch, tensor, vectorized};
+use crate::cpu::matmul::{Columns, PackedColumns, PackedRows, RowSource, Side, Tile, multiply_packed};
+use crate::cpu::pool::{self, Buffer};
+use crate::cpu::scalar::{Scalar, narrow, with_float};
+use crate::cpu::{math, parallel, tensor, vectorized};
 
-/// Queries per strip.
-const STRIP: usize = 64;
+/// Queries per strip: four tiles of rows.
+const STRIP: usize = 56;
+/// Keys per block: one block of the product's reduction.
+const KEYS: usize = 512;
 
 /// One head of one document.
 struct Task {
@@ -35,218 +43,460 @@ fn tasks(options: &AttentionOptions, heads: usize, head_dim: usize) -> (Vec<Task
     (tasks, work)
 }
 
-/// A strip of queries within a task: rows of the document, and the keys that any of them sees.
-struct Strip {
+/// A strip of queries against a block of keys, both numbered within their document.
+struct Pair {
     rows: Range<usize>,
+    /// Number of the block, and its keys up to the last that a query of the strip sees.
+    block: usize,
     keys: Range<usize>,
 }
 
-fn strips<'a>(task: &'a Task, options: &'a AttentionOptions) -> impl Iterator<Item = Strip> + 'a {
-    let (queries, keys) = (task.queries.len(), task.keys.len());
-    (0..queries).step_by(STRIP).map(move |start| {
-        let rows = start..(start + STRIP).min(queries);
-        let first = options.visible(rows.start, queries, keys);
-        let last = options.visible(rows.end - 1, queries, keys);
-        Strip { rows, keys: first.start..last.end }
-    })
-}
+impl Task {
+    fn strips(&self) -> impl Iterator<Item = Range<usize>> {
+        let queries = self.queries.len();
+        let strips = queries.div_ceil(STRIP);
+        (0..strips).map(move |strip| strip * queries / strips..(strip + 1) * queries / strips)
+    }
 
-/// Copies one head of the rows of `[rows, heads, head_dim]` to `[rows, head_dim]` in f32.
-fn gather<T: Scalar>(
-    values: &[T],
-    rows: Range<usize>,
-    head: usize,
-    heads: usize,
-    head_dim: usize,
-    out: &mut [f32],
-) {
-    for (row, out) in rows.zip(out.chunks_exact_mut(head_dim)) {
-        widen(&values[(row * heads + head) * head_dim..][..head_dim], out);
+    /// The blocks of keys that the queries `rows` see.
+    fn pairs(&self, rows: &Range<usize>, options: &AttentionOptions) -> impl Iterator<Item = Pair> {
+        let first = options.visible(rows.start, self.queries.len(), self.keys.len()).start;
+        let end = options.visible(rows.end - 1, self.queries.len(), self.keys.len()).end;
+        let rows = rows.clone();
+        (first / KEYS..end.div_ceil(KEYS)).map(move |block| {
+            let keys = block * KEYS..((block + 1) * KEYS).min(end);
+            Pair { rows: rows.clone(), block, keys }
+        })
+    }
+
+    /// The keys of a pair that query `row` sees, numbered within the block.
+    fn visible(&self, pair: &Pair, row: usize, options: &AttentionOptions) -> Range<usize> {
+        let seen = options.visible(row, self.queries.len(), self.keys.len());
+        let inside = |key: usize| key.clamp(pair.keys.start, pair.keys.end) - pair.keys.start;
+        inside(seen.start)..inside(seen.end)
     }
 }
 
-/// `attention_with_log_sum_exp` of the CPU backend.
+/// One head of a tensor `[rows, heads, head_dim]`.
+struct Head<'a, T> {
+    values: &'a [T],
+    stride: usize,
+    head_dim: usize,
+}
+
+impl<'a, T: Scalar> Head<'a, T> {
+    fn new(values: &'a [T], heads: usize, head_dim: usize, head: usize) -> Self {
+        Self { values: &values[head * head_dim..], stride: heads * head_dim, head_dim }
+    }
+
+    fn row(&self, row: usize) -> &'a [T] {
+        &self.values[row * self.stride..][..self.head_dim]
+    }
+
+    /// Rows as a right operand.
+    fn columns(&self, rows: Range<usize>, side: Side) -> Columns<'a> {
+        let values = self.values.get(rows.start * self.stride..).unwrap_or(&[]);
+        let shape = [rows.len(), self.head_dim];
+        Columns { stored: T::stored(values), shape, stride: self.stride, side, factor: 1.0 }
+    }
+
+    /// Rows as a left operand.
+    fn pack(&self, rows: Range<usize>, packed: &mut PackedRows) {
+        let source =
+            RowSource::RowMajor { values: &self.values[rows.start * self.stride..], stride: self.stride };
+        packed.repack::<T, T>(rows.len(), self.head_dim, source);
+    }
+
+    /// All blocks of the rows `range`, packed as right operands.
+    fn blocks(&self, range: &Range<usize>, side: Side) -> Vec<PackedColumns> {
+        let blocks = range.clone().step_by(KEYS);
+        let block = |start: usize| self.columns(start..(start + KEYS).min(range.end), side);
+        blocks.map(|start| PackedColumns::pack::<T>(&block(start))).collect()
+    }
+}
+
+/// Copies or adds the tiles of a product into `out`, whose rows are `stride` values apart.
+fn collect(out: &mut [f32], stride: usize, add: bool) -> impl FnMut(Tile<'_>) {
+    move |mut tile| {
+        let column = tile.columns.start;
+        for (row, values) in tile.iter_mut() {
+            let out = &mut out[row * stride + column..][..values.len()];
+            if add {
+                add_to(out, values);
+            } else {
+                out.copy_from_slice(values);
+            }
+        }
+    }
+}
+
+/// `attention` of the CPU backend.
 pub(crate) fn forward(
-    q: Tensor<Flex, 3>,
-    k: Tensor<Flex, 3>,
-    v: Tensor<Flex, 3>,
+    q: &Tensor<Flex, 3>,
+    k: &Tensor<Flex, 3>,
+    v: &Tensor<Flex, 3>,
     options: &AttentionOptions,
 ) -> (Tensor<Flex, 3>, Tensor<Flex, 2>) {
     let ([tokens, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
-    let (q, k, v) = (tensor::primitive(q), tensor::primitive(k), tensor::primitive(v));
+    let [q, k, v] = [q, k, v].map(|tensor| tensor::primitive(tensor.clone()));
     let (tasks, work) = tasks(options, heads, head_dim);
     with_float!(q.dtype(), T => {
         let (q, k, v) = (q.storage::<T>(), k.storage::<T>(), v.storage::<T>());
-        let mut y = vec![<T as Scalar>::from_f32(0.0); q.len()];
-        let mut log_sum_exp = vec![0.0f32; heads * tokens];
-        let (y_parts, lse_parts) = (Disjoint::new(&mut y), Disjoint::new(&mut log_sum_exp));
-        parallel::for_each(tasks, 2 * work, |task| {
-            let kv_head = task.head / (heads / kv_heads);
-            let length = task.keys.len() * head_dim;
-            let (mut keys, mut values) = (scratch::take(length), scratch::take(length));
-            gather(k, task.keys.clone(), kv_head, kv_heads, head_dim, &mut keys);
-            gather(v, task.keys.clone(), kv_head, kv_heads, head_dim, &mut values);
-            let mut queries = scratch::take(STRIP * head_dim);
-            let mut output = scratch::take(STRIP * head_dim);
-            for Strip { rows, keys: seen } in strips(&task, options) {
-                let tokens_here = task.queries.start + rows.start..task.queries.start + rows.end;
-                gather(q, tokens_here.clone(), task.head, heads, head_dim, &mut queries);
-                let (height, width) = (rows.len(), seen.len());
-                let mut scores = scratch::take(height * width);
-                let left = Matrix::rows(&queries, head_dim);
-                let right = Matrix::rows(&keys[seen.start * head_dim..], head_dim).transposed();
-                let replace = Destination::Replace;
-                gemm([height, head_dim, width], &mut scores, width, replace, options.scaling, left, right);
-                // SAFETY: this head and these tokens belong to this task alone.
-                let lse = unsafe { lse_parts.slice(task.head * tokens + tokens_here.start, height) };
-                for ((row, scores), lse) in rows.zip(scores.chunks_exact_mut(width)).zip(lse) {
-                    let visible = options.visible(row, task.queries.len(), task.keys.len());
-                    *lse = softmax(scores, visible.start - seen.start..visible.end - seen.start);
+        let mut y = pool::take::<T>(q.len());
+        let mut log_sum_exp = pool::take::<f32>(heads * tokens);
+        {
+            let (y, lse) = (Disjoint::new(&mut y), Disjoint::new(&mut log_sum_exp));
+            parallel::for_each(tasks, 2 * work, |task| {
+                let kv_head = task.head / (heads / kv_heads);
+                let keys = Head::new(k, kv_heads, head_dim, kv_head).blocks(&task.keys, Side::Transposed);
+                let values = Head::new(v, kv_heads, head_dim, kv_head).blocks(&task.keys, Side::Plain);
+                let queries = Head::new(q, heads, head_dim, task.head);
+                let mut strip = ForwardStrip::<T>::new(head_dim);
+                for rows in task.strips() {
+                    let tokens_here = task.queries.start + rows.start..task.queries.start + rows.end;
+                    queries.pack(tokens_here.clone(), &mut strip.queries);
+                    strip.run(&task, &rows, options, &keys, &values);
+                    // SAFETY: this head and these tokens belong to this task alone.
+                    let lse = unsafe { lse.slice(task.head * tokens + tokens_here.start, rows.len()) };
+                    for ((index, token), lse) in tokens_here.enumerate().zip(lse) {
+                        let (most, sum) = (strip.most[index], strip.sums[index]);
+                        *lse = most + sum.ln();
+                        let output = &mut strip.output[index * head_dim..][..head_dim];
+                        scale(output, 1.0 / sum);
+                        // SAFETY: as above.
+                        narrow(output, unsafe { y.slice((token * heads + task.head) * head_dim, head_dim) });
+                    }
                 }
-                let left = Matrix::rows(&scores, width);
-                let right = Matrix::rows(&values[seen.start * head_dim..], head_dim);
-                gemm([height, width, head_dim], &mut output, head_dim, replace, 1.0, left, right);
-                for (token, output) in tokens_here.zip(output.chunks_exact(head_dim)) {
-                    // SAFETY: as above.
-                    let y = unsafe { y_parts.slice((token * heads + task.head) * head_dim, head_dim) };
-                    narrow(output, y);
-                }
-            }
-        });
-        (tensor::from_vec(y, [tokens, heads, head_dim]), tensor::from_vec(log_sum_exp, [heads, tokens]))
+            });
+        }
+        (tensor::from_buffer(y, [tokens, heads, head_dim]), tensor::from_buffer(log_sum_exp, [heads, tokens]))
     })
+}
+
+/// The forward's state for one strip of queries.
+struct ForwardStrip<T: Scalar> {
+    queries: PackedRows,
+    weights: PackedRows,
+    scores: Buffer<f32>,
+    probabilities: Buffer<T>,
+    /// `[rows, head_dim]`, not yet divided by the sums.
+    output: Buffer<f32>,
+    /// Largest score of each row so far.
+    most: [f32; STRIP],
+    /// Σ exp(score − most) of each row so far.
+    sums: [f32; STRIP],
+}
+
+impl<T: Scalar> ForwardStrip<T> {
+    fn new(head_dim: usize) -> Self {
+        Self {
+            queries: PackedRows::reserve::<T>(STRIP, head_dim),
+            weights: PackedRows::reserve::<T>(STRIP, KEYS),
+            scores: pool::take(STRIP * KEYS),
+            probabilities: pool::take(STRIP * KEYS),
+            output: pool::take(STRIP * head_dim),
+            most: [0.0; STRIP],
+            sums: [0.0; STRIP],
+        }
+    }
+
+    fn run(
+        &mut self,
+        task: &Task,
+        rows: &Range<usize>,
+        options: &AttentionOptions,
+        keys: &[PackedColumns],
+        values: &[PackedColumns],
+    ) {
+        let height = rows.len();
+        let head_dim = self.output.len() / STRIP;
+        self.output.fill(0.0);
+        self.most.fill(f32::NEG_INFINITY);
+        self.sums.fill(0.0);
+        for pair in task.pairs(rows, options) {
+            let width = pair.keys.len();
+            multiply_packed(&self.queries, &keys[pair.block], width, collect(&mut self.scores, width, false));
+            let parts = self.scores.chunks_exact_mut(width).zip(self.probabilities.chunks_exact_mut(width));
+            for ((index, row), (scores, probabilities)) in pair.rows.clone().enumerate().zip(parts) {
+                let visible = task.visible(&pair, row, options);
+                let output = &mut self.output[index * head_dim..][..head_dim];
+                let state = (&mut self.most[index], &mut self.sums[index]);
+                softmax_step(scores, visible, options.scaling, state, output);
+                narrow(scores, probabilities);
+            }
+            let source = RowSource::RowMajor { values: &self.probabilities[..], stride: width };
+            self.weights.repack::<T, T>(height, width, source);
+            multiply_packed(
+                &self.weights,
+                &values[pair.block],
+                head_dim,
+                collect(&mut self.output, head_dim, true),
+            );
+        }
+    }
 }
 
 /// `attention_backward` of the CPU backend.
-pub(crate) fn backward(request: AttentionBackward<Flex>, dy: Tensor<Flex, 3>) -> [Tensor<Flex, 3>; 3] {
-    let AttentionBackward { q, k, v, output, log_sum_exp, options } = request;
+pub(crate) fn backward(request: AttentionBackward<'_, Flex>) -> [Tensor<Flex, 3>; 3] {
+    let AttentionBackward { q, k, v, output, log_sum_exp, options, dy } = request;
     let ([tokens, heads, head_dim], [keys, kv_heads, _]) = (q.dims(), k.dims());
-    let (q, k, v) = (tensor::primitive(q), tensor::primitive(k), tensor::primitive(v));
-    let (output, dy) = (tensor::primitive(output), tensor::primitive(dy));
-    let log_sum_exp = tensor::primitive(log_sum_exp);
+    let [q, k, v, output, dy] = [q, k, v, output, dy].map(|tensor| tensor::primitive(tensor.clone()));
+    let log_sum_exp = tensor::primitive(log_sum_exp.clone());
     let log_sum_exp = log_sum_exp.storage::<f32>();
-    let (tasks, work) = tasks(&options, heads, head_dim);
+    let (tasks, work) = tasks(options, heads, head_dim);
     with_float!(q.dtype(), T => {
         let (q, k, v) = (q.storage::<T>(), k.storage::<T>(), v.storage::<T>());
         let (output, dy) = (output.storage::<T>(), dy.storage::<T>());
-        let mut dq = vec![<T as Scalar>::from_f32(0.0); q.len()];
+        let mut dq = pool::take::<T>(q.len());
         // Per query head, summed over each group at the end: heads never add into one another's memory.
-        let mut dk_heads = vec![0.0f32; heads * keys * head_dim];
-        let mut dv_heads = dk_heads.clone();
-        let dq_parts = Disjoint::new(&mut dq);
-        let (dk_parts, dv_parts) = (Disjoint::new(&mut dk_heads), Disjoint::new(&mut dv_heads));
-        parallel::for_each(tasks, 5 * work, |task| {
-            let kv_head = task.head / (heads / kv_heads);
-            let (key_count, start) = (task.keys.len(), (task.head * keys + task.keys.start) * head_dim);
-            // SAFETY: this head and these keys belong to this task alone.
-            let dk = unsafe { dk_parts.slice(start, key_count * head_dim) };
-            // SAFETY: as above.
-            let dv = unsafe { dv_parts.slice(start, key_count * head_dim) };
-            let (mut keys, mut values) = (scratch::take(dk.len()), scratch::take(dk.len()));
-            gather(k, task.keys.clone(), kv_head, kv_heads, head_dim, &mut keys);
-            gather(v, task.keys.clone(), kv_head, kv_heads, head_dim, &mut values);
-            let [mut queries, mut upstream, mut outputs] = [(); 3].map(|()| scratch::take(STRIP * head_dim));
-            for Strip { rows, keys: seen } in strips(&task, &options) {
-                let tokens_here = task.queries.start + rows.start..task.queries.start + rows.end;
-                gather(q, tokens_here.clone(), task.head, heads, head_dim, &mut queries);
-                gather(dy, tokens_here.clone(), task.head, heads, head_dim, &mut upstream);
-                gather(output, tokens_here.clone(), task.head, heads, head_dim, &mut outputs);
-                let (height, width) = (rows.len(), seen.len());
-                let (mut p, mut ds) = (scratch::take(height * width), scratch::take(height * width));
-                let key_rows = Matrix::rows(&keys[seen.start * head_dim..], head_dim);
-                let value_rows = Matrix::rows(&values[seen.start * head_dim..], head_dim);
-                let query_rows = Matrix::rows(&queries, head_dim);
-                let upstream_rows = Matrix::rows(&upstream, head_dim);
-                let (replace, add, scaling) = (Destination::Replace, Destination::Add, options.scaling);
-                let scores = [height, head_dim, width];
-                gemm(scores, &mut p, width, replace, scaling, query_rows, key_rows.transposed());
-                gemm(scores, &mut ds, width, replace, 1.0, upstream_rows, value_rows.transposed());
-                for (index, row) in rows.enumerate() {
-                    let visible = options.visible(row, task.queries.len(), key_count);
-                    let visible = visible.start - seen.start..visible.end - seen.start;
-                    let head = index * head_dim..(index + 1) * head_dim;
-                    let delta = delta(&upstream[head.clone()], &outputs[head]);
-                    let lse = log_sum_exp[task.head * tokens + tokens_here.start + index];
-                    let span = index * width..(index + 1) * width;
-                    softmax_backward(&mut p[span.clone()], &mut ds[span], visible, lse, delta);
+        let mut dk_heads = pool::take::<f32>(heads * keys * head_dim);
+        let mut dv_heads = pool::take::<f32>(heads * keys * head_dim);
+        {
+            let dq = Disjoint::new(&mut dq);
+            let (dk, dv) = (Disjoint::new(&mut dk_heads), Disjoint::new(&mut dv_heads));
+            parallel::for_each(tasks, 5 * work, |task| {
+                let kv_head = task.head / (heads / kv_heads);
+                let start = (task.head * keys + task.keys.start) * head_dim;
+                let length = task.keys.len() * head_dim;
+                // SAFETY: this head and these keys belong to this task alone.
+                let (dk, dv) = unsafe { (dk.slice(start, length), dv.slice(start, length)) };
+                dk.fill(0.0);
+                dv.fill(0.0);
+                let key_head = Head::new(k, kv_heads, head_dim, kv_head);
+                let value_head = Head::new(v, kv_heads, head_dim, kv_head);
+                let packed = PackedHead {
+                    keys: key_head.blocks(&task.keys, Side::Transposed),
+                    keys_plain: key_head.blocks(&task.keys, Side::Plain),
+                    values: value_head.blocks(&task.keys, Side::Transposed),
+                };
+                let queries = Head::new(q, heads, head_dim, task.head);
+                let upstream = Head::new(dy, heads, head_dim, task.head);
+                let outputs = Head::new(output, heads, head_dim, task.head);
+                let mut strip = BackwardStrip::<T>::new(head_dim);
+                for rows in task.strips() {
+                    let tokens_here = task.queries.start + rows.start..task.queries.start + rows.end;
+                    strip.load(&queries, &upstream, &outputs, tokens_here.clone());
+                    let lse = &log_sum_exp[task.head * tokens + tokens_here.start..][..rows.len()];
+                    strip.run(&task, &rows, options, &packed, lse, (dk, dv));
+                    for (token, dq_row) in tokens_here.zip(strip.dq.chunks_exact(head_dim)) {
+                        // SAFETY: this head and these tokens belong to this task alone.
+                        narrow(dq_row, unsafe { dq.slice((token * heads + task.head) * head_dim, head_dim) });
+                    }
                 }
-                let (p, ds) = (Matrix::rows(&p, width), Matrix::rows(&ds, width));
-                let to_keys = [width, height, head_dim];
-                gemm(to_keys, &mut dv[seen.start * head_dim..], head_dim, add, 1.0, p.transposed(), upstream_rows);
-                gemm(to_keys, &mut dk[seen.start * head_dim..], head_dim, add, scaling, ds.transposed(), query_rows);
-                gemm([height, width, head_dim], &mut outputs, head_dim, replace, scaling, ds, key_rows);
-                for (token, dq) in tokens_here.zip(outputs.chunks_exact(head_dim)) {
-                    // SAFETY: this head of these tokens belongs to this task alone.
-                    let out = unsafe { dq_parts.slice((token * heads + task.head) * head_dim, head_dim) };
-                    narrow(dq, out);
+            });
+        }
+        let sum = |parts: &[f32]| {
+            let mut total = pool::take::<T>(keys * kv_heads * head_dim);
+            let rows = parallel::rows_per_task(kv_heads * head_dim);
+            let chunk = (rows * kv_heads * head_dim).max(1);
+            let tasks = total.chunks_mut(chunk).enumerate().collect();
+            parallel::for_each(tasks, parts.len(), |(task, total)| {
+                let group = heads / kv_heads;
+                let mut row_sum = pool::take::<f32>(head_dim);
+                for (index, total) in total.chunks_exact_mut(head_dim).enumerate() {
+                    let (key, kv_head) = (task * rows + index / kv_heads, index % kv_heads);
+                    let part = |head: usize| &parts[(head * keys + key) * head_dim..][..head_dim];
+                    row_sum.copy_from_slice(part(kv_head * group));
+                    for head in kv_head * group + 1..(kv_head + 1) * group {
+                        add_to(&mut row_sum, part(head));
+                    }
+                    narrow(&row_sum, total);
                 }
-            }
-        });
-        let dk = sum_groups::<T>(&dk_heads, heads, kv_heads, head_dim, keys);
-        let dv = sum_groups::<T>(&dv_heads, heads, kv_heads, head_dim, keys);
-        let shape = [keys, kv_heads, head_dim];
-        [tensor::from_vec(dq, [tokens, heads, head_dim]), tensor::from_vec(dk, shape), tensor::from_vec(dv, shape)]
+            });
+            tensor::from_buffer(total, [keys, kv_heads, head_dim])
+        };
+        [tensor::from_buffer(dq, [tokens, heads, head_dim]), sum(&dk_heads), sum(&dv_heads)]
     })
 }
 
-/// `[heads, keys, head_dim]` summed over the heads of each group, to `[keys, kv_heads, head_dim]`.
-fn sum_groups<T: Scalar>(
-    per_head: &[f32],
-    heads: usize,
-    kv_heads: usize,
+/// Keys and values of one head, packed by blocks.
+struct PackedHead {
+    keys: Vec<PackedColumns>,
+    keys_plain: Vec<PackedColumns>,
+    values: Vec<PackedColumns>,
+}
+
+/// The backward's state for one strip of queries.
+struct BackwardStrip<T: Scalar> {
+    queries: PackedRows,
+    queries_plain: PackedColumns,
+    upstream: PackedRows,
+    upstream_plain: PackedColumns,
+    /// dy · y of each row.
+    deltas: [f32; STRIP],
+    scores: Buffer<f32>,
+    slopes: Buffer<f32>,
+    /// Probabilities, then slopes, rounded.
+    rounded: Buffer<T>,
+    packed: PackedRows,
+    /// `[rows, head_dim]`.
+    dq: Buffer<f32>,
     head_dim: usize,
-    keys: usize,
-) -> Vec<T> {
-    let group = heads / kv_heads;
-    let mut out = vec![T::from_f32(0.0); keys * kv_heads * head_dim];
-    let rows = parallel::rows_per_task(kv_heads * head_dim);
-    let tasks = out.chunks_mut((rows * kv_heads * head_dim).max(1)).enumerate().collect();
-    parallel::for_each(tasks, per_head.len(), |(task, out)| {
-        let mut sum = scratch::take(head_dim);
-        for (index, out) in out.chunks_exact_mut(head_dim.max(1)).enumerate() {
-            let (key, kv_head) = (task * rows + index / kv_heads, index % kv_heads);
-            sum.fill(0.0);
-            for head in kv_head * group..(kv_head + 1) * group {
-                let values = &per_head[(head * keys + key) * head_dim..][..head_dim];
-                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-            }
-            narrow(&sum, out);
+}
+
+impl<T: Scalar> BackwardStrip<T> {
+    fn new(head_dim: usize) -> Self {
+        let nothing = Columns::new(T::stored(&[]), [0, 0], Side::Plain);
+        Self {
+            queries: PackedRows::reserve::<T>(STRIP, head_dim),
+            queries_plain: PackedColumns::pack::<T>(&nothing),
+            upstream: PackedRows::reserve::<T>(STRIP, head_dim),
+            upstream_plain: PackedColumns::pack::<T>(&nothing),
+            deltas: [0.0; STRIP],
+            scores: pool::take(STRIP * KEYS),
+            slopes: pool::take(STRIP * KEYS),
+            rounded: pool::take(STRIP * KEYS),
+            packed: PackedRows::reserve::<T>(STRIP, KEYS),
+            dq: pool::take(STRIP * head_dim),
+            head_dim,
         }
-    });
-    out
+    }
+
+    /// Packs the strip's queries and upstream gradients.
+    fn load(
+        &mut self,
+        queries: &Head<'_, T>,
+        upstream: &Head<'_, T>,
+        outputs: &Head<'_, T>,
+        tokens: Range<usize>,
+    ) {
+        queries.pack(tokens.clone(), &mut self.queries);
+        upstream.pack(tokens.clone(), &mut self.upstream);
+        self.queries_plain.repack::<T>(&queries.columns(tokens.clone(), Side::Plain));
+        self.upstream_plain.repack::<T>(&upstream.columns(tokens.clone(), Side::Plain));
+        for (delta, token) in self.deltas.iter_mut().zip(tokens) {
+            *delta = dot(upstream.row(token), outputs.row(token));
+        }
+    }
+
+    fn run(
+        &mut self,
+        task: &Task,
+        rows: &Range<usize>,
+        options: &AttentionOptions,
+        head: &PackedHead,
+        log_sum_exp: &[f32],
+        (dk, dv): (&mut [f32], &mut [f32]),
+    ) {
+        let (height, head_dim) = (rows.len(), self.head_dim);
+        self.dq.fill(0.0);
+        for pair in task.pairs(rows, options) {
+            let width = pair.keys.len();
+            multiply_packed(
+                &self.queries,
+                &head.keys[pair.block],
+                width,
+                collect(&mut self.scores, width, false),
+            );
+            multiply_packed(
+                &self.upstream,
+                &head.values[pair.block],
+                width,
+                collect(&mut self.slopes, width, false),
+            );
+            let parts = self.scores.chunks_exact_mut(width).zip(self.slopes.chunks_exact_mut(width));
+            for ((index, row), (scores, slopes)) in pair.rows.clone().enumerate().zip(parts) {
+                let visible = task.visible(&pair, row, options);
+                let state = (log_sum_exp[index], self.deltas[index]);
+                slopes_of_scores(scores, slopes, visible, options.scaling, state);
+            }
+            let keys = pair.keys.start * head_dim..pair.keys.end * head_dim;
+            let length = height * width;
+
+            narrow(&self.scores[..length], &mut self.rounded[..length]);
+            let transposed = RowSource::Transposed { values: &self.rounded[..length], stride: width };
+            self.packed.repack::<T, T>(width, height, transposed);
+            let out = collect(&mut dv[keys.clone()], head_dim, true);
+            multiply_packed(&self.packed, &self.upstream_plain, head_dim, out);
+
+            narrow(&self.slopes[..length], &mut self.rounded[..length]);
+            let transposed = RowSource::Transposed { values: &self.rounded[..length], stride: width };
+            self.packed.repack::<T, T>(width, height, transposed);
+            let out = collect(&mut dk[keys], head_dim, true);
+            multiply_packed(&self.packed, &self.queries_plain, head_dim, out);
+
+            let source = RowSource::RowMajor { values: &self.rounded[..length], stride: width };
+            self.packed.repack::<T, T>(height, width, source);
+            let out = collect(&mut self.dq, head_dim, true);
+            multiply_packed(&self.packed, &head.keys_plain[pair.block], head_dim, out);
+        }
+    }
 }
 
 vectorized! {
-    /// Turns scores into probabilities, 0 where not visible; returns ln Σ exp of the visible scores.
-    fn softmax(scores: &mut [f32], visible: Range<usize>) -> f32 {
+    fn add_to(values: &mut [f32], other: &[f32]) {
+        for (value, other) in values.iter_mut().zip(other) {
+            *value += other;
+        }
+    }
+
+    fn scale(values: &mut [f32], factor: f32) {
+        for value in values {
+            *value *= factor;
+        }
+    }
+
+    fn dot<T: Scalar>(a: &[T], b: &[T]) -> f32 {
+        let mut lanes = [0.0f32; 16];
+        for (a, b) in a.chunks(16).zip(b.chunks(16)) {
+            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
+                *lane += a.to_f32() * b.to_f32();
+            }
+        }
+        math::join(lanes)
+    }
+
+    /// Turns one row's scores into exp(scaling · score − most), 0 where not visible, with the running largest score
+    /// and sum brought up to date and the output so far scaled to the new largest.
+    fn softmax_step(
+        scores: &mut [f32],
+        visible: Range<usize>,
+        scaling: f32,
+        state: (&mut f32, &mut f32),
+        output: &mut [f32],
+    ) {
+        let (most, sum) = state;
         scores[..visible.start].fill(0.0);
         scores[visible.end..].fill(0.0);
         let scores = &mut scores[visible];
-        let max = math::max(scores);
-        for score in scores.iter_mut() {
-            *score = math::exp(*score - max);
+        if scores.is_empty() {
+            return;
         }
-        let sum = math::sum(scores);
-        let factor = 1.0 / sum;
         for score in scores.iter_mut() {
-            *score *= factor;
+            *score *= scaling;
         }
-        max + sum.ln()
+        let largest = math::max(scores);
+        let largest = if largest > *most { largest } else { *most };
+        let correction = math::exp(*most - largest);
+        if correction != 1.0 {
+            for value in output {
+                *value *= correction;
+            }
+        }
+        for score in scores.iter_mut() {
+            *score = math::exp(*score - largest);
+        }
+        *sum = *sum * correction + math::sum(scores);
+        *most = largest;
     }
 
-    /// Turns scores into probabilities, and `ds`, which holds dy · v, into the gradient of the scores.
-    fn softmax_backward(p: &mut [f32], ds: &mut [f32], visible: Range<usize>, lse: f32, delta: f32) {
-        for hidden in [0..visible.start, visible.end..p.len()] {
-            p[hidden.clone()].fill(0.0);
-            ds[hidden].fill(0.0);
+    /// Turns one row's scores into probabilities p and its dp into ds = p (dp − delta) scaling; 0 where not visible.
+    fn slopes_of_scores(
+        scores: &mut [f32],
+        slopes: &mut [f32],
+        visible: Range<usize>,
+        scaling: f32,
+        state: (f32, f32),
+    ) {
+        let (log_sum_exp, delta) = state;
+        for values in [&mut *scores, &mut *slopes] {
+            values[..visible.start].fill(0.0);
+            values[visible.end..].fill(0.0);
         }
-        for (p, ds) in p[visible.clone()].iter_mut().zip(&mut ds[visible]) {
-            *p = math::exp(*p - lse);
-            *ds = *p * (*ds - delta);
+        for (score, slope) in scores[visible.clone()].iter_mut().zip(&mut slopes[visible]) {
+            let p = math::exp(*score * scaling - log_sum_exp);
+            *score = p;
+            *slope = p * (*slope - delta) * scaling;
         }
-    }
-
-    fn delta(upstream: &[f32], output: &[f32]) -> f32 {
-        math::dot(upstream, output)
     }
 }

@@ -16,7 +16,6 @@
 //!
 //! Dao, *FlashAttention-2* (<https://arxiv.org/abs/2307.08691>), for the backward by log-sum-exp.
 
-pub(crate) mod autodiff;
 pub(crate) mod cpu;
 pub mod reference;
 
@@ -110,22 +109,31 @@ impl AttentionOptions {
     }
 }
 
-/// Causal attention within documents.
+/// Causal attention within documents: the output, and ln Σ exp of each query's scores, f32 `[heads, tokens]`, for the
+/// backward.
 ///
 /// # Shapes
-/// `q` `[tokens, heads, head_dim]`, `k` and `v` `[keys, kv_heads, head_dim]`, result like `q`, dtype included.
+/// `q` `[tokens, heads, head_dim]`, `k` and `v` `[keys, kv_heads, head_dim]`, output like `q`, dtype included.
 /// `heads` is a multiple of `kv_heads`.
 ///
 /// # Panics
 /// If shapes, dtypes or document offsets do not fit, or the window is 0.
 pub fn attention<B: KernelBackend>(
-    q: Tensor<B, 3>,
-    k: Tensor<B, 3>,
-    v: Tensor<B, 3>,
-    documents: &DocumentOffsets,
-    scaling: f32,
-    sliding_window: Option<usize>,
-) -> Tensor<B, 3> {
+    q: &Tensor<B, 3>,
+    k: &Tensor<B, 3>,
+    v: &Tensor<B, 3>,
+    options: &AttentionOptions,
+) -> (Tensor<B, 3>, Tensor<B, 2>) {
+    check_operands(q, k, v, options);
+    B::document_attention(q, k, v, options)
+}
+
+fn check_operands<B: Backend>(
+    q: &Tensor<B, 3>,
+    k: &Tensor<B, 3>,
+    v: &Tensor<B, 3>,
+    options: &AttentionOptions,
+) {
     let ([tokens, heads, head_dim], [keys, kv_heads, key_dim]) = (q.dims(), k.dims());
     assert_eq!(k.dims(), v.dims(), "attention: keys and values differ in shape");
     assert_eq!(head_dim, key_dim, "attention: queries and keys differ in head dimension");
@@ -134,30 +142,47 @@ pub fn attention<B: KernelBackend>(
         "attention: {heads} heads over {kv_heads} key-value heads"
     );
     assert!(q.dtype() == k.dtype() && k.dtype() == v.dtype(), "attention: q, k and v differ in dtype");
-    assert_eq!(documents.queries(), tokens, "attention: documents do not cover the queries");
-    assert_eq!(documents.keys(), keys, "attention: documents do not cover the keys");
-    assert_ne!(sliding_window, Some(0), "attention: a window of 0 sees nothing");
-    B::document_attention(
-        q,
-        k,
-        v,
-        &AttentionOptions { documents: documents.clone(), scaling, sliding_window },
-    )
+    assert_eq!(options.documents.queries(), tokens, "attention: documents do not cover the queries");
+    assert_eq!(options.documents.keys(), keys, "attention: documents do not cover the keys");
+    assert_ne!(options.sliding_window, Some(0), "attention: a window of 0 sees nothing");
 }
 
-/// What the backward of [`attention`] needs.
-#[derive(Clone, Debug)]
-pub struct AttentionBackward<B: Backend> {
+/// What [`attention_backward`] is given.
+#[derive(Debug)]
+pub struct AttentionBackward<'a, B: Backend> {
     /// `[tokens, heads, head_dim]`.
-    pub q: Tensor<B, 3>,
+    pub q: &'a Tensor<B, 3>,
     /// `[keys, kv_heads, head_dim]`.
-    pub k: Tensor<B, 3>,
+    pub k: &'a Tensor<B, 3>,
     /// Like `k`.
-    pub v: Tensor<B, 3>,
-    /// The forward's result.
-    pub output: Tensor<B, 3>,
-    /// f32 `[heads, tokens]`.
-    pub log_sum_exp: Tensor<B, 2>,
+    pub v: &'a Tensor<B, 3>,
+    /// The forward's output.
+    pub output: &'a Tensor<B, 3>,
+    /// The forward's ln Σ exp, f32 `[heads, tokens]`.
+    pub log_sum_exp: &'a Tensor<B, 2>,
     /// As in the forward.
-    pub options: AttentionOptions,
+    pub options: &'a AttentionOptions,
+    /// Upstream gradient, like `output`.
+    pub dy: &'a Tensor<B, 3>,
+}
+
+/// Gradients of q, k and v, in their shapes and dtype.
+///
+/// # Panics
+/// As [`attention`].
+pub fn attention_backward<B: KernelBackend>(request: AttentionBackward<'_, B>) -> [Tensor<B, 3>; 3] {
+    let AttentionBackward { q, k, v, output, log_sum_exp, options, dy } = &request;
+    check_operands(q, k, v, options);
+    for other in [output, dy] {
+        assert!(
+            other.dims() == q.dims() && other.dtype() == q.dtype(),
+            "attention: output and dy are like q"
+        );
+    }
+    assert_eq!(
+        log_sum_exp.dims(),
+        [q.dims()[1], q.dims()[0]],
+        "attention: one log-sum-exp per head and query"
+    );
+    B::document_attention_backward(request)
 }

@@ -1,17 +1,16 @@
-//! What the CPU paths of all ops share: fork-join policy, instruction-set dispatch, scratch memory, the blocked
-//! product, and the way in and out of burn-flex tensors. Knows no op.
+//! What the CPU paths of all ops share: instruction sets, fork-join policy, pooled memory, the blocked product, and
+//! the way in and out of burn-flex tensors. Knows no op.
 //!
-//! Two rules make results independent of the number of threads: work is cut into tasks whose sizes follow from the
-//! shapes alone, and no two tasks add into the same number.
+//! Two rules make results independent of the number of threads: how a number is computed follows from the shapes
+//! alone, and no two tasks add into the same number.
 
 pub(crate) mod disjoint;
-pub(crate) mod gemm;
+pub mod isa;
 pub(crate) mod math;
+pub(crate) mod matmul;
 pub(crate) mod parallel;
-pub(crate) mod product;
+pub mod pool;
 pub(crate) mod scalar;
-pub(crate) mod scratch;
-pub(crate) mod simd;
 pub(crate) mod tensor;
 
-pub(crate) use simd::vectorized;
+pub(crate) use isa::vectorized;

@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use super::isa;
+
 /// Elementary operations below which forking costs more than it saves (a fork-join is about 5 to 10 µs).
 const WORTH_A_FORK: usize = 1 << 17;
 
@@ -11,7 +13,8 @@ pub(crate) fn for_each<T: Send>(tasks: Vec<T>, work: usize, body: impl Fn(T) + S
     if tasks.len() < 2 || work < WORTH_A_FORK {
         tasks.into_iter().for_each(body);
     } else {
-        tasks.into_par_iter().with_max_len(1).for_each(body);
+        let set = isa::forced();
+        tasks.into_par_iter().with_max_len(1).for_each(|task| isa::scoped(set, || body(task)));
     }
 }
 
@@ -20,8 +23,14 @@ pub(crate) fn for_range(count: usize, work: usize, body: impl Fn(usize) + Sync +
     if count < 2 || work < WORTH_A_FORK {
         (0..count).for_each(body);
     } else {
-        (0..count).into_par_iter().with_max_len(1).for_each(body);
+        let set = isa::forced();
+        (0..count).into_par_iter().with_max_len(1).for_each(|index| isa::scoped(set, || body(index)));
     }
+}
+
+/// Threads that tasks are spread over.
+pub(crate) fn threads() -> usize {
+    rayon::current_num_threads()
 }
 
 /// Rows per task for row-wise work on `[rows, width]`, so that a task holds some 16 Ki elements.

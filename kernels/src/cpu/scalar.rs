@@ -3,10 +3,16 @@
 use burn::tensor::{DType, Element};
 use half::{bf16, f16};
 
+use super::matmul::Stored;
+
 /// An element a kernel reads and writes; arithmetic is always f32.
 pub(crate) trait Scalar: Element + bytemuck::Pod + Send + Sync {
     /// The burn dtype.
     const DTYPE: DType;
+    /// Whether this is bf16.
+    const IS_BF16: bool = false;
+    /// Whether this is f32, which conversions leave as it is.
+    const IS_F32: bool = false;
     /// Exact.
     fn to_f32(self) -> f32;
     /// Rounds to nearest, ties to even.
@@ -15,10 +21,21 @@ pub(crate) trait Scalar: Element + bytemuck::Pod + Send + Sync {
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
     }
+    /// Values as the right operand of a product.
+    fn stored(values: &[Self]) -> Stored<'_>;
+    /// The nearest bf16 (ties to even), as bits.
+    #[inline(always)]
+    fn bf16_bits(self) -> u16 {
+        (round_to_bf16(self.to_f32()).to_bits() >> 16) as u16
+    }
 }
 
 impl Scalar for f32 {
+    fn stored(values: &[Self]) -> Stored<'_> {
+        Stored::F32(values)
+    }
     const DTYPE: DType = DType::F32;
+    const IS_F32: bool = true;
     #[inline(always)]
     fn to_f32(self) -> f32 {
         self
@@ -33,7 +50,15 @@ impl Scalar for f32 {
 }
 
 impl Scalar for bf16 {
+    fn stored(values: &[Self]) -> Stored<'_> {
+        Stored::Bf16(values)
+    }
     const DTYPE: DType = DType::BF16;
+    const IS_BF16: bool = true;
+    #[inline(always)]
+    fn bf16_bits(self) -> u16 {
+        self.to_bits()
+    }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -45,6 +70,9 @@ impl Scalar for bf16 {
 }
 
 impl Scalar for f16 {
+    fn stored(values: &[Self]) -> Stored<'_> {
+        Stored::F16(values)
+    }
     const DTYPE: DType = DType::F16;
     #[inline(always)]
     fn to_f32(self) -> f32 {

@@ -6,6 +6,7 @@ use burn::tensor::{Bytes, DType, Int, Shape, Tensor, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor, Layout};
 
 use super::parallel;
+use super::pool::{self, Buffer};
 use super::scalar::{Scalar, widen, with_float};
 
 /// The primitive of a float tensor, contiguous from the first byte of its buffer on.
@@ -17,6 +18,35 @@ pub(crate) fn primitive<const D: usize>(tensor: Tensor<Flex, D>) -> FlexTensor {
 pub(crate) fn from_vec<T: Scalar, const D: usize>(values: Vec<T>, shape: [usize; D]) -> Tensor<Flex, D> {
     let layout = Layout::contiguous(Shape::from(shape.to_vec()));
     from_flex(FlexTensor::new(Bytes::from_elems(values), layout, T::DTYPE))
+}
+
+/// A tensor around a buffer of the pool.
+pub(crate) fn from_buffer<T: Scalar, const D: usize>(
+    values: Buffer<T>,
+    shape: [usize; D],
+) -> Tensor<Flex, D> {
+    let layout = Layout::contiguous(Shape::from(shape.to_vec()));
+    from_flex(FlexTensor::new(values.into_bytes(), layout, T::DTYPE))
+}
+
+/// A contiguous primitive, still the only owner of its storage if it was: what an op may write into.
+pub(crate) fn owned<const D: usize>(tensor: Tensor<Flex, D>) -> FlexTensor {
+    let tensor = tensor.into_primitive().tensor();
+    let length = tensor.layout().num_elements() * tensor.dtype().size();
+    let whole =
+        tensor.is_contiguous() && tensor.layout().start_offset() == 0 && tensor.bytes().len() == length;
+    match (whole, tensor.is_unique()) {
+        (true, true) => tensor,
+        (true, false) => copied(&tensor),
+        (false, _) => tensor.to_contiguous(),
+    }
+}
+
+/// A copy of a contiguous primitive in memory of the pool.
+fn copied(tensor: &FlexTensor) -> FlexTensor {
+    let mut bytes = pool::take::<u8>(tensor.bytes().len());
+    bytes.copy_from_slice(tensor.bytes());
+    FlexTensor::new(bytes.into_bytes(), tensor.layout().clone(), tensor.dtype())
 }
 
 /// A tensor around its primitive.

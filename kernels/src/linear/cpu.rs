@@ -1,210 +1,457 @@
-//! The linear op on the CPU: the blocked product with the adapter added to each output tile while it is in cache.
+//! The linear op on the CPU: weight and adapter as terms of one product, several layers in one fork.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
 
-use super::{FrozenWeight, LinearBackward, LinearGradients, Lora};
-use crate::cpu::gemm::{Destination, Matrix, gemm};
-use crate::cpu::product::{Side, WeightRows, product};
-use crate::cpu::scalar::{Scalar, round_as, with_float};
-use crate::cpu::{parallel, scratch, tensor};
+use super::{FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected};
+use crate::cpu::disjoint::Disjoint;
+use crate::cpu::matmul::{Columns, PackedRows, Product, RowSource, Side, Stored, Term, Tile, multiply};
+use crate::cpu::pool::{self, Buffer};
+use crate::cpu::scalar::{Scalar, narrow, widen, with_float};
+use crate::cpu::{parallel, tensor, vectorized};
 use crate::dropout::Mask;
-use crate::nf4::Nf4Weight;
-use crate::nf4::cpu::Nf4Tensors;
+use crate::nf4::cpu::{Nf4Rows, Nf4Tensors};
 
-/// The tensors of a frozen weight, held so that their values can be borrowed.
-pub(crate) enum WeightTensors<'w> {
+/// A frozen weight's storage, held so that its values can be borrowed.
+pub(crate) struct WeightTensors<'a> {
+    shape: [usize; 2],
+    held: Held<'a>,
+}
+
+enum Held<'a> {
     Dense(FlexTensor),
-    Nf4(Box<Nf4Tensors>, &'w Nf4Weight<Flex>),
+    Nf4 { weight: &'a crate::nf4::Nf4Weight<Flex>, tensors: Nf4Tensors, scales: Option<Buffer<f32>> },
 }
 
-impl<'w> WeightTensors<'w> {
-    pub(crate) fn new(weight: &'w FrozenWeight<Flex>) -> Self {
-        match weight {
-            FrozenWeight::Dense(weight) => Self::Dense(tensor::primitive(weight.clone())),
-            FrozenWeight::Nf4(weight) => Self::Nf4(Box::new(Nf4Tensors::new(weight)), weight),
+impl<'a> WeightTensors<'a> {
+    /// Holds a weight; packed scales of double quantization are unpacked for the length of the call.
+    pub(crate) fn new(weight: &'a FrozenWeight<Flex>) -> Self {
+        let shape = weight.shape();
+        let held = match weight {
+            FrozenWeight::Dense(dense) => Held::Dense(tensor::primitive(dense.clone())),
+            FrozenWeight::Nf4(weight) => {
+                let tensors = Nf4Tensors::new(weight);
+                let scales = tensors.rows(weight).expand();
+                Held::Nf4 { weight, tensors, scales }
+            }
+        };
+        Self { shape, held }
+    }
+
+    /// The weight as the right operand of a product.
+    pub(crate) fn columns(&self, side: Side) -> Columns<'_> {
+        use burn::tensor::DType;
+        let stored = match &self.held {
+            Held::Dense(dense) => match dense.dtype() {
+                DType::BF16 => Stored::Bf16(dense.storage()),
+                DType::F16 => Stored::F16(dense.storage()),
+                _ => Stored::F32(dense.storage()),
+            },
+            Held::Nf4 { weight, tensors, scales } => {
+                let rows: Nf4Rows<'_> = tensors.rows(weight);
+                Stored::Nf4(rows.with_scales(scales.as_deref()))
+            }
+        };
+        Columns::new(stored, self.shape, side)
+    }
+
+    /// One row in f32, rounded as the product sees it.
+    pub(crate) fn row<T: Scalar>(&self, row: usize, out: &mut [f32]) {
+        let width = self.shape[1];
+        match self.columns(Side::Plain).stored {
+            Stored::F32(values) => out.copy_from_slice(&values[row * width..][..width]),
+            Stored::Bf16(values) => widen(&values[row * width..][..width], out),
+            Stored::F16(values) => widen(&values[row * width..][..width], out),
+            Stored::Nf4(rows) => rows.fill(row..row + 1, 0..width, out),
+        }
+        if !T::IS_F32 {
+            crate::cpu::scalar::round_as::<T>(out);
         }
     }
-
-    /// Tile by tile, for products in compute dtype `T`.
-    pub(crate) fn rows<T: Scalar>(&self) -> WeightRows<'_> {
-        match self {
-            Self::Dense(weight) => dense_rows(weight),
-            Self::Nf4(tensors, weight) => WeightRows::nf4::<T>(tensors.rows(weight)),
-        }
-    }
 }
 
-fn dense_rows(matrix: &FlexTensor) -> WeightRows<'_> {
-    let shape = matrix.layout().shape();
-    let shape = [shape[0], shape[1]];
-    assert!(
-        matches!(matrix.dtype(), DType::F32 | DType::BF16 | DType::F16),
-        "frozen weights are f32, bf16 or f16, not {:?}",
-        matrix.dtype()
-    );
-    match matrix.dtype() {
-        DType::BF16 => WeightRows::Bf16(matrix.storage(), shape),
-        DType::F16 => WeightRows::F16(matrix.storage(), shape),
-        _ => WeightRows::F32(matrix.storage(), shape),
-    }
-}
-
-/// An adapter in f32, rounded to what the compute dtype can hold.
-struct LoraValues {
-    a: Vec<f32>,
-    b: Vec<f32>,
+/// An adapter's values, and where its rank stands among those of all layers of the call.
+struct Adapter<'a> {
+    a: FlexTensor,
+    b: FlexTensor,
     rank: usize,
-    scaling: f32,
+    first: usize,
+    lora: &'a Lora<Flex>,
     mask: Option<Mask>,
 }
 
-impl LoraValues {
-    fn new<T: Scalar>(lora: &Lora<Flex>) -> Self {
-        let rounded = |matrix: &Tensor<Flex, 2>| {
-            let mut values = tensor::floats(&tensor::primitive(matrix.clone())).into_owned();
-            if T::as_f32(&[]).is_none() {
-                round_as::<T>(&mut values);
+impl<'a> Adapter<'a> {
+    /// The adapters of all layers.
+    fn all(layers: &[Linear<'a, Flex>]) -> Vec<Option<Self>> {
+        let mut first = 0;
+        let mut adapter = |lora: &'a Lora<Flex>| {
+            let rank = lora.a.dims()[0];
+            let start = first;
+            first += rank;
+            let dropout = lora.dropout.filter(|dropout| dropout.probability > 0.0);
+            Self {
+                a: tensor::primitive(lora.a.clone()),
+                b: tensor::primitive(lora.b.clone()),
+                rank,
+                first: start,
+                lora,
+                mask: dropout.map(|dropout| Mask::new(&dropout)),
             }
-            values
         };
-        let mask =
-            lora.dropout.filter(|dropout| dropout.probability > 0.0).map(|dropout| Mask::new(&dropout));
-        Self { a: rounded(&lora.a), b: rounded(&lora.b), rank: lora.a.dims()[0], scaling: lora.scaling, mask }
+        layers.iter().map(|layer| layer.lora.map(&mut adapter)).collect()
     }
 
-    /// The adapter's input: `x` after dropout, or `None` where that is `x` itself.
-    fn dropped(&self, x: &[f32], input: usize) -> Option<Vec<f32>> {
+    /// A `[rank, in]`.
+    fn a(&self, side: Side) -> Columns<'_> {
+        let values = self.a.storage::<f32>();
+        Columns::new(Stored::F32(values), [self.rank, values.len() / self.rank.max(1)], side)
+    }
+
+    /// scaling · B `[out, rank]`.
+    fn b(&self, side: Side) -> Columns<'_> {
+        let values = self.b.storage::<f32>();
+        let shape = [values.len() / self.rank.max(1), self.rank];
+        Columns::new(Stored::F32(values), shape, side).times(self.lora.scaling)
+    }
+
+    /// The adapter's input where that is not `x` itself: `x` after dropout.
+    fn dropped<T: Scalar>(&self, x: &[T], width: usize) -> Option<Buffer<T>> {
         let mask = self.mask?;
-        let mut dropped = x.to_vec();
-        let rows = parallel::rows_per_task(input);
-        let tasks = dropped.chunks_mut((rows * input).max(1)).enumerate().collect();
-        parallel::for_each(tasks, 8 * x.len(), |(task, values)| mask.apply(task * rows * input, values));
+        let mut dropped = pool::take::<T>(x.len());
+        let rows = parallel::rows_per_task(width);
+        let chunk = (rows * width).max(1);
+        let tasks = x.chunks(chunk).zip(dropped.chunks_mut(chunk)).enumerate().collect();
+        parallel::for_each(tasks, 8 * x.len(), |(task, (x, dropped))| {
+            let mut wide = pool::take::<f32>(x.len());
+            widen(x, &mut wide);
+            mask.apply(task * chunk, &mut wide);
+            narrow(&wide, dropped);
+        });
         Some(dropped)
     }
+}
 
-    /// `t = x̃ Aᵀ`, `[tokens, rank]`.
-    fn down(&self, dropped: &[f32], tokens: usize, input: usize) -> Vec<f32> {
-        let mut t = vec![0.0f32; tokens * self.rank];
-        let a = WeightRows::F32(&self.a, [self.rank, input]);
-        product(dropped, tokens, &a, Side::Transposed, &mut t, |_, _, _| {});
-        t
+/// Packs `x` `[tokens, width]` as a left operand.
+fn pack<T: Scalar>(x: &[T], tokens: usize, width: usize) -> PackedRows {
+    PackedRows::pack::<T, T>(tokens, width, RowSource::RowMajor { values: x, stride: width })
+}
+
+/// Packs the ranks of one adapter out of `[tokens, total]`.
+fn pack_ranks<T: Scalar>(t: &[T], tokens: usize, total: usize, adapter: &Adapter<'_>) -> PackedRows {
+    let source = RowSource::RowMajor { values: &t[adapter.first..], stride: total };
+    PackedRows::pack::<T, T>(tokens, adapter.rank, source)
+}
+
+/// Rounds a tile into `out`, whose rows are `stride` values apart, after adding what is given.
+fn store<T: Scalar>(
+    mut tile: Tile<'_>,
+    out: &Disjoint<'_, T>,
+    stride: usize,
+    bias: Option<&[f32]>,
+    residual: Option<&[T]>,
+) {
+    let columns = tile.columns.clone();
+    for (row, values) in tile.iter_mut() {
+        if let Some(bias) = bias {
+            add(values, &bias[columns.clone()]);
+        }
+        if let Some(residual) = residual {
+            add(values, &residual[row * stride + columns.start..][..values.len()]);
+        }
+        // SAFETY: tiles do not overlap, nor do the rows of one.
+        narrow(values, unsafe { out.slice(row * stride + columns.start, values.len()) });
     }
+}
+
+vectorized! {
+    fn add<T: Scalar>(values: &mut [f32], other: &[T]) {
+        for (value, other) in values.iter_mut().zip(other) {
+            *value += other.to_f32();
+        }
+    }
+}
+
+/// A product, and what holds its terms and its end while it runs.
+struct Planned<'a> {
+    terms: Vec<Term<'a>>,
+    finish: Box<dyn Fn(Tile<'_>) + Sync + 'a>,
+}
+
+fn run<T: Scalar>(planned: &[Planned<'_>]) {
+    let products: Vec<Product<'_>> =
+        planned.iter().map(|planned| Product { terms: &planned.terms, finish: &planned.finish }).collect();
+    multiply::<T>(&products);
 }
 
 /// `linear` of the CPU backend.
 pub(crate) fn forward(
-    x: Tensor<Flex, 2>,
-    weight: &FrozenWeight<Flex>,
-    bias: Option<&Tensor<Flex, 1>>,
-    lora: Option<&Lora<Flex>>,
-) -> Tensor<Flex, 2> {
-    let [tokens, input] = x.dims();
-    let [out, _] = weight.shape();
-    let x = tensor::primitive(x);
-    let weight = WeightTensors::new(weight);
-    let bias = bias.map(|bias| tensor::primitive(bias.clone()));
-    let bias = bias.as_ref().map(tensor::floats);
+    x: &Tensor<Flex, 2>,
+    layers: &[Linear<'_, Flex>],
+    residual: Option<&Tensor<Flex, 2>>,
+) -> Projected<Flex> {
+    let [tokens, width] = x.dims();
+    let x = tensor::primitive(x.clone());
+    let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
+    let biases: Vec<_> =
+        layers.iter().map(|layer| layer.bias.map(|bias| tensor::primitive(bias.clone()))).collect();
+    let biases: Vec<_> = biases.iter().map(|bias| bias.as_ref().map(tensor::floats)).collect();
+    let residual = residual.map(|residual| tensor::primitive(residual.clone()));
+    let adapters = Adapter::all(layers);
+    let ranks: usize = layers.iter().map(Linear::rank).sum();
     with_float!(x.dtype(), T => {
-        let x = tensor::floats(&x);
-        let lora = lora.map(|lora| {
-            let lora = LoraValues::new::<T>(lora);
-            let dropped = lora.dropped(&x, input);
-            let t = lora.down(dropped.as_deref().unwrap_or(&x), tokens, input);
-            (lora, t)
-        });
-        let mut y = vec![<T as Scalar>::from_f32(0.0); tokens * out];
-        product(&x, tokens, &weight.rows::<T>(), Side::Transposed, &mut y, |rows, columns, tile| {
-            let width = columns.len();
-            if let Some(bias) = &bias {
-                for row in tile.chunks_exact_mut(width) {
-                    row.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, bias)| *y += bias);
+        let x = x.storage::<T>();
+        let residual = residual.as_ref().map(|residual| residual.storage::<T>());
+        let packed = pack(x, tokens, width);
+        let mut down = pool::take::<T>(tokens * ranks);
+        let dropped: Vec<_> = adapters
+            .iter()
+            .map(|adapter| adapter.as_ref()?.dropped(x, width).map(|dropped| pack(&dropped, tokens, width)))
+            .collect();
+        {
+            let out = Disjoint::new(&mut down);
+            let planned = adapters.iter().zip(&dropped).filter_map(|(adapter, dropped)| {
+                let (adapter, out) = (adapter.as_ref()?, &out);
+                let rows = dropped.as_ref().unwrap_or(&packed);
+                let first = adapter.first;
+                let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
+                Some(Planned { terms: vec![Term { rows, columns: adapter.a(Side::Transposed) }], finish })
+            });
+            run::<T>(&planned.collect::<Vec<_>>());
+        }
+        drop(dropped);
+        let ts: Vec<_> = adapters
+            .iter()
+            .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&down, tokens, ranks, adapter)))
+            .collect();
+        let mut outputs: Vec<Buffer<T>> =
+            layers.iter().map(|layer| pool::take::<T>(tokens * layer.weight.shape()[0])).collect();
+        {
+            let outs: Vec<_> = outputs.iter_mut().map(|out| Disjoint::new(out)).collect();
+            let mut planned = Vec::with_capacity(layers.len());
+            for (index, weight) in weights.iter().enumerate() {
+                let mut terms = vec![Term { rows: &packed, columns: weight.columns(Side::Transposed) }];
+                if let (Some(t), Some(adapter)) = (&ts[index], &adapters[index]) {
+                    terms.push(Term { rows: t, columns: adapter.b(Side::Transposed) });
                 }
+                let (out, bias, stride) = (&outs[index], biases[index].as_deref(), layers[index].weight.shape()[0]);
+                let finish = Box::new(move |tile: Tile<'_>| store(tile, out, stride, bias, residual));
+                planned.push(Planned { terms, finish });
             }
-            if let Some((lora, t)) = &lora {
-                let rank = lora.rank;
-                let left = Matrix::rows(&t[rows.start * rank..], rank);
-                let right = Matrix::rows(&lora.b[columns.start * rank..], rank).transposed();
-                gemm([rows.len(), rank, width], tile, width, Destination::Add, lora.scaling, left, right);
-            }
-        });
-        tensor::from_vec(y, [tokens, out])
+            run::<T>(&planned);
+        }
+        let outputs = outputs
+            .into_iter()
+            .zip(layers)
+            .map(|(out, layer)| tensor::from_buffer(out, [tokens, layer.weight.shape()[0]]))
+            .collect();
+        let down = (ranks > 0).then(|| tensor::from_buffer(down, [tokens, ranks]));
+        Projected { outputs, down }
     })
 }
 
-/// `linear_backward` of the CPU backend.
-pub(crate) fn backward(request: LinearBackward<Flex>, dy: Tensor<Flex, 2>) -> LinearGradients<Flex> {
-    let LinearBackward { x, weight, lora, wants } = request;
-    let [tokens, out] = dy.dims();
-    let [_, input] = weight.shape();
-    let dy = tensor::primitive(dy);
-    let x = x.map(tensor::primitive);
-    let weight = WeightTensors::new(&weight);
-    let mut gradients = LinearGradients { x: None, a: None, b: None };
-    with_float!(dy.dtype(), T => {
-        let dy = tensor::floats(&dy);
-        let lora = lora.as_ref().map(|lora| {
-            let lora = LoraValues::new::<T>(lora);
-            let mut dt = vec![0.0f32; tokens * lora.rank];
-            let b = WeightRows::F32(&lora.b, [out, lora.rank]);
-            product(&dy, tokens, &b, Side::Plain, &mut dt, |_, _, tile| {
-                tile.iter_mut().for_each(|value| *value *= lora.scaling);
-            });
-            (lora, dt)
-        });
-        if let (Some((lora, dt)), Some(x)) = (&lora, &x) {
-            let x = tensor::floats(x);
-            let dropped = lora.dropped(&x, input);
-            let dropped = dropped.as_deref().unwrap_or(&x);
-            if wants.a {
-                let mut da = vec![0.0f32; lora.rank * input];
-                let dropped = WeightRows::F32(dropped, [tokens, input]);
-                let dt = transpose(dt, tokens, lora.rank);
-                product(&dt, lora.rank, &dropped, Side::Plain, &mut da, |_, _, _| {});
-                gradients.a = Some(tensor::from_vec(da, [lora.rank, input]));
-            }
-            if wants.b {
-                let t = transpose(&lora.down(dropped, tokens, input), tokens, lora.rank);
-                let mut db = vec![0.0f32; lora.rank * out];
-                let dy = WeightRows::F32(&dy, [tokens, out]);
-                product(&t, lora.rank, &dy, Side::Plain, &mut db, |_, _, tile| {
-                    tile.iter_mut().for_each(|value| *value *= lora.scaling);
-                });
-                gradients.b = Some(tensor::from_vec(transpose(&db, lora.rank, out), [out, lora.rank]));
-            }
-        }
-        if wants.x {
-            let mut dx = vec![<T as Scalar>::from_f32(0.0); tokens * input];
-            product(&dy, tokens, &weight.rows::<T>(), Side::Plain, &mut dx, |rows, columns, tile| {
-                let Some((lora, dt)) = &lora else { return };
-                let (rank, width) = (lora.rank, columns.len());
-                let shape = [rows.len(), rank, width];
-                let left = Matrix::rows(&dt[rows.start * rank..], rank);
-                let right = Matrix::rows(&lora.a[columns.start..], input);
-                let Some(mask) = &lora.mask else {
-                    gemm(shape, tile, width, Destination::Add, 1.0, left, right);
-                    return;
-                };
-                let mut adapter = scratch::take(tile.len());
-                gemm(shape, &mut adapter, width, Destination::Replace, 1.0, left, right);
-                for (row, adapter) in rows.zip(adapter.chunks_exact_mut(width)) {
-                    mask.apply(row * input + columns.start, adapter);
-                }
-                tile.iter_mut().zip(adapter.iter()).for_each(|(dx, adapter)| *dx += adapter);
-            });
-            gradients.x = Some(tensor::from_vec(dx, [tokens, input]));
-        }
-    });
-    gradients
+/// Rounds a tile into columns `first..` of `out`.
+fn store_at<T: Scalar>(mut tile: Tile<'_>, out: &Disjoint<'_, T>, stride: usize, first: usize) {
+    let start = first + tile.columns.start;
+    for (row, values) in tile.iter_mut() {
+        // SAFETY: tiles do not overlap, nor do the rows of one.
+        narrow(values, unsafe { out.slice(row * stride + start, values.len()) });
+    }
 }
 
-/// `[rows, columns]` to `[columns, rows]`.
-fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
-    let mut out = vec![0.0f32; values.len()];
-    for row in 0..rows {
-        for column in 0..columns {
-            out[column * rows + row] = values[row * columns + column];
+/// `linear_backward` of the CPU backend.
+pub(crate) fn backward(request: LinearBackward<'_, Flex>) -> LinearGradients<Flex> {
+    let LinearBackward { x, layers, down, dy, wants_x, sums } = request;
+    let tokens = dy[0].dims()[0];
+    let width = layers[0].weight.shape()[1];
+    let dy: Vec<_> = dy.iter().map(|dy| tensor::primitive(dy.clone())).collect();
+    let adapters = Adapter::all(layers);
+    let ranks: usize = layers.iter().map(Linear::rank).sum();
+    let adapted = x.zip(down).filter(|_| ranks > 0);
+    let adapted = adapted.map(|(x, down)| (tensor::primitive(x.clone()), tensor::primitive(down.clone())));
+    with_float!(dy[0].dtype(), T => {
+        let dy: Vec<&[T]> = dy.iter().map(|dy| dy.storage::<T>()).collect();
+        let outs: Vec<usize> = layers.iter().map(|layer| layer.weight.shape()[0]).collect();
+        let packed: Vec<_> = dy.iter().zip(&outs).map(|(dy, out)| pack(dy, tokens, *out)).collect();
+        let mut slopes = pool::take::<T>(tokens * ranks);
+        {
+            let out = Disjoint::new(&mut slopes);
+            let planned = adapters.iter().zip(&packed).filter_map(|(adapter, rows)| {
+                let (adapter, out) = (adapter.as_ref()?, &out);
+                let first = adapter.first;
+                let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
+                Some(Planned { terms: vec![Term { rows, columns: adapter.b(Side::Plain) }], finish })
+            });
+            run::<T>(&planned.collect::<Vec<_>>());
         }
+        let adapters_gradients = match &adapted {
+            Some((x, down)) => {
+                let operands = Operands { x: x.storage::<T>(), down: down.storage::<T>(), slopes: &slopes, dy: &dy };
+                adapter_gradients(&adapters, operands, [tokens, width, ranks], &outs, sums)
+            }
+            None => sums,
+        };
+        let x = wants_x.then(|| {
+            let dts: Vec<_> = adapters
+                .iter()
+                .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&slopes, tokens, ranks, adapter)))
+                .collect();
+            let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
+            let masked = masked_input_gradient::<T>(&adapters, &dts, tokens, width);
+            let mut dx = pool::take::<T>(tokens * width);
+            {
+                let out = Disjoint::new(&mut dx);
+                let mut terms = Vec::with_capacity(2 * layers.len());
+                for (index, weight) in weights.iter().enumerate() {
+                    terms.push(Term { rows: &packed[index], columns: weight.columns(Side::Plain) });
+                    if let (Some(dt), Some(adapter)) = (&dts[index], &adapters[index])
+                        && adapter.mask.is_none()
+                    {
+                        terms.push(Term { rows: dt, columns: adapter.a(Side::Plain) });
+                    }
+                }
+                let masked = masked.as_deref();
+                let finish = |mut tile: Tile<'_>| {
+                    let columns = tile.columns.clone();
+                    for (row, values) in tile.iter_mut() {
+                        let start = row * width + columns.start;
+                        if let Some(masked) = masked {
+                            add(values, &masked[start..][..values.len()]);
+                        }
+                        // SAFETY: tiles do not overlap, nor do the rows of one.
+                        narrow(values, unsafe { out.slice(start, values.len()) });
+                    }
+                };
+                multiply::<T>(&[Product { terms: &terms, finish: &finish }]);
+            }
+            tensor::from_buffer(dx, [tokens, width])
+        });
+        LinearGradients { x, adapters: adapters_gradients }
+    })
+}
+
+/// Σ dropout′(dt A) in f32 over the adapters that drop; `None` where none does.
+fn masked_input_gradient<T: Scalar>(
+    adapters: &[Option<Adapter<'_>>],
+    dts: &[Option<PackedRows>],
+    tokens: usize,
+    width: usize,
+) -> Option<Buffer<f32>> {
+    let mut sum: Option<Buffer<f32>> = None;
+    for (adapter, dt) in adapters.iter().zip(dts) {
+        let (Some(adapter), Some(dt)) = (adapter, dt) else { continue };
+        let Some(mask) = adapter.mask else { continue };
+        let sum = sum.get_or_insert_with(|| pool::zeros(tokens * width));
+        let out = Disjoint::new(sum);
+        let finish = |mut tile: Tile<'_>| {
+            let column = tile.columns.start;
+            for (row, values) in tile.iter_mut() {
+                let start = row * width + column;
+                mask.apply(start, values);
+                // SAFETY: tiles do not overlap, nor do the rows of one.
+                add(unsafe { out.slice(start, values.len()) }, values);
+            }
+        };
+        let terms = [Term { rows: dt, columns: adapter.a(Side::Plain) }];
+        multiply::<T>(&[Product { terms: &terms, finish: &finish }]);
     }
-    out
+    sum
+}
+
+/// What the gradients of the adapters are products of.
+struct Operands<'a, T> {
+    /// `[tokens, width]`.
+    x: &'a [T],
+    /// t, `[tokens, ranks]`.
+    down: &'a [T],
+    /// dt, `[tokens, ranks]`.
+    slopes: &'a [T],
+    /// `[tokens, out]` of each layer.
+    dy: &'a [&'a [T]],
+}
+
+/// dA = dtᵀ x̃ and dB = scaling · dyᵀ t of every adapter, added to the sums so far.
+fn adapter_gradients<T: Scalar>(
+    adapters: &[Option<Adapter<'_>>],
+    operands: Operands<'_, T>,
+    [tokens, width, ranks]: [usize; 3],
+    outs: &[usize],
+    sums: Vec<Option<LoraGradient<Flex>>>,
+) -> Vec<Option<LoraGradient<Flex>>> {
+    let dropped: Vec<_> =
+        adapters.iter().map(|adapter| adapter.as_ref()?.dropped(operands.x, width)).collect();
+    let rows: Vec<_> = adapters
+        .iter()
+        .map(|adapter| {
+            let adapter = adapter.as_ref()?;
+            let pack = |values: &[T]| {
+                let source = RowSource::Transposed { values: &values[adapter.first..], stride: ranks };
+                PackedRows::pack::<T, T>(adapter.rank, tokens, source)
+            };
+            Some((pack(operands.slopes), pack(operands.down)))
+        })
+        .collect();
+    let mut gradients: Vec<_> = adapters
+        .iter()
+        .zip(sums)
+        .zip(outs)
+        .map(|((adapter, sum), out)| {
+            let rank = adapter.as_ref()?.rank;
+            let owned = |tensor: Tensor<Flex, 2>| tensor::owned(tensor);
+            Some(match sum {
+                Some(sum) => (owned(sum.a), owned(sum.b), true),
+                None => {
+                    let fresh = |length, shape| owned(tensor::from_buffer(pool::take::<f32>(length), shape));
+                    (fresh(rank * width, [rank, width]), fresh(out * rank, [*out, rank]), false)
+                }
+            })
+        })
+        .collect();
+    {
+        let mut planned = Vec::with_capacity(2 * adapters.len());
+        let parts = adapters.iter().zip(&rows).zip(&dropped).zip(operands.dy).zip(outs).zip(&mut gradients);
+        for (((((adapter, rows), dropped), dy), out), gradient) in parts {
+            let (Some(adapter), Some((slopes, down)), Some((da, db, onto))) = (adapter, rows, gradient)
+            else {
+                continue;
+            };
+            let (onto, rank, out) = (*onto, adapter.rank, *out);
+            let x = T::stored(dropped.as_deref().unwrap_or(operands.x));
+            let columns = Columns::new(x, [tokens, width], Side::Plain);
+            let da = Disjoint::new(da.storage_mut::<f32>());
+            let finish = Box::new(move |mut tile: Tile<'_>| {
+                let column = tile.columns.start;
+                for (row, values) in tile.iter_mut() {
+                    // SAFETY: tiles do not overlap, nor do the rows of one.
+                    let da = unsafe { da.slice(row * width + column, values.len()) };
+                    if onto {
+                        add(da, values);
+                    } else {
+                        da.copy_from_slice(values);
+                    }
+                }
+            });
+            planned.push(Planned { terms: vec![Term { rows: slopes, columns }], finish });
+
+            let columns = Columns::new(T::stored(*dy), [tokens, out], Side::Plain);
+            let db = Disjoint::new(db.storage_mut::<f32>());
+            let scaling = adapter.lora.scaling;
+            let finish = Box::new(move |mut tile: Tile<'_>| {
+                let column = tile.columns.start;
+                for (row, values) in tile.iter_mut() {
+                    for (index, value) in values.iter().enumerate() {
+                        // SAFETY: each element of the product has one place in dB.
+                        let db = unsafe { db.slice((column + index) * rank + row, 1) };
+                        db[0] = scaling * value + if onto { db[0] } else { 0.0 };
+                    }
+                }
+            });
+            planned.push(Planned { terms: vec![Term { rows: down, columns }], finish });
+        }
+        run::<T>(&planned);
+    }
+    let finished = |(a, b, _): (FlexTensor, FlexTensor, bool)| LoraGradient {
+        a: tensor::from_flex(a),
+        b: tensor::from_flex(b),
+    };
+    gradients.into_iter().map(|gradient| gradient.map(finished)).collect()
 }

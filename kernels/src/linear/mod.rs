@@ -1,4 +1,4 @@
-//! A frozen linear layer with an optional LoRA adapter, as one op with one backward.
+//! Frozen linear layers over one input, each with an optional LoRA adapter.
 //!
 //! ```text
 //! y  = x Wᵀ + bias + scaling · t Bᵀ          t = x̃ Aᵀ,  x̃ = dropout(x)
@@ -8,13 +8,14 @@
 //!
 //! `x` `[tokens, in]` and `y` `[tokens, out]` are in the compute dtype, sums in f32. `W` `[out, in]` is dense or
 //! NF4; NF4 weights are unpacked to f32 and rounded to the compute dtype before they are multiplied, as
-//! bitsandbytes does. `A` `[rank, in]` and `B` `[out, rank]` are f32 masters: the products see them rounded to the
-//! compute dtype, their gradients are f32. Nothing is computed for `W`. The backward keeps `x` (shared, not
-//! copied) and recomputes `t`.
+//! bitsandbytes does. `A` `[rank, in]` and `scaling · B` `[out, rank]` come from f32 masters: the products see them
+//! rounded to the compute dtype, as they see `t`; their gradients are f32. Nothing is computed for `W`.
+//!
+//! Layers over one input (queries, keys, values; gate, up) are one call: `x` is prepared once, and the gradients of
+//! the input are summed before they are rounded.
 //!
 //! Hu et al., *LoRA* (<https://arxiv.org/abs/2106.09685>).
 
-pub(crate) mod autodiff;
 pub(crate) mod cpu;
 pub mod reference;
 
@@ -64,65 +65,135 @@ pub struct Lora<B: Backend> {
     pub dropout: Option<Dropout>,
 }
 
-/// `x Wᵀ (+ bias) (+ scaling · (dropout(x) Aᵀ) Bᵀ)`: see the module's page.
+/// One frozen layer, as a call sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear<'a, B: Backend> {
+    /// `[out, in]`.
+    pub weight: &'a FrozenWeight<B>,
+    /// `[out]`.
+    pub bias: Option<&'a Tensor<B, 1>>,
+    /// The adapter, if any.
+    pub lora: Option<&'a Lora<B>>,
+}
+
+/// What [`linear`] computes.
+#[derive(Clone, Debug)]
+pub struct Projected<B: Backend> {
+    /// `[tokens, out]` of each layer.
+    pub outputs: Vec<Tensor<B, 2>>,
+    /// `t` of all layers side by side, `[tokens, Σ rank]`: what [`linear_backward`] wants back. `None` where no layer
+    /// has an adapter.
+    pub down: Option<Tensor<B, 2>>,
+}
+
+/// `x Wᵀ (+ bias) (+ scaling · (dropout(x) Aᵀ) Bᵀ) (+ residual)` of one or more layers: see the module's page.
 ///
 /// # Shapes
-/// `x` `[tokens, in]`, `weight` `[out, in]`, `bias` `[out]`, result `[tokens, out]` in the dtype of `x`.
+/// `x` `[tokens, in]`, each weight `[out, in]` and bias `[out]`; each output `[tokens, out]` in the dtype of `x`.
+/// `residual` is shaped like the output of the one layer that it may be given with.
 ///
 /// # Panics
-/// If shapes do not fit, or a dtype is none of f32, bf16, f16.
+/// If shapes do not fit, a dtype is none of f32, bf16, f16, or a residual comes with several layers.
 pub fn linear<B: KernelBackend>(
-    x: Tensor<B, 2>,
-    weight: &FrozenWeight<B::Frozen>,
-    bias: Option<&Tensor<B::Frozen, 1>>,
-    lora: Option<&Lora<B>>,
-) -> Tensor<B, 2> {
-    let [out, input] = weight.shape();
-    assert_eq!(x.dims()[1], input, "linear: x {:?} does not fit the weight [{out}, {input}]", x.dims());
-    if let Some(bias) = bias {
-        assert_eq!(bias.dims(), [out], "linear: bias does not fit the weight [{out}, {input}]");
+    x: &Tensor<B, 2>,
+    layers: &[Linear<'_, B>],
+    residual: Option<&Tensor<B, 2>>,
+) -> Projected<B> {
+    let [tokens, width] = x.dims();
+    for layer in layers {
+        layer.check(width);
     }
-    if let Some(lora) = lora {
-        let ([rank, a_input], [b_out, b_rank]) = (lora.a.dims(), lora.b.dims());
-        assert!(
-            a_input == input && b_out == out && b_rank == rank,
-            "linear: adapter A [{rank}, {a_input}], B [{b_out}, {b_rank}] does not fit the weight [{out}, {input}]"
-        );
+    if let Some(residual) = residual {
+        assert_eq!(layers.len(), 1, "linear: a residual belongs to one layer");
+        let out = layers[0].weight.shape()[0];
+        assert_eq!(residual.dims(), [tokens, out], "linear: the residual does not fit the output");
+        assert_eq!(residual.dtype(), x.dtype(), "linear: the residual has another dtype than x");
     }
-    B::frozen_linear(x, weight, bias, lora)
+    B::frozen_linear(x, layers, residual)
 }
 
-/// What the backward of [`linear`] needs.
+impl<B: Backend> Linear<'_, B> {
+    fn check(&self, width: usize) {
+        let [out, input] = self.weight.shape();
+        assert_eq!(width, input, "linear: x of {width} columns does not fit the weight [{out}, {input}]");
+        if let Some(bias) = self.bias {
+            assert_eq!(bias.dims(), [out], "linear: bias does not fit the weight [{out}, {input}]");
+        }
+        if let Some(lora) = self.lora {
+            let ([rank, a_input], [b_out, b_rank]) = (lora.a.dims(), lora.b.dims());
+            assert!(
+                a_input == input && b_out == out && b_rank == rank,
+                "linear: adapter A [{rank}, {a_input}], B [{b_out}, {b_rank}] does not fit the weight [{out}, {input}]"
+            );
+        }
+    }
+
+    /// Rank of the adapter; 0 without one.
+    pub(crate) fn rank(&self) -> usize {
+        self.lora.map_or(0, |lora| lora.a.dims()[0])
+    }
+}
+
+/// What [`linear_backward`] is given.
+#[derive(Debug)]
+pub struct LinearBackward<'a, B: Backend> {
+    /// The input of the forward; needed where a layer has an adapter.
+    pub x: Option<&'a Tensor<B, 2>>,
+    /// The layers, as in the forward.
+    pub layers: &'a [Linear<'a, B>],
+    /// [`Projected::down`] of the forward.
+    pub down: Option<&'a Tensor<B, 2>>,
+    /// Upstream gradients, `[tokens, out]` for each layer.
+    pub dy: &'a [Tensor<B, 2>],
+    /// Whether the gradient of `x` is asked for.
+    pub wants_x: bool,
+    /// For each layer, the adapter gradients so far, which the new ones are added to.
+    pub sums: Vec<Option<LoraGradient<B>>>,
+}
+
+/// Gradient of an adapter.
 #[derive(Clone, Debug)]
-pub struct LinearBackward<B: Backend> {
-    /// The layer's input; needed only where `lora` is there and `wants.a` or `wants.b` is set.
-    pub x: Option<Tensor<B, 2>>,
-    /// The frozen weight.
-    pub weight: FrozenWeight<B>,
-    /// The adapter, if any.
-    pub lora: Option<Lora<B>>,
-    /// Which gradients are asked for.
-    pub wants: LinearWants,
+pub struct LoraGradient<B: Backend> {
+    /// `[rank, in]`, f32.
+    pub a: Tensor<B, 2>,
+    /// `[out, rank]`, f32.
+    pub b: Tensor<B, 2>,
 }
 
-/// Which gradients of [`linear`] are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LinearWants {
-    /// Of the input.
-    pub x: bool,
-    /// Of A.
-    pub a: bool,
-    /// Of B.
-    pub b: bool,
-}
-
-/// The gradients of [`linear`], those that were asked for.
+/// The gradients of [`linear`].
 #[derive(Clone, Debug)]
 pub struct LinearGradients<B: Backend> {
-    /// `[tokens, in]`, compute dtype.
+    /// `[tokens, in]`, compute dtype: the sum over the layers. `None` unless asked for.
     pub x: Option<Tensor<B, 2>>,
-    /// `[rank, in]`, f32.
-    pub a: Option<Tensor<B, 2>>,
-    /// `[out, rank]`, f32.
-    pub b: Option<Tensor<B, 2>>,
+    /// For each layer with an adapter, its gradient, added to the sum that came with the request.
+    pub adapters: Vec<Option<LoraGradient<B>>>,
+}
+
+/// The backward of [`linear`]: see the module's page.
+///
+/// # Panics
+/// If shapes do not fit, or an adapter comes without `x` and `down`.
+pub fn linear_backward<B: KernelBackend>(request: LinearBackward<'_, B>) -> LinearGradients<B> {
+    let LinearBackward { x, layers, down, dy, sums, .. } = &request;
+    assert!(
+        !layers.is_empty() && layers.len() == dy.len() && layers.len() == sums.len(),
+        "linear_backward: layers, upstream gradients and sums differ in number"
+    );
+    let (tokens, width) = (dy[0].dims()[0], layers[0].weight.shape()[1]);
+    for (layer, dy) in layers.iter().zip(*dy) {
+        layer.check(width);
+        assert_eq!(
+            dy.dims(),
+            [tokens, layer.weight.shape()[0]],
+            "linear_backward: dy does not fit the output"
+        );
+        assert_eq!(dy.dtype(), request.dy[0].dtype(), "linear_backward: upstream gradients differ in dtype");
+    }
+    let ranks: usize = layers.iter().map(Linear::rank).sum();
+    if ranks > 0 {
+        let fits = x.is_some_and(|x| x.dims() == [tokens, width])
+            && down.is_some_and(|down| down.dims() == [tokens, ranks]);
+        assert!(fits, "linear_backward: an adapter needs x [{tokens}, {width}] and down [{tokens}, {ranks}]");
+    }
+    B::frozen_linear_backward(request)
 }

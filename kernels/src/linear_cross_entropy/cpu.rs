@@ -1,83 +1,66 @@
-//! Head and loss on the CPU: a chunk of supervised rows at a time, logits in one reused buffer.
+//! Head and loss on the CPU, a chunk of supervised rows at a time.
+//!
+//! The tiles of `hidden · headᵀ` turn into exponentials while they are in a register tile's memory, and are packed at
+//! once as the left operand of the gradient's product: neither logits nor probabilities exist as a matrix in f32.
+//!
+//! The exponentials of row i are taken relative to its target's logit, `e[j] = exp(z[j] − z[t])`, so the loss is
+//! `ln(1 + S)` with `S` the sum over all others, and the gradient `(Σ e[j] head[j] − S head[t]) / (1 + S)`: exact where
+//! the model is certain, and known without a second pass. Where a logit exceeds the target's by so much that this
+//! could overflow, the chunk is done again relative to the largest.
+
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use burn::tensor::{Int, Tensor};
 use burn_flex::Flex;
 
-use super::IGNORED;
-use crate::cpu::product::{Side, product};
+use super::{IGNORED, LossAndGradient};
+use crate::cpu::disjoint::Disjoint;
+use crate::cpu::matmul::{Kernels, PackedRows, Product, RowSource, Side, Term, Tile, multiply};
+use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, widen, with_float};
 use crate::cpu::{math, parallel, tensor, vectorized};
 use crate::linear::FrozenWeight;
 use crate::linear::cpu::WeightTensors;
 
-/// Logits held at once (64 MiB of f32), unless that is fewer than `FEWEST_ROWS`.
-const LOGITS: usize = 1 << 24;
-/// More rows bring no speed.
-const MOST_ROWS: usize = 256;
-/// Fewer would unpack the head too often.
-const FEWEST_ROWS: usize = 16;
+/// Exponentials held at once, unless that is fewer than [`FEWEST_ROWS`] rows.
+pub(super) const CHUNK_BYTES: usize = 96 << 20;
+/// With fewer rows the head would be unpacked too often.
+const FEWEST_ROWS: usize = 64;
+/// A logit may exceed the reference by this much: e⁶⁰ times any vocabulary is far from overflow.
+const HEADROOM: f32 = 60.0;
+
+/// Rows of the chunks that `supervised` rows are cut into.
+pub(super) fn chunk_rows(supervised: usize, vocabulary: usize, bytes_per_logit: usize) -> usize {
+    let most = (CHUNK_BYTES / (vocabulary * bytes_per_logit).max(1)).max(FEWEST_ROWS);
+    supervised.div_ceil(supervised.div_ceil(most).max(1)).max(1)
+}
 
 /// `linear_cross_entropy` of the CPU backend.
-pub(crate) fn loss(
-    hidden: Tensor<Flex, 2>,
-    head: &FrozenWeight<Flex>,
-    targets: &Tensor<Flex, 1, Int>,
-) -> Tensor<Flex, 1> {
-    run(hidden, head, targets, false).0
-}
-
-/// `linear_cross_entropy_with_gradient` of the CPU backend.
 pub(crate) fn loss_and_gradient(
-    hidden: Tensor<Flex, 2>,
+    hidden: &Tensor<Flex, 2>,
     head: &FrozenWeight<Flex>,
     targets: &Tensor<Flex, 1, Int>,
-) -> (Tensor<Flex, 1>, Tensor<Flex, 2>) {
-    run(hidden, head, targets, true)
-}
-
-/// The gradient is all zeros unless `wanted`.
-fn run(
-    hidden: Tensor<Flex, 2>,
-    head: &FrozenWeight<Flex>,
-    targets: &Tensor<Flex, 1, Int>,
-    wanted: bool,
-) -> (Tensor<Flex, 1>, Tensor<Flex, 2>) {
-    let shape = hidden.dims();
-    let width = shape[1];
+    wants_gradient: bool,
+) -> LossAndGradient<Flex> {
+    let [tokens, width] = hidden.dims();
     let [vocabulary, _] = head.shape();
     let supervised = supervised(targets, vocabulary);
-    let hidden = tensor::primitive(hidden);
+    let hidden = tensor::primitive(hidden.clone());
     let head = WeightTensors::new(head);
     with_float!(hidden.dtype(), T => {
         let hidden = hidden.storage::<T>();
-        let head = head.rows::<T>();
-        let mut gradient = vec![<T as Scalar>::from_f32(0.0); if wanted { hidden.len() } else { 0 }];
-        let mut loss = 0.0f64;
-        let rows = (LOGITS / vocabulary.max(1)).clamp(FEWEST_ROWS, MOST_ROWS).min(supervised.len());
-        let mut inputs = vec![0.0f32; rows * width];
-        let mut logits = vec![0.0f32; rows * vocabulary];
-        for chunk in supervised.chunks(rows.max(1)) {
-            let inputs = &mut inputs[..chunk.len() * width];
-            let logits = &mut logits[..chunk.len() * vocabulary];
-            for ((row, _), input) in chunk.iter().zip(inputs.chunks_exact_mut(width)) {
-                widen(&hidden[row * width..][..width], input);
-            }
-            product(inputs, chunk.len(), &head, Side::Transposed, logits, |_, _, _| {});
-            let mut losses = vec![0.0f64; chunk.len()];
-            let tasks = logits.chunks_exact_mut(vocabulary).zip(chunk).zip(&mut losses).collect();
-            parallel::for_each(tasks, 4 * chunk.len() * vocabulary, |((logits, (_, target)), loss)| {
-                *loss = softmax_loss(logits, *target);
-            });
-            loss += losses.iter().sum::<f64>();
-            if wanted {
-                product(logits, chunk.len(), &head, Side::Plain, inputs, |_, _, _| {});
-                for ((row, _), input) in chunk.iter().zip(inputs.chunks_exact(width)) {
-                    narrow(input, &mut gradient[row * width..][..width]);
-                }
-            }
+        let mut gradient = wants_gradient.then(|| pool::zeros::<T>(tokens * width));
+        let bytes = 4 / Kernels::of::<T>().element().indices();
+        let rows = chunk_rows(supervised.len(), vocabulary, bytes);
+        let mut loss = 0.0;
+        for supervised in supervised.chunks(rows) {
+            let chunk = Chunk::<T>::new(hidden, &head, supervised, [width, vocabulary]);
+            loss += chunk.run(&head, gradient.as_deref_mut());
         }
-        let gradient_shape = if wanted { shape } else { [0, width] };
-        (tensor::from_vec(vec![loss as f32], [1]), tensor::from_vec(gradient, gradient_shape))
+        LossAndGradient {
+            loss: tensor::from_vec(vec![loss as f32], [1]),
+            gradient: gradient.map(|gradient| tensor::from_buffer(gradient, [tokens, width])),
+        }
     })
 }
 
@@ -97,20 +80,176 @@ fn supervised(targets: &Tensor<Flex, 1, Int>, vocabulary: usize) -> Vec<(usize, 
         .collect()
 }
 
+/// Some supervised rows, and what is known of them before the products.
+struct Chunk<'a, T: Scalar> {
+    /// (row of the batch, target).
+    supervised: &'a [(usize, usize)],
+    width: usize,
+    vocabulary: usize,
+    /// The rows' hidden states.
+    hidden: PackedRows,
+    /// The head's row of each target, f32 `[rows, width]`.
+    target_rows: Buffer<f32>,
+    /// The logit of each target.
+    target_logits: Vec<f32>,
+    dtype: std::marker::PhantomData<T>,
+}
+
+/// Sums over the vocabulary but for the target, relative to a reference logit.
+struct Sums {
+    /// The reference of each row.
+    references: Vec<f32>,
+    /// Σ exp(z − reference) over all but the target.
+    others: Vec<f64>,
+}
+
+impl<'a, T: Scalar> Chunk<'a, T> {
+    fn new(
+        hidden: &[T],
+        head: &WeightTensors<'_>,
+        supervised: &'a [(usize, usize)],
+        [width, vocabulary]: [usize; 2],
+    ) -> Self {
+        let rows = supervised.len();
+        let mut gathered = pool::take::<T>(rows * width);
+        let mut target_rows = pool::take::<f32>(rows * width);
+        let mut target_logits = vec![0.0f32; rows];
+        let outs = gathered.chunks_mut(width.max(1)).zip(target_rows.chunks_mut(width.max(1)));
+        let tasks = outs.zip(&mut target_logits).zip(supervised).collect();
+        parallel::for_each(tasks, 4 * rows * width, |(((gathered, weights), logit), (row, target))| {
+            gathered.copy_from_slice(&hidden[row * width..][..width]);
+            head.row::<T>(*target, weights);
+            let mut wide = pool::take::<f32>(width);
+            widen(gathered, &mut wide);
+            *logit = dot(&wide, weights);
+        });
+        let source = RowSource::RowMajor { values: &gathered, stride: width };
+        let hidden = PackedRows::pack::<T, T>(rows, width, source);
+        Self { supervised, width, vocabulary, hidden, target_rows, target_logits, dtype: Default::default() }
+    }
+
+    /// The loss of the chunk; its gradient is written to the rows of `gradient`.
+    fn run(&self, head: &WeightTensors<'_>, gradient: Option<&mut [T]>) -> f64 {
+        let rows = self.supervised.len();
+        let mut exponentials = gradient.as_ref().map(|_| PackedRows::reserve::<T>(rows, self.vocabulary));
+        let sums = self.exponentials(head, exponentials.as_mut());
+        if let (Some(gradient), Some(exponentials)) = (gradient, &exponentials) {
+            self.gradient(head, &sums, exponentials, gradient);
+        }
+        let loss = |row: usize| {
+            let (reference, target) = (f64::from(sums.references[row]), f64::from(self.target_logits[row]));
+            if reference == target {
+                sums.others[row].ln_1p()
+            } else {
+                (sums.others[row] + (target - reference).exp()).ln() + reference - target
+            }
+        };
+        (0..rows).map(loss).sum()
+    }
+
+    /// Exponentials of all logits but the targets', packed into `out`, and their sums.
+    fn exponentials(&self, head: &WeightTensors<'_>, mut out: Option<&mut PackedRows>) -> Sums {
+        let rows = self.supervised.len();
+        let panel = self.hidden.kernels().for_columns(self.vocabulary).columns;
+        let panels = self.vocabulary.div_ceil(panel);
+        let mut references = self.target_logits.clone();
+        let mut parts = pool::take::<f32>(rows * panels);
+        loop {
+            // The largest logit of each row, above its reference, as the bits of a positive number: those compare
+            // like the numbers.
+            let excess: Vec<AtomicU32> = (0..rows).map(|_| AtomicU32::new(0)).collect();
+            {
+                let parts = Disjoint::new(&mut parts);
+                let writer = out.as_deref_mut().map(PackedRows::writer);
+                let finish = |mut tile: Tile<'_>| {
+                    let columns = tile.columns.clone();
+                    for (row, values) in tile.iter_mut() {
+                        let target = self.supervised[row].1;
+                        let target = columns.contains(&target).then(|| target - columns.start);
+                        let (sum, most) = exponentiate(values, references[row], target.unwrap_or(usize::MAX));
+                        if most > 0.0 {
+                            excess[row].fetch_max(most.to_bits(), Ordering::Relaxed);
+                        }
+                        // SAFETY: one number for each row and panel.
+                        let part = unsafe { parts.slice(row * panels + columns.start / panel, 1) };
+                        part[0] = sum;
+                    }
+                    if let Some(writer) = &writer {
+                        // SAFETY: the tiles of a product do not overlap.
+                        unsafe { writer.put(&mut tile) };
+                    }
+                };
+                let terms = [Term { rows: &self.hidden, columns: head.columns(Side::Transposed) }];
+                multiply::<T>(&[Product { terms: &terms, finish: &finish }]);
+            }
+            let mut again = false;
+            for (reference, excess) in references.iter_mut().zip(excess) {
+                let excess = f32::from_bits(excess.into_inner());
+                if excess > HEADROOM && excess.is_finite() {
+                    *reference += excess;
+                    again = true;
+                }
+            }
+            if !again {
+                break;
+            }
+        }
+        let sum = |parts: &[f32]| parts.iter().map(|part| f64::from(*part)).sum();
+        Sums { references, others: parts.chunks_exact(panels).map(sum).collect() }
+    }
+
+    /// Writes `(Σ e[j] head[j] − S head[t]) / (e[t] + S)` to the rows' places in `gradient`.
+    fn gradient(&self, head: &WeightTensors<'_>, sums: &Sums, exponentials: &PackedRows, gradient: &mut [T]) {
+        let factors: Vec<(f32, f32)> = (0..self.supervised.len())
+            .map(|row| {
+                let reference = f64::from(sums.references[row]);
+                let at_target = (f64::from(self.target_logits[row]) - reference).exp();
+                let whole = at_target + sums.others[row];
+                ((1.0 / whole) as f32, (-sums.others[row] / whole) as f32)
+            })
+            .collect();
+        let out = Disjoint::new(gradient);
+        let finish = |mut tile: Tile<'_>| {
+            let columns = tile.columns.clone();
+            for (row, values) in tile.iter_mut() {
+                let (others, target) = factors[row];
+                let weights = &self.target_rows[row * self.width..][columns.clone()];
+                combine(values, others, weights, target);
+                let start = self.supervised[row].0 * self.width + columns.start;
+                // SAFETY: tiles do not overlap, and no row of the batch is supervised twice.
+                narrow(values, unsafe { out.slice(start, values.len()) });
+            }
+        };
+        let terms = [Term { rows: exponentials, columns: head.columns(Side::Plain) }];
+        multiply::<T>(&[Product { terms: &terms, finish: &finish }]);
+    }
+}
+
 vectorized! {
-    /// Returns ln Σ exp z − z[target] and turns z into its gradient, softmax(z) − [j = target].
-    fn softmax_loss(logits: &mut [f32], target: usize) -> f64 {
-        let max = math::max(logits);
-        let at_target = logits[target];
-        for logit in logits.iter_mut() {
-            *logit = math::exp(*logit - max);
+    fn dot(a: &[f32], b: &[f32]) -> f32 {
+        math::dot(a, b)
+    }
+
+    /// Turns logits into exp(z − reference), that of the target into 0. Returns the sum of the others, and by how
+    /// much the largest exceeds the reference.
+    fn exponentiate(values: &mut [f32], reference: f32, target: usize) -> (f32, f32) {
+        for value in values.iter_mut() {
+            *value -= reference;
         }
-        let sum = math::sum(logits);
-        let factor = 1.0 / sum;
-        for logit in logits.iter_mut() {
-            *logit *= factor;
+        let most = math::max(values);
+        for value in values.iter_mut() {
+            *value = math::exp(*value);
         }
-        logits[target] -= 1.0;
-        f64::from(sum).ln() + (f64::from(max) - f64::from(at_target))
+        if let Some(value) = values.get_mut(target) {
+            *value = 0.0;
+        }
+        (math::sum(values), most)
+    }
+
+    /// values · factor + weights · weight.
+    fn combine(values: &mut [f32], factor: f32, weights: &[f32], weight: f32) {
+        for (value, weights) in values.iter_mut().zip(weights) {
+            *value = *value * factor + weights * weight;
+        }
     }
 }

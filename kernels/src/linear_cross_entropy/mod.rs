@@ -6,16 +6,15 @@
 //! loss = Σᵢ ln Σⱼ exp z[i, j] − z[i, t]          dhidden[i] = Σⱼ (softmax(z[i])[j] − [j = t]) · head[j]
 //! ```
 //!
-//! Rows without supervision cost nothing. Under autodiff the forward computes the gradient with the loss, chunk by
-//! chunk, and the backward only multiplies it by the upstream scalar; nothing is computed for the head.
+//! Rows without supervision cost nothing. The gradient is computed with the loss, chunk by chunk, so that the logits
+//! are computed once; nothing is computed for the head.
 //!
 //! Hsu et al., *Liger Kernel* (<https://arxiv.org/abs/2410.10989>), for computing the gradient in the forward.
 
-pub(crate) mod autodiff;
 pub(crate) mod cpu;
 pub mod reference;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::backend::KernelBackend;
 use crate::linear::FrozenWeight;
@@ -23,24 +22,34 @@ use crate::linear::FrozenWeight;
 /// The target of a position that is not supervised.
 pub const IGNORED: i32 = -100;
 
-/// Σ over supervised rows of −ln softmax(hidden · headᵀ)[target]: a sum, never a mean.
+/// What [`linear_cross_entropy`] computes.
+#[derive(Clone, Debug)]
+pub struct LossAndGradient<B: Backend> {
+    /// f32 `[1]`: a sum, never a mean.
+    pub loss: Tensor<B, 1>,
+    /// The gradient of `hidden` `[tokens, hidden]`, in its dtype; zero in rows without supervision. `None` unless
+    /// asked for.
+    pub gradient: Option<Tensor<B, 2>>,
+}
+
+/// Σ over supervised rows of −ln softmax(hidden · headᵀ)[target], and on request its gradient.
 ///
 /// # Shapes
-/// `hidden` `[tokens, hidden]`, `head` `[vocabulary, hidden]`, `targets` `[tokens]` (a token id or [`IGNORED`]),
-/// result f32 `[1]`.
+/// `hidden` `[tokens, hidden]`, `head` `[vocabulary, hidden]`, `targets` `[tokens]` (a token id or [`IGNORED`]).
 ///
 /// # Panics
 /// If shapes do not fit, a target is neither a token id nor [`IGNORED`], or a dtype is none of f32, bf16, f16.
 pub fn linear_cross_entropy<B: KernelBackend>(
-    hidden: Tensor<B, 2>,
-    head: &FrozenWeight<B::Frozen>,
-    targets: &Tensor<B::Frozen, 1, Int>,
-) -> Tensor<B, 1> {
+    hidden: &Tensor<B, 2>,
+    head: &FrozenWeight<B>,
+    targets: &Tensor<B, 1, Int>,
+    wants_gradient: bool,
+) -> LossAndGradient<B> {
     let ([tokens, width], shape) = (hidden.dims(), head.shape());
     assert_eq!(
         shape[1], width,
         "linear_cross_entropy: hidden states of {width} do not fit the head {shape:?}"
     );
     assert_eq!(targets.dims(), [tokens], "linear_cross_entropy: one target per token");
-    B::linear_cross_entropy(hidden, head, targets)
+    B::linear_cross_entropy(hidden, head, targets, wants_gradient)
 }

@@ -7,15 +7,16 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::weight::DeviceAbsmax;
 use super::{Absmax, Nf4Weight, Quantized};
+use crate::cpu::pool::{self, Buffer};
 use crate::cpu::{parallel, tensor, vectorized};
 
 /// Borrowed parts of an NF4 matrix.
 #[derive(Clone, Copy)]
 pub(crate) struct Nf4Rows<'a> {
     pub(crate) shape: [usize; 2],
-    block_size: usize,
-    codebook: [f32; 16],
-    codes: &'a [u8],
+    pub(crate) block_size: usize,
+    pub(crate) codebook: [f32; 16],
+    pub(crate) codes: &'a [u8],
     absmax: Scales<'a>,
 }
 
@@ -97,6 +98,53 @@ impl<'a> Nf4Rows<'a> {
         };
         let (shape, block_size, codebook) = (quantized.shape, quantized.block_size, quantized.codebook);
         Self { shape, block_size, codebook, codes: &quantized.codes, absmax }
+    }
+
+    /// Whether every run of `length` weights that begins at a multiple of it in its row begins on a byte, ends in
+    /// its row, and has one scale, in f32.
+    pub(crate) fn has_runs_of(&self, length: usize) -> bool {
+        self.shape[1].is_multiple_of(length)
+            && self.block_size.is_power_of_two()
+            && self.block_size.is_multiple_of(length)
+            && matches!(self.absmax, Scales::F32(_))
+    }
+
+    /// One scale per block; none while they are packed (see [`Self::expand`]).
+    pub(crate) fn scales(&self) -> &'a [f32] {
+        match self.absmax {
+            Scales::F32(values) => values,
+            Scales::Double { .. } => &[],
+        }
+    }
+
+    /// The scales of all blocks in f32, where double quantization has packed them: for [`Self::with_scales`].
+    pub(crate) fn expand(&self) -> Option<Buffer<f32>> {
+        let Scales::Double { codes, nested, map, offset, block_size } = self.absmax else { return None };
+        let mut scales = pool::take::<f32>(codes.len());
+        // Whole nested blocks, so that each task multiplies by one nested scale at a time.
+        let chunk = block_size * (1usize << 14).div_ceil(block_size);
+        let tasks = scales.chunks_mut(chunk).zip(codes.chunks(chunk)).enumerate().collect();
+        parallel::for_each(tasks, codes.len(), |(task, (scales, codes))| {
+            let nested = &nested[task * chunk / block_size..];
+            let runs = scales.chunks_mut(block_size).zip(codes.chunks(block_size)).zip(nested);
+            for ((scales, codes), nested) in runs {
+                for (scale, code) in scales.iter_mut().zip(codes) {
+                    *scale = map[usize::from(*code)] * nested + offset;
+                }
+            }
+        });
+        Some(scales)
+    }
+
+    /// The same matrix with scales that [`Self::expand`] gave.
+    pub(crate) fn with_scales<'s>(&self, scales: Option<&'s [f32]>) -> Nf4Rows<'s>
+    where
+        'a: 's,
+    {
+        match scales {
+            Some(scales) => Nf4Rows { absmax: Scales::F32(scales), ..*self },
+            None => *self,
+        }
     }
 
     /// Scale of one block.

@@ -84,7 +84,7 @@ impl<B: Backend> Nf4Weight<B> {
     }
 }
 
-impl<B: KernelBackend<Frozen = B>> Nf4Weight<B> {
+impl<B: KernelBackend> Nf4Weight<B> {
     /// The weights as a dense f32 tensor `[out, in]`; for export and tests, never inside a training step.
     pub fn dequantize(&self) -> Tensor<B, 2> {
         B::nf4_dequantize(self)

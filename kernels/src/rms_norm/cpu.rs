@@ -4,46 +4,50 @@ use burn::tensor::Tensor;
 use burn_flex::Flex;
 
 use crate::cpu::scalar::{Scalar, with_float};
-use crate::cpu::{math, parallel, scratch, tensor, vectorized};
+use crate::cpu::{math, parallel, pool, tensor, vectorized};
 
 /// `rms_norm` of the CPU backend.
-pub(crate) fn forward(x: Tensor<Flex, 2>, weight: &Tensor<Flex, 1>, epsilon: f64) -> Tensor<Flex, 2> {
+pub(crate) fn forward(x: &Tensor<Flex, 2>, weight: &Tensor<Flex, 1>, epsilon: f64) -> Tensor<Flex, 2> {
     let shape = x.dims();
-    let x = tensor::primitive(x);
+    let x = tensor::primitive(x.clone());
     let weight = tensor::primitive(weight.clone());
     let weight = tensor::floats(&weight);
     with_float!(x.dtype(), T => {
         let x = x.storage::<T>();
-        let mut y = vec![<T as Scalar>::from_f32(0.0); x.len()];
+        let mut y = pool::take::<T>(x.len());
         let chunk = (parallel::rows_per_task(shape[1]) * shape[1]).max(1);
         let tasks = x.chunks(chunk).zip(y.chunks_mut(chunk)).collect();
         parallel::for_each(tasks, 2 * x.len(), |(x, y)| forward_rows::<T>(x, &weight, epsilon as f32, y));
-        tensor::from_vec(y, shape)
+        tensor::from_buffer(y, shape)
     })
 }
 
-/// `rms_norm_backward` of the CPU backend.
+/// `rms_norm_backward` of the CPU backend, in place of `dy`.
 pub(crate) fn backward(
-    x: Tensor<Flex, 2>,
+    x: &Tensor<Flex, 2>,
     weight: &Tensor<Flex, 1>,
     epsilon: f64,
     dy: Tensor<Flex, 2>,
+    residual: Option<&Tensor<Flex, 2>>,
 ) -> Tensor<Flex, 2> {
     let shape = x.dims();
-    let (x, dy) = (tensor::primitive(x), tensor::primitive(dy));
+    let x = tensor::primitive(x.clone());
+    let residual = residual.map(|residual| tensor::primitive(residual.clone()));
     let weight = tensor::primitive(weight.clone());
     let weight = tensor::floats(&weight);
+    let mut dy = tensor::owned(dy);
     with_float!(x.dtype(), T => {
-        let (x, dy) = (x.storage::<T>(), dy.storage::<T>());
-        let mut dx = vec![<T as Scalar>::from_f32(0.0); x.len()];
+        let x = x.storage::<T>();
+        let residual = residual.as_ref().map_or(&[][..], |residual| residual.storage::<T>());
         let chunk = (parallel::rows_per_task(shape[1]) * shape[1]).max(1);
-        let tasks = x.chunks(chunk).zip(dy.chunks(chunk)).zip(dx.chunks_mut(chunk)).collect();
-        parallel::for_each(tasks, 4 * x.len(), |((x, dy), dx)| {
-            let mut wide = scratch::take(2 * weight.len());
-            backward_rows::<T>(x, &weight, epsilon as f32, dy, dx, &mut wide);
+        let tasks = x.chunks(chunk).zip(dy.storage_mut::<T>().chunks_mut(chunk)).enumerate().collect();
+        parallel::for_each(tasks, 4 * x.len(), |(task, (x, dy))| {
+            let mut wide = pool::take::<f32>(2 * weight.len());
+            let residual = residual.get(task * chunk..).unwrap_or(&[]);
+            backward_rows::<T>(x, &weight, epsilon as f32, dy, residual, &mut wide);
         });
-        tensor::from_vec(dx, shape)
-    })
+    });
+    tensor::from_flex(dy)
 }
 
 vectorized! {
@@ -58,19 +62,28 @@ vectorized! {
         }
     }
 
-    /// `wide` holds two rows: x and g = dy · weight in f32.
-    fn backward_rows<T: Scalar>(x: &[T], weight: &[f32], epsilon: f32, dy: &[T], dx: &mut [T], wide: &mut [f32]) {
+    /// Turns `dy` into the gradient. `residual` is as long or empty; `wide` holds two rows.
+    fn backward_rows<T: Scalar>(x: &[T], weight: &[f32], epsilon: f32, dy: &mut [T], residual: &[T], wide: &mut [f32]) {
         let width = weight.len().max(1);
         let (wide_x, g) = wide.split_at_mut(width);
-        for ((x, dy), dx) in x.chunks_exact(width).zip(dy.chunks_exact(width)).zip(dx.chunks_exact_mut(width)) {
+        for (row, (x, dy)) in x.chunks_exact(width).zip(dy.chunks_exact_mut(width)).enumerate() {
             for i in 0..width {
                 wide_x[i] = x[i].to_f32();
                 g[i] = dy[i].to_f32() * weight[i];
             }
             let r = 1.0 / (math::dot(wide_x, wide_x) / width as f32 + epsilon).sqrt();
             let slope = math::dot(wide_x, g) / width as f32 * r * r;
-            for i in 0..width {
-                dx[i] = T::from_f32(r * (g[i] - wide_x[i] * slope));
+            match residual.get(row * width..(row + 1) * width) {
+                Some(residual) => {
+                    for i in 0..width {
+                        dy[i] = T::from_f32(r * (g[i] - wide_x[i] * slope) + residual[i].to_f32());
+                    }
+                }
+                None => {
+                    for i in 0..width {
+                        dy[i] = T::from_f32(r * (g[i] - wide_x[i] * slope));
+                    }
+                }
             }
         }
     }

@@ -7,11 +7,10 @@
 //!
 //! `x`, `y` `[rows, width]` in the compute dtype; everything inside is f32. `round` is to the compute dtype, where
 //! Llama's implementation casts before it multiplies by the weight. For normalised queries and keys, call it on
-//! `[tokens · heads, head_dim]`. The backward keeps `x` and recomputes `r`.
+//! `[tokens · heads, head_dim]`. The backward is given `x` and recomputes `r`.
 //!
 //! Zhang and Sennrich, *Root Mean Square Layer Normalization* (<https://arxiv.org/abs/1910.07467>).
 
-pub(crate) mod autodiff;
 pub(crate) mod cpu;
 pub mod reference;
 
@@ -26,11 +25,32 @@ use crate::backend::KernelBackend;
 ///
 /// # Panics
 /// If the weight has another width, or a dtype is none of f32, bf16, f16.
-pub fn rms_norm<B: KernelBackend>(
-    x: Tensor<B, 2>,
-    weight: &Tensor<B::Frozen, 1>,
-    epsilon: f64,
-) -> Tensor<B, 2> {
+pub fn rms_norm<B: KernelBackend>(x: &Tensor<B, 2>, weight: &Tensor<B, 1>, epsilon: f64) -> Tensor<B, 2> {
     assert_eq!(weight.dims(), [x.dims()[1]], "rms_norm: the weight does not fit x {:?}", x.dims());
     B::rms_norm(x, weight, epsilon)
+}
+
+/// The gradient of `x` of [`rms_norm`] for upstream `dy`, plus `residual` where the norm's input also goes round it:
+/// one rounding for the sum.
+///
+/// # Shapes
+/// All `[rows, width]`, in the dtype of `x`.
+///
+/// # Panics
+/// If shapes or dtypes do not fit.
+pub fn rms_norm_backward<B: KernelBackend>(
+    x: &Tensor<B, 2>,
+    weight: &Tensor<B, 1>,
+    epsilon: f64,
+    dy: Tensor<B, 2>,
+    residual: Option<&Tensor<B, 2>>,
+) -> Tensor<B, 2> {
+    assert_eq!(weight.dims(), [x.dims()[1]], "rms_norm: the weight does not fit x {:?}", x.dims());
+    for other in residual.into_iter().chain([&dy]) {
+        assert!(
+            other.dims() == x.dims() && other.dtype() == x.dtype(),
+            "rms_norm: a gradient does not fit x"
+        );
+    }
+    B::rms_norm_backward(x, weight, epsilon, dy, residual)
 }

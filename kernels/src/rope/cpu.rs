@@ -3,27 +3,18 @@
 use burn::tensor::{Int, Tensor};
 use burn_flex::Flex;
 
-use super::RotaryTable;
+use super::{Direction, RotaryTable};
 use crate::cpu::scalar::{Scalar, with_float};
 use crate::cpu::{parallel, tensor, vectorized};
 
-/// Which way to turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Direction {
-    Forward,
-    /// By the opposite angle.
-    Backward,
-}
-
-/// `rope` and `rope_backward` of the CPU backend.
+/// `rope` of the CPU backend.
 pub(crate) fn rotate(
     x: Tensor<Flex, 3>,
     table: &RotaryTable<Flex>,
     position_ids: &Tensor<Flex, 1, Int>,
     direction: Direction,
 ) -> Tensor<Flex, 3> {
-    let shape = x.dims();
-    let [_, heads, head_dim] = shape;
+    let [_, heads, head_dim] = x.dims();
     let [positions, width] = table.cos.dims();
     let (cos, sin) = (tensor::primitive(table.cos.clone()), tensor::primitive(table.sin.clone()));
     let (cos, sin) = (tensor::floats(&cos), tensor::floats(&sin));
@@ -33,21 +24,21 @@ pub(crate) fn rotate(
         let inside = usize::try_from(*position).is_ok_and(|position| position < positions);
         assert!(inside, "rope: position {position} is outside the table of {positions}");
     }
-    let x = tensor::primitive(x);
+    let mut x = tensor::owned(x);
     with_float!(x.dtype(), T => {
-        let x = x.storage::<T>();
-        let mut y = x.to_vec();
+        let x = x.storage_mut::<T>();
         let tokens = parallel::rows_per_task(heads * head_dim);
         let chunk = (tokens * heads * head_dim).max(1);
-        let tasks = y.chunks_mut(chunk).zip(position_ids.chunks(tokens)).collect();
-        parallel::for_each(tasks, 2 * x.len(), |(y, position_ids)| {
+        let work = 2 * x.len();
+        let tasks = x.chunks_mut(chunk).zip(position_ids.chunks(tokens)).collect();
+        parallel::for_each(tasks, work, |(y, position_ids)| {
             for (y, position) in y.chunks_exact_mut((heads * head_dim).max(1)).zip(position_ids) {
                 let row = *position as usize * width;
                 rotate_heads::<T>(y, head_dim, &cos[row..row + width], &sin[row..row + width], sign);
             }
         });
-        tensor::from_vec(y, shape)
-    })
+    });
+    tensor::from_flex(x)
 }
 
 vectorized! {

@@ -13,7 +13,6 @@
 //!
 //! Su et al., *RoFormer* (<https://arxiv.org/abs/2104.09864>).
 
-pub(crate) mod autodiff;
 pub(crate) mod cpu;
 pub mod reference;
 
@@ -30,7 +29,17 @@ pub struct RotaryTable<B: Backend> {
     pub sin: Tensor<B, 2>,
 }
 
-/// Rotates every head of every token to its position.
+/// Which way to turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// By the position's angle.
+    Forward,
+    /// By the opposite angle: the gradient of a forward rotation.
+    Backward,
+}
+
+/// Rotates every head of every token to its position, or a gradient back from it; in place where nobody else holds
+/// `x`.
 ///
 /// # Shapes
 /// `x` `[tokens, heads, head_dim]`, `position_ids` `[tokens]` (each below the table's length), result like `x`,
@@ -40,8 +49,9 @@ pub struct RotaryTable<B: Backend> {
 /// If shapes do not fit, a position is outside the table, or the dtype of `x` is none of f32, bf16, f16.
 pub fn rope<B: KernelBackend>(
     x: Tensor<B, 3>,
-    table: &RotaryTable<B::Frozen>,
-    position_ids: &Tensor<B::Frozen, 1, Int>,
+    table: &RotaryTable<B>,
+    position_ids: &Tensor<B, 1, Int>,
+    direction: Direction,
 ) -> Tensor<B, 3> {
     let [tokens, _, head_dim] = x.dims();
     assert_eq!(table.cos.dims(), table.sin.dims(), "rope: cosines and sines differ in shape");
@@ -51,5 +61,5 @@ pub fn rope<B: KernelBackend>(
         table.cos.dims()
     );
     assert_eq!(position_ids.dims(), [tokens], "rope: one position per token");
-    B::rope(x, table, position_ids)
+    B::rope(x, table, position_ids, direction)
 }

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn_flex::Flex;
 
 use crate::cpu::scalar::{Scalar, with_float};
-use crate::cpu::{math, parallel, tensor, vectorized};
+use crate::cpu::{math, parallel, pool, tensor, vectorized};
 
 /// Elements per task.
 const TASK: usize = 1 << 14;
@@ -12,37 +12,31 @@ const TASK: usize = 1 << 14;
 const COST: usize = 8;
 
 /// `swiglu` of the CPU backend.
-pub(crate) fn forward(gate: Tensor<Flex, 2>, up: Tensor<Flex, 2>) -> Tensor<Flex, 2> {
+pub(crate) fn forward(gate: &Tensor<Flex, 2>, up: &Tensor<Flex, 2>) -> Tensor<Flex, 2> {
     let shape = gate.dims();
-    let (gate, up) = (tensor::primitive(gate), tensor::primitive(up));
+    let (gate, up) = (tensor::primitive(gate.clone()), tensor::primitive(up.clone()));
     with_float!(gate.dtype(), T => {
         let (gate, up) = (gate.storage::<T>(), up.storage::<T>());
-        let mut y = vec![<T as Scalar>::from_f32(0.0); gate.len()];
+        let mut y = pool::take::<T>(gate.len());
         let tasks = gate.chunks(TASK).zip(up.chunks(TASK)).zip(y.chunks_mut(TASK)).collect();
         parallel::for_each(tasks, COST * gate.len(), |((gate, up), y)| forward_run::<T>(gate, up, y));
-        tensor::from_vec(y, shape)
+        tensor::from_buffer(y, shape)
     })
 }
 
-/// `swiglu_backward` of the CPU backend.
+/// `swiglu_backward` of the CPU backend, in place of gate and up.
 pub(crate) fn backward(
     gate: Tensor<Flex, 2>,
     up: Tensor<Flex, 2>,
     dy: Tensor<Flex, 2>,
 ) -> (Tensor<Flex, 2>, Tensor<Flex, 2>) {
-    let shape = gate.dims();
-    let (gate, up, dy) = (tensor::primitive(gate), tensor::primitive(up), tensor::primitive(dy));
+    let (mut gate, mut up, dy) = (tensor::owned(gate), tensor::owned(up), tensor::primitive(dy));
     with_float!(gate.dtype(), T => {
-        let (gate, up, dy) = (gate.storage::<T>(), up.storage::<T>(), dy.storage::<T>());
-        let mut dgate = vec![<T as Scalar>::from_f32(0.0); gate.len()];
-        let mut dup = dgate.clone();
-        let inputs = gate.chunks(TASK).zip(up.chunks(TASK)).zip(dy.chunks(TASK));
-        let tasks = inputs.zip(dgate.chunks_mut(TASK)).zip(dup.chunks_mut(TASK)).collect();
-        parallel::for_each(tasks, COST * gate.len(), |((((gate, up), dy), dgate), dup)| {
-            backward_run::<T>(gate, up, dy, dgate, dup);
-        });
-        (tensor::from_vec(dgate, shape), tensor::from_vec(dup, shape))
-    })
+        let (gate, up, dy) = (gate.storage_mut::<T>(), up.storage_mut::<T>(), dy.storage::<T>());
+        let tasks = gate.chunks_mut(TASK).zip(up.chunks_mut(TASK)).zip(dy.chunks(TASK)).collect();
+        parallel::for_each(tasks, COST * dy.len(), |((gate, up), dy)| backward_run::<T>(gate, up, dy));
+    });
+    (tensor::from_flex(gate), tensor::from_flex(up))
 }
 
 vectorized! {
@@ -53,12 +47,13 @@ vectorized! {
         }
     }
 
-    fn backward_run<T: Scalar>(gate: &[T], up: &[T], dy: &[T], dgate: &mut [T], dup: &mut [T]) {
-        for ((((gate, up), dy), dgate), dup) in gate.iter().zip(up).zip(dy).zip(dgate).zip(dup) {
+    /// Turns gate and up into their gradients.
+    fn backward_run<T: Scalar>(gate: &mut [T], up: &mut [T], dy: &[T]) {
+        for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
             let (x, dy) = (gate.to_f32(), dy.to_f32());
             let s = math::sigmoid(x);
-            *dgate = T::from_f32(dy * up.to_f32() * s * (1.0 + x * (1.0 - s)));
-            *dup = T::from_f32(dy * x * s);
+            *gate = T::from_f32(dy * up.to_f32() * s * (1.0 + x * (1.0 - s)));
+            *up = T::from_f32(dy * x * s);
         }
     }
 }

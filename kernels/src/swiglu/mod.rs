@@ -9,7 +9,6 @@
 //!
 //! Shazeer, *GLU Variants Improve Transformer* (<https://arxiv.org/abs/2002.05202>).
 
-pub(crate) mod autodiff;
 pub(crate) mod cpu;
 pub mod reference;
 
@@ -21,8 +20,24 @@ use crate::backend::KernelBackend;
 ///
 /// # Panics
 /// If the operands differ in shape or dtype, or the dtype is none of f32, bf16, f16.
-pub fn swiglu<B: KernelBackend>(gate: Tensor<B, 2>, up: Tensor<B, 2>) -> Tensor<B, 2> {
+pub fn swiglu<B: KernelBackend>(gate: &Tensor<B, 2>, up: &Tensor<B, 2>) -> Tensor<B, 2> {
     assert_eq!(gate.dims(), up.dims(), "swiglu: gate and up differ in shape");
     assert_eq!(gate.dtype(), up.dtype(), "swiglu: gate and up differ in dtype");
     B::swiglu(gate, up)
+}
+
+/// The gradients of gate and up for upstream `dy`; in their place where nobody else holds them.
+///
+/// # Panics
+/// As [`swiglu`].
+pub fn swiglu_backward<B: KernelBackend>(
+    gate: Tensor<B, 2>,
+    up: Tensor<B, 2>,
+    dy: Tensor<B, 2>,
+) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    for other in [&up, &dy] {
+        assert_eq!(gate.dims(), other.dims(), "swiglu: gate, up and dy differ in shape");
+        assert_eq!(gate.dtype(), other.dtype(), "swiglu: gate, up and dy differ in dtype");
+    }
+    B::swiglu_backward(gate, up, dy)
 }

@@ -2,9 +2,9 @@
 
 use burn::tensor::DType;
 use burn_flex::Flex;
-use tune_kernels::adamw::{AdamWConfig, Moments, adamw, reference, sum_of_squares};
+use tune_kernels::adamw::{AdamWConfig, Moments, Update, adamw, reference, sum_of_squares};
 
-use crate::support::{A, assert_close, random, tensor, values};
+use crate::support::{assert_close, random, tensor, values};
 
 #[test]
 fn several_steps_agree_with_the_oracle() {
@@ -19,7 +19,9 @@ fn several_steps_agree_with_the_oracle() {
             let gradient = random(count, 10 + step, 1e-3);
             reference::update(&mut expected, &gradient, (&mut first, &mut second), &config, 1e-2, step);
             let gradient = tensor::<Flex, 2>(&gradient, shape, DType::F32);
-            (parameter, moments) = adamw(parameter, gradient, moments, &config, 1e-2, step);
+            // Clipping halves a gradient of twice the size.
+            let update = Update { parameter, gradient: Some(gradient * 2.0), moments };
+            (parameter, moments) = adamw(vec![update], 0.5, &config, 1e-2, step).remove(0);
             assert_close("parameter", &values(&parameter), &expected, 1e-6);
             assert_close("first moment", &values(&moments.first), &first, 1e-6);
             assert_close("second moment", &values(&moments.second), &second, 1e-6);
@@ -34,9 +36,33 @@ fn shared_tensors_are_left_alone() {
     let held = parameter.clone();
     let gradient = tensor::<Flex, 2>(&[1.0, -1.0], [1, 2], DType::F32);
     let moments = Moments::zeros_like(&parameter);
-    let (updated, _) = adamw(parameter, gradient, moments, &AdamWConfig::default(), 0.1, 1);
+    let update = Update { parameter, gradient: Some(gradient), moments };
+    let (updated, _) = adamw(vec![update], 1.0, &AdamWConfig::default(), 0.1, 1).remove(0);
     assert_eq!(values(&held), [1.0, 2.0]);
     assert_close("first step", &values(&updated), &[0.9, 2.1], 1e-6);
+}
+
+/// Several parameters at once are updated as each alone; one without a gradient only decays.
+#[test]
+fn one_pass_over_all_is_a_pass_over_each() {
+    let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
+    let shapes = [[3, 37], [1, 1], [40, 1000]];
+    let update = |index: usize, gradient: bool| {
+        let shape: [usize; 2] = shapes[index];
+        let make = |seed: u64| tensor::<Flex, 2>(&random(shape[0] * shape[1], seed, 1.0), shape, DType::F32);
+        let parameter = make(1 + index as u64);
+        let moments = Moments { first: make(11), second: make(12).abs() };
+        let zero = parameter.zeros_like();
+        let gradient = if index == 1 { gradient.then_some(zero) } else { Some(make(13)) };
+        Update { parameter, gradient, moments }
+    };
+    let together = adamw((0..3).map(|index| update(index, false)).collect(), 0.3, &config, 1e-2, 4);
+    for (index, (parameter, moments)) in together.into_iter().enumerate() {
+        let (alone, alone_moments) = adamw(vec![update(index, true)], 0.3, &config, 1e-2, 4).remove(0);
+        assert_eq!(values(&parameter), values(&alone));
+        assert_eq!(values(&moments.first), values(&alone_moments.first));
+        assert_eq!(values(&moments.second), values(&alone_moments.second));
+    }
 }
 
 #[test]
@@ -44,7 +70,7 @@ fn sum_of_squares_agrees_with_the_oracle() {
     for shape in [[1, 1], [3, 37], [100, 1000]] {
         let x = random(shape[0] * shape[1], 1, 1.0);
         let expected = reference::sum_of_squares(&x);
-        let found = sum_of_squares(&tensor::<A, 2>(&x, shape, DType::F32));
+        let found = sum_of_squares(&tensor::<Flex, 2>(&x, shape, DType::F32));
         assert!((found - expected).abs() <= 1e-12 * expected, "{found} instead of {expected}");
     }
 }

@@ -3,10 +3,11 @@
 use burn::tensor::DType;
 use burn_flex::Flex;
 use tune_kernels::attention::reference::{self, Sizes};
-use tune_kernels::attention::{AttentionOptions, DocumentOffsets, attention};
-use tune_kernels::seed::backward_with;
+use tune_kernels::attention::{
+    AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
+};
 
-use crate::support::{A, DTYPES, assert_close, gradient, random, random_in, tensor, tolerance, values};
+use crate::support::{DTYPES, assert_close, on_every_set, random, random_in, tensor, tolerance, values};
 
 fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
     let sizes = |heads, kv_heads, head_dim| Sizes { heads, kv_heads, head_dim };
@@ -19,46 +20,62 @@ fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
         ("window", DocumentOffsets::packed(&[0, 150, 290]), Some(37), sizes(3, 3, 32)),
         ("window beyond", DocumentOffsets::packed(&[0, 20]), Some(1000), sizes(1, 1, 8)),
         ("cache", DocumentOffsets::with_cache(&[0, 1, 4], &[0, 100, 130]), None, sizes(4, 2, 16)),
+        ("long", DocumentOffsets::packed(&[0, 1100]), None, sizes(2, 1, 8)),
+        ("long, window", DocumentOffsets::packed(&[0, 30, 1200]), Some(600), sizes(1, 1, 16)),
+        ("wide heads", DocumentOffsets::packed(&[0, 61]), None, sizes(2, 1, 256)),
         ("cache, window", DocumentOffsets::with_cache(&[0, 3], &[0, 90]), Some(20), sizes(2, 1, 16)),
     ]
 }
 
 #[test]
 fn forward_and_backward_agree_with_the_oracle() {
-    for dtype in DTYPES {
-        for (name, documents, sliding_window, sizes) in cases() {
-            let what = format!("attention {name} {dtype:?}");
-            let Sizes { heads, kv_heads, head_dim } = sizes;
-            let (tokens, keys) = (documents.queries(), documents.keys());
-            let q = random_in(tokens * heads * head_dim, 1, 2.0, dtype);
-            let k = random_in(keys * kv_heads * head_dim, 2, 2.0, dtype);
-            let v = random_in(keys * kv_heads * head_dim, 3, 2.0, dtype);
-            let dy = random_in(q.len(), 4, 1.0, dtype);
-            let options = AttentionOptions { documents: documents.clone(), scaling: 0.4, sliding_window };
-            let expected = reference::forward(&q, &k, &v, &options, sizes);
-            let slopes = reference::backward(&q, &k, &v, &dy, &options, sizes);
-
-            let q = tensor::<A, 3>(&q, [tokens, heads, head_dim], dtype).require_grad();
-            let k = tensor::<A, 3>(&k, [keys, kv_heads, head_dim], dtype).require_grad();
-            let v = tensor::<A, 3>(&v, [keys, kv_heads, head_dim], dtype).require_grad();
-            let y = attention(q.clone(), k.clone(), v.clone(), &documents, 0.4, sliding_window);
-            assert_eq!(y.dtype(), dtype, "{what}");
-            assert_close(&what, &values(&y), &expected, tolerance(dtype));
-            let gradients = backward_with(y, tensor::<Flex, 3>(&dy, [tokens, heads, head_dim], dtype));
-            // A query that sees one key has no slope in q and k: what is found there is rounding, and is measured
-            // against dv.
-            for (part, leaf, expected) in [("q", &q, &slopes.q), ("k", &k, &slopes.k), ("v", &v, &slopes.v)] {
-                let found = gradient(leaf, &gradients);
-                if expected.iter().all(|x| *x == 0.0) {
-                    assert!(
-                        found.iter().all(|x| x.abs() <= 10.0 * tolerance(dtype) as f32),
-                        "d{part}, {what}"
-                    );
-                } else {
-                    // The rounded output enters δ: one more rounding than in the others.
-                    assert_close(&format!("d{part}, {what}"), &found, expected, 2.0 * tolerance(dtype));
-                }
+    on_every_set(|set| {
+        for dtype in DTYPES {
+            for (name, documents, sliding_window, sizes) in cases() {
+                let options = AttentionOptions { documents, scaling: 0.4, sliding_window };
+                check(&format!("attention {name} {dtype:?} on {set}"), dtype, &options, sizes);
             }
+        }
+    });
+}
+
+fn check(what: &str, dtype: DType, options: &AttentionOptions, sizes: Sizes) {
+    let Sizes { heads, kv_heads, head_dim } = sizes;
+    let (tokens, keys) = (options.documents.queries(), options.documents.keys());
+    let q = random_in(tokens * heads * head_dim, 1, 2.0, dtype);
+    let k = random_in(keys * kv_heads * head_dim, 2, 2.0, dtype);
+    let v = random_in(keys * kv_heads * head_dim, 3, 2.0, dtype);
+    let dy = random_in(q.len(), 4, 1.0, dtype);
+    let expected = reference::forward(&q, &k, &v, options, sizes);
+    let slopes = reference::backward(&q, &k, &v, &dy, options, sizes);
+
+    let q = tensor::<Flex, 3>(&q, [tokens, heads, head_dim], dtype);
+    let k = tensor::<Flex, 3>(&k, [keys, kv_heads, head_dim], dtype);
+    let v = tensor::<Flex, 3>(&v, [keys, kv_heads, head_dim], dtype);
+    let (output, log_sum_exp) = attention(&q, &k, &v, options);
+    assert_eq!(output.dtype(), dtype, "{what}");
+    assert_close(what, &values(&output), &expected, tolerance(dtype));
+    let dy = tensor::<Flex, 3>(&dy, [tokens, heads, head_dim], dtype);
+    let request = AttentionBackward {
+        q: &q,
+        k: &k,
+        v: &v,
+        output: &output,
+        log_sum_exp: &log_sum_exp,
+        options,
+        dy: &dy,
+    };
+    let found = attention_backward(request);
+    // A query that sees one key has no slope in q and k: what is found there is rounding, and is measured against dv.
+    for ((part, found), expected) in ["q", "k", "v"].iter().zip(&found).zip([&slopes.q, &slopes.k, &slopes.v])
+    {
+        let found = values(found);
+        if expected.iter().all(|x| *x == 0.0) {
+            let small = found.iter().all(|x| x.abs() <= 10.0 * tolerance(dtype) as f32);
+            assert!(small, "d{part}, {what}");
+        } else {
+            // The rounded output enters δ: one more rounding than in the others.
+            assert_close(&format!("d{part}, {what}"), &found, expected, 2.0 * tolerance(dtype));
         }
     }
 }
@@ -77,24 +94,21 @@ fn cached_steps_equal_the_whole() {
             DType::F32,
         )
     };
-    let whole = attention(
-        all(&q, heads, 0..tokens),
-        all(&k, kv_heads, 0..tokens),
-        all(&v, kv_heads, 0..tokens),
-        &DocumentOffsets::packed(&[0, tokens as u32]),
-        0.25,
-        Some(30),
+    let options = |documents| AttentionOptions { documents, scaling: 0.25, sliding_window: Some(30) };
+    let (whole, _) = attention(
+        &all(&q, heads, 0..tokens),
+        &all(&k, kv_heads, 0..tokens),
+        &all(&v, kv_heads, 0..tokens),
+        &options(DocumentOffsets::packed(&[0, tokens as u32])),
     );
     let whole = values(&whole);
     for (seen, end) in [(0, 25), (25, 26), (26, 40)] {
         let documents = DocumentOffsets::with_cache(&[0, (end - seen) as u32], &[0, end as u32]);
-        let part = attention(
-            all(&q, heads, seen..end),
-            all(&k, kv_heads, 0..end),
-            all(&v, kv_heads, 0..end),
-            &documents,
-            0.25,
-            Some(30),
+        let (part, _) = attention(
+            &all(&q, heads, seen..end),
+            &all(&k, kv_heads, 0..end),
+            &all(&v, kv_heads, 0..end),
+            &options(documents),
         );
         let row = heads * head_dim;
         assert_close(&format!("{seen}..{end}"), &values(&part), &whole[seen * row..end * row], 1e-6);
@@ -107,6 +121,7 @@ fn large_scores_are_stable() {
     let q = tensor::<Flex, 3>(&[100.0, 100.0], [2, 1, 1], DType::F32);
     let k = tensor::<Flex, 3>(&[100.0, -100.0], [2, 1, 1], DType::F32);
     let v = tensor::<Flex, 3>(&[3.0, 5.0], [2, 1, 1], DType::F32);
-    let y = attention(q, k, v, &DocumentOffsets::packed(&[0, 2]), 1.0, None);
+    let documents = DocumentOffsets::packed(&[0, 2]);
+    let (y, _) = attention(&q, &k, &v, &AttentionOptions { documents, scaling: 1.0, sliding_window: None });
     assert_eq!(values(&y), [3.0, 3.0]);
 }

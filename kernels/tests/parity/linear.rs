@@ -4,12 +4,13 @@ use burn::tensor::{DType, Tensor};
 use burn_flex::Flex;
 use tune_kernels::dropout::{Dropout, DropoutKey};
 use tune_kernels::linear::reference::{self, LoraSlices, Sizes};
-use tune_kernels::linear::{FrozenWeight, Lora, linear};
+use tune_kernels::linear::{
+    FrozenWeight, Linear, LinearBackward, Lora, LoraGradient, linear, linear_backward,
+};
 use tune_kernels::nf4::{self, Nf4Weight};
-use tune_kernels::seed::backward_with;
 
 use crate::support::{
-    A, DTYPES, assert_close, gradient, random, random_in, rounded, tensor, tolerance, values,
+    DTYPES, assert_close, on_every_set, random, random_in, rounded, tensor, tolerance, values,
 };
 
 /// (tokens, in, out): single rows, odd sizes, sizes beyond one tile in each direction.
@@ -81,33 +82,51 @@ fn mask(count: usize, input: usize, dropout: Option<Dropout>) -> Vec<f32> {
     let lora = Lora { a: identity.clone(), b: identity, scaling: 1.0, dropout: Some(dropout) };
     let nothing = FrozenWeight::Dense(Tensor::zeros([input, input], &Default::default()));
     let ones = Tensor::ones([count / input, input], &Default::default());
-    values(&linear::<Flex>(ones, &nothing, None, Some(&lora)))
+    let layer = Linear { weight: &nothing, bias: None, lora: Some(&lora) };
+    values(&linear::<Flex>(&ones, &[layer], None).outputs[0])
 }
 
 #[test]
 fn forward_and_backward_agree_with_the_oracle() {
-    for dtype in DTYPES {
-        for (tokens, input, out) in SHAPES {
-            let sizes = Sizes { tokens, input, out };
-            for kind in WEIGHTS {
-                for (rank, probability) in [(0, 0.0), (1, 0.0), (8, 0.0), (5, 0.25)] {
-                    check(sizes, kind, dtype, rank, probability, rank != 1);
+    on_every_set(|set| {
+        for dtype in DTYPES {
+            for (tokens, input, out) in SHAPES {
+                let sizes = Sizes { tokens, input, out };
+                for kind in WEIGHTS {
+                    for (rank, probability) in [(0, 0.0), (1, 0.0), (8, 0.0), (5, 0.25)] {
+                        check(set, sizes, kind, dtype, rank, probability, rank != 1);
+                    }
                 }
             }
+            // A rank beyond the narrow kernels, and a reduction of several blocks.
+            check(set, Sizes { tokens: 40, input: 1120, out: 96 }, WEIGHTS[1], dtype, 40, 0.0, true);
         }
-    }
+    });
 }
 
-fn check(sizes: Sizes, kind: Weight, dtype: DType, rank: usize, probability: f32, with_bias: bool) {
-    let what = format!("{kind:?} {dtype:?} {sizes:?} rank {rank} dropout {probability}");
+fn check(
+    set: &str,
+    sizes: Sizes,
+    kind: Weight,
+    dtype: DType,
+    rank: usize,
+    probability: f32,
+    with_bias: bool,
+) {
+    let what = format!("{kind:?} {dtype:?} {sizes:?} rank {rank} dropout {probability} on {set}");
     let Sizes { tokens, input, out } = sizes;
     let (weight, dense) = frozen(kind, [out, input], dtype);
     let x = random_in(tokens * input, 1, 1.0, dtype);
     let dy = random_in(tokens * out, 2, 1.0, dtype);
     let bias = random_in(out, 3, 0.5, dtype);
+    let residual = random_in(tokens * out, 4, 0.5, dtype);
     let adapter = (rank > 0).then(|| adapter(sizes, rank, probability));
 
-    let in_dtype = adapter.as_ref().map(|lora| (rounded(&lora.a, dtype), rounded(&lora.b, dtype)));
+    let in_dtype = adapter.as_ref().map(|lora| {
+        let scaled: Vec<f32> = lora.b.iter().map(|b| b * SCALING).collect();
+        let unscaled = |b: &f32| b / SCALING;
+        (rounded(&lora.a, dtype), rounded(&scaled, dtype).iter().map(unscaled).collect::<Vec<_>>())
+    });
     let slices = adapter.as_ref().zip(in_dtype.as_ref()).map(|(lora, (a, b))| LoraSlices {
         a,
         b,
@@ -115,69 +134,153 @@ fn check(sizes: Sizes, kind: Weight, dtype: DType, rank: usize, probability: f32
         scaling: SCALING,
         mask: &lora.mask,
     });
-    let expected = reference::forward(&x, &dense, with_bias.then_some(&bias[..]), slices, sizes);
+    let mut expected = reference::forward(&x, &dense, with_bias.then_some(&bias[..]), slices, sizes);
     let (dx, da, db) = reference::backward(&x, &dense, slices, &dy, sizes);
 
-    let x_leaf = tensor::<A, 2>(&x, [tokens, input], dtype).require_grad();
+    let x = tensor::<Flex, 2>(&x, [tokens, input], dtype);
     let lora = adapter.as_ref().map(|lora| Lora {
-        a: tensor::<A, 2>(&lora.a, [rank, input], DType::F32).require_grad(),
-        b: tensor::<A, 2>(&lora.b, [out, rank], DType::F32).require_grad(),
+        a: tensor::<Flex, 2>(&lora.a, [rank, input], DType::F32),
+        b: tensor::<Flex, 2>(&lora.b, [out, rank], DType::F32),
         scaling: SCALING,
         dropout: lora.dropout,
     });
     let bias = with_bias.then(|| tensor::<Flex, 1>(&bias, [out], dtype));
-    let y = linear(x_leaf.clone(), &weight, bias.as_ref(), lora.as_ref());
-    assert_eq!(y.dtype(), dtype, "{what}");
+    let layer = Linear { weight: &weight, bias: bias.as_ref(), lora: lora.as_ref() };
+    let projected = linear(&x, &[layer], None);
     let tolerance = tolerance(dtype);
-    assert_close(&format!("y, {what}"), &values(&y), &expected, tolerance);
+    assert_eq!(projected.outputs[0].dtype(), dtype, "{what}");
+    assert_close(&format!("y, {what}"), &values(&projected.outputs[0]), &expected, tolerance);
 
-    let gradients = backward_with(y, tensor::<Flex, 2>(&dy, [tokens, out], dtype));
-    assert_close(&format!("dx, {what}"), &gradient(&x_leaf, &gradients), &dx, tolerance);
-    if let Some(lora) = lora {
-        assert_eq!(lora.a.grad(&gradients).expect("tracked").dtype(), DType::F32, "{what}");
-        assert_close(&format!("dA, {what}"), &gradient(&lora.a, &gradients), &da, tolerance);
-        assert_close(&format!("dB, {what}"), &gradient(&lora.b, &gradients), &db, tolerance);
+    let around = tensor::<Flex, 2>(&residual, [tokens, out], dtype);
+    let added = linear(&x, &[layer], Some(&around));
+    expected.iter_mut().zip(&residual).for_each(|(y, residual)| *y += residual);
+    assert_close(&format!("y + residual, {what}"), &values(&added.outputs[0]), &expected, tolerance);
+
+    let gradients = linear_backward(LinearBackward {
+        x: Some(&x),
+        layers: &[layer],
+        down: projected.down.as_ref(),
+        dy: &[tensor::<Flex, 2>(&dy, [tokens, out], dtype)],
+        wants_x: true,
+        sums: vec![None],
+    });
+    assert_close(&format!("dx, {what}"), &values(&gradients.x.expect("asked for")), &dx, tolerance);
+    assert_eq!(gradients.adapters[0].is_some(), rank > 0, "{what}");
+    if let Some(adapter) = &gradients.adapters[0] {
+        assert_eq!((adapter.a.dtype(), adapter.b.dtype()), (DType::F32, DType::F32), "{what}");
+        assert_close(&format!("dA, {what}"), &values(&adapter.a), &da, tolerance);
+        assert_close(&format!("dB, {what}"), &values(&adapter.b), &db, tolerance);
     }
 }
 
-/// Each of x, A and B may be frozen for itself; the others' gradients stay the same.
+/// Several layers over one input are each layer alone; their input gradients add up, and so do the sums of adapter
+/// gradients. Adapters of different ranks, and none.
 #[test]
-fn every_choice_of_tracked_parents_works() {
+fn a_group_is_its_layers() {
+    on_every_set(|set| {
+        for dtype in DTYPES {
+            for probability in [0.0, 0.5] {
+                check_group(set, dtype, probability);
+            }
+        }
+    });
+}
+
+fn check_group(set: &str, dtype: DType, probability: f32) {
+    let what = format!("{dtype:?} dropout {probability} on {set}");
+    let (tokens, input) = (45, 96);
+    let outs = [70, 33, 96];
+    let ranks = [4, 0, 17];
+    let x = tensor::<Flex, 2>(&random(tokens * input, 1, 1.0), [tokens, input], dtype);
+    let weights = outs.map(|out| frozen(WEIGHTS[1], [out, input], dtype).0);
+    let loras: Vec<Option<Lora<Flex>>> = (0..3)
+        .map(|index| {
+            let (rank, out) = (ranks[index], outs[index]);
+            let key = DropoutKey { seed: 3, step: 5, micro_batch: 1, layer: 2, projection: index as u32 };
+            (rank > 0).then(|| Lora {
+                a: tensor(&random(rank * input, 20 + index as u64, 0.3), [rank, input], DType::F32),
+                b: tensor(&random(out * rank, 30 + index as u64, 0.3), [out, rank], DType::F32),
+                scaling: 2.0,
+                dropout: Some(Dropout { probability, key }),
+            })
+        })
+        .collect();
+    let layer = |index: usize| Linear { weight: &weights[index], bias: None, lora: loras[index].as_ref() };
+    let layers = [layer(0), layer(1), layer(2)];
+    let dy: Vec<_> = (0..3)
+        .map(|index| {
+            let out = outs[index];
+            tensor::<Flex, 2>(&random(tokens * out, 40 + index as u64, 1.0), [tokens, out], dtype)
+        })
+        .collect();
+    let together = linear(&x, &layers, None);
+    let sum = |index: usize| {
+        loras[index].as_ref().map(|lora| LoraGradient { a: lora.a.clone() * 3.0, b: lora.b.clone() * 5.0 })
+    };
+    let request = LinearBackward {
+        x: Some(&x),
+        layers: &layers,
+        down: together.down.as_ref(),
+        dy: &dy,
+        wants_x: true,
+        sums: (0..3).map(sum).collect(),
+    };
+    let gradients = linear_backward(request);
+    let mut dx = vec![0.0f32; tokens * input];
+    for index in 0..3 {
+        let alone = linear(&x, &[layers[index]], None);
+        assert_eq!(values(&together.outputs[index]), values(&alone.outputs[0]), "{what}");
+        let request = LinearBackward {
+            x: Some(&x),
+            layers: &layers[index..=index],
+            down: alone.down.as_ref(),
+            dy: &dy[index..=index],
+            wants_x: true,
+            sums: vec![None],
+        };
+        let alone = linear_backward(request);
+        let slope = values(&alone.x.expect("asked for"));
+        dx.iter_mut().zip(slope).for_each(|(dx, slope)| *dx += slope);
+        let (found, before) = (&gradients.adapters[index], sum(index));
+        assert_eq!(found.is_some(), alone.adapters[0].is_some(), "{what}");
+        if let (Some(found), Some(alone), Some(before)) = (found, &alone.adapters[0], before) {
+            assert_close(&what, &values(&found.a), &values(&(alone.a.clone() + before.a)), 2e-6);
+            assert_close(&what, &values(&found.b), &values(&(alone.b.clone() + before.b)), 2e-6);
+        }
+    }
+    assert_close(&what, &values(&gradients.x.expect("asked for")), &dx, tolerance(dtype));
+}
+
+/// The gradient of the input is left out where nobody asks, and adapters are still served.
+#[test]
+fn the_input_gradient_may_be_left_out() {
     let sizes = Sizes { tokens: 6, input: 20, out: 12 };
     let (weight, _) = frozen(Weight::Dense, [12, 20], DType::F32);
     let adapter = adapter(sizes, 4, 0.5);
-    let run = |tracked: [bool; 3]| {
-        let leaf = |values: &[f32], shape: [usize; 2], tracked: bool| {
-            let tensor = tensor::<A, 2>(values, shape, DType::F32);
-            if tracked { tensor.require_grad() } else { tensor }
-        };
-        let x = leaf(&random(120, 1, 1.0), [6, 20], tracked[0]);
-        let lora = Lora {
-            a: leaf(&adapter.a, [4, 20], tracked[1]),
-            b: leaf(&adapter.b, [12, 4], tracked[2]),
-            scaling: SCALING,
-            dropout: adapter.dropout,
-        };
-        let y = linear(x.clone(), &weight, None, Some(&lora));
-        let gradients = backward_with(y, tensor::<Flex, 2>(&random(72, 2, 1.0), [6, 12], DType::F32));
-        [x, lora.a, lora.b].map(|leaf| leaf.grad(&gradients).map(|gradient| values(&gradient)))
+    let x = tensor::<Flex, 2>(&random(120, 1, 1.0), [6, 20], DType::F32);
+    let lora = Lora {
+        a: tensor::<Flex, 2>(&adapter.a, [4, 20], DType::F32),
+        b: tensor::<Flex, 2>(&adapter.b, [12, 4], DType::F32),
+        scaling: SCALING,
+        dropout: adapter.dropout,
     };
-    let all = run([true; 3]);
-    for bits in 0..8 {
-        let tracked = [0, 1, 2].map(|i| bits >> i & 1 == 1);
-        for ((found, expected), tracked) in run(tracked).iter().zip(&all).zip(tracked) {
-            assert_eq!(found.as_ref(), tracked.then_some(expected).and_then(Option::as_ref), "{bits:03b}");
-        }
-    }
-}
-
-#[test]
-fn without_autodiff_the_result_is_the_same() {
-    let (weight, _) = frozen(WEIGHTS[1], [40, 64], DType::BF16);
-    let x = random(7 * 64, 1, 1.0);
-    let plain = linear::<Flex>(tensor(&x, [7, 64], DType::BF16), &weight, None, None);
-    let tracked = linear::<A>(tensor(&x, [7, 64], DType::BF16).require_grad(), &weight, None, None);
-    assert_eq!(values(&plain), values(&tracked));
+    let layer = Linear { weight: &weight, bias: None, lora: Some(&lora) };
+    let down = linear(&x, &[layer], None).down;
+    let run = |wants_x| {
+        linear_backward(LinearBackward {
+            x: Some(&x),
+            layers: &[layer],
+            down: down.as_ref(),
+            dy: &[tensor::<Flex, 2>(&random(72, 2, 1.0), [6, 12], DType::F32)],
+            wants_x,
+            sums: vec![None],
+        })
+    };
+    let (with, mut without) = (run(true), run(false));
+    assert!(with.x.is_some() && without.x.is_none());
+    let (with, without) = (with.adapters[0].clone(), without.adapters.remove(0));
+    let (with, without) = (with.expect("an adapter"), without.expect("an adapter"));
+    assert_eq!((values(&with.a), values(&with.b)), (values(&without.a), values(&without.b)));
 }
 
 /// A view (here a transpose) is read through its strides.
@@ -187,6 +290,7 @@ fn operands_need_not_be_contiguous() {
     let turned = tensor::<Flex, 2>(&x, [10, 6], DType::F32).transpose();
     let copied = tensor::<Flex, 2>(&values(&turned), [6, 10], DType::F32);
     let weight = FrozenWeight::Dense(tensor::<Flex, 2>(&random(40, 2, 1.0), [10, 4], DType::F32).transpose());
-    let found = linear::<Flex>(turned, &weight, None, None);
-    assert_eq!(values(&found), values(&linear::<Flex>(copied, &weight, None, None)));
+    let layer = Linear { weight: &weight, bias: None, lora: None };
+    let run = |x| values(&linear::<Flex>(x, &[layer], None).outputs[0]);
+    assert_eq!(run(&turned), run(&copied));
 }

@@ -2,11 +2,8 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use burn_autodiff::Autodiff;
 use burn_flex::Flex;
-
-/// The CPU with autodiff.
-pub(crate) type A = Autodiff<Flex>;
+use tune_kernels::isa::InstructionSet;
 
 /// Every compute dtype.
 pub(crate) const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
@@ -54,12 +51,13 @@ pub(crate) fn values<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f
     tensor.to_data().iter::<f32>().collect()
 }
 
-/// The values of a gradient.
-pub(crate) fn gradient<const D: usize>(
-    tensor: &Tensor<A, D>,
-    gradients: &burn_autodiff::grads::Gradients,
-) -> Vec<f32> {
-    values(&tensor.grad(gradients).expect("a tracked tensor has a gradient"))
+/// Runs `body` on every instruction set that this machine has, and says which.
+pub(crate) fn on_every_set(body: impl Fn(&str)) {
+    let sets: Vec<_> = InstructionSet::ALL.into_iter().filter(|set| set.is_available()).collect();
+    assert!(sets.contains(&InstructionSet::Portable) && sets.contains(&InstructionSet::best()));
+    for set in sets {
+        set.run(|| body(set.name())).expect("the set is available");
+    }
 }
 
 /// Relative error that `dtype` may cost: rounding of the result, with some room for sums.

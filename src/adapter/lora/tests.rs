@@ -1,14 +1,11 @@
-//! Initialization, layer views and gradients of a [`LoraSet`] on the CPU backend.
+//! Initialization, layer views and updates of a [`LoraSet`] on the CPU backend.
 
 use burn::tensor::Device;
-use burn_autodiff::checkpoint::strategy::NoCheckpointing;
 use burn_flex::Flex;
 
 use super::*;
 use crate::adapter::projection::Module;
 use crate::adapter::target::scaling;
-
-type Gradients = Autodiff<Flex, NoCheckpointing>;
 
 fn device() -> Device<Flex> {
     Device::<Flex>::default()
@@ -108,56 +105,32 @@ fn a_layer_holds_its_adapters_and_no_others() {
 }
 
 #[test]
-fn both_views_of_a_layer_drop_alike() {
+fn a_layer_names_its_masks() {
     let set = set(1, 0.25);
     let step = DropoutStep { seed: 3, step: 4, micro_batch: 5 };
-    let inner = set.layer(2, Some(step)).value.unwrap().dropout;
-    let lifted = set.lift::<NoCheckpointing>(2, Some(step)).value.unwrap().dropout;
-    assert_eq!(inner, lifted);
     let key = DropoutKey { seed: 3, step: 4, micro_batch: 5, layer: 2, projection: 2 };
-    assert_eq!(inner, Some(Dropout { probability: 0.25, key }));
+    let dropout = set.layer(2, Some(step)).value.unwrap().dropout;
+    assert_eq!(dropout, Some(Dropout { probability: 0.25, key }));
     let without = LoraSet::<Flex>::init(targets(), 0.0, 1, &device());
     assert!(without.layer(2, Some(step)).value.unwrap().dropout.is_none());
 }
 
 #[test]
-fn gradients_come_back_by_number() {
-    let set = set(1, 0.0);
-    let lifted = set.lift::<NoCheckpointing>(2, None);
-    let term = |tensor: &Tensor<Gradients, 2>, factor: f32| (tensor.clone() * factor).sum();
-    let (query, value) = (lifted.query.as_ref().unwrap(), lifted.value.as_ref().unwrap());
-    let loss = term(&query.a, 1.0) + term(&query.b, 2.0) + term(&value.a, 3.0) + term(&value.b, 4.0);
-    let mut gradients = loss.backward();
-    let taken = set.take_gradients(2, &lifted, &mut gradients).unwrap();
-    assert_eq!(taken.iter().map(|(index, _)| *index).collect::<Vec<_>>(), [2, 3, 4, 5]);
-    for (position, (index, gradient)) in taken.iter().enumerate() {
-        assert_eq!(gradient.dims(), set.parameters()[*index].shape);
-        let values: Vec<f32> = gradient.to_data().to_vec().unwrap();
-        assert!(values.iter().all(|value| *value == (position + 1) as f32));
-    }
-    // What is not reached is named.
-    let mut gradients = term(&set.lift::<NoCheckpointing>(2, None).query.unwrap().a, 1.0).backward();
-    let error = set.take_gradients(2, &lifted, &mut gradients).unwrap_err();
-    assert!(
-        matches!(&error, Error::NoGradient { tensor } if tensor.contains("layers.2.self_attn.q_proj")),
-        "{error}"
-    );
-}
-
-#[test]
-fn replacing_checks_number_and_shapes() {
+fn an_update_checks_number_and_shapes() {
     let mut set = set(1, 0.0);
     let before = set.clone();
-    let doubled: Vec<_> = set.tensors().iter().map(|tensor| tensor.clone() * 2.0).collect();
-    set.replace(doubled.clone()).unwrap();
+    set.update(|tensors| tensors.into_iter().map(|tensor| tensor * 2.0).collect()).unwrap();
     assert_eq!(
         set.values(0).unwrap(),
         before.values(0).unwrap().iter().map(|value| value * 2.0).collect::<Vec<_>>()
     );
-    assert!(matches!(set.replace(Vec::new()), Err(Error::WrongCount { expected: 6, found: 0 })));
-    let mut swapped = doubled;
-    swapped.swap(4, 5);
-    assert!(matches!(set.replace(swapped), Err(Error::WrongLength { .. })));
+    let mut other = set.clone();
+    assert!(matches!(other.update(|_| Vec::new()), Err(Error::WrongCount { expected: 6, found: 0 })));
+    let swapped = set.update(|mut tensors| {
+        tensors.swap(4, 5);
+        tensors
+    });
+    assert!(matches!(swapped, Err(Error::WrongLength { .. })));
 }
 
 #[test]

@@ -2,13 +2,14 @@
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
-use tune_kernels::attention::attention;
-use tune_kernels::rms_norm::rms_norm;
-use tune_kernels::rope::rope;
+use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, attention_backward};
+use tune_kernels::linear::{Linear, LinearBackward, linear, linear_backward};
+use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
+use tune_kernels::rope::{Direction, rope};
 
 use super::cache::LayerCache;
 use super::{FrozenProjection, LayerInputs};
-use crate::adapter::projection::LayerAdapters;
+use crate::adapter::projection::{LayerAdapters, LayerGradients, Projection};
 
 /// Frozen weights of an attention block.
 #[derive(Clone, Debug)]
@@ -44,49 +45,181 @@ pub struct HeadNorms<B: KernelBackend> {
     pub epsilon: f64,
 }
 
-impl<B: KernelBackend<Frozen = B>> Attention<B> {
-    /// `[tokens, hidden]` → `[tokens, hidden]`. With a cache the tokens continue the sequence in it.
-    pub fn forward<T: KernelBackend<Frozen = B>>(
-        &self,
-        x: Tensor<T, 2>,
-        adapters: &LayerAdapters<T>,
-        inputs: &LayerInputs<B>,
-        cache: Option<&mut LayerCache<T>>,
-    ) -> Tensor<T, 2> {
-        let [tokens, _] = x.dims();
-        let query = self.query.forward(x.clone(), adapters.query.as_ref());
-        let key = self.key.forward(x.clone(), adapters.key.as_ref());
-        let value = self.value.forward(x, adapters.value.as_ref());
+/// What the backward pass wants of the forward pass; the input is computed again.
+#[derive(Clone, Debug)]
+pub struct AttentionTape<B: KernelBackend> {
+    /// Rotated queries, or where the family normalizes heads, queries before that.
+    query: Tensor<B, 3>,
+    /// Keys, alike.
+    key: Tensor<B, 3>,
+    /// Values.
+    value: Tensor<B, 3>,
+    /// Attention's output, before the output projection.
+    mixed: Tensor<B, 3>,
+    /// ln Σ exp of every query's scores, f32 `[heads, tokens]`.
+    log_sum_exp: Tensor<B, 2>,
+    /// x̃ Aᵀ of queries, keys and values, `[tokens, Σ rank]`.
+    inner_ranks: Option<Tensor<B, 2>>,
+    /// The same of the output projection.
+    output_ranks: Option<Tensor<B, 2>>,
+}
 
-        let norms = self.head_norms.as_ref();
-        let query = self.rotate(query, self.heads, norms.map(|norms| (&norms.query, norms.epsilon)), inputs);
-        let key =
-            self.rotate(key, self.key_value_heads, norms.map(|norms| (&norms.key, norms.epsilon)), inputs);
-        let value = value.reshape([tokens, self.key_value_heads, self.head_dim]);
+const INNER: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
+
+impl<B: KernelBackend> Attention<B> {
+    /// `residual` + block(x), `[tokens, hidden]`. With a cache the tokens continue the sequence in it; the tape is
+    /// then of no use for a backward pass.
+    pub fn forward(
+        &self,
+        x: &Tensor<B, 2>,
+        adapters: &LayerAdapters<B>,
+        inputs: &LayerInputs<B>,
+        cache: Option<&mut LayerCache<B>>,
+        residual: &Tensor<B, 2>,
+    ) -> (Tensor<B, 2>, AttentionTape<B>) {
+        let [tokens, _] = x.dims();
+        let mut inner = linear(x, &self.inner(adapters), None);
+        let mut heads = |count: usize| inner.outputs.remove(0).reshape([tokens, count, self.head_dim]);
+        let (raw_query, raw_key) = (heads(self.heads), heads(self.key_value_heads));
+        let value = heads(self.key_value_heads);
+        let (kept, query, key) = match &self.head_norms {
+            Some(norms) => {
+                let query = self.rotate(norms.apply(&raw_query, &norms.query), inputs, Direction::Forward);
+                let key = self.rotate(norms.apply(&raw_key, &norms.key), inputs, Direction::Forward);
+                (Some((raw_query, raw_key)), query, key)
+            }
+            None => {
+                let query = self.rotate(raw_query, inputs, Direction::Forward);
+                (None, query, self.rotate(raw_key, inputs, Direction::Forward))
+            }
+        };
         let (key, value) = match cache {
             Some(cache) => cache.append(key, value),
             None => (key, value),
         };
-
-        let scaling = 1.0 / (self.head_dim as f32).sqrt();
-        let mixed = attention(query, key, value, &inputs.documents, scaling, self.sliding_window);
-        self.output.forward(mixed.reshape([tokens, self.heads * self.head_dim]), adapters.output.as_ref())
-    }
-
-    /// Splits into heads, normalizes them if the family does, and rotates by position:
-    /// `[tokens, heads · head_dim]` → `[tokens, heads, head_dim]`.
-    fn rotate<T: KernelBackend<Frozen = B>>(
-        &self,
-        x: Tensor<T, 2>,
-        heads: usize,
-        norm: Option<(&Tensor<B, 1>, f64)>,
-        inputs: &LayerInputs<B>,
-    ) -> Tensor<T, 3> {
-        let [tokens, _] = x.dims();
-        let x = match norm {
-            Some((weight, epsilon)) => rms_norm(x.reshape([tokens * heads, self.head_dim]), weight, epsilon),
-            None => x,
+        let (mixed, log_sum_exp) = attention(&query, &key, &value, &self.options(inputs));
+        let layer = self.output.with(adapters.output.as_ref());
+        let mut output = linear(&self.flat(&mixed), &[layer], Some(residual));
+        let (query, key) = kept.unwrap_or((query, key));
+        let tape = AttentionTape {
+            query,
+            key,
+            value,
+            mixed,
+            log_sum_exp,
+            inner_ranks: inner.down,
+            output_ranks: output.down,
         };
-        rope(x.reshape([tokens, heads, self.head_dim]), &inputs.rotary, &inputs.position_ids)
+        (output.outputs.remove(0), tape)
     }
+
+    /// The gradient of x for the gradient `dy` of the block's output, unless nobody wants it. `x` is the forward's
+    /// input, computed again by the caller.
+    pub fn backward(
+        &self,
+        tape: AttentionTape<B>,
+        x: &Tensor<B, 2>,
+        adapters: &LayerAdapters<B>,
+        inputs: &LayerInputs<B>,
+        dy: &Tensor<B, 2>,
+        wants_x: bool,
+        gradients: &mut LayerGradients<B>,
+    ) -> Option<Tensor<B, 2>> {
+        let [tokens, _] = x.dims();
+        let AttentionTape { query, key, value, mixed, log_sum_exp, inner_ranks, output_ranks } = tape;
+        let output = linear_backward(LinearBackward {
+            x: Some(&self.flat(&mixed)),
+            layers: &[self.output.with(adapters.output.as_ref())],
+            down: output_ranks.as_ref(),
+            dy: std::slice::from_ref(dy),
+            wants_x: true,
+            sums: gradients.take([Projection::Output]),
+        });
+        gradients.put([Projection::Output], output.adapters);
+        let Some(mixed_gradient) = output.x else { unreachable!("asked for") };
+        let (raw, query, key) = match &self.head_norms {
+            Some(norms) => {
+                let rotated = self.rotate(norms.apply(&query, &norms.query), inputs, Direction::Forward);
+                let rotated_key = self.rotate(norms.apply(&key, &norms.key), inputs, Direction::Forward);
+                (Some((query, key)), rotated, rotated_key)
+            }
+            None => (None, query, key),
+        };
+        let [dquery, dkey, dvalue] = attention_backward(AttentionBackward {
+            q: &query,
+            k: &key,
+            v: &value,
+            output: &mixed,
+            log_sum_exp: &log_sum_exp,
+            options: &self.options(inputs),
+            dy: &mixed_gradient.reshape([tokens, self.heads, self.head_dim]),
+        });
+        drop((query, key, value, mixed));
+        let dquery = self.rotate(dquery, inputs, Direction::Backward);
+        let dkey = self.rotate(dkey, inputs, Direction::Backward);
+        let (dquery, dkey) = match (&self.head_norms, raw) {
+            (Some(norms), Some((raw_query, raw_key))) => (
+                norms.apply_backward(&raw_query, &norms.query, dquery),
+                norms.apply_backward(&raw_key, &norms.key, dkey),
+            ),
+            _ => (dquery, dkey),
+        };
+        let inner = linear_backward(LinearBackward {
+            x: Some(x),
+            layers: &self.inner(adapters),
+            down: inner_ranks.as_ref(),
+            dy: &[self.flat(&dquery), self.flat(&dkey), self.flat(&dvalue)],
+            wants_x,
+            sums: gradients.take(INNER),
+        });
+        gradients.put(INNER, inner.adapters);
+        inner.x
+    }
+
+    fn inner<'a>(&'a self, adapters: &'a LayerAdapters<B>) -> [Linear<'a, B>; 3] {
+        [
+            self.query.with(adapters.query.as_ref()),
+            self.key.with(adapters.key.as_ref()),
+            self.value.with(adapters.value.as_ref()),
+        ]
+    }
+
+    fn options(&self, inputs: &LayerInputs<B>) -> AttentionOptions {
+        AttentionOptions {
+            documents: inputs.documents.clone(),
+            scaling: 1.0 / (self.head_dim as f32).sqrt(),
+            sliding_window: self.sliding_window,
+        }
+    }
+
+    /// Rotates every head by its token's position, or a gradient back.
+    fn rotate(&self, x: Tensor<B, 3>, inputs: &LayerInputs<B>, direction: Direction) -> Tensor<B, 3> {
+        rope(x, &inputs.rotary, &inputs.position_ids, direction)
+    }
+
+    /// `[tokens, heads, head_dim]` → `[tokens, heads · head_dim]`.
+    fn flat(&self, x: &Tensor<B, 3>) -> Tensor<B, 2> {
+        let [tokens, heads, head_dim] = x.dims();
+        x.clone().reshape([tokens, heads * head_dim])
+    }
+}
+
+impl<B: KernelBackend> HeadNorms<B> {
+    fn apply(&self, x: &Tensor<B, 3>, weight: &Tensor<B, 1>) -> Tensor<B, 3> {
+        let shape = x.dims();
+        rms_norm(&rows(x), weight, self.epsilon).reshape(shape)
+    }
+
+    fn apply_backward(&self, x: &Tensor<B, 3>, weight: &Tensor<B, 1>, dy: Tensor<B, 3>) -> Tensor<B, 3> {
+        let shape = x.dims();
+        let [tokens, heads, head_dim] = shape;
+        let dy = dy.reshape([tokens * heads, head_dim]);
+        rms_norm_backward(&rows(x), weight, self.epsilon, dy, None).reshape(shape)
+    }
+}
+
+/// One row for each head of each token.
+fn rows<B: KernelBackend>(x: &Tensor<B, 3>) -> Tensor<B, 2> {
+    let [tokens, heads, head_dim] = x.dims();
+    x.clone().reshape([tokens * heads, head_dim])
 }

@@ -1,7 +1,7 @@
-//! One decoder layer: pre-norm attention and a gated feed-forward block, each added to the hidden state.
+//! One decoder layer: pre-norm attention and a gated feed-forward block, each added to the hidden state; forward, and
+//! backward from what the forward kept.
 //!
-//! Weights lie on the backend without autodiff; a forward pass runs there, or under autodiff on top of it, with
-//! the same code. Refuses to know the loop over layers (`train`) and where weights come from (`load`).
+//! Refuses to know the loop over layers (`train`) and where weights come from (`load`).
 
 pub mod attention;
 pub mod cache;
@@ -10,5 +10,5 @@ pub mod feed_forward;
 pub mod projection;
 
 pub use cache::KeyValueCache;
-pub use decoder_layer::{DecoderLayer, LayerInputs};
+pub use decoder_layer::{DecoderLayer, LayerInputs, LayerTape};
 pub use projection::FrozenProjection;

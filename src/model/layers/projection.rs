@@ -1,8 +1,8 @@
-//! A frozen linear projection and, at call time, the adapter on it.
+//! A frozen linear projection, and at call time the adapter on it.
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
-use tune_kernels::linear::{FrozenWeight, Lora, linear};
+use tune_kernels::linear::{FrozenWeight, Linear, Lora};
 
 /// Frozen weight and bias of one projection.
 #[derive(Clone, Debug)]
@@ -13,14 +13,10 @@ pub struct FrozenProjection<B: KernelBackend> {
     pub bias: Option<Tensor<B, 1>>,
 }
 
-impl<B: KernelBackend<Frozen = B>> FrozenProjection<B> {
-    /// x Wᵀ + bias + adapter(x): `[tokens, in]` → `[tokens, out]`.
-    pub fn forward<T: KernelBackend<Frozen = B>>(
-        &self,
-        x: Tensor<T, 2>,
-        adapter: Option<&Lora<T>>,
-    ) -> Tensor<T, 2> {
-        linear(x, &self.weight, self.bias.as_ref(), adapter)
+impl<B: KernelBackend> FrozenProjection<B> {
+    /// The projection with an adapter on it, as the kernels see it.
+    pub fn with<'a>(&'a self, adapter: Option<&'a Lora<B>>) -> Linear<'a, B> {
+        Linear { weight: &self.weight, bias: self.bias.as_ref(), lora: adapter }
     }
 
     /// Bytes that weight and bias take.

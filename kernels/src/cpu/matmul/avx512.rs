@@ -1,0 +1,55 @@
+//! AVX-512 in f32: fused multiply-adds, 14 × 32.
+
+use std::arch::x86_64::*;
+
+use super::kernel::{Element, Kernel, Run, with_rows};
+
+const ROWS: usize = 14;
+/// See the BF16 kernel.
+const AHEAD: usize = 2048;
+
+pub(super) static WIDE: Kernel =
+    Kernel { rows: ROWS, columns: 32, element: Element::F32, multiply: multiply::<2> };
+pub(super) static NARROW: Kernel =
+    Kernel { rows: ROWS, columns: 16, element: Element::F32, multiply: multiply::<1> };
+
+#[target_feature(enable = "avx512f")]
+unsafe fn multiply<const VECTORS: usize>(rows: usize, runs: &[Run], accumulators: *mut f32, load: bool) {
+    // SAFETY: handed on to the caller.
+    unsafe { with_rows!(rows, [1 2 3 4 5 6 7 8 9 10 11 12 13 14], tile, VECTORS, runs, accumulators, load) }
+}
+
+#[target_feature(enable = "avx512f")]
+unsafe fn tile<const M: usize, const V: usize>(runs: &[Run], accumulators: *mut f32, load: bool) {
+    // SAFETY: the caller answers for the lengths of operands and accumulators.
+    unsafe {
+        let mut c = [[_mm512_setzero_ps(); V]; M];
+        if load {
+            for i in 0..M {
+                for v in 0..V {
+                    c[i][v] = _mm512_load_ps(accumulators.add((i * V + v) * 16));
+                }
+            }
+        }
+        for run in runs {
+            let (mut a, mut b) = (run.rows.cast::<f32>(), run.columns.cast::<f32>());
+            for _ in 0..run.steps {
+                let columns: [__m512; V] = std::array::from_fn(|v| _mm512_load_ps(b.add(16 * v)));
+                for i in 0..M {
+                    let row = _mm512_set1_ps(*a.add(i));
+                    for v in 0..V {
+                        c[i][v] = _mm512_fmadd_ps(row, columns[v], c[i][v]);
+                    }
+                }
+                _mm_prefetch::<_MM_HINT_T1>(a.wrapping_add(AHEAD).cast());
+                a = a.add(M);
+                b = b.add(16 * V);
+            }
+        }
+        for i in 0..M {
+            for v in 0..V {
+                _mm512_store_ps(accumulators.add((i * V + v) * 16), c[i][v]);
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! The blocked product `C = Σ A · B`: packed rows against panels of columns that are made in a cache, tile by tile.
+//!
+//! `A` ([`PackedRows`]) is packed once. `B` ([`Columns`]) is a stored matrix, dense or NF4; its panels are unpacked
+//! as they are needed, so no dense copy of a quantized weight exists. Several terms may add into one output (a
+//! weight and its adapter, three projections of one input), and several products may share one fork. A finished
+//! tile is handed to the product's `finish` in f32, to be rounded, added to or kept.
+//!
+//! Every output sums its terms and the blocks of each in one fixed order, whatever the number of threads.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_bf16;
+mod columns;
+#[cfg(target_arch = "x86_64")]
+mod fill_avx512;
+mod kernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+mod rows;
+mod split;
+
+use std::ops::Range;
+
+pub(crate) use columns::{Columns, PackedColumns, Side, Stored};
+pub(crate) use kernel::Kernels;
+pub(crate) use rows::{PackedRows, RowSource};
+
+use super::parallel;
+use super::pool;
+use super::scalar::Scalar;
+use kernel::{Kernel, Run};
+use split::Split;
+
+/// Longest block of a reduction, in indices. A tile of rows and a panel of columns of one block share the caches
+/// next to the core.
+const BLOCK: usize = 512;
+/// Blocks whose steps fit one pass over the accumulators together: a long one and the short ones of adapters.
+const MOST_RUNS: usize = 8;
+
+/// A reduction cut into blocks of equal length, a multiple of 32 so that none splits a run of 4-bit codes.
+#[derive(Clone, Copy)]
+struct Blocks {
+    depth: usize,
+    size: usize,
+}
+
+impl Blocks {
+    fn new(depth: usize) -> Self {
+        let count = depth.div_ceil(BLOCK).max(1);
+        Self { depth, size: depth.div_ceil(count).next_multiple_of(32).max(32) }
+    }
+
+    fn iter(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.depth).step_by(self.size).map(move |start| start..(start + self.size).min(self.depth))
+    }
+}
+
+/// Tile number `tile` of `tiles` equal ones.
+fn tile_range(rows: usize, tiles: usize, tile: usize) -> Range<usize> {
+    tile * rows / tiles..(tile + 1) * rows / tiles
+}
+
+/// One term of a product.
+#[derive(Clone, Copy)]
+pub(crate) struct Term<'a> {
+    pub(crate) rows: &'a PackedRows,
+    pub(crate) columns: Columns<'a>,
+}
+
+/// A finished tile of the output.
+pub(crate) struct Tile<'a> {
+    /// Rows of the output.
+    pub(crate) rows: Range<usize>,
+    /// Columns of the output.
+    pub(crate) columns: Range<usize>,
+    values: &'a mut [f32],
+    stride: usize,
+}
+
+impl Tile<'_> {
+    /// Each row: its number in the output, and its values.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut [f32])> {
+        let width = self.columns.len();
+        let rows = self.values.chunks_exact_mut(self.stride).map(move |row| &mut row[..width]);
+        self.rows.clone().zip(rows)
+    }
+}
+
+/// One product and what becomes of its tiles.
+pub(crate) struct Product<'a> {
+    /// All of the same rows and the same width. Never empty.
+    pub(crate) terms: &'a [Term<'a>],
+    /// Called once for each tile, from any thread.
+    pub(crate) finish: &'a (dyn Fn(Tile<'_>) + Sync),
+}
+
+/// Computes products whose columns are rounded to `C`, on all threads, in one fork.
+pub(crate) fn multiply<C: Scalar>(products: &[Product<'_>]) {
+    let threads = parallel::threads();
+    let mut tasks = Vec::new();
+    let mut work = 0;
+    for product in products {
+        let plan = Plan::new(product);
+        if plan.rows == 0 || plan.width == 0 {
+            continue;
+        }
+        work +=
+            plan.rows * plan.width * product.terms.iter().map(|term| term.rows.depth()).sum::<usize>() / 16;
+        let split = Split::new(plan.tiles, plan.width.div_ceil(plan.kernel.columns), threads);
+        tasks.extend((0..split.count()).map(|index| (product, split.panels(index), split.tiles(index))));
+    }
+    parallel::for_each(tasks, work, |(product, panels, tiles)| {
+        Plan::new(product).part::<C>(product, panels, tiles);
+    });
+}
+
+/// Computes the first `width` columns of `rows · columns` on this thread, and hands the tiles to `finish`. The rows
+/// may be shorter than the columns: the reduction then ends with them. Both are one block long.
+pub(crate) fn multiply_packed(
+    rows: &PackedRows,
+    columns: &PackedColumns,
+    width: usize,
+    mut finish: impl FnMut(Tile<'_>),
+) {
+    let (depth, kernel) = (rows.depth(), columns.kernel);
+    assert!(
+        depth <= columns.depth()
+            && depth <= BLOCK
+            && width <= columns.width()
+            && rows.kernels().element() == kernel.element,
+        "product: the operands do not fit each other"
+    );
+    let steps = depth.div_ceil(kernel.element.indices());
+    let mut accumulators = Accumulators([0.0; MOST_ROWS * MOST_COLUMNS]);
+    let tiles = rows.rows().div_ceil(kernel.rows);
+    for tile in 0..tiles {
+        let range = tile_range(rows.rows(), tiles, tile);
+        let left = rows.tile(&range, &(0..depth));
+        for start in (0..width).step_by(kernel.columns) {
+            let panel = &columns.data[start / kernel.columns * columns.steps * kernel.columns..];
+            let run = Run { steps, rows: left.as_ptr(), columns: panel[..steps * kernel.columns].as_ptr() };
+            let values = &mut accumulators.0[..range.len() * kernel.columns];
+            // SAFETY: the kernel belongs to the set in use, which this machine has; both operands are as long as
+            // `steps` asks for, and panels and accumulators begin at multiples of 64 bytes where kernels of 16
+            // columns or more need it.
+            unsafe { (kernel.multiply)(range.len(), &[run], values.as_mut_ptr(), false) };
+            let columns = start..(start + kernel.columns).min(width);
+            finish(Tile { rows: range.clone(), columns, values, stride: kernel.columns });
+        }
+    }
+}
+
+/// The largest tile of any kernel.
+const MOST_ROWS: usize = 14;
+const MOST_COLUMNS: usize = 32;
+
+#[repr(align(64))]
+struct Accumulators([f32; MOST_ROWS * MOST_COLUMNS]);
+
+/// The fixed facts of a product.
+struct Plan {
+    kernel: &'static Kernel,
+    rows: usize,
+    width: usize,
+    tiles: usize,
+}
+
+/// A block of one term.
+struct Block<'a> {
+    term: &'a Term<'a>,
+    range: Range<usize>,
+    steps: usize,
+}
+
+impl Plan {
+    fn new(product: &Product<'_>) -> Self {
+        let first = &product.terms[0];
+        let (rows, width) = (first.rows.rows(), first.columns.width());
+        for term in product.terms {
+            assert!(
+                term.rows.rows() == rows
+                    && term.columns.width() == width
+                    && term.rows.depth() == term.columns.depth()
+                    && term.rows.kernels().element() == first.rows.kernels().element(),
+                "product: the terms do not fit each other"
+            );
+        }
+        let kernel = first.rows.kernels().for_columns(width);
+        Self { kernel, rows, width, tiles: rows.div_ceil(kernel.rows) }
+    }
+
+    /// The blocks of all terms, gathered into passes over the accumulators.
+    fn passes<'a>(&self, product: &Product<'a>) -> Vec<Vec<Block<'a>>> {
+        let indices = self.kernel.element.indices();
+        let mut passes: Vec<Vec<Block<'a>>> = Vec::new();
+        for term in product.terms {
+            for range in Blocks::new(term.rows.depth()).iter() {
+                let steps = range.len().div_ceil(indices);
+                let fits = passes.last().is_some_and(|pass| {
+                    let held: usize = pass.iter().map(|block| block.steps).sum();
+                    pass.len() < MOST_RUNS && held + steps <= BLOCK / indices + 32
+                });
+                let block = Block { term, range, steps };
+                match passes.last_mut() {
+                    Some(pass) if fits => pass.push(block),
+                    _ => passes.push(vec![block]),
+                }
+            }
+        }
+        passes
+    }
+
+    /// Some panels of columns for some tiles of rows. Tiles outside, panels inside: a tile of rows stays in the
+    /// first-level cache while the panels come from the second.
+    fn part<C: Scalar>(&self, product: &Product<'_>, panels: Range<usize>, tiles: Range<usize>) {
+        let width = self.kernel.columns;
+        let passes = self.passes(product);
+        // A reduction of length zero.
+        if passes.is_empty() {
+            return self.finish_zeros(product, panels, tiles);
+        }
+        let most =
+            passes.iter().map(|pass| pass.iter().map(|block| block.steps).sum::<usize>()).max().unwrap_or(0);
+        let mut columns = pool::take::<u32>(most * width * panels.len());
+        let tile_length = self.kernel.rows * width;
+        let kept = if passes.len() > 1 { tiles.len() * panels.len() } else { 1 };
+        let mut accumulators = pool::take::<f32>(kept * tile_length);
+        for (number, pass) in passes.iter().enumerate() {
+            let steps: usize = pass.iter().map(|block| block.steps).sum();
+            for (panel, out) in panels.clone().zip(columns.chunks_exact_mut(steps * width)) {
+                let mut out = out;
+                for block in pass {
+                    let (here, rest) = out.split_at_mut(block.steps * width);
+                    block.term.columns.panel::<C>(self.kernel, panel * width, block.range.clone(), here);
+                    out = rest;
+                }
+            }
+            let last = number + 1 == passes.len();
+            for (index, tile) in tiles.clone().enumerate() {
+                let rows = tile_range(self.rows, self.tiles, tile);
+                for (place, panel) in panels.clone().enumerate() {
+                    let slot = if kept > 1 { index * panels.len() + place } else { 0 };
+                    let values = &mut accumulators[slot * tile_length..][..rows.len() * width];
+                    let mut runs =
+                        [Run { steps: 0, rows: std::ptr::null(), columns: std::ptr::null() }; MOST_RUNS];
+                    let mut packed = &columns[place * steps * width..][..steps * width];
+                    for (run, block) in runs.iter_mut().zip(pass) {
+                        let (here, rest) = packed.split_at(block.steps * width);
+                        let left = block.term.rows.tile(&rows, &block.range);
+                        *run = Run { steps: block.steps, rows: left.as_ptr(), columns: here.as_ptr() };
+                        packed = rest;
+                    }
+                    // SAFETY: the kernel is one of those of the set in use, which this machine has; each run's
+                    // operands were cut to `steps · rows` and `steps · width` elements above, the accumulators to
+                    // `rows · width`. Buffers of the pool begin at multiples of 64 bytes, and a panel, a run and a
+                    // tile are multiples of `width` elements from there: 64 bytes for every kernel of 16 columns or
+                    // more; the others load without alignment.
+                    unsafe {
+                        (self.kernel.multiply)(
+                            rows.len(),
+                            &runs[..pass.len()],
+                            values.as_mut_ptr(),
+                            number > 0,
+                        );
+                    }
+                    if last {
+                        let columns = panel * width..(panel * width + width).min(self.width);
+                        (product.finish)(Tile { rows: rows.clone(), columns, values, stride: width });
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish_zeros(&self, product: &Product<'_>, panels: Range<usize>, tiles: Range<usize>) {
+        let width = self.kernel.columns;
+        for tile in tiles {
+            let rows = tile_range(self.rows, self.tiles, tile);
+            for panel in panels.clone() {
+                let columns = panel * width..(panel * width + width).min(self.width);
+                let values = &mut pool::zeros::<f32>(rows.len() * width);
+                (product.finish)(Tile { rows: rows.clone(), columns, values, stride: width });
+            }
+        }
+    }
+}
