@@ -63,8 +63,9 @@
 //! - The logits of a batch exist as a whole during training.
 //! - A checkpoint, adapter or recipe is left half-written.
 //! - The same recipe, seed and device give another adapter: the bytes are the same, whatever the number of threads.
-//! - Training opens the network.
-//! - A Hugging Face weight, `[out, in]` on disk, is turned round anywhere but in `model/load.rs` and `adapter/peft`.
+//! - Training opens the network: nothing but `hub` does, for `tune download`.
+//! - A Hugging Face weight, `[out, in]` on disk, is turned round anywhere but in `model/load.rs`, `adapter/peft` and
+//!   `export/mlx.rs`.
 #![forbid(unsafe_code)]
 
 pub mod adapter;

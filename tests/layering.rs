@@ -158,6 +158,22 @@ fn only_device_names_a_concrete_backend() {
 }
 
 #[test]
+fn only_hub_opens_the_network() {
+    let mut faults = Vec::new();
+    for path in sources(&root().join("src")) {
+        if room_of(&path).is_some_and(|room| room == "hub") {
+            continue;
+        }
+        for (number, line) in code(&fs::read_to_string(&path).unwrap()) {
+            if line.contains("ureq") || line.contains("std::net") {
+                faults.push(format!("{}:{number}: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
 fn the_library_neither_prints_nor_exits_nor_reads_the_environment() {
     let mut faults = Vec::new();
     for path in sources(&root().join("src")) {

@@ -59,7 +59,8 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
         return Err(not_found(format!("`{wanted}` is not a branch, tag or commit")));
     }
     let at = revision.map(|revision| format!("@{revision}")).unwrap_or_default();
-    let fetch = format!("to fetch it into the cache: `tune download {base}{at}`; or give the path of a folder");
+    let fetch =
+        format!("to fetch it into the cache: `tune download {base}{at}`; or give the path of a folder");
     if !repository.is_dir() {
         return Err(not_found(format!(
             "`{base}` is neither a folder nor in the hub cache (looked for {}); {fetch}",

@@ -49,7 +49,8 @@ pub(super) fn download(arguments: &DownloadArguments, out: &mut impl Write) -> i
     drop(progress);
     match outcome {
         Ok(found) => {
-            let about = format!("{} at {} ({} files, {})", request.id, found.commit, found.files, Bytes(found.bytes));
+            let about =
+                format!("{} at {} ({} files, {})", request.id, found.commit, found.files, Bytes(found.bytes));
             line(out, "model", &about)?;
             line(out, "folder", &paint(GOOD, found.folder.display()))?;
             let revision = match request.revision.as_str() {

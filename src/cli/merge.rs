@@ -8,6 +8,7 @@ use super::exit::Exit;
 use super::progress::Progress;
 use super::report;
 use super::style::{FAINT, GOOD, STRONG, WARNING, paint};
+use crate::adapter;
 use crate::export::base::Identity;
 use crate::export::check::Comparison;
 use crate::export::merge::{Options, Outcome, Progress as Event};
@@ -18,6 +19,8 @@ use crate::run::held_out::Source;
 use crate::run::{self, Environment};
 use crate::units::Bytes;
 
+/// Share of the adapter's effect from which on another base than that of training is worth a warning.
+const FAR: f64 = 0.25;
 /// Most lines of the table of layers; more layers are shown in groups.
 const TABLE_LINES: usize = 16;
 
@@ -55,7 +58,8 @@ pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Res
     let stop = || signals.raised();
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
-    let merge = match Merge::open(&arguments.adapter, arguments.base.choice(), options, &source, &environment) {
+    let merge = match Merge::open(&arguments.adapter, arguments.base.choice(), options, &source, &environment)
+    {
         Ok(merge) => merge,
         Err(error) => return Ok(failed(&error, &signals)),
     };
@@ -144,17 +148,19 @@ fn compared(found: &Comparison, out: &mut impl Write) -> io::Result<()> {
                 "from the adapter on the quantized base it was trained on: {distance:.3e} ({share:.0} % of the effect)"
             ))
         )?;
+        if distance > FAR * found.effect {
+            warn(
+                out,
+                "the original weights are far from those it was trained on; `--onto nf4` merges onto the latter",
+            )?;
+        }
     }
     Ok(())
 }
 
 /// Layer by layer: how large the change is, and what quantization and rounding are beside it.
 fn table(report: &Report, out: &mut impl Write) -> io::Result<()> {
-    writeln!(
-        out,
-        "{}",
-        paint(STRONG, "layer       delta/weight   nf4 error/delta   rounding/delta")
-    )?;
+    writeln!(out, "{}", paint(STRONG, "layer       delta/weight   nf4 error/delta   rounding/delta"))?;
     let group = report.layers.len().div_ceil(TABLE_LINES).max(1);
     for layers in report.layers.chunks(group) {
         let sum = |of: &dyn Fn(&crate::export::weights::LayerChange) -> f64| -> f64 {
@@ -166,13 +172,18 @@ fn table(report: &Report, out: &mut impl Write) -> io::Result<()> {
             true => format!("{:.3}", sum(&|layer| layer.quantization.unwrap_or_default()) / delta),
             false => "-".into(),
         };
-        let rounding = if delta > 0.0 { format!("{:.4}", sum(&|layer| layer.rounding) / delta) } else { "-".into() };
+        let rounding =
+            if delta > 0.0 { format!("{:.4}", sum(&|layer| layer.rounding) / delta) } else { "-".into() };
         let name = match layers {
             [first, .., last] => format!("{}-{}", first.layer, last.layer),
             [only] => only.layer.to_string(),
             [] => continue,
         };
-        writeln!(out, "{name:<11}{:>13.6}{quantization:>18}{rounding:>17}", delta / weight.max(f64::MIN_POSITIVE))?;
+        writeln!(
+            out,
+            "{name:<11}{:>13.6}{quantization:>18}{rounding:>17}",
+            delta / weight.max(f64::MIN_POSITIVE)
+        )?;
     }
     Ok(())
 }
@@ -198,6 +209,11 @@ pub(super) fn export(arguments: &ExportArguments, out: &mut impl Write) -> io::R
             line(out, "exported", &paint(GOOD, arguments.out.display()))?;
             writeln!(out, "\nNext: {}", paint(STRONG, exported.usage))?;
             Ok(Exit::Done)
+        }
+        Err(error @ run::Error::Adapter(adapter::Error::Unusable { .. })) => {
+            let help = "what cannot be carried over can be merged instead: in PEFT, `merge_and_unload()`";
+            report::error(&error.to_string(), Some(help));
+            Ok(Exit::Other)
         }
         Err(error) => Ok(report::failure(&error)),
     }

@@ -54,7 +54,8 @@ impl Progress {
 
     /// Progress of something that is measured in bytes.
     pub(super) fn bytes(&mut self, name: &'static str, done: u64, total: u64) {
-        let template = "{msg}  {wide_bar:.green/dim} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}";
+        let template =
+            "{msg}  {wide_bar:.green/dim} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}";
         self.phase(name, template, done, total);
     }
 

@@ -70,8 +70,9 @@ fn finish(
     }
     writeln!(
         out,
-        "\nNext: load it with PEFT (`PeftModel.from_pretrained(base, \"{}\")`), or change the recipe and train again \
-         with `tune run {} --overwrite`.",
+        "\nNext: load it with PEFT (`PeftModel.from_pretrained(base, \"{}\")`), fold it into its base (`tune merge {} \
+         --out merged`), or change the recipe and train again with `tune run {} --overwrite`.",
+        adapter.display(),
         adapter.display(),
         arguments.recipe.recipe.display()
     )?;

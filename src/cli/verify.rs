@@ -12,8 +12,8 @@ use super::report;
 use super::style::{ERROR, FAINT, GOOD, STRONG, paint};
 use crate::adapter::table::LayerRanges;
 use crate::export::verify::{ModuleReport, Verification};
-use crate::run::adapters::{self, BaseChoice};
 use crate::run::Environment;
+use crate::run::adapters::{self, BaseChoice};
 
 /// Looks at an adapter; the exit code says whether it is good.
 pub(super) fn verify(arguments: &VerifyArguments, out: &mut impl Write) -> io::Result<Exit> {
@@ -44,7 +44,11 @@ fn show(found: &Verification, out: &mut impl Write) -> io::Result<()> {
         tell(identity, out)?;
     }
     if !found.modules.is_empty() {
-        writeln!(out, "{}", paint(STRONG, "modules    layers      rank  scaling   ‖scaling·B·A‖, least to most"))?;
+        writeln!(
+            out,
+            "{}",
+            paint(STRONG, "modules    layers      rank  scaling   ‖scaling·B·A‖, least to most")
+        )?;
         for row in rows(&found.modules) {
             writeln!(out, "{row}")?;
         }
@@ -56,7 +60,11 @@ fn show(found: &Verification, out: &mut impl Write) -> io::Result<()> {
         line(out, "readers", &compatibility.to_string())?;
     }
     match found.problems.as_slice() {
-        [] => line(out, "verified", &paint(GOOD, "every tensor is used, every pair is whole, every module does something")),
+        [] => line(
+            out,
+            "verified",
+            &paint(GOOD, "every tensor is used, every pair is whole, every module does something"),
+        ),
         problems => {
             for problem in problems {
                 writeln!(out, "{} {problem}", paint(ERROR, "wrong:"))?;
@@ -80,7 +88,9 @@ fn rows(modules: &[ModuleReport]) -> Vec<String> {
                 layers.push(module.target.module.layer);
                 norms.extend(module.norm);
             }
-            None => groups.push((module, vec![module.target.module.layer], module.norm.into_iter().collect())),
+            None => {
+                groups.push((module, vec![module.target.module.layer], module.norm.into_iter().collect()))
+            }
         }
     }
     groups.sort_by_key(|(first, ..)| first.target.module.projection);
@@ -116,16 +126,19 @@ fn as_json(found: &Verification) -> Value {
             })
         })
         .collect();
-    let files: serde_json::Map<String, Value> =
-        found.files.iter().map(|file| (file.name.clone(), json!({"sha256": file.sha256, "bytes": file.bytes}))).collect();
+    let files: serde_json::Map<String, Value> = found
+        .files
+        .iter()
+        .map(|file| (file.name.clone(), json!({"sha256": file.sha256, "bytes": file.bytes})))
+        .collect();
     let readers = found.compatibility.as_ref().map(|readers| {
         let exported: serde_json::Map<String, Value> =
             readers.exported.iter().map(|(reader, why)| (reader.word().to_owned(), json!(why))).collect();
         json!({"as_is": readers.as_is.iter().map(|reader| reader.word()).collect::<Vec<_>>(), "exported": exported})
     });
-    let identity = found.identity.as_ref().map(|identity| {
-        json!({"same": identity.same, "different": identity.overruled, "notes": identity.notes})
-    });
+    let identity = found.identity.as_ref().map(
+        |identity| json!({"same": identity.same, "different": identity.overruled, "notes": identity.notes}),
+    );
     json!({
         "adapter": found.folder.display().to_string(),
         "ok": found.problems.is_empty(),

@@ -70,7 +70,11 @@ pub struct Identity {
 ///
 /// # Errors
 /// [`Error::WrongBase`]; [`Error::Adapter`] where tensors do not fit the model.
-pub fn fit(adapter: &peft::Adapter, base: &OpenedBase, any_hash: bool) -> Result<(Vec<Target>, Identity), Error> {
+pub fn fit(
+    adapter: &peft::Adapter,
+    base: &OpenedBase,
+    any_hash: bool,
+) -> Result<(Vec<Target>, Identity), Error> {
     let metadata = adapter.metadata();
     let wrong = |differences: Vec<String>, overridable: bool| Error::WrongBase {
         adapter: adapter.folder().to_path_buf(),
@@ -124,9 +128,15 @@ fn identify(metadata: &BTreeMap<String, String>, base: &OpenedBase) -> Result<Id
                 short(own),
                 short(hash)
             )),
-            None if weights => identity.overruled.push(format!("{name}, which the adapter records, is not there")),
-            Some(_) => identity.notes.push(format!("{name} of the base is not the one that was trained with")),
-            None => identity.notes.push(format!("{name}, which was trained with, is not in the base's folder")),
+            None if weights => {
+                identity.overruled.push(format!("{name}, which the adapter records, is not there"))
+            }
+            Some(_) => {
+                identity.notes.push(format!("{name} of the base is not the one that was trained with"))
+            }
+            None => {
+                identity.notes.push(format!("{name}, which was trained with, is not in the base's folder"))
+            }
         }
     }
     for name in deciding.iter().filter(|name| !recorded.contains_key(name.as_str())) {

@@ -196,10 +196,7 @@ pub fn compare<B: KernelBackend>(
 }
 
 /// Embeddings of all rows one behind the other, and what every layer needs beside them.
-fn begin<B: KernelBackend>(
-    frame: &Decoder<B>,
-    rows: &Rows,
-) -> Result<(Tensor<B, 2>, LayerInputs<B>), Error> {
+fn begin<B: KernelBackend>(frame: &Decoder<B>, rows: &Rows) -> Result<(Tensor<B, 2>, LayerInputs<B>), Error> {
     let ids: Vec<u32> = rows.ids.iter().flatten().copied().collect();
     let positions: Vec<u32> = rows.ids.iter().flat_map(|row| 0..row.len() as u32).collect();
     let mut offsets = vec![0];
@@ -215,7 +212,9 @@ fn logits<B: KernelBackend>(frame: &Decoder<B>, x: Tensor<B, 2>) -> Result<Vec<f
     let data = frame.logits_of(frame.final_norm(&x)).try_into_data();
     let values = data.map_err(|error| format!("{error:?}"));
     let values = values.and_then(|data| data.into_vec().map_err(|error| format!("{error:?}")));
-    values.map_err(|reason| Error::Diverged { message: format!("the device did not give its logits: {reason}") })
+    values.map_err(|reason| Error::Diverged {
+        message: format!("the device did not give its logits: {reason}"),
+    })
 }
 
 /// Root mean square of `left` (less `right`), the mean of each token's row taken off.
@@ -240,7 +239,8 @@ fn root_mean_square(left: &[f32], right: Option<&[f32]>, spec: &DecoderSpec) -> 
 
 /// Share of tokens whose largest logit is the same one.
 fn agreement(left: &[f32], right: &[f32], spec: &DecoderSpec) -> f64 {
-    let first = |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(index, _)| index);
+    let first =
+        |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(index, _)| index);
     let rows = left.chunks_exact(spec.vocab_size).zip(right.chunks_exact(spec.vocab_size));
     let total = rows.len().max(1);
     rows.filter(|(left, right)| first(left) == first(right)).count() as f64 / total as f64

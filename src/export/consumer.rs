@@ -197,7 +197,11 @@ pub fn export(
                 Consumer::Vllm => {
                     let sizes = [8, 16, 32, 64, 128, 256, 320, 512];
                     let size = sizes.into_iter().find(|size| *size >= rank).unwrap_or(VLLM_LARGEST_RANK);
-                    let option = if rank > VLLM_USUAL_RANK { format!(" --max-lora-rank {size}") } else { String::new() };
+                    let option = if rank > VLLM_USUAL_RANK {
+                        format!(" --max-lora-rank {size}")
+                    } else {
+                        String::new()
+                    };
                     format!("vllm serve {base_name} --enable-lora{option} --lora-modules tuned={shown}")
                 }
                 _ => format!("python convert_lora_to_gguf.py --base BASE_FOLDER {shown}"),
@@ -216,7 +220,9 @@ pub fn export(
             let portable = portable::fold(adapter, targets)?;
             mlx::write(&portable, base, &metadata, out, existing)?;
             let usage = format!("mlx_lm.generate --model {base_name} --adapter-path {shown}");
-            Ok(Exported { changes: portable.changes, usage })
+            let mut changes = portable.changes;
+            changes.push("matrices turned round, under mlx-lm's names".into());
+            Ok(Exported { changes, usage })
         }
     }
 }

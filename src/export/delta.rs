@@ -26,13 +26,21 @@ pub struct Pair {
 impl Pair {
     /// From a target and its values, A first.
     pub fn new(target: &Target, a: Vec<f32>, b: Vec<f32>) -> Self {
-        Self { a, b, in_features: target.module.in_features, rank: target.rank, scaling: target.scaling as f32 }
+        Self {
+            a,
+            b,
+            in_features: target.module.in_features,
+            rank: target.rank,
+            scaling: target.scaling as f32,
+        }
     }
 
     /// One row of `scaling · B·A`.
     fn row(&self, row: usize, delta: &mut [f32]) {
         delta.fill(0.0);
-        for (factor, a) in self.b[row * self.rank..][..self.rank].iter().zip(self.a.chunks_exact(self.in_features)) {
+        for (factor, a) in
+            self.b[row * self.rank..][..self.rank].iter().zip(self.a.chunks_exact(self.in_features))
+        {
             for (sum, a) in delta.iter_mut().zip(a) {
                 *sum += factor * a;
             }
@@ -140,7 +148,8 @@ mod tests {
         let pair = Pair { a: vec![1.0; 4], b: vec![0.0; 4], in_features: 2, rank: 2, scaling: 2.0 };
         assert_eq!(pair.norm(), 0.0);
         // Neither half is zero, but their product is.
-        let pair = Pair { a: vec![1.0, 1.0, 0.0, 0.0], b: vec![0.0, 3.0], in_features: 2, rank: 2, scaling: 2.0 };
+        let pair =
+            Pair { a: vec![1.0, 1.0, 0.0, 0.0], b: vec![0.0, 3.0], in_features: 2, rank: 2, scaling: 2.0 };
         assert_eq!(pair.norm(), 0.0);
     }
 }

@@ -36,7 +36,9 @@ pub enum Error {
         message: String,
     },
     /// A merged weight that its dtype cannot hold.
-    #[error("tensor `{tensor}` holds {value} at element {element} after merging, which {dtype} cannot hold; write another dtype (`--dtype f32`, `--dtype bf16`)")]
+    #[error(
+        "tensor `{tensor}` holds {value} at element {element} after merging, which {dtype} cannot hold; write another dtype (`--dtype f32`, `--dtype bf16`)"
+    )]
     Overflow {
         /// The tensor.
         tensor: String,
@@ -48,7 +50,9 @@ pub enum Error {
         dtype: &'static str,
     },
     /// The merged model does not compute what the adapter on its base does.
-    #[error("the merged model does not compute what the adapter on its base does, so nothing was written: {message}")]
+    #[error(
+        "the merged model does not compute what the adapter on its base does, so nothing was written: {message}"
+    )]
     Diverged {
         /// The numbers, and what to do.
         message: String,

@@ -91,12 +91,12 @@ pub fn write(
     dtype: FloatDtype,
     onto: &str,
 ) -> Result<(), Error> {
-    let put = |name: &str, value: &Value| {
-        files::write_bytes(&folder.join(name), format!("{value:#}\n").as_bytes())
-    };
+    let put =
+        |name: &str, value: &Value| files::write_bytes(&folder.join(name), format!("{value:#}\n").as_bytes());
     put("config.json", &config(base.folder.config(), dtype))?;
     let ends = text.end_tokens();
-    if let Some(generation) = generation_config(base.folder.generation_config(), base.folder.config(), &ends) {
+    if let Some(generation) = generation_config(base.folder.generation_config(), base.folder.config(), &ends)
+    {
         put("generation_config.json", &generation)?;
     }
     for file in &text.files {
@@ -187,7 +187,8 @@ mod tests {
         assert_eq!(kept, json!({"eos_token_id": [2, 7, 9], "top_p": 0.9}));
         assert_eq!(of(json!({"eos_token_id": 2}), json!({}), &[2]).unwrap(), json!({"eos_token_id": 2}));
         assert_eq!(
-            of(Value::Null, json!({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": null}), &[5]).unwrap(),
+            of(Value::Null, json!({"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": null}), &[5])
+                .unwrap(),
             json!({"bos_token_id": 1, "eos_token_id": [2, 5]})
         );
         assert_eq!(of(Value::Null, json!({}), &[]), None);
@@ -195,7 +196,8 @@ mod tests {
 
     #[test]
     fn a_dense_folder_says_nothing_of_quantization() {
-        let base = json!({"model_type": "llama", "quantization_config": {"load_in_4bit": true}, "dtype": "float16"});
+        let base =
+            json!({"model_type": "llama", "quantization_config": {"load_in_4bit": true}, "dtype": "float16"});
         assert_eq!(config(&base, FloatDtype::F32), json!({"model_type": "llama", "dtype": "float32"}));
         assert_eq!(config(&json!({}), FloatDtype::Bf16), json!({"torch_dtype": "bfloat16"}));
     }

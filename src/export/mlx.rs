@@ -37,12 +37,8 @@ pub fn write(
         .map(|(index, target)| (target.module.path.as_str(), index))
         .collect();
     let projections: BTreeSet<_> = portable.targets.iter().map(|target| target.module.projection).collect();
-    let modules: Vec<Module> = base
-        .spec
-        .modules()
-        .into_iter()
-        .filter(|module| projections.contains(&module.projection))
-        .collect();
+    let modules: Vec<Module> =
+        base.spec.modules().into_iter().filter(|module| projections.contains(&module.projection)).collect();
     let keys: BTreeSet<String> = modules
         .iter()
         .filter_map(|module| {

@@ -77,7 +77,9 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
         Some(base) => match fit(&adapter, base, true) {
             Ok((targets, identity)) => {
                 let differences = identity.overruled.iter();
-                found.problems.extend(differences.map(|text| format!("not the base it was trained on: {text}")));
+                found
+                    .problems
+                    .extend(differences.map(|text| format!("not the base it was trained on: {text}")));
                 found.identity = Some(identity);
                 Ok(targets)
             }

@@ -19,10 +19,10 @@ use super::delta::{Pair, square_of, square_of_difference};
 use crate::adapter::peft;
 use crate::adapter::target::Target;
 use crate::assets::Dtype;
-use crate::files::safetensors::{Layout, TensorHeader};
 use crate::files;
-use crate::model::tensors::{self, Checked, Expected};
+use crate::files::safetensors::{Layout, TensorHeader};
 use crate::model::FloatDtype;
+use crate::model::tensors::{self, Checked, Expected};
 use crate::quant::{self, spec::Spec};
 
 /// Bytes of tensors a shard may hold by default, as in transformers.

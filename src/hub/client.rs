@@ -139,9 +139,8 @@ impl Client {
             };
             let to = resolve(&uri, location).ok_or_else(|| self::answer(&url, "redirects to no address"))?;
             let target = to.parse().ok().and_then(|uri: Uri| Origin::of(&uri));
-            let refuse = |reason| {
-                Err(Failure::Final(Error::Redirect { url: shown(&url), to: shown(&to), reason }))
-            };
+            let refuse =
+                |reason| Err(Failure::Final(Error::Redirect { url: shown(&url), to: shown(&to), reason }));
             match (&origin, &target) {
                 (_, None) => return refuse("only http and https are followed"),
                 (Some(from), Some(to)) if from.scheme == "https" && to.scheme == "http" => {
@@ -228,7 +227,9 @@ pub(super) fn shown(url: &str) -> String {
 fn resolve(base: &Uri, location: &str) -> Option<String> {
     let scheme = base.scheme_str()?;
     let authority = base.authority()?;
-    if location.contains("://") && location.split("://").next()?.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+    if location.contains("://")
+        && location.split("://").next()?.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    {
         return Some(location.to_owned());
     }
     if let Some(rest) = location.strip_prefix("//") {

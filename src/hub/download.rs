@@ -66,7 +66,8 @@ pub fn download(
     })?;
     listing.check(&shown)?;
     let repository = Repository::open(hub_cache, &request.id)?;
-    let mut work = Work { request, client: &client, repository: &repository, listing: &listing, stopped: &stopped };
+    let mut work =
+        Work { request, client: &client, repository: &repository, listing: &listing, stopped: &stopped };
 
     let mut files = work.get(listing.texts(), false, progress, stop)?;
     let index = match files.iter().find(|file| file.path == INDEX) {

@@ -19,7 +19,9 @@ pub enum Error {
         with_token: bool,
     },
     /// The connection failed, again and again.
-    #[error("{url}: {reason} ({attempts} attempts without progress); what arrived so far is kept: run the command again")]
+    #[error(
+        "{url}: {reason} ({attempts} attempts without progress); what arrived so far is kept: run the command again"
+    )]
     Connection {
         /// What was asked for, without its query.
         url: String,
@@ -47,7 +49,9 @@ pub enum Error {
         reason: &'static str,
     },
     /// A file whose content is not what the hub says it is.
-    #[error("{file} arrived damaged: it has {algorithm} {found}, the hub says {expected}; it was removed: run the command again")]
+    #[error(
+        "{file} arrived damaged: it has {algorithm} {found}, the hub says {expected}; it was removed: run the command again"
+    )]
     Content {
         /// The file in the repository.
         file: String,

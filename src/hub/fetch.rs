@@ -31,7 +31,12 @@ pub(super) struct Remote {
 }
 
 /// Asks the hub for checksum and length of a file.
-pub(super) fn describe(client: &Client, url: String, path: String, stop: &AtomicBool) -> Result<Remote, Error> {
+pub(super) fn describe(
+    client: &Client,
+    url: String,
+    path: String,
+    stop: &AtomicBool,
+) -> Result<Remote, Error> {
     let answer = client.persist(&url, stop, || client.head(&url))?;
     let fail = |reason: String| Err(Error::Answer { url: shown(&url), reason });
     let etag = answer.header("x-linked-etag").or_else(|| answer.header("etag")).unwrap_or_default();
@@ -143,7 +148,9 @@ impl<'a> Partial<'a> {
                 if begin_and_total(&range) != Some((self.length, remote.size)) {
                     let asked = self.length;
                     self.truncate(0)?;
-                    return Ok(Some(format!("bytes from {asked} on were asked for, and the answer is `{range}`")));
+                    return Ok(Some(format!(
+                        "bytes from {asked} on were asked for, and the answer is `{range}`"
+                    )));
                 }
             }
             // What was gathered is of no use to a server that begins at the beginning.
@@ -175,7 +182,8 @@ impl<'a> Partial<'a> {
                 return Err(Error::Stopped);
             }
         }
-        Ok((self.length < remote.size).then(|| format!("it ended after {} of {} bytes", self.length, remote.size)))
+        Ok((self.length < remote.size)
+            .then(|| format!("it ended after {} of {} bytes", self.length, remote.size)))
     }
 
     /// Compares the content with its checksum; what differs is removed.

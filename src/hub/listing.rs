@@ -90,10 +90,14 @@ impl Listing {
             weights.extend(all.filter(|path| *path == "adapter_model.safetensors").map(str::to_owned));
         }
         if weights.is_empty() {
-            let pickled = self.top().any(|path| path.ends_with(".bin") || path.ends_with(".pt") || path.ends_with(".pth"));
+            let pickled = self
+                .top()
+                .any(|path| path.ends_with(".bin") || path.ends_with(".pt") || path.ends_with(".pth"));
             let reason = match pickled {
-                true => "its weights are PyTorch pickles, which can run code when they are read; look for a safetensors \
-                         version of the model",
+                true => {
+                    "its weights are PyTorch pickles, which can run code when they are read; look for a safetensors \
+                         version of the model"
+                }
                 false => "it has no safetensors weights",
             };
             return Err(Error::Nothing { id: id.to_owned(), reason: reason.into() });
@@ -103,7 +107,10 @@ impl Listing {
 
     /// Files that lie in no folder.
     fn top(&self) -> impl Iterator<Item = &str> {
-        self.files.iter().map(|file| file.path.as_str()).filter(|path| !path.contains('/') && !path.starts_with('.'))
+        self.files
+            .iter()
+            .map(|file| file.path.as_str())
+            .filter(|path| !path.contains('/') && !path.starts_with('.'))
     }
 }
 
@@ -113,7 +120,8 @@ fn shards(index: &[u8]) -> Result<Vec<String>, String> {
     struct Index {
         weight_map: std::collections::BTreeMap<String, String>,
     }
-    let index: Index = serde_json::from_slice(index).map_err(|error| format!("{INDEX} cannot be understood: {error}"))?;
+    let index: Index =
+        serde_json::from_slice(index).map_err(|error| format!("{INDEX} cannot be understood: {error}"))?;
     let names: BTreeSet<String> = index.weight_map.into_values().collect();
     match names.iter().find(|name| !name.ends_with(".safetensors") || name.contains('/')) {
         Some(name) => Err(format!("{INDEX} names `{}`, which is no safetensors file", name.escape_debug())),
@@ -148,8 +156,17 @@ mod tests {
     #[test]
     fn text_and_safetensors_and_nothing_that_runs() {
         let listing = listing(&[
-            "config.json", "model.safetensors", "consolidated.safetensors", "pytorch_model.bin", "modeling.py",
-            "original/params.json", "tokenizer.model", "LICENSE", "x.gguf", ".gitattributes", "merges.txt",
+            "config.json",
+            "model.safetensors",
+            "consolidated.safetensors",
+            "pytorch_model.bin",
+            "modeling.py",
+            "original/params.json",
+            "tokenizer.model",
+            "LICENSE",
+            "x.gguf",
+            ".gitattributes",
+            "merges.txt",
         ]);
         assert_eq!(listing.texts(), ["config.json", "tokenizer.model", "LICENSE", "merges.txt"]);
         assert_eq!(listing.weights("a/b", None, "u").unwrap(), ["model.safetensors"]);
@@ -158,9 +175,14 @@ mod tests {
     #[test]
     fn shards_are_those_of_the_index() {
         let listing = listing(&["m-1.safetensors", "m-2.safetensors", "consolidated.safetensors", INDEX]);
-        let index = br#"{"weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}}"#;
+        let index =
+            br#"{"weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}}"#;
         assert_eq!(listing.weights("a/b", Some(index), "u").unwrap(), ["m-1.safetensors", "m-2.safetensors"]);
-        for bad in [r#"{"weight_map": {"a": "m-3.safetensors"}}"#, r#"{"weight_map": {"a": "../x.safetensors"}}"#, "{"] {
+        for bad in [
+            r#"{"weight_map": {"a": "m-3.safetensors"}}"#,
+            r#"{"weight_map": {"a": "../x.safetensors"}}"#,
+            "{",
+        ] {
             assert!(listing.weights("a/b", Some(bad.as_bytes()), "u").is_err(), "{bad}");
         }
     }

@@ -98,7 +98,12 @@ impl Request {
 
     /// Where the repository's files are listed.
     pub(super) fn listing_url(&self) -> String {
-        format!("{}/api/models/{}/revision/{}?blobs=true", self.endpoint, self.id, escaped(&self.revision, false))
+        format!(
+            "{}/api/models/{}/revision/{}?blobs=true",
+            self.endpoint,
+            self.id,
+            escaped(&self.revision, false)
+        )
     }
 
     /// Where one file lies.
@@ -132,7 +137,10 @@ mod tests {
             request.listing_url(),
             "https://hub.example/api/models/org/name/revision/refs%2Fpr%2F1?blobs=true"
         );
-        assert_eq!(request.file_url("abc", "a b/ü.json"), "https://hub.example/org/name/resolve/abc/a%20b/%C3%BC.json");
+        assert_eq!(
+            request.file_url("abc", "a b/ü.json"),
+            "https://hub.example/org/name/resolve/abc/a%20b/%C3%BC.json"
+        );
         assert_eq!(Request::new("gpt2", "http://localhost:1", None).unwrap().revision, "main");
         for (model, endpoint) in [
             ("../x", "https://h"),

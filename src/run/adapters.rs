@@ -116,11 +116,7 @@ struct Merging<'a> {
 impl OnBackend for Merging<'_> {
     type Output = Result<Outcome, export::Error>;
 
-    fn call<B>(self, device: &B::Device) -> Self::Output
-    where
-        B: KernelBackend,
-        Autodiff<B>: KernelBackend,
-    {
+    fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
         self.merge.plan.run::<B>(self.out, &self.merge.rows, device, self.progress, self.stop)
     }
 }

@@ -57,7 +57,10 @@ pub(super) fn rows(
         Source::Recipe(path) => of_recipe(path, environment)?,
         Source::Any => {
             // A run folder has its recipe beside the adapter; its data may have moved since.
-            let beside = adapter.join("../recipe.toml");
+            let beside = match adapter.parent().filter(|above| !above.as_os_str().is_empty()) {
+                Some(above) => above.join("recipe.toml"),
+                None => adapter.join("../recipe.toml"),
+            };
             match beside.is_file().then(|| of_recipe(&beside, environment)) {
                 Some(Ok(rows)) => rows,
                 Some(Err(Error::Stopped)) => return Err(Error::Stopped),
@@ -85,8 +88,8 @@ fn prompts(path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Rows, Error> {
     let Some(tokenizer) = tokenizer else {
         return Err(Error::NoRows { origin: format!("{} (the model has no tokenizer)", path.display()) });
     };
-    let text = std::fs::read_to_string(path)
-        .map_err(crate::files::Error::io(crate::files::Action::Read, path))?;
+    let text =
+        std::fs::read_to_string(path).map_err(crate::files::Error::io(crate::files::Action::Read, path))?;
     let lines = text.lines().filter(|line| !line.trim().is_empty());
     let ids = lines.take(ROWS).map(|line| encode(tokenizer, line)).collect::<Result<_, _>>()?;
     Ok(Rows { ids, origin: format!("prompts of {}", path.display()) })

@@ -37,7 +37,10 @@ impl Provenance<'_> {
         let mut put = |key: &str, value: String| metadata.insert(format!("{PREFIX}{key}"), value);
         put("version", env!("CARGO_PKG_VERSION").to_owned());
         put("recipe_sha256", self.recipe.sha256());
-        put("quantization", self.recipe.quantization.map_or_else(|| "none".to_owned(), |spec| spec.to_string()));
+        put(
+            "quantization",
+            self.recipe.quantization.map_or_else(|| "none".to_owned(), |spec| spec.to_string()),
+        );
         put("seed", self.recipe.seed.to_string());
         put("steps", self.summary.steps.to_string());
         put("tokens", self.summary.tokens.to_string());

@@ -10,9 +10,7 @@ use tune::export::consumer::{Compatibility, Consumer};
 use tune::files::Existing;
 use tune::run::adapters::{BaseChoice, export};
 
-use super::support::{
-    ADAPTERS, adapted_logits, environment, golden, largest_difference, reference, spec_of,
-};
+use super::support::{ADAPTERS, adapted_logits, environment, golden, largest_difference, reference, spec_of};
 
 fn exported(name: &str, consumer: Consumer, into: &Path) -> PathBuf {
     let out = into.join(format!("{name}-{}", consumer.word()));
@@ -32,10 +30,12 @@ fn config(folder: &Path) -> Value {
 fn peft_folders_compute_what_peft_computed_from_the_original() {
     let out = tempfile::tempdir().unwrap();
     for name in ADAPTERS {
-        let (ids, expected) = reference(&golden("peft").join(name).join("golden.safetensors"), "input_ids", "logits");
+        let (ids, expected) =
+            reference(&golden("peft").join(name).join("golden.safetensors"), "input_ids", "logits");
         for consumer in [Consumer::Peft, Consumer::MistralRs, Consumer::Vllm, Consumer::LlamaCpp] {
             let folder = exported(name, consumer, out.path());
-            let difference = largest_difference(&adapted_logits(&golden("peft/base"), &folder, &ids), &expected);
+            let difference =
+                largest_difference(&adapted_logits(&golden("peft/base"), &folder, &ids), &expected);
             assert!(difference <= 1e-4, "{name} for {consumer}: logits differ by {difference}");
         }
     }
@@ -49,7 +49,11 @@ fn readers_that_know_one_scaling_find_one() {
             let folder = exported(name, consumer, out.path());
             let config = config(&folder);
             assert_eq!(config["use_rslora"], false);
-            assert_eq!((&config["rank_pattern"], &config["alpha_pattern"]), (&json!({}), &json!({})), "{name}");
+            assert_eq!(
+                (&config["rank_pattern"], &config["alpha_pattern"]),
+                (&json!({}), &json!({})),
+                "{name}"
+            );
             let adapter = Adapter::open(&folder).unwrap();
             let targets = adapter.targets(&spec_of(&golden("peft/base")).modules()).unwrap();
             let rank = config["r"].as_u64().unwrap();
@@ -71,10 +75,12 @@ fn mlx_multiplies_to_the_same_weights() {
         let config = config(&folder);
         assert_eq!((&config["fine_tune_type"], &config["num_layers"]), (&json!("lora"), &json!(2)));
         let parameters = &config["lora_parameters"];
-        let (rank, scale) = (parameters["rank"].as_u64().unwrap() as usize, parameters["scale"].as_f64().unwrap());
+        let (rank, scale) =
+            (parameters["rank"].as_u64().unwrap() as usize, parameters["scale"].as_f64().unwrap());
         let file = SafetensorsFile::open(&folder.join("adapters.safetensors")).unwrap();
         // What mlx-lm will look for: the named projections of every layer.
-        let keys: Vec<&str> = parameters["keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
+        let keys: Vec<&str> =
+            parameters["keys"].as_array().unwrap().iter().map(|key| key.as_str().unwrap()).collect();
         let mut looked_for = 0;
         let original = Adapter::open(&golden("peft").join(name)).unwrap();
         let targets = original.targets(&modules).unwrap();
@@ -85,11 +91,14 @@ fn mlx_multiplies_to_the_same_weights() {
             assert_eq!(file.info(&b).unwrap().shape, [rank, module.out_features]);
             let (a, b): (Vec<f32>, Vec<f32>) = (file.read_floats(&a).unwrap(), file.read_floats(&b).unwrap());
             let target = targets.iter().find(|target| target.module.path == module.path);
-            let values = target.map(|target| (target, original.values(std::slice::from_ref(target)).unwrap()));
+            let values =
+                target.map(|target| (target, original.values(std::slice::from_ref(target)).unwrap()));
             for row in 0..module.out_features {
                 for column in 0..module.in_features {
                     let found: f64 = (0..rank)
-                        .map(|at| f64::from(a[column * rank + at]) * f64::from(b[at * module.out_features + row]))
+                        .map(|at| {
+                            f64::from(a[column * rank + at]) * f64::from(b[at * module.out_features + row])
+                        })
                         .sum();
                     let expected: f64 = values.as_ref().map_or(0.0, |(target, values)| {
                         let product = |at: usize| {
@@ -98,7 +107,11 @@ fn mlx_multiplies_to_the_same_weights() {
                         };
                         target.scaling * (0..target.rank).map(product).sum::<f64>()
                     });
-                    assert!((scale * found - expected).abs() <= 1e-6, "{name} {} {row} {column}", module.path);
+                    assert!(
+                        (scale * found - expected).abs() <= 1e-6,
+                        "{name} {} {row} {column}",
+                        module.path
+                    );
                 }
             }
         }
@@ -145,9 +158,11 @@ fn what_cannot_be_carried_over_says_merge_instead() {
     crate::tensors::write_safetensors(&wide.join("adapter_model.safetensors"), &tensors);
     let to = out.path().join("no");
     let choice = BaseChoice::default();
-    let error = export(&wide, choice, Consumer::Vllm, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
+    let error =
+        export(&wide, choice, Consumer::Vllm, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
     assert!(error.contains("merge instead") && error.contains("600"), "{error}");
-    let error = export(&wide, choice, Consumer::Mlx, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
+    let error =
+        export(&wide, choice, Consumer::Mlx, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
     assert!(error.contains("--base"), "{error}");
     assert!(!to.exists());
 }

@@ -31,7 +31,11 @@ fn weights_and_logits_are_those_of_peft() {
                     let expected = expected.read_floats::<f32>(tensor).unwrap();
                     largest = largest.max(largest_difference(&found, &expected));
                 }
-                None => assert_eq!(merged.weights().read(tensor).unwrap(), before.read(tensor).unwrap(), "{tensor}"),
+                None => assert_eq!(
+                    merged.weights().read(tensor).unwrap(),
+                    before.read(tensor).unwrap(),
+                    "{tensor}"
+                ),
             }
         }
         assert_eq!(merged.weights().names().count(), before.names().count());
@@ -90,7 +94,11 @@ fn onto_the_quantized_base_gives_the_logits_of_training() {
     write_adapter(&told, &base, 0.05, &trained);
     let outcome = merge(&told, &base, f32_options(), &out.path().join("original")).unwrap();
     let distance = outcome.comparison.from_training.unwrap();
-    assert!(distance > 100.0 * outcome.comparison.residual && distance.is_finite(), "{:?}", outcome.comparison);
+    assert!(
+        distance > 100.0 * outcome.comparison.residual && distance.is_finite(),
+        "{:?}",
+        outcome.comparison
+    );
 }
 
 #[test]
@@ -100,7 +108,8 @@ fn shards_hold_the_same_tensors_and_an_index() {
     let (whole, parts) = (out.path().join("whole"), out.path().join("parts"));
     merge(&adapter, &base, f32_options(), &whole).unwrap();
     merge(&adapter, &base, Options { shard_bytes: 20_000, ..f32_options() }, &parts).unwrap();
-    let shards: Vec<String> = entries(&parts).into_iter().filter(|name| name.ends_with(".safetensors")).collect();
+    let shards: Vec<String> =
+        entries(&parts).into_iter().filter(|name| name.ends_with(".safetensors")).collect();
     assert!(shards.len() > 3 && shards[0].starts_with("model-00001-of-"), "{shards:?}");
     let index: Value =
         serde_json::from_slice(&fs::read(parts.join("model.safetensors.index.json")).unwrap()).unwrap();
@@ -128,7 +137,9 @@ fn a_four_bit_checkpoint_becomes_dense() {
         assert!(merged.config().get("quantization_config").is_none());
         assert!(ModelDir::open(&base).unwrap().config().get("quantization_config").is_some());
         assert!(merged.weights().names().all(|name| !name.contains("quant") && !name.contains("absmax")));
-        assert!(merged.weights().names().all(|name| merged.weights().info(name).unwrap().dtype == Dtype::BF16));
+        assert!(
+            merged.weights().names().all(|name| merged.weights().info(name).unwrap().dtype == Dtype::BF16)
+        );
     }
 }
 

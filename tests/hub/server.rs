@@ -189,7 +189,11 @@ impl State {
                 self.files.iter().map(|file| serde_json::json!({"rfilename": file.path})).collect();
             let body = serde_json::json!({"sha": COMMIT, "siblings": listed}).to_string();
             self.bodies.fetch_add(1, Ordering::Relaxed);
-            return write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
+            return write!(
+                out,
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                body.len()
+            );
         }
         let from_hub = format!("/org/model/resolve/{COMMIT}/");
         let name = path.strip_prefix(&from_hub).or_else(|| path.strip_prefix("/cdn/")).unwrap_or("");
@@ -214,10 +218,16 @@ impl State {
             return write!(out, "HTTP/1.1 {status} No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         }
         if let Some(to) = self.redirects.lock().unwrap().get(&file.path) {
-            return write!(out, "HTTP/1.1 302 Found\r\n{about}Location: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            return write!(
+                out,
+                "HTTP/1.1 302 Found\r\n{about}Location: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
         }
         if head {
-            return write!(out, "HTTP/1.1 200 OK\r\n{about}Content-Length: {total}\r\nConnection: close\r\n\r\n");
+            return write!(
+                out,
+                "HTTP/1.1 200 OK\r\n{about}Content-Length: {total}\r\nConnection: close\r\n\r\n"
+            );
         }
         self.bodies.fetch_add(1, Ordering::Relaxed);
         self.starts.lock().unwrap().push((file.path.clone(), start));
@@ -236,7 +246,11 @@ impl State {
             0 => "200 OK".to_owned(),
             _ => format!("206 Partial Content\r\nContent-Range: bytes {from}-{}/{total}", total - 1),
         };
-        write!(out, "HTTP/1.1 {status}\r\n{about}Content-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
+        write!(
+            out,
+            "HTTP/1.1 {status}\r\n{about}Content-Length: {}\r\nConnection: close\r\n\r\n",
+            body.len()
+        )?;
         match trouble {
             Some(Trouble::BreakAfter(bytes)) => out.write_all(&body[..bytes.min(body.len())]),
             Some(Trouble::StallAfter(bytes)) => {
