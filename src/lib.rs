@@ -14,7 +14,8 @@
 //! ModelDir ─▶ tensor ─▶ NF4 ─▶ projection (base + adapter) ─▶ Decoder ─▶ objective
 //!                                                               │  (Σ loss, tokens)
 //! Observer ◀─ Event ◀─ fit: accumulate ─▶ clip ─▶ AdamW ─▶ schedule ┘
-//!                       └▶ checkpoint ─▶ adapter folder, as PEFT writes it
+//!                    │  └▶ adapter folder, as PEFT writes it
+//!                    └▶ checkpoint ─▶ fit, where it was
 //! ```
 //!
 //! # The rooms
@@ -62,6 +63,9 @@
 //! - A batch holds padding. Documents lie one behind the other; offsets tell them apart.
 //! - The logits of a batch exist as a whole during training.
 //! - A checkpoint, adapter or recipe is left half-written.
+//! - Where or how often a run was interrupted shows in its adapter; where its checkpoints happen to lie changes it.
+//! - A run goes on from something else than it was begun with, unless it was told to, and then the adapter says so.
+//! - Two processes write to one run folder.
 //! - The same recipe, seed and device give another adapter: the bytes are the same, whatever the number of threads.
 //! - Training opens the network: nothing but `hub` does, for `tune download`.
 //! - A Hugging Face weight, `[out, in]` on disk, is turned round anywhere but in `model/load.rs`, `adapter/peft` and

@@ -20,6 +20,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod backend;
+pub mod ceiling;
 mod cpu;
 pub mod dropout;
 mod flex;

@@ -8,6 +8,8 @@
 //!
 //! Knows no optimizer, no adapter and no data: what the tensors and counters mean is the training loop's business.
 
+pub mod exact;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -21,7 +23,7 @@ use crate::files::safetensors::{Dtype, Layout, TensorHeader, write_f32};
 use crate::files::{self, Action, Existing};
 
 /// The layout written here; another number is refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const TENSORS: &str = "state.safetensors";
 const COUNTERS: &str = "counters.json";
 const MANIFEST: &str = "manifest.json";
@@ -36,6 +38,26 @@ pub enum Error {
     #[error("{} is damaged: {reason}", path.display())]
     Damaged {
         /// Which file.
+        path: PathBuf,
+        /// In what way.
+        reason: String,
+    },
+    /// Another release wrote it.
+    #[error(
+        "{} has checkpoint layout {found}, and this release of tune reads layout {VERSION}; go on with the release that \
+         wrote it",
+        path.display()
+    )]
+    OtherLayout {
+        /// Its manifest.
+        path: PathBuf,
+        /// The layout it has.
+        found: u32,
+    },
+    /// It is whole, and belongs to something else.
+    #[error("{} does not fit this run: {reason}", path.display())]
+    DoesNotFit {
+        /// Its folder.
         path: PathBuf,
         /// In what way.
         reason: String,
@@ -84,9 +106,9 @@ pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &impl Serialize) 
     }
     files::write_folder_atomically(folder, Existing::Replace, |temporary| {
         let tensor_bytes = tensor_bytes(tensors)?;
-        files::write_bytes(&temporary.join(TENSORS), &tensor_bytes)?;
+        files::write_inside(&temporary.join(TENSORS), &tensor_bytes)?;
         let counter_bytes = pretty(counters, COUNTERS)?;
-        files::write_bytes(&temporary.join(COUNTERS), &counter_bytes)?;
+        files::write_inside(&temporary.join(COUNTERS), &counter_bytes)?;
         let manifest = Manifest {
             version: VERSION,
             files: BTreeMap::from([
@@ -94,7 +116,7 @@ pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &impl Serialize) 
                 (COUNTERS.to_owned(), FileRecord::of(&counter_bytes)),
             ]),
         };
-        files::write_bytes(&temporary.join(MANIFEST), &pretty(&manifest, MANIFEST)?)?;
+        files::write_inside(&temporary.join(MANIFEST), &pretty(&manifest, MANIFEST)?)?;
         Ok(())
     })
 }
@@ -124,15 +146,15 @@ fn tensor_bytes(tensors: &[NamedTensor]) -> Result<Vec<u8>, Error> {
 /// Reads a checkpoint back and checks it against its manifest.
 ///
 /// # Errors
-/// [`Error::File`] for a missing file, [`Error::Damaged`] for one whose content is not what was written.
+/// [`Error::File`] for a missing file, [`Error::Damaged`] for one whose content is not what was written,
+/// [`Error::OtherLayout`] for one of another release.
 pub fn read(folder: &Path) -> Result<(Vec<NamedTensor>, Value), Error> {
     let manifest_path = folder.join(MANIFEST);
     let damaged = |path: &Path, reason: String| Error::Damaged { path: path.to_path_buf(), reason };
     let manifest: Manifest = serde_json::from_slice(&read_file(&manifest_path)?)
         .map_err(|error| damaged(&manifest_path, error.to_string()))?;
     if manifest.version != VERSION {
-        let reason = format!("layout version {} where this program knows {VERSION}", manifest.version);
-        return Err(damaged(&manifest_path, reason));
+        return Err(Error::OtherLayout { path: manifest_path, found: manifest.version });
     }
     let verified = |name: &str| -> Result<(PathBuf, Vec<u8>), Error> {
         let path = folder.join(name);
@@ -227,6 +249,10 @@ mod tests {
             assert!(matches!(read(&folder), Err(Error::Damaged { .. })));
             fs::write(&path, &original).unwrap();
         }
+        let manifest = fs::read_to_string(folder.join(MANIFEST)).unwrap();
+        let other = manifest.replace(&format!("\"version\": {VERSION}"), "\"version\": 999");
+        fs::write(folder.join(MANIFEST), other).unwrap();
+        assert!(matches!(read(&folder), Err(Error::OtherLayout { found: 999, .. })));
         fs::write(folder.join(MANIFEST), "{}").unwrap();
         assert!(matches!(read(&folder), Err(Error::Damaged { .. })));
         fs::remove_file(folder.join(MANIFEST)).unwrap();

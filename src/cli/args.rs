@@ -62,8 +62,14 @@ pub struct RunArguments {
     /// The recipe.
     #[command(flatten)]
     pub recipe: RecipeArguments,
-    /// Replace an earlier run in the recipe's output folder
+    /// Go on with the run in the recipe's output folder from its newest checkpoint, if there is one
     #[arg(long)]
+    pub resume: bool,
+    /// With --resume: go on although recipe, base or data have changed; the adapter will say so
+    #[arg(long, requires = "resume")]
+    pub accept_changes: bool,
+    /// Replace an earlier run in the recipe's output folder
+    #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
 }
 

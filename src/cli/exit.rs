@@ -16,6 +16,8 @@ pub enum Exit {
     Resources = 4,
     /// The loss or a gradient is not finite.
     Diverged = 5,
+    /// The adapter is on disk, and a gate of the recipe is not met.
+    Gate = 6,
     /// SIGINT, with a checkpoint.
     Interrupted = 130,
     /// SIGTERM, with a checkpoint.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::style::{self, FAINT, GOOD, STRONG, WARNING, paint};
+use crate::train::divergence::DivergenceReport;
 use crate::train::event::{EvaluationReport, Event, Observer, Start, StepReport};
 use crate::units::{Bytes, Grouped};
 
@@ -108,8 +109,12 @@ impl Progress {
             Grouped(start.training_examples),
             Grouped(start.held_out_examples),
         ));
+        let from = match start.done_steps {
+            0 => String::new(),
+            done => format!(", going on after step {}", Grouped(done)),
+        };
         self.line(&format!(
-            "{}  {} steps into {}",
+            "{}  {} steps into {}{from}",
             paint(STRONG, "train"),
             Grouped(start.total_steps),
             start.output_dir.display()
@@ -142,6 +147,21 @@ impl Progress {
         } else if let Some(report) = logged {
             self.line(&step_line(report, self.total_steps));
         }
+    }
+
+    fn diverged(&mut self, report: &DivergenceReport) {
+        let what_next = match report.rolled_back {
+            true => format!("back to the adapter of step {}", report.continued_from),
+            false => "the step is left out".to_owned(),
+        };
+        self.line(&format!(
+            "{} the {} of step {} is {}: {what_next}; it was made from {}",
+            paint(WARNING, "warning:"),
+            report.diverged,
+            report.step,
+            report.value,
+            report.rows.join(", ")
+        ));
     }
 
     fn evaluated(&mut self, report: &EvaluationReport) {
@@ -195,7 +215,14 @@ impl Observer for Progress {
             }
             Event::Start(start) => self.start(start),
             Event::Step { step, logged } => self.step(*step, *logged),
+            Event::Diverged(report) => self.diverged(report),
             Event::Evaluated(report) => self.evaluated(report),
+            Event::Judged(verdicts) => {
+                for verdict in *verdicts {
+                    let style = if verdict.passed { GOOD } else { WARNING };
+                    self.line(&format!("{}   {}", paint(STRONG, "gate"), paint(style, verdict)));
+                }
+            }
             Event::Checkpoint { path, best } => {
                 let what = if *best { "best so far" } else { "checkpoint" };
                 self.line(&paint(FAINT, format!("saved  {} ({what})", path.display())));

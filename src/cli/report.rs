@@ -7,6 +7,7 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use super::exit::Exit;
 use super::style::{ERROR, STRONG, colored_errors, paint};
 use crate::adapter;
+use crate::checkpoint;
 use crate::export;
 use crate::run;
 use crate::train::folder::FolderError;
@@ -48,22 +49,39 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         }
         run::Error::Diverged { checkpoint, .. } => {
             let kept = checkpoint.as_ref().map_or_else(
-                || "it was the first step: nothing was learned yet".to_owned(),
+                || "nothing was learned yet that could be kept".to_owned(),
                 |path| format!("what was learned before is in {}", path.display()),
             );
-            let way_out = "a lower `train.learning_rate`, or `train.max_grad_norm`, is the usual cure; look at the rows";
+            let way_out = "a lower `train.learning_rate`, or `train.max_grad_norm`, is the usual cure, and \
+                           `train.on_divergence = \"skip\"` leaves single bad steps out; look at the rows";
             error(&failure.to_string(), Some(&format!("{kept}; {way_out}")));
         }
-        run::Error::Folder(FolderError::Occupied(_)) => error(
+        run::Error::NotTheSameRun { .. } => error(
             &failure.to_string(),
             Some(
-                "choose another folder with `--set output_dir=\"…\"`, or replace that run with `--overwrite`",
+                "put it back as it was; or begin a new run with `--set output_dir=\"…\"`; or, if you mean it, go on with \
+                 `--resume --accept-changes`",
+            ),
+        ),
+        run::Error::Folder(folder) => error(&failure.to_string(), way_out_of_folder(folder)),
+        run::Error::ChangedUnderWay { .. } => error(
+            &failure.to_string(),
+            Some(
+                "let nothing write to the base while it is in use, and run again (`--resume`, if the run had begun)",
             ),
         ),
         _ => error(&failure.to_string(), None),
     }
     match failure {
-        run::Error::Recipe(_) | run::Error::Folder(FolderError::Occupied(_)) => Exit::Recipe,
+        run::Error::Recipe(_) | run::Error::NotTheSameRun { .. } => Exit::Recipe,
+        run::Error::Folder(
+            FolderError::Occupied(_)
+            | FolderError::Unfinished(_)
+            | FolderError::Foreign(_)
+            | FolderError::InUse(_),
+        ) => Exit::Recipe,
+        run::Error::Checkpoint(checkpoint::Error::DoesNotFit { .. }) => Exit::Recipe,
+        run::Error::Folder(FolderError::NoneUsable { .. }) => Exit::Other,
         run::Error::Data(_) => Exit::Data,
         run::Error::Diverged { .. } => Exit::Diverged,
         run::Error::File(_)
@@ -75,4 +93,23 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         }
         _ => Exit::Other,
     }
+}
+
+/// What to do about a folder that cannot be used.
+fn way_out_of_folder(error: &FolderError) -> Option<&'static str> {
+    Some(match error {
+        FolderError::InUse(_) => "wait for it to end, or choose another folder with `--set output_dir=\"…\"`",
+        FolderError::Occupied(_) => {
+            "choose another folder with `--set output_dir=\"…\"`, or replace that run with `--overwrite`"
+        }
+        FolderError::Unfinished(_) => {
+            "go on with it by `--resume`, choose another folder with `--set output_dir=\"…\"`, or replace it with \
+             `--overwrite`"
+        }
+        FolderError::Foreign(_) => {
+            "choose another folder with `--set output_dir=\"…\"`; nothing here is touched"
+        }
+        FolderError::NoneUsable { .. } => "begin again with `--overwrite`, or in another folder",
+        FolderError::File(_) => return None,
+    })
 }

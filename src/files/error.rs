@@ -82,6 +82,8 @@ pub enum Action {
     Write,
     /// Removing what was replaced.
     Remove,
+    /// Taking the lock of a folder.
+    Lock,
 }
 
 impl fmt::Display for Action {
@@ -92,6 +94,7 @@ impl fmt::Display for Action {
             Self::CreateFolder => "create the folder",
             Self::Write => "write",
             Self::Remove => "remove",
+            Self::Lock => "lock",
         })
     }
 }

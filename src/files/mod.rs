@@ -1,9 +1,11 @@
 //! Writing to disk so that a file or folder is whole or absent.
 //!
 //! Everything is written beside its destination under a hidden name, flushed to the disk, and renamed into
-//! place; on any error the hidden file is removed and what stood there before is untouched. Created files are
-//! 0644 and folders 0755, less the umask. Knows nothing of what is in the files.
+//! place; on any error the hidden file is removed and what stood there before is untouched. What a killed process
+//! leaves under hidden names goes with the next [`sweep`]. Created files are 0644 and folders 0755, less the umask.
+//! Knows nothing of what is in the files.
 
+pub mod lock;
 pub mod safetensors;
 
 mod error;
@@ -18,6 +20,11 @@ use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use error::{Action, Error};
+
+/// Purposes of hidden names: not yet whole, being replaced, being removed.
+const NEW: &str = "tmp";
+const OLD: &str = "old";
+const GONE: &str = "gone";
 
 /// What to do when a folder's destination is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +43,7 @@ pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), Error> {
-    let temporary = Temporary::beside(path, "tmp")?;
+    let temporary = Temporary::beside(path, NEW)?;
     let file = create(&temporary.path).map_err(Error::io(Action::Create, path))?;
     let mut buffered = BufWriter::with_capacity(1 << 20, file);
     write(&mut buffered).map_err(Error::io(Action::Write, path))?;
@@ -54,6 +61,27 @@ pub fn write_atomically(
 /// As [`write_atomically`].
 pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     write_atomically(path, |writer| writer.write_all(bytes))
+}
+
+/// Creates a file inside a folder that is being written ([`write_folder_atomically`]), which flushes it with the rest.
+///
+/// # Errors
+/// The file exists, or cannot be created or written.
+pub fn write_inside(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut file = create(path).map_err(Error::io(Action::Create, path))?;
+    file.write_all(bytes).map_err(Error::io(Action::Write, path))
+}
+
+/// Opens a file for appending, and creates it when there is none.
+///
+/// # Errors
+/// The system refuses.
+pub fn append(path: &Path) -> Result<File, Error> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
+    options.open(path).map_err(Error::io(Action::Write, path))
 }
 
 /// Creates or replaces `to` with the content of `from`; permissions are those of a new file.
@@ -99,7 +127,7 @@ pub fn write_folder_atomically<E: From<Error>>(
     if occupied && existing == Existing::Refuse {
         return Err(Error::NotEmpty { path: path.to_path_buf() }.into());
     }
-    let temporary = Temporary::beside(path, "tmp")?;
+    let temporary = Temporary::beside(path, NEW)?;
     folder_builder().create(&temporary.path).map_err(Error::io(Action::CreateFolder, path))?;
     fill(&temporary.path)?;
     sync_tree(&temporary.path)?;
@@ -117,9 +145,66 @@ pub fn write_folder_atomically<E: From<Error>>(
     Ok(())
 }
 
+/// Removes a folder and all that is in it; whole or absent. One that is not there is no error.
+///
+/// # Errors
+/// It cannot be renamed or removed.
+pub fn remove_folder(path: &Path) -> Result<(), Error> {
+    let aside = Temporary::beside(path, GONE)?;
+    match fs::rename(path, &aside.path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        result => result.map_err(Error::io(Action::Remove, path))?,
+    }
+    let gone = aside.keep();
+    fs::remove_dir_all(&gone).map_err(Error::io(Action::Remove, &gone))
+}
+
+/// Clears what killed processes left of their writing directly in `folder`: what was half-written or half-removed
+/// goes, and a folder that was being replaced comes back under its name. Only where nobody else writes.
+///
+/// # Errors
+/// The folder cannot be listed, or something in it cannot be renamed or removed.
+pub fn sweep(folder: &Path) -> Result<(), Error> {
+    let entries = match fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(Error::io(Action::Read, folder)(error)),
+    };
+    for entry in entries {
+        let path = entry.map_err(Error::io(Action::Read, folder))?.path();
+        let Some((name, purpose)) = path.file_name().and_then(|name| leftover(name.to_str()?)) else {
+            continue;
+        };
+        let destination = folder.join(name);
+        if purpose == OLD && !destination.exists() {
+            fs::rename(&path, &destination).map_err(Error::io(Action::Write, &destination))?;
+        } else if path.is_dir() {
+            fs::remove_dir_all(&path).map_err(Error::io(Action::Remove, &path))?;
+        } else {
+            fs::remove_file(&path).map_err(Error::io(Action::Remove, &path))?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file name is one of the hidden names that are written under here.
+pub fn is_leftover(name: &str) -> bool {
+    leftover(name).is_some()
+}
+
+/// The name that a hidden name stands for, and what it is for.
+fn leftover(name: &str) -> Option<(&str, &str)> {
+    let (rest, number) = name.strip_prefix('.')?.rsplit_once('-')?;
+    let (rest, process) = rest.rsplit_once('-')?;
+    let (name, purpose) = rest.rsplit_once('.')?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let known = [NEW, OLD, GONE].contains(&purpose) && !name.is_empty();
+    (known && is_number(number) && is_number(process)).then_some((name, purpose))
+}
+
 /// Puts a finished folder in the place of another, and removes the other.
 fn replace_folder(new: Temporary, path: &Path) -> Result<(), Error> {
-    let aside = Temporary::beside(path, "old")?;
+    let aside = Temporary::beside(path, OLD)?;
     let renamed = fs::rename(path, &aside.path)
         .and_then(|()| fs::rename(&new.path, path).inspect_err(|_| _ = fs::rename(&aside.path, path)));
     if let Err(source) = renamed {

@@ -116,6 +116,53 @@ fn an_occupied_folder_is_replaced_only_when_asked() {
 }
 
 #[test]
+fn what_killed_writers_left_is_swept_and_what_they_were_replacing_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let inside = |name: &str| folder.path().join(name);
+    for name in [".best.old-12-0", ".best.tmp-12-1", ".step-4.gone-12-2", ".step-8.old-3-0", "step-8"] {
+        fs::create_dir(inside(name)).unwrap();
+        fs::write(inside(name).join("of"), name).unwrap();
+    }
+    for name in [".metrics.jsonl.tmp-9-9", ".lock", ".hidden-1-2", ".x.tmp-1-z", "notes.tmp-1-1"] {
+        fs::write(inside(name), "").unwrap();
+    }
+    sweep(folder.path()).unwrap();
+    assert_eq!(
+        names(folder.path()),
+        [".hidden-1-2", ".lock", ".x.tmp-1-z", "best", "notes.tmp-1-1", "step-8"]
+    );
+    assert_eq!(fs::read_to_string(inside("best").join("of")).unwrap(), ".best.old-12-0");
+    assert_eq!(fs::read_to_string(inside("step-8").join("of")).unwrap(), "step-8");
+    sweep(&inside("absent")).unwrap();
+}
+
+#[test]
+fn a_folder_is_removed_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("step-1");
+    create_folder(&path.join("deep")).unwrap();
+    remove_folder(&path).unwrap();
+    remove_folder(&path).unwrap();
+    assert!(names(folder.path()).is_empty());
+}
+
+#[test]
+fn a_lock_keeps_others_out_until_it_is_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(".lock");
+    let held = lock::Lock::try_take(&path).unwrap().unwrap();
+    assert!(held.is_effective());
+    assert!(lock::Lock::try_take(&path).unwrap().is_none());
+    drop(held);
+    assert!(names(folder.path()).is_empty());
+    // What a killed process leaves is a file, and no lock.
+    fs::write(&path, "").unwrap();
+    assert!(lock::Lock::try_take(&path).unwrap().is_some());
+    let error = lock::Lock::try_take(&folder.path().join("no/.lock")).unwrap_err();
+    assert!(error.to_string().contains("no/.lock"), "{error}");
+}
+
+#[test]
 fn folders_above_are_created() {
     let folder = tempfile::tempdir().unwrap();
     let deep = folder.path().join("a/b");

@@ -19,14 +19,19 @@ impl Recipe {
     /// SHA-256, in hexadecimal, of everything in the recipe that can change the adapter.
     ///
     /// The order of keys and tables, comments, spelled-out defaults and the way a value came in (file or
-    /// override) make no difference, and neither do `output_dir`, `logging_steps`, `eval_steps`,
-    /// `save_steps`, `save_total_limit` and `[sample]`.
+    /// override) make no difference, and neither do `output_dir`, `max_time`, `logging_steps`, `eval_steps`,
+    /// `save_steps`, `save_total_limit`, `on_divergence = "stop"`, `[gate]` and `[sample]`.
     pub fn sha256(&self) -> String {
-        let digest = Sha256::digest(self.write(Writer::essentials()));
+        let digest = Sha256::digest(self.essentials());
         digest.iter().fold(String::with_capacity(64), |mut text, byte| {
             let _infallible = write!(text, "{byte:02x}");
             text
         })
+    }
+
+    /// The canonical text that the hash is made of, which [`differences`](super::differences) reads.
+    pub fn essentials(&self) -> String {
+        self.write(Writer::essentials())
     }
 
     fn write(&self, mut writer: Writer) -> String {
@@ -44,6 +49,7 @@ impl Recipe {
             dataset.write(&mut writer);
         }
         self.train.write(&mut writer);
+        self.gate.write(&mut writer);
         self.sample.write(&mut writer);
         writer.finish()
     }

@@ -9,6 +9,7 @@ use super::RecipeFile;
 pub(super) fn across_tables(file: &mut RecipeFile) {
     nothing_trained_on(file);
     held_out_twice(file);
+    gate_without_rows(file);
     resolve_train_on(file);
 }
 
@@ -51,6 +52,29 @@ fn held_out_twice(file: &mut RecipeFile) {
             .help("remove `val_split`, or train on that dataset"),
         );
     }
+}
+
+/// A gate looks at a loss that nothing would measure.
+fn gate_without_rows(file: &mut RecipeFile) {
+    let parts = file.parts();
+    // A dataset that could not be read may be the one that is held out.
+    let may_be_held_out = |dataset: &Option<DatasetSpec>| {
+        dataset.as_ref().is_none_or(|dataset| dataset.split == Split::Validation)
+    };
+    let held_out = parts.data.val_split > 0.0 || parts.datasets.iter().any(may_be_held_out);
+    if parts.gate.is_empty() || held_out || parts.datasets.is_empty() {
+        return;
+    }
+    let place = file.place(&["gate"]);
+    file.report(
+        Problem::new(
+            "recipe::contradiction",
+            place,
+            "`[gate]` bounds the held-out loss, and no rows are held out",
+        )
+        .label("nothing would be measured")
+        .help("set `val_split` under `[data]`, or add a `[[dataset]]` with `split = \"validation\"`"),
+    );
 }
 
 /// Writes into every dataset what is supervised in it, from its own `train_on`, from `data.train_on`, or by

@@ -64,6 +64,8 @@ pub struct Parts {
     pub datasets: Vec<Option<data::spec::DatasetSpec>>,
     /// `[train]`, when it names a learning rate.
     pub train: Option<train::spec::Spec>,
+    /// `[gate]`.
+    pub gate: train::gate::Spec,
     /// `[sample]`.
     pub sample: generate::spec::Spec,
 }
@@ -175,6 +177,7 @@ impl RecipeFile {
                 data: parts.data,
                 datasets,
                 train,
+                gate: parts.gate,
                 sample: parts.sample,
             });
         }
@@ -202,6 +205,7 @@ fn read(source: &Arc<Source>, root: &Value, syntax: Vec<Problem>) -> (Parts, Vec
             data: top.table("data", data::spec::Spec::read),
             datasets: top.tables("dataset", data::spec::DatasetSpec::read),
             train: top.table("train", train::spec::Spec::read),
+            gate: top.table("gate", train::gate::Spec::read),
             sample: top.table("sample", generate::spec::Spec::read),
         };
         let has_none = match top.value("dataset").map(|value| &value.kind) {

@@ -336,6 +336,14 @@ pub(super) const ALIASES: &[Alias] = &[
         ],
         Key("train.save_steps"),
     ),
+    alias(
+        &["resume", "resume_from_checkpoint", "auto_resume_from_checkpoints"],
+        Note("not the recipe's: `tune run recipe.toml --resume` goes on from the newest checkpoint"),
+    ),
+    alias(&["max_runtime", "max_train_time", "time_limit", "max_seconds", "timeout"], Key("train.max_time")),
+    alias(&["max_train_tokens", "token_budget", "num_tokens"], Key("train.max_tokens")),
+    alias(&["skip_nan", "skip_nan_steps", "nan_policy", "on_nan"], Key("train.on_divergence")),
+    alias(&["eval_loss", "fail_if", "max_loss", "max_val_loss"], Key("gate.max_eval_loss")),
     alias(&["max_checkpoints", "keep_checkpoints", "keep_last", "save_limit"], Key("train.save_total_limit")),
     alias(
         &[

@@ -7,6 +7,7 @@
 
 mod canonical;
 mod check;
+mod differences;
 mod file;
 mod files;
 mod foreign;
@@ -16,6 +17,7 @@ mod tests;
 
 use std::path::PathBuf;
 
+pub use differences::{Difference, differences};
 pub use file::{Error, Parts, RecipeFile};
 
 use crate::document::Word;
@@ -45,6 +47,8 @@ pub struct Recipe {
     pub datasets: Vec<data::spec::DatasetSpec>,
     /// The loop.
     pub train: train::spec::Spec,
+    /// What the held-out loss must be.
+    pub gate: train::gate::Spec,
     /// What is asked before and after.
     pub sample: generate::spec::Spec,
 }

@@ -1,17 +1,20 @@
 //! `tune run`: from an opened recipe to an adapter on disk.
 
 use std::path::PathBuf;
+use std::time::Instant;
 
 use tune_kernels::KernelBackend;
 
+use super::inputs::Inputs;
 use super::open::{Opened, open};
 use super::provenance::Provenance;
+use super::resume::{self, Beginning};
 use super::sample::Sampler;
 use super::{Environment, Error, survey};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
-use crate::assets;
 use crate::data::batch::Batching;
+use crate::data::example::RowId;
 use crate::data::template::ChatTemplate;
 use crate::device::{Device, OnBackend};
 use crate::export::consumer::Compatibility;
@@ -19,12 +22,13 @@ use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
 use crate::recipe::RecipeFile;
 use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
-use crate::train::fit::Fit;
+use crate::train::fit::{Fit, Position};
 use crate::train::folder::RunFolder;
+use crate::train::gate::{self, Verdict};
 use crate::train::memory;
 use crate::train::optimizer::Optimizer;
 use crate::train::schedule::Schedule;
-use crate::train::state::State;
+use crate::train::state::{Ended, Origin, Saved, State};
 
 /// Share of the free memory that kept activations may take.
 const ACTIVATION_SHARE: u64 = 4;
@@ -34,6 +38,10 @@ const ACTIVATION_SHARE: u64 = 4;
 pub struct Options {
     /// Replace an earlier run in the output folder.
     pub overwrite: bool,
+    /// Go on with the run in the output folder, from its newest checkpoint.
+    pub resume: bool,
+    /// Go on although recipe, base or data are not what the run was begun with.
+    pub accept_changes: bool,
 }
 
 /// What came of a run.
@@ -44,15 +52,54 @@ pub struct Outcome {
     /// The adapter's folder; `None` when the run was stopped before its last step.
     pub adapter: Option<PathBuf>,
     /// Which programs load the adapter as it is.
-    pub readers: Option<Compatibility>,
+    pub readers: Compatibility,
+    /// How it ended.
+    pub ended: Ended,
+    /// It had ended before this command, which did nothing.
+    pub was_finished: bool,
     /// Optimizer steps done.
     pub steps: u64,
+    /// Optimizer steps that the whole run has.
+    pub total_steps: u64,
     /// Tokens read.
     pub tokens: u64,
     /// Held-out loss before the first step and after the last.
     pub evaluations: Option<(EvaluationReport, EvaluationReport)>,
+    /// What the recipe's gates say of the adapter.
+    pub verdicts: Vec<Verdict>,
     /// Answers to the recipe's sample prompts, before and after.
     pub samples: Vec<Sample>,
+}
+
+impl Outcome {
+    /// Of a run that stands at `state`; nothing said of adapter and samples.
+    fn of(opened: &Opened, state: &State, ended: Ended) -> Self {
+        Self {
+            output_dir: opened.recipe.output_dir.clone(),
+            adapter: None,
+            readers: Compatibility::of(&opened.peft_config(), &opened.targets),
+            ended,
+            was_finished: false,
+            steps: state.step,
+            total_steps: state.total_steps,
+            tokens: state.tokens,
+            evaluations: state.first_evaluation.clone().zip(state.last_evaluation.clone()),
+            verdicts: Vec::new(),
+            samples: Vec::new(),
+        }
+    }
+
+    /// The adapter is on disk: judges it.
+    fn deliver(mut self, folder: &RunFolder, gate: &gate::Spec, observer: &mut dyn Observer) -> Self {
+        self.adapter = Some(folder.adapter());
+        if let Some((first, last)) = &self.evaluations {
+            self.verdicts = gate.judge(first, last);
+        }
+        if !self.verdicts.is_empty() {
+            observer.observe(&Event::Judged(&self.verdicts));
+        }
+        self
+    }
 }
 
 /// Trains the adapter that a recipe describes.
@@ -66,25 +113,55 @@ pub fn fine_tune(
     options: Options,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, Error> {
+    let began = Instant::now();
     let opened = open(file, environment)?;
-    RunFolder::check(&opened.recipe.output_dir, options.overwrite)?;
-    let device = Device::of(opened.recipe.device);
+    let recipe = &opened.recipe;
+    let folder = RunFolder::claim(&recipe.output_dir)?;
+    if !options.resume {
+        folder.require_free(options.overwrite)?;
+    }
+    if !folder.is_exclusive() {
+        let text = "the file system has no locks: make sure that no other run writes to this folder";
+        observer.observe(&Event::Warning(text.into()));
+    }
+    let device = Device::of(recipe.device);
     let dtype = opened.compute_dtype(device)?;
+    let compute = format!("{} on {}", dtype.name(), device.name());
+    let inputs = Inputs::of(&opened)?;
+    let origin = resume::origin(&opened, &inputs, &compute);
+    let (saved, is_changed) = match resume::beginning(&folder, &opened, &origin, options, observer)? {
+        Beginning::Trains { saved, is_changed } => (saved, is_changed),
+        Beginning::Finished(state) => {
+            let ended = state.ended(&recipe.train.budget).unwrap_or(Ended::Done);
+            let outcome = Outcome { was_finished: true, ..Outcome::of(&opened, &state, ended) };
+            return Ok(outcome.deliver(&folder, &recipe.gate, observer));
+        }
+    };
     observer.observe(&Event::Targets(&opened.targets));
-    if let (Some(start), Some(folder)) = (&opened.start, &opened.recipe.adapter.init_from) {
+    if let (Some(start), Some(folder)) = (&opened.start, &recipe.adapter.init_from) {
         let base = start.config().base_model.as_deref().unwrap_or("a base it does not name");
         let text = format!("starts from the adapter in {}, which was trained on {base}", folder.display());
         observer.observe(&Event::Note(text));
     }
     let batching = opened.batching();
-    let total_steps = survey::total_steps(&opened, &batching, environment, observer)?;
+    let total_steps = match &saved {
+        // The very same rows, counted when the run began.
+        Some(saved) if !is_changed => saved.state.total_steps,
+        _ => survey::total_steps(&opened, &batching, environment, observer)?,
+    };
+    let deadline = recipe.train.budget.max_time.and_then(|time| began.checked_add(time));
+    let (opened, inputs) = (&opened, &inputs);
     device.run(Training {
-        opened: &opened,
+        opened,
         environment,
-        options,
+        inputs,
+        folder,
         batching,
+        origin,
         total_steps,
-        device,
+        saved,
+        deadline,
+        compute,
         dtype,
         observer,
     })
@@ -94,10 +171,15 @@ pub fn fine_tune(
 struct Training<'a> {
     opened: &'a Opened,
     environment: &'a Environment<'a>,
-    options: Options,
+    inputs: &'a Inputs,
+    folder: RunFolder,
     batching: Batching,
+    origin: Origin,
     total_steps: u64,
-    device: Device,
+    /// The checkpoint that the run goes on from.
+    saved: Option<Saved>,
+    deadline: Option<Instant>,
+    compute: String,
     dtype: FloatDtype,
     observer: &'a mut dyn Observer,
 }
@@ -106,9 +188,23 @@ impl OnBackend for Training<'_> {
     type Output = Result<Outcome, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { opened, environment, options, batching, total_steps, observer, .. } = self;
+        let Self { opened, environment, inputs, mut folder, total_steps, saved, observer, .. } = self;
         let recipe = &opened.recipe;
         let mut adapters = opened.adapters::<B>(device)?;
+        let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
+        let goes_on = saved.is_some();
+        let position = match saved {
+            None => {
+                let state = State { origin: self.origin, ..State::fresh(Default::default(), total_steps) };
+                Position { state, kept: None, saved: None }
+            }
+            Some(mut saved) => {
+                saved.state.total_steps = total_steps;
+                let path = saved.path.clone();
+                let (state, kept) = saved.restore(&mut adapters, &mut optimizer, device)?;
+                Position { state, kept, saved: Some(path) }
+            }
+        };
         let decoder: Decoder<B> = load::load(
             opened.model.weights(),
             &opened.spec,
@@ -120,81 +216,74 @@ impl OnBackend for Training<'_> {
                 observer.observe(&Event::Loading { done, total });
             },
         )?;
+        inputs.require_unchanged()?;
 
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
 
-        // Nothing is written before this point.
-        let folder = RunFolder::create(&recipe.output_dir, options.overwrite)?;
+        // Nothing is written before this point, but for the lock.
+        folder.begin(goes_on)?;
+        if let Some(path) = &position.saved {
+            folder.set_aside(position.state.step, path)?;
+        }
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
         let corpus = &opened.corpus;
         observer.observe(&Event::Start(&Start {
             total_steps,
-            done_steps: 0,
+            done_steps: position.state.step,
             trainable_parameters: adapters.count(),
             base_parameters: opened.spec.parameters(),
             frozen_bytes: decoder.frozen_bytes(),
             training_examples: corpus.examples_per_epoch(),
             held_out_examples: corpus.validation_rows(),
             output_dir: recipe.output_dir.clone(),
-            compute: format!("{} on {}", self.dtype.name(), self.device.name()),
+            compute: self.compute,
         }));
 
         let held_out = || corpus.validation(recipe.train.micro_batch_size);
+        let place = |id| opened.place(id);
         let fit = Fit {
             decoder: &decoder,
             spec: &recipe.train,
             seed: recipe.seed,
             schedule: Schedule::new(&recipe.train, total_steps),
-            total_steps,
             held_out: (corpus.validation_rows() > 0).then_some(&held_out),
             held_out_examples: corpus.validation_rows(),
             folder: &folder,
             stop: environment.stop,
+            deadline: self.deadline,
+            place: &place,
             activation_budget: memory::available_bytes().unwrap_or(0) / ACTIVATION_SHARE,
             compute_bytes: self.dtype.bytes() as u64,
         };
-        let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
-        let state = State::fresh(Default::default());
-        let steps = corpus.steps(&batching, state.cursor)?;
-        let summary =
-            fit.run(&mut adapters, &mut optimizer, state, steps, observer).map_err(|e| opened.explain(e))?;
-
-        let mut outcome = Outcome {
-            output_dir: recipe.output_dir.clone(),
-            adapter: None,
-            readers: None,
-            steps: summary.steps,
-            tokens: summary.tokens,
-            evaluations: summary.first_evaluation.clone().zip(summary.last_evaluation.clone()),
-            samples: Vec::new(),
+        let steps = corpus.steps(&self.batching, position.state.cursor)?;
+        let summary = match fit.run(&mut adapters, &mut optimizer, position, steps, observer) {
+            Ok(summary) => summary,
+            Err(error) => {
+                tell_where_to_go_on(&folder, observer);
+                return Err(error.into());
+            }
         };
-        if summary.stopped {
+
+        let outcome = Outcome::of(opened, &summary.state, summary.ended);
+        if summary.ended == Ended::Stopped {
             return Ok(outcome);
         }
-        let tokenizer_files = opened.model.tokenizer_files()?;
-        let mut base = opened.model.files_sha256()?;
-        for file in &tokenizer_files {
-            base.push(assets::folder::digest(file)?);
-        }
-        let datasets = corpus.datasets().map(|dataset| dataset.sha256()).collect::<Result<Vec<_>, _>>()?;
+        inputs.require_same_tokenizer(opened)?;
         let template = opened.template.as_deref().map(ChatTemplate::source);
         let family = opened.spec.family;
-        let provenance =
-            Provenance { recipe, base: &base, family, datasets: &datasets, template, summary: &summary }
-                .metadata();
-        let config = opened.peft_config();
-        outcome.readers = Some(Compatibility::of(&config, &opened.targets));
+        let provenance = Provenance { recipe, family, inputs: inputs.hashes(), summary: &summary }.metadata();
         peft::write(
             &folder.adapter(),
-            Existing::Refuse,
+            // A run that goes on has told of the adapter that it replaces.
+            if goes_on { Existing::Replace } else { Existing::Refuse },
             &adapters,
-            &config,
+            &opened.peft_config(),
             &provenance,
-            &tokenizer_files,
+            &opened.model.tokenizer_files()?,
             template.filter(|_| recipe.data.chat_template.is_some()),
         )?;
-        outcome.adapter = Some(folder.adapter());
+        let mut outcome = outcome.deliver(&folder, &recipe.gate, observer);
         match sampler.answers(&decoder, Some(&adapters), environment.stop) {
             Ok(after) => outcome.samples = sampler.pair(before, after),
             // The adapter is on disk: the run is done, whatever becomes of the samples.
@@ -205,6 +294,18 @@ impl OnBackend for Training<'_> {
     }
 }
 
+/// A run broke off: names its newest checkpoint, if there is one.
+fn tell_where_to_go_on(folder: &RunFolder, observer: &mut dyn Observer) {
+    // The error that brought us here is the one to report.
+    if let Some(step) = folder.checkpoint_steps().ok().and_then(|steps| steps.last().copied()) {
+        let path = folder.checkpoint(step);
+        observer.observe(&Event::Note(format!(
+            "`--resume` goes on from {}, once the cause is gone",
+            path.display()
+        )));
+    }
+}
+
 impl Opened {
     /// The dtype that the matmuls of a run on `device` use.
     pub(super) fn compute_dtype(&self, device: Device) -> Result<FloatDtype, Error> {
@@ -212,6 +313,14 @@ impl Opened {
         let asked = self.recipe.model.compute_dtype;
         let resolve = FloatDtype::resolve(asked, checkpoint, |d| device.is_native(d), |d| device.supports(d));
         Ok(resolve?)
+    }
+
+    /// A row as people find it: its file and line.
+    fn place(&self, id: RowId) -> String {
+        match self.corpus.datasets().nth(id.dataset as usize) {
+            Some(dataset) => dataset.place(id.row).to_string(),
+            None => format!("row {} of dataset {}", id.row, id.dataset),
+        }
     }
 
     /// How examples become optimizer steps.

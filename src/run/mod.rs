@@ -3,18 +3,20 @@
 pub mod adapters;
 pub mod fine_tune;
 pub mod held_out;
+mod inputs;
 pub mod inspect;
 pub mod open;
 mod provenance;
+mod resume;
 mod sample;
 mod survey;
 pub mod validate;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 pub use fine_tune::{Options, Outcome, fine_tune};
 
-use crate::data::example::RowId;
+use crate::train::divergence::Fault;
 use crate::train::fit::FitError;
 use crate::train::folder::FolderError;
 use crate::{adapter, assets, checkpoint, data, export, files, generate, model, recipe};
@@ -65,14 +67,26 @@ pub enum Error {
     #[error(transparent)]
     Generate(#[from] generate::Error),
     /// The loss or a gradient is not finite.
-    #[error("{fault}, made from {}", rows.join(", "))]
+    #[error("{fault}")]
     Diverged {
-        /// Which step, and what it was.
-        fault: String,
-        /// The rows of the step, by file and line.
-        rows: Vec<String>,
+        /// Which step, what it was, and the rows it was made from.
+        fault: Fault,
         /// The newest checkpoint, which holds what was good.
-        checkpoint: Option<std::path::PathBuf>,
+        checkpoint: Option<PathBuf>,
+    },
+    /// A run cannot go on as if nothing had changed.
+    #[error("the run in {} was made from something else:{}", folder.display(), bullets(differences))]
+    NotTheSameRun {
+        /// The run folder.
+        folder: PathBuf,
+        /// What is different, each in words.
+        differences: Vec<String>,
+    },
+    /// A file of the base changed under way.
+    #[error("{} changed while the run was under way", path.display())]
+    ChangedUnderWay {
+        /// The file.
+        path: PathBuf,
     },
     /// The work was asked to stop before anything was written.
     #[error("stopped")]
@@ -94,29 +108,19 @@ impl From<assets::Error> for Error {
     }
 }
 
-/// At most this many rows of a diverged step are named.
-const ROWS_NAMED: usize = 20;
+fn bullets(lines: &[String]) -> String {
+    lines.iter().map(|line| format!("\n  - {line}")).collect()
+}
 
-impl open::Opened {
-    /// What stopped the loop, in terms of files and rows.
-    fn explain(&self, error: FitError) -> Error {
+impl From<FitError> for Error {
+    fn from(error: FitError) -> Self {
         match error {
             FitError::Data(error) => error.into(),
             FitError::Folder(error) => error.into(),
             FitError::Checkpoint(error) => error.into(),
             FitError::Adapter(error) => error.into(),
             FitError::Model(error) => error.into(),
-            FitError::Diverged { ref rows, checkpoint: ref newest, .. } => {
-                let place = |id: &RowId| match self.corpus.datasets().nth(id.dataset as usize) {
-                    Some(dataset) => dataset.place(id.row).to_string(),
-                    None => format!("row {} of dataset {}", id.row, id.dataset),
-                };
-                let mut named: Vec<String> = rows.iter().take(ROWS_NAMED).map(place).collect();
-                if rows.len() > ROWS_NAMED {
-                    named.push(format!("and {} more", rows.len() - ROWS_NAMED));
-                }
-                Error::Diverged { fault: error.to_string(), rows: named, checkpoint: newest.clone() }
-            }
+            FitError::Diverged { fault, checkpoint } => Self::Diverged { fault, checkpoint },
         }
     }
 }

@@ -1,31 +1,28 @@
 //! Where an adapter comes from, as safetensors metadata: what a run was made of, and nothing of how it went by.
 //!
 //! Two runs of one recipe on one machine write the same bytes, so there is no date, path, speed or host here, and no
-//! trace of an interruption.
+//! trace of an interruption. A run that its recipe alone does not explain says so: `ended_by` names the budget that
+//! ended it, `changes` what was changed on the way.
 
 use std::collections::BTreeMap;
 
-use sha2::{Digest, Sha256};
-
-use crate::assets::FileDigest;
 use crate::recipe::Recipe;
 use crate::train::fit::Summary;
+use crate::train::state::Ended;
 
 /// Prefix of every key.
 const PREFIX: &str = "tune.";
+/// Key of the optimizer steps that an adapter has behind it.
+pub(super) const STEPS: &str = "tune.steps";
 
 /// The facts of a finished run.
 pub(super) struct Provenance<'a> {
     /// The recipe.
     pub recipe: &'a Recipe,
-    /// The base model's files, those of its tokenizer included.
-    pub base: &'a [FileDigest],
     /// The base model's family.
     pub family: &'a str,
-    /// The chat template, where one was used.
-    pub template: Option<&'a str>,
-    /// One hash for each dataset, in the recipe's order.
-    pub datasets: &'a [String],
+    /// Hashes of all inputs by name.
+    pub inputs: &'a BTreeMap<String, String>,
     /// How the run went.
     pub summary: &'a Summary,
 }
@@ -42,31 +39,28 @@ impl Provenance<'_> {
             self.recipe.quantization.map_or_else(|| "none".to_owned(), |spec| spec.to_string()),
         );
         put("seed", self.recipe.seed.to_string());
-        put("steps", self.summary.steps.to_string());
-        put("tokens", self.summary.tokens.to_string());
         put("base_family", self.family.to_owned());
-        for file in self.base {
-            put(&format!("base_sha256.{}", file.name), file.sha256.clone());
+        let Summary { state, ended } = self.summary;
+        put("steps", state.step.to_string());
+        put("tokens", state.tokens.to_string());
+        for (name, sha256) in self.inputs {
+            put(name, sha256.clone());
         }
-        for (index, sha256) in self.datasets.iter().enumerate() {
-            put(&format!("dataset_sha256.{index}"), sha256.clone());
-        }
-        if let Some(template) = self.template {
-            put("chat_template_sha256", sha256(template));
-        }
-        if let Some(loss) = self.summary.last_loss {
+        if let Some(loss) = state.last_loss {
             put("loss", loss.to_string());
         }
-        if let Some(evaluation) = &self.summary.first_evaluation {
+        if let Some(evaluation) = &state.first_evaluation {
             put("eval_loss_before", evaluation.eval_loss.to_string());
         }
-        if let Some(evaluation) = &self.summary.last_evaluation {
+        if let Some(evaluation) = &state.last_evaluation {
             put("eval_loss", evaluation.eval_loss.to_string());
+        }
+        if let Ended::Budget(spent) = ended {
+            put("ended_by", spent.key().to_owned());
+        }
+        if !state.origin.changes.is_empty() {
+            put("changes", state.origin.changes.join("\n"));
         }
         metadata
     }
-}
-
-fn sha256(text: &str) -> String {
-    Sha256::digest(text).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::divergence::DivergenceReport;
+use super::gate::Verdict;
 use crate::adapter::target::Target;
 
 /// One logged line of training: the sums since the line before.
@@ -90,6 +92,8 @@ pub enum Event<'a> {
         /// The logged line.
         logged: Option<&'a StepReport>,
     },
+    /// A step whose loss or gradient is not finite, which the run bears.
+    Diverged(&'a DivergenceReport),
     /// An evaluation ended.
     Evaluated(&'a EvaluationReport),
     /// A checkpoint is on disk.
@@ -99,6 +103,8 @@ pub enum Event<'a> {
         /// It has the lowest held-out loss so far.
         best: bool,
     },
+    /// The run is over, and this is what its gates say.
+    Judged(&'a [Verdict]),
     /// Something worth knowing.
     Note(String),
     /// Something a person should look at, that does not stop the run.

@@ -1,21 +1,26 @@
 //! The training loop: accumulate, clip, update, log, evaluate, save.
 //!
 //! Knows nothing of recipes, files of examples or devices: it is handed a decoder, adapters, a stream of optimizer
-//! steps and a folder, and tells an [`Observer`] what happens.
+//! steps and a folder, and tells an [`Observer`] what happens. The stream may begin anywhere: what came before is in
+//! the [`State`], and a run that was interrupted at any point ends with the same numbers as one that was not.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tune_kernels::KernelBackend;
 
 use super::backward::{Gradients, Pass, evaluate, forward_backward};
+use super::budget::Spent;
+use super::divergence::{DivergenceReport, Fault, OnDivergence, Quantity, Snapshot, named_rows};
 use super::event::{EvaluationReport, Event, Observer, StepReport};
-use super::folder::{FolderError, Metrics, RunFolder};
+use super::folder::{FolderError, RunFolder};
 use super::memory;
+use super::metrics::Metrics;
 use super::optimizer::{Gradient, Optimizer, global_norm};
 use super::schedule::Schedule;
 use super::spec::Spec;
-use super::state::{State, Window};
+use super::state::{Ended, Kept, State, StepResult};
 use crate::adapter;
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::checkpoint;
@@ -44,16 +49,10 @@ pub enum FitError {
     #[error(transparent)]
     Adapter(#[from] adapter::Error),
     /// The loss or a gradient is no longer a number. What was learned before this step is in the newest checkpoint.
-    #[error("the {what} of optimizer step {step} is {value}")]
+    #[error("{fault}")]
     Diverged {
-        /// The step, from 1.
-        step: u64,
-        /// `loss` or `gradient norm`.
-        what: &'static str,
-        /// The value found.
-        value: f64,
-        /// The rows the step was made from.
-        rows: Vec<RowId>,
+        /// Which step, what it was, and the rows it was made from.
+        fault: Fault,
         /// The checkpoint of the step before, where there is one.
         checkpoint: Option<PathBuf>,
     },
@@ -69,41 +68,55 @@ pub struct Fit<'a, B: KernelBackend> {
     pub seed: u64,
     /// The learning rate of each step.
     pub schedule: Schedule,
-    /// Optimizer steps in all.
-    pub total_steps: u64,
     /// Held-out micro-batches, made afresh for each evaluation; `None` when no row is held out.
     pub held_out: Option<&'a dyn Fn() -> Result<ValidationStream, DataError>>,
     /// Held-out examples.
     pub held_out_examples: u64,
     /// Where the run writes.
     pub folder: &'a RunFolder,
-    /// Asked after every step: should the run stop here, with a checkpoint?
+    /// Asked again and again: should the run stop here, with a checkpoint?
     pub stop: &'a dyn Fn() -> bool,
+    /// When `max_time` is spent; at least one step is made all the same.
+    pub deadline: Option<Instant>,
+    /// Names a row for people.
+    pub place: &'a dyn Fn(RowId) -> String,
     /// Memory that kept activations may take, in bytes.
     pub activation_budget: u64,
     /// Bytes of one number in the compute dtype.
     pub compute_bytes: u64,
 }
 
+/// Where a run begins.
+pub struct Position<B: KernelBackend> {
+    /// Its counters.
+    pub state: State,
+    /// The place to roll back to that the checkpoint held.
+    pub kept: Option<Snapshot<B>>,
+    /// The checkpoint that all of it was read from.
+    pub saved: Option<PathBuf>,
+}
+
 /// How a run went.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Summary {
-    /// Optimizer steps done.
-    pub steps: u64,
-    /// Tokens read.
-    pub tokens: u64,
-    /// Loss of the last optimizer step, before its update.
-    pub last_loss: Option<f64>,
-    /// Held-out loss before the first step.
-    pub first_evaluation: Option<EvaluationReport>,
-    /// Held-out loss after the last evaluation.
-    pub last_evaluation: Option<EvaluationReport>,
-    /// The run was asked to stop before its last step.
-    pub stopped: bool,
+    /// Where it stands: steps, tokens, losses, evaluations.
+    pub state: State,
+    /// How it ended.
+    pub ended: Ended,
+}
+
+/// Loss and gradients of a step before its update.
+enum Attempt<B: KernelBackend> {
+    /// All finite: Σ nll and the gradient.
+    Finite(f64, Gradient<B>),
+    /// Not finite.
+    Diverged(Fault),
+    /// The run was asked to stop meanwhile.
+    Interrupted,
 }
 
 impl<B: KernelBackend> Fit<'_, B> {
-    /// Trains `adapters` from `state` to the end of `steps`, or until told to stop.
+    /// Trains `adapters` from `position` to the end of `steps`, or until told to stop.
     ///
     /// # Errors
     /// [`FitError`]: unreadable rows, an unwritable folder, or a loss that is not finite.
@@ -111,109 +124,42 @@ impl<B: KernelBackend> Fit<'_, B> {
         &self,
         adapters: &mut LoraSet<B>,
         optimizer: &mut Optimizer<B>,
-        mut state: State,
+        Position { state, kept, saved }: Position<B>,
         steps: impl Iterator<Item = Result<StepBatch, DataError>>,
         observer: &mut dyn Observer,
     ) -> Result<Summary, FitError> {
-        let mut metrics = Metrics::open(self.folder)?;
-        let mut summary = Summary {
-            steps: state.step,
-            tokens: state.tokens,
-            last_loss: None,
-            first_evaluation: None,
-            last_evaluation: None,
-            stopped: false,
+        let metrics = Metrics::open(self.folder, &state)?;
+        let mut running = Running {
+            fit: self,
+            adapters,
+            optimizer,
+            told_step: state.step,
+            saved_step: (saved == Some(self.folder.checkpoint(state.step))).then_some(state.step),
+            state,
+            kept,
+            metrics,
+            observer,
+            pace: Pace::default(),
         };
-        if state.step == 0 {
-            state.first_evaluation = self.evaluate(adapters, &state, &mut metrics, observer)?;
+        match running.train(steps) {
+            Ok(ended) => Ok(Summary { state: running.state, ended }),
+            Err(error) => Err(running.keep_what_was_good(error)),
         }
-        summary.first_evaluation = state.first_evaluation.clone();
-        summary.last_evaluation = state.first_evaluation.clone();
-        let mut training_time = Duration::ZERO;
-        for batch in steps {
-            let batch = match batch {
-                Ok(batch) => batch,
-                Err(error) => {
-                    return Err(self.keep_what_was_good(
-                        adapters,
-                        optimizer,
-                        &state,
-                        error.into(),
-                        observer,
-                    )?);
-                }
-            };
-            let began = Instant::now();
-            let learning_rate = self.schedule.learning_rate(batch.step);
-            let (sum, norm) = match self.step(adapters, optimizer, &batch, learning_rate) {
-                Ok(done) => done,
-                Err(error) => {
-                    return Err(self.keep_what_was_good(adapters, optimizer, &state, error, observer)?);
-                }
-            };
-            training_time += began.elapsed();
-
-            let tokens = batch.tokens() as u64;
-            state.advance(&batch, sum, tokens);
-            let last = state.step >= self.total_steps;
-            let report = (state.step.is_multiple_of(self.spec.logging_steps.max(1)) || last).then(|| {
-                let window = std::mem::take(&mut state.window);
-                self.report(&state, window, norm, learning_rate, std::mem::take(&mut training_time))
-            });
-            if let Some(report) = &report {
-                metrics.write(report)?;
-            }
-            summary.last_loss = Some(sum / batch.supervised_tokens.max(1) as f64);
-            observer.observe(&Event::Step { step: state.step, logged: report.as_ref() });
-            summary.steps = state.step;
-            summary.tokens = state.tokens;
-
-            let stopping = !last && (self.stop)();
-            let evaluated = (last || state.step.is_multiple_of(self.spec.eval_steps.max(1))) && !stopping;
-            if evaluated && let Some(evaluation) = self.evaluate(adapters, &state, &mut metrics, observer)? {
-                if state.is_best(evaluation.eval_loss) {
-                    state.best_eval_loss = Some(evaluation.eval_loss);
-                    self.save_best(adapters, optimizer, &state, observer)?;
-                }
-                summary.last_evaluation = Some(evaluation);
-            }
-            if last || stopping || state.step.is_multiple_of(self.spec.save_steps.max(1)) {
-                self.save(adapters, optimizer, &state, observer)?;
-            }
-            if stopping {
-                summary.stopped = true;
-                break;
-            }
-            if last {
-                break;
-            }
-        }
-        Ok(summary)
     }
 
-    /// One optimizer step: Σ nll over its supervised tokens and the gradient norm before clipping.
-    fn step(
-        &self,
-        adapters: &mut LoraSet<B>,
-        optimizer: &mut Optimizer<B>,
-        batch: &StepBatch,
-        learning_rate: f64,
-    ) -> Result<(f64, f64), FitError> {
-        let diverged = |what, value| FitError::Diverged {
-            step: batch.step,
-            what,
-            value,
-            rows: batch
-                .micro_batches
-                .iter()
-                .flat_map(|micro_batch| micro_batch.rows.iter().copied())
-                .collect(),
-            checkpoint: None,
+    /// Loss and gradients of one optimizer step.
+    fn attempt(&self, adapters: &LoraSet<B>, batch: &StepBatch) -> Result<Attempt<B>, FitError> {
+        let diverged = |what, value| {
+            let rows = named_rows(&batch.micro_batches, self.place);
+            Attempt::Diverged(Fault { step: batch.step, what, value, rows })
         };
         let scale = 1.0 / batch.supervised_tokens.max(1) as f64;
         let mut gradients = Gradients::new(self.decoder.layers().len());
         let mut sum = 0.0;
         for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
+            if index > 0 && (self.stop)() {
+                return Ok(Attempt::Interrupted);
+            }
             let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
             let tokens = micro_batch.input_ids.len() as u64;
             let keep = memory::layers_to_keep(
@@ -225,113 +171,263 @@ impl<B: KernelBackend> Fit<'_, B> {
             let pass = Pass { dropout, keep };
             sum += forward_backward(self.decoder, adapters, micro_batch, pass, &mut gradients)?;
             if !sum.is_finite() {
-                return Err(diverged("loss", sum * scale));
+                return Ok(diverged(Quantity::Loss, sum * scale));
             }
         }
         let gradients = gradients.by_parameter(adapters);
         let norm = scale * global_norm(&gradients);
         if !norm.is_finite() {
-            return Err(diverged("gradient norm", norm));
+            return Ok(diverged(Quantity::GradientNorm, norm));
         }
-        let update = Gradient { values: gradients, scale, norm };
-        optimizer.step(adapters, update, learning_rate, self.spec.max_grad_norm)?;
-        Ok((sum, norm))
+        Ok(Attempt::Finite(sum, Gradient { values: gradients, scale, norm }))
     }
 
-    /// Saves the state before a step that could not be made, and names the checkpoint of a step that diverged.
-    fn keep_what_was_good(
-        &self,
-        adapters: &LoraSet<B>,
-        optimizer: &Optimizer<B>,
-        state: &State,
-        mut error: FitError,
-        observer: &mut dyn Observer,
-    ) -> Result<FitError, FitError> {
-        if state.step == 0 {
-            return Ok(error);
-        }
-        let path = self.folder.checkpoint(state.step);
-        if !path.is_dir() {
-            self.save(adapters, optimizer, state, observer)?;
-        }
-        if let FitError::Diverged { checkpoint, .. } = &mut error {
-            *checkpoint = Some(path);
-        }
-        Ok(error)
-    }
-
-    fn report(
-        &self,
-        state: &State,
-        window: Window,
-        norm: f64,
-        learning_rate: f64,
-        time: Duration,
-    ) -> StepReport {
+    fn report(&self, state: &State, pace: Pace) -> StepReport {
         StepReport {
             step: state.step,
             epoch: state.epoch,
-            loss: window.nll / window.supervised_tokens.max(1) as f64,
-            grad_norm: norm,
-            learning_rate,
+            loss: state.window.nll / state.window.supervised_tokens.max(1) as f64,
+            grad_norm: state.window.grad_norm,
+            learning_rate: state.window.learning_rate,
             tokens: state.tokens,
-            tokens_per_second: window.tokens as f64 / time.as_secs_f64().max(1e-9),
+            tokens_per_second: pace.tokens as f64 / pace.time.as_secs_f64().max(1e-9),
             peak_memory_bytes: memory::peak_resident_bytes(),
         }
     }
+}
 
-    /// Held-out loss now; `None` when nothing is held out.
-    fn evaluate(
-        &self,
-        adapters: &LoraSet<B>,
-        state: &State,
-        metrics: &mut Metrics,
-        observer: &mut dyn Observer,
-    ) -> Result<Option<EvaluationReport>, FitError> {
-        let Some(held_out) = self.held_out else { return Ok(None) };
+/// Training time and tokens since the last logged line, of this process alone.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pace {
+    time: Duration,
+    tokens: u64,
+}
+
+/// A run under way.
+struct Running<'r, 'f, B: KernelBackend> {
+    fit: &'r Fit<'f, B>,
+    adapters: &'r mut LoraSet<B>,
+    optimizer: &'r mut Optimizer<B>,
+    state: State,
+    /// The place to roll back to.
+    kept: Option<Snapshot<B>>,
+    metrics: Metrics,
+    observer: &'r mut dyn Observer,
+    pace: Pace,
+    /// The step that the observer heard of last.
+    told_step: u64,
+    /// The step whose checkpoint is on disk.
+    saved_step: Option<u64>,
+}
+
+impl<B: KernelBackend> Running<'_, '_, B> {
+    fn train(
+        &mut self,
+        mut steps: impl Iterator<Item = Result<StepBatch, DataError>>,
+    ) -> Result<Ended, FitError> {
+        if matches!(self.fit.spec.on_divergence, OnDivergence::Rollback { .. }) && self.kept.is_none() {
+            self.keep_place();
+        }
+        let mut ending = self.ending(false);
+        loop {
+            if self.settle(ending.is_some())?.is_break() {
+                return self.stop();
+            }
+            if let Some(ended) = ending {
+                return Ok(ended);
+            }
+            if (self.fit.stop)() {
+                return self.stop();
+            }
+            ending = match steps.next() {
+                None => Some(Ended::Done),
+                Some(batch) => {
+                    if self.step(&batch?)?.is_break() {
+                        return self.stop();
+                    }
+                    self.ending(true)
+                }
+            };
+        }
+    }
+
+    /// Why the run ends where it stands, if it does. Time counts only once a step was made, so that a run that is
+    /// resumed again and again gets on.
+    fn ending(&self, has_stepped: bool) -> Option<Ended> {
+        let is_late = || self.fit.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let ended = self.state.ended(&self.fit.spec.budget);
+        ended.or_else(|| (has_stepped && is_late()).then_some(Ended::Budget(Spent::Time)))
+    }
+
+    /// One optimizer step. Broken off when the run is asked to stop meanwhile: nothing has then changed.
+    fn step(&mut self, batch: &StepBatch) -> Result<ControlFlow<()>, FitError> {
+        let began = Instant::now();
+        let learning_rate = self.fit.schedule.learning_rate(batch.step);
+        match self.fit.attempt(self.adapters, batch)? {
+            Attempt::Interrupted => return Ok(ControlFlow::Break(())),
+            Attempt::Diverged(fault) => self.bear(batch, fault)?,
+            Attempt::Finite(nll, gradient) => {
+                let grad_norm = gradient.norm;
+                let max_grad_norm = self.fit.spec.max_grad_norm;
+                self.optimizer.step(self.adapters, gradient, learning_rate, max_grad_norm)?;
+                self.state.advance(batch, StepResult { nll, grad_norm, learning_rate });
+                if matches!(self.fit.spec.on_divergence, OnDivergence::Skip { .. }) {
+                    self.state.divergences = 0;
+                }
+                if self.fit.spec.on_divergence.keeps(self.state.step) {
+                    self.state.divergences = 0;
+                    self.keep_place();
+                }
+            }
+        }
+        self.pace.time += began.elapsed();
+        self.pace.tokens += batch.tokens() as u64;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Takes what the run stands at as the place to roll back to.
+    fn keep_place(&mut self) {
+        let State { step, updates, .. } = self.state;
+        self.kept = Some(Snapshot::of(self.adapters, self.optimizer, step, updates));
+        self.state.kept = Some(Kept { step, updates });
+    }
+
+    /// Goes on behind a diverged step, as far as the recipe's patience reaches.
+    fn bear(&mut self, batch: &StepBatch, fault: Fault) -> Result<(), FitError> {
+        if self.state.divergences >= self.fit.spec.on_divergence.patience() {
+            return Err(FitError::Diverged { fault, checkpoint: None });
+        }
+        self.state.divergences += 1;
+        let mut continued_from = self.state.step;
+        if let Some(kept) = &self.kept {
+            kept.restore(self.adapters, self.optimizer)?;
+            self.state.updates = kept.updates;
+            continued_from = kept.step;
+        }
+        self.state.pass_over(batch);
+        let report = DivergenceReport {
+            step: fault.step,
+            epoch: self.state.epoch,
+            diverged: fault.what.name(),
+            value: fault.value.to_string(),
+            rows: fault.rows,
+            continued_from,
+            rolled_back: self.kept.is_some(),
+        };
+        self.metrics.write(&report)?;
+        self.observer.observe(&Event::Diverged(&report));
+        Ok(())
+    }
+
+    /// What is due where the run stands: a line, an evaluation, a checkpoint. Broken off when the run is asked to stop
+    /// during the evaluation, which is then still due.
+    fn settle(&mut self, is_end: bool) -> Result<ControlFlow<()>, FitError> {
+        let (spec, step) = (self.fit.spec, self.state.step);
+        let due = |every: u64| step > 0 && (is_end || step.is_multiple_of(every.max(1)));
+        self.log(due(spec.logging_steps))?;
+        let evaluated = self.state.last_evaluation.as_ref().is_some_and(|last| last.step == step);
+        if (step == 0 || due(spec.eval_steps)) && !evaluated && self.evaluate()?.is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        if due(spec.save_steps) {
+            self.save()?;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Tells of the step, and writes a line when one `is_due` and there is something to say.
+    fn log(&mut self, is_due: bool) -> Result<(), FitError> {
+        let report = (is_due && self.state.window.supervised_tokens > 0)
+            .then(|| self.fit.report(&self.state, std::mem::take(&mut self.pace)));
+        if let Some(report) = &report {
+            self.state.window = Default::default();
+            self.metrics.write(report)?;
+        }
+        if self.state.step > self.told_step {
+            self.told_step = self.state.step;
+            self.observer.observe(&Event::Step { step: self.state.step, logged: report.as_ref() });
+        }
+        Ok(())
+    }
+
+    /// Held-out loss now, when anything is held out.
+    fn evaluate(&mut self) -> Result<ControlFlow<()>, FitError> {
+        let Some(held_out) = self.fit.held_out else { return Ok(ControlFlow::Continue(())) };
         let (mut sum, mut tokens, mut examples) = (0.0, 0, 0);
         for micro_batch in held_out()? {
             let micro_batch = micro_batch?;
-            observer.observe(&Event::Evaluating { done: examples, total: self.held_out_examples });
-            sum += evaluate(self.decoder, adapters, &micro_batch)?;
+            if (self.fit.stop)() {
+                return Ok(ControlFlow::Break(()));
+            }
+            self.observer.observe(&Event::Evaluating { done: examples, total: self.fit.held_out_examples });
+            sum += evaluate(self.fit.decoder, self.adapters, &micro_batch)?;
+            if !sum.is_finite() {
+                let rows = named_rows(std::slice::from_ref(&micro_batch), self.fit.place);
+                let fault = Fault { step: self.state.step, what: Quantity::HeldOutLoss, value: sum, rows };
+                return Err(FitError::Diverged { fault, checkpoint: None });
+            }
             tokens += micro_batch.supervised_tokens;
             examples += micro_batch.rows.len() as u64;
         }
         let report = EvaluationReport {
-            step: state.step,
-            epoch: state.epoch,
+            step: self.state.step,
+            epoch: self.state.epoch,
             eval_loss: sum / tokens.max(1) as f64,
             eval_tokens: tokens,
         };
-        metrics.write(&report)?;
-        observer.observe(&Event::Evaluated(&report));
-        Ok(Some(report))
+        self.metrics.write(&report)?;
+        self.observer.observe(&Event::Evaluated(&report));
+        // A checkpoint of this step that is on disk lacks the evaluation.
+        self.saved_step = None;
+        if self.state.evaluated(&report) {
+            let path = self.fit.folder.best();
+            self.write_checkpoint(&path)?;
+            self.observer.observe(&Event::Checkpoint { path, best: true });
+        }
+        Ok(ControlFlow::Continue(()))
     }
 
-    fn save(
-        &self,
-        adapters: &LoraSet<B>,
-        optimizer: &Optimizer<B>,
-        state: &State,
-        observer: &mut dyn Observer,
-    ) -> Result<(), FitError> {
-        let path = self.folder.checkpoint(state.step);
-        state.save(adapters, optimizer, &path)?;
-        self.folder.prune_checkpoints(self.spec.save_total_limit)?;
-        observer.observe(&Event::Checkpoint { path, best: false });
-        Ok(())
+    /// Writes the checkpoint of this step, unless it is on disk.
+    fn save(&mut self) -> Result<PathBuf, FitError> {
+        let path = self.fit.folder.checkpoint(self.state.step);
+        if self.saved_step != Some(self.state.step) {
+            self.write_checkpoint(&path)?;
+            self.saved_step = Some(self.state.step);
+            self.fit.folder.prune_checkpoints(self.fit.spec.save_total_limit)?;
+            self.observer.observe(&Event::Checkpoint { path: path.clone(), best: false });
+        }
+        Ok(path)
     }
 
-    fn save_best(
-        &self,
-        adapters: &LoraSet<B>,
-        optimizer: &Optimizer<B>,
-        state: &State,
-        observer: &mut dyn Observer,
-    ) -> Result<(), FitError> {
-        let path = self.folder.best();
-        state.save(adapters, optimizer, &path)?;
-        observer.observe(&Event::Checkpoint { path, best: true });
-        Ok(())
+    /// The metrics first: a checkpoint counts on the lines before it.
+    fn write_checkpoint(&self, path: &std::path::Path) -> Result<(), FitError> {
+        self.metrics.sync()?;
+        Ok(self.state.save(self.adapters, self.optimizer, self.kept.as_ref(), path)?)
+    }
+
+    fn stop(&mut self) -> Result<Ended, FitError> {
+        self.save()?;
+        Ok(Ended::Stopped)
+    }
+
+    /// Saves what was learned before `error`, and names the checkpoint of a step that diverged.
+    fn keep_what_was_good(&mut self, mut error: FitError) -> FitError {
+        let is_worth_saving = match &error {
+            FitError::Folder(_) | FitError::Checkpoint(_) => false,
+            FitError::Diverged { fault, .. } => fault.what != Quantity::HeldOutLoss,
+            FitError::Data(_) | FitError::Model(_) | FitError::Adapter(_) => true,
+        };
+        if self.state.step == 0 || !is_worth_saving {
+            return error;
+        }
+        match (self.save(), &mut error) {
+            (Ok(path), FitError::Diverged { checkpoint, .. }) => *checkpoint = Some(path),
+            (Ok(_), _) => {}
+            (Err(second), _) => {
+                let text = format!("what was learned since the last checkpoint could not be saved: {second}");
+                self.observer.observe(&Event::Warning(text));
+            }
+        }
+        error
     }
 }

@@ -1,4 +1,4 @@
-//! The folder a run writes: where everything in it lies, and its `metrics.jsonl`.
+//! The folder a run writes: whose it is, and where everything in it lies.
 //!
 //! ```text
 //! recipe.toml            the resolved recipe, every default written out
@@ -6,73 +6,156 @@
 //! checkpoints/step-N/    adapter, optimizer and data cursor after step N
 //! checkpoints/best/      the checkpoint with the lowest held-out loss
 //! adapter/               the last step's adapter: the one that ships
+//! .lock                  there while a run is at work
 //! ```
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
+use crate::checkpoint;
+use crate::files::lock::Lock;
 use crate::files::{self, Action};
 
-/// Something in the run folder could not be read or written.
+const LOCK: &str = ".lock";
+const STEP: &str = "step-";
+const DAMAGED: &str = "damaged-";
+
+/// The run folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// The folder already holds a run.
-    #[error("{} already holds a run", .0.display())]
+    /// Another run is at work in it.
+    #[error("another run is writing to {}", .0.display())]
+    InUse(PathBuf),
+    /// It holds a finished run.
+    #[error("{} already holds a run, with its adapter", .0.display())]
     Occupied(PathBuf),
+    /// It holds a run that was interrupted.
+    #[error("{} holds a run that did not come to its end", .0.display())]
+    Unfinished(PathBuf),
+    /// It holds something else.
+    #[error("{} is not empty, and what it holds is no run", .0.display())]
+    Foreign(PathBuf),
+    /// It holds checkpoints, and none can be read.
+    #[error("no checkpoint in {} can be used:{}", folder.display(), listed(faults))]
+    NoneUsable {
+        /// The folder of the checkpoints.
+        folder: PathBuf,
+        /// What is wrong with each.
+        faults: Vec<checkpoint::Error>,
+    },
     /// Reading or writing failed.
     #[error(transparent)]
     File(#[from] files::Error),
 }
 
-/// An output folder that belongs to one run.
+fn listed(faults: &[checkpoint::Error]) -> String {
+    faults.iter().map(|fault| format!("\n  - {fault}")).collect()
+}
+
+/// What a run finds in its folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Nothing.
+    Empty,
+    /// A run without an adapter.
+    Unfinished,
+    /// A run with its adapter.
+    Finished,
+    /// Something that is no run.
+    Foreign,
+}
+
+/// An output folder, claimed by one run.
 #[derive(Debug)]
 pub struct RunFolder {
     root: PathBuf,
+    lock: Option<Lock>,
+    /// Folders made for the claim, outermost first, until something is written into them.
+    made: Vec<PathBuf>,
 }
 
 impl RunFolder {
+    /// Takes the folder for this process, and creates it if need be. Dropping the claim before [`Self::begin`] leaves
+    /// no trace.
+    ///
+    /// # Errors
+    /// [`FolderError::InUse`] when another process has it; [`FolderError::File`] when it cannot be created or locked.
+    pub fn claim(root: &Path) -> Result<Self, FolderError> {
+        let missing = |path: &&Path| !path.as_os_str().is_empty() && !path.exists();
+        let mut made: Vec<PathBuf> = root.ancestors().take_while(missing).map(Path::to_path_buf).collect();
+        made.reverse();
+        files::create_folder(root)?;
+        let mut folder = Self { root: root.to_path_buf(), lock: None, made };
+        match Lock::try_take(&root.join(LOCK))? {
+            Some(lock) => folder.lock = Some(lock),
+            None => return Err(FolderError::InUse(root.to_path_buf())),
+        }
+        Ok(folder)
+    }
+
+    /// Whether other processes are kept out; some network file systems have no locks.
+    pub fn is_exclusive(&self) -> bool {
+        self.lock.as_ref().is_some_and(Lock::is_effective)
+    }
+
+    /// What lies in the folder.
+    ///
+    /// # Errors
+    /// [`FolderError::File`] when it cannot be listed.
+    pub fn standing(&self) -> Result<Standing, FolderError> {
+        let mut is_empty = true;
+        for entry in fs::read_dir(&self.root).map_err(files::Error::io(Action::Read, &self.root))? {
+            let name = entry.map_err(files::Error::io(Action::Read, &self.root))?.file_name();
+            let name = name.to_string_lossy();
+            is_empty &= name == LOCK || files::is_leftover(&name);
+        }
+        Ok(match () {
+            () if is_empty => Standing::Empty,
+            () if !self.recipe().is_file() => Standing::Foreign,
+            () if self.adapter().is_dir() => Standing::Finished,
+            () => Standing::Unfinished,
+        })
+    }
+
     /// Refuses a folder that holds anything, unless `overwrite` says that an earlier run there may be replaced.
     ///
     /// # Errors
-    /// [`FolderError::Occupied`] for a folder with content; [`FolderError::File`] when it cannot be looked at.
-    pub fn check(root: &Path, overwrite: bool) -> Result<(), FolderError> {
-        let occupied = match fs::read_dir(root) {
-            Ok(mut entries) => entries.next().is_some(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
-            Err(error) => return Err(files::Error::io(Action::Read, root)(error).into()),
-        };
-        let replaceable = overwrite && root.join("recipe.toml").is_file();
-        if occupied && !replaceable {
-            return Err(FolderError::Occupied(root.to_path_buf()));
+    /// [`FolderError::Occupied`], [`FolderError::Unfinished`] or [`FolderError::Foreign`] for a folder with content.
+    pub fn require_free(&self, overwrite: bool) -> Result<(), FolderError> {
+        let root = self.root.clone();
+        match self.standing()? {
+            Standing::Empty => Ok(()),
+            Standing::Foreign => Err(FolderError::Foreign(root)),
+            Standing::Finished | Standing::Unfinished if overwrite => Ok(()),
+            Standing::Finished => Err(FolderError::Occupied(root)),
+            Standing::Unfinished => Err(FolderError::Unfinished(root)),
         }
-        Ok(())
     }
 
-    /// Creates the folder. With `overwrite`, what an earlier run left in it goes first.
+    /// Prepares the folder for a run: what killed processes left half-written goes, and unless the run `goes_on` with
+    /// an earlier one, what that one left.
     ///
     /// # Errors
-    /// As [`Self::check`], and [`FolderError::File`] when it cannot be made.
-    pub fn create(root: &Path, overwrite: bool) -> Result<Self, FolderError> {
-        Self::check(root, overwrite)?;
-        files::create_folder(root)?;
-        if overwrite {
-            for name in ["adapter", "checkpoints"] {
-                let path = root.join(name);
-                if path.is_dir() {
-                    fs::remove_dir_all(&path).map_err(files::Error::io(Action::Remove, &path))?;
-                }
-            }
-            for name in ["metrics.jsonl", "recipe.toml"] {
-                let path = root.join(name);
-                if path.is_file() {
-                    fs::remove_file(&path).map_err(files::Error::io(Action::Remove, &path))?;
-                }
+    /// [`FolderError::File`] when something cannot be removed.
+    pub fn begin(&mut self, goes_on: bool) -> Result<(), FolderError> {
+        self.made.clear();
+        files::sweep(&self.root)?;
+        files::sweep(&self.checkpoints())?;
+        if goes_on {
+            return Ok(());
+        }
+        // The recipe, which tells a run from anything else, goes last.
+        for folder in [self.adapter(), self.checkpoints()] {
+            files::remove_folder(&folder)?;
+        }
+        for file in [self.metrics(), self.recipe()] {
+            match fs::remove_file(&file) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                result => result.map_err(files::Error::io(Action::Remove, &file))?,
             }
         }
-        Ok(Self { root: root.to_path_buf() })
+        Ok(())
     }
 
     /// The folder itself.
@@ -102,7 +185,7 @@ impl RunFolder {
 
     /// The checkpoint after `step` optimizer steps.
     pub fn checkpoint(&self, step: u64) -> PathBuf {
-        self.checkpoints().join(format!("step-{step}"))
+        self.checkpoints().join(format!("{STEP}{step}"))
     }
 
     /// The checkpoint with the lowest held-out loss.
@@ -118,66 +201,62 @@ impl RunFolder {
         let folder = self.checkpoints();
         let entries = match fs::read_dir(&folder) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(files::Error::io(Action::Read, &folder)(error).into()),
         };
         let mut steps = Vec::new();
         for entry in entries {
             let entry = entry.map_err(files::Error::io(Action::Read, &folder))?;
             let name = entry.file_name();
-            steps.extend(name.to_str().and_then(|name| name.strip_prefix("step-")?.parse::<u64>().ok()));
+            steps.extend(name.to_str().and_then(|name| name.strip_prefix(STEP)?.parse::<u64>().ok()));
         }
         steps.sort_unstable();
         Ok(steps)
     }
 
-    /// Removes the oldest step checkpoints beyond `keep`; the newest always stays.
+    /// Removes the oldest step checkpoints beyond `keep`; the newest always stays, and `best` is none of them.
+    ///
+    /// Call it after a checkpoint was written: the newest is then known to be good.
     ///
     /// # Errors
     /// [`FolderError::File`] when one cannot be removed.
     pub fn prune_checkpoints(&self, keep: usize) -> Result<(), FolderError> {
         let steps = self.checkpoint_steps()?;
         for step in &steps[..steps.len().saturating_sub(keep.max(1))] {
-            let path = self.checkpoint(*step);
-            fs::remove_dir_all(&path).map_err(files::Error::io(Action::Remove, &path))?;
+            files::remove_folder(&self.checkpoint(*step))?;
+        }
+        Ok(())
+    }
+
+    /// Puts the checkpoints from `step` on aside under another name, all but the one at `used`: they cannot be used, and
+    /// must not count among those that are kept.
+    ///
+    /// # Errors
+    /// [`FolderError::File`] when one cannot be renamed.
+    pub fn set_aside(&self, step: u64, used: &Path) -> Result<(), FolderError> {
+        for later in self.checkpoint_steps()?.into_iter().filter(|later| *later >= step) {
+            let path = self.checkpoint(later);
+            if path == used {
+                continue;
+            }
+            let aside = self.checkpoints().join(format!("{DAMAGED}{STEP}{later}"));
+            files::remove_folder(&aside)?;
+            fs::rename(&path, &aside).map_err(files::Error::io(Action::Write, &path))?;
         }
         Ok(())
     }
 }
 
-/// `metrics.jsonl`, open for appending.
-#[derive(Debug)]
-pub struct Metrics {
-    file: File,
-    path: PathBuf,
-}
-
-impl Metrics {
-    /// Opens the metrics of a run.
-    ///
-    /// # Errors
-    /// [`FolderError::File`] when the file cannot be opened.
-    pub fn open(folder: &RunFolder) -> Result<Self, FolderError> {
-        let path = folder.metrics();
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(files::Error::io(Action::Write, &path))?;
-        Ok(Self { file, path })
-    }
-
-    /// Appends one line and flushes it.
-    ///
-    /// # Errors
-    /// [`FolderError::File`] when the line cannot be written.
-    pub fn write(&mut self, line: &impl Serialize) -> Result<(), FolderError> {
-        let written = serde_json::to_vec(line).map_err(io::Error::from).and_then(|mut bytes| {
-            bytes.push(b'\n');
-            self.file.write_all(&bytes)?;
-            self.file.flush()
-        });
-        Ok(written.map_err(files::Error::io(Action::Write, &self.path))?)
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        if self.made.is_empty() {
+            return;
+        }
+        // Folders that were made for nothing; one that holds something after all refuses to go.
+        self.lock = None;
+        for folder in self.made.iter().rev() {
+            _ = fs::remove_dir(folder);
+        }
     }
 }
 
@@ -186,27 +265,57 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_claim_that_comes_to_nothing_leaves_no_trace() {
+        let outer = tempfile::tempdir().unwrap();
+        let root = outer.path().join("runs/deep/run");
+        let folder = RunFolder::claim(&root).unwrap();
+        assert!(matches!(RunFolder::claim(&root), Err(FolderError::InUse(_))));
+        drop(folder);
+        assert_eq!(fs::read_dir(outer.path()).unwrap().count(), 0);
+        let mut folder = RunFolder::claim(&root).unwrap();
+        folder.begin(false).unwrap();
+        drop(folder);
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0, "the lock goes with the run");
+    }
+
+    #[test]
     fn a_folder_with_content_is_refused_and_left_as_it_is() {
         let outer = tempfile::tempdir().unwrap();
         let root = outer.path().join("run");
-        RunFolder::create(&root, false).unwrap();
+        let claim = || RunFolder::claim(&root).unwrap();
+        let mut folder = claim();
+        folder.require_free(false).unwrap();
+        folder.begin(false).unwrap();
         fs::write(root.join("notes.txt"), "mine").unwrap();
-        assert!(matches!(RunFolder::create(&root, false), Err(FolderError::Occupied(_))));
-        assert!(
-            matches!(RunFolder::create(&root, true), Err(FolderError::Occupied(_))),
-            "not a run: not replaced"
-        );
-        fs::write(root.join("recipe.toml"), "").unwrap();
-        fs::write(root.join("metrics.jsonl"), "old").unwrap();
-        RunFolder::create(&root, true).unwrap();
+        for overwrite in [false, true] {
+            assert!(matches!(folder.require_free(overwrite), Err(FolderError::Foreign(_))));
+        }
+        fs::write(folder.recipe(), "").unwrap();
+        fs::write(folder.metrics(), "old").unwrap();
+        assert!(matches!(folder.require_free(false), Err(FolderError::Unfinished(_))));
+        fs::create_dir(folder.adapter()).unwrap();
+        assert!(matches!(folder.require_free(false), Err(FolderError::Occupied(_))));
+        folder.require_free(true).unwrap();
+        folder.begin(false).unwrap();
         assert_eq!(fs::read_to_string(root.join("notes.txt")).unwrap(), "mine");
-        assert!(!root.join("metrics.jsonl").exists());
+        assert!(!folder.metrics().exists() && !folder.adapter().exists());
+    }
+
+    #[test]
+    fn what_a_killed_run_left_before_its_first_file_is_no_content() {
+        let outer = tempfile::tempdir().unwrap();
+        fs::write(outer.path().join(".recipe.toml.tmp-12-0"), "half").unwrap();
+        fs::write(outer.path().join(LOCK), "").unwrap();
+        let mut folder = RunFolder::claim(outer.path()).unwrap();
+        folder.require_free(false).unwrap();
+        folder.begin(false).unwrap();
+        assert!(!outer.path().join(".recipe.toml.tmp-12-0").exists());
     }
 
     #[test]
     fn pruning_keeps_the_newest() {
         let outer = tempfile::tempdir().unwrap();
-        let folder = RunFolder::create(outer.path(), false).unwrap();
+        let folder = RunFolder::claim(outer.path()).unwrap();
         for step in [5, 10, 100, 20] {
             fs::create_dir_all(folder.checkpoint(step)).unwrap();
         }
@@ -216,5 +325,17 @@ mod tests {
         assert!(folder.best().is_dir());
         folder.prune_checkpoints(0).unwrap();
         assert_eq!(folder.checkpoint_steps().unwrap(), [100]);
+    }
+
+    #[test]
+    fn what_is_set_aside_counts_no_more() {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = RunFolder::claim(outer.path()).unwrap();
+        for step in [5, 10, 15] {
+            fs::create_dir_all(folder.checkpoint(step)).unwrap();
+        }
+        folder.set_aside(5, &folder.checkpoint(5)).unwrap();
+        assert_eq!(folder.checkpoint_steps().unwrap(), [5]);
+        assert!(folder.checkpoints().join("damaged-step-15").is_dir());
     }
 }

@@ -1,11 +1,16 @@
 //! The training loop: one optimizer step after another, what is told of it, and the folder it writes.
 
 pub mod backward;
+pub mod budget;
+pub mod divergence;
 pub mod event;
 pub mod fit;
 pub mod folder;
+pub mod gate;
 pub mod memory;
+pub mod metrics;
 pub mod optimizer;
+pub mod resume;
 pub mod schedule;
 pub mod spec;
 pub mod state;

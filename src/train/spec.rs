@@ -2,6 +2,8 @@
 
 use std::ops::Bound;
 
+use super::budget::Budget;
+use super::divergence::OnDivergence;
 use crate::document::{Problem, TableReader, Word, Writer, integer, number, word};
 
 /// Steps and counts beyond this are slips; every sum of them stays far from overflow.
@@ -18,6 +20,8 @@ pub struct Spec {
     pub micro_batch_size: usize,
     /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: usize,
+    /// What ends the run before its last step.
+    pub budget: Budget,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Shape of the learning rate over the run.
@@ -28,6 +32,8 @@ pub struct Spec {
     pub weight_decay: f64,
     /// Clip the global gradient norm to this; 0: no clipping.
     pub max_grad_norm: f64,
+    /// What becomes of a step whose loss or gradient is not finite.
+    pub on_divergence: OnDivergence,
     /// Write a metrics line every so many optimizer steps.
     pub logging_steps: u64,
     /// Evaluate every so many optimizer steps (and at the end) when rows are held out.
@@ -71,6 +77,7 @@ impl Spec {
         let steps = || integer(1..=LARGEST_STEP);
         let epochs = table.key("epochs", number((Bound::Excluded(0.0), Bound::Included(1e6)))).optional();
         let max_steps = table.key("max_steps", steps()).optional();
+        let budget = Budget::read(table);
         let micro_batch_size = table.key("micro_batch_size", integer(1..=65_536)).or(4);
         let accumulation = table.key("gradient_accumulation_steps", integer(1..=1_048_576)).or(1);
         let rates = (Bound::Excluded(0.0), Bound::Included(1.0));
@@ -80,6 +87,7 @@ impl Spec {
         let warmup_steps = table.key("warmup_steps", integer(0..=LARGEST_STEP)).optional();
         let weight_decay = table.key("weight_decay", number(0.0..=1.0)).or(0.0);
         let max_grad_norm = table.key("max_grad_norm", number(0.0..)).or(1.0);
+        let on_divergence = OnDivergence::read(table);
         let logging_steps = table.key("logging_steps", steps()).or(1);
         let eval_steps = table.key("eval_steps", steps()).or(200);
         let save_steps = table.key("save_steps", steps()).or(200);
@@ -93,6 +101,7 @@ impl Spec {
         Some(Self {
             epochs,
             max_steps,
+            budget,
             micro_batch_size,
             gradient_accumulation_steps: accumulation,
             learning_rate: learning_rate?,
@@ -100,6 +109,7 @@ impl Spec {
             warmup,
             weight_decay,
             max_grad_norm,
+            on_divergence,
             logging_steps,
             eval_steps,
             save_steps,
@@ -112,6 +122,7 @@ impl Spec {
         writer.table("train");
         writer.optional("epochs", self.epochs);
         writer.optional("max_steps", self.max_steps);
+        self.budget.write(writer);
         writer.key("micro_batch_size", self.micro_batch_size);
         writer.key("gradient_accumulation_steps", self.gradient_accumulation_steps);
         writer.key("learning_rate", self.learning_rate);
@@ -122,6 +133,7 @@ impl Spec {
         }
         writer.key("weight_decay", self.weight_decay);
         writer.key("max_grad_norm", self.max_grad_norm);
+        self.on_divergence.write(writer);
         writer.bookkeeping("logging_steps", self.logging_steps);
         // Evaluating reads the adapter and leaves it as it was.
         writer.bookkeeping("eval_steps", self.eval_steps);

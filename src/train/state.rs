@@ -1,106 +1,351 @@
 //! Everything a run needs to go on after a step: adapter, moments, data cursor and counters, as a checkpoint.
+//!
+//! Tensors are named `adapter.KEY`, `first.KEY` and `second.KEY` by the adapter's PEFT keys; those of a place to roll
+//! back to are the same with `kept.` before them.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use tune_kernels::KernelBackend;
+use tune_kernels::adamw::Moments;
 
+use super::budget::{Budget, Spent};
+use super::divergence::Snapshot;
 use super::event::EvaluationReport;
 use super::optimizer::Optimizer;
 use crate::adapter::lora::LoraSet;
-use crate::checkpoint::{self, NamedTensor};
+use crate::checkpoint::{self, Error, NamedTensor, exact};
 use crate::data::batch::{Cursor, StepBatch};
+
+const KEPT: &str = "kept.";
 
 /// The counters of a run after `step` optimizer steps.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct State {
-    /// Optimizer steps done.
+    /// Optimizer steps done, diverged ones included.
     pub step: u64,
+    /// Optimizer steps in all.
+    pub total_steps: u64,
+    /// Updates of the adapter: steps that did not diverge and were not rolled back.
+    pub updates: u64,
     /// Examples consumed over examples per epoch.
+    #[serde(with = "exact")]
     pub epoch: f64,
     /// Tokens read.
     pub tokens: u64,
     /// Where the next step begins.
     pub cursor: Cursor,
+    /// Loss of the last step that did not diverge, before its update.
+    #[serde(with = "exact::optional")]
+    pub last_loss: Option<f64>,
     /// Lowest held-out loss so far.
+    #[serde(with = "exact::optional")]
     pub best_eval_loss: Option<f64>,
     /// The evaluation before the first step.
+    #[serde(with = "evaluation")]
     pub first_evaluation: Option<EvaluationReport>,
+    /// The newest evaluation, the one before the first step included.
+    #[serde(with = "evaluation")]
+    pub last_evaluation: Option<EvaluationReport>,
     /// Sums since the last logged line.
     pub window: Window,
+    /// Diverged steps in a row, or returns to the kept place.
+    pub divergences: u64,
+    /// The place to roll back to, where the recipe asks for one.
+    pub kept: Option<Kept>,
+    /// What the run is made from.
+    pub origin: Origin,
 }
 
-/// Sums since the last logged line.
+/// Sums since the last logged line, and the last step's own numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Window {
     /// Σ negative log-likelihood.
+    #[serde(with = "exact")]
     pub nll: f64,
     /// Supervised tokens.
     pub supervised_tokens: u64,
-    /// Tokens read.
-    pub tokens: u64,
+    /// Gradient norm of the last step, before clipping.
+    #[serde(with = "exact")]
+    pub grad_norm: f64,
+    /// Learning rate of the last step.
+    #[serde(with = "exact")]
+    pub learning_rate: f64,
+}
+
+/// Counters of the place to roll back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    /// After which step.
+    pub step: u64,
+    /// Updates made until then.
+    pub updates: u64,
+}
+
+/// What a run is made from, to be compared when it goes on. Opaque here.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The recipe's canonical text.
+    pub recipe: String,
+    /// Hashes of all files that decide the adapter, by name.
+    pub inputs: BTreeMap<String, String>,
+    /// What is computed in, and where.
+    pub compute: String,
+    /// The release that runs it.
+    pub release: String,
+    /// Changes that were accepted on the way, each with the step behind which it took effect.
+    pub changes: Vec<String>,
+}
+
+/// How a run came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// All steps are done.
+    Done,
+    /// A budget was spent.
+    Budget(Spent),
+    /// The run was asked to stop before its last step.
+    Stopped,
+}
+
+/// Numbers of one step that was made.
+#[derive(Clone, Copy, Debug)]
+pub struct StepResult {
+    /// Σ nll over the supervised tokens.
+    pub nll: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// The rate the step was made with.
+    pub learning_rate: f64,
 }
 
 impl State {
-    /// Before the first step.
-    pub fn fresh(cursor: Cursor) -> Self {
+    /// Before the first of `total_steps` steps.
+    pub fn fresh(cursor: Cursor, total_steps: u64) -> Self {
         Self {
             step: 0,
+            total_steps,
+            updates: 0,
             epoch: 0.0,
             tokens: 0,
             cursor,
+            last_loss: None,
             best_eval_loss: None,
             first_evaluation: None,
+            last_evaluation: None,
             window: Window::default(),
+            divergences: 0,
+            kept: None,
+            origin: Origin::default(),
         }
     }
 
-    /// Counts one optimizer step whose supervised tokens cost `nll` together.
-    pub fn advance(&mut self, batch: &StepBatch, nll: f64, tokens: u64) {
+    /// Why a run ends where it stands, whatever the time, if it does.
+    pub fn ended(&self, budget: &Budget) -> Option<Ended> {
+        if self.step >= self.total_steps {
+            return Some(Ended::Done);
+        }
+        let is_spent = budget.max_tokens.is_some_and(|max_tokens| self.tokens >= max_tokens);
+        is_spent.then_some(Ended::Budget(Spent::Tokens))
+    }
+
+    /// Counts one optimizer step.
+    pub fn advance(&mut self, batch: &StepBatch, result: StepResult) {
+        self.pass_over(batch);
+        self.updates += 1;
+        self.last_loss = Some(result.nll / batch.supervised_tokens.max(1) as f64);
+        self.window.nll += result.nll;
+        self.window.supervised_tokens += batch.supervised_tokens;
+        self.window.grad_norm = result.grad_norm;
+        self.window.learning_rate = result.learning_rate;
+    }
+
+    /// Counts one step that changed nothing: its rows are behind us all the same.
+    pub fn pass_over(&mut self, batch: &StepBatch) {
         self.step = batch.step;
         self.epoch = batch.epoch;
-        self.tokens += tokens;
+        self.tokens += batch.tokens() as u64;
         self.cursor = batch.cursor;
-        self.window.nll += nll;
-        self.window.supervised_tokens += batch.supervised_tokens;
-        self.window.tokens += tokens;
     }
 
-    /// Whether a held-out loss is the lowest so far.
-    pub fn is_best(&self, eval_loss: f64) -> bool {
-        self.best_eval_loss.is_none_or(|best| eval_loss < best)
+    /// Counts an evaluation; whether its loss is the lowest of all after a step.
+    pub fn evaluated(&mut self, report: &EvaluationReport) -> bool {
+        self.last_evaluation = Some(report.clone());
+        if self.step == 0 {
+            self.first_evaluation = Some(report.clone());
+            return false;
+        }
+        let is_best = self.best_eval_loss.is_none_or(|best| report.eval_loss < best);
+        if is_best {
+            self.best_eval_loss = Some(report.eval_loss);
+        }
+        is_best
     }
 
-    /// Writes adapter, moments and counters as a checkpoint folder.
+    /// Writes adapter, moments and counters as a checkpoint folder; `kept` too, where there is a place to roll back to.
     ///
     /// # Errors
-    /// [`checkpoint::Error`] when it cannot be written.
+    /// [`Error`] when it cannot be written.
     pub fn save<B: KernelBackend>(
         &self,
         adapters: &LoraSet<B>,
         optimizer: &Optimizer<B>,
+        kept: Option<&Snapshot<B>>,
         folder: &Path,
-    ) -> Result<(), checkpoint::Error> {
+    ) -> Result<(), Error> {
         let mut tensors = Vec::new();
-        for ((parameter, tensor), moments) in
-            adapters.parameters().iter().zip(adapters.tensors()).zip(optimizer.moments())
-        {
-            let parts = [("adapter", tensor), ("first", &moments.first), ("second", &moments.second)];
-            for (kind, tensor) in parts {
-                tensors.push(NamedTensor {
-                    name: format!("{kind}.{}", parameter.name),
-                    shape: parameter.shape.to_vec(),
-                    values: host_values(tensor)?,
-                });
+        let mut add = |prefix: &str, values: &[Tensor<B, 2>], moments: &[Moments<B>]| {
+            for ((parameter, tensor), moments) in adapters.parameters().iter().zip(values).zip(moments) {
+                let parts = [("adapter", tensor), ("first", &moments.first), ("second", &moments.second)];
+                for (kind, tensor) in parts {
+                    tensors.push(NamedTensor {
+                        name: format!("{prefix}{kind}.{}", parameter.name),
+                        shape: parameter.shape.to_vec(),
+                        values: host_values(tensor)?,
+                    });
+                }
             }
+            Ok::<(), Error>(())
+        };
+        add("", adapters.tensors(), optimizer.moments())?;
+        if let Some(kept) = kept {
+            add(KEPT, &kept.adapter, &kept.moments)?;
         }
         checkpoint::write(folder, &tensors, self)
     }
 }
 
-fn host_values<B: KernelBackend>(tensor: &Tensor<B, 2>) -> Result<Vec<f32>, checkpoint::Error> {
-    let data =
-        tensor.clone().try_into_data().map_err(|error| checkpoint::Error::Device(format!("{error:?}")))?;
-    data.into_vec().map_err(|error| checkpoint::Error::Device(format!("{error:?}")))
+fn host_values<B: KernelBackend>(tensor: &Tensor<B, 2>) -> Result<Vec<f32>, Error> {
+    let data = tensor.clone().try_into_data().map_err(|error| Error::Device(format!("{error:?}")))?;
+    data.into_vec().map_err(|error| Error::Device(format!("{error:?}")))
+}
+
+/// A checkpoint that was read and is whole.
+#[derive(Debug)]
+pub struct Saved {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Its counters.
+    pub state: State,
+    tensors: BTreeMap<String, NamedTensor>,
+}
+
+impl Saved {
+    /// Reads the checkpoint in `folder`.
+    ///
+    /// # Errors
+    /// [`Error`] when anything in it is not as it was written.
+    pub fn read(folder: &Path) -> Result<Self, Error> {
+        let (tensors, counters) = checkpoint::read(folder)?;
+        let state = serde_json::from_value(counters)
+            .map_err(|error| Error::Damaged { path: folder.to_path_buf(), reason: error.to_string() })?;
+        let tensors = tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Ok(Self { path: folder.to_path_buf(), state, tensors })
+    }
+
+    /// Puts the saved numbers into `adapters` and `optimizer`; the place to roll back to is returned.
+    ///
+    /// # Errors
+    /// [`Error::DoesNotFit`] when the checkpoint is of another adapter, which is then untouched.
+    pub fn restore<B: KernelBackend>(
+        mut self,
+        adapters: &mut LoraSet<B>,
+        optimizer: &mut Optimizer<B>,
+        device: &B::Device,
+    ) -> Result<(State, Option<Snapshot<B>>), Error> {
+        let (tensors, moments) = self.take("", adapters, device)?;
+        let kept = match self.state.kept {
+            Some(Kept { step, updates }) => {
+                let (adapter, moments) = self.take(KEPT, adapters, device)?;
+                Some(Snapshot { step, updates, adapter, moments })
+            }
+            None => None,
+        };
+        if let Some(name) = self.tensors.keys().next() {
+            return Err(self.misfit(format!("it has a tensor `{name}` that the recipe's adapter has not")));
+        }
+        adapters.update(|_| tensors).map_err(|error| self.misfit(error.to_string()))?;
+        optimizer.restore(moments, self.state.updates);
+        Ok((self.state, kept))
+    }
+
+    #[expect(clippy::type_complexity, reason = "two lists in the order of the parameters")]
+    fn take<B: KernelBackend>(
+        &mut self,
+        prefix: &str,
+        adapters: &LoraSet<B>,
+        device: &B::Device,
+    ) -> Result<(Vec<Tensor<B, 2>>, Vec<Moments<B>>), Error> {
+        let (mut tensors, mut moments) = (Vec::new(), Vec::new());
+        for parameter in adapters.parameters() {
+            let mut tensor = |kind: &str| {
+                let name = format!("{prefix}{kind}.{}", parameter.name);
+                match self.tensors.remove(&name) {
+                    Some(saved) if saved.shape == parameter.shape => {
+                        let data = TensorData::new(saved.values, parameter.shape);
+                        Ok(Tensor::from_data(data, (device, DType::F32)))
+                    }
+                    Some(saved) => Err(self.misfit(format!(
+                        "its tensor `{name}` is {:?} where the recipe's adapter has {:?}",
+                        saved.shape, parameter.shape
+                    ))),
+                    None => Err(self.misfit(format!("it has no tensor `{name}`"))),
+                }
+            };
+            tensors.push(tensor("adapter")?);
+            moments.push(Moments { first: tensor("first")?, second: tensor("second")? });
+        }
+        Ok((tensors, moments))
+    }
+
+    fn misfit(&self, reason: String) -> Error {
+        Error::DoesNotFit { path: self.path.clone(), reason }
+    }
+}
+
+/// An evaluation whose numbers come back as they were.
+mod evaluation {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::{EvaluationReport, exact};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Exact {
+        step: u64,
+        #[serde(with = "exact")]
+        epoch: f64,
+        #[serde(with = "exact")]
+        eval_loss: f64,
+        eval_tokens: u64,
+    }
+
+    pub(super) fn serialize<S: Serializer>(
+        report: &Option<EvaluationReport>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let exact = report.as_ref().map(|report| {
+            let EvaluationReport { step, epoch, eval_loss, eval_tokens } = *report;
+            Exact { step, epoch, eval_loss, eval_tokens }
+        });
+        exact.serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<EvaluationReport>, D::Error> {
+        let exact = Option::<Exact>::deserialize(deserializer)?;
+        Ok(exact.map(|Exact { step, epoch, eval_loss, eval_tokens }| EvaluationReport {
+            step,
+            epoch,
+            eval_loss,
+            eval_tokens,
+        }))
+    }
 }

@@ -12,6 +12,8 @@ use burn_flex::Flex;
 
 use super::{AttentionBackward, AttentionOptions};
 use crate::cpu::disjoint::Disjoint;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::fast;
 use crate::cpu::matmul::{Columns, PackedColumns, PackedRows, RowSource, Side, Tile, multiply_packed};
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, with_float};
@@ -67,6 +69,18 @@ impl Task {
             let keys = block * KEYS..((block + 1) * KEYS).min(end);
             Pair { rows: rows.clone(), block, keys }
         })
+    }
+
+    /// How many keys of a pair the first `rows` queries of its strip see: those beyond are not computed.
+    fn seen(&self, pair: &Pair, rows: usize) -> usize {
+        let end = self.keys.len() - self.queries.len() + pair.rows.start + rows;
+        end.saturating_sub(pair.keys.start).min(pair.keys.len())
+    }
+
+    /// The first query of the strip, numbered within it, that sees key `key` of the block.
+    fn first_seeing(&self, pair: &Pair, key: usize) -> usize {
+        let before = self.keys.len() - self.queries.len() + pair.rows.start;
+        (key + pair.keys.start).saturating_sub(before).min(pair.rows.len())
     }
 
     /// The keys of a pair that query `row` sees, numbered within the block.
@@ -215,7 +229,9 @@ impl<T: Scalar> ForwardStrip<T> {
         self.sums.fill(0.0);
         for pair in task.pairs(rows, options) {
             let width = pair.keys.len();
-            multiply_packed(&self.queries, &keys[pair.block], width, collect(&mut self.scores, width, false));
+            let part = |rows: Range<usize>| (task.seen(&pair, rows.end), 0..head_dim);
+            let out = collect(&mut self.scores, width, false);
+            multiply_packed(&self.queries, &keys[pair.block], part, out);
             let parts = self.scores.chunks_exact_mut(width).zip(self.probabilities.chunks_exact_mut(width));
             for ((index, row), (scores, probabilities)) in pair.rows.clone().enumerate().zip(parts) {
                 let visible = task.visible(&pair, row, options);
@@ -226,12 +242,9 @@ impl<T: Scalar> ForwardStrip<T> {
             }
             let source = RowSource::RowMajor { values: &self.probabilities[..], stride: width };
             self.weights.repack::<T, T>(height, width, source);
-            multiply_packed(
-                &self.weights,
-                &values[pair.block],
-                head_dim,
-                collect(&mut self.output, head_dim, true),
-            );
+            let part = |rows: Range<usize>| (head_dim, 0..task.seen(&pair, rows.end));
+            let out = collect(&mut self.output, head_dim, true);
+            multiply_packed(&self.weights, &values[pair.block], part, out);
         }
     }
 }
@@ -382,24 +395,20 @@ impl<T: Scalar> BackwardStrip<T> {
         self.dq.fill(0.0);
         for pair in task.pairs(rows, options) {
             let width = pair.keys.len();
-            multiply_packed(
-                &self.queries,
-                &head.keys[pair.block],
-                width,
-                collect(&mut self.scores, width, false),
-            );
-            multiply_packed(
-                &self.upstream,
-                &head.values[pair.block],
-                width,
-                collect(&mut self.slopes, width, false),
-            );
+            let part = |rows: Range<usize>| (task.seen(&pair, rows.end), 0..head_dim);
+            let out = collect(&mut self.scores, width, false);
+            multiply_packed(&self.queries, &head.keys[pair.block], part, out);
+            let out = collect(&mut self.slopes, width, false);
+            multiply_packed(&self.upstream, &head.values[pair.block], part, out);
             let parts = self.scores.chunks_exact_mut(width).zip(self.slopes.chunks_exact_mut(width));
             for ((index, row), (scores, slopes)) in pair.rows.clone().enumerate().zip(parts) {
                 let visible = task.visible(&pair, row, options);
                 let state = (log_sum_exp[index], self.deltas[index]);
                 slopes_of_scores(scores, slopes, visible, options.scaling, state);
             }
+            // Whole pairs of queries, as they are packed.
+            let seeing =
+                |keys: Range<usize>| (head_dim, task.first_seeing(&pair, keys.start) / 2 * 2..height);
             let keys = pair.keys.start * head_dim..pair.keys.end * head_dim;
             let length = height * width;
 
@@ -407,18 +416,19 @@ impl<T: Scalar> BackwardStrip<T> {
             let transposed = RowSource::Transposed { values: &self.rounded[..length], stride: width };
             self.packed.repack::<T, T>(width, height, transposed);
             let out = collect(&mut dv[keys.clone()], head_dim, true);
-            multiply_packed(&self.packed, &self.upstream_plain, head_dim, out);
+            multiply_packed(&self.packed, &self.upstream_plain, seeing, out);
 
             narrow(&self.slopes[..length], &mut self.rounded[..length]);
             let transposed = RowSource::Transposed { values: &self.rounded[..length], stride: width };
             self.packed.repack::<T, T>(width, height, transposed);
             let out = collect(&mut dk[keys], head_dim, true);
-            multiply_packed(&self.packed, &self.queries_plain, head_dim, out);
+            multiply_packed(&self.packed, &self.queries_plain, seeing, out);
 
             let source = RowSource::RowMajor { values: &self.rounded[..length], stride: width };
             self.packed.repack::<T, T>(height, width, source);
             let out = collect(&mut self.dq, head_dim, true);
-            multiply_packed(&self.packed, &head.keys_plain[pair.block], head_dim, out);
+            let part = |rows: Range<usize>| (head_dim, 0..task.seen(&pair, rows.end));
+            multiply_packed(&self.packed, &head.keys_plain[pair.block], part, out);
         }
     }
 }
@@ -438,65 +448,91 @@ vectorized! {
 
     fn dot<T: Scalar>(a: &[T], b: &[T]) -> f32 {
         let mut lanes = [0.0f32; 16];
-        for (a, b) in a.chunks(16).zip(b.chunks(16)) {
+        let (a_runs, b_runs) = (a.chunks_exact(16), b.chunks_exact(16));
+        let tail = a_runs.remainder().iter().zip(b_runs.remainder());
+        let tail: f32 = tail.map(|(a, b)| a.to_f32() * b.to_f32()).sum();
+        for (a, b) in a_runs.zip(b_runs) {
             for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
                 *lane += a.to_f32() * b.to_f32();
             }
         }
-        math::join(lanes)
+        math::join(lanes) + tail
     }
 
-    /// Turns one row's scores into exp(scaling · score − most), 0 where not visible, with the running largest score
-    /// and sum brought up to date and the output so far scaled to the new largest.
-    fn softmax_step(
-        scores: &mut [f32],
-        visible: Range<usize>,
-        scaling: f32,
-        state: (&mut f32, &mut f32),
-        output: &mut [f32],
-    ) {
-        let (most, sum) = state;
-        scores[..visible.start].fill(0.0);
-        scores[visible.end..].fill(0.0);
-        let scores = &mut scores[visible];
-        if scores.is_empty() {
-            return;
-        }
-        for score in scores.iter_mut() {
-            *score *= scaling;
-        }
-        let largest = math::max(scores);
-        let largest = if largest > *most { largest } else { *most };
-        let correction = math::exp(*most - largest);
-        if correction != 1.0 {
-            for value in output {
-                *value *= correction;
-            }
-        }
-        for score in scores.iter_mut() {
-            *score = math::exp(*score - largest);
-        }
-        *sum = *sum * correction + math::sum(scores);
-        *most = largest;
+    fn largest(values: &[f32]) -> f32 {
+        math::max(values)
     }
 
-    /// Turns one row's scores into probabilities p and its dp into ds = p (dp − delta) scaling; 0 where not visible.
-    fn slopes_of_scores(
-        scores: &mut [f32],
-        slopes: &mut [f32],
-        visible: Range<usize>,
-        scaling: f32,
-        state: (f32, f32),
-    ) {
-        let (log_sum_exp, delta) = state;
-        for values in [&mut *scores, &mut *slopes] {
-            values[..visible.start].fill(0.0);
-            values[visible.end..].fill(0.0);
+    /// Turns values into exp(factor · value − shift); returns their sum.
+    fn plain_exponentiate(values: &mut [f32], factor: f32, shift: f32) -> f32 {
+        for value in values.iter_mut() {
+            *value = math::exp(*value * factor - shift);
         }
-        for (score, slope) in scores[visible.clone()].iter_mut().zip(&mut slopes[visible]) {
+        math::sum(values)
+    }
+
+    /// Turns scores into probabilities p and dp into ds = p (dp − delta) scaling.
+    fn plain_slopes(scores: &mut [f32], slopes: &mut [f32], scaling: f32, log_sum_exp: f32, delta: f32) {
+        for (score, slope) in scores.iter_mut().zip(slopes) {
             let p = math::exp(*score * scaling - log_sum_exp);
             *score = p;
             *slope = p * (*slope - delta) * scaling;
         }
     }
+}
+
+/// Turns one row's scores into exp(scaling · score − most), 0 where not visible, with the running largest score and
+/// sum brought up to date and the output so far scaled to the new largest.
+fn softmax_step(
+    scores: &mut [f32],
+    visible: Range<usize>,
+    scaling: f32,
+    (most, sum): (&mut f32, &mut f32),
+    output: &mut [f32],
+) {
+    scores[..visible.start].fill(0.0);
+    scores[visible.end..].fill(0.0);
+    let scores = &mut scores[visible];
+    if scores.is_empty() {
+        return;
+    }
+    // A scaling below zero would turn the largest into the smallest: no model has one, and the op asks for none.
+    let found = largest(scores) * scaling;
+    let new = if found > *most { found } else { *most };
+    let correction = math::exp(*most - new);
+    if correction != 1.0 {
+        scale(output, correction);
+    }
+    *sum = *sum * correction + exponentiate(scores, scaling, new);
+    *most = new;
+}
+
+fn exponentiate(values: &mut [f32], factor: f32, shift: f32) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if fast::available() {
+        // SAFETY: asked just before.
+        return unsafe { fast::exponentiate(values, factor, shift) }.0;
+    }
+    plain_exponentiate(values, factor, shift)
+}
+
+/// Turns one row's scores into probabilities p and its dp into ds = p (dp − delta) scaling; 0 where not visible.
+fn slopes_of_scores(
+    scores: &mut [f32],
+    slopes: &mut [f32],
+    visible: Range<usize>,
+    scaling: f32,
+    (log_sum_exp, delta): (f32, f32),
+) {
+    for values in [&mut *scores, &mut *slopes] {
+        values[..visible.start].fill(0.0);
+        values[visible.end..].fill(0.0);
+    }
+    let (scores, slopes) = (&mut scores[visible.clone()], &mut slopes[visible]);
+    #[cfg(target_arch = "x86_64")]
+    if fast::available() {
+        // SAFETY: asked just before.
+        return unsafe { fast::slopes(scores, slopes, scaling, log_sum_exp, delta) };
+    }
+    plain_slopes(scores, slopes, scaling, log_sum_exp, delta);
 }

@@ -95,7 +95,7 @@ fn check(name: &str, offsets: &[u32]) {
 pub struct AttentionOptions {
     /// Who belongs together.
     pub documents: DocumentOffsets,
-    /// Factor of the scores, usually 1 / √head_dim.
+    /// Factor of the scores, usually 1 / √head_dim; positive.
     pub scaling: f32,
     /// How many keys a query sees at most, itself included.
     pub sliding_window: Option<usize>,
@@ -117,7 +117,7 @@ impl AttentionOptions {
 /// `heads` is a multiple of `kv_heads`.
 ///
 /// # Panics
-/// If shapes, dtypes or document offsets do not fit, or the window is 0.
+/// If shapes, dtypes or document offsets do not fit, the window is 0, or the scaling is not positive.
 pub fn attention<B: KernelBackend>(
     q: &Tensor<B, 3>,
     k: &Tensor<B, 3>,
@@ -145,6 +145,7 @@ fn check_operands<B: Backend>(
     assert_eq!(options.documents.queries(), tokens, "attention: documents do not cover the queries");
     assert_eq!(options.documents.keys(), keys, "attention: documents do not cover the keys");
     assert_ne!(options.sliding_window, Some(0), "attention: a window of 0 sees nothing");
+    assert!(options.scaling > 0.0, "attention: scores are scaled by {}", options.scaling);
 }
 
 /// What [`attention_backward`] is given.

@@ -5,6 +5,8 @@
 //! alone, and no two tasks add into the same number.
 
 pub(crate) mod disjoint;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod fast;
 pub mod isa;
 pub(crate) mod math;
 pub(crate) mod matmul;

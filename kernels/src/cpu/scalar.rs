@@ -3,10 +3,18 @@
 use burn::tensor::{DType, Element};
 use half::{bf16, f16};
 
+#[cfg(target_arch = "x86_64")]
+use super::fast::Lanes;
 use super::matmul::Stored;
 
+/// Nothing more is asked of a number where no path is written by hand.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) trait Lanes {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<T> Lanes for T {}
+
 /// An element a kernel reads and writes; arithmetic is always f32.
-pub(crate) trait Scalar: Element + bytemuck::Pod + Send + Sync {
+pub(crate) trait Scalar: Element + bytemuck::Pod + Send + Sync + Lanes {
     /// The burn dtype.
     const DTYPE: DType;
     /// Whether this is bf16.
@@ -101,6 +109,16 @@ pub(crate) fn widen<T: Scalar>(src: &[T], dst: &mut [f32]) {
     }
 }
 
+/// `dst = src` rounded to `T`. Both are of one length.
+pub(crate) fn narrow<T: Scalar>(src: &[f32], dst: &mut [T]) {
+    #[cfg(target_arch = "x86_64")]
+    if super::fast::available() {
+        // SAFETY: asked just before.
+        return unsafe { super::fast::store(src, dst, None, None) };
+    }
+    narrow_each(src, dst);
+}
+
 crate::cpu::vectorized! {
     fn widen_each<T: Scalar>(src: &[T], dst: &mut [f32]) {
         for (dst, src) in dst.iter_mut().zip(src) {
@@ -108,8 +126,7 @@ crate::cpu::vectorized! {
         }
     }
 
-    /// `dst = src` rounded to `T`.
-    pub(crate) fn narrow<T: Scalar>(src: &[f32], dst: &mut [T]) {
+    fn narrow_each<T: Scalar>(src: &[f32], dst: &mut [T]) {
         for (dst, src) in dst.iter_mut().zip(src) {
             *dst = T::from_f32(*src);
         }

@@ -5,7 +5,9 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::{FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected};
 use crate::cpu::disjoint::Disjoint;
-use crate::cpu::matmul::{Columns, PackedRows, Product, RowSource, Side, Stored, Term, Tile, multiply};
+use crate::cpu::matmul::{
+    Columns, PackedRows, Place, Product, RowSource, Side, Stored, Term, Tile, multiply,
+};
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, widen, with_float};
 use crate::cpu::{parallel, tensor, vectorized};
@@ -151,15 +153,25 @@ fn store<T: Scalar>(
     residual: Option<&[T]>,
 ) {
     let columns = tile.columns.clone();
+    let bias = bias.map(|bias| &bias[columns.clone()]);
     for (row, values) in tile.iter_mut() {
+        let start = row * stride + columns.start;
+        let residual = residual.map(|residual| &residual[start..][..values.len()]);
+        // SAFETY: tiles do not overlap, nor do the rows of one.
+        let out = unsafe { out.slice(start, values.len()) };
+        #[cfg(target_arch = "x86_64")]
+        if crate::cpu::fast::available() {
+            // SAFETY: asked just before.
+            unsafe { crate::cpu::fast::store(values, out, bias, residual) };
+            continue;
+        }
         if let Some(bias) = bias {
-            add(values, &bias[columns.clone()]);
+            add(values, bias);
         }
         if let Some(residual) = residual {
-            add(values, &residual[row * stride + columns.start..][..values.len()]);
+            add(values, residual);
         }
-        // SAFETY: tiles do not overlap, nor do the rows of one.
-        narrow(values, unsafe { out.slice(row * stride + columns.start, values.len()) });
+        narrow(values, out);
     }
 }
 
@@ -175,11 +187,14 @@ vectorized! {
 struct Planned<'a> {
     terms: Vec<Term<'a>>,
     finish: Box<dyn Fn(Tile<'_>) + Sync + 'a>,
+    place: Option<Place>,
 }
 
 fn run<T: Scalar>(planned: &[Planned<'_>]) {
-    let products: Vec<Product<'_>> =
-        planned.iter().map(|planned| Product { terms: &planned.terms, finish: &planned.finish }).collect();
+    let mut products = Vec::with_capacity(planned.len());
+    for Planned { terms, finish, place } in planned {
+        products.push(Product { terms, finish, place: *place });
+    }
     multiply::<T>(&products);
 }
 
@@ -214,7 +229,7 @@ pub(crate) fn forward(
                 let rows = dropped.as_ref().unwrap_or(&packed);
                 let first = adapter.first;
                 let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
-                Some(Planned { terms: vec![Term { rows, columns: adapter.a(Side::Transposed) }], finish })
+                Some(Planned { terms: vec![Term { rows, columns: adapter.a(Side::Transposed) }], finish, place: None })
             });
             run::<T>(&planned.collect::<Vec<_>>());
         }
@@ -226,6 +241,9 @@ pub(crate) fn forward(
         let mut outputs: Vec<Buffer<T>> =
             layers.iter().map(|layer| pool::take::<T>(tokens * layer.weight.shape()[0])).collect();
         {
+            let places = outputs.iter().zip(layers);
+            let places: Vec<_> =
+                places.map(|(out, layer)| Place::of(out, layer.weight.shape()[0])).collect();
             let outs: Vec<_> = outputs.iter_mut().map(|out| Disjoint::new(out)).collect();
             let mut planned = Vec::with_capacity(layers.len());
             for (index, weight) in weights.iter().enumerate() {
@@ -235,7 +253,7 @@ pub(crate) fn forward(
                 }
                 let (out, bias, stride) = (&outs[index], biases[index].as_deref(), layers[index].weight.shape()[0]);
                 let finish = Box::new(move |tile: Tile<'_>| store(tile, out, stride, bias, residual));
-                planned.push(Planned { terms, finish });
+                planned.push(Planned { terms, finish, place: Some(places[index]) });
             }
             run::<T>(&planned);
         }
@@ -279,7 +297,7 @@ pub(crate) fn backward(request: LinearBackward<'_, Flex>) -> LinearGradients<Fle
                 let (adapter, out) = (adapter.as_ref()?, &out);
                 let first = adapter.first;
                 let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
-                Some(Planned { terms: vec![Term { rows, columns: adapter.b(Side::Plain) }], finish })
+                Some(Planned { terms: vec![Term { rows, columns: adapter.b(Side::Plain) }], finish, place: None })
             });
             run::<T>(&planned.collect::<Vec<_>>());
         }
@@ -298,6 +316,7 @@ pub(crate) fn backward(request: LinearBackward<'_, Flex>) -> LinearGradients<Fle
             let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
             let masked = masked_input_gradient::<T>(&adapters, &dts, tokens, width);
             let mut dx = pool::take::<T>(tokens * width);
+            let place = Some(Place::of(&dx, width));
             {
                 let out = Disjoint::new(&mut dx);
                 let mut terms = Vec::with_capacity(2 * layers.len());
@@ -321,7 +340,7 @@ pub(crate) fn backward(request: LinearBackward<'_, Flex>) -> LinearGradients<Fle
                         narrow(values, unsafe { out.slice(start, values.len()) });
                     }
                 };
-                multiply::<T>(&[Product { terms: &terms, finish: &finish }]);
+                multiply::<T>(&[Product { terms: &terms, finish: &finish, place }]);
             }
             tensor::from_buffer(dx, [tokens, width])
         });
@@ -352,7 +371,7 @@ fn masked_input_gradient<T: Scalar>(
             }
         };
         let terms = [Term { rows: dt, columns: adapter.a(Side::Plain) }];
-        multiply::<T>(&[Product { terms: &terms, finish: &finish }]);
+        multiply::<T>(&[Product { terms: &terms, finish: &finish, place: None }]);
     }
     sum
 }
@@ -369,6 +388,26 @@ struct Operands<'a, T> {
     dy: &'a [&'a [T]],
 }
 
+/// One adapter's gradient while it is written.
+struct Sum {
+    a: FlexTensor,
+    b: FlexTensor,
+    /// Whether the values there are added to.
+    onto: bool,
+}
+
+impl Sum {
+    fn new(sum: Option<LoraGradient<Flex>>, rank: usize, width: usize, out: usize) -> Self {
+        let fresh = |shape: [usize; 2]| {
+            tensor::owned(tensor::from_buffer(pool::take::<f32>(shape[0] * shape[1]), shape))
+        };
+        match sum {
+            Some(sum) => Self { a: tensor::owned(sum.a), b: tensor::owned(sum.b), onto: true },
+            None => Self { a: fresh([rank, width]), b: fresh([out, rank]), onto: false },
+        }
+    }
+}
+
 /// dA = dtᵀ x̃ and dB = scaling · dyᵀ t of every adapter, added to the sums so far.
 fn adapter_gradients<T: Scalar>(
     adapters: &[Option<Adapter<'_>>],
@@ -377,64 +416,71 @@ fn adapter_gradients<T: Scalar>(
     outs: &[usize],
     sums: Vec<Option<LoraGradient<Flex>>>,
 ) -> Vec<Option<LoraGradient<Flex>>> {
-    let dropped: Vec<_> =
-        adapters.iter().map(|adapter| adapter.as_ref()?.dropped(operands.x, width)).collect();
-    let rows: Vec<_> = adapters
-        .iter()
-        .map(|adapter| {
-            let adapter = adapter.as_ref()?;
-            let pack = |values: &[T]| {
-                let source = RowSource::Transposed { values: &values[adapter.first..], stride: ranks };
-                PackedRows::pack::<T, T>(adapter.rank, tokens, source)
-            };
-            Some((pack(operands.slopes), pack(operands.down)))
-        })
-        .collect();
-    let mut gradients: Vec<_> = adapters
+    let pack = |values: &[T], first: usize, count: usize| {
+        let source = RowSource::Transposed { values: &values[first..], stride: ranks };
+        PackedRows::pack::<T, T>(count, tokens, source)
+    };
+    let mut sums: Vec<_> = adapters
         .iter()
         .zip(sums)
         .zip(outs)
-        .map(|((adapter, sum), out)| {
-            let rank = adapter.as_ref()?.rank;
-            let owned = |tensor: Tensor<Flex, 2>| tensor::owned(tensor);
-            Some(match sum {
-                Some(sum) => (owned(sum.a), owned(sum.b), true),
-                None => {
-                    let fresh = |length, shape| owned(tensor::from_buffer(pool::take::<f32>(length), shape));
-                    (fresh(rank * width, [rank, width]), fresh(out * rank, [*out, rank]), false)
-                }
-            })
-        })
+        .map(|((adapter, sum), out)| Some(Sum::new(sum, adapter.as_ref()?.rank, width, *out)))
         .collect();
+    let dropped: Vec<_> =
+        adapters.iter().map(|adapter| adapter.as_ref()?.dropped(operands.x, width)).collect();
+    let downs: Vec<_> = adapters
+        .iter()
+        .map(|adapter| adapter.as_ref().map(|adapter| pack(operands.down, adapter.first, adapter.rank)))
+        .collect();
+    // Adapters whose input is `x` itself are rows of one product with it; the others have a product each.
+    let mut groups: Vec<(PackedRows, &[T], usize)> = Vec::new();
+    if dropped.iter().all(Option::is_none) {
+        groups.push((pack(operands.slopes, 0, ranks), operands.x, 0));
+    } else {
+        for (adapter, dropped) in adapters.iter().zip(&dropped) {
+            if let Some(adapter) = adapter {
+                let rows = pack(operands.slopes, adapter.first, adapter.rank);
+                groups.push((rows, dropped.as_deref().unwrap_or(operands.x), adapter.first));
+            }
+        }
+    }
     {
-        let mut planned = Vec::with_capacity(2 * adapters.len());
-        let parts = adapters.iter().zip(&rows).zip(&dropped).zip(operands.dy).zip(outs).zip(&mut gradients);
-        for (((((adapter, rows), dropped), dy), out), gradient) in parts {
-            let (Some(adapter), Some((slopes, down)), Some((da, db, onto))) = (adapter, rows, gradient)
-            else {
-                continue;
-            };
-            let (onto, rank, out) = (*onto, adapter.rank, *out);
-            let x = T::stored(dropped.as_deref().unwrap_or(operands.x));
-            let columns = Columns::new(x, [tokens, width], Side::Plain);
-            let da = Disjoint::new(da.storage_mut::<f32>());
+        let parts = adapters.iter().zip(&mut sums);
+        let parts = parts.filter_map(|(adapter, sum)| Some((adapter.as_ref()?, sum.as_mut()?)));
+        let (mut das, mut dbs) = (Vec::new(), Vec::new());
+        for (adapter, Sum { a, b, onto }) in parts {
+            let (da, db) = (Disjoint::new(a.storage_mut::<f32>()), Disjoint::new(b.storage_mut::<f32>()));
+            das.push((adapter.first..adapter.first + adapter.rank, da, *onto));
+            dbs.push((db, *onto));
+        }
+        let das = &das;
+        let mut planned = Vec::with_capacity(groups.len() + adapters.len());
+        for (rows, x, first) in &groups {
+            let columns = Columns::new(T::stored(x), [tokens, width], Side::Plain);
             let finish = Box::new(move |mut tile: Tile<'_>| {
                 let column = tile.columns.start;
                 for (row, values) in tile.iter_mut() {
+                    let row = first + row;
+                    let Some((range, da, onto)) = das.iter().find(|(range, ..)| range.contains(&row)) else {
+                        continue;
+                    };
                     // SAFETY: tiles do not overlap, nor do the rows of one.
-                    let da = unsafe { da.slice(row * width + column, values.len()) };
-                    if onto {
+                    let da = unsafe { da.slice((row - range.start) * width + column, values.len()) };
+                    if *onto {
                         add(da, values);
                     } else {
                         da.copy_from_slice(values);
                     }
                 }
             });
-            planned.push(Planned { terms: vec![Term { rows: slopes, columns }], finish });
-
-            let columns = Columns::new(T::stored(*dy), [tokens, out], Side::Plain);
-            let db = Disjoint::new(db.storage_mut::<f32>());
-            let scaling = adapter.lora.scaling;
+            planned.push(Planned { terms: vec![Term { rows, columns }], finish, place: None });
+        }
+        let parts = adapters.iter().zip(&downs).zip(operands.dy).zip(outs);
+        let parts = parts
+            .filter_map(|(((adapter, rows), dy), out)| Some((adapter.as_ref()?, rows.as_ref()?, *dy, *out)));
+        for ((adapter, rows, dy, out), (db, onto)) in parts.zip(&dbs) {
+            let (rank, scaling, onto) = (adapter.rank, adapter.lora.scaling, *onto);
+            let columns = Columns::new(T::stored(dy), [tokens, out], Side::Plain);
             let finish = Box::new(move |mut tile: Tile<'_>| {
                 let column = tile.columns.start;
                 for (row, values) in tile.iter_mut() {
@@ -445,13 +491,10 @@ fn adapter_gradients<T: Scalar>(
                     }
                 }
             });
-            planned.push(Planned { terms: vec![Term { rows: down, columns }], finish });
+            planned.push(Planned { terms: vec![Term { rows, columns }], finish, place: None });
         }
         run::<T>(&planned);
     }
-    let finished = |(a, b, _): (FlexTensor, FlexTensor, bool)| LoraGradient {
-        a: tensor::from_flex(a),
-        b: tensor::from_flex(b),
-    };
-    gradients.into_iter().map(|gradient| gradient.map(finished)).collect()
+    let finished = |sum: Sum| LoraGradient { a: tensor::from_flex(sum.a), b: tensor::from_flex(sum.b) };
+    sums.into_iter().map(|sum| sum.map(finished)).collect()
 }

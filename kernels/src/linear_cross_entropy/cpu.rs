@@ -180,7 +180,7 @@ impl<'a, T: Scalar> Chunk<'a, T> {
                     }
                 };
                 let terms = [Term { rows: &self.hidden, columns: head.columns(Side::Transposed) }];
-                multiply::<T>(&[Product { terms: &terms, finish: &finish }]);
+                multiply::<T>(&[Product { terms: &terms, finish: &finish, place: None }]);
             }
             let mut again = false;
             for (reference, excess) in references.iter_mut().zip(excess) {
@@ -221,8 +221,19 @@ impl<'a, T: Scalar> Chunk<'a, T> {
             }
         };
         let terms = [Term { rows: exponentials, columns: head.columns(Side::Plain) }];
-        multiply::<T>(&[Product { terms: &terms, finish: &finish }]);
+        multiply::<T>(&[Product { terms: &terms, finish: &finish, place: None }]);
     }
+}
+
+/// Turns logits into exp(z − reference), that of the target into 0. Returns the sum of the others, and by how much the
+/// largest exceeds the reference.
+fn exponentiate(values: &mut [f32], reference: f32, target: usize) -> (f32, f32) {
+    #[cfg(target_arch = "x86_64")]
+    if target >= values.len() && crate::cpu::fast::available() {
+        // SAFETY: asked just before.
+        return unsafe { crate::cpu::fast::exponentiate(values, 1.0, reference) };
+    }
+    plain_exponentiate(values, reference, target)
 }
 
 vectorized! {
@@ -230,9 +241,7 @@ vectorized! {
         math::dot(a, b)
     }
 
-    /// Turns logits into exp(z − reference), that of the target into 0. Returns the sum of the others, and by how
-    /// much the largest exceeds the reference.
-    fn exponentiate(values: &mut [f32], reference: f32, target: usize) -> (f32, f32) {
+    fn plain_exponentiate(values: &mut [f32], reference: f32, target: usize) -> (f32, f32) {
         for value in values.iter_mut() {
             *value -= reference;
         }

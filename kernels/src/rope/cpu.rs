@@ -46,11 +46,10 @@ vectorized! {
         let width = cos.len();
         for head in token.chunks_exact_mut(head_dim) {
             let (left, right) = head[..2 * width].split_at_mut(width);
-            for i in 0..width {
-                let (x, z) = (left[i].to_f32(), right[i].to_f32());
-                let (cos, sin) = (cos[i], sign * sin[i]);
-                left[i] = T::from_f32(x * cos - z * sin);
-                right[i] = T::from_f32(z * cos + x * sin);
+            for (((left, right), cos), sin) in left.iter_mut().zip(right).zip(cos).zip(sin) {
+                let (x, z, sin) = (left.to_f32(), right.to_f32(), sign * sin);
+                *left = T::from_f32(x * cos - z * sin);
+                *right = T::from_f32(z * cos + x * sin);
             }
         }
     }

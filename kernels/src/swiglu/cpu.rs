@@ -3,6 +3,8 @@
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::fast;
 use crate::cpu::scalar::{Scalar, with_float};
 use crate::cpu::{math, parallel, pool, tensor, vectorized};
 
@@ -39,16 +41,34 @@ pub(crate) fn backward(
     (tensor::from_flex(gate), tensor::from_flex(up))
 }
 
+fn forward_run<T: Scalar>(gate: &[T], up: &[T], y: &mut [T]) {
+    #[cfg(target_arch = "x86_64")]
+    if fast::available() {
+        // SAFETY: asked just before.
+        return unsafe { fast::swiglu(gate, up, y) };
+    }
+    plain_forward::<T>(gate, up, y);
+}
+
+/// Turns gate and up into their gradients.
+fn backward_run<T: Scalar>(gate: &mut [T], up: &mut [T], dy: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    if fast::available() {
+        // SAFETY: asked just before.
+        return unsafe { fast::swiglu_backward(gate, up, dy) };
+    }
+    plain_backward::<T>(gate, up, dy);
+}
+
 vectorized! {
-    fn forward_run<T: Scalar>(gate: &[T], up: &[T], y: &mut [T]) {
+    fn plain_forward<T: Scalar>(gate: &[T], up: &[T], y: &mut [T]) {
         for ((gate, up), y) in gate.iter().zip(up).zip(y) {
             let x = gate.to_f32();
             *y = T::from_f32(x * math::sigmoid(x) * up.to_f32());
         }
     }
 
-    /// Turns gate and up into their gradients.
-    fn backward_run<T: Scalar>(gate: &mut [T], up: &mut [T], dy: &[T]) {
+    fn plain_backward<T: Scalar>(gate: &mut [T], up: &mut [T], dy: &[T]) {
         for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
             let (x, dy) = (gate.to_f32(), dy.to_f32());
             let s = math::sigmoid(x);

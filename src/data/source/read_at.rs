@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arrow::buffer::{Buffer, MutableBuffer};
 
@@ -18,6 +19,8 @@ pub(super) const LARGEST_READ: u64 = 1 << 30;
 pub(super) struct Location {
     path: Arc<Path>,
     len: u64,
+    /// Where the file system keeps it.
+    modified: Option<SystemTime>,
 }
 
 impl Location {
@@ -26,7 +29,7 @@ impl Location {
         if !metadata.is_file() {
             return Err(Fault::new("is not a file"));
         }
-        Ok(Location { path, len: metadata.len() })
+        Ok(Location { path, len: metadata.len(), modified: metadata.modified().ok() })
     }
 
     /// Length in bytes.
@@ -34,15 +37,18 @@ impl Location {
         self.len
     }
 
-    /// The file, checked to be as long as it was.
+    /// The file, checked to be as long as it was and not to have been written to since.
     pub(super) fn open(&self) -> Result<File, Fault> {
         let file = File::open(&self.path)?;
-        let len = file.metadata()?.len();
-        if len == self.len {
-            Ok(file)
-        } else {
-            Err(Fault::new(format!("has changed since it was opened: {len} bytes now, {} then", self.len)))
+        let metadata = file.metadata()?;
+        if metadata.len() != self.len {
+            let (now, then) = (metadata.len(), self.len);
+            return Err(Fault::new(format!("has changed since it was opened: {now} bytes now, {then} then")));
         }
+        if metadata.modified().ok() != self.modified {
+            return Err(Fault::new("has been written to since it was opened"));
+        }
+        Ok(file)
     }
 
     /// The bytes `start..start + len`. Checks the range before it takes memory for it.
@@ -105,6 +111,9 @@ mod tests {
             let fault = location.read(&file, start, len).unwrap_err().to_string();
             assert!(fault.starts_with("truncated or corrupt"), "{fault}");
         }
+        let touched = SystemTime::now() + std::time::Duration::from_secs(5);
+        File::options().write(true).open(&path).unwrap().set_modified(touched).unwrap();
+        assert!(location.open().unwrap_err().to_string().contains("has been written to"));
         std::fs::write(&path, b"0").unwrap();
         assert!(location.open().unwrap_err().to_string().contains("has changed"));
     }

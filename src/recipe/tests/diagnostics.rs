@@ -170,6 +170,49 @@ fn types_and_ranges() {
 }
 
 #[test]
+fn budgets_gates_and_divergence_say_what_they_take() {
+    told(
+        &[
+            "train.max_time=90",
+            "train.max_tokens=0",
+            "train.on_divergence=ignore",
+            "train.rollback_steps=5",
+            "gate.max_eval_loss=0",
+            "gate.eval_loss=1",
+        ],
+        &[
+            "90: `train.max_time`: expected a time with a unit, as a string | write it as \"90s\", \"45m\", \"2h\" or \"1h30m\"",
+            "0: `train.max_tokens`: 0 is out of range | allowed: at least 1 and at most 1000000000000000",
+            "ignore: `train.on_divergence`: \"ignore\" is not one of its words | here it is \"skip\"; the choices are \"stop\", \"skip\", \"rollback\"",
+            "rollback_steps: `train.rollback_steps` means something only when `on_divergence` is \"rollback\" | remove it, or set `on_divergence`",
+            "0: `gate.max_eval_loss`: 0 is out of range | allowed: above 0 and at most 1000000",
+            "eval_loss: unknown key `eval_loss` in `[gate]` | here it is `max_eval_loss`",
+        ],
+    );
+    told(
+        &[
+            "train.on_divergence=skip",
+            "train.divergence_patience=2",
+            "train.rollback_steps=5",
+            "gate.max_eval_loss=2",
+        ],
+        &[
+            "rollback_steps: `train.rollback_steps` means something only when `on_divergence` is \"rollback\" | remove it, or set `on_divergence`",
+            "gate: `[gate]` bounds the held-out loss, and no rows are held out | set `val_split` under `[data]`, or add a `[[dataset]]` with `split = \"validation\"`",
+        ],
+    );
+    told(
+        &[
+            "train.on_divergence=rollback",
+            "train.rollback_steps=5",
+            "gate.max_eval_loss=2",
+            "data.val_split=0.1",
+        ],
+        &[],
+    );
+}
+
+#[test]
 fn target_modules_are_names_or_a_pattern() {
     let told = |value: &str, expected: &str| {
         let change = format!("adapter.lora.target_modules={value}");
@@ -323,7 +366,8 @@ fn every_translation_leads_to_a_key_that_exists() {
     // A recipe with one unknown key per place makes the readers list what they know.
     let text = format!(
         "zzzzzzzzzz = 1\n{SMALL}\nzzzzzzzzzz = 1\n[quantization]\nzzzzzzzzzz = 1\n[quantization.nf4]\nzzzzzzzzzz = 1\n\
-         [adapter]\nzzzzzzzzzz = 1\n[adapter.lora]\nzzzzzzzzzz = 1\n[data]\nzzzzzzzzzz = 1\n[sample]\nzzzzzzzzzz = 1\n"
+         [adapter]\nzzzzzzzzzz = 1\n[adapter.lora]\nzzzzzzzzzz = 1\n[data]\nzzzzzzzzzz = 1\n[sample]\nzzzzzzzzzz = 1\n\
+         [gate]\nzzzzzzzzzz = 1\n"
     )
     .replace("[model]", "[model]\nzzzzzzzzzz = 1")
     .replace("[[dataset]]", "[[dataset]]\nzzzzzzzzzz = 1");

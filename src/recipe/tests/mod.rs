@@ -75,10 +75,18 @@ lr_scheduler = "linear"
 warmup_steps = 0
 weight_decay = 0.1
 max_grad_norm = 0
+max_time = "1d2h3m4s"
+max_tokens = 1000000
+on_divergence = "rollback"
+divergence_patience = 0
+rollback_steps = 9
 logging_steps = 2
 eval_steps = 3
 save_steps = 4
 save_total_limit = 5
+[gate]
+max_eval_loss = 1.75
+max_eval_loss_ratio = 0.5
 [sample]
 prompts = ["one\ntwo", "\u0001 🐈"]
 max_new_tokens = 1
@@ -165,6 +173,8 @@ fn the_hash_knows_what_can_change_the_weights_and_nothing_else() {
         "train.eval_steps=7",
         "train.save_steps=7",
         "train.save_total_limit=7",
+        "train.max_time=45m",
+        "train.on_divergence=stop",
         "train.epochs=1.0",
         "train.learning_rate=0.0002",
         "data.train_on=assistant",
@@ -191,6 +201,9 @@ fn the_hash_knows_what_can_change_the_weights_and_nothing_else() {
         "train.max_steps=10",
         "train.micro_batch_size=1",
         "train.warmup_steps=0",
+        "train.max_tokens=1000",
+        "train.on_divergence=skip",
+        "train={ on_divergence = 'rollback', rollback_steps = 7, epochs = 1, learning_rate = 2e-4 }",
     ] {
         assert_ne!(good(SMALL, &[other]).sha256(), base, "{other}");
     }
@@ -199,6 +212,37 @@ fn the_hash_knows_what_can_change_the_weights_and_nothing_else() {
     assert_eq!(good(reordered, &[]).sha256(), base);
     // Hashes stand in adapters that people keep: they must not change from one release to the next.
     insta::assert_snapshot!("hash", base);
+}
+
+#[test]
+fn differences_are_named_by_key_and_value() {
+    let essentials = |changes: &[&str]| good(SMALL, changes).essentials();
+    let told = |was: &[&str], is: &[&str]| -> Vec<String> {
+        differences(&essentials(was), &essentials(is)).iter().map(ToString::to_string).collect()
+    };
+    assert!(told(&[], &["output_dir=elsewhere", "train.save_steps=1", "train.epochs=1.0"]).is_empty());
+    assert_eq!(
+        told(&[], &["train.learning_rate=1e-3", "quantization.nf4={}", "seed=7", "train.max_steps=9"]),
+        [
+            "`seed` was 42 and is 7",
+            "`train.learning_rate` was 0.0002 and is 0.001",
+            "`quantization.nf4` was left out and is there",
+            "`quantization.nf4.block_size` was left out and is 64",
+            "`quantization.nf4.double_quant` was left out and is true",
+            "`train.max_steps` was left out and is 9",
+        ]
+    );
+    assert_eq!(
+        told(&["dataset.1={path='b',format='text'}", "dataset.0.weight=2"], &[]),
+        [
+            "`dataset.0.weight` was 2.0 and is 1.0",
+            "`dataset.1.format` was \"text\" and is left out",
+            "`dataset.1.path` was \"b\" and is left out",
+            "`dataset.1.split` was \"train\" and is left out",
+            "`dataset.1.train_on` was \"all\" and is left out",
+            "`dataset.1.weight` was 1.0 and is left out",
+        ]
+    );
 }
 
 #[test]

@@ -96,6 +96,36 @@ pub(crate) struct Product<'a> {
     pub(crate) terms: &'a [Term<'a>],
     /// Called once for each tile, from any thread.
     pub(crate) finish: &'a (dyn Fn(Tile<'_>) + Sync),
+    /// Where `finish` will write, if to one matrix.
+    pub(crate) place: Option<Place>,
+}
+
+/// Where a product's output lies: its lines are fetched while their tile is computed, for they are usually cold.
+#[derive(Clone, Copy)]
+pub(crate) struct Place {
+    address: usize,
+    stride: usize,
+    size: usize,
+}
+
+impl Place {
+    /// A matrix whose rows are `stride` values apart.
+    pub(crate) fn of<T>(values: &[T], stride: usize) -> Self {
+        Self { address: values.as_ptr().addr(), stride: stride * size_of::<T>(), size: size_of::<T>() }
+    }
+
+    #[inline]
+    fn fetch(self, rows: Range<usize>, column: usize) {
+        #[cfg(target_arch = "x86_64")]
+        for row in rows {
+            use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+            let address = self.address.wrapping_add(row * self.stride + column * self.size);
+            // SAFETY: a prefetch reads nothing, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(std::ptr::without_provenance(address)) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (self, rows, column);
+    }
 }
 
 /// Computes products whose columns are rounded to `C`, on all threads, in one fork.
@@ -118,31 +148,33 @@ pub(crate) fn multiply<C: Scalar>(products: &[Product<'_>]) {
     });
 }
 
-/// Computes the first `width` columns of `rows · columns` on this thread, and hands the tiles to `finish`. The rows
-/// may be shorter than the columns: the reduction then ends with them. Both are one block long.
+/// Computes `rows · columns` on this thread and hands the tiles to `finish`. Both operands are one block long; the rows
+/// may be shorter, the reduction then ends with them. `needed` says of a tile of rows how many columns are wanted, and
+/// which indices of the reduction are not zero; the others may be left out.
 pub(crate) fn multiply_packed(
     rows: &PackedRows,
     columns: &PackedColumns,
-    width: usize,
+    needed: impl Fn(Range<usize>) -> (usize, Range<usize>),
     mut finish: impl FnMut(Tile<'_>),
 ) {
     let (depth, kernel) = (rows.depth(), columns.kernel);
     assert!(
-        depth <= columns.depth()
-            && depth <= BLOCK
-            && width <= columns.width()
-            && rows.kernels().element() == kernel.element,
+        depth <= columns.depth() && depth <= BLOCK && rows.kernels().element() == kernel.element,
         "product: the operands do not fit each other"
     );
-    let steps = depth.div_ceil(kernel.element.indices());
+    let indices = kernel.element.indices();
     let mut accumulators = Accumulators([0.0; MOST_ROWS * MOST_COLUMNS]);
     let tiles = rows.rows().div_ceil(kernel.rows);
     for tile in 0..tiles {
         let range = tile_range(rows.rows(), tiles, tile);
-        let left = rows.tile(&range, &(0..depth));
+        let (width, reduction) = needed(range.clone());
+        assert!(width <= columns.width() && reduction.end <= depth, "product: more is needed than there is");
+        let steps = reduction.start / indices..reduction.end.div_ceil(indices);
+        let left = &rows.tile(&range, &(0..depth))[steps.start * range.len()..steps.end * range.len()];
         for start in (0..width).step_by(kernel.columns) {
             let panel = &columns.data[start / kernel.columns * columns.steps * kernel.columns..];
-            let run = Run { steps, rows: left.as_ptr(), columns: panel[..steps * kernel.columns].as_ptr() };
+            let right = &panel[steps.start * kernel.columns..steps.end * kernel.columns];
+            let run = Run { steps: steps.len(), rows: left.as_ptr(), columns: right.as_ptr() };
             let values = &mut accumulators.0[..range.len() * kernel.columns];
             // SAFETY: the kernel belongs to the set in use, which this machine has; both operands are as long as
             // `steps` asks for, and panels and accumulators begin at multiples of 64 bytes where kernels of 16
@@ -160,6 +192,23 @@ const MOST_COLUMNS: usize = 32;
 
 #[repr(align(64))]
 struct Accumulators([f32; MOST_ROWS * MOST_COLUMNS]);
+
+/// Runs the microkernel for operands rounded to `C` on one small tile, over and over. Returns the floating-point
+/// operations done.
+pub(crate) fn spin<C: Scalar>(times: usize) -> u64 {
+    const STEPS: usize = 128;
+    let kernel = Kernels::of::<C>().wide;
+    let rows = pool::zeros::<u32>(STEPS * kernel.rows);
+    let columns = pool::zeros::<u32>(STEPS * kernel.columns);
+    let mut accumulators = Accumulators([0.0; MOST_ROWS * MOST_COLUMNS]);
+    let run = Run { steps: STEPS, rows: rows.as_ptr(), columns: columns.as_ptr() };
+    for _ in 0..times {
+        // SAFETY: the kernel belongs to the set in use; the operands hold `STEPS` steps, the accumulators a tile.
+        unsafe { (kernel.multiply)(kernel.rows, &[run], accumulators.0.as_mut_ptr(), true) };
+    }
+    std::hint::black_box(&accumulators.0);
+    (2 * times * STEPS * kernel.element.indices() * kernel.rows * kernel.columns) as u64
+}
 
 /// The fixed facts of a product.
 struct Plan {
@@ -240,19 +289,22 @@ impl Plan {
                 }
             }
             let last = number + 1 == passes.len();
+            let nothing = Run { steps: 0, rows: std::ptr::null(), columns: std::ptr::null() };
+            let mut runs = [nothing; MOST_RUNS];
             for (index, tile) in tiles.clone().enumerate() {
                 let rows = tile_range(self.rows, self.tiles, tile);
                 for (place, panel) in panels.clone().enumerate() {
                     let slot = if kept > 1 { index * panels.len() + place } else { 0 };
                     let values = &mut accumulators[slot * tile_length..][..rows.len() * width];
-                    let mut runs =
-                        [Run { steps: 0, rows: std::ptr::null(), columns: std::ptr::null() }; MOST_RUNS];
                     let mut packed = &columns[place * steps * width..][..steps * width];
                     for (run, block) in runs.iter_mut().zip(pass) {
                         let (here, rest) = packed.split_at(block.steps * width);
                         let left = block.term.rows.tile(&rows, &block.range);
                         *run = Run { steps: block.steps, rows: left.as_ptr(), columns: here.as_ptr() };
                         packed = rest;
+                    }
+                    if let (true, Some(place)) = (last, product.place) {
+                        place.fetch(rows.clone(), panel * width);
                     }
                     // SAFETY: the kernel is one of those of the set in use, which this machine has; each run's
                     // operands were cut to `steps · rows` and `steps · width` elements above, the accumulators to

@@ -1,0 +1,81 @@
+//! A file whose lock says that a folder is in use. The system gives the lock up when its process ends, however it ends.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use super::{Action, Error};
+
+/// Whoever takes and loses the file this often in a row is up against something else than a run that ends.
+const ATTEMPTS: usize = 100;
+
+/// A lock held by this process. Dropping it removes the file.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    /// Keeps the lock; closed behind the removal of the file.
+    _file: File,
+    effective: bool,
+}
+
+impl Lock {
+    /// Takes the lock at `path`; `None` when another process, or another part of this one, has it.
+    ///
+    /// # Errors
+    /// The file cannot be created or locked.
+    pub fn try_take(path: &Path) -> Result<Option<Self>, Error> {
+        for _ in 0..ATTEMPTS {
+            let file = open(path).map_err(Error::io(Action::Create, path))?;
+            let effective = match file.try_lock() {
+                Ok(()) => true,
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => false,
+                Err(TryLockError::Error(error)) => return Err(Error::io(Action::Lock, path)(error)),
+            };
+            // Between opening and locking, the holder may have ended and removed the file: a lock on what has no
+            // name any more keeps nobody out.
+            if is_still_there(&file, path).map_err(Error::io(Action::Lock, path))? {
+                return Ok(Some(Self { path: path.to_path_buf(), _file: file, effective }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether the lock keeps others out. Some network file systems have no locks.
+    pub fn is_effective(&self) -> bool {
+        self.effective
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // While it is still locked. A file that stays behind is locked by nobody and stands in nobody's way.
+        _ = fs::remove_file(&self.path);
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
+    options.open(path)
+}
+
+/// Whether `path` still leads to the open file.
+#[cfg(unix)]
+fn is_still_there(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |about: fs::Metadata| (about.dev(), about.ino());
+    match fs::metadata(path) {
+        Ok(about) => Ok(identity(about) == identity(file.metadata()?)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// An open file cannot be removed here.
+#[cfg(not(unix))]
+fn is_still_there(_: &File, _: &Path) -> io::Result<bool> {
+    Ok(true)
+}

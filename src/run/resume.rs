@@ -1,0 +1,135 @@
+//! How a run begins in its folder: at its first step, at a checkpoint, or not at all because it is finished.
+//!
+//! A checkpoint knows what its run was made from. Whatever would give another adapter than the one that was begun is
+//! refused with its name, unless the user insists; then the adapter will say that it was changed on the way.
+
+use super::inputs::{self, Inputs};
+use super::open::Opened;
+use super::provenance::STEPS;
+use super::{Error, Options};
+use crate::adapter::peft;
+use crate::assets::SafetensorsFile;
+use crate::recipe;
+use crate::train::event::{Event, Observer};
+use crate::train::folder::{FolderError, RunFolder, Standing};
+use crate::train::resume::{Found, find};
+use crate::train::state::{Origin, Saved, State};
+
+/// Where a run begins.
+pub(super) enum Beginning {
+    /// It is over, and its adapter is on disk.
+    Finished(State),
+    /// There are steps to be made.
+    Trains {
+        /// The checkpoint to go on from; `None`: at the first step.
+        saved: Option<Saved>,
+        /// The run is something else than it was until that checkpoint.
+        is_changed: bool,
+    },
+}
+
+const FRESH: Beginning = Beginning::Trains { saved: None, is_changed: false };
+
+/// Looks at the folder and decides. Changes nothing in it.
+pub(super) fn beginning(
+    folder: &RunFolder,
+    opened: &Opened,
+    origin: &Origin,
+    options: Options,
+    observer: &mut dyn Observer,
+) -> Result<Beginning, Error> {
+    let mut note = |text: String| observer.observe(&Event::Note(text));
+    if !options.resume {
+        folder.require_free(options.overwrite)?;
+        return Ok(FRESH);
+    }
+    let root = folder.root().display();
+    let standing = folder.standing()?;
+    match standing {
+        Standing::Empty => {
+            note(format!("there is no run in {root} to go on with: this one begins at its first step"));
+            return Ok(FRESH);
+        }
+        Standing::Foreign => return Err(FolderError::Foreign(folder.root().to_path_buf()).into()),
+        Standing::Unfinished | Standing::Finished => {}
+    }
+    let Found { saved, passed_over } = find(folder)?;
+    let Some(mut saved) = saved else {
+        if standing == Standing::Finished {
+            return Err(FolderError::Occupied(folder.root().to_path_buf()).into());
+        }
+        note(format!(
+            "the run in {root} had not written a checkpoint yet: it begins again at its first step"
+        ));
+        return Ok(FRESH);
+    };
+    for fault in &passed_over {
+        observer.observe(&Event::Warning(format!("passing over a checkpoint that cannot be used: {fault}")));
+    }
+    let state = &mut saved.state;
+    if state.origin.release != origin.release {
+        observer.observe(&Event::Warning(format!(
+            "the run was begun by tune {} and goes on with tune {}: the adapter may come out differently",
+            state.origin.release, origin.release
+        )));
+    }
+    let differences = differences(state, origin, opened);
+    let is_changed = !differences.is_empty();
+    if is_changed && !options.accept_changes {
+        return Err(Error::NotTheSameRun { folder: folder.root().to_path_buf(), differences });
+    }
+    let mut changes = std::mem::take(&mut state.origin.changes);
+    for difference in differences {
+        let change = format!("after step {}: {difference}", state.step);
+        observer.observe(&Event::Warning(format!("changed {change}")));
+        changes.push(change);
+    }
+    state.origin = Origin { changes, ..origin.clone() };
+    if standing == Standing::Finished {
+        let steps = adapter_steps(folder);
+        if !is_changed && steps == Some(state.step) && state.ended(&opened.recipe.train.budget).is_some() {
+            return Ok(Beginning::Finished(saved.state));
+        }
+        let of = steps.map(|steps| format!(" of step {steps}")).unwrap_or_default();
+        observer.observe(&Event::Note(format!(
+            "{} holds an adapter{of}; the new one takes its place when the run ends",
+            folder.adapter().display()
+        )));
+    }
+    Ok(Beginning::Trains { saved: Some(saved), is_changed })
+}
+
+/// What would give another adapter than the run that `state` is of, in words.
+fn differences(state: &State, origin: &Origin, opened: &Opened) -> Vec<String> {
+    let was = &state.origin;
+    let max_tokens = opened.recipe.train.budget.max_tokens;
+    let mut told: Vec<String> = recipe::differences(&was.recipe, &origin.recipe)
+        .into_iter()
+        // A later end changes nothing of what came before it.
+        .filter(|d| d.key != "train.max_tokens" || max_tokens.is_some_and(|limit| limit <= state.tokens))
+        .map(|difference| difference.to_string())
+        .collect();
+    let datasets: Vec<String> = opened.recipe.datasets.iter().map(|dataset| dataset.path.clone()).collect();
+    told.extend(inputs::differences(&was.inputs, &origin.inputs, &datasets));
+    if was.compute != origin.compute {
+        told.push(format!("it was computed in {} and would go on in {}", was.compute, origin.compute));
+    }
+    told
+}
+
+/// The optimizer steps behind the adapter in the folder, when there is one and it says so.
+fn adapter_steps(folder: &RunFolder) -> Option<u64> {
+    let file = SafetensorsFile::open(&folder.adapter().join(peft::TENSORS_FILE)).ok()?;
+    file.metadata().get(STEPS)?.parse().ok()
+}
+
+/// What a run of `opened` is made from.
+pub(super) fn origin(opened: &Opened, inputs: &Inputs, compute: &str) -> Origin {
+    Origin {
+        recipe: opened.recipe.essentials(),
+        inputs: inputs.hashes().clone(),
+        compute: compute.to_owned(),
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        changes: Vec::new(),
+    }
+}

@@ -1,0 +1,140 @@
+//! Budgets of a run, `train.max_time` and `train.max_tokens`: when to end early, cleanly, with checkpoint and adapter.
+//!
+//! Tokens are counted over the whole run, resumed or not, so that a run bounded by them always ends at the same step.
+//! Time is that of one command: a run that is resumed gets it anew.
+
+use std::time::Duration;
+
+use crate::document::{Kind, Misfit, TableReader, Value, Writer, integer};
+
+/// Longer than any run; every sum of times stays far from overflow.
+const LONGEST: u64 = 10 * 365 * 24 * 3600;
+/// More tokens than any run reads.
+const MOST_TOKENS: u64 = 1_000_000_000_000_000;
+const EXAMPLE: &str = "write it as \"90s\", \"45m\", \"2h\" or \"1h30m\"";
+
+/// What a run may use before it ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// Wall-clock time of one command, loading included. The step under way is finished, and so are the last
+    /// evaluation and the adapter.
+    pub max_time: Option<Duration>,
+    /// Tokens read, whether supervised or not. The run ends behind the step that reaches it.
+    pub max_tokens: Option<u64>,
+}
+
+/// A budget that ended a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spent {
+    /// `train.max_time`.
+    Time,
+    /// `train.max_tokens`.
+    Tokens,
+}
+
+impl Spent {
+    /// The recipe's key.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Time => "max_time",
+            Self::Tokens => "max_tokens",
+        }
+    }
+}
+
+impl Budget {
+    /// Reads the two keys of `[train]`.
+    pub(super) fn read(table: &mut TableReader<'_, '_>) -> Self {
+        Self {
+            max_time: table.key("max_time", duration).optional(),
+            max_tokens: table.key("max_tokens", integer(1..=MOST_TOKENS)).optional(),
+        }
+    }
+
+    /// Writes the keys that are there.
+    pub(super) fn write(&self, writer: &mut Writer) {
+        // How far a run gets in a time is not the recipe's to decide; the adapter says how many steps it had.
+        if let Some(max_time) = self.max_time {
+            writer.bookkeeping("max_time", written(max_time));
+        }
+        writer.optional("max_tokens", self.max_tokens);
+    }
+}
+
+/// A time such as `"1h30m"`: numbers with units from large to small, each at most once.
+fn duration(value: &Value) -> Result<Duration, Vec<Misfit>> {
+    let misfit = |message: &str| vec![Misfit::new(value, message, "not a time").help(EXAMPLE)];
+    let text = match &value.kind {
+        Kind::String(text) => text.trim(),
+        Kind::Broken => return Err(Vec::new()),
+        _ => return Err(misfit("expected a time with a unit, as a string")),
+    };
+    let mut rest = text;
+    let mut seconds = 0_u64;
+    let mut smallest = u64::MAX;
+    while !rest.is_empty() {
+        let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (number, behind) = rest.split_at(digits);
+        let unit = match behind.chars().next() {
+            Some('d') => 24 * 3600,
+            Some('h') => 3600,
+            Some('m') => 60,
+            Some('s') => 1,
+            _ => return Err(misfit("a time is a number and a unit: d, h, m or s")),
+        };
+        let number: u64 =
+            number.parse().map_err(|_| misfit("a time is a number and a unit: d, h, m or s"))?;
+        if unit >= smallest {
+            return Err(misfit("units go from large to small, each once"));
+        }
+        smallest = unit;
+        seconds = number
+            .checked_mul(unit)
+            .and_then(|more| seconds.checked_add(more))
+            .filter(|seconds| *seconds <= LONGEST)
+            .ok_or_else(|| misfit("longer than ten years"))?;
+        rest = &behind[1..];
+    }
+    match seconds {
+        0 => Err(misfit("a run needs some time")),
+        seconds => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+/// The canonical spelling, which reads back to the same time.
+fn written(duration: Duration) -> String {
+    let mut text = String::new();
+    let mut seconds = duration.as_secs();
+    for (unit, name) in [(24 * 3600, 'd'), (3600, 'h'), (60, 'm'), (1, 's')] {
+        if seconds >= unit {
+            text += &format!("{}{name}", seconds / unit);
+            seconds %= unit;
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::document::{Source, parse_value};
+
+    fn read(text: &str) -> Result<u64, String> {
+        let source = Source::new(0, "test", format!("\"{text}\""));
+        let (value, _) = parse_value(&source, 0..text.len() + 2).unwrap();
+        duration(&value).map(|time| time.as_secs()).map_err(|misfits| format!("{misfits:?}"))
+    }
+
+    #[test]
+    fn times_are_numbers_with_units() {
+        for (text, seconds) in [("90s", 90), ("45m", 2700), ("2h", 7200), ("1h30m", 5400), ("1d1s", 86_401)] {
+            assert_eq!(read(text), Ok(seconds), "{text}");
+            assert_eq!(read(&written(Duration::from_secs(seconds))), Ok(seconds), "{text}");
+        }
+        for text in
+            ["", "90", "m", "1.5h", "30m1h", "1h1h", "0s", "-1s", "99999999999999999999s", "20000d", "5 m"]
+        {
+            assert!(read(text).is_err(), "{text}");
+        }
+    }
+}

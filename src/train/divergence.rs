@@ -1,0 +1,230 @@
+//! What becomes of a step whose loss or gradient is not finite, as `train.on_divergence` says.
+//!
+//! - `"stop"`: the run ends.
+//! - `"skip"`: the step changes nothing; the run goes on with the next rows, and ends when more than
+//!   `divergence_patience` steps in a row diverge.
+//! - `"rollback"`: adapter and optimizer go back to where they were at the last multiple of `rollback_steps`; the run
+//!   goes on with the next rows, and ends when it would go back to one place more than `divergence_patience` times.
+//!
+//! Steps count on in either case, and so does the learning-rate schedule: a step is what was read, not what was
+//! learned. All of it follows from the recipe and the numbers alone, never from where checkpoints happen to be.
+
+use serde::Serialize;
+use tune_kernels::KernelBackend;
+use tune_kernels::adamw::Moments;
+
+use super::optimizer::Optimizer;
+use crate::adapter;
+use crate::adapter::lora::LoraSet;
+use crate::data::batch::MicroBatch;
+use crate::data::example::RowId;
+use crate::document::{Problem, TableReader, Word, Writer, integer, word};
+
+/// At most this many rows of a step are named.
+const ROWS_NAMED: usize = 20;
+const DEFAULT_PATIENCE: u64 = 3;
+const DEFAULT_ROLLBACK_STEPS: u64 = 50;
+
+/// What to do with a diverged step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDivergence {
+    /// End the run.
+    #[default]
+    Stop,
+    /// Leave the step out.
+    Skip {
+        /// Steps in a row that are borne.
+        patience: u64,
+    },
+    /// Return to an earlier adapter.
+    Rollback {
+        /// Returns to one place that are borne.
+        patience: u64,
+        /// Steps between the places one can return to.
+        steps: u64,
+    },
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Choice {
+    Stop,
+    Skip,
+    Rollback,
+}
+
+impl Word for Choice {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("stop", Self::Stop), ("skip", Self::Skip), ("rollback", Self::Rollback)];
+    const ALIASES: &'static [(&'static str, &'static str)] =
+        &[("error", "stop"), ("abort", "stop"), ("ignore", "skip"), ("rewind", "rollback")];
+}
+
+impl OnDivergence {
+    /// Reads its keys of `[train]`.
+    pub(super) fn read(table: &mut TableReader<'_, '_>) -> Self {
+        let choice = table.key("on_divergence", word).or(Choice::Stop);
+        let patience = table.key("divergence_patience", integer(0..=1_000_000)).or(DEFAULT_PATIENCE);
+        let steps = table.key("rollback_steps", integer(1..=1_000_000_000)).or(DEFAULT_ROLLBACK_STEPS);
+        if choice == Choice::Stop {
+            report_idle(table, "divergence_patience", "`on_divergence` is \"skip\" or \"rollback\"");
+        }
+        if choice != Choice::Rollback {
+            report_idle(table, "rollback_steps", "`on_divergence` is \"rollback\"");
+        }
+        match choice {
+            Choice::Stop => Self::Stop,
+            Choice::Skip => Self::Skip { patience },
+            Choice::Rollback => Self::Rollback { patience, steps },
+        }
+    }
+
+    /// Writes the keys that mean something.
+    pub(super) fn write(self, writer: &mut Writer) {
+        match self {
+            // A run that ends at its first divergence has the adapter it would have with any other choice.
+            Self::Stop => writer.bookkeeping("on_divergence", Choice::Stop.word()),
+            Self::Skip { patience } => {
+                writer.key("on_divergence", Choice::Skip.word());
+                writer.key("divergence_patience", patience);
+            }
+            Self::Rollback { patience, steps } => {
+                writer.key("on_divergence", Choice::Rollback.word());
+                writer.key("divergence_patience", patience);
+                writer.key("rollback_steps", steps);
+            }
+        }
+    }
+
+    /// How many divergences are borne.
+    pub(super) fn patience(self) -> u64 {
+        match self {
+            Self::Stop => 0,
+            Self::Skip { patience } | Self::Rollback { patience, .. } => patience,
+        }
+    }
+
+    /// Whether the adapter after `step` is to be kept as a place to return to.
+    pub(super) fn keeps(self, step: u64) -> bool {
+        matches!(self, Self::Rollback { steps, .. } if step.is_multiple_of(steps.max(1)))
+    }
+}
+
+fn report_idle(table: &mut TableReader<'_, '_>, key: &'static str, condition: &str) {
+    let Some(place) = table.place_of(key) else { return };
+    let message = format!("`train.{key}` means something only when {condition}");
+    table.report(
+        Problem::new("recipe::contradiction", place, message)
+            .label("has no effect here")
+            .help("remove it, or set `on_divergence`"),
+    );
+}
+
+/// What can turn out not to be finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantity {
+    /// Of a step's supervised tokens.
+    Loss,
+    /// Of all adapter gradients together.
+    GradientNorm,
+    /// Of an evaluation: the adapter itself is no good.
+    HeldOutLoss,
+}
+
+impl Quantity {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Loss => "loss",
+            Self::GradientNorm => "gradient norm",
+            Self::HeldOutLoss => "held-out loss",
+        }
+    }
+}
+
+/// A step that came out without a finite number.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    /// The step, from 1; of an evaluation, the steps done.
+    pub step: u64,
+    /// What it is that is not finite.
+    pub what: Quantity,
+    /// What it is instead of a number.
+    pub value: f64,
+    /// The rows it was made from, by file and line; of many, the first.
+    pub rows: Vec<String>,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { step, what, value, rows } = self;
+        let (what, rows) = (what.name(), rows.join(", "));
+        match step {
+            0 => write!(formatter, "the {what} before the first step is {value}, made from {rows}"),
+            step => write!(formatter, "the {what} of optimizer step {step} is {value}, made from {rows}"),
+        }
+    }
+}
+
+/// The rows of some micro-batches, named by `place`; of many, the first, and how many more there are.
+pub(super) fn named_rows(micro_batches: &[MicroBatch], place: &dyn Fn(RowId) -> String) -> Vec<String> {
+    let rows = || micro_batches.iter().flat_map(|micro_batch| micro_batch.rows.iter().copied());
+    let mut named: Vec<String> = rows().take(ROWS_NAMED).map(place).collect();
+    match rows().count() - named.len() {
+        0 => {}
+        more => named.push(format!("and {more} more")),
+    }
+    named
+}
+
+/// A diverged step that the run bore: its line in `metrics.jsonl`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DivergenceReport {
+    /// The step, from 1.
+    pub step: u64,
+    /// Examples consumed over examples per epoch.
+    pub epoch: f64,
+    /// `loss` or `gradient norm`.
+    pub diverged: &'static str,
+    /// What it was instead of a number: `NaN`, `inf` or `-inf`.
+    pub value: String,
+    /// The rows the step was made from, by file and line.
+    pub rows: Vec<String>,
+    /// The step whose adapter the run went on with: the one before, or the one it went back to.
+    pub continued_from: u64,
+    /// The adapter is an earlier one than before this step.
+    pub rolled_back: bool,
+}
+
+/// Adapter and optimizer as they were after a step.
+#[derive(Debug)]
+pub struct Snapshot<B: KernelBackend> {
+    /// After which step.
+    pub step: u64,
+    /// Updates made until then.
+    pub updates: u64,
+    /// In the order of [`LoraSet::parameters`].
+    pub adapter: Vec<burn::tensor::Tensor<B, 2>>,
+    /// The same.
+    pub moments: Vec<Moments<B>>,
+}
+
+impl<B: KernelBackend> Snapshot<B> {
+    /// Shares the tensors, which are never changed in place while they are shared.
+    pub(super) fn of(adapters: &LoraSet<B>, optimizer: &Optimizer<B>, step: u64, updates: u64) -> Self {
+        Self { step, updates, adapter: adapters.tensors().to_vec(), moments: optimizer.moments().to_vec() }
+    }
+
+    /// Puts everything back.
+    ///
+    /// # Errors
+    /// The snapshot is of other adapters.
+    pub(super) fn restore(
+        &self,
+        adapters: &mut LoraSet<B>,
+        optimizer: &mut Optimizer<B>,
+    ) -> Result<(), adapter::Error> {
+        adapters.update(|_| self.adapter.clone())?;
+        optimizer.restore(self.moments.clone(), self.updates);
+        Ok(())
+    }
+}
