@@ -101,6 +101,7 @@ impl Merge {
         progress: &mut dyn FnMut(Progress),
         environment: &Environment<'_>,
     ) -> Result<Outcome, Error> {
+        keep_sources(out, &[self.plan.adapter.folder(), self.plan.base.folder.root()])?;
         let work = Merging { merge: self, out, progress, stop: environment.stop };
         Ok(Device::of(DeviceSpec::Auto).run(work)?)
     }
@@ -118,6 +119,25 @@ impl OnBackend for Merging<'_> {
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
         self.merge.plan.run::<B>(self.out, &self.merge.rows, device, self.progress, self.stop)
+    }
+}
+
+/// Refuses to write over what is being read, which replacing a folder would do.
+fn keep_sources(out: &Path, sources: &[&Path]) -> Result<(), Error> {
+    // What cannot be resolved is not there yet, and holds nothing.
+    let Ok(out) = out.canonicalize() else { return Ok(()) };
+    let lost =
+        sources.iter().find(|source| source.canonicalize().is_ok_and(|source| source.starts_with(&out)));
+    match lost {
+        None => Ok(()),
+        Some(source) => {
+            let message = format!(
+                "writing to {} would remove {}; choose another folder",
+                out.display(),
+                source.display()
+            );
+            Err(export::Error::Choice { message }.into())
+        }
     }
 }
 
@@ -155,5 +175,6 @@ pub fn export(
         Some(base) => opened.targets(&base.spec.modules())?,
         None => opened.targets(&opened.modules()?)?,
     };
+    keep_sources(out, &[adapter])?;
     Ok(write_for(&opened, &targets, base.as_ref(), consumer, out, existing)?)
 }

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use tune::assets::folder::digest;
 use tune::export::merge::{Options, Wanted};
+use tune::files::Existing;
 
 use super::support::{entries, f32_options, golden, merge, write_adapter};
 
@@ -90,6 +91,20 @@ fn a_taken_folder_and_an_impossible_choice_are_refused() {
     let options = Options { onto: Some(Wanted::Original), ..Options::default() };
     let error = merge(&adapter, &base, options, &out.path().join("no")).unwrap_err().to_string();
     assert!(error.contains("stored in 4 bits"), "{error}");
+}
+
+#[test]
+fn replacing_never_removes_what_is_merged() {
+    let out = tempfile::tempdir().unwrap();
+    let adapter = out.path().join("adapter");
+    write_adapter(&adapter, &golden("peft/base"), 0.1, &[]);
+    let before = entries(&adapter);
+    let options = Options { existing: Existing::Replace, ..f32_options() };
+    for folder in [out.path(), &adapter] {
+        let error = merge(&adapter, &golden("peft/base"), options, folder).unwrap_err().to_string();
+        assert!(error.contains("would remove"), "{error}");
+        assert_eq!(entries(&adapter), before);
+    }
 }
 
 #[test]
