@@ -98,6 +98,7 @@ fn the_provenance_names_inputs_and_nothing_that_varies() {
         keys,
         [
             "format",
+            "tune.base_family",
             "tune.base_sha256.config.json",
             "tune.base_sha256.model.safetensors",
             "tune.base_sha256.tokenizer.json",
@@ -108,6 +109,7 @@ fn the_provenance_names_inputs_and_nothing_that_varies() {
             "tune.eval_loss",
             "tune.eval_loss_before",
             "tune.loss",
+            "tune.quantization",
             "tune.recipe_sha256",
             "tune.seed",
             "tune.steps",

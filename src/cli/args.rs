@@ -6,6 +6,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::FloatDtype;
 
+use super::adapter_args::{ExportArguments, MergeArguments, VerifyArguments};
+use super::download::DownloadArguments;
+
 /// Fine-tune an open-weight language model on one machine, from one recipe.
 #[derive(Debug, Parser)]
 #[command(
@@ -37,6 +40,14 @@ pub enum Command {
     Report(ReportArguments),
     /// Measure how fast this machine trains, and in how much memory
     Bench(BenchArguments),
+    /// Fold an adapter into its base model, and prove that the result computes the same
+    Merge(MergeArguments),
+    /// Check that all of an adapter is used and does something, and show where it comes from
+    Verify(VerifyArguments),
+    /// Write an adapter as another program reads it
+    Export(ExportArguments),
+    /// Fetch a model into the Hugging Face cache; no other command opens the network
+    Download(DownloadArguments),
     /// List the bundled recipes
     Ls,
     /// Copy a bundled recipe, with the model and data it needs, into a folder

@@ -1,14 +1,17 @@
 //! The command line: the only part that prints, reads the environment and decides exit codes.
 
+pub mod adapter_args;
 mod annotations;
 pub mod args;
 mod bench;
 mod bundles;
 mod console;
+pub mod download;
 mod environment;
 mod exit;
 mod finding;
 mod inspect;
+mod merge;
 mod page;
 mod progress;
 mod report;
@@ -17,6 +20,7 @@ mod run;
 mod style;
 mod tables;
 mod validate;
+mod verify;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -69,6 +73,10 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
             speak("report", OutputArguments::default(), out, |console| page::report(arguments, console))
         }
         Command::Bench(arguments) => bench::bench(arguments, out),
+        Command::Merge(arguments) => merge::merge(arguments, out),
+        Command::Verify(arguments) => verify::verify(arguments, out),
+        Command::Export(arguments) => merge::export(arguments, out),
+        Command::Download(arguments) => download::download(arguments, out),
         Command::Ls => bundles::ls(out),
         Command::Cp(arguments) => bundles::cp(arguments, out),
     }

@@ -8,6 +8,7 @@ use super::exit::Exit;
 use super::style::{ERROR, STRONG, colored_errors, paint, visible};
 use crate::adapter;
 use crate::checkpoint;
+use crate::export;
 use crate::files::{self, Action};
 use crate::record;
 use crate::run;
@@ -106,7 +107,10 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         | run::Error::Folder(_)
         | run::Error::Checkpoint(_)
         | run::Error::Record(record::Error::File(_))
-        | run::Error::Adapter(adapter::Error::Write(_)) => Exit::Resources,
+        | run::Error::Adapter(adapter::Error::Write(_))
+        | run::Error::Export(export::Error::File(_) | export::Error::Adapter(adapter::Error::Write(_))) => {
+            Exit::Resources
+        }
         _ => Exit::Other,
     }
 }

@@ -125,14 +125,16 @@ fn finish(
         writeln!(out, "{}   {}", paint(GOOD, "after"), indented(&sample.after))?;
     }
     writeln!(out, "\n{}  {}", paint(STRONG, "adapter"), adapter.display())?;
+    writeln!(out, "{}  {}", paint(STRONG, "readers"), outcome.readers)?;
     if !failed.is_empty() {
         out.flush()?;
         return Ok(gate_failed(&failed, console));
     }
     writeln!(
         out,
-        "\nNext: load it with PEFT (`PeftModel.from_pretrained(base, \"{}\")`), or change the recipe and train again \
-         with `tune run {recipe} --overwrite`.",
+        "\nNext: load it with PEFT (`PeftModel.from_pretrained(base, \"{}\")`), fold it into its base (`tune merge {} \
+         --out merged`), or change the recipe and train again with `tune run {recipe} --overwrite`.",
+        adapter.display(),
         adapter.display(),
     )?;
     Ok(Exit::Done)

@@ -18,6 +18,7 @@ use crate::data::batch::Batching;
 use crate::data::example::RowId;
 use crate::data::template::ChatTemplate;
 use crate::device::{Device, OnBackend};
+use crate::export::consumer::Compatibility;
 use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
 use crate::recipe::RecipeFile;
@@ -49,6 +50,8 @@ pub struct Outcome {
     pub output_dir: PathBuf,
     /// The adapter's folder; `None` when the run was stopped before its last step.
     pub adapter: Option<PathBuf>,
+    /// Which programs load the adapter as it is.
+    pub readers: Compatibility,
     /// How it ended.
     pub ended: Ended,
     /// It had ended before this command, which did nothing.
@@ -73,6 +76,7 @@ impl Outcome {
         Self {
             output_dir: opened.recipe.output_dir.clone(),
             adapter: None,
+            readers: Compatibility::of(&opened.peft_config(), &opened.targets),
             ended,
             was_finished: false,
             steps: state.step,
@@ -294,7 +298,8 @@ impl OnBackend for Training<'_> {
         }
         inputs.require_same_tokenizer(opened)?;
         let template = opened.template.as_deref().map(ChatTemplate::source);
-        let provenance = Provenance { recipe, inputs: inputs.hashes(), summary: &summary }.metadata();
+        let family = opened.spec.family;
+        let provenance = Provenance { recipe, family, inputs: inputs.hashes(), summary: &summary }.metadata();
         peft::write(
             &folder.adapter(),
             // A run that goes on has told of the adapter that it replaces.

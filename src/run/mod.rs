@@ -1,7 +1,9 @@
 //! The use-cases behind the commands: each opens what a recipe names, does one thing, and returns what came of it.
 
+pub mod adapters;
 pub mod bench;
 pub mod fine_tune;
+pub mod held_out;
 mod inputs;
 pub mod inspect;
 pub mod open;
@@ -21,7 +23,7 @@ use crate::train::divergence::Fault;
 use crate::train::fit::FitError;
 use crate::train::folder::FolderError;
 use crate::train::memory::DoesNotFit;
-use crate::{adapter, assets, checkpoint, data, files, generate, model, recipe, record};
+use crate::{adapter, assets, checkpoint, data, export, files, generate, model, recipe, record};
 
 /// What a use-case takes from its surroundings instead of looking for it.
 #[derive(Clone, Copy)]
@@ -56,6 +58,15 @@ pub enum Error {
     /// A checkpoint could not be written.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
+    /// An adapter could not be merged or exported.
+    #[error(transparent)]
+    Export(#[from] export::Error),
+    /// There is nothing to compare two models on.
+    #[error("no rows to compare the merged model on: {origin}; name a file of prompts (`--prompts`)")]
+    NoRows {
+        /// Where rows were looked for.
+        origin: String,
+    },
     /// A sample could not be generated.
     #[error(transparent)]
     Generate(#[from] generate::Error),
