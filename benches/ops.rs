@@ -498,7 +498,7 @@ fn quantizers(bench: &Bench, model: &Model) {
         let weights = data(shape, DType::F32).into_vec::<f32>().expect("f32, as asked for");
         let weights = vec![weights; slots(work.bytes)];
         move |call| {
-            black_box(nf4::quantize(&weights[call % weights.len()], shape, 64, true));
+            black_box(quantize(&weights[call % weights.len()], shape, 64, true));
         }
     });
     bench.line(["nf4 dequantize", model.name, "down"], DType::F32, work, || {

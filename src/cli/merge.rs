@@ -37,7 +37,8 @@ fn existing(overwrite: bool) -> Existing {
 /// Merges an adapter into its base.
 pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Result<Exit> {
     let shard = arguments.max_shard_gb;
-    if !(shard > 0.0 && shard <= 1e6) || !(arguments.max_divergence >= 0.0) {
+    let sensible = shard > 0.0 && shard <= 1e6 && arguments.max_divergence >= 0.0;
+    if !sensible {
         report::error("`--max-shard-gb` has to be above 0, `--max-divergence` at least 0", None);
         return Ok(Exit::Recipe);
     }

@@ -67,6 +67,8 @@ impl Chart<'_> {
     fn svg(&self, x: Extent, y: Extent, (width, height): (f64, f64), class: &str, id: &str) -> String {
         let place = |(step, value): (f64, f64)| {
             let across = LEFT + (step - x.low) / (x.high - x.low) * (width - LEFT - RIGHT);
+            // Numbers beyond what an axis can span stand at its end.
+            let value = value.clamp(y.low, y.high);
             let up = height - BOTTOM - (value - y.low) / (y.high - y.low) * (height - TOP - BOTTOM);
             (across, up)
         };

@@ -11,6 +11,9 @@ const STYLE: &str = include_str!("style.css");
 /// With more logged steps than this, a mean runs through the loss.
 const SMOOTHED_FROM: usize = 50;
 
+/// Title and points of a chart of one line, and how its numbers are written.
+type Single<'a> = (&'a str, Vec<(f64, f64)>, fn(f64) -> String);
+
 /// The whole page.
 pub(super) fn page(run: &Run) -> String {
     let name = escape(&run.folder.display().to_string());
@@ -179,7 +182,7 @@ fn charts(run: &Run) -> String {
         .iter()
         .filter_map(|step| Some((step.step as f64, step.peak_memory_bytes? as f64 / unit)))
         .collect();
-    let single: [(&str, Vec<(f64, f64)>, fn(f64) -> String); 4] = [
+    let single: [Single<'_>; 4] = [
         ("Learning rate", steps(|step| step.learning_rate), scientific),
         ("Gradient norm, before clipping", steps(|step| step.grad_norm), plain),
         ("Tokens per second", steps(|step| step.tokens_per_second), whole),
@@ -222,7 +225,7 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
 fn plain(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),
-        size if size >= 1e5 || size < 1e-3 => scientific(value),
+        size if !(1e-3..1e5).contains(&size) => scientific(value),
         size if size >= 100.0 => format!("{value:.0}"),
         _ => {
             let text = format!("{value:.4}");
