@@ -29,6 +29,7 @@ use tune_kernels::adamw::{AdamWConfig, Moments, Update, adamw, sum_of_squares};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
+use tune_kernels::ceiling;
 use tune_kernels::isa::InstructionSet;
 use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
@@ -36,7 +37,6 @@ use tune_kernels::nf4::{Nf4Weight, quantize};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
 use tune_kernels::rope::{Direction, RotaryTable, rope};
 use tune_kernels::swiglu::{swiglu, swiglu_backward};
-use tune_kernels::{ceiling, nf4};
 
 /// Tokens of a call, and the documents they belong to.
 const TOKENS: usize = 1024;

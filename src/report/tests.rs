@@ -101,8 +101,8 @@ fn every_chart_is_described_in_words() {
     let metrics: String = (1..200).map(step).chain([0, 100, 199].map(evaluation)).collect();
     fs::write(folder.path().join("metrics.jsonl"), metrics).unwrap();
     let page = page(folder.path()).unwrap();
-    assert_eq!(page.matches("viewBox=\"0 0 1080").count() + page.matches("viewBox=\"0 0 540").count(), 5);
-    assert_eq!(page.matches("role=\"img\" aria-labelledby=").count(), 5);
+    assert_eq!(page.matches("viewBox=\"0 0 1080").count() + page.matches("viewBox=\"0 0 540").count(), 6);
+    assert_eq!(page.matches("role=\"img\" aria-labelledby=").count(), 6);
     assert!(page.contains("Held-out loss: 1.25 at step 0, 1.25 at step 199."));
     assert!(page.contains("Training loss: 2 at step 1, 0.0101 at step 199."), "rounded to what can be seen");
 }
