@@ -36,9 +36,14 @@
 //! | [`checkpoint`] | named tensors and counters on disk |
 //! | [`train`] | the layer loop, the optimizer, the training loop, the run folder |
 //! | [`generate`] | decoding with a key-value cache |
+//! | [`export`] | adapters verified, merged into their base, rewritten for other tools |
+//! | [`hub`] | fetching a model into the Hugging Face cache: the only room that opens the network |
 //! | [`recipe`] | all tables together, overrides, the canonical hash |
 //! | [`bundled`] | what the binary carries |
 //! | [`device`] | the only place that names concrete backends |
+//! | [`tensorboard`] | event files for TensorBoard |
+//! | [`record`] | what a run folder says of itself: the lock of its inputs, how the run went |
+//! | [`report`] | a run folder as one HTML page |
 //! | [`run`] | the use-cases behind the commands |
 //! | [`cli`] | arguments, printing, exit codes |
 //!
@@ -65,8 +70,9 @@
 //! - A run goes on from something else than it was begun with, unless it was told to, and then the adapter says so.
 //! - Two processes write to one run folder.
 //! - The same recipe, seed and device give another adapter: the bytes are the same, whatever the number of threads.
-//! - Training opens the network.
-//! - A Hugging Face weight, `[out, in]` on disk, is turned round anywhere but in `model/load.rs` and `adapter/peft`.
+//! - Training opens the network: nothing but `hub` does, for `tune download`.
+//! - A Hugging Face weight, `[out, in]` on disk, is turned round anywhere but in `model/load.rs`, `adapter/peft` and
+//!   `export/mlx.rs`.
 #![forbid(unsafe_code)]
 
 pub mod adapter;
@@ -77,12 +83,17 @@ pub mod cli;
 pub mod data;
 pub mod device;
 pub mod document;
+pub mod export;
 pub mod files;
 pub mod generate;
+pub mod hub;
 pub mod model;
 pub mod objective;
 pub mod quant;
 pub mod recipe;
+pub mod record;
+pub mod report;
 pub mod run;
+pub mod tensorboard;
 pub mod train;
 pub mod units;

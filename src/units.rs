@@ -65,6 +65,27 @@ impl fmt::Display for Grouped {
     }
 }
 
+/// An instant, in seconds since 1970, shown as RFC 3339 writes it (`2026-01-31T23:59:59Z`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Utc(pub u64);
+
+impl fmt::Display for Utc {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, seconds) = (self.0 / 86_400, self.0 % 86_400);
+        // Years that begin in March end with the day that not all of them have. An era is 400 of them, 146 097 days.
+        let days = days + 719_468;
+        let (era, day_of_era) = (days / 146_097, days % 146_097);
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let month_from_march = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+        let year = 400 * era + year_of_era + u64::from(month <= 2);
+        let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        write!(formatter, "{year:04}-{month:02}-{day:02}T{hours:02}:{minutes:02}:{seconds:02}Z")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -92,5 +113,14 @@ mod tests {
         assert_eq!(Grouped(7).to_string(), "7");
         assert_eq!(Grouped(1234).to_string(), "1,234");
         assert_eq!(Grouped(1_234_567).to_string(), "1,234,567");
+    }
+
+    #[test]
+    fn instants_are_dates() {
+        assert_eq!(Utc(0).to_string(), "1970-01-01T00:00:00Z");
+        assert_eq!(Utc(951_782_400).to_string(), "2000-02-29T00:00:00Z");
+        assert_eq!(Utc(1_709_251_199).to_string(), "2024-02-29T23:59:59Z");
+        assert_eq!(Utc(4_102_444_800).to_string(), "2100-01-01T00:00:00Z");
+        assert_eq!(Utc(4_107_542_400).to_string(), "2100-03-01T00:00:00Z");
     }
 }

@@ -476,7 +476,7 @@ fn values_that_are_not_finite_are_not_written() {
     let mut set = filled(&targets);
     let mut tensors = set.tensors().to_vec();
     tensors[3] = tensors[3].clone() / 0.0;
-    set.replace(tensors).unwrap();
+    set.update(|_| tensors).unwrap();
     let out = tempfile::tempdir().unwrap();
     let config = Config::new(spec, &targets, &modules(), "org/base", None);
     let folder = out.path().join("adapter");

@@ -98,6 +98,7 @@ fn the_provenance_names_inputs_and_nothing_that_varies() {
         keys,
         [
             "format",
+            "tune.base_family",
             "tune.base_sha256.config.json",
             "tune.base_sha256.model.safetensors",
             "tune.base_sha256.tokenizer.json",
@@ -108,6 +109,7 @@ fn the_provenance_names_inputs_and_nothing_that_varies() {
             "tune.eval_loss",
             "tune.eval_loss_before",
             "tune.loss",
+            "tune.quantization",
             "tune.recipe_sha256",
             "tune.seed",
             "tune.steps",
@@ -163,8 +165,9 @@ fn inspect_shows_rows_as_json() {
     quickstart(folder.path());
     let shown = tune(folder.path(), &["inspect", "quickstart.toml", "--row", "5", "-n", "2", "--json"]);
     assert!(shown.status.success(), "{}", text(&shown.stderr));
-    let rows: Vec<serde_json::Value> =
-        text(&shown.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let events = text(&shown.stdout);
+    let events = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let rows: Vec<serde_json::Value> = events.filter(|event| event["event"] == "row").collect();
     assert_eq!(rows.iter().map(|row| row["row"].as_u64().unwrap()).collect::<Vec<_>>(), [5, 6]);
     for row in rows {
         let tokens = row["tokens"].as_array().unwrap();

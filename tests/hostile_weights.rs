@@ -364,7 +364,7 @@ fn hub_ids_are_found_in_the_cache() {
         says(resolve_base(base, revision, cache.path()).unwrap_err(), parts);
     };
     refused("org/other", None, &["models--org--other", "download org/other"]);
-    refused("org/name", Some("v2"), &["v2", "--revision v2"]);
+    refused("org/name", Some("v2"), &["v2", "download org/name@v2"]);
     refused("org/name", Some("gone"), &["snapshots", "gone"]);
     refused("org/name", Some("broken"), &["broken", "does not hold a commit"]);
     refused("org/name", Some("../main"), &["not a branch"]);

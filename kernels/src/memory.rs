@@ -15,9 +15,10 @@ pub fn packed_value_bytes(dtype: DType) -> u64 {
     with_float!(dtype, T => 4 / Kernels::of::<T>().element().indices() as u64)
 }
 
-/// Bytes of panels and accumulators that the threads hold during a product of `tokens` rows.
-pub fn panel_bytes(tokens: u64) -> u64 {
-    parallel::threads() as u64 * matmul::task_bytes(tokens)
+/// Bytes of panels and accumulators that the threads hold during a product of `tokens` rows in `dtype`.
+pub fn panel_bytes(tokens: u64, dtype: DType) -> u64 {
+    let element = with_float!(dtype, T => Kernels::of::<T>().element());
+    parallel::threads() as u64 * matmul::task_bytes(tokens, element)
 }
 
 /// Bytes inside [`linear_cross_entropy::linear_cross_entropy`] with a gradient, which is included, for `tokens`

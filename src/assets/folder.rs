@@ -155,14 +155,7 @@ impl ModelDir {
     /// # Errors
     /// A file that is a link to nothing.
     pub fn tokenizer_files(&self) -> Result<Vec<PathBuf>, Error> {
-        let mut found = Vec::new();
-        for name in TOKENIZER_FILES {
-            let path = self.root.join(name);
-            if exists(&path)? {
-                found.push(path);
-            }
-        }
-        Ok(found)
+        tokenizer_files(&self.root)
     }
 
     /// SHA-256 of config.json and every weight file, in that order; reads all weights once.
@@ -175,6 +168,21 @@ impl ModelDir {
         paths[1..].sort();
         paths.into_par_iter().map(|path| digest(&path)).collect()
     }
+}
+
+/// The tokenizer's files that a folder has, in alphabetical order.
+///
+/// # Errors
+/// A file that is a link to nothing.
+pub fn tokenizer_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
+    for name in TOKENIZER_FILES {
+        let path = folder.join(name);
+        if exists(&path)? {
+            found.push(path);
+        }
+    }
+    Ok(found)
 }
 
 /// Hashes one file without holding it.

@@ -58,11 +58,9 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
     if !is_revision(wanted) {
         return Err(not_found(format!("`{wanted}` is not a branch, tag or commit")));
     }
-    let option = revision.map(|revision| format!(" --revision {revision}")).unwrap_or_default();
-    let fetch = format!(
-        "to fetch it into the cache: `hf download {base}{option}` (before huggingface_hub 1.0: `huggingface-cli \
-         download`); or give the path of a folder"
-    );
+    let at = revision.map(|revision| format!("@{revision}")).unwrap_or_default();
+    let fetch =
+        format!("to fetch it into the cache: `tune download {base}{at}`; or give the path of a folder");
     if !repository.is_dir() {
         return Err(not_found(format!(
             "`{base}` is neither a folder nor in the hub cache (looked for {}); {fetch}",
@@ -97,7 +95,7 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
 }
 
 /// `name` or `organization/name`, of the characters the hub allows.
-fn is_hub_id(text: &str) -> bool {
+pub fn is_hub_id(text: &str) -> bool {
     let part = |part: &str| {
         !part.is_empty()
             && part.len() <= 96
@@ -113,7 +111,7 @@ fn is_hub_id(text: &str) -> bool {
 }
 
 /// A reference that stays inside the folder of references (`refs/pr/1` may nest).
-fn is_revision(text: &str) -> bool {
+pub fn is_revision(text: &str) -> bool {
     text.split('/').all(|part| {
         !part.is_empty()
             && !part.starts_with('.')

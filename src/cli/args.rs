@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::FloatDtype;
+
+use super::adapter_args::{ExportArguments, MergeArguments, VerifyArguments};
+use super::download::DownloadArguments;
 
 /// Fine-tune an open-weight language model on one machine, from one recipe.
 #[derive(Debug, Parser)]
@@ -28,11 +31,23 @@ pub enum Command {
     /// Train the adapter that a recipe describes
     Run(RunArguments),
     /// Check recipe, model, tokenizer, data and targets; train nothing, write nothing
-    Validate(RecipeArguments),
+    Validate(ValidateArguments),
     /// Show, row by row, what the model will see and which tokens are supervised
     Inspect(InspectArguments),
+    /// Train a finished run again and tell whether the adapter comes out the same, byte for byte
+    Reproduce(ReproduceArguments),
+    /// Write what a run folder tells as one HTML page that needs no network
+    Report(ReportArguments),
     /// Measure how fast this machine trains, and in how much memory
     Bench(BenchArguments),
+    /// Fold an adapter into its base model, and prove that the result computes the same
+    Merge(MergeArguments),
+    /// Check that all of an adapter is used and does something, and show where it comes from
+    Verify(VerifyArguments),
+    /// Write an adapter as another program reads it
+    Export(ExportArguments),
+    /// Fetch a model into the Hugging Face cache; no other command opens the network
+    Download(DownloadArguments),
     /// List the bundled recipes
     Ls,
     /// Copy a bundled recipe, with the model and data it needs, into a folder
@@ -47,6 +62,24 @@ pub struct RecipeArguments {
     /// Change one key: `--set train.learning_rate=1e-4` (repeatable; the value is TOML, else a string)
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub overrides: Vec<String>,
+}
+
+/// How a command speaks to programs.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct OutputArguments {
+    /// Write events as JSON, one a line, and nothing else on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// Also write problems to standard error as a CI system reads them
+    #[arg(long, value_enum, value_name = "SYSTEM")]
+    pub annotations: Option<Annotations>,
+}
+
+/// A CI system that shows problems beside the lines they belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Annotations {
+    /// GitHub Actions: `::error file=…,line=…::…`
+    Github,
 }
 
 /// Arguments of `tune run`.
@@ -64,6 +97,46 @@ pub struct RunArguments {
     /// Replace an earlier run in the recipe's output folder
     #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
+    /// Also write TensorBoard event files, into `tensorboard/` of the run folder
+    #[arg(long)]
+    pub tensorboard: bool,
+    /// For programs.
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+/// Arguments of `tune validate`.
+#[derive(Debug, Args)]
+pub struct ValidateArguments {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// For programs.
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+/// Arguments of `tune reproduce`.
+#[derive(Debug, Args)]
+pub struct ReproduceArguments {
+    /// The folder of a finished run
+    pub run: PathBuf,
+    /// Where the new run goes; left out: a temporary folder, kept only when the adapters differ
+    #[arg(long, value_name = "FOLDER")]
+    pub output: Option<PathBuf>,
+    /// For programs.
+    #[command(flatten)]
+    pub for_programs: OutputArguments,
+}
+
+/// Arguments of `tune report`.
+#[derive(Debug, Args)]
+pub struct ReportArguments {
+    /// The folder of a run, finished or not
+    pub run: PathBuf,
+    /// The file to write [default: report.html in the run folder]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 /// Arguments of `tune inspect`.
@@ -78,9 +151,9 @@ pub struct InspectArguments {
     /// How many rows to show
     #[arg(short, long, default_value_t = 3, value_name = "COUNT")]
     pub n: u64,
-    /// One JSON object per row instead of text
-    #[arg(long)]
-    pub json: bool,
+    /// For programs.
+    #[command(flatten)]
+    pub output: OutputArguments,
 }
 
 /// Arguments of `tune bench`.

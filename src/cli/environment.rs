@@ -1,4 +1,5 @@
-//! What the process's surroundings say: where the Hugging Face cache lies, and whether a signal came.
+//! What the process's surroundings say: where the Hugging Face cache and the hub are, which token opens it, and
+//! whether a signal came.
 
 use std::env;
 use std::path::PathBuf;
@@ -8,21 +9,49 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::exit::Exit;
+use crate::hub::Token;
 
-/// The folder that holds `models--…` entries, as the hub's own tools find it.
-pub(super) fn hub_cache() -> PathBuf {
-    let variable = |name: &str| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    if let Some(cache) = variable("HF_HUB_CACHE") {
-        return cache;
-    }
-    let home = variable("HF_HOME").unwrap_or_else(|| {
+/// A variable that is set to something.
+fn variable(name: &str) -> Option<PathBuf> {
+    env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}
+
+/// The folder in which the hub's own tools keep everything.
+fn hub_home() -> PathBuf {
+    variable("HF_HOME").unwrap_or_else(|| {
         let cache = variable("XDG_CACHE_HOME");
         cache
             .or_else(|| env::home_dir().map(|home| home.join(".cache")))
             .unwrap_or_default()
             .join("huggingface")
+    })
+}
+
+/// The folder that holds `models--…` entries, as the hub's own tools find it.
+pub(super) fn hub_cache() -> PathBuf {
+    variable("HF_HUB_CACHE").unwrap_or_else(|| hub_home().join("hub"))
+}
+
+/// The hub's address.
+pub(super) fn hub_endpoint() -> String {
+    env::var("HF_ENDPOINT").ok().filter(|text| !text.is_empty()).unwrap_or("https://huggingface.co".into())
+}
+
+/// Access to private models: HF_TOKEN, else the file that `hf auth login` writes.
+pub(super) fn hub_token() -> Option<Token> {
+    let variables = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
+    let named = variables.into_iter().find_map(|name| env::var(name).ok().filter(|text| !text.is_empty()));
+    let text = named.or_else(|| {
+        let file = variable("HF_TOKEN_PATH").unwrap_or_else(|| hub_home().join("token"));
+        std::fs::read_to_string(file).ok()
     });
-    home.join("hub")
+    Token::new(&text?)
+}
+
+/// Whether the user forbade the network.
+pub(super) fn is_offline() -> bool {
+    let set = |value: String| matches!(value.to_uppercase().as_str(), "1" | "ON" | "YES" | "TRUE");
+    env::var("HF_HUB_OFFLINE").is_ok_and(set)
 }
 
 /// Notices SIGINT and SIGTERM. The first asks the run to stop at the end of its step; a second one ends the process.

@@ -24,6 +24,23 @@ pub enum Exit {
     Terminated = 143,
 }
 
+impl Exit {
+    /// One word for programs.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Other => "error",
+            Self::Recipe => "recipe",
+            Self::Data => "data",
+            Self::Resources => "resources",
+            Self::Diverged => "diverged",
+            Self::Gate => "gate",
+            Self::Interrupted => "interrupted",
+            Self::Terminated => "terminated",
+        }
+    }
+}
+
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

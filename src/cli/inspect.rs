@@ -5,10 +5,10 @@ use std::io::{self, IsTerminal, Write};
 use serde_json::json;
 
 use super::args::InspectArguments;
+use super::console::Console;
 use super::environment::hub_cache;
 use super::exit::Exit;
-use super::report;
-use super::style::{FAINT, GOOD, STRONG, WARNING, paint};
+use super::style::{FAINT, GOOD, STRONG, WARNING, paint, visible};
 use crate::data::inspect::{InspectedRow, Piece, Verdict};
 use crate::data::template::SpanMethod;
 use crate::data::tokenize::Supervision;
@@ -16,21 +16,22 @@ use crate::recipe::RecipeFile;
 use crate::run::{Environment, inspect as use_case};
 
 /// Shows rows.
-pub(super) fn inspect(arguments: &InspectArguments, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn inspect(arguments: &InspectArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     let file = match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides) {
         Ok(file) => file,
-        Err(error) => return Ok(report::failure(&error.into())),
+        Err(error) => return Ok(console.failure(&error.into())),
     };
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &|| false };
     let inspection = match use_case::inspect(file, &environment) {
         Ok(inspection) => inspection,
-        Err(error) => return Ok(report::failure(&error)),
+        Err(error) => return Ok(console.failure(&error)),
     };
     // Colour tells supervised text apart where it is shown; brackets do where it is not.
     let colored = io::stdout().is_terminal()
         && anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
-    if !arguments.json {
+    if !console.json() {
+        let out = console.out();
         if let Some(template) = inspection.template() {
             writeln!(out, "{} {template}", paint(STRONG, "template"))?;
         }
@@ -41,15 +42,15 @@ pub(super) fn inspect(arguments: &InspectArguments, out: &mut impl Write) -> io:
     let end = arguments.row.saturating_add(arguments.n).min(inspection.rows().max(arguments.row + 1));
     for number in arguments.row..end {
         match inspection.row(number) {
-            Ok(row) if arguments.json => writeln!(out, "{}", as_json(number, &row))?,
-            Ok(row) => show(number, &row, colored, out)?,
-            Err(error) => exit = report::failure(&error),
+            Ok(row) if console.json() => console.event("row", &as_json(number, &row)),
+            Ok(row) => show(number, &row, colored, console.out())?,
+            Err(error) => exit = console.failure(&error),
         }
     }
     Ok(exit)
 }
 
-fn show(number: u64, row: &InspectedRow, colored: bool, out: &mut impl Write) -> io::Result<()> {
+fn show(number: u64, row: &InspectedRow, colored: bool, out: &mut dyn Write) -> io::Result<()> {
     let share = 100.0 * row.supervised_tokens as f64 / row.kept_tokens.max(1) as f64;
     let held_out = if row.held_out { ", held out" } else { "" };
     writeln!(
@@ -89,7 +90,7 @@ fn lines(text: &str, style: impl Fn(&str) -> String) -> String {
 
 fn spelled(piece: &Piece) -> String {
     match &piece.text {
-        Some(text) => text.clone(),
+        Some(text) => visible(text),
         None => format!("{} ", piece.id),
     }
 }

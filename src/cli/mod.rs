@@ -1,24 +1,34 @@
 //! The command line: the only part that prints, reads the environment and decides exit codes.
 
+pub mod adapter_args;
+mod annotations;
 pub mod args;
 mod bench;
 mod bundles;
+mod console;
+pub mod download;
 mod environment;
 mod exit;
+mod finding;
 mod inspect;
+mod merge;
+mod page;
 mod progress;
 mod report;
+mod reproduce;
 mod run;
 mod style;
 mod tables;
 mod validate;
+mod verify;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Arguments, Command};
+use args::{Arguments, Command, OutputArguments};
+use console::Console;
 use exit::Exit;
 
 /// Parses the command line and does what it says.
@@ -47,11 +57,39 @@ pub fn main() -> ExitCode {
 
 fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
     match command {
-        Command::Run(arguments) => run::run(arguments, out),
-        Command::Validate(arguments) => validate::validate(arguments, out),
-        Command::Inspect(arguments) => inspect::inspect(arguments, out),
+        Command::Run(arguments) => {
+            speak("run", arguments.output, out, |console| run::run(arguments, console))
+        }
+        Command::Validate(arguments) => {
+            speak("validate", arguments.output, out, |console| validate::validate(arguments, console))
+        }
+        Command::Inspect(arguments) => {
+            speak("inspect", arguments.output, out, |console| inspect::inspect(arguments, console))
+        }
+        Command::Reproduce(arguments) => speak("reproduce", arguments.for_programs, out, |console| {
+            reproduce::reproduce(arguments, console)
+        }),
+        Command::Report(arguments) => {
+            speak("report", OutputArguments::default(), out, |console| page::report(arguments, console))
+        }
         Command::Bench(arguments) => bench::bench(arguments, out),
+        Command::Merge(arguments) => merge::merge(arguments, out),
+        Command::Verify(arguments) => verify::verify(arguments, out),
+        Command::Export(arguments) => merge::export(arguments, out),
+        Command::Download(arguments) => download::download(arguments, out),
         Command::Ls => bundles::ls(out),
         Command::Cp(arguments) => bundles::cp(arguments, out),
     }
+}
+
+/// Does what a command does between its first word and its last.
+fn speak(
+    command: &str,
+    form: OutputArguments,
+    out: &mut dyn Write,
+    act: impl FnOnce(&mut Console<'_>) -> io::Result<Exit>,
+) -> io::Result<Exit> {
+    let mut console = Console::new(command, form, out);
+    let exit = act(&mut console)?;
+    console.end(exit)
 }

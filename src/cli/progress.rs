@@ -49,6 +49,18 @@ impl Progress {
         }
     }
 
+    /// Progress of something that is counted.
+    pub(super) fn count(&mut self, name: &'static str, done: u64, total: u64) {
+        self.phase(name, "{msg}  {wide_bar:.green/dim} {pos}/{len}", done, total);
+    }
+
+    /// Progress of something that is measured in bytes.
+    pub(super) fn bytes(&mut self, name: &'static str, done: u64, total: u64) {
+        let template =
+            "{msg}  {wide_bar:.green/dim} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}";
+        self.phase(name, template, done, total);
+    }
+
     /// Progress of a phase that precedes or interrupts training.
     fn phase(&mut self, name: &'static str, template: &str, done: u64, total: u64) {
         if self.phase != Some(name) {
@@ -217,6 +229,8 @@ impl Observer for Progress {
                 let what = if *best { "best so far" } else { "checkpoint" };
                 self.line(&paint(FAINT, format!("saved  {} ({what})", path.display())));
             }
+            // Shown together with what follows.
+            Event::Surveyed(_) | Event::Answered(_) => {}
             Event::Note(text) => self.line(&format!("{}   {text}", paint(STRONG, "note"))),
             Event::Warning(text) => self.line(&format!("{} {text}", paint(WARNING, "warning:"))),
         }

@@ -5,9 +5,12 @@ use std::io::{IsTerminal, Write};
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
 use super::exit::Exit;
-use super::style::{ERROR, STRONG, colored_errors, paint};
+use super::style::{ERROR, STRONG, colored_errors, paint, visible};
 use crate::adapter;
 use crate::checkpoint;
+use crate::export;
+use crate::files::{self, Action};
+use crate::record;
 use crate::run;
 use crate::train::folder::FolderError;
 
@@ -18,9 +21,9 @@ const WIDTH: usize = 100;
 pub(super) fn error(message: &str, help: Option<&str>) {
     let mut stderr = anstream::stderr().lock();
     // When nobody listens on stderr any more, the exit code still says what happened.
-    let _ = writeln!(stderr, "{} {message}", paint(ERROR, "error:"));
+    let _ = writeln!(stderr, "{} {}", paint(ERROR, "error:"), visible(message));
     if let Some(help) = help {
-        let _ = writeln!(stderr, "{} {help}", paint(STRONG, "help:"));
+        let _ = writeln!(stderr, "{} {}", paint(STRONG, "help:"), visible(help));
     }
 }
 
@@ -69,10 +72,26 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
                 "let nothing write to the base while it is in use, and run again (`--resume`, if the run had begun)",
             ),
         ),
+        run::Error::Changed { .. } => {
+            error(
+                &failure.to_string(),
+                Some("put the inputs back as they were, or train anew with `tune run`"),
+            );
+        }
+        run::Error::Unfinished(_) => {
+            error(&failure.to_string(), Some("name the folder of a run that came to its end"))
+        }
         _ => error(&failure.to_string(), None),
     }
     match failure {
-        run::Error::Recipe(_) | run::Error::NotTheSameRun { .. } => Exit::Recipe,
+        run::Error::Recipe(_)
+        | run::Error::NotTheSameRun { .. }
+        | run::Error::Changed { .. }
+        | run::Error::Unfinished(_)
+        | run::Error::Record(record::Error::Damaged { .. }) => Exit::Recipe,
+        run::Error::Record(record::Error::File(files::Error::Io { action: Action::Read, .. })) => {
+            Exit::Recipe
+        }
         run::Error::Folder(
             FolderError::Occupied(_)
             | FolderError::Unfinished(_)
@@ -87,7 +106,11 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         | run::Error::File(_)
         | run::Error::Folder(_)
         | run::Error::Checkpoint(_)
-        | run::Error::Adapter(adapter::Error::Write(_)) => Exit::Resources,
+        | run::Error::Record(record::Error::File(_))
+        | run::Error::Adapter(adapter::Error::Write(_))
+        | run::Error::Export(export::Error::File(_) | export::Error::Adapter(adapter::Error::Write(_))) => {
+            Exit::Resources
+        }
         _ => Exit::Other,
     }
 }

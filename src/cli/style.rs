@@ -15,9 +15,10 @@ pub(super) const ERROR: Style = AnsiColor::Red.on_default().bold();
 /// What can be skipped in reading.
 pub(super) const FAINT: Style = Style::new().dimmed();
 
-/// Whether standard error is a terminal that may be redrawn.
+/// Whether standard error is a terminal that may be redrawn. Some CI systems offer one, and keep every redrawn line.
 pub(super) fn interactive() -> bool {
-    std::io::stderr().is_terminal()
+    let in_ci = std::env::var("CI").is_ok_and(|value| !value.is_empty() && value != "false");
+    std::io::stderr().is_terminal() && !in_ci
 }
 
 /// Whether standard error may be coloured.
@@ -28,4 +29,30 @@ pub(super) fn colored_errors() -> bool {
 /// Text in a style, for a stream that strips it where it must.
 pub(super) fn paint(style: Style, text: impl std::fmt::Display) -> String {
     format!("{style}{text}{style:#}")
+}
+
+/// Text that came from a file or a model, with control characters made visible: none of it may move the cursor, recolour
+/// or retitle a terminal.
+pub(super) fn visible(text: &str) -> String {
+    let shown = |character: char| match character {
+        '\n' | '\t' => character,
+        '\u{0}'..='\u{1f}' => char::from_u32(0x2400 + u32::from(character)).unwrap_or('\u{fffd}'),
+        '\u{7f}' => '\u{2421}',
+        control if control.is_control() => '\u{fffd}',
+        other => other,
+    };
+    text.chars().map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_from_a_file_commands_the_terminal() {
+        assert_eq!(
+            visible("a\u{1b}[31m\r\n\tb\u{9b}c\u{7f}\u{1f980}"),
+            "a\u{241b}[31m\u{240d}\n\tb\u{fffd}c\u{2421}\u{1f980}"
+        );
+    }
 }

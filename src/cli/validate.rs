@@ -2,42 +2,70 @@
 
 use std::io::{self, Write};
 
-use super::args::RecipeArguments;
+use serde_json::{Value, json};
+
+use super::args::{RecipeArguments, ValidateArguments};
+use super::console::{Console, targets_of};
 use super::environment::{Signals, hub_cache};
 use super::exit::Exit;
-use super::progress::Progress;
 use super::style::{GOOD, STRONG, WARNING, paint};
-use super::{report, tables};
-use crate::data::survey::Tally;
+use super::tables;
+use crate::adapter::target::Target;
+use crate::data::survey::{Statistics, Tally};
 use crate::recipe::RecipeFile;
 use crate::run::validate::{Validation, validate as check};
 use crate::run::{self, Environment};
 use crate::units::Grouped;
 
 /// Checks a recipe and shows what its run would be.
-pub(super) fn validate(arguments: &RecipeArguments, out: &mut impl Write) -> io::Result<Exit> {
-    let file = match RecipeFile::open(&arguments.recipe, &arguments.overrides) {
+pub(super) fn validate(arguments: &ValidateArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+    let file = match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides) {
         Ok(file) => file,
-        Err(error) => return Ok(report::failure(&error.into())),
+        Err(error) => return Ok(console.failure(&error.into())),
     };
     let signals = Signals::listen();
     let stop = || signals.raised();
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
-    let mut progress = Progress::new();
-    let validation = check(file, &environment, &mut progress);
-    drop(progress);
+    let validation = check(file, &environment, console);
+    console.quiet();
     match validation {
         Ok(validation) => {
-            show(&validation, arguments, out)?;
+            for warning in &validation.warnings {
+                console.warning(warning);
+            }
+            if console.json() {
+                console.event("targets", &targets_of(&validation.targets));
+                console.event("data", &Statistics::of(&validation.survey));
+                console.event("result", &result_of(&validation));
+            } else {
+                show(&validation, &arguments.recipe, console.out())?;
+            }
             Ok(Exit::Done)
         }
         Err(run::Error::Stopped) => Ok(signals.exit()),
-        Err(error) => Ok(report::failure(&error)),
+        Err(error) => Ok(console.failure(&error)),
     }
 }
 
-fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut impl Write) -> io::Result<()> {
+/// What a run would be, as JSON.
+fn result_of(validation: &Validation) -> Value {
+    let (family, parameters) = validation.model;
+    json!({
+        "base": validation.recipe.model.base,
+        "family": family,
+        "base_parameters": parameters,
+        "compute_dtype": validation.compute_dtype.name(),
+        "device": validation.device,
+        "template": validation.template,
+        "trainable_parameters": validation.targets.iter().map(Target::parameters).sum::<u64>(),
+        "warmup_steps": validation.warmup_steps,
+        "output_dir": validation.recipe.output_dir.display().to_string(),
+        "recipe_sha256": validation.recipe.sha256(),
+    })
+}
+
+fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Write) -> io::Result<()> {
     let Validation { recipe, survey, .. } = validation;
     let (family, parameters) = validation.model;
     let storage = match recipe.quantization {

@@ -88,6 +88,16 @@ impl Place {
         1 + self.source.text().bytes().take(self.span.start).filter(|&byte| byte == b'\n').count()
     }
 
+    /// Column of the first byte, counted in characters from 1.
+    pub fn column(&self) -> usize {
+        position(self.source.text(), self.span.start).1
+    }
+
+    /// Line and column just behind the last byte, each counted from 1.
+    pub fn end(&self) -> (usize, usize) {
+        position(self.source.text(), self.span.end)
+    }
+
     /// Sorts places: by source, then by where they start.
     pub(super) fn order(&self) -> (usize, usize, usize) {
         (self.source.order, self.span.start, self.span.end)
@@ -97,6 +107,13 @@ impl Place {
     pub(super) fn same_source(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.source, &other.source)
     }
+}
+
+/// Line and column of a byte, each counted from 1; columns in characters.
+fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line = before.rsplit_once('\n').map_or(before, |(_, line)| line);
+    (1 + before.matches('\n').count(), 1 + line.chars().count())
 }
 
 impl PartialEq for Place {

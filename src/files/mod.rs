@@ -44,7 +44,7 @@ pub fn write_atomically(
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
 ) -> Result<(), Error> {
     let temporary = Temporary::beside(path, NEW)?;
-    let file = create(&temporary.path).map_err(Error::io(Action::Create, path))?;
+    let file = create_new(&temporary.path).map_err(Error::io(Action::Create, path))?;
     let mut buffered = BufWriter::with_capacity(1 << 20, file);
     write(&mut buffered).map_err(Error::io(Action::Write, path))?;
     let file = buffered.into_inner().map_err(|error| Error::io(Action::Write, path)(error.into_error()))?;
@@ -68,7 +68,7 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// The file exists, or cannot be created or written.
 pub fn write_inside(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut file = create(path).map_err(Error::io(Action::Create, path))?;
+    let mut file = create_new(path).map_err(Error::io(Action::Create, path))?;
     file.write_all(bytes).map_err(Error::io(Action::Write, path))
 }
 
@@ -77,11 +77,7 @@ pub fn write_inside(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// The system refuses.
 pub fn append(path: &Path) -> Result<File, Error> {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
-    options.open(path).map_err(Error::io(Action::Write, path))
+    owners(OpenOptions::new().append(true).create(true)).open(path).map_err(Error::io(Action::Write, path))
 }
 
 /// Creates or replaces `to` with the content of `from`; permissions are those of a new file.
@@ -266,13 +262,19 @@ impl Drop for Temporary {
     }
 }
 
-/// A new file that nobody but its owner can write.
-fn create(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
+/// A new file that nobody but its owner can write. It grows in the open, for logs that are read while they grow.
+///
+/// # Errors
+/// The system's own, `AlreadyExists` among them.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    owners(OpenOptions::new().write(true).create_new(true)).open(path)
+}
+
+/// Files that are made are 0644, less the umask.
+fn owners(options: &mut OpenOptions) -> &OpenOptions {
     #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
-    options.open(path)
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o644);
+    options
 }
 
 fn folder_builder() -> DirBuilder {

@@ -112,6 +112,15 @@ pub struct DecoderSpec {
     pub names: TensorNames,
 }
 
+/// Refuses a count that would have things allocated for what no model has.
+pub(super) fn plausible_count(key: &str, count: usize) -> Result<(), Error> {
+    const LIMIT: usize = 1 << 14;
+    match count {
+        0..=LIMIT => Ok(()),
+        _ => Err(Error::config(key, format!("is {count}; more than {LIMIT} is not plausible"))),
+    }
+}
+
 /// How a checkpoint spells its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TensorNames {
@@ -213,16 +222,9 @@ impl DecoderSpec {
                 return Err(Error::config(key, format!("is {size}; sizes above {LIMIT} are not plausible")));
             }
         }
-        let counts = [
-            ("num_hidden_layers", self.layers, 1 << 14),
-            ("num_attention_heads", self.attention_heads, 1 << 14),
-            ("head_dim", self.head_dim, 1 << 14),
-        ];
-        for (key, count, limit) in counts {
-            if count > limit {
-                return Err(Error::config(key, format!("is {count}; more than {limit} is not plausible")));
-            }
-        }
+        plausible_count("num_hidden_layers", self.layers)?;
+        plausible_count("num_attention_heads", self.attention_heads)?;
+        plausible_count("head_dim", self.head_dim)?;
         if !self.attention_heads.is_multiple_of(self.key_value_heads) {
             return Err(Error::config(
                 "num_key_value_heads",

@@ -48,14 +48,11 @@ pub fn load<B: KernelBackend>(
     device: &B::Device,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Decoder<B>, Error> {
-    let checked = tensors::check(spec, weights, quantization)?;
-    // A checkpoint with quantized tensors is taken as it is, its dense projections included.
-    let quantization = quantization.filter(|_| checked.quantized.is_empty());
-    let total = tensors::expected(spec).len();
-    Loader { weights, spec, checked, quantization, dtype, device, progress, done: 0, total }.decoder()
+    Loader::new(weights, spec, quantization, dtype, device, progress)?.decoder()
 }
 
-struct Loader<'a, B: KernelBackend> {
+/// Loads a decoder part by part, for those who must not hold it whole.
+pub struct Loader<'a, B: KernelBackend> {
     weights: &'a WeightFiles,
     spec: &'a DecoderSpec,
     checked: Checked,
@@ -67,12 +64,40 @@ struct Loader<'a, B: KernelBackend> {
     total: usize,
 }
 
-impl<B: KernelBackend> Loader<'_, B> {
+impl<'a, B: KernelBackend> Loader<'a, B> {
+    /// Checks every tensor; reads none. Arguments and errors are those of [`load`].
+    ///
+    /// # Errors
+    /// Tensors that do not fit `spec`.
+    pub fn new(
+        weights: &'a WeightFiles,
+        spec: &'a DecoderSpec,
+        quantization: Option<quant::spec::Spec>,
+        dtype: FloatDtype,
+        device: &'a B::Device,
+        progress: &'a mut dyn FnMut(Progress<'_>),
+    ) -> Result<Self, Error> {
+        let checked = tensors::check(spec, weights, quantization)?;
+        // A checkpoint with quantized tensors is taken as it is, its dense projections included.
+        let quantization = quantization.filter(|_| checked.quantized.is_empty());
+        let total = tensors::expected(spec).len();
+        Ok(Self { weights, spec, checked, quantization, dtype, device, progress, done: 0, total })
+    }
+
     fn decoder(mut self) -> Result<Decoder<B>, Error> {
+        let mut decoder = self.frame()?;
+        decoder.layers = (0..self.spec.layers).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
+        Ok(decoder)
+    }
+
+    /// Everything but the layers: embeddings, final norm, output head.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn frame(&mut self) -> Result<Decoder<B>, Error> {
         let (spec, names) = (self.spec, self.spec.names);
         let table = [spec.vocab_size, spec.hidden_size];
         let embedding = self.dense(names.embedding, table)?;
-        let layers = (0..spec.layers).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
         let final_norm = self.dense(names.final_norm, [spec.hidden_size])?;
         let head = match spec.tied {
             true => embedding.clone(),
@@ -83,14 +108,18 @@ impl<B: KernelBackend> Loader<'_, B> {
             dtype: self.dtype,
             device: self.device.clone(),
             embedding,
-            layers,
+            layers: Vec::new(),
             final_norm,
             head: FrozenWeight::Dense(head),
             rotary: RotaryCache::new(),
         })
     }
 
-    fn layer(&mut self, layer: usize) -> Result<DecoderLayer<B>, Error> {
+    /// One decoder layer.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn layer(&mut self, layer: usize) -> Result<DecoderLayer<B>, Error> {
         let (spec, names) = (self.spec, self.spec.names);
         let hidden = [spec.hidden_size];
         let norm = |name: &str| format!("{}.{layer}.{name}", names.layers);

@@ -98,13 +98,13 @@ mod tests {
     #[test]
     fn every_shape_is_a_decoder_of_about_its_name() {
         for name in names() {
-            let spec = spec(name).unwrap().unwrap_or_else(|error| panic!("{name}: {error}"));
+            let found = spec(name).unwrap().unwrap_or_else(|error| panic!("{name}: {error}"));
             let size = name.rsplit('-').next().unwrap();
             let (number, unit) = size.split_at(size.len() - 1);
             let expected = number.parse::<f64>().unwrap() * if unit == "b" { 1e9 } else { 1e6 };
-            let ratio = spec.parameters() as f64 / expected;
-            assert!((0.75..1.3).contains(&ratio), "{name}: {} parameters", spec.parameters());
+            let ratio = found.parameters() as f64 / expected;
+            assert!((0.75..1.3).contains(&ratio), "{name}: {} parameters", found.parameters());
         }
-        assert!(super::spec("gpt-2").is_none());
+        assert!(spec("gpt-2").is_none());
     }
 }

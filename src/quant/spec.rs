@@ -1,5 +1,7 @@
 //! The `[quantization.*]` table of a recipe, as a typed value.
 
+use std::fmt;
+
 use crate::document::{Kind, Misfit, Problem, TableReader, Value, Writer, integer, truth};
 
 /// How the frozen projections are stored.
@@ -47,6 +49,30 @@ impl Spec {
     }
 }
 
+impl fmt::Display for Spec {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nf4 { block_size, double_quant } => {
+                write!(formatter, "nf4 block_size={block_size} double_quant={double_quant}")
+            }
+        }
+    }
+}
+
+impl Spec {
+    /// What QLoRA and bitsandbytes do where nothing else is said.
+    pub const USUAL: Self = Self::Nf4 { block_size: 64, double_quant: true };
+
+    /// Reads what [`Display`](fmt::Display) writes.
+    pub fn from_text(text: &str) -> Option<Self> {
+        let mut words = text.strip_prefix("nf4 ")?.split(' ');
+        let block_size: usize = words.next()?.strip_prefix("block_size=")?.parse().ok()?;
+        let double_quant = words.next()?.strip_prefix("double_quant=")?.parse().ok()?;
+        let plausible = block_size.is_power_of_two() && (64..=4096).contains(&block_size);
+        (plausible && words.next().is_none()).then_some(Self::Nf4 { block_size, double_quant })
+    }
+}
+
 /// A power of two, 64 to 4096.
 fn block_size(value: &Value) -> Result<usize, Vec<Misfit>> {
     let size = integer(64..=4096)(value)?;
@@ -56,5 +82,18 @@ fn block_size(value: &Value) -> Result<usize, Vec<Misfit>> {
                 .help("one of 64, 128, 256, 512, 1024, 2048, 4096"),
         ]),
         _ => Ok(size),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_read_back() {
+        let spec = Spec::Nf4 { block_size: 128, double_quant: false };
+        assert_eq!(Spec::from_text(&spec.to_string()), Some(spec));
+        assert_eq!(Spec::from_text("none"), None);
+        assert_eq!(Spec::from_text("nf4 block_size=3 double_quant=true"), None);
     }
 }

@@ -18,9 +18,11 @@ use crate::data::batch::Batching;
 use crate::data::example::RowId;
 use crate::data::template::ChatTemplate;
 use crate::device::{Device, OnBackend};
+use crate::export::consumer::Compatibility;
 use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
 use crate::recipe::RecipeFile;
+use crate::record::{self, End, Journal, Lock};
 use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
 use crate::train::fit::{Fit, Position};
 use crate::train::folder::RunFolder;
@@ -48,6 +50,8 @@ pub struct Outcome {
     pub output_dir: PathBuf,
     /// The adapter's folder; `None` when the run was stopped before its last step.
     pub adapter: Option<PathBuf>,
+    /// Which programs load the adapter as it is.
+    pub readers: Compatibility,
     /// How it ended.
     pub ended: Ended,
     /// It had ended before this command, which did nothing.
@@ -72,6 +76,7 @@ impl Outcome {
         Self {
             output_dir: opened.recipe.output_dir.clone(),
             adapter: None,
+            readers: Compatibility::of(&opened.peft_config(), &opened.targets),
             ended,
             was_finished: false,
             steps: state.step,
@@ -102,6 +107,22 @@ impl Outcome {
 /// [`Error`]: everything wrong with the recipe or the data, before anything is written; afterwards what stopped the
 /// run, with what was learned so far in a checkpoint.
 pub fn fine_tune(
+    file: RecipeFile,
+    environment: &Environment<'_>,
+    options: Options,
+    observer: &mut dyn Observer,
+) -> Result<Outcome, Error> {
+    let mut journal = Journal::new(observer);
+    let result = train(file, environment, options, &mut journal);
+    journal.end(match &result {
+        Ok(Outcome { adapter: Some(adapter), samples, .. }) => End::Done { adapter, samples },
+        Ok(Outcome { adapter: None, .. }) => End::Stopped,
+        Err(error) => End::Failed(error.to_string()),
+    });
+    result
+}
+
+fn train(
     file: RecipeFile,
     environment: &Environment<'_>,
     options: Options,
@@ -138,14 +159,14 @@ pub fn fine_tune(
         observer.observe(&Event::Note(text));
     }
     let batching = opened.batching();
-    let Extent { steps: total_steps, largest_micro_batch } = match &saved {
-        // The very same rows, counted when the run began.
-        Some(saved) if !is_changed => {
-            Extent { steps: saved.state.total_steps, largest_micro_batch: plan::most_tokens(&opened) }
+    let extent = match &saved {
+        // The very same rows, counted and measured when the run began.
+        Some(Saved { state, .. }) if !is_changed => {
+            Extent { steps: state.total_steps, largest_micro_batch: state.largest_micro_batch }
         }
         _ => survey::extent(&opened, &batching, environment, observer)?,
     };
-    let plan = plan::plan(&opened, dtype, largest_micro_batch)?;
+    let plan = plan::plan(&opened, dtype, extent.largest_micro_batch)?;
     let deadline = recipe.train.budget.max_time.and_then(|time| began.checked_add(time));
     let (opened, inputs) = (&opened, &inputs);
     device.run(Training {
@@ -155,7 +176,7 @@ pub fn fine_tune(
         folder,
         batching,
         origin,
-        total_steps,
+        extent,
         saved,
         deadline,
         compute,
@@ -173,7 +194,7 @@ struct Training<'a> {
     folder: RunFolder,
     batching: Batching,
     origin: Origin,
-    total_steps: u64,
+    extent: Extent,
     /// The checkpoint that the run goes on from.
     saved: Option<Saved>,
     deadline: Option<Instant>,
@@ -187,18 +208,21 @@ impl OnBackend for Training<'_> {
     type Output = Result<Outcome, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { opened, environment, inputs, mut folder, total_steps, saved, observer, .. } = self;
+        let Self { opened, environment, inputs, mut folder, extent, saved, observer, .. } = self;
         let recipe = &opened.recipe;
         let mut adapters = opened.adapters::<B>(device)?;
         let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
         let goes_on = saved.is_some();
+        let Extent { steps: total_steps, largest_micro_batch } = extent;
         let position = match saved {
             None => {
-                let state = State { origin: self.origin, ..State::fresh(Default::default(), total_steps) };
+                let state = State::fresh(Default::default(), total_steps);
+                let state = State { largest_micro_batch, origin: self.origin, ..state };
                 Position { state, kept: None, saved: None }
             }
             Some(mut saved) => {
                 saved.state.total_steps = total_steps;
+                saved.state.largest_micro_batch = largest_micro_batch;
                 let path = saved.path.clone();
                 let (state, kept) = saved.restore(&mut adapters, &mut optimizer, device)?;
                 Position { state, kept, saved: Some(path) }
@@ -219,6 +243,8 @@ impl OnBackend for Training<'_> {
 
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
+        sampler.tell(&before, observer);
+        let lock = opened.lock(Device::of(recipe.device), self.dtype)?;
 
         // Nothing is written before this point, but for the lock.
         folder.begin(goes_on)?;
@@ -226,6 +252,7 @@ impl OnBackend for Training<'_> {
             folder.set_aside(position.state.step, path)?;
         }
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
+        lock.write(folder.root())?;
         files::write_bytes(&folder.memory_plan(), self.plan.to_json().as_bytes())?;
         let corpus = &opened.corpus;
         observer.observe(&Event::Start(&Start {
@@ -271,7 +298,8 @@ impl OnBackend for Training<'_> {
         }
         inputs.require_same_tokenizer(opened)?;
         let template = opened.template.as_deref().map(ChatTemplate::source);
-        let provenance = Provenance { recipe, inputs: inputs.hashes(), summary: &summary }.metadata();
+        let family = opened.spec.family;
+        let provenance = Provenance { recipe, family, inputs: inputs.hashes(), summary: &summary }.metadata();
         peft::write(
             &folder.adapter(),
             // A run that goes on has told of the adapter that it replaces.
@@ -312,6 +340,20 @@ impl Opened {
         let asked = self.recipe.model.compute_dtype;
         let resolve = FloatDtype::resolve(asked, checkpoint, |d| device.is_native(d), |d| device.supports(d));
         Ok(resolve?)
+    }
+
+    /// The hash of everything the run reads.
+    pub(super) fn lock(&self, device: Device, dtype: FloatDtype) -> Result<Lock, Error> {
+        let inputs = record::Inputs {
+            recipe: &self.recipe,
+            base: &self.base,
+            model: &self.model,
+            template: self.template.as_deref(),
+            corpus: &self.corpus,
+            device: device.name(),
+            dtype: dtype.name(),
+        };
+        Ok(Lock::new(&inputs)?)
     }
 
     /// A row as people find it: its file and line.

@@ -1,12 +1,15 @@
 //! The use-cases behind the commands: each opens what a recipe names, does one thing, and returns what came of it.
 
+pub mod adapters;
 pub mod bench;
 pub mod fine_tune;
+pub mod held_out;
 mod inputs;
 pub mod inspect;
 pub mod open;
 mod plan;
 mod provenance;
+pub mod reproduce;
 mod resume;
 mod sample;
 mod survey;
@@ -20,7 +23,7 @@ use crate::train::divergence::Fault;
 use crate::train::fit::FitError;
 use crate::train::folder::FolderError;
 use crate::train::memory::DoesNotFit;
-use crate::{adapter, assets, checkpoint, data, files, generate, model, recipe};
+use crate::{adapter, assets, checkpoint, data, export, files, generate, model, recipe, record};
 
 /// What a use-case takes from its surroundings instead of looking for it.
 #[derive(Clone, Copy)]
@@ -55,6 +58,15 @@ pub enum Error {
     /// A checkpoint could not be written.
     #[error(transparent)]
     Checkpoint(#[from] checkpoint::Error),
+    /// An adapter could not be merged or exported.
+    #[error(transparent)]
+    Export(#[from] export::Error),
+    /// There is nothing to compare two models on.
+    #[error("no rows to compare the merged model on: {origin}; name a file of prompts (`--prompts`)")]
+    NoRows {
+        /// Where rows were looked for.
+        origin: String,
+    },
     /// A sample could not be generated.
     #[error(transparent)]
     Generate(#[from] generate::Error),
@@ -86,6 +98,20 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
+    /// The lock or the record of a run cannot be made, read or believed.
+    #[error(transparent)]
+    Record(#[from] record::Error),
+    /// A run to be repeated has no finished adapter.
+    #[error("{} holds no finished run: there is no adapter to compare with", .0.display())]
+    Unfinished(PathBuf),
+    /// What a run to be repeated was made of is not what it was.
+    #[error("{} cannot be reproduced, its inputs have changed:\n  {}", run.display(), listed(differences))]
+    Changed {
+        /// The run.
+        run: PathBuf,
+        /// Each input that changed.
+        differences: Vec<record::Difference>,
+    },
     /// The work was asked to stop before anything was written.
     #[error("stopped")]
     Stopped,
@@ -104,6 +130,10 @@ impl From<assets::Error> for Error {
     fn from(error: assets::Error) -> Self {
         Self::Model(error.into())
     }
+}
+
+fn listed(differences: &[record::Difference]) -> String {
+    differences.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  ")
 }
 
 fn bullets(lines: &[String]) -> String {

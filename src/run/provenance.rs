@@ -19,6 +19,8 @@ pub(super) const STEPS: &str = "tune.steps";
 pub(super) struct Provenance<'a> {
     /// The recipe.
     pub recipe: &'a Recipe,
+    /// The base model's family.
+    pub family: &'a str,
     /// Hashes of all inputs by name.
     pub inputs: &'a BTreeMap<String, String>,
     /// How the run went.
@@ -32,7 +34,12 @@ impl Provenance<'_> {
         let mut put = |key: &str, value: String| metadata.insert(format!("{PREFIX}{key}"), value);
         put("version", env!("CARGO_PKG_VERSION").to_owned());
         put("recipe_sha256", self.recipe.sha256());
+        put(
+            "quantization",
+            self.recipe.quantization.map_or_else(|| "none".to_owned(), |spec| spec.to_string()),
+        );
         put("seed", self.recipe.seed.to_string());
+        put("base_family", self.family.to_owned());
         let Summary { state, ended } = self.summary;
         put("steps", state.step.to_string());
         put("tokens", state.tokens.to_string());

@@ -13,9 +13,10 @@ use crate::adapter::lora::LoraSet;
 use crate::data::example::Message;
 use crate::data::schema::alpaca_prompt;
 use crate::data::spec::{Format, Split};
+use crate::export::folder::{end_tokens, token_ids};
 use crate::generate::{Finish, Sampling, generate};
 use crate::model::Decoder;
-use crate::train::event::Sample;
+use crate::train::event::{Event, Observer, Sample};
 
 /// The sample prompts as token ids.
 pub(super) struct Sampler<'a> {
@@ -57,6 +58,13 @@ impl<'a> Sampler<'a> {
         Ok(answers)
     }
 
+    /// Tells the answers of the untrained base.
+    pub(super) fn tell(&self, answers: &[String], observer: &mut dyn Observer) {
+        let prompts = self.opened.recipe.sample.prompts.iter().cloned();
+        let told: Vec<(String, String)> = prompts.zip(answers.iter().cloned()).collect();
+        observer.observe(&Event::Answered(&told));
+    }
+
     /// Puts the answers beside their prompts.
     pub(super) fn pair(&self, before: Vec<String>, after: Vec<String>) -> Vec<Sample> {
         let prompts = self.opened.recipe.sample.prompts.iter().cloned();
@@ -88,19 +96,12 @@ fn encode(opened: &Opened, prompt: &str) -> Result<Option<Vec<u32>>, Error> {
 
 /// What ends an answer: the tokenizer's EOS, the generation config's end tokens and the template's end of turn.
 fn stop_tokens(opened: &Opened) -> Vec<u32> {
-    let mut stops = Vec::new();
-    if let Some(tokenizer) = &opened.tokenizer {
-        stops.extend(tokenizer.eos().map(|token| token.id));
-        let end_of_turn = opened.template.as_ref().and_then(|template| template.end_of_turn());
-        stops.extend(end_of_turn.and_then(|token| tokenizer.id(&token)));
-    }
+    let mut stops = match &opened.tokenizer {
+        Some(tokenizer) => end_tokens(tokenizer, opened.template.as_deref()),
+        None => Vec::new(),
+    };
     let configured = opened.model.generation_config().and_then(|config| config.get("eos_token_id"));
-    let id = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match configured {
-        Some(serde_json::Value::Array(ids)) => stops.extend(ids.iter().filter_map(id)),
-        Some(value) => stops.extend(id(value)),
-        None => {}
-    }
+    stops.extend(token_ids(configured));
     stops.sort_unstable();
     stops.dedup();
     stops

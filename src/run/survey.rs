@@ -82,6 +82,7 @@ pub(super) fn extent(
         return Ok(Extent { steps: max_steps, largest_micro_batch: plan::most_tokens(opened) });
     }
     let survey = survey(opened, batching, environment, observer)?.accept()?;
+    observer.observe(&Event::Surveyed(&survey));
     for warning in warnings(opened, &survey) {
         observer.observe(&Event::Warning(warning));
     }

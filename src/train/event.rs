@@ -11,9 +11,10 @@ use super::divergence::DivergenceReport;
 use super::gate::Verdict;
 use super::memory::Plan;
 use crate::adapter::target::Target;
+use crate::data::survey::Survey;
 
 /// One logged line of training: the sums since the line before.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// Optimizer step, from 1.
     pub step: u64,
@@ -30,7 +31,7 @@ pub struct StepReport {
     /// Tokens per second of training time since the last line.
     pub tokens_per_second: f64,
     /// Largest resident memory of the process so far, where the system tells.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub peak_memory_bytes: Option<u64>,
 }
 
@@ -48,7 +49,7 @@ pub struct EvaluationReport {
 }
 
 /// The answer to one of the recipe's sample prompts.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     /// What was asked.
     pub prompt: String,
@@ -75,6 +76,10 @@ pub enum Event<'a> {
         /// Rows in all.
         total: u64,
     },
+    /// Every row was read, and all can be used.
+    Surveyed(&'a Survey),
+    /// The base, not yet trained, has answered the recipe's sample prompts: prompt and answer in turn.
+    Answered(&'a [(String, String)]),
     /// The projections that get an adapter.
     Targets(&'a [Target]),
     /// All is ready; training is about to begin.
@@ -113,7 +118,7 @@ pub enum Event<'a> {
 }
 
 /// The facts of a run, known before its first step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Start {
     /// Optimizer steps in all.
     pub total_steps: u64,
@@ -141,4 +146,14 @@ pub struct Start {
 pub trait Observer {
     /// Called on the training thread; must not block for long.
     fn observe(&mut self, event: &Event<'_>);
+}
+
+/// Two watchers of one run.
+pub struct Both<'a>(pub &'a mut dyn Observer, pub &'a mut dyn Observer);
+
+impl Observer for Both<'_> {
+    fn observe(&mut self, event: &Event<'_>) {
+        self.0.observe(event);
+        self.1.observe(event);
+    }
 }

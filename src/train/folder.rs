@@ -2,10 +2,13 @@
 //!
 //! ```text
 //! recipe.toml            the resolved recipe, every default written out
+//! recipe.lock            the hash of every input
+//! run.json               how the run went: sessions, data statistics, samples, machine
 //! metrics.jsonl          one line per logged optimizer step or evaluation, flushed at once
 //! checkpoints/step-N/    adapter, optimizer and data cursor after step N
 //! checkpoints/best/      the checkpoint with the lowest held-out loss
 //! adapter/               the last step's adapter: the one that ships
+//! tensorboard/           event files, when asked for
 //! .lock                  there while a run is at work
 //! ```
 
@@ -146,10 +149,11 @@ impl RunFolder {
             return Ok(());
         }
         // The recipe, which tells a run from anything else, goes last.
-        for folder in [self.adapter(), self.checkpoints()] {
+        for folder in [self.adapter(), self.checkpoints(), self.root.join("tensorboard")] {
             files::remove_folder(&folder)?;
         }
-        for file in [self.metrics(), self.recipe()] {
+        let others = ["report.html", "run.json", "recipe.lock"].map(|name| self.root.join(name));
+        for file in others.into_iter().chain([self.memory_plan(), self.metrics(), self.recipe()]) {
             match fs::remove_file(&file) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
                 result => result.map_err(files::Error::io(Action::Remove, &file))?,

@@ -66,7 +66,7 @@ pub struct Term {
 }
 
 /// What a run will hold at its largest.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Plan {
     /// All terms, in the order they come to be.
     pub terms: Vec<Term>,
@@ -242,7 +242,7 @@ impl Workload<'_> {
             Some(quant::spec::Spec::Nf4 { block_size, .. }) => 2 * hidden * intermediate / block_size as u64,
             None => 0,
         };
-        self.tokens * largest + 4 * blocks + memory::panel_bytes(self.tokens)
+        self.tokens * largest + 4 * blocks + memory::panel_bytes(self.tokens, burn_dtype(self.dtype))
     }
 }
 

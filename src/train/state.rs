@@ -29,6 +29,8 @@ pub struct State {
     pub step: u64,
     /// Optimizer steps in all.
     pub total_steps: u64,
+    /// Tokens in the largest micro-batch of the run, or more than any has: what its memory is planned for.
+    pub largest_micro_batch: u64,
     /// Updates of the adapter: steps that did not diverge and were not rolled back.
     pub updates: u64,
     /// Examples consumed over examples per epoch.
@@ -131,6 +133,7 @@ impl State {
         Self {
             step: 0,
             total_steps,
+            largest_micro_batch: 0,
             updates: 0,
             epoch: 0.0,
             tokens: 0,

@@ -29,10 +29,15 @@ fn terminate(child: &Child) {
     assert!(sent.unwrap().success());
 }
 
-/// Runs until `after` is over, then ends the process. Its exit code, if it came to one.
-fn run_for(bench: &Bench, name: &str, after: Duration, gently: bool) -> Option<i32> {
-    let mut child =
-        bench.command(name, &["--resume"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+/// Runs on so many threads until `after` is over, then ends the process. Its exit code, if it came to one.
+fn run_for(bench: &Bench, name: &str, threads: u64, after: Duration, gently: bool) -> Option<i32> {
+    let mut child = bench
+        .command(name, &["--resume"])
+        .env("RAYON_NUM_THREADS", threads.to_string())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     let began = Instant::now();
     while began.elapsed() < after {
         if let Some(status) = child.try_wait().unwrap() {
@@ -70,7 +75,7 @@ fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
     while killed + stopped < KILLS {
         let after = Duration::from_millis(random.below(whole / 2 + 1));
         let gently = random.below(4) == 0;
-        match run_for(&bench, "killed", after, gently) {
+        match run_for(&bench, "killed", 1 + random.below(3), after, gently) {
             None => killed += 1,
             Some(143) => stopped += 1,
             // It came to its end in between: as it should have, and once more.

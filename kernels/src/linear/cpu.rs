@@ -22,7 +22,7 @@ pub(crate) struct WeightTensors<'a> {
 
 enum Held<'a> {
     Dense(FlexTensor),
-    Nf4 { weight: &'a crate::nf4::Nf4Weight<Flex>, tensors: Nf4Tensors, scales: Option<Buffer<f32>> },
+    Nf4 { weight: &'a crate::nf4::Nf4Weight<Flex>, tensors: Box<Nf4Tensors>, scales: Option<Buffer<f32>> },
 }
 
 impl<'a> WeightTensors<'a> {
@@ -32,7 +32,7 @@ impl<'a> WeightTensors<'a> {
         let held = match weight {
             FrozenWeight::Dense(dense) => Held::Dense(tensor::primitive(dense.clone())),
             FrozenWeight::Nf4(weight) => {
-                let tensors = Nf4Tensors::new(weight);
+                let tensors = Box::new(Nf4Tensors::new(weight));
                 let scales = tensors.rows(weight).expand();
                 Held::Nf4 { weight, tensors, scales }
             }

@@ -8,6 +8,7 @@
 mod card;
 pub mod config;
 pub mod keys;
+mod modules;
 mod patterns;
 mod read;
 
@@ -21,7 +22,8 @@ pub use config::Config;
 pub use read::Adapter;
 
 use super::error::Error;
-use super::lora::LoraSet;
+use super::lora::{LoraSet, Parameter};
+use super::target::Target;
 use crate::files::safetensors::{Dtype, Layout, TensorHeader, write_f32};
 use crate::files::{self, Existing};
 
@@ -51,9 +53,40 @@ pub fn write<B: KernelBackend>(
     beside: &[PathBuf],
     chat_template: Option<&str>,
 ) -> Result<(), Error> {
+    let values = |index: usize| adapter.values(index);
+    let numbers = Numbers { parameters: adapter.parameters(), values: &values };
+    write_folder(folder, existing, &numbers, config, provenance, beside, chat_template)
+}
+
+/// Names and shapes of all tensors of an adapter: A, then B of each target.
+pub fn parameters(targets: &[Target]) -> Vec<Parameter> {
+    super::lora::parameters(targets)
+}
+
+/// The tensors of an adapter, wherever they come from.
+pub struct Numbers<'a> {
+    /// Names and shapes.
+    pub parameters: &'a [Parameter],
+    /// The values of one of them, by its position.
+    pub values: &'a dyn Fn(usize) -> Result<Vec<f32>, Error>,
+}
+
+/// As [`write()`], for numbers that lie on no device.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_folder(
+    folder: &Path,
+    existing: Existing,
+    numbers: &Numbers<'_>,
+    config: &Config,
+    provenance: &BTreeMap<String, String>,
+    beside: &[PathBuf],
+    chat_template: Option<&str>,
+) -> Result<(), Error> {
     files::write_folder_atomically(folder, existing, |inside| {
         files::write_bytes(&inside.join(CONFIG_FILE), config.to_json().as_bytes())?;
-        write_tensors(&inside.join(TENSORS_FILE), adapter, provenance)?;
+        write_numbers(&inside.join(TENSORS_FILE), numbers, provenance)?;
         files::write_bytes(&inside.join(CARD_FILE), card::card(config).as_bytes())?;
         for file in beside {
             let Some(name) = file.file_name() else {
@@ -77,20 +110,33 @@ pub fn write_tensors<B: KernelBackend>(
     adapter: &LoraSet<B>,
     provenance: &BTreeMap<String, String>,
 ) -> Result<(), Error> {
+    let values = |index: usize| adapter.values(index);
+    write_numbers(path, &Numbers { parameters: adapter.parameters(), values: &values }, provenance)
+}
+
+/// Writes a safetensors file of f32 matrices; `provenance` joins `{"format": "pt"}` in its metadata.
+///
+/// # Errors
+/// The disk refuses, or a value is not finite.
+pub fn write_numbers(
+    path: &Path,
+    tensors: &Numbers<'_>,
+    provenance: &BTreeMap<String, String>,
+) -> Result<(), Error> {
     let mut metadata = provenance.clone();
-    metadata.insert("format".into(), "pt".into());
-    let header = |(index, parameter): (usize, &super::lora::Parameter)| {
+    metadata.entry("format".into()).or_insert_with(|| "pt".into());
+    let header = |(index, parameter): (usize, &Parameter)| {
         let header =
             TensorHeader { name: parameter.name.clone(), dtype: Dtype::F32, shape: parameter.shape.to_vec() };
         ((parameter.name.clone(), index), header)
     };
     let (numbers, headers): (BTreeMap<String, usize>, Vec<_>) =
-        adapter.parameters().iter().enumerate().map(header).unzip();
+        tensors.parameters.iter().enumerate().map(header).unzip();
     let layout = Layout::new(&metadata, headers)?;
     // The writer speaks of I/O alone: what else goes wrong is kept here.
     let mut fault = None;
     let written = files::write_atomically(path, |out: &mut dyn Write| {
-        layout.write(out, |tensor, out| match finite_values(adapter, &numbers, &tensor.name) {
+        layout.write(out, |tensor, out| match finite_values(tensors, &numbers, &tensor.name) {
             Ok(values) => write_f32(out, &values),
             Err(error) => {
                 fault = Some(error);
@@ -105,14 +151,14 @@ pub fn write_tensors<B: KernelBackend>(
 }
 
 /// The values of one tensor, all of them finite.
-fn finite_values<B: KernelBackend>(
-    adapter: &LoraSet<B>,
+fn finite_values(
+    tensors: &Numbers<'_>,
     numbers: &BTreeMap<String, usize>,
     name: &str,
 ) -> Result<Vec<f32>, Error> {
     // A name that is not there gives no values, which the writer then reports.
     let Some(index) = numbers.get(name) else { return Ok(Vec::new()) };
-    let values = adapter.values(*index)?;
+    let values = (tensors.values)(*index)?;
     match values.iter().position(|value| !value.is_finite()) {
         Some(element) => Err(Error::NotFinite { tensor: name.to_owned(), element, value: values[element] }),
         None => Ok(values),

@@ -23,9 +23,9 @@ use crate::assets::{Dtype, SafetensorsFile};
 /// An adapter folder whose files are well-formed; no tensor has been read yet.
 #[derive(Debug)]
 pub struct Adapter {
-    folder: PathBuf,
-    config: Config,
-    file: SafetensorsFile,
+    pub(super) folder: PathBuf,
+    pub(super) config: Config,
+    pub(super) file: SafetensorsFile,
 }
 
 impl Adapter {
@@ -54,6 +54,11 @@ impl Adapter {
             Some(config) if problems.is_empty() => Ok(Self { folder: folder.to_path_buf(), config, file }),
             _ => Err(Error::unusable(folder, problems)),
         }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// What `adapter_config.json` says.
@@ -236,14 +241,14 @@ fn differences(config: &Config, own: &[Target], spec: &Spec, wanted: &[Target]) 
 
 /// Names gathered by what is wrong with them, so that two hundred equal faults are one line.
 #[derive(Default)]
-struct Groups(BTreeMap<String, Vec<String>>);
+pub(super) struct Groups(BTreeMap<String, Vec<String>>);
 
 impl Groups {
-    fn add(&mut self, reason: String, name: &str) {
+    pub(super) fn add(&mut self, reason: String, name: &str) {
         self.0.entry(reason).or_default().push(name.to_owned());
     }
 
-    fn lines(self, noun: &str) -> Vec<String> {
+    pub(super) fn lines(self, noun: &str) -> Vec<String> {
         let line = |(reason, names): (String, Vec<String>)| match names.as_slice() {
             [only] => format!("{noun} `{only}`: {reason}"),
             [first, .., last] => format!("{} {noun}s, `{first}` to `{last}`: {reason}", names.len()),

@@ -3,6 +3,7 @@
 
 mod note;
 mod schedule;
+mod statistics;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -18,6 +19,7 @@ use crate::data::template::{EndOfTurn, SpanMethod};
 use crate::data::tokenize::{Supervision, Tokenized};
 pub use note::Note;
 pub use schedule::Schedule;
+pub use statistics::{LengthBin, Shape, Side, Statistics};
 
 /// Rows looked at as one piece of work.
 const CHUNK: u64 = 256;

@@ -6,7 +6,7 @@
 //! `{% generation %}`, whose body is rendered as it stands. Two things differ, on purpose:
 //!
 //! - the clock stands still (see [`CLOCK`]), so that training sees the same bytes on every day;
-//! - a render may take no more than [`FUEL`] instructions, so that a template cannot hang the program.
+//! - a render may take no more than [`FUEL`] instructions and write no more than [`MOST_TEXT`] bytes, so that a template can neither hang the program nor fill its memory with output.
 
 mod method;
 mod python;
@@ -30,6 +30,9 @@ pub const CLOCK: &str = "2024-07-26 12:30";
 
 /// Instructions that one render may take. A conversation of a thousand turns takes some hundred thousand.
 const FUEL: u64 = 5_000_000;
+
+/// Bytes that one render may write. The longest conversations that are trained on have a few million.
+const MOST_TEXT: usize = 64 << 20;
 
 /// The name under which the environment holds the template; no extension, so nothing is escaped.
 const NAME: &str = "chat_template";
@@ -214,9 +217,15 @@ impl ChatTemplate {
                 ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
             ])
             .collect::<Value>();
-        let render = || self.environment.get_template(NAME)?.render(variables);
+        let mut text = Bounded(Vec::new());
+        let render =
+            || self.environment.get_template(NAME)?.render_captured_to(variables, &mut text).map(drop);
         match catch_unwind(AssertUnwindSafe(render)) {
-            Ok(rendered) => rendered.map_err(|error| self.render_error(&error)),
+            Ok(Ok(())) => Ok(String::from_utf8(text.0).unwrap_or_else(|error| {
+                // What a template writes is text throughout.
+                String::from_utf8_lossy(error.as_bytes()).into_owned()
+            })),
+            Ok(Err(error)) => Err(self.render_error(&error)),
             // minijinja has corners that panic, such as the reverse of an empty string (`''[::-1]`).
             Err(_) => Err(TemplateError::Render {
                 origin: self.origin.clone(),
@@ -233,6 +242,23 @@ impl ChatTemplate {
             Some(message) => TemplateError::Refused { origin, message: message.to_owned() },
             None => TemplateError::Render { origin, line: error.line().unwrap_or(0), problem },
         }
+    }
+}
+
+/// Takes what a template writes, up to [`MOST_TEXT`].
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if bytes.len() > MOST_TEXT - self.0.len() {
+            return Err(std::io::Error::other("the text is too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 
@@ -330,6 +356,9 @@ fn with_reasoning<'a>(
 fn detail(error: &minijinja::Error) -> String {
     match (error.kind(), error.detail()) {
         (ErrorKind::OutOfFuel, _) => format!("more than {FUEL} instructions: it seems to loop without end"),
+        (ErrorKind::WriteFailure, _) => {
+            format!("it writes more than {} for one conversation", crate::units::Bytes(MOST_TEXT as u64))
+        }
         (_, Some(detail)) => detail.to_owned(),
         (kind, None) => kind.to_string(),
     }

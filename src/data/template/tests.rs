@@ -252,6 +252,21 @@ fn endless_loops_run_out_of_fuel() {
 }
 
 #[test]
+fn a_flood_of_text_is_dammed() {
+    let flood = "{% set wave = 'water' * 1000000 %}{% for a in range(10000) %}{{ wave }}{% endfor %}";
+    let deep = "{% macro dive(n) %}{{ dive(n + 1) }}{% endmacro %}{{ dive(0) }}";
+    let nested = format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
+    let said = |source: &str| match ChatTemplate::new(source.to_owned(), "test", [], []) {
+        Ok(template) => template.render(&conversation(&TWO_EXCHANGES), false).unwrap_err().to_string(),
+        Err(error) => error.to_string(),
+    };
+    assert!(said(flood).contains("writes more than 64.00 MiB"), "{}", said(flood));
+    assert!(said(deep).contains("recursion"), "{}", said(deep));
+    assert!(!said(&nested).is_empty());
+    assert!(said("{{ 'x' * 999999999999 }}").contains("too large"));
+}
+
+#[test]
 fn reasoning_has_one_name() {
     let mut messages = conversation(&TWO_EXCHANGES[..2]);
     messages[1].extra.insert("reasoning".into(), "why".into());

@@ -122,7 +122,7 @@ fn prompts_that_cannot_be_answered_say_why() {
 fn a_damaged_adapter_is_an_error() {
     let decoder = decoder("peft/base");
     let mut adapter = adapter("peft/all_linear", &decoder);
-    adapter.replace(adapter.tensors().iter().map(|tensor| tensor.clone() / 0.0).collect()).unwrap();
+    adapter.update(|tensors| tensors.into_iter().map(|tensor| tensor / 0.0).collect()).unwrap();
     let error = generate(&decoder, Some(&adapter), &prompt(), &Sampling::greedy(1, Vec::new()), |_| {
         ControlFlow::Continue(())
     });

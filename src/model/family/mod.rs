@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::Error;
 use super::config::ConfigReader;
-use super::decoder_spec::{Biases, DecoderSpec, FloatDtype, TensorNames};
+use super::decoder_spec::{Biases, DecoderSpec, FloatDtype, TensorNames, plausible_count};
 use super::rotary::RotarySpec;
 
 /// The families that can be run.
@@ -86,6 +86,8 @@ pub fn decoder_spec(config: &Value) -> Result<DecoderSpec, Error> {
     let config = ConfigReader::new(config)?;
     let family = Family::of(&config)?;
     let shared = Shared::read(&config)?;
+    // Lists with an entry for each layer are made below.
+    plausible_count("num_hidden_layers", shared.layers)?;
     let spec = match family {
         Family::Llama => llama::decoder_spec(&config, shared),
         Family::Mistral => mistral::decoder_spec(&config, shared),

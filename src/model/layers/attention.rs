@@ -64,6 +64,15 @@ pub struct AttentionTape<B: KernelBackend> {
     output_ranks: Option<Tensor<B, 2>>,
 }
 
+/// What comes from above in a backward pass, and whether anything below wants more.
+#[derive(Clone, Copy, Debug)]
+pub struct Upstream<'a, B: KernelBackend> {
+    /// Gradient of the block's output, `[tokens, hidden]`.
+    pub dy: &'a Tensor<B, 2>,
+    /// Whether the gradient of its input is wanted.
+    pub wants_x: bool,
+}
+
 const INNER: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 
 impl<B: KernelBackend> Attention<B> {
@@ -113,7 +122,7 @@ impl<B: KernelBackend> Attention<B> {
         (output.outputs.remove(0), tape)
     }
 
-    /// The gradient of x for the gradient `dy` of the block's output, unless nobody wants it. `x` is the forward's
+    /// The gradient of x, unless nobody wants it. `x` is the forward's
     /// input, computed again by the caller.
     pub fn backward(
         &self,
@@ -121,8 +130,7 @@ impl<B: KernelBackend> Attention<B> {
         x: &Tensor<B, 2>,
         adapters: &LayerAdapters<B>,
         inputs: &LayerInputs<B>,
-        dy: &Tensor<B, 2>,
-        wants_x: bool,
+        Upstream { dy, wants_x }: Upstream<'_, B>,
         gradients: &mut LayerGradients<B>,
     ) -> Option<Tensor<B, 2>> {
         let [tokens, _] = x.dims();

@@ -7,7 +7,7 @@ use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
 use tune_kernels::rope::RotaryTable;
 
 use super::FrozenProjection;
-use super::attention::{Attention, AttentionTape};
+use super::attention::{Attention, AttentionTape, Upstream};
 use super::cache::LayerCache;
 use super::feed_forward::{FeedForward, FeedForwardTape};
 use crate::adapter::projection::{LayerAdapters, LayerGradients, Projection};
@@ -100,8 +100,8 @@ impl<B: KernelBackend> DecoderLayer<B> {
         let dmiddle = rms_norm_backward(&middle, weight, epsilon, dnormed, Some(&dy));
         drop((middle, dy));
         let normed = rms_norm(&x, &self.attention_norm, self.rms_norm_epsilon);
-        let dnormed =
-            self.attention.backward(attention, &normed, adapters, inputs, &dmiddle, wants_x, gradients)?;
+        let upstream = Upstream { dy: &dmiddle, wants_x };
+        let dnormed = self.attention.backward(attention, &normed, adapters, inputs, upstream, gradients)?;
         let weight = &self.attention_norm;
         Some(rms_norm_backward(&x, weight, epsilon, dnormed, Some(&dmiddle)))
     }

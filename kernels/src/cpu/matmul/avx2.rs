@@ -1,4 +1,5 @@
 //! AVX2 with FMA, 6 × 16: twelve accumulators, two vectors of columns and one broadcast of the sixteen registers.
+#![expect(clippy::needless_range_loop, reason = "indices name registers: the loops unroll")]
 
 use std::arch::x86_64::*;
 

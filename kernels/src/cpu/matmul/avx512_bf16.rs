@@ -1,6 +1,7 @@
 //! AVX-512 with BF16: `vdpbf16ps`, two multiply-adds per lane.
 //!
 //! 14 × 32: 28 accumulators, two vectors of columns and one broadcast are 31 of the 32 registers.
+#![expect(clippy::needless_range_loop, reason = "indices name registers: the loops unroll")]
 
 use std::arch::x86_64::*;
 use std::mem::transmute;

@@ -206,7 +206,7 @@ impl<'a> Parts<'a> {
             let codes: [*const u8; 16] = std::array::from_fn(|i| {
                 self.codes.as_ptr().add((first + i.min(rows - 1)) * self.columns / 2)
             });
-            let first_block = first * self.columns >> self.shift;
+            let first_block = (first * self.columns) >> self.shift;
             let scales = self.absmax.as_ptr().add(first_block);
             let offset = (first * self.columns - (first_block << self.shift)) as i32;
             let starts: [i32; 16] = std::array::from_fn(|i| offset + (i * self.columns) as i32);

@@ -26,7 +26,7 @@ mod split;
 use std::ops::Range;
 
 pub(crate) use columns::{Columns, PackedColumns, Side, Stored};
-pub(crate) use kernel::Kernels;
+pub(crate) use kernel::{Element, Kernels};
 pub(crate) use rows::{PackedRows, RowSource};
 
 use super::parallel;
@@ -37,7 +37,7 @@ use split::Split;
 
 /// Longest block of a reduction, in indices. A tile of rows and a panel of columns of one block share the caches
 /// next to the core.
-const BLOCK: usize = 512;
+const BLOCK: usize = 640;
 /// Blocks whose steps fit one pass over the accumulators together: a long one and the short ones of adapters.
 const MOST_RUNS: usize = 8;
 
@@ -211,8 +211,8 @@ pub(crate) fn spin<C: Scalar>(times: usize) -> u64 {
 }
 
 /// Bytes of panels and accumulators of one task at its largest, for a product of `rows` rows.
-pub(crate) fn task_bytes(rows: u64) -> u64 {
-    let (steps, width) = (BLOCK / 2 + 32, MOST_COLUMNS);
+pub(crate) fn task_bytes(rows: u64, element: Element) -> u64 {
+    let (steps, width) = (BLOCK / element.indices() + 32, MOST_COLUMNS);
     let panels = split::MOST_PANELS * steps * width * size_of::<u32>();
     // All tiles of all panels, where the reduction is longer than a block.
     let accumulators = rows.div_ceil(MOST_ROWS as u64) * (MOST_ROWS * width * split::MOST_PANELS * 4) as u64;

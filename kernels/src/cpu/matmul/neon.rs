@@ -1,4 +1,5 @@
 //! NEON, 6 × 16: 24 accumulators, four vectors of columns and one broadcast of the 32 registers.
+#![expect(clippy::needless_range_loop, reason = "indices name registers: the loops unroll")]
 
 use std::arch::aarch64::*;
 

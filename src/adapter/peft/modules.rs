@@ -1,0 +1,79 @@
+//! The modules that an adapter's own tensors speak of, for use where its base model is not at hand.
+
+use std::collections::BTreeSet;
+
+use super::keys::{Matrix, key, parse};
+use super::read::{Adapter, Groups};
+use crate::adapter::error::Error;
+use crate::adapter::projection::{Module, Projection};
+
+impl Adapter {
+    /// Every module that has a whole pair of tensors, by layer and then in the order of [`Projection::ALL`], with
+    /// the sizes that the tensors give it.
+    ///
+    /// # Errors
+    /// Half a pair, two halves of different rank, a path that is no projection of a decoder layer (all of them
+    /// together).
+    pub fn modules(&self) -> Result<Vec<Module>, Error> {
+        let mut faults = Groups::default();
+        let paths: BTreeSet<&str> = self.file.names().filter_map(|name| Some(parse(name).ok()?.0)).collect();
+        let mut modules = Vec::with_capacity(paths.len());
+        for path in paths {
+            let shape = |matrix| {
+                let info = self.file.info(&key(path, matrix))?;
+                <[usize; 2]>::try_from(info.shape.as_slice()).ok()
+            };
+            let (a, b) = match (shape(Matrix::A), shape(Matrix::B)) {
+                (Some(a), Some(b)) => (a, b),
+                (None, _) => {
+                    faults.add("lora_A is missing".into(), path);
+                    continue;
+                }
+                (_, None) => {
+                    faults.add("lora_B is missing".into(), path);
+                    continue;
+                }
+            };
+            if a[0] != b[1] {
+                faults.add(format!("lora_A has rank {} and lora_B {}", a[0], b[1]), path);
+            }
+            match place(path) {
+                Some((layer, projection)) => modules.push(Module {
+                    path: path.to_owned(),
+                    layer,
+                    projection,
+                    out_features: b[0],
+                    in_features: a[1],
+                }),
+                None => faults.add("it is no projection of a decoder layer".into(), path),
+            }
+        }
+        modules.sort_by_key(|module| (module.layer, module.projection));
+        let problems = faults.lines("module");
+        match problems.is_empty() {
+            true => Ok(modules),
+            false => Err(Error::unusable(&self.folder, problems)),
+        }
+    }
+}
+
+/// Layer and projection of a path such as `model.layers.3.self_attn.q_proj`.
+fn place(path: &str) -> Option<(usize, Projection)> {
+    let (before, last) = path.rsplit_once('.')?;
+    let projection = Projection::ALL.into_iter().find(|projection| projection.hf_name() == last)?;
+    let mut parts = before.split('.').skip_while(|part| *part != "layers").skip(1);
+    Some((parts.next()?.parse().ok()?, projection))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_give_layer_and_projection() {
+        assert_eq!(place("model.layers.12.mlp.down_proj"), Some((12, Projection::Down)));
+        assert_eq!(place("lm_head"), None);
+        assert_eq!(place("model.layers.x.mlp.down_proj"), None);
+        assert_eq!(place("model.layers.1.mlp.router"), None);
+    }
+}

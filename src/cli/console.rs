@@ -1,0 +1,217 @@
+//! Whom a command speaks to: people on standard error and output, or programs, as JSON lines on standard output.
+//!
+//! # The events
+//!
+//! With `--json` each line of standard output is one JSON object whose `event` says what it is. The first is `begin`
+//! and names the version of this format; the last is `end` and has the exit code. Within a version, keys and events
+//! are only added: skip what you do not know.
+//!
+//! | event | of | keys |
+//! |---|---|---|
+//! | `begin` | all | `version` (1), `tune` (the program's version), `command` |
+//! | `progress` | run, validate, reproduce | `phase` (`surveying`, `loading`, `evaluating`), `done`, `total`; at most one a second |
+//! | `note`, `warning` | all | `message` |
+//! | `problem` | all | `message`, and where known `code`, `help`, `file`, `line`, `column`, `end_line`, `end_column` |
+//! | `data` | run, validate, reproduce | what the rows are like: `train`, `held_out`, `schedule`, … |
+//! | `targets` | run, validate, reproduce | `targets`: projection, layers, shape, rank, parameters |
+//! | `start` | run, reproduce | `total_steps`, `done_steps`, `trainable_parameters`, `output_dir`, … |
+//! | `step` | run, reproduce | a line of `metrics.jsonl` |
+//! | `evaluation` | run, reproduce | an evaluation line of `metrics.jsonl` |
+//! | `diverged` | run, reproduce | a line of `metrics.jsonl` that tells of a step that was left out or undone |
+//! | `gate` | run, reproduce | `passed`, `message` |
+//! | `checkpoint` | run, reproduce | `path`, `best` |
+//! | `sample` | run, reproduce | `prompt`, `before`, `after` |
+//! | `row` | inspect | one row, token by token |
+//! | `result` | run, validate, reproduce | what came of the command |
+//! | `end` | all | `exit_code`, `outcome` |
+
+use std::io::{self, ErrorKind, Write};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::annotations::{self, Level};
+use super::args::OutputArguments;
+use super::exit::Exit;
+use super::finding::{Finding, findings};
+use super::progress::Progress;
+use super::report;
+use crate::adapter::table;
+use crate::adapter::target::Target;
+use crate::data::survey::Statistics;
+use crate::run;
+use crate::train::event::{Event, Observer};
+
+/// Version of the events.
+const VERSION: u32 = 1;
+/// Progress of one phase is told to programs no more often than this.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// The two ends of a command's output.
+pub(super) struct Console<'a> {
+    out: &'a mut dyn Write,
+    form: OutputArguments,
+    progress: Option<Progress>,
+    told: Option<(&'static str, Instant)>,
+    fault: Option<io::Error>,
+}
+
+impl<'a> Console<'a> {
+    /// Begins to speak for `command`.
+    pub(super) fn new(command: &str, form: OutputArguments, out: &'a mut dyn Write) -> Self {
+        let mut console = Self { out, form, progress: None, told: None, fault: None };
+        let tune = env!("CARGO_PKG_VERSION");
+        console.event("begin", &json!({"version": VERSION, "tune": tune, "command": command}));
+        console
+    }
+
+    /// Standard output, for people.
+    pub(super) fn out(&mut self) -> &mut dyn Write {
+        self.out
+    }
+
+    /// Whether programs listen.
+    pub(super) fn json(&self) -> bool {
+        self.form.json
+    }
+
+    /// Tells programs of an event; nothing when people listen.
+    pub(super) fn event(&mut self, name: &str, fields: &impl Serialize) {
+        if !self.form.json || self.fault.is_some() {
+            return;
+        }
+        let mut object = serde_json::Map::from_iter([("event".to_owned(), Value::from(name))]);
+        match serde_json::to_value(fields) {
+            Ok(Value::Object(fields)) => object.extend(fields),
+            Ok(Value::Null) => {}
+            Ok(value) => _ = object.insert("value".into(), value),
+            Err(error) => self.fault = Some(error.into()),
+        }
+        let line = Value::Object(object).to_string() + "\n";
+        // Whoever reads may have seen enough: that is no reason to stop a training run.
+        if let Err(error) = self.out.write_all(line.as_bytes()).and_then(|()| self.out.flush()) {
+            self.fault = Some(error);
+        }
+    }
+
+    /// Shows why a use-case failed, to people, to the CI system and to programs; and the exit code for it.
+    pub(super) fn failure(&mut self, error: &run::Error) -> Exit {
+        self.quiet();
+        let exit = report::failure(error);
+        for finding in findings(error) {
+            self.problem(&finding);
+        }
+        exit
+    }
+
+    /// Shows something wrong that no use-case found.
+    pub(super) fn error(&mut self, message: &str, help: Option<&str>) {
+        self.quiet();
+        report::error(message, help);
+        self.problem(&Finding::new(message, help));
+    }
+
+    fn problem(&mut self, finding: &Finding) {
+        self.annotate(Level::Error, finding);
+        self.event("problem", finding);
+    }
+
+    /// Something that a person should look at.
+    pub(super) fn warning(&mut self, text: &str) {
+        self.annotate(Level::Warning, &Finding::new(text, None));
+        self.event("warning", &json!({"message": text}));
+    }
+
+    fn annotate(&self, level: Level, finding: &Finding) {
+        if let Some(system) = self.form.annotations {
+            let _ = writeln!(io::stderr().lock(), "{}", annotations::line(system, level, finding));
+        }
+    }
+
+    /// Takes the progress bars away.
+    pub(super) fn quiet(&mut self) {
+        self.progress = None;
+    }
+
+    /// The last words.
+    ///
+    /// # Errors
+    /// Standard output could not be written, for another reason than that nobody reads it any more.
+    pub(super) fn end(mut self, exit: Exit) -> io::Result<Exit> {
+        self.quiet();
+        self.event("end", &json!({"exit_code": exit as u8, "outcome": exit.name()}));
+        match self.fault {
+            Some(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
+            _ => Ok(exit),
+        }
+    }
+
+    fn phase(&mut self, phase: &'static str, done: u64, total: u64) {
+        let due = match self.told {
+            Some((told, at)) => told != phase || at.elapsed() >= INTERVAL || done >= total,
+            None => true,
+        };
+        if due {
+            self.told = Some((phase, Instant::now()));
+            self.event("progress", &json!({"phase": phase, "done": done, "total": total}));
+        }
+    }
+
+    fn tell(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Loading { done, total } => self.phase("loading", *done, *total),
+            Event::Surveying { done, total } => self.phase("surveying", *done, *total),
+            Event::Evaluating { done, total } => self.phase("evaluating", *done, *total),
+            Event::Surveyed(survey) => self.event("data", &Statistics::of(survey)),
+            Event::Targets(targets) => self.event("targets", &targets_of(targets)),
+            Event::Start(start) => self.event("start", start),
+            Event::Step { logged: Some(report), .. } => self.event("step", report),
+            Event::Evaluated(report) => self.event("evaluation", report),
+            Event::Checkpoint { path, best } => {
+                self.event("checkpoint", &json!({"path": path.display().to_string(), "best": best}));
+            }
+            Event::Diverged(report) => self.event("diverged", report),
+            Event::Judged(verdicts) => {
+                for verdict in *verdicts {
+                    self.event("gate", &json!({"passed": verdict.passed, "message": verdict.to_string()}));
+                }
+            }
+            Event::Note(text) => self.event("note", &json!({"message": text})),
+            // Told by `warning`, and the answers with those after training.
+            Event::Step { logged: None, .. } | Event::Answered(_) | Event::Warning(_) => {}
+        }
+    }
+}
+
+impl Observer for Console<'_> {
+    fn observe(&mut self, event: &Event<'_>) {
+        if let Event::Warning(text) = event {
+            self.warning(text);
+        }
+        match self.form.json {
+            true => self.tell(event),
+            false => self.progress.get_or_insert_with(Progress::new).observe(event),
+        }
+    }
+}
+
+/// The projections that get an adapter, one entry for each kind.
+pub(super) fn targets_of(targets: &[Target]) -> Value {
+    let rows: Vec<Value> = table::table(targets)
+        .iter()
+        .map(|row| {
+            json!({
+                "projection": row.projection.hf_name(),
+                "layers": row.layers,
+                "out_features": row.out_features,
+                "in_features": row.in_features,
+                "rank": row.rank,
+                "alpha": row.alpha,
+                "scaling": row.scaling,
+                "parameters": row.parameters,
+            })
+        })
+        .collect();
+    json!({"targets": rows})
+}

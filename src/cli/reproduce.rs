@@ -1,0 +1,125 @@
+//! `tune reproduce`.
+
+use std::io;
+use std::path::PathBuf;
+use std::process;
+
+use serde_json::json;
+
+use super::args::ReproduceArguments;
+use super::console::Console;
+use super::environment::{Signals, hub_cache};
+use super::exit::Exit;
+use super::run::result_of;
+use super::style::{ERROR, GOOD, STRONG, paint};
+use crate::run::reproduce::{Reproduction, reproduce as train_again};
+use crate::run::{self, Environment};
+
+/// Trains a run again and compares.
+pub(super) fn reproduce(arguments: &ReproduceArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+    let signals = Signals::listen();
+    let stop = || signals.raised();
+    let cache = hub_cache();
+    let environment = Environment { hub_cache: &cache, stop: &stop };
+    let into = match &arguments.output {
+        Some(folder) => folder.clone(),
+        None => match temporary() {
+            Ok(folder) => folder,
+            Err(error) => {
+                console.error(
+                    &format!("cannot make a temporary folder: {error}"),
+                    Some("name one with `--output`"),
+                );
+                return Ok(Exit::Resources);
+            }
+        },
+    };
+    let reproduction = train_again(&arguments.run, &into, &environment, console);
+    console.quiet();
+    if arguments.output.is_none() {
+        // Goes only while it is empty: nothing was trained.
+        let _ = std::fs::remove_dir(&into);
+    }
+    let throw_away = |identical: bool| {
+        if arguments.output.is_none() && identical {
+            // What is left in a folder for temporary files harms nobody.
+            let _ = std::fs::remove_dir_all(&into);
+        }
+    };
+    match reproduction {
+        Ok(reproduction) => {
+            let exit = show(&reproduction, arguments, &signals, console)?;
+            throw_away(reproduction.identical());
+            Ok(exit)
+        }
+        Err(run::Error::Stopped) => {
+            console.error("stopped before the first step; nothing was written", None);
+            Ok(signals.exit())
+        }
+        Err(error) => Ok(console.failure(&error)),
+    }
+}
+
+fn show(
+    reproduction: &Reproduction,
+    arguments: &ReproduceArguments,
+    signals: &Signals,
+    console: &mut Console<'_>,
+) -> io::Result<Exit> {
+    let Reproduction { outcome, expected, found, surroundings } = reproduction;
+    let differs: Vec<String> = surroundings.iter().map(ToString::to_string).collect();
+    let mut result = result_of(outcome);
+    if let Some(result) = result.as_object_mut() {
+        result.insert("identical".into(), reproduction.identical().into());
+        result.insert("expected_sha256".into(), expected.as_str().into());
+        result.insert("found_sha256".into(), json!(found));
+        result.insert("surroundings".into(), json!(differs));
+    }
+    console.event("result", &result);
+    let Some(found) = found else {
+        console.error("stopped before the end: there is no adapter to compare", None);
+        return Ok(signals.exit());
+    };
+    let run = arguments.run.display();
+    if reproduction.identical() {
+        if !console.json() {
+            let out = console.out();
+            writeln!(
+                out,
+                "\n{} the adapter of {run} came out the same, byte for byte",
+                paint(GOOD, "identical:")
+            )?;
+            writeln!(out, "{} {found}", paint(STRONG, "sha256"))?;
+        }
+        return Ok(Exit::Done);
+    }
+    let reasons = match differs.as_slice() {
+        [] => "inputs, program and processor are what they were: please report this as a defect".to_owned(),
+        differs => format!("what is not as it was:\n  {}", differs.join("\n  ")),
+    };
+    let compare = format!("both are kept: {run} and {}; {reasons}", outcome.output_dir.display());
+    if !console.json() {
+        let out = console.out();
+        writeln!(out, "\n{} {expected}  {run}", paint(STRONG, "sha256"))?;
+        writeln!(out, "{} {found}  {}", paint(ERROR, "sha256"), outcome.output_dir.display())?;
+    }
+    console.error("the adapter came out different", Some(&compare));
+    Ok(Exit::Other)
+}
+
+/// A new folder that this user alone can look into.
+fn temporary() -> io::Result<PathBuf> {
+    let base = std::env::temp_dir();
+    for number in 0..100 {
+        let folder = base.join(format!("tune-reproduce-{}-{number}", process::id()));
+        #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has a mode to set"))]
+        let mut builder = std::fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        match builder.create(&folder) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            created => return created.map(|()| folder),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}

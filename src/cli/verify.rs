@@ -1,0 +1,154 @@
+//! `tune verify`.
+
+use std::io::{self, Write};
+
+use serde_json::{Value, json};
+
+use super::adapter_args::VerifyArguments;
+use super::environment::hub_cache;
+use super::exit::Exit;
+use super::merge::{line, tell};
+use super::report;
+use super::style::{ERROR, FAINT, GOOD, STRONG, paint};
+use crate::adapter::table::LayerRanges;
+use crate::export::verify::{ModuleReport, Verification};
+use crate::run::Environment;
+use crate::run::adapters::{self, BaseChoice};
+
+/// Looks at an adapter; the exit code says whether it is good.
+pub(super) fn verify(arguments: &VerifyArguments, out: &mut impl Write) -> io::Result<Exit> {
+    let cache = hub_cache();
+    let environment = Environment { hub_cache: &cache, stop: &|| false };
+    let base = BaseChoice { base: arguments.base.as_deref(), revision: arguments.revision.as_deref() };
+    let found = match adapters::verify(&arguments.adapter, base, &environment) {
+        Ok(found) => found,
+        Err(error) => return Ok(report::failure(&error)),
+    };
+    match arguments.json {
+        true => writeln!(out, "{:#}", as_json(&found))?,
+        false => show(&found, out)?,
+    }
+    Ok(if found.problems.is_empty() { Exit::Done } else { Exit::Other })
+}
+
+fn show(found: &Verification, out: &mut impl Write) -> io::Result<()> {
+    line(out, "adapter", &found.folder.display().to_string())?;
+    for file in &found.files {
+        writeln!(out, "          {} {}", paint(FAINT, &file.sha256), file.name)?;
+    }
+    if let Some((name, revision)) = &found.base {
+        let revision = revision.as_ref().map_or(String::new(), |revision| format!(" at {revision}"));
+        line(out, "base", &format!("{name}{revision}"))?;
+    }
+    if let Some(identity) = &found.identity {
+        tell(identity, out)?;
+    }
+    if !found.modules.is_empty() {
+        writeln!(
+            out,
+            "{}",
+            paint(STRONG, "modules    layers      rank  scaling   ‖scaling·B·A‖, least to most")
+        )?;
+        for row in rows(&found.modules) {
+            writeln!(out, "{row}")?;
+        }
+    }
+    for (key, value) in &found.provenance {
+        writeln!(out, "          {} {value}", paint(FAINT, key))?;
+    }
+    if let Some(compatibility) = &found.compatibility {
+        line(out, "readers", &compatibility.to_string())?;
+    }
+    match found.problems.as_slice() {
+        [] => line(
+            out,
+            "verified",
+            &paint(GOOD, "every tensor is used, every pair is whole, every module does something"),
+        ),
+        problems => {
+            for problem in problems {
+                writeln!(out, "{} {problem}", paint(ERROR, "wrong:"))?;
+            }
+            Ok(())
+        }
+    }
+}
+
+/// One line for each projection, rank and scaling.
+fn rows(modules: &[ModuleReport]) -> Vec<String> {
+    let mut groups: Vec<(&ModuleReport, Vec<usize>, Vec<f64>)> = Vec::new();
+    for module in modules {
+        let same = |first: &ModuleReport| {
+            let (left, right) = (&first.target, &module.target);
+            left.module.projection == right.module.projection
+                && (left.rank, left.scaling) == (right.rank, right.scaling)
+        };
+        match groups.iter_mut().find(|(first, ..)| same(first)) {
+            Some((_, layers, norms)) => {
+                layers.push(module.target.module.layer);
+                norms.extend(module.norm);
+            }
+            None => {
+                groups.push((module, vec![module.target.module.layer], module.norm.into_iter().collect()))
+            }
+        }
+    }
+    groups.sort_by_key(|(first, ..)| first.target.module.projection);
+    let row = |(first, layers, norms): &(&ModuleReport, Vec<usize>, Vec<f64>)| {
+        let least = norms.iter().copied().fold(f64::INFINITY, f64::min);
+        let most = norms.iter().copied().fold(0.0, f64::max);
+        let span = match norms.is_empty() {
+            true => "-".to_owned(),
+            false => format!("{least:.4e} to {most:.4e}"),
+        };
+        format!(
+            "{:<11}{:<10}{:>6}{:>9.4}   {span}",
+            first.target.module.projection.hf_name(),
+            LayerRanges(layers).to_string(),
+            first.target.rank,
+            first.target.scaling,
+        )
+    };
+    groups.iter().map(row).collect()
+}
+
+fn as_json(found: &Verification) -> Value {
+    let modules: Vec<Value> = found
+        .modules
+        .iter()
+        .map(|module| {
+            json!({
+                "path": module.target.module.path,
+                "rank": module.target.rank,
+                "alpha": module.target.alpha,
+                "scaling": module.target.scaling,
+                "norm": module.norm,
+            })
+        })
+        .collect();
+    let files: serde_json::Map<String, Value> = found
+        .files
+        .iter()
+        .map(|file| (file.name.clone(), json!({"sha256": file.sha256, "bytes": file.bytes})))
+        .collect();
+    let readers = found.compatibility.as_ref().map(|readers| {
+        let exported: serde_json::Map<String, Value> =
+            readers.exported.iter().map(|(reader, why)| (reader.word().to_owned(), json!(why))).collect();
+        json!({"as_is": readers.as_is.iter().map(|reader| reader.word()).collect::<Vec<_>>(), "exported": exported})
+    });
+    let identity = found.identity.as_ref().map(
+        |identity| json!({"same": identity.same, "different": identity.overruled, "notes": identity.notes}),
+    );
+    json!({
+        "adapter": found.folder.display().to_string(),
+        "ok": found.problems.is_empty(),
+        "problems": found.problems,
+        "base": found.base.as_ref().map(|(name, _)| name),
+        "revision": found.base.as_ref().and_then(|(_, revision)| revision.clone()),
+        "identity": identity,
+        "files": files,
+        "modules": modules,
+        "provenance": found.provenance,
+        "readers": readers,
+    })
+}

@@ -1,0 +1,244 @@
+//! The programs that load adapters, what each of them reads, and an adapter folder written for one of them.
+//!
+//! | consumer | scaling it computes | refuses |
+//! |---|---|---|
+//! | PEFT | all of PEFT's | |
+//! | mistral.rs | patterns and rsLoRA included | tensors it does not know |
+//! | vLLM | one for all modules; rsLoRA, no patterns | ranks above 512 |
+//! | llama.cpp | `lora_alpha` / rank of the tensor; neither rsLoRA nor `alpha_pattern` | keys other than `lora_A`, `lora_B` |
+//! | mlx-lm | one, written as it is; a layout of its own | |
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use super::base::OpenedBase;
+use super::portable::{self, Portable};
+use super::{Error, mlx};
+use crate::adapter::peft::{self, Config, Numbers};
+use crate::adapter::target::Target;
+use crate::assets::folder::tokenizer_files;
+use crate::files::Existing;
+
+/// The largest rank that vLLM can be started for (`--max-lora-rank`).
+const VLLM_LARGEST_RANK: usize = 512;
+/// The largest rank that vLLM takes without being told.
+const VLLM_USUAL_RANK: usize = 16;
+
+/// A program that loads adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Consumer {
+    /// Hugging Face PEFT.
+    Peft,
+    /// vLLM.
+    Vllm,
+    /// llama.cpp, through its `convert_lora_to_gguf.py`.
+    LlamaCpp,
+    /// mlx-lm.
+    Mlx,
+    /// mistral.rs.
+    MistralRs,
+}
+
+impl Consumer {
+    /// Every consumer.
+    pub const ALL: [Self; 5] = [Self::Peft, Self::MistralRs, Self::Vllm, Self::LlamaCpp, Self::Mlx];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Peft => "PEFT",
+            Self::Vllm => "vLLM",
+            Self::LlamaCpp => "llama.cpp",
+            Self::Mlx => "mlx-lm",
+            Self::MistralRs => "mistral.rs",
+        }
+    }
+
+    /// The word for it on the command line.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Peft => "peft",
+            Self::Vllm => "vllm",
+            Self::LlamaCpp => "llama.cpp",
+            Self::Mlx => "mlx",
+            Self::MistralRs => "mistralrs",
+        }
+    }
+
+    /// Whether it computes the right thing from a PEFT folder as it is.
+    ///
+    /// # Errors
+    /// Why it does not, in a few words.
+    pub fn reads_as_is(self, config: &Config, targets: &[Target]) -> Result<(), &'static str> {
+        let rank = |target: &Target| target.rank;
+        let one_rank = targets.iter().all(|target| rank(target) == config.rank);
+        let same = |left: f64, right: f64| (left - right).abs() <= 1e-12 * right.abs();
+        match self {
+            Self::Peft | Self::MistralRs => Ok(()),
+            Self::Vllm => {
+                let own = crate::adapter::target::scaling(config.alpha, config.rank, config.use_rslora);
+                match (one_rank, targets.iter().all(|target| same(target.scaling, own))) {
+                    (true, true) if config.rank > VLLM_LARGEST_RANK => Err("its rank is too high"),
+                    (true, true) => Ok(()),
+                    (false, _) => Err("it ignores rank_pattern"),
+                    (true, false) => Err("it ignores alpha_pattern"),
+                }
+            }
+            Self::LlamaCpp => {
+                let read = |target: &Target| same(config.alpha / target.rank as f64, target.scaling);
+                match (targets.iter().all(read), config.use_rslora) {
+                    (true, _) => Ok(()),
+                    (false, true) => Err("it ignores rsLoRA"),
+                    (false, false) => Err("it ignores alpha_pattern"),
+                }
+            }
+            Self::Mlx => Err("it has a layout of its own"),
+        }
+    }
+}
+
+impl fmt::Display for Consumer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// Who reads an adapter folder as it is, and who does not and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compatibility {
+    /// Those who compute the right thing.
+    pub as_is: Vec<Consumer>,
+    /// Those for whom it has to be exported.
+    pub exported: Vec<(Consumer, &'static str)>,
+}
+
+impl Compatibility {
+    /// Of an adapter with this configuration.
+    pub fn of(config: &Config, targets: &[Target]) -> Self {
+        let mut compatibility = Self { as_is: Vec::new(), exported: Vec::new() };
+        for consumer in Consumer::ALL {
+            match consumer.reads_as_is(config, targets) {
+                Ok(()) => compatibility.as_is.push(consumer),
+                Err(reason) => compatibility.exported.push((consumer, reason)),
+            }
+        }
+        compatibility
+    }
+}
+
+impl fmt::Display for Compatibility {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.as_is.iter().map(|consumer| consumer.name()).collect();
+        write!(formatter, "{} read it as it is", names.join(", "))?;
+        for (consumer, reason) in &self.exported {
+            write!(formatter, "; {consumer} after `tune export --for {}` ({reason})", consumer.word())?;
+        }
+        Ok(())
+    }
+}
+
+/// What came of an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exported {
+    /// What was changed on the way, in words.
+    pub changes: Vec<String>,
+    /// How to load it.
+    pub usage: String,
+}
+
+/// Writes an adapter as one consumer reads it; the folder is whole or absent.
+///
+/// # Errors
+/// The consumer cannot be given it in any form ([`Error::NotPortable`]), files cannot be read or written.
+pub fn export(
+    adapter: &peft::Adapter,
+    targets: &[Target],
+    base: Option<&OpenedBase>,
+    consumer: Consumer,
+    out: &Path,
+    existing: Existing,
+) -> Result<Exported, Error> {
+    let original = adapter.config();
+    let modules = match base {
+        Some(base) => base.spec.modules(),
+        None => portable::lattice(targets),
+    };
+    let mut metadata = adapter.metadata().clone();
+    metadata.insert("tune.exported_for".into(), consumer.word().into());
+    let shown = out.display();
+    let base_name = original.base_model.as_deref().filter(|name| !name.is_empty()).unwrap_or("BASE");
+    let write = |config: &Config, targets: &[Target], values: &[Vec<f32>]| -> Result<(), Error> {
+        write_peft(adapter, config, targets, values, &metadata, out, existing)
+    };
+    match consumer {
+        Consumer::Peft | Consumer::MistralRs => {
+            let config = portable::config(original, targets, &modules, original.use_rslora);
+            write(&config, targets, &adapter.values(targets)?)?;
+            let usage = match consumer {
+                Consumer::Peft => format!("PeftModel.from_pretrained(base, \"{shown}\")"),
+                _ => format!("mistralrs serve lora -m {base_name} -a {shown}"),
+            };
+            Ok(Exported { changes: Vec::new(), usage })
+        }
+        Consumer::Vllm | Consumer::LlamaCpp => {
+            let Portable { targets, values, changes } = portable::fold(adapter, targets)?;
+            let rank = targets.first().map_or(0, |target| target.rank);
+            if consumer == Consumer::Vllm && rank > VLLM_LARGEST_RANK {
+                return Err(Error::NotPortable {
+                    consumer: consumer.name(),
+                    reason: format!("its rank is {rank}, and vLLM takes at most {VLLM_LARGEST_RANK}"),
+                    adapter: adapter.folder().to_path_buf(),
+                });
+            }
+            let config = portable::config(original, &targets, &modules, false);
+            write(&config, &targets, &values)?;
+            let usage = match consumer {
+                Consumer::Vllm => {
+                    let sizes = [8, 16, 32, 64, 128, 256, 320, 512];
+                    let size = sizes.into_iter().find(|size| *size >= rank).unwrap_or(VLLM_LARGEST_RANK);
+                    let option = if rank > VLLM_USUAL_RANK {
+                        format!(" --max-lora-rank {size}")
+                    } else {
+                        String::new()
+                    };
+                    format!("vllm serve {base_name} --enable-lora{option} --lora-modules tuned={shown}")
+                }
+                _ => format!("python convert_lora_to_gguf.py --base BASE_FOLDER {shown}"),
+            };
+            Ok(Exported { changes, usage })
+        }
+        Consumer::Mlx => {
+            let Some(base) = base else {
+                return Err(Error::Choice {
+                    message: format!(
+                        "mlx-lm counts layers from the last one, so the base has to be known: give it with `--base` \
+                         (the adapter names `{base_name}`, which is not on this machine)"
+                    ),
+                });
+            };
+            let portable = portable::fold(adapter, targets)?;
+            mlx::write(&portable, base, &metadata, out, existing)?;
+            let usage = format!("mlx_lm.generate --model {base_name} --adapter-path {shown}");
+            let mut changes = portable.changes;
+            changes.push("matrices turned round, under mlx-lm's names".into());
+            Ok(Exported { changes, usage })
+        }
+    }
+}
+
+fn write_peft(
+    adapter: &peft::Adapter,
+    config: &Config,
+    targets: &[Target],
+    values: &[Vec<f32>],
+    metadata: &BTreeMap<String, String>,
+    out: &Path,
+    existing: Existing,
+) -> Result<(), Error> {
+    let parameters = peft::parameters(targets);
+    let value = |index: usize| Ok(values[index].clone());
+    let numbers = Numbers { parameters: &parameters, values: &value };
+    let beside = tokenizer_files(adapter.folder())?;
+    Ok(peft::write_folder(out, existing, &numbers, config, metadata, &beside, None)?)
+}

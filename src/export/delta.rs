@@ -1,0 +1,155 @@
+//! What an adapter adds to a weight: `scaling · B·A`, in f32, row by row and never as a whole.
+//!
+//! Sums of squares are taken in f64 and in a fixed order, so that printed figures do not depend on the number of
+//! threads.
+
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
+use rayon::slice::ParallelSliceMut;
+
+use crate::adapter::target::Target;
+
+/// The two matrices of one target, on the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Pair {
+    /// `[rank, in]`.
+    pub a: Vec<f32>,
+    /// `[out, rank]`.
+    pub b: Vec<f32>,
+    /// Columns of A.
+    pub in_features: usize,
+    /// Rows of A.
+    pub rank: usize,
+    /// Factor on B·A.
+    pub scaling: f32,
+}
+
+impl Pair {
+    /// From a target and its values, A first.
+    pub fn new(target: &Target, a: Vec<f32>, b: Vec<f32>) -> Self {
+        Self {
+            a,
+            b,
+            in_features: target.module.in_features,
+            rank: target.rank,
+            scaling: target.scaling as f32,
+        }
+    }
+
+    /// One row of `scaling · B·A`.
+    fn row(&self, row: usize, delta: &mut [f32]) {
+        delta.fill(0.0);
+        for (factor, a) in
+            self.b[row * self.rank..][..self.rank].iter().zip(self.a.chunks_exact(self.in_features))
+        {
+            for (sum, a) in delta.iter_mut().zip(a) {
+                *sum += factor * a;
+            }
+        }
+        for sum in delta {
+            *sum *= self.scaling;
+        }
+    }
+
+    /// Adds the product to a weight `[out, in]` in place, and returns the square of the product's Frobenius norm.
+    pub fn add_to(&self, weight: &mut [f32]) -> f64 {
+        let squares: Vec<f64> = weight
+            .par_chunks_exact_mut(self.in_features)
+            .enumerate()
+            .map_init(
+                || vec![0.0; self.in_features],
+                |delta, (row, weight)| {
+                    self.row(row, delta);
+                    for (weight, delta) in weight.iter_mut().zip(delta.iter()) {
+                        *weight += delta;
+                    }
+                    square(delta)
+                },
+            )
+            .collect();
+        squares.iter().sum()
+    }
+
+    /// Frobenius norm of `scaling · B·A`, through the small products `Bᵀ·B` and `A·Aᵀ`.
+    pub fn norm(&self) -> f64 {
+        let rank = self.rank;
+        let mut b_gram = vec![0.0_f64; rank * rank];
+        for row in self.b.chunks_exact(rank) {
+            for (sums, left) in b_gram.chunks_exact_mut(rank).zip(row) {
+                for (sum, right) in sums.iter_mut().zip(row) {
+                    *sum += f64::from(*left) * f64::from(*right);
+                }
+            }
+        }
+        let dot = |left: &[f32], right: &[f32]| -> f64 {
+            left.iter().zip(right).map(|(left, right)| f64::from(*left) * f64::from(*right)).sum()
+        };
+        let rows: Vec<&[f32]> = self.a.chunks_exact(self.in_features).collect();
+        let a_gram: Vec<f64> = (0..rank * rank)
+            .into_par_iter()
+            .map(|index| dot(rows[index / rank], rows[index % rank]))
+            .collect();
+        let trace: f64 = b_gram.iter().zip(&a_gram).map(|(b, a)| b * a).sum();
+        let diagonal = |gram: &[f64]| -> f64 { gram.iter().step_by(rank + 1).sum() };
+        // What is left of a product that vanishes is rounding.
+        match trace > 1e-14 * diagonal(&a_gram) * diagonal(&b_gram) {
+            true => f64::from(self.scaling).abs() * trace.sqrt(),
+            false => 0.0,
+        }
+    }
+}
+
+/// Sum of squares, in f64.
+pub fn square(values: &[f32]) -> f64 {
+    values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum()
+}
+
+/// Sum of squares of a large slice, by pieces of fixed size on all cores.
+pub fn square_of(values: &[f32]) -> f64 {
+    pieces(values.len()).into_par_iter().map(|piece| square(&values[piece])).collect::<Vec<_>>().iter().sum()
+}
+
+/// Sum of squares of a difference.
+pub fn square_of_difference(left: &[f32], right: &[f32]) -> f64 {
+    let piece = |piece: std::ops::Range<usize>| -> f64 {
+        let pairs = left[piece.clone()].iter().zip(&right[piece]);
+        pairs.map(|(left, right)| (f64::from(*left) - f64::from(*right)).powi(2)).sum()
+    };
+    pieces(left.len()).into_par_iter().map(piece).collect::<Vec<_>>().iter().sum()
+}
+
+fn pieces(length: usize) -> Vec<std::ops::Range<usize>> {
+    const PIECE: usize = 1 << 16;
+    (0..length).step_by(PIECE).map(|start| start..(start + PIECE).min(length)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_product_is_added_and_its_norm_agrees() {
+        let pair = Pair {
+            a: vec![1.0, 2.0, 3.0, -1.0, 0.5, 0.0],
+            b: vec![1.0, 0.0, 0.0, 2.0],
+            in_features: 3,
+            rank: 2,
+            scaling: 0.5,
+        };
+        let mut weight = vec![10.0; 6];
+        let square = pair.add_to(&mut weight);
+        assert_eq!(weight, [10.5, 11.0, 11.5, 9.0, 10.5, 10.0]);
+        assert!((square.sqrt() - pair.norm()).abs() < 1e-12);
+        assert_eq!(square_of(&[3.0, 4.0]), 25.0);
+        assert_eq!(square_of_difference(&[3.0, 4.0], &[0.0, 0.0]), 25.0);
+    }
+
+    #[test]
+    fn a_product_that_vanishes_has_norm_zero() {
+        let pair = Pair { a: vec![1.0; 4], b: vec![0.0; 4], in_features: 2, rank: 2, scaling: 2.0 };
+        assert_eq!(pair.norm(), 0.0);
+        // Neither half is zero, but their product is.
+        let pair =
+            Pair { a: vec![1.0, 1.0, 0.0, 0.0], b: vec![0.0, 3.0], in_features: 2, rank: 2, scaling: 2.0 };
+        assert_eq!(pair.norm(), 0.0);
+    }
+}

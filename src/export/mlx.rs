@@ -1,0 +1,76 @@
+//! Adapters as mlx-lm keeps them: `adapters.safetensors` with `….lora_a` `[in, rank]` and `….lora_b` `[rank, out]`,
+//! and an `adapter_config.json` of its own with the scaling written out.
+//!
+//! mlx-lm gives the named projections of the last `num_layers` layers an adapter. Here that is all layers, and where
+//! ours has none it is given one of zeros, so that no tensor is missing and none left over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::json;
+
+use super::Error;
+use super::base::OpenedBase;
+use super::portable::Portable;
+use crate::adapter::lora::Parameter;
+use crate::adapter::peft::{CONFIG_FILE, Numbers, write_numbers};
+use crate::adapter::projection::Module;
+use crate::files::{self, Existing};
+
+/// Writes the folder, whole or not at all.
+///
+/// # Errors
+/// The disk refuses, or a value is not finite.
+pub fn write(
+    portable: &Portable,
+    base: &OpenedBase,
+    metadata: &BTreeMap<String, String>,
+    out: &Path,
+    existing: Existing,
+) -> Result<(), Error> {
+    let Some(first) = portable.targets.first() else { return Ok(()) };
+    let (rank, scaling) = (first.rank, first.scaling);
+    let adapted: BTreeMap<&str, usize> = portable
+        .targets
+        .iter()
+        .enumerate()
+        .map(|(index, target)| (target.module.path.as_str(), index))
+        .collect();
+    let projections: BTreeSet<_> = portable.targets.iter().map(|target| target.module.projection).collect();
+    let modules: Vec<Module> =
+        base.spec.modules().into_iter().filter(|module| projections.contains(&module.projection)).collect();
+    let keys: BTreeSet<String> = modules
+        .iter()
+        .filter_map(|module| {
+            let (_, inside) = module.path.split_once(&format!(".{}.", module.layer))?;
+            Some(inside.to_owned())
+        })
+        .collect();
+    let mut parameters = Vec::with_capacity(2 * modules.len());
+    for module in &modules {
+        let (a, b) = ([module.in_features, rank], [rank, module.out_features]);
+        parameters.push(Parameter { name: format!("{}.lora_a", module.path), shape: a });
+        parameters.push(Parameter { name: format!("{}.lora_b", module.path), shape: b });
+    }
+    let values = |index: usize| -> Result<Vec<f32>, crate::adapter::Error> {
+        let [rows, columns] = parameters[index].shape;
+        let Some(target) = adapted.get(modules[index / 2].path.as_str()) else {
+            return Ok(vec![0.0; rows * columns]);
+        };
+        // On disk `[columns, rows]`: PEFT keeps both matrices the other way round.
+        let source = &portable.values[2 * target + index % 2];
+        Ok((0..rows * columns).map(|at| source[(at % columns) * rows + at / columns]).collect())
+    };
+    let config = json!({
+        "fine_tune_type": "lora",
+        "num_layers": base.spec.layers,
+        "lora_parameters": {"rank": rank, "scale": scaling, "dropout": 0.0, "keys": keys},
+    });
+    let mut metadata = metadata.clone();
+    metadata.insert("format".into(), "mlx".into());
+    files::write_folder_atomically(out, existing, |inside| -> Result<(), Error> {
+        files::write_bytes(&inside.join(CONFIG_FILE), format!("{config:#}\n").as_bytes())?;
+        let numbers = Numbers { parameters: &parameters, values: &values };
+        Ok(write_numbers(&inside.join("adapters.safetensors"), &numbers, &metadata)?)
+    })
+}

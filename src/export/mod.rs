@@ -1,0 +1,27 @@
+//! An adapter on its way to other tools: proven whole, folded into its base, or rewritten for one of them.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `base` | is this the base that the adapter was trained on? |
+//! | `delta` | `scaling · B·A`, its size and its sum with a weight |
+//! | `weights` | merged weights, streamed to disk one tensor at a time |
+//! | `folder` | everything in a merged folder that is not a weight |
+//! | `check` | logits of adapter-on-base beside those of the merged model, one layer in memory at a time |
+//! | `merge` | the order of these |
+//! | `verify` | what an adapter says of itself, and whether every module of it does something |
+//! | `portable`, `consumer`, `mlx` | adapters for other tools, and what each of those reads |
+
+pub mod base;
+pub mod check;
+pub mod consumer;
+pub mod delta;
+pub mod error;
+pub mod folder;
+pub mod merge;
+pub mod mlx;
+pub mod portable;
+pub mod verify;
+pub mod weights;
+
+pub use consumer::Consumer;
+pub use error::Error;

@@ -1,0 +1,101 @@
+//! An adapter rewritten so that readers which ignore patterns and rsLoRA compute the same.
+//!
+//! One rank for all: A gets rows of zeros and B columns of zeros up to the largest rank. One scaling for all: where
+//! the targets agree on it, `alpha = scaling · rank` says it without rsLoRA; where they do not, each target's goes
+//! into its B, and `alpha = rank`.
+
+use super::Error;
+use crate::adapter::peft::{self, Config};
+use crate::adapter::projection::Module;
+use crate::adapter::spec::{Spec, TargetModules};
+use crate::adapter::target::Target;
+
+/// An adapter with one rank and one scaling.
+#[derive(Clone, Debug)]
+pub struct Portable {
+    /// The targets, all of one rank, alpha and scaling.
+    pub targets: Vec<Target>,
+    /// For each target A, then B, as [`peft::Adapter::values`] gives them.
+    pub values: Vec<Vec<f32>>,
+    /// What was done, in words; empty when the adapter was portable as it was.
+    pub changes: Vec<String>,
+}
+
+/// Rewrites an adapter.
+///
+/// # Errors
+/// Its tensors cannot be read.
+pub fn fold(adapter: &peft::Adapter, targets: &[Target]) -> Result<Portable, Error> {
+    let mut values = adapter.values(targets)?;
+    let mut changes = Vec::new();
+    let rank = targets.iter().map(|target| target.rank).max().unwrap_or(1);
+    let scaling = targets.first().map_or(1.0, |target| target.scaling);
+    let one_scaling = targets.iter().all(|target| target.scaling == scaling);
+    let padded = targets.iter().filter(|target| target.rank < rank).count();
+    for (target, pair) in targets.iter().zip(values.chunks_exact_mut(2)) {
+        if !one_scaling {
+            for value in &mut pair[1] {
+                *value = (f64::from(*value) * target.scaling) as f32;
+            }
+        }
+        if target.rank < rank {
+            pair[0].resize(rank * target.module.in_features, 0.0);
+            let mut wide = vec![0.0; target.module.out_features * rank];
+            for (wide, row) in wide.chunks_exact_mut(rank).zip(pair[1].chunks_exact(target.rank)) {
+                wide[..target.rank].copy_from_slice(row);
+            }
+            pair[1] = wide;
+        }
+    }
+    let (alpha, scaling) = match one_scaling {
+        true => (scaling * rank as f64, scaling),
+        false => (rank as f64, 1.0),
+    };
+    if padded > 0 {
+        changes.push(format!("{padded} of {} modules padded with zeros to rank {rank}", targets.len()));
+    }
+    if !one_scaling {
+        changes.push("each module's scaling multiplied into its B".into());
+    }
+    if adapter.config().use_rslora {
+        changes.push(format!("rsLoRA said as alpha = {alpha}"));
+    }
+    let target = |target: &Target| Target { module: target.module.clone(), rank, alpha, scaling };
+    Ok(Portable { targets: targets.iter().map(target).collect(), values, changes })
+}
+
+/// The configuration of targets that may differ in rank and alpha; `modules` are all projections of the model.
+pub fn config(original: &Config, targets: &[Target], modules: &[Module], use_rslora: bool) -> Config {
+    let spec = Spec {
+        rank: targets.first().map_or(original.rank, |target| target.rank),
+        alpha: targets.first().map_or(original.alpha, |target| target.alpha),
+        dropout: original.dropout,
+        target_modules: TargetModules::AllLinear,
+        use_rslora,
+        rank_pattern: Vec::new(),
+        alpha_pattern: Vec::new(),
+        init_from: None,
+    };
+    let base = original.base_model.as_deref().unwrap_or_default();
+    Config::new(&spec, targets, modules, base, original.revision.as_deref())
+}
+
+/// Every place where the projections of `targets` may stand in a model of which nothing else is known: their paths
+/// in all layers up to the last one named.
+pub fn lattice(targets: &[Target]) -> Vec<Module> {
+    let layers = targets.iter().map(|target| target.module.layer + 1).max().unwrap_or(0);
+    let mut modules: Vec<Module> = Vec::new();
+    for target in targets {
+        let module = &target.module;
+        if modules.iter().any(|known| known.projection == module.projection) {
+            continue;
+        }
+        let (own, any) = (format!(".{}.", module.layer), |layer: usize| format!(".{layer}."));
+        modules.extend((0..layers).map(|layer| Module {
+            path: module.path.replacen(&own, &any(layer), 1),
+            layer,
+            ..module.clone()
+        }));
+    }
+    modules
+}

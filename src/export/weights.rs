@@ -1,0 +1,363 @@
+//! Merged weights, streamed to disk: the header first, then one tensor at a time.
+//!
+//! `W′ = round(W + scaling · B·A)`: W is read (or dequantized) to f32, the sum is taken in f32, and rounded once to
+//! the dtype that is written. Tensors that no adapter touches are copied byte for byte where their dtype stays.
+//! Memory is one tensor in f32, and what it is made from. A tied output head is not written; it stays tied.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+use half::{bf16, f16};
+use rayon::iter::{IndexedParallelIterator, ParallelIterator};
+use rayon::slice::{ParallelSlice, ParallelSliceMut};
+use serde_json::{Map, json};
+
+use super::Error;
+use super::base::OpenedBase;
+use super::delta::{Pair, square_of, square_of_difference};
+use crate::adapter::peft;
+use crate::adapter::target::Target;
+use crate::assets::Dtype;
+use crate::files;
+use crate::files::safetensors::{Layout, TensorHeader};
+use crate::model::FloatDtype;
+use crate::model::tensors::{self, Checked, Expected};
+use crate::quant::{self, spec::Spec};
+
+/// Bytes of tensors a shard may hold by default, as in transformers.
+pub const SHARD_BYTES: u64 = 5_000_000_000;
+
+/// What the delta is added to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Onto {
+    /// The weights as the checkpoint has them.
+    Original,
+    /// The weights after quantization and dequantization, which a QLoRA run trains on.
+    Dequantized(Spec),
+    /// The dequantized weights of a checkpoint that is stored in 4 bits.
+    Stored,
+}
+
+/// What merging did to the projections of one layer, as Frobenius norms over all of its targets.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LayerChange {
+    /// The layer, from 0.
+    pub layer: usize,
+    /// Of the weights before.
+    pub weight: f64,
+    /// Of what the adapter adds.
+    pub delta: f64,
+    /// Of what the one rounding changed.
+    pub rounding: f64,
+    /// Of what quantization changes in the original weights; `None` where it is not known.
+    pub quantization: Option<f64>,
+}
+
+/// What merging did to the weights.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// Layer by layer.
+    pub layers: Vec<LayerChange>,
+    /// Frobenius norm of all that rounding changed, in every tensor written.
+    pub rounding: f64,
+}
+
+impl Report {
+    /// Frobenius norm of all that the adapter adds.
+    pub fn delta(&self) -> f64 {
+        self.layers.iter().map(|layer| layer.delta.powi(2)).sum::<f64>().sqrt()
+    }
+}
+
+/// Everything that the merged weights follow from.
+pub struct Merged<'a> {
+    /// The base.
+    pub base: &'a OpenedBase,
+    /// The adapter.
+    pub adapter: &'a peft::Adapter,
+    /// Its targets on this base.
+    pub targets: &'a [Target],
+    /// What the delta is added to.
+    pub onto: Onto,
+    /// The quantization whose error is measured, when the base is dense.
+    pub measured: Option<Spec>,
+    /// The dtype of every tensor; `None` keeps each tensor's own.
+    pub dtype: Option<FloatDtype>,
+    /// Bytes of tensors a file may hold.
+    pub shard_bytes: u64,
+    /// Metadata of the files.
+    pub metadata: &'a BTreeMap<String, String>,
+}
+
+/// How far writing has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Tensors written.
+    pub done: usize,
+    /// Tensors in all.
+    pub total: usize,
+}
+
+impl Merged<'_> {
+    /// Writes the weights into a folder: `model.safetensors`, or shards and their index.
+    ///
+    /// # Errors
+    /// The base can no longer be read, the disk refuses, a sum does not fit its dtype, or `stop` says so.
+    pub fn write(
+        &self,
+        folder: &Path,
+        progress: &mut dyn FnMut(Written),
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Report, Error> {
+        let checked = tensors::check(&self.base.spec, self.base.folder.weights(), None)?;
+        let expected = tensors::expected(&self.base.spec);
+        let planned: Vec<(Expected, Dtype)> = expected
+            .into_iter()
+            .map(|tensor| {
+                let dtype = self.dtype_of(&tensor, &checked);
+                (tensor, dtype)
+            })
+            .collect();
+        let shards = shards(&planned, self.shard_bytes);
+        let mut changes = Changes { layers: BTreeMap::new(), rounding: 0.0 };
+        let mut weight_map = Map::new();
+        let (mut done, total) = (0, planned.len());
+        for (number, shard) in shards.iter().enumerate() {
+            let name = match shards.len() {
+                1 => "model.safetensors".to_owned(),
+                count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+            };
+            let mut sources: BTreeMap<&str, &Expected> = BTreeMap::new();
+            let mut headers = Vec::with_capacity(shard.len());
+            for (tensor, dtype) in *shard {
+                sources.insert(&tensor.name, tensor);
+                weight_map.insert(tensor.name.clone(), json!(name));
+                let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+                headers.push(TensorHeader { name, dtype: *dtype, shape });
+            }
+            let mut metadata = self.metadata.clone();
+            metadata.insert("format".into(), "pt".into());
+            let layout = Layout::new(&metadata, headers)?;
+            // The writer speaks of I/O alone: what else goes wrong is kept here.
+            let mut fault = None;
+            let written = files::write_atomically(&folder.join(&name), |out: &mut dyn Write| {
+                layout.write(out, |header, out| {
+                    let Some(tensor) = sources.get(header.name.as_str()) else { return Ok(()) };
+                    let outcome = match stop() {
+                        true => Err(Error::Stopped),
+                        false => self.bytes(tensor, header.dtype, &checked, &mut changes),
+                    };
+                    let bytes = outcome.map_err(|error| {
+                        fault = Some(error);
+                        io::Error::other("the tensor cannot be written")
+                    })?;
+                    out.write_all(&bytes)?;
+                    done += 1;
+                    progress(Written { done, total });
+                    Ok(())
+                })
+            });
+            match fault {
+                Some(error) => return Err(error),
+                None => written?,
+            }
+        }
+        if shards.len() > 1 {
+            let parameters: u64 = planned.iter().map(|(tensor, _)| elements(tensor)).sum();
+            let bytes: u64 = planned.iter().map(|(tensor, dtype)| size(tensor, *dtype)).sum();
+            weight_map.sort_keys();
+            let index = json!({
+                "metadata": {"total_parameters": parameters, "total_size": bytes},
+                "weight_map": weight_map,
+            });
+            let text = format!("{index:#}\n");
+            files::write_bytes(&folder.join("model.safetensors.index.json"), text.as_bytes())?;
+        }
+        let layers = changes.layers.into_values().map(Change::finish).collect();
+        Ok(Report { layers, rounding: changes.rounding.sqrt() })
+    }
+
+    /// The dtype a tensor is written in: the one asked for, else its own, else (of a quantized one) the model's.
+    fn dtype_of(&self, tensor: &Expected, checked: &Checked) -> Dtype {
+        let weights = self.base.folder.weights();
+        match (self.dtype, weights.info(&tensor.name)) {
+            (Some(dtype), _) => safetensors_dtype(dtype),
+            (None, Some(info)) if !checked.quantized.contains_key(&tensor.name) => info.dtype,
+            _ => safetensors_dtype(tensors::checkpoint_dtype(&self.base.spec, weights)),
+        }
+    }
+
+    /// The little-endian bytes of one merged tensor.
+    fn bytes(
+        &self,
+        tensor: &Expected,
+        dtype: Dtype,
+        checked: &Checked,
+        changes: &mut Changes,
+    ) -> Result<Vec<u8>, Error> {
+        let weights = self.base.folder.weights();
+        let name = tensor.name.as_str();
+        let stored = checked.quantized.get(name);
+        let target = self.target(tensor);
+        let requantized = match self.onto {
+            Onto::Dequantized(spec) if tensor.projection && stored.is_none() => Some(spec),
+            _ => None,
+        };
+        let same_dtype = weights.info(name).is_some_and(|info| info.dtype == dtype);
+        if target.is_none() && requantized.is_none() && stored.is_none() && same_dtype {
+            return Ok(weights.read(name)?);
+        }
+        let mut values = match stored {
+            Some(stored) => {
+                let quantized = stored.read(weights)?;
+                quantized.validate().map_err(|error| quant::Error::FourBit {
+                    weight: name.to_owned(),
+                    message: error.to_string(),
+                })?;
+                quantized.dequantize()
+            }
+            None => weights.read_floats::<f32>(name)?,
+        };
+        let mut quantization = None;
+        if let Some(spec) = requantized.or(self.measured.filter(|_| stored.is_none() && target.is_some())) {
+            let shape = [tensor.shape[0], tensor.shape[1]];
+            let dequantized = quant::nf4::quantize(&values, shape, spec).dequantize();
+            quantization = Some(square_of_difference(&values, &dequantized));
+            if requantized.is_some() {
+                values = dequantized;
+            }
+        }
+        let Some(target) = target else {
+            let (bytes, rounding) = encode(name, &values, dtype)?;
+            changes.rounding += rounding;
+            return Ok(bytes);
+        };
+        let weight = square_of(&values);
+        let [a, b]: [Vec<f32>; 2] =
+            self.adapter.values(std::slice::from_ref(target))?.try_into().unwrap_or_default();
+        let delta = Pair::new(target, a, b).add_to(&mut values);
+        let (bytes, rounding) = encode(name, &values, dtype)?;
+        changes.rounding += rounding;
+        changes.add(Change { layer: target.module.layer, weight, delta, rounding, quantization });
+        Ok(bytes)
+    }
+
+    fn target(&self, tensor: &Expected) -> Option<&Target> {
+        let path = tensor.name.strip_suffix(".weight").filter(|_| tensor.projection)?;
+        self.targets.iter().find(|target| target.module.path == path)
+    }
+}
+
+/// Sums of squares over the targets of a layer.
+struct Change {
+    layer: usize,
+    weight: f64,
+    delta: f64,
+    rounding: f64,
+    quantization: Option<f64>,
+}
+
+impl Change {
+    fn finish(self) -> LayerChange {
+        LayerChange {
+            layer: self.layer,
+            weight: self.weight.sqrt(),
+            delta: self.delta.sqrt(),
+            rounding: self.rounding.sqrt(),
+            quantization: self.quantization.map(f64::sqrt),
+        }
+    }
+}
+
+struct Changes {
+    layers: BTreeMap<usize, Change>,
+    rounding: f64,
+}
+
+impl Changes {
+    fn add(&mut self, more: Change) {
+        match self.layers.get_mut(&more.layer) {
+            None => _ = self.layers.insert(more.layer, more),
+            Some(sum) => {
+                sum.weight += more.weight;
+                sum.delta += more.delta;
+                sum.rounding += more.rounding;
+                // One projection whose error is unknown leaves that of the layer unknown.
+                sum.quantization = sum.quantization.zip(more.quantization).map(|(sum, more)| sum + more);
+            }
+        }
+    }
+}
+
+/// Rounds to a dtype, once; also the square of what rounding changed.
+fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<(Vec<u8>, f64), Error> {
+    match dtype {
+        Dtype::BF16 => round(name, values, "bf16", bf16::from_f32, bf16::to_f32, bf16::to_le_bytes),
+        Dtype::F16 => round(name, values, "f16", f16::from_f32, f16::to_f32, f16::to_le_bytes),
+        _ => round(name, values, "f32", |value| value, |value| value, f32::to_le_bytes),
+    }
+}
+
+fn round<T: Copy, const W: usize>(
+    name: &str,
+    values: &[f32],
+    dtype: &'static str,
+    from: impl Fn(f32) -> T + Sync,
+    back: impl Fn(T) -> f32 + Sync,
+    bytes: impl Fn(T) -> [u8; W] + Sync,
+) -> Result<(Vec<u8>, f64), Error> {
+    const PIECE: usize = 1 << 16;
+    let mut encoded = vec![0; values.len() * W];
+    let pieces = encoded.par_chunks_mut(PIECE * W).zip(values.par_chunks(PIECE)).enumerate();
+    let squares: Vec<f64> = pieces
+        .map(|(piece, (encoded, values))| {
+            let mut square = 0.0;
+            let (slots, _) = encoded.as_chunks_mut::<W>();
+            for (position, (slot, value)) in slots.iter_mut().zip(values).enumerate() {
+                let rounded = from(*value);
+                *slot = bytes(rounded);
+                let rounded = back(rounded);
+                if !rounded.is_finite() {
+                    let (tensor, element) = (name.to_owned(), piece * PIECE + position);
+                    return Err(Error::Overflow { tensor, element, value: *value, dtype });
+                }
+                square += (f64::from(*value) - f64::from(rounded)).powi(2);
+            }
+            Ok(square)
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok((encoded, squares.iter().sum()))
+}
+
+/// Runs of tensors that fit a file each; a tensor larger than that has a file of its own.
+fn shards(planned: &[(Expected, Dtype)], limit: u64) -> Vec<&[(Expected, Dtype)]> {
+    let mut shards = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (index, (tensor, dtype)) in planned.iter().enumerate() {
+        let size = size(tensor, *dtype);
+        if index > start && bytes + size > limit {
+            shards.push(&planned[start..index]);
+            (start, bytes) = (index, 0);
+        }
+        bytes += size;
+    }
+    shards.push(&planned[start..]);
+    shards
+}
+
+fn elements(tensor: &Expected) -> u64 {
+    tensor.shape.iter().product::<usize>() as u64
+}
+
+fn size(tensor: &Expected, dtype: Dtype) -> u64 {
+    elements(tensor) * dtype.bitsize() as u64 / 8
+}
+
+fn safetensors_dtype(dtype: FloatDtype) -> Dtype {
+    match dtype {
+        FloatDtype::F32 => Dtype::F32,
+        FloatDtype::Bf16 => Dtype::BF16,
+        FloatDtype::F16 => Dtype::F16,
+    }
+}

@@ -1,0 +1,179 @@
+//! All of a model, several files at a time: text first, then the weights that its index names; links last, and the
+//! branch's commit after those, so that nobody finds a snapshot that is not whole.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::Error;
+use super::cache::Repository;
+use super::client::Client;
+use super::fetch::{Remote, describe, fetch};
+use super::listing::{INDEX, Listing};
+use super::request::Request;
+
+/// Longest listing accepted.
+const LISTING_LIMIT: u64 = 64 << 20;
+/// Longest index accepted.
+const INDEX_LIMIT: u64 = 128 << 20;
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(50);
+
+/// How far a download has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Whether these are the weights; before them come the small files.
+    pub weights: bool,
+    /// Bytes on the disk.
+    pub done: u64,
+    /// Bytes in all.
+    pub total: u64,
+}
+
+/// What came of a download.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Downloaded {
+    /// The snapshot's folder.
+    pub folder: PathBuf,
+    /// Its commit.
+    pub commit: String,
+    /// Number of its files.
+    pub files: usize,
+    /// Their length.
+    pub bytes: u64,
+}
+
+/// Fetches a model into the cache. `stop` is asked again and again.
+///
+/// # Errors
+/// [`Error`]; what arrived so far stays, and the next call goes on from there.
+pub fn download(
+    request: &Request,
+    hub_cache: &Path,
+    progress: &mut dyn FnMut(Progress),
+    stop: &dyn Fn() -> bool,
+) -> Result<Downloaded, Error> {
+    let client = Client::new(request);
+    let stopped = AtomicBool::new(false);
+    let url = request.listing_url();
+    let shown = super::client::shown(&url);
+    let bytes = client.read(&url, LISTING_LIMIT, &stopped)?;
+    let listing: Listing = serde_json::from_slice(&bytes).map_err(|error| Error::Answer {
+        url: shown.clone(),
+        reason: format!("not the listing of a repository: {error}"),
+    })?;
+    listing.check(&shown)?;
+    let repository = Repository::open(hub_cache, &request.id)?;
+    let mut work =
+        Work { request, client: &client, repository: &repository, listing: &listing, stopped: &stopped };
+
+    let mut files = work.get(listing.texts(), false, progress, stop)?;
+    let index = match files.iter().find(|file| file.path == INDEX) {
+        Some(file) => {
+            let path = repository.blob(&file.etag);
+            Some(crate::assets::json::read_limited(&path, INDEX_LIMIT)?)
+        }
+        None => None,
+    };
+    let weights = listing.weights(&request.id, index.as_deref(), &shown)?;
+    files.extend(work.get(weights, true, progress, stop)?);
+
+    for file in &files {
+        repository.link(&listing.commit, &file.path, &file.etag)?;
+    }
+    repository.set_ref(&request.revision, &listing.commit)?;
+    Ok(Downloaded {
+        folder: repository.snapshot(&listing.commit),
+        commit: listing.commit.clone(),
+        files: files.len(),
+        bytes: files.iter().map(|file| file.size).sum(),
+    })
+}
+
+struct Work<'a> {
+    request: &'a Request,
+    client: &'a Client,
+    repository: &'a Repository,
+    listing: &'a Listing,
+    stopped: &'a AtomicBool,
+}
+
+impl Work<'_> {
+    /// Describes and then fetches files, a few at a time.
+    fn get(
+        &mut self,
+        paths: Vec<String>,
+        weights: bool,
+        progress: &mut dyn FnMut(Progress),
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<Remote>, Error> {
+        let describe = |path: &String| {
+            let url = self.request.file_url(&self.listing.commit, path);
+            describe(self.client, url, path.clone(), self.stopped)
+        };
+        let files = self.each(&paths, describe, &mut || {}, stop)?;
+        let total = files.iter().map(|file| file.size).sum();
+        let arrived = AtomicU64::new(0);
+        let get = |file: &Remote| fetch(self.client, file, self.repository, &arrived, self.stopped);
+        let mut tell = || progress(Progress { weights, done: arrived.load(Ordering::Relaxed), total });
+        self.each(&files, get, &mut tell, stop)?;
+        progress(Progress { weights, done: total, total });
+        Ok(files)
+    }
+
+    /// Does something to each item on a few threads; this one tells how far they are. The first error ends all.
+    fn each<I: Sync, O: Send>(
+        &self,
+        items: &[I],
+        work: impl Fn(&I) -> Result<O, Error> + Sync,
+        tell: &mut dyn FnMut(),
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Vec<O>, Error> {
+        let next = AtomicUsize::new(0);
+        let results: Mutex<Vec<(usize, Result<O, Error>)>> = Mutex::new(Vec::new());
+        let threads = self.request.parallel.clamp(1, items.len().max(1));
+        thread::scope(|scope| {
+            let worker = || {
+                while !self.stopped.load(Ordering::Relaxed) {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(item) = items.get(index) else { break };
+                    let result = work(item);
+                    if result.is_err() {
+                        self.stopped.store(true, Ordering::Relaxed);
+                    }
+                    results.lock().unwrap_or_else(PoisonError::into_inner).push((index, result));
+                }
+            };
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+            let mut asked = false;
+            while workers.iter().any(|worker| !worker.is_finished()) {
+                if !asked && (stop() || self.stopped.load(Ordering::Relaxed)) {
+                    asked = true;
+                    self.stopped.store(true, Ordering::Relaxed);
+                    self.client.shutdown();
+                }
+                tell();
+                thread::sleep(TELL);
+            }
+        });
+        let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+        results.sort_by_key(|(index, _)| *index);
+        // What others report after the first fault is only that they were stopped.
+        let mut fault = None;
+        let mut done = Vec::with_capacity(items.len());
+        for (_, result) in results {
+            match result {
+                Ok(value) => done.push(value),
+                Err(error) if fault.is_none() || matches!(fault, Some(Error::Stopped)) => fault = Some(error),
+                Err(_) => {}
+            }
+        }
+        match fault {
+            Some(error) => Err(error),
+            None if self.stopped.load(Ordering::Relaxed) => Err(Error::Stopped),
+            None => Ok(done),
+        }
+    }
+}

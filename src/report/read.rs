@@ -1,0 +1,126 @@
+//! What a run folder holds, as far as it is there.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Error;
+use crate::files::{self, Action};
+use crate::record::{LOCK_FILE, Lock, RECORD_FILE, Record};
+use crate::train::event::{EvaluationReport, StepReport};
+
+/// A gibibyte of metrics is some four million lines.
+const LARGEST_METRICS: u64 = 1 << 30;
+/// Larger than any recipe, and than any plan.
+const LARGEST_TEXT: u64 = 16 << 20;
+
+/// A run folder.
+#[derive(Debug, Default)]
+pub(super) struct Run {
+    /// Where it lies.
+    pub folder: PathBuf,
+    /// The resolved recipe.
+    pub recipe: Option<String>,
+    /// The lock of its inputs.
+    pub lock: Option<Lock>,
+    /// How it went.
+    pub record: Option<Record>,
+    /// The logged steps, ascending, each once.
+    pub steps: Vec<StepReport>,
+    /// The evaluations, ascending, each once.
+    pub evaluations: Vec<EvaluationReport>,
+    /// Lines of the metrics that say neither.
+    pub unreadable_lines: u64,
+    /// What memory was planned for: names and bytes.
+    pub plan: Vec<(String, u64)>,
+}
+
+impl Run {
+    /// Reads the folder.
+    pub(super) fn read(folder: &Path) -> Result<Self, Error> {
+        let recipe = text(&folder.join("recipe.toml"), LARGEST_TEXT)?;
+        let metrics = text(&folder.join("metrics.jsonl"), LARGEST_METRICS)?;
+        if recipe.is_none() && metrics.is_none() {
+            return Err(Error::NoRun(folder.to_path_buf()));
+        }
+        let plan = text(&folder.join("memory_plan.json"), LARGEST_TEXT)?;
+        let mut run = Self {
+            folder: folder.to_path_buf(),
+            recipe,
+            lock: folder.join(LOCK_FILE).is_file().then(|| Lock::read(folder)).transpose()?,
+            record: folder.join(RECORD_FILE).is_file().then(|| Record::read(folder)).transpose()?,
+            plan: plan
+                .and_then(|text| serde_json::from_str(&text).ok())
+                .map_or_else(Vec::new, |plan| terms(&plan)),
+            ..Self::default()
+        };
+        run.read_metrics(&metrics.unwrap_or_default());
+        Ok(run)
+    }
+
+    fn read_metrics(&mut self, text: &str) {
+        let (mut steps, mut evaluations) = (BTreeMap::new(), BTreeMap::new());
+        // Half a line at the end is a line that is being written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        for line in whole.lines().filter(|line| !line.trim().is_empty()) {
+            if let Ok(report) = serde_json::from_str::<StepReport>(line) {
+                steps.insert(report.step, report);
+            } else if let Ok(report) = serde_json::from_str::<EvaluationReport>(line) {
+                evaluations.insert(report.step, report);
+            } else {
+                self.unreadable_lines += 1;
+            }
+        }
+        self.steps = steps.into_values().collect();
+        self.evaluations = evaluations.into_values().collect();
+    }
+
+    /// Largest memory that was measured.
+    pub(super) fn peak_memory(&self) -> Option<u64> {
+        self.steps.iter().filter_map(|step| step.peak_memory_bytes).max()
+    }
+}
+
+/// A file's text; `None` when there is no such file. What is not UTF-8 is replaced.
+fn text(path: &Path, most: u64) -> Result<Option<String>, Error> {
+    let read = || files::Error::io(Action::Read, path);
+    match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(read()(error).into()),
+        Ok(about) if about.len() > most => {
+            return Err(Error::TooLarge { path: path.to_path_buf(), bytes: about.len(), most });
+        }
+        Ok(_) => {}
+    }
+    let bytes = fs::read(path).map_err(read())?;
+    Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+/// The terms of a memory plan: a list of objects with a name and `bytes`, or an object of numbers, whatever stands
+/// around it.
+fn terms(plan: &Value) -> Vec<(String, u64)> {
+    let of_list = |list: &Vec<Value>| -> Vec<(String, u64)> {
+        let term = |entry: &Value| {
+            let name = ["name", "term", "what"].into_iter().find_map(|key| entry.get(key)?.as_str())?;
+            Some((name.to_owned(), entry.get("bytes")?.as_u64()?))
+        };
+        list.iter().filter_map(term).collect()
+    };
+    match plan {
+        Value::Array(list) => of_list(list),
+        Value::Object(entries) => match entries.get("terms") {
+            Some(inner @ (Value::Array(_) | Value::Object(_))) => terms(inner),
+            _ => {
+                let number = |(name, value): (&String, &Value)| {
+                    let name = name.strip_suffix("_bytes").unwrap_or(name).replace('_', " ");
+                    Some((name, value.as_u64()?))
+                };
+                entries.iter().filter(|(name, _)| *name != "version").filter_map(number).collect()
+            }
+        },
+        _ => Vec::new(),
+    }
+}

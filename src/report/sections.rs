@@ -1,0 +1,270 @@
+//! The sections below the charts: samples, data, memory, provenance, and the numbers themselves.
+
+use super::html::{escape, facts, table};
+use super::read::Run;
+use crate::data::survey::Side;
+use crate::record::{LOCK_FILE, RECORD_FILE};
+use crate::units::{Bytes, Grouped};
+
+/// Logged steps that the table of numbers shows.
+const MOST_ROWS: usize = 300;
+
+/// Answers before and after.
+pub(super) fn samples(run: &Run) -> String {
+    let Some(record) = run.record.as_ref().filter(|record| !record.samples.is_empty()) else {
+        return String::new();
+    };
+    let mut html = String::from("<h2>Samples</h2>\n");
+    for sample in &record.samples {
+        let after = match &sample.after {
+            Some(after) => format!("<blockquote>{}</blockquote>", escape(after.trim())),
+            None => "<p class=\"soft\">not yet</p>".to_owned(),
+        };
+        html += &format!(
+            "<section class=\"sample\">\n<p>{}</p>\n<div class=\"answers\">\n\
+             <div><h3>Before training</h3><blockquote>{}</blockquote></div>\n\
+             <div class=\"after\"><h3>After training</h3>{after}</div>\n</div>\n</section>\n",
+            escape(sample.prompt.trim()),
+            escape(sample.before.trim()),
+        );
+    }
+    html
+}
+
+/// What the rows are like.
+pub(super) fn data(run: &Run) -> String {
+    let Some(record) = &run.record else { return String::new() };
+    let Some(data) = &record.data else { return String::new() };
+    let row = |name: &str, side: &Side| {
+        let share = 100.0 * side.supervised_tokens as f64 / side.tokens.max(1) as f64;
+        let mean = side.tokens as f64 / side.used.max(1) as f64;
+        vec![
+            name.to_owned(),
+            Grouped(side.rows).to_string(),
+            Grouped(side.used).to_string(),
+            Grouped(side.tokens).to_string(),
+            format!("{share:.0} %"),
+            format!("{mean:.0}"),
+            Grouped(side.longest).to_string(),
+        ]
+    };
+    let head = [
+        ("", false),
+        ("rows", true),
+        ("used", true),
+        ("tokens", true),
+        ("supervised", true),
+        ("mean length", true),
+        ("longest", true),
+    ];
+    let mut html = String::from("<h2>Data</h2>\n");
+    html += &table(
+        "Rows as they are trained on, each counted once",
+        &head,
+        &[row("training", &data.train), row("held out", &data.held_out)],
+    );
+    let most = data.train.lengths.iter().map(|bin| bin.rows).max().unwrap_or(0).max(1);
+    let bins: Vec<Vec<String>> = data
+        .train
+        .lengths
+        .iter()
+        .map(|bin| {
+            let to = bin.tokens.saturating_mul(2).saturating_sub(1);
+            vec![
+                format!("{} to {}", Grouped(bin.tokens), Grouped(to)),
+                Grouped(bin.rows).to_string(),
+                format!(
+                    "<span class=\"bar\" style=\"width: {:.1}%\"></span>",
+                    100.0 * bin.rows as f64 / most as f64
+                ),
+            ]
+        })
+        .collect();
+    if !bins.is_empty() {
+        html += "<h3>Lengths</h3>\n";
+        html += &table(
+            "Training rows by their number of tokens",
+            &[("tokens", false), ("rows", true), ("", false)],
+            &bins,
+        );
+    }
+    let mut more: Vec<(&str, String)> = Vec::new();
+    if let Some(shape) = &data.schedule {
+        more.push(("Steps of the whole run", Grouped(shape.steps).to_string()));
+        more.push(("Examples seen", Grouped(shape.examples).to_string()));
+        more.push(("Tokens seen", Grouped(shape.tokens).to_string()));
+        more.push(("Largest micro-batch", format!("{} tokens", Grouped(shape.largest_micro_batch))));
+    }
+    more.push(("Rows longer than max_seq_len", Grouped(data.overflowing_rows).to_string()));
+    more.push(("Rows without supervised tokens", Grouped(data.empty_rows).to_string()));
+    html += "<h3>Shape</h3>\n";
+    html += &facts(&more);
+    let warnings = &record.warnings;
+    if !warnings.is_empty() {
+        html += "<h3>Warnings</h3>\n<ul class=\"notes\">\n";
+        for warning in warnings {
+            html += &format!("<li>{}</li>\n", escape(warning));
+        }
+        html += "</ul>\n";
+    }
+    html
+}
+
+/// The plan of the memory against what was measured.
+pub(super) fn memory(run: &Run) -> String {
+    if run.plan.is_empty() {
+        return String::new();
+    }
+    let total: u64 = run.plan.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    let share = |bytes: u64| 100.0 * bytes as f64 / total.max(1) as f64;
+    let mut rows: Vec<Vec<String>> = run
+        .plan
+        .iter()
+        .map(|(name, bytes)| {
+            let bar = format!("<span class=\"bar\" style=\"width: {:.1}%\"></span>", share(*bytes));
+            vec![escape(name), Bytes(*bytes).to_string(), bar]
+        })
+        .collect();
+    rows.push(vec!["<strong>planned</strong>".into(), Bytes(total).to_string(), String::new()]);
+    if let Some(peak) = run.peak_memory() {
+        let against = format!("{:.0} % of the plan", 100.0 * peak as f64 / total.max(1) as f64);
+        rows.push(vec!["<strong>measured peak</strong>".into(), Bytes(peak).to_string(), against]);
+    }
+    let head = [("term", false), ("memory", true), ("", false)];
+    format!(
+        "<h2>Memory</h2>\n{}",
+        table("What was planned before the run, and what was measured", &head, &rows)
+    )
+}
+
+/// What the run was made of, and where it ran.
+pub(super) fn provenance(run: &Run) -> String {
+    let mut html = String::from("<h2>Provenance</h2>\n");
+    if let Some(record) = &run.record {
+        let mut rows = vec![
+            ("Made with", format!("tune {}", escape(&record.tune))),
+            ("Trained parameters", Grouped(record.trainable_parameters).to_string()),
+            ("Parameters of the base", Grouped(record.base_parameters).to_string()),
+            ("Frozen base in memory", Bytes(record.frozen_bytes).to_string()),
+        ];
+        if let Some(session) = record.sessions.last() {
+            let machine = &session.machine;
+            rows.push(("Machine", format!("{} {}", escape(&machine.os), escape(&machine.architecture))));
+            rows.extend(machine.processor.as_ref().map(|name| ("Processor", escape(name))));
+            rows.push(("Threads", Grouped(machine.threads).to_string()));
+            rows.extend(
+                machine.memory_bytes.map(|bytes| ("Memory of the machine", Bytes(bytes).to_string())),
+            );
+        }
+        rows.push(("Sessions", Grouped(record.sessions.len() as u64).to_string()));
+        html += &facts(&rows);
+        if let Some(sha256) = &record.adapter_sha256 {
+            html += &format!(
+                "<p>SHA-256 of <code>adapter/adapter_model.safetensors</code>: <span class=\"hash\">{}</span></p>\n",
+                escape(sha256)
+            );
+        }
+    }
+    if let Some(lock) = &run.lock {
+        let hash = |sha256: &str| format!("<span class=\"hash\">{}</span>", escape(sha256));
+        let mut rows = vec![vec!["recipe".to_owned(), String::new(), hash(&lock.recipe_sha256)]];
+        let files =
+            [("base", &lock.base_file), ("tokenizer", &lock.tokenizer_file), ("start", &lock.start_file)];
+        for (whose, files) in files {
+            rows.extend(files.iter().map(|file| {
+                let name = format!("{whose}: <code>{}</code>", escape(&file.name));
+                vec![name, Bytes(file.bytes).to_string(), hash(&file.sha256)]
+            }));
+        }
+        if let Some(template) = &lock.chat_template {
+            rows.push(vec![
+                format!("chat template of {}", escape(&template.origin)),
+                String::new(),
+                hash(&template.sha256),
+            ]);
+        }
+        rows.extend(lock.dataset.iter().map(|dataset| {
+            let name = format!("dataset: <code>{}</code>", escape(&dataset.path));
+            vec![name, format!("{} rows", Grouped(dataset.rows)), hash(&dataset.sha256)]
+        }));
+        html += "<h3>Inputs</h3>\n";
+        let head = [("input", false), ("size", true), ("SHA-256", false)];
+        html += &table(&format!("Everything the run read, as {LOCK_FILE} has it"), &head, &rows);
+        html += &format!(
+            "<p class=\"soft\">Check and repeat: <code>tune reproduce {}</code></p>\n",
+            escape(&run.folder.display().to_string())
+        );
+    }
+    if let Some(recipe) = &run.recipe {
+        html += &format!(
+            "<details>\n<summary>The recipe, every default written out</summary>\n<pre tabindex=\"0\">{}</pre>\n</details>\n",
+            escape(recipe)
+        );
+    }
+    if run.record.is_none() {
+        html += &format!("<p class=\"soft\">There is no {RECORD_FILE} in the folder.</p>\n");
+    }
+    html
+}
+
+/// The numbers behind the charts, for those who read them.
+pub(super) fn numbers(run: &Run) -> String {
+    if run.steps.is_empty() {
+        return String::new();
+    }
+    let stride = run.steps.len().div_ceil(MOST_ROWS);
+    let last = run.steps.len() - 1;
+    let rows: Vec<Vec<String>> = run
+        .steps
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| index % stride == 0 || *index == last)
+        .map(|(_, step)| {
+            vec![
+                step.step.to_string(),
+                format!("{:.2}", step.epoch),
+                format!("{:.4}", step.loss),
+                format!("{:.4}", step.grad_norm),
+                format!("{:.3e}", step.learning_rate),
+                Grouped(step.tokens).to_string(),
+                Grouped(step.tokens_per_second.max(0.0) as u64).to_string(),
+            ]
+        })
+        .collect();
+    let head = ["step", "epoch", "loss", "gradient norm", "learning rate", "tokens", "tokens/s"]
+        .map(|name| (name, true));
+    let caption = match stride {
+        1 => "Every logged step".to_owned(),
+        stride => format!("Every {stride}th logged step; all of them are in metrics.jsonl"),
+    };
+    let evaluations: Vec<Vec<String>> = run
+        .evaluations
+        .iter()
+        .take(MOST_ROWS)
+        .map(|report| {
+            vec![
+                report.step.to_string(),
+                format!("{:.4}", report.eval_loss),
+                Grouped(report.eval_tokens).to_string(),
+            ]
+        })
+        .collect();
+    let unreadable = match run.unreadable_lines {
+        0 => String::new(),
+        count => {
+            format!("<p class=\"soft\">{} lines of metrics.jsonl could not be read.</p>\n", Grouped(count))
+        }
+    };
+    let held_out = match evaluations.is_empty() {
+        true => String::new(),
+        false => table(
+            "Evaluations over the held-out rows",
+            &[("step", true), ("held-out loss", true), ("tokens", true)],
+            &evaluations,
+        ),
+    };
+    format!(
+        "<details>\n<summary>The numbers</summary>\n{held_out}{}{unreadable}</details>\n",
+        table(&caption, &head, &rows)
+    )
+}

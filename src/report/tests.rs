@@ -1,0 +1,129 @@
+//! The page of run folders made to order: whole, under way, empty, and hostile.
+
+use std::fs;
+use std::path::Path;
+
+use super::{Error, page};
+use crate::record::{Record, SampleRecord, Session};
+use crate::train::event::{EvaluationReport, StepReport};
+
+const HOSTILE: &str = "</style><script>alert('x')</script>\"'&<!--\u{1b}[31m\u{202e}";
+
+fn step(step: u64) -> String {
+    let report = StepReport {
+        step,
+        epoch: 0.5,
+        loss: 2.0 / step as f64,
+        grad_norm: 1.0,
+        learning_rate: 1e-3,
+        tokens: 100 * step,
+        tokens_per_second: 1000.0,
+        peak_memory_bytes: Some(1 << 20),
+    };
+    serde_json::to_string(&report).unwrap() + "\n"
+}
+
+fn evaluation(step: u64) -> String {
+    let report = EvaluationReport { step, epoch: 0.5, eval_loss: 1.25, eval_tokens: 10 };
+    serde_json::to_string(&report).unwrap() + "\n"
+}
+
+fn record(folder: &Path, record: &Record) {
+    fs::write(folder.join("run.json"), serde_json::to_vec(&Record { version: 1, ..record.clone() }).unwrap())
+        .unwrap();
+}
+
+#[test]
+fn what_comes_from_files_cannot_become_markup() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("recipe.toml"), HOSTILE).unwrap();
+    fs::write(folder.path().join("metrics.jsonl"), evaluation(0) + &step(1) + HOSTILE + "\n").unwrap();
+    fs::write(folder.path().join("memory_plan.json"), serde_json::json!({HOSTILE: 7}).to_string()).unwrap();
+    let text = HOSTILE.to_owned();
+    record(
+        folder.path(),
+        &Record {
+            tune: text.clone(),
+            compute: text.clone(),
+            warnings: vec![text.clone()],
+            samples: vec![SampleRecord {
+                prompt: text.clone(),
+                before: text.clone(),
+                after: Some(text.clone()),
+            }],
+            sessions: vec![Session { started: text.clone(), problem: Some(text), ..Session::default() }],
+            data: Some(Default::default()),
+            ..Record::default()
+        },
+    );
+    let page = page(folder.path()).unwrap();
+    assert!(
+        !page.contains("<script")
+            && !page.contains("<!--")
+            && !page.contains('\u{1b}')
+            && !page.contains('\u{202e}')
+    );
+    assert_eq!(page.matches("</style>").count(), 1, "the page's own");
+    assert!(page.contains("&lt;script&gt;alert(&#39;x&#39;)"));
+    assert!(page.contains("1 lines of metrics.jsonl could not be read"));
+}
+
+#[test]
+fn nothing_is_loaded_from_anywhere() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("metrics.jsonl"), step(1)).unwrap();
+    let page = page(folder.path()).unwrap();
+    for loads in ["http:", "https:", "src=", "href=", "url(", "@import", "<script", "<link", "<iframe"] {
+        assert!(!page.contains(loads), "{loads}");
+    }
+}
+
+#[test]
+fn a_run_under_way_has_a_page() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("recipe.toml"), "version = 1").unwrap();
+    assert!(page(folder.path()).unwrap().contains("No step has been logged yet"));
+    // The last line is being written.
+    let metrics = step(1) + &step(2) + &step(3)[..20];
+    fs::write(folder.path().join("metrics.jsonl"), metrics).unwrap();
+    record(
+        folder.path(),
+        &Record { total_steps: 9, sessions: vec![Session::default()], ..Record::default() },
+    );
+    let page = page(folder.path()).unwrap();
+    assert!(page.contains("under way, or cut off") && page.contains("of 9"), "{page}");
+    assert!(!page.contains("could not be read"));
+}
+
+#[test]
+fn every_chart_is_described_in_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let metrics: String = (1..200).map(step).chain([0, 100, 199].map(evaluation)).collect();
+    fs::write(folder.path().join("metrics.jsonl"), metrics).unwrap();
+    let page = page(folder.path()).unwrap();
+    assert_eq!(page.matches("viewBox=\"0 0 1080").count() + page.matches("viewBox=\"0 0 540").count(), 6);
+    assert_eq!(page.matches("role=\"img\" aria-labelledby=").count(), 6);
+    assert!(page.contains("Held-out loss: 1.25 at step 0, 1.25 at step 199."));
+    assert!(page.contains("Training loss: 2 at step 1, 0.0101 at step 199."), "rounded to what can be seen");
+}
+
+#[test]
+fn a_plan_is_held_against_the_peak() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("metrics.jsonl"), step(1)).unwrap();
+    let plan = serde_json::json!({"terms": [{"name": "frozen weights", "bytes": 1_048_576}, {"name": "logits", "bytes": 1_048_576}]});
+    fs::write(folder.path().join("memory_plan.json"), plan.to_string()).unwrap();
+    let page = page(folder.path()).unwrap();
+    for part in ["frozen weights", "2.00 MiB", "50 % of the plan"] {
+        assert!(page.contains(part), "no {part}");
+    }
+}
+
+#[test]
+fn a_folder_without_a_run_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(matches!(page(folder.path()), Err(Error::NoRun(_))));
+    fs::write(folder.path().join("metrics.jsonl"), "").unwrap();
+    fs::write(folder.path().join("run.json"), "{}").unwrap();
+    assert!(matches!(page(folder.path()), Err(Error::Record(_))));
+}

@@ -1,0 +1,180 @@
+//! `tune merge`, `tune verify`, `tune export`: what is done with an adapter after training.
+
+use std::path::Path;
+
+use tune_kernels::KernelBackend;
+
+use super::held_out::{self, Source};
+use super::{Environment, Error};
+use crate::adapter::peft;
+use crate::assets::resolve_base;
+use crate::device::{Device, OnBackend};
+use crate::export::base::OpenedBase;
+use crate::export::check::Rows;
+use crate::export::consumer::{Consumer, Exported, export as write_for};
+use crate::export::merge::{Options, Outcome, Plan, Progress};
+use crate::export::verify::{Verification, verify as look_at};
+use crate::files::Existing;
+use crate::recipe::DeviceSpec;
+use crate::{export, model};
+
+/// A base as the user names it; left out, the one that the adapter names.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BaseChoice<'a> {
+    /// A folder or a hub id.
+    pub base: Option<&'a str>,
+    /// A branch, tag or commit of a hub id.
+    pub revision: Option<&'a str>,
+}
+
+impl BaseChoice<'_> {
+    /// Opens the base.
+    fn open(&self, adapter: &peft::Adapter, environment: &Environment<'_>) -> Result<OpenedBase, Error> {
+        let config = adapter.config();
+        let (name, revision) = match self.base {
+            Some(base) => (base, self.revision),
+            None => match config.base_model.as_deref().filter(|name| !name.is_empty()) {
+                Some(name) => {
+                    let pinned = config.revision.as_deref().filter(|_| !Path::new(name).is_dir());
+                    (name, self.revision.or(pinned))
+                }
+                None => {
+                    let message = "the adapter does not name its base; give it with `--base`".to_owned();
+                    return Err(export::Error::Choice { message }.into());
+                }
+            },
+        };
+        let found = resolve_base(name, revision, environment.hub_cache).map_err(model::Error::from)?;
+        Ok(OpenedBase::open(found)?)
+    }
+
+    /// Opens the base that was named, or the adapter's own if it happens to be on this machine.
+    fn open_if_there(
+        &self,
+        adapter: &peft::Adapter,
+        environment: &Environment<'_>,
+    ) -> Result<Option<OpenedBase>, Error> {
+        match (self.base, self.open(adapter, environment)) {
+            (_, Ok(base)) => Ok(Some(base)),
+            (Some(_), Err(error)) => Err(error),
+            (None, Err(_)) => Ok(None),
+        }
+    }
+}
+
+/// A merge that is ready to run, and the rows it will be compared on.
+pub struct Merge {
+    /// What will be merged.
+    pub plan: Plan,
+    /// What it will be compared on.
+    pub rows: Rows,
+}
+
+impl Merge {
+    /// Opens adapter, base and rows; writes nothing.
+    ///
+    /// # Errors
+    /// Any of them cannot be used, or they do not belong together.
+    pub fn open(
+        adapter: &Path,
+        base: BaseChoice<'_>,
+        options: Options,
+        source: &Source,
+        environment: &Environment<'_>,
+    ) -> Result<Self, Error> {
+        let opened = peft::Adapter::open(adapter)?;
+        let base = base.open(&opened, environment)?;
+        let plan = Plan::new(opened, base, options)?;
+        let spec = &plan.base.spec;
+        let (tokenizer, positions) = (plan.text.tokenizer.as_ref(), spec.max_position_embeddings);
+        let rows = held_out::rows(source, adapter, tokenizer, spec.vocab_size, positions, environment)?;
+        Ok(Self { plan, rows })
+    }
+
+    /// Merges into `out`, whole and compared with the adapter on its base, or not at all.
+    ///
+    /// # Errors
+    /// As [`Plan::run`].
+    pub fn run(
+        &self,
+        out: &Path,
+        progress: &mut dyn FnMut(Progress),
+        environment: &Environment<'_>,
+    ) -> Result<Outcome, Error> {
+        keep_sources(out, &[self.plan.adapter.folder(), self.plan.base.folder.root()])?;
+        let work = Merging { merge: self, out, progress, stop: environment.stop };
+        Ok(Device::of(DeviceSpec::Auto).run(work)?)
+    }
+}
+
+struct Merging<'a> {
+    merge: &'a Merge,
+    out: &'a Path,
+    progress: &'a mut dyn FnMut(Progress),
+    stop: &'a dyn Fn() -> bool,
+}
+
+impl OnBackend for Merging<'_> {
+    type Output = Result<Outcome, export::Error>;
+
+    fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
+        self.merge.plan.run::<B>(self.out, &self.merge.rows, device, self.progress, self.stop)
+    }
+}
+
+/// Refuses to write over what is being read, which replacing a folder would do.
+fn keep_sources(out: &Path, sources: &[&Path]) -> Result<(), Error> {
+    // What cannot be resolved is not there yet, and holds nothing.
+    let Ok(out) = out.canonicalize() else { return Ok(()) };
+    let lost =
+        sources.iter().find(|source| source.canonicalize().is_ok_and(|source| source.starts_with(&out)));
+    match lost {
+        None => Ok(()),
+        Some(source) => {
+            let message = format!(
+                "writing to {} would remove {}; choose another folder",
+                out.display(),
+                source.display()
+            );
+            Err(export::Error::Choice { message }.into())
+        }
+    }
+}
+
+/// Looks at an adapter from all sides; what is wrong with it stands in the result.
+///
+/// # Errors
+/// The base that was named cannot be used.
+pub fn verify(
+    adapter: &Path,
+    base: BaseChoice<'_>,
+    environment: &Environment<'_>,
+) -> Result<Verification, Error> {
+    let base = match (base.base, peft::Adapter::open(adapter)) {
+        (Some(_), Ok(opened)) => Some(base.open(&opened, environment)?),
+        (None, _) | (_, Err(_)) => None,
+    };
+    Ok(look_at(adapter, base.as_ref()))
+}
+
+/// Writes an adapter as `consumer` reads it.
+///
+/// # Errors
+/// The adapter cannot be used, does not fit the base, or cannot be given to that consumer.
+pub fn export(
+    adapter: &Path,
+    base: BaseChoice<'_>,
+    consumer: Consumer,
+    out: &Path,
+    existing: Existing,
+    environment: &Environment<'_>,
+) -> Result<Exported, Error> {
+    let opened = peft::Adapter::open(adapter)?;
+    let base = base.open_if_there(&opened, environment)?;
+    let targets = match &base {
+        Some(base) => opened.targets(&base.spec.modules())?,
+        None => opened.targets(&opened.modules()?)?,
+    };
+    keep_sources(out, &[adapter])?;
+    Ok(write_for(&opened, &targets, base.as_ref(), consumer, out, existing)?)
+}

@@ -1,0 +1,14 @@
+//! The program as a CI job meets it: events, annotations, exit codes, a run folder that explains itself.
+
+#![expect(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a helper outside the test functions may fail the test"
+)]
+
+mod ci_job;
+mod events;
+mod exit_codes;
+mod fixture;
+mod folder;
+mod reproduce;

@@ -1,0 +1,60 @@
+//! `tune reproduce`: the same adapter again, and every reason why not.
+
+use std::fs;
+
+use super::fixture::{events, expect, named, small, text};
+
+#[test]
+fn a_run_comes_out_the_same_from_what_its_folder_holds() {
+    let folder = small();
+    expect(0, folder.path(), &["run", "small.toml", "--set", "seed=7"]);
+    fs::remove_file(folder.path().join("small.toml")).unwrap();
+    let again = expect(0, folder.path(), &["reproduce", "run", "--json"]);
+    let events = events(&again);
+    let result = named(&events, "result")[0];
+    assert_eq!(result["identical"], true);
+    assert_eq!(result["expected_sha256"], result["found_sha256"]);
+    let thrown_away = result["output_dir"].as_str().unwrap();
+    assert!(!std::path::Path::new(thrown_away).exists(), "{thrown_away} was left");
+
+    let kept = expect(0, folder.path(), &["reproduce", "run", "--output", "again"]);
+    assert!(text(&kept.stdout).contains("identical"), "{}", text(&kept.stdout));
+    let adapter =
+        |run: &str| fs::read(folder.path().join(run).join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(adapter("run"), adapter("again"));
+    // Neither overwrites what is there, nor itself.
+    expect(2, folder.path(), &["reproduce", "run", "--output", "again"]);
+    expect(2, folder.path(), &["reproduce", "run", "--output", "run"]);
+}
+
+#[test]
+fn every_input_that_changed_is_named_before_anything_is_trained() {
+    let folder = small();
+    expect(0, folder.path(), &["run", "small.toml"]);
+    let path = |name: &str| folder.path().join(name);
+    let changes: [(&str, &[u8], &str); 5] = [
+        ("train.jsonl", b"\n{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}]}", "dataset train.jsonl"),
+        ("data/quickstart/base/config.json", b"\n", "config.json of the base"),
+        ("data/quickstart/base/tokenizer_config.json", b"\n", "tokenizer_config.json of the tokenizer"),
+        ("run/adapter/adapter_model.safetensors", b"x", "the run's own adapter"),
+        ("run/recipe.toml", b"weight_decay = 0.5\n", "the recipe"),
+    ];
+    for (file, more, named) in changes {
+        let original = fs::read(path(file)).unwrap();
+        let mut changed = original.clone();
+        if file == "run/recipe.toml" {
+            changed = text(&original).replace("weight_decay = 0.0\n", &text(more)).into_bytes();
+        } else {
+            changed.extend(more);
+        }
+        assert_ne!(changed, original, "{file}");
+        fs::write(path(file), changed).unwrap();
+        let refused = expect(2, folder.path(), &["reproduce", "run", "--output", "again"]);
+        let said = text(&refused.stderr);
+        assert!(said.contains(named) && said.contains("the lock says"), "{said}");
+        assert!(!path("again").exists());
+        fs::write(path(file), original).unwrap();
+    }
+    fs::remove_file(path("run/recipe.lock")).unwrap();
+    expect(2, folder.path(), &["reproduce", "run"]);
+}

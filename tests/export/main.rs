@@ -1,0 +1,12 @@
+//! Adapters on their way out: merged as PEFT merges them, verified, rewritten for other programs; and refused where
+//! the result would not be what was trained.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
+
+mod exported;
+mod merged;
+mod refused;
+mod support;
+#[path = "../support/mod.rs"]
+mod tensors;
+mod verified;
