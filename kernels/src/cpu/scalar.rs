@@ -18,6 +18,7 @@ pub(crate) trait Scalar: Element + bytemuck::Pod + Send + Sync + Lanes {
     /// The burn dtype.
     const DTYPE: DType;
     /// Whether this is bf16.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "bf16 units of x86-64"))]
     const IS_BF16: bool = false;
     /// Whether this is f32, which conversions leave as it is.
     const IS_F32: bool = false;

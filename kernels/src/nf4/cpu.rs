@@ -102,6 +102,7 @@ impl<'a> Nf4Rows<'a> {
 
     /// Whether every run of `length` weights that begins at a multiple of it in its row begins on a byte, ends in
     /// its row, and has one scale, in f32.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the AVX-512 filler asks"))]
     pub(crate) fn has_runs_of(&self, length: usize) -> bool {
         self.shape[1].is_multiple_of(length)
             && self.block_size.is_power_of_two()
@@ -110,6 +111,7 @@ impl<'a> Nf4Rows<'a> {
     }
 
     /// One scale per block; none while they are packed (see [`Self::expand`]).
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the AVX-512 filler asks"))]
     pub(crate) fn scales(&self) -> &'a [f32] {
         match self.absmax {
             Scales::F32(values) => values,

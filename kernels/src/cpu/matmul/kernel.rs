@@ -12,6 +12,7 @@ use super::super::scalar::Scalar;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Element {
     /// Two neighbouring indices of the reduction in bf16, the first in the low half.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "bf16 units of x86-64"))]
     Bf16Pair,
     /// One index in f32.
     F32,

@@ -102,6 +102,7 @@ pub(crate) struct Product<'a> {
 
 /// Where a product's output lies: its lines are fetched while their tile is computed, for they are usually cold.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "prefetches on x86-64 alone"))]
 pub(crate) struct Place {
     address: usize,
     stride: usize,
