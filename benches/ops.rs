@@ -15,9 +15,12 @@
 //! Ops that the floor says are bound by memory find their operands in memory, not in a cache; ops that overwrite an
 //! operand spare the read of a result's cache lines that a copy pays for, and may therefore fall below the floor.
 //!
+//! The ceilings are measured again at the end, which tells whether the machine was quiet.
+//!
 //! Without `--bench`, as `cargo test --bench ops` calls it, every op runs once and nothing is measured.
 #![expect(clippy::print_stdout, clippy::print_stderr, clippy::expect_used, reason = "a bench")]
 
+use std::fmt::{self, Display, Formatter};
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -142,6 +145,20 @@ impl Ceilings {
     fn matmul(&self, dtype: DType) -> f64 {
         if dtype == DType::BF16 { self.bf16 } else { self.f32 }
     }
+
+    /// Whether any of `later` is more than a twentieth away.
+    fn moved(&self, later: &Self) -> bool {
+        [(self.bf16, later.bf16), (self.f32, later.f32), (self.copy, later.copy)]
+            .into_iter()
+            .any(|(one, other)| (one - other).abs() > 0.05 * one.min(other))
+    }
+}
+
+impl Display for Ceilings {
+    fn fmt(&self, formatter: &mut Formatter<'_>) -> fmt::Result {
+        let [bf16, f32, copy] = [self.bf16, self.f32, self.copy].map(|rate| rate / 1e9);
+        write!(formatter, "bf16 {bf16:.0} GFLOP/s, f32 {f32:.0} GFLOP/s, copy {copy:.1} GB/s")
+    }
 }
 
 /// Bytes read and written per second by a copy on all threads, each of one long stretch: the best of several.
@@ -160,15 +177,10 @@ fn copied_bytes_per_second() -> f64 {
 
 impl Bench {
     fn heading(&self) {
-        let Some(Ceilings { bf16, f32, copy }) = &self.ceilings else { return };
+        let Some(ceilings) = &self.ceilings else { return };
         let (set, threads) = (InstructionSet::best(), rayon::current_num_threads());
         println!("{set}, {threads} threads, {TOKENS} tokens in documents of {DOCUMENT}");
-        println!(
-            "ceilings: bf16 {:.0} GFLOP/s, f32 {:.0} GFLOP/s, copy {:.1} GB/s\n",
-            bf16 / 1e9,
-            f32 / 1e9,
-            copy / 1e9
-        );
+        println!("ceilings: {ceilings}\n");
         println!(
             "{:<36} {:>10} {:>10} {:>10} {:>5} {:>6} {:>15} {:>6}",
             "", "floor µs", "best µs", "median µs", "of", "gap", "rate", "share"
@@ -532,6 +544,14 @@ fn main() -> ExitCode {
     for model in &MODELS {
         optimizers(&bench, model);
         quantizers(&bench, model);
+    }
+    let later = measures.then(Ceilings::measure);
+    if let Some((before, later)) =
+        bench.ceilings.as_ref().zip(later).filter(|(before, later)| before.moved(later))
+    {
+        println!(
+            "\nceilings now: {later}. They were {before}: the machine does other work, the table is not its own."
+        );
     }
     ExitCode::SUCCESS
 }

@@ -2,18 +2,19 @@
 
     pip install torch transformers peft bitsandbytes accelerate      # in an environment of its own, some 6 GB
     cargo build --release
-    python benches/peers.py                                          # S, M and L, three rounds: half an hour on two cores
-    python benches/peers.py --sizes S --rounds 1 --steps 4           # a look
+    python benches/peers.py                                      # S, M and L, three rounds: half an hour on two cores
+    python benches/peers.py --sizes S --rounds 1 --steps 4       # a look
 
-On the processor, with the same number of threads for all. In each round the same steps are trained by `tune run`
+On the processor, with the same number of threads for all. In each round the same steps are trained by `tune bench`
 and by transformers + PEFT + bitsandbytes, each in a process of its own, one after another: 4 x 256 tokens a step,
 NF4 with double quantization, LoRA of rank 16 on all seven projections, AdamW, gradients clipped to a norm of 1.
+A `tune run` of one step gives the time to the first step.
 The peers run in each of their modes (`MODES`), and the best one counts. The models have random weights; S, M and L
 have the shapes of a 15 M, a 135 M (SmolLM2) and a 0.5 B (Qwen2.5) model. They are written once, with the rest, to
 --workdir.
 
 What is compared:
-  tokens/s    the median over the steps after the warm-up, then the median over rounds; beside it the best round
+  tokens/s    the median over a round's steps after the warm-up, then over the rounds; beside it the best round
   peak memory the largest resident set of the process, as the kernel counted it, over all rounds
   first step  from the start of the process to the end of the first step; for `tune` to the end of the process, which
               has then written the adapter and a checkpoint as well
@@ -222,51 +223,52 @@ def prepare(size, folder, steps, environment):
     (folder / "recipe.toml").write_text(recipe)
 
 
-def summary(tokens_per_second, losses, peak, first_step=None):
+def time_tune(options, folder, environment):
+    recipe = folder / "recipe.toml"
+    counts = ["--steps", str(options.steps), "--warmup", str(options.warmup)]
+    output, bench_peak, _, _ = run([options.tune, "bench", recipe, "--json", *counts], environment)
+    seen = json.loads(output)
+    one_step = ["--overwrite", "--set", "train.max_steps=1"]
+    _, run_peak, _, wall = run([options.tune, "run", recipe, *one_step], environment)
+    with (folder / "run" / "metrics.jsonl").open() as metrics:
+        loss = json.loads(metrics.readline())["loss"]
     return {
-        "tokens_per_second": statistics.median(tokens_per_second),
-        "tokens_per_second_best": max(tokens_per_second),
-        "peak_memory_bytes": peak,
-        "first_loss": losses[0],
-        "first_step_seconds": first_step,
+        "tokens_per_second": seen["tokens_per_second"],
+        "peak_memory_bytes": max(bench_peak, run_peak),
+        "first_step_seconds": wall,
+        "first_loss": loss,
+        "bench": seen,
     }
 
 
-def time_tune(tune, folder, warmup, environment):
-    _, peak, _, _ = run([tune, "run", folder / "recipe.toml", "--overwrite"], environment)
-    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
-    steps = [line for line in lines if "tokens_per_second" in line]
-    return summary([step["tokens_per_second"] for step in steps[warmup:]], [step["loss"] for step in steps], peak)
-
-
-def time_tune_first_step(tune, folder, environment):
-    command = [tune, "run", folder / "recipe.toml", "--overwrite", "--set", "train.max_steps=1"]
-    return run(command, environment)[3]
-
-
-def time_peer(mode, folder, steps, warmup, environment):
+def time_peer(mode, options, folder, environment):
+    steps = options.warmup + options.steps
     output, peak, start, _ = run(this_script("--train", mode, folder, "--steps", steps), environment)
     seen = json.loads(output.splitlines()[-1])
-    rates = [ROWS * TOKENS / seconds for seconds in seen["seconds"][warmup:]]
-    return summary(rates, seen["losses"], peak, seen["first_step_at"] - start)
+    return {
+        "tokens_per_second": ROWS * TOKENS / statistics.median(seen["seconds"][options.warmup :]),
+        "peak_memory_bytes": peak,
+        "first_step_seconds": seen["first_step_at"] - start,
+        "first_loss": seen["losses"][0],
+        "step_seconds": seen["seconds"],
+        "losses": seen["losses"],
+    }
 
 
 def measure(size, options, environment):
     """All rounds of one size: for `tune` and each mode, a list of summaries."""
     folder = options.workdir / size
     folder.mkdir(parents=True, exist_ok=True)
-    steps = options.warmup + options.steps
-    prepare(size, folder, steps, environment)
+    prepare(size, folder, options.warmup + options.steps, environment)
     rounds = {"tune": []} | {mode: [] for mode in MODES}
     for number in range(options.rounds):
         names = list(rounds)
         # Whoever comes first finds another machine than who comes last: the order is turned round by round.
         for name in names if number % 2 == 0 else reversed(names):
             if name == "tune":
-                seen = time_tune(options.tune, folder, options.warmup, environment)
-                seen["first_step_seconds"] = time_tune_first_step(options.tune, folder, environment)
+                seen = time_tune(options, folder, environment)
             else:
-                seen = time_peer(name, folder, steps, options.warmup, environment)
+                seen = time_peer(name, options, folder, environment)
             rounds[name].append(seen)
             rate = f"{seen['tokens_per_second']:,.0f} tokens/s"
             print(f"{size} round {number + 1} of {options.rounds}  {name:<16} {rate}", file=sys.stderr)
