@@ -25,13 +25,13 @@ fn settings(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn recipe(case: &Value, output_dir: &Path) -> String {
+fn recipe(case: &Value, compute_dtype: &str, output_dir: &Path) -> String {
     let path = |name: &str| format!("{:?}", golden(&format!("trajectory/{name}")));
     format!(
         r#"
         version = 1
         output_dir = {output_dir:?}
-        model = {{ base = {base}, compute_dtype = "f32" }}
+        model = {{ base = {base}, compute_dtype = "{compute_dtype}" }}
         quantization.nf4 = {{ block_size = 64, double_quant = true }}
         adapter.lora = {{ rank = 8, alpha = 16, init_from = {adapter} }}
         data = {{ max_seq_len = 128, shuffle = false, packing = false }}
@@ -74,7 +74,7 @@ fn losses_norms_and_adapters_follow_the_reference() {
         let settings = settings(case.name);
         let folder = tempfile::tempdir().unwrap();
         let output_dir = folder.path().join(case.name);
-        run(&recipe(&settings, &output_dir));
+        run(&recipe(&settings, "f32", &output_dir));
 
         let losses = largest_difference(&series(&output_dir, "loss"), &numbers(&settings["losses"]));
         assert!(losses <= case.loss_tolerance, "{}: a loss differs by {losses:e}", case.name);
@@ -94,5 +94,23 @@ fn losses_norms_and_adapters_follow_the_reference() {
         }
         println!("{}: losses within {losses:.1e}, change of the adapter within {worst:.1e}", case.name);
         assert!(worst <= case.change_tolerance, "{}: the adapter's change differs by {worst:e}", case.name);
+    }
+}
+
+/// In bf16 every loss of the twenty steps stays within this share of the reference's, which computes in f32.
+const BF16_TOLERANCE: f64 = 1e-2;
+
+#[test]
+fn losses_in_bf16_follow_the_reference_in_f32() {
+    for case in CASES {
+        let settings = settings(case.name);
+        let folder = tempfile::tempdir().unwrap();
+        let output_dir = folder.path().join(case.name);
+        run(&recipe(&settings, "bf16", &output_dir));
+        let (ours, theirs) = (series(&output_dir, "loss"), numbers(&settings["losses"]));
+        assert_eq!(ours.len(), theirs.len());
+        let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max);
+        println!("{}: losses in bf16 within {:.2} %", case.name, 100.0 * worst);
+        assert!(worst <= BF16_TOLERANCE, "{}: a loss differs by {:.2} %", case.name, 100.0 * worst);
     }
 }

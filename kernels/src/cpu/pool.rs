@@ -25,7 +25,7 @@ pub struct PoolUse {
     pub in_use: usize,
     /// Bytes in all buffers, those that wait for their next user included.
     pub held: usize,
-    /// The largest `in_use` since the start, or since [`reset_peak`].
+    /// The largest `in_use` since the start.
     pub peak: usize,
     /// Requests that no waiting buffer could serve, since the start.
     pub allocations: u64,
@@ -34,18 +34,6 @@ pub struct PoolUse {
 /// What the pool has done so far.
 pub fn pool_use() -> PoolUse {
     state().counters
-}
-
-/// Forgets the peak: the next one is that of what follows.
-pub fn reset_peak() {
-    let mut state = state();
-    state.counters.peak = state.counters.in_use;
-}
-
-/// Gives the waiting buffers back to the system.
-pub fn release() {
-    let mut state = state();
-    state.evict(0);
 }
 
 struct State {

@@ -1,0 +1,113 @@
+//! Memory is what was planned: the measured peak of a training run within a tenth of its plan, and no step that takes
+//! memory of its own.
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use tune::model::FloatDtype;
+use tune::run::Environment;
+use tune::run::bench::{Options, Subject, bench};
+use tune::train::event::{Event, Observer};
+use tune_kernels::pool::pool_use;
+
+fn measured(arguments: &[&str]) -> Value {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_tune")).arg("bench").args(arguments).arg("--json").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// A process of its own for each, so that each has a peak of its own.
+#[test]
+fn the_measured_peak_is_within_a_tenth_of_the_plan() {
+    let shape = ["--shape", "stories-15m", "--steps", "2"];
+    for more in [
+        ["--micro-batch-size", "4", "--seq-len", "256", "--compute-dtype", "bf16"],
+        ["--micro-batch-size", "4", "--seq-len", "256", "--compute-dtype", "f32"],
+        ["--micro-batch-size", "2", "--seq-len", "1024", "--compute-dtype", "bf16"],
+    ] {
+        let arguments: Vec<&str> = shape.iter().copied().chain(more).collect();
+        let report = measured(&arguments);
+        let Some(peak) = report["peak_memory_bytes"].as_f64() else {
+            println!("skipped: the system does not tell the peak memory of a process");
+            return;
+        };
+        let planned = report["planned_memory_bytes"].as_f64().unwrap();
+        println!("{more:?}: {peak} measured, {planned} planned");
+        assert!((0.9..1.1).contains(&(peak / planned)), "{more:?}: {peak} measured, {planned} planned");
+        assert!(report["loss"].as_f64().unwrap().is_finite());
+    }
+}
+
+/// Where the budget does not hold all activations, layers are run forward again, and the peak is lower.
+#[test]
+fn a_smaller_budget_runs_layers_forward_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/trajectory/base");
+    let recipe = |budget: &str| {
+        let path = folder.path().join("recipe.toml");
+        let text = format!(
+            r#"
+            version = 1
+            output_dir = "out"
+            model = {{ base = {golden:?}, compute_dtype = "f32" }}
+            quantization.nf4 = {{}}
+            adapter.lora = {{ rank = 4 }}
+            data = {{ max_seq_len = 4096 }}
+            dataset = [{{ path = {data:?}, format = "tokens" }}]
+            train = {{ max_steps = 1, learning_rate = 1e-4, micro_batch_size = 4, memory_budget = {budget:?} }}
+            "#,
+            data = golden.parent().unwrap().join("tokens.jsonl"),
+        );
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let run = |budget: &str| measured(&[recipe(budget).to_str().unwrap(), "--steps", "1", "--warmup", "0"]);
+    let all = run("8GiB");
+    assert_eq!(all["recomputed_layers"], 0);
+    let planned = all["planned_memory_bytes"].as_u64().unwrap();
+    let less = run(&format!("{} B", planned - 1));
+    assert!(less["recomputed_layers"].as_u64().unwrap() > 0, "{less}");
+    assert!(less["planned_memory_bytes"].as_u64().unwrap() < planned);
+    assert_eq!(less["loss"], all["loss"]);
+    let output = Command::new(env!("CARGO_BIN_EXE_tune"))
+        .args(["bench", recipe("1MiB").to_str().unwrap()])
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(4), "{told}");
+    assert!(told.contains("memory_budget") && told.contains("micro_batch_size"), "{told}");
+}
+
+/// Requests that the pool could not serve from what it held, after each step.
+#[derive(Default)]
+struct Allocations(Vec<u64>);
+
+impl Observer for Allocations {
+    fn observe(&mut self, event: &Event<'_>) {
+        if let Event::Step { .. } = event {
+            self.0.push(pool_use().allocations);
+        }
+    }
+}
+
+#[test]
+fn steps_do_not_allocate() {
+    let subject = Subject::Shape {
+        name: "stories-15m".into(),
+        rank: 8,
+        micro_batch_size: 3,
+        seq_len: 100,
+        compute_dtype: Some(FloatDtype::Bf16),
+    };
+    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
+    let mut allocations = Allocations::default();
+    bench(subject, Options { steps: 6, warmup: 0 }, &environment, &mut allocations).unwrap();
+    let counts = allocations.0;
+    assert!(counts[0] > 0);
+    let (early, late) = (counts[1] - counts[0], counts[5] - counts[3]);
+    println!("{} buffers in the first step, {early} in the second, {late} in the last two", counts[0]);
+    assert_eq!(late, 0, "{counts:?}");
+}
