@@ -1,7 +1,7 @@
 //! Every op of the kernels crate on this machine, beside what the machine could do at best.
 //!
 //! ```text
-//! cargo bench --bench ops                      # all of it, about a minute on two cores
+//! cargo bench --bench ops                      # all of it, in a minute or two
 //! cargo bench --bench ops -- linear bf16 L     # lines that hold each of these words
 //! ```
 //!

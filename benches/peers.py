@@ -2,7 +2,7 @@
 
     pip install torch transformers peft bitsandbytes accelerate      # in an environment of its own, some 6 GB
     cargo build --release
-    python benches/peers.py                                      # S, M and L, three rounds: half an hour on two cores
+    python benches/peers.py                                      # S, M and L, three rounds
     python benches/peers.py --sizes S --rounds 1 --steps 4       # a look
 
 On the processor, with the same number of threads for all. In each round the same steps are trained by `tune bench`
