@@ -10,9 +10,10 @@
 
 pub mod exact;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -96,23 +97,49 @@ impl FileRecord {
     }
 }
 
-/// Writes a checkpoint folder, in the place of an earlier one of that name.
+/// A tensor that is about to be written.
+pub trait Source {
+    /// Its name.
+    fn name(&self) -> String;
+    /// Its extents.
+    fn shape(&self) -> Vec<usize>;
+    /// Its numbers, row-major: asked for once, when they are written.
+    ///
+    /// # Errors
+    /// A device cannot give them.
+    fn values(&self) -> Result<Cow<'_, [f32]>, Error>;
+}
+
+impl Source for NamedTensor {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.shape.clone()
+    }
+
+    fn values(&self) -> Result<Cow<'_, [f32]>, Error> {
+        Ok(Cow::Borrowed(&self.values))
+    }
+}
+
+/// Writes a checkpoint folder, in the place of an earlier one of that name. One tensor at a time is held.
 ///
 /// # Errors
 /// [`Error::File`] when it cannot be written; what stood there before is then untouched.
-pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &impl Serialize) -> Result<(), Error> {
+pub fn write(folder: &Path, tensors: &[impl Source], counters: &impl Serialize) -> Result<(), Error> {
     if let Some(parent) = folder.parent() {
         files::create_folder(parent)?;
     }
     files::write_folder_atomically(folder, Existing::Replace, |temporary| {
-        let tensor_bytes = tensor_bytes(tensors)?;
-        files::write_inside(&temporary.join(TENSORS), &tensor_bytes)?;
+        let tensor_record = write_tensors(&temporary.join(TENSORS), tensors)?;
         let counter_bytes = pretty(counters, COUNTERS)?;
         files::write_inside(&temporary.join(COUNTERS), &counter_bytes)?;
         let manifest = Manifest {
             version: VERSION,
             files: BTreeMap::from([
-                (TENSORS.to_owned(), FileRecord::of(&tensor_bytes)),
+                (TENSORS.to_owned(), tensor_record),
                 (COUNTERS.to_owned(), FileRecord::of(&counter_bytes)),
             ]),
         };
@@ -121,26 +148,51 @@ pub fn write(folder: &Path, tensors: &[NamedTensor], counters: &impl Serialize) 
     })
 }
 
-/// The tensors as one safetensors file. Adapter-sized: it is held in memory to be hashed and written.
-fn tensor_bytes(tensors: &[NamedTensor]) -> Result<Vec<u8>, Error> {
-    let by_name: BTreeMap<&str, &NamedTensor> =
-        tensors.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
+/// Writes the tensors as one safetensors file, and tells its size and hash.
+fn write_tensors(path: &Path, tensors: &[impl Source]) -> Result<FileRecord, Error> {
     let headers = tensors
         .iter()
-        .map(|tensor| TensorHeader {
-            name: tensor.name.clone(),
-            dtype: Dtype::F32,
-            shape: tensor.shape.clone(),
-        })
+        .map(|tensor| TensorHeader { name: tensor.name(), dtype: Dtype::F32, shape: tensor.shape() })
         .collect();
+    let by_name: BTreeMap<String, _> = tensors.iter().map(|tensor| (tensor.name(), tensor)).collect();
     let layout = Layout::new(&BTreeMap::new(), headers)?;
-    let mut bytes = Vec::new();
-    let written = layout.write(&mut bytes, |header, out| match by_name.get(header.name.as_str()) {
-        Some(tensor) => write_f32(out, &tensor.values),
-        None => Err(io::Error::other("a tensor that was never given")),
+    let mut out = Hashing { out: BufWriter::new(files::create_inside(path)?), digest: Sha256::new() };
+    let mut refused = None;
+    let written = layout.write(&mut out, |header, out| {
+        let Some(tensor) = by_name.get(&header.name) else {
+            return Err(io::Error::other("a tensor that was never given"));
+        };
+        match tensor.values() {
+            Ok(values) => write_f32(out, &values),
+            Err(error) => {
+                refused = Some(error);
+                Err(io::Error::other("the device did not give a tensor"))
+            }
+        }
     });
-    written.map_err(files::Error::io(Action::Write, Path::new(TENSORS)))?;
-    Ok(bytes)
+    if let Some(error) = refused {
+        return Err(error);
+    }
+    written.and_then(|()| out.flush()).map_err(files::Error::io(Action::Write, path))?;
+    Ok(FileRecord { bytes: layout.bytes(), sha256: hex(&out.digest.finalize()) })
+}
+
+/// Hashes what goes through.
+struct Hashing<W> {
+    out: W,
+    digest: Sha256,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.digest.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// Reads a checkpoint back and checks it against its manifest.

@@ -68,8 +68,15 @@ pub fn write_bytes(path: &Path, bytes: &[u8]) -> Result<(), Error> {
 /// # Errors
 /// The file exists, or cannot be created or written.
 pub fn write_inside(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut file = create_new(path).map_err(Error::io(Action::Create, path))?;
-    file.write_all(bytes).map_err(Error::io(Action::Write, path))
+    create_inside(path)?.write_all(bytes).map_err(Error::io(Action::Write, path))
+}
+
+/// As [`write_inside`], the content to be written by the caller.
+///
+/// # Errors
+/// The file exists, or cannot be created.
+pub fn create_inside(path: &Path) -> Result<File, Error> {
+    create_new(path).map_err(Error::io(Action::Create, path))
 }
 
 /// Opens a file for appending, and creates it when there is none.

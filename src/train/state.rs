@@ -3,6 +3,7 @@
 //! Tensors are named `adapter.KEY`, `first.KEY` and `second.KEY` by the adapter's PEFT keys; those of a place to roll
 //! back to are the same with `kept.` before them.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use super::divergence::Snapshot;
 use super::event::EvaluationReport;
 use super::optimizer::Optimizer;
 use crate::adapter::lora::LoraSet;
-use crate::checkpoint::{self, Error, NamedTensor, exact};
+use crate::checkpoint::{self, Error, NamedTensor, Source, exact};
 use crate::data::batch::{Cursor, StepBatch};
 
 const KEPT: &str = "kept.";
@@ -207,20 +208,36 @@ impl State {
             for ((parameter, tensor), moments) in adapters.parameters().iter().zip(values).zip(moments) {
                 let parts = [("adapter", tensor), ("first", &moments.first), ("second", &moments.second)];
                 for (kind, tensor) in parts {
-                    tensors.push(NamedTensor {
-                        name: format!("{prefix}{kind}.{}", parameter.name),
-                        shape: parameter.shape.to_vec(),
-                        values: host_values(tensor)?,
-                    });
+                    let name = format!("{prefix}{kind}.{}", parameter.name);
+                    tensors.push(OnDevice { name, tensor: tensor.clone() });
                 }
             }
-            Ok::<(), Error>(())
         };
-        add("", adapters.tensors(), optimizer.moments())?;
+        add("", adapters.tensors(), optimizer.moments());
         if let Some(kept) = kept {
-            add(KEPT, &kept.adapter, &kept.moments)?;
+            add(KEPT, &kept.adapter, &kept.moments);
         }
         checkpoint::write(folder, &tensors, self)
+    }
+}
+
+/// A tensor of a checkpoint that is brought from the device when it is written.
+struct OnDevice<B: KernelBackend> {
+    name: String,
+    tensor: Tensor<B, 2>,
+}
+
+impl<B: KernelBackend> Source for OnDevice<B> {
+    fn name(&self) -> String {
+        self.name.clone()
+    }
+
+    fn shape(&self) -> Vec<usize> {
+        self.tensor.dims().to_vec()
+    }
+
+    fn values(&self) -> Result<Cow<'_, [f32]>, Error> {
+        Ok(Cow::Owned(host_values(&self.tensor)?))
     }
 }
 
