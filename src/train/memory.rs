@@ -13,9 +13,8 @@ use crate::model::load::burn_dtype;
 use crate::model::{DecoderSpec, FloatDtype};
 use crate::quant;
 
-/// Share of the planned memory that the pool may hold beyond what is in use at one time, as it reuses buffers for others
-/// of about their size.
-const POOL_SLACK: f64 = 1.05;
+/// What the pool may hold, over what is in use at one time: it keeps buffers of the sizes that come again.
+const POOL_SLACK: f64 = 1.125;
 
 /// Largest resident set of this process so far in bytes; `None` where the system does not tell.
 pub fn peak_resident_bytes() -> Option<u64> {

@@ -12,11 +12,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use cubecl_common::bytes::{AllocationController, AllocationProperty, Bytes};
+use memmap2::MmapMut;
 
 /// Buffers begin at multiples of this.
 const ALIGNMENT: usize = 64;
 /// Sizes are rounded up to a multiple of this.
 const GRAIN: usize = 1024;
+/// From this size on, a buffer is a mapping of its own: given back, it is the system's again. An allocator would keep
+/// it, and where micro-batches differ in length, what is kept adds up.
+const MAPPED: usize = 1 << 18;
 
 /// What the pool has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,6 +49,8 @@ struct State {
 struct Block {
     pointer: NonNull<u8>,
     bytes: usize,
+    /// What `pointer` points into, if not to the heap.
+    map: Option<MmapMut>,
 }
 
 // SAFETY: a block is memory that nobody else points to.
@@ -68,16 +74,30 @@ impl Block {
 
     fn allocate(bytes: usize) -> Self {
         let layout = Self::layout(bytes);
+        if bytes >= MAPPED {
+            // Zeroed, and aligned to a page.
+            let map = MmapMut::map_anon(bytes).ok();
+            // Fewer entries of the address cache where the system has large pages; without them, nothing is lost.
+            #[cfg(target_os = "linux")]
+            let map = map.inspect(|map| _ = map.advise(memmap2::Advice::HugePage));
+            let mapped = map.and_then(|mut map| Some((NonNull::new(map.as_mut_ptr())?, map)));
+            return match mapped {
+                Some((pointer, map)) => Self { pointer, bytes, map: Some(map) },
+                None => handle_alloc_error(layout),
+            };
+        }
         // SAFETY: sizes are at least GRAIN.
         match NonNull::new(unsafe { alloc_zeroed(layout) }) {
-            Some(pointer) => Self { pointer, bytes },
+            Some(pointer) => Self { pointer, bytes, map: None },
             None => handle_alloc_error(layout),
         }
     }
 
     fn free(self) {
-        // SAFETY: allocated in `allocate` with the same layout.
-        unsafe { dealloc(self.pointer.as_ptr(), Self::layout(self.bytes)) }
+        if self.map.is_none() {
+            // SAFETY: allocated in `allocate` with the same layout.
+            unsafe { dealloc(self.pointer.as_ptr(), Self::layout(self.bytes)) }
+        }
     }
 
     fn take(bytes: usize) -> Self {
