@@ -105,7 +105,7 @@ impl Block {
         let mut state = state();
         let first = state.free.partition_point(|block| block.bytes < bytes);
         // A buffer far larger than needed is left for those who need it.
-        let fits = state.free.get(first).is_some_and(|block| block.bytes <= bytes + bytes / 2 + 64 * GRAIN);
+        let fits = state.free.get(first).is_some_and(|block| block.bytes <= bytes + bytes / 4 + 64 * GRAIN);
         let block = if fits {
             state.free.remove(first)
         } else {
