@@ -65,12 +65,6 @@ pub enum Error {
         /// How many were given.
         found: usize,
     },
-    /// The backward pass of a layer did not reach one of its adapters.
-    #[error("no gradient reached tensor `{tensor}` of the adapter")]
-    NoGradient {
-        /// The tensor's key.
-        tensor: String,
-    },
     /// The values could not be brought from the device.
     #[error("tensor `{tensor}` of the adapter could not be read from the device: {reason}")]
     Device {

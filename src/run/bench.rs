@@ -204,8 +204,7 @@ impl OnBackend for Work<'_> {
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
         let Options { steps, warmup } = self.options;
-        let batch = self.micro_batch();
-        let tokens = batch.input_ids.len() as u64;
+        let tokens = self.documents as u64 * self.seq_len as u64;
         let workload = Workload {
             spec: &self.spec,
             quantization: self.quantization,
@@ -216,6 +215,7 @@ impl OnBackend for Work<'_> {
         };
         let free = memory::available_bytes().map_or(u64::MAX, |free| self.program + free);
         let plan = Plan::new(&workload, self.budget.unwrap_or(free))?;
+        let batch = self.micro_batch();
         let began = Instant::now();
         let decoder = self.decoder::<B>(device)?;
         let load_seconds = began.elapsed().as_secs_f64();
