@@ -101,7 +101,7 @@ pub(super) fn name(pre_tokenizer: &Value, ignores_merges: bool) -> Result<&'stat
 impl KnownStep {
     fn is(&self, step: &Step) -> bool {
         match (self, step) {
-            (Self::Split(known), Step::Split(expression)) => known == expression,
+            (Self::Split(known), Step::Split(expression)) => spelled(known) == spelled(expression),
             (Self::Digits, Step::Digits) => true,
             (Self::Bytes { splits }, Step::Bytes { splits: own }) => splits == own,
             _ => false,
@@ -119,6 +119,11 @@ impl std::fmt::Display for Step {
             Self::Other(text) => formatter.write_str(text),
         }
     }
+}
+
+/// An expression with line ends written as escapes, as some files have them and some have not.
+fn spelled(expression: &str) -> String {
+    expression.replace('\r', r"\r").replace('\n', r"\n")
 }
 
 /// The steps in order, nested sequences opened.
