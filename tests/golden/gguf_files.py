@@ -1,7 +1,8 @@
 """GGUF files of tune beside llama.cpp: what its converter writes, and what it computes from ours.
 
 Makes `gguf/tokenizer/` (60 tokens for the 64 rows of the tiny models), `gguf/files.json` (keys and tensors of every
-tiny model as llama.cpp's own `convert_hf_to_gguf.py` writes them) and `gguf/greedy.json` (the tokens that llama.cpp
+tiny model as llama.cpp's own `convert_hf_to_gguf.py` writes them; of adapters and merged models, ours that llama.cpp
+was run on) and `gguf/greedy.json` (the tokens that llama.cpp
 gives for files that tune wrote: models, merged models, adapters on models). On the way it reads every file of every
 type back with the `gguf` package, and compares llama.cpp's logits with those of transformers and PEFT.
 
@@ -186,6 +187,17 @@ def compare(name: str, ours: Path, theirs: Path) -> None:
             assert close or known, f"{name}: {key} is {own_keys[key]!r}, theirs {keys[key]!r}"
 
 
+def compare_lora(adapter: Path, base: Path, ours: Path, theirs: Path) -> None:
+    converter = ARGUMENTS.llama_cpp / "convert_lora_to_gguf.py"
+    command = [sys.executable, converter, "--base", base, "--outfile", theirs, "--outtype", "f32", adapter]
+    finished = subprocess.run(command, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    (own_keys, own_tensors), (keys, tensors) = read(ours), read(theirs)
+    assert own_tensors == tensors, adapter.name
+    for key in ["general.architecture", "general.type", "adapter.type", "adapter.lora.alpha"]:
+        assert own_keys[key] == keys[key], (adapter.name, key, own_keys[key], keys[key])
+
+
 def check_types(name: str, folder: Path, out: Path) -> str:
     """Every type of file, decoded by the `gguf` package, beside the f32 one."""
     import gguf
@@ -304,6 +316,10 @@ def main() -> None:
             out.mkdir()
             tune("export", adapter, "--gguf-lora", "--base", base, "--out", out / "lora")
             tune("export", adapter, "--gguf", "f32", "--base", base, "--out", out / "merged")
+            files[f"peft/{adapter.name} lora"] = dict(zip(("keys", "tensors"), read(out / "lora" / "adapter-f32.gguf")))
+            files[f"peft/{adapter.name} merged"] = dict(zip(("keys", "tensors"), read(out / "merged" / "model-f32.gguf")))
+            if adapter.name != "rslora_patterns":  # which llama.cpp's converter reads as if it had neither
+                compare_lora(adapter, base, out / "lora" / "adapter-f32.gguf", out / "theirs.gguf")
             both = {
                 "lora": Runner(plain, out / "lora" / "adapter-f32.gguf"),
                 "merged": Runner(out / "merged" / "model-f32.gguf"),

@@ -3,7 +3,7 @@
 //! llama.cpp has the splitting rules built in and looks them up by name; a wrong name gives other tokens without a
 //! word. So a tokenizer is recognised only if its steps are exactly those of a known one, expression by expression,
 //! and its `ignore_merges` is what llama.cpp does under that name. `tests/golden/gguf_tokens.py` compares the tokens of
-//! both for every entry.
+//! both for every entry; where llama.cpp's own rule is known to be another, a note says so.
 
 use serde_json::Value;
 
@@ -28,6 +28,17 @@ struct Known {
     name: &'static str,
     steps: &'static [KnownStep],
     ignores_merges: bool,
+    /// llama.cpp's own expression does not know the case of letters beyond ASCII.
+    ascii_case: bool,
+}
+
+/// A pre-tokenizer that was recognised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Recognised {
+    /// What llama.cpp calls it.
+    pub(super) name: &'static str,
+    /// In what it differs there all the same.
+    pub(super) note: Option<&'static str>,
 }
 
 enum KnownStep {
@@ -47,18 +58,54 @@ const DEEPSEEK_V3_WORDS: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-
 const BYTES: KnownStep = KnownStep::Bytes { splits: false };
 
 const KNOWN: [Known; 9] = [
-    Known { name: "gpt-2", steps: &[KnownStep::Bytes { splits: true }], ignores_merges: false },
+    Known {
+        name: "gpt-2",
+        steps: &[KnownStep::Bytes { splits: true }],
+        ignores_merges: false,
+        ascii_case: false,
+    },
     Known {
         name: "smollm",
         steps: &[KnownStep::Digits, KnownStep::Bytes { splits: true }],
         ignores_merges: false,
+        ascii_case: false,
     },
-    Known { name: "llama-bpe", steps: &[KnownStep::Split(LLAMA3), BYTES], ignores_merges: true },
-    Known { name: "smaug-bpe", steps: &[KnownStep::Split(LLAMA3), BYTES], ignores_merges: false },
-    Known { name: "qwen2", steps: &[KnownStep::Split(QWEN2), BYTES], ignores_merges: false },
-    Known { name: "qwen35", steps: &[KnownStep::Split(QWEN35), BYTES], ignores_merges: false },
-    Known { name: "tekken", steps: &[KnownStep::Split(TEKKEN), BYTES], ignores_merges: true },
-    Known { name: "gpt-4o", steps: &[KnownStep::Split(GPT_4O), BYTES], ignores_merges: false },
+    Known {
+        name: "llama-bpe",
+        steps: &[KnownStep::Split(LLAMA3), BYTES],
+        ignores_merges: true,
+        ascii_case: false,
+    },
+    Known {
+        name: "smaug-bpe",
+        steps: &[KnownStep::Split(LLAMA3), BYTES],
+        ignores_merges: false,
+        ascii_case: false,
+    },
+    Known {
+        name: "qwen2",
+        steps: &[KnownStep::Split(QWEN2), BYTES],
+        ignores_merges: false,
+        ascii_case: false,
+    },
+    Known {
+        name: "qwen35",
+        steps: &[KnownStep::Split(QWEN35), BYTES],
+        ignores_merges: false,
+        ascii_case: false,
+    },
+    Known {
+        name: "tekken",
+        steps: &[KnownStep::Split(TEKKEN), BYTES],
+        ignores_merges: true,
+        ascii_case: true,
+    },
+    Known {
+        name: "gpt-4o",
+        steps: &[KnownStep::Split(GPT_4O), BYTES],
+        ignores_merges: false,
+        ascii_case: true,
+    },
     Known {
         name: "deepseek-v3",
         steps: &[
@@ -68,6 +115,7 @@ const KNOWN: [Known; 9] = [
             BYTES,
         ],
         ignores_merges: false,
+        ascii_case: false,
     },
 ];
 
@@ -75,7 +123,7 @@ const KNOWN: [Known; 9] = [
 ///
 /// # Errors
 /// It is none that is known: what it does, and which are.
-pub(super) fn name(pre_tokenizer: &Value, ignores_merges: bool) -> Result<&'static str, String> {
+pub(super) fn recognise(pre_tokenizer: &Value, ignores_merges: bool) -> Result<Recognised, String> {
     let mut steps = Vec::new();
     flatten(pre_tokenizer, &mut steps);
     let same = |known: &&Known| {
@@ -84,7 +132,13 @@ pub(super) fn name(pre_tokenizer: &Value, ignores_merges: bool) -> Result<&'stat
             && known.steps.iter().zip(&steps).all(|(known, step)| known.is(step))
     };
     match KNOWN.iter().find(same) {
-        Some(known) => Ok(known.name),
+        Some(known) => Ok(Recognised {
+            name: known.name,
+            note: known.ascii_case.then_some(
+                "llama.cpp's rule for this tokenizer does not tell upper from lower case beyond ASCII: words with such \
+                 letters may become other tokens",
+            ),
+        }),
         None => {
             let steps: Vec<String> = steps.iter().map(Step::to_string).collect();
             let names: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
@@ -163,6 +217,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    fn name(value: &Value, ignores_merges: bool) -> Result<&'static str, String> {
+        recognise(value, ignores_merges).map(|known| known.name)
+    }
 
     fn split(expression: &str) -> Value {
         json!({"type": "Sequence", "pretokenizers": [

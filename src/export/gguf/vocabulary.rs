@@ -115,14 +115,15 @@ impl Source<'_> {
             ),
             _ => return Err(self.fail("llama.cpp's byte-level BPE has no such `normalizer`")),
         }
-        let pre = pre::name(self.at("/pre_tokenizer"), self.flag("/model/ignore_merges"))
+        let pre = pre::recognise(self.at("/pre_tokenizer"), self.flag("/model/ignore_merges"))
             .map_err(|reason| self.fail(reason))?;
+        notes.extend(pre.note.map(str::to_owned));
         let merges = self.merges()?;
         let (tokens, types) = self.tokens(|_| NORMAL)?;
         let merges = merges.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
         let keys = vec![
             key("model", "gpt2".into()),
-            key("pre", pre.into()),
+            key("pre", pre.name.into()),
             key("tokens", Value::Texts(tokens.clone())),
             key("token_type", Value::I32s(types)),
             key("merges", Value::Texts(merges)),
@@ -167,14 +168,12 @@ impl Source<'_> {
                 let text = |name: &str| pre.get(name).and_then(Json::as_str);
                 let splits = pre.get("split").and_then(Json::as_bool).unwrap_or(true);
                 match (text("type"), text("replacement"), text("prepend_scheme"), splits) {
-                    (Some("Metaspace"), Some(SPACE), Some("always"), false) => Ok(true),
                     (Some("Metaspace"), Some(SPACE), Some("never"), false) => Ok(false),
-                    (Some("Metaspace"), Some(SPACE), Some("first"), false) => {
-                        notes.push(
-                            "this tokenizer puts a space before the first text alone, llama.cpp also after special \
-                             tokens"
-                                .into(),
-                        );
+                    (Some("Metaspace"), Some(SPACE), Some(scheme @ ("always" | "first")), false) => {
+                        let only = if scheme == "first" { ", and none after special tokens" } else { "" };
+                        notes.push(format!(
+                            "this tokenizer puts no space before a text that begins with one{only}; llama.cpp does"
+                        ));
                         Ok(true)
                     }
                     _ => Err(self.fail(format!("llama.cpp's SentencePiece has no such `pre_tokenizer`: {pre}"))),
