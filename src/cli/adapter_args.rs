@@ -125,7 +125,7 @@ pub enum GgufArgument {
     F16,
     /// bfloat16
     Bf16,
-    /// 8 bits: as good as the original
+    /// 8 bits
     #[value(name = "q8_0")]
     Q8_0,
     /// 6 bits
@@ -137,7 +137,7 @@ pub enum GgufArgument {
     /// 4 bits, 6 where it counts: the usual choice
     #[value(name = "q4_k_m")]
     Q4KM,
-    /// 4 bits, plain: fast on old hardware
+    /// 4 bits, plain
     #[value(name = "q4_0")]
     Q4_0,
 }
@@ -205,7 +205,7 @@ impl DtypeArgument {
 pub enum ConsumerArgument {
     /// vLLM: one rank and one scaling for all modules
     Vllm,
-    /// llama.cpp's convert_lora_to_gguf.py: the scaling in `lora_alpha` alone
+    /// llama.cpp's convert_lora_to_gguf.py: the scaling in `lora_alpha` alone (--gguf-lora needs no such script)
     #[value(name = "llama.cpp")]
     LlamaCpp,
     /// mlx-lm: its own layout

@@ -108,8 +108,8 @@ pub fn choose(file: FileType, role: Role, columns: usize, model: Model) -> Choic
         return Choice { kind: usual, wanted: usual };
     }
     let wanted = match role {
-        Role::Head => head(usual, columns),
-        Role::Embedding if model.tied => head(usual, columns),
+        Role::Head => head(usual),
+        Role::Embedding if model.tied => head(usual),
         Role::Value { layer } => {
             let more = file.is_mixture() && gets_more_bits(layer, model.layers);
             match if more { BlockType::Q6K } else { usual } {
@@ -124,12 +124,8 @@ pub fn choose(file: FileType, role: Role, columns: usize, model: Model) -> Choic
 }
 
 /// The head of a quantized model: six bits at least.
-fn head(usual: BlockType, columns: usize) -> BlockType {
-    match usual {
-        BlockType::Q8_0 => BlockType::Q8_0,
-        _ if !columns.is_multiple_of(usual.block_size()) => BlockType::Q8_0,
-        _ => BlockType::Q6K,
-    }
+fn head(usual: BlockType) -> BlockType {
+    if usual == BlockType::Q8_0 { BlockType::Q8_0 } else { BlockType::Q6K }
 }
 
 /// The first and the last eighth of the layers, and every third between.
