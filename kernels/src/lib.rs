@@ -23,9 +23,13 @@ pub mod attention;
 pub mod backend;
 pub mod ceiling;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod dropout;
 mod flex;
 pub mod ggml;
+#[cfg(feature = "cube")]
+pub mod gpu;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod memory;
