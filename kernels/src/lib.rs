@@ -15,7 +15,7 @@
 //! | [`ggml`] | weights coded in the block formats of GGUF files |
 //!
 //! In each, `mod.rs` states formula and shapes, `reference.rs` is the slow oracle that judges the others, and
-//! `cpu.rs` is the fast path. On one machine results are the same, bit for bit, for any number of threads. All
+//! `cpu.rs` is the fast path (the formats of [`ggml`] are judged by ggml's own bytes). On one machine results are the same, bit for bit, for any number of threads. All
 //! unsafe code of the project is in this crate.
 
 pub mod adamw;
