@@ -36,7 +36,7 @@
 //! | [`checkpoint`] | named tensors and counters on disk |
 //! | [`train`] | the layer loop, the optimizer, the training loop, the run folder |
 //! | [`generate`] | decoding with a key-value cache |
-//! | [`export`] | adapters verified, merged into their base, rewritten for other tools |
+//! | [`export`] | adapters verified, merged into their base, rewritten for other tools; GGUF files |
 //! | [`hub`] | fetching a model into the Hugging Face cache: the only room that opens the network |
 //! | [`recipe`] | all tables together, overrides, the canonical hash |
 //! | [`bundled`] | what the binary carries |

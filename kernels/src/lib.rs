@@ -12,6 +12,7 @@
 //! | [`attention`] | causal, grouped-query, per document, sliding window |
 //! | [`linear_cross_entropy`] | output head and loss, never all logits |
 //! | [`adamw`] | the optimizer's update, and the sum of squares for clipping |
+//! | [`ggml`] | weights coded in the block formats of GGUF files |
 //!
 //! In each, `mod.rs` states formula and shapes, `reference.rs` is the slow oracle that judges the others, and
 //! `cpu.rs` is the fast path. On one machine results are the same, bit for bit, for any number of threads. All
@@ -26,6 +27,7 @@ mod cpu;
 mod cube;
 pub mod dropout;
 mod flex;
+pub mod ggml;
 #[cfg(feature = "cube")]
 pub mod gpu;
 pub mod linear;

@@ -126,6 +126,11 @@ impl WeightFiles {
         self.index.as_deref().into_iter().chain(self.files.iter().map(SafetensorsFile::path))
     }
 
+    /// The metadata of the first file: where the weights come from is the same in all of them.
+    pub fn metadata(&self) -> Option<&BTreeMap<String, String>> {
+        self.files.first().map(SafetensorsFile::metadata)
+    }
+
     /// Length of all weight files together.
     pub fn total_bytes(&self) -> u64 {
         self.files.iter().map(SafetensorsFile::length).sum()

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::args::Dtype;
 use crate::export::Consumer;
+use crate::export::gguf::FileType;
 use crate::export::merge::Wanted;
 use crate::model::FloatDtype;
 
@@ -75,20 +77,84 @@ pub struct VerifyArguments {
 /// Arguments of `tune export`.
 #[derive(Debug, Args)]
 pub struct ExportArguments {
-    /// The adapter's folder
-    pub adapter: PathBuf,
-    /// The program that is to load it
-    #[arg(long = "for", value_name = "PROGRAM")]
-    pub consumer: ConsumerArgument,
+    /// The adapter's folder; with --gguf also a model: a folder, or a hub id looked up in the local cache
+    #[arg(value_name = "ADAPTER|MODEL")]
+    pub source: PathBuf,
+    /// What to write.
+    #[command(flatten)]
+    pub form: FormArguments,
     /// The folder to write
     #[arg(long)]
     pub out: PathBuf,
     /// The base.
     #[command(flatten)]
     pub base: BaseArguments,
+    /// With --gguf: the weights to fold the adapter into [default: original; of a 4-bit checkpoint, its dequantized
+    /// ones]
+    #[arg(long)]
+    pub onto: Option<OntoArgument>,
+    /// With --gguf, --gguf-lora: go on although the base's files are not the ones the adapter records
+    #[arg(long)]
+    pub allow_other_base: bool,
     /// Replace what is in the folder
     #[arg(long)]
     pub overwrite: bool,
+}
+
+/// What `tune export` writes: one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct FormArguments {
+    /// An adapter folder for the program that is to load it
+    #[arg(long = "for", value_name = "PROGRAM")]
+    pub consumer: Option<ConsumerArgument>,
+    /// A model as one GGUF file, for llama.cpp and Ollama: the adapter folded into its base, or a model as it is
+    #[arg(long, value_name = "TYPE")]
+    pub gguf: Option<GgufArgument>,
+    /// The adapter alone as a GGUF file, for `--lora` of llama.cpp and ADAPTER of Ollama
+    #[arg(long, value_name = "DTYPE", num_args = 0..=1, require_equals = true, default_missing_value = "f32")]
+    pub gguf_lora: Option<Dtype>,
+}
+
+/// `--gguf`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GgufArgument {
+    /// 32-bit floats
+    F32,
+    /// IEEE half precision
+    F16,
+    /// bfloat16
+    Bf16,
+    /// 8 bits
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// 6 bits
+    #[value(name = "q6_k")]
+    Q6K,
+    /// 5 bits, 6 where it counts
+    #[value(name = "q5_k_m")]
+    Q5KM,
+    /// 4 bits, 6 where it counts: the usual choice
+    #[value(name = "q4_k_m")]
+    Q4KM,
+    /// 4 bits, plain
+    #[value(name = "q4_0")]
+    Q4_0,
+}
+
+impl From<GgufArgument> for FileType {
+    fn from(file: GgufArgument) -> Self {
+        match file {
+            GgufArgument::F32 => Self::F32,
+            GgufArgument::F16 => Self::F16,
+            GgufArgument::Bf16 => Self::Bf16,
+            GgufArgument::Q8_0 => Self::Q8_0,
+            GgufArgument::Q6K => Self::Q6K,
+            GgufArgument::Q5KM => Self::Q5KM,
+            GgufArgument::Q4KM => Self::Q4KM,
+            GgufArgument::Q4_0 => Self::Q4_0,
+        }
+    }
 }
 
 /// `--onto`.
@@ -139,7 +205,7 @@ impl DtypeArgument {
 pub enum ConsumerArgument {
     /// vLLM: one rank and one scaling for all modules
     Vllm,
-    /// llama.cpp's convert_lora_to_gguf.py: the scaling in `lora_alpha` alone
+    /// llama.cpp's convert_lora_to_gguf.py: the scaling in `lora_alpha` alone (--gguf-lora needs no such script)
     #[value(name = "llama.cpp")]
     LlamaCpp,
     /// mlx-lm: its own layout

@@ -44,7 +44,7 @@ pub enum Command {
     Merge(MergeArguments),
     /// Check that all of an adapter is used and does something, and show where it comes from
     Verify(VerifyArguments),
-    /// Write an adapter as another program reads it
+    /// Write an adapter, or a model as GGUF, as another program reads it
     Export(ExportArguments),
     /// Fetch a model into the Hugging Face cache; no other command opens the network
     Download(DownloadArguments),

@@ -2,9 +2,10 @@
 
 use std::io::{self, Write};
 
-use super::adapter_args::{BaseArguments, ExportArguments, MergeArguments};
+use super::adapter_args::{BaseArguments, ExportArguments, FormArguments, MergeArguments};
 use super::environment::{Signals, hub_cache};
 use super::exit::Exit;
+use super::gguf;
 use super::progress::Progress;
 use super::report;
 use super::style::{FAINT, GOOD, STRONG, WARNING, paint};
@@ -25,12 +26,12 @@ const FAR: f64 = 0.25;
 const TABLE_LINES: usize = 16;
 
 impl BaseArguments {
-    fn choice(&self) -> BaseChoice<'_> {
+    pub(super) fn choice(&self) -> BaseChoice<'_> {
         BaseChoice { base: self.base.as_deref(), revision: self.revision.as_deref() }
     }
 }
 
-fn existing(overwrite: bool) -> Existing {
+pub(super) fn existing(overwrite: bool) -> Existing {
     if overwrite { Existing::Replace } else { Existing::Refuse }
 }
 
@@ -89,7 +90,7 @@ pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Res
     }
 }
 
-fn failed(error: &run::Error, signals: &Signals) -> Exit {
+pub(super) fn failed(error: &run::Error, signals: &Signals) -> Exit {
     match error {
         run::Error::Stopped | run::Error::Export(crate::export::Error::Stopped) => {
             report::error("stopped; nothing was written", None);
@@ -191,12 +192,28 @@ fn table(report: &Report, out: &mut impl Write) -> io::Result<()> {
 
 /// Writes an adapter for another program.
 pub(super) fn export(arguments: &ExportArguments, out: &mut impl Write) -> io::Result<Exit> {
+    let consumer = match &arguments.form {
+        FormArguments { gguf: Some(file), .. } => return gguf::model(arguments, (*file).into(), out),
+        FormArguments { gguf_lora: Some(dtype), .. } => return gguf::lora(arguments, (*dtype).into(), out),
+        FormArguments { consumer: Some(consumer), .. } => (*consumer).into(),
+        FormArguments { consumer: None, gguf: None, gguf_lora: None } => {
+            report::error("name what to write: `--for`, `--gguf` or `--gguf-lora`", None);
+            return Ok(Exit::Recipe);
+        }
+    };
+    if arguments.onto.is_some() || arguments.allow_other_base {
+        report::error(
+            "`--onto` and `--allow-other-base` go with `--gguf`; `--for` asks nothing of the base",
+            None,
+        );
+        return Ok(Exit::Recipe);
+    }
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &|| false };
     let exported = adapters::export(
-        &arguments.adapter,
+        &arguments.source,
         arguments.base.choice(),
-        arguments.consumer.into(),
+        consumer,
         &arguments.out,
         existing(arguments.overwrite),
         &environment,
@@ -239,6 +256,6 @@ pub(super) fn line(out: &mut impl Write, name: &str, text: &str) -> io::Result<(
     writeln!(out, "{} {text}", paint(STRONG, format!("{name:<9}")))
 }
 
-fn warn(out: &mut impl Write, text: &str) -> io::Result<()> {
+pub(super) fn warn(out: &mut impl Write, text: &str) -> io::Result<()> {
     writeln!(out, "{} {text}", paint(WARNING, "warning:"))
 }

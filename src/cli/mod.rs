@@ -10,6 +10,7 @@ pub mod download;
 mod environment;
 mod exit;
 mod finding;
+mod gguf;
 mod inspect;
 mod merge;
 mod page;

@@ -67,6 +67,28 @@ pub enum Error {
         /// The adapter's folder.
         adapter: PathBuf,
     },
+    /// Something that a GGUF file, or llama.cpp reading one, has no place for.
+    #[error("{subject} cannot be carried into a GGUF file: {reason}")]
+    NotInGguf {
+        /// What it is.
+        subject: String,
+        /// Why not, and what is known.
+        reason: String,
+    },
+    /// A number that a block format cannot hold.
+    #[error(
+        "tensor `{tensor}` holds {value} in the block at element {element}, which {kind} cannot hold; choose another type (`--gguf bf16`, `--gguf f32`)"
+    )]
+    OutOfRange {
+        /// The tensor.
+        tensor: String,
+        /// First position of the block in the flattened tensor, its rows in the order of the file.
+        element: usize,
+        /// The number of largest magnitude in it.
+        value: f32,
+        /// The block format.
+        kind: &'static str,
+    },
     /// The work was asked to stop; nothing was written.
     #[error("stopped; nothing was written")]
     Stopped,

@@ -46,12 +46,24 @@ impl Text {
                 (files, base.root())
             }
         };
+        // A template that stands by itself beside the adapter goes before the one in tokenizer_config.json.
+        let template = if own_template { adapter.folder() } else { root };
+        Self::from_files(files, root, template)
+    }
+
+    /// The tokenizer and template of a model.
+    ///
+    /// # Errors
+    /// A file that cannot be read or understood.
+    pub fn of_model(model: &ModelDir) -> Result<Self, Error> {
+        Self::from_files(model.tokenizer_files()?, model.root(), model.root())
+    }
+
+    fn from_files(files: Vec<PathBuf>, root: &Path, folder: &Path) -> Result<Self, Error> {
         if !root.join("tokenizer.json").is_file() {
             return Ok(Self { files, tokenizer: None, template: None });
         }
         let tokenizer = Tokenizer::open(root).map_err(DataError::from)?;
-        // A template that stands by itself beside the adapter goes before the one in tokenizer_config.json.
-        let folder = if own_template { adapter.folder() } else { root };
         let template = ChatTemplate::open(None, folder, &tokenizer).map_err(DataError::from)?;
         Ok(Self { files, tokenizer: Some(tokenizer), template })
     }

@@ -10,6 +10,7 @@
 //! | `merge` | the order of these |
 //! | `verify` | what an adapter says of itself, and whether every module of it does something |
 //! | `portable`, `consumer`, `mlx` | adapters for other tools, and what each of those reads |
+//! | `gguf` | models and adapters as llama.cpp and Ollama load them |
 
 pub mod base;
 pub mod check;
@@ -17,6 +18,7 @@ pub mod consumer;
 pub mod delta;
 pub mod error;
 pub mod folder;
+pub mod gguf;
 pub mod merge;
 pub mod mlx;
 pub mod portable;

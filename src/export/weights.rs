@@ -198,29 +198,31 @@ impl Merged<'_> {
     ) -> Result<Vec<u8>, Error> {
         let weights = self.base.folder.weights();
         let name = tensor.name.as_str();
-        let stored = checked.quantized.get(name);
-        let target = self.target(tensor);
-        let requantized = match self.onto {
-            Onto::Dequantized(spec) if tensor.projection && stored.is_none() => Some(spec),
-            _ => None,
-        };
         let same_dtype = weights.info(name).is_some_and(|info| info.dtype == dtype);
-        if target.is_none() && requantized.is_none() && stored.is_none() && same_dtype {
+        let untouched = self.target(tensor).is_none()
+            && self.requantized(tensor, checked).is_none()
+            && !checked.quantized.contains_key(name);
+        if untouched && same_dtype {
             return Ok(weights.read(name)?);
         }
-        let mut values = match stored {
-            Some(stored) => {
-                let quantized = stored.read(weights)?;
-                quantized.validate().map_err(|error| quant::Error::FourBit {
-                    weight: name.to_owned(),
-                    message: error.to_string(),
-                })?;
-                quantized.dequantize()
-            }
-            None => weights.read_floats::<f32>(name)?,
-        };
+        let Sum { values, change } = self.sum(tensor, checked)?;
+        let (bytes, rounding) = encode(name, &values, dtype)?;
+        changes.rounding += rounding;
+        if let Some(change) = change {
+            changes.add(Change { rounding, ..change });
+        }
+        Ok(bytes)
+    }
+
+    /// One tensor of the merged model in f32, not yet rounded.
+    pub(super) fn sum(&self, tensor: &Expected, checked: &Checked) -> Result<Sum, Error> {
+        let name = tensor.name.as_str();
+        let stored = checked.quantized.contains_key(name);
+        let target = self.target(tensor);
+        let mut values = dense(self.base, checked, name)?;
+        let requantized = self.requantized(tensor, checked);
         let mut quantization = None;
-        if let Some(spec) = requantized.or(self.measured.filter(|_| stored.is_none() && target.is_some())) {
+        if let Some(spec) = requantized.or(self.measured.filter(|_| !stored && target.is_some())) {
             let shape = [tensor.shape[0], tensor.shape[1]];
             let dequantized = quant::nf4::quantize(&values, shape, spec).dequantize();
             quantization = Some(square_of_difference(&values, &dequantized));
@@ -228,25 +230,48 @@ impl Merged<'_> {
                 values = dequantized;
             }
         }
-        let Some(target) = target else {
-            let (bytes, rounding) = encode(name, &values, dtype)?;
-            changes.rounding += rounding;
-            return Ok(bytes);
-        };
+        let Some(target) = target else { return Ok(Sum { values, change: None }) };
         let weight = square_of(&values);
         let [a, b]: [Vec<f32>; 2] =
             self.adapter.values(std::slice::from_ref(target))?.try_into().unwrap_or_default();
         let delta = Pair::new(target, a, b).add_to(&mut values);
-        let (bytes, rounding) = encode(name, &values, dtype)?;
-        changes.rounding += rounding;
-        changes.add(Change { layer: target.module.layer, weight, delta, rounding, quantization });
-        Ok(bytes)
+        let change = Change { layer: target.module.layer, weight, delta, rounding: 0.0, quantization };
+        Ok(Sum { values, change: Some(change) })
+    }
+
+    /// The quantization that a tensor goes through before anything is added to it.
+    fn requantized(&self, tensor: &Expected, checked: &Checked) -> Option<Spec> {
+        match self.onto {
+            Onto::Dequantized(spec) if tensor.projection && !checked.quantized.contains_key(&tensor.name) => {
+                Some(spec)
+            }
+            _ => None,
+        }
     }
 
     fn target(&self, tensor: &Expected) -> Option<&Target> {
         let path = tensor.name.strip_suffix(".weight").filter(|_| tensor.projection)?;
         self.targets.iter().find(|target| target.module.path == path)
     }
+}
+
+/// A merged tensor in f32.
+pub(super) struct Sum {
+    /// Its numbers.
+    pub(super) values: Vec<f32>,
+    /// What merging did to it; `None` where no adapter touches it.
+    change: Option<Change>,
+}
+
+/// One tensor of a base in f32, dequantized where it is stored in 4 bits.
+pub(super) fn dense(base: &OpenedBase, checked: &Checked, name: &str) -> Result<Vec<f32>, Error> {
+    let weights = base.folder.weights();
+    let Some(stored) = checked.quantized.get(name) else { return Ok(weights.read_floats::<f32>(name)?) };
+    let quantized = stored.read(weights)?;
+    quantized
+        .validate()
+        .map_err(|error| quant::Error::FourBit { weight: name.to_owned(), message: error.to_string() })?;
+    Ok(quantized.dequantize())
 }
 
 /// Sums of squares over the targets of a layer.

@@ -59,9 +59,9 @@ pub fn expected(spec: &DecoderSpec) -> Vec<Expected> {
 }
 
 /// The norm over a head's queries.
-pub(super) const QUERY_NORM: &str = "q_norm.weight";
+pub const QUERY_NORM: &str = "q_norm.weight";
 /// The norm over a head's keys.
-pub(super) const KEY_NORM: &str = "k_norm.weight";
+pub const KEY_NORM: &str = "k_norm.weight";
 
 /// Name of a norm over the heads of one layer.
 pub(super) fn head_norm(spec: &DecoderSpec, layer: usize, name: &str) -> String {

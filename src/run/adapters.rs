@@ -29,7 +29,11 @@ pub struct BaseChoice<'a> {
 
 impl BaseChoice<'_> {
     /// Opens the base.
-    fn open(&self, adapter: &peft::Adapter, environment: &Environment<'_>) -> Result<OpenedBase, Error> {
+    pub(super) fn open(
+        &self,
+        adapter: &peft::Adapter,
+        environment: &Environment<'_>,
+    ) -> Result<OpenedBase, Error> {
         let config = adapter.config();
         let (name, revision) = match self.base {
             Some(base) => (base, self.revision),
@@ -123,7 +127,7 @@ impl OnBackend for Merging<'_> {
 }
 
 /// Refuses to write over what is being read, which replacing a folder would do.
-fn keep_sources(out: &Path, sources: &[&Path]) -> Result<(), Error> {
+pub(super) fn keep_sources(out: &Path, sources: &[&Path]) -> Result<(), Error> {
     // What cannot be resolved is not there yet, and holds nothing.
     let Ok(out) = out.canonicalize() else { return Ok(()) };
     let lost =

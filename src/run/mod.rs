@@ -3,6 +3,7 @@
 pub mod adapters;
 pub mod bench;
 pub mod fine_tune;
+pub mod gguf;
 pub mod held_out;
 mod inputs;
 pub mod inspect;

@@ -1,0 +1,160 @@
+//! An adapter alone as a GGUF file: `<name of the weight>.lora_a` `[rank, in]` and `.lora_b` `[out, rank]`.
+//!
+//! llama.cpp computes `alpha / rank of the tensor · B·A` with one alpha for the whole file. Where the targets agree on
+//! scaling · rank, alpha says it (rsLoRA included, and ranks may differ); where they do not, the rest of each target's
+//! scaling goes into its B. B of q and k has its rows reordered as the weight has.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use tune_kernels::ggml::BlockType;
+
+use super::super::Error;
+use super::super::base::OpenedBase;
+use super::super::folder::{Text, end_tokens};
+use super::container::{Keys, Layout, TensorHeader, Value};
+use super::family;
+use super::model::encode;
+use super::modelfile::{self, Modelfile};
+use crate::adapter::peft;
+use crate::adapter::target::Target;
+use crate::files::{self, Existing};
+use crate::model::FloatDtype;
+
+/// Everything that a file follows from.
+pub struct Lora<'a> {
+    /// The adapter.
+    pub adapter: &'a peft::Adapter,
+    /// Its targets on the base.
+    pub targets: &'a [Target],
+    /// The base.
+    pub base: &'a OpenedBase,
+    /// Tokenizer and template, for the Modelfile.
+    pub text: &'a Text,
+    /// The dtype of all matrices.
+    pub dtype: FloatDtype,
+    /// Keys of where it comes from.
+    pub provenance: Keys,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Name of the file in the folder.
+    pub file: String,
+    /// Its length.
+    pub bytes: u64,
+    /// What was changed on the way, in words.
+    pub changes: Vec<String>,
+}
+
+impl Lora<'_> {
+    /// Writes a folder of the file and its Modelfile; whole or absent.
+    ///
+    /// # Errors
+    /// A family that llama.cpp does not have, a number that the dtype cannot hold, files that cannot be read or written.
+    pub fn write(&self, out: &Path, existing: Existing) -> Result<Outcome, Error> {
+        let spec = &self.base.spec;
+        let kind = match self.dtype {
+            FloatDtype::F32 => BlockType::F32,
+            FloatDtype::F16 => BlockType::F16,
+            FloatDtype::Bf16 => BlockType::Bf16,
+        };
+        let (alpha, folded) = self.alpha();
+        let mut keys: Keys = vec![
+            ("general.architecture".into(), family::architecture(spec)?.into()),
+            ("general.type".into(), "adapter".into()),
+            ("adapter.type".into(), "lora".into()),
+            ("adapter.lora.alpha".into(), Value::F32(alpha)),
+        ];
+        // A base that llama.cpp does not compute is no better with an adapter.
+        family::hyperparameters(spec)?;
+        keys.extend(self.provenance.iter().cloned());
+        let mut headers = Vec::with_capacity(2 * self.targets.len());
+        for target in self.targets {
+            let module = &target.module;
+            let name = family::projection_name(module.layer, module.projection);
+            let mut push = |half: &str, shape: [usize; 2]| {
+                headers.push(TensorHeader {
+                    name: format!("{name}.weight.{half}"),
+                    shape: shape.to_vec(),
+                    kind,
+                });
+            };
+            push("lora_a", [target.rank, module.in_features]);
+            push("lora_b", [module.out_features, target.rank]);
+        }
+        let layout = Layout::new(&keys, headers);
+        let file = format!("adapter-{}.gguf", self.dtype.name());
+        let stops: Vec<String> = self.text.tokenizer.as_ref().map_or_else(Vec::new, |tokenizer| {
+            let ends = end_tokens(tokenizer, self.text.template.as_ref());
+            let mut stops: Vec<String> = ends.into_iter().filter_map(|end| tokenizer.token(end)).collect();
+            stops.dedup();
+            stops
+        });
+        let base = self.base.name();
+        let modelfile = Modelfile {
+            file: &file,
+            base: Some(&base),
+            template: self.text.template.as_ref(),
+            stops: &stops,
+        };
+        files::write_folder_atomically(out, existing, |inside| -> Result<(), Error> {
+            // The writer speaks of I/O alone: what else goes wrong is kept here.
+            let mut fault = None;
+            let written = files::write_atomically(&inside.join(&file), |out: &mut dyn Write| {
+                layout.write(out, |index| {
+                    self.coded(index, folded.then_some(alpha), kind).map_err(|error| {
+                        fault = Some(error);
+                        io::Error::other("the tensor cannot be written")
+                    })
+                })
+            });
+            match fault {
+                Some(error) => return Err(error),
+                None => written?,
+            }
+            Ok(files::write_bytes(&inside.join(modelfile::FILE), modelfile.text().as_bytes())?)
+        })?;
+        let mut changes = Vec::new();
+        if folded {
+            changes.push("what one alpha cannot say of a module's scaling multiplied into its B".to_owned());
+        } else if self.adapter.config().use_rslora {
+            changes.push(format!("rsLoRA said as alpha = {alpha}"));
+        }
+        if self.targets.iter().any(|target| family::is_reordered(spec, target.module.projection)) {
+            changes.push("rows of q and k reordered as llama.cpp rotates them".into());
+        }
+        Ok(Outcome { file, bytes: layout.bytes(), changes })
+    }
+
+    /// The alpha of the file, and whether targets differ from what it says.
+    fn alpha(&self) -> (f32, bool) {
+        let own = |target: &Target| (target.scaling * target.rank as f64) as f32;
+        let Some(first) = self.targets.first() else { return (1.0, false) };
+        // An alpha of 0 is none to llama.cpp.
+        match own(first) != 0.0 && self.targets.iter().all(|target| own(target) == own(first)) {
+            true => (own(first), false),
+            false => (first.rank as f32, true),
+        }
+    }
+
+    /// The bytes of A (even) or B (odd) of a target; `folded` is the alpha that its scaling is measured by.
+    fn coded(&self, index: usize, folded: Option<f32>, kind: BlockType) -> Result<Vec<u8>, Error> {
+        let target = &self.targets[index / 2];
+        let mut values = self.adapter.values(std::slice::from_ref(target))?.swap_remove(index % 2);
+        if index % 2 == 1 {
+            if let Some(alpha) = folded {
+                let factor = target.scaling * target.rank as f64 / f64::from(alpha);
+                for value in &mut values {
+                    *value = (f64::from(*value) * factor) as f32;
+                }
+            }
+            if family::is_reordered(&self.base.spec, target.module.projection) {
+                family::reorder_rows(&mut values, self.base.spec.head_dim, target.rank);
+            }
+        }
+        let half = if index.is_multiple_of(2) { "lora_A" } else { "lora_B" };
+        encode(&format!("{}.{half}", target.module.path), &values, kind)
+    }
+}

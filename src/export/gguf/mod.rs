@@ -1,0 +1,27 @@
+//! GGUF files, as llama.cpp, Ollama and their kin load them: a model, an adapter folded into one, an adapter alone.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `container` | the layout of the file |
+//! | `family` | architecture, hyperparameters, tensor names, the order of the rows of q and k |
+//! | `mixture` | which tensor is kept in which type |
+//! | `vocabulary`, `pre` | the tokenizer |
+//! | `provenance` | where it comes from |
+//! | `model`, `lora` | the two kinds of files, streamed to disk |
+//! | `modelfile` | the Modelfile beside them |
+//!
+//! The block formats themselves are in [`tune_kernels::ggml`].
+
+pub mod container;
+pub mod family;
+pub mod lora;
+pub mod mixture;
+pub mod model;
+pub mod modelfile;
+mod pre;
+pub mod provenance;
+pub mod vocabulary;
+
+pub use lora::Lora;
+pub use mixture::FileType;
+pub use model::Model;

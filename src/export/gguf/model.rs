@@ -1,0 +1,300 @@
+//! A whole model as one GGUF file, with an adapter folded in on the way if there is one; tensor by tensor.
+//!
+//! Memory is one tensor in f32 and what it is coded into. Every tensor is decoded again where it was coded, so that
+//! the error of the file is known and told.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::path::Path;
+
+use tune_kernels::ggml::BlockType;
+
+use super::super::Error;
+use super::super::base::OpenedBase;
+use super::super::delta::{square_of, square_of_difference};
+use super::super::folder::{Text, end_tokens, token_ids};
+use super::super::weights::{Merged, Written, dense};
+use super::container::{Keys, Layout, TensorHeader, Value};
+use super::family::{self, Role, Tensor};
+use super::mixture::{self, FileType};
+use super::modelfile::{self, Modelfile};
+use super::vocabulary;
+use crate::files::{self, Existing};
+use crate::model::tensors::{self, Checked};
+
+/// Version of the block formats (`GGML_QNT_VERSION`).
+const QUANTIZATION_VERSION: u32 = 2;
+/// Numbers that are decoded at once to measure an error.
+const PIECE: usize = 1 << 20;
+
+/// Everything that a file follows from.
+pub struct Model<'a> {
+    /// The model, or the base of the adapter.
+    pub base: &'a OpenedBase,
+    /// The adapter on it.
+    pub merged: Option<&'a Merged<'a>>,
+    /// Tokenizer and template.
+    pub text: &'a Text,
+    /// What most tensors are kept in.
+    pub file_type: FileType,
+    /// Keys of where it comes from.
+    pub provenance: Keys,
+}
+
+/// A tensor that is kept in another type than the file's rules ask for, its rows being no whole blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fallback {
+    /// The tensor's name in the file.
+    pub tensor: String,
+    /// Length of its rows.
+    pub columns: usize,
+    /// What the rules ask for.
+    pub wanted: BlockType,
+    /// What it is kept in.
+    pub kind: BlockType,
+}
+
+/// What came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Name of the file in the folder.
+    pub file: String,
+    /// Its length.
+    pub bytes: u64,
+    /// How many tensors are kept in each type.
+    pub kinds: BTreeMap<BlockType, usize>,
+    /// Tensors in another type than the rules ask for.
+    pub fallbacks: Vec<Fallback>,
+    /// Norm of what coding changed, as a share of the norm of all weights.
+    pub error: f64,
+    /// The tensor whose share is largest, and that share.
+    pub worst: Option<(String, f64)>,
+    /// What to tell about the model in llama.cpp.
+    pub notes: Vec<String>,
+}
+
+/// A tensor of the file and where its numbers come from.
+enum Source {
+    Weight(Tensor),
+    FrequencyDivisors(Vec<f32>),
+}
+
+/// Sums of squares over all tensors.
+#[derive(Default)]
+struct Measured {
+    weights: f64,
+    errors: f64,
+    worst: Option<(String, f64)>,
+}
+
+impl Model<'_> {
+    /// Writes a folder of the file and its Modelfile; whole or absent.
+    ///
+    /// # Errors
+    /// Something that llama.cpp would not compute the same, a number that its type cannot hold, files that cannot be
+    /// read or written, or `stop` says so.
+    pub fn write(
+        &self,
+        out: &Path,
+        existing: Existing,
+        progress: &mut dyn FnMut(Written),
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Outcome, Error> {
+        let spec = &self.base.spec;
+        let mut notes = Vec::new();
+        let ends = self.ends();
+        let keys = self.keys(&ends, &mut notes)?;
+        let mut fallbacks = Vec::new();
+        let (sources, headers) = self.plan(&mut fallbacks);
+        let layout = Layout::new(&keys, headers);
+        let mut kinds = BTreeMap::new();
+        for tensor in layout.tensors() {
+            *kinds.entry(tensor.kind).or_insert(0) += 1;
+        }
+        let checked = tensors::check(spec, self.base.folder.weights(), None)?;
+        let file = format!("model-{}.gguf", self.file_type.name());
+        let stops = self.stops(&ends);
+        let modelfile =
+            Modelfile { file: &file, base: None, template: self.text.template.as_ref(), stops: &stops };
+        let mut measured = Measured::default();
+        files::write_folder_atomically(out, existing, |inside| -> Result<(), Error> {
+            // The writer speaks of I/O alone: what else goes wrong is kept here.
+            let mut fault = None;
+            let total = sources.len();
+            let written = files::write_atomically(&inside.join(&file), |out: &mut dyn Write| {
+                layout.write(out, |index| {
+                    let kind = layout.tensors()[index].kind;
+                    let coded = match stop() {
+                        true => Err(Error::Stopped),
+                        false => self.coded(&sources[index], kind, &checked, &mut measured),
+                    };
+                    let coded = coded.map_err(|error| {
+                        fault = Some(error);
+                        io::Error::other("the tensor cannot be written")
+                    })?;
+                    progress(Written { done: index + 1, total });
+                    Ok(coded)
+                })
+            });
+            match fault {
+                Some(error) => return Err(error),
+                None => written?,
+            }
+            Ok(files::write_bytes(&inside.join(modelfile::FILE), modelfile.text().as_bytes())?)
+        })?;
+        let error = match measured.weights > 0.0 {
+            true => (measured.errors / measured.weights).sqrt(),
+            false => 0.0,
+        };
+        let bytes = layout.bytes();
+        Ok(Outcome { file, bytes, kinds, fallbacks, error, worst: measured.worst, notes })
+    }
+
+    /// Every key of the file.
+    fn keys(&self, ends: &[u32], notes: &mut Vec<String>) -> Result<Keys, Error> {
+        let spec = &self.base.spec;
+        let (hyperparameters, limits) = family::hyperparameters(spec)?;
+        notes.extend(limits);
+        let mut keys: Keys = vec![
+            ("general.architecture".into(), family::architecture(spec)?.into()),
+            ("general.type".into(), "model".into()),
+            ("general.size_label".into(), size_label(spec.parameters()).into()),
+        ];
+        keys.extend(self.provenance.iter().cloned());
+        keys.push(("general.file_type".into(), Value::U32(self.file_type.id())));
+        keys.push(("general.quantization_version".into(), Value::U32(QUANTIZATION_VERSION)));
+        keys.extend(hyperparameters);
+        let file =
+            self.text.files.iter().find(|file| file.file_name().is_some_and(|name| name == "tokenizer.json"));
+        let (Some(file), Some(tokenizer)) = (file, &self.text.tokenizer) else {
+            return Err(Error::NotInGguf {
+                subject: format!("a model without tokenizer.json ({})", self.base.folder.root().display()),
+                reason: "the file holds the tokenizer too; put one into the folder, in transformers with \
+                         `AutoTokenizer.from_pretrained(…).save_pretrained(…)`"
+                    .into(),
+            });
+        };
+        let vocabulary = vocabulary::read(file, spec.vocab_size)?;
+        notes.extend(vocabulary.notes);
+        keys.extend(vocabulary.keys);
+        let template = self.text.template.as_ref().map(crate::data::template::ChatTemplate::source);
+        let config = self.base.folder.config();
+        keys.extend(vocabulary::special(tokenizer, template, ends, config, spec.vocab_size)?);
+        Ok(keys)
+    }
+
+    /// The tokens that end an answer: those of tokenizer and template, then those of generation_config.json.
+    fn ends(&self) -> Vec<u32> {
+        let Some(tokenizer) = &self.text.tokenizer else { return Vec::new() };
+        let mut ends = end_tokens(tokenizer, self.text.template.as_ref());
+        let generation = self.base.folder.generation_config().and_then(|config| config.get("eos_token_id"));
+        ends.extend(token_ids(generation));
+        let mut seen = std::collections::BTreeSet::new();
+        ends.retain(|end| seen.insert(*end));
+        ends
+    }
+
+    fn stops(&self, ends: &[u32]) -> Vec<String> {
+        ends.iter().filter_map(|end| self.text.tokenizer.as_ref()?.token(*end)).collect()
+    }
+
+    /// The tensors of the file, and how each is kept.
+    fn plan(&self, fallbacks: &mut Vec<Fallback>) -> (Vec<Source>, Vec<TensorHeader>) {
+        let spec = &self.base.spec;
+        let (mut sources, mut headers) = (Vec::new(), Vec::new());
+        if let Some(divisors) = family::frequency_divisors(spec) {
+            let shape = vec![divisors.len()];
+            headers.push(TensorHeader { name: "rope_freqs.weight".into(), shape, kind: BlockType::F32 });
+            sources.push(Source::FrequencyDivisors(divisors));
+        }
+        for tensor in family::tensors(spec) {
+            let columns = tensor.source.shape.last().copied().unwrap_or(1);
+            let choice = mixture::choose(self.file_type, tensor.role, columns, family::mixed(spec));
+            if choice.kind != choice.wanted {
+                let (tensor, wanted, kind) = (tensor.name.clone(), choice.wanted, choice.kind);
+                fallbacks.push(Fallback { tensor, columns, wanted, kind });
+            }
+            let (name, shape) = (tensor.name.clone(), tensor.source.shape.clone());
+            headers.push(TensorHeader { name, shape, kind: choice.kind });
+            sources.push(Source::Weight(tensor));
+        }
+        (sources, headers)
+    }
+
+    /// The bytes of one tensor.
+    fn coded(
+        &self,
+        source: &Source,
+        kind: BlockType,
+        checked: &Checked,
+        measured: &mut Measured,
+    ) -> Result<Vec<u8>, Error> {
+        let tensor = match source {
+            Source::FrequencyDivisors(divisors) => return encode("rope_freqs.weight", divisors, kind),
+            Source::Weight(tensor) => tensor,
+        };
+        let mut values = match self.merged {
+            Some(merged) => merged.sum(&tensor.source, checked)?.values,
+            None => dense(self.base, checked, &tensor.source.name)?,
+        };
+        if tensor.reordered {
+            let columns = if tensor.role == Role::Vector { 1 } else { tensor.source.shape[1] };
+            family::reorder_rows(&mut values, self.base.spec.head_dim, columns);
+        }
+        let coded = encode(&tensor.source.name, &values, kind)?;
+        measured.add(&tensor.name, &values, &coded, kind);
+        Ok(coded)
+    }
+}
+
+impl Measured {
+    fn add(&mut self, name: &str, values: &[f32], coded: &[u8], kind: BlockType) {
+        let pieces = values.chunks(PIECE).zip(coded.chunks(kind.bytes(PIECE)));
+        let error: f64 =
+            pieces.map(|(values, coded)| square_of_difference(values, &kind.decode(coded))).sum();
+        let weight = square_of(values);
+        self.weights += weight;
+        self.errors += error;
+        let share = if weight > 0.0 { (error / weight).sqrt() } else { 0.0 };
+        if share > self.worst.as_ref().map_or(0.0, |(_, worst)| *worst) {
+            self.worst = Some((name.to_owned(), share));
+        }
+    }
+}
+
+/// Codes a tensor; `name` is its name in the checkpoint, for messages.
+pub(super) fn encode(name: &str, values: &[f32], kind: BlockType) -> Result<Vec<u8>, Error> {
+    kind.encode(values).map_err(|fault| Error::OutOfRange {
+        tensor: name.to_owned(),
+        element: fault.element,
+        value: fault.value,
+        kind: kind.name(),
+    })
+}
+
+/// The number of parameters in two digits or more, as in the names of models: 135M, 5.6M, 8.0B.
+fn size_label(parameters: u64) -> String {
+    let (divisor, letter) = match parameters {
+        1_000_000_000_000.. => (1e12, 'T'),
+        1_000_000_000.. => (1e9, 'B'),
+        1_000_000.. => (1e6, 'M'),
+        _ => (1e3, 'K'),
+    };
+    let scaled = parameters as f64 / divisor;
+    let digits = usize::from(scaled.round() < 10.0) + usize::from(scaled.round() < 1.0);
+    format!("{scaled:.digits$}{letter}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size_label;
+
+    #[test]
+    fn sizes_as_models_are_named() {
+        for (parameters, label) in
+            [(134_515_008, "135M"), (1_234_567_890, "1.2B"), (8_030_261_248, "8.0B"), (45_000, "45K")]
+        {
+            assert_eq!(size_label(parameters), label);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! `tune export --gguf` and `--gguf-lora`: models and adapters as llama.cpp and Ollama load them.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::adapters::{BaseChoice, keep_sources};
+use super::{Environment, Error};
+use crate::adapter::peft;
+use crate::assets::resolve_base;
+use crate::export::base::{OpenedBase, fit};
+use crate::export::folder::Text;
+use crate::export::gguf::{FileType, Lora, Model, lora, model, provenance};
+use crate::export::merge::{Options, Plan};
+use crate::export::weights::{Merged, SHARD_BYTES, Written};
+use crate::files::Existing;
+use crate::model::FloatDtype;
+use crate::{export, model as decoder};
+
+/// What becomes a file: a model as it is, or an adapter folded into its base.
+pub enum Source {
+    /// A model.
+    Model {
+        /// Its folder.
+        model: Box<OpenedBase>,
+        /// Its tokenizer and template.
+        text: Box<Text>,
+    },
+    /// An adapter and its base.
+    Adapter(Box<Plan>),
+}
+
+impl Source {
+    /// Opens an adapter's folder with its base, or a model: a folder, or a hub id in the local cache. Writes nothing.
+    ///
+    /// # Errors
+    /// Neither can be used, they do not belong together, or a base or a choice of its weights is given for a model.
+    pub fn open(
+        source: &Path,
+        base: BaseChoice<'_>,
+        options: Options,
+        environment: &Environment<'_>,
+    ) -> Result<Self, Error> {
+        if source.join(peft::CONFIG_FILE).is_file() {
+            let adapter = peft::Adapter::open(source)?;
+            let base = base.open(&adapter, environment)?;
+            return Ok(Self::Adapter(Box::new(Plan::new(adapter, base, options)?)));
+        }
+        if base.base.is_some() || options.onto.is_some() {
+            let option = if base.base.is_some() { "--base" } else { "--onto" };
+            let message = format!(
+                "{} holds no adapter ({}), so `{option}` has no meaning for it",
+                source.display(),
+                peft::CONFIG_FILE
+            );
+            return Err(export::Error::Choice { message }.into());
+        }
+        let name = source.to_string_lossy();
+        let found =
+            resolve_base(&name, base.revision, environment.hub_cache).map_err(decoder::Error::from)?;
+        let model = OpenedBase::open(found)?;
+        let text = Text::of_model(&model.folder)?;
+        Ok(Self::Model { model: Box::new(model), text: Box::new(text) })
+    }
+
+    /// The model, or the adapter's base.
+    pub fn base(&self) -> &OpenedBase {
+        match self {
+            Self::Model { model, .. } => model,
+            Self::Adapter(plan) => &plan.base,
+        }
+    }
+
+    /// Writes the file and its Modelfile into a folder `out`, whole or not at all.
+    ///
+    /// # Errors
+    /// As [`Model::write`].
+    pub fn export(
+        &self,
+        file_type: FileType,
+        out: &Path,
+        existing: Existing,
+        progress: &mut dyn FnMut(Written),
+        environment: &Environment<'_>,
+    ) -> Result<model::Outcome, Error> {
+        let stop = environment.stop;
+        match self {
+            Self::Model { model, text } => {
+                keep_sources(out, &[model.folder.root()])?;
+                let provenance = provenance::of_model(model);
+                let file = Model { base: model, merged: None, text, file_type, provenance };
+                Ok(file.write(out, existing, progress, stop)?)
+            }
+            Self::Adapter(plan) => {
+                keep_sources(out, &[plan.adapter.folder(), plan.base.folder.root()])?;
+                let merged = Merged {
+                    base: &plan.base,
+                    adapter: &plan.adapter,
+                    targets: &plan.targets,
+                    onto: plan.onto,
+                    measured: None,
+                    dtype: None,
+                    shard_bytes: SHARD_BYTES,
+                    metadata: &BTreeMap::new(),
+                };
+                let provenance = provenance::of_adapter(&plan.base, &plan.adapter, Some(&plan.onto_name()))?;
+                let file = Model {
+                    base: &plan.base,
+                    merged: Some(&merged),
+                    text: &plan.text,
+                    file_type,
+                    provenance,
+                };
+                Ok(file.write(out, existing, progress, stop)?)
+            }
+        }
+    }
+}
+
+/// Writes an adapter alone, and its Modelfile, into a folder `out`, whole or not at all.
+///
+/// # Errors
+/// Adapter or base cannot be used or do not belong together; as [`Lora::write`].
+pub fn export_lora(
+    adapter: &Path,
+    base: BaseChoice<'_>,
+    any_hash: bool,
+    dtype: FloatDtype,
+    out: &Path,
+    existing: Existing,
+    environment: &Environment<'_>,
+) -> Result<lora::Outcome, Error> {
+    let adapter = peft::Adapter::open(adapter)?;
+    let base = base.open(&adapter, environment)?;
+    let (targets, _) = fit(&adapter, &base, any_hash)?;
+    keep_sources(out, &[adapter.folder(), base.folder.root()])?;
+    let text = Text::open(&adapter, &base.folder)?;
+    let provenance = provenance::of_adapter(&base, &adapter, None)?;
+    let file = Lora { adapter: &adapter, targets: &targets, base: &base, text: &text, dtype, provenance };
+    Ok(file.write(out, existing)?)
+}
