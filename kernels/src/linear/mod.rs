@@ -17,6 +17,7 @@
 //! Hu et al., *LoRA* (<https://arxiv.org/abs/2106.09685>).
 
 pub(crate) mod cpu;
+mod few;
 pub mod reference;
 
 use burn::tensor::{Tensor, backend::Backend};

@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// (tokens, in, out): single rows, odd sizes, sizes beyond one tile in each direction.
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 14] = [
     (1, 64, 64),
     (1, 50, 33),
     (3, 77, 5),
@@ -24,6 +24,12 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (64, 576, 100),
     (530, 70, 40),
     (33, 1030, 260),
+    // Few rows: every number of them up to where the blocked product begins, several tasks, blocks across row ends.
+    (1, 192, 700),
+    (2, 1088, 131),
+    (6, 320, 9),
+    (7, 33, 20),
+    (8, 704, 65),
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -281,6 +287,41 @@ fn the_input_gradient_may_be_left_out() {
     let (with, without) = (with.adapters[0].clone(), without.adapters.remove(0));
     let (with, without) = (with.expect("an adapter"), without.expect("an adapter"));
     assert_eq!((values(&with.a), values(&with.b)), (values(&without.a), values(&without.b)));
+}
+
+/// A few rows are computed another way than many: the same numbers, and each row as it is alone.
+#[test]
+fn few_rows_are_those_of_many() {
+    on_every_set(|set| {
+        for dtype in DTYPES {
+            for kind in WEIGHTS {
+                let (input, out, rank) = (192, 150, 16);
+                let (weight, _) = frozen(kind, [out, input], dtype);
+                let lora = Lora {
+                    a: tensor::<Flex, 2>(&random(rank * input, 11, 0.3), [rank, input], DType::F32),
+                    b: tensor::<Flex, 2>(&random(out * rank, 12, 0.3), [out, rank], DType::F32),
+                    scaling: SCALING,
+                    dropout: None,
+                };
+                let x = random_in(20 * input, 1, 1.0, dtype);
+                let layer = Linear { weight: &weight, bias: None, lora: Some(&lora) };
+                let run = |x: &[f32]| {
+                    let x = tensor::<Flex, 2>(x, [x.len() / input, input], dtype);
+                    values(&linear::<Flex>(&x, &[layer], None).outputs[0])
+                };
+                let many = run(&x);
+                let single = run(&x[..input]);
+                for rows in 1..=9 {
+                    let what = format!("{rows} rows, {kind:?} {dtype:?} on {set}");
+                    let few = run(&x[..rows * input]);
+                    assert_close(&what, &few, &many[..rows * out], tolerance(dtype));
+                    if rows < 9 {
+                        assert_eq!(few[..out], single, "{what}");
+                    }
+                }
+            }
+        }
+    });
 }
 
 /// A view (here a transpose) is read through its strides.
