@@ -8,12 +8,14 @@ mod inputs;
 pub mod inspect;
 pub mod open;
 mod plan;
+pub mod prompts;
 mod provenance;
 pub mod reproduce;
 mod resume;
 mod sample;
 mod survey;
 pub mod validate;
+pub mod voice;
 
 use std::path::{Path, PathBuf};
 
@@ -70,6 +72,17 @@ pub enum Error {
     /// A sample could not be generated.
     #[error(transparent)]
     Generate(#[from] generate::Error),
+    /// Parts that a command was given do not go together.
+    #[error("{0}")]
+    Choice(String),
+    /// A line of a file of prompts cannot be asked.
+    #[error("{place}: {message}")]
+    Prompt {
+        /// File and line.
+        place: String,
+        /// What is wrong with it.
+        message: String,
+    },
     /// A bench of a model that is not known by name.
     #[error("no shape is called `{0}`; there are {names}", names = model::shapes::names().collect::<Vec<_>>().join(", "))]
     UnknownShape(String),
