@@ -147,6 +147,14 @@ impl<'a> Console<'a> {
         }
     }
 
+    /// How many prompts are answered.
+    pub(super) fn answering(&mut self, done: u64, total: u64) {
+        match self.form.json {
+            true => self.phase("answering", done, total),
+            false => self.progress.get_or_insert_with(Progress::new).count("answering", done, total),
+        }
+    }
+
     fn phase(&mut self, phase: &'static str, done: u64, total: u64) {
         let due = match self.told {
             Some((told, at)) => told != phase || at.elapsed() >= INTERVAL || done >= total,

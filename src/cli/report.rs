@@ -102,7 +102,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Checkpoint(checkpoint::Error::DoesNotFit { .. }) => Exit::Recipe,
         run::Error::Folder(FolderError::NoneUsable { .. }) => Exit::Other,
         run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
-        run::Error::Diverged { .. } => Exit::Diverged,
+        run::Error::Diverged { .. } | run::Error::NotFinite { .. } => Exit::Diverged,
         run::Error::Memory(_)
         | run::Error::File(_)
         | run::Error::Folder(_)

@@ -2,6 +2,7 @@
 
 pub mod adapters;
 pub mod bench;
+pub mod evaluate;
 pub mod fine_tune;
 pub mod held_out;
 mod inputs;
@@ -15,6 +16,7 @@ mod resume;
 mod sample;
 mod survey;
 pub mod validate;
+mod verdict;
 pub mod voice;
 
 use std::path::{Path, PathBuf};
@@ -83,6 +85,17 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
+    /// The loss of a row is not finite.
+    #[error("{place}: the loss is {value}: the weights of the base, or the adapter's, are damaged")]
+    NotFinite {
+        /// The row.
+        place: String,
+        /// What came out.
+        value: f64,
+    },
+    /// Whoever hears what is said cannot be reached.
+    #[error("cannot write to standard output: {0}")]
+    Output(std::io::Error),
     /// A bench of a model that is not known by name.
     #[error("no shape is called `{0}`; there are {names}", names = model::shapes::names().collect::<Vec<_>>().join(", "))]
     UnknownShape(String),
@@ -115,7 +128,7 @@ pub enum Error {
     #[error(transparent)]
     Record(#[from] record::Error),
     /// A run to be repeated has no finished adapter.
-    #[error("{} holds no finished run: there is no adapter to compare with", .0.display())]
+    #[error("{} holds no finished run: there is no adapter in it", .0.display())]
     Unfinished(PathBuf),
     /// What a run to be repeated was made of is not what it was.
     #[error("{} cannot be reproduced, its inputs have changed:\n  {}", run.display(), listed(differences))]

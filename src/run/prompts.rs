@@ -47,10 +47,11 @@ impl Speaker {
     /// # Errors
     /// There is no template to put it with, the template refuses it, or it leaves no room for an answer.
     pub fn encode(&self, prompt: &Prompt, manner: Manner<'_>) -> Result<Vec<u32>, Error> {
+        let tokenizer = self.tokenizer()?;
         let text = match (prompt, manner.raw) {
             (Prompt::Text(text), true) => {
-                let mut ids = self.tokenizer.prefix().to_vec();
-                ids.extend(self.tokenizer.encode(text).map_err(DataError::from)?.ids);
+                let mut ids = tokenizer.prefix().to_vec();
+                ids.extend(tokenizer.encode(text).map_err(DataError::from)?.ids);
                 return self.within_context(ids);
             }
             (Prompt::Messages(_), true) => {
@@ -64,7 +65,7 @@ impl Speaker {
             }
             (Prompt::Messages(messages), false) => self.rendered(messages)?,
         };
-        self.within_context(self.tokenizer.encode(&text).map_err(DataError::from)?.ids)
+        self.within_context(tokenizer.encode(&text).map_err(DataError::from)?.ids)
     }
 
     fn rendered(&self, messages: &[Value]) -> Result<String, Error> {

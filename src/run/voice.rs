@@ -2,7 +2,7 @@
 //! and asked as often as wanted. What `tune generate`, `tune chat` and `tune eval` have in common.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tune_kernels::KernelBackend;
@@ -20,7 +20,7 @@ use crate::device::{Device, OnBackend};
 use crate::export::base::{FAMILY_KEY, OpenedBase, Trained};
 use crate::export::folder::{Text, end_tokens as ends_of_text, token_ids};
 use crate::generate::answer::{Answer, Request, answer};
-use crate::generate::{self, Session};
+use crate::generate::Session;
 use crate::model::spec::ComputeDtype;
 use crate::model::{self, FloatDtype, load, tensors};
 use crate::quant;
@@ -61,8 +61,8 @@ pub struct Speaker {
     pub base: OpenedBase,
     /// The adapter on it, and what it is on.
     pub adapter: Option<(peft::Adapter, Vec<Target>)>,
-    /// The tokenizer.
-    pub tokenizer: Arc<Tokenizer>,
+    /// The tokenizer; `None` for a base without one, of which only the loss of `tokens` data can be measured.
+    pub tokenizer: Option<Arc<Tokenizer>>,
     /// The chat template, where there is one.
     pub template: Option<Arc<ChatTemplate>>,
     /// How the base is quantized while it is loaded.
@@ -88,7 +88,7 @@ pub enum Who {
 pub type Listener<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
 
 type Answering<'a> =
-    dyn FnMut(Who, Request<'_>, &mut Listener<'_>) -> Result<Answer, generate::Error> + 'a;
+    dyn FnMut(Who, Request<'_>, &mut Listener<'_>) -> Result<Answer, Error> + 'a;
 type Judging<'a> = dyn FnMut(Who, &MicroBatch) -> Result<f64, Error> + 'a;
 
 /// A loaded model, whatever the backend.
@@ -101,13 +101,13 @@ impl Voice<'_> {
     /// Answers a prompt. What prompts in a row have in common is read once.
     ///
     /// # Errors
-    /// A prompt without tokens, or one that fills the context; a damaged model.
+    /// A prompt without tokens, or one that fills the context; a damaged model; a model without a tokenizer.
     pub fn answer(
         &mut self,
         who: Who,
         request: Request<'_>,
         listen: &mut Listener<'_>,
-    ) -> Result<Answer, generate::Error> {
+    ) -> Result<Answer, Error> {
         (self.answer)(who, request, listen)
     }
 
@@ -143,7 +143,7 @@ impl Speaker {
     /// Finds and checks what `choice` names; loads nothing.
     ///
     /// # Errors
-    /// A part that is missing, cannot be used, or does not fit the others; a model without a tokenizer.
+    /// A part that is missing, cannot be used, or does not fit the others.
     pub fn open(choice: Choice<'_>, environment: &Environment<'_>) -> Result<Self, Error> {
         let Some(folder) = choice.adapter else { return Self::new(choice, None, None, environment) };
         if !folder.join("recipe.toml").is_file() {
@@ -151,30 +151,29 @@ impl Speaker {
         }
         let recipe = RecipeFile::open(&folder.join("recipe.toml"), &[])?.finish();
         let recipe = recipe.map_err(|problems| Error::Recipe(problems.into()))?;
-        let inside = folder.join("adapter");
-        if !inside.is_dir() {
-            return Err(Error::Unfinished(folder.to_path_buf()));
-        }
-        Self::new(choice, Some(peft::Adapter::open(&inside)?), Some(Origin::of(&recipe)), environment)
+        let adapter = peft::Adapter::open(&adapter_of_run(folder)?)?;
+        Self::new(choice, Some(adapter), Some(Origin::of(&recipe)), environment)
     }
 
-    /// The model of a recipe, with an adapter that was trained by it, or without one.
+    /// The model of a recipe, but for what `choice` says otherwise, with the adapter in the folder `adapter`, or
+    /// without one.
     ///
     /// # Errors
     /// As [`Speaker::open`].
     pub fn of_recipe(
         recipe: &Recipe,
         adapter: Option<&Path>,
+        choice: Choice<'_>,
         environment: &Environment<'_>,
     ) -> Result<Self, Error> {
         let adapter = adapter.map(peft::Adapter::open).transpose()?;
-        let mut speaker = Self::new(Choice::default(), adapter, Some(Origin::of(recipe)), environment)?;
-        if speaker.adapter.is_none() {
+        let mut speaker = Self::new(choice, adapter, Some(Origin::of(recipe)), environment)?;
+        if let (None, Some(tokenizer)) = (&speaker.adapter, &speaker.tokenizer) {
             let root = speaker.base.folder.root();
-            let template = ChatTemplate::open(recipe.data.chat_template.as_ref(), root, &speaker.tokenizer);
+            let template = ChatTemplate::open(recipe.data.chat_template.as_ref(), root, tokenizer);
             speaker.template = template.map_err(DataError::from)?.map(Arc::new);
             let template = speaker.template.as_deref();
-            speaker.end_tokens = end_tokens(Some(&speaker.tokenizer), template, &speaker.base.folder);
+            speaker.end_tokens = end_tokens(Some(tokenizer), template, &speaker.base.folder);
         }
         Ok(speaker)
     }
@@ -193,12 +192,6 @@ impl Speaker {
             Some((adapter, _)) => Text::open(adapter, &base.folder)?,
             None => text_of(&base.folder)?,
         };
-        let Some(tokenizer) = text.tokenizer else {
-            return Err(Error::Choice(format!(
-                "{} has no tokenizer.json, so there is no way to put text to it",
-                base.folder.root().display()
-            )));
-        };
         let quantization = match (choice.quantize, &origin, &adapter) {
             (Quantize::No, ..) => None,
             (Quantize::Nf4, ..) => Some(quant::spec::Spec::USUAL),
@@ -214,17 +207,29 @@ impl Speaker {
         let asked = choice.compute_dtype.or(origin.map(|origin| origin.compute_dtype));
         let asked = asked.unwrap_or(ComputeDtype::Auto);
         let dtype = FloatDtype::resolve(asked, stored, |d| device.is_native(d), |d| device.supports(d))?;
-        let end_tokens = end_tokens(Some(&tokenizer), text.template.as_ref(), &base.folder);
+        let end_tokens = end_tokens(text.tokenizer.as_ref(), text.template.as_ref(), &base.folder);
         Ok(Self {
             base,
             adapter,
-            tokenizer: Arc::new(tokenizer),
+            tokenizer: text.tokenizer.map(Arc::new),
             template: text.template.map(Arc::new),
             quantization,
             dtype,
             device,
             end_tokens,
         })
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        let missing = || {
+            let folder = self.base.folder.root().display();
+            Error::Choice(format!("{folder} has no tokenizer.json, so there is no way to put text to it"))
+        };
+        self.tokenizer.as_deref().ok_or_else(missing)
     }
 
     /// Most tokens of prompt and answer together.
@@ -242,6 +247,15 @@ impl Speaker {
         body: impl FnOnce(&mut Voice<'_>, &mut O) -> R,
     ) -> Result<R, Error> {
         self.device.run(Speaking { speaker: self, observer, body })
+    }
+}
+
+/// The folder of a finished run's adapter.
+pub(super) fn adapter_of_run(run: &Path) -> Result<PathBuf, Error> {
+    let adapter = run.join("adapter");
+    match adapter.is_dir() {
+        true => Ok(adapter),
+        false => Err(Error::Unfinished(run.to_path_buf())),
     }
 }
 
@@ -282,7 +296,7 @@ impl<O: Observer, R, F: FnOnce(&mut Voice<'_>, &mut O) -> R> OnBackend for Speak
                 (Who::Adapted, Some(session)) => session,
                 _ => &mut alone,
             };
-            answer(session, &speaker.tokenizer, request, listen)
+            Ok(answer(session, speaker.tokenizer()?, request, listen)?)
         };
         let nothing = LoraSet::init(Vec::new(), 0.0, 0, device);
         let mut loss = |who: Who, batch: &MicroBatch| {
