@@ -144,8 +144,10 @@ impl Conversation<'_> {
                 Line::Help => self.note(HELP),
                 Line::Exit => return Ok(Exit::Done),
                 Line::Unknown(line) => {
-                    let message =
-                        format!("there is no command `{}`; `/help` lists them, and `//` says a slash", visible(line));
+                    let message = format!(
+                        "there is no command `{}`; `/help` lists them, and `//` says a slash",
+                        visible(line)
+                    );
                     console.error(&message, None);
                     if !self.people {
                         return Ok(Exit::Recipe);
@@ -274,7 +276,9 @@ impl Conversation<'_> {
         }
         let cut = match answer.ending {
             Ending::Length => Some("the answer was cut at --max-new-tokens"),
-            Ending::ContextFull => Some("the answer was cut: the conversation fills what the model sees; /reset begins anew"),
+            Ending::ContextFull => {
+                Some("the answer was cut: the conversation fills what the model sees; /reset begins anew")
+            }
             Ending::Interrupted => Some("stopped"),
             Ending::Stop | Ending::StopString(_) => None,
         };

@@ -11,7 +11,9 @@ use super::style::{FAINT, STRONG, paint};
 use super::talk_args::EvalArguments;
 use crate::data::spec::Format;
 use crate::files;
-use crate::run::evaluate::{Evaluation, Extraction, Matching, Measured, Options, Report, Share, Subject, dataset};
+use crate::run::evaluate::{
+    Evaluation, Extraction, Matching, Measured, Options, Report, Share, Subject, dataset,
+};
 use crate::run::{self, Environment};
 use crate::units::Grouped;
 

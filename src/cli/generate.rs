@@ -174,7 +174,8 @@ impl Work<'_> {
         listen: &mut dyn FnMut(&str) -> ControlFlow<()>,
     ) -> Result<Answer, run::Error> {
         let sampling = Sampling { answer: row as u64, ..self.sampling.clone() };
-        let request = Request { prompt: &record.ids, sampling: &sampling, stops: &self.arguments.sampling.stop };
+        let request =
+            Request { prompt: &record.ids, sampling: &sampling, stops: &self.arguments.sampling.stop };
         let answer = voice.answer(Who::Adapted, request, &mut |piece| match self.signals.raised() {
             true => ControlFlow::Break(()),
             false => listen(piece),

@@ -115,12 +115,7 @@ impl Corpus {
         Self::index(spec, datasets, seed, language)
     }
 
-    fn index(
-        spec: &Spec,
-        datasets: &[DatasetSpec],
-        seed: u64,
-        language: Language,
-    ) -> Result<Corpus, Error> {
+    fn index(spec: &Spec, datasets: &[DatasetSpec], seed: u64, language: Language) -> Result<Corpus, Error> {
         let mut parts = Vec::with_capacity(datasets.len());
         let mut sources = Vec::new();
         for (index, entry) in (0_u32..).zip(datasets) {

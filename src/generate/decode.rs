@@ -153,9 +153,8 @@ impl<'a, B: KernelBackend> Session<'a, B> {
             }
             let Some(mut logits) = self.read(&seen, listen)? else { break Finish::Interrupted };
             sampling.penalize(&mut logits, &seen);
-            let id = sampling
-                .pick(&logits, tokens.len() as u64)
-                .ok_or(Error::NotFinite { tokens: seen.len() })?;
+            let id =
+                sampling.pick(&logits, tokens.len() as u64).ok_or(Error::NotFinite { tokens: seen.len() })?;
             match tokens.is_empty() {
                 true => timing.prompt = began.elapsed(),
                 false => {

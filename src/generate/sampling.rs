@@ -139,9 +139,8 @@ fn likeliest(logits: &[f32]) -> Option<(usize, f32)> {
 /// Keeps the fewest candidates that together have `share` of the whole weight, likeliest first.
 fn keep_likeliest(candidates: &mut Vec<(usize, f64)>, share: f64) {
     let enough = share * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
-    let order = |left: &(usize, f64), right: &(usize, f64)| {
-        right.1.total_cmp(&left.1).then(left.0.cmp(&right.0))
-    };
+    let order =
+        |left: &(usize, f64), right: &(usize, f64)| right.1.total_cmp(&left.1).then(left.0.cmp(&right.0));
     // Few are enough as a rule: a whole vocabulary is sorted only where they are not.
     let mut sorted = 64;
     loop {

@@ -1,16 +1,16 @@
 //! `tune eval`: what a base and the adapter on it make of rows they were not trained on: loss, and answers held against
 //! those that are known.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::open::open;
 use super::prompts::{Manner, Prompt};
-pub use super::verdict::{Extraction, Loss, Share};
 use super::verdict::Losses;
-use super::voice::{Choice, Speaker, Voice, Who, adapter_of_run};
+pub use super::verdict::{Extraction, Loss, Share};
+use super::voice::{Choice, Speaker, Voice, Who};
 use super::{Environment, Error};
 use crate::data::batch::MicroBatch;
 use crate::data::corpus::{Corpus, Language};
@@ -134,16 +134,10 @@ impl Evaluation {
                 (speaker, corpus, data.path)
             }
             (Subject::Run(path), data) => {
-                let adapter = match choice.adapter {
-                    Some(adapter) => adapter.to_path_buf(),
-                    None => adapter_of_run(path)?,
-                };
-                of_recipe(&path.join("recipe.toml"), Some(adapter), choice, data, environment)?
+                let choice = Choice { adapter: choice.adapter.or(Some(path)), ..choice };
+                of_recipe(&path.join("recipe.toml"), choice, data, environment)?
             }
-            (Subject::Recipe(path), data) => {
-                let adapter = choice.adapter.map(Path::to_path_buf);
-                of_recipe(path, adapter, choice, data, environment)?
-            }
+            (Subject::Recipe(path), data) => of_recipe(path, choice, data, environment)?,
         };
         if options.matching.is_some() {
             // Without a tokenizer no answer can be read, and that is told before loading.
@@ -261,7 +255,9 @@ impl Evaluation {
     fn question(&self, batch: &MicroBatch, matching: &Matching, place: &str) -> Result<Question, Error> {
         let wrong = |message: String| Error::Prompt { place: place.to_owned(), message };
         let Some(id) = batch.rows.first() else { return Err(Error::Unopened) };
-        let Some(dataset) = self.corpus.datasets().nth(id.dataset as usize) else { return Err(Error::Unopened) };
+        let Some(dataset) = self.corpus.datasets().nth(id.dataset as usize) else {
+            return Err(Error::Unopened);
+        };
         let example = dataset.example(id.row).map_err(crate::data::error::Error::from)?;
         let raw = Manner { raw: true, system: None };
         let (prompt, manner, reference) = match example {
@@ -270,9 +266,11 @@ impl Evaluation {
                 (Prompt::Text(prompt), manner, completion)
             }
             Example::Messages(mut messages) => match messages.pop() {
-                Some(last) if last.role == "assistant" && !messages.is_empty() => {
-                    (Prompt::Messages(messages.into_iter().map(value_of).collect()), Manner::default(), last.content)
-                }
+                Some(last) if last.role == "assistant" && !messages.is_empty() => (
+                    Prompt::Messages(messages.into_iter().map(value_of).collect()),
+                    Manner::default(),
+                    last.content,
+                ),
                 _ => return Err(wrong("the last message is not an assistant's answer to something".into())),
             },
             Example::Text(_) | Example::Tokens { .. } => {
@@ -347,16 +345,14 @@ fn value_of(message: Message) -> Value {
 /// Model and rows of a recipe, or its model and other rows.
 fn of_recipe(
     path: &Path,
-    adapter: Option<PathBuf>,
     choice: Choice<'_>,
     data: Option<DatasetSpec>,
     environment: &Environment<'_>,
 ) -> Result<(Speaker, Corpus, String), Error> {
     let file = RecipeFile::open(path, &[])?;
-    let choice = Choice { adapter: None, ..choice };
     if let Some(data) = data {
         let recipe = file.finish().map_err(|problems| Error::Recipe(problems.into()))?;
-        let speaker = Speaker::of_recipe(&recipe, adapter.as_deref(), choice, environment)?;
+        let speaker = Speaker::of_recipe(&recipe, choice, environment)?;
         let corpus = corpus_of(&speaker, Some(&recipe.data), data.clone())?;
         return Ok((speaker, corpus, data.path));
     }
@@ -369,7 +365,7 @@ fn of_recipe(
             path.display()
         )));
     }
-    let speaker = Speaker::of_recipe(recipe, adapter.as_deref(), choice, environment)?;
+    let speaker = Speaker::of_recipe(recipe, choice, environment)?;
     let language = Language {
         tokenizer: opened.tokenizer.clone(),
         template: opened.template.clone(),

@@ -128,7 +128,9 @@ impl Prompt {
     /// The prompt of a record.
     fn of(fields: &Map<String, Value>) -> Result<Self, String> {
         if let Some(key) = ADDED.iter().find(|key| fields.contains_key(**key)) {
-            return Err(format!("has a key `{key}`, which the line of its answer needs: give it another name"));
+            return Err(format!(
+                "has a key `{key}`, which the line of its answer needs: give it another name"
+            ));
         }
         match (fields.get("prompt"), fields.get("messages")) {
             (Some(Value::String(text)), None) => Ok(Self::Text(text.clone())),
@@ -136,7 +138,9 @@ impl Prompt {
                 for (index, message) in messages.iter().enumerate() {
                     let role = message.get("role").and_then(Value::as_str);
                     let content = message.get("content");
-                    if role.is_none() || !content.is_some_and(|content| content.is_string() || content.is_array()) {
+                    if role.is_none()
+                        || !content.is_some_and(|content| content.is_string() || content.is_array())
+                    {
                         return Err(format!(
                             "/messages/{index}: expected an object with a text `role` and a `content`, found {message}"
                         ));

@@ -65,7 +65,7 @@ impl Share {
 
 /// Sums of loss over rows.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Losses {
+pub(super) struct Losses {
     /// (Σ nll, supervised tokens) of each row.
     rows: Vec<(f64, u64)>,
 }
@@ -84,13 +84,13 @@ pub struct Loss {
 
 impl Losses {
     /// Adds a row.
-    pub fn push(&mut self, sum: f64, tokens: u64) {
+    pub(super) fn push(&mut self, sum: f64, tokens: u64) {
         self.rows.push((sum, tokens));
     }
 
     /// All rows together. The interval is that of a ratio of sums over rows drawn independently: rows differ, and tokens
     /// of one row are not independent.
-    pub fn together(&self) -> Loss {
+    pub(super) fn together(&self) -> Loss {
         let sum: f64 = self.rows.iter().map(|(sum, _)| sum).sum();
         let tokens = self.rows.iter().map(|(_, tokens)| tokens).sum::<u64>().max(1) as f64;
         let loss = sum / tokens;

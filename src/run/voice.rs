@@ -19,8 +19,8 @@ use crate::data::tokenize::Tokenizer;
 use crate::device::{Device, OnBackend};
 use crate::export::base::{FAMILY_KEY, OpenedBase, Trained};
 use crate::export::folder::{Text, end_tokens as ends_of_text, token_ids};
-use crate::generate::answer::{Answer, Request, answer};
 use crate::generate::Session;
+use crate::generate::answer::{Answer, Request, answer};
 use crate::model::spec::ComputeDtype;
 use crate::model::{self, FloatDtype, load, tensors};
 use crate::quant;
@@ -87,8 +87,7 @@ pub enum Who {
 /// Hears an answer's text as it comes, and may end it.
 pub type Listener<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
 
-type Answering<'a> =
-    dyn FnMut(Who, Request<'_>, &mut Listener<'_>) -> Result<Answer, Error> + 'a;
+type Answering<'a> = dyn FnMut(Who, Request<'_>, &mut Listener<'_>) -> Result<Answer, Error> + 'a;
 type Judging<'a> = dyn FnMut(Who, &MicroBatch) -> Result<f64, Error> + 'a;
 
 /// A loaded model, whatever the backend.
@@ -146,27 +145,28 @@ impl Speaker {
     /// A part that is missing, cannot be used, or does not fit the others.
     pub fn open(choice: Choice<'_>, environment: &Environment<'_>) -> Result<Self, Error> {
         let Some(folder) = choice.adapter else { return Self::new(choice, None, None, environment) };
-        if !folder.join("recipe.toml").is_file() {
-            return Self::new(choice, Some(peft::Adapter::open(folder)?), None, environment);
+        let adapter = peft::Adapter::open(&adapter_folder(folder)?)?;
+        if !is_run(folder) {
+            return Self::new(choice, Some(adapter), None, environment);
         }
         let recipe = RecipeFile::open(&folder.join("recipe.toml"), &[])?.finish();
         let recipe = recipe.map_err(|problems| Error::Recipe(problems.into()))?;
-        let adapter = peft::Adapter::open(&adapter_of_run(folder)?)?;
         Self::new(choice, Some(adapter), Some(Origin::of(&recipe)), environment)
     }
 
-    /// The model of a recipe, but for what `choice` says otherwise, with the adapter in the folder `adapter`, or
-    /// without one.
+    /// The model of a recipe, but for what `choice` says otherwise, with the adapter that it names, or without one.
     ///
     /// # Errors
     /// As [`Speaker::open`].
     pub fn of_recipe(
         recipe: &Recipe,
-        adapter: Option<&Path>,
         choice: Choice<'_>,
         environment: &Environment<'_>,
     ) -> Result<Self, Error> {
-        let adapter = adapter.map(peft::Adapter::open).transpose()?;
+        let adapter = match choice.adapter {
+            Some(folder) => Some(peft::Adapter::open(&adapter_folder(folder)?)?),
+            None => None,
+        };
         let mut speaker = Self::new(choice, adapter, Some(Origin::of(recipe)), environment)?;
         if let (None, Some(tokenizer)) = (&speaker.adapter, &speaker.tokenizer) {
             let root = speaker.base.folder.root();
@@ -185,7 +185,8 @@ impl Speaker {
         environment: &Environment<'_>,
     ) -> Result<Self, Error> {
         let (name, revision) = base_of(choice, adapter.as_ref(), origin.as_ref())?;
-        let found = resolve_base(&name, revision.as_deref(), environment.hub_cache).map_err(model::Error::from)?;
+        let found =
+            resolve_base(&name, revision.as_deref(), environment.hub_cache).map_err(model::Error::from)?;
         let base = OpenedBase::open(found)?;
         let adapter = adapter.map(|adapter| fitted(adapter, &base)).transpose()?;
         let text = match &adapter {
@@ -250,12 +251,18 @@ impl Speaker {
     }
 }
 
-/// The folder of a finished run's adapter.
-pub(super) fn adapter_of_run(run: &Path) -> Result<PathBuf, Error> {
-    let adapter = run.join("adapter");
-    match adapter.is_dir() {
-        true => Ok(adapter),
-        false => Err(Error::Unfinished(run.to_path_buf())),
+/// Whether a folder is that of a run.
+fn is_run(folder: &Path) -> bool {
+    folder.join("recipe.toml").is_file()
+}
+
+/// The adapter's folder: the one that was named, or the one in the finished run that was.
+fn adapter_folder(named: &Path) -> Result<PathBuf, Error> {
+    let inside = named.join("adapter");
+    match (is_run(named), inside.is_dir()) {
+        (false, _) => Ok(named.to_path_buf()),
+        (true, true) => Ok(inside),
+        (true, false) => Err(Error::Unfinished(named.to_path_buf())),
     }
 }
 
@@ -323,7 +330,8 @@ fn base_of(
         return Ok((origin.base.clone(), origin.revision.clone()));
     }
     let Some(config) = adapter.map(peft::Adapter::config) else {
-        let message = "there is nothing to talk to: name a base (`--base`), an adapter or a run (`--adapter`)";
+        let message =
+            "there is nothing to talk to: name a base (`--base`), an adapter or a run (`--adapter`)";
         return Err(Error::Choice(message.into()));
     };
     match config.base_model.as_deref().filter(|name| !name.is_empty()) {

@@ -135,9 +135,8 @@ fn what_prompts_have_in_common_is_read_once() {
     let decoder = decoder("families/llama3");
     let sampling = Sampling::greedy(6, Vec::new());
     let mut session = Session::new(&decoder, None);
-    let mut ask = |prompt: &[u32]| {
-        session.generate(prompt, &sampling, &mut |_| ControlFlow::Continue(())).unwrap()
-    };
+    let mut ask =
+        |prompt: &[u32]| session.generate(prompt, &sampling, &mut |_| ControlFlow::Continue(())).unwrap();
     let alone = |prompt: &[u32]| {
         generate(&decoder, None, prompt, &sampling, |_| ControlFlow::Continue(())).unwrap().tokens
     };
@@ -159,7 +158,8 @@ fn what_prompts_have_in_common_is_read_once() {
 fn a_long_prompt_is_read_in_parts_that_change_nothing() {
     let decoder = decoder("families/smollm2");
     let ids: Vec<u32> = (0..40).map(|at| at * 7 % 64).collect();
-    let whole = generate(&decoder, None, &ids, &Sampling::greedy(4, Vec::new()), |_| ControlFlow::Continue(()));
+    let whole =
+        generate(&decoder, None, &ids, &Sampling::greedy(4, Vec::new()), |_| ControlFlow::Continue(()));
     let mut session = Session::new(&decoder, None);
     for end in [13, 14, 39] {
         let mut nothing = |_| ControlFlow::Continue(());

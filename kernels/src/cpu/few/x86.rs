@@ -259,12 +259,7 @@ fn rounded_half<const ROUNDING: u8>(levels: __m256) -> __m256 {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-unsafe fn dense_of<const COUNT: usize>(
-    values: &[bf16],
-    vectors: &[bf16],
-    width: usize,
-    lanes: &mut [f32],
-) {
+unsafe fn dense_of<const COUNT: usize>(values: &[bf16], vectors: &[bf16], width: usize, lanes: &mut [f32]) {
     // SAFETY: the caller checked the lengths; the last load of a row is masked to what is left of it.
     unsafe {
         let mut row = values.as_ptr();
