@@ -126,18 +126,18 @@ pub struct GenerateArguments {
     /// A system message before each `prompt`
     #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
     pub system: Option<String>,
-    /// The model.
-    #[command(flatten, next_help_heading = "The model")]
-    pub model: ModelArguments,
-    /// The answer.
-    #[command(flatten, next_help_heading = "The answer")]
-    pub sampling: SamplingArguments,
     /// Tell on standard error how fast it was
     #[arg(short, long)]
     pub verbose: bool,
     /// For programs.
     #[command(flatten)]
     pub output: OutputArguments,
+    /// The model.
+    #[command(flatten, next_help_heading = "The model")]
+    pub model: ModelArguments,
+    /// The answer.
+    #[command(flatten, next_help_heading = "The answer")]
+    pub sampling: SamplingArguments,
 }
 
 /// Arguments of `tune chat`.
@@ -146,18 +146,18 @@ pub struct ChatArguments {
     /// A system message to begin with
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// The model.
-    #[command(flatten, next_help_heading = "The model")]
-    pub model: ModelArguments,
-    /// The answer.
-    #[command(flatten, next_help_heading = "The answers")]
-    pub sampling: SamplingArguments,
     /// Tell after each answer, on standard error, how fast it was
     #[arg(short, long)]
     pub verbose: bool,
     /// For programs.
     #[command(flatten)]
     pub output: OutputArguments,
+    /// The model.
+    #[command(flatten, next_help_heading = "The model")]
+    pub model: ModelArguments,
+    /// The answer.
+    #[command(flatten, next_help_heading = "The answers")]
+    pub sampling: SamplingArguments,
 }
 
 /// A length above zero.
@@ -212,6 +212,9 @@ pub struct EvalArguments {
     /// Write each row here, one JSON object a line: its loss, and what was answered
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// For programs.
+    #[command(flatten)]
+    pub output: OutputArguments,
     /// The model.
     #[command(flatten, next_help_heading = "The model")]
     pub model: ModelArguments,
@@ -243,9 +246,6 @@ pub struct EvalArguments {
     /// A text that ends an answer (repeatable)
     #[arg(long, value_name = "TEXT", requires = "exact_match", help_heading = "Exact match")]
     pub stop: Vec<String>,
-    /// For programs.
-    #[command(flatten)]
-    pub output: OutputArguments,
 }
 
 /// `--format`.

@@ -187,32 +187,48 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         ids: &[u32],
         listen: &mut dyn FnMut(Heard) -> ControlFlow<()>,
     ) -> Result<Option<Vec<f32>>, Error> {
-        let adapters = self.adapters.as_deref();
         loop {
             let start = self.cached.len();
             let end = ids.len().min(start + PROMPT_CHUNK);
-            let hidden = match self.decoder.hidden(&ids[start..end], adapters, Some(&mut self.cache)) {
-                Ok(hidden) => hidden,
+            let (decoder, adapters, cache) = (self.decoder, self.adapters.as_deref(), &mut self.cache);
+            let is_last = end == ids.len();
+            let passed = B::on_workers(|| pass(decoder, adapters, cache, &ids[start..end], is_last));
+            match passed {
+                Ok(Some(logits)) => {
+                    self.cached.extend(&ids[start..end]);
+                    return Ok(Some(logits));
+                }
+                Ok(None) => self.cached.extend(&ids[start..end]),
                 Err(error) => {
                     // What the cache holds is not known.
                     self.keep(0);
-                    return Err(error.into());
+                    return Err(error);
                 }
-            };
-            self.cached.extend(&ids[start..end]);
-            if end < ids.len() {
-                if listen(Heard::Prompt).is_break() {
-                    return Ok(None);
-                }
-                continue;
             }
-            let last = hidden.dims()[0] - 1;
-            let logits = self.decoder.logits_of(hidden.narrow(0, last, 1)).cast(DType::F32).try_into_data();
-            let device = |reason: String| Error::Device { reason };
-            let logits = logits.map_err(|error| device(format!("{error:?}")))?;
-            return Ok(Some(logits.into_vec().map_err(|error| device(format!("{error:?}")))?));
+            if listen(Heard::Prompt).is_break() {
+                return Ok(None);
+            }
         }
     }
+}
+
+/// One forward pass; the logits behind its last token, if they are wanted.
+fn pass<B: KernelBackend>(
+    decoder: &Decoder<B>,
+    adapters: Option<&[LayerAdapters<B>]>,
+    cache: &mut KeyValueCache<B>,
+    ids: &[u32],
+    wants_logits: bool,
+) -> Result<Option<Vec<f32>>, Error> {
+    let hidden = decoder.hidden(ids, adapters, Some(cache))?;
+    if !wants_logits {
+        return Ok(None);
+    }
+    let last = hidden.dims()[0] - 1;
+    let logits = decoder.logits_of(hidden.narrow(0, last, 1)).cast(DType::F32).try_into_data();
+    let device = |reason: String| Error::Device { reason };
+    let logits = logits.map_err(|error| device(format!("{error:?}")))?;
+    Ok(Some(logits.into_vec().map_err(|error| device(format!("{error:?}")))?))
 }
 
 /// Continues one prompt. `on_token` hears each token as it is chosen, and may end the answer there.

@@ -44,6 +44,8 @@ def greedy(model: torch.nn.Module, prompt: list[int], penalty: float, eos: int |
         output_scores=True,
         return_dict_in_generate=True,
     )
+    # What a configuration leaves open, `generate` takes from the model's own; that of a Llama ends at 2.
+    model.generation_config.eos_token_id = eos
     ids = torch.tensor([prompt])
     found = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
     lead = min((score[0].topk(2).values.diff().abs().item()) for score in found.scores)
