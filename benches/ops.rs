@@ -345,7 +345,8 @@ fn decoding(bench: &Bench, model: &Model, dtype: DType) {
         let total: usize = outputs.iter().sum();
         let adapters = 4 * RANK * (outputs.len() * input + total);
         for adapted in [false, true] {
-            let bytes = (input * total) as f64 * (0.5 + 1.0 / 64.0) + if adapted { adapters as f64 } else { 0.0 };
+            let bytes =
+                (input * total) as f64 * (0.5 + 1.0 / 64.0) + if adapted { adapters as f64 } else { 0.0 };
             let work = Work { operations: 0.0, bytes };
             let op = if adapted { "decode linear+lora" } else { "decode linear" };
             bench.line([op, model.name, shape], dtype, work, || {

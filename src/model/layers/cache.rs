@@ -64,7 +64,7 @@ impl<B: KernelBackend> LayerCache<B> {
                     let empty = Tensor::zeros([rows, heads, head_dim], (&like.device(), like.dtype()));
                     match filled {
                         Some(filled) if start > 0 => {
-                            empty.slice_assign([0..start], filled.narrow(0, 0, start))
+                            empty.slice_assign([0..start, 0..heads, 0..head_dim], filled.narrow(0, 0, start))
                         }
                         _ => empty,
                     }
@@ -74,7 +74,9 @@ impl<B: KernelBackend> LayerCache<B> {
             }
         };
         // Nobody else holds the room, so it is written in place.
-        let written = |room: Tensor<B, 3>, rows: Tensor<B, 3>| room.slice_assign([start..end], rows);
+        let written = |room: Tensor<B, 3>, rows: Tensor<B, 3>| {
+            room.slice_assign([start..end, 0..heads, 0..head_dim], rows)
+        };
         let room = (written(room.0, keys), written(room.1, values));
         self.tokens = end;
         let all = (room.0.clone().narrow(0, 0, end), room.1.clone().narrow(0, 0, end));

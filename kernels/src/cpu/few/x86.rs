@@ -122,8 +122,8 @@ unsafe fn pairs_of<const COUNT: usize>(
                     let x = vectors.as_ptr().add(vector * width + at * RUN);
                     let x_even = _mm512_loadu_si512(x.cast());
                     let x_odd = _mm512_loadu_si512(x.add(RUN / 2).cast());
-                    sums[0] = _mm512_dpbf16_ps(sums[0], transmute(even), transmute(x_even));
-                    sums[1] = _mm512_dpbf16_ps(sums[1], transmute(odd), transmute(x_odd));
+                    sums[0] = add_pairs(sums[0], even, x_even);
+                    sums[1] = add_pairs(sums[1], odd, x_odd);
                 }
                 codes = codes.add(RUN / 2);
                 run += 1;
@@ -133,6 +133,15 @@ unsafe fn pairs_of<const COUNT: usize>(
             }
         }
     }
+}
+
+/// Adds the products of pairs of bf16 to the lane of each pair.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn add_pairs(sums: __m512, a: __m512i, b: __m512i) -> __m512 {
+    // SAFETY: the types are of one size, and any bits are numbers.
+    let pair = |lanes| unsafe { transmute::<__m512i, __m512bh>(lanes) };
+    _mm512_dpbf16_ps(sums, pair(a), pair(b))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,f16c")]
@@ -273,8 +282,8 @@ unsafe fn dense_of<const COUNT: usize>(values: &[bf16], vectors: &[bf16], width:
                     let x = vectors.as_ptr().add(vector * width + start);
                     let (x_first, x_second) =
                         (_mm512_loadu_si512(x.cast()), _mm512_loadu_si512(x.add(32).cast()));
-                    sums[0] = _mm512_dpbf16_ps(sums[0], transmute(first), transmute(x_first));
-                    sums[1] = _mm512_dpbf16_ps(sums[1], transmute(second), transmute(x_second));
+                    sums[0] = add_pairs(sums[0], first, x_first);
+                    sums[1] = add_pairs(sums[1], second, x_second);
                 }
                 start += 64;
             }
@@ -285,7 +294,7 @@ unsafe fn dense_of<const COUNT: usize>(values: &[bf16], vectors: &[bf16], width:
                 for (vector, sums) in sums.iter_mut().enumerate() {
                     let x = vectors.as_ptr().add(vector * width + start);
                     let x = _mm512_maskz_loadu_epi16(mask, x.cast());
-                    sums[0] = _mm512_dpbf16_ps(sums[0], transmute(weights), transmute(x));
+                    sums[0] = add_pairs(sums[0], weights, x);
                 }
                 start += 32;
             }
