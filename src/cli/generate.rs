@@ -20,6 +20,11 @@ use crate::run::{self, Environment};
 
 /// Answers one prompt, or a file of them.
 pub(super) fn generate(arguments: &GenerateArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+    if arguments.out.is_some() && arguments.prompts.is_none() {
+        let message = "`--out` takes the lines that answer `--prompts`; redirect standard output for a single answer";
+        console.error(message, None);
+        return Ok(Exit::Recipe);
+    }
     let signals = Signals::listen();
     let stop = || signals.raised();
     let cache = hub_cache();

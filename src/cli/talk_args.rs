@@ -118,7 +118,7 @@ pub struct GenerateArguments {
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// Write the lines here instead of to standard output: all of them, or none
-    #[arg(long, value_name = "FILE", requires = "prompts")]
+    #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
     /// Go on from the text as it stands, without a chat template
     #[arg(long)]

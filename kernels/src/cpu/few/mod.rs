@@ -19,6 +19,7 @@ use super::matmul::Stored;
 use super::pool::{self, Buffer};
 use super::scalar::{Scalar, round_as, widen};
 use super::{math, vectorized};
+#[cfg(target_arch = "x86_64")]
 use crate::nf4::cpu::Nf4Rows;
 
 /// Most vectors.
@@ -60,9 +61,11 @@ impl Path {
 
 /// The vectors, in the arrangements that the kernels read.
 pub(crate) struct Vectors<'a, T> {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "kernels by hand are x86-64's"))]
     values: &'a [T],
     count: usize,
     width: usize,
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "kernels by hand are x86-64's"))]
     path: Path,
     /// f32 `[count, width]`.
     wide: Buffer<f32>,
