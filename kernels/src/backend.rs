@@ -88,4 +88,9 @@ pub trait KernelBackend: Backend {
 
     /// [`Nf4Weight::dequantize`]: f32 `[out, in]`.
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2>;
+
+    /// Runs work of many small ops, such as one step of decoding, where they fork at the least cost.
+    fn on_workers<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
 }

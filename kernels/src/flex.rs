@@ -6,6 +6,7 @@ use burn_flex::Flex;
 use crate::adamw::{AdamWConfig, Moments, Update};
 use crate::attention::{AttentionBackward, AttentionOptions};
 use crate::backend::KernelBackend;
+use crate::cpu::parallel;
 use crate::linear::{FrozenWeight, Linear, LinearBackward, LinearGradients, Projected};
 use crate::linear_cross_entropy::{LossAndGradient, Supervised};
 use crate::nf4::Nf4Weight;
@@ -98,5 +99,9 @@ impl KernelBackend for Flex {
 
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2> {
         nf4::cpu::dequantize(weight)
+    }
+
+    fn on_workers<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        parallel::on_workers(work)
     }
 }

@@ -8,6 +8,7 @@ use crate::model::FloatDtype;
 
 use super::adapter_args::{ExportArguments, MergeArguments, VerifyArguments};
 use super::download::DownloadArguments;
+use super::talk_args::{ChatArguments, EvalArguments, GenerateArguments};
 
 /// Fine-tune an open-weight language model on one machine, from one recipe.
 #[derive(Debug, Parser)]
@@ -40,6 +41,12 @@ pub enum Command {
     Report(ReportArguments),
     /// Measure how fast this machine trains, and in how much memory
     Bench(BenchArguments),
+    /// Answer prompts, with a base model or with an adapter on it
+    Generate(GenerateArguments),
+    /// Talk with a base model or with an adapter on it
+    Chat(ChatArguments),
+    /// Measure loss and exact match on held-out rows, of a base and of an adapter on it
+    Eval(EvalArguments),
     /// Fold an adapter into its base model, and prove that the result computes the same
     Merge(MergeArguments),
     /// Check that all of an adapter is used and does something, and show where it comes from

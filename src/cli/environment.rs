@@ -4,7 +4,7 @@
 use std::env;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -65,7 +65,7 @@ impl Signals {
     pub(super) fn listen() -> Self {
         let received = Arc::new(AtomicUsize::new(0));
         for (signal, exit) in [(SIGINT, Exit::Interrupted), (SIGTERM, Exit::Terminated)] {
-            let again = Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let again = Arc::new(AtomicBool::new(false));
             // Order matters: the second signal finds the flag that the first one raised.
             let _ = signal_hook::flag::register_conditional_shutdown(signal, exit as i32, Arc::clone(&again));
             let _ = signal_hook::flag::register(signal, again);
@@ -85,5 +85,29 @@ impl Signals {
             signal if signal == SIGTERM as usize => Exit::Terminated,
             _ => Exit::Interrupted,
         }
+    }
+}
+
+/// Notices SIGINT as often as it comes, and never ends the process: for a conversation, in which it stops an answer.
+pub(super) struct Interrupts {
+    raised: Arc<AtomicBool>,
+}
+
+impl Interrupts {
+    /// Begins to listen. Where the system refuses, the signal ends the process as it always does.
+    pub(super) fn listen() -> Self {
+        let raised = Arc::new(AtomicBool::new(false));
+        let _ = signal_hook::flag::register(SIGINT, Arc::clone(&raised));
+        Self { raised }
+    }
+
+    /// Whether the signal came since it was last forgotten.
+    pub(super) fn raised(&self) -> bool {
+        self.raised.load(Ordering::Relaxed)
+    }
+
+    /// What came before does not count.
+    pub(super) fn forget(&self) {
+        self.raised.store(false, Ordering::Relaxed);
     }
 }

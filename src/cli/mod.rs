@@ -5,12 +5,15 @@ mod annotations;
 pub mod args;
 mod bench;
 mod bundles;
+mod chat;
 mod console;
 pub mod download;
 mod environment;
+mod eval;
 mod exit;
 mod finding;
 mod gguf;
+mod generate;
 mod inspect;
 mod merge;
 mod page;
@@ -18,8 +21,10 @@ mod progress;
 mod report;
 mod reproduce;
 mod run;
+mod speed;
 mod style;
 mod tables;
+pub mod talk_args;
 mod validate;
 mod verify;
 
@@ -74,6 +79,15 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
             speak("report", OutputArguments::default(), out, |console| page::report(arguments, console))
         }
         Command::Bench(arguments) => bench::bench(arguments, out),
+        Command::Generate(arguments) => {
+            speak("generate", arguments.output, out, |console| generate::generate(arguments, console))
+        }
+        Command::Chat(arguments) => {
+            speak("chat", arguments.output, out, |console| chat::chat(arguments, console))
+        }
+        Command::Eval(arguments) => {
+            speak("eval", arguments.output, out, |console| eval::eval(arguments, console))
+        }
         Command::Merge(arguments) => merge::merge(arguments, out),
         Command::Verify(arguments) => verify::verify(arguments, out),
         Command::Export(arguments) => merge::export(arguments, out),

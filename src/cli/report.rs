@@ -85,6 +85,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
     }
     match failure {
         run::Error::Recipe(_)
+        | run::Error::Choice(_)
         | run::Error::NotTheSameRun { .. }
         | run::Error::Changed { .. }
         | run::Error::Unfinished(_)
@@ -100,8 +101,8 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         ) => Exit::Recipe,
         run::Error::Checkpoint(checkpoint::Error::DoesNotFit { .. }) => Exit::Recipe,
         run::Error::Folder(FolderError::NoneUsable { .. }) => Exit::Other,
-        run::Error::Data(_) => Exit::Data,
-        run::Error::Diverged { .. } => Exit::Diverged,
+        run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
+        run::Error::Diverged { .. } | run::Error::NotFinite { .. } => Exit::Diverged,
         run::Error::Memory(_)
         | run::Error::File(_)
         | run::Error::Folder(_)

@@ -2,6 +2,7 @@
 
 pub mod adapters;
 pub mod bench;
+pub mod evaluate;
 pub mod fine_tune;
 pub mod gguf;
 pub mod held_out;
@@ -9,12 +10,15 @@ mod inputs;
 pub mod inspect;
 pub mod open;
 mod plan;
+pub mod prompts;
 mod provenance;
 pub mod reproduce;
 mod resume;
 mod sample;
 mod survey;
 pub mod validate;
+mod verdict;
+pub mod voice;
 
 use std::path::{Path, PathBuf};
 
@@ -71,6 +75,28 @@ pub enum Error {
     /// A sample could not be generated.
     #[error(transparent)]
     Generate(#[from] generate::Error),
+    /// Parts that a command was given do not go together.
+    #[error("{0}")]
+    Choice(String),
+    /// A line of a file of prompts cannot be asked.
+    #[error("{place}: {message}")]
+    Prompt {
+        /// File and line.
+        place: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The loss of a row is not finite.
+    #[error("{place}: the loss is {value}: the weights of the base, or the adapter's, are damaged")]
+    NotFinite {
+        /// The row.
+        place: String,
+        /// What came out.
+        value: f64,
+    },
+    /// Whoever hears what is said cannot be reached.
+    #[error("cannot write to standard output: {0}")]
+    Output(std::io::Error),
     /// A bench of a model that is not known by name.
     #[error("no shape is called `{0}`; there are {names}", names = model::shapes::names().collect::<Vec<_>>().join(", "))]
     UnknownShape(String),
@@ -103,7 +129,7 @@ pub enum Error {
     #[error(transparent)]
     Record(#[from] record::Error),
     /// A run to be repeated has no finished adapter.
-    #[error("{} holds no finished run: there is no adapter to compare with", .0.display())]
+    #[error("{} holds no finished run: there is no adapter in it", .0.display())]
     Unfinished(PathBuf),
     /// What a run to be repeated was made of is not what it was.
     #[error("{} cannot be reproduced, its inputs have changed:\n  {}", run.display(), listed(differences))]

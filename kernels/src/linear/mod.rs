@@ -21,6 +21,7 @@ mod choice;
 pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
+mod few;
 pub mod reference;
 
 use burn::tensor::{Tensor, backend::Backend};

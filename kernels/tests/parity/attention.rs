@@ -23,6 +23,10 @@ fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
         ("long", DocumentOffsets::packed(&[0, 1100]), None, sizes(2, 1, 8)),
         ("long, window", DocumentOffsets::packed(&[0, 30, 1200]), Some(600), sizes(1, 1, 16)),
         ("wide heads", DocumentOffsets::packed(&[0, 61]), None, sizes(2, 1, 256)),
+        ("one query", DocumentOffsets::with_cache(&[0, 1], &[0, 700]), None, sizes(6, 2, 64)),
+        ("one query, window", DocumentOffsets::with_cache(&[0, 1], &[0, 91]), Some(40), sizes(4, 4, 160)),
+        ("few queries", DocumentOffsets::with_cache(&[0, 4, 7], &[0, 50, 200]), None, sizes(5, 1, 20)),
+        ("few queries, window", DocumentOffsets::with_cache(&[0, 3], &[0, 90]), Some(20), sizes(2, 2, 33)),
         ("cache, window", DocumentOffsets::with_cache(&[0, 3], &[0, 90]), Some(20), sizes(2, 1, 16)),
     ]
 }

@@ -12,7 +12,7 @@ use tune_kernels::nf4::{self, Nf4Weight};
 use crate::support::{Site, assert_close, everywhere, random, random_in, rounded, tensor, tolerance, values};
 
 /// (tokens, in, out): single rows, odd sizes, sizes beyond one tile in each direction.
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 14] = [
     (1, 64, 64),
     (1, 50, 33),
     (3, 77, 5),
@@ -22,6 +22,12 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (64, 576, 100),
     (530, 70, 40),
     (33, 1030, 260),
+    // Few rows: every number of them up to where the blocked product begins, several tasks, blocks across row ends.
+    (1, 192, 700),
+    (2, 1088, 131),
+    (6, 320, 9),
+    (7, 33, 20),
+    (8, 704, 65),
 ];
 
 #[derive(Clone, Copy, Debug)]
@@ -314,6 +320,46 @@ fn check_no_input_gradient<B: KernelBackend>(_: &Site) {
     let (with, without) = (with.adapters[0].clone(), without.adapters.remove(0));
     let (with, without) = (with.expect("an adapter"), without.expect("an adapter"));
     assert_eq!((values(&with.a), values(&with.b)), (values(&without.a), values(&without.b)));
+}
+
+/// A few rows are computed another way than many: the same numbers, and each row as it is alone.
+#[test]
+fn few_rows_are_those_of_many() {
+    everywhere!(check_few);
+}
+
+fn check_few<B: KernelBackend>(site: &Site) {
+    if site.is_slow {
+        return;
+    }
+    for dtype in site.dtypes.clone() {
+        for kind in WEIGHTS {
+            let (input, out, rank) = (192, 150, 16);
+            let (weight, _) = frozen(kind, [out, input], dtype);
+            let lora = Lora {
+                a: tensor::<B, 2>(&random(rank * input, 11, 0.3), [rank, input], DType::F32),
+                b: tensor::<B, 2>(&random(out * rank, 12, 0.3), [out, rank], DType::F32),
+                scaling: SCALING,
+                dropout: None,
+            };
+            let x = random_in(20 * input, 1, 1.0, dtype);
+            let layer = Linear { weight: &weight, bias: None, lora: Some(&lora) };
+            let run = |x: &[f32]| {
+                let x = tensor::<B, 2>(x, [x.len() / input, input], dtype);
+                values(&linear::<B>(&x, &[layer], None).outputs[0])
+            };
+            let many = run(&x);
+            let single = run(&x[..input]);
+            for rows in 1..=9 {
+                let what = format!("{rows} rows, {kind:?} {dtype:?} on {}", site.name);
+                let few = run(&x[..rows * input]);
+                assert_close(&what, &few, &many[..rows * out], tolerance(dtype));
+                if rows < 9 && !site.is_gpu {
+                    assert_eq!(few[..out], single, "{what}");
+                }
+            }
+        }
+    }
 }
 
 /// A view (here a transpose) is read through its strides.
