@@ -48,16 +48,7 @@ fn names(names: &[&str]) -> TargetModules {
 }
 
 fn spec(rank: usize, alpha: f64, target_modules: TargetModules) -> Spec {
-    Spec {
-        rank,
-        alpha,
-        dropout: 0.0,
-        target_modules,
-        use_rslora: false,
-        rank_pattern: Vec::new(),
-        alpha_pattern: Vec::new(),
-        init_from: None,
-    }
+    Spec { rank, alpha, target_modules, ..Spec::default() }
 }
 
 /// The recipes that would train PEFT's golden adapters.

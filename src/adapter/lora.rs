@@ -14,7 +14,7 @@ use tune_kernels::dropout::{Dropout, DropoutKey, philox};
 use tune_kernels::linear::Lora;
 
 use super::error::Error;
-use super::peft::keys::{Matrix, key};
+use super::peft::keys::{Part, key};
 use super::projection::{LayerAdapters, Projection};
 use super::target::Target;
 
@@ -34,6 +34,8 @@ pub struct DropoutStep {
 pub struct Parameter {
     /// Its key in a PEFT file.
     pub name: String,
+    /// Which of its target's tensors it is.
+    pub part: Part,
     /// `[rank, in]` for A, `[out, rank]` for B.
     pub shape: [usize; 2],
 }
@@ -57,9 +59,9 @@ impl<B: KernelBackend> LoraSet<B> {
     pub fn init(targets: Vec<Target>, dropout: f64, seed: u64, device: &B::Device) -> Self {
         let targets = ordered(targets);
         let parameters = parameters(&targets);
-        let values = parameters.iter().enumerate().map(|(index, parameter)| match matrix(index) {
-            Matrix::A => kaiming_uniform(&parameter.name, parameter.shape, seed),
-            Matrix::B => vec![0.0; parameter.shape[0] * parameter.shape[1]],
+        let values = parameters.iter().map(|parameter| match parameter.part {
+            Part::A => kaiming_uniform(&parameter.name, parameter.shape, seed),
+            Part::B => vec![0.0; parameter.shape[0] * parameter.shape[1]],
         });
         let tensors =
             values.zip(&parameters).map(|(values, parameter)| upload(values, parameter, device)).collect();
@@ -186,11 +188,6 @@ impl<B: KernelBackend> LoraSet<B> {
     }
 }
 
-/// Which matrix a parameter number means.
-fn matrix(index: usize) -> Matrix {
-    if index.is_multiple_of(2) { Matrix::A } else { Matrix::B }
-}
-
 fn ordered(mut targets: Vec<Target>) -> Vec<Target> {
     targets.sort_by_key(|target| (target.module.layer, target.module.projection));
     targets
@@ -200,10 +197,9 @@ fn ordered(mut targets: Vec<Target>) -> Vec<Target> {
 pub(super) fn parameters(targets: &[Target]) -> Vec<Parameter> {
     let pair = |target: &Target| {
         let module = &target.module;
-        [
-            Parameter { name: key(&module.path, Matrix::A), shape: [target.rank, module.in_features] },
-            Parameter { name: key(&module.path, Matrix::B), shape: [module.out_features, target.rank] },
-        ]
+        let parts =
+            [(Part::A, [target.rank, module.in_features]), (Part::B, [module.out_features, target.rank])];
+        parts.map(|(part, shape)| Parameter { name: key(&module.path, part), part, shape })
     };
     targets.iter().flat_map(pair).collect()
 }

@@ -14,10 +14,15 @@ use crate::document::{
 /// Above the size of any matrix worth adapting; a rank near it is a slip.
 const LARGEST_RANK: usize = 65_536;
 
+/// The paper tries ratios up to 64; far beyond, B's rate is a slip.
+const LARGEST_RATIO: f64 = 1e6;
+
 /// Memory a compiled pattern may take, in bytes: patterns come from files we did not write.
 const PATTERN_SIZE_LIMIT: usize = 1 << 20;
 
 /// LoRA as Hu et al. 2021 define it, with the options PEFT gives it.
+///
+/// LoRA+: Hayou et al. 2024 (<https://arxiv.org/abs/2402.12354>).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     /// Rows of A, columns of B.
@@ -30,6 +35,8 @@ pub struct Spec {
     pub target_modules: TargetModules,
     /// Scaling alpha/√rank instead of alpha/rank.
     pub use_rslora: bool,
+    /// B's learning rate over A's, at least 1: λ of LoRA+.
+    pub learning_rate_ratio: f64,
     /// Module pattern → rank, in the order written; the first match wins.
     pub rank_pattern: Vec<(String, usize)>,
     /// Module pattern → alpha, in the order written; the first match wins.
@@ -57,6 +64,7 @@ impl Default for Spec {
             dropout: 0.0,
             target_modules: TargetModules::AllLinear,
             use_rslora: false,
+            learning_rate_ratio: 1.0,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
             init_from: None,
@@ -76,6 +84,9 @@ impl Spec {
                 dropout: lora.key("dropout", number(0.0..1.0)).or(default.dropout),
                 target_modules: lora.key("target_modules", target_modules).or(default.target_modules),
                 use_rslora: lora.key("use_rslora", truth).or(default.use_rslora),
+                learning_rate_ratio: lora
+                    .key("learning_rate_ratio", number(1.0..=LARGEST_RATIO))
+                    .or(default.learning_rate_ratio),
                 rank_pattern: lora
                     .key("rank_pattern", patterns(integer(1..=LARGEST_RANK)))
                     .or(default.rank_pattern),
@@ -99,6 +110,7 @@ impl Spec {
             TargetModules::Pattern(pattern) => writer.key("target_modules", pattern),
         }
         writer.key("use_rslora", self.use_rslora);
+        writer.key("learning_rate_ratio", self.learning_rate_ratio);
         writer.key("rank_pattern", self.rank_pattern.as_slice());
         writer.key("alpha_pattern", self.alpha_pattern.as_slice());
         writer.optional("init_from", self.init_from.as_ref());

@@ -90,6 +90,11 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
     for row in tables::targets(&validation.targets) {
         writeln!(out, "{row}")?;
     }
+    let ratio = recipe.adapter.learning_rate_ratio;
+    if ratio > 1.0 {
+        let rate = recipe.train.learning_rate;
+        line(out, "LoRA+", format!("A learns at {rate:e}, B at {:e} ({ratio} times that)", ratio * rate))?;
+    }
     line(out, "training", tally(&survey.train))?;
     line(out, "held out", tally(&survey.validation))?;
     if let Some(schedule) = survey.schedule {

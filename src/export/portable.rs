@@ -7,7 +7,7 @@
 use super::Error;
 use crate::adapter::peft::{self, Config};
 use crate::adapter::projection::Module;
-use crate::adapter::spec::{Spec, TargetModules};
+use crate::adapter::spec::Spec;
 use crate::adapter::target::Target;
 
 /// An adapter with one rank and one scaling.
@@ -70,11 +70,8 @@ pub fn config(original: &Config, targets: &[Target], modules: &[Module], use_rsl
         rank: targets.first().map_or(original.rank, |target| target.rank),
         alpha: targets.first().map_or(original.alpha, |target| target.alpha),
         dropout: original.dropout,
-        target_modules: TargetModules::AllLinear,
         use_rslora,
-        rank_pattern: Vec::new(),
-        alpha_pattern: Vec::new(),
-        init_from: None,
+        ..Spec::default()
     };
     let base = original.base_model.as_deref().unwrap_or_default();
     Config::new(&spec, targets, modules, base, original.revision.as_deref())

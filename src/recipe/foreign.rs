@@ -136,6 +136,22 @@ pub(super) const ALIASES: &[Alias] = &[
         &["lora_model_dir", "adapter_name_or_path", "resume_adapter_file", "init_adapter"],
         Key("adapter.lora.init_from"),
     ),
+    alias(
+        &[
+            "loraplus_lr_ratio",
+            "loraplus_ratio",
+            "lora_plus_ratio",
+            "lora_plus_lr_ratio",
+            "lr_ratio",
+            "loraplus",
+        ],
+        Key("adapter.lora.learning_rate_ratio"),
+    ),
+    alias(&["loraplus_lr_embedding"], Note("embeddings get no adapter; leave it out")),
+    alias(
+        &["loraplus_weight_decay"],
+        Note("`weight_decay` under `[train]` holds for A and B alike; leave it out"),
+    ),
     alias(&["scale", "scaling"], Note("the scaling is `alpha` / `rank` in `[adapter.lora]`")),
     alias(
         &["peft_type", "task_type", "finetuning_type", "fine_tune_type"],

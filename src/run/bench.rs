@@ -14,7 +14,7 @@ use super::open::{Opened, open};
 use super::{Environment, Error};
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::adapter::projection::Projection;
-use crate::adapter::spec::{Spec as AdapterSpec, TargetModules};
+use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
 use crate::data::batch::MicroBatch;
 use crate::device::{Device, OnBackend};
@@ -146,16 +146,7 @@ pub fn bench(
             device = Device::Cpu;
             let native = |dtype| device.is_native(dtype);
             let fastest = if native(FloatDtype::Bf16) { FloatDtype::Bf16 } else { FloatDtype::F32 };
-            let adapter = AdapterSpec {
-                rank,
-                alpha: 2.0 * rank as f64,
-                dropout: 0.0,
-                target_modules: TargetModules::AllLinear,
-                use_rslora: false,
-                rank_pattern: Vec::new(),
-                alpha_pattern: Vec::new(),
-                init_from: None,
-            };
+            let adapter = AdapterSpec { rank, alpha: 2.0 * rank as f64, ..AdapterSpec::default() };
             // All linear layers are there in every model.
             let targets = target::resolve(&adapter, &spec.modules()).unwrap_or_default();
             Work {
@@ -220,7 +211,7 @@ impl OnBackend for Work<'_> {
         let decoder = self.decoder::<B>(device)?;
         let load_seconds = began.elapsed().as_secs_f64();
         let mut adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
-        let mut optimizer = Optimizer::new(&adapters, 0.0);
+        let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);
         let mut seconds = Vec::with_capacity(steps);
         let mut loss = f64::NAN;
         let supervised = batch.supervised_tokens * self.accumulation as u64;

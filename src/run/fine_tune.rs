@@ -211,7 +211,8 @@ impl OnBackend for Training<'_> {
         let Self { opened, environment, inputs, mut folder, extent, saved, observer, .. } = self;
         let recipe = &opened.recipe;
         let mut adapters = opened.adapters::<B>(device)?;
-        let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
+        let mut optimizer =
+            Optimizer::new(&adapters, recipe.train.weight_decay, recipe.adapter.learning_rate_ratio);
         let goes_on = saved.is_some();
         let Extent { steps: total_steps, largest_micro_batch } = extent;
         let position = match saved {

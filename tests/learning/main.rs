@@ -3,6 +3,7 @@
 
 mod common;
 mod gradients;
+mod kinds;
 mod peft_roundtrip;
 mod training;
 mod trajectory;

@@ -5,14 +5,14 @@ const PREFIX: &str = "base_model.model.";
 
 /// One of the two matrices of an adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Matrix {
+pub enum Part {
     /// `[rank, in]`.
     A,
     /// `[out, rank]`.
     B,
 }
 
-impl Matrix {
+impl Part {
     fn suffix(self) -> &'static str {
         match self {
             Self::A => ".lora_A.weight",
@@ -21,19 +21,19 @@ impl Matrix {
     }
 }
 
-/// The key of one matrix.
-pub fn key(module: &str, matrix: Matrix) -> String {
-    format!("{PREFIX}{module}{}", matrix.suffix())
+/// The key of one part.
+pub fn key(module: &str, part: Part) -> String {
+    format!("{PREFIX}{module}{}", part.suffix())
 }
 
 /// What a key names, or what it is instead and why that cannot be used.
-pub(super) fn parse(key: &str) -> Result<(&str, Matrix), &'static str> {
+pub(super) fn parse(key: &str) -> Result<(&str, Part), &'static str> {
     let Some(rest) = key.strip_prefix(PREFIX) else {
         return Err("its key does not begin with `base_model.model.`, as PEFT's do");
     };
-    for matrix in [Matrix::A, Matrix::B] {
-        if let Some(module) = rest.strip_suffix(matrix.suffix()) {
-            return Ok((module, matrix));
+    for part in [Part::A, Part::B] {
+        if let Some(module) = rest.strip_suffix(part.suffix()) {
+            return Ok((module, part));
         }
     }
     Err(match rest {
@@ -60,11 +60,11 @@ mod tests {
 
     #[test]
     fn keys_are_read_back() {
-        for matrix in [Matrix::A, Matrix::B] {
-            let written = key("model.layers.0.self_attn.q_proj", matrix);
-            assert_eq!(parse(&written), Ok(("model.layers.0.self_attn.q_proj", matrix)));
+        for part in [Part::A, Part::B] {
+            let written = key("model.layers.0.self_attn.q_proj", part);
+            assert_eq!(parse(&written), Ok(("model.layers.0.self_attn.q_proj", part)));
         }
-        assert_eq!(key("lm_head", Matrix::A), "base_model.model.lm_head.lora_A.weight");
+        assert_eq!(key("lm_head", Part::A), "base_model.model.lm_head.lora_A.weight");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::keys::{Matrix, key, parse};
+use super::keys::{Part, key, parse};
 use super::read::{Adapter, Groups};
 use crate::adapter::error::Error;
 use crate::adapter::projection::{Module, Projection};
@@ -19,11 +19,11 @@ impl Adapter {
         let paths: BTreeSet<&str> = self.file.names().filter_map(|name| Some(parse(name).ok()?.0)).collect();
         let mut modules = Vec::with_capacity(paths.len());
         for path in paths {
-            let shape = |matrix| {
-                let info = self.file.info(&key(path, matrix))?;
+            let shape = |part| {
+                let info = self.file.info(&key(path, part))?;
                 <[usize; 2]>::try_from(info.shape.as_slice()).ok()
             };
-            let (a, b) = match (shape(Matrix::A), shape(Matrix::B)) {
+            let (a, b) = match (shape(Part::A), shape(Part::B)) {
                 (Some(a), Some(b)) => (a, b),
                 (None, _) => {
                     faults.add("lora_A is missing".into(), path);

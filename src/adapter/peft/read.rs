@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::keys::{Matrix, key, parse};
+use super::keys::{Part, key, parse};
 use super::{CONFIG_FILE, Config, TENSORS_FILE};
 use crate::adapter::error::Error;
 use crate::adapter::lora::parameters;
@@ -150,14 +150,12 @@ impl Adapter {
         let mut targets = Vec::new();
         for module in modules.iter().filter(|module| present.contains(module.path.as_str())) {
             let target = self.config.target(module);
-            let wanted = [
-                (Matrix::A, [target.rank, module.in_features]),
-                (Matrix::B, [module.out_features, target.rank]),
-            ];
-            for (matrix, shape) in wanted {
-                let name = key(&module.path, matrix);
+            let wanted =
+                [(Part::A, [target.rank, module.in_features]), (Part::B, [module.out_features, target.rank])];
+            for (part, shape) in wanted {
+                let name = key(&module.path, part);
                 match self.file.info(&name) {
-                    None => unpaired.add(format!("lora_{matrix:?} is missing"), &module.path),
+                    None => unpaired.add(format!("lora_{part:?} is missing"), &module.path),
                     Some(info) if info.shape != shape => {
                         misshapen.add(
                             format!("shape {:?}, where r and the model ask for {shape:?}", info.shape),
@@ -202,7 +200,7 @@ fn check_tensor(file: &SafetensorsFile, name: &str, refused: &mut Groups) {
     if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
         refused.add(format!("its dtype is {}; F32, F16 and BF16 can be read", info.dtype), name);
     } else if info.shape.len() != 2 {
-        refused.add(format!("its shape {:?} is not that of a matrix", info.shape), name);
+        refused.add(format!("its shape {:?} is not that of a part", info.shape), name);
     }
 }
 
