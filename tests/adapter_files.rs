@@ -52,8 +52,9 @@ fn spec(rank: usize, alpha: f64, target_modules: TargetModules) -> Spec {
 }
 
 /// The recipes that would train PEFT's golden adapters.
-fn golden_specs() -> [(&'static str, Spec); 5] {
+fn golden_specs() -> [(&'static str, Spec); 6] {
     [
+        ("dora", Spec { use_dora: true, ..spec(4, 8.0, TargetModules::AllLinear) }),
         ("plain_qv", spec(4, 8.0, names(&["q_proj", "v_proj"]))),
         ("all_linear", spec(4, 16.0, TargetModules::AllLinear)),
         (
@@ -164,7 +165,7 @@ fn adapters_of_peft_equal_the_recipes_that_would_train_them() {
         assert_eq!(set.parameters().len(), reference.len(), "{name}");
         for (number, parameter) in set.parameters().iter().enumerate() {
             let view = reference.tensor(&parameter.name).unwrap();
-            assert_eq!(view.shape(), parameter.shape);
+            assert_eq!(view.shape(), parameter.part.file_shape(parameter.shape));
             let expected: Vec<f32> = match view.dtype() {
                 Dtype::F32 => {
                     view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
@@ -348,7 +349,7 @@ fn every_difference_from_the_recipe_is_reported_at_once() {
 #[test]
 fn kinds_that_cannot_be_used_are_named_together() {
     let folder = with_config("plain_qv", |config| {
-        config.insert("use_dora".into(), json!(true));
+        config.insert("layer_replication".into(), json!([[0, 1]]));
         config.insert("bias".into(), json!("lora_only"));
         config.insert("modules_to_save".into(), json!(["lm_head"]));
         config.insert("init_lora_weights".into(), json!("pissa"));
@@ -358,9 +359,15 @@ fn kinds_that_cannot_be_used_are_named_together() {
         config.insert("task_type".into(), json!("SEQ_CLS"));
     });
     let error = open_error(&folder);
-    for part in
-        ["DoRA", "trained biases", "whole trained modules", "pissa", "transposed", "`brand_new`", "SEQ_CLS"]
-    {
+    for part in [
+        "replicated layers",
+        "trained biases",
+        "whole trained modules",
+        "pissa",
+        "transposed",
+        "`brand_new`",
+        "SEQ_CLS",
+    ] {
         assert!(error.contains(part), "{part} is not in: {error}");
     }
     assert!(!error.contains("brand_new_but_off"), "{error}");
@@ -402,8 +409,8 @@ fn tensors_that_do_not_belong_are_named() {
     };
     assert_eq!(open(&good).unwrap().len(), 1);
 
-    let cases: [(&[Described<'_>], &str); 9] = [
-        (&[good[0], good[1], (&magnitude, Dtype::F32, &[32])], "DoRA"),
+    let cases: [(&[Described<'_>], &str); 10] = [
+        (&[good[0], good[1], (&magnitude, Dtype::F32, &[32])], "belongs to DoRA, and use_dora is false"),
         (&[good[0], good[1], ("model.x.lora_A.weight", Dtype::F32, &[2, 32])], "`model.x.lora_A.weight`"),
         (&[good[0]], "lora_B is missing"),
         (&[good[1]], "lora_A is missing"),
@@ -412,8 +419,26 @@ fn tensors_that_do_not_belong_are_named() {
         (&[(&a, Dtype::F32, &[2, 31]), good[1]], "shape [2, 31]"),
         (&[(&a, Dtype::F32, &[64]), good[1]], "not that of a matrix"),
         (&[(&a, Dtype::U8, &[2, 32]), good[1]], "U8"),
+        (&[good[0], good[1], (&format!("{LAYER}.bias"), Dtype::F32, &[32])], "trained bias"),
     ];
     for (tensors, part) in cases {
+        let error = open(tensors).unwrap_err().to_string();
+        assert!(error.contains(part), "{part} is not in: {error}");
+    }
+
+    let mut dora = plain_config();
+    dora["use_dora"] = json!(true);
+    let open = |tensors: &[Described<'_>]| {
+        let folder = with_tensors(dora.clone(), tensors);
+        Adapter::open(folder.path()).and_then(|adapter| adapter.targets(&modules()))
+    };
+    let with = |shape| [good[0], good[1], (magnitude.as_str(), Dtype::BF16, shape)];
+    assert!(open(&with(&[32])).unwrap()[0].use_dora);
+    for (tensors, part) in [
+        (good.as_slice(), "lora_magnitude_vector is missing"),
+        (&with(&[31]), "shape [31]"),
+        (&with(&[32, 1]), "not that of a vector"),
+    ] {
         let error = open(tensors).unwrap_err().to_string();
         assert!(error.contains(part), "{part} is not in: {error}");
     }

@@ -1,4 +1,4 @@
-//! The numbers of an adapter: A and B of every target, f32, on the device.
+//! The numbers of an adapter: A and B of every target, and under DoRA its magnitudes; f32, on the device.
 //!
 //! `y = W·x + scaling · B·(A·dropout(x))`, A `[rank, in]`, B `[out, rank]` (Hu et al. 2021, section 4.1). A
 //! starts as Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in), and B as zero, so that the first step sees
@@ -13,9 +13,10 @@ use tune_kernels::KernelBackend;
 use tune_kernels::dropout::{Dropout, DropoutKey, philox};
 use tune_kernels::linear::Lora;
 
+use super::dora::Dora;
 use super::error::Error;
 use super::peft::keys::{Part, key};
-use super::projection::{LayerAdapters, Projection};
+use super::projection::{Adapter, LayerAdapters, Projection};
 use super::target::Target;
 
 /// Which dropout masks a forward pass draws: the same for a recomputed layer and a resumed run.
@@ -36,17 +37,19 @@ pub struct Parameter {
     pub name: String,
     /// Which of its target's tensors it is.
     pub part: Part,
-    /// `[rank, in]` for A, `[out, rank]` for B.
+    /// `[rank, in]` for A, `[out, rank]` for B, `[1, out]` for magnitudes.
     pub shape: [usize; 2],
 }
 
 /// All adapters of a run.
 ///
-/// Parameters are numbered: A of target `i` is `2·i`, its B is `2·i + 1`, targets by layer and then in the
-/// order of [`Projection::ALL`]. A clone shares the tensors; an update leaves the clone's as they are.
+/// Parameters are numbered: for each target A, then B, then magnitudes if it has them; targets by layer and then in
+/// the order of [`Projection::ALL`]. A clone shares the tensors; an update leaves the clone's as they are.
 #[derive(Clone, Debug)]
 pub struct LoraSet<B: KernelBackend> {
     targets: Vec<Target>,
+    /// The number of each target's first parameter, and that of all.
+    offsets: Vec<usize>,
     parameters: Vec<Parameter>,
     tensors: Vec<Tensor<B, 2>>,
     /// Chance of an element of x to be zeroed, in [0, 1).
@@ -55,17 +58,19 @@ pub struct LoraSet<B: KernelBackend> {
 
 impl<B: KernelBackend> LoraSet<B> {
     /// A new adapter: A drawn by seed and module path (so that neither the order of targets nor the number of
-    /// threads matters), B zero.
+    /// threads matters), B zero. Magnitudes follow from the weights, and are not numbers before
+    /// [`Self::set_magnitudes`].
     pub fn init(targets: Vec<Target>, dropout: f64, seed: u64, device: &B::Device) -> Self {
         let targets = ordered(targets);
         let parameters = parameters(&targets);
         let values = parameters.iter().map(|parameter| match parameter.part {
             Part::A => kaiming_uniform(&parameter.name, parameter.shape, seed),
             Part::B => vec![0.0; parameter.shape[0] * parameter.shape[1]],
+            Part::Magnitude => vec![f32::NAN; parameter.shape[1]],
         });
         let tensors =
             values.zip(&parameters).map(|(values, parameter)| upload(values, parameter, device)).collect();
-        Self { targets, parameters, tensors, dropout: dropout as f32 }
+        Self { offsets: offsets(&targets), targets, parameters, tensors, dropout: dropout as f32 }
     }
 
     /// An adapter with given numbers: one vector for each parameter, in this set's order, row-major.
@@ -94,7 +99,7 @@ impl<B: KernelBackend> LoraSet<B> {
             Ok(upload(values, parameter, device))
         };
         let tensors = values.into_iter().zip(&parameters).map(tensor).collect::<Result<_, _>>()?;
-        Ok(Self { targets, parameters, tensors, dropout: dropout as f32 })
+        Ok(Self { offsets: offsets(&targets), targets, parameters, tensors, dropout: dropout as f32 })
     }
 
     /// What is adapted, in the order of the parameters.
@@ -163,28 +168,45 @@ impl<B: KernelBackend> LoraSet<B> {
     /// One layer's adapters; without `dropout`, nothing is dropped.
     pub fn layer(&self, layer: usize, dropout: Option<DropoutStep>) -> LayerAdapters<B> {
         let mut adapters = LayerAdapters::none();
-        let range = self.layer_parameters(layer);
-        let pairs = self.tensors[range.clone()].chunks_exact(2);
-        for (target, pair) in self.targets[range.start / 2..range.end / 2].iter().zip(pairs) {
-            let projection = target.module.projection;
-            *adapters.slot(projection) = Some(Lora {
-                a: pair[0].clone(),
-                b: pair[1].clone(),
-                scaling: target.scaling as f32,
-                dropout: dropout.filter(|_| self.dropout > 0.0).map(|step| Dropout {
-                    probability: self.dropout,
-                    key: dropout_key(step, layer, projection),
-                }),
-            });
+        for index in self.layer_targets(layer) {
+            let projection = self.targets[index].module.projection;
+            let dropout = dropout
+                .filter(|_| self.dropout > 0.0)
+                .map(|step| Dropout { probability: self.dropout, key: dropout_key(step, layer, projection) });
+            let lora = Lora { dropout, ..self.lora(index) };
+            let magnitude =
+                self.targets[index].use_dora.then(|| self.tensors[self.offsets[index] + 2].clone());
+            *adapters.slot(projection) = Some(Adapter { lora, dora: magnitude.map(Dora::new) });
         }
         adapters
     }
 
+    /// A, B and scaling of a target, by its number.
+    fn lora(&self, target: usize) -> Lora<B> {
+        let [a, b] = [0, 1].map(|part| self.tensors[self.offsets[target] + part].clone());
+        Lora { a, b, scaling: self.targets[target].scaling as f32, dropout: None }
+    }
+
+    /// Gives every target under DoRA the magnitudes, `[1, out]`, that `of` finds for it.
+    pub fn set_magnitudes(&mut self, mut of: impl FnMut(&Target, &Lora<B>) -> Tensor<B, 2>) {
+        for index in 0..self.targets.len() {
+            if self.targets[index].use_dora {
+                let magnitude = of(&self.targets[index], &self.lora(index));
+                self.tensors[self.offsets[index] + 2] = magnitude;
+            }
+        }
+    }
+
     /// The parameters of one layer, as numbers into [`Self::parameters`].
     pub fn layer_parameters(&self, layer: usize) -> Range<usize> {
+        let targets = self.layer_targets(layer);
+        self.offsets[targets.start]..self.offsets[targets.end]
+    }
+
+    /// The targets of one layer, by number.
+    fn layer_targets(&self, layer: usize) -> Range<usize> {
         let first = self.targets.partition_point(|target| target.module.layer < layer);
-        let end = self.targets.partition_point(|target| target.module.layer <= layer);
-        2 * first..2 * end
+        first..self.targets.partition_point(|target| target.module.layer <= layer)
     }
 }
 
@@ -193,15 +215,23 @@ fn ordered(mut targets: Vec<Target>) -> Vec<Target> {
     targets
 }
 
-/// A and B of each target, in order.
+/// The number of each target's first parameter, and that of all.
+fn offsets(targets: &[Target]) -> Vec<usize> {
+    let mut offsets = vec![0];
+    offsets.extend(targets.iter().scan(0, |end, target| {
+        *end += target.parts().count();
+        Some(*end)
+    }));
+    offsets
+}
+
+/// The tensors of each target, in order.
 pub(super) fn parameters(targets: &[Target]) -> Vec<Parameter> {
-    let pair = |target: &Target| {
-        let module = &target.module;
-        let parts =
-            [(Part::A, [target.rank, module.in_features]), (Part::B, [module.out_features, target.rank])];
-        parts.map(|(part, shape)| Parameter { name: key(&module.path, part), part, shape })
+    let parts = |target: &Target| {
+        let path = target.module.path.clone();
+        target.parts().map(move |(part, shape)| Parameter { name: key(&path, part), part, shape })
     };
-    targets.iter().flat_map(pair).collect()
+    targets.iter().flat_map(parts).collect()
 }
 
 fn upload<B: KernelBackend>(values: Vec<f32>, parameter: &Parameter, device: &B::Device) -> Tensor<B, 2> {

@@ -1,5 +1,6 @@
 //! Low-rank adapters: which projections get one, their numbers, and the files other tools read.
 
+pub mod dora;
 pub mod error;
 pub mod lora;
 pub mod peft;

@@ -22,7 +22,7 @@ const PATTERN_SIZE_LIMIT: usize = 1 << 20;
 
 /// LoRA as Hu et al. 2021 define it, with the options PEFT gives it.
 ///
-/// LoRA+: Hayou et al. 2024 (<https://arxiv.org/abs/2402.12354>).
+/// DoRA: Liu et al. 2024 (<https://arxiv.org/abs/2402.09353>). LoRA+: Hayou et al. 2024 (<https://arxiv.org/abs/2402.12354>).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     /// Rows of A, columns of B.
@@ -35,6 +35,8 @@ pub struct Spec {
     pub target_modules: TargetModules,
     /// Scaling alpha/√rank instead of alpha/rank.
     pub use_rslora: bool,
+    /// A magnitude for every row of an adapted weight, apart from its direction.
+    pub use_dora: bool,
     /// B's learning rate over A's, at least 1: λ of LoRA+.
     pub learning_rate_ratio: f64,
     /// Module pattern → rank, in the order written; the first match wins.
@@ -64,6 +66,7 @@ impl Default for Spec {
             dropout: 0.0,
             target_modules: TargetModules::AllLinear,
             use_rslora: false,
+            use_dora: false,
             learning_rate_ratio: 1.0,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
@@ -84,6 +87,7 @@ impl Spec {
                 dropout: lora.key("dropout", number(0.0..1.0)).or(default.dropout),
                 target_modules: lora.key("target_modules", target_modules).or(default.target_modules),
                 use_rslora: lora.key("use_rslora", truth).or(default.use_rslora),
+                use_dora: lora.key("use_dora", truth).or(default.use_dora),
                 learning_rate_ratio: lora
                     .key("learning_rate_ratio", number(1.0..=LARGEST_RATIO))
                     .or(default.learning_rate_ratio),
@@ -110,6 +114,7 @@ impl Spec {
             TargetModules::Pattern(pattern) => writer.key("target_modules", pattern),
         }
         writer.key("use_rslora", self.use_rslora);
+        writer.key("use_dora", self.use_dora);
         writer.key("learning_rate_ratio", self.learning_rate_ratio);
         writer.key("rank_pattern", self.rank_pattern.as_slice());
         writer.key("alpha_pattern", self.alpha_pattern.as_slice());

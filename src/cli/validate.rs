@@ -90,6 +90,9 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
     for row in tables::targets(&validation.targets) {
         writeln!(out, "{row}")?;
     }
+    if recipe.adapter.use_dora {
+        line(out, "DoRA", "a magnitude for every row of an adapted weight".to_owned())?;
+    }
     let ratio = recipe.adapter.learning_rate_ratio;
     if ratio > 1.0 {
         let rate = recipe.train.learning_rate;

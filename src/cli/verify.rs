@@ -134,7 +134,9 @@ fn as_json(found: &Verification) -> Value {
     let readers = found.compatibility.as_ref().map(|readers| {
         let exported: serde_json::Map<String, Value> =
             readers.exported.iter().map(|(reader, why)| (reader.word().to_owned(), json!(why))).collect();
-        json!({"as_is": readers.as_is.iter().map(|reader| reader.word()).collect::<Vec<_>>(), "exported": exported})
+        let merged: serde_json::Map<String, Value> =
+            readers.merged.iter().map(|(reader, why)| (reader.word().to_owned(), json!(why))).collect();
+        json!({"as_is": readers.as_is.iter().map(|reader| reader.word()).collect::<Vec<_>>(), "exported": exported, "merged": merged})
     });
     let identity = found.identity.as_ref().map(
         |identity| json!({"same": identity.same, "different": identity.overruled, "notes": identity.notes}),

@@ -174,6 +174,8 @@ pub fn compare<B: KernelBackend>(
         adapted = layer.forward(adapted, &own, &inputs, None);
         drop(layer);
         if let (Some(loader), Some(x)) = (&mut trained, as_trained.take()) {
+            // Afresh: what DoRA computes belongs to one base.
+            let own = adapters.layer(index, None);
             as_trained = Some(loader.layer(index)?.forward(x, &own, &inputs, None));
         }
         folded = merged.layer(index)?.forward(folded, &none, &folded_inputs, None);

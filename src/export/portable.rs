@@ -60,7 +60,8 @@ pub fn fold(adapter: &peft::Adapter, targets: &[Target]) -> Result<Portable, Err
     if adapter.config().use_rslora {
         changes.push(format!("rsLoRA said as alpha = {alpha}"));
     }
-    let target = |target: &Target| Target { module: target.module.clone(), rank, alpha, scaling };
+    let target =
+        |target: &Target| Target { module: target.module.clone(), rank, alpha, scaling, use_dora: false };
     Ok(Portable { targets: targets.iter().map(target).collect(), values, changes })
 }
 
@@ -71,6 +72,7 @@ pub fn config(original: &Config, targets: &[Target], modules: &[Module], use_rsl
         alpha: targets.first().map_or(original.alpha, |target| target.alpha),
         dropout: original.dropout,
         use_rslora,
+        use_dora: original.use_dora,
         ..Spec::default()
     };
     let base = original.base_model.as_deref().unwrap_or_default();

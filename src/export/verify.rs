@@ -101,11 +101,8 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
 fn measure(adapter: &peft::Adapter, targets: Vec<Target>, found: &mut Verification) {
     let mut idle = Vec::new();
     for target in targets {
-        let norm = match adapter.values(std::slice::from_ref(&target)) {
-            Ok(values) => match <[Vec<f32>; 2]>::try_from(values) {
-                Ok([a, b]) => Some(Pair::new(&target, a, b).norm()),
-                Err(_) => None,
-            },
+        let norm = match Pair::read(adapter, &target) {
+            Ok(pair) => Some(pair.norm()),
             Err(error) => {
                 found.problems.push(error.to_string());
                 None
@@ -116,11 +113,13 @@ fn measure(adapter: &peft::Adapter, targets: Vec<Target>, found: &mut Verificati
         }
         found.modules.push(ModuleReport { target, norm });
     }
+    // Whether magnitudes are those of the base cannot be known without it.
+    let but = if adapter.config().use_dora { ", so that at most magnitudes do something" } else { "" };
     match idle.as_slice() {
         [] => {}
-        [only] => found.problems.push(format!("module `{only}` has no effect: B·A is zero")),
+        [only] => found.problems.push(format!("module `{only}` has no effect: B·A is zero{but}")),
         [first, .., last] => found.problems.push(format!(
-            "{} of {} modules have no effect, `{first}` to `{last}`: their B·A is zero",
+            "{} of {} modules have no effect, `{first}` to `{last}`: their B·A is zero{but}",
             idle.len(),
             found.modules.len()
         )),

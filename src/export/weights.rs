@@ -1,6 +1,6 @@
 //! Merged weights, streamed to disk: the header first, then one tensor at a time.
 //!
-//! `W′ = round(W + scaling · B·A)`: W is read (or dequantized) to f32, the sum is taken in f32, and rounded once to
+//! `W′ = round(W + scaling · B·A)`, under DoRA each row at its magnitude: W is read (or dequantized) to f32, the sum is taken in f32, and rounded once to
 //! the dtype that is written. Tensors that no adapter touches are copied byte for byte where their dtype stays.
 //! Memory is one tensor in f32, and what it is made from. A tied output head is not written; it stays tied.
 
@@ -234,9 +234,7 @@ impl Merged<'_> {
             return Ok(bytes);
         };
         let weight = square_of(&values);
-        let [a, b]: [Vec<f32>; 2] =
-            self.adapter.values(std::slice::from_ref(target))?.try_into().unwrap_or_default();
-        let delta = Pair::new(target, a, b).add_to(&mut values);
+        let delta = Pair::read(self.adapter, target)?.add_to(&mut values);
         let (bytes, rounding) = encode(name, &values, dtype)?;
         changes.rounding += rounding;
         changes.add(Change { layer: target.module.layer, weight, delta, rounding, quantization });

@@ -15,6 +15,8 @@ use tune_kernels::rope::RotaryTable;
 use super::Error;
 use super::decoder_spec::{DecoderSpec, FloatDtype};
 use super::layers::{DecoderLayer, KeyValueCache, LayerInputs};
+use crate::adapter::dora::row_norms;
+use crate::adapter::lora::LoraSet;
 use crate::adapter::projection::LayerAdapters;
 
 /// A decoder's frozen weights on a device.
@@ -71,6 +73,15 @@ impl<B: KernelBackend> Decoder<B> {
         let embedding = self.embedding.shape().num_elements() * size;
         let head = if self.spec.tied { 0 } else { self.head.bytes() };
         (embedding + head + self.spec.hidden_size * size) as u64 + layers
+    }
+
+    /// Gives the targets under DoRA the magnitudes that the model's own rows have, so that a new adapter changes
+    /// nothing.
+    pub fn init_magnitudes(&self, adapters: &mut LoraSet<B>) {
+        adapters.set_magnitudes(|target, lora| {
+            let projection = self.layers[target.module.layer].projection(target.module.projection);
+            row_norms(&projection.weight, projection.row_squares().clone(), lora)
+        });
     }
 
     /// Embeddings of token ids, `[tokens, hidden]`.

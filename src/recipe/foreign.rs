@@ -169,10 +169,7 @@ pub(super) const ALIASES: &[Alias] = &[
         Note("choose projections with `target_modules` in `[adapter.lora]`; other modules stay frozen"),
     ),
     alias(&["bias", "lora_bias", "fan_in_fan_out"], Note("biases stay frozen; leave it out")),
-    alias(
-        &["use_dora", "peft_use_dora", "dora"],
-        Note("DoRA is not there; `use_rslora` in `[adapter.lora]` is"),
-    ),
+    alias(&["peft_use_dora", "dora"], Key("adapter.lora.use_dora")),
     // Data.
     alias(
         &[

@@ -211,6 +211,7 @@ impl OnBackend for Work<'_> {
         let decoder = self.decoder::<B>(device)?;
         let load_seconds = began.elapsed().as_secs_f64();
         let mut adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
+        decoder.init_magnitudes(&mut adapters);
         let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);
         let mut seconds = Vec::with_capacity(steps);
         let mut loss = f64::NAN;

@@ -241,6 +241,9 @@ impl OnBackend for Training<'_> {
             },
         )?;
         inputs.require_unchanged()?;
+        if !goes_on && opened.start.is_none() {
+            decoder.init_magnitudes(&mut adapters);
+        }
 
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;

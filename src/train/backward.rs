@@ -14,7 +14,8 @@ use tune_kernels::attention::DocumentOffsets;
 
 use super::fit::FitError;
 use crate::adapter::lora::{DropoutStep, LoraSet};
-use crate::adapter::projection::LayerGradients;
+use crate::adapter::peft::keys::Part;
+use crate::adapter::projection::{LayerAdapters, LayerGradients};
 use crate::data::batch::MicroBatch;
 use crate::model::Decoder;
 use crate::model::layers::{LayerInputs, LayerTape};
@@ -34,12 +35,19 @@ impl<B: KernelBackend> Gradients<B> {
 
     /// One entry for each parameter of `adapters`, in their order; `None` where no micro-batch was added.
     pub fn by_parameter(&self, adapters: &LoraSet<B>) -> Vec<Option<Tensor<B, 2>>> {
-        let pair = |target: &crate::adapter::target::Target| {
-            let gradient = self.layers.get(target.module.layer)?.get(target.module.projection)?;
-            Some([gradient.a.clone(), gradient.b.clone()])
+        let parts = |target: &crate::adapter::target::Target| {
+            let module = &target.module;
+            let layer = self.layers.get(module.layer);
+            let pair = layer.and_then(|layer| layer.get(module.projection));
+            let magnitude = layer.and_then(|layer| layer.magnitude(module.projection));
+            let gradient = |(part, _)| match part {
+                Part::A => pair.map(|gradient| gradient.a.clone()),
+                Part::B => pair.map(|gradient| gradient.b.clone()),
+                Part::Magnitude => magnitude.cloned(),
+            };
+            target.parts().map(gradient).collect::<Vec<_>>()
         };
-        let pairs = adapters.targets().iter().map(pair);
-        pairs.flat_map(|pair| pair.map_or([None, None], |pair| pair.map(Some))).collect()
+        adapters.targets().iter().flat_map(parts).collect()
     }
 }
 
@@ -74,14 +82,15 @@ pub fn forward_backward<B: KernelBackend>(
     let layers = decoder.layers().len();
     let lowest = adapters.targets().first().map_or(layers, |target| target.module.layer);
     let inputs = layer_inputs(decoder, batch)?;
-    let dropout = Some(pass.dropout);
+    // Made once: what DoRA computes from a weight is kept with them.
+    let adapters: Vec<LayerAdapters<B>> =
+        (0..layers).map(|index| adapters.layer(index, Some(pass.dropout))).collect();
 
     let mut tapes = Vec::with_capacity(layers - lowest);
     let mut hidden = decoder.embed(&batch.input_ids)?;
-    for (index, layer) in decoder.layers().iter().enumerate() {
-        let adapters = adapters.layer(index, dropout);
+    for (index, (layer, adapters)) in decoder.layers().iter().zip(&adapters).enumerate() {
         if index >= lowest && index + pass.keep >= layers {
-            let (output, tape) = layer.forward_with_tape(hidden, &adapters, &inputs);
+            let (output, tape) = layer.forward_with_tape(hidden, adapters, &inputs);
             tapes.push(Tape::Kept(Box::new(tape)));
             hidden = output;
             continue;
@@ -89,7 +98,7 @@ pub fn forward_backward<B: KernelBackend>(
         if index >= lowest {
             tapes.push(Tape::Input(hidden.clone()));
         }
-        hidden = layer.forward(hidden, &adapters, &inputs, None);
+        hidden = layer.forward(hidden, adapters, &inputs, None);
     }
 
     let targets = target_tensor(decoder, batch);
@@ -98,14 +107,13 @@ pub fn forward_backward<B: KernelBackend>(
     let mut upstream = found.gradient;
     for index in (lowest..layers).rev() {
         let (Some(tape), Some(dy)) = (tapes.pop(), upstream.take()) else { break };
-        let layer = &decoder.layers()[index];
-        let adapters = adapters.layer(index, dropout);
+        let (layer, adapters) = (&decoder.layers()[index], &adapters[index]);
         let tape = match tape {
             Tape::Kept(tape) => *tape,
-            Tape::Input(hidden) => layer.forward_with_tape(hidden, &adapters, &inputs).1,
+            Tape::Input(hidden) => layer.forward_with_tape(hidden, adapters, &inputs).1,
         };
         let sums = &mut gradients.layers[index];
-        upstream = layer.backward(tape, &adapters, &inputs, dy, index > lowest, sums);
+        upstream = layer.backward(tape, adapters, &inputs, dy, index > lowest, sums);
     }
     Ok(loss_value(found.loss))
 }

@@ -213,8 +213,16 @@ impl Workload<'_> {
             None => 0,
         };
         let hidden = spec.hidden_size as u64;
-        let values = 2 * hidden + 2 * queries + 2 * keys + 2 * spec.intermediate_size as u64 + ranks;
+        // Under DoRA the outputs of two projections as they are before their magnitudes; those of the others take the
+        // place of what is kept anyway.
+        let magnitudes = if self.uses_dora() { 2 * hidden } else { 0 };
+        let values =
+            magnitudes + 2 * hidden + 2 * queries + 2 * keys + 2 * spec.intermediate_size as u64 + ranks;
         self.tokens * (values * self.dtype.bytes() as u64 + 4 * spec.attention_heads as u64)
+    }
+
+    fn uses_dora(&self) -> bool {
+        self.targets.iter().any(|target| target.use_dora)
     }
 
     fn head_widths(&self) -> (u64, u64) {
@@ -228,8 +236,8 @@ impl Workload<'_> {
         let packed = memory::packed_value_bytes(burn_dtype(self.dtype));
         let (hidden, intermediate) = (spec.hidden_size as u64, spec.intermediate_size as u64);
         let (queries, keys) = self.head_widths();
-        // The gradient that comes from above, and the norm's output.
-        let around = 2 * hidden * value;
+        // The gradient that comes from above, and the norm's output; under DoRA outputs that are made again.
+        let around = 2 * hidden * value + if self.uses_dora() { 2 * intermediate * value } else { 0 };
         // Activation and its gradient, beside the packed gradient from above.
         let down = around + 2 * intermediate * value + hidden * packed;
         // The packed gradients of gate and up, beside that of their input.

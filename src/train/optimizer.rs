@@ -1,8 +1,8 @@
 //! AdamW over all adapters, after clipping by the norm of all their gradients together.
 //!
 //! As torch: `torch.nn.utils.clip_grad_norm_` (factor `min(1, max / (norm + 1e-6))`) followed by
-//! `torch.optim.AdamW` (Loshchilov & Hutter 2019), decay on A and B alike. With LoRA+ B has a learning rate of its own,
-//! as in PEFT's `create_loraplus_optimizer`; clipping and schedule see both alike.
+//! `torch.optim.AdamW` (Loshchilov & Hutter 2019), decay on A and B alike. With LoRA+ B (and under DoRA the magnitudes)
+//! has a learning rate of its own, as in PEFT's `create_loraplus_optimizer`; clipping and schedule see both alike.
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
@@ -35,7 +35,7 @@ impl<B: KernelBackend> Optimizer<B> {
         let config = AdamWConfig { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay };
         let factor = |parameter: &Parameter| match parameter.part {
             Part::A => 1.0,
-            Part::B => learning_rate_ratio,
+            Part::B | Part::Magnitude => learning_rate_ratio,
         };
         let rate_factors = adapters.parameters().iter().map(factor).collect();
         Self { config, moments, rate_factors, steps: 0 }

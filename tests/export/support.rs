@@ -18,7 +18,10 @@ use tune::run::held_out::Source;
 use tune::run::{Environment, Error};
 
 /// The adapters that PEFT made for `golden("peft/base")`.
-pub(crate) const ADAPTERS: [&str; 5] = ["plain_qv", "all_linear", "regex", "rslora_patterns", "bf16"];
+pub(crate) const ADAPTERS: [&str; 6] = ["plain_qv", "all_linear", "regex", "rslora_patterns", "bf16", "dora"];
+
+/// Those of them that are plain LoRAs.
+pub(crate) const PLAIN: [&str; 5] = ["plain_qv", "all_linear", "regex", "rslora_patterns", "bf16"];
 
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)

@@ -10,13 +10,12 @@ the last step. Needs `trajectory.py` to have been run.
 from dataclasses import asdict, dataclass
 
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import save_file
 
-from tiny_model import HERE, deterministic, write_json
-from trajectory import FOLDER as TRAJECTORY
-from trajectory import Case, Trajectory, adamw, load_frozen_base, train
+from tiny_model import HERE, deterministic, tidy_adapter_folder, write_json
+from trajectory import PROJECTIONS, Case, Trajectory, adamw, load_frozen_base, train
 
 FOLDER = HERE / "kinds"
 
@@ -26,11 +25,32 @@ class Kind(Case):
     """A case, and what is special about it."""
 
     learning_rate_ratio: float = 1.0  # B's rate over A's
+    start: str = "trajectory/adapter"
 
 
 CASES = [
     Kind("loraplus", "tokens.jsonl", 4, 1, 2e-4, 0.01, 1.0, learning_rate_ratio=16.0),
+    Kind("dora", "tokens.jsonl", 4, 1, 1e-3, 0.01, 1.0, start="kinds/adapter_dora"),
+    Kind("dora_loraplus", "tokens.jsonl", 2, 2, 2e-4, 0.01, 0.0, 8, learning_rate_ratio=8.0, start="kinds/adapter_dora"),
 ]
+
+
+def make_dora() -> None:
+    """All seven projections, B random, magnitudes away from the rows' own."""
+    torch.manual_seed(7)
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=8, lora_alpha=16, lora_dropout=0.0, target_modules=PROJECTIONS, use_dora=True
+    )
+    model = get_peft_model(load_frozen_base(), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+        if "lora_magnitude_vector" in name:
+            parameter.data.mul_(1.0 + 0.1 * torch.randn(parameter.shape))
+    model.peft_config["default"].base_model_name_or_path = "tune-golden/trajectory-base"
+    folder = FOLDER / "adapter_dora"
+    model.save_pretrained(folder, save_embedding_layers=False)
+    tidy_adapter_folder(folder)
 
 
 def optimizer_of(case: Kind, model: PeftModel) -> torch.optim.Optimizer:
@@ -49,7 +69,7 @@ def optimizer_of(case: Kind, model: PeftModel) -> torch.optim.Optimizer:
 
 
 def run(case: Kind) -> Trajectory:
-    model = PeftModel.from_pretrained(load_frozen_base(), TRAJECTORY / "adapter", is_trainable=True)
+    model = PeftModel.from_pretrained(load_frozen_base(), HERE / case.start, is_trainable=True)
     return train(case, model, optimizer_of(case, model))
 
 
@@ -61,10 +81,18 @@ def write(name: str, tensors: dict[str, torch.Tensor]) -> None:
 def main() -> None:
     deterministic()
     FOLDER.mkdir(exist_ok=True)
+    make_dora()
     for case in CASES:
         trajectory = run(case)
         series = {"losses": trajectory.losses, "grad_norms": trajectory.grad_norms}
         write_json(FOLDER / f"case_{case.name}.json", asdict(case) | series)
+        if case.name == "dora":
+            # PEFT holds magnitudes as a module's weight, and saves them without that word.
+            gradients = {
+                key.replace("magnitude_vector.weight", "magnitude_vector"): gradient
+                for key, gradient in trajectory.step0_gradients.items()
+            }
+            write("step0_gradients_dora.safetensors", gradients)
         write(f"final_adapter_{case.name}.safetensors", trajectory.final_adapter)
         print(f"{case.name}: loss {trajectory.losses[0]:.4f} -> {trajectory.losses[-1]:.4f}")
 

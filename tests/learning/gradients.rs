@@ -33,7 +33,7 @@ fn setup(dtype: FloatDtype, dropout: f64) -> Setup {
 }
 
 /// Rows of a golden token file as one micro-batch.
-fn micro_batch(file: &str, rows: usize) -> MicroBatch {
+pub(crate) fn micro_batch(file: &str, rows: usize) -> MicroBatch {
     let text = std::fs::read_to_string(golden(&format!("trajectory/{file}"))).unwrap();
     let mut batch = MicroBatch { document_offsets: vec![0], ..MicroBatch::default() };
     for line in text.lines().take(rows) {

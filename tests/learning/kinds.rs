@@ -47,3 +47,14 @@ fn follows_the_reference(name: &str, start: &Path, adapter: &str) {
 fn loraplus_follows_the_reference() {
     follows_the_reference("loraplus", &golden("trajectory/adapter"), "learning_rate_ratio = 16");
 }
+
+#[test]
+fn dora_follows_the_reference() {
+    follows_the_reference("dora", &golden("kinds/adapter_dora"), "use_dora = true");
+}
+
+#[test]
+fn dora_with_loraplus_follows_the_reference() {
+    let adapter = "use_dora = true, learning_rate_ratio = 8";
+    follows_the_reference("dora_loraplus", &golden("kinds/adapter_dora"), adapter);
+}

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests stop where they fail")]
 
 mod common;
+mod dora;
 mod gradients;
 mod kinds;
 mod peft_roundtrip;

@@ -25,6 +25,8 @@ pub struct Config {
     pub dropout: f64,
     /// `use_rslora`.
     pub use_rslora: bool,
+    /// `use_dora`.
+    pub use_dora: bool,
     /// `target_modules`.
     pub target_modules: TargetModules,
     /// `rank_pattern`, in file order.
@@ -59,6 +61,7 @@ impl Config {
             alpha,
             dropout: spec.dropout,
             use_rslora: spec.use_rslora,
+            use_dora: spec.use_dora,
             target_modules: TargetModules::Names(target_names(targets, modules)),
             rank_pattern,
             alpha_pattern,
@@ -96,7 +99,7 @@ impl Config {
             ("revision", json!(self.revision)),
             ("target_modules", target_modules),
             ("task_type", json!("CAUSAL_LM")),
-            ("use_dora", json!(false)),
+            ("use_dora", json!(self.use_dora)),
             ("use_rslora", json!(self.use_rslora)),
         ];
         let fields: Map<String, Value> =
@@ -121,6 +124,7 @@ impl Config {
         let alpha = fields.required("lora_alpha", "a number", finite);
         let dropout = fields.optional("lora_dropout", "a number", finite);
         let use_rslora = fields.optional("use_rslora", "true or false", Value::as_bool);
+        let use_dora = fields.optional("use_dora", "true or false", Value::as_bool);
         let target_modules = fields.required("target_modules", "a list of names, or a pattern", targets_of);
         let base_model = fields.optional("base_model_name_or_path", "a string", owned);
         let revision = fields.optional("revision", "a string", owned);
@@ -136,6 +140,7 @@ impl Config {
             alpha: alpha?,
             dropout: dropout.unwrap_or(0.0),
             use_rslora: use_rslora.unwrap_or(false),
+            use_dora: use_dora.unwrap_or(false),
             target_modules: target_modules?,
             rank_pattern,
             alpha_pattern,
@@ -148,7 +153,8 @@ impl Config {
     pub(super) fn target(&self, module: &Module) -> Target {
         let rank = first(&self.rank_pattern, &module.path).unwrap_or(self.rank);
         let alpha = first(&self.alpha_pattern, &module.path).unwrap_or(self.alpha);
-        Target { module: module.clone(), rank, alpha, scaling: scaling(alpha, rank, self.use_rslora) }
+        let scaling = scaling(alpha, rank, self.use_rslora);
+        Target { module: module.clone(), rank, alpha, scaling, use_dora: self.use_dora }
     }
 
     /// The modules that PEFT would adapt; `None` where only the tensors can tell.
@@ -196,7 +202,7 @@ fn check_kind(fields: &Map<String, Value>, problems: &mut Vec<String>) {
 }
 
 /// Fields that must have their empty value, and what they mean otherwise.
-const UNSUPPORTED: [(&str, &str); 16] = [
+const UNSUPPORTED: [(&str, &str); 15] = [
     ("alora_invocation_tokens", "an activated LoRA"),
     ("arrow_config", "Arrow routing"),
     ("bias", "trained biases"),
@@ -210,13 +216,12 @@ const UNSUPPORTED: [(&str, &str); 16] = [
     ("target_parameters", "adapters on bare parameters"),
     ("trainable_token_indices", "trained token embeddings"),
     ("use_bdlora", "block-diagonal LoRA"),
-    ("use_dora", "DoRA"),
     ("use_qalora", "QA-LoRA"),
     ("velora_config", "VeLoRA"),
 ];
 
 /// Fields read elsewhere, or without a say in what the adapter computes.
-const UNDERSTOOD: [&str; 26] = [
+const UNDERSTOOD: [&str; 27] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -242,6 +247,7 @@ const UNDERSTOOD: [&str; 26] = [
     "runtime_config",
     "target_modules",
     "task_type",
+    "use_dora",
     "use_rslora",
 ];
 

@@ -3,20 +3,43 @@
 /// What PEFT puts before every module path.
 const PREFIX: &str = "base_model.model.";
 
-/// One of the two matrices of an adapter.
+/// One of the tensors of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// `[rank, in]`.
     A,
     /// `[out, rank]`.
     B,
+    /// DoRA's magnitudes: `[out]` in a file, a row `[1, out]` in memory.
+    Magnitude,
 }
 
 impl Part {
+    /// Every part, in order.
+    pub const ALL: [Self; 3] = [Self::A, Self::B, Self::Magnitude];
+
+    /// The name that PEFT has for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::A => "lora_A",
+            Self::B => "lora_B",
+            Self::Magnitude => "lora_magnitude_vector",
+        }
+    }
+
+    /// Its shape in a file.
+    pub fn file_shape(self, shape: [usize; 2]) -> Vec<usize> {
+        match self {
+            Self::A | Self::B => shape.to_vec(),
+            Self::Magnitude => vec![shape[1]],
+        }
+    }
+
     fn suffix(self) -> &'static str {
         match self {
             Self::A => ".lora_A.weight",
             Self::B => ".lora_B.weight",
+            Self::Magnitude => ".lora_magnitude_vector",
         }
     }
 }
@@ -31,13 +54,12 @@ pub(super) fn parse(key: &str) -> Result<(&str, Part), &'static str> {
     let Some(rest) = key.strip_prefix(PREFIX) else {
         return Err("its key does not begin with `base_model.model.`, as PEFT's do");
     };
-    for part in [Part::A, Part::B] {
+    for part in Part::ALL {
         if let Some(module) = rest.strip_suffix(part.suffix()) {
             return Ok((module, part));
         }
     }
     Err(match rest {
-        _ if rest.ends_with(".lora_magnitude_vector") => "it belongs to DoRA, which is not supported",
         _ if rest.ends_with(".lora_B.bias") || rest.ends_with(".lora_A.bias") => {
             "a LoRA bias (lora_bias) is not supported"
         }
@@ -60,7 +82,7 @@ mod tests {
 
     #[test]
     fn keys_are_read_back() {
-        for part in [Part::A, Part::B] {
+        for part in Part::ALL {
             let written = key("model.layers.0.self_attn.q_proj", part);
             assert_eq!(parse(&written), Ok(("model.layers.0.self_attn.q_proj", part)));
         }
@@ -71,7 +93,6 @@ mod tests {
     fn other_keys_say_what_they_are() {
         let layer = "base_model.model.model.layers.0.self_attn.q_proj";
         for (key, word) in [
-            (format!("{layer}.lora_magnitude_vector"), "DoRA"),
             (format!("{layer}.lora_B.bias"), "lora_bias"),
             (format!("{layer}.bias"), "trained bias"),
             (format!("{layer}.lora_A.default.weight"), "save_pretrained"),

@@ -46,7 +46,10 @@ impl Adapter {
         for name in file.names() {
             match parse(name) {
                 Err(reason) => refused.add(reason.to_owned(), name),
-                Ok(_) => check_tensor(&file, name, &mut refused),
+                Ok((_, Part::Magnitude)) if config.as_ref().is_some_and(|config| !config.use_dora) => {
+                    refused.add("it belongs to DoRA, and use_dora is false".into(), name);
+                }
+                Ok((_, part)) => check_tensor(&file, name, part, &mut refused),
             }
         }
         problems.extend(refused.lines("tensor"));
@@ -103,7 +106,7 @@ impl Adapter {
         }
     }
 
-    /// The numbers of the targets, converted to f32: for each in order A, then B, row-major (as
+    /// The numbers of the targets, converted to f32: for each in order A, B and under DoRA magnitudes, row-major (as
     /// [`LoraSet::from_values`](crate::adapter::lora::LoraSet::from_values) takes them).
     ///
     /// # Errors
@@ -150,12 +153,10 @@ impl Adapter {
         let mut targets = Vec::new();
         for module in modules.iter().filter(|module| present.contains(module.path.as_str())) {
             let target = self.config.target(module);
-            let wanted =
-                [(Part::A, [target.rank, module.in_features]), (Part::B, [module.out_features, target.rank])];
-            for (part, shape) in wanted {
-                let name = key(&module.path, part);
+            for (part, shape) in target.parts() {
+                let (name, shape) = (key(&module.path, part), part.file_shape(shape));
                 match self.file.info(&name) {
-                    None => unpaired.add(format!("lora_{part:?} is missing"), &module.path),
+                    None => unpaired.add(format!("{} is missing", part.name()), &module.path),
                     Some(info) if info.shape != shape => {
                         misshapen.add(
                             format!("shape {:?}, where r and the model ask for {shape:?}", info.shape),
@@ -195,12 +196,18 @@ fn require_files(folder: &Path) -> Result<(), Error> {
     refuse(format!("it has no {}", missing.join(" and no ")))
 }
 
-fn check_tensor(file: &SafetensorsFile, name: &str, refused: &mut Groups) {
+fn check_tensor(file: &SafetensorsFile, name: &str, part: Part, refused: &mut Groups) {
     let Some(info) = file.info(name) else { return };
     if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
         refused.add(format!("its dtype is {}; F32, F16 and BF16 can be read", info.dtype), name);
-    } else if info.shape.len() != 2 {
-        refused.add(format!("its shape {:?} is not that of a part", info.shape), name);
+        return;
+    }
+    let (dimensions, what) = match part {
+        Part::A | Part::B => (2, "a matrix"),
+        Part::Magnitude => (1, "a vector"),
+    };
+    if info.shape.len() != dimensions {
+        refused.add(format!("its shape {:?} is not that of {what}", info.shape), name);
     }
 }
 
@@ -232,6 +239,9 @@ fn differences(config: &Config, own: &[Target], spec: &Spec, wanted: &[Target]) 
             "use_rslora is {} in the folder, {} in the recipe",
             config.use_rslora, spec.use_rslora
         ));
+    }
+    if config.use_dora != spec.use_dora {
+        lines.push(format!("use_dora is {} in the folder, {} in the recipe", config.use_dora, spec.use_dora));
     }
     lines.extend(groups.lines("module"));
     lines
