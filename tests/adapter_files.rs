@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Tensor;
 use burn_flex::Flex;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ use tune::adapter::peft::{self, Adapter, CARD_FILE, CONFIG_FILE, Config, TENSORS
 use tune::adapter::projection::{Module, Projection};
 use tune::adapter::spec::{Spec, TargetModules};
 use tune::adapter::target::{Target, resolve};
+use tune::adapter::whole::{self, Whole, WholeKind};
 use tune::assets::{ModelDir, SafetensorsFile};
 use tune::files::Existing;
 use tune::files::safetensors::{Dtype, Layout, TensorHeader};
@@ -47,14 +49,23 @@ fn names(names: &[&str]) -> TargetModules {
     TargetModules::Names(names.iter().map(|&name| name.to_owned()).collect())
 }
 
+fn saved() -> Vec<String> {
+    vec!["embed_tokens".into(), "lm_head".into()]
+}
+
+/// What `tests/golden/peft/base` has that can be trained as a whole.
+fn wholes() -> Vec<Whole> {
+    let whole = |kind, path: &str| Whole { kind, path: path.into(), shape: [64, 32] };
+    vec![whole(WholeKind::Embedding, "model.embed_tokens"), whole(WholeKind::Head, "lm_head")]
+}
+
 fn spec(rank: usize, alpha: f64, target_modules: TargetModules) -> Spec {
     Spec { rank, alpha, target_modules, ..Spec::default() }
 }
 
 /// The recipes that would train PEFT's golden adapters.
-fn golden_specs() -> [(&'static str, Spec); 6] {
+fn golden_specs() -> [(&'static str, Spec); 7] {
     [
-        ("dora", Spec { use_dora: true, ..spec(4, 8.0, TargetModules::AllLinear) }),
         ("plain_qv", spec(4, 8.0, names(&["q_proj", "v_proj"]))),
         ("all_linear", spec(4, 16.0, TargetModules::AllLinear)),
         (
@@ -74,6 +85,8 @@ fn golden_specs() -> [(&'static str, Spec); 6] {
             },
         ),
         ("bf16", spec(4, 8.0, names(&["q_proj", "k_proj", "v_proj", "o_proj"]))),
+        ("wholes", Spec { modules_to_save: saved(), ..spec(4, 8.0, names(&["q_proj", "v_proj"])) }),
+        ("dora", Spec { use_dora: true, ..spec(4, 8.0, TargetModules::AllLinear) }),
     ]
 }
 
@@ -103,7 +116,9 @@ fn written(spec: &Spec, into: &TempDir, name: &str) -> PathBuf {
     let targets = resolved(spec);
     let config = Config::new(spec, &targets, &modules(), "org/base", Some("main"));
     let folder = into.path().join(name);
-    peft::write(&folder, Existing::Refuse, &filled(&targets), &config, &provenance(), &[], None).unwrap();
+    let own = whole::resolve(&spec.modules_to_save, &wholes()).unwrap();
+    let set = filled(&targets).with_wholes(own, |whole| Tensor::full(whole.shape, 0.25, &Default::default()));
+    peft::write(&folder, Existing::Refuse, &set, &config, &provenance(), &[], None).unwrap();
     folder
 }
 
@@ -152,7 +167,7 @@ fn open_error(folder: &TempDir) -> String {
 #[test]
 fn adapters_of_peft_equal_the_recipes_that_would_train_them() {
     for (name, spec) in golden_specs() {
-        let adapter = Adapter::open(&golden(name)).unwrap();
+        let adapter = Adapter::open_with_wholes(&golden(name)).unwrap();
         assert_eq!(adapter.config().base_model.as_deref(), Some("tune-golden/peft-base"));
         let targets = resolved(&spec);
         adapter.require_equal(&spec, &targets, &modules()).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -162,6 +177,9 @@ fn adapters_of_peft_equal_the_recipes_that_would_train_them() {
         let bytes = fs::read(golden(name).join(TENSORS_FILE)).unwrap();
         let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let set: LoraSet<Flex> = LoraSet::from_values(targets, 0.0, values, &Default::default()).unwrap();
+        let own = adapter.wholes(&wholes()).unwrap();
+        assert_eq!(own, adapter.own_wholes());
+        let set = adapter.with_own_wholes(set, own, &Default::default()).unwrap();
         assert_eq!(set.parameters().len(), reference.len(), "{name}");
         for (number, parameter) in set.parameters().iter().enumerate() {
             let view = reference.tensor(&parameter.name).unwrap();
@@ -194,10 +212,13 @@ fn base_and_adapter_of_peft_give_its_logits() {
         load::load(model.weights(), &decoder_spec, None, FloatDtype::F32, &Default::default(), &mut |_| {})
             .unwrap();
     for (name, _) in golden_specs() {
-        let adapter = Adapter::open(&golden(name)).unwrap();
+        let adapter = Adapter::open_with_wholes(&golden(name)).unwrap();
         let targets = adapter.targets(&modules()).unwrap();
         let values = adapter.values(&targets).unwrap();
         let set = LoraSet::from_values(targets, 0.0, values, decoder.device()).unwrap();
+        let own = adapter.wholes(&decoder_spec.wholes()).unwrap();
+        let set = adapter.with_own_wholes(set, own, decoder.device()).unwrap();
+        let decoder = decoder.adopting(&set);
         let layers: Vec<_> = (0..2).map(|layer| set.layer(layer, None)).collect();
 
         let file = SafetensorsFile::open(&golden(name).join("golden.safetensors")).unwrap();
@@ -228,7 +249,12 @@ fn what_is_written_is_read_back_and_written_alike_twice() {
         }
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
 
-        let adapter = Adapter::open(&folder).unwrap();
+        let adapter = Adapter::open_with_wholes(&folder).unwrap();
+        for whole in adapter.wholes(&wholes()).unwrap() {
+            assert!(adapter.whole_values(&whole).unwrap().iter().all(|value| *value == 0.25));
+        }
+        let refused = Adapter::open(&folder).is_err_and(|error| error.to_string().contains("tune merge"));
+        assert_eq!(refused, !spec.modules_to_save.is_empty());
         let targets = resolved(&spec);
         adapter.require_equal(&spec, &targets, &modules()).unwrap();
         let set = filled(&targets);
@@ -351,7 +377,7 @@ fn kinds_that_cannot_be_used_are_named_together() {
     let folder = with_config("plain_qv", |config| {
         config.insert("layer_replication".into(), json!([[0, 1]]));
         config.insert("bias".into(), json!("lora_only"));
-        config.insert("modules_to_save".into(), json!(["lm_head"]));
+        config.insert("trainable_token_indices".into(), json!([3]));
         config.insert("init_lora_weights".into(), json!("pissa"));
         config.insert("fan_in_fan_out".into(), json!(true));
         config.insert("brand_new".into(), json!({"x": 1}));
@@ -362,7 +388,7 @@ fn kinds_that_cannot_be_used_are_named_together() {
     for part in [
         "replicated layers",
         "trained biases",
-        "whole trained modules",
+        "trained token embeddings",
         "pissa",
         "transposed",
         "`brand_new`",

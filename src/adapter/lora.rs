@@ -1,4 +1,5 @@
-//! The numbers of an adapter: A and B of every target, and under DoRA its magnitudes; f32, on the device.
+//! The numbers of an adapter: A and B of every target, under DoRA its magnitudes, and the modules that are trained as a
+//! whole; f32, on the device.
 //!
 //! `y = W·x + scaling · B·(A·dropout(x))`, A `[rank, in]`, B `[out, rank]` (Hu et al. 2021, section 4.1). A
 //! starts as Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in), and B as zero, so that the first step sees
@@ -16,8 +17,10 @@ use tune_kernels::linear::Lora;
 use super::dora::Dora;
 use super::error::Error;
 use super::peft::keys::{Part, key};
+use super::peft::whole_parameter;
 use super::projection::{Adapter, LayerAdapters, Projection};
 use super::target::Target;
+use super::whole::{Whole, WholeKind};
 
 /// Which dropout masks a forward pass draws: the same for a recomputed layer and a resumed run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,19 +40,20 @@ pub struct Parameter {
     pub name: String,
     /// Which of its target's tensors it is.
     pub part: Part,
-    /// `[rank, in]` for A, `[out, rank]` for B, `[1, out]` for magnitudes.
+    /// `[rank, in]` for A, `[out, rank]` for B, `[1, out]` for magnitudes, `[vocab, hidden]` for a whole module.
     pub shape: [usize; 2],
 }
 
 /// All adapters of a run.
 ///
 /// Parameters are numbered: for each target A, then B, then magnitudes if it has them; targets by layer and then in
-/// the order of [`Projection::ALL`]. A clone shares the tensors; an update leaves the clone's as they are.
+/// the order of [`Projection::ALL`]; behind them the whole modules. A clone shares the tensors; an update leaves the clone's as they are.
 #[derive(Clone, Debug)]
 pub struct LoraSet<B: KernelBackend> {
     targets: Vec<Target>,
     /// The number of each target's first parameter, and that of all.
     offsets: Vec<usize>,
+    wholes: Vec<Whole>,
     parameters: Vec<Parameter>,
     tensors: Vec<Tensor<B, 2>>,
     /// Chance of an element of x to be zeroed, in [0, 1).
@@ -66,11 +70,18 @@ impl<B: KernelBackend> LoraSet<B> {
         let values = parameters.iter().map(|parameter| match parameter.part {
             Part::A => kaiming_uniform(&parameter.name, parameter.shape, seed),
             Part::B => vec![0.0; parameter.shape[0] * parameter.shape[1]],
-            Part::Magnitude => vec![f32::NAN; parameter.shape[1]],
+            Part::Magnitude | Part::Whole => vec![f32::NAN; parameter.shape[0] * parameter.shape[1]],
         });
         let tensors =
             values.zip(&parameters).map(|(values, parameter)| upload(values, parameter, device)).collect();
-        Self { offsets: offsets(&targets), targets, parameters, tensors, dropout: dropout as f32 }
+        Self {
+            offsets: offsets(&targets),
+            targets,
+            wholes: Vec::new(),
+            parameters,
+            tensors,
+            dropout: dropout as f32,
+        }
     }
 
     /// An adapter with given numbers: one vector for each parameter, in this set's order, row-major.
@@ -99,7 +110,45 @@ impl<B: KernelBackend> LoraSet<B> {
             Ok(upload(values, parameter, device))
         };
         let tensors = values.into_iter().zip(&parameters).map(tensor).collect::<Result<_, _>>()?;
-        Ok(Self { offsets: offsets(&targets), targets, parameters, tensors, dropout: dropout as f32 })
+        Ok(Self {
+            offsets: offsets(&targets),
+            targets,
+            wholes: Vec::new(),
+            parameters,
+            tensors,
+            dropout: dropout as f32,
+        })
+    }
+
+    /// The same with modules that are trained as a whole; `of` gives the numbers of each, `[vocab, hidden]` in f32.
+    #[must_use]
+    pub fn with_wholes(mut self, wholes: Vec<Whole>, mut of: impl FnMut(&Whole) -> Tensor<B, 2>) -> Self {
+        for whole in wholes {
+            self.tensors.push(of(&whole));
+            self.parameters.push(whole_parameter(&whole));
+            self.wholes.push(whole);
+        }
+        self
+    }
+
+    /// The modules that are trained as a whole.
+    pub fn wholes(&self) -> &[Whole] {
+        &self.wholes
+    }
+
+    /// The numbers of a module that is trained as a whole, `[vocab, hidden]` in f32.
+    pub fn whole(&self, kind: WholeKind) -> Option<&Tensor<B, 2>> {
+        let first = self.tensors.len() - self.wholes.len();
+        let index = self.wholes.iter().position(|whole| whole.kind == kind)?;
+        self.tensors.get(first + index)
+    }
+
+    /// Gives every whole module the numbers that `of` finds for it.
+    pub fn set_wholes(&mut self, mut of: impl FnMut(&Whole) -> Tensor<B, 2>) {
+        let first = self.tensors.len() - self.wholes.len();
+        for (index, whole) in self.wholes.iter().enumerate() {
+            self.tensors[first + index] = of(whole);
+        }
     }
 
     /// What is adapted, in the order of the parameters.
@@ -157,7 +206,8 @@ impl<B: KernelBackend> LoraSet<B> {
 
     /// Number of trained values.
     pub fn count(&self) -> u64 {
-        self.targets.iter().map(Target::parameters).sum()
+        let wholes: u64 = self.wholes.iter().map(Whole::parameters).sum();
+        self.targets.iter().map(Target::parameters).sum::<u64>() + wholes
     }
 
     /// Size of the trained values.

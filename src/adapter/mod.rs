@@ -8,5 +8,6 @@ pub mod projection;
 pub mod spec;
 pub mod table;
 pub mod target;
+pub mod whole;
 
 pub use error::Error;

@@ -43,6 +43,8 @@ pub struct Spec {
     pub rank_pattern: Vec<(String, usize)>,
     /// Module pattern → alpha, in the order written; the first match wins.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// Modules outside the layers that are trained as a whole, by name.
+    pub modules_to_save: Vec<String>,
     /// A PEFT adapter folder to start from.
     pub init_from: Option<PathBuf>,
 }
@@ -70,6 +72,7 @@ impl Default for Spec {
             learning_rate_ratio: 1.0,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            modules_to_save: Vec::new(),
             init_from: None,
         }
     }
@@ -97,6 +100,7 @@ impl Spec {
                 alpha_pattern: lora
                     .key("alpha_pattern", patterns(number(positive)))
                     .or(default.alpha_pattern),
+                modules_to_save: lora.key("modules_to_save", list(module_name)).or(Vec::new()),
                 init_from: lora.key("init_from", path).optional(),
             }
         })
@@ -118,6 +122,7 @@ impl Spec {
         writer.key("learning_rate_ratio", self.learning_rate_ratio);
         writer.key("rank_pattern", self.rank_pattern.as_slice());
         writer.key("alpha_pattern", self.alpha_pattern.as_slice());
+        writer.key("modules_to_save", &self.modules_to_save);
         writer.optional("init_from", self.init_from.as_ref());
     }
 }

@@ -53,6 +53,9 @@ fn show(found: &Verification, out: &mut impl Write) -> io::Result<()> {
             writeln!(out, "{row}")?;
         }
     }
+    for whole in &found.wholes {
+        line(out, "whole", &format!("{}, {} × {}", whole.path, whole.shape[0], whole.shape[1]))?;
+    }
     for (key, value) in &found.provenance {
         writeln!(out, "          {} {value}", paint(FAINT, key))?;
     }
@@ -150,6 +153,7 @@ fn as_json(found: &Verification) -> Value {
         "identity": identity,
         "files": files,
         "modules": modules,
+        "whole_modules": found.wholes.iter().map(|whole| whole.path.as_str()).collect::<Vec<_>>(),
         "provenance": found.provenance,
         "readers": readers,
     })

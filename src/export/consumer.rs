@@ -1,6 +1,6 @@
 //! The programs that load adapters, what each of them reads, and an adapter folder written for one of them.
 //!
-//! None but PEFT knows DoRA: for the others such an adapter has to be merged.
+//! None but PEFT knows DoRA and modules that are trained as a whole: for the others such an adapter has to be merged.
 //!
 //! | consumer | scaling it computes | refuses |
 //! |---|---|---|
@@ -73,9 +73,11 @@ impl Consumer {
     /// # Errors
     /// Why it cannot, in a few words.
     pub fn knows(self, config: &Config) -> Result<(), &'static str> {
-        match config.use_dora && self != Self::Peft {
-            true => Err("DoRA is PEFT's alone"),
-            false => Ok(()),
+        match self {
+            Self::Peft => Ok(()),
+            _ if config.use_dora => Err("DoRA is PEFT's alone"),
+            _ if !config.modules_to_save.is_empty() => Err("whole trained modules are PEFT's alone"),
+            _ => Ok(()),
         }
     }
 
@@ -265,7 +267,12 @@ fn write_peft(
     out: &Path,
     existing: Existing,
 ) -> Result<(), Error> {
-    let parameters = peft::parameters(targets);
+    let mut parameters = peft::parameters(targets);
+    let mut values = values.to_vec();
+    for whole in adapter.wholes(&adapter.own_wholes())? {
+        values.push(adapter.whole_values(&whole)?);
+        parameters.push(peft::whole_parameter(&whole));
+    }
     let value = |index: usize| Ok(values[index].clone());
     let numbers = Numbers { parameters: &parameters, values: &value };
     let beside = tokenizer_files(adapter.folder())?;

@@ -73,6 +73,7 @@ pub fn config(original: &Config, targets: &[Target], modules: &[Module], use_rsl
         dropout: original.dropout,
         use_rslora,
         use_dora: original.use_dora,
+        modules_to_save: original.modules_to_save.clone(),
         ..Spec::default()
     };
     let base = original.base_model.as_deref().unwrap_or_default();

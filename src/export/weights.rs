@@ -18,6 +18,7 @@ use super::base::OpenedBase;
 use super::delta::{Pair, square_of, square_of_difference};
 use crate::adapter::peft;
 use crate::adapter::target::Target;
+use crate::adapter::whole::Whole;
 use crate::assets::Dtype;
 use crate::files;
 use crate::files::safetensors::{Layout, TensorHeader};
@@ -78,6 +79,8 @@ pub struct Merged<'a> {
     pub adapter: &'a peft::Adapter,
     /// Its targets on this base.
     pub targets: &'a [Target],
+    /// The modules that it has as a whole, which take the place of the base's.
+    pub wholes: &'a [Whole],
     /// What the delta is added to.
     pub onto: Onto,
     /// The quantization whose error is measured, when the base is dense.
@@ -198,6 +201,13 @@ impl Merged<'_> {
     ) -> Result<Vec<u8>, Error> {
         let weights = self.base.folder.weights();
         let name = tensor.name.as_str();
+        if let Some(whole) =
+            self.wholes.iter().find(|whole| name.strip_suffix(".weight") == Some(&whole.path))
+        {
+            let (bytes, rounding) = encode(name, &self.adapter.whole_values(whole)?, dtype)?;
+            changes.rounding += rounding;
+            return Ok(bytes);
+        }
         let stored = checked.quantized.get(name);
         let target = self.target(tensor);
         let requantized = match self.onto {

@@ -85,6 +85,9 @@ pub fn generate<B: KernelBackend>(
     if prompt.len() >= context {
         return Err(Error::PromptTooLong { prompt: prompt.len(), context });
     }
+    let adopting = adapter.filter(|adapter| !adapter.wholes().is_empty());
+    let adopting = adopting.map(|adapter| decoder.adopting(adapter));
+    let decoder = adopting.as_ref().unwrap_or(decoder);
     let layers = decoder.layers().len();
     let adapters: Option<Vec<_>> =
         adapter.map(|adapter| (0..layers).map(|layer| adapter.layer(layer, None)).collect());

@@ -158,15 +158,12 @@ pub(super) const ALIASES: &[Alias] = &[
         Note("the adapter is `[adapter.lora]`; leave it out"),
     ),
     alias(
-        &[
-            "modules_to_save",
-            "lora_modules_to_save",
-            "additional_target",
-            "layers_to_transform",
-            "layers_pattern",
-            "num_layers",
-        ],
-        Note("choose projections with `target_modules` in `[adapter.lora]`; other modules stay frozen"),
+        &["layers_to_transform", "layers_pattern", "num_layers"],
+        Note("choose projections with `target_modules` in `[adapter.lora]`"),
+    ),
+    alias(
+        &["lora_modules_to_save", "additional_target", "modules_to_train"],
+        Key("adapter.lora.modules_to_save"),
     ),
     alias(&["bias", "lora_bias", "fan_in_fan_out"], Note("biases stay frozen; leave it out")),
     alias(&["peft_use_dora", "dora"], Key("adapter.lora.use_dora")),

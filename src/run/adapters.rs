@@ -86,7 +86,7 @@ impl Merge {
         source: &Source,
         environment: &Environment<'_>,
     ) -> Result<Self, Error> {
-        let opened = peft::Adapter::open(adapter)?;
+        let opened = peft::Adapter::open_with_wholes(adapter)?;
         let base = base.open(&opened, environment)?;
         let plan = Plan::new(opened, base, options)?;
         let spec = &plan.base.spec;
@@ -240,7 +240,7 @@ pub fn verify(
     base: BaseChoice<'_>,
     environment: &Environment<'_>,
 ) -> Result<Verification, Error> {
-    let base = match (base.base, peft::Adapter::open(adapter)) {
+    let base = match (base.base, peft::Adapter::open_with_wholes(adapter)) {
         (Some(_), Ok(opened)) => Some(base.open(&opened, environment)?),
         (None, _) | (_, Err(_)) => None,
     };
@@ -259,7 +259,7 @@ pub fn export(
     existing: Existing,
     environment: &Environment<'_>,
 ) -> Result<Exported, Error> {
-    let opened = peft::Adapter::open(adapter)?;
+    let opened = peft::Adapter::open_with_wholes(adapter)?;
     let base = base.open_if_there(&opened, environment)?;
     let targets = match &base {
         Some(base) => opened.targets(&base.spec.modules())?,

@@ -34,7 +34,7 @@ impl<B: KernelBackend> Optimizer<B> {
         let moments = adapters.tensors().iter().map(zero).collect();
         let config = AdamWConfig { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay };
         let factor = |parameter: &Parameter| match parameter.part {
-            Part::A => 1.0,
+            Part::A | Part::Whole => 1.0,
             Part::B | Part::Magnitude => learning_rate_ratio,
         };
         let rate_factors = adapters.parameters().iter().map(factor).collect();

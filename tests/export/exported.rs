@@ -35,7 +35,7 @@ fn peft_folders_compute_what_peft_computed_from_the_original() {
         let (ids, expected) =
             reference(&golden("peft").join(name).join("golden.safetensors"), "input_ids", "logits");
         for consumer in [Consumer::Peft, Consumer::MistralRs, Consumer::Vllm, Consumer::LlamaCpp] {
-            if name == "dora" && consumer != Consumer::Peft {
+            if !PLAIN.contains(&name) && consumer != Consumer::Peft {
                 continue;
             }
             let folder = exported(name, consumer, out.path());
@@ -174,11 +174,14 @@ fn what_cannot_be_carried_over_says_merge_instead() {
     let error =
         export(&wide, choice, Consumer::Mlx, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
     assert!(error.contains("--base"), "{error}");
-    let dora = golden("peft/dora");
+    let (dora, wholes) = (golden("peft/dora"), golden("peft/wholes"));
     for consumer in [Consumer::MistralRs, Consumer::Vllm, Consumer::LlamaCpp, Consumer::Mlx] {
         let error =
             export(&dora, choice, consumer, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
         assert!(error.contains("DoRA") && error.contains("merge instead: `tune merge"), "{error}");
+        let error =
+            export(&wholes, choice, consumer, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
+        assert!(error.contains("whole trained modules") && error.contains("merge instead"), "{error}");
     }
     assert!(!to.exists());
 }

@@ -10,9 +10,9 @@ the last step. Needs `trajectory.py` to have been run.
 from dataclasses import asdict, dataclass
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tiny_model import HERE, deterministic, tidy_adapter_folder, write_json
 from trajectory import PROJECTIONS, Case, Trajectory, adamw, load_frozen_base, train
@@ -26,13 +26,20 @@ class Kind(Case):
 
     learning_rate_ratio: float = 1.0  # B's rate over A's
     start: str = "trajectory/adapter"
+    modules_to_save: tuple[str, ...] = ()  # trained as a whole, from what the base has
 
 
 CASES = [
     Kind("loraplus", "tokens.jsonl", 4, 1, 2e-4, 0.01, 1.0, learning_rate_ratio=16.0),
     Kind("dora", "tokens.jsonl", 4, 1, 1e-3, 0.01, 1.0, start="kinds/adapter_dora"),
     Kind("dora_loraplus", "tokens.jsonl", 2, 2, 2e-4, 0.01, 0.0, 8, learning_rate_ratio=8.0, start="kinds/adapter_dora"),
+    Kind(
+        "wholes", "tokens.jsonl", 2, 2, 1e-3, 0.01, 1.0, 8,
+        learning_rate_ratio=4.0, modules_to_save=("embed_tokens", "lm_head"),
+    ),
 ]
+# Of a whole module every so many rows are kept in the fixtures.
+ROWS = 8
 
 
 def make_dora() -> None:
@@ -68,8 +75,28 @@ def optimizer_of(case: Kind, model: PeftModel) -> torch.optim.Optimizer:
     )
 
 
+def start(case: Kind) -> PeftModel:
+    if not case.modules_to_save:
+        return PeftModel.from_pretrained(load_frozen_base(), HERE / case.start, is_trainable=True)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.0,
+        target_modules=PROJECTIONS,
+        modules_to_save=list(case.modules_to_save),
+    )
+    model = get_peft_model(load_frozen_base(), config)
+    tensors = load_file(HERE / case.start / "adapter_model.safetensors")
+    base = load_frozen_base().state_dict()
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[f"base_model.model.{name}"] = base[name]
+    set_peft_model_state_dict(model, tensors)
+    return model
+
+
 def run(case: Kind) -> Trajectory:
-    model = PeftModel.from_pretrained(load_frozen_base(), HERE / case.start, is_trainable=True)
+    model = start(case)
     return train(case, model, optimizer_of(case, model))
 
 
@@ -93,7 +120,10 @@ def main() -> None:
                 for key, gradient in trajectory.step0_gradients.items()
             }
             write("step0_gradients_dora.safetensors", gradients)
-        write(f"final_adapter_{case.name}.safetensors", trajectory.final_adapter)
+        final = {
+            key: tensor if "lora_" in key else tensor[::ROWS] for key, tensor in trajectory.final_adapter.items()
+        }
+        write(f"final_adapter_{case.name}.safetensors", final)
         print(f"{case.name}: loss {trajectory.losses[0]:.4f} -> {trajectory.losses[-1]:.4f}")
 
 

@@ -6,5 +6,7 @@ mod dora;
 mod gradients;
 mod kinds;
 mod peft_roundtrip;
+#[path = "../support/mod.rs"]
+mod tensors;
 mod training;
 mod trajectory;

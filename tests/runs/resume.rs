@@ -48,7 +48,7 @@ fn a_run_stopped_wherever_it_asks_ends_with_the_same_bytes() {
 fn every_kind_of_adapter_goes_on_where_it_stopped() {
     for (adapter, has_magnitudes) in [
         ("use_dora = true\nlearning_rate_ratio = 4\ndropout = 0.1\n", true),
-        ("learning_rate_ratio = 4\n", false),
+        ("learning_rate_ratio = 4\nmodules_to_save = [\"lm_head\", \"embed_tokens\"]\n", false),
     ] {
         let mut bench = Bench::in_memory();
         bench.adapter = adapter.into();

@@ -13,6 +13,7 @@
 
 pub(crate) mod cpu;
 pub mod reference;
+pub mod trained;
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 

@@ -3,7 +3,7 @@
 /// What PEFT puts before every module path.
 const PREFIX: &str = "base_model.model.";
 
-/// One of the tensors of a target.
+/// What a tensor of an adapter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// `[rank, in]`.
@@ -12,10 +12,12 @@ pub enum Part {
     B,
     /// DoRA's magnitudes: `[out]` in a file, a row `[1, out]` in memory.
     Magnitude,
+    /// The weight of a module that is trained as a whole, `[vocab, hidden]`; no target's.
+    Whole,
 }
 
 impl Part {
-    /// Every part, in order.
+    /// Every part of a target, in order.
     pub const ALL: [Self; 3] = [Self::A, Self::B, Self::Magnitude];
 
     /// The name that PEFT has for it.
@@ -24,13 +26,14 @@ impl Part {
             Self::A => "lora_A",
             Self::B => "lora_B",
             Self::Magnitude => "lora_magnitude_vector",
+            Self::Whole => "weight",
         }
     }
 
     /// Its shape in a file.
     pub fn file_shape(self, shape: [usize; 2]) -> Vec<usize> {
         match self {
-            Self::A | Self::B => shape.to_vec(),
+            Self::A | Self::B | Self::Whole => shape.to_vec(),
             Self::Magnitude => vec![shape[1]],
         }
     }
@@ -40,6 +43,7 @@ impl Part {
             Self::A => ".lora_A.weight",
             Self::B => ".lora_B.weight",
             Self::Magnitude => ".lora_magnitude_vector",
+            Self::Whole => ".weight",
         }
     }
 }
@@ -59,6 +63,10 @@ pub(super) fn parse(key: &str) -> Result<(&str, Part), &'static str> {
             return Ok((module, part));
         }
     }
+    if let Some(module) = rest.strip_suffix(Part::Whole.suffix()).filter(|module| !module.contains(".lora_"))
+    {
+        return Ok((module, Part::Whole));
+    }
     Err(match rest {
         _ if rest.ends_with(".lora_B.bias") || rest.ends_with(".lora_A.bias") => {
             "a LoRA bias (lora_bias) is not supported"
@@ -68,9 +76,6 @@ pub(super) fn parse(key: &str) -> Result<(&str, Part), &'static str> {
         _ if rest.ends_with(".bias") => "a trained bias (bias = \"all\" or \"lora_only\") is not supported",
         _ if rest.contains(".lora_A.") || rest.contains(".lora_B.") => {
             "its key names an adapter inside the file, as PEFT does in memory only; save it with save_pretrained"
-        }
-        _ if rest.ends_with(".weight") => {
-            "it is a whole trained module (modules_to_save), which is not supported"
         }
         _ => "it is no part of a LoRA adapter",
     })
@@ -86,6 +91,7 @@ mod tests {
             let written = key("model.layers.0.self_attn.q_proj", part);
             assert_eq!(parse(&written), Ok(("model.layers.0.self_attn.q_proj", part)));
         }
+        assert_eq!(parse("base_model.model.lm_head.weight"), Ok(("lm_head", Part::Whole)));
         assert_eq!(key("lm_head", Part::A), "base_model.model.lm_head.lora_A.weight");
     }
 
@@ -97,7 +103,6 @@ mod tests {
             (format!("{layer}.bias"), "trained bias"),
             (format!("{layer}.lora_A.default.weight"), "save_pretrained"),
             ("base_model.model.model.embed_tokens.lora_embedding_A".into(), "embedding"),
-            ("base_model.model.lm_head.weight".into(), "modules_to_save"),
             ("model.layers.0.self_attn.q_proj.lora_A.weight".into(), "does not begin with"),
             ("base_model.model.x".into(), "no part"),
         ] {

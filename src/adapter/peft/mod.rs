@@ -24,6 +24,7 @@ pub use read::Adapter;
 use super::error::Error;
 use super::lora::{LoraSet, Parameter};
 use super::target::Target;
+use super::whole::Whole;
 use crate::files::safetensors::{Dtype, Layout, TensorHeader, write_f32};
 use crate::files::{self, Existing};
 
@@ -61,6 +62,11 @@ pub fn write<B: KernelBackend>(
 /// Names and shapes of all tensors of an adapter: A, B and under DoRA the magnitudes of each target.
 pub fn parameters(targets: &[Target]) -> Vec<Parameter> {
     super::lora::parameters(targets)
+}
+
+/// Name and shape of a module that is trained as a whole.
+pub fn whole_parameter(whole: &Whole) -> Parameter {
+    Parameter { name: keys::key(&whole.path, keys::Part::Whole), part: keys::Part::Whole, shape: whole.shape }
 }
 
 /// The tensors of an adapter, wherever they come from.

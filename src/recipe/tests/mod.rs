@@ -45,6 +45,7 @@ use_dora = true
 learning_rate_ratio = 16.0
 rank_pattern = { '.*\.0\..*' = 8, "q_proj" = 4 }
 alpha_pattern = { "v_proj" = 1e-3 }
+modules_to_save = ["lm_head", "embed_tokens"]
 init_from = "some\\where"
 [data]
 max_seq_len = 128
