@@ -24,8 +24,12 @@ pub mod backend;
 pub mod ceiling;
 pub mod column_scale;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod dropout;
 mod flex;
+#[cfg(feature = "cube")]
+pub mod gpu;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod memory;

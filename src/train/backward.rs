@@ -5,10 +5,10 @@
 //! on the same numbers, so the gradients are the same bit for bit. The layers at the top keep: theirs is given back
 //! first, when the others come to need it.
 //!
-//! Below the lowest adapted layer nothing is differentiated, unless the embeddings are trained. Gradients are those of a sum over tokens; whoever wants a
-//! mean divides once, at the end.
+//! Below the lowest adapted layer nothing is differentiated, unless the embeddings are trained. Gradients are those of a
+//! sum over tokens; whoever wants a mean divides once, at the end.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 
@@ -115,15 +115,15 @@ pub fn forward_backward<B: KernelBackend>(
         hidden = layer.forward(hidden, adapters, &inputs, None);
     }
 
-    let targets = target_tensor(decoder, batch);
+    let targets = &batch.targets;
     let (loss, mut upstream) = match head {
         Some(head) => {
-            let found = with_trained_head(decoder, &hidden, &head, &targets, gradients.head.take());
+            let found = with_trained_head(decoder, &hidden, &head, targets, gradients.head.take());
             gradients.head = Some(found.head);
             (found.loss, Some(found.hidden).filter(|_| !tapes.is_empty()))
         }
         None => {
-            let found = negative_log_likelihood(decoder, &hidden, &targets, !tapes.is_empty());
+            let found = negative_log_likelihood(decoder, &hidden, targets, !tapes.is_empty());
             (found.loss, found.gradient)
         }
     };
@@ -160,7 +160,7 @@ pub fn evaluate<B: KernelBackend>(
     for (index, layer) in decoder.layers().iter().enumerate() {
         hidden = layer.forward(hidden, &adapters.layer(index, None), &inputs, None);
     }
-    Ok(loss_value(negative_log_likelihood(decoder, &hidden, &target_tensor(decoder, batch), false).loss))
+    Ok(loss_value(negative_log_likelihood(decoder, &hidden, &batch.targets, false).loss))
 }
 
 fn layer_inputs<B: KernelBackend>(
@@ -169,10 +169,6 @@ fn layer_inputs<B: KernelBackend>(
 ) -> Result<LayerInputs<B>, FitError> {
     let documents = DocumentOffsets::packed(&batch.document_offsets);
     Ok(decoder.inputs(&batch.position_ids, documents)?)
-}
-
-fn target_tensor<B: KernelBackend>(decoder: &Decoder<B>, batch: &MicroBatch) -> Tensor<B, 1, Int> {
-    Tensor::from_data(TensorData::new(batch.targets.clone(), [batch.targets.len()]), decoder.device())
 }
 
 /// The one number of a loss tensor; NaN when the device cannot give it, which ends the run as any other NaN does.

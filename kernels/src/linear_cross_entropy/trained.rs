@@ -11,7 +11,7 @@
 
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
 
-use super::{IGNORED, chunk_rows};
+use super::{chunk_rows, supervised};
 use crate::backend::KernelBackend;
 
 /// Bytes that a logit takes while its rows are worked on: itself, its probability, and one in between.
@@ -32,30 +32,23 @@ pub struct TrainedLoss<B: Backend> {
 ///
 /// # Shapes
 /// `hidden` `[tokens, hidden]`, `head` and `sum` `[vocabulary, hidden]` in f32, `targets` `[tokens]` (a token id or
-/// [`IGNORED`]).
+/// [`IGNORED`](super::IGNORED)).
 ///
 /// # Panics
-/// If shapes do not fit, a target is neither a token id nor [`IGNORED`], or the head is not f32.
+/// If shapes do not fit, a target is neither a token id nor that, or the head is not f32.
 pub fn trained_linear_cross_entropy<B: KernelBackend>(
     hidden: &Tensor<B, 2>,
     head: &Tensor<B, 2>,
-    targets: &Tensor<B, 1, Int>,
+    targets: &[i32],
     sum: Option<Tensor<B, 2>>,
 ) -> TrainedLoss<B> {
     let ([tokens, width], [vocabulary, columns]) = (hidden.dims(), head.dims());
     assert_eq!(columns, width, "linear_cross_entropy: hidden states of {width} do not fit the head");
-    assert_eq!(targets.dims(), [tokens], "linear_cross_entropy: one target per token");
+    assert_eq!(targets.len(), tokens, "linear_cross_entropy: one target per token");
     assert_eq!(head.dtype(), DType::F32, "linear_cross_entropy: a trained head is f32");
     let device = hidden.device();
-    let rows: Vec<(i64, i64)> = (0..)
-        .zip(targets.to_data().iter::<i64>())
-        .filter(|(_, target)| *target != i64::from(IGNORED))
-        .inspect(|(row, target)| {
-            let fits = usize::try_from(*target).is_ok_and(|target| target < vocabulary);
-            assert!(fits, "linear_cross_entropy: the target of row {row} is no id below {vocabulary}");
-        })
-        .collect();
-    let integers = |values: Vec<i64>| -> Tensor<B, 1, Int> {
+    let rows = supervised(targets, vocabulary);
+    let integers = |values: Vec<usize>| -> Tensor<B, 1, Int> {
         let (values, length): (Vec<i32>, _) =
             (values.iter().map(|value| *value as i32).collect(), values.len());
         Tensor::from_data(TensorData::new(values, [length]), &device)
@@ -66,8 +59,8 @@ pub fn trained_linear_cross_entropy<B: KernelBackend>(
     let mut dhead = sum.unwrap_or_else(|| zeros([vocabulary, width]));
     let chunk = chunk_rows(rows.len() as u64, vocabulary as u64, BYTES_PER_LOGIT) as usize;
     for rows in rows.chunks(chunk.max(1)) {
-        let places = integers(rows.iter().map(|(row, _)| *row).collect());
-        let targets = integers(rows.iter().map(|(_, target)| *target).collect()).unsqueeze_dim(1);
+        let places = integers(rows.iter().map(|supervised| supervised.row).collect());
+        let targets = integers(rows.iter().map(|supervised| supervised.target).collect()).unsqueeze_dim(1);
         let x = hidden.clone().select(0, places.clone()).cast(DType::F32);
         let logits = x.clone().matmul(head.clone().transpose());
         // Relative to the largest: nothing overflows.
