@@ -2,7 +2,8 @@
 //!
 //! `y = f · (W·x + scaling · B·A·x) + bias` with `f = m / ‖W + scaling · B·A‖`, norms over each row (Liu et al. 2024,
 //! <https://arxiv.org/abs/2402.09353>, equation 5). The norm is a constant in the backward pass (section 4.3), so
-//! `dm = df / ‖W + scaling · B·A‖`. Dropout acts on the input of A alone, as in LoRA.
+//! `dm = df / ‖W + scaling · B·A‖`. Dropout acts on the input of A alone, as in LoRA; PEFT also drops the input of
+//! `(f − 1) · W`, at the price of a second product with W.
 //!
 //! Neither `W + scaling · B·A` nor `B·A` is ever formed:
 //!
