@@ -331,3 +331,32 @@ fn check_strides<B: KernelBackend>(_: &Site) {
     let run = |x| values(&linear::<B>(x, &[layer], None).outputs[0]);
     assert_eq!(run(&turned), run(&copied));
 }
+
+/// An NF4 weight that is unpacked as it is read gives the bits of the dense matrix it stands for.
+#[test]
+fn an_nf4_weight_gives_the_bits_of_its_dense_matrix() {
+    everywhere!(check_unpacking);
+}
+
+fn check_unpacking<B: KernelBackend>(site: &Site) {
+    for dtype in site.dtypes.clone() {
+        let (packed, dense) = frozen::<B>(WEIGHTS[1], [48, 64], dtype);
+        let dense = FrozenWeight::Dense(tensor::<B, 2>(&dense, [48, 64], dtype));
+        let x = tensor::<B, 2>(&random(9 * 64, 1, 1.0), [9, 64], dtype);
+        let dy = tensor::<B, 2>(&random(9 * 48, 2, 1.0), [9, 48], dtype);
+        let [packed, dense] = [packed, dense].map(|weight| {
+            let layer = Linear { weight: &weight, bias: None, lora: None };
+            let y = values(&linear(&x, &[layer], None).outputs[0]);
+            let request = LinearBackward {
+                x: None,
+                layers: &[layer],
+                down: None,
+                dy: std::slice::from_ref(&dy),
+                wants_x: true,
+                sums: vec![None],
+            };
+            (y, values(&linear_backward(request).x.expect("asked for")))
+        });
+        assert_eq!(packed, dense, "{dtype:?} on {}", site.name);
+    }
+}
