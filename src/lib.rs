@@ -30,7 +30,7 @@
 //! | [`assets`] | a Hugging Face folder, proven complete; the local hub cache |
 //! | [`data`] | from files of examples to micro-batches of token ids |
 //! | [`quant`] | frozen weights: our own quantization, bitsandbytes checkpoints |
-//! | [`adapter`] | LoRA: targets, numbers, PEFT files |
+//! | [`adapter`] | LoRA, DoRA, whole modules beside them: targets, numbers, PEFT files |
 //! | [`model`] | families, the decoder, loading |
 //! | [`objective`] | what is minimised |
 //! | [`checkpoint`] | named tensors and counters on disk |

@@ -21,6 +21,15 @@ pub fn panel_bytes(tokens: u64, dtype: DType) -> u64 {
     parallel::threads() as u64 * matmul::task_bytes(tokens, element)
 }
 
+/// Bytes of the logits, and of what is made of them, inside [`trained_linear_cross_entropy`], for `tokens` supervised
+/// rows.
+///
+/// [`trained_linear_cross_entropy`]: linear_cross_entropy::trained::trained_linear_cross_entropy
+pub fn trained_loss_bytes(tokens: u64, vocabulary: u64) -> u64 {
+    let bytes = linear_cross_entropy::trained::BYTES_PER_LOGIT;
+    linear_cross_entropy::chunk_rows(tokens, vocabulary, bytes) * vocabulary * bytes
+}
+
 /// Bytes inside [`linear_cross_entropy::linear_cross_entropy`] with a gradient, which is included, for `tokens`
 /// supervised rows.
 pub fn loss_bytes(tokens: u64, width: u64, vocabulary: u64, dtype: DType) -> u64 {

@@ -180,7 +180,7 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
             true => Some(self.dense(&format!("{module}.bias"), [shape[0]])?),
             false => None,
         };
-        Ok(FrozenProjection { weight, bias })
+        Ok(FrozenProjection::new(weight, bias))
     }
 
     /// A 4-bit weight, moved to the device.

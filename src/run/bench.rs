@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use burn::tensor::{DType, Tensor};
 use serde::Serialize;
 use tune_kernels::KernelBackend;
 use tune_kernels::ceiling;
@@ -14,8 +15,9 @@ use super::open::{Opened, open};
 use super::{Environment, Error};
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::adapter::projection::Projection;
-use crate::adapter::spec::{Spec as AdapterSpec, TargetModules};
+use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
+use crate::adapter::whole::Whole;
 use crate::data::batch::MicroBatch;
 use crate::device::{Device, OnBackend};
 use crate::model::{Decoder, DecoderSpec, FloatDtype, load, random, shapes};
@@ -125,6 +127,7 @@ pub fn bench(
                 spec: opened.spec.clone(),
                 quantization: recipe.quantization,
                 targets: opened.targets.clone(),
+                wholes: opened.wholes.clone(),
                 dropout: recipe.adapter.dropout,
                 documents: recipe.train.micro_batch_size,
                 seq_len: recipe.data.max_seq_len,
@@ -146,20 +149,12 @@ pub fn bench(
             device = Device::Cpu;
             let native = |dtype| device.is_native(dtype);
             let fastest = if native(FloatDtype::Bf16) { FloatDtype::Bf16 } else { FloatDtype::F32 };
-            let adapter = AdapterSpec {
-                rank,
-                alpha: 2.0 * rank as f64,
-                dropout: 0.0,
-                target_modules: TargetModules::AllLinear,
-                use_rslora: false,
-                rank_pattern: Vec::new(),
-                alpha_pattern: Vec::new(),
-                init_from: None,
-            };
+            let adapter = AdapterSpec { rank, alpha: 2.0 * rank as f64, ..AdapterSpec::default() };
             // All linear layers are there in every model.
             let targets = target::resolve(&adapter, &spec.modules()).unwrap_or_default();
             Work {
                 model: name,
+                wholes: Vec::new(),
                 spec,
                 quantization: Some(quant::spec::Spec::Nf4 { block_size: 64, double_quant: true }),
                 targets,
@@ -192,6 +187,7 @@ struct Work<'a> {
     budget: Option<u64>,
     dtype: FloatDtype,
     /// Where the weights come from; random ones without it.
+    wholes: Vec<Whole>,
     opened: Option<Opened>,
     program: u64,
     options: Options,
@@ -210,6 +206,7 @@ impl OnBackend for Work<'_> {
             quantization: self.quantization,
             dtype: self.dtype,
             targets: &self.targets,
+            wholes: &self.wholes,
             tokens,
             program: self.program,
         };
@@ -219,8 +216,12 @@ impl OnBackend for Work<'_> {
         let began = Instant::now();
         let decoder = self.decoder::<B>(device)?;
         let load_seconds = began.elapsed().as_secs_f64();
-        let mut adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
-        let mut optimizer = Optimizer::new(&adapters, 0.0);
+        let unset = |whole: &Whole| Tensor::zeros(whole.shape, (device, DType::F32));
+        let adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
+        let mut adapters = adapters.with_wholes(self.wholes.clone(), unset);
+        decoder.init_wholes(&mut adapters);
+        decoder.init_magnitudes(&mut adapters);
+        let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);
         let mut seconds = Vec::with_capacity(steps);
         let mut loss = f64::NAN;
         let supervised = batch.supervised_tokens * self.accumulation as u64;

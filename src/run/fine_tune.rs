@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use burn::tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 
 use super::inputs::Inputs;
@@ -14,6 +15,7 @@ use super::survey::{self, Extent};
 use super::{Environment, Error, plan};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
+use crate::adapter::whole::Whole;
 use crate::data::batch::Batching;
 use crate::data::example::RowId;
 use crate::data::template::ChatTemplate;
@@ -211,7 +213,8 @@ impl OnBackend for Training<'_> {
         let Self { opened, environment, inputs, mut folder, extent, saved, observer, .. } = self;
         let recipe = &opened.recipe;
         let mut adapters = opened.adapters::<B>(device)?;
-        let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
+        let mut optimizer =
+            Optimizer::new(&adapters, recipe.train.weight_decay, recipe.adapter.learning_rate_ratio);
         let goes_on = saved.is_some();
         let Extent { steps: total_steps, largest_micro_batch } = extent;
         let position = match saved {
@@ -240,6 +243,10 @@ impl OnBackend for Training<'_> {
             },
         )?;
         inputs.require_unchanged()?;
+        if !goes_on && opened.start.is_none() {
+            decoder.init_magnitudes(&mut adapters);
+            decoder.init_wholes(&mut adapters);
+        }
 
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
@@ -389,12 +396,13 @@ impl Opened {
     pub(super) fn adapters<B: KernelBackend>(&self, device: &B::Device) -> Result<LoraSet<B>, Error> {
         let dropout = self.recipe.adapter.dropout;
         let targets = self.targets.clone();
-        match &self.start {
-            None => Ok(LoraSet::init(targets, dropout, self.recipe.seed, device)),
-            Some(adapter) => {
-                let values = adapter.values(&targets)?;
-                Ok(LoraSet::from_values(targets, dropout, values, device)?)
-            }
-        }
+        let Some(start) = &self.start else {
+            // No numbers before those of the base are there.
+            let unset = |whole: &Whole| Tensor::full(whole.shape, f32::NAN, (device, DType::F32));
+            let adapters = LoraSet::init(targets, dropout, self.recipe.seed, device);
+            return Ok(adapters.with_wholes(self.wholes.clone(), unset));
+        };
+        let adapters = LoraSet::from_values(targets.clone(), dropout, start.values(&targets)?, device)?;
+        Ok(start.with_own_wholes(adapters, self.wholes.clone(), device)?)
     }
 }

@@ -23,6 +23,7 @@ pub(super) fn plan(opened: &Opened, dtype: FloatDtype, tokens: u64) -> Result<Pl
         quantization: recipe.quantization,
         dtype,
         targets: &opened.targets,
+        wholes: &opened.wholes,
         tokens,
         program,
     };

@@ -4,6 +4,7 @@ use super::open::open;
 use super::{Environment, Error};
 use super::{plan, survey};
 use crate::adapter::target::Target;
+use crate::adapter::whole::Whole;
 use crate::data::survey::Survey;
 use crate::device::Device;
 use crate::model::FloatDtype;
@@ -25,6 +26,8 @@ pub struct Validation {
     pub device: &'static str,
     /// The projections that would get an adapter.
     pub targets: Vec<Target>,
+    /// The modules that would be trained as a whole.
+    pub wholes: Vec<Whole>,
     /// Where the chat template comes from, where one is used.
     pub template: Option<String>,
     /// What the rows are like.
@@ -61,6 +64,7 @@ pub fn validate(
         compute_dtype,
         device: device.name(),
         targets: opened.targets,
+        wholes: opened.wholes,
         template: opened.template.as_ref().map(|template| template.origin().to_owned()),
         warnings,
         warmup_steps: Schedule::new(&opened.recipe.train, steps).warmup_steps(),

@@ -9,6 +9,7 @@ use tune_kernels::memory;
 
 use crate::adapter::projection::Projection;
 use crate::adapter::target::Target;
+use crate::adapter::whole::{Whole, WholeKind};
 use crate::model::load::burn_dtype;
 use crate::model::{DecoderSpec, FloatDtype};
 use crate::quant;
@@ -49,6 +50,8 @@ pub struct Workload<'a> {
     pub dtype: FloatDtype,
     /// The adapted projections.
     pub targets: &'a [Target],
+    /// The modules that are trained as a whole.
+    pub wholes: &'a [Whole],
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
     /// Memory of the process before anything is loaded, in bytes.
@@ -123,12 +126,16 @@ impl Plan {
 
     /// The plan in which the top `kept_layers` layers keep what their backward pass needs.
     pub fn keeping(workload: &Workload<'_>, kept_layers: usize) -> Self {
-        let Workload { spec, dtype, targets, tokens, program, .. } = *workload;
+        let Workload { spec, dtype, targets, wholes, tokens, program, .. } = *workload;
         let value = dtype.bytes() as u64;
         let layers = spec.layers;
         let (packed, scales, dense) = workload.weights();
-        let trained: u64 = targets.iter().map(Target::parameters).sum();
-        let lowest = targets.first().map_or(layers, |target| target.module.layer);
+        let whole: u64 = wholes.iter().map(Whole::parameters).sum();
+        let trained = targets.iter().map(Target::parameters).sum::<u64>() + whole;
+        let lowest = match wholes.iter().any(|whole| whole.kind == WholeKind::Embedding) {
+            true => 0,
+            false => targets.first().map_or(layers, |target| target.module.layer),
+        };
         let kept = kept_layers.min(layers - lowest) as u64;
         let inputs = (layers - lowest) as u64 - kept;
         let hidden = tokens * spec.hidden_size as u64 * value;
@@ -138,6 +145,13 @@ impl Plan {
         // The loss is done before the backward pass begins.
         let loss =
             memory::loss_bytes(tokens, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype));
+        // A trained head: some rows of logits three times over, and the gradient before it joins the sum.
+        let loss = match wholes.iter().find(|whole| whole.kind == WholeKind::Head) {
+            Some(head) => {
+                loss + 4 * head.parameters() + memory::trained_loss_bytes(tokens, head.shape[0] as u64)
+            }
+            None => loss,
+        };
         let workspace = workload.workspace() + again;
         let (loss, workspace) = if loss > workspace { (loss - workspace, workspace) } else { (0, workspace) };
         let terms = vec![
@@ -213,8 +227,16 @@ impl Workload<'_> {
             None => 0,
         };
         let hidden = spec.hidden_size as u64;
-        let values = 2 * hidden + 2 * queries + 2 * keys + 2 * spec.intermediate_size as u64 + ranks;
+        // Under DoRA the outputs of two projections as they are before their magnitudes; those of the others take the
+        // place of what is kept anyway.
+        let magnitudes = if self.uses_dora() { 2 * hidden } else { 0 };
+        let values =
+            magnitudes + 2 * hidden + 2 * queries + 2 * keys + 2 * spec.intermediate_size as u64 + ranks;
         self.tokens * (values * self.dtype.bytes() as u64 + 4 * spec.attention_heads as u64)
+    }
+
+    fn uses_dora(&self) -> bool {
+        self.targets.iter().any(|target| target.use_dora)
     }
 
     fn head_widths(&self) -> (u64, u64) {
@@ -228,8 +250,8 @@ impl Workload<'_> {
         let packed = memory::packed_value_bytes(burn_dtype(self.dtype));
         let (hidden, intermediate) = (spec.hidden_size as u64, spec.intermediate_size as u64);
         let (queries, keys) = self.head_widths();
-        // The gradient that comes from above, and the norm's output.
-        let around = 2 * hidden * value;
+        // The gradient that comes from above, and the norm's output; under DoRA outputs that are made again.
+        let around = 2 * hidden * value + if self.uses_dora() { 2 * intermediate * value } else { 0 };
         // Activation and its gradient, beside the packed gradient from above.
         let down = around + 2 * intermediate * value + hidden * packed;
         // The packed gradients of gate and up, beside that of their input.

@@ -103,3 +103,42 @@ fn a_target_beyond_the_vocabulary_is_refused() {
     let head = FrozenWeight::Dense(Tensor::ones([7, 4], &Default::default()));
     linear_cross_entropy(&hidden, &head, &[6, 7], false);
 }
+
+#[test]
+fn a_trained_head_agrees_with_the_oracle() {
+    everywhere!(check_trained_head);
+}
+
+fn check_trained_head<B: KernelBackend>(site: &Site) {
+    use tune_kernels::linear_cross_entropy::trained::trained_linear_cross_entropy;
+    // The last has more rows than one chunk.
+    for (tokens, width, vocabulary) in [(1, 8, 2), (9, 33, 101), (700, 16, 50), (90, 2, 131_000)] {
+        if !site.has_time_for(tokens * width * vocabulary) {
+            continue;
+        }
+        for dtype in site.dtypes.clone() {
+            if vocabulary > 1000 && dtype != DType::F32 {
+                continue;
+            }
+            let what =
+                format!("trained head, {dtype:?} [{tokens}, {width}] x {vocabulary}, on {}", site.name);
+            let head = random(vocabulary * width, 2, 1.0);
+            let hidden = random_in(tokens * width, 1, 1.0, dtype);
+            let targets: Vec<Option<usize>> =
+                (0..tokens).map(|i| (i % 5 != 3).then_some(i * 31 % vocabulary)).collect();
+            let (loss, dhidden) = reference::loss_and_gradient(&hidden, &head, &targets, width);
+            let dhead = reference::head_gradient(&hidden, &head, &targets, width);
+            let on_device: Vec<i32> = targets.iter().map(|t| t.map_or(IGNORED, |t| t as i32)).collect();
+            let hidden = tensor::<B, 2>(&hidden, [tokens, width], dtype);
+            let head = tensor::<B, 2>(&head, [vocabulary, width], DType::F32);
+            let found = trained_linear_cross_entropy(&hidden, &head, &on_device, None);
+            assert_close(&format!("loss, {what}"), &values(&found.loss), &[loss as f32], 4e-6);
+            assert_eq!(found.hidden.dtype(), dtype);
+            assert_close(&format!("dhidden, {what}"), &values(&found.hidden), &dhidden, tolerance(dtype));
+            assert_close(&format!("dhead, {what}"), &values(&found.head), &dhead, 4e-6);
+            let twice = trained_linear_cross_entropy(&hidden, &head, &on_device, Some(found.head.clone()));
+            let doubled: Vec<f32> = dhead.iter().map(|value| 2.0 * value).collect();
+            assert_close(&format!("sum, {what}"), &values(&twice.head), &doubled, 4e-6);
+        }
+    }
+}
