@@ -157,9 +157,8 @@ impl<R: CubeRuntime> Pass<'_, R> {
         if elements(x1) == 0 {
             return;
         }
-        let tile = tile(&x1.client, x1.dtype, head_dim, |tile| {
-            tensor_cores_backward::staged_rows(tile, wants[0])
-        });
+        let tile =
+            tile(&x1.client, x1.dtype, head_dim, |tile| tensor_cores_backward::staged_rows(tile, wants[0]));
         let schedule = Schedule::new(&x1.client, options, side, block_rows(tile));
         let grid = cubes(schedule.blocks() * row_heads as u32);
         let tokens = options.documents.queries() as u32;

@@ -48,7 +48,9 @@ fn blocks(options: &AttentionOptions, side: Side, rows: usize) -> Vec<Work> {
             let last = first + count - 1;
             let (from, to) = match side {
                 Side::Queries => ((first + shift + 1).saturating_sub(window), last + shift + 1),
-                Side::Keys => (first.saturating_sub(shift), last.saturating_add(window).saturating_sub(shift)),
+                Side::Keys => {
+                    (first.saturating_sub(shift), last.saturating_add(window).saturating_sub(shift))
+                }
             };
             let from = from.max(other.start);
             let to = to.min(other.end).max(from);
@@ -156,7 +158,9 @@ mod tests {
         for documents in documents {
             for sliding_window in [None, Some(1), Some(20), Some(1000)] {
                 let options = AttentionOptions { documents: documents.clone(), scaling: 1.0, sliding_window };
-                for (side, rows) in [(Side::Queries, 16), (Side::Keys, 16), (Side::Queries, 64), (Side::Keys, 1)] {
+                for (side, rows) in
+                    [(Side::Queries, 16), (Side::Keys, 16), (Side::Queries, 64), (Side::Keys, 1)]
+                {
                     check(&options, side, rows);
                 }
             }

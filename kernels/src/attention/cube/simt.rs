@@ -203,16 +203,7 @@ pub(super) fn backward_kernel<F: Float>(
             };
             let mut scores = zeros(4u32);
             add_scores::<F>(&mut scores, x1, own, y1, columns, &mut strip, head_dim);
-            probabilities(
-                &mut scores,
-                log_sum_exp,
-                query_head * tokens,
-                block,
-                first,
-                window,
-                scaling,
-                side,
-            );
+            probabilities(&mut scores, log_sum_exp, query_head * tokens, block, first, window, scaling, side);
             if comptime!(wants[1]) {
                 transpose(&scores, &mut weights);
                 add_products::<F>(&mut sums2, &weights, y2, columns, &mut strip, head_dim);
@@ -317,7 +308,6 @@ fn add_scores<F: Float>(
         load_transposed::<F>(a, a_rows, step * STEP, strip, 0u32, head_dim);
         load_transposed::<F>(b, b_rows, step * STEP, strip, STEP * PITCH, head_dim);
         sync_cube();
-        #[unroll]
         for d in 0..STEP {
             let left = strip[(d * PITCH + down) as usize];
             let right = strip[((STEP + d) * PITCH + across) as usize];
@@ -399,7 +389,6 @@ fn add_products<F: Float>(
                 strip[(line * PITCH + across) as usize] = four;
             }
             sync_cube();
-            #[unroll]
             for line in 0..STRIP {
                 let left = weights[((part * STRIP + line) * PITCH + down) as usize];
                 let right = strip[(line * PITCH + across) as usize];

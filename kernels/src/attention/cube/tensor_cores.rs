@@ -361,7 +361,8 @@ pub(super) fn store_sums<F: Float>(
             let row = UNIT_POS_Y * fragment + at / fragment;
             let column = comptime!(d * fragment) + at % fragment;
             if row < rows.count && column < comptime!(tile.head_dim) {
-                let sum = scores[(strip + (at % fragment) * comptime!(tile.score_pitch()) + at / fragment) as usize];
+                let sum = scores
+                    [(strip + (at % fragment) * comptime!(tile.score_pitch()) + at / fragment) as usize];
                 let to = rows.start + row * rows.pitch + column;
                 y[to as usize] = F::cast_from(sum * factors[row as usize]);
             }

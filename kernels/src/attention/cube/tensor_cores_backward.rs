@@ -137,13 +137,7 @@ pub(super) fn backward_kernel<F: Float, N: Size>(
             }
             if comptime!(wants[0]) {
                 sync_strip(tile);
-                scores_to_strip::<F, N>(
-                    &shared,
-                    UNIT_POS_Y * fragment + x2_at,
-                    y2_at,
-                    &mut scores,
-                    tile,
-                );
+                scores_to_strip::<F, N>(&shared, UNIT_POS_Y * fragment + x2_at, y2_at, &mut scores, tile);
                 sync_strip(tile);
                 let slopes = slopes(&held, &scores, &statistics, row_delta, side, tile);
                 put::<F>(&slopes, &mut weights, tile);

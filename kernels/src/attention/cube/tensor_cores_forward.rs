@@ -107,7 +107,8 @@ pub(super) fn forward_kernel<F: Float, N: Size>(
         }
         sync_strip(tile);
 
-        let (new, sum, is_far) = weigh::<F>(&scores, &mut weights, reference, block, first, window, scaling, tile);
+        let (new, sum, is_far) =
+            weigh::<F>(&scores, &mut weights, reference, block, first, window, scaling, tile);
         let factor = (reference - new).exp();
         total = total * factor + sum;
         reference = new;
@@ -117,8 +118,11 @@ pub(super) fn forward_kernel<F: Float, N: Size>(
             }
         }
         sync_strip(tile);
-        let must_scale =
-            if comptime!(tile.syncs_planes) { plane_any(is_far) } else { flags[(index % 2) as usize] == 1u32 };
+        let must_scale = if comptime!(tile.syncs_planes) {
+            plane_any(is_far)
+        } else {
+            flags[(index % 2) as usize] == 1u32
+        };
         if must_scale {
             scale(&sums, &mut scores, factor, tile);
         }
@@ -233,7 +237,12 @@ fn scale(
         sync_strip(tile);
         let start = strip as usize;
         let length = comptime!((tile.fragment * pitch) as usize);
-        cmma::load_with_layout(sum, &scores.slice(start, start + length), pitch, cmma::MatrixLayout::ColMajor);
+        cmma::load_with_layout(
+            sum,
+            &scores.slice(start, start + length),
+            pitch,
+            cmma::MatrixLayout::ColMajor,
+        );
         sync_strip(tile);
     }
 }
