@@ -28,6 +28,17 @@ fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
         ("few queries", DocumentOffsets::with_cache(&[0, 4, 7], &[0, 50, 200]), None, sizes(5, 1, 20)),
         ("few queries, window", DocumentOffsets::with_cache(&[0, 3], &[0, 90]), Some(20), sizes(2, 2, 33)),
         ("cache, window", DocumentOffsets::with_cache(&[0, 3], &[0, 90]), Some(20), sizes(2, 1, 16)),
+        ("head of 64", DocumentOffsets::packed(&[0, 65, 70, 113]), None, sizes(2, 1, 64)),
+        ("head of 96", DocumentOffsets::packed(&[0, 83]), None, sizes(2, 1, 96)),
+        ("head of 128", DocumentOffsets::packed(&[0, 67]), Some(40), sizes(2, 1, 128)),
+        ("head of 40", DocumentOffsets::packed(&[0, 35]), None, sizes(1, 1, 40)),
+        ("4 share", DocumentOffsets::packed(&[0, 21, 50, 51, 130]), Some(33), sizes(8, 2, 64)),
+        (
+            "4 share, cache",
+            DocumentOffsets::with_cache(&[0, 17, 17, 20], &[0, 81, 90, 129]),
+            Some(50),
+            sizes(4, 1, 64),
+        ),
     ]
 }
 
