@@ -7,6 +7,7 @@ use crate::adamw::{AdamWConfig, Moments, Update};
 use crate::attention::{AttentionBackward, AttentionOptions};
 use crate::linear::{FrozenWeight, Linear, LinearBackward, LinearGradients, Projected};
 use crate::linear_cross_entropy::{LossAndGradient, Supervised};
+use crate::memory::DeviceMemory;
 use crate::nf4::Nf4Weight;
 use crate::rope::{Direction, RotaryTable};
 
@@ -88,4 +89,9 @@ pub trait KernelBackend: Backend {
 
     /// [`Nf4Weight::dequantize`]: f32 `[out, in]`.
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2>;
+
+    /// What the calling thread's tensors take on `device`; `None` where they lie in the process's own memory.
+    fn device_memory(_device: &Self::Device) -> Option<DeviceMemory> {
+        None
+    }
 }

@@ -21,6 +21,7 @@ pub mod adamw;
 pub mod attention;
 pub mod backend;
 pub mod ceiling;
+pub mod check;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;

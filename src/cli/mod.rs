@@ -6,6 +6,7 @@ pub mod args;
 mod bench;
 mod bundles;
 mod console;
+mod doctor;
 pub mod download;
 mod environment;
 mod exit;
@@ -31,6 +32,8 @@ use args::{Arguments, Command, OutputArguments};
 use console::Console;
 use exit::Exit;
 
+use crate::device;
+
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -42,6 +45,7 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
+    device::configure(environment::kernel_cache().as_deref());
     let mut out = anstream::stdout().lock();
     let exit = match dispatch(&arguments.command, &mut out).and_then(|exit| out.flush().map(|()| exit)) {
         Ok(exit) => exit,
@@ -73,6 +77,7 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
             speak("report", OutputArguments::default(), out, |console| page::report(arguments, console))
         }
         Command::Bench(arguments) => bench::bench(arguments, out),
+        Command::Doctor(arguments) => doctor::doctor(arguments, out),
         Command::Merge(arguments) => merge::merge(arguments, out),
         Command::Verify(arguments) => verify::verify(arguments, out),
         Command::Export(arguments) => merge::export(arguments, out),
