@@ -5,6 +5,9 @@
 //! device. Whatever a kernel adds up, it adds up in an order that depends on shapes alone: the same call on the same
 //! device gives the same bits.
 
+pub(crate) mod convert;
+mod operand;
+pub(crate) mod product;
 pub(crate) mod reduce;
 pub(crate) mod tensor;
 
@@ -136,7 +139,8 @@ where
     }
 
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2> {
-        wrap(nf4::cube::dequantize(weight, burn::tensor::DType::F32))
+        let weight = nf4::cube::Nf4Tensors::new(weight);
+        wrap(nf4::cube::dequantize(&weight, burn::tensor::DType::F32))
     }
 
     fn device_memory(device: &Self::Device) -> Option<DeviceMemory> {

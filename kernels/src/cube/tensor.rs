@@ -114,3 +114,13 @@ pub(crate) fn array<R: CubeRuntime>(tensor: &CubeTensor<R>) -> ArrayArg<R> {
     // SAFETY: the tensor is contiguous, so its buffer holds as many elements as its shape has.
     unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), elements(tensor)) }
 }
+
+/// The largest vector of `dtype` that the device loads at once and that divides all of `lengths`.
+pub(crate) fn vector_size<R: CubeRuntime>(
+    client: &ComputeClient<R>,
+    dtype: DType,
+    lengths: &[usize],
+) -> usize {
+    let fits = |size: &usize| lengths.iter().all(|length| length.is_multiple_of(*size));
+    client.io_optimized_vector_sizes(dtype.size()).filter(fits).max().unwrap_or(1)
+}
