@@ -44,17 +44,43 @@ pub fn loss_bytes(tokens: u64, width: u64, vocabulary: u64, dtype: DType) -> u64
 }
 
 /// Bytes inside [`linear_cross_entropy::linear_cross_entropy`] on a GPU, with a gradient, which is included, for `tokens`
-/// supervised rows: a chunk's logits and its rows, gathered and as gradient.
+/// supervised rows: a chunk's logits in f32 and their slopes, and its rows, gathered and as gradient.
 pub fn loss_bytes_on_gpu(tokens: u64, width: u64, vocabulary: u64, dtype: DType) -> u64 {
     let value = dtype.size() as u64;
-    let rows = linear_cross_entropy::chunk_rows(tokens, vocabulary, 4);
-    rows * vocabulary * (4 + value) + rows * width * (value + 4) + tokens * width * value
+    let rows = chunk_rows_on_gpu(tokens, vocabulary, value);
+    rows * vocabulary * (4 + value) + 2 * rows * width * value + 4 * tokens + tokens * width * value
+}
+
+/// Rows of the chunks that a GPU cuts the loss into.
+fn chunk_rows_on_gpu(tokens: u64, vocabulary: u64, value: u64) -> u64 {
+    let most = ((256 << 20) / (vocabulary * (4 + value)).max(1)).max(64);
+    tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
 }
 
 /// Tokens from which on a GPU dequantizes an NF4 weight beforehand, for products in the compute dtype.
-pub(crate) const DEQUANTIZE_FROM: u64 = 256;
+const DEQUANTIZE_FROM: u64 = 256;
 
 /// Bytes of that dense weight of `weights` numbers, in a product of `tokens` rows.
 pub fn weight_scratch_on_gpu(tokens: u64, weights: u64, dtype: DType) -> u64 {
     if tokens >= DEQUANTIZE_FROM { weights * dtype.size() as u64 } else { 0 }
+}
+
+#[cfg(all(test, feature = "cube"))]
+mod tests {
+    use super::*;
+
+    /// A plan is made in builds without GPUs too, and must not drift from the ops.
+    #[test]
+    fn plans_for_gpus_are_those_of_their_ops() {
+        assert_eq!(DEQUANTIZE_FROM, crate::linear::cube::DEQUANTIZE_FROM as u64);
+        for tokens in [1, 63, 64, 65, 1000, 100_000] {
+            for vocabulary in [1, 50, 49_152, 151_936] {
+                for value in [2, 4] {
+                    let [a, b, c] = [tokens, vocabulary, value].map(|x: u64| x as usize);
+                    let theirs = linear_cross_entropy::cube::chunk_rows(a, b, c) as u64;
+                    assert_eq!(chunk_rows_on_gpu(tokens, vocabulary, value), theirs);
+                }
+            }
+        }
+    }
 }

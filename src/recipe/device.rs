@@ -28,7 +28,7 @@ pub enum DeviceId {
 }
 
 /// What a device is called.
-pub const FORMS: &str = "auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal";
+const FORMS: &str = "auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal";
 
 /// Not the name of a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -146,9 +146,12 @@ fn train(
         observer.observe(&Event::Warning(note.clone()));
     }
     let dtype = opened.compute_dtype(&device)?;
+    let mut extent = None;
     if options.fit && !(options.resume && resume::adopt_micro_batches(&mut opened, &folder)) {
-        let chosen = plan::fit(&mut opened, &device, dtype)?;
-        observer.observe(&Event::Note(chosen));
+        let mut found = survey::extent(&opened, &opened.batching(), environment, observer)?;
+        let chosen = plan::fit(&mut opened, &device, dtype, &mut found.largest_micro_batch)?;
+        observer.observe(&Event::Note(format!("fitted: {chosen}")));
+        extent = Some(found);
     }
     let recipe = &opened.recipe;
     let compute = format!("{} on {}", dtype.name(), device.name());
@@ -169,12 +172,13 @@ fn train(
         observer.observe(&Event::Note(text));
     }
     let batching = opened.batching();
-    let extent = match &saved {
+    let extent = match (&saved, extent) {
         // The very same rows, counted and measured when the run began.
-        Some(Saved { state, .. }) if !is_changed => {
+        (Some(Saved { state, .. }), _) if !is_changed => {
             Extent { steps: state.total_steps, largest_micro_batch: state.largest_micro_batch }
         }
-        _ => survey::extent(&opened, &batching, environment, observer)?,
+        (_, Some(fitted)) => fitted,
+        (_, None) => survey::extent(&opened, &batching, environment, observer)?,
     };
     let plan = plan::plan(&opened, &device, dtype, extent.largest_micro_batch)?;
     let deadline = recipe.train.budget.max_time.and_then(|time| began.checked_add(time));

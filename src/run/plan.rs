@@ -32,7 +32,8 @@ fn workload<'a>(opened: &'a Opened, device: &Device, dtype: FloatDtype, tokens: 
 pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: u64) -> Result<Plan, Error> {
     let (workload, budget) = (workload(opened, device, dtype, tokens), budget(opened, device));
     Plan::new(&workload, budget).map_err(|error| {
-        let (train, seq_len) = (&opened.recipe.train, opened.recipe.data.max_seq_len as u64);
+        let train = &opened.recipe.train;
+        let seq_len = (opened.recipe.data.max_seq_len as u64).min(tokens).max(1);
         let sizes = (train.micro_batch_size, train.gradient_accumulation_steps);
         match memory::most_tokens(&workload, budget) {
             None => error.into(),
@@ -61,42 +62,50 @@ fn smaller((micro_batch_size, accumulation): (usize, usize), most: u64) -> Optio
 }
 
 /// Lets micro-batches be as large as memory allows, at most as large as the recipe says, and the budget be what it is
-/// now, so that the recipe as it is written down plans the same again. Tells what was chosen.
+/// now, so that the recipe as it is written down plans the same again. `largest` is the tokens of the largest micro-batch
+/// as the recipe has them, and becomes that of those chosen. Tells what was chosen.
 ///
 /// # Errors
 /// [`Error::Memory`] if a micro-batch of one sequence does not fit.
-pub(super) fn fit(opened: &mut Opened, device: &Device, dtype: FloatDtype) -> Result<String, Error> {
-    let (budget, seq_len) = (budget(opened, device), opened.recipe.data.max_seq_len as u64);
-    let workload = workload(opened, device, dtype, seq_len);
-    let most = memory::most_tokens(&workload, budget).unwrap_or(0) / seq_len;
+pub(super) fn fit(
+    opened: &mut Opened,
+    device: &Device,
+    dtype: FloatDtype,
+    largest: &mut u64,
+) -> Result<String, Error> {
+    let budget = budget(opened, device);
+    let workload = workload(opened, device, dtype, *largest);
+    let longest = (opened.recipe.data.max_seq_len as u64).min(*largest).max(1);
     let train = &opened.recipe.train;
     let asked = (train.micro_batch_size, train.gradient_accumulation_steps);
-    let Some((micro_batch_size, accumulation)) = smaller(asked, most) else {
-        return match plan(opened, device, dtype, seq_len) {
-            Err(error) => Err(error),
-            // Only where free memory grew meanwhile.
-            Ok(_) => Ok(format!("micro_batch_size = {}, as the recipe says", asked.0)),
-        };
+    let (chosen, plan) = match Plan::new(&workload, budget) {
+        Ok(plan) => (asked, plan),
+        Err(_) => {
+            let most = memory::most_tokens(&workload, budget).unwrap_or(0) / longest;
+            let chosen = smaller(asked, most).unwrap_or((1, asked.0 * asked.1));
+            *largest = chosen.0 as u64 * longest;
+            (chosen, Plan::new(&Workload { tokens: *largest, ..workload }, budget)?)
+        }
     };
-    let plan = Plan::new(&Workload { tokens: micro_batch_size as u64 * seq_len, ..workload }, budget)?;
+    let change = match asked == chosen {
+        true => "as the recipe says".to_owned(),
+        false => format!("not {} and {}", asked.0, asked.1),
+    };
     let train = &mut opened.recipe.train;
-    train.micro_batch_size = micro_batch_size;
-    train.gradient_accumulation_steps = accumulation;
+    (train.micro_batch_size, train.gradient_accumulation_steps) = chosen;
     if budget < u64::MAX {
         train.memory_budget = Some(budget);
     }
-    let change = match asked == (micro_batch_size, accumulation) {
-        true => ", as the recipe says".to_owned(),
-        false => format!(" (the recipe: {} and {})", asked.0, asked.1),
-    };
     Ok(format!(
-        "fitted into {}: micro_batch_size = {micro_batch_size}, gradient_accumulation_steps = {accumulation}{change}; {} of {} \
-         layers run forward twice; {} planned for {} tokens",
-        Bytes(budget),
+        "micro_batch_size = {} and gradient_accumulation_steps = {}, {change}; {} of {} layers run forward twice; {} \
+         planned of {}, for {} tokens",
+        chosen.0,
+        chosen.1,
         plan.layers - plan.kept_layers,
         plan.layers,
         Bytes(plan.total()),
-        Grouped(micro_batch_size as u64 * seq_len),
+        Bytes(budget),
+        Grouped(*largest),
     ))
 }
 

@@ -53,14 +53,17 @@ pub fn validate(
     let mut opened = open(file, environment)?;
     let device = Device::choose(opened.recipe.device)?;
     let compute_dtype = opened.compute_dtype(&device)?;
+    let mut survey = survey::survey(&opened, &opened.batching(), environment, observer)?.accept()?;
+    let warnings = [device.notes(), &survey::warnings(&opened, &survey)].concat();
+    let mut largest =
+        survey.schedule.map_or_else(|| plan::most_tokens(&opened), |schedule| schedule.largest_micro_batch);
     let fitted = match fit {
-        true => Some(plan::fit(&mut opened, &device, compute_dtype)?),
+        true => Some(plan::fit(&mut opened, &device, compute_dtype, &mut largest)?),
         false => None,
     };
-    let survey = survey::survey(&opened, &opened.batching(), environment, observer)?.accept()?;
-    let warnings = [device.notes(), &survey::warnings(&opened, &survey)].concat();
-    let largest =
-        survey.schedule.map_or_else(|| plan::most_tokens(&opened), |schedule| schedule.largest_micro_batch);
+    if let Some(schedule) = &mut survey.schedule {
+        schedule.largest_micro_batch = largest;
+    }
     let plan = plan::plan(&opened, &device, compute_dtype, largest)?;
     let steps = survey.schedule.map_or(0, |schedule| schedule.steps);
     Ok(Validation {

@@ -9,9 +9,8 @@ use crate::linear_cross_entropy::{IGNORED, linear_cross_entropy, reference};
 use crate::nf4::{self, Nf4Weight};
 
 pub(super) fn all<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
-    let shapes = [(1, 8, 2), (5, 33, 101), (70, 64, 300)];
-    let cases = shapes.into_iter().flat_map(|shape| [(shape, false), (shape, true)]);
-    cases.flat_map(|(shape, packed)| check(on, shape, packed)).collect()
+    let cases = [((5, 33, 101), false), ((70, 64, 300), true)];
+    cases.into_iter().flat_map(|(shape, packed)| check(on, shape, packed)).collect()
 }
 
 /// [`linear_cross_entropy`] with and without a gradient: (tokens, width, vocabulary), the head in NF4 or dense.

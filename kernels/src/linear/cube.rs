@@ -20,7 +20,7 @@ use crate::dropout::Dropout;
 use crate::nf4::cube::{Nf4Tensors, dequantize};
 
 /// Rows from which on an NF4 weight is dequantized beforehand.
-const DEQUANTIZE_FROM: usize = 256;
+pub(crate) const DEQUANTIZE_FROM: usize = 256;
 
 /// A frozen weight, ready to be an operand in the compute dtype.
 pub(crate) enum Weight<R: CubeRuntime> {
