@@ -21,7 +21,7 @@ pub(crate) fn update<R: CubeRuntime>(
     let (cubes, dim) = units(count);
     // SAFETY: units from `count` on do nothing, and an element is read before the same unit writes it.
     unsafe {
-        update_kernel::launch_unchecked::<R>(
+        adamw_kernel::launch_unchecked::<R>(
             &parameter.client,
             cubes,
             dim,
@@ -48,7 +48,7 @@ pub(crate) fn update<R: CubeRuntime>(
 }
 
 #[cube(launch_unchecked)]
-fn update_kernel(
+fn adamw_kernel(
     parameter: &Array<f32>,
     gradient: &Array<f32>,
     first: &Array<f32>,
@@ -98,7 +98,7 @@ pub(crate) fn sum_of_squares<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> f64 {
         let parts = parts(tensor);
         // SAFETY: cubes from `parts` on do nothing, elements from the tensor's end on are not read.
         unsafe {
-            squares_kernel::launch_unchecked::<R>(
+            sum_of_squares_kernel::launch_unchecked::<R>(
                 &like.client,
                 cubes(parts),
                 CubeDim::new_1d(SUM_UNITS),
@@ -116,7 +116,7 @@ pub(crate) fn sum_of_squares<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> f64 {
 }
 
 #[cube(launch_unchecked)]
-fn squares_kernel(x: &Array<f32>, sums: &mut Array<f32>, count: u32, parts: u32, start: u32) {
+fn sum_of_squares_kernel(x: &Array<f32>, sums: &mut Array<f32>, count: u32, parts: u32, start: u32) {
     if CUBE_POS >= parts as usize {
         terminate!();
     }

@@ -83,7 +83,7 @@ fn masked<R: CubeRuntime>(x: &CubeTensor<R>, dropout: &Dropout, y: &CubeTensor<R
     let below = mask.threshold.clamp(1, 1 << 32) - 1;
     // SAFETY: elements from `count` on are left alone.
     unsafe {
-        masked_kernel::launch_unchecked::<R>(
+        dropout_kernel::launch_unchecked::<R>(
             &x.client,
             cubes,
             dim,
@@ -104,7 +104,7 @@ fn masked<R: CubeRuntime>(x: &CubeTensor<R>, dropout: &Dropout, y: &CubeTensor<R
 }
 
 #[cube(launch_unchecked)]
-fn masked_kernel<S: Float, D: Float>(
+fn dropout_kernel<S: Float, D: Float>(
     x: &Array<S>,
     y: &mut Array<D>,
     count: u32,

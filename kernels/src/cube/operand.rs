@@ -132,15 +132,13 @@ fn read<E: CubePrimitive>(matrix: &Matrix<E>, row: u32, column: u32) -> E {
         ComptimeOption::Some(tail) => {
             let along = if comptime!(matrix.reduces_rows) { row } else { column };
             let border = matrix.border;
-            let mut vector = E::cast_from(0u32);
             if along < border {
-                vector = read_head::<E>(matrix, row, column);
+                read_head::<E>(matrix, row, column)
             } else if comptime!(matrix.reduces_rows) {
-                vector = read_dense::<E>(tail, row - border, column, matrix.transposed, matrix.vector_size);
+                read_dense::<E>(tail, row - border, column, matrix.transposed, matrix.vector_size)
             } else {
-                vector = read_dense::<E>(tail, row, column - border, matrix.transposed, matrix.vector_size);
+                read_dense::<E>(tail, row, column - border, matrix.transposed, matrix.vector_size)
             }
-            vector
         }
         ComptimeOption::None => read_head::<E>(matrix, row, column),
     }

@@ -104,7 +104,7 @@ fn move_rows<R: CubeRuntime>(
     let (cubes, dim) = units(rows * width);
     // SAFETY: units beyond the rows do nothing; `at` holds one row of the larger tensor for each of them.
     unsafe {
-        move_kernel::launch_unchecked::<R>(
+        move_rows_kernel::launch_unchecked::<R>(
             &source.client,
             cubes,
             dim,
@@ -120,7 +120,7 @@ fn move_rows<R: CubeRuntime>(
 }
 
 #[cube(launch_unchecked)]
-fn move_kernel<F: Float>(
+fn move_rows_kernel<F: Float>(
     source: &Array<F>,
     at: &Array<u32>,
     target: &mut Array<F>,
@@ -153,7 +153,7 @@ fn slopes<R: CubeRuntime>(
     let target = slopes.as_ref().unwrap_or(losses);
     // SAFETY: every unit stays in its row, and cubes beyond the rows do nothing.
     unsafe {
-        slopes_kernel::launch_unchecked::<R>(
+        cross_entropy_kernel::launch_unchecked::<R>(
             &logits.client,
             cubes(shape[0] as u32),
             CubeDim::new_1d(UNITS),
@@ -172,7 +172,7 @@ fn slopes<R: CubeRuntime>(
 }
 
 #[cube(launch_unchecked)]
-fn slopes_kernel<F: Float>(
+fn cross_entropy_kernel<F: Float>(
     logits: &Array<f32>,
     targets: &Array<u32>,
     losses: &mut Array<f32>,

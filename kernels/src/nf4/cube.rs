@@ -176,7 +176,7 @@ pub(crate) fn dequantize<R: CubeRuntime>(weight: &Nf4Tensors<R>, dtype: DType) -
     let (cubes, dim) = units(count);
     // SAFETY: units from `count` on do nothing.
     unsafe {
-        dequantize_kernel::launch_unchecked::<R>(
+        nf4_dequantize_kernel::launch_unchecked::<R>(
             &codes.client,
             cubes,
             dim,
@@ -192,7 +192,7 @@ pub(crate) fn dequantize<R: CubeRuntime>(weight: &Nf4Tensors<R>, dtype: DType) -
 }
 
 #[cube(launch_unchecked)]
-fn dequantize_kernel<F: Float, N: Size>(
+fn nf4_dequantize_kernel<F: Float, N: Size>(
     nf4: &Nf4Data,
     dense: &mut Array<Vector<F, N>>,
     count: u32,

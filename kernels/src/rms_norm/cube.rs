@@ -18,7 +18,7 @@ pub(crate) fn forward<R: CubeRuntime>(
     let (cubes, units) = rows(count, width);
     // SAFETY: every unit stays below `rows · width`.
     unsafe {
-        forward_kernel::launch_unchecked::<R>(
+        rms_norm_kernel::launch_unchecked::<R>(
             &x.client,
             cubes,
             CubeDim::new_1d(units),
@@ -48,7 +48,7 @@ pub(crate) fn backward<R: CubeRuntime>(
     let (cubes, units) = rows(count, width);
     // SAFETY: as above; without a residual its place is taken by a tensor that is not read.
     unsafe {
-        backward_kernel::launch_unchecked::<R>(
+        rms_norm_backward_kernel::launch_unchecked::<R>(
             &x.client,
             cubes,
             CubeDim::new_1d(units),
@@ -95,7 +95,7 @@ fn inverse_rms<F: Float>(
 }
 
 #[cube(launch_unchecked)]
-fn forward_kernel<F: Float, W: Float>(
+fn rms_norm_kernel<F: Float, W: Float>(
     x: &Array<F>,
     weight: &Array<W>,
     y: &mut Array<F>,
@@ -121,7 +121,7 @@ fn forward_kernel<F: Float, W: Float>(
 }
 
 #[cube(launch_unchecked)]
-fn backward_kernel<F: Float, W: Float>(
+fn rms_norm_backward_kernel<F: Float, W: Float>(
     x: &Array<F>,
     weight: &Array<W>,
     dy: &Array<F>,

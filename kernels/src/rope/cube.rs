@@ -24,7 +24,7 @@ pub(crate) fn rotate<R: CubeRuntime>(
     let (cubes, dim) = units(count);
     // SAFETY: units from `count` on do nothing, and a position beyond the table reads its last row.
     unsafe {
-        rotate_kernel::launch_unchecked::<R>(
+        rope_kernel::launch_unchecked::<R>(
             &x.client,
             cubes,
             dim,
@@ -46,7 +46,7 @@ pub(crate) fn rotate<R: CubeRuntime>(
 }
 
 #[cube(launch_unchecked)]
-fn rotate_kernel<F: Float, P: Int>(
+fn rope_kernel<F: Float, P: Int>(
     x: &Array<F>,
     cos: &Array<f32>,
     sin: &Array<f32>,

@@ -13,7 +13,7 @@ pub(crate) fn forward<R: CubeRuntime>(gate: &CubeTensor<R>, up: &CubeTensor<R>) 
     let (cubes, dim) = units(count);
     // SAFETY: units from `count` on do nothing.
     unsafe {
-        forward_kernel::launch_unchecked::<R>(
+        swiglu_kernel::launch_unchecked::<R>(
             &gate.client,
             cubes,
             dim,
@@ -38,7 +38,7 @@ pub(crate) fn backward<R: CubeRuntime>(
     let (cubes, dim) = units(count);
     // SAFETY: as above; an element is read before the same unit writes it.
     unsafe {
-        backward_kernel::launch_unchecked::<R>(
+        swiglu_backward_kernel::launch_unchecked::<R>(
             &gate.client,
             cubes,
             dim,
@@ -60,7 +60,7 @@ fn sigmoid(x: f32) -> f32 {
 }
 
 #[cube(launch_unchecked)]
-fn forward_kernel<F: Float>(
+fn swiglu_kernel<F: Float>(
     gate: &Array<F>,
     up: &Array<F>,
     y: &mut Array<F>,
@@ -75,7 +75,7 @@ fn forward_kernel<F: Float>(
 }
 
 #[cube(launch_unchecked)]
-fn backward_kernel<F: Float>(
+fn swiglu_backward_kernel<F: Float>(
     gate: &Array<F>,
     up: &Array<F>,
     dy: &Array<F>,
