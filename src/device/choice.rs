@@ -9,7 +9,7 @@ use crate::recipe::{DeviceId, DeviceSpec};
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
     /// This program cannot reach such devices.
-    #[error("the recipe asks for `{device}`, and this program was built without {feature}; there is {there}")]
+    #[error("`{device}` is asked for, and this program was built without {feature}; there is {there}")]
     NotBuilt {
         /// The device.
         device: DeviceId,
@@ -19,7 +19,7 @@ pub enum Unavailable {
         there: String,
     },
     /// It is not there.
-    #[error("the recipe asks for `{device}`: {why}; there is {there}")]
+    #[error("`{device}` is asked for: {why}; there is {there}")]
     Missing {
         /// The device.
         device: DeviceId,
