@@ -8,6 +8,7 @@ use crate::attention::{AttentionBackward, AttentionOptions};
 use crate::column_scale;
 use crate::linear::{FrozenWeight, Linear, LinearBackward, LinearGradients, Projected};
 use crate::linear_cross_entropy::{LossAndGradient, Supervised};
+use crate::memory::DeviceMemory;
 use crate::nf4::Nf4Weight;
 use crate::rope::{Direction, RotaryTable};
 
@@ -112,5 +113,10 @@ pub trait KernelBackend: Backend {
     /// Runs work of many small ops, such as one step of decoding, where they fork at the least cost.
     fn on_workers<R: Send>(work: impl FnOnce() -> R + Send) -> R {
         work()
+    }
+
+    /// What the calling thread's tensors take on `device`; `None` where they lie in the process's own memory.
+    fn device_memory(_device: &Self::Device) -> Option<DeviceMemory> {
+        None
     }
 }

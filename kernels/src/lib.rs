@@ -23,6 +23,7 @@ pub mod adamw;
 pub mod attention;
 pub mod backend;
 pub mod ceiling;
+pub mod check;
 pub mod column_scale;
 mod cpu;
 #[cfg(feature = "cube")]

@@ -10,6 +10,7 @@ use crate::export::combine::Combination;
 use crate::export::gguf::FileType;
 use crate::export::merge::Wanted;
 use crate::model::FloatDtype;
+use crate::recipe::DeviceSpec;
 
 /// The base of an adapter.
 #[derive(Debug, Args)]
@@ -55,6 +56,9 @@ pub struct MergeArguments {
     /// Merge although the base's files are not the ones the adapter records (sizes and family still have to fit)
     #[arg(long)]
     pub allow_other_base: bool,
+    /// What to compare on: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceSpec,
     /// Largest file of weights, in gigabytes
     #[arg(long, value_name = "GB", default_value_t = 5.0)]
     pub max_shard_gb: f64,

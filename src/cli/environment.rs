@@ -32,6 +32,17 @@ pub(super) fn hub_cache() -> PathBuf {
     variable("HF_HUB_CACHE").unwrap_or_else(|| hub_home().join("hub"))
 }
 
+/// The folder for kernels that were compiled once, made if it is not there; `None` where there is no place for it.
+pub(super) fn kernel_cache() -> Option<PathBuf> {
+    if cfg!(not(any(feature = "cuda", feature = "vulkan", feature = "metal"))) {
+        return None;
+    }
+    let home = || env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(".cache"));
+    let folder = variable("XDG_CACHE_HOME").or_else(home)?.join("tune").join("kernels");
+    std::fs::create_dir_all(&folder).ok()?;
+    Some(folder)
+}
+
 /// The hub's address.
 pub(super) fn hub_endpoint() -> String {
     env::var("HF_ENDPOINT").ok().filter(|text| !text.is_empty()).unwrap_or("https://huggingface.co".into())

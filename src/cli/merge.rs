@@ -125,7 +125,7 @@ pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Res
         Event::Writing(done, total) => progress.count("merging", done as u64, total as u64),
         Event::Comparing(done, total) => progress.count("comparing", done as u64, total as u64),
     };
-    let outcome = merge.run(&arguments.out, &mut show, &environment);
+    let outcome = merge.run(&arguments.out, &mut show, arguments.device, &environment);
     drop(progress);
     match outcome {
         Ok(outcome) => {

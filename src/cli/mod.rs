@@ -7,6 +7,7 @@ mod bench;
 mod bundles;
 mod chat;
 mod console;
+mod doctor;
 pub mod download;
 mod environment;
 mod eval;
@@ -37,6 +38,8 @@ use args::{Arguments, Command, OutputArguments};
 use console::Console;
 use exit::Exit;
 
+use crate::device;
+
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -48,6 +51,7 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
+    device::configure(environment::kernel_cache().as_deref());
     let mut out = anstream::stdout().lock();
     let exit = match dispatch(&arguments.command, &mut out).and_then(|exit| out.flush().map(|()| exit)) {
         Ok(exit) => exit,
@@ -88,6 +92,7 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Eval(arguments) => {
             speak("eval", arguments.output, out, |console| eval::eval(arguments, console))
         }
+        Command::Doctor(arguments) => doctor::doctor(arguments, out),
         Command::Merge(arguments) => merge::merge(arguments, out),
         Command::Verify(arguments) => verify::verify(arguments, out),
         Command::Export(arguments) => merge::export(arguments, out),

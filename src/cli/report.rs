@@ -65,6 +65,13 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
                  `--resume --accept-changes`",
             ),
         ),
+        run::Error::Device(unavailable) => error(&failure.to_string(), Some(&unavailable.help())),
+        run::Error::Dtype { .. } => error(
+            &failure.to_string(),
+            Some(
+                "leave `model.compute_dtype` at \"auto\", or choose one of those with `--set model.compute_dtype=f32`",
+            ),
+        ),
         run::Error::Folder(folder) => error(&failure.to_string(), way_out_of_folder(folder)),
         run::Error::ChangedUnderWay { .. } => error(
             &failure.to_string(),
@@ -86,6 +93,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
     match failure {
         run::Error::Recipe(_)
         | run::Error::Choice(_)
+        | run::Error::Dtype { .. }
         | run::Error::NotTheSameRun { .. }
         | run::Error::Changed { .. }
         | run::Error::Unfinished(_)
@@ -104,6 +112,8 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
         run::Error::Diverged { .. } | run::Error::NotFinite { .. } => Exit::Diverged,
         run::Error::Memory(_)
+        | run::Error::Device(_)
+        | run::Error::DeviceFailed { .. }
         | run::Error::File(_)
         | run::Error::Folder(_)
         | run::Error::Checkpoint(_)

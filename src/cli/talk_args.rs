@@ -9,6 +9,7 @@ use crate::data::spec::Format;
 use crate::generate::Sampling;
 use crate::model::FloatDtype;
 use crate::model::spec::ComputeDtype;
+use crate::recipe::DeviceSpec;
 use crate::run::voice::{Choice, Quantize};
 
 /// Which model.
@@ -30,6 +31,9 @@ pub struct ModelArguments {
     /// What the matmuls run in [default: the run's; without one, the checkpoint's own where that is fast]
     #[arg(long, value_name = "DTYPE")]
     pub compute_dtype: Option<Dtype>,
+    /// What to compute on: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the run's; without one, auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceSpec>,
 }
 
 /// `--quantize`.
@@ -58,6 +62,7 @@ impl ModelArguments {
                 FloatDtype::Bf16 => ComputeDtype::Bf16,
                 FloatDtype::F16 => ComputeDtype::F16,
             }),
+            device: self.device,
         }
     }
 }

@@ -20,15 +20,17 @@ use crate::units::Grouped;
 
 /// Checks a recipe and shows what its run would be.
 pub(super) fn validate(arguments: &ValidateArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let file = match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides) {
-        Ok(file) => file,
-        Err(error) => return Ok(console.failure(&error.into())),
-    };
+    let file =
+        match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides_with(&arguments.device))
+        {
+            Ok(file) => file,
+            Err(error) => return Ok(console.failure(&error.into())),
+        };
     let signals = Signals::listen();
     let stop = || signals.raised();
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
-    let validation = check(file, &environment, console);
+    let validation = check(file, &environment, arguments.fit, console);
     console.quiet();
     match validation {
         Ok(validation) => {
@@ -60,6 +62,9 @@ fn result_of(validation: &Validation) -> Value {
         "device": validation.device,
         "template": validation.template,
         "trainable_parameters": trainable(validation),
+        "fitted": validation.fitted,
+        "micro_batch_size": validation.recipe.train.micro_batch_size,
+        "gradient_accumulation_steps": validation.recipe.train.gradient_accumulation_steps,
         "warmup_steps": validation.warmup_steps,
         "output_dir": validation.recipe.output_dir.display().to_string(),
         "recipe_sha256": validation.recipe.sha256(),
@@ -128,6 +133,9 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
                 Grouped(schedule.largest_micro_batch),
             ),
         )?;
+    }
+    if let Some(fitted) = &validation.fitted {
+        line(out, "fit", fitted.clone())?;
     }
     line(out, "memory", tables::plan_line(&validation.plan))?;
     for row in tables::plan(&validation.plan) {

@@ -117,19 +117,20 @@ impl Merge {
         Ok((Self { _combined: Some(scratch), ..merge }, notes))
     }
 
-    /// Merges into `out`, whole and compared with the adapter on its base, or not at all.
+    /// Merges into `out`, whole and compared on `device` with the adapter on its base, or not at all.
     ///
     /// # Errors
-    /// As [`Plan::run`].
+    /// As [`Plan::run`], and [`Error::Device`].
     pub fn run(
         &self,
         out: &Path,
         progress: &mut dyn FnMut(Progress),
+        device: DeviceSpec,
         environment: &Environment<'_>,
     ) -> Result<Outcome, Error> {
         keep_sources(out, &[self.plan.adapter.folder(), self.plan.base.folder.root()])?;
         let work = Merging { merge: self, out, progress, stop: environment.stop };
-        Ok(Device::of(DeviceSpec::Auto).run(work)?)
+        Ok(Device::choose(device)?.run(work)?)
     }
 }
 

@@ -12,7 +12,7 @@ use super::provenance::Provenance;
 use super::resume::{self, Beginning};
 use super::sample::Sampler;
 use super::survey::{self, Extent};
-use super::{Environment, Error, plan};
+use super::{Environment, Error, plan, require_dtype};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
 use crate::adapter::whole::Whole;
@@ -43,6 +43,8 @@ pub struct Options {
     pub resume: bool,
     /// Go on although recipe, base or data are not what the run was begun with.
     pub accept_changes: bool,
+    /// Let micro-batches be as large as memory allows, optimizer steps staying what they are.
+    pub fit: bool,
 }
 
 /// What came of a run.
@@ -131,7 +133,7 @@ fn train(
     observer: &mut dyn Observer,
 ) -> Result<Outcome, Error> {
     let began = Instant::now();
-    let opened = open(file, environment)?;
+    let mut opened = open(file, environment)?;
     let recipe = &opened.recipe;
     let folder = RunFolder::claim(&recipe.output_dir)?;
     if !options.resume {
@@ -141,8 +143,19 @@ fn train(
         let text = "the file system has no locks: make sure that no other run writes to this folder";
         observer.observe(&Event::Warning(text.into()));
     }
-    let device = Device::of(recipe.device);
-    let dtype = opened.compute_dtype(device)?;
+    let device = Device::choose(recipe.device)?;
+    for note in device.notes() {
+        observer.observe(&Event::Warning(note.clone()));
+    }
+    let dtype = opened.compute_dtype(&device)?;
+    let mut extent = None;
+    if options.fit && !(options.resume && resume::adopt_micro_batches(&mut opened, &folder)) {
+        let mut found = survey::extent(&opened, &opened.batching(), environment, observer)?;
+        let chosen = plan::fit(&mut opened, &device, dtype, &mut found.largest_micro_batch)?;
+        observer.observe(&Event::Note(format!("fitted: {chosen}")));
+        extent = Some(found);
+    }
+    let recipe = &opened.recipe;
     let compute = format!("{} on {}", dtype.name(), device.name());
     let inputs = Inputs::of(&opened)?;
     let origin = resume::origin(&opened, &inputs, &compute);
@@ -161,17 +174,19 @@ fn train(
         observer.observe(&Event::Note(text));
     }
     let batching = opened.batching();
-    let extent = match &saved {
+    let extent = match (&saved, extent) {
         // The very same rows, counted and measured when the run began.
-        Some(Saved { state, .. }) if !is_changed => {
+        (Some(Saved { state, .. }), _) if !is_changed => {
             Extent { steps: state.total_steps, largest_micro_batch: state.largest_micro_batch }
         }
-        _ => survey::extent(&opened, &batching, environment, observer)?,
+        (_, Some(fitted)) => fitted,
+        (_, None) => survey::extent(&opened, &batching, environment, observer)?,
     };
-    let plan = plan::plan(&opened, dtype, extent.largest_micro_batch)?;
+    let plan = plan::plan(&opened, &device, dtype, extent.largest_micro_batch)?;
     let deadline = recipe.train.budget.max_time.and_then(|time| began.checked_add(time));
     let (opened, inputs) = (&opened, &inputs);
     device.run(Training {
+        device: &device,
         opened,
         environment,
         inputs,
@@ -190,6 +205,7 @@ fn train(
 
 /// Everything that training needs, on its way to a backend.
 struct Training<'a> {
+    device: &'a Device,
     opened: &'a Opened,
     environment: &'a Environment<'a>,
     inputs: &'a Inputs,
@@ -251,7 +267,7 @@ impl OnBackend for Training<'_> {
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
         sampler.tell(&before, observer);
-        let lock = opened.lock(Device::of(recipe.device), self.dtype)?;
+        let lock = opened.lock(self.device, self.dtype)?;
 
         // Nothing is written before this point, but for the lock.
         folder.begin(goes_on)?;
@@ -342,22 +358,27 @@ fn tell_where_to_go_on(folder: &RunFolder, observer: &mut dyn Observer) {
 
 impl Opened {
     /// The dtype that the matmuls of a run on `device` use.
-    pub(super) fn compute_dtype(&self, device: Device) -> Result<FloatDtype, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Dtype`] if the recipe asks for one that the device does not have.
+    pub(super) fn compute_dtype(&self, device: &Device) -> Result<FloatDtype, Error> {
         let checkpoint = crate::model::tensors::checkpoint_dtype(&self.spec, self.model.weights());
         let asked = self.recipe.model.compute_dtype;
-        let resolve = FloatDtype::resolve(asked, checkpoint, |d| device.is_native(d), |d| device.supports(d));
-        Ok(resolve?)
+        // Whether the device has it is asked afterwards, to name what it has instead.
+        let dtype = FloatDtype::resolve(asked, checkpoint, |dtype| device.is_native(dtype), |_| true)?;
+        require_dtype(device, dtype)?;
+        Ok(dtype)
     }
 
     /// The hash of everything the run reads.
-    pub(super) fn lock(&self, device: Device, dtype: FloatDtype) -> Result<Lock, Error> {
+    pub(super) fn lock(&self, device: &Device, dtype: FloatDtype) -> Result<Lock, Error> {
         let inputs = record::Inputs {
             recipe: &self.recipe,
             base: &self.base,
             model: &self.model,
             template: self.template.as_deref(),
             corpus: &self.corpus,
-            device: device.name(),
+            device: &device.name(),
             dtype: dtype.name(),
         };
         Ok(Lock::new(&inputs)?)

@@ -2,6 +2,7 @@
 
 pub mod adapters;
 pub mod bench;
+pub mod doctor;
 pub mod evaluate;
 pub mod fine_tune;
 pub mod gguf;
@@ -24,6 +25,8 @@ use std::path::{Path, PathBuf};
 
 pub use fine_tune::{Options, Outcome, fine_tune};
 
+use crate::device::{Device, Unavailable};
+use crate::model::FloatDtype;
 use crate::train::divergence::Fault;
 use crate::train::fit::FitError;
 use crate::train::folder::FolderError;
@@ -103,6 +106,27 @@ pub enum Error {
     /// More memory is needed than there is.
     #[error(transparent)]
     Memory(#[from] DoesNotFit),
+    /// The device that is asked for cannot be used.
+    #[error(transparent)]
+    Device(#[from] Unavailable),
+    /// The device gave up under way.
+    #[error("{device} failed: {message}")]
+    DeviceFailed {
+        /// The device.
+        device: String,
+        /// What its driver says.
+        message: String,
+    },
+    /// The device does not compute in the dtype that is asked for.
+    #[error("{device} cannot compute in {dtype}: it has {there}")]
+    Dtype {
+        /// The dtype.
+        dtype: &'static str,
+        /// The device.
+        device: String,
+        /// What it has instead.
+        there: String,
+    },
     /// The loss or a gradient is not finite.
     #[error("{fault}")]
     Diverged {
@@ -145,6 +169,19 @@ pub enum Error {
     /// A part could not be opened, although nothing was found wrong.
     #[error("a part of the recipe could not be opened")]
     Unopened,
+}
+
+/// # Errors
+/// [`Error::Dtype`] if `device` does not compute in `dtype`.
+fn require_dtype(device: &Device, dtype: FloatDtype) -> Result<(), Error> {
+    match device.supports(dtype) {
+        true => Ok(()),
+        false => Err(Error::Dtype {
+            dtype: dtype.name(),
+            device: device.name(),
+            there: device.dtypes().iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", "),
+        }),
+    }
 }
 
 impl From<data::source::Error> for Error {

@@ -54,8 +54,8 @@ pub fn reproduce(
     let output_dir = format!("output_dir={}", toml::Value::String(into.display().to_string()));
     let file = || RecipeFile::open(&recipe, std::slice::from_ref(&output_dir));
     let opened = open(file()?, environment)?;
-    let device = Device::of(opened.recipe.device);
-    let now = opened.lock(device, opened.compute_dtype(device)?)?;
+    let device = Device::choose(opened.recipe.device)?;
+    let now = opened.lock(&device, opened.compute_dtype(&device)?)?;
     drop(opened);
     let mut differences = lock.differences(&now);
     if recorded != expected {

@@ -23,7 +23,7 @@ pub struct Validation {
     /// What the matmuls would run in.
     pub compute_dtype: FloatDtype,
     /// The device.
-    pub device: &'static str,
+    pub device: String,
     /// The projections that would get an adapter.
     pub targets: Vec<Target>,
     /// The modules that would be trained as a whole.
@@ -38,9 +38,11 @@ pub struct Validation {
     pub warmup_steps: u64,
     /// What a run would hold in memory.
     pub plan: Plan,
+    /// What was chosen so that it fits, in words, where that was asked for.
+    pub fitted: Option<String>,
 }
 
-/// Checks a recipe and everything it names.
+/// Checks a recipe and everything it names; with `fit`, after letting its micro-batches be as large as memory allows.
 ///
 /// # Errors
 /// [`Error::Recipe`] with every problem of the recipe and of what it names; [`Error::Data`] with the rows that cannot
@@ -48,16 +50,24 @@ pub struct Validation {
 pub fn validate(
     file: RecipeFile,
     environment: &Environment<'_>,
+    fit: bool,
     observer: &mut dyn Observer,
 ) -> Result<Validation, Error> {
-    let opened = open(file, environment)?;
-    let device = Device::of(opened.recipe.device);
-    let compute_dtype = opened.compute_dtype(device)?;
-    let survey = survey::survey(&opened, &opened.batching(), environment, observer)?.accept()?;
-    let warnings = survey::warnings(&opened, &survey);
-    let largest =
+    let mut opened = open(file, environment)?;
+    let device = Device::choose(opened.recipe.device)?;
+    let compute_dtype = opened.compute_dtype(&device)?;
+    let mut survey = survey::survey(&opened, &opened.batching(), environment, observer)?.accept()?;
+    let warnings = [device.notes(), &survey::warnings(&opened, &survey)].concat();
+    let mut largest =
         survey.schedule.map_or_else(|| plan::most_tokens(&opened), |schedule| schedule.largest_micro_batch);
-    let plan = plan::plan(&opened, compute_dtype, largest)?;
+    let fitted = match fit {
+        true => Some(plan::fit(&mut opened, &device, compute_dtype, &mut largest)?),
+        false => None,
+    };
+    if let Some(schedule) = &mut survey.schedule {
+        schedule.largest_micro_batch = largest;
+    }
+    let plan = plan::plan(&opened, &device, compute_dtype, largest)?;
     let steps = survey.schedule.map_or(0, |schedule| schedule.steps);
     Ok(Validation {
         model: (opened.spec.family, opened.spec.parameters()),
@@ -70,6 +80,7 @@ pub fn validate(
         warmup_steps: Schedule::new(&opened.recipe.train, steps).warmup_steps(),
         survey,
         plan,
+        fitted,
         recipe: opened.recipe,
     })
 }

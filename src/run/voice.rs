@@ -53,6 +53,8 @@ pub struct Choice<'a> {
     pub quantize: Quantize,
     /// What the matmuls run in; left out, what the run's recipe says, else the checkpoint's own where that is fast.
     pub compute_dtype: Option<ComputeDtype>,
+    /// Where; left out, where the run's recipe says, else the best there is.
+    pub device: Option<DeviceSpec>,
 }
 
 /// A model to talk to, not loaded yet.
@@ -125,6 +127,7 @@ struct Origin {
     revision: Option<String>,
     quantization: Option<quant::spec::Spec>,
     compute_dtype: ComputeDtype,
+    device: DeviceSpec,
 }
 
 impl Origin {
@@ -134,6 +137,7 @@ impl Origin {
             revision: recipe.model.revision.clone(),
             quantization: recipe.quantization,
             compute_dtype: recipe.model.compute_dtype,
+            device: recipe.device,
         }
     }
 }
@@ -203,7 +207,8 @@ impl Speaker {
             },
             (Quantize::Auto, None, None) => None,
         };
-        let device = Device::of(DeviceSpec::Auto);
+        let device = choice.device.or(origin.as_ref().map(|origin| origin.device));
+        let device = Device::choose(device.unwrap_or(DeviceSpec::Auto))?;
         let stored = tensors::checkpoint_dtype(&base.spec, base.folder.weights());
         let asked = choice.compute_dtype.or(origin.map(|origin| origin.compute_dtype));
         let asked = asked.unwrap_or(ComputeDtype::Auto);

@@ -54,8 +54,10 @@ pub struct Workload<'a> {
     pub wholes: &'a [Whole],
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
-    /// Memory of the process before anything is loaded, in bytes.
+    /// Memory of the process before anything is loaded, in bytes; 0 on a device with memory of its own.
     pub program: u64,
+    /// Whether it is held on a GPU, whose ops hold other buffers than those of the processor.
+    pub on_device: bool,
 }
 
 /// One term of a plan.
@@ -81,14 +83,46 @@ pub struct Plan {
 /// A plan that does not fit, even with every layer's forward pass run twice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the run needs {needed}, and {budget} may be used; the largest terms are {largest}. Lower \
-     `train.micro_batch_size` or `data.max_seq_len`{quantize}, or raise `train.memory_budget` if there is more"
+    "the run needs {needed}, and {budget} may be used; the largest terms are {largest}. {}{quantize}, or raise \
+     `train.memory_budget` if there is more",
+    way_out(would_fit.as_deref())
 )]
 pub struct DoesNotFit {
     needed: crate::units::Bytes,
     budget: crate::units::Bytes,
     largest: String,
     quantize: &'static str,
+    would_fit: Option<String>,
+}
+
+fn way_out(would_fit: Option<&str>) -> String {
+    match would_fit {
+        Some(settings) => format!("What would fit: {settings}. Or lower `data.max_seq_len`"),
+        None => "Lower `train.micro_batch_size` or `data.max_seq_len`".to_owned(),
+    }
+}
+
+impl DoesNotFit {
+    /// Names settings that would fit.
+    pub fn would_fit(self, settings: String) -> Self {
+        Self { would_fit: Some(settings), ..self }
+    }
+}
+
+/// The most tokens a micro-batch can have within `budget` bytes, be every layer's forward pass run twice; `None` if not
+/// even one fits.
+pub fn most_tokens(workload: &Workload<'_>, budget: u64) -> Option<u64> {
+    let fits = |tokens: u64| Plan::keeping(&Workload { tokens, ..*workload }, 0).total() <= budget;
+    if !fits(1) {
+        return None;
+    }
+    // Every term grows with the tokens, but for steps that rounding hides.
+    let (mut low, mut high) = (1, 1 << 32);
+    while high - low > 1 {
+        let middle = u64::midpoint(low, high);
+        if fits(middle) { low = middle } else { high = middle }
+    }
+    Some(low)
 }
 
 impl Plan {
@@ -121,6 +155,7 @@ impl Plan {
             budget: crate::units::Bytes(budget),
             largest: named.collect::<Vec<_>>().join(", "),
             quantize: if workload.quantization.is_none() { ", add `[quantization.nf4]`" } else { "" },
+            would_fit: None,
         })
     }
 
@@ -143,8 +178,8 @@ impl Plan {
         let again = if inputs > 0 { workload.tape() } else { 0 };
         let slack = |bytes: u64| (bytes as f64 * POOL_SLACK) as u64;
         // The loss is done before the backward pass begins.
-        let loss =
-            memory::loss_bytes(tokens, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype));
+        let loss_bytes = if workload.on_device { memory::loss_bytes_on_gpu } else { memory::loss_bytes };
+        let loss = loss_bytes(tokens, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype));
         // A trained head: some rows of logits three times over, and the gradient before it joins the sum.
         let loss = match wholes.iter().find(|whole| whole.kind == WholeKind::Head) {
             Some(head) => {
@@ -246,6 +281,9 @@ impl Workload<'_> {
 
     /// Bytes of the largest moment of a layer's backward pass, beyond tape and gradients.
     fn workspace(&self) -> u64 {
+        if self.on_device {
+            return self.workspace_on_gpu();
+        }
         let (spec, value) = (self.spec, self.dtype.bytes() as u64);
         let packed = memory::packed_value_bytes(burn_dtype(self.dtype));
         let (hidden, intermediate) = (spec.hidden_size as u64, spec.intermediate_size as u64);
@@ -264,6 +302,27 @@ impl Workload<'_> {
             None => 0,
         };
         self.tokens * largest + 4 * blocks + memory::panel_bytes(self.tokens, burn_dtype(self.dtype))
+    }
+
+    /// The same on a GPU, where operands are not packed, gradients of one input are added up in f32, and a weight is
+    /// dequantized as a whole.
+    fn workspace_on_gpu(&self) -> u64 {
+        let (spec, value) = (self.spec, self.dtype.bytes() as u64);
+        let (hidden, intermediate) = (spec.hidden_size as u64, spec.intermediate_size as u64);
+        let (queries, keys) = self.head_widths();
+        let around = 2 * hidden * value;
+        let down = around + 2 * intermediate * value;
+        // The sum before and after one more layer's part.
+        let gate_up = around + 2 * intermediate * value + 8 * hidden;
+        let attention = around + (2 * queries + 2 * keys) * value + 8 * queries + 8 * hidden;
+        let largest = down.max(gate_up).max(attention);
+        let scratch = match self.quantization {
+            Some(_) => {
+                memory::weight_scratch_on_gpu(self.tokens, hidden * intermediate, burn_dtype(self.dtype))
+            }
+            None => 0,
+        };
+        self.tokens * largest + scratch
     }
 }
 

@@ -34,7 +34,8 @@ pub(crate) const TRAIN: &str = "epochs = 3\nmicro_batch_size = 2\ngradient_accum
 /// What `stop` answers when a run is to go on to its end.
 pub(crate) const GO_ON: &dyn Fn() -> bool = &|| false;
 
-pub(crate) const RESUME: Options = Options { overwrite: false, resume: true, accept_changes: false };
+pub(crate) const RESUME: Options =
+    Options { overwrite: false, resume: true, accept_changes: false, fit: false };
 
 impl Bench {
     pub(crate) fn new() -> Self {
