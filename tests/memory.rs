@@ -104,7 +104,7 @@ fn later_steps_take_no_memory_of_their_own() {
         micro_batch_size: 3,
         seq_len: 100,
         compute_dtype: Some(FloatDtype::Bf16),
-        device: tune::recipe::DeviceSpec::Cpu,
+        device: tune::recipe::DeviceSpec::Auto,
     };
     let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
     let mut held = Held::default();

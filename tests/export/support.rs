@@ -40,7 +40,7 @@ pub(crate) fn f32_options() -> Options {
 pub(crate) fn merge(adapter: &Path, base: &Path, options: Options, out: &Path) -> Result<Outcome, Error> {
     let choice = BaseChoice { base: Some(base.to_str().unwrap()), revision: None };
     let merge = Merge::open(adapter, choice, options, &Source::Any, &environment())?;
-    merge.run(out, &mut |_| {}, tune::recipe::DeviceSpec::Cpu, &environment())
+    merge.run(out, &mut |_| {}, tune::recipe::DeviceSpec::Auto, &environment())
 }
 
 pub(crate) fn spec_of(folder: &Path) -> DecoderSpec {
