@@ -189,9 +189,9 @@ pub struct BenchArguments {
     /// Tells how long so many tokens would take
     #[arg(long, default_value_t = 1_000_000, value_name = "COUNT")]
     pub tokens: u64,
-    /// One JSON object instead of text
-    #[arg(long)]
-    pub json: bool,
+    /// For programs.
+    #[command(flatten)]
+    pub output: OutputArguments,
 }
 
 /// A compute dtype on the command line.

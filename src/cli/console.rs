@@ -22,7 +22,7 @@
 //! | `checkpoint` | run, reproduce | `path`, `best` |
 //! | `sample` | run, reproduce | `prompt`, `before`, `after` |
 //! | `row` | inspect | one row, token by token |
-//! | `result` | run, validate, reproduce | what came of the command |
+//! | `result` | run, validate, reproduce, bench | what came of the command |
 //! | `end` | all | `exit_code`, `outcome` |
 
 use std::io::{self, ErrorKind, Write};

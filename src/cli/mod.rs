@@ -72,7 +72,9 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Report(arguments) => {
             speak("report", OutputArguments::default(), out, |console| page::report(arguments, console))
         }
-        Command::Bench(arguments) => bench::bench(arguments, out),
+        Command::Bench(arguments) => {
+            speak("bench", arguments.output, out, |console| bench::bench(arguments, console))
+        }
         Command::Merge(arguments) => merge::merge(arguments, out),
         Command::Verify(arguments) => verify::verify(arguments, out),
         Command::Export(arguments) => merge::export(arguments, out),
