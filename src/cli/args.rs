@@ -8,6 +8,7 @@ use crate::model::FloatDtype;
 
 use super::adapter_args::{ExportArguments, MergeArguments, VerifyArguments};
 use super::download::DownloadArguments;
+use super::import::ImportArguments;
 
 /// Fine-tune an open-weight language model on one machine, from one recipe.
 #[derive(Debug, Parser)]
@@ -48,6 +49,8 @@ pub enum Command {
     Export(ExportArguments),
     /// Fetch a model into the Hugging Face cache; no other command opens the network
     Download(DownloadArguments),
+    /// Make a recipe of an Axolotl, LLaMA-Factory, TRL, Unsloth or torchtune configuration
+    Import(ImportArguments),
     /// List the bundled recipes
     Ls,
     /// Copy a bundled recipe, with the model and data it needs, into a folder

@@ -10,6 +10,7 @@ pub mod download;
 mod environment;
 mod exit;
 mod finding;
+pub mod import;
 mod inspect;
 mod merge;
 mod page;
@@ -79,6 +80,7 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Verify(arguments) => verify::verify(arguments, out),
         Command::Export(arguments) => merge::export(arguments, out),
         Command::Download(arguments) => download::download(arguments, out),
+        Command::Import(arguments) => import::import(arguments, out),
         Command::Ls => bundles::ls(out),
         Command::Cp(arguments) => bundles::cp(arguments, out),
     }

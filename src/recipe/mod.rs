@@ -10,7 +10,7 @@ mod check;
 mod differences;
 mod file;
 mod files;
-mod foreign;
+pub(crate) mod foreign;
 mod overrides;
 #[cfg(test)]
 mod tests;
