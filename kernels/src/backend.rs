@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor};
 use crate::adamw::{AdamWConfig, Moments, Update};
 use crate::attention::{AttentionBackward, AttentionOptions};
 use crate::linear::{FrozenWeight, Linear, LinearBackward, LinearGradients, Projected};
-use crate::linear_cross_entropy::LossAndGradient;
+use crate::linear_cross_entropy::{LossAndGradient, Supervised};
 use crate::nf4::Nf4Weight;
 use crate::rope::{Direction, RotaryTable};
 
@@ -70,7 +70,7 @@ pub trait KernelBackend: Backend {
     fn linear_cross_entropy(
         hidden: &Tensor<Self, 2>,
         head: &FrozenWeight<Self>,
-        targets: &Tensor<Self, 1, Int>,
+        supervised: &[Supervised],
         wants_gradient: bool,
     ) -> LossAndGradient<Self>;
 
@@ -84,7 +84,7 @@ pub trait KernelBackend: Backend {
     ) -> Vec<(Tensor<Self, 2>, Moments<Self>)>;
 
     /// [`crate::adamw::sum_of_squares`].
-    fn sum_of_squares(tensor: &Tensor<Self, 2>) -> f64;
+    fn sum_of_squares(tensors: &[&Tensor<Self, 2>]) -> f64;
 
     /// [`Nf4Weight::dequantize`]: f32 `[out, in]`.
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2>;

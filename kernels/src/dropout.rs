@@ -30,10 +30,12 @@ pub struct Dropout {
 /// A mask ready to be drawn from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mask {
-    key: [u32; 2],
-    tail: [u32; 2],
-    threshold: u64,
-    factor: f32,
+    pub(crate) key: [u32; 2],
+    /// The last two words of every counter; the first two are the number of four elements.
+    pub(crate) tail: [u32; 2],
+    /// Elements whose word is below it are dropped.
+    pub(crate) threshold: u64,
+    pub(crate) factor: f32,
 }
 
 impl Mask {

@@ -7,7 +7,7 @@ use crate::adamw::{AdamWConfig, Moments, Update};
 use crate::attention::{AttentionBackward, AttentionOptions};
 use crate::backend::KernelBackend;
 use crate::linear::{FrozenWeight, Linear, LinearBackward, LinearGradients, Projected};
-use crate::linear_cross_entropy::LossAndGradient;
+use crate::linear_cross_entropy::{LossAndGradient, Supervised};
 use crate::nf4::Nf4Weight;
 use crate::rope::{Direction, RotaryTable};
 use crate::{adamw, attention, linear, linear_cross_entropy, nf4, rms_norm, rope, swiglu};
@@ -76,10 +76,10 @@ impl KernelBackend for Flex {
     fn linear_cross_entropy(
         hidden: &Tensor<Self, 2>,
         head: &FrozenWeight<Self>,
-        targets: &Tensor<Self, 1, Int>,
+        supervised: &[Supervised],
         wants_gradient: bool,
     ) -> LossAndGradient<Self> {
-        linear_cross_entropy::cpu::loss_and_gradient(hidden, head, targets, wants_gradient)
+        linear_cross_entropy::cpu::loss_and_gradient(hidden, head, supervised, wants_gradient)
     }
 
     fn adamw(
@@ -92,8 +92,8 @@ impl KernelBackend for Flex {
         adamw::cpu::update(updates, gradient_factor, config, learning_rate, step)
     }
 
-    fn sum_of_squares(tensor: &Tensor<Self, 2>) -> f64 {
-        adamw::cpu::sum_of_squares(tensor)
+    fn sum_of_squares(tensors: &[&Tensor<Self, 2>]) -> f64 {
+        tensors.iter().map(|tensor| adamw::cpu::sum_of_squares(tensor)).sum()
     }
 
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2> {

@@ -22,8 +22,12 @@ pub mod attention;
 pub mod backend;
 pub mod ceiling;
 mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod dropout;
 mod flex;
+#[cfg(feature = "cube")]
+pub mod gpu;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod memory;

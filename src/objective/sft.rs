@@ -3,7 +3,7 @@
 //! `Σₜ −log softmax(norm(hₜ) · headᵀ)[targetₜ]` over the positions whose target is not
 //! [`IGNORED`](tune_kernels::linear_cross_entropy::IGNORED). The logits are never held as a whole.
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::linear_cross_entropy::{LossAndGradient, linear_cross_entropy};
 use tune_kernels::rms_norm::rms_norm_backward;
@@ -17,7 +17,7 @@ use crate::model::Decoder;
 pub fn negative_log_likelihood<B: KernelBackend>(
     decoder: &Decoder<B>,
     hidden: &Tensor<B, 2>,
-    targets: &Tensor<B, 1, Int>,
+    targets: &[i32],
     wants_gradient: bool,
 ) -> LossAndGradient<B> {
     let normed = decoder.final_norm(hidden);

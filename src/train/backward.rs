@@ -8,7 +8,7 @@
 //! Below the lowest adapted layer nothing is differentiated. Gradients are those of a sum over tokens; whoever wants a
 //! mean divides once, at the end.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 
@@ -92,8 +92,7 @@ pub fn forward_backward<B: KernelBackend>(
         hidden = layer.forward(hidden, &adapters, &inputs, None);
     }
 
-    let targets = target_tensor(decoder, batch);
-    let found = negative_log_likelihood(decoder, &hidden, &targets, !tapes.is_empty());
+    let found = negative_log_likelihood(decoder, &hidden, &batch.targets, !tapes.is_empty());
     drop(hidden);
     let mut upstream = found.gradient;
     for index in (lowest..layers).rev() {
@@ -124,7 +123,7 @@ pub fn evaluate<B: KernelBackend>(
     for (index, layer) in decoder.layers().iter().enumerate() {
         hidden = layer.forward(hidden, &adapters.layer(index, None), &inputs, None);
     }
-    Ok(loss_value(negative_log_likelihood(decoder, &hidden, &target_tensor(decoder, batch), false).loss))
+    Ok(loss_value(negative_log_likelihood(decoder, &hidden, &batch.targets, false).loss))
 }
 
 fn layer_inputs<B: KernelBackend>(
@@ -133,10 +132,6 @@ fn layer_inputs<B: KernelBackend>(
 ) -> Result<LayerInputs<B>, FitError> {
     let documents = DocumentOffsets::packed(&batch.document_offsets);
     Ok(decoder.inputs(&batch.position_ids, documents)?)
-}
-
-fn target_tensor<B: KernelBackend>(decoder: &Decoder<B>, batch: &MicroBatch) -> Tensor<B, 1, Int> {
-    Tensor::from_data(TensorData::new(batch.targets.clone(), [batch.targets.len()]), decoder.device())
 }
 
 /// The one number of a loss tensor; NaN when the device cannot give it, which ends the run as any other NaN does.

@@ -84,5 +84,6 @@ pub struct Gradient<B: KernelBackend> {
 
 /// √(Σ g²) over all adapter gradients.
 pub fn global_norm<B: KernelBackend>(gradients: &[Option<Tensor<B, 2>>]) -> f64 {
-    gradients.iter().flatten().map(sum_of_squares).sum::<f64>().sqrt()
+    let gradients: Vec<_> = gradients.iter().flatten().collect();
+    sum_of_squares(&gradients).sqrt()
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor};
 use burn_flex::{Flex, FlexTensor};
 
-use super::{AdamWConfig, Moments, Update};
+use super::{AdamWConfig, Factors, Moments, Update};
 use crate::cpu::scalar::{widen, with_float};
 use crate::cpu::{parallel, pool, tensor, vectorized};
 
@@ -54,42 +54,6 @@ pub(crate) fn update(
 fn owned(tensor: Tensor<Flex, 2>) -> FlexTensor {
     assert_eq!(tensor.dtype(), DType::F32, "adamw: parameters and moments are f32");
     tensor::owned(tensor)
-}
-
-/// The scalars of one step.
-#[derive(Clone, Copy)]
-struct Factors {
-    /// Of the gradient.
-    gradient: f32,
-    decay: f32,
-    /// 1 − β₁.
-    first: f32,
-    beta_2: f32,
-    /// 1 − β₂.
-    second: f32,
-    /// √(1 − β₂ᵗ).
-    root_correction: f32,
-    epsilon: f32,
-    /// −η / (1 − β₁ᵗ).
-    step_size: f32,
-}
-
-impl Factors {
-    fn new(config: &AdamWConfig, learning_rate: f64, step: u64, gradient: f32) -> Self {
-        let AdamWConfig { beta_1, beta_2, epsilon, weight_decay } = *config;
-        let correction_1 = 1.0 - beta_1.powf(step as f64);
-        let correction_2 = 1.0 - beta_2.powf(step as f64);
-        Self {
-            gradient,
-            decay: (1.0 - learning_rate * weight_decay) as f32,
-            first: (1.0 - beta_1) as f32,
-            beta_2: beta_2 as f32,
-            second: (1.0 - beta_2) as f32,
-            root_correction: correction_2.sqrt() as f32,
-            epsilon: epsilon as f32,
-            step_size: (-learning_rate / correction_1) as f32,
-        }
-    }
 }
 
 vectorized! {

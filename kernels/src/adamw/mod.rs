@@ -11,6 +11,8 @@
 //! Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (<https://arxiv.org/abs/1711.05101>).
 
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 pub mod reference;
 
 use burn::tensor::{Tensor, backend::Backend};
@@ -92,7 +94,43 @@ pub fn adamw<B: KernelBackend>(
     B::adamw(updates, gradient_factor, config, learning_rate, step)
 }
 
-/// Σ x² in f64, in an order that depends on the shape alone.
-pub fn sum_of_squares<B: KernelBackend>(tensor: &Tensor<B, 2>) -> f64 {
-    B::sum_of_squares(tensor)
+/// Σ x² over all tensors (f32), in an order that depends on their shapes alone. Waits for the device once.
+pub fn sum_of_squares<B: KernelBackend>(tensors: &[&Tensor<B, 2>]) -> f64 {
+    B::sum_of_squares(tensors)
+}
+
+/// The scalars of one step.
+#[derive(Clone, Copy)]
+pub(crate) struct Factors {
+    /// Of the gradient.
+    pub(crate) gradient: f32,
+    pub(crate) decay: f32,
+    /// 1 − β₁.
+    pub(crate) first: f32,
+    pub(crate) beta_2: f32,
+    /// 1 − β₂.
+    pub(crate) second: f32,
+    /// √(1 − β₂ᵗ).
+    pub(crate) root_correction: f32,
+    pub(crate) epsilon: f32,
+    /// −η / (1 − β₁ᵗ).
+    pub(crate) step_size: f32,
+}
+
+impl Factors {
+    pub(crate) fn new(config: &AdamWConfig, learning_rate: f64, step: u64, gradient: f32) -> Self {
+        let AdamWConfig { beta_1, beta_2, epsilon, weight_decay } = *config;
+        let correction_1 = 1.0 - beta_1.powf(step as f64);
+        let correction_2 = 1.0 - beta_2.powf(step as f64);
+        Self {
+            gradient,
+            decay: (1.0 - learning_rate * weight_decay) as f32,
+            first: (1.0 - beta_1) as f32,
+            beta_2: beta_2 as f32,
+            second: (1.0 - beta_2) as f32,
+            root_correction: correction_2.sqrt() as f32,
+            epsilon: epsilon as f32,
+            step_size: (-learning_rate / correction_1) as f32,
+        }
+    }
 }

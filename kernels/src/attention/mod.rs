@@ -17,6 +17,8 @@
 //! Dao, *FlashAttention-2* (<https://arxiv.org/abs/2307.08691>), for the backward by log-sum-exp.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 pub mod reference;
 
 use std::ops::Range;

@@ -17,6 +17,8 @@
 //! Hu et al., *LoRA* (<https://arxiv.org/abs/2106.09685>).
 
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 pub mod reference;
 
 use burn::tensor::{Tensor, backend::Backend};
@@ -66,7 +68,7 @@ pub struct Lora<B: Backend> {
 }
 
 /// One frozen layer, as a call sees it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Linear<'a, B: Backend> {
     /// `[out, in]`.
     pub weight: &'a FrozenWeight<B>,
@@ -75,6 +77,14 @@ pub struct Linear<'a, B: Backend> {
     /// The adapter, if any.
     pub lora: Option<&'a Lora<B>>,
 }
+
+impl<B: Backend> Clone for Linear<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Backend> Copy for Linear<'_, B> {}
 
 /// What [`linear`] computes.
 #[derive(Clone, Debug)]

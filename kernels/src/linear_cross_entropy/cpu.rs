@@ -10,10 +10,10 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 use burn_flex::Flex;
 
-use super::{IGNORED, LossAndGradient};
+use super::{LossAndGradient, Supervised};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{Kernels, PackedRows, Product, RowSource, Side, Term, Tile, multiply};
 use crate::cpu::pool::{self, Buffer};
@@ -39,12 +39,11 @@ pub(super) fn chunk_rows(supervised: usize, vocabulary: usize, bytes_per_logit: 
 pub(crate) fn loss_and_gradient(
     hidden: &Tensor<Flex, 2>,
     head: &FrozenWeight<Flex>,
-    targets: &Tensor<Flex, 1, Int>,
+    supervised: &[Supervised],
     wants_gradient: bool,
 ) -> LossAndGradient<Flex> {
     let [tokens, width] = hidden.dims();
     let [vocabulary, _] = head.shape();
-    let supervised = supervised(targets, vocabulary);
     let hidden = tensor::primitive(hidden.clone());
     let head = WeightTensors::new(head);
     with_float!(hidden.dtype(), T => {
@@ -64,26 +63,10 @@ pub(crate) fn loss_and_gradient(
     })
 }
 
-/// (row, target) of every supervised row.
-fn supervised(targets: &Tensor<Flex, 1, Int>, vocabulary: usize) -> Vec<(usize, usize)> {
-    let targets = tensor::integers(targets).into_iter().enumerate();
-    targets
-        .filter(|(_, target)| *target != i64::from(IGNORED))
-        .map(|(row, target)| {
-            let target = usize::try_from(target).unwrap_or(usize::MAX);
-            assert!(
-                target < vocabulary,
-                "linear_cross_entropy: the target of row {row} is no id below {vocabulary}"
-            );
-            (row, target)
-        })
-        .collect()
-}
-
 /// Some supervised rows, and what is known of them before the products.
 struct Chunk<'a, T: Scalar> {
     /// (row of the batch, target).
-    supervised: &'a [(usize, usize)],
+    supervised: &'a [Supervised],
     width: usize,
     vocabulary: usize,
     /// The rows' hidden states.
@@ -107,7 +90,7 @@ impl<'a, T: Scalar> Chunk<'a, T> {
     fn new(
         hidden: &[T],
         head: &WeightTensors<'_>,
-        supervised: &'a [(usize, usize)],
+        supervised: &'a [Supervised],
         [width, vocabulary]: [usize; 2],
     ) -> Self {
         let rows = supervised.len();
@@ -116,9 +99,9 @@ impl<'a, T: Scalar> Chunk<'a, T> {
         let mut target_logits = vec![0.0f32; rows];
         let outs = gathered.chunks_mut(width.max(1)).zip(target_rows.chunks_mut(width.max(1)));
         let tasks = outs.zip(&mut target_logits).zip(supervised).collect();
-        parallel::for_each(tasks, 4 * rows * width, |(((gathered, weights), logit), (row, target))| {
-            gathered.copy_from_slice(&hidden[row * width..][..width]);
-            head.row::<T>(*target, weights);
+        parallel::for_each(tasks, 4 * rows * width, |(((gathered, weights), logit), at)| {
+            gathered.copy_from_slice(&hidden[at.row * width..][..width]);
+            head.row::<T>(at.target, weights);
             let mut wide = pool::take::<f32>(width);
             widen(gathered, &mut wide);
             *logit = dot(&wide, weights);
@@ -164,7 +147,7 @@ impl<'a, T: Scalar> Chunk<'a, T> {
                 let finish = |mut tile: Tile<'_>| {
                     let columns = tile.columns.clone();
                     for (row, values) in tile.iter_mut() {
-                        let target = self.supervised[row].1;
+                        let target = self.supervised[row].target;
                         let target = columns.contains(&target).then(|| target - columns.start);
                         let (sum, most) = exponentiate(values, references[row], target.unwrap_or(usize::MAX));
                         if most > 0.0 {
@@ -215,7 +198,7 @@ impl<'a, T: Scalar> Chunk<'a, T> {
                 let (others, target) = factors[row];
                 let weights = &self.target_rows[row * self.width..][columns.clone()];
                 combine(values, others, weights, target);
-                let start = self.supervised[row].0 * self.width + columns.start;
+                let start = self.supervised[row].row * self.width + columns.start;
                 // SAFETY: tiles do not overlap, and no row of the batch is supervised twice.
                 narrow(values, unsafe { out.slice(start, values.len()) });
             }

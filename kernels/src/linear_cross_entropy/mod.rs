@@ -12,9 +12,11 @@
 //! Hsu et al., *Liger Kernel* (<https://arxiv.org/abs/2410.10989>), for computing the gradient in the forward.
 
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 pub mod reference;
 
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
 use crate::backend::KernelBackend;
 use crate::linear::FrozenWeight;
@@ -26,6 +28,15 @@ pub(crate) fn chunk_rows(supervised: u64, vocabulary: u64, bytes_per_logit: u64)
 
 /// The target of a position that is not supervised.
 pub const IGNORED: i32 = -100;
+
+/// A row that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Supervised {
+    /// Row of the hidden states.
+    pub row: usize,
+    /// Its target, a token id of the vocabulary.
+    pub target: usize,
+}
 
 /// What [`linear_cross_entropy`] computes.
 #[derive(Clone, Debug)]
@@ -47,7 +58,7 @@ pub struct LossAndGradient<B: Backend> {
 pub fn linear_cross_entropy<B: KernelBackend>(
     hidden: &Tensor<B, 2>,
     head: &FrozenWeight<B>,
-    targets: &Tensor<B, 1, Int>,
+    targets: &[i32],
     wants_gradient: bool,
 ) -> LossAndGradient<B> {
     let ([tokens, width], shape) = (hidden.dims(), head.shape());
@@ -55,6 +66,20 @@ pub fn linear_cross_entropy<B: KernelBackend>(
         shape[1], width,
         "linear_cross_entropy: hidden states of {width} do not fit the head {shape:?}"
     );
-    assert_eq!(targets.dims(), [tokens], "linear_cross_entropy: one target per token");
-    B::linear_cross_entropy(hidden, head, targets, wants_gradient)
+    assert_eq!(targets.len(), tokens, "linear_cross_entropy: one target per token");
+    let supervised: Vec<Supervised> = targets
+        .iter()
+        .enumerate()
+        .filter(|(_, target)| **target != IGNORED)
+        .map(|(row, target)| {
+            let target = usize::try_from(*target).unwrap_or(usize::MAX);
+            assert!(
+                target < shape[0],
+                "linear_cross_entropy: the target of row {row} is no id below {}",
+                shape[0]
+            );
+            Supervised { row, target }
+        })
+        .collect();
+    B::linear_cross_entropy(hidden, head, &supervised, wants_gradient)
 }

@@ -28,6 +28,8 @@
 
 mod codebook;
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 mod quantize;
 pub mod reference;
 mod weight;

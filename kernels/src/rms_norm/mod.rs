@@ -12,6 +12,8 @@
 //! Zhang and Sennrich, *Root Mean Square Layer Normalization* (<https://arxiv.org/abs/1910.07467>).
 
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 pub mod reference;
 
 use burn::tensor::Tensor;

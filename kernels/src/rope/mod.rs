@@ -14,6 +14,8 @@
 //! Su et al., *RoFormer* (<https://arxiv.org/abs/2104.09864>).
 
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 pub mod reference;
 
 use burn::tensor::{Int, Tensor, backend::Backend};

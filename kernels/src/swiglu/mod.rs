@@ -10,6 +10,8 @@
 //! Shazeer, *GLU Variants Improve Transformer* (<https://arxiv.org/abs/2002.05202>).
 
 pub(crate) mod cpu;
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 pub mod reference;
 
 use burn::tensor::Tensor;

@@ -1,13 +1,13 @@
 //! Attention: documents, grouped queries, windows, key-value cache.
 
 use burn::tensor::DType;
-use burn_flex::Flex;
+use tune_kernels::KernelBackend;
 use tune_kernels::attention::reference::{self, Sizes};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
 
-use crate::support::{DTYPES, assert_close, on_every_set, random, random_in, tensor, tolerance, values};
+use crate::support::{Site, assert_close, everywhere, random, random_in, tensor, tolerance, values};
 
 fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
     let sizes = |heads, kv_heads, head_dim| Sizes { heads, kv_heads, head_dim };
@@ -29,17 +29,23 @@ fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
 
 #[test]
 fn forward_and_backward_agree_with_the_oracle() {
-    on_every_set(|set| {
-        for dtype in DTYPES {
-            for (name, documents, sliding_window, sizes) in cases() {
-                let options = AttentionOptions { documents, scaling: 0.4, sliding_window };
-                check(&format!("attention {name} {dtype:?} on {set}"), dtype, &options, sizes);
-            }
-        }
-    });
+    everywhere!(check_cases);
 }
 
-fn check(what: &str, dtype: DType, options: &AttentionOptions, sizes: Sizes) {
+fn check_cases<B: KernelBackend>(site: &Site) {
+    for dtype in site.dtypes.clone() {
+        for (name, documents, sliding_window, sizes) in cases() {
+            let keys = documents.keys();
+            if !site.has_time_for(keys * keys * sizes.heads * sizes.head_dim) {
+                continue;
+            }
+            let options = AttentionOptions { documents, scaling: 0.4, sliding_window };
+            check::<B>(&format!("attention {name} {dtype:?} on {}", site.name), dtype, &options, sizes);
+        }
+    }
+}
+
+fn check<B: KernelBackend>(what: &str, dtype: DType, options: &AttentionOptions, sizes: Sizes) {
     let Sizes { heads, kv_heads, head_dim } = sizes;
     let (tokens, keys) = (options.documents.queries(), options.documents.keys());
     let q = random_in(tokens * heads * head_dim, 1, 2.0, dtype);
@@ -49,13 +55,13 @@ fn check(what: &str, dtype: DType, options: &AttentionOptions, sizes: Sizes) {
     let expected = reference::forward(&q, &k, &v, options, sizes);
     let slopes = reference::backward(&q, &k, &v, &dy, options, sizes);
 
-    let q = tensor::<Flex, 3>(&q, [tokens, heads, head_dim], dtype);
-    let k = tensor::<Flex, 3>(&k, [keys, kv_heads, head_dim], dtype);
-    let v = tensor::<Flex, 3>(&v, [keys, kv_heads, head_dim], dtype);
+    let q = tensor::<B, 3>(&q, [tokens, heads, head_dim], dtype);
+    let k = tensor::<B, 3>(&k, [keys, kv_heads, head_dim], dtype);
+    let v = tensor::<B, 3>(&v, [keys, kv_heads, head_dim], dtype);
     let (output, log_sum_exp) = attention(&q, &k, &v, options);
     assert_eq!(output.dtype(), dtype, "{what}");
     assert_close(what, &values(&output), &expected, tolerance(dtype));
-    let dy = tensor::<Flex, 3>(&dy, [tokens, heads, head_dim], dtype);
+    let dy = tensor::<B, 3>(&dy, [tokens, heads, head_dim], dtype);
     let request = AttentionBackward {
         q: &q,
         k: &k,
@@ -83,12 +89,16 @@ fn check(what: &str, dtype: DType, options: &AttentionOptions, sizes: Sizes) {
 /// New tokens beside a cache give what the whole document gives.
 #[test]
 fn cached_steps_equal_the_whole() {
+    everywhere!(check_cached_steps);
+}
+
+fn check_cached_steps<B: KernelBackend>(_: &Site) {
     let (tokens, heads, kv_heads, head_dim) = (40, 4, 2, 16);
     let q = random(tokens * heads * head_dim, 1, 1.0);
     let [k, v] = [2, 3].map(|seed| random(tokens * kv_heads * head_dim, seed, 1.0));
     let all = |values: &[f32], heads: usize, range: std::ops::Range<usize>| {
         let row = heads * head_dim;
-        tensor::<Flex, 3>(
+        tensor::<B, 3>(
             &values[range.start * row..range.end * row],
             [range.len(), heads, head_dim],
             DType::F32,
@@ -118,9 +128,13 @@ fn cached_steps_equal_the_whole() {
 /// Huge scores neither overflow nor lose the largest.
 #[test]
 fn large_scores_are_stable() {
-    let q = tensor::<Flex, 3>(&[100.0, 100.0], [2, 1, 1], DType::F32);
-    let k = tensor::<Flex, 3>(&[100.0, -100.0], [2, 1, 1], DType::F32);
-    let v = tensor::<Flex, 3>(&[3.0, 5.0], [2, 1, 1], DType::F32);
+    everywhere!(check_large_scores);
+}
+
+fn check_large_scores<B: KernelBackend>(_: &Site) {
+    let q = tensor::<B, 3>(&[100.0, 100.0], [2, 1, 1], DType::F32);
+    let k = tensor::<B, 3>(&[100.0, -100.0], [2, 1, 1], DType::F32);
+    let v = tensor::<B, 3>(&[3.0, 5.0], [2, 1, 1], DType::F32);
     let documents = DocumentOffsets::packed(&[0, 2]);
     let (y, _) = attention(&q, &k, &v, &AttentionOptions { documents, scaling: 1.0, sliding_window: None });
     assert_eq!(values(&y), [3.0, 3.0]);

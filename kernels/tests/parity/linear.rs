@@ -1,7 +1,7 @@
 //! Linear: dense and NF4, with and without bias, adapter and dropout.
 
 use burn::tensor::{DType, Tensor};
-use burn_flex::Flex;
+use tune_kernels::KernelBackend;
 use tune_kernels::dropout::{Dropout, DropoutKey};
 use tune_kernels::linear::reference::{self, LoraSlices, Sizes};
 use tune_kernels::linear::{
@@ -9,9 +9,7 @@ use tune_kernels::linear::{
 };
 use tune_kernels::nf4::{self, Nf4Weight};
 
-use crate::support::{
-    DTYPES, assert_close, on_every_set, random, random_in, rounded, tensor, tolerance, values,
-};
+use crate::support::{Site, assert_close, everywhere, random, random_in, rounded, tensor, tolerance, values};
 
 /// (tokens, in, out): single rows, odd sizes, sizes beyond one tile in each direction.
 const SHAPES: [(usize, usize, usize); 9] = [
@@ -39,7 +37,7 @@ const WEIGHTS: [Weight; 3] = [
 ];
 
 /// The weight on the device, and in f32 as the product sees it.
-fn frozen(kind: Weight, shape: [usize; 2], dtype: DType) -> (FrozenWeight<Flex>, Vec<f32>) {
+fn frozen<B: KernelBackend>(kind: Weight, shape: [usize; 2], dtype: DType) -> (FrozenWeight<B>, Vec<f32>) {
     let original = random(shape[0] * shape[1], 7, 0.2);
     match kind {
         Weight::Dense => (FrozenWeight::Dense(tensor(&original, shape, dtype)), rounded(&original, dtype)),
@@ -61,51 +59,79 @@ struct Adapter {
 
 const SCALING: f32 = 1.75;
 
-fn adapter(sizes: Sizes, rank: usize, probability: f32) -> Adapter {
+fn adapter<B: KernelBackend>(sizes: Sizes, rank: usize, probability: f32) -> Adapter {
     let key = DropoutKey { seed: 3, step: 5, micro_batch: 1, layer: 2, projection: 4 };
     let dropout = (probability > 0.0).then_some(Dropout { probability, key });
     Adapter {
         a: random(rank * sizes.input, 11, 0.3),
         b: random(sizes.out * rank, 12, 0.3),
         rank,
-        mask: mask(sizes.tokens * sizes.input, sizes.input, dropout),
+        mask: mask::<B>(sizes.tokens * sizes.input, sizes.input, dropout),
         dropout,
     }
 }
 
 /// The mask as the op applies it, seen through an adapter that copies its input.
-fn mask(count: usize, input: usize, dropout: Option<Dropout>) -> Vec<f32> {
+fn mask<B: KernelBackend>(count: usize, input: usize, dropout: Option<Dropout>) -> Vec<f32> {
     let Some(dropout) = dropout else { return vec![1.0; count] };
     let identity: Vec<f32> =
         (0..input * input).map(|i| if i / input == i % input { 1.0 } else { 0.0 }).collect();
-    let identity = tensor::<Flex, 2>(&identity, [input, input], DType::F32);
+    let identity = tensor::<B, 2>(&identity, [input, input], DType::F32);
     let lora = Lora { a: identity.clone(), b: identity, scaling: 1.0, dropout: Some(dropout) };
     let nothing = FrozenWeight::Dense(Tensor::zeros([input, input], &Default::default()));
     let ones = Tensor::ones([count / input, input], &Default::default());
     let layer = Linear { weight: &nothing, bias: None, lora: Some(&lora) };
-    values(&linear::<Flex>(&ones, &[layer], None).outputs[0])
+    values(&linear::<B>(&ones, &[layer], None).outputs[0])
 }
 
 #[test]
 fn forward_and_backward_agree_with_the_oracle() {
-    on_every_set(|set| {
-        for dtype in DTYPES {
-            for (tokens, input, out) in SHAPES {
-                let sizes = Sizes { tokens, input, out };
-                for kind in WEIGHTS {
-                    for (rank, probability) in [(0, 0.0), (1, 0.0), (8, 0.0), (5, 0.25)] {
-                        check(set, sizes, kind, dtype, rank, probability, rank != 1);
-                    }
-                }
-            }
-            // A rank beyond the narrow kernels, and a reduction of several blocks.
-            check(set, Sizes { tokens: 40, input: 1120, out: 96 }, WEIGHTS[1], dtype, 40, 0.0, true);
-        }
-    });
+    everywhere!(check_shapes);
 }
 
-fn check(
-    set: &str,
+fn check_shapes<B: KernelBackend>(site: &Site) {
+    const ADAPTERS: [(usize, f32); 4] = [(0, 0.0), (1, 0.0), (8, 0.0), (5, 0.25)];
+    for dtype in site.dtypes.clone() {
+        if site.is_slow {
+            check_some::<B>(site, dtype);
+            continue;
+        }
+        for (tokens, input, out) in SHAPES {
+            let sizes = Sizes { tokens, input, out };
+            for kind in WEIGHTS {
+                for (rank, probability) in ADAPTERS {
+                    check::<B>(&site.name, sizes, kind, dtype, rank, probability, rank != 1);
+                }
+            }
+        }
+        // A rank beyond the narrow kernels, and a reduction of several blocks.
+        let sizes = Sizes { tokens: 40, input: 1120, out: 96 };
+        check::<B>(&site.name, sizes, WEIGHTS[1], dtype, 40, 0.0, true);
+    }
+}
+
+/// On a GPU that the CPU imitates every kernel costs about a second of compilation, and each case here has several of
+/// its own: one of each kind.
+fn check_some<B: KernelBackend>(site: &Site, dtype: DType) {
+    let odd = Sizes { tokens: 3, input: 77, out: 5 };
+    let plain = Sizes { tokens: 5, input: 288, out: 192 };
+    // From some hundred tokens on NF4 is dequantized beforehand.
+    let many = Sizes { tokens: 530, input: 70, out: 40 };
+    let [dense, double, single] = WEIGHTS;
+    for (sizes, kind, rank, probability) in [
+        (odd, dense, 0, 0.0),
+        (odd, double, 5, 0.25),
+        (plain, dense, 8, 0.0),
+        (plain, double, 8, 0.0),
+        (plain, single, 0, 0.0),
+        (many, double, 1, 0.0),
+    ] {
+        check::<B>(&site.name, sizes, kind, dtype, rank, probability, rank != 1);
+    }
+}
+
+fn check<B: KernelBackend>(
+    site: &str,
     sizes: Sizes,
     kind: Weight,
     dtype: DType,
@@ -113,14 +139,14 @@ fn check(
     probability: f32,
     with_bias: bool,
 ) {
-    let what = format!("{kind:?} {dtype:?} {sizes:?} rank {rank} dropout {probability} on {set}");
+    let what = format!("{kind:?} {dtype:?} {sizes:?} rank {rank} dropout {probability} on {site}");
     let Sizes { tokens, input, out } = sizes;
     let (weight, dense) = frozen(kind, [out, input], dtype);
     let x = random_in(tokens * input, 1, 1.0, dtype);
     let dy = random_in(tokens * out, 2, 1.0, dtype);
     let bias = random_in(out, 3, 0.5, dtype);
     let residual = random_in(tokens * out, 4, 0.5, dtype);
-    let adapter = (rank > 0).then(|| adapter(sizes, rank, probability));
+    let adapter = (rank > 0).then(|| adapter::<B>(sizes, rank, probability));
 
     let in_dtype = adapter.as_ref().map(|lora| {
         let scaled: Vec<f32> = lora.b.iter().map(|b| b * SCALING).collect();
@@ -137,21 +163,21 @@ fn check(
     let mut expected = reference::forward(&x, &dense, with_bias.then_some(&bias[..]), slices, sizes);
     let (dx, da, db) = reference::backward(&x, &dense, slices, &dy, sizes);
 
-    let x = tensor::<Flex, 2>(&x, [tokens, input], dtype);
+    let x = tensor::<B, 2>(&x, [tokens, input], dtype);
     let lora = adapter.as_ref().map(|lora| Lora {
-        a: tensor::<Flex, 2>(&lora.a, [rank, input], DType::F32),
-        b: tensor::<Flex, 2>(&lora.b, [out, rank], DType::F32),
+        a: tensor::<B, 2>(&lora.a, [rank, input], DType::F32),
+        b: tensor::<B, 2>(&lora.b, [out, rank], DType::F32),
         scaling: SCALING,
         dropout: lora.dropout,
     });
-    let bias = with_bias.then(|| tensor::<Flex, 1>(&bias, [out], dtype));
+    let bias = with_bias.then(|| tensor::<B, 1>(&bias, [out], dtype));
     let layer = Linear { weight: &weight, bias: bias.as_ref(), lora: lora.as_ref() };
     let projected = linear(&x, &[layer], None);
     let tolerance = tolerance(dtype);
     assert_eq!(projected.outputs[0].dtype(), dtype, "{what}");
     assert_close(&format!("y, {what}"), &values(&projected.outputs[0]), &expected, tolerance);
 
-    let around = tensor::<Flex, 2>(&residual, [tokens, out], dtype);
+    let around = tensor::<B, 2>(&residual, [tokens, out], dtype);
     let added = linear(&x, &[layer], Some(&around));
     expected.iter_mut().zip(&residual).for_each(|(y, residual)| *y += residual);
     assert_close(&format!("y + residual, {what}"), &values(&added.outputs[0]), &expected, tolerance);
@@ -160,7 +186,7 @@ fn check(
         x: Some(&x),
         layers: &[layer],
         down: projected.down.as_ref(),
-        dy: &[tensor::<Flex, 2>(&dy, [tokens, out], dtype)],
+        dy: &[tensor::<B, 2>(&dy, [tokens, out], dtype)],
         wants_x: true,
         sums: vec![None],
     });
@@ -177,23 +203,26 @@ fn check(
 /// gradients. Adapters of different ranks, and none.
 #[test]
 fn a_group_is_its_layers() {
-    on_every_set(|set| {
-        for dtype in DTYPES {
-            for probability in [0.0, 0.5] {
-                check_group(set, dtype, probability);
-            }
-        }
-    });
+    everywhere!(check_groups);
 }
 
-fn check_group(set: &str, dtype: DType, probability: f32) {
-    let what = format!("{dtype:?} dropout {probability} on {set}");
+fn check_groups<B: KernelBackend>(site: &Site) {
+    let dtypes = if site.is_slow { &site.dtypes[..1] } else { &site.dtypes[..] };
+    for dtype in dtypes.iter().copied() {
+        for probability in [0.0, 0.5] {
+            check_group::<B>(&site.name, dtype, probability);
+        }
+    }
+}
+
+fn check_group<B: KernelBackend>(site: &str, dtype: DType, probability: f32) {
+    let what = format!("{dtype:?} dropout {probability} on {site}");
     let (tokens, input) = (45, 96);
     let outs = [70, 33, 96];
     let ranks = [4, 0, 17];
-    let x = tensor::<Flex, 2>(&random(tokens * input, 1, 1.0), [tokens, input], dtype);
+    let x = tensor::<B, 2>(&random(tokens * input, 1, 1.0), [tokens, input], dtype);
     let weights = outs.map(|out| frozen(WEIGHTS[1], [out, input], dtype).0);
-    let loras: Vec<Option<Lora<Flex>>> = (0..3)
+    let loras: Vec<Option<Lora<B>>> = (0..3)
         .map(|index| {
             let (rank, out) = (ranks[index], outs[index]);
             let key = DropoutKey { seed: 3, step: 5, micro_batch: 1, layer: 2, projection: index as u32 };
@@ -210,7 +239,7 @@ fn check_group(set: &str, dtype: DType, probability: f32) {
     let dy: Vec<_> = (0..3)
         .map(|index| {
             let out = outs[index];
-            tensor::<Flex, 2>(&random(tokens * out, 40 + index as u64, 1.0), [tokens, out], dtype)
+            tensor::<B, 2>(&random(tokens * out, 40 + index as u64, 1.0), [tokens, out], dtype)
         })
         .collect();
     let together = linear(&x, &layers, None);
@@ -254,13 +283,17 @@ fn check_group(set: &str, dtype: DType, probability: f32) {
 /// The gradient of the input is left out where nobody asks, and adapters are still served.
 #[test]
 fn the_input_gradient_may_be_left_out() {
+    everywhere!(check_no_input_gradient);
+}
+
+fn check_no_input_gradient<B: KernelBackend>(_: &Site) {
     let sizes = Sizes { tokens: 6, input: 20, out: 12 };
     let (weight, _) = frozen(Weight::Dense, [12, 20], DType::F32);
-    let adapter = adapter(sizes, 4, 0.5);
-    let x = tensor::<Flex, 2>(&random(120, 1, 1.0), [6, 20], DType::F32);
+    let adapter = adapter::<B>(sizes, 4, 0.5);
+    let x = tensor::<B, 2>(&random(120, 1, 1.0), [6, 20], DType::F32);
     let lora = Lora {
-        a: tensor::<Flex, 2>(&adapter.a, [4, 20], DType::F32),
-        b: tensor::<Flex, 2>(&adapter.b, [12, 4], DType::F32),
+        a: tensor::<B, 2>(&adapter.a, [4, 20], DType::F32),
+        b: tensor::<B, 2>(&adapter.b, [12, 4], DType::F32),
         scaling: SCALING,
         dropout: adapter.dropout,
     };
@@ -271,7 +304,7 @@ fn the_input_gradient_may_be_left_out() {
             x: Some(&x),
             layers: &[layer],
             down: down.as_ref(),
-            dy: &[tensor::<Flex, 2>(&random(72, 2, 1.0), [6, 12], DType::F32)],
+            dy: &[tensor::<B, 2>(&random(72, 2, 1.0), [6, 12], DType::F32)],
             wants_x,
             sums: vec![None],
         })
@@ -286,11 +319,15 @@ fn the_input_gradient_may_be_left_out() {
 /// A view (here a transpose) is read through its strides.
 #[test]
 fn operands_need_not_be_contiguous() {
+    everywhere!(check_strides);
+}
+
+fn check_strides<B: KernelBackend>(_: &Site) {
     let x = random(6 * 10, 1, 1.0);
-    let turned = tensor::<Flex, 2>(&x, [10, 6], DType::F32).transpose();
-    let copied = tensor::<Flex, 2>(&values(&turned), [6, 10], DType::F32);
-    let weight = FrozenWeight::Dense(tensor::<Flex, 2>(&random(40, 2, 1.0), [10, 4], DType::F32).transpose());
+    let turned = tensor::<B, 2>(&x, [10, 6], DType::F32).transpose();
+    let copied = tensor::<B, 2>(&values(&turned), [6, 10], DType::F32);
+    let weight = FrozenWeight::Dense(tensor::<B, 2>(&random(40, 2, 1.0), [10, 4], DType::F32).transpose());
     let layer = Linear { weight: &weight, bias: None, lora: None };
-    let run = |x| values(&linear::<Flex>(x, &[layer], None).outputs[0]);
+    let run = |x| values(&linear::<B>(x, &[layer], None).outputs[0]);
     assert_eq!(run(&turned), run(&copied));
 }

@@ -1,13 +1,17 @@
 //! NF4: the fast quantizer and the device weight against the oracle, and the error bound of the format.
 
-use burn_flex::Flex;
 use proptest::prelude::*;
+use tune_kernels::KernelBackend;
 use tune_kernels::nf4::{self, Absmax, CODEBOOK, Nf4Weight, Quantized, reference};
 
-use crate::support::{random, values};
+use crate::support::{Site, everywhere, random, values};
 
 #[test]
 fn quantizer_and_oracle_give_the_same_bits() {
+    everywhere!(check_bits);
+}
+
+fn check_bits<B: KernelBackend>(_: &Site) {
     for shape in [[1, 1], [1, 64], [7, 5], [13, 77], [65, 96], [300, 1024], [3, 50_001]] {
         for block_size in [64, 128, 4096] {
             for double_quant in [false, true] {
@@ -19,7 +23,7 @@ fn quantizer_and_oracle_give_the_same_bits() {
                 assert!(found == expected, "{shape:?} {block_size} {double_quant}");
                 found.validate().expect("what is quantized here fits");
                 assert_eq!(bits(&found.dequantize()), bits(&reference::dequantize(&expected)));
-                let weight = Nf4Weight::<Flex>::new(found, &Default::default());
+                let weight = Nf4Weight::<B>::new(found, &Default::default());
                 assert_eq!(bits(&values(&weight.dequantize())), bits(&reference::dequantize(&expected)));
             }
         }
@@ -48,7 +52,10 @@ fn parts_that_do_not_fit_are_refused() {
     for (index, change) in broken.into_iter().enumerate() {
         let mut quantized = good.clone();
         change(&mut quantized);
-        assert!(Nf4Weight::<Flex>::try_new(quantized, &Default::default()).is_err(), "change {index}");
+        assert!(
+            Nf4Weight::<burn_flex::Flex>::try_new(quantized, &Default::default()).is_err(),
+            "change {index}"
+        );
     }
 }
 

@@ -2,11 +2,44 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use burn_flex::Flex;
 use tune_kernels::isa::InstructionSet;
 
-/// Every compute dtype.
-pub(crate) const DTYPES: [DType; 3] = [DType::F32, DType::BF16, DType::F16];
+/// Where a check runs, and with what.
+#[derive(Debug)]
+pub(crate) struct Site {
+    /// The backend, and what of it.
+    pub(crate) name: String,
+    /// The compute dtypes it has.
+    pub(crate) dtypes: Vec<DType>,
+    /// Whether it is a GPU.
+    pub(crate) is_gpu: bool,
+    /// Whether it is a GPU that the CPU imitates: a thousand times slower than either.
+    pub(crate) is_slow: bool,
+}
+
+impl Site {
+    /// Whether a case of so many multiplications is worth the wait.
+    pub(crate) fn has_time_for(&self, multiplications: usize) -> bool {
+        !self.is_slow || multiplications <= 40_000_000
+    }
+}
+
+/// Runs a check, `fn(&Site)` generic over the backend, on every instruction set of the CPU and on every GPU that this
+/// build and this machine have.
+macro_rules! everywhere {
+    ($check:ident) => {{
+        $crate::support::on_every_set(|site| $check::<burn_flex::Flex>(site));
+        #[cfg(feature = "vulkan")]
+        if let Some(site) = $crate::support::vulkan() {
+            $check::<tune_kernels::gpu::Wgpu>(&site);
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(site) = $crate::support::cuda() {
+            $check::<tune_kernels::gpu::Cuda>(&site);
+        }
+    }};
+}
+pub(crate) use everywhere;
 
 /// Deterministic numbers in [−1, 1) · `size` (xorshift).
 pub(crate) fn random(count: usize, seed: u64, size: f32) -> Vec<f32> {
@@ -42,8 +75,8 @@ pub(crate) fn tensor<B: Backend, const D: usize>(
 }
 
 /// An integer tensor, as the data room makes them.
-pub(crate) fn ids(values: &[i32]) -> Tensor<Flex, 1, Int> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), (&Default::default(), DType::I32))
+pub(crate) fn ids<B: Backend>(values: &[i32]) -> Tensor<B, 1, Int> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), &B::Device::default())
 }
 
 /// All values in f32.
@@ -51,12 +84,44 @@ pub(crate) fn values<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f
     tensor.to_data().iter::<f32>().collect()
 }
 
-/// Runs `body` on every instruction set that this machine has, and says which.
-pub(crate) fn on_every_set(body: impl Fn(&str)) {
+/// Runs `body` on every instruction set that this machine has.
+pub(crate) fn on_every_set(body: impl Fn(&Site)) {
     let sets: Vec<_> = InstructionSet::ALL.into_iter().filter(|set| set.is_available()).collect();
     assert!(sets.contains(&InstructionSet::Portable) && sets.contains(&InstructionSet::best()));
     for set in sets {
-        set.run(|| body(set.name())).expect("the set is available");
+        let dtypes = vec![DType::F32, DType::BF16, DType::F16];
+        let site = Site { name: set.name().to_owned(), dtypes, is_gpu: false, is_slow: false };
+        set.run(|| body(&site)).expect("the set is available");
+    }
+}
+
+/// The Vulkan device, if there is one.
+#[cfg(feature = "vulkan")]
+pub(crate) fn vulkan() -> Option<Site> {
+    gpu::<burn_wgpu::WgpuRuntime>(tune_kernels::gpu::wgpu_devices())
+}
+
+/// The CUDA device, if there is one.
+#[cfg(feature = "cuda")]
+pub(crate) fn cuda() -> Option<Site> {
+    gpu::<burn_cuda::CudaRuntime>(tune_kernels::gpu::cuda_devices())
+}
+
+#[cfg(any(feature = "vulkan", feature = "cuda"))]
+fn gpu<R: burn_cubecl::CubeRuntime>(
+    found: Result<Vec<tune_kernels::gpu::Found<R::Device>>, tune_kernels::gpu::Unusable>,
+) -> Option<Site> {
+    match found {
+        Ok(devices) => devices.into_iter().next().map(|found| Site {
+            name: found.name,
+            dtypes: tune_kernels::gpu::dtypes::<R>(&R::Device::default()),
+            is_gpu: true,
+            is_slow: found.is_software,
+        }),
+        Err(why) => {
+            println!("skipped: {why}");
+            None
+        }
     }
 }
 

@@ -1,0 +1,388 @@
+//! The matrix product of the GPU ops: cubek's tiled kernels over the operands of [`super::operand`].
+//!
+//! `result = factor · lhs · rhs + bias + residual`, sums in f32. Which kernel: for f16 and bf16, `mma.sync` with ordered
+//! double buffering where the device has it, else cooperative matrices, else (and always for f32, whose tensor-core
+//! form would round to tf32) plain multiplications by units. The choice depends on device, dtypes and shapes alone, and
+//! dense and dequantized operands go through the same kernel, so an NF4 weight gives the same bits whether it is
+//! dequantized as it is read or beforehand.
+
+use burn::tensor::DType;
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+use cubecl::std::tensor::View;
+use cubecl::zspace::shape;
+use cubek::matmul::components::global::memory::GlobalLayoutConfig;
+use cubek::matmul::components::tile::TileMatmulKind;
+use cubek::matmul::definition::{MatmulGlobalElems, MatmulProblem, MatmulSetupError, MatmulVectorSizes};
+use cubek::matmul::launch::{BatchedCoords, MatmulArgs, launch_kernel};
+use cubek::matmul::routines::ordered_double_buffering::{
+    OrderedDoubleBufferingAlgorithm, OrderedSelectionArgs,
+};
+use cubek::matmul::routines::simple::{SimpleAlgorithm, SimpleArgs};
+use cubek::matmul::routines::simple_unit::SimpleUnitAlgorithm;
+use cubek::matmul::routines::{BlueprintStrategy, Routine};
+use cubek::std::MatrixLayout;
+
+use super::operand::{DenseLaunch, Extent, Input, InputLaunch, Matrix, Sink, SinkLaunch};
+use super::tensor::{dims, elements, empty, vector_size};
+use crate::nf4::cube::Nf4Tensors;
+
+/// A row-major matrix `[rows, columns]`: a tensor, or some of its columns.
+#[derive(Clone)]
+pub(crate) struct Rows<R: CubeRuntime> {
+    pub(crate) tensor: CubeTensor<R>,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    /// Elements before the first.
+    offset: usize,
+    /// Elements from one row to the next.
+    stride: usize,
+}
+
+impl<R: CubeRuntime> Rows<R> {
+    /// All of a contiguous tensor `[rows, columns]`.
+    pub(crate) fn all(tensor: CubeTensor<R>) -> Self {
+        let shape = dims(&tensor);
+        let (rows, columns) = (shape[0], shape[1]);
+        Self { tensor, rows, columns, offset: 0, stride: columns }
+    }
+
+    /// `columns` columns from `first` on.
+    pub(crate) fn part(tensor: CubeTensor<R>, first: usize, columns: usize) -> Self {
+        let all = Self::all(tensor);
+        Self { columns, offset: first, ..all }
+    }
+
+    /// `rows` rows from `first` on.
+    pub(crate) fn lines(tensor: CubeTensor<R>, first: usize, rows: usize) -> Self {
+        let all = Self::all(tensor);
+        Self { rows, offset: first * all.stride, ..all }
+    }
+
+    fn argument<E: CubePrimitive>(&self, vector_size: usize) -> DenseLaunch<E, R> {
+        let length = elements(&self.tensor) / vector_size;
+        // SAFETY: the tensor is contiguous and the vector size divides its rows.
+        let data = unsafe { ArrayArg::from_raw_parts(self.tensor.handle.clone(), length) };
+        DenseLaunch::new(data, self.offset as u32, self.stride as u32)
+    }
+
+    /// What a vector size must divide.
+    fn lengths(&self) -> [usize; 3] {
+        [self.columns, self.offset, self.stride]
+    }
+}
+
+/// What an operand is stored as.
+#[derive(Clone, Copy)]
+pub(crate) enum Stored<'a, R: CubeRuntime> {
+    Dense(&'a Rows<R>),
+    Nf4(&'a Nf4Tensors<R>),
+}
+
+impl<R: CubeRuntime> Stored<'_, R> {
+    /// Rows and columns as stored.
+    fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Dense(rows) => [rows.rows, rows.columns],
+            Self::Nf4(weight) => weight.shape,
+        }
+    }
+}
+
+/// An operand: a stored matrix or its transpose, carried on along the reduction by `tail`, which is stored alike.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand<'a, R: CubeRuntime> {
+    pub(crate) stored: Stored<'a, R>,
+    pub(crate) transposed: bool,
+    pub(crate) tail: Option<&'a Rows<R>>,
+}
+
+impl<'a, R: CubeRuntime> Operand<'a, R> {
+    pub(crate) fn dense(rows: &'a Rows<R>) -> Self {
+        Self { stored: Stored::Dense(rows), transposed: false, tail: None }
+    }
+
+    pub(crate) fn transposed(rows: &'a Rows<R>) -> Self {
+        Self { stored: Stored::Dense(rows), transposed: true, tail: None }
+    }
+
+    /// Rows and columns of the operand without its tail.
+    fn head(&self) -> [usize; 2] {
+        let [rows, columns] = self.stored.shape();
+        if self.transposed { [columns, rows] } else { [rows, columns] }
+    }
+
+    /// How far the tail carries on the reduction.
+    fn tail_length(&self, reduces_rows: bool) -> usize {
+        let length = |tail: &Rows<R>| {
+            if self.transposed == reduces_rows { tail.columns } else { tail.rows }
+        };
+        self.tail.map_or(0, length)
+    }
+
+    fn vector_size(&self, client: &ComputeClient<R>, dtype: DType) -> usize {
+        let mut lengths = vec![self.stored.shape()[1]];
+        if let Stored::Dense(rows) = self.stored {
+            lengths.extend(rows.lengths());
+        }
+        lengths.extend(self.tail.iter().flat_map(|tail| tail.lengths()));
+        vector_size(client, dtype, &lengths)
+    }
+
+    fn argument<E: CubePrimitive>(&self, reduces_rows: bool, vector_size: usize) -> InputLaunch<E, R> {
+        let [rows, columns] = self.head();
+        let tail = self.tail_length(reduces_rows);
+        let (dense, nf4) = match self.stored {
+            Stored::Dense(rows) => (Some(rows.argument::<E>(vector_size)), None),
+            Stored::Nf4(weight) => (None, Some(weight.argument(self.transposed))),
+        };
+        let (border, rows, columns) =
+            if reduces_rows { (rows, rows + tail, columns) } else { (columns, rows, columns + tail) };
+        InputLaunch::new(
+            dense.into(),
+            nf4.into(),
+            self.tail.map(|tail| tail.argument::<E>(vector_size)).into(),
+            border as u32,
+            rows as u32,
+            columns as u32,
+            self.transposed,
+            reduces_rows,
+            vector_size,
+        )
+    }
+}
+
+/// What is added to a product, and the factor before it.
+pub(crate) struct Finish<'a, R: CubeRuntime> {
+    pub(crate) factor: f32,
+    /// `[columns]`, in the dtype of the result.
+    pub(crate) bias: Option<&'a CubeTensor<R>>,
+    /// Like the result.
+    pub(crate) residual: Option<&'a CubeTensor<R>>,
+}
+
+impl<R: CubeRuntime> Default for Finish<'_, R> {
+    fn default() -> Self {
+        Self { factor: 1.0, bias: None, residual: None }
+    }
+}
+
+/// `finish(lhs · rhs)` in `dtype`; operands are in the dtype of `like`, or NF4.
+pub(crate) fn product<R: CubeRuntime>(
+    like: &CubeTensor<R>,
+    lhs: Operand<'_, R>,
+    rhs: Operand<'_, R>,
+    finish: Finish<'_, R>,
+    dtype: DType,
+) -> CubeTensor<R> {
+    let result = Rows::all(empty(like, &[lhs.head()[0], rhs.head()[1]], dtype));
+    run(like.dtype, lhs, rhs, finish, &result);
+    result.tensor
+}
+
+/// [`product`] into a part of a tensor; operands are in its dtype, or NF4.
+pub(crate) fn product_into<R: CubeRuntime>(
+    result: &Rows<R>,
+    lhs: Operand<'_, R>,
+    rhs: Operand<'_, R>,
+    finish: Finish<'_, R>,
+) {
+    run(result.tensor.dtype, lhs, rhs, finish, result);
+}
+
+fn run<R: CubeRuntime>(
+    operands: DType,
+    lhs: Operand<'_, R>,
+    rhs: Operand<'_, R>,
+    finish: Finish<'_, R>,
+    result: &Rows<R>,
+) {
+    let ([rows, reduction], [_, columns]) = (lhs.head(), rhs.head());
+    let reduction = reduction + lhs.tail_length(false);
+    let dtype = result.tensor.dtype;
+    let layout = |transposed| if transposed { MatrixLayout::ColMajor } else { MatrixLayout::RowMajor };
+    let problem = MatmulProblem::from_parameters(
+        rows,
+        columns,
+        reduction,
+        shape![],
+        shape![],
+        layout(lhs.transposed),
+        layout(rhs.transposed),
+        MatrixLayout::RowMajor,
+        None,
+        None,
+        MatmulGlobalElems { lhs: operands.into(), rhs: operands.into(), out: dtype.into() },
+        AddressType::U32,
+    );
+    let call = Call { client: &result.tensor.client, problem, lhs, rhs, finish, result, operands };
+    call.run();
+}
+
+/// One product, ready to be launched by whichever routine takes it.
+struct Call<'a, R: CubeRuntime> {
+    client: &'a ComputeClient<R>,
+    problem: MatmulProblem,
+    lhs: Operand<'a, R>,
+    rhs: Operand<'a, R>,
+    finish: Finish<'a, R>,
+    result: &'a Rows<R>,
+    operands: DType,
+}
+
+impl<R: CubeRuntime> Call<'_, R> {
+    fn run(&self) {
+        let features = &self.client.properties().features.matmul;
+        if self.operands != DType::F32 {
+            let ordered = OrderedSelectionArgs {
+                tile_matmul: TileMatmulKind::Mma,
+                partition_k: None,
+                row_count: Some(8),
+                rows_per_plane: Some(2),
+            };
+            if !features.mma.is_empty() && self.launch::<OrderedDoubleBufferingAlgorithm>(ordered).is_ok() {
+                return;
+            }
+            let simple = SimpleArgs { tile_matmul: TileMatmulKind::Cmma, multi_rows: false };
+            if !features.cmma.is_empty() && self.launch::<SimpleAlgorithm>(simple).is_ok() {
+                return;
+            }
+        }
+        let launched = self.launch::<SimpleUnitAlgorithm>(Default::default());
+        assert!(launched.is_ok(), "no kernel for the product {:?}: {launched:?}", self.problem);
+    }
+
+    #[expect(clippy::result_large_err, reason = "the error of cubek")]
+    fn launch<A: Routine<()>>(&self, strategy: A::Strategy) -> Result<(), MatmulSetupError> {
+        let sizes = MatmulVectorSizes {
+            lhs: self.lhs.vector_size(self.client, self.operands),
+            rhs: self.rhs.vector_size(self.client, self.operands),
+            out: vector_size(self.client, self.result.tensor.dtype, &self.result.lengths()),
+        };
+        let settings = A::device_settings(self.client, sizes);
+        let blueprint =
+            A::expand_blueprint(&self.problem, &settings, &BlueprintStrategy::Inferred(strategy))?;
+        let info = A::prepare(&self.problem, &settings, blueprint)?;
+        let sizes = info.vector_sizes;
+        let input =
+            OperandsLaunch::new(self.lhs.argument(false, sizes.lhs), self.rhs.argument(true, sizes.rhs));
+        // SAFETY: the tensors are contiguous, and the vector size divides their rows.
+        let vectors = |tensor: &CubeTensor<R>| unsafe {
+            ArrayArg::from_raw_parts(tensor.handle.clone(), elements(tensor) / sizes.out)
+        };
+        let output = SinkLaunch::new(
+            vectors(&self.result.tensor),
+            self.finish.bias.map(vectors).into(),
+            self.finish.residual.map(vectors).into(),
+            self.result.offset as u32,
+            self.result.stride as u32,
+            self.problem.m as u32,
+            self.problem.n as u32,
+            self.finish.factor,
+            sizes.out,
+        );
+        launch_kernel::<ProductArgs, R, A>(self.client, input, output, (), info)
+    }
+}
+
+/// The operands of a product as a kernel's argument.
+#[derive(CubeType, CubeLaunch)]
+pub(crate) struct Operands<L: CubePrimitive, W: CubePrimitive> {
+    lhs: Input<L>,
+    rhs: Input<W>,
+}
+
+/// What cubek's kernels are told of our operands.
+#[derive(Clone)]
+pub(crate) struct ProductArgs;
+
+/// The views that a kernel reads and writes through.
+#[derive(CubeType, Clone)]
+pub(crate) struct Views<L: CubePrimitive, W: CubePrimitive, O: CubePrimitive> {
+    lhs: View<L, BatchedCoords>,
+    rhs: View<W, BatchedCoords>,
+    out: View<O, BatchedCoords, ReadWrite>,
+}
+
+#[cube]
+impl MatmulArgs for ProductArgs {
+    type Input<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive> = Operands<Lhs, Rhs>;
+    type Output<EO: CubePrimitive> = Sink<EO>;
+    type Config = ();
+    type State<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive> = Views<Lhs, Rhs, EO>;
+
+    fn init_state<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive>(
+        input: &Self::Input<Lhs, Rhs, EO>,
+        output: &mut Self::Output<EO>,
+        _config: (),
+        #[comptime] _lhs: GlobalLayoutConfig,
+        #[comptime] _rhs: GlobalLayoutConfig,
+        #[comptime] _out: GlobalLayoutConfig,
+    ) -> Self::State<Lhs, Rhs, EO> {
+        let lhs = Matrix::<Lhs>::new(&input.lhs);
+        let rhs = Matrix::<Rhs>::new(&input.rhs);
+        Views::<Lhs, Rhs, EO> {
+            lhs: View::new::<Matrix<Lhs>, BatchedCoords>(&lhs, Extent::of::<Lhs>(&input.lhs)),
+            rhs: View::new::<Matrix<Rhs>, BatchedCoords>(&rhs, Extent::of::<Rhs>(&input.rhs)),
+            out: View::new_mut::<Sink<EO>, BatchedCoords>(output, Extent::of_sink::<EO>(output)),
+        }
+    }
+
+    fn view_lhs<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive>(
+        state: &Self::State<Lhs, Rhs, EO>,
+    ) -> View<Lhs, BatchedCoords> {
+        state.lhs
+    }
+
+    fn batch_lhs<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive>(
+        _state: &Self::State<Lhs, Rhs, EO>,
+        _batch: usize,
+    ) -> usize {
+        0usize.runtime()
+    }
+
+    fn view_rhs<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive>(
+        state: &Self::State<Lhs, Rhs, EO>,
+    ) -> View<Rhs, BatchedCoords> {
+        state.rhs
+    }
+
+    fn batch_rhs<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive>(
+        _state: &Self::State<Lhs, Rhs, EO>,
+        _batch: usize,
+    ) -> usize {
+        0usize.runtime()
+    }
+
+    fn view_acc<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive>(
+        _state: &Self::State<Lhs, Rhs, EO>,
+    ) -> ComptimeOption<View<EO, BatchedCoords>> {
+        ComptimeOption::new_None()
+    }
+
+    fn batch_acc<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive>(
+        _state: &Self::State<Lhs, Rhs, EO>,
+        batch: usize,
+    ) -> usize {
+        batch
+    }
+
+    fn view_out<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive>(
+        state: &mut Self::State<Lhs, Rhs, EO>,
+    ) -> View<EO, BatchedCoords, ReadWrite> {
+        state.out
+    }
+
+    fn batch_out<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive>(
+        _state: &Self::State<Lhs, Rhs, EO>,
+        _batch: usize,
+    ) -> usize {
+        0usize.runtime()
+    }
+
+    fn runtime_config<Lhs: CubePrimitive, Rhs: CubePrimitive, EO: CubePrimitive>(
+        _state: &Self::State<Lhs, Rhs, EO>,
+    ) -> Self::Config {
+    }
+}

@@ -1,0 +1,126 @@
+//! burn's tensors as kernels see them: contiguous buffers, and how many units work on them.
+
+use burn::tensor::{DType, Int, Shape, Tensor, TensorMetadata, TensorPrimitive};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::prelude::*;
+
+/// Units of a cube where every unit works for itself.
+const UNITS: u32 = 256;
+
+/// Cubes along the first axis of a grid at most; every API allows 65535.
+const ROW_OF_CUBES: u32 = 32_768;
+
+/// The buffer behind `tensor`, row-major and without gaps.
+pub(crate) fn float<R, F, I, T, const D: usize>(tensor: &Tensor<CubeBackend<R, F, I, T>, D>) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    into_contiguous(tensor.clone().into_primitive().tensor())
+}
+
+/// The buffer behind `tensor`, given up, row-major and without gaps.
+pub(crate) fn into_float<R, F, I, T, const D: usize>(
+    tensor: Tensor<CubeBackend<R, F, I, T>, D>,
+) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    into_contiguous(tensor.into_primitive().tensor())
+}
+
+/// The buffer of an integer tensor.
+pub(crate) fn int<R, F, I, T, const D: usize>(
+    tensor: &Tensor<CubeBackend<R, F, I, T>, D, Int>,
+) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    into_contiguous(tensor.clone().into_primitive())
+}
+
+/// `tensor` as burn's.
+pub(crate) fn wrap<R, F, I, T, const D: usize>(tensor: CubeTensor<R>) -> Tensor<CubeBackend<R, F, I, T>, D>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    Tensor::from_primitive(TensorPrimitive::Float(tensor))
+}
+
+/// A new buffer beside `like`, its contents undefined.
+pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: &[usize], dtype: DType) -> CubeTensor<R> {
+    let elements: usize = shape.iter().product();
+    let handle = like.client.empty(elements * dtype.size());
+    let shape = Shape::from(shape.to_vec());
+    CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, dtype)
+}
+
+/// A new buffer like `like`, its contents undefined.
+pub(crate) fn empty_like<R: CubeRuntime>(like: &CubeTensor<R>) -> CubeTensor<R> {
+    empty(like, &dims(like), like.dtype)
+}
+
+/// The shape.
+pub(crate) fn dims<R: CubeRuntime>(tensor: &CubeTensor<R>) -> Vec<usize> {
+    tensor.shape().to_vec()
+}
+
+/// Number of elements.
+pub(crate) fn elements<R: CubeRuntime>(tensor: &CubeTensor<R>) -> usize {
+    tensor.shape().num_elements()
+}
+
+/// Where the result may go: the buffer of `tensor` if nobody else holds it, else a new one.
+pub(crate) fn in_place<R: CubeRuntime>(tensor: &CubeTensor<R>) -> CubeTensor<R> {
+    if tensor.can_mut() { tensor.clone() } else { empty_like(tensor) }
+}
+
+/// A grid of one unit for each of `count` elements.
+pub(crate) fn units(count: usize) -> (CubeCount, CubeDim) {
+    (cubes((count as u32).div_ceil(UNITS)), CubeDim::new_1d(UNITS))
+}
+
+/// A grid of one cube for each of `rows` rows of `width` elements, and the units of a cube. The grid may be larger than
+/// `rows`.
+pub(crate) fn rows(rows: usize, width: usize) -> (CubeCount, u32) {
+    let units = (width as u32).div_ceil(4).next_power_of_two().clamp(32, UNITS);
+    (cubes(rows as u32), units)
+}
+
+/// At least `count` cubes.
+pub(crate) fn cubes(count: u32) -> CubeCount {
+    if count <= ROW_OF_CUBES {
+        CubeCount::Static(count.max(1), 1, 1)
+    } else {
+        CubeCount::Static(ROW_OF_CUBES, count.div_ceil(ROW_OF_CUBES), 1)
+    }
+}
+
+/// A tensor as a kernel's argument.
+pub(crate) fn array<R: CubeRuntime>(tensor: &CubeTensor<R>) -> ArrayArg<R> {
+    // SAFETY: the tensor is contiguous, so its buffer holds as many elements as its shape has.
+    unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), elements(tensor)) }
+}
+
+/// The largest vector of `dtype` that the device loads at once and that divides all of `lengths`.
+pub(crate) fn vector_size<R: CubeRuntime>(
+    client: &ComputeClient<R>,
+    dtype: DType,
+    lengths: &[usize],
+) -> usize {
+    let fits = |size: &usize| lengths.iter().all(|length| length.is_multiple_of(*size));
+    client.io_optimized_vector_sizes(dtype.size()).filter(fits).max().unwrap_or(1)
+}

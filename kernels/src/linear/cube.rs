@@ -1,0 +1,247 @@
+//! Frozen linear layers on a GPU: one product for a layer's weight and adapter, and one for its gradient.
+//!
+//! The adapter's `t (scaling B)ᵀ` is the reduction of `x Wᵀ` carried on, `[x | t] · [W | scaling B]ᵀ`, and its part of
+//! the input's gradient likewise, `[dy | dt] · [W; A]`: both sums are rounded once, and the adapter costs its own
+//! operations and no pass over memory. Bias and residual are added as results are written.
+//!
+//! An NF4 weight is dequantized tile by tile inside the product, or, from [`DEQUANTIZE_FROM`] tokens on, once into a
+//! dense scratch in the compute dtype that lives as long as the product: a tile of the weight is loaded by every
+//! block of rows, so many tokens would dequantize it many times. Both give the same bits.
+
+use burn::tensor::{DType, Tensor};
+use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+
+use super::{FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected};
+use crate::cube::convert::{add_dropped, cast, copy, dropped, scaled};
+use crate::cube::product::{Finish, Operand, Rows, Stored, product, product_into};
+use crate::cube::tensor::{dims, empty, float, wrap};
+use crate::dropout::Dropout;
+use crate::nf4::cube::{Nf4Tensors, dequantize};
+
+/// Rows from which on an NF4 weight is dequantized beforehand.
+const DEQUANTIZE_FROM: usize = 256;
+
+/// A frozen weight, ready to be an operand in the compute dtype.
+pub(crate) enum Weight<R: CubeRuntime> {
+    Dense(Rows<R>),
+    Nf4(Nf4Tensors<R>),
+}
+
+impl<R: CubeRuntime> Weight<R> {
+    /// For a product with `rows` rows in `dtype`.
+    pub(crate) fn new<F, I, T>(
+        weight: &FrozenWeight<CubeBackend<R, F, I, T>>,
+        rows: usize,
+        dtype: DType,
+    ) -> Self
+    where
+        F: FloatElement,
+        I: IntElement,
+        T: BoolElement,
+    {
+        match weight {
+            FrozenWeight::Dense(weight) => Self::Dense(Rows::all(cast(&float(weight), dtype))),
+            FrozenWeight::Nf4(weight) => {
+                let weight = Nf4Tensors::new(weight);
+                if rows >= DEQUANTIZE_FROM {
+                    Self::Dense(Rows::all(dequantize(&weight, dtype)))
+                } else {
+                    Self::Nf4(weight)
+                }
+            }
+        }
+    }
+
+    pub(crate) fn stored(&self) -> Stored<'_, R> {
+        match self {
+            Self::Dense(rows) => Stored::Dense(rows),
+            Self::Nf4(weight) => Stored::Nf4(weight),
+        }
+    }
+}
+
+/// The adapter of one layer in the compute dtype, and where its `t` stands among the others'.
+struct Adapter<R: CubeRuntime> {
+    /// `[rank, in]`.
+    a: Rows<R>,
+    /// `scaling · B`, `[out, rank]`.
+    b: Rows<R>,
+    scaling: f32,
+    dropout: Option<Dropout>,
+    /// First column of this layer's `t`.
+    first: usize,
+    rank: usize,
+}
+
+/// All adapters of a group, their `A` one below the other in one tensor.
+struct Adapters<R: CubeRuntime> {
+    /// `[Σ rank, in]`.
+    a: CubeTensor<R>,
+    /// For each layer.
+    layers: Vec<Option<Adapter<R>>>,
+}
+
+impl<R: CubeRuntime> Adapters<R> {
+    /// `None` where no layer has one.
+    fn new<F, I, T>(
+        layers: &[Linear<'_, CubeBackend<R, F, I, T>>],
+        like: &CubeTensor<R>,
+        width: usize,
+    ) -> Option<Self>
+    where
+        F: FloatElement,
+        I: IntElement,
+        T: BoolElement,
+    {
+        let ranks: usize = layers.iter().map(Linear::rank).sum();
+        if ranks == 0 {
+            return None;
+        }
+        let a = empty(like, &[ranks, width], like.dtype);
+        let mut first = 0;
+        let mut adapter = |lora: &Lora<CubeBackend<R, F, I, T>>| {
+            let rank = lora.a.dims()[0];
+            copy(&float(&lora.a), 1.0, &a, first * width);
+            let adapter = Adapter {
+                a: Rows::lines(a.clone(), first, rank),
+                b: Rows::all(scaled(&float(&lora.b), lora.scaling, like.dtype)),
+                scaling: lora.scaling,
+                dropout: lora.dropout,
+                first,
+                rank,
+            };
+            first += rank;
+            adapter
+        };
+        let layers = layers.iter().map(|layer| layer.lora.map(&mut adapter)).collect();
+        Some(Self { a, layers })
+    }
+
+    /// `t` of all layers, `[tokens, Σ rank]`.
+    fn down(&self, x: &Rows<R>) -> CubeTensor<R> {
+        let (like, dtype) = (&x.tensor, x.tensor.dtype);
+        if self.layers.iter().flatten().all(|layer| layer.dropout.is_none()) {
+            let a = Rows::all(self.a.clone());
+            return product(like, Operand::dense(x), Operand::transposed(&a), Finish::default(), dtype);
+        }
+        let down = empty(like, &[x.rows, dims(&self.a)[0]], dtype);
+        for layer in self.layers.iter().flatten() {
+            let dropped = layer.dropped(x);
+            let target = Rows::part(down.clone(), layer.first, layer.rank);
+            let (lhs, rhs) = (Operand::dense(&dropped), Operand::transposed(&layer.a));
+            product_into(&target, lhs, rhs, Finish::default());
+        }
+        down
+    }
+}
+
+impl<R: CubeRuntime> Adapter<R> {
+    fn dropped(&self, x: &Rows<R>) -> Rows<R> {
+        match &self.dropout {
+            Some(dropout) => Rows::all(dropped(&x.tensor, dropout)),
+            None => x.clone(),
+        }
+    }
+
+    /// This layer's part of [`Adapters::down`].
+    fn part(&self, down: &CubeTensor<R>) -> Rows<R> {
+        Rows::part(down.clone(), self.first, self.rank)
+    }
+}
+
+/// [`super::linear`].
+pub(crate) fn forward<R, F, I, T>(
+    x: &Tensor<CubeBackend<R, F, I, T>, 2>,
+    layers: &[Linear<'_, CubeBackend<R, F, I, T>>],
+    residual: Option<&Tensor<CubeBackend<R, F, I, T>, 2>>,
+) -> Projected<CubeBackend<R, F, I, T>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    let x = Rows::all(float(x));
+    let dtype = x.tensor.dtype;
+    let residual = residual.map(float);
+    let adapters = Adapters::new(layers, &x.tensor, x.columns);
+    let down = adapters.as_ref().map(|adapters| adapters.down(&x));
+    let output = |(index, layer): (usize, &Linear<'_, CubeBackend<R, F, I, T>>)| {
+        let weight = Weight::new(layer.weight, x.rows, dtype);
+        let bias = layer.bias.map(|bias| cast(&float(bias), dtype));
+        let adapter = adapters.as_ref().and_then(|adapters| adapters.layers[index].as_ref());
+        let part = adapter.zip(down.as_ref()).map(|(adapter, down)| adapter.part(down));
+        let lhs = Operand { tail: part.as_ref(), ..Operand::dense(&x) };
+        let rhs =
+            Operand { stored: weight.stored(), transposed: true, tail: adapter.map(|adapter| &adapter.b) };
+        let finish = Finish { factor: 1.0, bias: bias.as_ref(), residual: residual.as_ref() };
+        wrap(product(&x.tensor, lhs, rhs, finish, dtype))
+    };
+    let outputs = layers.iter().enumerate().map(output).collect();
+    Projected { outputs, down: down.map(wrap) }
+}
+
+/// [`super::linear_backward`].
+pub(crate) fn backward<R, F, I, T>(
+    request: LinearBackward<'_, CubeBackend<R, F, I, T>>,
+) -> LinearGradients<CubeBackend<R, F, I, T>>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    let LinearBackward { x, layers, down, dy, wants_x, sums } = request;
+    let x = x.map(|x| Rows::all(float(x)));
+    let down = down.map(float);
+    let dy: Vec<_> = dy.iter().map(|dy| Rows::all(float(dy))).collect();
+    let (like, dtype) = (&dy[0].tensor, dy[0].tensor.dtype);
+    let width = layers[0].weight.shape()[1];
+    let adapters = Adapters::new(layers, like, width);
+    // One layer's gradient is rounded as it is written; several are added up in f32 first.
+    let is_sum = layers.len() > 1 || layers[0].lora.is_some_and(|lora| lora.dropout.is_some());
+    let sum_dtype = if is_sum { DType::F32 } else { dtype };
+    let mut dx: Option<CubeTensor<R>> = None;
+    let mut gradients = Vec::with_capacity(layers.len());
+    for (index, (layer, sum)) in layers.iter().zip(sums).enumerate() {
+        let dy = &dy[index];
+        let adapter = adapters.as_ref().and_then(|adapters| adapters.layers[index].as_ref());
+        let dt = adapter.map(|adapter| {
+            let (lhs, rhs) = (Operand::dense(dy), Operand::dense(&adapter.b));
+            Rows::all(product(like, lhs, rhs, Finish::default(), dtype))
+        });
+        if wants_x {
+            let weight = Weight::new(layer.weight, dy.rows, dtype);
+            // A dropped part cannot share the weight's reduction: it is masked first.
+            let joined = adapter.filter(|adapter| adapter.dropout.is_none());
+            let lhs = Operand { tail: joined.and(dt.as_ref()), ..Operand::dense(dy) };
+            let tail = joined.map(|adapter| &adapter.a);
+            let rhs = Operand { stored: weight.stored(), transposed: false, tail };
+            let finish = Finish { residual: dx.as_ref(), ..Finish::default() };
+            let slope = product(like, lhs, rhs, finish, sum_dtype);
+            let dropout = adapter.and_then(|adapter| Some((adapter, adapter.dropout.as_ref()?)));
+            if let (Some((adapter, dropout)), Some(dt)) = (dropout, &dt) {
+                let (lhs, rhs) = (Operand::dense(dt), Operand::dense(&adapter.a));
+                let part = product(like, lhs, rhs, Finish::default(), DType::F32);
+                add_dropped(&part, dropout, &slope);
+            }
+            dx = Some(slope);
+        }
+        let saved = x.as_ref().zip(down.as_ref());
+        gradients.push(adapter.zip(dt).zip(saved).map(|((adapter, dt), (x, down))| {
+            let before = sum.map(|sum| (float(&sum.a), float(&sum.b)));
+            let (before_a, before_b) = before.as_ref().map_or((None, None), |(a, b)| (Some(a), Some(b)));
+            let dropped = adapter.dropped(x);
+            let (lhs, rhs) = (Operand::transposed(&dt), Operand::dense(&dropped));
+            let finish = Finish { residual: before_a, ..Finish::default() };
+            let a = product(like, lhs, rhs, finish, DType::F32);
+            let part = adapter.part(down);
+            let (lhs, rhs) = (Operand::transposed(dy), Operand::dense(&part));
+            let finish = Finish { factor: adapter.scaling, bias: None, residual: before_b };
+            let b = product(like, lhs, rhs, finish, DType::F32);
+            LoraGradient { a: wrap(a), b: wrap(b) }
+        }));
+    }
+    LinearGradients { x: dx.map(|dx| wrap(cast(&dx, dtype))), adapters: gradients }
+}

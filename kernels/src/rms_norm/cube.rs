@@ -1,0 +1,164 @@
+//! RMS norm on a GPU: one cube for each row.
+
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use crate::cube::reduce::cube_sum;
+use crate::cube::tensor::{array, dims, empty_like, rows};
+
+/// [`super::rms_norm`].
+pub(crate) fn forward<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    weight: &CubeTensor<R>,
+    epsilon: f64,
+) -> CubeTensor<R> {
+    let y = empty_like(x);
+    let [count, width] = shape(x);
+    let (cubes, units) = rows(count, width);
+    // SAFETY: every unit stays below `rows · width`.
+    unsafe {
+        rms_norm_kernel::launch_unchecked::<R>(
+            &x.client,
+            cubes,
+            CubeDim::new_1d(units),
+            array(x),
+            array(weight),
+            array(&y),
+            count as u32,
+            width as u32,
+            epsilon as f32,
+            units,
+            [x.dtype.into(), weight.dtype.into()],
+        );
+    }
+    y
+}
+
+/// [`super::rms_norm_backward`].
+pub(crate) fn backward<R: CubeRuntime>(
+    x: &CubeTensor<R>,
+    weight: &CubeTensor<R>,
+    epsilon: f64,
+    dy: &CubeTensor<R>,
+    residual: Option<&CubeTensor<R>>,
+) -> CubeTensor<R> {
+    let dx = empty_like(x);
+    let [count, width] = shape(x);
+    let (cubes, units) = rows(count, width);
+    // SAFETY: as above; without a residual its place is taken by a tensor that is not read.
+    unsafe {
+        rms_norm_backward_kernel::launch_unchecked::<R>(
+            &x.client,
+            cubes,
+            CubeDim::new_1d(units),
+            array(x),
+            array(weight),
+            array(dy),
+            array(residual.unwrap_or(dy)),
+            array(&dx),
+            count as u32,
+            width as u32,
+            epsilon as f32,
+            residual.is_some(),
+            units,
+            [x.dtype.into(), weight.dtype.into()],
+        );
+    }
+    dx
+}
+
+fn shape<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 2] {
+    let dims = dims(x);
+    [dims[0], dims[1]]
+}
+
+/// `1 / √(mean(x²) + ε)` of the row that begins at `start`.
+#[cube]
+fn inverse_rms<F: Float>(
+    x: &Array<F>,
+    start: usize,
+    width: u32,
+    epsilon: f32,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] units: u32,
+) -> f32 {
+    let mut squares = 0.0f32;
+    let mut column = UNIT_POS;
+    while column < width {
+        let value = f32::cast_from(x[start + column as usize]);
+        squares += value * value;
+        column += units;
+    }
+    let sum = cube_sum(squares, shared, units);
+    1.0f32 / (sum / f32::cast_from(width) + epsilon).sqrt()
+}
+
+#[cube(launch_unchecked)]
+fn rms_norm_kernel<F: Float, W: Float>(
+    x: &Array<F>,
+    weight: &Array<W>,
+    y: &mut Array<F>,
+    rows: u32,
+    width: u32,
+    epsilon: f32,
+    #[comptime] units: u32,
+    #[define(F, W)] _dtypes: [StorageType; 2],
+) {
+    if CUBE_POS >= rows as usize {
+        terminate!();
+    }
+    let mut shared = SharedMemory::<f32>::new(comptime!(units as usize));
+    let start = CUBE_POS * width as usize;
+    let inverse = inverse_rms::<F>(x, start, width, epsilon, &mut shared, units);
+    let mut column = UNIT_POS;
+    while column < width {
+        let at = start + column as usize;
+        let normal = F::cast_from(f32::cast_from(x[at]) * inverse);
+        y[at] = F::cast_from(f32::cast_from(normal) * f32::cast_from(weight[column as usize]));
+        column += units;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn rms_norm_backward_kernel<F: Float, W: Float>(
+    x: &Array<F>,
+    weight: &Array<W>,
+    dy: &Array<F>,
+    residual: &Array<F>,
+    dx: &mut Array<F>,
+    rows: u32,
+    width: u32,
+    epsilon: f32,
+    #[comptime] has_residual: bool,
+    #[comptime] units: u32,
+    #[define(F, W)] _dtypes: [StorageType; 2],
+) {
+    if CUBE_POS >= rows as usize {
+        terminate!();
+    }
+    let mut shared = SharedMemory::<f32>::new(comptime!(units as usize));
+    let start = CUBE_POS * width as usize;
+    let inverse = inverse_rms::<F>(x, start, width, epsilon, &mut shared, units);
+    let mut products = 0.0f32;
+    let mut column = UNIT_POS;
+    while column < width {
+        let at = start + column as usize;
+        let g = f32::cast_from(dy[at]) * f32::cast_from(weight[column as usize]);
+        products += g * f32::cast_from(x[at]);
+        column += units;
+    }
+    let mean = cube_sum(products, &mut shared, units) / f32::cast_from(width);
+    let factor = inverse * inverse * mean;
+    let mut column = UNIT_POS;
+    while column < width {
+        let at = start + column as usize;
+        let g = f32::cast_from(dy[at]) * f32::cast_from(weight[column as usize]);
+        let mut slope = inverse * (g - f32::cast_from(x[at]) * factor);
+        if comptime!(has_residual) {
+            slope += f32::cast_from(residual[at]);
+        }
+        dx[at] = F::cast_from(slope);
+        column += units;
+    }
+}

@@ -1,0 +1,145 @@
+//! Every GPU kernel, at the shapes of a real model, through CubeCL's CUDA compiler without a GPU.
+//!
+//! `TUNE_CUDA_SOURCES=folder` keeps the CUDA C++; `.ci/cuda.py` makes machine code of it and says how many registers
+//! each kernel takes and whether any spill. `TUNE_CUDA_ARCH` (75, 80, 86, 89, 90, 120) picks the architecture.
+#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests stop where they fail")]
+
+#[path = "cuda_sources/runtime.rs"]
+mod runtime;
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use runtime::{ARCHITECTURE, Compiled, LAUNCHED};
+use tune_kernels::adamw::{AdamWConfig, Moments, Update, adamw, sum_of_squares};
+use tune_kernels::attention::{
+    AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
+};
+use tune_kernels::dropout::{Dropout, DropoutKey};
+use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};
+use tune_kernels::linear_cross_entropy::linear_cross_entropy;
+use tune_kernels::nf4::{self, Nf4Weight};
+use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
+use tune_kernels::rope::{Direction, RotaryTable, rope};
+use tune_kernels::swiglu::{swiglu, swiglu_backward};
+
+fn zeros<const D: usize>(shape: [usize; D], dtype: DType) -> Tensor<Compiled, D> {
+    let count = shape.iter().product();
+    Tensor::from_data(TensorData::new(vec![0.0f32; count], shape), (&Default::default(), dtype))
+}
+
+fn packed(out: usize, input: usize) -> FrozenWeight<Compiled> {
+    let quantized = nf4::quantize(&vec![0.5; out * input], [out, input], 64, true);
+    FrozenWeight::Nf4(Nf4Weight::new(quantized, &Default::default()))
+}
+
+/// Forward and backward of one group of layers over NF4, with an adapter each.
+fn projections(tokens: usize, input: usize, outs: &[usize], dropout: Option<Dropout>, dtype: DType) {
+    const RANK: usize = 16;
+    let x = zeros([tokens, input], dtype);
+    let weights: Vec<_> = outs.iter().map(|out| packed(*out, input)).collect();
+    let lora = |out: &usize| Lora {
+        a: zeros([RANK, input], DType::F32),
+        b: zeros([*out, RANK], DType::F32),
+        scaling: 2.0,
+        dropout,
+    };
+    let loras: Vec<_> = outs.iter().map(lora).collect();
+    let layer = |(weight, lora)| Linear { weight, bias: None, lora: Some(lora) };
+    let layers: Vec<_> = weights.iter().zip(&loras).map(layer).collect();
+    let residual = (outs.len() == 1).then(|| zeros([tokens, outs[0]], dtype));
+    let projected = linear(&x, &layers, residual.as_ref());
+    let dy: Vec<_> = outs.iter().map(|out| zeros([tokens, *out], dtype)).collect();
+    linear_backward(LinearBackward {
+        x: Some(&x),
+        layers: &layers,
+        down: projected.down.as_ref(),
+        dy: &dy,
+        wants_x: true,
+        sums: outs.iter().map(|_| None).collect(),
+    });
+}
+
+/// What a decoder layer launches, at the proportions of a model, not its size: that changes no kernel.
+fn decoder_layer(dtype: DType) {
+    let tokens = 512;
+    let (hidden, intermediate, heads, kv_heads) = (512, 1024, 8, 2);
+    let x = zeros([tokens, hidden], dtype);
+    let weight = zeros([hidden], dtype);
+    rms_norm(&x, &weight, 1e-5);
+    rms_norm_backward(&x, &weight, 1e-5, x.clone(), Some(&x));
+    projections(tokens, hidden, &[hidden, 128, 128], None, dtype);
+    projections(tokens, hidden, &[hidden], None, dtype);
+    // So few tokens that weights are dequantized as they are read.
+    projections(96, hidden, &[hidden], None, dtype);
+    projections(tokens, hidden, &[intermediate, intermediate], None, dtype);
+    projections(tokens, intermediate, &[hidden], None, dtype);
+    let key = DropoutKey { seed: 1, step: 1, micro_batch: 0, layer: 0, projection: 0 };
+    projections(tokens, hidden, &[hidden], Some(Dropout { probability: 0.1, key }), dtype);
+    let gate = zeros([tokens, intermediate], dtype);
+    swiglu(&gate, &gate);
+    swiglu_backward(gate.clone(), gate.clone(), gate);
+    for head_dim in [64; 0] {
+        let table = RotaryTable {
+            cos: zeros([tokens, head_dim / 2], DType::F32),
+            sin: zeros([tokens, head_dim / 2], DType::F32),
+        };
+        let positions: Tensor<Compiled, 1, Int> = Tensor::zeros([tokens], &Default::default());
+        let q = rope(zeros([tokens, heads, head_dim], dtype), &table, &positions, Direction::Forward);
+        let k = zeros([tokens, kv_heads, head_dim], dtype);
+        for sliding_window in [None, Some(64)] {
+            let documents = DocumentOffsets::packed(&[0, tokens as u32 / 3, tokens as u32]);
+            let options = AttentionOptions { documents, scaling: 0.125, sliding_window };
+            let (output, log_sum_exp) = attention(&q, &k, &k, &options);
+            attention_backward(AttentionBackward {
+                q: &q,
+                k: &k,
+                v: &k,
+                output: &output,
+                log_sum_exp: &log_sum_exp,
+                options: &options,
+                dy: &q,
+            });
+        }
+    }
+}
+
+#[test]
+fn every_kernel_becomes_cuda() {
+    let architecture = std::env::var("TUNE_CUDA_ARCH").ok();
+    let architecture: u32 =
+        architecture.map_or(80, |text| text.parse().expect("TUNE_CUDA_ARCH is a number like 80"));
+    ARCHITECTURE.set(architecture).expect("set once");
+    // Cards before Ampere have no bf16.
+    let half = if architecture < 80 { DType::F16 } else { DType::BF16 };
+    for dtype in [half, DType::F32] {
+        decoder_layer(dtype);
+        let hidden = zeros([80, 512], dtype);
+        let head = FrozenWeight::Dense(zeros([1024, 512], dtype));
+        linear_cross_entropy(&hidden, &head, &[3; 80], true);
+    }
+    let parameter = zeros([16, 512], DType::F32);
+    let moments = Moments::zeros_like(&parameter);
+    let update = Update { gradient: Some(parameter.clone()), parameter, moments };
+    adamw(vec![update], 1.0, &AdamWConfig::default(), 1e-4, 1);
+
+    // Reads back, so that everything before it has been launched.
+    sum_of_squares(&[&zeros([16, 512], DType::F32)]);
+    let launched = LAUNCHED.lock().expect("nothing panicked while it was held").take();
+    let launched = launched.expect("kernels were launched");
+    assert!(launched.refused.is_empty(), "refused: {:#?}", launched.refused);
+    for name in ["matmul", "rms_norm", "cross_entropy", "adamw", "sum_of_squares"] {
+        let found = launched.sources.keys().any(|key| key.contains(name));
+        assert!(found, "no kernel of {name}");
+    }
+    if architecture >= 75 {
+        let on_tensor_cores = launched.sources.values().filter(|source| source.contains("mma.sync")).count();
+        assert!(on_tensor_cores > 0, "no product on tensor cores");
+    }
+    println!("{} kernels for sm_{architecture}", launched.sources.len());
+    if let Ok(folder) = std::env::var("TUNE_CUDA_SOURCES") {
+        std::fs::create_dir_all(&folder).expect("the folder can be made");
+        for (name, source) in &launched.sources {
+            let path = std::path::Path::new(&folder).join(format!("{name}.cu"));
+            std::fs::write(&path, source).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        }
+    }
+}
