@@ -194,6 +194,27 @@ fn no_template_takes_memory_without_bound() {
     assert!(faults.is_empty(), "{} of {}:\n{}", faults.len(), HOSTILE.len(), faults.join("\n"));
 }
 
+/// What one row built is gone with the row, also where a template ties it to itself.
+#[test]
+fn nothing_of_a_row_is_kept() {
+    let _alone = MEASURING.lock().unwrap_or_else(PoisonError::into_inner);
+    for source in [
+        "{% set ns = namespace() %}{% set ns.text = 'x' * 10000000 %}{% set ns.me = [ns] %}",
+        "{% for i in range(2) %}{{ loop.changed([loop, 'x' * 5000000]) }}{% endfor %}",
+        "{% set ns = namespace(text='x' * 10000000) %}{% macro m() %}{{ ns.text }}{% endmacro %}{% set ns.m = m %}",
+        "{% set ns = namespace(text='x' * 10000000) %}{% set ns.me = ns %}{{ raise_exception('no') }}",
+    ] {
+        let template = ChatTemplate::new(source.to_owned(), "the test", [], []).unwrap();
+        // Errors are as good: what was built until then has to go as well.
+        let mut row = || drop(template.render(&conversation(), false));
+        row();
+        let before = MEMORY.current_usage();
+        (0..10).for_each(|_| row());
+        let kept = MEMORY.current_usage().saturating_sub(before);
+        assert!(kept < 1 << 20, "ten rows left {} KiB behind: {source}", kept >> 10);
+    }
+}
+
 /// What the budget takes for a list must not make an honest template fail: long conversations, each turn built from
 /// all before it.
 #[test]

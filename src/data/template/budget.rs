@@ -117,6 +117,18 @@ pub(super) fn list(what: &str, items: impl Iterator<Item = Value>, length: u64) 
     Ok(list)
 }
 
+/// Lists that the engine would only make when they are read, made at once: each reading goes through all that it is made
+/// of, and a template can make one of another without end. Other values are let be.
+///
+/// # Errors
+/// Not as much is left.
+pub(super) fn eager(what: &str, value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::Iterable => list(what, value.try_iter()?, items(&value)),
+        _ => Ok(value),
+    }
+}
+
 /// Takes what `what` is about to build, or refuses it. What it took.
 ///
 /// # Errors

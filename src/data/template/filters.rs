@@ -5,6 +5,7 @@ use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, State, filters, functions};
 
 use super::budget;
+use super::namespace;
 use super::python;
 
 /// Takes what a filter needs at most, judged from its arguments, the value it is applied to first. What it took.
@@ -50,7 +51,7 @@ pub(super) fn guard(environment: &mut Environment<'static>) {
         let what = format!("the filter `{name}`");
         environment.add_filter(name, move |state: &State<'_, '_>, arguments: Rest<Value>| {
             let took = need(&what, &arguments)?;
-            Ok::<_, Error>(budget::text(filter.call(state, &arguments)?, took))
+            budget::eager(&what, budget::text(filter.call(state, &arguments)?, took))
         });
     }
     environment.add_test("startingwith", |value: &str, start: &str| value.starts_with(start));
@@ -62,7 +63,7 @@ pub(super) fn guard(environment: &mut Environment<'static>) {
     });
     environment.add_function("namespace", |defaults: Option<Value>| {
         budget::charge_entries("`namespace`", defaults.as_ref().and_then(Value::len).unwrap_or(0) as u64)?;
-        functions::namespace(defaults)
+        namespace::namespace(defaults)
     });
     environment.remove_filter("pprint");
     environment.remove_global("debug");

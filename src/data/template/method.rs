@@ -14,7 +14,9 @@ pub(super) fn call(
     method: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
-    let Some(text) = value.as_str() else { return unknown_method_callback(state, value, method, arguments) };
+    let Some(text) = value.as_str() else {
+        return budget::eager(method, unknown_method_callback(state, value, method, arguments)?);
+    };
     let took = charge(text, value, method, arguments)?;
     compute(state, text, value, method, arguments).map(|result| budget::text(result, took))
 }

@@ -13,6 +13,7 @@ mod budget;
 mod constants;
 mod filters;
 mod method;
+mod namespace;
 mod operators;
 mod program;
 mod python;

@@ -8,6 +8,7 @@ use minijinja::value::{ObjectRepr, Rest, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 
 use super::budget::{self, Text};
+use super::namespace;
 use super::python;
 
 /// Names under which the environment holds the operators: none that a template can write.
@@ -18,6 +19,8 @@ pub(super) const SLICE: &str = "operator [:]";
 pub(super) const IN: &str = "operator in";
 pub(super) const JOIN_LISTS: &str = "operator *arguments";
 pub(super) const OF_LENGTH: &str = "operator a, b =";
+pub(super) const SET_ATTRIBUTE: &str = "operator a.b =";
+pub(super) const CHANGED: &str = "operator changed";
 pub(super) const OTHER_TEMPLATE: &str = "operator include";
 
 /// Adds the operators to an environment.
@@ -29,6 +32,10 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_function(IN, contains);
     environment.add_function(JOIN_LISTS, join_lists);
     environment.add_function(OF_LENGTH, of_length);
+    environment.add_function(SET_ATTRIBUTE, |value: Value, target: &Value, name: &str| {
+        namespace::set(value, target, name)
+    });
+    environment.add_function(CHANGED, changed);
     environment.add_function(OTHER_TEMPLATE, other_template);
     environment.add_test(
         "in",
@@ -108,7 +115,10 @@ fn multiply(state: &State<'_, '_>, left: &Value, right: &Value) -> Result<Value,
             budget::charge("`*`", took)?;
             return Ok(budget::text(Value::from(text.repeat(times)), took));
         } else if is_list(repeated) {
-            budget::charge_items("`*`", budget::items(repeated).saturating_mul(times as u64))?;
+            let length = budget::items(repeated).saturating_mul(times as u64);
+            let items: Vec<Value> = repeated.try_iter()?.take(length as usize).collect();
+            let again = (0..times).flat_map(|_| items.iter().cloned());
+            return budget::list("`*`", again, length);
         }
     }
     original(state, Instruction::Mul, &[left, right])
@@ -122,7 +132,7 @@ fn slice(
     step: &Value,
 ) -> Result<Value, Error> {
     let Some(text) = value.as_str() else {
-        return original(state, Instruction::Slice, &[value, start, stop, step]);
+        return budget::eager("`[:]`", original(state, Instruction::Slice, &[value, start, stop, step])?);
     };
     if text.is_empty() {
         // The engine has no answer to `''[::-1]`.
@@ -180,6 +190,18 @@ fn of_length(list: Value, wanted: usize) -> Result<Value, Error> {
         ));
     }
     Ok(list)
+}
+
+/// `loop.changed(…)`, which remembers what it is given: texts in the place of lists and dictionaries, so that a loop never
+/// comes to hold itself.
+fn changed(state: &State<'_, '_>, arguments: Rest<Value>) -> Result<Value, Error> {
+    let Some((of, given)) = arguments.split_first() else { return Ok(Value::from(false)) };
+    let plain = |value: &Value| match value.as_object() {
+        Some(_) => python::str_of(value).map(Value::from),
+        None => Ok(value.clone()),
+    };
+    let given = given.iter().map(plain).collect::<Result<Vec<Value>, Error>>()?;
+    of.call_method(state, "changed", &given)
 }
 
 fn other_template(_name: Rest<Value>) -> Result<Value, Error> {

@@ -15,7 +15,7 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use self_cell::self_cell;
 
-use super::{budget, constants, operators};
+use super::{budget, constants, namespace, operators};
 
 /// The name of the template in the engine's errors.
 const NAME: &str = "chat_template";
@@ -91,17 +91,20 @@ impl Program {
     /// What the template does wrong, and whatever would build more than a render may.
     pub(super) fn render(&self, environment: &Environment<'_>, variables: Value) -> Result<String, Error> {
         budget::begin();
+        // Those of a render that the engine broke down on.
+        namespace::empty_all();
         let mut text = String::new();
         let mut output = make_string_output(&mut text);
-        self.0.with_dependent(|_, compiled| {
+        let rendered = self.0.with_dependent(|_, compiled| {
             let (instructions, blocks) = (&compiled.instructions, &compiled.blocks);
             Vm::new(environment)
                 .eval(instructions, variables, blocks, &mut output, AutoEscape::None)
                 .map(drop)
-        })?;
+        });
         drop(output);
         budget::begin();
-        Ok(text)
+        namespace::empty_all();
+        rendered.map(|()| text)
     }
 }
 
@@ -126,6 +129,14 @@ fn replacement<'source>(instruction: &Instruction<'source>) -> Result<Vec<Instru
             call(operators::OF_LENGTH, 2),
             Instruction::UnpackList(*wanted),
         ],
+        Instruction::SetAttr(name) => vec![
+            Instruction::LoadConst(Value::from(*name)),
+            call(operators::SET_ATTRIBUTE, 3),
+            Instruction::DiscardTop,
+        ],
+        Instruction::CallMethod("changed", operands) => {
+            vec![Instruction::CallFunction(operators::CHANGED, *operands)]
+        }
         Instruction::Include(_) | Instruction::LoadBlocks => {
             vec![call(operators::OTHER_TEMPLATE, 1), instruction.clone()]
         }

@@ -304,6 +304,18 @@ fn rewritten_instructions_do_what_they_did() {
             "1(2(3))",
         ),
         ("{{ (1 if false else 2) ~ (messages and 'm') ~ (missing or 'n') ~ (1 < 2 < 3) }}", "2mnTrue"),
+        (
+            "{% set ns = namespace(a=1) %}{% for i in [2, 3] %}{% set ns.a = ns.a + i %}{% set ns.b = i %}{% endfor %}{{ ns.a }} {{ ns.b }} {{ ns.c is defined }}",
+            "6 3 False",
+        ),
+        (
+            "{% for i in [1, 1, 2, [2], [2]] %}{{ loop.changed(i) }} {% endfor %}",
+            "True False True True False ",
+        ),
+        (
+            "{% for k, v in {'a': 1}.items() %}{{ k }}{{ v }}{% endfor %} {{ {'a': 1}.values() | list }} {{ [1, 2][::-1][0] }}",
+            "a1 [1] 2",
+        ),
         ("{% block b %}in {{ 'block' }}{% endblock %} {{ self.b() }}", "in block in block"),
         (
             "{{ ['b', 'a'] | sort | join('-') }} {{ 'a,b'.split(',') | map('upper') | list }} {{ 'aXa'.count('a') }} {{ 'ab'.count('') }}",
