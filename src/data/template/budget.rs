@@ -129,6 +129,41 @@ pub(super) fn eager(what: &str, value: Value) -> Result<Value, Error> {
     }
 }
 
+/// Refuses a list or dictionary that is nested more deeply than any template means. The engine goes through such by
+/// recursion, and be it to drop them; a template can nest by one level with each instruction.
+///
+/// Looks at so many values that the levels which escape it cost more than a render may build.
+///
+/// # Errors
+/// It is nested too deeply.
+pub(super) fn require_shallow(value: &Value) -> Result<(), Error> {
+    const MOST_LOOKED_AT: usize = 2_000;
+    // Depth first, so that the innermost is reached before the widest is.
+    let mut pending = vec![(value.clone(), 0_usize)];
+    for _ in 0..MOST_LOOKED_AT {
+        let Some((value, depth)) = pending.pop() else { break };
+        if depth > MOST_NESTED {
+            return Err(too_deep());
+        }
+        match value.kind() {
+            ValueKind::Seq => {
+                pending.extend(value.try_iter()?.take(MOST_LOOKED_AT).map(|item| (item, depth + 1)))
+            }
+            ValueKind::Map => {
+                for key in value.try_iter()?.take(MOST_LOOKED_AT) {
+                    pending.push((value.get_item(&key)?, depth + 1));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn too_deep() -> Error {
+    Error::new(ErrorKind::InvalidOperation, "a value is nested too deeply")
+}
+
 /// Takes what `what` is about to build, or refuses it. What it took.
 ///
 /// # Errors
@@ -253,9 +288,7 @@ impl Text {
 
     fn fits(&self, value: &Value) -> Result<(), Error> {
         match size_within(value, self.most, 0) {
-            u64::MAX => {
-                Err(Error::new(ErrorKind::InvalidOperation, "a value is nested too deeply to be written"))
-            }
+            u64::MAX => Err(too_deep()),
             size if size > self.most => Err(self.too_large()),
             _ => Ok(()),
         }

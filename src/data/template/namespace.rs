@@ -11,6 +11,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use minijinja::value::{Enumerator, Object, Value};
 use minijinja::{Error, ErrorKind};
 
+use super::budget;
+
 thread_local! {
     /// Those of the render under way.
     static MADE: RefCell<Vec<Arc<Namespace>>> = const { RefCell::new(Vec::new()) };
@@ -62,12 +64,16 @@ pub(super) fn namespace(defaults: Option<Value>) -> Result<Value, Error> {
 /// `{% set namespace.name = value %}`.
 ///
 /// # Errors
-/// It is no namespace.
+/// It is no namespace, or the value is nested too deeply.
 pub(super) fn set(value: Value, namespace: &Value, name: &str) -> Result<(), Error> {
     let Some(namespace) = namespace.downcast_object_ref::<Namespace>() else {
         let text = format!("can only assign to namespaces, not {}", namespace.kind());
         return Err(Error::new(ErrorKind::InvalidOperation, text));
     };
+    // What holds a namespace may hold itself, and has no depth.
+    if value.downcast_object_ref::<Namespace>().is_none() {
+        budget::require_shallow(&value)?;
+    }
     namespace.values().insert(name.into(), value);
     Ok(())
 }

@@ -20,6 +20,7 @@ pub(super) const IN: &str = "operator in";
 pub(super) const JOIN_LISTS: &str = "operator *arguments";
 pub(super) const OF_LENGTH: &str = "operator a, b =";
 pub(super) const SET_ATTRIBUTE: &str = "operator a.b =";
+pub(super) const SHALLOW: &str = "operator =";
 pub(super) const CHANGED: &str = "operator changed";
 pub(super) const OTHER_TEMPLATE: &str = "operator include";
 
@@ -35,6 +36,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_function(SET_ATTRIBUTE, |value: Value, target: &Value, name: &str| {
         namespace::set(value, target, name)
     });
+    environment.add_function(SHALLOW, |value: Value| budget::require_shallow(&value).map(|()| value));
     environment.add_function(CHANGED, changed);
     environment.add_function(OTHER_TEMPLATE, other_template);
     environment.add_test(

@@ -108,8 +108,11 @@ impl Program {
     }
 }
 
-/// What stands for one instruction of the engine: itself, or what asks the budget and then does the same.
-fn replacement<'source>(instruction: &Instruction<'source>) -> Result<Vec<Instruction<'source>>, Error> {
+/// What stands for one instruction of the engine behind another: itself, or what asks the budget and then does the same.
+fn replacement<'source>(
+    before: Option<&Instruction<'source>>,
+    instruction: &Instruction<'source>,
+) -> Result<Vec<Instruction<'source>>, Error> {
     let call = |name, operands| Instruction::CallFunction(name, Some(operands));
     Ok(match instruction {
         // Written by the formatter, which counts; the engine's own way into a captured text does not.
@@ -129,6 +132,10 @@ fn replacement<'source>(instruction: &Instruction<'source>) -> Result<Vec<Instru
             call(operators::OF_LENGTH, 2),
             Instruction::UnpackList(*wanted),
         ],
+        // A variable may hold its own last value; nothing else that is set nests anything.
+        Instruction::StoreLocal(_) if before.is_some_and(nests) => {
+            vec![call(operators::SHALLOW, 1), instruction.clone()]
+        }
         Instruction::SetAttr(name) => vec![
             Instruction::LoadConst(Value::from(*name)),
             call(operators::SET_ATTRIBUTE, 3),
@@ -148,6 +155,21 @@ fn replacement<'source>(instruction: &Instruction<'source>) -> Result<Vec<Instru
     })
 }
 
+/// Whether an instruction can leave a list or dictionary that was not there before.
+fn nests(instruction: &Instruction<'_>) -> bool {
+    matches!(
+        instruction,
+        Instruction::BuildList(_)
+            | Instruction::BuildMap(_)
+            | Instruction::CallFunction(..)
+            | Instruction::CallMethod(..)
+            | Instruction::CallObject(_)
+            | Instruction::ApplyFilter(..)
+            | Instruction::Add
+            | Instruction::Mul
+    )
+}
+
 /// Replaces each instruction by its [`replacement`], and lets jumps lead where they led.
 fn guarded<'source>(instructions: &Instructions<'source>) -> Result<Instructions<'source>, Error> {
     let mut replaced = Vec::with_capacity(instructions.len());
@@ -156,7 +178,8 @@ fn guarded<'source>(instructions: &Instructions<'source>) -> Result<Instructions
     let mut place = 0;
     for index in 0..instructions.len() as u32 {
         let Some(instruction) = instructions.get(index) else { break };
-        let replacement = replacement(instruction)?;
+        let before = index.checked_sub(1).and_then(|before| instructions.get(before));
+        let replacement = replacement(before, instruction)?;
         places.push(place);
         place += replacement.len() as u32;
         replaced.push((index, replacement));
