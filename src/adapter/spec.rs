@@ -151,7 +151,7 @@ fn anchored(pattern: &str, prefix: &str) -> Result<Regex, regex::Error> {
     compile(&format!("^{prefix}(?:{pattern})$"))
 }
 
-const ALL_LINEAR: &str = "all-linear";
+pub(crate) const ALL_LINEAR: &str = "all-linear";
 
 fn target_modules(value: &Value) -> Result<TargetModules, Vec<Misfit>> {
     let expected = "\"all-linear\", a list of module names, or a regular expression";

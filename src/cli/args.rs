@@ -9,6 +9,7 @@ use crate::recipe::DeviceSpec;
 
 use super::adapter_args::{ExportArguments, MergeArguments, VerifyArguments};
 use super::download::DownloadArguments;
+use super::import::ImportArguments;
 use super::talk_args::{ChatArguments, EvalArguments, GenerateArguments};
 
 /// Fine-tune an open-weight language model on one machine, from one recipe.
@@ -58,6 +59,8 @@ pub enum Command {
     Export(ExportArguments),
     /// Fetch a model into the Hugging Face cache; no other command opens the network
     Download(DownloadArguments),
+    /// Make a recipe of an Axolotl, LLaMA-Factory, TRL, Unsloth or torchtune configuration
+    Import(ImportArguments),
     /// List the bundled recipes
     Ls,
     /// Copy a bundled recipe, with the model and data it needs, into a folder
@@ -232,9 +235,9 @@ pub struct BenchArguments {
     /// Tells how long so many tokens would take
     #[arg(long, default_value_t = 1_000_000, value_name = "COUNT")]
     pub tokens: u64,
-    /// One JSON object instead of text
-    #[arg(long)]
-    pub json: bool,
+    /// For programs.
+    #[command(flatten)]
+    pub output: OutputArguments,
 }
 
 /// Arguments of `tune doctor`.

@@ -3,9 +3,9 @@
 use std::io::{self, Write};
 
 use super::args::BenchArguments;
+use super::console::Console;
 use super::environment::{Signals, hub_cache};
 use super::exit::Exit;
-use super::report;
 use super::style::{STRONG, paint};
 use crate::recipe::{DeviceSpec, RecipeFile};
 use crate::run::bench::{Options, Report, Subject, bench as measure};
@@ -14,13 +14,13 @@ use crate::train::event::{Event, Observer};
 use crate::units::{Bytes, Grouped};
 
 /// Measures, and shows what was found.
-pub(super) fn bench(arguments: &BenchArguments, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn bench(arguments: &BenchArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     let mut overrides = arguments.overrides.clone();
     overrides.extend(arguments.device.map(|device| format!("device=\"{device}\"")));
     let subject = match &arguments.recipe {
         Some(recipe) => match RecipeFile::open(recipe, &overrides) {
             Ok(file) => Subject::Recipe(Box::new(file)),
-            Err(error) => return Ok(report::failure(&error.into())),
+            Err(error) => return Ok(console.failure(&error.into())),
         },
         None => Subject::Shape {
             name: arguments.shape.clone(),
@@ -37,16 +37,15 @@ pub(super) fn bench(arguments: &BenchArguments, out: &mut impl Write) -> io::Res
     let environment = Environment { hub_cache: &cache, stop: &stop };
     let options = Options { steps: arguments.steps, warmup: arguments.warmup };
     match measure(subject, options, &environment, &mut Silent) {
-        Ok(report) if arguments.json => {
-            writeln!(out, "{}", serde_json::to_string(&report)?)?;
-            Ok(Exit::Done)
-        }
         Ok(report) => {
-            show(&report, arguments.tokens, out)?;
+            console.event("result", &report);
+            if !console.json() {
+                show(&report, arguments.tokens, console.out())?;
+            }
             Ok(Exit::Done)
         }
         Err(run::Error::Stopped) => Ok(signals.exit()),
-        Err(error) => Ok(report::failure(&error)),
+        Err(error) => Ok(console.failure(&error)),
     }
 }
 
@@ -56,7 +55,7 @@ impl Observer for Silent {
     fn observe(&mut self, _: &Event<'_>) {}
 }
 
-fn show(report: &Report, tokens: u64, out: &mut impl Write) -> io::Result<()> {
+fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
     let mut line =
         |name: &str, text: String| writeln!(out, "{} {text}", paint(STRONG, format!("{name:<10}")));
     line(

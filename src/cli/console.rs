@@ -24,7 +24,7 @@
 //! | `row` | inspect | one row, token by token |
 //! | `text` | generate, chat | a piece of an answer: `row` or `turn` from 0, `text` |
 //! | `answer` | generate, chat | `row` or `turn`, `response`, `finish`, `prompt_tokens`, `response_tokens`; of generate also the keys of the prompt |
-//! | `result` | run, validate, reproduce, eval, generate | what came of the command |
+//! | `result` | run, validate, reproduce, eval, generate, bench | what came of the command |
 //! | `end` | all | `exit_code`, `outcome` |
 
 use std::io::{self, ErrorKind, Write};

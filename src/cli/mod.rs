@@ -15,6 +15,7 @@ mod exit;
 mod finding;
 mod generate;
 mod gguf;
+pub mod import;
 mod inspect;
 mod merge;
 mod page;
@@ -82,7 +83,9 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Report(arguments) => {
             speak("report", OutputArguments::default(), out, |console| page::report(arguments, console))
         }
-        Command::Bench(arguments) => bench::bench(arguments, out),
+        Command::Bench(arguments) => {
+            speak("bench", arguments.output, out, |console| bench::bench(arguments, console))
+        }
         Command::Generate(arguments) => {
             speak("generate", arguments.output, out, |console| generate::generate(arguments, console))
         }
@@ -97,6 +100,7 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Verify(arguments) => verify::verify(arguments, out),
         Command::Export(arguments) => merge::export(arguments, out),
         Command::Download(arguments) => download::download(arguments, out),
+        Command::Import(arguments) => import::import(arguments, out),
         Command::Ls => bundles::ls(out),
         Command::Cp(arguments) => bundles::cp(arguments, out),
     }

@@ -10,6 +10,11 @@ const fn alias(names: &'static [&'static str], meaning: Meaning) -> Alias {
     Alias { names, meaning }
 }
 
+/// What a name of another tool means here, if it is known.
+pub(crate) fn meaning(name: &str) -> Option<Meaning> {
+    ALIASES.iter().find(|alias| alias.names.contains(&name)).map(|alias| alias.meaning)
+}
+
 /// Names of other tools.
 pub(super) const ALIASES: &[Alias] = &[
     // The run.

@@ -11,7 +11,7 @@ mod device;
 mod differences;
 mod file;
 mod files;
-mod foreign;
+pub(crate) mod foreign;
 mod overrides;
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,7 @@ use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
 use crate::recipe::RecipeFile;
 use crate::record::{self, End, Journal, Lock};
+use crate::train::budget::Clock;
 use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
 use crate::train::fit::{Fit, Position};
 use crate::train::folder::RunFolder;
@@ -116,8 +117,29 @@ pub fn fine_tune(
     options: Options,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, Error> {
+    run(file, environment, options, None, observer)
+}
+
+/// A run that is to come out as an earlier one did.
+pub(super) struct Again<'a> {
+    /// Compares what the earlier run was made of with what there is now, before anything is trained.
+    pub(super) check: &'a mut dyn FnMut(&Lock) -> Result<(), Error>,
+    /// The optimizer step behind which the earlier run's `max_time` was spent, where it was.
+    pub(super) time_spent_after: Option<u64>,
+}
+
+/// [`fine_tune`], or an earlier run once more.
+pub(super) fn run(
+    file: RecipeFile,
+    environment: &Environment<'_>,
+    options: Options,
+    again: Option<Again<'_>>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome, Error> {
     let mut journal = Journal::new(observer);
-    let result = train(file, environment, options, &mut journal);
+    // Given back once the record is written: until then nobody else may write there.
+    let mut folder = None;
+    let result = train(file, environment, options, again, &mut folder, &mut journal);
     journal.end(match &result {
         Ok(Outcome { adapter: Some(adapter), samples, .. }) => End::Done { adapter, samples },
         Ok(Outcome { adapter: None, .. }) => End::Stopped,
@@ -130,12 +152,14 @@ fn train(
     file: RecipeFile,
     environment: &Environment<'_>,
     options: Options,
+    again: Option<Again<'_>>,
+    claimed: &mut Option<RunFolder>,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, Error> {
     let began = Instant::now();
     let mut opened = open(file, environment)?;
     let recipe = &opened.recipe;
-    let folder = RunFolder::claim(&recipe.output_dir)?;
+    let folder = claimed.insert(RunFolder::claim(&recipe.output_dir)?);
     if !options.resume {
         folder.require_free(options.overwrite)?;
     }
@@ -157,14 +181,19 @@ fn train(
     }
     let recipe = &opened.recipe;
     let compute = format!("{} on {}", dtype.name(), device.name());
-    let inputs = Inputs::of(&opened)?;
+    let inputs = Inputs::of(&opened, &device, dtype)?;
+    let mut clock = Clock::of(recipe.train.budget.max_time, began);
+    if let Some(Again { check, time_spent_after }) = again {
+        check(inputs.lock())?;
+        clock = time_spent_after.map_or(Clock::Still, Clock::Replayed);
+    }
     let origin = resume::origin(&opened, &inputs, &compute);
-    let (saved, is_changed) = match resume::beginning(&folder, &opened, &origin, options, observer)? {
+    let (saved, is_changed) = match resume::beginning(folder, &opened, &origin, options, observer)? {
         Beginning::Trains { saved, is_changed } => (saved, is_changed),
         Beginning::Finished(state) => {
             let ended = state.ended(&recipe.train.budget).unwrap_or(Ended::Done);
             let outcome = Outcome { was_finished: true, ..Outcome::of(&opened, &state, ended) };
-            return Ok(outcome.deliver(&folder, &recipe.gate, observer));
+            return Ok(outcome.deliver(folder, &recipe.gate, observer));
         }
     };
     observer.observe(&Event::Targets(&opened.targets));
@@ -183,10 +212,8 @@ fn train(
         (_, None) => survey::extent(&opened, &batching, environment, observer)?,
     };
     let plan = plan::plan(&opened, &device, dtype, extent.largest_micro_batch)?;
-    let deadline = recipe.train.budget.max_time.and_then(|time| began.checked_add(time));
     let (opened, inputs) = (&opened, &inputs);
     device.run(Training {
-        device: &device,
         opened,
         environment,
         inputs,
@@ -195,7 +222,7 @@ fn train(
         origin,
         extent,
         saved,
-        deadline,
+        clock,
         compute,
         dtype,
         plan,
@@ -205,17 +232,16 @@ fn train(
 
 /// Everything that training needs, on its way to a backend.
 struct Training<'a> {
-    device: &'a Device,
     opened: &'a Opened,
     environment: &'a Environment<'a>,
     inputs: &'a Inputs,
-    folder: RunFolder,
+    folder: &'a mut RunFolder,
     batching: Batching,
     origin: Origin,
     extent: Extent,
     /// The checkpoint that the run goes on from.
     saved: Option<Saved>,
-    deadline: Option<Instant>,
+    clock: Clock,
     compute: String,
     dtype: FloatDtype,
     plan: Plan,
@@ -226,7 +252,7 @@ impl OnBackend for Training<'_> {
     type Output = Result<Outcome, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { opened, environment, inputs, mut folder, extent, saved, observer, .. } = self;
+        let Self { opened, environment, inputs, folder, extent, saved, observer, .. } = self;
         let recipe = &opened.recipe;
         let mut adapters = opened.adapters::<B>(device)?;
         let mut optimizer =
@@ -267,7 +293,6 @@ impl OnBackend for Training<'_> {
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
         sampler.tell(&before, observer);
-        let lock = opened.lock(self.device, self.dtype)?;
 
         // Nothing is written before this point, but for the lock.
         folder.begin(goes_on)?;
@@ -275,7 +300,7 @@ impl OnBackend for Training<'_> {
             folder.set_aside(position.state.step, path)?;
         }
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
-        lock.write(folder.root())?;
+        inputs.lock().write(folder.root())?;
         files::write_bytes(&folder.memory_plan(), self.plan.to_json().as_bytes())?;
         let corpus = &opened.corpus;
         observer.observe(&Event::Start(&Start {
@@ -300,9 +325,9 @@ impl OnBackend for Training<'_> {
             schedule: Schedule::new(&recipe.train, total_steps),
             held_out: (corpus.validation_rows() > 0).then_some(&held_out),
             held_out_examples: corpus.validation_rows(),
-            folder: &folder,
+            folder,
             stop: environment.stop,
-            deadline: self.deadline,
+            clock: self.clock,
             place: &place,
             kept_layers: self.plan.kept_layers,
         };
@@ -310,7 +335,7 @@ impl OnBackend for Training<'_> {
         let summary = match fit.run(&mut adapters, &mut optimizer, position, steps, observer) {
             Ok(summary) => summary,
             Err(error) => {
-                tell_where_to_go_on(&folder, observer);
+                tell_where_to_go_on(folder, observer);
                 return Err(error.into());
             }
         };
@@ -333,7 +358,7 @@ impl OnBackend for Training<'_> {
             &opened.model.tokenizer_files()?,
             template.filter(|_| recipe.data.chat_template.is_some()),
         )?;
-        let mut outcome = outcome.deliver(&folder, &recipe.gate, observer);
+        let mut outcome = outcome.deliver(folder, &recipe.gate, observer);
         match sampler.answers(&decoder, Some(&adapters), environment.stop) {
             Ok(after) => outcome.samples = sampler.pair(before, after),
             // The adapter is on disk: the run is done, whatever becomes of the samples.

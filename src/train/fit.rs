@@ -12,7 +12,7 @@ use tune_kernels::KernelBackend;
 use tune_kernels::memory::DeviceMemory;
 
 use super::backward::{Gradients, Pass, evaluate, forward_backward};
-use super::budget::Spent;
+use super::budget::{Clock, Spent};
 use super::divergence::{DivergenceReport, Fault, OnDivergence, Quantity, Snapshot, named_rows};
 use super::event::{EvaluationReport, Event, Observer, StepReport};
 use super::folder::{FolderError, RunFolder};
@@ -77,8 +77,8 @@ pub struct Fit<'a, B: KernelBackend> {
     pub folder: &'a RunFolder,
     /// Asked again and again: should the run stop here, with a checkpoint?
     pub stop: &'a dyn Fn() -> bool,
-    /// When `max_time` is spent; at least one step is made all the same.
-    pub deadline: Option<Instant>,
+    /// When `max_time` is spent.
+    pub clock: Clock,
     /// Names a row for people.
     pub place: &'a dyn Fn(RowId) -> String,
     /// How many of the top layers keep what their backward pass needs.
@@ -251,9 +251,9 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     /// Why the run ends where it stands, if it does. Time counts only once a step was made, so that a run that is
     /// resumed again and again gets on.
     fn ending(&self, has_stepped: bool) -> Option<Ended> {
-        let is_late = || self.fit.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let is_late = || self.fit.clock.is_spent(self.state.step, has_stepped);
         let ended = self.state.ended(&self.fit.spec.budget);
-        ended.or_else(|| (has_stepped && is_late()).then_some(Ended::Budget(Spent::Time)))
+        ended.or_else(|| is_late().then_some(Ended::Budget(Spent::Time)))
     }
 
     /// One optimizer step. Broken off when the run is asked to stop meanwhile: nothing has then changed.
