@@ -21,7 +21,8 @@ use crate::run::{self, Environment};
 /// Answers one prompt, or a file of them.
 pub(super) fn generate(arguments: &GenerateArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     if arguments.out.is_some() && arguments.prompts.is_none() {
-        let message = "`--out` takes the lines that answer `--prompts`; redirect standard output for a single answer";
+        let message =
+            "`--out` takes the lines that answer `--prompts`; redirect standard output for a single answer";
         console.error(message, None);
         return Ok(Exit::Recipe);
     }
