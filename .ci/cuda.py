@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Machine code of every GPU kernel, without a GPU: registers, spills and shared memory of each.
 
-    TUNE_CUDA_ARCH=89 TUNE_CUDA_SOURCES=folder \
+    TUNE_CUDA_ARCH=80 TUNE_CUDA_SOURCES=folder \
         cargo test -p tune-kernels --features cuda-sources --test cuda_sources
-    python .ci/cuda.py 89 folder
+    python .ci/cuda.py folder 80 86 89
 
+Compiles to PTX for the first architecture and assembles that for each of them.
 Wants the wheels nvidia-cuda-nvrtc-cu12, nvidia-cuda-runtime-cu12, nvidia-cuda-nvcc-cu12 and nvidia-cuda-cccl-cu12.
 Fails where a kernel does not compile, takes more shared memory or registers than a block may have, or spills
 registers in f16 or bf16.
@@ -45,49 +46,53 @@ def ptx(library, source, arch):
     return text.raw[:-1], ""
 
 
-def assemble(path, arch):
-    """One kernel's line of the table, and what is wrong with it."""
+def assemble(path, archs):
+    """One kernel's lines of the table, and what is wrong with it."""
     library = ctypes.CDLL(glob.glob(f"{ROOT}/cuda_nvrtc/lib/libnvrtc.so.*")[0])
     name = os.path.basename(path)[:-3]
     source = open(path, "rb").read()
     units, shared = re.match(rb"// units (\d+) shared (\d+)", source).groups()
-    code, log = ptx(library, source, arch)
+    code, log = ptx(library, source, archs[0])
     if code is None:
-        return None, f"{name}: {log}"
+        return [], [f"{name}: {log}"]
     with open(path[:-3] + ".ptx", "wb") as file:
         file.write(code)
-    command = [f"{ROOT}/cuda_nvcc/bin/ptxas", "-v", f"-arch=sm_{arch}", path[:-3] + ".ptx", "-o", path[:-3] + ".cubin"]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        return None, f"{name}: {run.stderr}"
-    number = lambda pattern: int((re.search(pattern, run.stderr) or [0, "0"])[1])
-    registers, spills = number(r"Used (\d+) registers"), number(r"(\d+) bytes spill stores")
-    shared = max(int(shared), number(r"(\d+) bytes smem"))
     products = code.count(b"mma.sync") + code.count(b"wmma.mma")
-    line = (name, int(units), registers, spills, shared, products)
-    if shared > SHARED[arch]:
-        return line, f"{name}: {shared} bytes of shared memory, a block may have {SHARED[arch]}"
-    if registers * int(units) > 65536:
-        return line, f"{name}: {registers} registers for {units} threads"
-    # f32 products, which are for comparing, trade some spills for larger tiles; what trains may not.
-    hot = "f16" in name
-    return line, f"{name}: {spills} bytes of registers spill" if spills and hot else None
+    lines, wrong = [], []
+    for arch in archs:
+        output = path[:-3] + ".cubin"
+        command = [f"{ROOT}/cuda_nvcc/bin/ptxas", "-v", f"-arch=sm_{arch}", path[:-3] + ".ptx", "-o", output]
+        run = subprocess.run(command, capture_output=True, text=True)
+        if run.returncode:
+            wrong.append(f"{name} for sm_{arch}: {run.stderr}")
+            continue
+        number = lambda pattern: int((re.search(pattern, run.stderr) or [0, "0"])[1])
+        registers, spills = number(r"Used (\d+) registers"), number(r"(\d+) bytes spill stores")
+        taken = max(int(shared), number(r"(\d+) bytes smem"))
+        lines.append((name, arch, int(units), registers, spills, taken, products))
+        if taken > SHARED[arch]:
+            wrong.append(f"{name}: {taken} bytes of shared memory, a block of sm_{arch} may have {SHARED[arch]}")
+        if registers * int(units) > 65536:
+            wrong.append(f"{name}: {registers} registers for {int(units)} threads of sm_{arch}")
+        # f32 products, which are for comparing, trade some spills for larger tiles; what trains may not.
+        if spills and "f16" in name:
+            wrong.append(f"{name}: {spills} bytes of registers spill on sm_{arch}")
+    return lines, wrong
 
 
 def main():
-    arch, folder = int(sys.argv[1]), sys.argv[2]
+    folder, archs = sys.argv[1], [int(arch) for arch in sys.argv[2:]]
     paths = sorted(glob.glob(os.path.join(folder, "*.cu")))
-    if not paths:
-        sys.exit(f"no kernel in {folder}")
+    if not paths or not archs:
+        sys.exit(f"{len(paths)} kernels in {folder} for {len(archs)} architectures")
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda path: assemble(path, arch), paths))
-    print(f"{'kernel':<88} {'threads':>7} {'registers':>9} {'spilled':>7} {'shared':>7} {'mma':>5}")
-    for line, _ in results:
-        if line:
-            name, units, registers, spills, shared, products = line
-            print(f"{name:<88} {units:>7} {registers:>9} {spills:>7} {shared:>7} {products:>5}")
-    wrong = [problem for _, problem in results if problem]
-    print(f"sm_{arch}: {len(paths)} kernels, {len(wrong)} wrong")
+        results = list(pool.map(lambda path: assemble(path, archs), paths))
+    print(f"{'kernel':<80} {'sm':>4} {'threads':>7} {'registers':>9} {'spilled':>7} {'shared':>7} {'mma':>5}")
+    for lines, _ in results:
+        for name, arch, units, registers, spills, shared, products in lines:
+            print(f"{name:<80} {arch:>4} {units:>7} {registers:>9} {spills:>7} {shared:>7} {products:>5}")
+    wrong = [problem for _, problems in results for problem in problems]
+    print(f"{len(paths)} kernels for sm_{', sm_'.join(map(str, archs))}: {len(wrong)} wrong")
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -339,6 +339,37 @@ fn borrowed(layers: &[(FrozenWeight<Cpu>, Lora<Cpu>)], adapted: bool) -> Vec<Lin
     layers.iter().map(|(weight, lora)| one((weight, lora))).collect()
 }
 
+/// A token's worth of products, as decoding has them: bound by reading the weights once.
+fn decoding(bench: &Bench, model: &Model, dtype: DType) {
+    for (shape, input, outputs) in model.projections() {
+        let total: usize = outputs.iter().sum();
+        let adapters = 4 * RANK * (outputs.len() * input + total);
+        for adapted in [false, true] {
+            let bytes =
+                (input * total) as f64 * (0.5 + 1.0 / 64.0) + if adapted { adapters as f64 } else { 0.0 };
+            let work = Work { operations: 0.0, bytes };
+            let op = if adapted { "decode linear+lora" } else { "decode linear" };
+            bench.line([op, model.name, shape], dtype, work, || {
+                let one = |output: &usize| {
+                    let (a, b) = (tensor([RANK, input], DType::F32), tensor([*output, RANK], DType::F32));
+                    let lora = Lora { a, b, scaling: 2.0, dropout: None };
+                    (FrozenWeight::Nf4(packed([*output, input])), lora)
+                };
+                let layer = |_| outputs.iter().map(one).collect();
+                let layers: Vec<Vec<_>> = (0..slots(bytes).min(8)).map(layer).collect();
+                let x = tensor([1, input], dtype);
+                move |call| _ = black_box(linear(&x, &borrowed(&layers[call % layers.len()], adapted), None))
+            });
+        }
+    }
+    let work = Work { operations: 0.0, bytes: (model.vocabulary * model.hidden * dtype.size()) as f64 };
+    bench.line(["decode head", model.name, ""], dtype, work, || {
+        let head = FrozenWeight::Dense(tensor([model.vocabulary, model.hidden], dtype));
+        let x = tensor([1, model.hidden], dtype);
+        move |_| _ = black_box(linear(&x, &[Linear { weight: &head, bias: None, lora: None }], None))
+    });
+}
+
 fn attentions(bench: &Bench, model: &Model, dtype: DType) {
     let (heads, kv_heads, head_dim) = (model.heads, model.kv_heads, model.head_dim());
     let offsets: Vec<u32> = (0..=TOKENS / DOCUMENT).map(|document| (document * DOCUMENT) as u32).collect();
@@ -537,6 +568,7 @@ fn main() -> ExitCode {
     let dtypes = [DType::BF16, DType::F32];
     for (model, dtype) in MODELS.iter().flat_map(|model| dtypes.map(|dtype| (model, dtype))) {
         linears(&bench, model, dtype);
+        decoding(&bench, model, dtype);
         attentions(&bench, model, dtype);
         losses(&bench, model, dtype);
         elementwise(&bench, model, dtype);

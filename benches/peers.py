@@ -227,7 +227,8 @@ def time_tune(options, folder, environment):
     recipe = folder / "recipe.toml"
     counts = ["--steps", str(options.steps), "--warmup", str(options.warmup)]
     output, bench_peak, _, _ = run([options.tune, "bench", recipe, "--json", *counts], environment)
-    seen = json.loads(output)
+    events = map(json.loads, output.splitlines())
+    seen = next(event for event in events if event["event"] == "result")
     one_step = ["--overwrite", "--set", "train.max_steps=1"]
     _, run_peak, _, wall = run([options.tune, "run", recipe, *one_step], environment)
     with (folder / "run" / "metrics.jsonl").open() as metrics:

@@ -30,7 +30,7 @@
 //! | [`assets`] | a Hugging Face folder, proven complete; the local hub cache |
 //! | [`data`] | from files of examples to micro-batches of token ids |
 //! | [`quant`] | frozen weights: our own quantization, bitsandbytes checkpoints |
-//! | [`adapter`] | LoRA: targets, numbers, PEFT files |
+//! | [`adapter`] | LoRA, DoRA, whole modules beside them: targets, numbers, PEFT files |
 //! | [`model`] | families, the decoder, loading |
 //! | [`objective`] | what is minimised |
 //! | [`checkpoint`] | named tensors and counters on disk |
@@ -39,6 +39,7 @@
 //! | [`export`] | adapters verified, merged into their base, rewritten for other tools; GGUF files |
 //! | [`hub`] | fetching a model into the Hugging Face cache: the only room that opens the network |
 //! | [`recipe`] | all tables together, overrides, the canonical hash |
+//! | [`import`] | configurations of other tools, as recipes |
 //! | [`bundled`] | what the binary carries |
 //! | [`device`] | the only place that names concrete backends |
 //! | [`tensorboard`] | event files for TensorBoard |
@@ -53,6 +54,7 @@
 //! | a file format, a record shape | `data/source/`, `data/schema.rs` |
 //! | a quantization | `kernels/src/x/`, `quant/x.rs` and a variant |
 //! | a loss | `objective/x.rs` |
+//! | a tool to import from | `import/x.rs` and a variant |
 //! | a GPU backend | a feature and an arm in `device.rs` |
 //!
 //! # What never happens
@@ -87,6 +89,7 @@ pub mod export;
 pub mod files;
 pub mod generate;
 pub mod hub;
+pub mod import;
 pub mod model;
 pub mod objective;
 pub mod quant;

@@ -122,7 +122,12 @@ impl Observer for Recorder {
                     ("throughput/tokens", report.tokens as f64),
                     ("throughput/tokens_per_second", report.tokens_per_second),
                 ];
-                scalars.extend(report.peak_memory_bytes.map(|bytes| ("memory/peak_bytes", bytes as f64)));
+                let memory = [
+                    ("memory/peak_bytes", report.peak_memory_bytes),
+                    ("memory/device_bytes", report.device_memory_bytes),
+                    ("memory/device_reserved_bytes", report.device_reserved_bytes),
+                ];
+                scalars.extend(memory.into_iter().filter_map(|(name, bytes)| Some((name, bytes? as f64))));
                 self.scalars(report.step, &scalars);
             }
             Event::Evaluated(report) => self.scalars(report.step, &[("eval/loss", report.eval_loss)]),

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::Tensor;
 use burn_flex::Flex;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -16,6 +17,7 @@ use tune::adapter::peft::{self, Adapter, CARD_FILE, CONFIG_FILE, Config, TENSORS
 use tune::adapter::projection::{Module, Projection};
 use tune::adapter::spec::{Spec, TargetModules};
 use tune::adapter::target::{Target, resolve};
+use tune::adapter::whole::{self, Whole, WholeKind};
 use tune::assets::{ModelDir, SafetensorsFile};
 use tune::files::Existing;
 use tune::files::safetensors::{Dtype, Layout, TensorHeader};
@@ -47,21 +49,22 @@ fn names(names: &[&str]) -> TargetModules {
     TargetModules::Names(names.iter().map(|&name| name.to_owned()).collect())
 }
 
+fn saved() -> Vec<String> {
+    vec!["embed_tokens".into(), "lm_head".into()]
+}
+
+/// What `tests/golden/peft/base` has that can be trained as a whole.
+fn wholes() -> Vec<Whole> {
+    let whole = |kind, path: &str| Whole { kind, path: path.into(), shape: [64, 32] };
+    vec![whole(WholeKind::Embedding, "model.embed_tokens"), whole(WholeKind::Head, "lm_head")]
+}
+
 fn spec(rank: usize, alpha: f64, target_modules: TargetModules) -> Spec {
-    Spec {
-        rank,
-        alpha,
-        dropout: 0.0,
-        target_modules,
-        use_rslora: false,
-        rank_pattern: Vec::new(),
-        alpha_pattern: Vec::new(),
-        init_from: None,
-    }
+    Spec { rank, alpha, target_modules, ..Spec::default() }
 }
 
 /// The recipes that would train PEFT's golden adapters.
-fn golden_specs() -> [(&'static str, Spec); 5] {
+fn golden_specs() -> [(&'static str, Spec); 7] {
     [
         ("plain_qv", spec(4, 8.0, names(&["q_proj", "v_proj"]))),
         ("all_linear", spec(4, 16.0, TargetModules::AllLinear)),
@@ -82,6 +85,8 @@ fn golden_specs() -> [(&'static str, Spec); 5] {
             },
         ),
         ("bf16", spec(4, 8.0, names(&["q_proj", "k_proj", "v_proj", "o_proj"]))),
+        ("wholes", Spec { modules_to_save: saved(), ..spec(4, 8.0, names(&["q_proj", "v_proj"])) }),
+        ("dora", Spec { use_dora: true, ..spec(4, 8.0, TargetModules::AllLinear) }),
     ]
 }
 
@@ -111,7 +116,9 @@ fn written(spec: &Spec, into: &TempDir, name: &str) -> PathBuf {
     let targets = resolved(spec);
     let config = Config::new(spec, &targets, &modules(), "org/base", Some("main"));
     let folder = into.path().join(name);
-    peft::write(&folder, Existing::Refuse, &filled(&targets), &config, &provenance(), &[], None).unwrap();
+    let own = whole::resolve(&spec.modules_to_save, &wholes()).unwrap();
+    let set = filled(&targets).with_wholes(own, |whole| Tensor::full(whole.shape, 0.25, &Default::default()));
+    peft::write(&folder, Existing::Refuse, &set, &config, &provenance(), &[], None).unwrap();
     folder
 }
 
@@ -160,7 +167,7 @@ fn open_error(folder: &TempDir) -> String {
 #[test]
 fn adapters_of_peft_equal_the_recipes_that_would_train_them() {
     for (name, spec) in golden_specs() {
-        let adapter = Adapter::open(&golden(name)).unwrap();
+        let adapter = Adapter::open_with_wholes(&golden(name)).unwrap();
         assert_eq!(adapter.config().base_model.as_deref(), Some("tune-golden/peft-base"));
         let targets = resolved(&spec);
         adapter.require_equal(&spec, &targets, &modules()).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -170,10 +177,13 @@ fn adapters_of_peft_equal_the_recipes_that_would_train_them() {
         let bytes = fs::read(golden(name).join(TENSORS_FILE)).unwrap();
         let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let set: LoraSet<Flex> = LoraSet::from_values(targets, 0.0, values, &Default::default()).unwrap();
+        let own = adapter.wholes(&wholes()).unwrap();
+        assert_eq!(own, adapter.own_wholes());
+        let set = adapter.with_own_wholes(set, own, &Default::default()).unwrap();
         assert_eq!(set.parameters().len(), reference.len(), "{name}");
         for (number, parameter) in set.parameters().iter().enumerate() {
             let view = reference.tensor(&parameter.name).unwrap();
-            assert_eq!(view.shape(), parameter.shape);
+            assert_eq!(view.shape(), parameter.part.file_shape(parameter.shape));
             let expected: Vec<f32> = match view.dtype() {
                 Dtype::F32 => {
                     view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
@@ -202,10 +212,13 @@ fn base_and_adapter_of_peft_give_its_logits() {
         load::load(model.weights(), &decoder_spec, None, FloatDtype::F32, &Default::default(), &mut |_| {})
             .unwrap();
     for (name, _) in golden_specs() {
-        let adapter = Adapter::open(&golden(name)).unwrap();
+        let adapter = Adapter::open_with_wholes(&golden(name)).unwrap();
         let targets = adapter.targets(&modules()).unwrap();
         let values = adapter.values(&targets).unwrap();
         let set = LoraSet::from_values(targets, 0.0, values, decoder.device()).unwrap();
+        let own = adapter.wholes(&decoder_spec.wholes()).unwrap();
+        let set = adapter.with_own_wholes(set, own, decoder.device()).unwrap();
+        let decoder = decoder.adopting(&set);
         let layers: Vec<_> = (0..2).map(|layer| set.layer(layer, None)).collect();
 
         let file = SafetensorsFile::open(&golden(name).join("golden.safetensors")).unwrap();
@@ -236,7 +249,12 @@ fn what_is_written_is_read_back_and_written_alike_twice() {
         }
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
 
-        let adapter = Adapter::open(&folder).unwrap();
+        let adapter = Adapter::open_with_wholes(&folder).unwrap();
+        for whole in adapter.wholes(&wholes()).unwrap() {
+            assert!(adapter.whole_values(&whole).unwrap().iter().all(|value| *value == 0.25));
+        }
+        let refused = Adapter::open(&folder).is_err_and(|error| error.to_string().contains("tune merge"));
+        assert_eq!(refused, !spec.modules_to_save.is_empty());
         let targets = resolved(&spec);
         adapter.require_equal(&spec, &targets, &modules()).unwrap();
         let set = filled(&targets);
@@ -357,9 +375,9 @@ fn every_difference_from_the_recipe_is_reported_at_once() {
 #[test]
 fn kinds_that_cannot_be_used_are_named_together() {
     let folder = with_config("plain_qv", |config| {
-        config.insert("use_dora".into(), json!(true));
+        config.insert("layer_replication".into(), json!([[0, 1]]));
         config.insert("bias".into(), json!("lora_only"));
-        config.insert("modules_to_save".into(), json!(["lm_head"]));
+        config.insert("trainable_token_indices".into(), json!([3]));
         config.insert("init_lora_weights".into(), json!("pissa"));
         config.insert("fan_in_fan_out".into(), json!(true));
         config.insert("brand_new".into(), json!({"x": 1}));
@@ -367,8 +385,7 @@ fn kinds_that_cannot_be_used_are_named_together() {
         config.insert("task_type".into(), json!("SEQ_CLS"));
     });
     let error = open_error(&folder);
-    for part in
-        ["DoRA", "trained biases", "whole trained modules", "pissa", "transposed", "`brand_new`", "SEQ_CLS"]
+    for part in ["replicated", "biases", "token embeddings", "pissa", "transposed", "`brand_new`", "SEQ_CLS"]
     {
         assert!(error.contains(part), "{part} is not in: {error}");
     }
@@ -411,8 +428,8 @@ fn tensors_that_do_not_belong_are_named() {
     };
     assert_eq!(open(&good).unwrap().len(), 1);
 
-    let cases: [(&[Described<'_>], &str); 9] = [
-        (&[good[0], good[1], (&magnitude, Dtype::F32, &[32])], "DoRA"),
+    let cases: [(&[Described<'_>], &str); 10] = [
+        (&[good[0], good[1], (&magnitude, Dtype::F32, &[32])], "belongs to DoRA, and use_dora is false"),
         (&[good[0], good[1], ("model.x.lora_A.weight", Dtype::F32, &[2, 32])], "`model.x.lora_A.weight`"),
         (&[good[0]], "lora_B is missing"),
         (&[good[1]], "lora_A is missing"),
@@ -421,8 +438,26 @@ fn tensors_that_do_not_belong_are_named() {
         (&[(&a, Dtype::F32, &[2, 31]), good[1]], "shape [2, 31]"),
         (&[(&a, Dtype::F32, &[64]), good[1]], "not that of a matrix"),
         (&[(&a, Dtype::U8, &[2, 32]), good[1]], "U8"),
+        (&[good[0], good[1], (&format!("{LAYER}.bias"), Dtype::F32, &[32])], "trained bias"),
     ];
     for (tensors, part) in cases {
+        let error = open(tensors).unwrap_err().to_string();
+        assert!(error.contains(part), "{part} is not in: {error}");
+    }
+
+    let mut dora = plain_config();
+    dora["use_dora"] = json!(true);
+    let open = |tensors: &[Described<'_>]| {
+        let folder = with_tensors(dora.clone(), tensors);
+        Adapter::open(folder.path()).and_then(|adapter| adapter.targets(&modules()))
+    };
+    let with = |shape| [good[0], good[1], (magnitude.as_str(), Dtype::BF16, shape)];
+    assert!(open(&with(&[32])).unwrap()[0].use_dora);
+    for (tensors, part) in [
+        (good.as_slice(), "lora_magnitude_vector is missing"),
+        (&with(&[31]), "shape [31]"),
+        (&with(&[32, 1]), "not that of a vector"),
+    ] {
         let error = open(tensors).unwrap_err().to_string();
         assert!(error.contains(part), "{part} is not in: {error}");
     }

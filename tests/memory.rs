@@ -16,7 +16,9 @@ fn measured(arguments: &[&str]) -> Value {
     let output =
         Command::new(env!("CARGO_BIN_EXE_tune")).arg("bench").args(arguments).arg("--json").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).unwrap()
+    let events = String::from_utf8(output.stdout).unwrap();
+    let events = events.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    events.into_iter().find(|event| event["event"] == "result").unwrap()
 }
 
 /// A process of its own for each, so that each has a peak of its own.
@@ -104,6 +106,7 @@ fn later_steps_take_no_memory_of_their_own() {
         micro_batch_size: 3,
         seq_len: 100,
         compute_dtype: Some(FloatDtype::Bf16),
+        device: tune::recipe::DeviceSpec::Auto,
     };
     let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
     let mut held = Held::default();

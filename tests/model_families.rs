@@ -189,7 +189,7 @@ fn a_layers_backward_is_the_slope_of_its_forward() {
                 };
                 let a = random(4, input, seed) * 0.2 + random(4, input, seed + 1) * step(true);
                 let b = random(out, 4, seed + 2) * 0.2 + random(out, 4, seed + 3) * step(false);
-                *adapters.slot(projection) = Some(Lora { a, b, scaling: 0.5, dropout: None });
+                *adapters.slot(projection) = Some(Lora { a, b, scaling: 0.5, dropout: None }.into());
             }
             adapters
         };

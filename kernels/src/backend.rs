@@ -5,8 +5,10 @@ use burn::tensor::{Int, Tensor};
 
 use crate::adamw::{AdamWConfig, Moments, Update};
 use crate::attention::{AttentionBackward, AttentionOptions};
+use crate::column_scale;
 use crate::linear::{FrozenWeight, Linear, LinearBackward, LinearGradients, Projected};
 use crate::linear_cross_entropy::{LossAndGradient, Supervised};
+use crate::memory::DeviceMemory;
 use crate::nf4::Nf4Weight;
 use crate::rope::{Direction, RotaryTable};
 
@@ -24,6 +26,25 @@ pub trait KernelBackend: Backend {
 
     /// [`crate::linear::linear_backward`].
     fn frozen_linear_backward(request: LinearBackward<'_, Self>) -> LinearGradients<Self>;
+
+    /// [`crate::column_scale::column_scale`]; composed of the backend's own operations unless it has a faster way.
+    fn column_scale(
+        u: &Tensor<Self, 2>,
+        factors: &Tensor<Self, 2>,
+        bias: Option<&Tensor<Self, 1>>,
+        residual: Option<&Tensor<Self, 2>>,
+    ) -> Tensor<Self, 2> {
+        column_scale::composed(u, factors, bias, residual)
+    }
+
+    /// [`crate::column_scale::column_scale_backward`]; composed likewise.
+    fn column_scale_backward(
+        u: &Tensor<Self, 2>,
+        factors: &Tensor<Self, 2>,
+        dy: &Tensor<Self, 2>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        column_scale::composed_backward(u, factors, dy)
+    }
 
     /// [`crate::rms_norm::rms_norm`].
     fn rms_norm(x: &Tensor<Self, 2>, weight: &Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2>;
@@ -88,4 +109,14 @@ pub trait KernelBackend: Backend {
 
     /// [`Nf4Weight::dequantize`]: f32 `[out, in]`.
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2>;
+
+    /// Runs work of many small ops, such as one step of decoding, where they fork at the least cost.
+    fn on_workers<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        work()
+    }
+
+    /// What the calling thread's tensors take on `device`; `None` where they lie in the process's own memory.
+    fn device_memory(_device: &Self::Device) -> Option<DeviceMemory> {
+        None
+    }
 }

@@ -6,11 +6,12 @@ use burn_flex::Flex;
 use crate::adamw::{AdamWConfig, Moments, Update};
 use crate::attention::{AttentionBackward, AttentionOptions};
 use crate::backend::KernelBackend;
+use crate::cpu::parallel;
 use crate::linear::{FrozenWeight, Linear, LinearBackward, LinearGradients, Projected};
 use crate::linear_cross_entropy::{LossAndGradient, Supervised};
 use crate::nf4::Nf4Weight;
 use crate::rope::{Direction, RotaryTable};
-use crate::{adamw, attention, linear, linear_cross_entropy, nf4, rms_norm, rope, swiglu};
+use crate::{adamw, attention, column_scale, linear, linear_cross_entropy, nf4, rms_norm, rope, swiglu};
 
 impl KernelBackend for Flex {
     fn frozen_linear(
@@ -23,6 +24,23 @@ impl KernelBackend for Flex {
 
     fn frozen_linear_backward(request: LinearBackward<'_, Self>) -> LinearGradients<Self> {
         linear::cpu::backward(request)
+    }
+
+    fn column_scale(
+        u: &Tensor<Self, 2>,
+        factors: &Tensor<Self, 2>,
+        bias: Option<&Tensor<Self, 1>>,
+        residual: Option<&Tensor<Self, 2>>,
+    ) -> Tensor<Self, 2> {
+        column_scale::cpu::forward(u, factors, bias, residual)
+    }
+
+    fn column_scale_backward(
+        u: &Tensor<Self, 2>,
+        factors: &Tensor<Self, 2>,
+        dy: &Tensor<Self, 2>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        column_scale::cpu::backward(u, factors, dy)
     }
 
     fn rms_norm(x: &Tensor<Self, 2>, weight: &Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
@@ -98,5 +116,9 @@ impl KernelBackend for Flex {
 
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2> {
         nf4::cpu::dequantize(weight)
+    }
+
+    fn on_workers<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        parallel::on_workers(work)
     }
 }

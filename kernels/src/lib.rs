@@ -10,6 +10,7 @@
 //! | [`linear`] | frozen weights (dense or [`nf4`]) over one input, bias, LoRA with dropout |
 //! | [`rms_norm`], [`rope`], [`swiglu`] | the rest of a decoder layer's arithmetic |
 //! | [`attention`] | causal, grouped-query, per document, sliding window |
+//! | [`column_scale`] | a factor for each column: DoRA's magnitudes |
 //! | [`linear_cross_entropy`] | output head and loss, never all logits |
 //! | [`adamw`] | the optimizer's update, and the sum of squares for clipping |
 //! | [`ggml`] | weights coded in the block formats of GGUF files |
@@ -22,6 +23,8 @@ pub mod adamw;
 pub mod attention;
 pub mod backend;
 pub mod ceiling;
+pub mod check;
+pub mod column_scale;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;

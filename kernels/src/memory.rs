@@ -1,6 +1,6 @@
-//! What the ops hold on the CPU while they run, beside their arguments and results: for a memory plan.
+//! What the ops hold on the CPU and on a GPU while they run, beside their arguments and results: for a memory plan.
 //!
-//! Each function names the buffers of its op's `cpu.rs`; `tests/memory.rs` of the root package holds plan and
+//! Each function names the buffers of its op's `cpu.rs` or `cube.rs`; `tests/memory.rs` of the root package holds plan and
 //! measurement together.
 
 use burn::tensor::DType;
@@ -9,6 +9,15 @@ use crate::cpu::matmul::{self, Kernels};
 use crate::cpu::parallel;
 use crate::cpu::scalar::with_float;
 use crate::linear_cross_entropy;
+
+/// What tensors take on a device that has memory of its own, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Held by tensors now.
+    pub in_use: u64,
+    /// Taken from the device: what tensors hold, and what the pools keep for those to come.
+    pub reserved: u64,
+}
 
 /// Bytes that one value of a packed operand takes, for products of `dtype` on the instruction set in use.
 pub fn packed_value_bytes(dtype: DType) -> u64 {
@@ -19,6 +28,15 @@ pub fn packed_value_bytes(dtype: DType) -> u64 {
 pub fn panel_bytes(tokens: u64, dtype: DType) -> u64 {
     let element = with_float!(dtype, T => Kernels::of::<T>().element());
     parallel::threads() as u64 * matmul::task_bytes(tokens, element)
+}
+
+/// Bytes of the logits, and of what is made of them, inside [`trained_linear_cross_entropy`], for `tokens` supervised
+/// rows.
+///
+/// [`trained_linear_cross_entropy`]: linear_cross_entropy::trained::trained_linear_cross_entropy
+pub fn trained_loss_bytes(tokens: u64, vocabulary: u64) -> u64 {
+    let bytes = linear_cross_entropy::trained::BYTES_PER_LOGIT;
+    linear_cross_entropy::chunk_rows(tokens, vocabulary, bytes) * vocabulary * bytes
 }
 
 /// Bytes inside [`linear_cross_entropy::linear_cross_entropy`] with a gradient, which is included, for `tokens`
@@ -32,4 +50,46 @@ pub fn loss_bytes(tokens: u64, width: u64, vocabulary: u64, dtype: DType) -> u64
     let sums = rows * vocabulary.div_ceil(32) * 4;
     let rows_of_the_chunk = rows * width * (value + packed + 4);
     exponentials + sums + rows_of_the_chunk + tokens * width * value
+}
+
+/// Bytes inside [`linear_cross_entropy::linear_cross_entropy`] on a GPU, with a gradient, which is included, for `tokens`
+/// supervised rows: a chunk's logits in f32 and their slopes, and its rows, gathered and as gradient.
+pub fn loss_bytes_on_gpu(tokens: u64, width: u64, vocabulary: u64, dtype: DType) -> u64 {
+    let value = dtype.size() as u64;
+    let rows = chunk_rows_on_gpu(tokens, vocabulary, value);
+    rows * vocabulary * (4 + value) + 2 * rows * width * value + 4 * tokens + tokens * width * value
+}
+
+/// Rows of the chunks that a GPU cuts the loss into.
+fn chunk_rows_on_gpu(tokens: u64, vocabulary: u64, value: u64) -> u64 {
+    let most = ((256 << 20) / (vocabulary * (4 + value)).max(1)).max(64);
+    tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
+}
+
+/// Tokens from which on a GPU dequantizes an NF4 weight beforehand, for products in the compute dtype.
+const DEQUANTIZE_FROM: u64 = 256;
+
+/// Bytes of that dense weight of `weights` numbers, in a product of `tokens` rows.
+pub fn weight_scratch_on_gpu(tokens: u64, weights: u64, dtype: DType) -> u64 {
+    if tokens >= DEQUANTIZE_FROM { weights * dtype.size() as u64 } else { 0 }
+}
+
+#[cfg(all(test, feature = "cube"))]
+mod tests {
+    use super::*;
+
+    /// A plan is made in builds without GPUs too, and must not drift from the ops.
+    #[test]
+    fn plans_for_gpus_are_those_of_their_ops() {
+        assert_eq!(DEQUANTIZE_FROM, crate::linear::cube::DEQUANTIZE_FROM as u64);
+        for tokens in [1, 63, 64, 65, 1000, 100_000] {
+            for vocabulary in [1, 50, 49_152, 151_936] {
+                for value in [2, 4] {
+                    let [a, b, c] = [tokens, vocabulary, value].map(|x: u64| x as usize);
+                    let theirs = linear_cross_entropy::cube::chunk_rows(a, b, c) as u64;
+                    assert_eq!(chunk_rows_on_gpu(tokens, vocabulary, value), theirs);
+                }
+            }
+        }
+    }
 }

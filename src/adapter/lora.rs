@@ -1,4 +1,5 @@
-//! The numbers of an adapter: A and B of every target, f32, on the device.
+//! The numbers of an adapter: A and B of every target, under DoRA its magnitudes, and the modules that are trained as a
+//! whole; f32, on the device.
 //!
 //! `y = W·x + scaling · B·(A·dropout(x))`, A `[rank, in]`, B `[out, rank]` (Hu et al. 2021, section 4.1). A
 //! starts as Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in), and B as zero, so that the first step sees
@@ -13,10 +14,13 @@ use tune_kernels::KernelBackend;
 use tune_kernels::dropout::{Dropout, DropoutKey, philox};
 use tune_kernels::linear::Lora;
 
+use super::dora::Dora;
 use super::error::Error;
-use super::peft::keys::{Matrix, key};
-use super::projection::{LayerAdapters, Projection};
+use super::peft::keys::{Part, key};
+use super::peft::whole_parameter;
+use super::projection::{Adapter, LayerAdapters, Projection};
 use super::target::Target;
+use super::whole::{Whole, WholeKind};
 
 /// Which dropout masks a forward pass draws: the same for a recomputed layer and a resumed run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,17 +38,22 @@ pub struct DropoutStep {
 pub struct Parameter {
     /// Its key in a PEFT file.
     pub name: String,
-    /// `[rank, in]` for A, `[out, rank]` for B.
+    /// Which of its target's tensors it is.
+    pub part: Part,
+    /// `[rank, in]` for A, `[out, rank]` for B, `[1, out]` for magnitudes, `[vocab, hidden]` for a whole module.
     pub shape: [usize; 2],
 }
 
 /// All adapters of a run.
 ///
-/// Parameters are numbered: A of target `i` is `2·i`, its B is `2·i + 1`, targets by layer and then in the
-/// order of [`Projection::ALL`]. A clone shares the tensors; an update leaves the clone's as they are.
+/// Parameters are numbered: for each target A, then B, then magnitudes if it has them; targets by layer and then in
+/// the order of [`Projection::ALL`]; behind them the whole modules. A clone shares the tensors; an update leaves the clone's as they are.
 #[derive(Clone, Debug)]
 pub struct LoraSet<B: KernelBackend> {
     targets: Vec<Target>,
+    /// The number of each target's first parameter, and that of all.
+    offsets: Vec<usize>,
+    wholes: Vec<Whole>,
     parameters: Vec<Parameter>,
     tensors: Vec<Tensor<B, 2>>,
     /// Chance of an element of x to be zeroed, in [0, 1).
@@ -53,17 +62,26 @@ pub struct LoraSet<B: KernelBackend> {
 
 impl<B: KernelBackend> LoraSet<B> {
     /// A new adapter: A drawn by seed and module path (so that neither the order of targets nor the number of
-    /// threads matters), B zero.
+    /// threads matters), B zero. Magnitudes follow from the weights, and are not numbers before
+    /// [`Self::set_magnitudes`].
     pub fn init(targets: Vec<Target>, dropout: f64, seed: u64, device: &B::Device) -> Self {
         let targets = ordered(targets);
         let parameters = parameters(&targets);
-        let values = parameters.iter().enumerate().map(|(index, parameter)| match matrix(index) {
-            Matrix::A => kaiming_uniform(&parameter.name, parameter.shape, seed),
-            Matrix::B => vec![0.0; parameter.shape[0] * parameter.shape[1]],
+        let values = parameters.iter().map(|parameter| match parameter.part {
+            Part::A => kaiming_uniform(&parameter.name, parameter.shape, seed),
+            Part::B => vec![0.0; parameter.shape[0] * parameter.shape[1]],
+            Part::Magnitude | Part::Whole => vec![f32::NAN; parameter.shape[0] * parameter.shape[1]],
         });
         let tensors =
             values.zip(&parameters).map(|(values, parameter)| upload(values, parameter, device)).collect();
-        Self { targets, parameters, tensors, dropout: dropout as f32 }
+        Self {
+            offsets: offsets(&targets),
+            targets,
+            wholes: Vec::new(),
+            parameters,
+            tensors,
+            dropout: dropout as f32,
+        }
     }
 
     /// An adapter with given numbers: one vector for each parameter, in this set's order, row-major.
@@ -92,7 +110,45 @@ impl<B: KernelBackend> LoraSet<B> {
             Ok(upload(values, parameter, device))
         };
         let tensors = values.into_iter().zip(&parameters).map(tensor).collect::<Result<_, _>>()?;
-        Ok(Self { targets, parameters, tensors, dropout: dropout as f32 })
+        Ok(Self {
+            offsets: offsets(&targets),
+            targets,
+            wholes: Vec::new(),
+            parameters,
+            tensors,
+            dropout: dropout as f32,
+        })
+    }
+
+    /// The same with modules that are trained as a whole; `of` gives the numbers of each, `[vocab, hidden]` in f32.
+    #[must_use]
+    pub fn with_wholes(mut self, wholes: Vec<Whole>, mut of: impl FnMut(&Whole) -> Tensor<B, 2>) -> Self {
+        for whole in wholes {
+            self.tensors.push(of(&whole));
+            self.parameters.push(whole_parameter(&whole));
+            self.wholes.push(whole);
+        }
+        self
+    }
+
+    /// The modules that are trained as a whole.
+    pub fn wholes(&self) -> &[Whole] {
+        &self.wholes
+    }
+
+    /// The numbers of a module that is trained as a whole, `[vocab, hidden]` in f32.
+    pub fn whole(&self, kind: WholeKind) -> Option<&Tensor<B, 2>> {
+        let first = self.tensors.len() - self.wholes.len();
+        let index = self.wholes.iter().position(|whole| whole.kind == kind)?;
+        self.tensors.get(first + index)
+    }
+
+    /// Gives every whole module the numbers that `of` finds for it.
+    pub fn set_wholes(&mut self, mut of: impl FnMut(&Whole) -> Tensor<B, 2>) {
+        let first = self.tensors.len() - self.wholes.len();
+        for (index, whole) in self.wholes.iter().enumerate() {
+            self.tensors[first + index] = of(whole);
+        }
     }
 
     /// What is adapted, in the order of the parameters.
@@ -150,7 +206,8 @@ impl<B: KernelBackend> LoraSet<B> {
 
     /// Number of trained values.
     pub fn count(&self) -> u64 {
-        self.targets.iter().map(Target::parameters).sum()
+        let wholes: u64 = self.wholes.iter().map(Whole::parameters).sum();
+        self.targets.iter().map(Target::parameters).sum::<u64>() + wholes
     }
 
     /// Size of the trained values.
@@ -161,34 +218,46 @@ impl<B: KernelBackend> LoraSet<B> {
     /// One layer's adapters; without `dropout`, nothing is dropped.
     pub fn layer(&self, layer: usize, dropout: Option<DropoutStep>) -> LayerAdapters<B> {
         let mut adapters = LayerAdapters::none();
-        let range = self.layer_parameters(layer);
-        let pairs = self.tensors[range.clone()].chunks_exact(2);
-        for (target, pair) in self.targets[range.start / 2..range.end / 2].iter().zip(pairs) {
-            let projection = target.module.projection;
-            *adapters.slot(projection) = Some(Lora {
-                a: pair[0].clone(),
-                b: pair[1].clone(),
-                scaling: target.scaling as f32,
-                dropout: dropout.filter(|_| self.dropout > 0.0).map(|step| Dropout {
-                    probability: self.dropout,
-                    key: dropout_key(step, layer, projection),
-                }),
-            });
+        for index in self.layer_targets(layer) {
+            let projection = self.targets[index].module.projection;
+            let dropout = dropout
+                .filter(|_| self.dropout > 0.0)
+                .map(|step| Dropout { probability: self.dropout, key: dropout_key(step, layer, projection) });
+            let lora = Lora { dropout, ..self.lora(index) };
+            let magnitude =
+                self.targets[index].use_dora.then(|| self.tensors[self.offsets[index] + 2].clone());
+            *adapters.slot(projection) = Some(Adapter { lora, dora: magnitude.map(Dora::new) });
         }
         adapters
     }
 
+    /// A, B and scaling of a target, by its number.
+    fn lora(&self, target: usize) -> Lora<B> {
+        let [a, b] = [0, 1].map(|part| self.tensors[self.offsets[target] + part].clone());
+        Lora { a, b, scaling: self.targets[target].scaling as f32, dropout: None }
+    }
+
+    /// Gives every target under DoRA the magnitudes, `[1, out]`, that `of` finds for it.
+    pub fn set_magnitudes(&mut self, mut of: impl FnMut(&Target, &Lora<B>) -> Tensor<B, 2>) {
+        for index in 0..self.targets.len() {
+            if self.targets[index].use_dora {
+                let magnitude = of(&self.targets[index], &self.lora(index));
+                self.tensors[self.offsets[index] + 2] = magnitude;
+            }
+        }
+    }
+
     /// The parameters of one layer, as numbers into [`Self::parameters`].
     pub fn layer_parameters(&self, layer: usize) -> Range<usize> {
-        let first = self.targets.partition_point(|target| target.module.layer < layer);
-        let end = self.targets.partition_point(|target| target.module.layer <= layer);
-        2 * first..2 * end
+        let targets = self.layer_targets(layer);
+        self.offsets[targets.start]..self.offsets[targets.end]
     }
-}
 
-/// Which matrix a parameter number means.
-fn matrix(index: usize) -> Matrix {
-    if index.is_multiple_of(2) { Matrix::A } else { Matrix::B }
+    /// The targets of one layer, by number.
+    fn layer_targets(&self, layer: usize) -> Range<usize> {
+        let first = self.targets.partition_point(|target| target.module.layer < layer);
+        first..self.targets.partition_point(|target| target.module.layer <= layer)
+    }
 }
 
 fn ordered(mut targets: Vec<Target>) -> Vec<Target> {
@@ -196,16 +265,23 @@ fn ordered(mut targets: Vec<Target>) -> Vec<Target> {
     targets
 }
 
-/// A and B of each target, in order.
+/// The number of each target's first parameter, and that of all.
+fn offsets(targets: &[Target]) -> Vec<usize> {
+    let mut offsets = vec![0];
+    offsets.extend(targets.iter().scan(0, |end, target| {
+        *end += target.parts().count();
+        Some(*end)
+    }));
+    offsets
+}
+
+/// The tensors of each target, in order.
 pub(super) fn parameters(targets: &[Target]) -> Vec<Parameter> {
-    let pair = |target: &Target| {
-        let module = &target.module;
-        [
-            Parameter { name: key(&module.path, Matrix::A), shape: [target.rank, module.in_features] },
-            Parameter { name: key(&module.path, Matrix::B), shape: [module.out_features, target.rank] },
-        ]
+    let parts = |target: &Target| {
+        let path = target.module.path.clone();
+        target.parts().map(move |(part, shape)| Parameter { name: key(&path, part), part, shape })
     };
-    targets.iter().flat_map(pair).collect()
+    targets.iter().flat_map(parts).collect()
 }
 
 fn upload<B: KernelBackend>(values: Vec<f32>, parameter: &Parameter, device: &B::Device) -> Tensor<B, 2> {

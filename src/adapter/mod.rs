@@ -1,5 +1,6 @@
 //! Low-rank adapters: which projections get one, their numbers, and the files other tools read.
 
+pub mod dora;
 pub mod error;
 pub mod lora;
 pub mod peft;
@@ -7,5 +8,6 @@ pub mod projection;
 pub mod spec;
 pub mod table;
 pub mod target;
+pub mod whole;
 
 pub use error::Error;

@@ -6,8 +6,11 @@
 
 use std::fmt;
 
+use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::linear::{Lora, LoraGradient};
+
+use super::dora::Dora;
 
 /// One of the linear projections of a decoder layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -58,23 +61,38 @@ impl fmt::Display for Projection {
     }
 }
 
+/// The adapter of one projection.
+#[derive(Clone, Debug)]
+pub struct Adapter<T: KernelBackend> {
+    /// A and B.
+    pub lora: Lora<T>,
+    /// Magnitudes, under DoRA.
+    pub dora: Option<Dora<T>>,
+}
+
+impl<T: KernelBackend> From<Lora<T>> for Adapter<T> {
+    fn from(lora: Lora<T>) -> Self {
+        Self { lora, dora: None }
+    }
+}
+
 /// The adapters of one decoder layer; `None` where a projection is left as it is.
 #[derive(Clone, Debug)]
 pub struct LayerAdapters<T: KernelBackend> {
     /// On `q_proj`.
-    pub query: Option<Lora<T>>,
+    pub query: Option<Adapter<T>>,
     /// On `k_proj`.
-    pub key: Option<Lora<T>>,
+    pub key: Option<Adapter<T>>,
     /// On `v_proj`.
-    pub value: Option<Lora<T>>,
+    pub value: Option<Adapter<T>>,
     /// On `o_proj`.
-    pub output: Option<Lora<T>>,
+    pub output: Option<Adapter<T>>,
     /// On `gate_proj`.
-    pub gate: Option<Lora<T>>,
+    pub gate: Option<Adapter<T>>,
     /// On `up_proj`.
-    pub up: Option<Lora<T>>,
+    pub up: Option<Adapter<T>>,
     /// On `down_proj`.
-    pub down: Option<Lora<T>>,
+    pub down: Option<Adapter<T>>,
 }
 
 impl<T: KernelBackend> LayerAdapters<T> {
@@ -84,7 +102,7 @@ impl<T: KernelBackend> LayerAdapters<T> {
     }
 
     /// The adapter on one projection.
-    pub fn get(&self, projection: Projection) -> Option<&Lora<T>> {
+    pub fn get(&self, projection: Projection) -> Option<&Adapter<T>> {
         match projection {
             Projection::Query => self.query.as_ref(),
             Projection::Key => self.key.as_ref(),
@@ -97,7 +115,7 @@ impl<T: KernelBackend> LayerAdapters<T> {
     }
 
     /// The place of one projection's adapter.
-    pub fn slot(&mut self, projection: Projection) -> &mut Option<Lora<T>> {
+    pub fn slot(&mut self, projection: Projection) -> &mut Option<Adapter<T>> {
         match projection {
             Projection::Query => &mut self.query,
             Projection::Key => &mut self.key,
@@ -114,11 +132,12 @@ impl<T: KernelBackend> LayerAdapters<T> {
 #[derive(Clone, Debug)]
 pub struct LayerGradients<B: KernelBackend> {
     sums: [Option<LoraGradient<B>>; 7],
+    magnitudes: [Option<Tensor<B, 2>>; 7],
 }
 
 impl<B: KernelBackend> Default for LayerGradients<B> {
     fn default() -> Self {
-        Self { sums: [const { None }; 7] }
+        Self { sums: [const { None }; 7], magnitudes: [const { None }; 7] }
     }
 }
 
@@ -126,6 +145,20 @@ impl<B: KernelBackend> LayerGradients<B> {
     /// The gradient of one projection's adapter; `None` before the first micro-batch, and without an adapter.
     pub fn get(&self, projection: Projection) -> Option<&LoraGradient<B>> {
         self.sums[projection.index()].as_ref()
+    }
+
+    /// The gradient of one projection's magnitudes, `[1, out]`; `None` likewise.
+    pub fn magnitude(&self, projection: Projection) -> Option<&Tensor<B, 2>> {
+        self.magnitudes[projection.index()].as_ref()
+    }
+
+    /// Adds to the gradient of one projection's magnitudes.
+    pub fn add_magnitude(&mut self, projection: Projection, gradient: Tensor<B, 2>) {
+        let sum = &mut self.magnitudes[projection.index()];
+        *sum = Some(match sum.take() {
+            Some(sum) => sum + gradient,
+            None => gradient,
+        });
     }
 
     /// Takes sums out, to be added to.

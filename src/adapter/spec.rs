@@ -14,10 +14,15 @@ use crate::document::{
 /// Above the size of any matrix worth adapting; a rank near it is a slip.
 const LARGEST_RANK: usize = 65_536;
 
+/// The paper tries ratios up to 64; far beyond, B's rate is a slip.
+const LARGEST_RATIO: f64 = 1e6;
+
 /// Memory a compiled pattern may take, in bytes: patterns come from files we did not write.
 const PATTERN_SIZE_LIMIT: usize = 1 << 20;
 
 /// LoRA as Hu et al. 2021 define it, with the options PEFT gives it.
+///
+/// DoRA: Liu et al. 2024 (<https://arxiv.org/abs/2402.09353>). LoRA+: Hayou et al. 2024 (<https://arxiv.org/abs/2402.12354>).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     /// Rows of A, columns of B.
@@ -30,10 +35,16 @@ pub struct Spec {
     pub target_modules: TargetModules,
     /// Scaling alpha/√rank instead of alpha/rank.
     pub use_rslora: bool,
+    /// A magnitude for every row of an adapted weight, apart from its direction.
+    pub use_dora: bool,
+    /// B's learning rate over A's, at least 1: λ of LoRA+.
+    pub learning_rate_ratio: f64,
     /// Module pattern → rank, in the order written; the first match wins.
     pub rank_pattern: Vec<(String, usize)>,
     /// Module pattern → alpha, in the order written; the first match wins.
     pub alpha_pattern: Vec<(String, f64)>,
+    /// Modules outside the layers that are trained as a whole, by name.
+    pub modules_to_save: Vec<String>,
     /// A PEFT adapter folder to start from.
     pub init_from: Option<PathBuf>,
 }
@@ -57,8 +68,11 @@ impl Default for Spec {
             dropout: 0.0,
             target_modules: TargetModules::AllLinear,
             use_rslora: false,
+            use_dora: false,
+            learning_rate_ratio: 1.0,
             rank_pattern: Vec::new(),
             alpha_pattern: Vec::new(),
+            modules_to_save: Vec::new(),
             init_from: None,
         }
     }
@@ -76,12 +90,17 @@ impl Spec {
                 dropout: lora.key("dropout", number(0.0..1.0)).or(default.dropout),
                 target_modules: lora.key("target_modules", target_modules).or(default.target_modules),
                 use_rslora: lora.key("use_rslora", truth).or(default.use_rslora),
+                use_dora: lora.key("use_dora", truth).or(default.use_dora),
+                learning_rate_ratio: lora
+                    .key("learning_rate_ratio", number(1.0..=LARGEST_RATIO))
+                    .or(default.learning_rate_ratio),
                 rank_pattern: lora
                     .key("rank_pattern", patterns(integer(1..=LARGEST_RANK)))
                     .or(default.rank_pattern),
                 alpha_pattern: lora
                     .key("alpha_pattern", patterns(number(positive)))
                     .or(default.alpha_pattern),
+                modules_to_save: lora.key("modules_to_save", list(module_name)).or(Vec::new()),
                 init_from: lora.key("init_from", path).optional(),
             }
         })
@@ -99,8 +118,11 @@ impl Spec {
             TargetModules::Pattern(pattern) => writer.key("target_modules", pattern),
         }
         writer.key("use_rslora", self.use_rslora);
+        writer.key("use_dora", self.use_dora);
+        writer.key("learning_rate_ratio", self.learning_rate_ratio);
         writer.key("rank_pattern", self.rank_pattern.as_slice());
         writer.key("alpha_pattern", self.alpha_pattern.as_slice());
+        writer.key("modules_to_save", &self.modules_to_save);
         writer.optional("init_from", self.init_from.as_ref());
     }
 }
@@ -129,7 +151,7 @@ fn anchored(pattern: &str, prefix: &str) -> Result<Regex, regex::Error> {
     compile(&format!("^{prefix}(?:{pattern})$"))
 }
 
-const ALL_LINEAR: &str = "all-linear";
+pub(crate) const ALL_LINEAR: &str = "all-linear";
 
 fn target_modules(value: &Value) -> Result<TargetModules, Vec<Misfit>> {
     let expected = "\"all-linear\", a list of module names, or a regular expression";

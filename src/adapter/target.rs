@@ -11,6 +11,7 @@ use std::fmt;
 
 use regex::Regex;
 
+use super::peft::keys::Part;
 use super::projection::Module;
 use super::spec::{Spec, TargetModules};
 
@@ -25,12 +26,24 @@ pub struct Target {
     pub alpha: f64,
     /// Factor on B·A: alpha/rank, or alpha/√rank with rsLoRA.
     pub scaling: f64,
+    /// A magnitude for every row of the weight.
+    pub use_dora: bool,
 }
 
 impl Target {
-    /// Elements of A and B together.
+    /// Elements of A, B and magnitudes together.
     pub fn parameters(&self) -> u64 {
-        self.rank as u64 * (self.module.in_features as u64 + self.module.out_features as u64)
+        let (input, out) = (self.module.in_features as u64, self.module.out_features as u64);
+        let magnitudes = if self.use_dora { out } else { 0 };
+        self.rank as u64 * (input + out) + magnitudes
+    }
+
+    /// Its tensors, in order, and their shapes.
+    pub fn parts(&self) -> impl Iterator<Item = (Part, [usize; 2])> + use<> {
+        let Module { in_features, out_features, .. } = self.module;
+        let magnitude = self.use_dora.then_some((Part::Magnitude, [1, out_features]));
+        let pair = [(Part::A, [self.rank, in_features]), (Part::B, [out_features, self.rank])];
+        pair.into_iter().chain(magnitude)
     }
 }
 
@@ -108,7 +121,8 @@ pub fn resolve(spec: &Spec, modules: &[Module]) -> Result<Vec<Target>, Vec<Probl
             continue;
         }
         let scaling = scaling(alpha, rank, spec.use_rslora);
-        targets.push(Target { module: module.clone(), rank, alpha, scaling });
+        let use_dora = spec.use_dora;
+        targets.push(Target { module: module.clone(), rank, alpha, scaling, use_dora });
     }
     for (source, (rank, smaller, module)) in unusable {
         problems.push(Problem {

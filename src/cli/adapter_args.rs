@@ -6,9 +6,11 @@ use clap::{Args, ValueEnum};
 
 use super::args::Dtype;
 use crate::export::Consumer;
+use crate::export::combine::Combination;
 use crate::export::gguf::FileType;
 use crate::export::merge::Wanted;
 use crate::model::FloatDtype;
+use crate::recipe::DeviceSpec;
 
 /// The base of an adapter.
 #[derive(Debug, Args)]
@@ -25,7 +27,11 @@ pub struct BaseArguments {
 #[derive(Debug, Args)]
 pub struct MergeArguments {
     /// The adapter's folder
-    pub adapter: PathBuf,
+    #[arg(required_unless_present = "adapters")]
+    pub adapter: Option<PathBuf>,
+    /// Several.
+    #[command(flatten)]
+    pub combine: CombineArguments,
     /// The base.
     #[command(flatten)]
     pub base: BaseArguments,
@@ -50,12 +56,98 @@ pub struct MergeArguments {
     /// Merge although the base's files are not the ones the adapter records (sizes and family still have to fit)
     #[arg(long)]
     pub allow_other_base: bool,
+    /// What to compare on: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceSpec,
     /// Largest file of weights, in gigabytes
     #[arg(long, value_name = "GB", default_value_t = 5.0)]
     pub max_shard_gb: f64,
     /// Replace what is in the folder
     #[arg(long)]
     pub overwrite: bool,
+}
+
+/// Several adapters of one base instead of one.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Several adapters of one base as one")]
+pub struct CombineArguments {
+    /// Folders and their weights; below zero takes away
+    #[arg(long, value_name = "FOLDER=WEIGHT", num_args = 1.., value_parser = weighted, conflicts_with = "adapter", requires = "combine")]
+    pub adapters: Vec<(PathBuf, f64)>,
+    /// How they become one, as PEFT's `add_weighted_adapter` does it
+    #[arg(long, value_name = "HOW", requires = "adapters")]
+    pub combine: Option<CombineArgument>,
+    /// Share of the values that is kept, above 0 and at most 1: for ties, dare-linear and dare-ties
+    #[arg(long, value_name = "SHARE", requires = "adapters", value_parser = share)]
+    pub density: Option<f64>,
+    /// Of what dare-linear and dare-ties drop at random
+    #[arg(long, default_value_t = 0, requires = "adapters")]
+    pub seed: u64,
+    /// Write an adapter, and merge nothing
+    #[arg(long, requires = "adapters", conflicts_with_all = ["onto", "prompts", "recipe"])]
+    pub as_adapter: bool,
+}
+
+/// `--combine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CombineArgument {
+    /// Weighted sums of A and of B; one rank, with cross terms
+    Linear,
+    /// Side by side: the exact sum, ranks add up
+    Cat,
+    /// The largest values, by elected sign
+    Ties,
+    /// Values kept at random and rescaled, then as linear
+    DareLinear,
+    /// Values kept at random and rescaled, by elected sign
+    DareTies,
+}
+
+impl CombineArguments {
+    /// The combination that was asked for, if one was.
+    ///
+    /// # Errors
+    /// A density that is missing, or that means nothing.
+    pub(super) fn combination(&self) -> Result<Option<Combination>, &'static str> {
+        let Some(how) = self.combine else { return Ok(None) };
+        let with = |of: fn(f64) -> Combination| {
+            self.density
+                .map(of)
+                .ok_or("`--combine` ties, dare-linear and dare-ties need `--density`, the share that is kept")
+        };
+        let combination = match how {
+            CombineArgument::Ties => with(Combination::Ties)?,
+            CombineArgument::DareLinear => with(Combination::DareLinear)?,
+            CombineArgument::DareTies => with(Combination::DareTies)?,
+            CombineArgument::Linear | CombineArgument::Cat if self.density.is_some() => {
+                return Err("`--combine` linear and cat keep all values: leave `--density` out");
+            }
+            CombineArgument::Linear => Combination::Linear,
+            CombineArgument::Cat => Combination::Cat,
+        };
+        Ok(Some(combination))
+    }
+}
+
+/// A folder and its weight.
+fn weighted(text: &str) -> Result<(PathBuf, f64), String> {
+    let expected = "expected a folder and its weight, as in `runs/a/adapter=0.7`";
+    let (folder, weight) = text.rsplit_once('=').ok_or(expected)?;
+    match weight.parse::<f64>() {
+        Ok(weight) if weight.is_finite() && weight != 0.0 && !folder.is_empty() => {
+            Ok((folder.into(), weight))
+        }
+        Ok(_) => Err(format!("{expected}; a weight is finite and not 0")),
+        Err(_) => Err(expected.into()),
+    }
+}
+
+/// A share above 0.
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("expected a share above 0 and at most 1".into()),
+    }
 }
 
 /// Arguments of `tune verify`.

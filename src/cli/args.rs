@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::model::FloatDtype;
+use crate::recipe::DeviceSpec;
 
 use super::adapter_args::{ExportArguments, MergeArguments, VerifyArguments};
 use super::download::DownloadArguments;
+use super::import::ImportArguments;
+use super::talk_args::{ChatArguments, EvalArguments, GenerateArguments};
 
 /// Fine-tune an open-weight language model on one machine, from one recipe.
 #[derive(Debug, Parser)]
@@ -40,6 +43,14 @@ pub enum Command {
     Report(ReportArguments),
     /// Measure how fast this machine trains, and in how much memory
     Bench(BenchArguments),
+    /// Answer prompts, with a base model or with an adapter on it
+    Generate(GenerateArguments),
+    /// Talk with a base model or with an adapter on it
+    Chat(ChatArguments),
+    /// Measure loss and exact match on held-out rows, of a base and of an adapter on it
+    Eval(EvalArguments),
+    /// List what can be computed on and what is missing, and try every op out on it
+    Doctor(DoctorArguments),
     /// Fold an adapter into its base model, and prove that the result computes the same
     Merge(MergeArguments),
     /// Check that all of an adapter is used and does something, and show where it comes from
@@ -48,6 +59,8 @@ pub enum Command {
     Export(ExportArguments),
     /// Fetch a model into the Hugging Face cache; no other command opens the network
     Download(DownloadArguments),
+    /// Make a recipe of an Axolotl, LLaMA-Factory, TRL, Unsloth or torchtune configuration
+    Import(ImportArguments),
     /// List the bundled recipes
     Ls,
     /// Copy a bundled recipe, with the model and data it needs, into a folder
@@ -62,6 +75,23 @@ pub struct RecipeArguments {
     /// Change one key: `--set train.learning_rate=1e-4` (repeatable; the value is TOML, else a string)
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub overrides: Vec<String>,
+}
+
+impl RecipeArguments {
+    /// The changes to the recipe, that of `--device` last.
+    pub fn overrides_with(&self, device: &DeviceArguments) -> Vec<String> {
+        let mut overrides = self.overrides.clone();
+        overrides.extend(device.device.map(|device| format!("device=\"{device}\"")));
+        overrides
+    }
+}
+
+/// What a command computes on.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct DeviceArguments {
+    /// What to compute on: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the recipe's `device`]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceSpec>,
 }
 
 /// How a command speaks to programs.
@@ -88,6 +118,13 @@ pub struct RunArguments {
     /// The recipe.
     #[command(flatten)]
     pub recipe: RecipeArguments,
+    /// What to compute on.
+    #[command(flatten)]
+    pub device: DeviceArguments,
+    /// Make micro-batches as large as memory allows, up to the recipe's, with more accumulation instead: the same
+    /// optimizer steps in the memory there is
+    #[arg(long)]
+    pub fit: bool,
     /// Go on with the run in the recipe's output folder from its newest checkpoint, if there is one
     #[arg(long)]
     pub resume: bool,
@@ -111,6 +148,12 @@ pub struct ValidateArguments {
     /// The recipe.
     #[command(flatten)]
     pub recipe: RecipeArguments,
+    /// What to compute on.
+    #[command(flatten)]
+    pub device: DeviceArguments,
+    /// Show the micro-batches that `tune run --fit` would choose
+    #[arg(long)]
+    pub fit: bool,
     /// For programs.
     #[command(flatten)]
     pub output: OutputArguments,
@@ -180,6 +223,9 @@ pub struct BenchArguments {
     /// What the matmuls run in; left out: what is fastest here
     #[arg(long, value_name = "DTYPE")]
     pub compute_dtype: Option<Dtype>,
+    /// What to compute on: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the recipe's `device`, else auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceSpec>,
     /// Steps that are timed
     #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = count)]
     pub steps: usize,
@@ -189,6 +235,18 @@ pub struct BenchArguments {
     /// Tells how long so many tokens would take
     #[arg(long, default_value_t = 1_000_000, value_name = "COUNT")]
     pub tokens: u64,
+    /// For programs.
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+/// Arguments of `tune doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// Try this device alone: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the processor and every GPU
+    /// that it does not imitate]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceSpec>,
     /// One JSON object instead of text
     #[arg(long)]
     pub json: bool,

@@ -3,22 +3,24 @@
 use std::io::{self, Write};
 
 use super::args::BenchArguments;
+use super::console::Console;
 use super::environment::{Signals, hub_cache};
 use super::exit::Exit;
-use super::report;
 use super::style::{STRONG, paint};
-use crate::recipe::RecipeFile;
+use crate::recipe::{DeviceSpec, RecipeFile};
 use crate::run::bench::{Options, Report, Subject, bench as measure};
 use crate::run::{self, Environment};
 use crate::train::event::{Event, Observer};
 use crate::units::{Bytes, Grouped};
 
 /// Measures, and shows what was found.
-pub(super) fn bench(arguments: &BenchArguments, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn bench(arguments: &BenchArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+    let mut overrides = arguments.overrides.clone();
+    overrides.extend(arguments.device.map(|device| format!("device=\"{device}\"")));
     let subject = match &arguments.recipe {
-        Some(recipe) => match RecipeFile::open(recipe, &arguments.overrides) {
+        Some(recipe) => match RecipeFile::open(recipe, &overrides) {
             Ok(file) => Subject::Recipe(Box::new(file)),
-            Err(error) => return Ok(report::failure(&error.into())),
+            Err(error) => return Ok(console.failure(&error.into())),
         },
         None => Subject::Shape {
             name: arguments.shape.clone(),
@@ -26,6 +28,7 @@ pub(super) fn bench(arguments: &BenchArguments, out: &mut impl Write) -> io::Res
             micro_batch_size: arguments.micro_batch_size,
             seq_len: arguments.seq_len,
             compute_dtype: arguments.compute_dtype.map(Into::into),
+            device: arguments.device.unwrap_or(DeviceSpec::Auto),
         },
     };
     let signals = Signals::listen();
@@ -34,16 +37,15 @@ pub(super) fn bench(arguments: &BenchArguments, out: &mut impl Write) -> io::Res
     let environment = Environment { hub_cache: &cache, stop: &stop };
     let options = Options { steps: arguments.steps, warmup: arguments.warmup };
     match measure(subject, options, &environment, &mut Silent) {
-        Ok(report) if arguments.json => {
-            writeln!(out, "{}", serde_json::to_string(&report)?)?;
-            Ok(Exit::Done)
-        }
         Ok(report) => {
-            show(&report, arguments.tokens, out)?;
+            console.event("result", &report);
+            if !console.json() {
+                show(&report, arguments.tokens, console.out())?;
+            }
             Ok(Exit::Done)
         }
         Err(run::Error::Stopped) => Ok(signals.exit()),
-        Err(error) => Ok(report::failure(&error)),
+        Err(error) => Ok(console.failure(&error)),
     }
 }
 
@@ -53,7 +55,7 @@ impl Observer for Silent {
     fn observe(&mut self, _: &Event<'_>) {}
 }
 
-fn show(report: &Report, tokens: u64, out: &mut impl Write) -> io::Result<()> {
+fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
     let mut line =
         |name: &str, text: String| writeln!(out, "{} {text}", paint(STRONG, format!("{name:<10}")));
     line(
@@ -67,7 +69,12 @@ fn show(report: &Report, tokens: u64, out: &mut impl Write) -> io::Result<()> {
     )?;
     line(
         "compute",
-        format!("{} on {} threads, {}", report.compute_dtype, report.threads, report.instruction_set),
+        match report.ceiling_flops {
+            Some(_) => {
+                format!("{} on {} threads, {}", report.compute_dtype, report.threads, report.instruction_set)
+            }
+            None => format!("{} on {}", report.compute_dtype, report.device),
+        },
     )?;
     line(
         "step",
@@ -83,22 +90,34 @@ fn show(report: &Report, tokens: u64, out: &mut impl Write) -> io::Result<()> {
         "speed",
         format!("{:.0} tokens/s, at best {:.0}", report.tokens_per_second, report.tokens_per_second_best),
     )?;
-    line(
-        "ceiling",
-        format!(
-            "{:.0} GFLOP/s of the microkernel alone; the step reaches {:.0} % of it, counting 4 operations a weight and \
-             token",
-            report.ceiling_flops / 1e9,
-            100.0 * report.share_of_ceiling
-        ),
-    )?;
+    if let Some((ceiling, share)) = report.ceiling_flops.zip(report.share_of_ceiling) {
+        line(
+            "ceiling",
+            format!(
+                "{:.0} GFLOP/s of the microkernel alone; the step reaches {:.0} % of it, counting 4 operations a weight \
+                 and token",
+                ceiling / 1e9,
+                100.0 * share
+            ),
+        )?;
+    }
     let planned = Bytes(report.planned_memory_bytes);
     let again = match report.recomputed_layers {
         0 => String::new(),
         layers => format!("; {layers} layers run forward twice"),
     };
     let peak = report.peak_memory_bytes.map_or("unknown".to_owned(), |peak| Bytes(peak).to_string());
-    line("memory", format!("{peak} at its peak, {planned} planned{again}"))?;
+    match report.device_memory_bytes.zip(report.device_reserved_bytes) {
+        None => line("memory", format!("{peak} at its peak, {planned} planned{again}"))?,
+        Some((held, reserved)) => line(
+            "memory",
+            format!(
+                "{} reserved on the device, {} held between steps, {planned} planned{again}; {peak} of the process",
+                Bytes(reserved),
+                Bytes(held)
+            ),
+        )?,
+    }
     let time = tokens as f64 / report.tokens_per_second;
     line("time", format!("{} tokens would take {}", Grouped(tokens), duration(time)))
 }

@@ -9,7 +9,7 @@
 //! | event | of | keys |
 //! |---|---|---|
 //! | `begin` | all | `version` (1), `tune` (the program's version), `command` |
-//! | `progress` | run, validate, reproduce | `phase` (`surveying`, `loading`, `evaluating`), `done`, `total`; at most one a second |
+//! | `progress` | all that load or read | `phase` (`surveying`, `loading`, `evaluating`, `answering`), `done`, `total`; at most one a second |
 //! | `note`, `warning` | all | `message` |
 //! | `problem` | all | `message`, and where known `code`, `help`, `file`, `line`, `column`, `end_line`, `end_column` |
 //! | `data` | run, validate, reproduce | what the rows are like: `train`, `held_out`, `schedule`, … |
@@ -22,7 +22,9 @@
 //! | `checkpoint` | run, reproduce | `path`, `best` |
 //! | `sample` | run, reproduce | `prompt`, `before`, `after` |
 //! | `row` | inspect | one row, token by token |
-//! | `result` | run, validate, reproduce | what came of the command |
+//! | `text` | generate, chat | a piece of an answer: `row` or `turn` from 0, `text` |
+//! | `answer` | generate, chat | `row` or `turn`, `response`, `finish`, `prompt_tokens`, `response_tokens`; of generate also the keys of the prompt |
+//! | `result` | run, validate, reproduce, eval, generate, bench | what came of the command |
 //! | `end` | all | `exit_code`, `outcome` |
 
 use std::io::{self, ErrorKind, Write};
@@ -144,6 +146,14 @@ impl<'a> Console<'a> {
         match self.fault {
             Some(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
             _ => Ok(exit),
+        }
+    }
+
+    /// How many prompts are answered.
+    pub(super) fn answering(&mut self, done: u64, total: u64) {
+        match self.form.json {
+            true => self.phase("answering", done, total),
+            false => self.progress.get_or_insert_with(Progress::new).count("answering", done, total),
         }
     }
 

@@ -4,7 +4,7 @@
 use std::env;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 
@@ -30,6 +30,17 @@ fn hub_home() -> PathBuf {
 /// The folder that holds `models--…` entries, as the hub's own tools find it.
 pub(super) fn hub_cache() -> PathBuf {
     variable("HF_HUB_CACHE").unwrap_or_else(|| hub_home().join("hub"))
+}
+
+/// The folder for kernels that were compiled once, made if it is not there; `None` where there is no place for it.
+pub(super) fn kernel_cache() -> Option<PathBuf> {
+    if cfg!(not(any(feature = "cuda", feature = "vulkan", feature = "metal"))) {
+        return None;
+    }
+    let home = || env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(".cache"));
+    let folder = variable("XDG_CACHE_HOME").or_else(home)?.join("tune").join("kernels");
+    std::fs::create_dir_all(&folder).ok()?;
+    Some(folder)
 }
 
 /// The hub's address.
@@ -65,7 +76,7 @@ impl Signals {
     pub(super) fn listen() -> Self {
         let received = Arc::new(AtomicUsize::new(0));
         for (signal, exit) in [(SIGINT, Exit::Interrupted), (SIGTERM, Exit::Terminated)] {
-            let again = Arc::new(std::sync::atomic::AtomicBool::new(false));
+            let again = Arc::new(AtomicBool::new(false));
             // Order matters: the second signal finds the flag that the first one raised.
             let _ = signal_hook::flag::register_conditional_shutdown(signal, exit as i32, Arc::clone(&again));
             let _ = signal_hook::flag::register(signal, again);
@@ -85,5 +96,29 @@ impl Signals {
             signal if signal == SIGTERM as usize => Exit::Terminated,
             _ => Exit::Interrupted,
         }
+    }
+}
+
+/// Notices SIGINT as often as it comes, and never ends the process: for a conversation, in which it stops an answer.
+pub(super) struct Interrupts {
+    raised: Arc<AtomicBool>,
+}
+
+impl Interrupts {
+    /// Begins to listen. Where the system refuses, the signal ends the process as it always does.
+    pub(super) fn listen() -> Self {
+        let raised = Arc::new(AtomicBool::new(false));
+        let _ = signal_hook::flag::register(SIGINT, Arc::clone(&raised));
+        Self { raised }
+    }
+
+    /// Whether the signal came since it was last forgotten.
+    pub(super) fn raised(&self) -> bool {
+        self.raised.load(Ordering::Relaxed)
+    }
+
+    /// What came before does not count.
+    pub(super) fn forget(&self) {
+        self.raised.store(false, Ordering::Relaxed);
     }
 }

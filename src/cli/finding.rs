@@ -4,6 +4,7 @@
 
 use serde::Serialize;
 
+use super::report::way_out;
 use crate::data::error::Error as DataError;
 use crate::data::source::{self, Position, RowError};
 use crate::document::{Problem, Problems};
@@ -143,7 +144,7 @@ pub(super) fn findings(error: &run::Error) -> Vec<Finding> {
                 location,
             }]
         }
-        error => vec![Finding::new(error.to_string(), None)],
+        error => vec![Finding::new(error.to_string(), way_out(error).as_deref())],
     }
 }
 

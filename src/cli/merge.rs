@@ -15,7 +15,7 @@ use crate::export::check::Comparison;
 use crate::export::merge::{Options, Outcome, Progress as Event};
 use crate::export::weights::Report;
 use crate::files::Existing;
-use crate::run::adapters::{self, BaseChoice, Merge};
+use crate::run::adapters::{self, BaseChoice, Combination, Merge};
 use crate::run::held_out::Source;
 use crate::run::{self, Environment};
 use crate::units::Bytes;
@@ -60,14 +60,60 @@ pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Res
     let stop = || signals.raised();
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
-    let merge = match Merge::open(&arguments.adapter, arguments.base.choice(), options, &source, &environment)
-    {
-        Ok(merge) => merge,
+    let how = match arguments.combine.combination() {
+        Ok(how) => how,
+        Err(message) => {
+            report::error(message, None);
+            return Ok(Exit::Recipe);
+        }
+    };
+    let base = arguments.base.choice();
+    let several = how.map(|how| Combination {
+        adapters: &arguments.combine.adapters,
+        combine: how,
+        seed: arguments.combine.seed,
+        any_base: arguments.allow_other_base,
+    });
+    if let Some(several) = several.as_ref().filter(|_| arguments.combine.as_adapter) {
+        return match several.write(base, &arguments.out, options.existing, &environment) {
+            Ok((combined, notes)) => {
+                tell_combined(several, &notes, out)?;
+                let rank = combined.targets.iter().map(|target| target.rank).max().unwrap_or(0);
+                line(out, "adapter", &format!("{} modules, rank {rank}", combined.targets.len()))?;
+                line(out, "combined", &paint(GOOD, arguments.out.display()))?;
+                writeln!(
+                    out,
+                    "\nNext: tune verify {0}; tune merge {0} --out FOLDER",
+                    arguments.out.display()
+                )?;
+                Ok(Exit::Done)
+            }
+            Err(error) => Ok(failed(&error, &signals)),
+        };
+    }
+    let opened = match (&several, &arguments.adapter) {
+        (Some(several), _) => {
+            Merge::open_combined(several, base, options, &source, &arguments.out, &environment)
+        }
+        (None, Some(adapter)) => {
+            Merge::open(adapter, base, options, &source, &environment).map(|merge| (merge, Vec::new()))
+        }
+        (None, None) => {
+            report::error("name an adapter, or several with `--adapters` and `--combine`", None);
+            return Ok(Exit::Recipe);
+        }
+    };
+    let (merge, notes) = match opened {
+        Ok(opened) => opened,
         Err(error) => return Ok(failed(&error, &signals)),
     };
     let plan = &merge.plan;
     line(out, "base", &format!("{} ({})", plan.base.name(), plan.base.spec.family))?;
-    line(out, "adapter", &format!("{}, {} modules", arguments.adapter.display(), plan.targets.len()))?;
+    if let Some(several) = &several {
+        tell_combined(several, &notes, out)?;
+    }
+    let name = arguments.adapter.as_ref().map_or(String::new(), |adapter| format!("{}, ", adapter.display()));
+    line(out, "adapter", &format!("{name}{} modules", plan.targets.len()))?;
     tell(&plan.identity, out)?;
     line(out, "onto", &plan.onto_name())?;
     if plan.guesses_quantization() {
@@ -79,7 +125,7 @@ pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Res
         Event::Writing(done, total) => progress.count("merging", done as u64, total as u64),
         Event::Comparing(done, total) => progress.count("comparing", done as u64, total as u64),
     };
-    let outcome = merge.run(&arguments.out, &mut show, &environment);
+    let outcome = merge.run(&arguments.out, &mut show, arguments.device, &environment);
     drop(progress);
     match outcome {
         Ok(outcome) => {
@@ -90,6 +136,18 @@ pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Res
     }
 }
 
+/// What was combined, and how.
+fn tell_combined(combination: &Combination<'_>, notes: &[String], out: &mut impl Write) -> io::Result<()> {
+    for (folder, weight) in combination.adapters {
+        line(out, "adapter", &format!("{weight:+} × {}", folder.display()))?;
+    }
+    line(out, "combine", &combination.combine.to_string())?;
+    for note in notes {
+        writeln!(out, "          {}", paint(FAINT, note))?;
+    }
+    Ok(())
+}
+
 pub(super) fn failed(error: &run::Error, signals: &Signals) -> Exit {
     match error {
         run::Error::Stopped | run::Error::Export(crate::export::Error::Stopped) => {
@@ -98,6 +156,11 @@ pub(super) fn failed(error: &run::Error, signals: &Signals) -> Exit {
         }
         run::Error::Export(crate::export::Error::WrongBase { overridable: true, .. }) => {
             let help = "give the base it was trained on with `--base`; if you are sure, `--allow-other-base`";
+            report::error(&error.to_string(), Some(help));
+            Exit::Other
+        }
+        run::Error::Export(crate::export::Error::DifferentBases { .. }) => {
+            let help = "if you are sure that they belong together, `--allow-other-base`";
             report::error(&error.to_string(), Some(help));
             Exit::Other
         }

@@ -5,12 +5,17 @@ mod annotations;
 pub mod args;
 mod bench;
 mod bundles;
+mod chat;
 mod console;
+mod doctor;
 pub mod download;
 mod environment;
+mod eval;
 mod exit;
 mod finding;
+mod generate;
 mod gguf;
+pub mod import;
 mod inspect;
 mod merge;
 mod page;
@@ -18,8 +23,10 @@ mod progress;
 mod report;
 mod reproduce;
 mod run;
+mod speed;
 mod style;
 mod tables;
+pub mod talk_args;
 mod validate;
 mod verify;
 
@@ -32,6 +39,8 @@ use args::{Arguments, Command, OutputArguments};
 use console::Console;
 use exit::Exit;
 
+use crate::device;
+
 /// Parses the command line and does what it says.
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -43,6 +52,7 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
+    device::configure(environment::kernel_cache().as_deref());
     let mut out = anstream::stdout().lock();
     let exit = match dispatch(&arguments.command, &mut out).and_then(|exit| out.flush().map(|()| exit)) {
         Ok(exit) => exit,
@@ -73,11 +83,24 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Report(arguments) => {
             speak("report", OutputArguments::default(), out, |console| page::report(arguments, console))
         }
-        Command::Bench(arguments) => bench::bench(arguments, out),
+        Command::Bench(arguments) => {
+            speak("bench", arguments.output, out, |console| bench::bench(arguments, console))
+        }
+        Command::Generate(arguments) => {
+            speak("generate", arguments.output, out, |console| generate::generate(arguments, console))
+        }
+        Command::Chat(arguments) => {
+            speak("chat", arguments.output, out, |console| chat::chat(arguments, console))
+        }
+        Command::Eval(arguments) => {
+            speak("eval", arguments.output, out, |console| eval::eval(arguments, console))
+        }
+        Command::Doctor(arguments) => doctor::doctor(arguments, out),
         Command::Merge(arguments) => merge::merge(arguments, out),
         Command::Verify(arguments) => verify::verify(arguments, out),
         Command::Export(arguments) => merge::export(arguments, out),
         Command::Download(arguments) => download::download(arguments, out),
+        Command::Import(arguments) => import::import(arguments, out),
         Command::Ls => bundles::ls(out),
         Command::Cp(arguments) => bundles::cp(arguments, out),
     }

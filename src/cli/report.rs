@@ -42,13 +42,9 @@ pub(super) fn diagnostic(problem: &dyn Diagnostic) {
     let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
 }
 
-/// Shows why a use-case failed, and tells the exit code that belongs to it.
-pub(super) fn failure(failure: &run::Error) -> Exit {
-    match failure {
-        run::Error::Recipe(problems) => {
-            diagnostic(problems);
-            return Exit::Recipe;
-        }
+/// What to do about a failure, where there is more to say than the error does.
+pub(super) fn way_out(failure: &run::Error) -> Option<String> {
+    let told = match failure {
         run::Error::Diverged { checkpoint, .. } => {
             let kept = checkpoint.as_ref().map_or_else(
                 || "nothing was learned yet that could be kept".to_owned(),
@@ -56,35 +52,38 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
             );
             let way_out = "a lower `train.learning_rate`, or `train.max_grad_norm`, is the usual cure, and \
                            `train.on_divergence = \"skip\"` leaves single bad steps out; look at the rows";
-            error(&failure.to_string(), Some(&format!("{kept}; {way_out}")));
+            return Some(format!("{kept}; {way_out}"));
         }
-        run::Error::NotTheSameRun { .. } => error(
-            &failure.to_string(),
-            Some(
-                "put it back as it was; or begin a new run with `--set output_dir=\"…\"`; or, if you mean it, go on with \
-                 `--resume --accept-changes`",
-            ),
-        ),
-        run::Error::Folder(folder) => error(&failure.to_string(), way_out_of_folder(folder)),
-        run::Error::ChangedUnderWay { .. } => error(
-            &failure.to_string(),
-            Some(
-                "let nothing write to the base while it is in use, and run again (`--resume`, if the run had begun)",
-            ),
-        ),
-        run::Error::Changed { .. } => {
-            error(
-                &failure.to_string(),
-                Some("put the inputs back as they were, or train anew with `tune run`"),
-            );
+        run::Error::NotTheSameRun { .. } => {
+            "put it back as it was; or begin a new run with `--set output_dir=\"…\"`; or, if you mean it, go on with \
+             `--resume --accept-changes`"
         }
-        run::Error::Unfinished(_) => {
-            error(&failure.to_string(), Some("name the folder of a run that came to its end"))
+        run::Error::Device(unavailable) => return Some(unavailable.help()),
+        run::Error::Dtype { .. } => {
+            "leave `model.compute_dtype` at \"auto\", or choose one of those with `--set model.compute_dtype=f32`"
         }
-        _ => error(&failure.to_string(), None),
+        run::Error::Folder(folder) => way_out_of_folder(folder)?,
+        run::Error::ChangedUnderWay { .. } => {
+            "let nothing write to the base while it is in use, and run again (`--resume`, if the run had begun)"
+        }
+        run::Error::Changed { .. } => "put the inputs back as they were, or train anew with `tune run`",
+        run::Error::Unfinished(_) => "name the folder of a run that came to its end",
+        _ => return None,
+    };
+    Some(told.to_owned())
+}
+
+/// Shows why a use-case failed, and tells the exit code that belongs to it.
+pub(super) fn failure(failure: &run::Error) -> Exit {
+    match failure {
+        run::Error::Recipe(problems) => diagnostic(problems),
+        _ => error(&failure.to_string(), way_out(failure).as_deref()),
     }
     match failure {
         run::Error::Recipe(_)
+        | run::Error::Choice(_)
+        | run::Error::Dtype { .. }
+        | run::Error::UnknownShape(_)
         | run::Error::NotTheSameRun { .. }
         | run::Error::Changed { .. }
         | run::Error::Unfinished(_)
@@ -100,9 +99,11 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         ) => Exit::Recipe,
         run::Error::Checkpoint(checkpoint::Error::DoesNotFit { .. }) => Exit::Recipe,
         run::Error::Folder(FolderError::NoneUsable { .. }) => Exit::Other,
-        run::Error::Data(_) => Exit::Data,
-        run::Error::Diverged { .. } => Exit::Diverged,
+        run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
+        run::Error::Diverged { .. } | run::Error::NotFinite { .. } => Exit::Diverged,
         run::Error::Memory(_)
+        | run::Error::Device(_)
+        | run::Error::DeviceFailed { .. }
         | run::Error::File(_)
         | run::Error::Folder(_)
         | run::Error::Checkpoint(_)

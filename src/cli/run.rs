@@ -17,16 +17,18 @@ use crate::train::state::Ended;
 
 /// Trains, and says what came of it.
 pub(super) fn run(arguments: &RunArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let file = match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides) {
-        Ok(file) => file,
-        Err(error) => return Ok(console.failure(&error.into())),
-    };
+    let file =
+        match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides_with(&arguments.device))
+        {
+            Ok(file) => file,
+            Err(error) => return Ok(console.failure(&error.into())),
+        };
     let signals = Signals::listen();
     let stop = || signals.raised();
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
-    let RunArguments { overwrite, resume, accept_changes, .. } = *arguments;
-    let options = Options { overwrite, resume, accept_changes };
+    let RunArguments { overwrite, resume, accept_changes, fit, .. } = *arguments;
+    let options = Options { overwrite, resume, accept_changes, fit };
     let outcome = match arguments.tensorboard {
         false => run::fine_tune(file, &environment, options, console),
         true => {

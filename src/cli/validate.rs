@@ -11,6 +11,7 @@ use super::exit::Exit;
 use super::style::{GOOD, STRONG, WARNING, paint};
 use super::tables;
 use crate::adapter::target::Target;
+use crate::adapter::whole::Whole;
 use crate::data::survey::{Statistics, Tally};
 use crate::recipe::RecipeFile;
 use crate::run::validate::{Validation, validate as check};
@@ -19,15 +20,17 @@ use crate::units::Grouped;
 
 /// Checks a recipe and shows what its run would be.
 pub(super) fn validate(arguments: &ValidateArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let file = match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides) {
-        Ok(file) => file,
-        Err(error) => return Ok(console.failure(&error.into())),
-    };
+    let file =
+        match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides_with(&arguments.device))
+        {
+            Ok(file) => file,
+            Err(error) => return Ok(console.failure(&error.into())),
+        };
     let signals = Signals::listen();
     let stop = || signals.raised();
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
-    let validation = check(file, &environment, console);
+    let validation = check(file, &environment, arguments.fit, console);
     console.quiet();
     match validation {
         Ok(validation) => {
@@ -58,11 +61,19 @@ fn result_of(validation: &Validation) -> Value {
         "compute_dtype": validation.compute_dtype.name(),
         "device": validation.device,
         "template": validation.template,
-        "trainable_parameters": validation.targets.iter().map(Target::parameters).sum::<u64>(),
+        "trainable_parameters": trainable(validation),
+        "fitted": validation.fitted,
+        "micro_batch_size": validation.recipe.train.micro_batch_size,
+        "gradient_accumulation_steps": validation.recipe.train.gradient_accumulation_steps,
         "warmup_steps": validation.warmup_steps,
         "output_dir": validation.recipe.output_dir.display().to_string(),
         "recipe_sha256": validation.recipe.sha256(),
     })
+}
+
+fn trainable(validation: &Validation) -> u64 {
+    let wholes: u64 = validation.wholes.iter().map(Whole::parameters).sum();
+    validation.targets.iter().map(Target::parameters).sum::<u64>() + wholes
 }
 
 fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Write) -> io::Result<()> {
@@ -90,6 +101,23 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
     for row in tables::targets(&validation.targets) {
         writeln!(out, "{row}")?;
     }
+    for whole in &validation.wholes {
+        let [rows, columns] = whole.shape;
+        let size = Grouped(whole.parameters());
+        line(
+            out,
+            "whole",
+            format!("{} is trained as a whole: {rows} × {columns}, {size} parameters", whole.path),
+        )?;
+    }
+    if recipe.adapter.use_dora {
+        line(out, "DoRA", "a magnitude for every row of an adapted weight".to_owned())?;
+    }
+    let ratio = recipe.adapter.learning_rate_ratio;
+    if ratio > 1.0 {
+        let rate = recipe.train.learning_rate;
+        line(out, "LoRA+", format!("A learns at {rate:e}, B at {:e} ({ratio} times that)", ratio * rate))?;
+    }
     line(out, "training", tally(&survey.train))?;
     line(out, "held out", tally(&survey.validation))?;
     if let Some(schedule) = survey.schedule {
@@ -105,6 +133,9 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
                 Grouped(schedule.largest_micro_batch),
             ),
         )?;
+    }
+    if let Some(fitted) = &validation.fitted {
+        line(out, "fit", fitted.clone())?;
     }
     line(out, "memory", tables::plan_line(&validation.plan))?;
     for row in tables::plan(&validation.plan) {

@@ -53,6 +53,9 @@ fn show(found: &Verification, out: &mut impl Write) -> io::Result<()> {
             writeln!(out, "{row}")?;
         }
     }
+    for whole in &found.wholes {
+        line(out, "whole", &format!("{}, {} × {}", whole.path, whole.shape[0], whole.shape[1]))?;
+    }
     for (key, value) in &found.provenance {
         writeln!(out, "          {} {value}", paint(FAINT, key))?;
     }
@@ -134,7 +137,9 @@ fn as_json(found: &Verification) -> Value {
     let readers = found.compatibility.as_ref().map(|readers| {
         let exported: serde_json::Map<String, Value> =
             readers.exported.iter().map(|(reader, why)| (reader.word().to_owned(), json!(why))).collect();
-        json!({"as_is": readers.as_is.iter().map(|reader| reader.word()).collect::<Vec<_>>(), "exported": exported})
+        let merged: serde_json::Map<String, Value> =
+            readers.merged.iter().map(|(reader, why)| (reader.word().to_owned(), json!(why))).collect();
+        json!({"as_is": readers.as_is.iter().map(|reader| reader.word()).collect::<Vec<_>>(), "exported": exported, "merged": merged})
     });
     let identity = found.identity.as_ref().map(
         |identity| json!({"same": identity.same, "different": identity.overruled, "notes": identity.notes}),
@@ -148,6 +153,7 @@ fn as_json(found: &Verification) -> Value {
         "identity": identity,
         "files": files,
         "modules": modules,
+        "whole_modules": found.wholes.iter().map(|whole| whole.path.as_str()).collect::<Vec<_>>(),
         "provenance": found.provenance,
         "readers": readers,
     })

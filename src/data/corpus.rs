@@ -95,6 +95,27 @@ impl Corpus {
         seed: u64,
         language: Language,
     ) -> Result<Corpus, Error> {
+        let corpus = Self::index(spec, datasets, seed, language)?;
+        if corpus.inner.examples_per_epoch == 0 {
+            return Err(Error::NothingLeft { rows: corpus.inner.training_rows() });
+        }
+        Ok(corpus)
+    }
+
+    /// As [`Corpus::open`], where nothing is to be trained on: datasets to evaluate on are enough.
+    ///
+    /// # Errors
+    /// As [`Corpus::open`].
+    pub fn held_out(
+        spec: &Spec,
+        datasets: &[DatasetSpec],
+        seed: u64,
+        language: Language,
+    ) -> Result<Corpus, Error> {
+        Self::index(spec, datasets, seed, language)
+    }
+
+    fn index(spec: &Spec, datasets: &[DatasetSpec], seed: u64, language: Language) -> Result<Corpus, Error> {
         let mut parts = Vec::with_capacity(datasets.len());
         let mut sources = Vec::new();
         for (index, entry) in (0_u32..).zip(datasets) {
@@ -118,10 +139,6 @@ impl Corpus {
         }
         // Refuses a weight that no epoch can be planned with, before anything is read.
         let plan = EpochPlan::new(&sources, seed, 0, spec.shuffle)?;
-        if plan.is_empty() {
-            let rows = sources.iter().map(|source| source.held_out.rows()).sum();
-            return Err(Error::NothingLeft { rows });
-        }
         let pool = rayon::ThreadPoolBuilder::new()
             .thread_name(|index| format!("tokenize-{index}"))
             .build()

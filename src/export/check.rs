@@ -26,6 +26,7 @@ use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
 use crate::adapter::projection::LayerAdapters;
 use crate::adapter::target::Target;
+use crate::adapter::whole::Whole;
 use crate::assets::ModelDir;
 use crate::model::layers::LayerInputs;
 use crate::model::load::{Loader, Progress};
@@ -116,6 +117,8 @@ pub struct Sides<'a> {
     pub adapter: &'a peft::Adapter,
     /// Its targets.
     pub targets: &'a [Target],
+    /// The modules that it has as a whole.
+    pub wholes: &'a [Whole],
     /// What it was merged onto.
     pub onto: Onto,
     /// The quantization it was trained on, where that is known.
@@ -139,6 +142,7 @@ pub fn compare<B: KernelBackend>(
     let merged_spec = family::decoder_spec(merged_folder.config())?;
     let values = sides.adapter.values(sides.targets)?;
     let adapters: LoraSet<B> = LoraSet::from_values(sides.targets.to_vec(), 0.0, values, device)?;
+    let adapters = sides.adapter.with_own_wholes(adapters, sides.wholes.to_vec(), device)?;
     let onto = match sides.onto {
         Onto::Dequantized(spec) => Some(spec),
         Onto::Original | Onto::Stored => None,
@@ -159,9 +163,11 @@ pub fn compare<B: KernelBackend>(
         None => None,
     };
 
-    let (mut plain, inputs) = begin(&base.frame()?, rows)?;
-    let mut adapted = plain.clone();
-    let mut as_trained = trained.is_some().then(|| plain.clone());
+    let frame = base.frame()?;
+    let (mut plain, inputs) = begin(&frame, rows)?;
+    let (mut adapted, _) = begin(&frame.adopting(&adapters), rows)?;
+    drop(frame);
+    let mut as_trained = trained.is_some().then(|| adapted.clone());
     let (mut folded, folded_inputs) = begin(&merged.frame()?, rows)?;
     let none = LayerAdapters::none();
     for index in 0..spec.layers {
@@ -174,6 +180,8 @@ pub fn compare<B: KernelBackend>(
         adapted = layer.forward(adapted, &own, &inputs, None);
         drop(layer);
         if let (Some(loader), Some(x)) = (&mut trained, as_trained.take()) {
+            // Afresh: what DoRA computes belongs to one base.
+            let own = adapters.layer(index, None);
             as_trained = Some(loader.layer(index)?.forward(x, &own, &inputs, None));
         }
         folded = merged.layer(index)?.forward(folded, &none, &folded_inputs, None);
@@ -181,6 +189,7 @@ pub fn compare<B: KernelBackend>(
     }
     let frame = base.frame()?;
     let plain = logits(&frame, plain)?;
+    let frame = frame.adopting(&adapters);
     let adapted = logits(&frame, adapted)?;
     let as_trained = as_trained.map(|x| logits(&frame, x)).transpose()?;
     drop(frame);

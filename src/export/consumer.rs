@@ -1,5 +1,7 @@
 //! The programs that load adapters, what each of them reads, and an adapter folder written for one of them.
 //!
+//! None but PEFT knows DoRA and modules that are trained as a whole: for the others such an adapter has to be merged.
+//!
 //! | consumer | scaling it computes | refuses |
 //! |---|---|---|
 //! | PEFT | all of PEFT's | |
@@ -66,6 +68,19 @@ impl Consumer {
         }
     }
 
+    /// Whether it can be given the adapter at all, in whatever form.
+    ///
+    /// # Errors
+    /// Why it cannot, in a few words.
+    pub fn knows(self, config: &Config) -> Result<(), &'static str> {
+        match self {
+            Self::Peft => Ok(()),
+            _ if config.use_dora => Err("DoRA is PEFT's alone"),
+            _ if !config.modules_to_save.is_empty() => Err("whole trained modules are PEFT's alone"),
+            _ => Ok(()),
+        }
+    }
+
     /// Whether it computes the right thing from a PEFT folder as it is.
     ///
     /// # Errors
@@ -74,6 +89,7 @@ impl Consumer {
         let rank = |target: &Target| target.rank;
         let one_rank = targets.iter().all(|target| rank(target) == config.rank);
         let same = |left: f64, right: f64| (left - right).abs() <= 1e-12 * right.abs();
+        self.knows(config)?;
         match self {
             Self::Peft | Self::MistralRs => Ok(()),
             Self::Vllm => {
@@ -111,16 +127,19 @@ pub struct Compatibility {
     pub as_is: Vec<Consumer>,
     /// Those for whom it has to be exported.
     pub exported: Vec<(Consumer, &'static str)>,
+    /// Those for whom it has to be merged.
+    pub merged: Vec<(Consumer, &'static str)>,
 }
 
 impl Compatibility {
     /// Of an adapter with this configuration.
     pub fn of(config: &Config, targets: &[Target]) -> Self {
-        let mut compatibility = Self { as_is: Vec::new(), exported: Vec::new() };
+        let mut compatibility = Self { as_is: Vec::new(), exported: Vec::new(), merged: Vec::new() };
         for consumer in Consumer::ALL {
-            match consumer.reads_as_is(config, targets) {
-                Ok(()) => compatibility.as_is.push(consumer),
-                Err(reason) => compatibility.exported.push((consumer, reason)),
+            match (consumer.knows(config), consumer.reads_as_is(config, targets)) {
+                (Err(reason), _) => compatibility.merged.push((consumer, reason)),
+                (Ok(()), Ok(())) => compatibility.as_is.push(consumer),
+                (Ok(()), Err(reason)) => compatibility.exported.push((consumer, reason)),
             }
         }
         compatibility
@@ -130,9 +149,14 @@ impl Compatibility {
 impl fmt::Display for Compatibility {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.as_is.iter().map(|consumer| consumer.name()).collect();
-        write!(formatter, "{} read it as it is", names.join(", "))?;
+        let read = if names.len() == 1 { "reads" } else { "read" };
+        write!(formatter, "{} {read} it as it is", names.join(", "))?;
         for (consumer, reason) in &self.exported {
             write!(formatter, "; {consumer} after `tune export --for {}` ({reason})", consumer.word())?;
+        }
+        if let Some((_, reason)) = self.merged.first() {
+            let names: Vec<&str> = self.merged.iter().map(|(consumer, _)| consumer.name()).collect();
+            write!(formatter, "; {} once it is merged by `tune merge` ({reason})", names.join(", "))?;
         }
         Ok(())
     }
@@ -160,6 +184,13 @@ pub fn export(
     existing: Existing,
 ) -> Result<Exported, Error> {
     let original = adapter.config();
+    if let Err(reason) = consumer.knows(original) {
+        return Err(Error::NotPortable {
+            consumer: consumer.name(),
+            reason: reason.to_owned(),
+            adapter: adapter.folder().to_path_buf(),
+        });
+    }
     let modules = match base {
         Some(base) => base.spec.modules(),
         None => portable::lattice(targets),
@@ -236,7 +267,12 @@ fn write_peft(
     out: &Path,
     existing: Existing,
 ) -> Result<(), Error> {
-    let parameters = peft::parameters(targets);
+    let mut parameters = peft::parameters(targets);
+    let mut values = values.to_vec();
+    for whole in adapter.wholes(&adapter.own_wholes())? {
+        values.push(adapter.whole_values(&whole)?);
+        parameters.push(peft::whole_parameter(&whole));
+    }
     let value = |index: usize| Ok(values[index].clone());
     let numbers = Numbers { parameters: &parameters, values: &value };
     let beside = tokenizer_files(adapter.folder())?;

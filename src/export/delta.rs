@@ -1,4 +1,5 @@
-//! What an adapter adds to a weight: `scaling · B·A`, in f32, row by row and never as a whole.
+//! What an adapter adds to a weight: `scaling · B·A`, in f32, row by row and never as a whole. Under DoRA every row of
+//! the sum is then brought to its magnitude: `m · (W + scaling · B·A) / ‖W + scaling · B·A‖`.
 //!
 //! Sums of squares are taken in f64 and in a fixed order, so that printed figures do not depend on the number of
 //! threads.
@@ -6,9 +7,11 @@
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 use rayon::slice::ParallelSliceMut;
 
+use crate::adapter;
+use crate::adapter::peft::Adapter;
 use crate::adapter::target::Target;
 
-/// The two matrices of one target, on the host.
+/// The tensors of one target, on the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pair {
     /// `[rank, in]`.
@@ -21,18 +24,26 @@ pub struct Pair {
     pub rank: usize,
     /// Factor on B·A.
     pub scaling: f32,
+    /// `[out]`, under DoRA.
+    pub magnitude: Option<Vec<f32>>,
 }
 
 impl Pair {
-    /// From a target and its values, A first.
-    pub fn new(target: &Target, a: Vec<f32>, b: Vec<f32>) -> Self {
-        Self {
-            a,
-            b,
+    /// Reads the tensors of one target.
+    ///
+    /// # Errors
+    /// As [`Adapter::values`].
+    pub fn read(adapter: &Adapter, target: &Target) -> Result<Self, adapter::Error> {
+        let mut values = adapter.values(std::slice::from_ref(target))?.into_iter();
+        let mut next = || values.next().unwrap_or_default();
+        Ok(Self {
+            a: next(),
+            b: next(),
             in_features: target.module.in_features,
             rank: target.rank,
             scaling: target.scaling as f32,
-        }
+            magnitude: target.use_dora.then(next),
+        })
     }
 
     /// One row of `scaling · B·A`.
@@ -50,7 +61,8 @@ impl Pair {
         }
     }
 
-    /// Adds the product to a weight `[out, in]` in place, and returns the square of the product's Frobenius norm.
+    /// Puts the adapter into a weight `[out, in]` in place, and returns the square of the Frobenius norm of what that
+    /// changed.
     pub fn add_to(&self, weight: &mut [f32]) -> f64 {
         let squares: Vec<f64> = weight
             .par_chunks_exact_mut(self.in_features)
@@ -59,6 +71,9 @@ impl Pair {
                 || vec![0.0; self.in_features],
                 |delta, (row, weight)| {
                     self.row(row, delta);
+                    if let Some(magnitude) = &self.magnitude {
+                        return scale_row(weight, delta, magnitude[row]);
+                    }
                     for (weight, delta) in weight.iter_mut().zip(delta.iter()) {
                         *weight += delta;
                     }
@@ -98,6 +113,20 @@ impl Pair {
     }
 }
 
+/// Adds `delta` to a row and brings the sum to a magnitude; the square of what that changed. A sum of zeros stays one.
+fn scale_row(weight: &mut [f32], delta: &[f32], magnitude: f32) -> f64 {
+    let sum = |weight: f32, delta: f32| f64::from(weight) + f64::from(delta);
+    let square: f64 = weight.iter().zip(delta).map(|(weight, delta)| sum(*weight, *delta).powi(2)).sum();
+    let factor = if square > 0.0 { f64::from(magnitude) / square.sqrt() } else { 0.0 };
+    let mut change = 0.0;
+    for (weight, delta) in weight.iter_mut().zip(delta) {
+        let merged = factor * sum(*weight, *delta);
+        change += (merged - f64::from(*weight)).powi(2);
+        *weight = merged as f32;
+    }
+    change
+}
+
 /// Sum of squares, in f64.
 pub fn square(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum()
@@ -134,6 +163,7 @@ mod tests {
             in_features: 3,
             rank: 2,
             scaling: 0.5,
+            magnitude: None,
         };
         let mut weight = vec![10.0; 6];
         let square = pair.add_to(&mut weight);
@@ -145,11 +175,30 @@ mod tests {
 
     #[test]
     fn a_product_that_vanishes_has_norm_zero() {
-        let pair = Pair { a: vec![1.0; 4], b: vec![0.0; 4], in_features: 2, rank: 2, scaling: 2.0 };
+        let pair =
+            Pair { a: vec![1.0; 4], b: vec![0.0; 4], in_features: 2, rank: 2, scaling: 2.0, magnitude: None };
         assert_eq!(pair.norm(), 0.0);
         // Neither half is zero, but their product is.
-        let pair =
-            Pair { a: vec![1.0, 1.0, 0.0, 0.0], b: vec![0.0, 3.0], in_features: 2, rank: 2, scaling: 2.0 };
+        let pair = Pair {
+            a: vec![1.0, 1.0, 0.0, 0.0],
+            b: vec![0.0, 3.0],
+            in_features: 2,
+            rank: 2,
+            scaling: 2.0,
+            magnitude: None,
+        };
         assert_eq!(pair.norm(), 0.0);
+    }
+
+    #[test]
+    fn rows_are_brought_to_their_magnitudes() {
+        let magnitude = Some(vec![10.0, 1.0]);
+        let (a, b) = (vec![1.0, 0.0], vec![1.0, 0.0]);
+        let pair = Pair { a, b, in_features: 2, rank: 1, scaling: 2.0, magnitude };
+        let mut weight = vec![1.0, 4.0, 0.0, 0.0];
+        let square = pair.add_to(&mut weight);
+        // (1, 4) + (2, 0) has length 5; a row of zeros has no direction.
+        assert_eq!(weight, [6.0, 8.0, 0.0, 0.0]);
+        assert_eq!(square, 25.0 + 16.0);
     }
 }

@@ -29,6 +29,12 @@ pub enum Error {
         /// Whether sizes and family fit, so that the user may insist.
         overridable: bool,
     },
+    /// Adapters to be combined belong to different bases.
+    #[error("adapters of different bases have no sum:{}", listed(differences))]
+    DifferentBases {
+        /// One line each.
+        differences: Vec<String>,
+    },
     /// A choice that this base does not have.
     #[error("{message}")]
     Choice {

@@ -15,6 +15,7 @@ use super::folder::{self, Text};
 use super::weights::{Merged, Onto, Report, SHARD_BYTES};
 use crate::adapter::peft;
 use crate::adapter::target::Target;
+use crate::adapter::whole::Whole;
 use crate::files::{self, Existing};
 use crate::model::{FloatDtype, tensors};
 use crate::quant::spec::Spec;
@@ -92,6 +93,8 @@ pub struct Plan {
     pub adapter: peft::Adapter,
     /// Its targets.
     pub targets: Vec<Target>,
+    /// The modules that it has as a whole.
+    pub wholes: Vec<Whole>,
     /// How sure it is that they belong together.
     pub identity: Identity,
     /// Tokenizer and template of the merged model.
@@ -112,8 +115,9 @@ impl Plan {
         let trained = Trained::of(&adapter);
         let onto = choose(options.onto, &base, trained)?;
         let (targets, identity) = fit(&adapter, &base, options.any_hash)?;
+        let wholes = adapter.wholes(&base.spec.wholes())?;
         let text = Text::open(&adapter, &base.folder)?;
-        Ok(Self { base, adapter, targets, identity, text, onto, trained, options })
+        Ok(Self { base, adapter, targets, wholes, identity, text, onto, trained, options })
     }
 
     /// Merges into `out`: whole, and compared with the adapter on its base over `rows`, or not at all.
@@ -148,6 +152,7 @@ impl Plan {
                 base: &self.base,
                 adapter: &self.adapter,
                 targets: &self.targets,
+                wholes: &self.wholes,
                 onto: self.onto,
                 measured,
                 dtype: self.options.dtype,
@@ -163,6 +168,7 @@ impl Plan {
                 base: &self.base,
                 adapter: &self.adapter,
                 targets: &self.targets,
+                wholes: &self.wholes,
                 onto: self.onto,
                 trained,
                 merged: inside,

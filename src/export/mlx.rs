@@ -13,6 +13,7 @@ use super::Error;
 use super::base::OpenedBase;
 use super::portable::Portable;
 use crate::adapter::lora::Parameter;
+use crate::adapter::peft::keys::Part;
 use crate::adapter::peft::{CONFIG_FILE, Numbers, write_numbers};
 use crate::adapter::projection::Module;
 use crate::files::{self, Existing};
@@ -49,8 +50,8 @@ pub fn write(
     let mut parameters = Vec::with_capacity(2 * modules.len());
     for module in &modules {
         let (a, b) = ([module.in_features, rank], [rank, module.out_features]);
-        parameters.push(Parameter { name: format!("{}.lora_a", module.path), shape: a });
-        parameters.push(Parameter { name: format!("{}.lora_b", module.path), shape: b });
+        parameters.push(Parameter { name: format!("{}.lora_a", module.path), part: Part::A, shape: a });
+        parameters.push(Parameter { name: format!("{}.lora_b", module.path), part: Part::B, shape: b });
     }
     let values = |index: usize| -> Result<Vec<f32>, crate::adapter::Error> {
         let [rows, columns] = parameters[index].shape;

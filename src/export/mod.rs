@@ -3,6 +3,7 @@
 //! | file | owns |
 //! |---|---|
 //! | `base` | is this the base that the adapter was trained on? |
+//! | `combine` | several adapters of one base as one |
 //! | `delta` | `scaling · B·A`, its size and its sum with a weight |
 //! | `weights` | merged weights, streamed to disk one tensor at a time |
 //! | `folder` | everything in a merged folder that is not a weight |
@@ -14,6 +15,7 @@
 
 pub mod base;
 pub mod check;
+pub mod combine;
 pub mod consumer;
 pub mod delta;
 pub mod error;

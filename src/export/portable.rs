@@ -7,7 +7,7 @@
 use super::Error;
 use crate::adapter::peft::{self, Config};
 use crate::adapter::projection::Module;
-use crate::adapter::spec::{Spec, TargetModules};
+use crate::adapter::spec::Spec;
 use crate::adapter::target::Target;
 
 /// An adapter with one rank and one scaling.
@@ -60,7 +60,8 @@ pub fn fold(adapter: &peft::Adapter, targets: &[Target]) -> Result<Portable, Err
     if adapter.config().use_rslora {
         changes.push(format!("rsLoRA said as alpha = {alpha}"));
     }
-    let target = |target: &Target| Target { module: target.module.clone(), rank, alpha, scaling };
+    let target =
+        |target: &Target| Target { module: target.module.clone(), rank, alpha, scaling, use_dora: false };
     Ok(Portable { targets: targets.iter().map(target).collect(), values, changes })
 }
 
@@ -70,11 +71,10 @@ pub fn config(original: &Config, targets: &[Target], modules: &[Module], use_rsl
         rank: targets.first().map_or(original.rank, |target| target.rank),
         alpha: targets.first().map_or(original.alpha, |target| target.alpha),
         dropout: original.dropout,
-        target_modules: TargetModules::AllLinear,
         use_rslora,
-        rank_pattern: Vec::new(),
-        alpha_pattern: Vec::new(),
-        init_from: None,
+        use_dora: original.use_dora,
+        modules_to_save: original.modules_to_save.clone(),
+        ..Spec::default()
     };
     let base = original.base_model.as_deref().unwrap_or_default();
     Config::new(&spec, targets, modules, base, original.revision.as_deref())

@@ -11,6 +11,7 @@ use super::consumer::Compatibility;
 use super::delta::Pair;
 use crate::adapter::peft::{self, CONFIG_FILE, TENSORS_FILE};
 use crate::adapter::target::Target;
+use crate::adapter::whole::Whole;
 use crate::assets::FileDigest;
 use crate::assets::folder::digest;
 
@@ -36,6 +37,8 @@ pub struct Verification {
     pub base: Option<(String, Option<String>)>,
     /// Its modules, by layer.
     pub modules: Vec<ModuleReport>,
+    /// The modules that it has as a whole.
+    pub wholes: Vec<Whole>,
     /// What it says of its making: metadata of the tensors' file.
     pub provenance: BTreeMap<String, String>,
     /// How sure it is that it belongs to the base at hand, where one was given.
@@ -52,11 +55,12 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
         files: Vec::new(),
         base: None,
         modules: Vec::new(),
+        wholes: Vec::new(),
         provenance: BTreeMap::new(),
         identity: None,
         compatibility: None,
     };
-    let adapter = match peft::Adapter::open(folder) {
+    let adapter = match peft::Adapter::open_with_wholes(folder) {
         Ok(adapter) => adapter,
         Err(error) => {
             found.problems.push(error.to_string());
@@ -91,21 +95,35 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
         Ok(targets) => {
             found.compatibility = Some(Compatibility::of(config, &targets));
             measure(&adapter, targets, &mut found);
+            look_at_wholes(&adapter, base, &mut found);
         }
         Err(problem) => found.problems.push(problem),
     }
     found
 }
 
+/// Reads every module that the adapter has as a whole.
+fn look_at_wholes(adapter: &peft::Adapter, base: Option<&OpenedBase>, found: &mut Verification) {
+    let candidates = base.map_or_else(|| adapter.own_wholes(), |base| base.spec.wholes());
+    match adapter.wholes(&candidates) {
+        Ok(wholes) => {
+            for whole in &wholes {
+                if let Err(error) = adapter.whole_values(whole) {
+                    found.problems.push(error.to_string());
+                }
+            }
+            found.wholes = wholes;
+        }
+        Err(error) => found.problems.push(error.to_string()),
+    }
+}
+
 /// Reads every pair, one at a time, and measures what it does.
 fn measure(adapter: &peft::Adapter, targets: Vec<Target>, found: &mut Verification) {
     let mut idle = Vec::new();
     for target in targets {
-        let norm = match adapter.values(std::slice::from_ref(&target)) {
-            Ok(values) => match <[Vec<f32>; 2]>::try_from(values) {
-                Ok([a, b]) => Some(Pair::new(&target, a, b).norm()),
-                Err(_) => None,
-            },
+        let norm = match Pair::read(adapter, &target) {
+            Ok(pair) => Some(pair.norm()),
             Err(error) => {
                 found.problems.push(error.to_string());
                 None
@@ -116,11 +134,13 @@ fn measure(adapter: &peft::Adapter, targets: Vec<Target>, found: &mut Verificati
         }
         found.modules.push(ModuleReport { target, norm });
     }
+    // Whether magnitudes are those of the base cannot be known without it.
+    let but = if adapter.config().use_dora { ", so that at most magnitudes do something" } else { "" };
     match idle.as_slice() {
         [] => {}
-        [only] => found.problems.push(format!("module `{only}` has no effect: B·A is zero")),
+        [only] => found.problems.push(format!("module `{only}` has no effect: B·A is zero{but}")),
         [first, .., last] => found.problems.push(format!(
-            "{} of {} modules have no effect, `{first}` to `{last}`: their B·A is zero",
+            "{} of {} modules have no effect, `{first}` to `{last}`: their B·A is zero{but}",
             idle.len(),
             found.modules.len()
         )),

@@ -1,6 +1,6 @@
 //! Merged weights, streamed to disk: the header first, then one tensor at a time.
 //!
-//! `W′ = round(W + scaling · B·A)`: W is read (or dequantized) to f32, the sum is taken in f32, and rounded once to
+//! `W′ = round(W + scaling · B·A)`, under DoRA each row at its magnitude: W is read (or dequantized) to f32, the sum is taken in f32, and rounded once to
 //! the dtype that is written. Tensors that no adapter touches are copied byte for byte where their dtype stays.
 //! Memory is one tensor in f32, and what it is made from. A tied output head is not written; it stays tied.
 
@@ -18,6 +18,7 @@ use super::base::OpenedBase;
 use super::delta::{Pair, square_of, square_of_difference};
 use crate::adapter::peft;
 use crate::adapter::target::Target;
+use crate::adapter::whole::Whole;
 use crate::assets::Dtype;
 use crate::files;
 use crate::files::safetensors::{Layout, TensorHeader};
@@ -78,6 +79,8 @@ pub struct Merged<'a> {
     pub adapter: &'a peft::Adapter,
     /// Its targets on this base.
     pub targets: &'a [Target],
+    /// The modules that it has as a whole, which take the place of the base's.
+    pub wholes: &'a [Whole],
     /// What the delta is added to.
     pub onto: Onto,
     /// The quantization whose error is measured, when the base is dense.
@@ -201,7 +204,8 @@ impl Merged<'_> {
         let same_dtype = weights.info(name).is_some_and(|info| info.dtype == dtype);
         let untouched = self.target(tensor).is_none()
             && self.requantized(tensor, checked).is_none()
-            && !checked.quantized.contains_key(name);
+            && !checked.quantized.contains_key(name)
+            && self.whole(name).is_none();
         if untouched && same_dtype {
             return Ok(weights.read(name)?);
         }
@@ -217,6 +221,9 @@ impl Merged<'_> {
     /// One tensor of the merged model in f32, not yet rounded.
     pub(super) fn sum(&self, tensor: &Expected, checked: &Checked) -> Result<Sum, Error> {
         let name = tensor.name.as_str();
+        if let Some(whole) = self.whole(name) {
+            return Ok(Sum { values: self.adapter.whole_values(whole)?, change: None });
+        }
         let stored = checked.quantized.contains_key(name);
         let target = self.target(tensor);
         let mut values = dense(self.base, checked, name)?;
@@ -232,9 +239,7 @@ impl Merged<'_> {
         }
         let Some(target) = target else { return Ok(Sum { values, change: None }) };
         let weight = square_of(&values);
-        let [a, b]: [Vec<f32>; 2] =
-            self.adapter.values(std::slice::from_ref(target))?.try_into().unwrap_or_default();
-        let delta = Pair::new(target, a, b).add_to(&mut values);
+        let delta = Pair::read(self.adapter, target)?.add_to(&mut values);
         let change = Change { layer: target.module.layer, weight, delta, rounding: 0.0, quantization };
         Ok(Sum { values, change: Some(change) })
     }
@@ -247,6 +252,11 @@ impl Merged<'_> {
             }
             _ => None,
         }
+    }
+
+    /// The whole module that the adapter brings for a tensor.
+    fn whole(&self, name: &str) -> Option<&Whole> {
+        self.wholes.iter().find(|whole| name.strip_suffix(".weight") == Some(&whole.path))
     }
 
     fn target(&self, tensor: &Expected) -> Option<&Target> {

@@ -148,6 +148,24 @@ pub fn write_folder_atomically<E: From<Error>>(
     Ok(())
 }
 
+/// A folder beside `path`, on its file system, that is gone with all that is in it when this is dropped.
+pub struct Scratch(Temporary);
+
+impl Scratch {
+    /// Names the folder; whoever writes there makes it.
+    ///
+    /// # Errors
+    /// `path` ends in no name.
+    pub fn beside(path: &Path) -> Result<Self, Error> {
+        Ok(Self(Temporary::beside(path, NEW)?))
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0.path
+    }
+}
+
 /// Removes a folder and all that is in it; whole or absent. One that is not there is no error.
 ///
 /// # Errors

@@ -1,13 +1,21 @@
-//! An answer, token by token: the prompt in one forward pass, then one token at a time with the cache.
+//! An answer, token by token: the prompt in a few forward passes, then one token at a time with the cache.
 
 use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
 
 use burn::tensor::DType;
 use tune_kernels::KernelBackend;
 
 use super::sampling::Sampling;
 use crate::adapter::lora::LoraSet;
+use crate::adapter::projection::LayerAdapters;
+use crate::data::tokenize::TokenizerError;
+use crate::model::layers::KeyValueCache;
 use crate::model::{self, Decoder};
+
+/// Tokens of a prompt that go through the model together: enough for its products to be fast, few enough that a long
+/// prompt neither fills the memory nor cannot be stopped.
+const PROMPT_CHUNK: usize = 512;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -43,15 +51,33 @@ pub enum Error {
         /// The backend's own words.
         reason: String,
     },
+    /// A token that cannot be turned into text.
+    #[error(transparent)]
+    Text(#[from] TokenizerError),
 }
 
 /// An answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Generation {
     /// Its tokens, without the one that ended it.
     pub tokens: Vec<u32>,
     /// Why it ends there.
     pub finish: Finish,
+    /// How long it took.
+    pub timing: Timing,
+}
+
+/// How long an answer took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timing {
+    /// Tokens of the prompt that were not in the cache already.
+    pub prompt_tokens: usize,
+    /// Until the first token of the answer was known.
+    pub prompt: Duration,
+    /// Forward passes after that, of one token each.
+    pub passes: usize,
+    /// For those.
+    pub decode: Duration,
 }
 
 /// Why an answer ends.
@@ -67,10 +93,157 @@ pub enum Finish {
     Interrupted,
 }
 
-/// Continues a prompt. `on_token` hears each token as it is chosen, and may end the answer there.
+/// What a listener hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// A part of the prompt was read.
+    Prompt,
+    /// The next token of the answer.
+    Token(u32),
+}
+
+/// A model that answers one prompt after another, and reads what two of them have in common once.
+pub struct Session<'a, B: KernelBackend> {
+    base: &'a Decoder<B>,
+    /// The base with the whole modules that the adapter brings, if it brings any.
+    adopting: Option<Decoder<B>>,
+    adapters: Option<Vec<LayerAdapters<B>>>,
+    cache: KeyValueCache<B>,
+    /// The tokens in the cache.
+    cached: Vec<u32>,
+}
+
+impl<'a, B: KernelBackend> Session<'a, B> {
+    /// With the adapter on the base, or the base as it is.
+    pub fn new(decoder: &'a Decoder<B>, adapter: Option<&LoraSet<B>>) -> Self {
+        let layers = decoder.layers().len();
+        let adopting = adapter.filter(|adapter| !adapter.wholes().is_empty());
+        let adopting = adopting.map(|adapter| decoder.adopting(adapter));
+        let adapters = adapter.map(|adapter| (0..layers).map(|layer| adapter.layer(layer, None)).collect());
+        Self { base: decoder, adopting, adapters, cache: decoder.new_cache(), cached: Vec::new() }
+    }
+
+    fn decoder(&self) -> &Decoder<B> {
+        self.adopting.as_ref().unwrap_or(self.base)
+    }
+
+    /// Continues a prompt. `listen` hears each token as it is chosen, and may end the answer there.
+    ///
+    /// # Errors
+    /// The prompt is empty, fills the context or has ids outside the vocabulary; or the logits are not finite.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        sampling: &Sampling,
+        listen: &mut dyn FnMut(Heard) -> ControlFlow<()>,
+    ) -> Result<Generation, Error> {
+        let context = self.decoder().spec().max_position_embeddings;
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if prompt.len() >= context {
+            return Err(Error::PromptTooLong { prompt: prompt.len(), context });
+        }
+        let room = context - prompt.len();
+        // The last token of the prompt is always read: the answer begins with its logits.
+        let common = self.cached.iter().zip(prompt).take_while(|(cached, id)| cached == id).count();
+        self.keep(common.min(prompt.len() - 1));
+        let began = Instant::now();
+        let mut timing = Timing { prompt_tokens: prompt.len() - self.cached.len(), ..Timing::default() };
+        let mut tokens = Vec::new();
+        let mut seen = prompt.to_vec();
+        let finish = loop {
+            if tokens.len() >= sampling.max_new_tokens {
+                break Finish::Length;
+            }
+            if tokens.len() >= room {
+                break Finish::ContextFull;
+            }
+            let Some(mut logits) = self.read(&seen, listen)? else { break Finish::Interrupted };
+            sampling.penalize(&mut logits, &seen);
+            let id =
+                sampling.pick(&logits, tokens.len() as u64).ok_or(Error::NotFinite { tokens: seen.len() })?;
+            match tokens.is_empty() {
+                true => timing.prompt = began.elapsed(),
+                false => {
+                    timing.passes += 1;
+                    timing.decode = began.elapsed() - timing.prompt;
+                }
+            }
+            if sampling.stop_tokens.contains(&id) {
+                break Finish::StopToken(id);
+            }
+            tokens.push(id);
+            seen.push(id);
+            if listen(Heard::Token(id)).is_break() {
+                break Finish::Interrupted;
+            }
+        };
+        Ok(Generation { tokens, finish, timing })
+    }
+
+    /// Takes all but the first `tokens` out of the cache.
+    fn keep(&mut self, tokens: usize) {
+        self.cached.truncate(tokens);
+        self.cache.truncate(tokens);
+    }
+
+    /// Reads what of `ids` is not in the cache yet, and gives the logits behind the last; `None` when the listener wants
+    /// no more.
+    fn read(
+        &mut self,
+        ids: &[u32],
+        listen: &mut dyn FnMut(Heard) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<f32>>, Error> {
+        loop {
+            let start = self.cached.len();
+            let end = ids.len().min(start + PROMPT_CHUNK);
+            let decoder = self.adopting.as_ref().unwrap_or(self.base);
+            let (adapters, cache) = (self.adapters.as_deref(), &mut self.cache);
+            let is_last = end == ids.len();
+            let passed = B::on_workers(|| pass(decoder, adapters, cache, &ids[start..end], is_last));
+            match passed {
+                Ok(Some(logits)) => {
+                    self.cached.extend(&ids[start..end]);
+                    return Ok(Some(logits));
+                }
+                Ok(None) => self.cached.extend(&ids[start..end]),
+                Err(error) => {
+                    // What the cache holds is not known.
+                    self.keep(0);
+                    return Err(error);
+                }
+            }
+            if listen(Heard::Prompt).is_break() {
+                return Ok(None);
+            }
+        }
+    }
+}
+
+/// One forward pass; the logits behind its last token, if they are wanted.
+fn pass<B: KernelBackend>(
+    decoder: &Decoder<B>,
+    adapters: Option<&[LayerAdapters<B>]>,
+    cache: &mut KeyValueCache<B>,
+    ids: &[u32],
+    wants_logits: bool,
+) -> Result<Option<Vec<f32>>, Error> {
+    let hidden = decoder.hidden(ids, adapters, Some(cache))?;
+    if !wants_logits {
+        return Ok(None);
+    }
+    let last = hidden.dims()[0] - 1;
+    let logits = decoder.logits_of(hidden.narrow(0, last, 1)).cast(DType::F32).try_into_data();
+    let device = |reason: String| Error::Device { reason };
+    let logits = logits.map_err(|error| device(format!("{error:?}")))?;
+    Ok(Some(logits.into_vec().map_err(|error| device(format!("{error:?}")))?))
+}
+
+/// Continues one prompt. `on_token` hears each token as it is chosen, and may end the answer there.
 ///
 /// # Errors
-/// The prompt is empty, fills the context or has ids outside the vocabulary; or the logits are not finite.
+/// As [`Session::generate`].
 pub fn generate<B: KernelBackend>(
     decoder: &Decoder<B>,
     adapter: Option<&LoraSet<B>>,
@@ -78,47 +251,10 @@ pub fn generate<B: KernelBackend>(
     sampling: &Sampling,
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generation, Error> {
-    let context = decoder.spec().max_position_embeddings;
-    if prompt.is_empty() {
-        return Err(Error::EmptyPrompt);
-    }
-    if prompt.len() >= context {
-        return Err(Error::PromptTooLong { prompt: prompt.len(), context });
-    }
-    let layers = decoder.layers().len();
-    let adapters: Option<Vec<_>> =
-        adapter.map(|adapter| (0..layers).map(|layer| adapter.layer(layer, None)).collect());
-    let room = context - prompt.len();
-    let mut cache = decoder.new_cache();
-    let mut tokens = Vec::new();
-    let mut next = prompt.to_vec();
-    let finish = loop {
-        if tokens.len() >= sampling.max_new_tokens {
-            break Finish::Length;
-        }
-        if tokens.len() >= room {
-            break Finish::ContextFull;
-        }
-        let hidden = decoder.hidden(&next, adapters.as_deref(), Some(&mut cache))?;
-        let last = hidden.dims()[0] - 1;
-        let logits = decoder.logits_of(hidden.narrow(0, last, 1)).cast(DType::F32).try_into_data();
-        let device = |reason: String| Error::Device { reason };
-        let logits: Vec<f32> = logits
-            .map_err(|error| device(format!("{error:?}")))?
-            .into_vec()
-            .map_err(|error| device(format!("{error:?}")))?;
-        let seen = prompt.len() + tokens.len();
-        let id = sampling.pick(&logits, tokens.len() as u64).ok_or(Error::NotFinite { tokens: seen })?;
-        if sampling.stop_tokens.contains(&id) {
-            break Finish::StopToken(id);
-        }
-        tokens.push(id);
-        if on_token(id).is_break() {
-            break Finish::Interrupted;
-        }
-        next = vec![id];
-    };
-    Ok(Generation { tokens, finish })
+    Session::new(decoder, adapter).generate(prompt, sampling, &mut |heard| match heard {
+        Heard::Prompt => ControlFlow::Continue(()),
+        Heard::Token(id) => on_token(id),
+    })
 }
 
 #[cfg(test)]

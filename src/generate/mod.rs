@@ -1,8 +1,11 @@
 //! Text from a model: decoding token by token with a cache of keys and values.
 
+pub mod answer;
 pub mod decode;
 pub mod sampling;
 pub mod spec;
+pub mod text;
 
-pub use decode::{Error, Finish, Generation, generate};
+pub use answer::{Answer, Ending};
+pub use decode::{Error, Finish, Generation, Session, generate};
 pub use sampling::Sampling;

@@ -5,7 +5,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::linear::{FrozenWeight, Linear, linear};
@@ -15,7 +15,11 @@ use tune_kernels::rope::RotaryTable;
 use super::Error;
 use super::decoder_spec::{DecoderSpec, FloatDtype};
 use super::layers::{DecoderLayer, KeyValueCache, LayerInputs};
+use super::load::burn_dtype;
+use crate::adapter::dora::row_norms;
+use crate::adapter::lora::LoraSet;
 use crate::adapter::projection::LayerAdapters;
+use crate::adapter::whole::WholeKind;
 
 /// A decoder's frozen weights on a device.
 #[derive(Debug)]
@@ -73,6 +77,43 @@ impl<B: KernelBackend> Decoder<B> {
         (embedding + head + self.spec.hidden_size * size) as u64 + layers
     }
 
+    /// Gives the targets under DoRA the magnitudes that the model's own rows have, so that a new adapter changes
+    /// nothing.
+    pub fn init_magnitudes(&self, adapters: &mut LoraSet<B>) {
+        adapters.set_magnitudes(|target, lora| {
+            let projection = self.layers[target.module.layer].projection(target.module.projection);
+            row_norms(&projection.weight, projection.row_squares().clone(), lora)
+        });
+    }
+
+    /// Gives the modules that are trained as a whole the numbers that the model has for them.
+    pub fn init_wholes(&self, adapters: &mut LoraSet<B>) {
+        adapters.set_wholes(|whole| {
+            let own = match (whole.kind, &self.head) {
+                (WholeKind::Embedding, _) => self.embedding.clone(),
+                (WholeKind::Head, FrozenWeight::Dense(head)) => head.clone(),
+                (WholeKind::Head, FrozenWeight::Nf4(head)) => head.dequantize(),
+            };
+            own.cast(DType::F32)
+        });
+    }
+
+    /// The same model with the whole modules of `adapters` in the place of its own; everything else is shared.
+    #[must_use]
+    pub fn adopting(&self, adapters: &LoraSet<B>) -> Self {
+        let head = adapters.whole(WholeKind::Head).cloned().map(FrozenWeight::Dense);
+        Self {
+            spec: self.spec.clone(),
+            dtype: self.dtype,
+            device: self.device.clone(),
+            embedding: adapters.whole(WholeKind::Embedding).unwrap_or(&self.embedding).clone(),
+            layers: self.layers.clone(),
+            final_norm: self.final_norm.clone(),
+            head: head.unwrap_or_else(|| self.head.clone()),
+            rotary: RotaryCache::new(),
+        }
+    }
+
     /// Embeddings of token ids, `[tokens, hidden]`.
     ///
     /// # Errors
@@ -85,7 +126,16 @@ impl<B: KernelBackend> Decoder<B> {
         if let Some(position) = ids.iter().position(|&id| id as usize >= vocab_size) {
             return Err(Error::TokenOutOfRange { id: ids[position], position, vocab_size });
         }
-        Ok(self.embedding.clone().select(0, self.integers(ids)))
+        // A trained table is in f32, whatever the compute dtype.
+        Ok(self.embedding.clone().select(0, self.integers(ids)).cast(burn_dtype(self.dtype)))
+    }
+
+    /// The gradient of the embedding table, f32 `[vocab, hidden]`, for that of its rows `dx`; added to `sum`.
+    pub fn embed_backward(&self, ids: &[u32], dx: Tensor<B, 2>, sum: Option<Tensor<B, 2>>) -> Tensor<B, 2> {
+        let zeros =
+            || Tensor::zeros([self.spec.vocab_size, self.spec.hidden_size], (&self.device, DType::F32));
+        let sum = sum.unwrap_or_else(zeros);
+        sum.select_assign(0, self.integers(ids), dx.cast(DType::F32), IndexingUpdateOp::Add)
     }
 
     /// What every layer needs beside the hidden state of a batch.
@@ -218,7 +268,7 @@ fn build_table<B: KernelBackend>(
     let (cosines, sines) = spec.rotary.tables(rows, longest);
     let upload = |values: Vec<f32>| {
         let data = TensorData::new(values, [rows, spec.head_dim / 2]);
-        Tensor::<B, 2>::from_data(data, (device, burn::tensor::DType::F32))
+        Tensor::<B, 2>::from_data(data, (device, DType::F32))
     };
     RotaryTable { cos: upload(cosines), sin: upload(sines) }
 }

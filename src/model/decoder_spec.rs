@@ -6,6 +6,7 @@ use super::Error;
 use super::rotary::RotarySpec;
 use super::spec::ComputeDtype;
 use crate::adapter::projection::{Module, Projection};
+use crate::adapter::whole::{Whole, WholeKind};
 
 /// A float dtype of weights and of the arithmetic on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -199,6 +200,22 @@ impl DecoderSpec {
                 })
             })
             .collect()
+    }
+
+    /// The modules that can be trained as a whole; none where embeddings and head are one.
+    pub fn wholes(&self) -> Vec<Whole> {
+        let whole = |kind: WholeKind| {
+            let weight = match kind {
+                WholeKind::Embedding => self.names.embedding,
+                WholeKind::Head => self.names.head,
+            };
+            let path = weight.strip_suffix(".weight").unwrap_or(weight).to_owned();
+            Whole { kind, path, shape: [self.vocab_size, self.hidden_size] }
+        };
+        match self.tied {
+            true => Vec::new(),
+            false => WholeKind::ALL.map(whole).to_vec(),
+        }
     }
 
     /// Parameters of the model; a tied head is counted once.

@@ -180,12 +180,17 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
             true => Some(self.dense(&format!("{module}.bias"), [shape[0]])?),
             false => None,
         };
-        Ok(FrozenProjection { weight, bias })
+        Ok(FrozenProjection::new(weight, bias))
     }
 
     /// A 4-bit weight, moved to the device.
     fn packed(&mut self, name: &str, quantized: Quantized) -> Result<FrozenWeight<B>, Error> {
-        let weight = Nf4Weight::try_new(quantized, self.device)
+        let device = self.device;
+        // Weights stay: each in a buffer of its own size, not in a page of a pool.
+        let weight = B::memory_persistent_allocations(device, quantized, |quantized| {
+            Nf4Weight::try_new(quantized, device)
+        });
+        let weight = weight
             .map_err(|error| quant::Error::FourBit { weight: name.to_owned(), message: error.to_string() })?;
         self.report(name);
         Ok(FrozenWeight::Nf4(weight))
@@ -199,7 +204,9 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
             FloatDtype::F16 => TensorData::new(self.weights.read_floats::<f16>(name)?, shape),
         };
         self.report(name);
-        Ok(Tensor::from_data(data, (self.device, burn_dtype(self.dtype))))
+        let (device, dtype) = (self.device, burn_dtype(self.dtype));
+        let tensor = |data| Tensor::from_data(data, (device, dtype));
+        Ok(B::memory_persistent_allocations(device, data, tensor))
     }
 
     fn report(&mut self, tensor: &str) {

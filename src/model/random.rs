@@ -96,7 +96,7 @@ impl<B: KernelBackend> Maker<'_, B> {
             None => FrozenWeight::Dense(self.dense(shape, 0.0, size)),
         };
         let bias = self.spec.has_bias(projection).then(|| self.dense([shape[0]], 0.0, 0.1));
-        FrozenProjection { weight, bias }
+        FrozenProjection::new(weight, bias)
     }
 
     fn packed(

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use sha2::{Digest, Sha256};
 
-use crate::document::{Word, Writer};
+use crate::document::Writer;
 
 use super::{Recipe, VERSION};
 
@@ -38,7 +38,7 @@ impl Recipe {
         writer.key("version", VERSION);
         writer.bookkeeping("output_dir", &self.output_dir);
         writer.key("seed", self.seed);
-        writer.key("device", self.device.word());
+        writer.key("device", self.device.to_string());
         self.model.write(&mut writer);
         if let Some(quantization) = &self.quantization {
             quantization.write(&mut writer);

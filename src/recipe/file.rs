@@ -4,9 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::document::{Findings, Kind, Misfit, Place, Problem, Problems, Source, Value, integer, path, word};
+use crate::document::{Findings, Kind, Misfit, Place, Problem, Problems, Source, Value, integer, path};
 use crate::{adapter, data, generate, model, quant, train};
 
+use super::device::device;
 use super::foreign::ALIASES;
 use super::{DeviceSpec, Recipe, VERSION, check, files, overrides};
 
@@ -198,7 +199,7 @@ fn read(source: &Arc<Source>, root: &Value, syntax: Vec<Problem>) -> (Parts, Vec
         let parts = Parts {
             output_dir: top.key("output_dir", path).required("\"runs/my-first-run\""),
             seed: top.key("seed", integer(0..=i64::MAX as u64)).or(42),
-            device: top.key("device", word).or(DeviceSpec::Auto),
+            device: top.key("device", device).or(DeviceSpec::Auto),
             model: top.table("model", model::spec::Spec::read),
             quantization: top.table("quantization", quant::spec::Spec::read),
             adapter: top.table("adapter", adapter::spec::Spec::read),

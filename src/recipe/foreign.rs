@@ -10,6 +10,11 @@ const fn alias(names: &'static [&'static str], meaning: Meaning) -> Alias {
     Alias { names, meaning }
 }
 
+/// What a name of another tool means here, if it is known.
+pub(crate) fn meaning(name: &str) -> Option<Meaning> {
+    ALIASES.iter().find(|alias| alias.names.contains(&name)).map(|alias| alias.meaning)
+}
+
 /// Names of other tools.
 pub(super) const ALIASES: &[Alias] = &[
     // The run.
@@ -136,27 +141,37 @@ pub(super) const ALIASES: &[Alias] = &[
         &["lora_model_dir", "adapter_name_or_path", "resume_adapter_file", "init_adapter"],
         Key("adapter.lora.init_from"),
     ),
+    alias(
+        &[
+            "loraplus_lr_ratio",
+            "loraplus_ratio",
+            "lora_plus_ratio",
+            "lora_plus_lr_ratio",
+            "lr_ratio",
+            "loraplus",
+        ],
+        Key("adapter.lora.learning_rate_ratio"),
+    ),
+    alias(&["loraplus_lr_embedding"], Note("embeddings get no adapter; leave it out")),
+    alias(
+        &["loraplus_weight_decay"],
+        Note("`weight_decay` under `[train]` holds for A and B alike; leave it out"),
+    ),
     alias(&["scale", "scaling"], Note("the scaling is `alpha` / `rank` in `[adapter.lora]`")),
     alias(
         &["peft_type", "task_type", "finetuning_type", "fine_tune_type"],
         Note("the adapter is `[adapter.lora]`; leave it out"),
     ),
     alias(
-        &[
-            "modules_to_save",
-            "lora_modules_to_save",
-            "additional_target",
-            "layers_to_transform",
-            "layers_pattern",
-            "num_layers",
-        ],
-        Note("choose projections with `target_modules` in `[adapter.lora]`; other modules stay frozen"),
+        &["layers_to_transform", "layers_pattern", "num_layers"],
+        Note("choose projections with `target_modules` in `[adapter.lora]`"),
+    ),
+    alias(
+        &["lora_modules_to_save", "additional_target", "modules_to_train"],
+        Key("adapter.lora.modules_to_save"),
     ),
     alias(&["bias", "lora_bias", "fan_in_fan_out"], Note("biases stay frozen; leave it out")),
-    alias(
-        &["use_dora", "peft_use_dora", "dora"],
-        Note("DoRA is not there; `use_rslora` in `[adapter.lora]` is"),
-    ),
+    alias(&["peft_use_dora", "dora"], Key("adapter.lora.use_dora")),
     // Data.
     alias(
         &[

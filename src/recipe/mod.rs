@@ -7,20 +7,21 @@
 
 mod canonical;
 mod check;
+mod device;
 mod differences;
 mod file;
 mod files;
-mod foreign;
+pub(crate) mod foreign;
 mod overrides;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
 
+pub use device::{DeviceId, DeviceSpec, NoDeviceName};
 pub use differences::{Difference, differences};
 pub use file::{Error, Parts, RecipeFile};
 
-use crate::document::Word;
 use crate::{adapter, data, generate, model, quant, train};
 
 /// The version of the recipe format that this program reads.
@@ -51,17 +52,4 @@ pub struct Recipe {
     pub gate: train::gate::Spec,
     /// What is asked before and after.
     pub sample: generate::spec::Spec,
-}
-
-/// What a run computes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceSpec {
-    /// The best there is.
-    Auto,
-    /// The processor.
-    Cpu,
-}
-
-impl Word for DeviceSpec {
-    const WORDS: &'static [(&'static str, Self)] = &[("auto", Self::Auto), ("cpu", Self::Cpu)];
 }

@@ -9,7 +9,7 @@ mod lock;
 mod machine;
 
 pub use journal::{End, Journal, Record, SampleRecord, Session, Status};
-pub use lock::{Difference, Inputs, Lock};
+pub use lock::{Difference, Inputs, Lock, LockedFile};
 pub use machine::Machine;
 
 use std::path::PathBuf;

@@ -19,6 +19,8 @@ fn step(step: u64) -> String {
         tokens: 100 * step,
         tokens_per_second: 1000.0,
         peak_memory_bytes: Some(1 << 20),
+        device_memory_bytes: None,
+        device_reserved_bytes: None,
     };
     serde_json::to_string(&report).unwrap() + "\n"
 }

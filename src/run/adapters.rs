@@ -1,20 +1,22 @@
 //! `tune merge`, `tune verify`, `tune export`: what is done with an adapter after training.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tune_kernels::KernelBackend;
 
 use super::held_out::{self, Source};
 use super::{Environment, Error};
-use crate::adapter::peft;
+use crate::adapter::peft::{self, Numbers};
+use crate::assets::folder::tokenizer_files;
 use crate::assets::resolve_base;
 use crate::device::{Device, OnBackend};
-use crate::export::base::OpenedBase;
+use crate::export::base::{OpenedBase, fit};
 use crate::export::check::Rows;
+use crate::export::combine::{self, Combined, Weighted};
 use crate::export::consumer::{Consumer, Exported, export as write_for};
 use crate::export::merge::{Options, Outcome, Plan, Progress};
 use crate::export::verify::{Verification, verify as look_at};
-use crate::files::Existing;
+use crate::files::{Existing, Scratch};
 use crate::recipe::DeviceSpec;
 use crate::{export, model};
 
@@ -68,6 +70,8 @@ impl BaseChoice<'_> {
 
 /// A merge that is ready to run, and the rows it will be compared on.
 pub struct Merge {
+    /// What was combined to be merged, which is gone with this.
+    _combined: Option<Scratch>,
     /// What will be merged.
     pub plan: Plan,
     /// What it will be compared on.
@@ -86,28 +90,115 @@ impl Merge {
         source: &Source,
         environment: &Environment<'_>,
     ) -> Result<Self, Error> {
-        let opened = peft::Adapter::open(adapter)?;
+        let opened = peft::Adapter::open_with_wholes(adapter)?;
         let base = base.open(&opened, environment)?;
         let plan = Plan::new(opened, base, options)?;
         let spec = &plan.base.spec;
         let (tokenizer, positions) = (plan.text.tokenizer.as_ref(), spec.max_position_embeddings);
         let rows = held_out::rows(source, adapter, tokenizer, spec.vocab_size, positions, environment)?;
-        Ok(Self { plan, rows })
+        Ok(Self { _combined: None, plan, rows })
     }
 
-    /// Merges into `out`, whole and compared with the adapter on its base, or not at all.
+    /// As [`Self::open`], of several adapters combined into one; that one lies beside `out` as long as this lives.
     ///
     /// # Errors
-    /// As [`Plan::run`].
+    /// As [`Self::open`] and [`Combination::write`].
+    pub fn open_combined(
+        combination: &Combination<'_>,
+        base: BaseChoice<'_>,
+        options: Options,
+        source: &Source,
+        out: &Path,
+        environment: &Environment<'_>,
+    ) -> Result<(Self, Vec<String>), Error> {
+        let scratch = Scratch::beside(out)?;
+        let (_, notes) = combination.write(base, scratch.path(), Existing::Refuse, environment)?;
+        let merge = Self::open(scratch.path(), base, options, source, environment)?;
+        Ok((Self { _combined: Some(scratch), ..merge }, notes))
+    }
+
+    /// Merges into `out`, whole and compared on `device` with the adapter on its base, or not at all.
+    ///
+    /// # Errors
+    /// As [`Plan::run`], and [`Error::Device`].
     pub fn run(
         &self,
         out: &Path,
         progress: &mut dyn FnMut(Progress),
+        device: DeviceSpec,
         environment: &Environment<'_>,
     ) -> Result<Outcome, Error> {
         keep_sources(out, &[self.plan.adapter.folder(), self.plan.base.folder.root()])?;
         let work = Merging { merge: self, out, progress, stop: environment.stop };
-        Ok(Device::of(DeviceSpec::Auto).run(work)?)
+        Ok(Device::choose(device)?.run(work)?)
+    }
+}
+
+/// Adapters to be combined.
+pub struct Combination<'a> {
+    /// Folders and weights.
+    pub adapters: &'a [(PathBuf, f64)],
+    /// How they become one.
+    pub combine: combine::Combination,
+    /// Of what is drawn at random.
+    pub seed: u64,
+    /// Let pass adapters of different bases, as far as sizes fit.
+    pub any_base: bool,
+}
+
+impl Combination<'_> {
+    /// Writes the combined adapter to `out`, whole or not at all; also what should be known about it. The base is held
+    /// against the adapters where it is on this machine.
+    ///
+    /// # Errors
+    /// The base that was named cannot be used, adapters that cannot be combined, a folder that is taken.
+    pub fn write(
+        &self,
+        base: BaseChoice<'_>,
+        out: &Path,
+        existing: Existing,
+        environment: &Environment<'_>,
+    ) -> Result<(Combined, Vec<String>), Error> {
+        let mut adapters = Vec::with_capacity(self.adapters.len());
+        for (folder, weight) in self.adapters {
+            adapters.push(Weighted { adapter: peft::Adapter::open(folder)?, weight: *weight });
+        }
+        let folders: Vec<&Path> = self.adapters.iter().map(|(folder, _)| folder.as_path()).collect();
+        keep_sources(out, &folders)?;
+        let mut notes = Vec::new();
+        let base = match adapters.first() {
+            Some(first) => base.open_if_there(&first.adapter, environment)?,
+            None => None,
+        };
+        match &base {
+            Some(base) => {
+                for Weighted { adapter, .. } in &adapters {
+                    fit(adapter, base, self.any_base)?;
+                }
+            }
+            None => notes.push(
+                "the base is not on this machine; that the adapters' sizes fit is all that is known".into(),
+            ),
+        }
+        let modules = base.map(|base| base.spec.modules());
+        let combined =
+            combine::combine(&adapters, self.combine, self.seed, modules.as_deref(), self.any_base)?;
+        let others = combine::other_tokenizers(&adapters)?;
+        if !others.is_empty() {
+            notes.push(format!(
+                "tokenizer and template are the first adapter's; those of {} differ",
+                others.join(", ")
+            ));
+        }
+        let parameters = peft::parameters(&combined.targets);
+        let values = |index: usize| Ok(combined.values[index].clone());
+        let numbers = Numbers { parameters: &parameters, values: &values };
+        let beside = match folders.first() {
+            Some(folder) => tokenizer_files(folder)?,
+            None => Vec::new(),
+        };
+        peft::write_folder(out, existing, &numbers, &combined.config, &combined.metadata, &beside, None)?;
+        Ok((combined, notes))
     }
 }
 
@@ -154,7 +245,7 @@ pub fn verify(
     base: BaseChoice<'_>,
     environment: &Environment<'_>,
 ) -> Result<Verification, Error> {
-    let base = match (base.base, peft::Adapter::open(adapter)) {
+    let base = match (base.base, peft::Adapter::open_with_wholes(adapter)) {
         (Some(_), Ok(opened)) => Some(base.open(&opened, environment)?),
         (None, _) | (_, Err(_)) => None,
     };
@@ -173,7 +264,7 @@ pub fn export(
     existing: Existing,
     environment: &Environment<'_>,
 ) -> Result<Exported, Error> {
-    let opened = peft::Adapter::open(adapter)?;
+    let opened = peft::Adapter::open_with_wholes(adapter)?;
     let base = base.open_if_there(&opened, environment)?;
     let targets = match &base {
         Some(base) => opened.targets(&base.spec.modules())?,

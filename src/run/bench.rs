@@ -5,22 +5,25 @@
 
 use std::time::{Duration, Instant};
 
+use burn::tensor::{DType, Tensor};
 use serde::Serialize;
 use tune_kernels::KernelBackend;
 use tune_kernels::ceiling;
 use tune_kernels::isa::InstructionSet;
+use tune_kernels::memory::DeviceMemory;
 
 use super::open::{Opened, open};
-use super::{Environment, Error};
+use super::{Environment, Error, require_dtype};
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::adapter::projection::Projection;
-use crate::adapter::spec::{Spec as AdapterSpec, TargetModules};
+use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
+use crate::adapter::whole::Whole;
 use crate::data::batch::MicroBatch;
 use crate::device::{Device, OnBackend};
 use crate::model::{Decoder, DecoderSpec, FloatDtype, load, random, shapes};
 use crate::quant;
-use crate::recipe::RecipeFile;
+use crate::recipe::{DeviceSpec, RecipeFile};
 use crate::train::backward::{Gradients, Pass, forward_backward};
 use crate::train::event::{Event, Observer};
 use crate::train::memory::{self, Plan, Workload};
@@ -45,6 +48,8 @@ pub enum Subject {
         seq_len: usize,
         /// What the matmuls run in; `None`: what is fastest here.
         compute_dtype: Option<FloatDtype>,
+        /// What to compute on.
+        device: DeviceSpec,
     },
 }
 
@@ -66,6 +71,8 @@ pub struct Report {
     pub parameters: u64,
     /// What is trained.
     pub trainable_parameters: u64,
+    /// The device.
+    pub device: String,
     /// What the matmuls ran in.
     pub compute_dtype: &'static str,
     /// The instruction set of the fast paths.
@@ -86,12 +93,16 @@ pub struct Report {
     pub step_seconds: Vec<f64>,
     /// Seconds until the weights were there.
     pub load_seconds: f64,
-    /// Operations per second of the microkernel alone, on all threads: what no step can exceed.
-    pub ceiling_flops: f64,
+    /// Operations per second of the processor's microkernel alone, on all threads: what no step can exceed.
+    pub ceiling_flops: Option<f64>,
     /// Share of it that the median step reached, counting four operations per frozen weight and token.
-    pub share_of_ceiling: f64,
+    pub share_of_ceiling: Option<f64>,
     /// Largest resident memory of the process.
     pub peak_memory_bytes: Option<u64>,
+    /// The most that a device with memory of its own was seen to hold for tensors.
+    pub device_memory_bytes: Option<u64>,
+    /// The most that was taken from it.
+    pub device_reserved_bytes: Option<u64>,
     /// What was planned.
     pub planned_memory_bytes: u64,
     /// The plan, term by term.
@@ -113,18 +124,19 @@ pub fn bench(
     observer: &mut dyn Observer,
 ) -> Result<Report, Error> {
     let program = memory::resident_bytes().unwrap_or(0);
-    let device;
     let work = match subject {
         Subject::Recipe(file) => {
             let opened = open(*file, environment)?;
-            device = Device::of(opened.recipe.device);
-            let dtype = opened.compute_dtype(device)?;
+            let device = Device::choose(opened.recipe.device)?;
+            let dtype = opened.compute_dtype(&device)?;
             let recipe = &opened.recipe;
             Work {
+                device,
                 model: recipe.model.base.clone(),
                 spec: opened.spec.clone(),
                 quantization: recipe.quantization,
                 targets: opened.targets.clone(),
+                wholes: opened.wholes.clone(),
                 dropout: recipe.adapter.dropout,
                 documents: recipe.train.micro_batch_size,
                 seq_len: recipe.data.max_seq_len,
@@ -138,28 +150,23 @@ pub fn bench(
                 observer,
             }
         }
-        Subject::Shape { name, rank, micro_batch_size, seq_len, compute_dtype } => {
+        Subject::Shape { name, rank, micro_batch_size, seq_len, compute_dtype, device } => {
             let spec = match shapes::spec(&name) {
                 Some(spec) => spec?,
                 None => return Err(Error::UnknownShape(name)),
             };
-            device = Device::Cpu;
+            let device = Device::choose(device)?;
             let native = |dtype| device.is_native(dtype);
             let fastest = if native(FloatDtype::Bf16) { FloatDtype::Bf16 } else { FloatDtype::F32 };
-            let adapter = AdapterSpec {
-                rank,
-                alpha: 2.0 * rank as f64,
-                dropout: 0.0,
-                target_modules: TargetModules::AllLinear,
-                use_rslora: false,
-                rank_pattern: Vec::new(),
-                alpha_pattern: Vec::new(),
-                init_from: None,
-            };
+            let dtype = compute_dtype.unwrap_or(fastest);
+            require_dtype(&device, dtype)?;
+            let adapter = AdapterSpec { rank, alpha: 2.0 * rank as f64, ..AdapterSpec::default() };
             // All linear layers are there in every model.
             let targets = target::resolve(&adapter, &spec.modules()).unwrap_or_default();
             Work {
+                device,
                 model: name,
+                wholes: Vec::new(),
                 spec,
                 quantization: Some(quant::spec::Spec::Nf4 { block_size: 64, double_quant: true }),
                 targets,
@@ -168,7 +175,7 @@ pub fn bench(
                 seq_len,
                 accumulation: 1,
                 budget: None,
-                dtype: compute_dtype.unwrap_or(fastest),
+                dtype,
                 opened: None,
                 program,
                 options,
@@ -177,10 +184,11 @@ pub fn bench(
             }
         }
     };
-    device.run(work)
+    work.device.clone().run(work)
 }
 
 struct Work<'a> {
+    device: Device,
     model: String,
     spec: DecoderSpec,
     quantization: Option<quant::spec::Spec>,
@@ -192,6 +200,7 @@ struct Work<'a> {
     budget: Option<u64>,
     dtype: FloatDtype,
     /// Where the weights come from; random ones without it.
+    wholes: Vec<Whole>,
     opened: Option<Opened>,
     program: u64,
     options: Options,
@@ -205,24 +214,36 @@ impl OnBackend for Work<'_> {
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
         let Options { steps, warmup } = self.options;
         let tokens = self.documents as u64 * self.seq_len as u64;
+        let on_device = self.device.has_own_memory();
         let workload = Workload {
             spec: &self.spec,
             quantization: self.quantization,
             dtype: self.dtype,
             targets: &self.targets,
+            wholes: &self.wholes,
             tokens,
-            program: self.program,
+            program: if on_device { 0 } else { self.program },
+            on_device,
         };
-        let free = memory::available_bytes().map_or(u64::MAX, |free| self.program + free);
-        let plan = Plan::new(&workload, self.budget.unwrap_or(free))?;
+        let free = match on_device {
+            true => self.device.memory_for_a_run(),
+            // A bench has the machine to itself.
+            false => memory::available_bytes().map(|free| self.program + free),
+        };
+        let plan = Plan::new(&workload, self.budget.or(free).unwrap_or(u64::MAX))?;
         let batch = self.micro_batch();
         let began = Instant::now();
         let decoder = self.decoder::<B>(device)?;
         let load_seconds = began.elapsed().as_secs_f64();
-        let mut adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
-        let mut optimizer = Optimizer::new(&adapters, 0.0);
+        let unset = |whole: &Whole| Tensor::zeros(whole.shape, (device, DType::F32));
+        let adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
+        let mut adapters = adapters.with_wholes(self.wholes.clone(), unset);
+        decoder.init_wholes(&mut adapters);
+        decoder.init_magnitudes(&mut adapters);
+        let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);
         let mut seconds = Vec::with_capacity(steps);
         let mut loss = f64::NAN;
+        let mut device_memory = None;
         let supervised = batch.supervised_tokens * self.accumulation as u64;
         for step in 0..warmup + steps {
             if (self.environment.stop)() {
@@ -242,13 +263,23 @@ impl OnBackend for Work<'_> {
             let norm = scale * global_norm(&values);
             optimizer.step(&mut adapters, Gradient { values, scale, norm }, 1e-4, 1.0)?;
             loss = sum * scale;
+            // A GPU is still at the update.
+            if let Err(error) = B::sync(device) {
+                return Err(Error::DeviceFailed { device: self.device.name(), message: error.to_string() });
+            }
+            if let Some(now) = B::device_memory(device) {
+                let most: &mut DeviceMemory = device_memory.get_or_insert_default();
+                most.in_use = most.in_use.max(now.in_use);
+                most.reserved = most.reserved.max(now.reserved);
+            }
             if step >= warmup {
                 seconds.push(began.elapsed().as_secs_f64());
             }
             self.observer.observe(&Event::Step { step: step as u64 + 1, logged: None });
         }
         let peak_memory_bytes = memory::peak_resident_bytes();
-        let ceiling_flops = ceiling::matmul_flops(load::burn_dtype(self.dtype), CEILING_TIME);
+        let ceiling_flops =
+            (!on_device).then(|| ceiling::matmul_flops(load::burn_dtype(self.dtype), CEILING_TIME));
         let tokens_per_step = tokens * self.accumulation as u64;
         let mut sorted = seconds.clone();
         sorted.sort_by(f64::total_cmp);
@@ -257,6 +288,7 @@ impl OnBackend for Work<'_> {
         Ok(Report {
             parameters: self.spec.parameters(),
             trainable_parameters: adapters.count(),
+            device: self.device.name(),
             compute_dtype: self.dtype.name(),
             instruction_set: InstructionSet::best().name(),
             threads: rayon::current_num_threads(),
@@ -268,8 +300,11 @@ impl OnBackend for Work<'_> {
             step_seconds: seconds,
             load_seconds,
             ceiling_flops,
-            share_of_ceiling: tokens_per_second * 4.0 * multiplied_weights(&self.spec) as f64 / ceiling_flops,
+            share_of_ceiling: ceiling_flops
+                .map(|ceiling| tokens_per_second * 4.0 * multiplied_weights(&self.spec) as f64 / ceiling),
             peak_memory_bytes,
+            device_memory_bytes: device_memory.map(|memory| memory.in_use),
+            device_reserved_bytes: device_memory.map(|memory| memory.reserved),
             planned_memory_bytes: plan.total(),
             recomputed_layers: plan.layers - plan.kept_layers,
             plan: plan.terms,

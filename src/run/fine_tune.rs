@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
+use burn::tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 
 use super::inputs::Inputs;
@@ -11,9 +12,10 @@ use super::provenance::Provenance;
 use super::resume::{self, Beginning};
 use super::sample::Sampler;
 use super::survey::{self, Extent};
-use super::{Environment, Error, plan};
+use super::{Environment, Error, plan, require_dtype};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
+use crate::adapter::whole::Whole;
 use crate::data::batch::Batching;
 use crate::data::example::RowId;
 use crate::data::template::ChatTemplate;
@@ -23,6 +25,7 @@ use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
 use crate::recipe::RecipeFile;
 use crate::record::{self, End, Journal, Lock};
+use crate::train::budget::Clock;
 use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
 use crate::train::fit::{Fit, Position};
 use crate::train::folder::RunFolder;
@@ -41,6 +44,8 @@ pub struct Options {
     pub resume: bool,
     /// Go on although recipe, base or data are not what the run was begun with.
     pub accept_changes: bool,
+    /// Let micro-batches be as large as memory allows, optimizer steps staying what they are.
+    pub fit: bool,
 }
 
 /// What came of a run.
@@ -112,8 +117,29 @@ pub fn fine_tune(
     options: Options,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, Error> {
+    run(file, environment, options, None, observer)
+}
+
+/// A run that is to come out as an earlier one did.
+pub(super) struct Again<'a> {
+    /// Compares what the earlier run was made of with what there is now, before anything is trained.
+    pub(super) check: &'a mut dyn FnMut(&Lock) -> Result<(), Error>,
+    /// The optimizer step behind which the earlier run's `max_time` was spent, where it was.
+    pub(super) time_spent_after: Option<u64>,
+}
+
+/// [`fine_tune`], or an earlier run once more.
+pub(super) fn run(
+    file: RecipeFile,
+    environment: &Environment<'_>,
+    options: Options,
+    again: Option<Again<'_>>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome, Error> {
     let mut journal = Journal::new(observer);
-    let result = train(file, environment, options, &mut journal);
+    // Given back once the record is written: until then nobody else may write there.
+    let mut folder = None;
+    let result = train(file, environment, options, again, &mut folder, &mut journal);
     journal.end(match &result {
         Ok(Outcome { adapter: Some(adapter), samples, .. }) => End::Done { adapter, samples },
         Ok(Outcome { adapter: None, .. }) => End::Stopped,
@@ -126,12 +152,14 @@ fn train(
     file: RecipeFile,
     environment: &Environment<'_>,
     options: Options,
+    again: Option<Again<'_>>,
+    claimed: &mut Option<RunFolder>,
     observer: &mut dyn Observer,
 ) -> Result<Outcome, Error> {
     let began = Instant::now();
-    let opened = open(file, environment)?;
+    let mut opened = open(file, environment)?;
     let recipe = &opened.recipe;
-    let folder = RunFolder::claim(&recipe.output_dir)?;
+    let folder = claimed.insert(RunFolder::claim(&recipe.output_dir)?);
     if !options.resume {
         folder.require_free(options.overwrite)?;
     }
@@ -139,17 +167,33 @@ fn train(
         let text = "the file system has no locks: make sure that no other run writes to this folder";
         observer.observe(&Event::Warning(text.into()));
     }
-    let device = Device::of(recipe.device);
-    let dtype = opened.compute_dtype(device)?;
+    let device = Device::choose(recipe.device)?;
+    for note in device.notes() {
+        observer.observe(&Event::Warning(note.clone()));
+    }
+    let dtype = opened.compute_dtype(&device)?;
+    let mut extent = None;
+    if options.fit && !(options.resume && resume::adopt_micro_batches(&mut opened, &folder)) {
+        let mut found = survey::extent(&opened, &opened.batching(), environment, observer)?;
+        let chosen = plan::fit(&mut opened, &device, dtype, &mut found.largest_micro_batch)?;
+        observer.observe(&Event::Note(format!("fitted: {chosen}")));
+        extent = Some(found);
+    }
+    let recipe = &opened.recipe;
     let compute = format!("{} on {}", dtype.name(), device.name());
-    let inputs = Inputs::of(&opened)?;
+    let inputs = Inputs::of(&opened, &device, dtype)?;
+    let mut clock = Clock::of(recipe.train.budget.max_time, began);
+    if let Some(Again { check, time_spent_after }) = again {
+        check(inputs.lock())?;
+        clock = time_spent_after.map_or(Clock::Still, Clock::Replayed);
+    }
     let origin = resume::origin(&opened, &inputs, &compute);
-    let (saved, is_changed) = match resume::beginning(&folder, &opened, &origin, options, observer)? {
+    let (saved, is_changed) = match resume::beginning(folder, &opened, &origin, options, observer)? {
         Beginning::Trains { saved, is_changed } => (saved, is_changed),
         Beginning::Finished(state) => {
             let ended = state.ended(&recipe.train.budget).unwrap_or(Ended::Done);
             let outcome = Outcome { was_finished: true, ..Outcome::of(&opened, &state, ended) };
-            return Ok(outcome.deliver(&folder, &recipe.gate, observer));
+            return Ok(outcome.deliver(folder, &recipe.gate, observer));
         }
     };
     observer.observe(&Event::Targets(&opened.targets));
@@ -159,15 +203,15 @@ fn train(
         observer.observe(&Event::Note(text));
     }
     let batching = opened.batching();
-    let extent = match &saved {
+    let extent = match (&saved, extent) {
         // The very same rows, counted and measured when the run began.
-        Some(Saved { state, .. }) if !is_changed => {
+        (Some(Saved { state, .. }), _) if !is_changed => {
             Extent { steps: state.total_steps, largest_micro_batch: state.largest_micro_batch }
         }
-        _ => survey::extent(&opened, &batching, environment, observer)?,
+        (_, Some(fitted)) => fitted,
+        (_, None) => survey::extent(&opened, &batching, environment, observer)?,
     };
-    let plan = plan::plan(&opened, dtype, extent.largest_micro_batch)?;
-    let deadline = recipe.train.budget.max_time.and_then(|time| began.checked_add(time));
+    let plan = plan::plan(&opened, &device, dtype, extent.largest_micro_batch)?;
     let (opened, inputs) = (&opened, &inputs);
     device.run(Training {
         opened,
@@ -178,7 +222,7 @@ fn train(
         origin,
         extent,
         saved,
-        deadline,
+        clock,
         compute,
         dtype,
         plan,
@@ -191,13 +235,13 @@ struct Training<'a> {
     opened: &'a Opened,
     environment: &'a Environment<'a>,
     inputs: &'a Inputs,
-    folder: RunFolder,
+    folder: &'a mut RunFolder,
     batching: Batching,
     origin: Origin,
     extent: Extent,
     /// The checkpoint that the run goes on from.
     saved: Option<Saved>,
-    deadline: Option<Instant>,
+    clock: Clock,
     compute: String,
     dtype: FloatDtype,
     plan: Plan,
@@ -208,10 +252,11 @@ impl OnBackend for Training<'_> {
     type Output = Result<Outcome, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { opened, environment, inputs, mut folder, extent, saved, observer, .. } = self;
+        let Self { opened, environment, inputs, folder, extent, saved, observer, .. } = self;
         let recipe = &opened.recipe;
         let mut adapters = opened.adapters::<B>(device)?;
-        let mut optimizer = Optimizer::new(&adapters, recipe.train.weight_decay);
+        let mut optimizer =
+            Optimizer::new(&adapters, recipe.train.weight_decay, recipe.adapter.learning_rate_ratio);
         let goes_on = saved.is_some();
         let Extent { steps: total_steps, largest_micro_batch } = extent;
         let position = match saved {
@@ -240,11 +285,14 @@ impl OnBackend for Training<'_> {
             },
         )?;
         inputs.require_unchanged()?;
+        if !goes_on && opened.start.is_none() {
+            decoder.init_magnitudes(&mut adapters);
+            decoder.init_wholes(&mut adapters);
+        }
 
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
         sampler.tell(&before, observer);
-        let lock = opened.lock(Device::of(recipe.device), self.dtype)?;
 
         // Nothing is written before this point, but for the lock.
         folder.begin(goes_on)?;
@@ -252,7 +300,7 @@ impl OnBackend for Training<'_> {
             folder.set_aside(position.state.step, path)?;
         }
         files::write_bytes(&folder.recipe(), recipe.to_toml().as_bytes())?;
-        lock.write(folder.root())?;
+        inputs.lock().write(folder.root())?;
         files::write_bytes(&folder.memory_plan(), self.plan.to_json().as_bytes())?;
         let corpus = &opened.corpus;
         observer.observe(&Event::Start(&Start {
@@ -277,9 +325,9 @@ impl OnBackend for Training<'_> {
             schedule: Schedule::new(&recipe.train, total_steps),
             held_out: (corpus.validation_rows() > 0).then_some(&held_out),
             held_out_examples: corpus.validation_rows(),
-            folder: &folder,
+            folder,
             stop: environment.stop,
-            deadline: self.deadline,
+            clock: self.clock,
             place: &place,
             kept_layers: self.plan.kept_layers,
         };
@@ -287,7 +335,7 @@ impl OnBackend for Training<'_> {
         let summary = match fit.run(&mut adapters, &mut optimizer, position, steps, observer) {
             Ok(summary) => summary,
             Err(error) => {
-                tell_where_to_go_on(&folder, observer);
+                tell_where_to_go_on(folder, observer);
                 return Err(error.into());
             }
         };
@@ -310,7 +358,7 @@ impl OnBackend for Training<'_> {
             &opened.model.tokenizer_files()?,
             template.filter(|_| recipe.data.chat_template.is_some()),
         )?;
-        let mut outcome = outcome.deliver(&folder, &recipe.gate, observer);
+        let mut outcome = outcome.deliver(folder, &recipe.gate, observer);
         match sampler.answers(&decoder, Some(&adapters), environment.stop) {
             Ok(after) => outcome.samples = sampler.pair(before, after),
             // The adapter is on disk: the run is done, whatever becomes of the samples.
@@ -335,22 +383,27 @@ fn tell_where_to_go_on(folder: &RunFolder, observer: &mut dyn Observer) {
 
 impl Opened {
     /// The dtype that the matmuls of a run on `device` use.
-    pub(super) fn compute_dtype(&self, device: Device) -> Result<FloatDtype, Error> {
+    ///
+    /// # Errors
+    /// [`Error::Dtype`] if the recipe asks for one that the device does not have.
+    pub(super) fn compute_dtype(&self, device: &Device) -> Result<FloatDtype, Error> {
         let checkpoint = crate::model::tensors::checkpoint_dtype(&self.spec, self.model.weights());
         let asked = self.recipe.model.compute_dtype;
-        let resolve = FloatDtype::resolve(asked, checkpoint, |d| device.is_native(d), |d| device.supports(d));
-        Ok(resolve?)
+        // Whether the device has it is asked afterwards, to name what it has instead.
+        let dtype = FloatDtype::resolve(asked, checkpoint, |dtype| device.is_native(dtype), |_| true)?;
+        require_dtype(device, dtype)?;
+        Ok(dtype)
     }
 
     /// The hash of everything the run reads.
-    pub(super) fn lock(&self, device: Device, dtype: FloatDtype) -> Result<Lock, Error> {
+    pub(super) fn lock(&self, device: &Device, dtype: FloatDtype) -> Result<Lock, Error> {
         let inputs = record::Inputs {
             recipe: &self.recipe,
             base: &self.base,
             model: &self.model,
             template: self.template.as_deref(),
             corpus: &self.corpus,
-            device: device.name(),
+            device: &device.name(),
             dtype: dtype.name(),
         };
         Ok(Lock::new(&inputs)?)
@@ -389,12 +442,13 @@ impl Opened {
     pub(super) fn adapters<B: KernelBackend>(&self, device: &B::Device) -> Result<LoraSet<B>, Error> {
         let dropout = self.recipe.adapter.dropout;
         let targets = self.targets.clone();
-        match &self.start {
-            None => Ok(LoraSet::init(targets, dropout, self.recipe.seed, device)),
-            Some(adapter) => {
-                let values = adapter.values(&targets)?;
-                Ok(LoraSet::from_values(targets, dropout, values, device)?)
-            }
-        }
+        let Some(start) = &self.start else {
+            // No numbers before those of the base are there.
+            let unset = |whole: &Whole| Tensor::full(whole.shape, f32::NAN, (device, DType::F32));
+            let adapters = LoraSet::init(targets, dropout, self.recipe.seed, device);
+            return Ok(adapters.with_wholes(self.wholes.clone(), unset));
+        };
+        let adapters = LoraSet::from_values(targets.clone(), dropout, start.values(&targets)?, device)?;
+        Ok(start.with_own_wholes(adapters, self.wholes.clone(), device)?)
     }
 }

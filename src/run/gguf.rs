@@ -7,6 +7,7 @@ use super::adapters::{BaseChoice, keep_sources};
 use super::{Environment, Error};
 use crate::adapter::peft;
 use crate::assets::resolve_base;
+use crate::export::Consumer;
 use crate::export::base::{OpenedBase, fit};
 use crate::export::folder::Text;
 use crate::export::gguf::{FileType, Lora, Model, lora, model, provenance};
@@ -96,6 +97,7 @@ impl Source {
                     base: &plan.base,
                     adapter: &plan.adapter,
                     targets: &plan.targets,
+                    wholes: &plan.wholes,
                     onto: plan.onto,
                     measured: None,
                     dtype: None,
@@ -130,6 +132,14 @@ pub fn export_lora(
     environment: &Environment<'_>,
 ) -> Result<lora::Outcome, Error> {
     let adapter = peft::Adapter::open(adapter)?;
+    if let Err(reason) = Consumer::LlamaCpp.knows(adapter.config()) {
+        let message = format!(
+            "{}: {reason}, llama.cpp cannot be given it as an adapter; export it with its base (`--gguf`) or merge it first \
+             (`tune merge`)",
+            adapter.folder().display()
+        );
+        return Err(export::Error::Choice { message }.into());
+    }
     let base = base.open(&adapter, environment)?;
     let (targets, _) = fit(&adapter, &base, any_hash)?;
     keep_sources(out, &[adapter.folder(), base.folder.root()])?;

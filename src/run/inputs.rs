@@ -1,6 +1,6 @@
 //! What a run is made from: a hash of every file that decides the adapter, taken before the first step.
 //!
-//! The hashes stand in every checkpoint and in the adapter. A file that changes while it is being
+//! They are those of the run's lock, and stand in every checkpoint and in the adapter as well. A file that changes while it is being
 //! read is noticed by its size and its time of modification; one that changed between two commands, by its hash.
 
 use std::collections::BTreeMap;
@@ -8,22 +8,24 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use sha2::{Digest, Sha256};
-
 use super::Error;
 use super::open::Opened;
-use crate::assets::{self, FileDigest};
-use crate::data::template::ChatTemplate;
+use crate::adapter::peft;
+use crate::assets;
+use crate::device::Device;
+use crate::model::FloatDtype;
+use crate::record::{Lock, LockedFile};
 
 const BASE: &str = "base_sha256.";
 const DATASET: &str = "dataset_sha256.";
 const START: &str = "start_sha256.";
 const TEMPLATE: &str = "chat_template_sha256";
 /// The files of an adapter to start from.
-const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+const ADAPTER_FILES: [&str; 2] = [peft::CONFIG_FILE, peft::TENSORS_FILE];
 
 /// Hashes by name, and how the files looked when they were taken.
 pub(super) struct Inputs {
+    lock: Lock,
     hashes: BTreeMap<String, String>,
     stamps: Vec<(PathBuf, Stamp)>,
 }
@@ -44,36 +46,35 @@ impl Stamp {
 impl Inputs {
     /// Hashes everything that `opened` names: the base with its tokenizer, the datasets, the chat template, the adapter
     /// to start from. Reads every file once.
-    pub(super) fn of(opened: &Opened) -> Result<Self, Error> {
+    pub(super) fn of(opened: &Opened, device: &Device, dtype: FloatDtype) -> Result<Self, Error> {
         let mut paths = opened.model.tokenizer_files()?;
         paths.push(opened.model.root().join("config.json"));
         paths.extend(opened.model.weights().paths().map(Path::to_path_buf));
         let start = opened.recipe.adapter.init_from.as_ref();
-        let start: Vec<PathBuf> =
-            start.into_iter().flat_map(|f| ADAPTER_FILES.map(|name| f.join(name))).collect();
+        paths.extend(start.into_iter().flat_map(|folder| ADAPTER_FILES.map(|name| folder.join(name))));
         let stamp = |path: &PathBuf| Ok((path.clone(), Stamp::of(path)?));
-        let stamps = paths.iter().chain(&start).map(stamp).collect::<Result<_, assets::Error>>()?;
+        let stamps = paths.iter().map(stamp).collect::<Result<_, assets::Error>>()?;
 
+        let lock = opened.lock(device, dtype)?;
         let mut hashes = BTreeMap::new();
-        let mut put =
-            |prefix: &str, file: FileDigest| hashes.insert(format!("{prefix}{}", file.name), file.sha256);
-        for file in opened.model.files_sha256()? {
-            put(BASE, file);
+        let mut put = |prefix: &str, files: &[LockedFile]| {
+            hashes.extend(files.iter().map(|file| (format!("{prefix}{}", file.name), file.sha256.clone())));
+        };
+        put(BASE, &lock.base_file);
+        put(BASE, &lock.tokenizer_file);
+        put(START, &lock.start_file);
+        for (index, dataset) in lock.dataset.iter().enumerate() {
+            hashes.insert(format!("{DATASET}{index}"), dataset.sha256.clone());
         }
-        for path in opened.model.tokenizer_files()? {
-            put(BASE, assets::folder::digest(&path)?);
+        if let Some(template) = &lock.chat_template {
+            hashes.insert(TEMPLATE.to_owned(), template.sha256.clone());
         }
-        for path in start {
-            put(START, assets::folder::digest(&path)?);
-        }
-        for (index, dataset) in opened.corpus.datasets().enumerate() {
-            hashes.insert(format!("{DATASET}{index}"), dataset.sha256()?);
-        }
-        if let Some(template) = opened.template.as_deref().map(ChatTemplate::source) {
-            let sha256 = Sha256::digest(template).iter().map(|byte| format!("{byte:02x}")).collect();
-            hashes.insert(TEMPLATE.to_owned(), sha256);
-        }
-        Ok(Self { hashes, stamps })
+        Ok(Self { lock, hashes, stamps })
+    }
+
+    /// The lock of the run.
+    pub(super) fn lock(&self) -> &Lock {
+        &self.lock
     }
 
     /// All hashes by name.

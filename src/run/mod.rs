@@ -2,6 +2,8 @@
 
 pub mod adapters;
 pub mod bench;
+pub mod doctor;
+pub mod evaluate;
 pub mod fine_tune;
 pub mod gguf;
 pub mod held_out;
@@ -9,17 +11,22 @@ mod inputs;
 pub mod inspect;
 pub mod open;
 mod plan;
+pub mod prompts;
 mod provenance;
 pub mod reproduce;
 mod resume;
 mod sample;
 mod survey;
 pub mod validate;
+mod verdict;
+pub mod voice;
 
 use std::path::{Path, PathBuf};
 
 pub use fine_tune::{Options, Outcome, fine_tune};
 
+use crate::device::{Device, Unavailable};
+use crate::model::FloatDtype;
 use crate::train::divergence::Fault;
 use crate::train::fit::FitError;
 use crate::train::folder::FolderError;
@@ -71,12 +78,55 @@ pub enum Error {
     /// A sample could not be generated.
     #[error(transparent)]
     Generate(#[from] generate::Error),
+    /// Parts that a command was given do not go together.
+    #[error("{0}")]
+    Choice(String),
+    /// A line of a file of prompts cannot be asked.
+    #[error("{place}: {message}")]
+    Prompt {
+        /// File and line.
+        place: String,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The loss of a row is not finite.
+    #[error("{place}: the loss is {value}: the weights of the base, or the adapter's, are damaged")]
+    NotFinite {
+        /// The row.
+        place: String,
+        /// What came out.
+        value: f64,
+    },
+    /// Whoever hears what is said cannot be reached.
+    #[error("cannot write to standard output: {0}")]
+    Output(std::io::Error),
     /// A bench of a model that is not known by name.
     #[error("no shape is called `{0}`; there are {names}", names = model::shapes::names().collect::<Vec<_>>().join(", "))]
     UnknownShape(String),
     /// More memory is needed than there is.
     #[error(transparent)]
     Memory(#[from] DoesNotFit),
+    /// The device that is asked for cannot be used.
+    #[error(transparent)]
+    Device(#[from] Unavailable),
+    /// The device gave up under way.
+    #[error("{device} failed: {message}")]
+    DeviceFailed {
+        /// The device.
+        device: String,
+        /// What its driver says.
+        message: String,
+    },
+    /// The device does not compute in the dtype that is asked for.
+    #[error("{device} cannot compute in {dtype}: it has {there}")]
+    Dtype {
+        /// The dtype.
+        dtype: &'static str,
+        /// The device.
+        device: String,
+        /// What it has instead.
+        there: String,
+    },
     /// The loss or a gradient is not finite.
     #[error("{fault}")]
     Diverged {
@@ -103,7 +153,7 @@ pub enum Error {
     #[error(transparent)]
     Record(#[from] record::Error),
     /// A run to be repeated has no finished adapter.
-    #[error("{} holds no finished run: there is no adapter to compare with", .0.display())]
+    #[error("{} holds no finished run: there is no adapter in it", .0.display())]
     Unfinished(PathBuf),
     /// What a run to be repeated was made of is not what it was.
     #[error("{} cannot be reproduced, its inputs have changed:\n  {}", run.display(), listed(differences))]
@@ -119,6 +169,19 @@ pub enum Error {
     /// A part could not be opened, although nothing was found wrong.
     #[error("a part of the recipe could not be opened")]
     Unopened,
+}
+
+/// # Errors
+/// [`Error::Dtype`] if `device` does not compute in `dtype`.
+fn require_dtype(device: &Device, dtype: FloatDtype) -> Result<(), Error> {
+    match device.supports(dtype) {
+        true => Ok(()),
+        false => Err(Error::Dtype {
+            dtype: dtype.name(),
+            device: device.name(),
+            there: device.dtypes().iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", "),
+        }),
+    }
 }
 
 impl From<data::source::Error> for Error {

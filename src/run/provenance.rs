@@ -15,6 +15,9 @@ const PREFIX: &str = "tune.";
 /// Key of the optimizer steps that an adapter has behind it.
 pub(super) const STEPS: &str = "tune.steps";
 
+/// Key of the budget that ended a run.
+pub(super) const ENDED_BY: &str = "tune.ended_by";
+
 /// The facts of a finished run.
 pub(super) struct Provenance<'a> {
     /// The recipe.

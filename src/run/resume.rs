@@ -99,6 +99,21 @@ pub(super) fn beginning(
     Ok(Beginning::Trains { saved: Some(saved), is_changed })
 }
 
+/// Takes over the micro-batches that the run in `folder` was fitted to, if they make the same optimizer steps as those of
+/// the recipe. Whatever else differs, [`beginning`] tells.
+pub(super) fn adopt_micro_batches(opened: &mut Opened, folder: &RunFolder) -> bool {
+    let Ok(file) = recipe::RecipeFile::open(&folder.recipe(), &[]) else { return false };
+    let Some(fitted) = &file.parts().train else { return false };
+    let train = &mut opened.recipe.train;
+    let asked = train.micro_batch_size * train.gradient_accumulation_steps;
+    if fitted.micro_batch_size.checked_mul(fitted.gradient_accumulation_steps) != Some(asked) {
+        return false;
+    }
+    train.micro_batch_size = fitted.micro_batch_size;
+    train.gradient_accumulation_steps = fitted.gradient_accumulation_steps;
+    true
+}
+
 /// What would give another adapter than the run that `state` is of, in words.
 fn differences(state: &State, origin: &Origin, opened: &Opened) -> Vec<String> {
     let was = &state.origin;

@@ -9,11 +9,11 @@ use tune_kernels::KernelBackend;
 
 use super::Error;
 use super::open::Opened;
+use super::voice::end_tokens;
 use crate::adapter::lora::LoraSet;
 use crate::data::example::Message;
 use crate::data::schema::alpaca_prompt;
 use crate::data::spec::{Format, Split};
-use crate::export::folder::{end_tokens, token_ids};
 use crate::generate::{Finish, Sampling, generate};
 use crate::model::Decoder;
 use crate::train::event::{Event, Observer, Sample};
@@ -33,7 +33,8 @@ impl<'a> Sampler<'a> {
         for prompt in &spec.prompts {
             prompts.extend(encode(opened, prompt)?);
         }
-        let sampling = Sampling::from_spec(spec, stop_tokens(opened));
+        let ends = end_tokens(opened.tokenizer.as_deref(), opened.template.as_deref(), &opened.model);
+        let sampling = Sampling::from_spec(spec, ends);
         Ok(Self { opened, prompts, sampling })
     }
 
@@ -92,17 +93,4 @@ fn encode(opened: &Opened, prompt: &str) -> Result<Option<Vec<u32>>, Error> {
     let mut ids = tokenizer.prefix().to_vec();
     ids.extend(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids);
     Ok(Some(ids))
-}
-
-/// What ends an answer: the tokenizer's EOS, the generation config's end tokens and the template's end of turn.
-fn stop_tokens(opened: &Opened) -> Vec<u32> {
-    let mut stops = match &opened.tokenizer {
-        Some(tokenizer) => end_tokens(tokenizer, opened.template.as_deref()),
-        None => Vec::new(),
-    };
-    let configured = opened.model.generation_config().and_then(|config| config.get("eos_token_id"));
-    stops.extend(token_ids(configured));
-    stops.sort_unstable();
-    stops.dedup();
-    stops
 }

@@ -4,6 +4,7 @@ use super::open::open;
 use super::{Environment, Error};
 use super::{plan, survey};
 use crate::adapter::target::Target;
+use crate::adapter::whole::Whole;
 use crate::data::survey::Survey;
 use crate::device::Device;
 use crate::model::FloatDtype;
@@ -22,9 +23,11 @@ pub struct Validation {
     /// What the matmuls would run in.
     pub compute_dtype: FloatDtype,
     /// The device.
-    pub device: &'static str,
+    pub device: String,
     /// The projections that would get an adapter.
     pub targets: Vec<Target>,
+    /// The modules that would be trained as a whole.
+    pub wholes: Vec<Whole>,
     /// Where the chat template comes from, where one is used.
     pub template: Option<String>,
     /// What the rows are like.
@@ -35,9 +38,11 @@ pub struct Validation {
     pub warmup_steps: u64,
     /// What a run would hold in memory.
     pub plan: Plan,
+    /// What was chosen so that it fits, in words, where that was asked for.
+    pub fitted: Option<String>,
 }
 
-/// Checks a recipe and everything it names.
+/// Checks a recipe and everything it names; with `fit`, after letting its micro-batches be as large as memory allows.
 ///
 /// # Errors
 /// [`Error::Recipe`] with every problem of the recipe and of what it names; [`Error::Data`] with the rows that cannot
@@ -45,27 +50,37 @@ pub struct Validation {
 pub fn validate(
     file: RecipeFile,
     environment: &Environment<'_>,
+    fit: bool,
     observer: &mut dyn Observer,
 ) -> Result<Validation, Error> {
-    let opened = open(file, environment)?;
-    let device = Device::of(opened.recipe.device);
-    let compute_dtype = opened.compute_dtype(device)?;
-    let survey = survey::survey(&opened, &opened.batching(), environment, observer)?.accept()?;
-    let warnings = survey::warnings(&opened, &survey);
-    let largest =
+    let mut opened = open(file, environment)?;
+    let device = Device::choose(opened.recipe.device)?;
+    let compute_dtype = opened.compute_dtype(&device)?;
+    let mut survey = survey::survey(&opened, &opened.batching(), environment, observer)?.accept()?;
+    let warnings = [device.notes(), &survey::warnings(&opened, &survey)].concat();
+    let mut largest =
         survey.schedule.map_or_else(|| plan::most_tokens(&opened), |schedule| schedule.largest_micro_batch);
-    let plan = plan::plan(&opened, compute_dtype, largest)?;
+    let fitted = match fit {
+        true => Some(plan::fit(&mut opened, &device, compute_dtype, &mut largest)?),
+        false => None,
+    };
+    if let Some(schedule) = &mut survey.schedule {
+        schedule.largest_micro_batch = largest;
+    }
+    let plan = plan::plan(&opened, &device, compute_dtype, largest)?;
     let steps = survey.schedule.map_or(0, |schedule| schedule.steps);
     Ok(Validation {
         model: (opened.spec.family, opened.spec.parameters()),
         compute_dtype,
         device: device.name(),
         targets: opened.targets,
+        wholes: opened.wholes,
         template: opened.template.as_ref().map(|template| template.origin().to_owned()),
         warnings,
         warmup_steps: Schedule::new(&opened.recipe.train, steps).warmup_steps(),
         survey,
         plan,
+        fitted,
         recipe: opened.recipe,
     })
 }

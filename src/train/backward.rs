@@ -5,8 +5,8 @@
 //! on the same numbers, so the gradients are the same bit for bit. The layers at the top keep: theirs is given back
 //! first, when the others come to need it.
 //!
-//! Below the lowest adapted layer nothing is differentiated. Gradients are those of a sum over tokens; whoever wants a
-//! mean divides once, at the end.
+//! Below the lowest adapted layer nothing is differentiated, unless the embeddings are trained. Gradients are those of a
+//! sum over tokens; whoever wants a mean divides once, at the end.
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
@@ -14,32 +14,48 @@ use tune_kernels::attention::DocumentOffsets;
 
 use super::fit::FitError;
 use crate::adapter::lora::{DropoutStep, LoraSet};
-use crate::adapter::projection::LayerGradients;
+use crate::adapter::peft::keys::Part;
+use crate::adapter::projection::{LayerAdapters, LayerGradients};
+use crate::adapter::whole::{Whole, WholeKind};
 use crate::data::batch::MicroBatch;
 use crate::model::Decoder;
 use crate::model::layers::{LayerInputs, LayerTape};
-use crate::objective::sft::negative_log_likelihood;
+use crate::objective::sft::{negative_log_likelihood, with_trained_head};
 
 /// Adapter gradients of Σ nll, summed over the micro-batches of an optimizer step.
 #[derive(Debug)]
 pub struct Gradients<B: KernelBackend> {
     layers: Vec<LayerGradients<B>>,
+    embedding: Option<Tensor<B, 2>>,
+    head: Option<Tensor<B, 2>>,
 }
 
 impl<B: KernelBackend> Gradients<B> {
     /// No gradient yet in any of `layers` layers.
     pub fn new(layers: usize) -> Self {
-        Self { layers: (0..layers).map(|_| LayerGradients::default()).collect() }
+        Self { layers: (0..layers).map(|_| LayerGradients::default()).collect(), embedding: None, head: None }
     }
 
     /// One entry for each parameter of `adapters`, in their order; `None` where no micro-batch was added.
     pub fn by_parameter(&self, adapters: &LoraSet<B>) -> Vec<Option<Tensor<B, 2>>> {
-        let pair = |target: &crate::adapter::target::Target| {
-            let gradient = self.layers.get(target.module.layer)?.get(target.module.projection)?;
-            Some([gradient.a.clone(), gradient.b.clone()])
+        let parts = |target: &crate::adapter::target::Target| {
+            let module = &target.module;
+            let layer = self.layers.get(module.layer);
+            let pair = layer.and_then(|layer| layer.get(module.projection));
+            let magnitude = layer.and_then(|layer| layer.magnitude(module.projection));
+            let gradient = |(part, _)| match part {
+                Part::A => pair.map(|gradient| gradient.a.clone()),
+                Part::B => pair.map(|gradient| gradient.b.clone()),
+                Part::Magnitude => magnitude.cloned(),
+                Part::Whole => None,
+            };
+            target.parts().map(gradient).collect::<Vec<_>>()
         };
-        let pairs = adapters.targets().iter().map(pair);
-        pairs.flat_map(|pair| pair.map_or([None, None], |pair| pair.map(Some))).collect()
+        let whole = |whole: &Whole| match whole.kind {
+            WholeKind::Embedding => self.embedding.clone(),
+            WholeKind::Head => self.head.clone(),
+        };
+        adapters.targets().iter().flat_map(parts).chain(adapters.wholes().iter().map(whole)).collect()
     }
 }
 
@@ -72,16 +88,23 @@ pub fn forward_backward<B: KernelBackend>(
     gradients: &mut Gradients<B>,
 ) -> Result<f64, FitError> {
     let layers = decoder.layers().len();
-    let lowest = adapters.targets().first().map_or(layers, |target| target.module.layer);
+    let decoder = &decoder.adopting(adapters);
+    let trains_embedding = adapters.whole(WholeKind::Embedding).is_some();
+    let lowest = match trains_embedding {
+        true => 0,
+        false => adapters.targets().first().map_or(layers, |target| target.module.layer),
+    };
+    let head = adapters.whole(WholeKind::Head).cloned();
     let inputs = layer_inputs(decoder, batch)?;
-    let dropout = Some(pass.dropout);
+    // Made once: what DoRA computes from a weight is kept with them.
+    let adapters: Vec<LayerAdapters<B>> =
+        (0..layers).map(|index| adapters.layer(index, Some(pass.dropout))).collect();
 
     let mut tapes = Vec::with_capacity(layers - lowest);
     let mut hidden = decoder.embed(&batch.input_ids)?;
-    for (index, layer) in decoder.layers().iter().enumerate() {
-        let adapters = adapters.layer(index, dropout);
+    for (index, (layer, adapters)) in decoder.layers().iter().zip(&adapters).enumerate() {
         if index >= lowest && index + pass.keep >= layers {
-            let (output, tape) = layer.forward_with_tape(hidden, &adapters, &inputs);
+            let (output, tape) = layer.forward_with_tape(hidden, adapters, &inputs);
             tapes.push(Tape::Kept(Box::new(tape)));
             hidden = output;
             continue;
@@ -89,24 +112,37 @@ pub fn forward_backward<B: KernelBackend>(
         if index >= lowest {
             tapes.push(Tape::Input(hidden.clone()));
         }
-        hidden = layer.forward(hidden, &adapters, &inputs, None);
+        hidden = layer.forward(hidden, adapters, &inputs, None);
     }
 
-    let found = negative_log_likelihood(decoder, &hidden, &batch.targets, !tapes.is_empty());
+    let targets = &batch.targets;
+    let (loss, mut upstream) = match head {
+        Some(head) => {
+            let found = with_trained_head(decoder, &hidden, &head, targets, gradients.head.take());
+            gradients.head = Some(found.head);
+            (found.loss, Some(found.hidden).filter(|_| !tapes.is_empty()))
+        }
+        None => {
+            let found = negative_log_likelihood(decoder, &hidden, targets, !tapes.is_empty());
+            (found.loss, found.gradient)
+        }
+    };
     drop(hidden);
-    let mut upstream = found.gradient;
     for index in (lowest..layers).rev() {
         let (Some(tape), Some(dy)) = (tapes.pop(), upstream.take()) else { break };
-        let layer = &decoder.layers()[index];
-        let adapters = adapters.layer(index, dropout);
+        let (layer, adapters) = (&decoder.layers()[index], &adapters[index]);
         let tape = match tape {
             Tape::Kept(tape) => *tape,
-            Tape::Input(hidden) => layer.forward_with_tape(hidden, &adapters, &inputs).1,
+            Tape::Input(hidden) => layer.forward_with_tape(hidden, adapters, &inputs).1,
         };
         let sums = &mut gradients.layers[index];
-        upstream = layer.backward(tape, &adapters, &inputs, dy, index > lowest, sums);
+        upstream = layer.backward(tape, adapters, &inputs, dy, index > lowest || trains_embedding, sums);
     }
-    Ok(loss_value(found.loss))
+    if let Some(dx) = upstream.filter(|_| trains_embedding) {
+        let sum = gradients.embedding.take();
+        gradients.embedding = Some(decoder.embed_backward(&batch.input_ids, dx, sum));
+    }
+    Ok(loss_value(loss))
 }
 
 /// `Σ nll` of one micro-batch, without gradients and without dropout.
@@ -118,6 +154,7 @@ pub fn evaluate<B: KernelBackend>(
     adapters: &LoraSet<B>,
     batch: &MicroBatch,
 ) -> Result<f64, FitError> {
+    let decoder = &decoder.adopting(adapters);
     let inputs = layer_inputs(decoder, batch)?;
     let mut hidden = decoder.embed(&batch.input_ids)?;
     for (index, layer) in decoder.layers().iter().enumerate() {

@@ -1,9 +1,10 @@
 //! Budgets of a run, `train.max_time` and `train.max_tokens`: when to end early, cleanly, with checkpoint and adapter.
 //!
 //! Tokens are counted over the whole run, resumed or not, so that a run bounded by them always ends at the same step.
-//! Time is that of one command: a run that is resumed gets it anew.
+//! Time is that of one command: a run that is resumed gets it anew, and one that is replayed ends behind the step that
+//! the first one ended behind.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::document::{Kind, Misfit, TableReader, Value, Writer, integer};
 
@@ -30,6 +31,33 @@ pub enum Spent {
     Time,
     /// `train.max_tokens`.
     Tokens,
+}
+
+/// When `train.max_time` is spent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Clock {
+    /// Never: there is no such budget.
+    Still,
+    /// At a moment; at least one step is made all the same.
+    Until(Instant),
+    /// Behind this optimizer step, as it was in the run that is replayed.
+    Replayed(u64),
+}
+
+impl Clock {
+    /// Of a command that began at `began`.
+    pub fn of(max_time: Option<Duration>, began: Instant) -> Self {
+        max_time.and_then(|time| began.checked_add(time)).map_or(Self::Still, Self::Until)
+    }
+
+    /// Whether the time is spent behind `step`, before which this command made a step or did not.
+    pub(super) fn is_spent(self, step: u64, has_stepped: bool) -> bool {
+        match self {
+            Self::Still => false,
+            Self::Until(moment) => has_stepped && Instant::now() >= moment,
+            Self::Replayed(last) => step >= last,
+        }
+    }
 }
 
 impl Spent {

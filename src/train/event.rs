@@ -33,6 +33,13 @@ pub struct StepReport {
     /// Largest resident memory of the process so far, where the system tells.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub peak_memory_bytes: Option<u64>,
+    /// The most that tensors were seen to take on a device with memory of its own, in bytes: between forward and backward
+    /// passes, when a step's gradients are there.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub device_memory_bytes: Option<u64>,
+    /// The most that was taken from such a device, in bytes: what its pools keep for later is included.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub device_reserved_bytes: Option<u64>,
 }
 
 /// One evaluation over the held-out examples.

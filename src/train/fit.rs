@@ -9,9 +9,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tune_kernels::KernelBackend;
+use tune_kernels::memory::DeviceMemory;
 
 use super::backward::{Gradients, Pass, evaluate, forward_backward};
-use super::budget::Spent;
+use super::budget::{Clock, Spent};
 use super::divergence::{DivergenceReport, Fault, OnDivergence, Quantity, Snapshot, named_rows};
 use super::event::{EvaluationReport, Event, Observer, StepReport};
 use super::folder::{FolderError, RunFolder};
@@ -76,8 +77,8 @@ pub struct Fit<'a, B: KernelBackend> {
     pub folder: &'a RunFolder,
     /// Asked again and again: should the run stop here, with a checkpoint?
     pub stop: &'a dyn Fn() -> bool,
-    /// When `max_time` is spent; at least one step is made all the same.
-    pub deadline: Option<Instant>,
+    /// When `max_time` is spent.
+    pub clock: Clock,
     /// Names a row for people.
     pub place: &'a dyn Fn(RowId) -> String,
     /// How many of the top layers keep what their backward pass needs.
@@ -138,6 +139,7 @@ impl<B: KernelBackend> Fit<'_, B> {
             metrics,
             observer,
             pace: Pace::default(),
+            device_memory: None,
         };
         match running.train(steps) {
             Ok(ended) => Ok(Summary { state: running.state, ended }),
@@ -173,7 +175,7 @@ impl<B: KernelBackend> Fit<'_, B> {
         Ok(Attempt::Finite(sum, Gradient { values: gradients, scale, norm }))
     }
 
-    fn report(&self, state: &State, pace: Pace) -> StepReport {
+    fn report(&self, state: &State, pace: Pace, device: Option<DeviceMemory>) -> StepReport {
         StepReport {
             step: state.step,
             epoch: state.epoch,
@@ -183,6 +185,8 @@ impl<B: KernelBackend> Fit<'_, B> {
             tokens: state.tokens,
             tokens_per_second: pace.tokens as f64 / pace.time.as_secs_f64().max(1e-9),
             peak_memory_bytes: memory::peak_resident_bytes(),
+            device_memory_bytes: device.map(|memory| memory.in_use),
+            device_reserved_bytes: device.map(|memory| memory.reserved),
         }
     }
 }
@@ -209,6 +213,8 @@ struct Running<'r, 'f, B: KernelBackend> {
     told_step: u64,
     /// The step whose checkpoint is on disk.
     saved_step: Option<u64>,
+    /// The most that the device's memory was seen to hold.
+    device_memory: Option<DeviceMemory>,
 }
 
 impl<B: KernelBackend> Running<'_, '_, B> {
@@ -245,16 +251,18 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     /// Why the run ends where it stands, if it does. Time counts only once a step was made, so that a run that is
     /// resumed again and again gets on.
     fn ending(&self, has_stepped: bool) -> Option<Ended> {
-        let is_late = || self.fit.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let is_late = || self.fit.clock.is_spent(self.state.step, has_stepped);
         let ended = self.state.ended(&self.fit.spec.budget);
-        ended.or_else(|| (has_stepped && is_late()).then_some(Ended::Budget(Spent::Time)))
+        ended.or_else(|| is_late().then_some(Ended::Budget(Spent::Time)))
     }
 
     /// One optimizer step. Broken off when the run is asked to stop meanwhile: nothing has then changed.
     fn step(&mut self, batch: &StepBatch) -> Result<ControlFlow<()>, FitError> {
         let began = Instant::now();
         let learning_rate = self.fit.schedule.learning_rate(batch.step);
-        match self.fit.attempt(self.adapters, batch)? {
+        let attempt = self.fit.attempt(self.adapters, batch)?;
+        self.look_at_device_memory();
+        match attempt {
             Attempt::Interrupted => return Ok(ControlFlow::Break(())),
             Attempt::Diverged(fault) => self.bear(batch, fault)?,
             Attempt::Finite(nll, gradient) => {
@@ -274,6 +282,15 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         self.pace.time += began.elapsed();
         self.pace.tokens += batch.tokens() as u64;
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// A device keeps no record of its peak.
+    fn look_at_device_memory(&mut self) {
+        if let Some(now) = B::device_memory(self.fit.decoder.device()) {
+            let most = self.device_memory.get_or_insert_default();
+            most.in_use = most.in_use.max(now.in_use);
+            most.reserved = most.reserved.max(now.reserved);
+        }
     }
 
     /// Takes what the run stands at as the place to roll back to.
@@ -329,7 +346,7 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     /// Tells of the step, and writes a line when one `is_due` and there is something to say.
     fn log(&mut self, is_due: bool) -> Result<(), FitError> {
         let report = (is_due && self.state.window.supervised_tokens > 0)
-            .then(|| self.fit.report(&self.state, std::mem::take(&mut self.pace)));
+            .then(|| self.fit.report(&self.state, std::mem::take(&mut self.pace), self.device_memory));
         if let Some(report) = &report {
             self.state.window = Default::default();
             self.metrics.write(report)?;

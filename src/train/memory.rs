@@ -9,6 +9,7 @@ use tune_kernels::memory;
 
 use crate::adapter::projection::Projection;
 use crate::adapter::target::Target;
+use crate::adapter::whole::{Whole, WholeKind};
 use crate::model::load::burn_dtype;
 use crate::model::{DecoderSpec, FloatDtype};
 use crate::quant;
@@ -49,10 +50,14 @@ pub struct Workload<'a> {
     pub dtype: FloatDtype,
     /// The adapted projections.
     pub targets: &'a [Target],
+    /// The modules that are trained as a whole.
+    pub wholes: &'a [Whole],
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
-    /// Memory of the process before anything is loaded, in bytes.
+    /// Memory of the process before anything is loaded, in bytes; 0 on a device with memory of its own.
     pub program: u64,
+    /// Whether it is held on a GPU, whose ops hold other buffers than those of the processor.
+    pub on_device: bool,
 }
 
 /// One term of a plan.
@@ -78,14 +83,46 @@ pub struct Plan {
 /// A plan that does not fit, even with every layer's forward pass run twice.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the run needs {needed}, and {budget} may be used; the largest terms are {largest}. Lower \
-     `train.micro_batch_size` or `data.max_seq_len`{quantize}, or raise `train.memory_budget` if there is more"
+    "the run needs {needed}, and {budget} may be used; the largest terms are {largest}. {}{quantize}, or raise \
+     `train.memory_budget` if there is more",
+    way_out(would_fit.as_deref())
 )]
 pub struct DoesNotFit {
     needed: crate::units::Bytes,
     budget: crate::units::Bytes,
     largest: String,
     quantize: &'static str,
+    would_fit: Option<String>,
+}
+
+fn way_out(would_fit: Option<&str>) -> String {
+    match would_fit {
+        Some(settings) => format!("What would fit: {settings}. Or lower `data.max_seq_len`"),
+        None => "Lower `train.micro_batch_size` or `data.max_seq_len`".to_owned(),
+    }
+}
+
+impl DoesNotFit {
+    /// Names settings that would fit.
+    pub fn would_fit(self, settings: String) -> Self {
+        Self { would_fit: Some(settings), ..self }
+    }
+}
+
+/// The most tokens a micro-batch can have within `budget` bytes, be every layer's forward pass run twice; `None` if not
+/// even one fits.
+pub fn most_tokens(workload: &Workload<'_>, budget: u64) -> Option<u64> {
+    let fits = |tokens: u64| Plan::keeping(&Workload { tokens, ..*workload }, 0).total() <= budget;
+    if !fits(1) {
+        return None;
+    }
+    // Every term grows with the tokens, but for steps that rounding hides.
+    let (mut low, mut high) = (1, 1 << 32);
+    while high - low > 1 {
+        let middle = u64::midpoint(low, high);
+        if fits(middle) { low = middle } else { high = middle }
+    }
+    Some(low)
 }
 
 impl Plan {
@@ -118,17 +155,22 @@ impl Plan {
             budget: crate::units::Bytes(budget),
             largest: named.collect::<Vec<_>>().join(", "),
             quantize: if workload.quantization.is_none() { ", add `[quantization.nf4]`" } else { "" },
+            would_fit: None,
         })
     }
 
     /// The plan in which the top `kept_layers` layers keep what their backward pass needs.
     pub fn keeping(workload: &Workload<'_>, kept_layers: usize) -> Self {
-        let Workload { spec, dtype, targets, tokens, program, .. } = *workload;
+        let Workload { spec, dtype, targets, wholes, tokens, program, .. } = *workload;
         let value = dtype.bytes() as u64;
         let layers = spec.layers;
         let (packed, scales, dense) = workload.weights();
-        let trained: u64 = targets.iter().map(Target::parameters).sum();
-        let lowest = targets.first().map_or(layers, |target| target.module.layer);
+        let whole: u64 = wholes.iter().map(Whole::parameters).sum();
+        let trained = targets.iter().map(Target::parameters).sum::<u64>() + whole;
+        let lowest = match wholes.iter().any(|whole| whole.kind == WholeKind::Embedding) {
+            true => 0,
+            false => targets.first().map_or(layers, |target| target.module.layer),
+        };
         let kept = kept_layers.min(layers - lowest) as u64;
         let inputs = (layers - lowest) as u64 - kept;
         let hidden = tokens * spec.hidden_size as u64 * value;
@@ -136,8 +178,15 @@ impl Plan {
         let again = if inputs > 0 { workload.tape() } else { 0 };
         let slack = |bytes: u64| (bytes as f64 * POOL_SLACK) as u64;
         // The loss is done before the backward pass begins.
-        let loss =
-            memory::loss_bytes(tokens, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype));
+        let loss_bytes = if workload.on_device { memory::loss_bytes_on_gpu } else { memory::loss_bytes };
+        let loss = loss_bytes(tokens, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype));
+        // A trained head: some rows of logits three times over, and the gradient before it joins the sum.
+        let loss = match wholes.iter().find(|whole| whole.kind == WholeKind::Head) {
+            Some(head) => {
+                loss + 4 * head.parameters() + memory::trained_loss_bytes(tokens, head.shape[0] as u64)
+            }
+            None => loss,
+        };
         let workspace = workload.workspace() + again;
         let (loss, workspace) = if loss > workspace { (loss - workspace, workspace) } else { (0, workspace) };
         let terms = vec![
@@ -213,8 +262,16 @@ impl Workload<'_> {
             None => 0,
         };
         let hidden = spec.hidden_size as u64;
-        let values = 2 * hidden + 2 * queries + 2 * keys + 2 * spec.intermediate_size as u64 + ranks;
+        // Under DoRA the outputs of two projections as they are before their magnitudes; those of the others take the
+        // place of what is kept anyway.
+        let magnitudes = if self.uses_dora() { 2 * hidden } else { 0 };
+        let values =
+            magnitudes + 2 * hidden + 2 * queries + 2 * keys + 2 * spec.intermediate_size as u64 + ranks;
         self.tokens * (values * self.dtype.bytes() as u64 + 4 * spec.attention_heads as u64)
+    }
+
+    fn uses_dora(&self) -> bool {
+        self.targets.iter().any(|target| target.use_dora)
     }
 
     fn head_widths(&self) -> (u64, u64) {
@@ -224,12 +281,15 @@ impl Workload<'_> {
 
     /// Bytes of the largest moment of a layer's backward pass, beyond tape and gradients.
     fn workspace(&self) -> u64 {
+        if self.on_device {
+            return self.workspace_on_gpu();
+        }
         let (spec, value) = (self.spec, self.dtype.bytes() as u64);
         let packed = memory::packed_value_bytes(burn_dtype(self.dtype));
         let (hidden, intermediate) = (spec.hidden_size as u64, spec.intermediate_size as u64);
         let (queries, keys) = self.head_widths();
-        // The gradient that comes from above, and the norm's output.
-        let around = 2 * hidden * value;
+        // The gradient that comes from above, and the norm's output; under DoRA outputs that are made again.
+        let around = 2 * hidden * value + if self.uses_dora() { 2 * intermediate * value } else { 0 };
         // Activation and its gradient, beside the packed gradient from above.
         let down = around + 2 * intermediate * value + hidden * packed;
         // The packed gradients of gate and up, beside that of their input.
@@ -242,6 +302,27 @@ impl Workload<'_> {
             None => 0,
         };
         self.tokens * largest + 4 * blocks + memory::panel_bytes(self.tokens, burn_dtype(self.dtype))
+    }
+
+    /// The same on a GPU, where operands are not packed, gradients of one input are added up in f32, and a weight is
+    /// dequantized as a whole.
+    fn workspace_on_gpu(&self) -> u64 {
+        let (spec, value) = (self.spec, self.dtype.bytes() as u64);
+        let (hidden, intermediate) = (spec.hidden_size as u64, spec.intermediate_size as u64);
+        let (queries, keys) = self.head_widths();
+        let around = 2 * hidden * value;
+        let down = around + 2 * intermediate * value;
+        // The sum before and after one more layer's part.
+        let gate_up = around + 2 * intermediate * value + 8 * hidden;
+        let attention = around + (2 * queries + 2 * keys) * value + 8 * queries + 8 * hidden;
+        let largest = down.max(gate_up).max(attention);
+        let scratch = match self.quantization {
+            Some(_) => {
+                memory::weight_scratch_on_gpu(self.tokens, hidden * intermediate, burn_dtype(self.dtype))
+            }
+            None => 0,
+        };
+        self.tokens * largest + scratch
     }
 }
 

@@ -102,6 +102,30 @@ fn problems_of_a_recipe_have_spans() {
 }
 
 #[test]
+fn problems_that_are_no_recipes_say_what_to_do_as_well() {
+    let folder = small();
+    expect(0, folder.path(), &["run", "small.toml"]);
+    let occupied = expect(2, folder.path(), &["run", "small.toml", "--json"]);
+    let problem = &named(&events(&occupied), "problem")[0].clone();
+    assert!(problem["help"].as_str().unwrap().contains("--overwrite"), "{problem}");
+    assert!(text(&occupied.stderr).contains(problem["help"].as_str().unwrap()), "people read the same");
+}
+
+#[test]
+fn a_bench_speaks_to_programs_too() {
+    let folder = small();
+    let arguments = ["bench", "small.toml", "--steps", "1", "--warmup", "0", "--json"];
+    let benched = events(&expect(0, folder.path(), &arguments));
+    assert_eq!((&benched[0]["event"], &benched[0]["command"]), (&"begin".into(), &"bench".into()));
+    assert!(named(&benched, "result")[0]["tokens_per_second"].as_f64().unwrap() > 0.0);
+    assert_eq!(benched.last().unwrap()["outcome"], "done");
+    let unknown = events(&expect(2, folder.path(), &["bench", "--shape", "no-such", "--json"]));
+    let problem = named(&unknown, "problem")[0]["message"].as_str().unwrap();
+    assert!(problem.contains("no-such") && problem.contains("smollm2-135m"), "{problem}");
+    assert_eq!(unknown.last().unwrap()["exit_code"], 2);
+}
+
+#[test]
 fn bad_rows_are_annotated_at_their_lines() {
     let folder = small();
     let rows = "{\"messages\": [{\"role\": \"user\", \"content\": 7}]}\n".repeat(30);

@@ -27,6 +27,39 @@ fn a_run_comes_out_the_same_from_what_its_folder_holds() {
     expect(2, folder.path(), &["reproduce", "run", "--output", "run"]);
 }
 
+/// How far a run gets in a time is the machine's to decide; how far it got is known.
+#[test]
+fn a_run_that_time_ended_is_replayed_to_the_step_it_came_to() {
+    let folder = small();
+    let arguments =
+        ["run", "small.toml", "--json", "--set", "train.max_steps=100000", "--set", "train.max_time=\"1s\""];
+    let first = events(&expect(0, folder.path(), &arguments));
+    let steps = &named(&first, "result")[0]["steps"];
+    assert!(steps.as_u64().unwrap() < 100_000, "{steps}");
+    let again = events(&expect(0, folder.path(), &["reproduce", "run", "--json"]));
+    let result = named(&again, "result")[0];
+    assert_eq!((&result["identical"], &result["steps"]), (&true.into(), steps));
+    let told = named(&again, "note");
+    let why = format!("`train.max_time` ended this run behind step {steps}");
+    assert!(told.iter().any(|note| note["message"].as_str().unwrap().starts_with(&why)), "{told:?}");
+}
+
+/// What the lock says and what the adapter says of their inputs is one reading of the files.
+#[test]
+fn the_lock_and_the_adapter_name_the_same_inputs() {
+    let folder = small();
+    expect(0, folder.path(), &["run", "small.toml"]);
+    let lock = fs::read_to_string(folder.path().join("run/recipe.lock")).unwrap();
+    let adapter = fs::read(folder.path().join("run/adapter/adapter_model.safetensors")).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&adapter).unwrap();
+    let metadata = header.metadata().clone().unwrap();
+    let hashes: Vec<_> = metadata.iter().filter(|(key, _)| key.contains("_sha256")).collect();
+    assert!(hashes.len() > 6, "{hashes:?}");
+    for (key, sha256) in hashes {
+        assert!(lock.contains(sha256.as_str()), "{key}: {sha256} in {lock}");
+    }
+}
+
 #[test]
 fn every_input_that_changed_is_named_before_anything_is_trained() {
     let folder = small();

@@ -10,7 +10,9 @@ use tune::export::consumer::{Compatibility, Consumer};
 use tune::files::Existing;
 use tune::run::adapters::{BaseChoice, export};
 
-use super::support::{ADAPTERS, adapted_logits, environment, golden, largest_difference, reference, spec_of};
+use super::support::{
+    ADAPTERS, PLAIN, adapted_logits, environment, golden, largest_difference, reference, spec_of,
+};
 
 fn exported(name: &str, consumer: Consumer, into: &Path) -> PathBuf {
     let out = into.join(format!("{name}-{}", consumer.word()));
@@ -33,6 +35,9 @@ fn peft_folders_compute_what_peft_computed_from_the_original() {
         let (ids, expected) =
             reference(&golden("peft").join(name).join("golden.safetensors"), "input_ids", "logits");
         for consumer in [Consumer::Peft, Consumer::MistralRs, Consumer::Vllm, Consumer::LlamaCpp] {
+            if !PLAIN.contains(&name) && consumer != Consumer::Peft {
+                continue;
+            }
             let folder = exported(name, consumer, out.path());
             let difference =
                 largest_difference(&adapted_logits(&golden("peft/base"), &folder, &ids), &expected);
@@ -45,7 +50,7 @@ fn peft_folders_compute_what_peft_computed_from_the_original() {
 fn readers_that_know_one_scaling_find_one() {
     let out = tempfile::tempdir().unwrap();
     for consumer in [Consumer::Vllm, Consumer::LlamaCpp] {
-        for name in ADAPTERS {
+        for name in PLAIN {
             let folder = exported(name, consumer, out.path());
             let config = config(&folder);
             assert_eq!(config["use_rslora"], false);
@@ -70,7 +75,7 @@ fn readers_that_know_one_scaling_find_one() {
 fn mlx_multiplies_to_the_same_weights() {
     let out = tempfile::tempdir().unwrap();
     let modules = spec_of(&golden("peft/base")).modules();
-    for name in ADAPTERS {
+    for name in PLAIN {
         let folder = exported(name, Consumer::Mlx, out.path());
         let config = config(&folder);
         assert_eq!((&config["fine_tune_type"], &config["num_layers"]), (&json!("lora"), &json!(2)));
@@ -134,6 +139,11 @@ fn who_reads_what_as_it_is() {
     );
     let patterns = of("rslora_patterns");
     assert!(patterns.starts_with("PEFT, mistral.rs read it as it is; vLLM after"), "{patterns}");
+    assert_eq!(
+        of("dora"),
+        "PEFT reads it as it is; mistral.rs, vLLM, llama.cpp, mlx-lm once it is merged by `tune merge` (DoRA is PEFT's \
+         alone)"
+    );
     assert!(patterns.contains("rank_pattern") && patterns.contains("rsLoRA"), "{patterns}");
 }
 
@@ -164,5 +174,14 @@ fn what_cannot_be_carried_over_says_merge_instead() {
     let error =
         export(&wide, choice, Consumer::Mlx, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
     assert!(error.contains("--base"), "{error}");
+    let (dora, wholes) = (golden("peft/dora"), golden("peft/wholes"));
+    for consumer in [Consumer::MistralRs, Consumer::Vllm, Consumer::LlamaCpp, Consumer::Mlx] {
+        let error =
+            export(&dora, choice, consumer, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
+        assert!(error.contains("DoRA") && error.contains("merge instead: `tune merge"), "{error}");
+        let error =
+            export(&wholes, choice, consumer, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
+        assert!(error.contains("whole trained modules") && error.contains("merge instead"), "{error}");
+    }
     assert!(!to.exists());
 }

@@ -18,7 +18,11 @@ use tune::run::held_out::Source;
 use tune::run::{Environment, Error};
 
 /// The adapters that PEFT made for `golden("peft/base")`.
-pub(crate) const ADAPTERS: [&str; 5] = ["plain_qv", "all_linear", "regex", "rslora_patterns", "bf16"];
+pub(crate) const ADAPTERS: [&str; 7] =
+    ["plain_qv", "all_linear", "regex", "rslora_patterns", "bf16", "dora", "wholes"];
+
+/// Those of them that are plain LoRAs.
+pub(crate) const PLAIN: [&str; 5] = ["plain_qv", "all_linear", "regex", "rslora_patterns", "bf16"];
 
 pub(crate) fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
@@ -36,7 +40,7 @@ pub(crate) fn f32_options() -> Options {
 pub(crate) fn merge(adapter: &Path, base: &Path, options: Options, out: &Path) -> Result<Outcome, Error> {
     let choice = BaseChoice { base: Some(base.to_str().unwrap()), revision: None };
     let merge = Merge::open(adapter, choice, options, &Source::Any, &environment())?;
-    merge.run(out, &mut |_| {}, &environment())
+    merge.run(out, &mut |_| {}, tune::recipe::DeviceSpec::Auto, &environment())
 }
 
 pub(crate) fn spec_of(folder: &Path) -> DecoderSpec {
@@ -52,10 +56,13 @@ pub(crate) fn decoder(folder: &Path) -> Decoder<Flex> {
 /// Logits of a base with an adapter folder on it.
 pub(crate) fn adapted_logits(base: &Path, adapter: &Path, ids: &[u32]) -> Vec<f32> {
     let decoder = decoder(base);
-    let adapter = Adapter::open(adapter).unwrap();
+    let adapter = Adapter::open_with_wholes(adapter).unwrap();
     let targets = adapter.targets(&decoder.spec().modules()).unwrap();
     let values = adapter.values(&targets).unwrap();
     let set = LoraSet::from_values(targets, 0.0, values, decoder.device()).unwrap();
+    let wholes = adapter.wholes(&decoder.spec().wholes()).unwrap();
+    let set = adapter.with_own_wholes(set, wholes, decoder.device()).unwrap();
+    let decoder = decoder.adopting(&set);
     let layers: Vec<_> = (0..decoder.spec().layers).map(|layer| set.layer(layer, None)).collect();
     decoder.logits(ids, Some(&layers)).unwrap().into_data().into_vec().unwrap()
 }

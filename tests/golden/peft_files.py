@@ -29,8 +29,16 @@ ADAPTERS = {
         "rank_pattern": {"layers.0.mlp.down_proj": 8, r"layers\.\d+\.self_attn\.o_proj": 2},
         "alpha_pattern": {"down_proj": 32},
     },
+    "dora": {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "use_dora": True},
+    "wholes": {
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj", "v_proj"],
+        "modules_to_save": ["embed_tokens", "lm_head"],
+    },
     "bf16": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]},
 }
+SEEDS = {"plain_qv": 20, "all_linear": 21, "regex": 22, "rslora_patterns": 23, "bf16": 24, "dora": 25, "wholes": 26}
 
 
 def make_base() -> None:
@@ -61,6 +69,10 @@ def make_adapter(name: str, settings: dict, seed: int) -> None:
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, std=0.1)
+        if "lora_magnitude_vector" in parameter_name:
+            parameter.data.mul_(1.0 + 0.2 * torch.randn(parameter.shape))
+        if "modules_to_save" in parameter_name:
+            parameter.data.add_(0.3 * parameter.std() * torch.randn(parameter.shape))
     if name == "bf16":
         model = model.to(torch.bfloat16)
     model.peft_config["default"].base_model_name_or_path = "tune-golden/peft-base"
@@ -79,8 +91,8 @@ def main() -> None:
     deterministic()
     fresh_folder(FOLDER)
     make_base()
-    for seed, (name, settings) in enumerate(ADAPTERS.items(), start=20):
-        make_adapter(name, settings, seed)
+    for name, settings in ADAPTERS.items():
+        make_adapter(name, settings, SEEDS[name])
 
 
 if __name__ == "__main__":

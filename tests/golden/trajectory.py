@@ -183,18 +183,27 @@ def adapter_gradients(model: PeftModel) -> dict[str, torch.Tensor]:
     return {name.replace(".default", ""): gradient.clone() for name, gradient in gradients.items()}
 
 
-def run(case: Case, dtype: torch.dtype = torch.float32, epsilon: float = 1e-8) -> Trajectory:
-    """The training loop, written out. f64 covers weights and products; norms and softmax stay in f32."""
-    model = PeftModel.from_pretrained(load_frozen_base(), FOLDER / "adapter", is_trainable=True).to(dtype)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters,
+def adamw(case: Case, model: PeftModel, epsilon: float = 1e-8) -> torch.optim.Optimizer:
+    """One rate and one decay for everything that is trained."""
+    return torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=case.learning_rate,
         betas=(0.9, 0.999),
         eps=epsilon,
         weight_decay=case.weight_decay,
         foreach=False,
     )
+
+
+def run(case: Case, dtype: torch.dtype = torch.float32, epsilon: float = 1e-8) -> Trajectory:
+    """A case with plain AdamW. f64 covers weights and products; norms and softmax stay in f32."""
+    model = PeftModel.from_pretrained(load_frozen_base(), FOLDER / "adapter", is_trainable=True).to(dtype)
+    return train(case, model, adamw(case, model, epsilon))
+
+
+def train(case: Case, model: PeftModel, optimizer: torch.optim.Optimizer) -> Trajectory:
+    """The training loop, written out."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     rows = read_rows(case.data)
     rows_per_step = case.micro_batch_size * case.gradient_accumulation_steps
     assert len(rows) % rows_per_step == 0, "an epoch must end with a whole optimizer step"

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::common::{golden, relative_difference, tensors};
 use tune::adapter::lora::{DropoutStep, LoraSet};
 use tune::adapter::peft::Adapter;
-use tune::adapter::spec::{Spec, TargetModules};
+use tune::adapter::spec::Spec;
 use tune::adapter::target;
 use tune::assets::ModelDir;
 use tune::data::batch::MicroBatch;
@@ -22,16 +22,7 @@ struct Setup {
 fn setup(dtype: FloatDtype, dropout: f64) -> Setup {
     let folder = ModelDir::open(&golden("trajectory/base")).unwrap();
     let spec: DecoderSpec = family::decoder_spec(folder.config()).unwrap();
-    let adapter_spec = Spec {
-        rank: 8,
-        alpha: 16.0,
-        dropout,
-        target_modules: TargetModules::AllLinear,
-        use_rslora: false,
-        rank_pattern: Vec::new(),
-        alpha_pattern: Vec::new(),
-        init_from: None,
-    };
+    let adapter_spec = Spec { rank: 8, alpha: 16.0, dropout, ..Spec::default() };
     let targets = target::resolve(&adapter_spec, &spec.modules()).unwrap();
     let adapter = Adapter::open(&golden("trajectory/adapter")).unwrap();
     let values = adapter.values(&targets).unwrap();
@@ -42,7 +33,7 @@ fn setup(dtype: FloatDtype, dropout: f64) -> Setup {
 }
 
 /// Rows of a golden token file as one micro-batch.
-fn micro_batch(file: &str, rows: usize) -> MicroBatch {
+pub(crate) fn micro_batch(file: &str, rows: usize) -> MicroBatch {
     let text = std::fs::read_to_string(golden(&format!("trajectory/{file}"))).unwrap();
     let mut batch = MicroBatch { document_offsets: vec![0], ..MicroBatch::default() };
     for line in text.lines().take(rows) {

@@ -2,7 +2,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests stop where they fail")]
 
 mod common;
+mod dora;
 mod gradients;
+mod kinds;
 mod peft_roundtrip;
+#[path = "../support/mod.rs"]
+mod tensors;
 mod training;
 mod trajectory;

@@ -25,7 +25,8 @@ fn settings(name: &str) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn recipe(case: &Value, compute_dtype: &str, output_dir: &Path) -> String {
+/// The recipe of a golden case; `adapter` is what `[adapter.lora]` says beside rank and alpha.
+pub(crate) fn recipe(case: &Value, adapter: &str, compute_dtype: &str, output_dir: &Path) -> String {
     let path = |name: &str| format!("{:?}", golden(&format!("trajectory/{name}")));
     format!(
         r#"
@@ -33,7 +34,7 @@ fn recipe(case: &Value, compute_dtype: &str, output_dir: &Path) -> String {
         output_dir = {output_dir:?}
         model = {{ base = {base}, compute_dtype = "{compute_dtype}" }}
         quantization.nf4 = {{ block_size = 64, double_quant = true }}
-        adapter.lora = {{ rank = 8, alpha = 16, init_from = {adapter} }}
+        adapter.lora = {{ rank = 8, alpha = 16, {adapter} }}
         data = {{ max_seq_len = 128, shuffle = false, packing = false }}
         dataset = [{{ path = {data}, format = "tokens" }}]
         [train]
@@ -47,7 +48,6 @@ fn recipe(case: &Value, compute_dtype: &str, output_dir: &Path) -> String {
         max_grad_norm = {max_grad_norm:?}
         "#,
         base = path("base"),
-        adapter = path("adapter"),
         data = path(case["data"].as_str().unwrap()),
         max_steps = case["max_steps"],
         micro_batch_size = case["micro_batch_size"],
@@ -58,12 +58,17 @@ fn recipe(case: &Value, compute_dtype: &str, output_dir: &Path) -> String {
     )
 }
 
-fn largest_difference(ours: &[f64], theirs: &[f64]) -> f64 {
+/// Where the plain cases start.
+fn init_from() -> String {
+    format!("init_from = {:?}", golden("trajectory/adapter"))
+}
+
+pub(crate) fn largest_difference(ours: &[f64], theirs: &[f64]) -> f64 {
     assert_eq!(ours.len(), theirs.len());
     ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max)
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub(crate) fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
 }
 
@@ -74,7 +79,7 @@ fn losses_norms_and_adapters_follow_the_reference() {
         let settings = settings(case.name);
         let folder = tempfile::tempdir().unwrap();
         let output_dir = folder.path().join(case.name);
-        run(&recipe(&settings, "f32", &output_dir));
+        run(&recipe(&settings, &init_from(), "f32", &output_dir));
 
         let losses = largest_difference(&series(&output_dir, "loss"), &numbers(&settings["losses"]));
         assert!(losses <= case.loss_tolerance, "{}: a loss differs by {losses:e}", case.name);
@@ -106,7 +111,7 @@ fn losses_in_bf16_follow_the_reference_in_f32() {
         let settings = settings(case.name);
         let folder = tempfile::tempdir().unwrap();
         let output_dir = folder.path().join(case.name);
-        run(&recipe(&settings, "bf16", &output_dir));
+        run(&recipe(&settings, &init_from(), "bf16", &output_dir));
         let (ours, theirs) = (series(&output_dir, "loss"), numbers(&settings["losses"]));
         assert_eq!(ours.len(), theirs.len());
         let worst = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs() / b).fold(0.0, f64::max);

@@ -17,6 +17,8 @@ pub(crate) struct Bench {
     base: PathBuf,
     /// What the matmuls run in.
     pub(crate) compute_dtype: &'static str,
+    /// Written under `[adapter.lora]`.
+    pub(crate) adapter: String,
     /// Written under `[train]`.
     pub(crate) train: String,
     /// Written under `[data]`.
@@ -32,7 +34,8 @@ pub(crate) const TRAIN: &str = "epochs = 3\nmicro_batch_size = 2\ngradient_accum
 /// What `stop` answers when a run is to go on to its end.
 pub(crate) const GO_ON: &dyn Fn() -> bool = &|| false;
 
-pub(crate) const RESUME: Options = Options { overwrite: false, resume: true, accept_changes: false };
+pub(crate) const RESUME: Options =
+    Options { overwrite: false, resume: true, accept_changes: false, fit: false };
 
 impl Bench {
     pub(crate) fn new() -> Self {
@@ -48,7 +51,8 @@ impl Bench {
         fs::write(folder.path().join("rows.jsonl"), rows(24, None)).unwrap();
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/trajectory/base");
         let data = "max_seq_len = 24\nval_split = 0.2\n".to_owned();
-        Self { folder, base, compute_dtype: "f32", train: TRAIN.into(), data, more: String::new() }
+        let adapter = "dropout = 0.1\n".to_owned();
+        Self { folder, base, compute_dtype: "f32", adapter, train: TRAIN.into(), data, more: String::new() }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -77,9 +81,9 @@ impl Bench {
 
     /// The recipe that writes to the folder `name`.
     pub(crate) fn recipe(&self, name: &str) -> String {
-        let Self { base, compute_dtype, train, data, more, .. } = self;
+        let Self { base, compute_dtype, adapter, train, data, more, .. } = self;
         format!(
-            "version = 1\noutput_dir = {:?}\n[model]\nbase = {base:?}\ncompute_dtype = {compute_dtype:?}\n[adapter.lora]\nrank = 4\nalpha = 8\ndropout = 0.1\n\
+            "version = 1\noutput_dir = {:?}\n[model]\nbase = {base:?}\ncompute_dtype = {compute_dtype:?}\n[adapter.lora]\nrank = 4\nalpha = 8\n{adapter}\
              [data]\n{data}\n[[dataset]]\npath = {:?}\nformat = \"tokens\"\n[train]\nlearning_rate = 1e-3\n{train}\n{more}",
             self.run_dir(name),
             self.rows(),

@@ -31,6 +31,29 @@ fn a_folder_in_use_is_refused_to_everybody_else() {
     assert!(!bench.run_dir("run").join(".lock").exists());
 }
 
+/// The record is the last thing written; until then the folder is not free. A record that cannot be written is warned
+/// of, and tells when that is.
+#[test]
+fn the_folder_is_held_until_the_record_is_written() {
+    let bench = Bench::new();
+    let told = RefCell::new(Vec::new());
+    let mut watch = Watch(|event: &Event<'_>| match event {
+        Event::Step { step: 2, .. } => {
+            let record = bench.run_dir("run").join("run.json");
+            fs::remove_file(&record).unwrap();
+            fs::create_dir_all(record.join("in the way")).unwrap();
+        }
+        Event::Warning(text) if text.contains("the record of the run") => {
+            told.borrow_mut().push(bench.output("run", &["--overwrite"]));
+        }
+        _ => {}
+    });
+    bench.try_run("run", Options::default(), GO_ON, &mut watch).unwrap();
+    let told = told.take();
+    assert_eq!(told.len(), 1, "warned of once");
+    assert!(told[0].0 == 2 && told[0].1.contains("another run is writing to"), "{told:?}");
+}
+
 #[test]
 fn nothing_is_overwritten_in_silence() {
     let bench = Bench::new();

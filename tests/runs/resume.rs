@@ -45,6 +45,26 @@ fn a_run_stopped_wherever_it_asks_ends_with_the_same_bytes() {
 }
 
 #[test]
+fn every_kind_of_adapter_goes_on_where_it_stopped() {
+    for (adapter, has_magnitudes) in [
+        ("use_dora = true\nlearning_rate_ratio = 4\ndropout = 0.1\n", true),
+        ("learning_rate_ratio = 4\nmodules_to_save = [\"lm_head\", \"embed_tokens\"]\n", false),
+    ] {
+        let mut bench = Bench::in_memory();
+        bench.adapter = adapter.into();
+        bench.more = "on_divergence = \"rollback\"\n".into();
+        bench.run("whole");
+        bench.stop_after("stopped", 5);
+        bench.resume("stopped");
+        bench.assert_same("whole", "stopped");
+        let bytes = bench.adapter("whole");
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let found = tensors.names().iter().any(|name| name.ends_with("lora_magnitude_vector"));
+        assert_eq!(found, has_magnitudes, "{adapter}");
+    }
+}
+
+#[test]
 fn a_run_stopped_at_every_step_ends_with_the_same_bytes() {
     let bench = Bench::new();
     bench.run("whole");

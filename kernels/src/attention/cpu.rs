@@ -10,7 +10,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
-use super::{AttentionBackward, AttentionOptions};
+use super::{AttentionBackward, AttentionOptions, few};
 use crate::cpu::disjoint::Disjoint;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::fast;
@@ -151,6 +151,9 @@ pub(crate) fn forward(
     v: &Tensor<Flex, 3>,
     options: &AttentionOptions,
 ) -> (Tensor<Flex, 3>, Tensor<Flex, 2>) {
+    if few::applies(options) {
+        return few::forward(q, k, v, options);
+    }
     let ([tokens, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
     let [q, k, v] = [q, k, v].map(|tensor| tensor::primitive(tensor.clone()));
     let (tasks, work) = tasks(options, heads, head_dim);

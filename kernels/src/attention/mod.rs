@@ -19,6 +19,7 @@
 pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
+mod few;
 pub mod reference;
 
 use std::ops::Range;

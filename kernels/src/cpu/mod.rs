@@ -7,6 +7,7 @@
 pub(crate) mod disjoint;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod fast;
+pub(crate) mod few;
 pub mod isa;
 pub(crate) mod math;
 pub(crate) mod matmul;

@@ -28,6 +28,12 @@ pub(crate) fn for_range(count: usize, work: usize, body: impl Fn(usize) + Sync +
     }
 }
 
+/// Runs `work` on a thread of the pool, from which its forks need not be handed over and waited for.
+pub(crate) fn on_workers<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    let set = isa::forced();
+    rayon::scope(|_| isa::scoped(set, work))
+}
+
 /// Threads that tasks are spread over.
 pub(crate) fn threads() -> usize {
     rayon::current_num_threads()

@@ -14,6 +14,16 @@ pub(crate) fn primitive<const D: usize>(tensor: Tensor<Flex, D>) -> FlexTensor {
     tensor.into_primitive().tensor().to_contiguous()
 }
 
+/// The primitive of a float tensor, contiguous from the first byte of its buffer on, behind which more may follow: the
+/// filled part of a cache is not copied.
+pub(crate) fn leading<const D: usize>(tensor: Tensor<Flex, D>) -> FlexTensor {
+    let tensor = tensor.into_primitive().tensor();
+    match tensor.is_contiguous() && tensor.layout().start_offset() == 0 {
+        true => tensor,
+        false => tensor.to_contiguous(),
+    }
+}
+
 /// A tensor around a vector.
 pub(crate) fn from_vec<T: Scalar, const D: usize>(values: Vec<T>, shape: [usize; D]) -> Tensor<Flex, D> {
     let layout = Layout::contiguous(Shape::from(shape.to_vec()));

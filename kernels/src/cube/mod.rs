@@ -19,6 +19,7 @@ use crate::attention::{AttentionBackward, AttentionOptions};
 use crate::backend::KernelBackend;
 use crate::linear::{FrozenWeight, Linear, LinearBackward, LinearGradients, Projected};
 use crate::linear_cross_entropy::{LossAndGradient, Supervised};
+use crate::memory::DeviceMemory;
 use crate::nf4::Nf4Weight;
 use crate::rope::{Direction, RotaryTable};
 use crate::{adamw, attention, linear, linear_cross_entropy, nf4, rms_norm, rope, swiglu};
@@ -140,5 +141,9 @@ where
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2> {
         let weight = nf4::cube::Nf4Tensors::new(weight);
         wrap(nf4::cube::dequantize(&weight, burn::tensor::DType::F32))
+    }
+
+    fn device_memory(device: &Self::Device) -> Option<DeviceMemory> {
+        crate::gpu::usage::<R>(device)
     }
 }

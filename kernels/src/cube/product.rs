@@ -74,7 +74,6 @@ impl<R: CubeRuntime> Rows<R> {
 }
 
 /// What an operand is stored as.
-#[derive(Clone, Copy)]
 pub(crate) enum Stored<'a, R: CubeRuntime> {
     Dense(&'a Rows<R>),
     Nf4(&'a Nf4Tensors<R>),
@@ -91,7 +90,6 @@ impl<R: CubeRuntime> Stored<'_, R> {
 }
 
 /// An operand: a stored matrix or its transpose, carried on along the reduction by `tail`, which is stored alike.
-#[derive(Clone, Copy)]
 pub(crate) struct Operand<'a, R: CubeRuntime> {
     pub(crate) stored: Stored<'a, R>,
     pub(crate) transposed: bool,

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
 
-use super::{FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected};
+use super::{FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected, few};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{
     Columns, PackedRows, Place, Product, RowSource, Side, Stored, Term, Tile, multiply,
@@ -28,13 +28,20 @@ enum Held<'a> {
 impl<'a> WeightTensors<'a> {
     /// Holds a weight; packed scales of double quantization are unpacked for the length of the call.
     pub(crate) fn new(weight: &'a FrozenWeight<Flex>) -> Self {
+        let mut tensors = Self::packed(weight);
+        if let Held::Nf4 { weight, tensors, scales } = &mut tensors.held {
+            *scales = tensors.rows(weight).expand();
+        }
+        tensors
+    }
+
+    /// Holds a weight as it is, packed scales included.
+    pub(super) fn packed(weight: &'a FrozenWeight<Flex>) -> Self {
         let shape = weight.shape();
         let held = match weight {
             FrozenWeight::Dense(dense) => Held::Dense(tensor::primitive(dense.clone())),
             FrozenWeight::Nf4(weight) => {
-                let tensors = Box::new(Nf4Tensors::new(weight));
-                let scales = tensors.rows(weight).expand();
-                Held::Nf4 { weight, tensors, scales }
+                Held::Nf4 { weight, tensors: Box::new(Nf4Tensors::new(weight)), scales: None }
             }
         };
         Self { shape, held }
@@ -73,18 +80,18 @@ impl<'a> WeightTensors<'a> {
 }
 
 /// An adapter's values, and where its rank stands among those of all layers of the call.
-struct Adapter<'a> {
-    a: FlexTensor,
-    b: FlexTensor,
-    rank: usize,
-    first: usize,
-    lora: &'a Lora<Flex>,
+pub(super) struct Adapter<'a> {
+    pub(super) a: FlexTensor,
+    pub(super) b: FlexTensor,
+    pub(super) rank: usize,
+    pub(super) first: usize,
+    pub(super) lora: &'a Lora<Flex>,
     mask: Option<Mask>,
 }
 
 impl<'a> Adapter<'a> {
     /// The adapters of all layers.
-    fn all(layers: &[Linear<'a, Flex>]) -> Vec<Option<Self>> {
+    pub(super) fn all(layers: &[Linear<'a, Flex>]) -> Vec<Option<Self>> {
         let mut first = 0;
         let mut adapter = |lora: &'a Lora<Flex>| {
             let rank = lora.a.dims()[0];
@@ -158,21 +165,29 @@ fn store<T: Scalar>(
         let start = row * stride + columns.start;
         let residual = residual.map(|residual| &residual[start..][..values.len()]);
         // SAFETY: tiles do not overlap, nor do the rows of one.
-        let out = unsafe { out.slice(start, values.len()) };
-        #[cfg(target_arch = "x86_64")]
-        if crate::cpu::fast::available() {
-            // SAFETY: asked just before.
-            unsafe { crate::cpu::fast::store(values, out, bias, residual) };
-            continue;
-        }
-        if let Some(bias) = bias {
-            add(values, bias);
-        }
-        if let Some(residual) = residual {
-            add(values, residual);
-        }
-        narrow(values, out);
+        finish(values, unsafe { out.slice(start, values.len()) }, bias, residual);
     }
+}
+
+/// Rounds `values` into `out`, after adding what is given. All of one length.
+pub(super) fn finish<T: Scalar>(
+    values: &mut [f32],
+    out: &mut [T],
+    bias: Option<&[f32]>,
+    residual: Option<&[T]>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::cpu::fast::available() {
+        // SAFETY: asked just before.
+        return unsafe { crate::cpu::fast::store(values, out, bias, residual) };
+    }
+    if let Some(bias) = bias {
+        add(values, bias);
+    }
+    if let Some(residual) = residual {
+        add(values, residual);
+    }
+    narrow(values, out);
 }
 
 vectorized! {
@@ -205,6 +220,9 @@ pub(crate) fn forward(
     residual: Option<&Tensor<Flex, 2>>,
 ) -> Projected<Flex> {
     let [tokens, width] = x.dims();
+    if few::applies(tokens, layers) {
+        return few::forward(x, layers, residual);
+    }
     let x = tensor::primitive(x.clone());
     let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
     let biases: Vec<_> =

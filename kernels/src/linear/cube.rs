@@ -4,14 +4,15 @@
 //! the input's gradient likewise, `[dy | dt] · [W; A]`: both sums are rounded once, and the adapter costs its own
 //! operations and no pass over memory. Bias and residual are added as results are written.
 //!
-//! An NF4 weight is dequantized tile by tile inside the product, or, from [`DEQUANTIZE_FROM`] tokens on, once into a
-//! dense scratch in the compute dtype that lives as long as the product: a tile of the weight is loaded by every
-//! block of rows, so many tokens would dequantize it many times. Both give the same bits.
+//! An NF4 weight is dequantized tile by tile inside the product, or once into a dense scratch in the compute dtype that
+//! lives as long as the product; [`super::choice`] decides.
 
 use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
+pub(crate) use super::choice::DEQUANTIZE_FROM;
+use super::choice::over_nf4;
 use super::{FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected};
 use crate::cube::convert::{add_dropped, cast, copy, dropped, scaled};
 use crate::cube::product::{Finish, Operand, Rows, Stored, product, product_into};
@@ -19,10 +20,7 @@ use crate::cube::tensor::{dims, empty, float, wrap};
 use crate::dropout::Dropout;
 use crate::nf4::cube::{Nf4Tensors, dequantize};
 
-/// Rows from which on an NF4 weight is dequantized beforehand.
-const DEQUANTIZE_FROM: usize = 256;
-
-/// A frozen weight, ready to be an operand in the compute dtype.
+/// A frozen weight that several products read, ready to be an operand in the compute dtype.
 pub(crate) enum Weight<R: CubeRuntime> {
     Dense(Rows<R>),
     Nf4(Nf4Tensors<R>),
@@ -58,6 +56,26 @@ impl<R: CubeRuntime> Weight<R> {
             Self::Dense(rows) => Stored::Dense(rows),
             Self::Nf4(weight) => Stored::Nf4(weight),
         }
+    }
+}
+
+/// `product` of `rows` rows over a weight, which is made an operand in `dtype`.
+fn over<R, F, I, T>(
+    weight: &FrozenWeight<CubeBackend<R, F, I, T>>,
+    rows: usize,
+    dtype: DType,
+    transposed: bool,
+    product: impl Fn(Stored<'_, R>) -> CubeTensor<R>,
+) -> CubeTensor<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    match weight {
+        FrozenWeight::Dense(weight) => product(Stored::Dense(&Rows::all(cast(&float(weight), dtype)))),
+        FrozenWeight::Nf4(weight) => over_nf4(&Nf4Tensors::new(weight), rows, dtype, transposed, product),
     }
 }
 
@@ -168,15 +186,16 @@ where
     let adapters = Adapters::new(layers, &x.tensor, x.columns);
     let down = adapters.as_ref().map(|adapters| adapters.down(&x));
     let output = |(index, layer): (usize, &Linear<'_, CubeBackend<R, F, I, T>>)| {
-        let weight = Weight::new(layer.weight, x.rows, dtype);
         let bias = layer.bias.map(|bias| cast(&float(bias), dtype));
         let adapter = adapters.as_ref().and_then(|adapters| adapters.layers[index].as_ref());
         let part = adapter.zip(down.as_ref()).map(|(adapter, down)| adapter.part(down));
-        let lhs = Operand { tail: part.as_ref(), ..Operand::dense(&x) };
-        let rhs =
-            Operand { stored: weight.stored(), transposed: true, tail: adapter.map(|adapter| &adapter.b) };
-        let finish = Finish { factor: 1.0, bias: bias.as_ref(), residual: residual.as_ref() };
-        wrap(product(&x.tensor, lhs, rhs, finish, dtype))
+        let tail = adapter.map(|adapter| &adapter.b);
+        wrap(over(layer.weight, x.rows, dtype, true, |stored| {
+            let lhs = Operand { tail: part.as_ref(), ..Operand::dense(&x) };
+            let rhs = Operand { stored, transposed: true, tail };
+            let finish = Finish { factor: 1.0, bias: bias.as_ref(), residual: residual.as_ref() };
+            product(&x.tensor, lhs, rhs, finish, dtype)
+        }))
     };
     let outputs = layers.iter().enumerate().map(output).collect();
     Projected { outputs, down: down.map(wrap) }
@@ -212,14 +231,15 @@ where
             Rows::all(product(like, lhs, rhs, Finish::default(), dtype))
         });
         if wants_x {
-            let weight = Weight::new(layer.weight, dy.rows, dtype);
             // A dropped part cannot share the weight's reduction: it is masked first.
             let joined = adapter.filter(|adapter| adapter.dropout.is_none());
-            let lhs = Operand { tail: joined.and(dt.as_ref()), ..Operand::dense(dy) };
             let tail = joined.map(|adapter| &adapter.a);
-            let rhs = Operand { stored: weight.stored(), transposed: false, tail };
-            let finish = Finish { residual: dx.as_ref(), ..Finish::default() };
-            let slope = product(like, lhs, rhs, finish, sum_dtype);
+            let slope = over(layer.weight, dy.rows, dtype, false, |stored| {
+                let lhs = Operand { tail: joined.and(dt.as_ref()), ..Operand::dense(dy) };
+                let rhs = Operand { stored, transposed: false, tail };
+                let finish = Finish { residual: dx.as_ref(), ..Finish::default() };
+                product(like, lhs, rhs, finish, sum_dtype)
+            });
             let dropout = adapter.and_then(|adapter| Some((adapter, adapter.dropout.as_ref()?)));
             if let (Some((adapter, dropout)), Some(dt)) = (dropout, &dt) {
                 let (lhs, rhs) = (Operand::dense(dt), Operand::dense(&adapter.a));

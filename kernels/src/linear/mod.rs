@@ -16,9 +16,12 @@
 //!
 //! Hu et al., *LoRA* (<https://arxiv.org/abs/2106.09685>).
 
+#[cfg(feature = "cube")]
+mod choice;
 pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
+mod few;
 pub mod reference;
 
 use burn::tensor::{Tensor, backend::Backend};

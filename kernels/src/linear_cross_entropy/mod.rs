@@ -15,6 +15,7 @@ pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
 pub mod reference;
+pub mod trained;
 
 use burn::tensor::{Tensor, backend::Backend};
 
@@ -67,19 +68,25 @@ pub fn linear_cross_entropy<B: KernelBackend>(
         "linear_cross_entropy: hidden states of {width} do not fit the head {shape:?}"
     );
     assert_eq!(targets.len(), tokens, "linear_cross_entropy: one target per token");
-    let supervised: Vec<Supervised> = targets
+    B::linear_cross_entropy(hidden, head, &supervised(targets, shape[0]), wants_gradient)
+}
+
+/// The rows that count.
+///
+/// # Panics
+/// If a target is neither [`IGNORED`] nor an id of the vocabulary.
+fn supervised(targets: &[i32], vocabulary: usize) -> Vec<Supervised> {
+    targets
         .iter()
         .enumerate()
         .filter(|(_, target)| **target != IGNORED)
         .map(|(row, target)| {
             let target = usize::try_from(*target).unwrap_or(usize::MAX);
             assert!(
-                target < shape[0],
-                "linear_cross_entropy: the target of row {row} is no id below {}",
-                shape[0]
+                target < vocabulary,
+                "linear_cross_entropy: the target of row {row} is no id below {vocabulary}"
             );
             Supervised { row, target }
         })
-        .collect();
-    B::linear_cross_entropy(hidden, head, &supervised, wants_gradient)
+        .collect()
 }

@@ -138,6 +138,26 @@ impl<'a> Nf4Rows<'a> {
         Some(scales)
     }
 
+    /// The scales of the blocks from `first` on, in f32.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "kernels by hand are x86-64's"))]
+    pub(crate) fn fill_scales(&self, first: usize, scales: &mut [f32]) {
+        match self.absmax {
+            Scales::F32(values) => scales.copy_from_slice(&values[first..first + scales.len()]),
+            Scales::Double { codes, nested, map, offset, block_size } => {
+                let (mut block, mut rest) = (first, scales);
+                while !rest.is_empty() {
+                    let run = (block_size - block % block_size).min(rest.len());
+                    let (here, after) = rest.split_at_mut(run);
+                    let nested = nested[block / block_size];
+                    for (scale, code) in here.iter_mut().zip(&codes[block..]) {
+                        *scale = map[usize::from(*code)] * nested + offset;
+                    }
+                    (block, rest) = (block + run, after);
+                }
+            }
+        }
+    }
+
     /// The same matrix with scales that [`Self::expand`] gave.
     pub(crate) fn with_scales<'s>(&self, scales: Option<&'s [f32]>) -> Nf4Rows<'s>
     where

@@ -4,32 +4,18 @@ use burn::tensor::DType;
 use tune_kernels::KernelBackend;
 use tune_kernels::adamw::{AdamWConfig, Moments, Update, adamw, reference, sum_of_squares};
 
-use crate::support::{Site, assert_close, everywhere, random, tensor, values};
+use crate::support::{Site, assert_close, assert_within, everywhere, random, tensor, values};
 
 #[test]
 fn several_steps_agree_with_the_oracle() {
     everywhere!(check_steps);
 }
 
-fn check_steps<B: KernelBackend>(_: &Site) {
-    let config = AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() };
+fn check_steps<B: KernelBackend>(site: &Site) {
     for shape in [[1, 1], [3, 37], [40, 1000]] {
-        let count = shape[0] * shape[1];
-        let mut expected = random(count, 1, 1.0);
-        let (mut first, mut second) = (vec![0.0; count], vec![0.0; count]);
-        let mut parameter = tensor::<B, 2>(&expected, shape, DType::F32);
-        let mut moments = Moments::zeros_like(&parameter);
-        for step in 1..=5 {
-            let gradient = random(count, 10 + step, 1e-3);
-            reference::update(&mut expected, &gradient, (&mut first, &mut second), &config, 1e-2, step);
-            let gradient = tensor::<B, 2>(&gradient, shape, DType::F32);
-            // Clipping halves a gradient of twice the size.
-            let update = Update { parameter, gradient: Some(gradient * 2.0), moments };
-            (parameter, moments) = adamw(vec![update], 0.5, &config, 1e-2, step).remove(0);
-            assert_close("parameter", &values(&parameter), &expected, 1e-6);
-            assert_close("first moment", &values(&moments.first), &first, 1e-6);
-            assert_close("second moment", &values(&moments.second), &second, 1e-6);
-        }
+        let device = B::Device::default();
+        let found = tune_kernels::check::adamw::check::<B>(Site::on(&device, DType::F32), shape);
+        assert_within(&format!("adamw on {}", site.name), found);
     }
 }
 

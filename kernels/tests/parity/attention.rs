@@ -2,12 +2,11 @@
 
 use burn::tensor::DType;
 use tune_kernels::KernelBackend;
-use tune_kernels::attention::reference::{self, Sizes};
-use tune_kernels::attention::{
-    AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
-};
+use tune_kernels::attention::reference::Sizes;
+use tune_kernels::attention::{AttentionOptions, DocumentOffsets, attention};
+use tune_kernels::check;
 
-use crate::support::{Site, assert_close, everywhere, random, random_in, tensor, tolerance, values};
+use crate::support::{Site, assert_close, assert_within, everywhere, random, tensor, values};
 
 fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
     let sizes = |heads, kv_heads, head_dim| Sizes { heads, kv_heads, head_dim };
@@ -23,7 +22,22 @@ fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
         ("long", DocumentOffsets::packed(&[0, 1100]), None, sizes(2, 1, 8)),
         ("long, window", DocumentOffsets::packed(&[0, 30, 1200]), Some(600), sizes(1, 1, 16)),
         ("wide heads", DocumentOffsets::packed(&[0, 61]), None, sizes(2, 1, 256)),
+        ("one query", DocumentOffsets::with_cache(&[0, 1], &[0, 700]), None, sizes(6, 2, 64)),
+        ("one query, window", DocumentOffsets::with_cache(&[0, 1], &[0, 91]), Some(40), sizes(4, 4, 160)),
+        ("few queries", DocumentOffsets::with_cache(&[0, 4, 7], &[0, 50, 200]), None, sizes(5, 1, 20)),
+        ("few queries, window", DocumentOffsets::with_cache(&[0, 3], &[0, 90]), Some(20), sizes(2, 2, 33)),
         ("cache, window", DocumentOffsets::with_cache(&[0, 3], &[0, 90]), Some(20), sizes(2, 1, 16)),
+        ("head of 64", DocumentOffsets::packed(&[0, 65, 70, 113]), None, sizes(2, 1, 64)),
+        ("head of 96", DocumentOffsets::packed(&[0, 83]), None, sizes(2, 1, 96)),
+        ("head of 128", DocumentOffsets::packed(&[0, 67]), Some(40), sizes(2, 1, 128)),
+        ("head of 40", DocumentOffsets::packed(&[0, 35]), None, sizes(1, 1, 40)),
+        ("4 share", DocumentOffsets::packed(&[0, 21, 50, 51, 130]), Some(33), sizes(8, 2, 64)),
+        (
+            "4 share, cache",
+            DocumentOffsets::with_cache(&[0, 17, 17, 20], &[0, 81, 90, 129]),
+            Some(50),
+            sizes(4, 1, 64),
+        ),
     ]
 }
 
@@ -39,49 +53,9 @@ fn check_cases<B: KernelBackend>(site: &Site) {
             if !site.has_time_for(keys * keys * sizes.heads * sizes.head_dim) {
                 continue;
             }
-            let options = AttentionOptions { documents, scaling: 0.4, sliding_window };
-            check::<B>(&format!("attention {name} {dtype:?} on {}", site.name), dtype, &options, sizes);
-        }
-    }
-}
-
-fn check<B: KernelBackend>(what: &str, dtype: DType, options: &AttentionOptions, sizes: Sizes) {
-    let Sizes { heads, kv_heads, head_dim } = sizes;
-    let (tokens, keys) = (options.documents.queries(), options.documents.keys());
-    let q = random_in(tokens * heads * head_dim, 1, 2.0, dtype);
-    let k = random_in(keys * kv_heads * head_dim, 2, 2.0, dtype);
-    let v = random_in(keys * kv_heads * head_dim, 3, 2.0, dtype);
-    let dy = random_in(q.len(), 4, 1.0, dtype);
-    let expected = reference::forward(&q, &k, &v, options, sizes);
-    let slopes = reference::backward(&q, &k, &v, &dy, options, sizes);
-
-    let q = tensor::<B, 3>(&q, [tokens, heads, head_dim], dtype);
-    let k = tensor::<B, 3>(&k, [keys, kv_heads, head_dim], dtype);
-    let v = tensor::<B, 3>(&v, [keys, kv_heads, head_dim], dtype);
-    let (output, log_sum_exp) = attention(&q, &k, &v, options);
-    assert_eq!(output.dtype(), dtype, "{what}");
-    assert_close(what, &values(&output), &expected, tolerance(dtype));
-    let dy = tensor::<B, 3>(&dy, [tokens, heads, head_dim], dtype);
-    let request = AttentionBackward {
-        q: &q,
-        k: &k,
-        v: &v,
-        output: &output,
-        log_sum_exp: &log_sum_exp,
-        options,
-        dy: &dy,
-    };
-    let found = attention_backward(request);
-    // A query that sees one key has no slope in q and k: what is found there is rounding, and is measured against dv.
-    for ((part, found), expected) in ["q", "k", "v"].iter().zip(&found).zip([&slopes.q, &slopes.k, &slopes.v])
-    {
-        let found = values(found);
-        if expected.iter().all(|x| *x == 0.0) {
-            let small = found.iter().all(|x| x.abs() <= 10.0 * tolerance(dtype) as f32);
-            assert!(small, "d{part}, {what}");
-        } else {
-            // The rounded output enters δ: one more rounding than in the others.
-            assert_close(&format!("d{part}, {what}"), &found, expected, 2.0 * tolerance(dtype));
+            let (device, what) = (B::Device::default(), format!("attention in {dtype:?} on {}", site.name));
+            let on = Site::on::<B>(&device, dtype);
+            assert_within(&what, check::attention::check(on, name, documents, sliding_window, sizes));
         }
     }
 }

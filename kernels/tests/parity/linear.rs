@@ -1,18 +1,20 @@
 //! Linear: dense and NF4, with and without bias, adapter and dropout.
 
-use burn::tensor::{DType, Tensor};
-use tune_kernels::KernelBackend;
+use burn::tensor::DType;
+use tune_kernels::check::linear::{Case, STORAGES, Storage};
 use tune_kernels::dropout::{Dropout, DropoutKey};
-use tune_kernels::linear::reference::{self, LoraSlices, Sizes};
+use tune_kernels::linear::reference::Sizes;
 use tune_kernels::linear::{
     FrozenWeight, Linear, LinearBackward, Lora, LoraGradient, linear, linear_backward,
 };
-use tune_kernels::nf4::{self, Nf4Weight};
+use tune_kernels::{KernelBackend, check};
 
-use crate::support::{Site, assert_close, everywhere, random, random_in, rounded, tensor, tolerance, values};
+use crate::support::{
+    Site, assert_close, assert_within, everywhere, random, random_in, tensor, tolerance, values,
+};
 
 /// (tokens, in, out): single rows, odd sizes, sizes beyond one tile in each direction.
-const SHAPES: [(usize, usize, usize); 9] = [
+const SHAPES: [(usize, usize, usize); 14] = [
     (1, 64, 64),
     (1, 50, 33),
     (3, 77, 5),
@@ -22,66 +24,21 @@ const SHAPES: [(usize, usize, usize); 9] = [
     (64, 576, 100),
     (530, 70, 40),
     (33, 1030, 260),
-];
-
-#[derive(Clone, Copy, Debug)]
-enum Weight {
-    Dense,
-    Nf4 { double_quant: bool, block_size: usize },
-}
-
-const WEIGHTS: [Weight; 3] = [
-    Weight::Dense,
-    Weight::Nf4 { double_quant: true, block_size: 64 },
-    Weight::Nf4 { double_quant: false, block_size: 128 },
+    // Few rows: every number of them up to where the blocked product begins, several tasks, blocks across row ends.
+    (1, 192, 700),
+    (2, 1088, 131),
+    (6, 320, 9),
+    (7, 33, 20),
+    (8, 704, 65),
 ];
 
 /// The weight on the device, and in f32 as the product sees it.
-fn frozen<B: KernelBackend>(kind: Weight, shape: [usize; 2], dtype: DType) -> (FrozenWeight<B>, Vec<f32>) {
-    let original = random(shape[0] * shape[1], 7, 0.2);
-    match kind {
-        Weight::Dense => (FrozenWeight::Dense(tensor(&original, shape, dtype)), rounded(&original, dtype)),
-        Weight::Nf4 { double_quant, block_size } => {
-            let quantized = nf4::quantize(&original, shape, block_size, double_quant);
-            let dense = rounded(&nf4::reference::dequantize(&quantized), dtype);
-            (FrozenWeight::Nf4(Nf4Weight::new(quantized, &Default::default())), dense)
-        }
-    }
-}
-
-struct Adapter {
-    a: Vec<f32>,
-    b: Vec<f32>,
-    rank: usize,
-    mask: Vec<f32>,
-    dropout: Option<Dropout>,
-}
-
-const SCALING: f32 = 1.75;
-
-fn adapter<B: KernelBackend>(sizes: Sizes, rank: usize, probability: f32) -> Adapter {
-    let key = DropoutKey { seed: 3, step: 5, micro_batch: 1, layer: 2, projection: 4 };
-    let dropout = (probability > 0.0).then_some(Dropout { probability, key });
-    Adapter {
-        a: random(rank * sizes.input, 11, 0.3),
-        b: random(sizes.out * rank, 12, 0.3),
-        rank,
-        mask: mask::<B>(sizes.tokens * sizes.input, sizes.input, dropout),
-        dropout,
-    }
-}
-
-/// The mask as the op applies it, seen through an adapter that copies its input.
-fn mask<B: KernelBackend>(count: usize, input: usize, dropout: Option<Dropout>) -> Vec<f32> {
-    let Some(dropout) = dropout else { return vec![1.0; count] };
-    let identity: Vec<f32> =
-        (0..input * input).map(|i| if i / input == i % input { 1.0 } else { 0.0 }).collect();
-    let identity = tensor::<B, 2>(&identity, [input, input], DType::F32);
-    let lora = Lora { a: identity.clone(), b: identity, scaling: 1.0, dropout: Some(dropout) };
-    let nothing = FrozenWeight::Dense(Tensor::zeros([input, input], &Default::default()));
-    let ones = Tensor::ones([count / input, input], &Default::default());
-    let layer = Linear { weight: &nothing, bias: None, lora: Some(&lora) };
-    values(&linear::<B>(&ones, &[layer], None).outputs[0])
+fn frozen<B: KernelBackend>(
+    storage: Storage,
+    shape: [usize; 2],
+    dtype: DType,
+) -> (FrozenWeight<B>, Vec<f32>) {
+    check::linear::frozen(Site::on(&B::Device::default(), dtype), storage, shape)
 }
 
 #[test]
@@ -98,7 +55,7 @@ fn check_shapes<B: KernelBackend>(site: &Site) {
         }
         for (tokens, input, out) in SHAPES {
             let sizes = Sizes { tokens, input, out };
-            for kind in WEIGHTS {
+            for kind in STORAGES {
                 for (rank, probability) in ADAPTERS {
                     check::<B>(&site.name, sizes, kind, dtype, rank, probability, rank != 1);
                 }
@@ -106,7 +63,7 @@ fn check_shapes<B: KernelBackend>(site: &Site) {
         }
         // A rank beyond the narrow kernels, and a reduction of several blocks.
         let sizes = Sizes { tokens: 40, input: 1120, out: 96 };
-        check::<B>(&site.name, sizes, WEIGHTS[1], dtype, 40, 0.0, true);
+        check::<B>(&site.name, sizes, STORAGES[1], dtype, 40, 0.0, true);
     }
 }
 
@@ -117,7 +74,7 @@ fn check_some<B: KernelBackend>(site: &Site, dtype: DType) {
     let plain = Sizes { tokens: 5, input: 288, out: 192 };
     // From some hundred tokens on NF4 is dequantized beforehand.
     let many = Sizes { tokens: 530, input: 70, out: 40 };
-    let [dense, double, single] = WEIGHTS;
+    let [dense, double, single] = STORAGES;
     for (sizes, kind, rank, probability) in [
         (odd, dense, 0, 0.0),
         (odd, double, 5, 0.25),
@@ -133,70 +90,15 @@ fn check_some<B: KernelBackend>(site: &Site, dtype: DType) {
 fn check<B: KernelBackend>(
     site: &str,
     sizes: Sizes,
-    kind: Weight,
+    storage: Storage,
     dtype: DType,
     rank: usize,
     probability: f32,
     with_bias: bool,
 ) {
-    let what = format!("{kind:?} {dtype:?} {sizes:?} rank {rank} dropout {probability} on {site}");
-    let Sizes { tokens, input, out } = sizes;
-    let (weight, dense) = frozen(kind, [out, input], dtype);
-    let x = random_in(tokens * input, 1, 1.0, dtype);
-    let dy = random_in(tokens * out, 2, 1.0, dtype);
-    let bias = random_in(out, 3, 0.5, dtype);
-    let residual = random_in(tokens * out, 4, 0.5, dtype);
-    let adapter = (rank > 0).then(|| adapter::<B>(sizes, rank, probability));
-
-    let in_dtype = adapter.as_ref().map(|lora| {
-        let scaled: Vec<f32> = lora.b.iter().map(|b| b * SCALING).collect();
-        let unscaled = |b: &f32| b / SCALING;
-        (rounded(&lora.a, dtype), rounded(&scaled, dtype).iter().map(unscaled).collect::<Vec<_>>())
-    });
-    let slices = adapter.as_ref().zip(in_dtype.as_ref()).map(|(lora, (a, b))| LoraSlices {
-        a,
-        b,
-        rank: lora.rank,
-        scaling: SCALING,
-        mask: &lora.mask,
-    });
-    let mut expected = reference::forward(&x, &dense, with_bias.then_some(&bias[..]), slices, sizes);
-    let (dx, da, db) = reference::backward(&x, &dense, slices, &dy, sizes);
-
-    let x = tensor::<B, 2>(&x, [tokens, input], dtype);
-    let lora = adapter.as_ref().map(|lora| Lora {
-        a: tensor::<B, 2>(&lora.a, [rank, input], DType::F32),
-        b: tensor::<B, 2>(&lora.b, [out, rank], DType::F32),
-        scaling: SCALING,
-        dropout: lora.dropout,
-    });
-    let bias = with_bias.then(|| tensor::<B, 1>(&bias, [out], dtype));
-    let layer = Linear { weight: &weight, bias: bias.as_ref(), lora: lora.as_ref() };
-    let projected = linear(&x, &[layer], None);
-    let tolerance = tolerance(dtype);
-    assert_eq!(projected.outputs[0].dtype(), dtype, "{what}");
-    assert_close(&format!("y, {what}"), &values(&projected.outputs[0]), &expected, tolerance);
-
-    let around = tensor::<B, 2>(&residual, [tokens, out], dtype);
-    let added = linear(&x, &[layer], Some(&around));
-    expected.iter_mut().zip(&residual).for_each(|(y, residual)| *y += residual);
-    assert_close(&format!("y + residual, {what}"), &values(&added.outputs[0]), &expected, tolerance);
-
-    let gradients = linear_backward(LinearBackward {
-        x: Some(&x),
-        layers: &[layer],
-        down: projected.down.as_ref(),
-        dy: &[tensor::<B, 2>(&dy, [tokens, out], dtype)],
-        wants_x: true,
-        sums: vec![None],
-    });
-    assert_close(&format!("dx, {what}"), &values(&gradients.x.expect("asked for")), &dx, tolerance);
-    assert_eq!(gradients.adapters[0].is_some(), rank > 0, "{what}");
-    if let Some(adapter) = &gradients.adapters[0] {
-        assert_eq!((adapter.a.dtype(), adapter.b.dtype()), (DType::F32, DType::F32), "{what}");
-        assert_close(&format!("dA, {what}"), &values(&adapter.a), &da, tolerance);
-        assert_close(&format!("dB, {what}"), &values(&adapter.b), &db, tolerance);
-    }
+    let (device, what) = (B::Device::default(), format!("{dtype:?} on {site}"));
+    let case = Case { sizes, storage, rank, probability, with_bias };
+    assert_within(&what, check::linear::check(Site::on::<B>(&device, dtype), case));
 }
 
 /// Several layers over one input are each layer alone; their input gradients add up, and so do the sums of adapter
@@ -221,7 +123,7 @@ fn check_group<B: KernelBackend>(site: &str, dtype: DType, probability: f32) {
     let outs = [70, 33, 96];
     let ranks = [4, 0, 17];
     let x = tensor::<B, 2>(&random(tokens * input, 1, 1.0), [tokens, input], dtype);
-    let weights = outs.map(|out| frozen(WEIGHTS[1], [out, input], dtype).0);
+    let weights = outs.map(|out| frozen(STORAGES[1], [out, input], dtype).0);
     let loras: Vec<Option<Lora<B>>> = (0..3)
         .map(|index| {
             let (rank, out) = (ranks[index], outs[index]);
@@ -287,15 +189,14 @@ fn the_input_gradient_may_be_left_out() {
 }
 
 fn check_no_input_gradient<B: KernelBackend>(_: &Site) {
-    let sizes = Sizes { tokens: 6, input: 20, out: 12 };
-    let (weight, _) = frozen(Weight::Dense, [12, 20], DType::F32);
-    let adapter = adapter::<B>(sizes, 4, 0.5);
+    let (weight, _) = frozen(Storage::Dense, [12, 20], DType::F32);
+    let key = DropoutKey { seed: 3, step: 5, micro_batch: 1, layer: 2, projection: 4 };
     let x = tensor::<B, 2>(&random(120, 1, 1.0), [6, 20], DType::F32);
     let lora = Lora {
-        a: tensor::<B, 2>(&adapter.a, [4, 20], DType::F32),
-        b: tensor::<B, 2>(&adapter.b, [12, 4], DType::F32),
-        scaling: SCALING,
-        dropout: adapter.dropout,
+        a: tensor::<B, 2>(&random(4 * 20, 11, 0.3), [4, 20], DType::F32),
+        b: tensor::<B, 2>(&random(12 * 4, 12, 0.3), [12, 4], DType::F32),
+        scaling: 1.75,
+        dropout: Some(Dropout { probability: 0.5, key }),
     };
     let layer = Linear { weight: &weight, bias: None, lora: Some(&lora) };
     let down = linear(&x, &[layer], None).down;
@@ -316,6 +217,47 @@ fn check_no_input_gradient<B: KernelBackend>(_: &Site) {
     assert_eq!((values(&with.a), values(&with.b)), (values(&without.a), values(&without.b)));
 }
 
+/// A few rows are computed another way than many: the same numbers, and each row as it is alone.
+#[test]
+fn few_rows_are_those_of_many() {
+    everywhere!(check_few);
+}
+
+fn check_few<B: KernelBackend>(site: &Site) {
+    // A way that the CPU has.
+    if site.is_gpu {
+        return;
+    }
+    for dtype in site.dtypes.clone() {
+        for kind in STORAGES {
+            let (input, out, rank) = (192, 150, 16);
+            let (weight, _) = frozen(kind, [out, input], dtype);
+            let lora = Lora {
+                a: tensor::<B, 2>(&random(rank * input, 11, 0.3), [rank, input], DType::F32),
+                b: tensor::<B, 2>(&random(out * rank, 12, 0.3), [out, rank], DType::F32),
+                scaling: 1.75,
+                dropout: None,
+            };
+            let x = random_in(20 * input, 1, 1.0, dtype);
+            let layer = Linear { weight: &weight, bias: None, lora: Some(&lora) };
+            let run = |x: &[f32]| {
+                let x = tensor::<B, 2>(x, [x.len() / input, input], dtype);
+                values(&linear::<B>(&x, &[layer], None).outputs[0])
+            };
+            let many = run(&x);
+            let single = run(&x[..input]);
+            for rows in 1..=9 {
+                let what = format!("{rows} rows, {kind:?} {dtype:?} on {}", site.name);
+                let few = run(&x[..rows * input]);
+                assert_close(&what, &few, &many[..rows * out], tolerance(dtype));
+                if rows < 9 {
+                    assert_eq!(few[..out], single, "{what}");
+                }
+            }
+        }
+    }
+}
+
 /// A view (here a transpose) is read through its strides.
 #[test]
 fn operands_need_not_be_contiguous() {
@@ -330,4 +272,33 @@ fn check_strides<B: KernelBackend>(_: &Site) {
     let layer = Linear { weight: &weight, bias: None, lora: None };
     let run = |x| values(&linear::<B>(x, &[layer], None).outputs[0]);
     assert_eq!(run(&turned), run(&copied));
+}
+
+/// An NF4 weight that is unpacked as it is read gives the bits of the dense matrix it stands for.
+#[test]
+fn an_nf4_weight_gives_the_bits_of_its_dense_matrix() {
+    everywhere!(check_unpacking);
+}
+
+fn check_unpacking<B: KernelBackend>(site: &Site) {
+    for dtype in site.dtypes.clone() {
+        let (packed, dense) = frozen::<B>(STORAGES[1], [48, 64], dtype);
+        let dense = FrozenWeight::Dense(tensor::<B, 2>(&dense, [48, 64], dtype));
+        let x = tensor::<B, 2>(&random(9 * 64, 1, 1.0), [9, 64], dtype);
+        let dy = tensor::<B, 2>(&random(9 * 48, 2, 1.0), [9, 48], dtype);
+        let [packed, dense] = [packed, dense].map(|weight| {
+            let layer = Linear { weight: &weight, bias: None, lora: None };
+            let y = values(&linear(&x, &[layer], None).outputs[0]);
+            let request = LinearBackward {
+                x: None,
+                layers: &[layer],
+                down: None,
+                dy: std::slice::from_ref(&dy),
+                wants_x: true,
+                sums: vec![None],
+            };
+            (y, values(&linear_backward(request).x.expect("asked for")))
+        });
+        assert_eq!(packed, dense, "{dtype:?} on {}", site.name);
+    }
 }

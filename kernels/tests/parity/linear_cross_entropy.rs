@@ -1,12 +1,13 @@
 //! Head and loss: dense and NF4 heads, ignored rows, more rows than one chunk.
 
 use burn::tensor::{DType, Tensor};
-use tune_kernels::KernelBackend;
 use tune_kernels::linear::FrozenWeight;
 use tune_kernels::linear_cross_entropy::{IGNORED, linear_cross_entropy, reference};
-use tune_kernels::nf4::{self, Nf4Weight};
+use tune_kernels::{KernelBackend, check};
 
-use crate::support::{Site, assert_close, everywhere, random, random_in, rounded, tensor, tolerance, values};
+use crate::support::{
+    Site, assert_close, assert_within, everywhere, random, random_in, tensor, tolerance, values,
+};
 
 #[test]
 fn loss_and_gradient_agree_with_the_oracle() {
@@ -18,42 +19,13 @@ fn check_shapes<B: KernelBackend>(site: &Site) {
         for shape in [(1, 8, 2), (5, 33, 101), (700, 16, 50), (20, 64, 1000), (70, 40, 1_300_000 / 40)] {
             for packed in [false, true] {
                 if site.has_time_for(shape.0 * shape.1 * shape.2) {
-                    check::<B>(&site.name, dtype, shape, packed);
+                    let (device, what) = (B::Device::default(), format!("{dtype:?} on {}", site.name));
+                    let on = Site::on::<B>(&device, dtype);
+                    assert_within(&what, check::linear_cross_entropy::check(on, shape, packed));
                 }
             }
         }
     }
-}
-
-fn check<B: KernelBackend>(
-    site: &str,
-    dtype: DType,
-    (tokens, width, vocabulary): (usize, usize, usize),
-    packed: bool,
-) {
-    let what = format!("{dtype:?} [{tokens}, {width}] x {vocabulary}, packed {packed}, on {site}");
-    let original = random(vocabulary * width, 2, 1.0);
-    let (head, dense) = if packed {
-        let quantized = nf4::quantize(&original, [vocabulary, width], 64, true);
-        let dense = rounded(&quantized.dequantize(), dtype);
-        (FrozenWeight::Nf4(Nf4Weight::new(quantized, &Default::default())), dense)
-    } else {
-        (FrozenWeight::Dense(tensor(&original, [vocabulary, width], dtype)), rounded(&original, dtype))
-    };
-    let hidden = random_in(tokens * width, 1, 1.0, dtype);
-    let targets: Vec<Option<usize>> =
-        (0..tokens).map(|i| (i % 5 != 3).then_some(i * 31 % vocabulary)).collect();
-    let (loss, slope) = reference::loss_and_gradient(&hidden, &dense, &targets, width);
-    let on_device: Vec<i32> = targets.iter().map(|t| t.map_or(IGNORED, |t| t as i32)).collect();
-    let hidden = tensor::<B, 2>(&hidden, [tokens, width], dtype);
-    let found = linear_cross_entropy(&hidden, &head, &on_device, true);
-    assert_eq!(found.loss.dtype(), DType::F32);
-    assert_close(&format!("loss, {what}"), &values(&found.loss), &[loss as f32], 2e-6);
-    let gradient = values(&found.gradient.expect("it was asked for"));
-    assert_close(&format!("dhidden, {what}"), &gradient, &slope, tolerance(dtype));
-    let alone = linear_cross_entropy(&hidden, &head, &on_device, false);
-    assert_eq!(values(&alone.loss), values(&found.loss), "{what}");
-    assert!(alone.gradient.is_none());
 }
 
 /// A target that the model all but excludes, and one that it is sure of: neither overflows nor loses its digits.
@@ -102,4 +74,43 @@ fn a_target_beyond_the_vocabulary_is_refused() {
     let hidden = Tensor::<burn_flex::Flex, 2>::ones([2, 4], &Default::default());
     let head = FrozenWeight::Dense(Tensor::ones([7, 4], &Default::default()));
     linear_cross_entropy(&hidden, &head, &[6, 7], false);
+}
+
+#[test]
+fn a_trained_head_agrees_with_the_oracle() {
+    everywhere!(check_trained_head);
+}
+
+fn check_trained_head<B: KernelBackend>(site: &Site) {
+    use tune_kernels::linear_cross_entropy::trained::trained_linear_cross_entropy;
+    // The last has more rows than one chunk.
+    for (tokens, width, vocabulary) in [(1, 8, 2), (9, 33, 101), (700, 16, 50), (90, 2, 131_000)] {
+        if !site.has_time_for(tokens * width * vocabulary) {
+            continue;
+        }
+        for dtype in site.dtypes.clone() {
+            if vocabulary > 1000 && dtype != DType::F32 {
+                continue;
+            }
+            let what =
+                format!("trained head, {dtype:?} [{tokens}, {width}] x {vocabulary}, on {}", site.name);
+            let head = random(vocabulary * width, 2, 1.0);
+            let hidden = random_in(tokens * width, 1, 1.0, dtype);
+            let targets: Vec<Option<usize>> =
+                (0..tokens).map(|i| (i % 5 != 3).then_some(i * 31 % vocabulary)).collect();
+            let (loss, dhidden) = reference::loss_and_gradient(&hidden, &head, &targets, width);
+            let dhead = reference::head_gradient(&hidden, &head, &targets, width);
+            let on_device: Vec<i32> = targets.iter().map(|t| t.map_or(IGNORED, |t| t as i32)).collect();
+            let hidden = tensor::<B, 2>(&hidden, [tokens, width], dtype);
+            let head = tensor::<B, 2>(&head, [vocabulary, width], DType::F32);
+            let found = trained_linear_cross_entropy(&hidden, &head, &on_device, None);
+            assert_close(&format!("loss, {what}"), &values(&found.loss), &[loss as f32], 4e-6);
+            assert_eq!(found.hidden.dtype(), dtype);
+            assert_close(&format!("dhidden, {what}"), &values(&found.hidden), &dhidden, tolerance(dtype));
+            assert_close(&format!("dhead, {what}"), &values(&found.head), &dhead, 4e-6);
+            let twice = trained_linear_cross_entropy(&hidden, &head, &on_device, Some(found.head.clone()));
+            let doubled: Vec<f32> = dhead.iter().map(|value| 2.0 * value).collect();
+            assert_close(&format!("sum, {what}"), &values(&twice.head), &doubled, 4e-6);
+        }
+    }
 }

@@ -1,7 +1,9 @@
-//! Random inputs, tensors from and to f32, and the comparison all parity tests share.
+//! Where parity tests run, their tensors from f32, and the comparison that all of them share.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
+use tune_kernels::check::{Deviation, On};
+pub(crate) use tune_kernels::check::{random, random_in, tolerance, values};
 use tune_kernels::isa::InstructionSet;
 
 /// Where a check runs, and with what.
@@ -18,6 +20,11 @@ pub(crate) struct Site {
 }
 
 impl Site {
+    /// For a check of the library, on the backend's default device.
+    pub(crate) fn on<B: Backend>(device: &B::Device, dtype: DType) -> On<'_, B> {
+        On { device, dtype }
+    }
+
     /// Whether a case of so many multiplications is worth the wait.
     pub(crate) fn has_time_for(&self, multiplications: usize) -> bool {
         !self.is_slow || multiplications <= 40_000_000
@@ -41,30 +48,6 @@ macro_rules! everywhere {
 }
 pub(crate) use everywhere;
 
-/// Deterministic numbers in [−1, 1) · `size` (xorshift).
-pub(crate) fn random(count: usize, seed: u64, size: f32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            ((state >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * size
-        })
-        .collect()
-}
-
-/// What `values` become when stored in `dtype`.
-pub(crate) fn rounded(values: &[f32], dtype: DType) -> Vec<f32> {
-    let data = TensorData::new(values.to_vec(), [values.len()]).convert_dtype(dtype);
-    data.iter::<f32>().collect()
-}
-
-/// Random numbers that `dtype` can hold.
-pub(crate) fn random_in(count: usize, seed: u64, size: f32, dtype: DType) -> Vec<f32> {
-    rounded(&random(count, seed, size), dtype)
-}
-
 /// A tensor of `dtype`.
 pub(crate) fn tensor<B: Backend, const D: usize>(
     values: &[f32],
@@ -77,11 +60,6 @@ pub(crate) fn tensor<B: Backend, const D: usize>(
 /// An integer tensor, as the data room makes them.
 pub(crate) fn ids<B: Backend>(values: &[i32]) -> Tensor<B, 1, Int> {
     Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), &B::Device::default())
-}
-
-/// All values in f32.
-pub(crate) fn values<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Vec<f32> {
-    tensor.to_data().iter::<f32>().collect()
 }
 
 /// Runs `body` on every instruction set that this machine has.
@@ -116,7 +94,7 @@ fn gpu<R: burn_cubecl::CubeRuntime>(
             name: found.name,
             dtypes: tune_kernels::gpu::dtypes::<R>(&R::Device::default()),
             is_gpu: true,
-            is_slow: found.is_software,
+            is_slow: found.is_software(),
         }),
         Err(why) => {
             println!("skipped: {why}");
@@ -125,12 +103,12 @@ fn gpu<R: burn_cubecl::CubeRuntime>(
     }
 }
 
-/// Relative error that `dtype` may cost: rounding of the result, with some room for sums.
-pub(crate) fn tolerance(dtype: DType) -> f64 {
-    match dtype {
-        DType::F32 => 2e-6,
-        DType::F16 => 1e-3,
-        _ => 6e-3,
+/// What a check measured is no more than rounding.
+#[track_caller]
+pub(crate) fn assert_within(what: &str, found: Vec<Deviation>) {
+    assert!(!found.is_empty(), "{what}: nothing was measured");
+    for deviation in found {
+        assert!(deviation.is_within_tolerance(), "{what}: {deviation}");
     }
 }
 
@@ -138,14 +116,5 @@ pub(crate) fn tolerance(dtype: DType) -> f64 {
 /// largest one.
 #[track_caller]
 pub(crate) fn assert_close(what: &str, found: &[f32], expected: &[f32], tolerance: f64) {
-    assert_eq!(found.len(), expected.len(), "{what}: length");
-    let square = |x: f32| f64::from(x) * f64::from(x);
-    let norm = expected.iter().map(|x| square(*x)).sum::<f64>().sqrt();
-    let largest = expected.iter().fold(0.0f64, |largest, x| largest.max(f64::from(x.abs())));
-    let difference = found.iter().zip(expected).map(|(a, b)| square(a - b)).sum::<f64>().sqrt();
-    assert!(difference <= tolerance * norm + 1e-30, "{what}: relative error {:.2e}", difference / norm);
-    for (index, (found, expected)) in found.iter().zip(expected).enumerate() {
-        let error = f64::from((found - expected).abs());
-        assert!(error <= 4.0 * tolerance * largest + 1e-30, "{what}[{index}]: {found} instead of {expected}");
-    }
+    assert_within(what, vec![Deviation::new("result", "this", found, expected, tolerance)]);
 }

@@ -134,3 +134,49 @@ fn any_number_of_threads_gives_the_same_bytes() {
         }
     }
 }
+
+/// Decoding: a few rows against large weights, and a query against many keys, each large enough to fork.
+fn decoding(dtype: DType) -> Vec<Vec<f32>> {
+    let (width, out, rank) = (1024, 1500, 16);
+    let quantized = nf4::quantize(&random(out * width, 1, 0.1), [out, width], 64, true);
+    let packed = FrozenWeight::Nf4(Nf4Weight::<Flex>::new(quantized, &Default::default()));
+    let dense = FrozenWeight::Dense(tensor::<Flex, 2>(&random(out * width, 2, 0.1), [out, width], dtype));
+    let lora = Lora {
+        a: tensor(&random(rank * width, 3, 0.5), [rank, width], DType::F32),
+        b: tensor(&random(out * rank, 4, 0.5), [out, rank], DType::F32),
+        scaling: 2.0,
+        dropout: None,
+    };
+    let layers = [
+        Linear { weight: &packed, bias: None, lora: Some(&lora) },
+        Linear { weight: &dense, bias: None, lora: None },
+    ];
+    let mut results = Vec::new();
+    for rows in [1, 3] {
+        let x = tensor::<Flex, 2>(&random(rows * width, 5, 1.0), [rows, width], dtype);
+        results.extend(linear(&x, &layers, None).outputs.iter().map(values));
+    }
+    let (keys, heads, head_dim) = (6000, 4, 64);
+    let q = tensor::<Flex, 3>(&random(heads * head_dim, 6, 1.0), [1, heads, head_dim], dtype);
+    let k = tensor::<Flex, 3>(&random(keys * 2 * head_dim, 7, 1.0), [keys, 2, head_dim], dtype);
+    let documents = DocumentOffsets::with_cache(&[0, 1], &[0, keys as u32]);
+    let options = AttentionOptions { documents, scaling: 0.2, sliding_window: None };
+    results.push(values(&attention(&q, &k, &k, &options).0));
+    results
+}
+
+#[test]
+fn decoding_is_the_same_on_any_number_of_threads() {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let run = |threads: usize| -> Vec<Vec<u32>> {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
+            let results = pool.install(|| decoding(dtype));
+            results.into_iter().map(|part| part.into_iter().map(f32::to_bits).collect()).collect()
+        };
+        let one = run(1);
+        assert!(one.iter().all(|part| part.iter().any(|bits| *bits != 0)));
+        for threads in [2, 3, 7] {
+            assert!(run(threads) == one, "{dtype:?}: {threads} threads");
+        }
+    }
+}

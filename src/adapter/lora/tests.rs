@@ -19,7 +19,7 @@ fn target(
 ) -> Target {
     let path = format!("model.layers.{layer}.self_attn.{projection}");
     let module = Module { path, layer, projection, out_features, in_features };
-    Target { module, rank, alpha: 8.0, scaling: scaling(8.0, rank, false) }
+    Target { module, rank, alpha: 8.0, scaling: scaling(8.0, rank, false), use_dora: false }
 }
 
 /// Layers 0 and 2 adapted, layer 1 not; handed over out of order.
@@ -96,9 +96,9 @@ fn a_layer_holds_its_adapters_and_no_others() {
     let set = set(1, 0.25);
     let layer = set.layer(2, None);
     let value = layer.get(Projection::Value).unwrap();
-    assert_eq!((value.a.dims(), value.b.dims()), ([2, 12], [5, 2]));
-    assert_eq!(value.scaling, 4.0);
-    assert!(value.dropout.is_none());
+    assert_eq!((value.lora.a.dims(), value.lora.b.dims()), ([2, 12], [5, 2]));
+    assert_eq!(value.lora.scaling, 4.0);
+    assert!(value.lora.dropout.is_none());
     assert!(layer.get(Projection::Key).is_none());
     assert!(Projection::ALL.iter().all(|projection| set.layer(1, None).get(*projection).is_none()));
     assert!(Projection::ALL.iter().all(|projection| set.layer(9, None).get(*projection).is_none()));
@@ -109,10 +109,10 @@ fn a_layer_names_its_masks() {
     let set = set(1, 0.25);
     let step = DropoutStep { seed: 3, step: 4, micro_batch: 5 };
     let key = DropoutKey { seed: 3, step: 4, micro_batch: 5, layer: 2, projection: 2 };
-    let dropout = set.layer(2, Some(step)).value.unwrap().dropout;
+    let dropout = set.layer(2, Some(step)).value.unwrap().lora.dropout;
     assert_eq!(dropout, Some(Dropout { probability: 0.25, key }));
     let without = LoraSet::<Flex>::init(targets(), 0.0, 1, &device());
-    assert!(without.layer(2, Some(step)).value.unwrap().dropout.is_none());
+    assert!(without.layer(2, Some(step)).value.unwrap().lora.dropout.is_none());
 }
 
 #[test]
@@ -145,4 +145,25 @@ fn given_values_come_back() {
     let short = values.iter().map(|values| values[1..].to_vec()).collect();
     let error = LoraSet::<Flex>::from_values(targets(), 0.0, short, &device()).unwrap_err();
     assert!(error.to_string().contains("layers.0.self_attn.q_proj.lora_A.weight"), "{error}");
+}
+
+#[test]
+fn magnitudes_stand_behind_their_pair() {
+    let targets = targets().into_iter().map(|target| Target { use_dora: true, ..target }).collect();
+    let mut set: LoraSet<Flex> = LoraSet::init(targets, 0.0, 1, &device());
+    let names: Vec<_> = set.parameters()[..3].iter().map(|parameter| parameter.name.as_str()).collect();
+    let module = "base_model.model.model.layers.0.self_attn.q_proj";
+    let expected = [".lora_A.weight", ".lora_B.weight", ".lora_magnitude_vector"];
+    assert_eq!(names, expected.map(|suffix| format!("{module}{suffix}")));
+    assert_eq!([0, 1, 2, 3].map(|layer| set.layer_parameters(layer)), [0..3, 3..3, 3..9, 9..9]);
+    assert_eq!(set.count(), (4 * 24 + 12 + 4 * 24 + 12 + 2 * 17 + 5) as u64);
+    // Without the weights that they follow from they are no numbers, lest anybody train on something else.
+    assert!(set.values(2).unwrap().iter().all(|value| value.is_nan()));
+    set.set_magnitudes(|target, lora| {
+        assert_eq!(lora.a.dims(), [target.rank, target.module.in_features]);
+        Tensor::ones([1, target.module.out_features], &device()) * target.rank as f32
+    });
+    assert_eq!(set.values(8).unwrap(), [2.0; 5]);
+    let dora = set.layer(2, None).value.unwrap().dora.unwrap();
+    assert_eq!(dora.magnitude.dims(), [1, 5]);
 }

@@ -13,6 +13,7 @@ pub(super) fn card(config: &Config) -> String {
         true => " (some modules differ: `adapter_config.json`)",
         false => "",
     };
+    let kind = if config.use_dora { "DoRA" } else { "LoRA" };
     let rslora = if config.use_rslora { ", rank-stabilized" } else { "" };
     format!(
         "---\n\
@@ -25,7 +26,7 @@ pub(super) fn card(config: &Config) -> String {
          - tune\n\
          ---\n\
          \n\
-         # LoRA adapter for {base}\n\
+         # {kind} adapter for {base}\n\
          \n\
          Rank {}, alpha {}{rslora}{patterns}. Trained with tune; what it was trained with stands in the metadata of\n\
          `adapter_model.safetensors`.\n\

@@ -25,6 +25,10 @@ pub struct Config {
     pub dropout: f64,
     /// `use_rslora`.
     pub use_rslora: bool,
+    /// `use_dora`.
+    pub use_dora: bool,
+    /// `modules_to_save`: names of modules that are trained as a whole.
+    pub modules_to_save: Vec<String>,
     /// `target_modules`.
     pub target_modules: TargetModules,
     /// `rank_pattern`, in file order.
@@ -59,6 +63,8 @@ impl Config {
             alpha,
             dropout: spec.dropout,
             use_rslora: spec.use_rslora,
+            use_dora: spec.use_dora,
+            modules_to_save: sorted(&spec.modules_to_save),
             target_modules: TargetModules::Names(target_names(targets, modules)),
             rank_pattern,
             alpha_pattern,
@@ -68,6 +74,10 @@ impl Config {
 
     /// The text of the file: PEFT's classic fields, sorted, two spaces deep.
     pub fn to_json(&self) -> String {
+        let modules_to_save = match self.modules_to_save.as_slice() {
+            [] => Value::Null,
+            names => json!(names),
+        };
         let target_modules = match &self.target_modules {
             TargetModules::Names(names) => json!(names),
             TargetModules::Pattern(pattern) => json!(pattern),
@@ -89,14 +99,14 @@ impl Config {
             ("lora_dropout", json!(self.dropout)),
             ("megatron_config", Value::Null),
             ("megatron_core", json!("megatron.core")),
-            ("modules_to_save", Value::Null),
+            ("modules_to_save", modules_to_save),
             ("peft_type", json!("LORA")),
             ("r", json!(self.rank)),
             ("rank_pattern", object(&self.rank_pattern, |rank| json!(rank))),
             ("revision", json!(self.revision)),
             ("target_modules", target_modules),
             ("task_type", json!("CAUSAL_LM")),
-            ("use_dora", json!(false)),
+            ("use_dora", json!(self.use_dora)),
             ("use_rslora", json!(self.use_rslora)),
         ];
         let fields: Map<String, Value> =
@@ -121,6 +131,8 @@ impl Config {
         let alpha = fields.required("lora_alpha", "a number", finite);
         let dropout = fields.optional("lora_dropout", "a number", finite);
         let use_rslora = fields.optional("use_rslora", "true or false", Value::as_bool);
+        let use_dora = fields.optional("use_dora", "true or false", Value::as_bool);
+        let modules_to_save = fields.optional("modules_to_save", "a list of names", names);
         let target_modules = fields.required("target_modules", "a list of names, or a pattern", targets_of);
         let base_model = fields.optional("base_model_name_or_path", "a string", owned);
         let revision = fields.optional("revision", "a string", owned);
@@ -136,6 +148,8 @@ impl Config {
             alpha: alpha?,
             dropout: dropout.unwrap_or(0.0),
             use_rslora: use_rslora.unwrap_or(false),
+            use_dora: use_dora.unwrap_or(false),
+            modules_to_save: modules_to_save.unwrap_or_default(),
             target_modules: target_modules?,
             rank_pattern,
             alpha_pattern,
@@ -144,11 +158,17 @@ impl Config {
         (fields.problems.len() == before).then_some(config)
     }
 
+    /// Whether `modules_to_save` names a module.
+    pub(super) fn saves(&self, module: &str) -> bool {
+        self.modules_to_save.iter().any(|name| names_module(name, module))
+    }
+
     /// The target that PEFT makes of a module.
     pub(super) fn target(&self, module: &Module) -> Target {
         let rank = first(&self.rank_pattern, &module.path).unwrap_or(self.rank);
         let alpha = first(&self.alpha_pattern, &module.path).unwrap_or(self.alpha);
-        Target { module: module.clone(), rank, alpha, scaling: scaling(alpha, rank, self.use_rslora) }
+        let scaling = scaling(alpha, rank, self.use_rslora);
+        Target { module: module.clone(), rank, alpha, scaling, use_dora: self.use_dora }
     }
 
     /// The modules that PEFT would adapt; `None` where only the tensors can tell.
@@ -196,7 +216,7 @@ fn check_kind(fields: &Map<String, Value>, problems: &mut Vec<String>) {
 }
 
 /// Fields that must have their empty value, and what they mean otherwise.
-const UNSUPPORTED: [(&str, &str); 16] = [
+const UNSUPPORTED: [(&str, &str); 14] = [
     ("alora_invocation_tokens", "an activated LoRA"),
     ("arrow_config", "Arrow routing"),
     ("bias", "trained biases"),
@@ -205,18 +225,16 @@ const UNSUPPORTED: [(&str, &str); 16] = [
     ("layer_replication", "replicated layers"),
     ("lora_bias", "a bias on B"),
     ("megatron_config", "Megatron layers"),
-    ("modules_to_save", "whole trained modules"),
     ("monteclora_config", "MonteCLoRA"),
     ("target_parameters", "adapters on bare parameters"),
     ("trainable_token_indices", "trained token embeddings"),
     ("use_bdlora", "block-diagonal LoRA"),
-    ("use_dora", "DoRA"),
     ("use_qalora", "QA-LoRA"),
     ("velora_config", "VeLoRA"),
 ];
 
 /// Fields read elsewhere, or without a say in what the adapter computes.
-const UNDERSTOOD: [&str; 26] = [
+const UNDERSTOOD: [&str; 28] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -233,6 +251,7 @@ const UNDERSTOOD: [&str; 26] = [
     "lora_dropout",
     "lora_ga_config",
     "megatron_core",
+    "modules_to_save",
     "peft_type",
     "peft_version",
     "qalora_group_size",
@@ -242,6 +261,7 @@ const UNDERSTOOD: [&str; 26] = [
     "runtime_config",
     "target_modules",
     "task_type",
+    "use_dora",
     "use_rslora",
 ];
 
@@ -303,11 +323,21 @@ fn owned(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
+fn names(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(owned).collect()
+}
+
+fn sorted(names: &[String]) -> Vec<String> {
+    let mut names = names.to_vec();
+    names.sort();
+    names
+}
+
 fn targets_of(value: &Value) -> Option<TargetModules> {
     match value {
         Value::String(text) if text.eq_ignore_ascii_case("all-linear") => Some(TargetModules::AllLinear),
         Value::String(text) => Some(TargetModules::Pattern(text.clone())),
-        Value::Array(names) => names.iter().map(owned).collect::<Option<_>>().map(TargetModules::Names),
+        Value::Array(_) => names(value).map(TargetModules::Names),
         _ => None,
     }
 }

@@ -3,41 +3,71 @@
 /// What PEFT puts before every module path.
 const PREFIX: &str = "base_model.model.";
 
-/// One of the two matrices of an adapter.
+/// What a tensor of an adapter is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Matrix {
+pub enum Part {
     /// `[rank, in]`.
     A,
     /// `[out, rank]`.
     B,
+    /// DoRA's magnitudes: `[out]` in a file, a row `[1, out]` in memory.
+    Magnitude,
+    /// The weight of a module that is trained as a whole, `[vocab, hidden]`; no target's.
+    Whole,
 }
 
-impl Matrix {
+impl Part {
+    /// Every part of a target, in order.
+    pub const ALL: [Self; 3] = [Self::A, Self::B, Self::Magnitude];
+
+    /// The name that PEFT has for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::A => "lora_A",
+            Self::B => "lora_B",
+            Self::Magnitude => "lora_magnitude_vector",
+            Self::Whole => "weight",
+        }
+    }
+
+    /// Its shape in a file.
+    pub fn file_shape(self, shape: [usize; 2]) -> Vec<usize> {
+        match self {
+            Self::A | Self::B | Self::Whole => shape.to_vec(),
+            Self::Magnitude => vec![shape[1]],
+        }
+    }
+
     fn suffix(self) -> &'static str {
         match self {
             Self::A => ".lora_A.weight",
             Self::B => ".lora_B.weight",
+            Self::Magnitude => ".lora_magnitude_vector",
+            Self::Whole => ".weight",
         }
     }
 }
 
-/// The key of one matrix.
-pub fn key(module: &str, matrix: Matrix) -> String {
-    format!("{PREFIX}{module}{}", matrix.suffix())
+/// The key of one part.
+pub fn key(module: &str, part: Part) -> String {
+    format!("{PREFIX}{module}{}", part.suffix())
 }
 
 /// What a key names, or what it is instead and why that cannot be used.
-pub(super) fn parse(key: &str) -> Result<(&str, Matrix), &'static str> {
+pub(super) fn parse(key: &str) -> Result<(&str, Part), &'static str> {
     let Some(rest) = key.strip_prefix(PREFIX) else {
         return Err("its key does not begin with `base_model.model.`, as PEFT's do");
     };
-    for matrix in [Matrix::A, Matrix::B] {
-        if let Some(module) = rest.strip_suffix(matrix.suffix()) {
-            return Ok((module, matrix));
+    for part in Part::ALL {
+        if let Some(module) = rest.strip_suffix(part.suffix()) {
+            return Ok((module, part));
         }
     }
+    if let Some(module) = rest.strip_suffix(Part::Whole.suffix()).filter(|module| !module.contains(".lora_"))
+    {
+        return Ok((module, Part::Whole));
+    }
     Err(match rest {
-        _ if rest.ends_with(".lora_magnitude_vector") => "it belongs to DoRA, which is not supported",
         _ if rest.ends_with(".lora_B.bias") || rest.ends_with(".lora_A.bias") => {
             "a LoRA bias (lora_bias) is not supported"
         }
@@ -46,9 +76,6 @@ pub(super) fn parse(key: &str) -> Result<(&str, Matrix), &'static str> {
         _ if rest.ends_with(".bias") => "a trained bias (bias = \"all\" or \"lora_only\") is not supported",
         _ if rest.contains(".lora_A.") || rest.contains(".lora_B.") => {
             "its key names an adapter inside the file, as PEFT does in memory only; save it with save_pretrained"
-        }
-        _ if rest.ends_with(".weight") => {
-            "it is a whole trained module (modules_to_save), which is not supported"
         }
         _ => "it is no part of a LoRA adapter",
     })
@@ -60,23 +87,22 @@ mod tests {
 
     #[test]
     fn keys_are_read_back() {
-        for matrix in [Matrix::A, Matrix::B] {
-            let written = key("model.layers.0.self_attn.q_proj", matrix);
-            assert_eq!(parse(&written), Ok(("model.layers.0.self_attn.q_proj", matrix)));
+        for part in Part::ALL {
+            let written = key("model.layers.0.self_attn.q_proj", part);
+            assert_eq!(parse(&written), Ok(("model.layers.0.self_attn.q_proj", part)));
         }
-        assert_eq!(key("lm_head", Matrix::A), "base_model.model.lm_head.lora_A.weight");
+        assert_eq!(parse("base_model.model.lm_head.weight"), Ok(("lm_head", Part::Whole)));
+        assert_eq!(key("lm_head", Part::A), "base_model.model.lm_head.lora_A.weight");
     }
 
     #[test]
     fn other_keys_say_what_they_are() {
         let layer = "base_model.model.model.layers.0.self_attn.q_proj";
         for (key, word) in [
-            (format!("{layer}.lora_magnitude_vector"), "DoRA"),
             (format!("{layer}.lora_B.bias"), "lora_bias"),
             (format!("{layer}.bias"), "trained bias"),
             (format!("{layer}.lora_A.default.weight"), "save_pretrained"),
             ("base_model.model.model.embed_tokens.lora_embedding_A".into(), "embedding"),
-            ("base_model.model.lm_head.weight".into(), "modules_to_save"),
             ("model.layers.0.self_attn.q_proj.lora_A.weight".into(), "does not begin with"),
             ("base_model.model.x".into(), "no part"),
         ] {

@@ -24,6 +24,7 @@ pub use read::Adapter;
 use super::error::Error;
 use super::lora::{LoraSet, Parameter};
 use super::target::Target;
+use super::whole::Whole;
 use crate::files::safetensors::{Dtype, Layout, TensorHeader, write_f32};
 use crate::files::{self, Existing};
 
@@ -58,9 +59,14 @@ pub fn write<B: KernelBackend>(
     write_folder(folder, existing, &numbers, config, provenance, beside, chat_template)
 }
 
-/// Names and shapes of all tensors of an adapter: A, then B of each target.
+/// Names and shapes of all tensors of an adapter: A, B and under DoRA the magnitudes of each target.
 pub fn parameters(targets: &[Target]) -> Vec<Parameter> {
     super::lora::parameters(targets)
+}
+
+/// Name and shape of a module that is trained as a whole.
+pub fn whole_parameter(whole: &Whole) -> Parameter {
+    Parameter { name: keys::key(&whole.path, keys::Part::Whole), part: keys::Part::Whole, shape: whole.shape }
 }
 
 /// The tensors of an adapter, wherever they come from.
@@ -114,7 +120,7 @@ pub fn write_tensors<B: KernelBackend>(
     write_numbers(path, &Numbers { parameters: adapter.parameters(), values: &values }, provenance)
 }
 
-/// Writes a safetensors file of f32 matrices; `provenance` joins `{"format": "pt"}` in its metadata.
+/// Writes a safetensors file of f32 tensors; `provenance` joins `{"format": "pt"}` in its metadata.
 ///
 /// # Errors
 /// The disk refuses, or a value is not finite.
@@ -126,8 +132,8 @@ pub fn write_numbers(
     let mut metadata = provenance.clone();
     metadata.entry("format".into()).or_insert_with(|| "pt".into());
     let header = |(index, parameter): (usize, &Parameter)| {
-        let header =
-            TensorHeader { name: parameter.name.clone(), dtype: Dtype::F32, shape: parameter.shape.to_vec() };
+        let shape = parameter.part.file_shape(parameter.shape);
+        let header = TensorHeader { name: parameter.name.clone(), dtype: Dtype::F32, shape };
         ((parameter.name.clone(), index), header)
     };
     let (numbers, headers): (BTreeMap<String, usize>, Vec<_>) =

@@ -2,12 +2,27 @@
 
 use std::collections::BTreeSet;
 
-use super::keys::{Matrix, key, parse};
-use super::read::{Adapter, Groups};
+use super::keys::{Part, key, parse};
+use super::read::{Adapter, Groups, target_of};
 use crate::adapter::error::Error;
 use crate::adapter::projection::{Module, Projection};
+use crate::adapter::whole::{Whole, WholeKind};
 
 impl Adapter {
+    /// The modules that are trained as a whole, with the sizes that their tensors give them.
+    pub fn own_wholes(&self) -> Vec<Whole> {
+        let whole = |kind: WholeKind| {
+            let mut paths = self.file.names().filter_map(|name| match parse(name) {
+                Ok((module, Part::Whole)) => Some(module),
+                _ => None,
+            });
+            let path = paths.find(|path| path.rsplit('.').next() == Some(kind.hf_name()))?;
+            let shape = &self.file.info(&key(path, Part::Whole))?.shape;
+            Some(Whole { kind, path: path.to_owned(), shape: <[usize; 2]>::try_from(shape.as_slice()).ok()? })
+        };
+        WholeKind::ALL.into_iter().filter_map(whole).collect()
+    }
+
     /// Every module that has a whole pair of tensors, by layer and then in the order of [`Projection::ALL`], with
     /// the sizes that the tensors give it.
     ///
@@ -16,14 +31,14 @@ impl Adapter {
     /// together).
     pub fn modules(&self) -> Result<Vec<Module>, Error> {
         let mut faults = Groups::default();
-        let paths: BTreeSet<&str> = self.file.names().filter_map(|name| Some(parse(name).ok()?.0)).collect();
+        let paths: BTreeSet<&str> = self.file.names().filter_map(target_of).collect();
         let mut modules = Vec::with_capacity(paths.len());
         for path in paths {
-            let shape = |matrix| {
-                let info = self.file.info(&key(path, matrix))?;
+            let shape = |part| {
+                let info = self.file.info(&key(path, part))?;
                 <[usize; 2]>::try_from(info.shape.as_slice()).ok()
             };
-            let (a, b) = match (shape(Matrix::A), shape(Matrix::B)) {
+            let (a, b) = match (shape(Part::A), shape(Part::B)) {
                 (Some(a), Some(b)) => (a, b),
                 (None, _) => {
                     faults.add("lora_A is missing".into(), path);

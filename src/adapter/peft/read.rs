@@ -8,15 +8,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::Value;
+use tune_kernels::KernelBackend;
 
-use super::keys::{Matrix, key, parse};
+use super::keys::{Part, key, parse};
 use super::{CONFIG_FILE, Config, TENSORS_FILE};
 use crate::adapter::error::Error;
-use crate::adapter::lora::parameters;
+use crate::adapter::lora::{LoraSet, parameters};
 use crate::adapter::projection::Module;
 use crate::adapter::spec::Spec;
 use crate::adapter::target::Target;
+use crate::adapter::whole::{Whole, resolve};
 use crate::assets::json::{CONFIG_LIMIT, read_object};
 use crate::assets::{Dtype, SafetensorsFile};
 
@@ -32,8 +35,27 @@ impl Adapter {
     /// Opens a folder and checks all that needs no model: the configuration, the header, and every key.
     ///
     /// # Errors
-    /// Files are missing or malformed, or the adapter is of a kind that cannot be used (all reasons together).
+    /// Files are missing or malformed, or the adapter is of a kind that cannot be used (all reasons together); whole
+    /// trained modules are among those kinds, lest somebody use the rest without them.
     pub fn open(folder: &Path) -> Result<Self, Error> {
+        let adapter = Self::open_with_wholes(folder)?;
+        match adapter.config.modules_to_save.as_slice() {
+            [] => Ok(adapter),
+            names => {
+                let problem = format!(
+                    "modules_to_save is {names:?}: whole trained modules cannot be used here; merge the adapter into its \
+                     base first (`tune merge`)"
+                );
+                Err(Error::unusable(folder, vec![problem]))
+            }
+        }
+    }
+
+    /// As [`Self::open`], for those who also use the modules that are trained as a whole ([`Self::wholes`]).
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for those.
+    pub fn open_with_wholes(folder: &Path) -> Result<Self, Error> {
         require_files(folder)?;
         let fields = read_object(&folder.join(CONFIG_FILE), CONFIG_LIMIT)?;
         let file = SafetensorsFile::open(&folder.join(TENSORS_FILE))?;
@@ -46,7 +68,13 @@ impl Adapter {
         for name in file.names() {
             match parse(name) {
                 Err(reason) => refused.add(reason.to_owned(), name),
-                Ok(_) => check_tensor(&file, name, &mut refused),
+                Ok((_, Part::Magnitude)) if config.as_ref().is_some_and(|config| !config.use_dora) => {
+                    refused.add("it belongs to DoRA, and use_dora is false".into(), name);
+                }
+                Ok((module, Part::Whole)) if config.as_ref().is_some_and(|config| !config.saves(module)) => {
+                    refused.add("it is a whole module, which modules_to_save does not name".into(), name);
+                }
+                Ok((_, part)) => check_tensor(&file, name, part, &mut refused),
             }
         }
         problems.extend(refused.lines("tensor"));
@@ -103,7 +131,7 @@ impl Adapter {
         }
     }
 
-    /// The numbers of the targets, converted to f32: for each in order A, then B, row-major (as
+    /// The numbers of the targets, converted to f32: for each in order A, B and under DoRA magnitudes, row-major (as
     /// [`LoraSet::from_values`](crate::adapter::lora::LoraSet::from_values) takes them).
     ///
     /// # Errors
@@ -123,11 +151,78 @@ impl Adapter {
         parameters(targets).iter().map(read).collect()
     }
 
+    /// The modules that are trained as a whole, of those in `candidates`.
+    ///
+    /// # Errors
+    /// `modules_to_save` names another module, its tensor is missing, or has another shape (all of them together).
+    pub fn wholes(&self, candidates: &[Whole]) -> Result<Vec<Whole>, Error> {
+        let names = &self.config.modules_to_save;
+        let wholes = match resolve(names, candidates) {
+            Ok(wholes) => wholes,
+            Err(unknown) => {
+                let known: Vec<&str> = candidates.iter().map(|whole| whole.kind.hf_name()).collect();
+                let known = if known.is_empty() { "none here".to_owned() } else { known.join(" and ") };
+                let problem = |position: usize| {
+                    let name = &names[position];
+                    format!(
+                        "modules_to_save names `{name}`; the modules that can be trained as a whole are {known}"
+                    )
+                };
+                return Err(Error::unusable(&self.folder, unknown.into_iter().map(problem).collect()));
+            }
+        };
+        let mut problems = Vec::new();
+        for whole in &wholes {
+            let name = key(&whole.path, Part::Whole);
+            match self.file.info(&name) {
+                None => problems
+                    .push(format!("modules_to_save names `{}`, but the file has no `{name}`", whole.path)),
+                Some(info) if info.shape != whole.shape => problems.push(format!(
+                    "tensor `{name}`: shape {:?}, where the model asks for {:?}",
+                    info.shape, whole.shape
+                )),
+                Some(_) => {}
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(wholes),
+            false => Err(Error::unusable(&self.folder, problems)),
+        }
+    }
+
+    /// Gives a set of this adapter's the modules that are trained as a whole.
+    ///
+    /// # Errors
+    /// As [`Self::values`].
+    pub fn with_own_wholes<B: KernelBackend>(
+        &self,
+        set: LoraSet<B>,
+        wholes: Vec<Whole>,
+        device: &B::Device,
+    ) -> Result<LoraSet<B>, Error> {
+        let mut values = Vec::with_capacity(wholes.len());
+        for whole in &wholes {
+            values.push(self.whole_values(whole)?);
+        }
+        let mut values = values.into_iter();
+        Ok(set.with_wholes(wholes, |whole| {
+            let data = TensorData::new(values.next().unwrap_or_default(), whole.shape);
+            Tensor::from_data(data, (device, DType::F32))
+        }))
+    }
+
+    /// The numbers of a whole module, converted to f32, row-major.
+    ///
+    /// # Errors
+    /// As [`Self::values`].
+    pub fn whole_values(&self, whole: &Whole) -> Result<Vec<f32>, Error> {
+        Ok(self.file.read_floats::<f32>(&key(&whole.path, Part::Whole))?)
+    }
+
     /// The modules that have tensors, as targets, in the order of `modules`.
     fn survey(&self, modules: &[Module], problems: &mut Vec<String>) -> Vec<Target> {
         let mut unpaired = Groups::default();
-        let present: BTreeSet<&str> =
-            self.file.names().filter_map(|name| Some(parse(name).ok()?.0)).collect();
+        let present: BTreeSet<&str> = self.file.names().filter_map(target_of).collect();
         let known: BTreeSet<&str> = modules.iter().map(|module| module.path.as_str()).collect();
         let example = modules.first().map_or("", |module| module.path.as_str());
         for path in present.difference(&known) {
@@ -150,14 +245,10 @@ impl Adapter {
         let mut targets = Vec::new();
         for module in modules.iter().filter(|module| present.contains(module.path.as_str())) {
             let target = self.config.target(module);
-            let wanted = [
-                (Matrix::A, [target.rank, module.in_features]),
-                (Matrix::B, [module.out_features, target.rank]),
-            ];
-            for (matrix, shape) in wanted {
-                let name = key(&module.path, matrix);
+            for (part, shape) in target.parts() {
+                let (name, shape) = (key(&module.path, part), part.file_shape(shape));
                 match self.file.info(&name) {
-                    None => unpaired.add(format!("lora_{matrix:?} is missing"), &module.path),
+                    None => unpaired.add(format!("{} is missing", part.name()), &module.path),
                     Some(info) if info.shape != shape => {
                         misshapen.add(
                             format!("shape {:?}, where r and the model ask for {shape:?}", info.shape),
@@ -197,13 +288,24 @@ fn require_files(folder: &Path) -> Result<(), Error> {
     refuse(format!("it has no {}", missing.join(" and no ")))
 }
 
-fn check_tensor(file: &SafetensorsFile, name: &str, refused: &mut Groups) {
+fn check_tensor(file: &SafetensorsFile, name: &str, part: Part, refused: &mut Groups) {
     let Some(info) = file.info(name) else { return };
     if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
         refused.add(format!("its dtype is {}; F32, F16 and BF16 can be read", info.dtype), name);
-    } else if info.shape.len() != 2 {
-        refused.add(format!("its shape {:?} is not that of a matrix", info.shape), name);
+        return;
     }
+    let (dimensions, what) = match part {
+        Part::A | Part::B | Part::Whole => (2, "a matrix"),
+        Part::Magnitude => (1, "a vector"),
+    };
+    if info.shape.len() != dimensions {
+        refused.add(format!("its shape {:?} is not that of {what}", info.shape), name);
+    }
+}
+
+/// The module of a target that a key belongs to.
+pub(super) fn target_of(name: &str) -> Option<&str> {
+    parse(name).ok().filter(|(_, part)| *part != Part::Whole).map(|(module, _)| module)
 }
 
 /// Every way in which an adapter is not what a recipe would train.
@@ -234,6 +336,16 @@ fn differences(config: &Config, own: &[Target], spec: &Spec, wanted: &[Target]) 
             "use_rslora is {} in the folder, {} in the recipe",
             config.use_rslora, spec.use_rslora
         ));
+    }
+    if config.use_dora != spec.use_dora {
+        lines.push(format!("use_dora is {} in the folder, {} in the recipe", config.use_dora, spec.use_dora));
+    }
+    let mut saved = spec.modules_to_save.clone();
+    saved.sort();
+    let mut own_saved = config.modules_to_save.clone();
+    own_saved.sort();
+    if own_saved != saved {
+        lines.push(format!("modules_to_save is {own_saved:?} in the folder, {saved:?} in the recipe"));
     }
     lines.extend(groups.lines("module"));
     lines

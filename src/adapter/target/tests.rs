@@ -25,16 +25,7 @@ fn modules(layers: usize) -> Vec<Module> {
 }
 
 fn spec(target_modules: TargetModules) -> Spec {
-    Spec {
-        rank: 4,
-        alpha: 8.0,
-        dropout: 0.0,
-        target_modules,
-        use_rslora: false,
-        rank_pattern: Vec::new(),
-        alpha_pattern: Vec::new(),
-        init_from: None,
-    }
+    Spec { rank: 4, alpha: 8.0, target_modules, ..Spec::default() }
 }
 
 fn names(names: &[&str]) -> TargetModules {

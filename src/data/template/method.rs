@@ -1,9 +1,11 @@
-//! Python's string methods where the Python-compatibility helpers of minijinja count bytes instead of characters, or
-//! differ on characters without case and on empty strings. The others are theirs.
+//! Python's string methods, each asking `budget` first: our own where the Python-compatibility helpers of minijinja count bytes instead of characters, or
+//! differ on characters without case and on empty strings, theirs otherwise.
 
 use minijinja::value::{Value, from_args};
 use minijinja::{Error, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::{budget, filters};
 
 /// Calls a method that minijinja does not know by itself.
 pub(super) fn call(
@@ -12,12 +14,29 @@ pub(super) fn call(
     method: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
-    let Some(text) = value.as_str() else { return unknown_method_callback(state, value, method, arguments) };
+    let Some(text) = value.as_str() else {
+        return budget::eager(method, unknown_method_callback(state, value, method, arguments)?);
+    };
+    let took = charge(text, value, method, arguments)?;
+    compute(state, text, value, method, arguments).map(|result| budget::text(result, took))
+}
+
+fn compute(
+    state: &State<'_, '_>,
+    text: &str,
+    value: &Value,
+    method: &str,
+    arguments: &[Value],
+) -> Result<Value, Error> {
     let every = |holds: fn(char) -> bool| -> Result<Value, Error> {
         let () = from_args(arguments)?;
         Ok(Value::from(!text.is_empty() && text.chars().all(holds)))
     };
     match method {
+        "count" => {
+            let (sought,): (&str,) = from_args(arguments)?;
+            Ok(Value::from(text.matches(sought).count()))
+        }
         "find" | "rfind" => {
             let (sought, start, end): (&str, Option<i64>, Option<i64>) = from_args(arguments)?;
             Ok(Value::from(find(text, sought, start, end, method == "rfind")))
@@ -50,6 +69,26 @@ pub(super) fn call(
         }
         _ => unknown_method_callback(state, value, method, arguments),
     }
+}
+
+/// Takes what a method of a text can build, and says how much. Those that are not here build nothing.
+fn charge(text: &str, value: &Value, method: &str, arguments: &[Value]) -> Result<u64, Error> {
+    let need: filters::Need = match method {
+        "upper" | "lower" | "title" | "capitalize" => filters::changed_case,
+        "strip" | "lstrip" | "rstrip" => filters::trimmed,
+        "replace" => filters::replaced,
+        "split" => filters::split,
+        "splitlines" => filters::lines,
+        "format" => filters::formatted,
+        "removeprefix" | "removesuffix" => return budget::charge(method, text.len() as u64),
+        "join" => {
+            let items = arguments.first().map_or(0, |items| filters::joined_size(items, text.len() as u64));
+            return budget::charge("`join`", items);
+        }
+        _ => return Ok(0),
+    };
+    let all: Vec<Value> = [value].into_iter().chain(arguments).cloned().collect();
+    need(&format!("`{method}`"), &all)
 }
 
 /// At least one character has case, and all that do have this one.

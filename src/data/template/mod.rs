@@ -6,9 +6,16 @@
 //! `{% generation %}`, whose body is rendered as it stands. Two things differ, on purpose:
 //!
 //! - the clock stands still (see [`CLOCK`]), so that training sees the same bytes on every day;
-//! - a render may take no more than [`FUEL`] instructions and write no more than [`MOST_TEXT`] bytes, so that a template can neither hang the program nor fill its memory with output.
+//! - a render may take no more than [`FUEL`] instructions, and no more memory than `budget` lets it have, whatever the
+//!   template does: it comes with a model, from strangers.
 
+mod budget;
+mod constants;
+mod filters;
 mod method;
+mod namespace;
+mod operators;
+mod program;
 mod python;
 mod source;
 mod spans;
@@ -17,11 +24,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use minijinja::value::{Value, ValueKind};
+use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use regex::Regex;
 
 use crate::data::example::Message;
+use program::Program;
 pub use source::CHATML;
 pub use spans::{EndOfTurn, Rendered, SpanMethod};
 
@@ -31,18 +39,13 @@ pub const CLOCK: &str = "2024-07-26 12:30";
 /// Instructions that one render may take. A conversation of a thousand turns takes some hundred thousand.
 const FUEL: u64 = 5_000_000;
 
-/// Bytes that one render may write. The longest conversations that are trained on have a few million.
-const MOST_TEXT: usize = 64 << 20;
-
-/// The name under which the environment holds the template; no extension, so nothing is escaped.
-const NAME: &str = "chat_template";
-
 /// A compiled chat template, and the special tokens that it may write.
 ///
 /// Rendering takes `&self` and is deterministic: share it between threads.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    program: Program,
     source: String,
     origin: String,
     special_tokens: Vec<(String, String)>,
@@ -129,14 +132,16 @@ impl ChatTemplate {
     ) -> Result<ChatTemplate, TemplateError> {
         let origin = origin.into();
         let asked_the_date = Arc::new(AtomicBool::new(false));
-        let mut environment = transformers_environment(Arc::clone(&asked_the_date));
-        environment.add_template_owned(NAME, prepared(&source)).map_err(|error| TemplateError::Syntax {
-            origin: origin.clone(),
-            line: error.line().unwrap_or(0),
-            problem: detail(&error),
-        })?;
+        let environment = transformers_environment(Arc::clone(&asked_the_date));
+        let syntax = |line, problem| TemplateError::Syntax { origin: origin.clone(), line, problem };
+        let program = match catch_unwind(|| Program::compile(prepared(&source))) {
+            Ok(compiled) => compiled.map_err(|fault| syntax(fault.line, detail(&fault.error)))?,
+            // The compiler has limits that it asserts, such as 65,535 arguments.
+            Err(_) => return Err(syntax(0, "the template engine broke down on it".to_owned())),
+        };
         Ok(ChatTemplate {
             environment,
+            program,
             source,
             origin,
             special_tokens: special_tokens.into_iter().collect(),
@@ -217,16 +222,10 @@ impl ChatTemplate {
                 ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
             ])
             .collect::<Value>();
-        let mut text = Bounded(Vec::new());
-        let render =
-            || self.environment.get_template(NAME)?.render_captured_to(variables, &mut text).map(drop);
-        match catch_unwind(AssertUnwindSafe(render)) {
-            Ok(Ok(())) => Ok(String::from_utf8(text.0).unwrap_or_else(|error| {
-                // What a template writes is text throughout.
-                String::from_utf8_lossy(error.as_bytes()).into_owned()
-            })),
+        match catch_unwind(AssertUnwindSafe(|| self.program.render(&self.environment, variables))) {
+            Ok(Ok(text)) => Ok(text),
             Ok(Err(error)) => Err(self.render_error(&error)),
-            // minijinja has corners that panic, such as the reverse of an empty string (`''[::-1]`).
+            // minijinja has corners that panic, such as the reverse of an empty list (`[][::-1]`).
             Err(_) => Err(TemplateError::Render {
                 origin: self.origin.clone(),
                 line: 0,
@@ -245,46 +244,33 @@ impl ChatTemplate {
     }
 }
 
-/// Takes what a template writes, up to [`MOST_TEXT`].
-struct Bounded(Vec<u8>);
-
-impl std::io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if bytes.len() > MOST_TEXT - self.0.len() {
-            return Err(std::io::Error::other("the text is too long"));
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Marks the errors that `raise_exception` makes, among minijinja's own.
 const REFUSAL: &str = "\u{1}raise_exception\u{1}";
 
 fn transformers_environment(asked_the_date: Arc<AtomicBool>) -> Environment<'static> {
     let mut environment = Environment::new();
-    environment.set_trim_blocks(true);
-    environment.set_lstrip_blocks(true);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_fuel(Some(FUEL));
     environment.set_debug(false);
     environment.set_unknown_method_callback(method::call);
-    environment.set_formatter(|output, _, value| match value.kind() {
-        ValueKind::Seq | ValueKind::Map | ValueKind::Number => {
-            output.write_str(&python::str_of(value)?).map_err(minijinja::Error::from)
+    environment.set_formatter(|output, _, value| {
+        let mut write = |text: &str| {
+            budget::charge("writing text", text.len() as u64)?;
+            output.write_str(text).map_err(minijinja::Error::from)
+        };
+        match value.as_str() {
+            Some(text) => write(text),
+            None => write(&python::str_of(value)?),
         }
-        _ => write!(output, "{value}").map_err(minijinja::Error::from),
     });
+    filters::guard(&mut environment);
+    operators::add_to(&mut environment);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", |value: &Value| python::str_of(value));
     // Python cannot iterate over None; minijinja can.
     environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
-    environment.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
-        Err(python::invalid(format!("{REFUSAL}{message}")))
+    environment.add_function("raise_exception", |message: &Value| -> Result<Value, minijinja::Error> {
+        Err(python::invalid(format!("{REFUSAL}{}", filters::message(message)?)))
     });
     environment.add_function("strftime_now", move |format: &str| {
         asked_the_date.store(true, Ordering::Relaxed);
@@ -356,10 +342,7 @@ fn with_reasoning<'a>(
 fn detail(error: &minijinja::Error) -> String {
     match (error.kind(), error.detail()) {
         (ErrorKind::OutOfFuel, _) => format!("more than {FUEL} instructions: it seems to loop without end"),
-        (ErrorKind::WriteFailure, _) => {
-            format!("it writes more than {} for one conversation", crate::units::Bytes(MOST_TEXT as u64))
-        }
-        (_, Some(detail)) => detail.to_owned(),
+        (_, Some(detail)) => filters::shortened(detail),
         (kind, None) => kind.to_string(),
     }
 }

@@ -1,10 +1,10 @@
 //! What Jinja2 under transformers does by being Python: `json.dumps`, `str()` of lists and dictionaries,
 //! `strftime`. Knows values, and nothing of templates, chats or tokens.
 
-use std::fmt::Write as _;
-
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
+
+use super::budget::Text;
 
 /// The day `strftime_now` speaks of: Friday, 26 July 2024, half past noon (see `CLOCK`).
 ///
@@ -19,11 +19,11 @@ const MINUTE: u32 = 30;
 
 /// `strftime` for the fixed day. English names, as in Python's default locale.
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
-    let mut text = String::with_capacity(format.len() + 8);
+    let mut text = Text::new("`strftime_now`");
     let mut characters = format.chars();
     while let Some(character) = characters.next() {
         if character != '%' {
-            text.push(character);
+            text.push(character)?;
             continue;
         }
         let mut directive = characters.next();
@@ -37,34 +37,34 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
             false => value.to_string(),
         };
         match directive {
-            Some('d') => text.push_str(&number(DAY, 2)),
-            Some('e') => text.push_str(&DAY.to_string()),
-            Some('m') => text.push_str(&number(MONTH, 2)),
-            Some('b' | 'h') => text.push_str("Jul"),
-            Some('B') => text.push_str("July"),
-            Some('Y') => text.push_str(&YEAR.to_string()),
-            Some('y') => text.push_str(&number(YEAR % 100, 2)),
-            Some('a') => text.push_str("Fri"),
-            Some('A') => text.push_str("Friday"),
-            Some('w' | 'u') => text.push('5'),
-            Some('j') => text.push_str(&number(DAY_OF_YEAR, 3)),
-            Some('H') => text.push_str(&number(HOUR, 2)),
-            Some('I') => text.push_str(&number(HOUR, 2)),
-            Some('M') => text.push_str(&number(MINUTE, 2)),
-            Some('S') => text.push_str(&number(0, 2)),
-            Some('p') => text.push_str("PM"),
-            Some('f') => text.push_str("000000"),
-            Some('F') => text.push_str("2024-07-26"),
-            Some('T') => text.push_str("12:30:00"),
+            Some('d') => text.push_str(&number(DAY, 2))?,
+            Some('e') => text.push_str(&DAY.to_string())?,
+            Some('m') => text.push_str(&number(MONTH, 2))?,
+            Some('b' | 'h') => text.push_str("Jul")?,
+            Some('B') => text.push_str("July")?,
+            Some('Y') => text.push_str(&YEAR.to_string())?,
+            Some('y') => text.push_str(&number(YEAR % 100, 2))?,
+            Some('a') => text.push_str("Fri")?,
+            Some('A') => text.push_str("Friday")?,
+            Some('w' | 'u') => text.push('5')?,
+            Some('j') => text.push_str(&number(DAY_OF_YEAR, 3))?,
+            Some('H') => text.push_str(&number(HOUR, 2))?,
+            Some('I') => text.push_str(&number(HOUR, 2))?,
+            Some('M') => text.push_str(&number(MINUTE, 2))?,
+            Some('S') => text.push_str(&number(0, 2))?,
+            Some('p') => text.push_str("PM")?,
+            Some('f') => text.push_str("000000")?,
+            Some('F') => text.push_str("2024-07-26")?,
+            Some('T') => text.push_str("12:30:00")?,
             Some('z' | 'Z') => {}
-            Some('%') => text.push('%'),
+            Some('%') => text.push('%')?,
             other => {
                 let shown = other.map(String::from).unwrap_or_default();
                 return Err(invalid(format!("strftime_now: `%{shown}` is not supported")));
             }
         }
     }
-    Ok(text)
+    text.finish()
 }
 
 /// The `tojson` filter as transformers defines it: `json.dumps(x, ensure_ascii=False, indent=…, separators=…,
@@ -101,9 +101,9 @@ pub(super) fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> R
     let sort_keys = argument(3, "sort_keys")?.is_some_and(|value| value.is_true());
     named.assert_all_used()?;
     let style = JsonStyle { ensure_ascii, indent, separators, sort_keys };
-    let mut text = String::new();
+    let mut text = Text::of(value, "`tojson`")?;
     write_json(&mut text, value, &style, 0)?;
-    Ok(Value::from(text))
+    Ok(Value::from(text.finish()?))
 }
 
 struct JsonStyle {
@@ -114,55 +114,56 @@ struct JsonStyle {
 }
 
 impl JsonStyle {
-    fn new_line(&self, text: &mut String, depth: usize) {
+    fn new_line(&self, text: &mut Text, depth: usize) -> Result<(), Error> {
         if let Some(indent) = &self.indent {
-            text.push('\n');
+            text.push('\n')?;
             for _ in 0..depth {
-                text.push_str(indent);
+                text.push_str(indent)?;
             }
         }
+        Ok(())
     }
 }
 
 /// Deeper nesting than this is refused, so that a value cannot exhaust the stack.
 const MAXIMUM_DEPTH: usize = 200;
 
-fn write_json(text: &mut String, value: &Value, style: &JsonStyle, depth: usize) -> Result<(), Error> {
+fn write_json(text: &mut Text, value: &Value, style: &JsonStyle, depth: usize) -> Result<(), Error> {
     if depth > MAXIMUM_DEPTH {
         return Err(invalid("tojson: nested too deeply"));
     }
     match value.kind() {
-        ValueKind::None => text.push_str("null"),
-        ValueKind::Bool => text.push_str(if value.is_true() { "true" } else { "false" }),
-        ValueKind::Number => text.push_str(&number(value)),
-        ValueKind::String => json_string(text, value.as_str().unwrap_or_default(), style.ensure_ascii),
+        ValueKind::None => text.push_str("null")?,
+        ValueKind::Bool => text.push_str(if value.is_true() { "true" } else { "false" })?,
+        ValueKind::Number => text.push_str(&number(value))?,
+        ValueKind::String => json_string(text, value.as_str().unwrap_or_default(), style.ensure_ascii)?,
         ValueKind::Seq | ValueKind::Iterable => {
-            text.push('[');
+            text.push('[')?;
             let mut empty = true;
             for item in value.try_iter()? {
                 if !empty {
-                    text.push_str(&style.separators.0);
+                    text.push_str(&style.separators.0)?;
                 }
                 empty = false;
-                style.new_line(text, depth + 1);
+                style.new_line(text, depth + 1)?;
                 write_json(text, &item, style, depth + 1)?;
             }
             if !empty {
-                style.new_line(text, depth);
+                style.new_line(text, depth)?;
             }
-            text.push(']');
+            text.push(']')?;
         }
         ValueKind::Map => {
             let mut keys: Vec<Value> = value.try_iter()?.collect();
             if style.sort_keys {
                 keys.sort();
             }
-            text.push('{');
+            text.push('{')?;
             for (position, key) in keys.iter().enumerate() {
                 if position > 0 {
-                    text.push_str(&style.separators.0);
+                    text.push_str(&style.separators.0)?;
                 }
-                style.new_line(text, depth + 1);
+                style.new_line(text, depth + 1)?;
                 let name = match key.kind() {
                     ValueKind::String => key.as_str().unwrap_or_default().to_owned(),
                     ValueKind::None => "null".to_owned(),
@@ -170,43 +171,44 @@ fn write_json(text: &mut String, value: &Value, style: &JsonStyle, depth: usize)
                     ValueKind::Number => number(key),
                     kind => return Err(invalid(format!("tojson: {kind} cannot be a key"))),
                 };
-                json_string(text, &name, style.ensure_ascii);
-                text.push_str(&style.separators.1);
+                json_string(text, &name, style.ensure_ascii)?;
+                text.push_str(&style.separators.1)?;
                 write_json(text, &value.get_item(key)?, style, depth + 1)?;
             }
             if !keys.is_empty() {
-                style.new_line(text, depth);
+                style.new_line(text, depth)?;
             }
-            text.push('}');
+            text.push('}')?;
         }
         kind => return Err(invalid(format!("tojson: {kind} cannot be written as JSON"))),
     }
     Ok(())
 }
 
-fn json_string(text: &mut String, value: &str, ensure_ascii: bool) {
-    text.push('"');
+fn json_string(text: &mut Text, value: &str, ensure_ascii: bool) -> Result<(), Error> {
+    text.push('"')?;
     for character in value.chars() {
         match character {
-            '"' => text.push_str("\\\""),
-            '\\' => text.push_str("\\\\"),
-            '\n' => text.push_str("\\n"),
-            '\r' => text.push_str("\\r"),
-            '\t' => text.push_str("\\t"),
-            '\u{8}' => text.push_str("\\b"),
-            '\u{c}' => text.push_str("\\f"),
+            '"' => text.push_str("\\\"")?,
+            '\\' => text.push_str("\\\\")?,
+            '\n' => text.push_str("\\n")?,
+            '\r' => text.push_str("\\r")?,
+            '\t' => text.push_str("\\t")?,
+            '\u{8}' => text.push_str("\\b")?,
+            '\u{c}' => text.push_str("\\f")?,
             control if control < ' ' => {
-                let _infallible = write!(text, "\\u{:04x}", control as u32);
+                text.push_str(&format!("\\u{:04x}", control as u32))?;
             }
             other if ensure_ascii && !other.is_ascii() => {
                 for unit in other.encode_utf16(&mut [0; 2]) {
-                    let _infallible = write!(text, "\\u{unit:04x}");
+                    text.push_str(&format!("\\u{unit:04x}"))?;
                 }
             }
-            other => text.push(other),
+            other => text.push(other)?,
         }
     }
-    text.push('"');
+    text.push('"')?;
+    Ok(())
 }
 
 /// `repr()` of a Python number: integers as they are, floats shortest, `1e+16` and `1e-05` with a signed exponent
@@ -239,74 +241,79 @@ fn number(value: &Value) -> String {
 pub(super) fn str_of(value: &Value) -> Result<String, Error> {
     match value.kind() {
         ValueKind::Seq | ValueKind::Map => {
-            let mut text = String::new();
+            let mut text = Text::of(value, "writing a list or dictionary")?;
             repr(&mut text, value, 0)?;
-            Ok(text)
+            text.finish()
         }
         ValueKind::Number => Ok(number(value)),
-        _ => Ok(value.to_string()),
+        _ => {
+            let mut text = Text::new("writing a value");
+            text.push_value(value)?;
+            text.finish()
+        }
     }
 }
 
-fn repr(text: &mut String, value: &Value, depth: usize) -> Result<(), Error> {
+fn repr(text: &mut Text, value: &Value, depth: usize) -> Result<(), Error> {
     if depth > MAXIMUM_DEPTH {
         return Err(invalid("a value is nested too deeply to be written"));
     }
     match value.kind() {
-        ValueKind::String => repr_string(text, value.as_str().unwrap_or_default()),
-        ValueKind::Number => text.push_str(&number(value)),
+        ValueKind::String => repr_string(text, value.as_str().unwrap_or_default())?,
+        ValueKind::Number => text.push_str(&number(value))?,
         ValueKind::Seq => {
-            text.push('[');
+            text.push('[')?;
             for (position, item) in value.try_iter()?.enumerate() {
                 if position > 0 {
-                    text.push_str(", ");
+                    text.push_str(", ")?;
                 }
                 repr(text, &item, depth + 1)?;
             }
-            text.push(']');
+            text.push(']')?;
         }
         ValueKind::Map => {
-            text.push('{');
+            text.push('{')?;
             for (position, key) in value.try_iter()?.enumerate() {
                 if position > 0 {
-                    text.push_str(", ");
+                    text.push_str(", ")?;
                 }
                 repr(text, &key, depth + 1)?;
-                text.push_str(": ");
+                text.push_str(": ")?;
                 repr(text, &value.get_item(&key)?, depth + 1)?;
             }
-            text.push('}');
+            text.push('}')?;
         }
-        _ => text.push_str(&value.to_string()),
+        _ => text.push_value(value)?,
     }
     Ok(())
 }
 
-fn repr_string(text: &mut String, value: &str) {
+fn repr_string(text: &mut Text, value: &str) -> Result<(), Error> {
     let quote = if value.contains('\'') && !value.contains('"') { '"' } else { '\'' };
-    text.push(quote);
+    text.push(quote)?;
     for character in value.chars() {
         match character {
-            '\\' => text.push_str("\\\\"),
-            '\n' => text.push_str("\\n"),
-            '\r' => text.push_str("\\r"),
-            '\t' => text.push_str("\\t"),
+            '\\' => text.push_str("\\\\")?,
+            '\n' => text.push_str("\\n")?,
+            '\r' => text.push_str("\\r")?,
+            '\t' => text.push_str("\\t")?,
             other if other == quote => {
-                text.push('\\');
-                text.push(other);
+                text.push('\\')?;
+                text.push(other)?;
             }
             other if !is_printable(other) => {
                 let code = other as u32;
-                let _infallible = match code {
-                    0..=0xff => write!(text, "\\x{code:02x}"),
-                    0x100..=0xffff => write!(text, "\\u{code:04x}"),
-                    _ => write!(text, "\\U{code:08x}"),
-                };
+                text.push_str(&match code {
+                    0..=0xff => format!("\\x{code:02x}"),
+                    0x100..=0xffff => format!("\\u{code:04x}"),
+                    _ => format!("\\U{code:08x}"),
+                })?;
             }
-            other => text.push(other),
+            other => text.push(other)?,
         }
     }
-    text.push(quote);
+    text.push(quote)?;
+    Ok(())
 }
 
 /// `str.isprintable`, but for code points that Unicode has not assigned.
@@ -330,9 +337,9 @@ mod tests {
 
     fn dump(json: &str, style: JsonStyle) -> String {
         let value = Value::from_serialize(serde_json::from_str::<serde_json::Value>(json).unwrap());
-        let mut text = String::new();
+        let mut text = Text::new("a test");
         write_json(&mut text, &value, &style, 0).unwrap();
-        text
+        text.finish().unwrap()
     }
 
     fn style(indent: Option<&str>) -> JsonStyle {

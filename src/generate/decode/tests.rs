@@ -76,17 +76,18 @@ fn an_answer_ends_for_a_reason() {
     let stop = free[4];
     let first = free.iter().position(|&id| id == stop).unwrap();
     let answer = greedy(&decoder, None, &Sampling::greedy(10, vec![stop]));
-    assert_eq!(answer, Generation { tokens: free[..first].to_vec(), finish: Finish::StopToken(stop) });
+    assert_eq!((&answer.tokens[..], answer.finish), (&free[..first], Finish::StopToken(stop)));
 
     let none = greedy(&decoder, None, &Sampling::greedy(0, Vec::new()));
-    assert_eq!(none, Generation { tokens: Vec::new(), finish: Finish::Length });
+    assert_eq!((none.tokens.len(), none.finish), (0, Finish::Length));
 
     let mut heard = Vec::new();
     let interrupted = generate(&decoder, None, &prompt(), &Sampling::greedy(10, Vec::new()), |id| {
         heard.push(id);
         if heard.len() == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
-    assert_eq!(interrupted.unwrap(), Generation { tokens: free[..3].to_vec(), finish: Finish::Interrupted });
+    let interrupted = interrupted.unwrap();
+    assert_eq!((&interrupted.tokens[..], interrupted.finish), (&free[..3], Finish::Interrupted));
     assert_eq!(heard, free[..3]);
 
     // 64 positions, 5 of them the prompt's.
@@ -127,4 +128,43 @@ fn a_damaged_adapter_is_an_error() {
         ControlFlow::Continue(())
     });
     assert!(matches!(error, Err(Error::NotFinite { tokens: 5 })), "{error:?}");
+}
+
+#[test]
+fn what_prompts_have_in_common_is_read_once() {
+    let decoder = decoder("families/llama3");
+    let sampling = Sampling::greedy(6, Vec::new());
+    let mut session = Session::new(&decoder, None);
+    let mut ask =
+        |prompt: &[u32]| session.generate(prompt, &sampling, &mut |_| ControlFlow::Continue(())).unwrap();
+    let alone = |prompt: &[u32]| {
+        generate(&decoder, None, prompt, &sampling, |_| ControlFlow::Continue(())).unwrap().tokens
+    };
+    let first = ask(&prompt());
+    assert_eq!(first.timing.prompt_tokens, 5);
+    // The next turn: prompt, answer, and more. The last token of an answer was never read.
+    let longer = [&prompt()[..], &first.tokens, &[9, 11]].concat();
+    let second = ask(&longer);
+    assert_eq!((second.timing.prompt_tokens, &second.tokens), (3, &alone(&longer)));
+    // The same prompt again, and one that parts after two tokens.
+    let again = ask(&longer);
+    assert_eq!((again.timing.prompt_tokens, &again.tokens), (1, &second.tokens));
+    let parted = [3, 17, 1, 2];
+    let last = ask(&parted);
+    assert_eq!((last.timing.prompt_tokens, &last.tokens), (2, &alone(&parted)));
+}
+
+#[test]
+fn a_long_prompt_is_read_in_parts_that_change_nothing() {
+    let decoder = decoder("families/smollm2");
+    let ids: Vec<u32> = (0..40).map(|at| at * 7 % 64).collect();
+    let whole =
+        generate(&decoder, None, &ids, &Sampling::greedy(4, Vec::new()), |_| ControlFlow::Continue(()));
+    let mut session = Session::new(&decoder, None);
+    for end in [13, 14, 39] {
+        let mut nothing = |_| ControlFlow::Continue(());
+        session.generate(&ids[..end], &Sampling::greedy(1, Vec::new()), &mut nothing).unwrap();
+    }
+    let parts = session.generate(&ids, &Sampling::greedy(4, Vec::new()), &mut |_| ControlFlow::Continue(()));
+    assert_eq!(parts.unwrap().tokens, whole.unwrap().tokens);
 }

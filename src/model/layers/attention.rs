@@ -3,12 +3,12 @@
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, attention_backward};
-use tune_kernels::linear::{Linear, LinearBackward, linear, linear_backward};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
 use tune_kernels::rope::{Direction, rope};
 
+use super::adapted::{ProjectedTape, project, project_backward};
 use super::cache::LayerCache;
-use super::{FrozenProjection, LayerInputs};
+use super::{Adapted, FrozenProjection, LayerInputs};
 use crate::adapter::projection::{LayerAdapters, LayerGradients, Projection};
 
 /// Frozen weights of an attention block.
@@ -48,20 +48,20 @@ pub struct HeadNorms<B: KernelBackend> {
 /// What the backward pass wants of the forward pass; the input is computed again.
 #[derive(Clone, Debug)]
 pub struct AttentionTape<B: KernelBackend> {
-    /// Rotated queries, or where the family normalizes heads, queries before that.
-    query: Tensor<B, 3>,
+    /// Rotated queries, or where the family normalizes heads, queries before that; unless they can be made again.
+    query: Option<Tensor<B, 3>>,
     /// Keys, alike.
-    key: Tensor<B, 3>,
-    /// Values.
-    value: Tensor<B, 3>,
+    key: Option<Tensor<B, 3>>,
+    /// Values, unless they can be made again.
+    value: Option<Tensor<B, 3>>,
     /// Attention's output, before the output projection.
     mixed: Tensor<B, 3>,
     /// ln Σ exp of every query's scores, f32 `[heads, tokens]`.
     log_sum_exp: Tensor<B, 2>,
-    /// x̃ Aᵀ of queries, keys and values, `[tokens, Σ rank]`.
-    inner_ranks: Option<Tensor<B, 2>>,
-    /// The same of the output projection.
-    output_ranks: Option<Tensor<B, 2>>,
+    /// Of queries, keys and values.
+    inner: ProjectedTape<B>,
+    /// Of the output projection.
+    output: ProjectedTape<B>,
 }
 
 /// What comes from above in a backward pass, and whether anything below wants more.
@@ -72,8 +72,6 @@ pub struct Upstream<'a, B: KernelBackend> {
     /// Whether the gradient of its input is wanted.
     pub wants_x: bool,
 }
-
-const INNER: [Projection; 3] = [Projection::Query, Projection::Key, Projection::Value];
 
 impl<B: KernelBackend> Attention<B> {
     /// `residual` + block(x), `[tokens, hidden]`. With a cache the tokens continue the sequence in it; the tape is
@@ -87,7 +85,7 @@ impl<B: KernelBackend> Attention<B> {
         residual: &Tensor<B, 2>,
     ) -> (Tensor<B, 2>, AttentionTape<B>) {
         let [tokens, _] = x.dims();
-        let mut inner = linear(x, &self.inner(adapters), None);
+        let mut inner = project(x, &self.inner(adapters), None);
         let mut heads = |count: usize| inner.outputs.remove(0).reshape([tokens, count, self.head_dim]);
         let (raw_query, raw_key) = (heads(self.heads), heads(self.key_value_heads));
         let value = heads(self.key_value_heads);
@@ -108,16 +106,16 @@ impl<B: KernelBackend> Attention<B> {
         };
         let (mixed, log_sum_exp) = attention(&query, &key, &value, &self.options(inputs));
         let layer = self.output.with(adapters.output.as_ref());
-        let mut output = linear(&self.flat(&mixed), &[layer], Some(residual));
+        let mut output = project(&self.flat(&mixed), &[layer], Some(residual));
         let (query, key) = kept.unwrap_or((query, key));
         let tape = AttentionTape {
-            query,
-            key,
-            value,
+            query: inner.tape.keep(0, query),
+            key: inner.tape.keep(1, key),
+            value: inner.tape.keep(2, value),
             mixed,
             log_sum_exp,
-            inner_ranks: inner.down,
-            output_ranks: output.down,
+            inner: inner.tape,
+            output: output.tape,
         };
         (output.outputs.remove(0), tape)
     }
@@ -134,24 +132,29 @@ impl<B: KernelBackend> Attention<B> {
         gradients: &mut LayerGradients<B>,
     ) -> Option<Tensor<B, 2>> {
         let [tokens, _] = x.dims();
-        let AttentionTape { query, key, value, mixed, log_sum_exp, inner_ranks, output_ranks } = tape;
-        let output = linear_backward(LinearBackward {
-            x: Some(&self.flat(&mixed)),
-            layers: &[self.output.with(adapters.output.as_ref())],
-            down: output_ranks.as_ref(),
-            dy: std::slice::from_ref(dy),
-            wants_x: true,
-            sums: gradients.take([Projection::Output]),
-        });
-        gradients.put([Projection::Output], output.adapters);
-        let Some(mixed_gradient) = output.x else { unreachable!("asked for") };
+        let AttentionTape { query, key, value, mixed, log_sum_exp, inner, output } = tape;
+        let layer = [(Projection::Output, self.output.with(adapters.output.as_ref()))];
+        let found = project_backward(&self.flat(&mixed), layer, output, [dy.clone()], true, gradients);
+        let Some(mixed_gradient) = found else { unreachable!("asked for") };
+        let [query_layer, key_layer, value_layer] = self.inner(adapters);
+        let again = |index: usize, layer: Adapted<'_, B>, heads: usize| {
+            inner.output(index, layer, None).reshape([tokens, heads, self.head_dim])
+        };
+        let value = value.unwrap_or_else(|| again(2, value_layer, self.key_value_heads));
+        let turned = |x| self.rotate(x, inputs, Direction::Forward);
         let (raw, query, key) = match &self.head_norms {
             Some(norms) => {
-                let rotated = self.rotate(norms.apply(&query, &norms.query), inputs, Direction::Forward);
-                let rotated_key = self.rotate(norms.apply(&key, &norms.key), inputs, Direction::Forward);
+                let query = query.unwrap_or_else(|| again(0, query_layer, self.heads));
+                let key = key.unwrap_or_else(|| again(1, key_layer, self.key_value_heads));
+                let rotated = turned(norms.apply(&query, &norms.query));
+                let rotated_key = turned(norms.apply(&key, &norms.key));
                 (Some((query, key)), rotated, rotated_key)
             }
-            None => (None, query, key),
+            None => {
+                let query = query.unwrap_or_else(|| turned(again(0, query_layer, self.heads)));
+                let key = key.unwrap_or_else(|| turned(again(1, key_layer, self.key_value_heads)));
+                (None, query, key)
+            }
         };
         let [dquery, dkey, dvalue] = attention_backward(AttentionBackward {
             q: &query,
@@ -172,19 +175,16 @@ impl<B: KernelBackend> Attention<B> {
             ),
             _ => (dquery, dkey),
         };
-        let inner = linear_backward(LinearBackward {
-            x: Some(x),
-            layers: &self.inner(adapters),
-            down: inner_ranks.as_ref(),
-            dy: &[self.flat(&dquery), self.flat(&dkey), self.flat(&dvalue)],
-            wants_x,
-            sums: gradients.take(INNER),
-        });
-        gradients.put(INNER, inner.adapters);
-        inner.x
+        let layers = [
+            (Projection::Query, query_layer),
+            (Projection::Key, key_layer),
+            (Projection::Value, value_layer),
+        ];
+        let dy = [self.flat(&dquery), self.flat(&dkey), self.flat(&dvalue)];
+        project_backward(x, layers, inner, dy, wants_x, gradients)
     }
 
-    fn inner<'a>(&'a self, adapters: &'a LayerAdapters<B>) -> [Linear<'a, B>; 3] {
+    fn inner<'a>(&'a self, adapters: &'a LayerAdapters<B>) -> [Adapted<'a, B>; 3] {
         [
             self.query.with(adapters.query.as_ref()),
             self.key.with(adapters.key.as_ref()),

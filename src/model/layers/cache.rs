@@ -1,7 +1,13 @@
 //! Keys and values of the tokens already seen, for decoding one sequence token by token.
+//!
+//! Room is doubled when it is used up, and new tokens are written into it: a step costs what its tokens take, not what
+//! came before.
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
+
+/// Tokens that the first room is for, at least.
+const ROOM: usize = 64;
 
 /// Keys and values of one sequence, layer by layer.
 #[derive(Clone, Debug)]
@@ -12,12 +18,19 @@ pub struct KeyValueCache<B: KernelBackend> {
 impl<B: KernelBackend> KeyValueCache<B> {
     /// An empty cache for a model of so many layers.
     pub fn new(layers: usize) -> Self {
-        Self { layers: vec![LayerCache { entries: None }; layers] }
+        Self { layers: vec![LayerCache { room: None, tokens: 0 }; layers] }
     }
 
     /// Tokens seen so far.
     pub fn tokens(&self) -> usize {
         self.layers.first().map_or(0, LayerCache::tokens)
+    }
+
+    /// Forgets all but the first `tokens`.
+    pub fn truncate(&mut self, tokens: usize) {
+        for layer in &mut self.layers {
+            layer.tokens = layer.tokens.min(tokens);
+        }
     }
 
     /// The cache of one layer.
@@ -26,26 +39,48 @@ impl<B: KernelBackend> KeyValueCache<B> {
     }
 }
 
-/// Rotated keys and values of one layer, each `[tokens, key_value_heads, head_dim]`.
+/// Rotated keys and values of one layer, each `[room, key_value_heads, head_dim]`, the first `tokens` rows filled.
 #[derive(Clone, Debug)]
 pub struct LayerCache<B: KernelBackend> {
-    entries: Option<(Tensor<B, 3>, Tensor<B, 3>)>,
+    room: Option<(Tensor<B, 3>, Tensor<B, 3>)>,
+    tokens: usize,
 }
 
 impl<B: KernelBackend> LayerCache<B> {
     /// Tokens seen so far.
     pub fn tokens(&self) -> usize {
-        self.entries.as_ref().map_or(0, |(keys, _)| keys.dims()[0])
+        self.tokens
     }
 
     /// Adds new tokens; returns keys and values of all.
     pub fn append(&mut self, keys: Tensor<B, 3>, values: Tensor<B, 3>) -> (Tensor<B, 3>, Tensor<B, 3>) {
-        let entries = match self.entries.take() {
-            None => (keys, values),
-            Some((old_keys, old_values)) => {
-                (Tensor::cat(vec![old_keys, keys], 0), Tensor::cat(vec![old_values, values], 0))
+        let [new, heads, head_dim] = keys.dims();
+        let (start, end) = (self.tokens, self.tokens + new);
+        let room = match self.room.take() {
+            Some(room) if room.0.dims()[0] >= end => room,
+            room => {
+                let rows = end.next_power_of_two().max(ROOM);
+                let larger = |like: &Tensor<B, 3>, filled: Option<Tensor<B, 3>>| {
+                    let empty = Tensor::zeros([rows, heads, head_dim], (&like.device(), like.dtype()));
+                    match filled {
+                        Some(filled) if start > 0 => {
+                            empty.slice_assign([0..start, 0..heads, 0..head_dim], filled.narrow(0, 0, start))
+                        }
+                        _ => empty,
+                    }
+                };
+                let (old_keys, old_values) = room.unzip();
+                (larger(&keys, old_keys), larger(&values, old_values))
             }
         };
-        self.entries.insert(entries).clone()
+        // Nobody else holds the room, so it is written in place.
+        let written = |room: Tensor<B, 3>, rows: Tensor<B, 3>| {
+            room.slice_assign([start..end, 0..heads, 0..head_dim], rows)
+        };
+        let room = (written(room.0, keys), written(room.1, values));
+        self.tokens = end;
+        let all = (room.0.clone().narrow(0, 0, end), room.1.clone().narrow(0, 0, end));
+        self.room = Some(room);
+        all
     }
 }

@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
-use tune_kernels::linear::{LinearBackward, linear, linear_backward};
 use tune_kernels::swiglu::{swiglu, swiglu_backward};
 
-use super::FrozenProjection;
+use super::adapted::{ProjectedTape, project, project_backward};
+use super::{Adapted, FrozenProjection};
 use crate::adapter::projection::{LayerAdapters, LayerGradients, Projection};
 
 /// Frozen weights of a feed-forward block.
@@ -22,14 +22,14 @@ pub struct FeedForward<B: KernelBackend> {
 /// What the backward pass wants of the forward pass; the input and silu(gate) · up are computed again.
 #[derive(Clone, Debug)]
 pub struct FeedForwardTape<B: KernelBackend> {
-    /// `[tokens, intermediate]`.
-    gate: Tensor<B, 2>,
-    /// `[tokens, intermediate]`.
-    up: Tensor<B, 2>,
-    /// x̃ Aᵀ of gate and up, `[tokens, Σ rank]`.
-    inner_ranks: Option<Tensor<B, 2>>,
-    /// The same of down.
-    down_ranks: Option<Tensor<B, 2>>,
+    /// `[tokens, intermediate]`, unless it can be made again.
+    gate: Option<Tensor<B, 2>>,
+    /// `[tokens, intermediate]`, likewise.
+    up: Option<Tensor<B, 2>>,
+    /// Of gate and up.
+    inner: ProjectedTape<B>,
+    /// Of down.
+    down: ProjectedTape<B>,
 }
 
 impl<B: KernelBackend> FeedForward<B> {
@@ -40,11 +40,12 @@ impl<B: KernelBackend> FeedForward<B> {
         adapters: &LayerAdapters<B>,
         residual: &Tensor<B, 2>,
     ) -> (Tensor<B, 2>, FeedForwardTape<B>) {
-        let layers = [self.gate.with(adapters.gate.as_ref()), self.up.with(adapters.up.as_ref())];
-        let mut inner = linear(x, &layers, None);
+        let mut inner = project(x, &self.inner(adapters), None);
         let (up, gate) = (inner.outputs.remove(1), inner.outputs.remove(0));
-        let mut down = linear(&swiglu(&gate, &up), &[self.down.with(adapters.down.as_ref())], Some(residual));
-        let tape = FeedForwardTape { gate, up, inner_ranks: inner.down, down_ranks: down.down };
+        let down = [self.down.with(adapters.down.as_ref())];
+        let mut down = project(&swiglu(&gate, &up), &down, Some(residual));
+        let (gate, up) = (inner.tape.keep(0, gate), inner.tape.keep(1, up));
+        let tape = FeedForwardTape { gate, up, inner: inner.tape, down: down.tape };
         (down.outputs.remove(0), tape)
     }
 
@@ -58,33 +59,23 @@ impl<B: KernelBackend> FeedForward<B> {
         dy: &Tensor<B, 2>,
         gradients: &mut LayerGradients<B>,
     ) -> Tensor<B, 2> {
-        let FeedForwardTape { gate, up, inner_ranks, down_ranks } = tape;
-        let inner = swiglu(&gate, &up);
-        let down = linear_backward(LinearBackward {
-            x: Some(&inner),
-            layers: &[self.down.with(adapters.down.as_ref())],
-            down: down_ranks.as_ref(),
-            dy: std::slice::from_ref(dy),
-            wants_x: true,
-            sums: gradients.take([Projection::Down]),
-        });
-        drop((inner, down_ranks));
-        gradients.put([Projection::Down], down.adapters);
-        let Some(inner_gradient) = down.x else { unreachable!("asked for") };
-        let (dgate, dup) = swiglu_backward(gate, up, inner_gradient);
-        let both = [Projection::Gate, Projection::Up];
-        let inner = linear_backward(LinearBackward {
-            x: Some(x),
-            layers: &[self.gate.with(adapters.gate.as_ref()), self.up.with(adapters.up.as_ref())],
-            down: inner_ranks.as_ref(),
-            dy: &[dgate, dup],
-            wants_x: true,
-            sums: gradients.take(both),
-        });
-        gradients.put(both, inner.adapters);
-        match inner.x {
+        let FeedForwardTape { gate, up, inner, down } = tape;
+        let [gate_layer, up_layer] = self.inner(adapters);
+        let (gate, up) = (inner.output(0, gate_layer, gate), inner.output(1, up_layer, up));
+        let activated = swiglu(&gate, &up);
+        let layer = [(Projection::Down, self.down.with(adapters.down.as_ref()))];
+        let found = project_backward(&activated, layer, down, [dy.clone()], true, gradients);
+        drop(activated);
+        let Some(activated_gradient) = found else { unreachable!("asked for") };
+        let (dgate, dup) = swiglu_backward(gate, up, activated_gradient);
+        let layers = [(Projection::Gate, gate_layer), (Projection::Up, up_layer)];
+        match project_backward(x, layers, inner, [dgate, dup], true, gradients) {
             Some(dx) => dx,
             None => unreachable!("asked for"),
         }
+    }
+
+    fn inner<'a>(&'a self, adapters: &'a LayerAdapters<B>) -> [Adapted<'a, B>; 2] {
+        [self.gate.with(adapters.gate.as_ref()), self.up.with(adapters.up.as_ref())]
     }
 }

@@ -1,8 +1,14 @@
 //! A frozen linear projection, and at call time the adapter on it.
 
+use std::sync::OnceLock;
+
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
-use tune_kernels::linear::{FrozenWeight, Linear, Lora};
+use tune_kernels::linear::FrozenWeight;
+
+use super::Adapted;
+use crate::adapter::dora::row_squares;
+use crate::adapter::projection::Adapter;
 
 /// Frozen weight and bias of one projection.
 #[derive(Clone, Debug)]
@@ -11,12 +17,24 @@ pub struct FrozenProjection<B: KernelBackend> {
     pub weight: FrozenWeight<B>,
     /// `[out]`, compute dtype.
     pub bias: Option<Tensor<B, 1>>,
+    squares: OnceLock<Tensor<B, 2>>,
 }
 
 impl<B: KernelBackend> FrozenProjection<B> {
-    /// The projection with an adapter on it, as the kernels see it.
-    pub fn with<'a>(&'a self, adapter: Option<&'a Lora<B>>) -> Linear<'a, B> {
-        Linear { weight: &self.weight, bias: self.bias.as_ref(), lora: adapter }
+    /// Of a weight `[out, in]` and a bias `[out]`.
+    pub fn new(weight: FrozenWeight<B>, bias: Option<Tensor<B, 1>>) -> Self {
+        Self { weight, bias, squares: OnceLock::new() }
+    }
+
+    /// The projection with an adapter on it.
+    pub fn with<'a>(&'a self, adapter: Option<&'a Adapter<B>>) -> Adapted<'a, B> {
+        Adapted { projection: self, adapter }
+    }
+
+    /// ‖W‖² of every row, f32 `[1, out]`: what DoRA's norms begin with. Computed when it is first asked for, through a
+    /// copy of the weight in f32.
+    pub fn row_squares(&self) -> &Tensor<B, 2> {
+        self.squares.get_or_init(|| row_squares(&self.weight))
     }
 
     /// Bytes that weight and bias take.

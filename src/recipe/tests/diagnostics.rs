@@ -121,7 +121,7 @@ fn slips_of_the_fingers_get_a_suggestion() {
         ],
         &[
             "cosin: `train.lr_scheduler`: \"cosin\" is not one of its words | did you mean \"cosine\"? The choices are \"constant\", \"linear\", \"cosine\"",
-            "gpu: `device`: \"gpu\" is not one of its words | did you mean \"cpu\"? The choices are \"auto\", \"cpu\"",
+            "gpu: `device`: `gpu` names no device: an NVIDIA GPU is `cuda`, or `vulkan` without the CUDA toolkit | the choices are auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal",
             "bfloat16: `model.compute_dtype`: \"bfloat16\" is not one of its words | here it is \"bf16\"; the choices are \"auto\", \"bf16\", \"f16\", \"f32\"",
             "prompt_completion: `dataset.0.format`: \"prompt_completion\" is not one of its words | here it is \"prompt-completion\"; the choices are \"messages\", \"alpaca\", \"prompt-completion\", \"text\", \"tokens\"",
         ],

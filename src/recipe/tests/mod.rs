@@ -41,8 +41,11 @@ alpha = 0.1
 dropout = 0.05
 target_modules = '.*\.[0-3]\..*(q|v)_proj'
 use_rslora = true
+use_dora = true
+learning_rate_ratio = 16.0
 rank_pattern = { '.*\.0\..*' = 8, "q_proj" = 4 }
 alpha_pattern = { "v_proj" = 1e-3 }
+modules_to_save = ["lm_head", "embed_tokens"]
 init_from = "some\\where"
 [data]
 max_seq_len = 128

@@ -1,0 +1,167 @@
+//! Linear: dense and NF4, with and without bias, adapter and dropout.
+
+use burn::tensor::{DType, Tensor};
+
+use super::{Deviation, On, random, rounded, values};
+use crate::KernelBackend;
+use crate::dropout::{Dropout, DropoutKey};
+use crate::linear::reference::{self, LoraSlices, Sizes};
+use crate::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};
+use crate::nf4::{self, Nf4Weight};
+
+/// How a frozen weight is stored.
+#[derive(Clone, Copy, Debug)]
+pub enum Storage {
+    /// In the compute dtype.
+    Dense,
+    /// In NF4.
+    Nf4 {
+        /// Whether scales are quantized too.
+        double_quant: bool,
+        /// Weights that share a scale.
+        block_size: usize,
+    },
+}
+
+/// Each way to store a weight.
+pub const STORAGES: [Storage; 3] = [
+    Storage::Dense,
+    Storage::Nf4 { double_quant: true, block_size: 64 },
+    Storage::Nf4 { double_quant: false, block_size: 128 },
+];
+
+/// One case: shapes, storage, and what is around the weight.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// Tokens, input and output width.
+    pub sizes: Sizes,
+    /// How the weight is stored.
+    pub storage: Storage,
+    /// Rank of the adapter; 0: none.
+    pub rank: usize,
+    /// Of the adapter's dropout.
+    pub probability: f32,
+    /// Whether there is a bias.
+    pub with_bias: bool,
+}
+
+const SCALING: f32 = 1.75;
+
+pub(super) fn all<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
+    let [dense, double, single] = STORAGES;
+    let case = |(tokens, input, out), storage, rank, probability| Case {
+        sizes: Sizes { tokens, input, out },
+        storage,
+        rank,
+        probability,
+        with_bias: rank != 8,
+    };
+    // Few: on a GPU each has kernels of its own, which take their time to compile.
+    let cases = [
+        case((3, 77, 5), dense, 0, 0.0),
+        case((3, 77, 5), double, 5, 0.25),
+        case((5, 288, 192), dense, 8, 0.0),
+        case((5, 288, 192), single, 8, 0.0),
+        // So many tokens that NF4 is dequantized beforehand.
+        case((300, 64, 40), double, 1, 0.0),
+    ];
+    cases.into_iter().flat_map(|case| check(on, case)).collect()
+}
+
+/// The weight on the device, and in f32 as the product sees it.
+pub fn frozen<B: KernelBackend>(
+    on: On<'_, B>,
+    storage: Storage,
+    shape: [usize; 2],
+) -> (FrozenWeight<B>, Vec<f32>) {
+    let original = random(shape[0] * shape[1], 7, 0.2);
+    match storage {
+        Storage::Dense => {
+            (FrozenWeight::Dense(on.tensor::<2>(&original, shape)), rounded(&original, on.dtype))
+        }
+        Storage::Nf4 { double_quant, block_size } => {
+            let quantized = nf4::quantize(&original, shape, block_size, double_quant);
+            let dense = rounded(&nf4::reference::dequantize(&quantized), on.dtype);
+            (FrozenWeight::Nf4(Nf4Weight::new(quantized, on.device)), dense)
+        }
+    }
+}
+
+/// The mask of a dropout as the op applies it, seen through an adapter that copies its input.
+fn mask<B: KernelBackend>(on: On<'_, B>, sizes: Sizes, dropout: Option<Dropout>) -> Vec<f32> {
+    let Sizes { tokens, input, .. } = sizes;
+    let Some(dropout) = dropout else { return vec![1.0; tokens * input] };
+    let identity: Vec<f32> =
+        (0..input * input).map(|i| if i / input == i % input { 1.0 } else { 0.0 }).collect();
+    let identity = on.single::<2>(&identity, [input, input]);
+    let lora = Lora { a: identity.clone(), b: identity, scaling: 1.0, dropout: Some(dropout) };
+    let nothing = FrozenWeight::Dense(Tensor::zeros([input, input], (on.device, DType::F32)));
+    let ones = Tensor::ones([tokens, input], (on.device, DType::F32));
+    let layer = Linear { weight: &nothing, bias: None, lora: Some(&lora) };
+    values(&linear::<B>(&ones, &[layer], None).outputs[0])
+}
+
+/// [`linear`], alone and added to a residual, and its backward.
+pub fn check<B: KernelBackend>(on: On<'_, B>, case: Case) -> Vec<Deviation> {
+    let Case { sizes, storage, rank, probability, with_bias } = case;
+    let Sizes { tokens, input, out } = sizes;
+    let what = format!(
+        "[{tokens}, {input}] x {out}, {storage:?}, rank {rank}, dropout {probability}, bias {with_bias}"
+    );
+    let (weight, dense) = frozen(on, storage, [out, input]);
+    let x = on.random(tokens * input, 1, 1.0);
+    let dy = on.random(tokens * out, 2, 1.0);
+    let bias = on.random(out, 3, 0.5);
+    let residual = on.random(tokens * out, 4, 0.5);
+    let (a, b) = (random(rank * input, 11, 0.3), random(out * rank, 12, 0.3));
+    let key = DropoutKey { seed: 3, step: 5, micro_batch: 1, layer: 2, projection: 4 };
+    let dropout = (rank > 0 && probability > 0.0).then_some(Dropout { probability, key });
+    let mask = mask(on, sizes, dropout);
+
+    // The adapter takes part in the compute dtype, B with its scaling.
+    let scaled: Vec<f32> = b.iter().map(|b| b * SCALING).collect();
+    let rounded_b: Vec<f32> = rounded(&scaled, on.dtype).iter().map(|b| b / SCALING).collect();
+    let rounded_a = rounded(&a, on.dtype);
+    let slices = LoraSlices { a: &rounded_a, b: &rounded_b, rank, scaling: SCALING, mask: &mask };
+    let slices = (rank > 0).then_some(slices);
+    let forward = reference::forward(&x, &dense, with_bias.then_some(&bias[..]), slices, sizes);
+    let added: Vec<f32> = forward.iter().zip(&residual).map(|(y, residual)| y + residual).collect();
+    let (dx, da, db) = reference::backward(&x, &dense, slices, &dy, sizes);
+
+    let x = on.tensor::<2>(&x, [tokens, input]);
+    let lora = (rank > 0).then(|| Lora {
+        a: on.single::<2>(&a, [rank, input]),
+        b: on.single::<2>(&b, [out, rank]),
+        scaling: SCALING,
+        dropout,
+    });
+    let bias = with_bias.then(|| on.tensor::<1>(&bias, [out]));
+    let layer = Linear { weight: &weight, bias: bias.as_ref(), lora: lora.as_ref() };
+    let projected = linear(&x, &[layer], None);
+    let around = on.tensor::<2>(&residual, [tokens, out]);
+    let with_residual = linear(&x, &[layer], Some(&around));
+    let gradients = linear_backward(LinearBackward {
+        x: Some(&x),
+        layers: &[layer],
+        down: projected.down.as_ref(),
+        dy: &[on.tensor::<2>(&dy, [tokens, out])],
+        wants_x: true,
+        sums: vec![None],
+    });
+    let deviation =
+        |part, found: &[f32], expected: &[f32]| Deviation::new(part, &what, found, expected, on.tolerance());
+    let slope = gradients.x.as_ref().map(values).unwrap_or_default();
+    let mut found = vec![
+        deviation("y", &values(&projected.outputs[0]), &forward),
+        deviation("y + residual", &values(&with_residual.outputs[0]), &added),
+        deviation("dx", &slope, &dx),
+    ];
+    if rank > 0 {
+        let adapter = gradients.adapters.first().and_then(Option::as_ref);
+        let [found_a, found_b] =
+            adapter.map(|slopes| [values(&slopes.a), values(&slopes.b)]).unwrap_or_default();
+        found.push(deviation("dA", &found_a, &da));
+        found.push(deviation("dB", &found_b, &db));
+    }
+    found
+}

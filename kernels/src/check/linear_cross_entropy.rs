@@ -1,0 +1,49 @@
+//! Output head and loss: dense and NF4 heads, rows without a target.
+
+use burn::tensor::DType;
+
+use super::{Deviation, On, random, rounded, tolerance, values};
+use crate::KernelBackend;
+use crate::linear::FrozenWeight;
+use crate::linear_cross_entropy::{IGNORED, linear_cross_entropy, reference};
+use crate::nf4::{self, Nf4Weight};
+
+pub(super) fn all<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
+    let cases = [((5, 33, 101), false), ((70, 64, 300), true)];
+    cases.into_iter().flat_map(|(shape, packed)| check(on, shape, packed)).collect()
+}
+
+/// [`linear_cross_entropy`] with and without a gradient: (tokens, width, vocabulary), the head in NF4 or dense.
+pub fn check<B: KernelBackend>(
+    on: On<'_, B>,
+    (tokens, width, vocabulary): (usize, usize, usize),
+    packed: bool,
+) -> Vec<Deviation> {
+    let storage = if packed { "NF4" } else { "dense" };
+    let case = format!("[{tokens}, {width}] x {vocabulary}, {storage} head");
+    let original = random(vocabulary * width, 2, 1.0);
+    let shape = [vocabulary, width];
+    let (head, dense) = if packed {
+        let quantized = nf4::quantize(&original, shape, 64, true);
+        let dense = rounded(&quantized.dequantize(), on.dtype);
+        (FrozenWeight::Nf4(Nf4Weight::new(quantized, on.device)), dense)
+    } else {
+        (FrozenWeight::Dense(on.tensor::<2>(&original, shape)), rounded(&original, on.dtype))
+    };
+    let hidden = on.random(tokens * width, 1, 1.0);
+    let targets: Vec<Option<usize>> =
+        (0..tokens).map(|i| (i % 5 != 3).then_some(i * 31 % vocabulary)).collect();
+    let (loss, slope) = reference::loss_and_gradient(&hidden, &dense, &targets, width);
+    let on_device: Vec<i32> = targets.iter().map(|t| t.map_or(IGNORED, |t| t as i32)).collect();
+    let hidden = on.tensor::<2>(&hidden, [tokens, width]);
+    let found = linear_cross_entropy(&hidden, &head, &on_device, true);
+    let alone = linear_cross_entropy(&hidden, &head, &on_device, false);
+    let sum = values(&found.loss);
+    let gradient = found.gradient.as_ref().map(values).unwrap_or_default();
+    vec![
+        Deviation::new("loss", &case, &sum, &[loss as f32], tolerance(DType::F32)),
+        Deviation::new("dhidden", &case, &gradient, &slope, on.tolerance()),
+        // The same bits, whether or not anyone asks for the gradient.
+        Deviation::new("loss alone", &case, &values(&alone.loss), &sum, 0.0),
+    ]
+}

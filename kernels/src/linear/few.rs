@@ -1,0 +1,143 @@
+//! The linear op on the CPU for a few rows of `x`, as in decoding: every row of the weights is read once.
+
+use std::ops::Range;
+
+use burn::tensor::Tensor;
+use burn_flex::Flex;
+
+use super::cpu::{Adapter, WeightTensors, finish};
+use super::{Linear, Projected};
+use crate::cpu::disjoint::Disjoint;
+use crate::cpu::few::{self, LANES, MOST, Vectors};
+use crate::cpu::matmul::{Side, Stored};
+use crate::cpu::pool::{self, Buffer};
+use crate::cpu::scalar::{Scalar, widen, with_float};
+use crate::cpu::{parallel, tensor};
+
+/// Weights of one task.
+const TASK: usize = 1 << 16;
+
+/// Whether this is the way to compute a call: more rows are worth unpacking the weights for, and dropout is training's.
+pub(super) fn applies(tokens: usize, layers: &[Linear<'_, Flex>]) -> bool {
+    let drops = |layer: &Linear<'_, Flex>| {
+        layer.lora.and_then(|lora| lora.dropout).is_some_and(|dropout| dropout.probability > 0.0)
+    };
+    (1..=MOST).contains(&tokens) && !layers.iter().any(drops)
+}
+
+/// `linear` of the CPU backend, where it [`applies`].
+pub(super) fn forward(
+    x: &Tensor<Flex, 2>,
+    layers: &[Linear<'_, Flex>],
+    residual: Option<&Tensor<Flex, 2>>,
+) -> Projected<Flex> {
+    let [tokens, width] = x.dims();
+    let x = tensor::primitive(x.clone());
+    let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::packed(layer.weight)).collect();
+    let biases: Vec<_> =
+        layers.iter().map(|layer| layer.bias.map(|bias| tensor::primitive(bias.clone()))).collect();
+    let biases: Vec<_> = biases.iter().map(|bias| bias.as_ref().map(tensor::floats)).collect();
+    let residual = residual.map(|residual| tensor::primitive(residual.clone()));
+    let adapters = Adapter::all(layers);
+    let ranks: usize = layers.iter().map(Linear::rank).sum();
+    let outs: Vec<usize> = layers.iter().map(|layer| layer.weight.shape()[0]).collect();
+    with_float!(x.dtype(), T => {
+        let x = x.storage::<T>();
+        let residual = residual.as_ref().map(|residual| residual.storage::<T>());
+        let stored: Vec<Stored<'_>> = weights.iter().map(|weight| weight.columns(Side::Transposed).stored).collect();
+        let vectors = Vectors::new(x, tokens, width, stored.iter().any(|stored| matches!(stored, Stored::Nf4(_))));
+        let down = down(&vectors, &adapters, [tokens, width, ranks]);
+        // t as the product sees it, in f32, the ranks of each adapter by themselves.
+        let ts: Vec<_> = adapters.iter().map(|adapter| Some(adapter.as_ref()?.ranks_of(&down, tokens, ranks))).collect();
+        let mut outputs: Vec<Buffer<T>> = outs.iter().map(|out| pool::take::<T>(tokens * out)).collect();
+        {
+            let places: Vec<_> = outputs.iter_mut().map(|out| Disjoint::new(out)).collect();
+            let tasks: Vec<(usize, Range<usize>)> = outs
+                .iter()
+                .enumerate()
+                .flat_map(|(layer, out)| ranges(*out, width).map(move |rows| (layer, rows)))
+                .collect();
+            let work = outs.iter().sum::<usize>() * (width + ranks) * (1 + tokens) / 4;
+            parallel::for_each(tasks, work, |(layer, rows)| {
+                let mut lanes = pool::take::<f32>(rows.len() * tokens * LANES);
+                vectors.times(&stored[layer], rows.clone(), &mut lanes);
+                if let (Some(adapter), Some(t)) = (&adapters[layer], &ts[layer]) {
+                    let b = &adapter.b_values()[rows.start * adapter.rank..rows.end * adapter.rank];
+                    few::add_dots::<T>(b, adapter.lora.scaling, t, adapter.rank, &mut lanes);
+                }
+                let mut sums = pool::take::<f32>(rows.len() * tokens);
+                few::join(&lanes, tokens, &mut sums);
+                let bias = biases[layer].as_deref().map(|bias| &bias[rows.clone()]);
+                for (token, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
+                    let start = token * outs[layer] + rows.start;
+                    let residual = residual.map(|residual| &residual[start..][..rows.len()]);
+                    // SAFETY: these rows of this layer belong to this task alone.
+                    finish(sums, unsafe { places[layer].slice(start, rows.len()) }, bias, residual);
+                }
+            });
+        }
+        let outputs = outputs
+            .into_iter()
+            .zip(&outs)
+            .map(|(out, width)| tensor::from_buffer(out, [tokens, *width]))
+            .collect();
+        let down = (ranks > 0).then(|| tensor::from_buffer(down, [tokens, ranks]));
+        Projected { outputs, down }
+    })
+}
+
+/// t of all adapters side by side, `[tokens, Σ rank]`.
+fn down<T: Scalar>(
+    vectors: &Vectors<'_, T>,
+    adapters: &[Option<Adapter<'_>>],
+    [tokens, width, ranks]: [usize; 3],
+) -> Buffer<T> {
+    let mut down = pool::take::<T>(tokens * ranks);
+    {
+        let out = Disjoint::new(&mut down);
+        let tasks: Vec<(&Adapter<'_>, Range<usize>)> = adapters
+            .iter()
+            .flatten()
+            .flat_map(|adapter| ranges(adapter.rank, width).map(move |rows| (adapter, rows)))
+            .collect();
+        parallel::for_each(tasks, ranks * width * (1 + tokens) / 4, |(adapter, rows)| {
+            let mut lanes = pool::take::<f32>(rows.len() * tokens * LANES);
+            vectors.times(&Stored::F32(adapter.a_values()), rows.clone(), &mut lanes);
+            let mut sums = pool::take::<f32>(rows.len() * tokens);
+            few::join(&lanes, tokens, &mut sums);
+            for (token, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
+                let start = token * ranks + adapter.first + rows.start;
+                // SAFETY: these ranks belong to this task alone.
+                finish(sums, unsafe { out.slice(start, rows.len()) }, None, None);
+            }
+        });
+    }
+    down
+}
+
+/// The rows of a matrix, a task's worth at a time.
+fn ranges(rows: usize, width: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (TASK / width.max(1)).max(8);
+    (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
+}
+
+impl Adapter<'_> {
+    /// A, row after row.
+    fn a_values(&self) -> &[f32] {
+        self.a.storage::<f32>()
+    }
+
+    /// B, row after row.
+    fn b_values(&self) -> &[f32] {
+        self.b.storage::<f32>()
+    }
+
+    /// This adapter's part of `down` `[tokens, total]`, in f32.
+    fn ranks_of<T: Scalar>(&self, down: &[T], tokens: usize, total: usize) -> Buffer<f32> {
+        let mut part = pool::take::<f32>(tokens * self.rank);
+        for (token, part) in part.chunks_exact_mut(self.rank.max(1)).enumerate() {
+            widen(&down[token * total + self.first..][..self.rank], part);
+        }
+        part
+    }
+}

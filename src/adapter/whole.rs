@@ -1,0 +1,92 @@
+//! Modules outside the decoder layers that are trained as a whole, beside the adapters: PEFT's `modules_to_save`.
+//!
+//! Their numbers are f32 masters, whatever the base is stored in. Where the output head is tied to the embeddings, a
+//! whole trained module would part the two without anything saying so; that is refused.
+
+use std::fmt;
+
+/// A module that can be trained as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum WholeKind {
+    /// Token ids to hidden states.
+    Embedding,
+    /// Hidden states to logits.
+    Head,
+}
+
+impl WholeKind {
+    /// Every kind, in order.
+    pub const ALL: [Self; 2] = [Self::Embedding, Self::Head];
+
+    /// The last component of the module path.
+    pub fn hf_name(self) -> &'static str {
+        match self {
+            Self::Embedding => "embed_tokens",
+            Self::Head => "lm_head",
+        }
+    }
+}
+
+impl fmt::Display for WholeKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.hf_name())
+    }
+}
+
+/// Such a module of the model at hand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Whole {
+    /// What it is.
+    pub kind: WholeKind,
+    /// Module path in the Hugging Face model (`model.embed_tokens`).
+    pub path: String,
+    /// `[vocab, hidden]`.
+    pub shape: [usize; 2],
+}
+
+impl Whole {
+    /// Its elements.
+    pub fn parameters(&self) -> u64 {
+        self.shape[0] as u64 * self.shape[1] as u64
+    }
+}
+
+/// Those of `modules` that a list of names means, by PEFT's rule: a path is the name or ends in it.
+///
+/// # Errors
+/// The position of each name that means none of them.
+pub fn resolve(names: &[String], modules: &[Whole]) -> Result<Vec<Whole>, Vec<usize>> {
+    let means = |name: &str, whole: &Whole| whole.path == name || whole.path.ends_with(&format!(".{name}"));
+    let unknown: Vec<usize> = names
+        .iter()
+        .enumerate()
+        .filter(|(_, name)| !modules.iter().any(|whole| means(name, whole)))
+        .map(|(position, _)| position)
+        .collect();
+    match unknown.is_empty() {
+        true => {
+            Ok(modules.iter().filter(|whole| names.iter().any(|name| means(name, whole))).cloned().collect())
+        }
+        false => Err(unknown),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_mean_paths_and_their_ends() {
+        let whole = |kind, path: &str| Whole { kind, path: path.into(), shape: [8, 4] };
+        let modules = [whole(WholeKind::Embedding, "model.embed_tokens"), whole(WholeKind::Head, "lm_head")];
+        let found = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            resolve(&names, &modules)
+                .map(|found| found.into_iter().map(|whole| whole.kind).collect::<Vec<_>>())
+        };
+        assert_eq!(found(&["lm_head", "embed_tokens"]), Ok(vec![WholeKind::Embedding, WholeKind::Head]));
+        assert_eq!(found(&["model.embed_tokens"]), Ok(vec![WholeKind::Embedding]));
+        assert_eq!(found(&[]), Ok(vec![]));
+        assert_eq!(found(&["tokens", "lm_head", "norm"]), Err(vec![0, 2]));
+    }
+}

@@ -1,0 +1,181 @@
+//! `tune doctor`.
+
+use std::io::{self, Write};
+use std::panic;
+
+use super::args::DoctorArguments;
+use super::environment::{Signals, hub_cache};
+use super::exit::Exit;
+use super::report;
+use super::style::{ERROR, FAINT, GOOD, STRONG, WARNING, interactive, paint, visible};
+use crate::run::doctor::{Reached, Report, Tried, Verdict, doctor as look};
+use crate::run::{self, Environment};
+use crate::units::Bytes;
+
+/// Dtypes in the order of the table's columns.
+const COLUMNS: [&str; 3] = ["f32", "bf16", "f16"];
+
+/// Looks at every device and tells what it is good for.
+pub(super) fn doctor(arguments: &DoctorArguments, out: &mut impl Write) -> io::Result<Exit> {
+    let signals = Signals::listen();
+    let stop = || signals.raised();
+    let cache = hub_cache();
+    let environment = Environment { hub_cache: &cache, stop: &stop };
+    // An op that panics is part of the report, with what it said.
+    let hook = panic::take_hook();
+    panic::set_hook(Box::new(|_| {}));
+    // On a terminal, so that the wait has a reason; a closed one changes nothing.
+    let mut tell = |device: &str| {
+        if interactive() {
+            let _ = writeln!(anstream::stderr(), "trying out {device} ...");
+        }
+    };
+    let found = look(arguments.device, &environment, &mut tell);
+    panic::set_hook(hook);
+    let report = match found {
+        Ok(report) => report,
+        Err(run::Error::Stopped) => return Ok(signals.exit()),
+        Err(error) => return Ok(report::failure(&error)),
+    };
+    match arguments.json {
+        true => writeln!(out, "{}", serde_json::to_string(&report)?)?,
+        false => show(&report, out)?,
+    }
+    Ok(if report.is_right() { Exit::Done } else { Exit::Resources })
+}
+
+fn show(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let machine = &report.machine;
+    let memory = machine.memory_bytes.map_or("memory unknown".to_owned(), |bytes| Bytes(bytes).to_string());
+    let model = machine.processor.as_deref().unwrap_or(&machine.architecture);
+    writeln!(
+        out,
+        "{} {}, {} threads, {memory}, ops use {}",
+        paint(STRONG, format!("{:<10}", "cpu")),
+        visible(model),
+        machine.threads,
+        report.instruction_set
+    )?;
+    for api in &report.apis {
+        show_api(api, out)?;
+    }
+    for tried in &report.devices {
+        show_tried(tried, out)?;
+    }
+    let wrong: Vec<&str> =
+        report.devices.iter().filter(|tried| !tried.is_right()).map(|tried| tried.device.as_str()).collect();
+    match wrong.as_slice() {
+        [] => writeln!(out, "\n{}", paint(GOOD, "Every op is right on every device that was tried out.")),
+        wrong => writeln!(out, "\n{}", paint(ERROR, format!("Do not train on {}.", wrong.join(", ")))),
+    }
+}
+
+fn show_api(api: &Reached, out: &mut impl Write) -> io::Result<()> {
+    let name = paint(STRONG, format!("{:<10}", api.name));
+    if !api.is_built {
+        let way = format!("not in this build: `cargo build --release --features {}` adds it", api.name);
+        return writeln!(out, "{name} {}", paint(FAINT, way));
+    }
+    if let Some(missing) = &api.missing {
+        writeln!(out, "{name} {}", paint(WARNING, missing))?;
+        for line in wrapped(api.help.unwrap_or_default(), 88) {
+            writeln!(out, "{:<10} {line}", "")?;
+        }
+    }
+    for gpu in &api.devices {
+        let memory = match (gpu.memory_bytes, gpu.free_memory_bytes) {
+            (Some(total), Some(free)) => format!("{} of {} free", Bytes(free), Bytes(total)),
+            (Some(total), None) => Bytes(total).to_string(),
+            (None, _) => "memory unknown".to_owned(),
+        };
+        writeln!(
+            out,
+            "{} {} ({}), {memory}, {}",
+            paint(STRONG, format!("{:<10}", gpu.device)),
+            visible(&gpu.name),
+            gpu.kind,
+            visible(&gpu.driver)
+        )?;
+    }
+    Ok(())
+}
+
+/// A device's ops, a line each: the largest relative error in every dtype.
+fn show_tried(tried: &Tried, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out)?;
+    if let Some(fault) = &tried.fault {
+        return writeln!(
+            out,
+            "{} {} {}",
+            paint(STRONG, &tried.device),
+            paint(ERROR, "does not start:"),
+            visible(fault)
+        );
+    }
+    let columns: String = COLUMNS.iter().map(|dtype| format!("{dtype:>10}")).collect();
+    writeln!(out, "{}{columns}   largest relative error", paint(STRONG, format!("{:<22}", tried.device)))?;
+    let mut ops: Vec<&str> = Vec::new();
+    for verdict in &tried.ops {
+        if !ops.contains(&verdict.op) {
+            ops.push(verdict.op);
+        }
+    }
+    for op in ops {
+        let of_op: Vec<&Verdict> = tried.ops.iter().filter(|verdict| verdict.op == op).collect();
+        let cell = |dtype: &&str| match of_op.iter().find(|verdict| verdict.dtype == *dtype) {
+            None => format!("{:>10}", "-"),
+            Some(Verdict { error: Some(error), .. }) => format!("{error:>10.1e}"),
+            Some(_) => format!("{:>10}", "none"),
+        };
+        let cells: String = COLUMNS.iter().map(cell).collect();
+        let wrong: Vec<&&Verdict> = of_op.iter().filter(|verdict| !verdict.is_right).collect();
+        let verdict = if wrong.is_empty() { paint(GOOD, "right") } else { paint(ERROR, "WRONG") };
+        writeln!(out, "  {op:<20}{cells}   {verdict}")?;
+        for verdict in wrong {
+            let why = match (&verdict.fault, verdict.error) {
+                (Some(fault), _) => format!("broke off: {}", first_line(fault)),
+                (None, Some(error)) => {
+                    format!("{}: {error:.1e}, at most {:.1e}", verdict.of, verdict.tolerance)
+                }
+                (None, None) => format!("{}: not a number", verdict.of),
+            };
+            writeln!(out, "    {} {}", verdict.dtype, visible(&why))?;
+        }
+    }
+    let lacking: Vec<&str> = COLUMNS.into_iter().filter(|dtype| !tried.dtypes.contains(dtype)).collect();
+    if !lacking.is_empty() {
+        writeln!(out, "  {}", paint(FAINT, format!("it does not compute in {}", lacking.join(", "))))?;
+    }
+    Ok(())
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+/// `text` in lines of at most `width` characters, broken between words.
+fn wrapped(text: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_not_broken() {
+        assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("", 7), [""]);
+    }
+}

@@ -1,0 +1,213 @@
+//! The operators of a template that can build something large, each asking [`budget`] first. `program` puts a call of
+//! one of these in the place of the engine's own instruction; what is computed stays the engine's business.
+
+use std::collections::BTreeMap;
+
+use minijinja::machinery::{Instruction, Instructions, Vm, make_string_output};
+use minijinja::value::{ObjectRepr, Rest, Value, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
+
+use super::budget::{self, Text};
+use super::namespace;
+use super::python;
+
+/// Names under which the environment holds the operators: none that a template can write.
+pub(super) const CONCAT: &str = "operator ~";
+pub(super) const ADD: &str = "operator +";
+pub(super) const MULTIPLY: &str = "operator *";
+pub(super) const SLICE: &str = "operator [:]";
+pub(super) const IN: &str = "operator in";
+pub(super) const JOIN_LISTS: &str = "operator *arguments";
+pub(super) const OF_LENGTH: &str = "operator a, b =";
+pub(super) const SET_ATTRIBUTE: &str = "operator a.b =";
+pub(super) const SHALLOW: &str = "operator =";
+pub(super) const CHANGED: &str = "operator changed";
+pub(super) const OTHER_TEMPLATE: &str = "operator include";
+
+/// Adds the operators to an environment.
+pub(super) fn add_to(environment: &mut Environment<'static>) {
+    environment.add_function(CONCAT, concat);
+    environment.add_function(ADD, add);
+    environment.add_function(MULTIPLY, multiply);
+    environment.add_function(SLICE, slice);
+    environment.add_function(IN, contains);
+    environment.add_function(JOIN_LISTS, join_lists);
+    environment.add_function(OF_LENGTH, of_length);
+    environment.add_function(SET_ATTRIBUTE, |value: Value, target: &Value, name: &str| {
+        namespace::set(value, target, name)
+    });
+    environment.add_function(SHALLOW, |value: Value| budget::require_shallow(&value).map(|()| value));
+    environment.add_function(CHANGED, changed);
+    environment.add_function(OTHER_TEMPLATE, other_template);
+    environment.add_test(
+        "in",
+        |state: &State<'_, '_>, value: &Value, container: &Value| -> Result<bool, Error> {
+            match contains(state, value, container) {
+                Ok(contained) => Ok(contained.is_true()),
+                // As the engine's own: nothing lies in what is no container.
+                Err(_) if !is_container(container) => Ok(false),
+                Err(error) => Err(error),
+            }
+        },
+    );
+}
+
+/// Runs one instruction of the engine on operands.
+fn original(
+    state: &State<'_, '_>,
+    instruction: Instruction<'static>,
+    operands: &[&Value],
+) -> Result<Value, Error> {
+    let mut program = Instructions::new("operator", "");
+    for operand in operands {
+        program.add(Instruction::LoadConst((*operand).clone()));
+    }
+    program.add(instruction);
+    let (mut nothing, blocks) = (String::new(), BTreeMap::new());
+    let mut output = make_string_output(&mut nothing);
+    let (value, _) =
+        Vm::new(state.env()).eval(&program, Value::from(()), &blocks, &mut output, AutoEscape::None)?;
+    Ok(value.unwrap_or_default())
+}
+
+fn concat(left: &Value, right: &Value) -> Result<Value, Error> {
+    let mut text = Text::new("`~`");
+    text.push_value(left)?;
+    text.push_value(right)?;
+    text.finish_value()
+}
+
+/// Both as whole numbers of 64 bits, which all that templates count are.
+fn whole_numbers(left: &Value, right: &Value) -> Option<(i64, i64)> {
+    (left.is_integer() && right.is_integer())
+        .then(|| Some((i64::try_from(left.clone()).ok()?, i64::try_from(right.clone()).ok()?)))
+        .flatten()
+}
+
+fn is_list(value: &Value) -> bool {
+    matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable)
+}
+
+fn add(state: &State<'_, '_>, left: &Value, right: &Value) -> Result<Value, Error> {
+    if let (Some(left), Some(right)) = (left.as_str(), right.as_str()) {
+        let mut sum = Text::new("`+`");
+        sum.push_str(left)?;
+        sum.push_str(right)?;
+        return sum.finish_value();
+    }
+    if let Some(sum) = whole_numbers(left, right).and_then(|(left, right)| left.checked_add(right)) {
+        return Ok(Value::from(sum));
+    }
+    if is_list(left) && is_list(right) {
+        // The engine would only note what was added to what, and build it for whoever reads it later.
+        let length = budget::items(left).saturating_add(budget::items(right));
+        return budget::list("`+`", left.try_iter()?.chain(right.try_iter()?), length);
+    }
+    original(state, Instruction::Add, &[left, right])
+}
+
+fn multiply(state: &State<'_, '_>, left: &Value, right: &Value) -> Result<Value, Error> {
+    if let Some(product) = whole_numbers(left, right).and_then(|(left, right)| left.checked_mul(right)) {
+        return Ok(Value::from(product));
+    }
+    for (repeated, times) in [(left, right), (right, left)] {
+        let Some(times) = times.as_usize() else { continue };
+        if let Some(text) = repeated.as_str() {
+            let took = (text.len() as u64).saturating_mul(times as u64);
+            budget::charge("`*`", took)?;
+            return Ok(budget::text(Value::from(text.repeat(times)), took));
+        } else if is_list(repeated) {
+            let length = budget::items(repeated).saturating_mul(times as u64);
+            let items: Vec<Value> = repeated.try_iter()?.take(length as usize).collect();
+            let again = (0..times).flat_map(|_| items.iter().cloned());
+            return budget::list("`*`", again, length);
+        }
+    }
+    original(state, Instruction::Mul, &[left, right])
+}
+
+fn slice(
+    state: &State<'_, '_>,
+    value: &Value,
+    start: &Value,
+    stop: &Value,
+    step: &Value,
+) -> Result<Value, Error> {
+    let Some(text) = value.as_str() else {
+        return budget::eager("`[:]`", original(state, Instruction::Slice, &[value, start, stop, step])?);
+    };
+    if text.is_empty() {
+        // The engine has no answer to `''[::-1]`.
+        return Ok(Value::from(""));
+    }
+    // Turning a text round takes its characters one by one.
+    let took = text.len() as u64 * if step.is_none() { 1 } else { 5 };
+    budget::charge("`[:]`", took)?;
+    Ok(budget::text(original(state, Instruction::Slice, &[value, start, stop, step])?, took))
+}
+
+fn is_container(value: &Value) -> bool {
+    value.is_undefined() || value.as_str().is_some() || value.as_object().is_some()
+}
+
+fn contains(state: &State<'_, '_>, value: &Value, container: &Value) -> Result<Value, Error> {
+    let contained = match (container.as_str(), container.as_object()) {
+        (Some(text), _) => match value.as_str() {
+            Some(part) => text.contains(part),
+            None => {
+                let mut part = Text::new("`in`");
+                part.push_value(value)?;
+                text.contains(&part.finish()?)
+            }
+        },
+        (None, Some(object)) => match object.repr() {
+            ObjectRepr::Map => object.get_value(value).is_some(),
+            ObjectRepr::Seq | ObjectRepr::Iterable => {
+                object.try_iter().is_some_and(|mut items| items.any(|item| item == *value))
+            }
+            _ => false,
+        },
+        (None, None) => return original(state, Instruction::In, &[value, container]),
+    };
+    Ok(Value::from(contained))
+}
+
+/// The lists behind `*` in a call, and the arguments between them, as one list.
+fn join_lists(lists: &Value) -> Result<Value, Error> {
+    let mut joined = Vec::new();
+    for list in lists.try_iter()? {
+        budget::charge_items("`*` in a call", budget::items(&list))?;
+        joined.extend(list.try_iter()?);
+    }
+    Ok(Value::from(joined))
+}
+
+/// A list that is about to be taken apart, if it is not longer than that takes. The engine counts after it is done.
+fn of_length(list: Value, wanted: usize) -> Result<Value, Error> {
+    let found = list.try_iter().map_or(0, |items| items.take(wanted + 1).count());
+    if found > wanted {
+        return Err(Error::new(
+            ErrorKind::CannotUnpack,
+            format!("sequence of wrong length (expected {wanted}, got more)"),
+        ));
+    }
+    Ok(list)
+}
+
+/// `loop.changed(…)`, which remembers what it is given: texts in the place of lists and dictionaries, so that a loop never
+/// comes to hold itself.
+fn changed(state: &State<'_, '_>, arguments: Rest<Value>) -> Result<Value, Error> {
+    let Some((of, given)) = arguments.split_first() else { return Ok(Value::from(false)) };
+    let plain = |value: &Value| match value.as_object() {
+        Some(_) => python::str_of(value).map(Value::from),
+        None => Ok(value.clone()),
+    };
+    let given = given.iter().map(plain).collect::<Result<Vec<Value>, Error>>()?;
+    of.call_method(state, "changed", &given)
+}
+
+fn other_template(_name: Rest<Value>) -> Result<Value, Error> {
+    Err(python::invalid(
+        "a chat template stands alone: there is nothing that it could include, import or extend",
+    ))
+}

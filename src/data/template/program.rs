@@ -1,0 +1,211 @@
+//! A template compiled so that it asks [`budget`] before it builds anything. Knows the engine's instructions; the
+//! environment they run in is the caller's.
+//!
+//! The engine's compiler makes the instructions. Of these, the ones that make a value larger than its parts are then
+//! replaced by calls of [`operators`], and raw text is written as any other value is, past the caller's formatter.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use minijinja::machinery::{
+    CodeGenerator, Instruction, Instructions, Vm, WhitespaceConfig, make_string_output, parse,
+};
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::Value;
+use minijinja::{AutoEscape, Environment, Error, ErrorKind};
+use self_cell::self_cell;
+
+use super::{budget, constants, namespace, operators};
+
+/// The name of the template in the engine's errors.
+const NAME: &str = "chat_template";
+
+struct Compiled<'source> {
+    instructions: Instructions<'source>,
+    blocks: BTreeMap<&'source str, Instructions<'source>>,
+}
+
+self_cell!(
+    /// The instructions, beside the source that they point into.
+    struct Owned {
+        owner: String,
+        #[covariant]
+        dependent: Compiled,
+    }
+);
+
+/// What is wrong with a source.
+pub(super) struct Fault {
+    /// The line, from 1; 0 where it is not known.
+    pub(super) line: usize,
+    /// What the engine says.
+    pub(super) error: Error,
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Fault {
+        Fault { line: error.line().unwrap_or(0), error }
+    }
+}
+
+impl From<constants::TooLarge> for Fault {
+    fn from(constants::TooLarge { line, error }: constants::TooLarge) -> Fault {
+        Fault { line, error }
+    }
+}
+
+/// A compiled template.
+pub(super) struct Program(Owned);
+
+impl fmt::Debug for Program {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_tuple("Program").field(&self.0.borrow_owner()).finish()
+    }
+}
+
+impl Program {
+    /// Compiles a source with transformers' treatment of white space.
+    ///
+    /// # Errors
+    /// Invalid Jinja, or constants too large.
+    pub(super) fn compile(source: String) -> Result<Program, Fault> {
+        Owned::try_new(source, |source| {
+            let whitespace =
+                WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true };
+            let parsed = parse(source, NAME, SyntaxConfig, whitespace)?;
+            budget::begin();
+            constants::charge(&parsed)?;
+            let mut generator = CodeGenerator::new(NAME, source);
+            generator.compile_stmt(&parsed);
+            let (instructions, blocks) = generator.finish();
+            let blocks = blocks.iter().map(|(name, block)| Ok((*name, guarded(block)?)));
+            let blocks = blocks.collect::<Result<_, Error>>()?;
+            Ok(Compiled { instructions: guarded(&instructions)?, blocks })
+        })
+        .map(Program)
+    }
+
+    /// Runs the template on its variables.
+    ///
+    /// # Errors
+    /// What the template does wrong, and whatever would build more than a render may.
+    pub(super) fn render(&self, environment: &Environment<'_>, variables: Value) -> Result<String, Error> {
+        budget::begin();
+        // Those of a render that the engine broke down on.
+        namespace::empty_all();
+        let mut text = String::new();
+        let mut output = make_string_output(&mut text);
+        let rendered = self.0.with_dependent(|_, compiled| {
+            let (instructions, blocks) = (&compiled.instructions, &compiled.blocks);
+            Vm::new(environment)
+                .eval(instructions, variables, blocks, &mut output, AutoEscape::None)
+                .map(drop)
+        });
+        drop(output);
+        budget::begin();
+        namespace::empty_all();
+        rendered.map(|()| text)
+    }
+}
+
+/// What stands for one instruction of the engine behind another: itself, or what asks the budget and then does the same.
+fn replacement<'source>(
+    before: Option<&Instruction<'source>>,
+    instruction: &Instruction<'source>,
+) -> Result<Vec<Instruction<'source>>, Error> {
+    let call = |name, operands| Instruction::CallFunction(name, Some(operands));
+    Ok(match instruction {
+        // Written by the formatter, which counts; the engine's own way into a captured text does not.
+        Instruction::EmitRaw(text) => vec![Instruction::LoadConst(Value::from(*text)), Instruction::Emit],
+        Instruction::StringConcat => vec![call(operators::CONCAT, 2)],
+        Instruction::Add => vec![call(operators::ADD, 2)],
+        Instruction::Mul => vec![call(operators::MULTIPLY, 2)],
+        Instruction::Slice => vec![call(operators::SLICE, 4)],
+        Instruction::In => vec![call(operators::IN, 2)],
+        Instruction::UnpackLists(lists) => vec![
+            Instruction::BuildList(Some(*lists)),
+            call(operators::JOIN_LISTS, 1),
+            Instruction::UnpackLists(1),
+        ],
+        Instruction::UnpackList(wanted) => vec![
+            Instruction::LoadConst(Value::from(*wanted)),
+            call(operators::OF_LENGTH, 2),
+            Instruction::UnpackList(*wanted),
+        ],
+        // A variable may hold its own last value; nothing else that is set nests anything.
+        Instruction::StoreLocal(_) if before.is_some_and(nests) => {
+            vec![call(operators::SHALLOW, 1), instruction.clone()]
+        }
+        Instruction::SetAttr(name) => vec![
+            Instruction::LoadConst(Value::from(*name)),
+            call(operators::SET_ATTRIBUTE, 3),
+            Instruction::DiscardTop,
+        ],
+        Instruction::CallMethod("changed", operands) => {
+            vec![Instruction::CallFunction(operators::CHANGED, *operands)]
+        }
+        Instruction::Include(_) | Instruction::LoadBlocks => {
+            vec![call(operators::OTHER_TEMPLATE, 1), instruction.clone()]
+        }
+        // A middle operand stays on the stack here, so no call can stand for it. `a in b in c` has yet to be seen.
+        Instruction::CompareAndPreserve(operator) if format!("{operator:?}").ends_with("In") => {
+            return Err(Error::new(ErrorKind::SyntaxError, "`in` cannot be chained with another comparison"));
+        }
+        other => vec![other.clone()],
+    })
+}
+
+/// Whether an instruction can leave a list or dictionary that was not there before.
+fn nests(instruction: &Instruction<'_>) -> bool {
+    matches!(
+        instruction,
+        Instruction::BuildList(_)
+            | Instruction::BuildMap(_)
+            | Instruction::CallFunction(..)
+            | Instruction::CallMethod(..)
+            | Instruction::CallObject(_)
+            | Instruction::ApplyFilter(..)
+            | Instruction::Add
+            | Instruction::Mul
+    )
+}
+
+/// Replaces each instruction by its [`replacement`], and lets jumps lead where they led.
+fn guarded<'source>(instructions: &Instructions<'source>) -> Result<Instructions<'source>, Error> {
+    let mut replaced = Vec::with_capacity(instructions.len());
+    // Where each instruction comes to lie, and where the end does.
+    let mut places = Vec::with_capacity(instructions.len() + 1);
+    let mut place = 0;
+    for index in 0..instructions.len() as u32 {
+        let Some(instruction) = instructions.get(index) else { break };
+        let before = index.checked_sub(1).and_then(|before| instructions.get(before));
+        let replacement = replacement(before, instruction)?;
+        places.push(place);
+        place += replacement.len() as u32;
+        replaced.push((index, replacement));
+    }
+    places.push(place);
+    let moved = |target: u32| places.get(target as usize).copied().unwrap_or(target);
+    let mut guarded = Instructions::new(instructions.name(), instructions.source());
+    for (index, replacement) in replaced {
+        for instruction in replacement {
+            let instruction = match instruction {
+                Instruction::Iterate(target) => Instruction::Iterate(moved(target)),
+                Instruction::Jump(target) => Instruction::Jump(moved(target)),
+                Instruction::JumpIfFalse(target) => Instruction::JumpIfFalse(moved(target)),
+                Instruction::JumpIfFalseOrPop(target) => Instruction::JumpIfFalseOrPop(moved(target)),
+                Instruction::JumpIfTrueOrPop(target) => Instruction::JumpIfTrueOrPop(moved(target)),
+                Instruction::BuildMacro(name, target, flags) => {
+                    Instruction::BuildMacro(name, moved(target), flags)
+                }
+                other => other,
+            };
+            match (instructions.get_span(index), instructions.get_line(index)) {
+                (Some(span), _) => guarded.add_with_span(instruction, span),
+                (None, Some(line)) => guarded.add_with_line(instruction, line as u16),
+                (None, None) => guarded.add(instruction),
+            };
+        }
+    }
+    Ok(guarded)
+}

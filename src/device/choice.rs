@@ -1,0 +1,217 @@
+//! From what a recipe asks for and what there is to one device, or to an error that says what to do.
+
+use super::Device;
+use super::discovery::{Api, Found, Listed};
+use crate::model::FloatDtype;
+use crate::recipe::{DeviceId, DeviceSpec};
+
+/// Why a run cannot compute on the device it asks for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// This program cannot reach such devices.
+    #[error("`{device}` is asked for, and this program was built without {feature}; there is {there}")]
+    NotBuilt {
+        /// The device.
+        device: DeviceId,
+        /// What the build lacks.
+        feature: &'static str,
+        /// What can be used instead.
+        there: String,
+    },
+    /// It is not there.
+    #[error("`{device}` is asked for: {why}; there is {there}")]
+    Missing {
+        /// The device.
+        device: DeviceId,
+        /// What is missing.
+        why: String,
+        /// What to install.
+        help: Option<&'static str>,
+        /// What can be used instead.
+        there: String,
+    },
+    /// It is there, and does not compute.
+    #[error("`{device}` ({model}) does not work: {why}; there is {there}")]
+    Broken {
+        /// The device.
+        device: DeviceId,
+        /// What its driver calls it.
+        model: String,
+        /// What went wrong.
+        why: String,
+        /// What can be used instead.
+        there: String,
+    },
+}
+
+impl Unavailable {
+    /// What to do.
+    pub fn help(&self) -> String {
+        match self {
+            Self::NotBuilt { feature, .. } => {
+                let way_out = format!("build it with `cargo build --release --features {feature}`");
+                match *feature {
+                    "metal" if !cfg!(target_os = "macos") => "only a Mac has Metal: use `vulkan`".to_owned(),
+                    "vulkan" if cfg!(target_os = "macos") => "a Mac's GPU is `metal`".to_owned(),
+                    _ => way_out,
+                }
+            }
+            Self::Missing { help: Some(help), .. } => (*help).to_owned(),
+            Self::Missing { help: None, .. } => {
+                "`tune doctor` lists every device by the name it has here".to_owned()
+            }
+            Self::Broken { .. } => {
+                "`tune doctor` tries it out op by op; a newer driver often helps".to_owned()
+            }
+        }
+    }
+}
+
+/// The first device that `spec` allows and `start` gets to work.
+pub(super) fn choose(
+    spec: DeviceSpec,
+    apis: Vec<Api>,
+    mut start: impl FnMut(&Listed) -> Result<Vec<FloatDtype>, String>,
+) -> Result<Device, Unavailable> {
+    let id = match spec {
+        DeviceSpec::Auto => return Ok(best(&apis, start)),
+        DeviceSpec::Named(DeviceId::Cpu) => return Ok(Device::cpu()),
+        DeviceSpec::Named(id) => id,
+    };
+    let there = there(&apis);
+    let name = match id {
+        DeviceId::Cuda(_) => "cuda",
+        DeviceId::Vulkan(_) => "vulkan",
+        DeviceId::Metal | DeviceId::Cpu => "metal",
+    };
+    let missing = |why: String, help| Unavailable::Missing { device: id, why, help, there: there.clone() };
+    let devices = match apis.iter().find(|api| api.name == name).map(|api| &api.found) {
+        None | Some(Found::NotBuilt) => {
+            return Err(Unavailable::NotBuilt { device: id, feature: name, there });
+        }
+        Some(Found::Nothing { why, help }) => return Err(missing(why.clone(), Some(*help))),
+        Some(Found::Devices(devices)) => devices,
+    };
+    match devices.iter().find(|listed| listed.id == id) {
+        None => Err(missing("it is not among the devices found".to_owned(), None)),
+        Some(listed) => match start(listed) {
+            Ok(dtypes) => Ok(device(listed, dtypes, Vec::new())),
+            Err(why) => Err(Unavailable::Broken { device: id, model: listed.name.clone(), why, there }),
+        },
+    }
+}
+
+/// The best that works; the processor always does. Tells what it passed over.
+fn best(apis: &[Api], mut start: impl FnMut(&Listed) -> Result<Vec<FloatDtype>, String>) -> Device {
+    let mut notes = Vec::new();
+    for api in apis {
+        if let Found::Nothing { why, .. } = &api.found {
+            notes.push(format!("no GPU through {}: {why}; `tune doctor` says what to install", api.name));
+        }
+        for listed in api.devices().iter().filter(|listed| !listed.is_software) {
+            match start(listed) {
+                Ok(dtypes) => return device(listed, dtypes, Vec::new()),
+                Err(why) => notes.push(format!("`{}` ({}) does not work: {why}", listed.id, listed.name)),
+            }
+        }
+    }
+    Device { notes, ..Device::cpu() }
+}
+
+fn device(listed: &Listed, dtypes: Vec<FloatDtype>, notes: Vec<String>) -> Device {
+    Device { id: listed.id, handle: listed.handle.clone(), model: listed.name.clone(), dtypes, notes }
+}
+
+/// All that can be named, in words.
+fn there(apis: &[Api]) -> String {
+    let listed = apis.iter().flat_map(Api::devices);
+    let named = listed.map(|listed| format!(", `{}` ({})", listed.id, listed.name));
+    std::iter::once("`cpu`".to_owned()).chain(named).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::discovery::Handle;
+
+    fn listed(id: DeviceId, is_software: bool) -> Listed {
+        Listed {
+            id,
+            name: format!("model of {id}"),
+            driver: String::new(),
+            kind: if is_software { "software" } else { "discrete" },
+            is_software,
+            memory: None,
+            handle: Handle::Cpu,
+        }
+    }
+
+    fn api(name: &'static str, found: Found) -> Api {
+        Api { name, found }
+    }
+
+    fn nothing() -> Found {
+        Found::Nothing { why: "no driver".into(), help: "install it" }
+    }
+
+    fn choose_from(
+        spec: &str,
+        apis: Vec<Api>,
+        works: fn(DeviceId) -> bool,
+    ) -> Result<(DeviceId, Vec<String>), Unavailable> {
+        let start = |listed: &Listed| match works(listed.id) {
+            true => Ok(vec![FloatDtype::F32, FloatDtype::F16]),
+            false => Err("the kernel did not compile".to_owned()),
+        };
+        choose(spec.parse().unwrap(), apis, start).map(|device| (device.id, device.notes))
+    }
+
+    fn full() -> Vec<Api> {
+        let cuda = vec![listed(DeviceId::Cuda(0), false), listed(DeviceId::Cuda(1), false)];
+        let vulkan = vec![listed(DeviceId::Vulkan(0), false), listed(DeviceId::Vulkan(1), true)];
+        vec![api("cuda", Found::Devices(cuda)), api("vulkan", Found::Devices(vulkan))]
+    }
+
+    #[test]
+    fn auto_takes_the_best_that_works_and_tells_what_it_passed_over() {
+        let auto = |works| choose_from("auto", full(), works).unwrap();
+        assert_eq!(auto(|_| true), (DeviceId::Cuda(0), vec![]));
+        let (id, _) = auto(|id| id != DeviceId::Cuda(0));
+        assert_eq!(id, DeviceId::Cuda(1));
+        let (id, _) = auto(|id| matches!(id, DeviceId::Vulkan(_)));
+        assert_eq!(id, DeviceId::Vulkan(0));
+        let (id, notes) = auto(|_| false);
+        assert_eq!((id, notes.len()), (DeviceId::Cpu, 3));
+        assert!(notes[0].contains("cuda:0") && notes[0].contains("did not compile"), "{notes:?}");
+    }
+
+    #[test]
+    fn auto_never_takes_a_gpu_that_the_processor_imitates() {
+        let software = || Found::Devices(vec![listed(DeviceId::Vulkan(0), true)]);
+        let apis = || vec![api("cuda", Found::NotBuilt), api("vulkan", software())];
+        assert_eq!(choose_from("auto", apis(), |_| true), Ok((DeviceId::Cpu, vec![])));
+        assert_eq!(choose_from("vulkan", apis(), |_| true), Ok((DeviceId::Vulkan(0), vec![])));
+        // A build for the processor alone has nothing to tell.
+        let none = vec![api("cuda", Found::NotBuilt), api("vulkan", Found::NotBuilt)];
+        assert_eq!(choose_from("auto", none, |_| true), Ok((DeviceId::Cpu, vec![])));
+        let (id, notes) = choose_from("auto", vec![api("cuda", nothing())], |_| true).unwrap();
+        assert_eq!(id, DeviceId::Cpu);
+        assert!(notes[0].contains("no driver"), "{notes:?}");
+    }
+
+    #[test]
+    fn a_device_that_is_named_is_taken_or_told_why_not() {
+        assert_eq!(choose_from("cuda:1", full(), |_| true), Ok((DeviceId::Cuda(1), vec![])));
+        let broken = choose_from("cuda:1", full(), |_| false).unwrap_err().to_string();
+        assert!(broken.contains("does not work") && broken.contains("model of vulkan:0"), "{broken}");
+        let missing = choose_from("cuda:7", full(), |_| true).unwrap_err();
+        assert!(matches!(&missing, Unavailable::Missing { help: None, .. }), "{missing}");
+        let apis = vec![api("cuda", nothing()), api("vulkan", Found::NotBuilt)];
+        let missing = choose_from("cuda", apis.clone(), |_| true).unwrap_err();
+        assert_eq!(missing.help(), "install it");
+        let not_built = choose_from("vulkan", apis.clone(), |_| true).unwrap_err();
+        assert!(not_built.help().contains("--features vulkan") || cfg!(target_os = "macos"));
+        assert!(not_built.to_string().contains("there is `cpu`"), "{not_built}");
+        assert_eq!(choose_from("cpu", apis, |_| false), Ok((DeviceId::Cpu, vec![])));
+    }
+}

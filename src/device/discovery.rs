@@ -1,0 +1,166 @@
+//! What there is to compute on: every way to reach a GPU, whether this build has it, and the devices behind it.
+
+use crate::model::FloatDtype;
+use crate::recipe::DeviceId;
+
+/// What a backend knows a device by.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Handle {
+    /// The processor.
+    Cpu,
+    /// CUDA.
+    #[cfg(feature = "cuda")]
+    Cuda(tune_kernels::gpu::CudaDevice),
+    /// Vulkan or Metal.
+    #[cfg(any(feature = "vulkan", feature = "metal"))]
+    Wgpu(tune_kernels::gpu::WgpuDevice),
+}
+
+/// Memory of a device, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// All of it.
+    pub total: u64,
+    /// What is free of it, where the driver tells.
+    pub free: Option<u64>,
+}
+
+/// A GPU that was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Listed {
+    /// What it is called in a recipe.
+    pub id: DeviceId,
+    /// What its driver calls it.
+    pub name: String,
+    /// The driver, with its version.
+    pub driver: String,
+    /// What it is made of: discrete, integrated, virtual, software.
+    pub kind: &'static str,
+    /// Whether the processor imitates it.
+    pub is_software: bool,
+    /// Its memory, where the driver tells.
+    pub memory: Option<DeviceMemory>,
+    pub(super) handle: Handle,
+}
+
+/// What was found through one way to reach GPUs.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Found {
+    /// This build does not have it.
+    NotBuilt,
+    /// Something is missing.
+    Nothing {
+        /// What.
+        why: String,
+        /// What to install.
+        help: &'static str,
+    },
+    /// These devices, the most capable first.
+    Devices(Vec<Listed>),
+}
+
+/// A way to reach GPUs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Api {
+    /// Its name, which is that of the build's feature too.
+    pub name: &'static str,
+    /// What was found.
+    pub found: Found,
+}
+
+impl Api {
+    /// The devices found.
+    pub fn devices(&self) -> &[Listed] {
+        match &self.found {
+            Found::Devices(devices) => devices,
+            Found::NotBuilt | Found::Nothing { .. } => &[],
+        }
+    }
+}
+
+/// Every way to reach GPUs on this system, the fastest first. Starts no device.
+pub fn list() -> Vec<Api> {
+    let mut apis = vec![Api { name: "cuda", found: cuda() }];
+    apis.push(match cfg!(target_os = "macos") {
+        true => Api { name: "metal", found: wgpu(cfg!(feature = "metal"), |_| DeviceId::Metal) },
+        false => Api { name: "vulkan", found: wgpu(cfg!(feature = "vulkan"), DeviceId::Vulkan) },
+    });
+    apis
+}
+
+#[cfg(feature = "cuda")]
+fn cuda() -> Found {
+    match tune_kernels::gpu::cuda_devices() {
+        Ok(devices) => all(devices, DeviceId::Cuda, Handle::Cuda),
+        Err(why) => Found::Nothing { why: why.to_string(), help: why.help() },
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda() -> Found {
+    Found::NotBuilt
+}
+
+#[cfg(any(feature = "vulkan", feature = "metal"))]
+fn wgpu(is_built: bool, id: impl Fn(usize) -> DeviceId) -> Found {
+    match tune_kernels::gpu::wgpu_devices() {
+        _ if !is_built => Found::NotBuilt,
+        Ok(devices) => all(devices, id, Handle::Wgpu),
+        Err(why) => Found::Nothing { why: why.to_string(), help: why.help() },
+    }
+}
+
+#[cfg(not(any(feature = "vulkan", feature = "metal")))]
+fn wgpu(_: bool, _: impl Fn(usize) -> DeviceId) -> Found {
+    Found::NotBuilt
+}
+
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+fn all<D>(
+    devices: Vec<tune_kernels::gpu::Found<D>>,
+    id: impl Fn(usize) -> DeviceId,
+    handle: impl Fn(D) -> Handle,
+) -> Found {
+    let listed = |(index, found): (usize, tune_kernels::gpu::Found<D>)| Listed {
+        id: id(index),
+        is_software: found.is_software(),
+        kind: found.kind.name(),
+        memory: found.memory.map(|memory| DeviceMemory { total: memory.total, free: memory.free }),
+        name: found.name,
+        driver: found.driver,
+        handle: handle(found.device),
+    };
+    Found::Devices(devices.into_iter().enumerate().map(listed).collect())
+}
+
+/// Starts a device and tells the types that it computes in, or what went wrong.
+pub(super) fn start(listed: &Listed) -> Result<Vec<FloatDtype>, String> {
+    match &listed.handle {
+        Handle::Cpu => Ok(super::Device::cpu().dtypes),
+        #[cfg(feature = "cuda")]
+        Handle::Cuda(device) => tune_kernels::gpu::start_cuda(device).map(ours),
+        #[cfg(any(feature = "vulkan", feature = "metal"))]
+        Handle::Wgpu(device) => tune_kernels::gpu::start_wgpu(device).map(ours),
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+fn ours(dtypes: Vec<burn::tensor::DType>) -> Vec<FloatDtype> {
+    let all = [FloatDtype::F32, FloatDtype::Bf16, FloatDtype::F16];
+    all.into_iter().filter(|dtype| dtypes.contains(&crate::model::load::burn_dtype(*dtype))).collect()
+}
+
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+impl Handle {
+    /// The device's memory, asked anew.
+    pub(super) fn memory(&self) -> Option<DeviceMemory> {
+        let memory = match self {
+            Self::Cpu => None,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device) => tune_kernels::gpu::cuda_memory(device),
+            #[cfg(any(feature = "vulkan", feature = "metal"))]
+            Self::Wgpu(device) => tune_kernels::gpu::wgpu_memory(device),
+        };
+        memory.map(|memory| DeviceMemory { total: memory.total, free: memory.free })
+    }
+}

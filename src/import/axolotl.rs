@@ -1,0 +1,254 @@
+//! Axolotl: one flat YAML file, with a list of datasets.
+
+use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
+use super::hugging_face::{self as hf, Defaults};
+use super::source::{Node, Value};
+use crate::adapter::spec::ALL_LINEAR;
+
+/// Axolotl warms up over 3 % of the steps, and runs one epoch of single rows.
+const DEFAULTS: Defaults = Defaults {
+    epochs: 1.0,
+    micro_batch_size: 1,
+    learning_rate: 2e-4,
+    scheduler: "cosine",
+    warmup_ratio: 0.03,
+};
+
+pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
+    let mut all = Settings::of(root, "");
+    let settings = &mut all;
+    hf::require(settings, "rl", &[], "only supervised fine-tuning is there")?;
+    let adapter = settings.take("adapter");
+    let is_quantized = match adapter.map(|node| (node, node.text())) {
+        Some((_, Some("qlora"))) => true,
+        Some((_, Some("lora"))) => false,
+        Some((node, _)) => {
+            return Err(NotTrained {
+                line: node.line,
+                reason: format!("`adapter: {node}` is not there: lora and qlora are"),
+            });
+        }
+        None => {
+            let reason =
+                "it names no `adapter`, so it trains all weights; only LoRA and QLoRA are there".to_owned();
+            return Err(NotTrained { line: 0, reason });
+        }
+    };
+    let in_four_bits = settings.take("load_in_4bit").is_some_and(|node| node.truth() == Some(true));
+    hf::quantization(settings, draft, is_quantized || in_four_bits, true);
+    if let Some(node) = settings.take("lora_target_modules") {
+        hf::targets("lora_target_modules", node, draft);
+    }
+    if settings.take("lora_target_linear").is_some_and(|node| node.truth() == Some(true)) {
+        draft.set("adapter.lora.target_modules", ALL_LINEAR);
+    }
+    data(settings, draft);
+    for key in ["evals_per_epoch", "saves_per_epoch"] {
+        if let Some(node) = settings.take(key) {
+            let ours = if key == "evals_per_epoch" { "train.eval_steps" } else { "train.save_steps" };
+            draft.left(key, node, &format!("not by epochs: `{ours}` counts optimizer steps"));
+        }
+    }
+    if settings.take("learning_rate").map(|node| draft.carry("learning_rate", node)).is_none() {
+        draft.remark(
+            Kind::Decide,
+            "learning_rate",
+            "the configuration has none; a usual value stands in the recipe",
+        );
+    }
+    hf::training(settings, draft, &DEFAULTS);
+    hf::batch(draft);
+    hf::switched_off(
+        &[
+            "strict",
+            "trust_remote_code",
+            "gradient_checkpointing",
+            "flash_attention",
+            "xformers_attention",
+            "sdp_attention",
+            "group_by_length",
+            "lora_fan_in_fan_out",
+            "eval_sample_packing",
+            "pad_to_sequence_len",
+            "use_tensorboard",
+            "peft_use_dora",
+            "debug",
+        ],
+        settings,
+        draft,
+    );
+    all.carry_rest(draft);
+    Ok(())
+}
+
+fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
+    // Axolotl's own default is 512, and it leaves longer rows out.
+    match settings.take("sequence_len") {
+        Some(node) => draft.carry("sequence_len", node),
+        None => draft.set("data.max_seq_len", 512),
+    }
+    let strategy = settings.take("excess_length_strategy");
+    match strategy.and_then(Node::text) {
+        Some("truncate") => draft.set("data.on_overflow", "truncate"),
+        Some("raise") => draft.set("data.on_overflow", "error"),
+        _ => {
+            draft.set("data.on_overflow", "drop");
+            if strategy.is_none() {
+                draft.remark(
+                    Kind::Changed,
+                    "sequence_len",
+                    "axolotl leaves out rows that are longer; `data.on_overflow = \"drop\"` does as well, counts them and \
+                     names some",
+                );
+            }
+        }
+    }
+    let packs = settings.take("sample_packing");
+    draft.set("data.packing", packs.and_then(Node::truth).unwrap_or(false));
+    if let Some(node) = packs.filter(|node| node.truth() == Some(true)) {
+        draft.note(
+            Kind::Changed,
+            "sample_packing",
+            node,
+            "the rows of a pack never see each other here, whatever the attention; `micro_batch_size` counts packs",
+        );
+    }
+    match settings.take("val_set_size") {
+        Some(node) => hf::held_out("val_set_size", node, draft),
+        None => draft.set("data.val_split", 0.0),
+    }
+    let on_inputs = settings.take("train_on_inputs").and_then(Node::truth) == Some(true);
+    let template = settings.take("chat_template");
+    if let Some(node) = template.filter(|node| node.text() != Some("jinja")) {
+        hf::template("chat_template", node, draft);
+    }
+    if let Some(node) = settings.take("chat_template_jinja") {
+        hf::template("chat_template_jinja", node, draft);
+    }
+    for (key, is_held_out) in [("datasets", false), ("test_datasets", true)] {
+        let Some(node) = settings.take(key) else { continue };
+        let Value::List(entries) = &node.value else {
+            draft.left(key, node, "expected a list of datasets");
+            continue;
+        };
+        for (index, entry) in entries.iter().enumerate() {
+            dataset(&format!("{key}[{index}]"), entry, is_held_out, on_inputs, draft);
+        }
+    }
+}
+
+fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, draft: &mut Draft) {
+    let mut all = Settings::of(entry, name);
+    let settings = &mut all;
+    let mut dataset = Dataset { is_held_out, ..Dataset::default() };
+    let kind = settings.take("type");
+    // `alpaca_chat.load_qa`, `sharegpt:chat`: the prompt strategy, then which of its functions.
+    let strategy = kind.and_then(Node::text).unwrap_or_default();
+    let shape = strategy.split(['.', ':']).next().unwrap_or_default();
+    dataset.format = match shape {
+        "alpaca" => "alpaca",
+        "chat_template" | "sharegpt" => "messages",
+        "completion" => "text",
+        _ => {
+            let text = match kind {
+                Some(kind) => format!("`{kind}` is not there: bring the rows into one of messages, alpaca, prompt-completion, text, tokens, and name it in `format`"),
+                None => "the dataset has no type: name one of messages, alpaca, prompt-completion, text, tokens in `format`".to_owned(),
+            };
+            draft.note(Kind::Decide, &settings.name("type"), kind.unwrap_or(entry), text);
+            "messages"
+        }
+    };
+    if strategy != shape && dataset.format == "alpaca" {
+        let text = format!("`{strategy}` is a prompt of axolotl's; here it is Alpaca's published one");
+        draft.note(Kind::Changed, &settings.name("type"), kind.unwrap_or(entry), text);
+    }
+    if on_inputs && matches!(dataset.format, "messages" | "alpaca") {
+        dataset.train_on = Some("all");
+    }
+    fields(settings, &mut dataset, draft);
+    if let Some(node) = settings.take("train_on_eos").filter(|node| node.text() != Some("turn")) {
+        draft.left(&settings.name("train_on_eos"), node, "the end of every trained turn is trained on");
+    }
+    if let Some(node) = settings.take("split").filter(|node| node.text() != Some("train")) {
+        draft.left(
+            &settings.name("split"),
+            node,
+            "a file is taken whole: name the file of that split in `path`",
+        );
+    }
+    for key in ["ds_type", "drop_system_message"] {
+        // The ending of a file tells what it is.
+        settings.take(key).filter(|node| key != "ds_type" && node.truth() != Some(false)).inspect(|node| {
+            draft.left(&settings.name(key), node, "tune has no such setting");
+        });
+    }
+    let path = settings.take("path");
+    let files = settings.take("data_files").and_then(|node| Some((node, node.texts()?)));
+    let here: Vec<(&Node, String)> = match (files, path) {
+        (Some((node, files)), _) => files.into_iter().map(|file| (node, file)).collect(),
+        (None, Some(node)) => vec![(node, node.text().unwrap_or_default().to_owned())],
+        (None, None) => vec![(entry, String::new())],
+    };
+    for (node, file) in here {
+        hf::dataset_path(&settings.name("path"), node, &file, draft);
+        draft.datasets.push(Dataset { path: file, ..dataset.clone() });
+    }
+    all.carry_rest(draft);
+}
+
+/// The columns that a dataset's keys name.
+fn fields(settings: &mut Settings<'_>, dataset: &mut Dataset, draft: &mut Draft) {
+    let columns: &[(&str, &str, &str)] = match dataset.format {
+        "messages" => &[
+            ("field_messages", "messages", "messages"),
+            ("message_field_role", "role", "role"),
+            ("message_field_content", "content", "content"),
+        ],
+        "alpaca" => &[
+            ("field_instruction", "instruction", "instruction"),
+            ("field_input", "input", "input"),
+            ("field_output", "output", "output"),
+        ],
+        _ => &[("field", "text", "text")],
+    };
+    for (key, ours, usual) in columns {
+        if let Some(column) = settings.take(key).and_then(Node::text).filter(|column| column != usual) {
+            dataset.fields.insert(ours, column.to_owned());
+        }
+    }
+    if let Some(node) = settings.take("message_property_mappings") {
+        for (key, column) in node.entries() {
+            match (key.as_str(), column.text()) {
+                ("role" | "content", Some(column)) if column == key => {}
+                ("role", Some(column)) => _ = dataset.fields.insert("role", column.to_owned()),
+                ("content", Some(column)) => _ = dataset.fields.insert("content", column.to_owned()),
+                _ => draft.left(&settings.name(key), column, "messages have a role and a content"),
+            }
+        }
+    }
+    if let Some(node) = settings.take("roles") {
+        // Which names mean which role: the usual ones are known here.
+        let usual = ["user", "human", "assistant", "gpt", "model", "system", "tool", "input", "chatbot"];
+        let other = node.entries().iter().flat_map(|(_, names)| names.texts().unwrap_or_default());
+        let other: Vec<String> = other.filter(|name| !usual.contains(&name.as_str())).collect();
+        if !other.is_empty() {
+            draft.note(
+                Kind::Decide,
+                &settings.name("roles"),
+                node,
+                format!(
+                    "rename the roles `{}` in the rows to user, assistant and system",
+                    other.join("`, `")
+                ),
+            );
+        }
+    }
+    let others = |node: &&Node| {
+        let roles = node.texts().unwrap_or_default();
+        roles.is_empty() || roles.iter().any(|role| !matches!(role.as_str(), "assistant" | "gpt"))
+    };
+    if let Some(node) = settings.take("roles_to_train").filter(others) {
+        let reason = "`train_on` knows the assistant's turns and everything";
+        draft.left(&settings.name("roles_to_train"), node, reason);
+    }
+}

@@ -1,0 +1,378 @@
+//! Settings that the tools built on transformers and PEFT share: precision, schedule, optimizer, what is due when.
+
+use super::draft::{Draft, Kind, NotTrained, Settings};
+use super::source::{Node, Value};
+use crate::adapter::spec::ALL_LINEAR;
+use crate::recipe::foreign;
+
+/// What a tool does where its configuration is silent, as transformers' `TrainingArguments` has it unless a tool says
+/// otherwise. Silence here would mean something else.
+pub(super) struct Defaults {
+    pub(super) epochs: f64,
+    pub(super) micro_batch_size: i64,
+    pub(super) learning_rate: f64,
+    pub(super) scheduler: &'static str,
+    /// Share of the steps.
+    pub(super) warmup_ratio: f64,
+}
+
+/// Everything of training that the tools have in common. What `defaults` give is noted nowhere: it is what the
+/// configuration means.
+pub(super) fn training(settings: &mut Settings<'_>, draft: &mut Draft, defaults: &Defaults) {
+    precision(settings, draft);
+    schedule(settings, draft, defaults);
+    optimizer(settings, draft);
+    due(settings, draft);
+    if let Some((key, node)) = settings.any(&["num_train_epochs", "num_epochs"]) {
+        draft.carry(key, node);
+    }
+    if let Some(node) = settings.take("max_steps") {
+        // transformers writes -1 for "not set".
+        match node.integer() {
+            Some(steps) if steps > 0 => {
+                draft.set("train.max_steps", steps);
+                // There, steps replace epochs; here the first to be reached ends the run.
+                if draft.get("train.epochs").is_some() {
+                    draft.unset("train.epochs");
+                    draft.note(
+                        Kind::Changed,
+                        "max_steps",
+                        node,
+                        "it replaces the number of epochs, as it did there",
+                    );
+                }
+            }
+            Some(_) => {}
+            None => draft.left("max_steps", node, "expected a whole number"),
+        }
+    }
+    if draft.get("train.max_steps").is_none() {
+        draft.set("train.epochs", defaults.epochs);
+    }
+    for (key, ours, default) in [
+        ("per_device_train_batch_size", "train.micro_batch_size", defaults.micro_batch_size),
+        ("gradient_accumulation_steps", "train.gradient_accumulation_steps", 1),
+    ] {
+        if let Some(node) = settings.take(key) {
+            draft.carry(key, node);
+        }
+        if ours != "train.micro_batch_size"
+            || settings.take("micro_batch_size").is_none_or(|node| {
+                draft.carry("micro_batch_size", node);
+                false
+            })
+        {
+            draft.set(ours, default);
+        }
+    }
+    if let Some(node) = settings.take("learning_rate") {
+        draft.carry("learning_rate", node);
+    }
+    draft.set("train.learning_rate", defaults.learning_rate);
+}
+
+/// Sequences of an optimizer step, since other machines may have had several devices.
+pub(super) fn batch(draft: &mut Draft) {
+    let of = |key| draft.get(key).and_then(toml::Value::as_integer).unwrap_or(1);
+    let (micro, steps) = (of("train.micro_batch_size"), of("train.gradient_accumulation_steps"));
+    let packs = if draft.get("data.packing").and_then(toml::Value::as_bool) == Some(true) {
+        "packs"
+    } else {
+        "sequences"
+    };
+    draft.remark(
+        Kind::Changed,
+        "effective batch size",
+        format!(
+            "{micro} x {steps} = {} {packs} an optimizer step, on one device; a run on N devices had N times that: \
+             multiply `train.gradient_accumulation_steps` by N for the same",
+            micro.saturating_mul(steps)
+        ),
+    );
+}
+
+fn precision(settings: &mut Settings<'_>, draft: &mut Draft) {
+    for (key, dtype) in
+        [("bf16", "bf16"), ("bfloat16", "bf16"), ("pure_bf16", "bf16"), ("fp16", "f16"), ("float16", "f16")]
+    {
+        if let Some(node) = settings.take(key) {
+            match &node.value {
+                Value::Truth(true) => draft.set("model.compute_dtype", dtype),
+                // `auto`: bf16 where the device has it, which is what `auto` is here.
+                _ if node.truth() == Some(false) || node.text() == Some("auto") => {}
+                _ => draft.left(key, node, "set `model.compute_dtype` by hand"),
+            }
+        }
+    }
+    for key in ["torch_dtype", "dtype", "bnb_4bit_compute_dtype"] {
+        if let Some(node) = settings.take(key) {
+            match node.text().map(|text| text.trim_start_matches("torch.")) {
+                Some("bfloat16" | "bf16") => draft.set("model.compute_dtype", "bf16"),
+                Some("float16" | "fp16" | "half") => draft.set("model.compute_dtype", "f16"),
+                Some("float32" | "fp32" | "float") => draft.set("model.compute_dtype", "f32"),
+                Some("auto") => {}
+                _ => draft.left(key, node, "set `model.compute_dtype` by hand"),
+            }
+        }
+    }
+    if let Some(node) = settings.take("tf32").filter(|node| node.truth() == Some(true)) {
+        draft.left("tf32", node, "matmuls run in `model.compute_dtype`, and sum in f32");
+    }
+}
+
+fn schedule(settings: &mut Settings<'_>, draft: &mut Draft, defaults: &Defaults) {
+    let steps = settings.take("warmup_steps");
+    let ratio = settings.take("warmup_ratio");
+    match (steps.map(|node| (node, node.integer())), ratio) {
+        // transformers takes the steps where both are given.
+        (Some((node, Some(count))), ratio) if count > 0 => {
+            draft.carry("warmup_steps", node);
+            if let Some(ratio) = ratio {
+                draft.left("warmup_ratio", ratio, "`warmup_steps` is given as well, and was what counted");
+            }
+        }
+        (Some((node, None)), None) => match node.number() {
+            // Below one it is a share.
+            Some(share) if (0.0..1.0).contains(&share) => draft.set("train.warmup_ratio", share),
+            _ => draft.left("warmup_steps", node, "expected a whole number"),
+        },
+        (_, Some(ratio)) => draft.carry("warmup_ratio", ratio),
+        (Some(_), None) => draft.set("train.warmup_steps", 0),
+        (None, None) => draft.set("train.warmup_ratio", defaults.warmup_ratio),
+    }
+    let found = settings.any(&["lr_scheduler_type", "lr_scheduler"]);
+    let name = found.and_then(|(_, node)| node.text()).unwrap_or(defaults.scheduler);
+    match (name, found) {
+        ("linear" | "cosine", _) => draft.set("train.lr_scheduler", name),
+        ("constant_with_warmup", _) => draft.set("train.lr_scheduler", "constant"),
+        ("constant", found) => {
+            draft.set("train.lr_scheduler", "constant");
+            let warms = ["train.warmup_steps", "train.warmup_ratio"].iter().any(|key| {
+                draft.get(key).is_some_and(|value| {
+                    value.as_float().or(value.as_integer().map(|n| n as f64)) > Some(0.0)
+                })
+            });
+            draft.unset("train.warmup_ratio");
+            draft.unset("train.warmup_steps");
+            draft.set("train.warmup_steps", 0);
+            if let Some((key, node)) = found.filter(|_| warms) {
+                draft.note(
+                    Kind::Changed,
+                    key,
+                    node,
+                    "there, `constant` takes no notice of the warm-up, so there is none",
+                );
+            }
+        }
+        (_, Some((key, node))) => {
+            draft.set("train.lr_scheduler", "cosine");
+            let text =
+                format!("`{node}` is not there (constant, linear, cosine are): `cosine` stands in its place");
+            draft.note(Kind::Changed, key, node, text);
+        }
+        (_, None) => {}
+    }
+}
+
+fn optimizer(settings: &mut Settings<'_>, draft: &mut Draft) {
+    let Some((key, node)) = settings.any(&["optim", "optimizer"]) else { return };
+    match node.text() {
+        Some("adamw_torch" | "adamw_torch_fused" | "adamw_hf" | "adamw" | "adamw_apex_fused") => {}
+        Some(name) if name.contains("adamw") => draft.note(
+            Kind::Changed,
+            key,
+            node,
+            format!(
+                "`{name}` becomes AdamW with its moments in f32: the same mathematics, without their rounding"
+            ),
+        ),
+        _ => draft.carry("optim", node),
+    }
+}
+
+/// What is due every so many steps: the counts carry by name, where steps are what is counted.
+fn due(settings: &mut Settings<'_>, draft: &mut Draft) {
+    for (keys, ours, counted) in [
+        (&["eval_strategy", "evaluation_strategy"][..], "train.eval_steps", "eval_steps"),
+        (&["save_strategy"][..], "train.save_steps", "save_steps"),
+    ] {
+        let strategy = settings.any(keys);
+        let count = settings.take(counted);
+        match strategy.map(|(key, node)| (key, node, node.text())) {
+            // PyYAML reads a bare `no` as false.
+            Some((key, node, text)) if text == Some("no") || node.truth() == Some(false) => {
+                draft.left(
+                    key,
+                    node,
+                    &format!("it cannot be switched off; a large `{ours}` comes to the same"),
+                );
+            }
+            Some((key, node, Some("epoch"))) => {
+                draft.left(key, node, &format!("not by epochs: `{ours}` counts optimizer steps"));
+            }
+            Some((key, node, text)) if !matches!(text, Some("steps" | "best")) => {
+                draft.left(key, node, &format!("set `{ours}` by hand"));
+            }
+            _ => {}
+        }
+        match count.map(|node| (node, node.integer())) {
+            Some((node, Some(steps))) if steps > 0 => draft.carry(counted, node),
+            Some((node, _)) => {
+                draft.left(counted, node, &format!("not a share: `{ours}` counts optimizer steps"))
+            }
+            None => {}
+        }
+    }
+    if let Some(node) = settings.take("logging_steps") {
+        match node.integer() {
+            Some(steps) if steps > 0 => draft.carry("logging_steps", node),
+            _ => {
+                draft.left("logging_steps", node, "not a share: `train.logging_steps` counts optimizer steps")
+            }
+        }
+    }
+}
+
+/// 4 bits with or without double quantization, `doubled` where nothing is said; what is not NF4 is noted.
+pub(super) fn quantization(
+    settings: &mut Settings<'_>,
+    draft: &mut Draft,
+    in_four_bits: bool,
+    doubled: bool,
+) {
+    let kind = settings.take("bnb_4bit_quant_type").or_else(|| settings.take("quantization_type"));
+    let double = settings.any(&["bnb_4bit_use_double_quant", "use_bnb_nested_quant", "double_quantization"]);
+    if let Some(node) = settings.take("load_in_8bit").filter(|node| node.truth() == Some(true)) {
+        draft.note(
+            Kind::Changed,
+            "load_in_8bit",
+            node,
+            "there are no 8 bits here: the base stays dense; `[quantization.nf4]` has it in 4 bits",
+        );
+    }
+    if !in_four_bits {
+        return;
+    }
+    draft.table("quantization.nf4");
+    if let Some(node) = kind.filter(|node| node.text() != Some("nf4")) {
+        draft.note(Kind::Changed, "bnb_4bit_quant_type", node, format!("`{node}` becomes NF4"));
+    }
+    match double.map(|(key, node)| (key, node, node.truth())) {
+        Some((_, _, Some(double))) => draft.set("quantization.nf4.double_quant", double),
+        Some((key, node, None)) => draft.left(key, node, "expected true or false"),
+        None if doubled => {}
+        None => draft.set("quantization.nf4.double_quant", false),
+    }
+}
+
+/// `all-linear`, names, or a pattern.
+pub(super) fn targets(key: &str, node: &Node, draft: &mut Draft) {
+    match &node.value {
+        Value::Text(text) if matches!(text.as_str(), "all" | "all-linear") => {
+            draft.set("adapter.lora.target_modules", ALL_LINEAR);
+        }
+        Value::Text(text) if text.contains(['*', '(', '[', '^', '\\', '|']) => {
+            draft.set("adapter.lora.target_modules", text.as_str());
+        }
+        _ => match node.texts() {
+            Some(names) if names.iter().any(|name| matches!(name.as_str(), "all" | "all-linear")) => {
+                draft.set("adapter.lora.target_modules", ALL_LINEAR);
+            }
+            Some(names) => {
+                let heads: Vec<String> = names
+                    .iter()
+                    .filter(|name| matches!(name.as_str(), "lm_head" | "embed_tokens"))
+                    .cloned()
+                    .collect();
+                if !heads.is_empty() {
+                    draft.note(
+                        Kind::Left,
+                        key,
+                        node,
+                        format!("`{}`: embeddings and output head stay frozen", heads.join(", ")),
+                    );
+                }
+                let kept = names.into_iter().filter(|name| !heads.contains(name));
+                draft.set("adapter.lora.target_modules", kept.map(toml::Value::from).collect::<Vec<_>>());
+            }
+            None => draft.left(key, node, "set `adapter.lora.target_modules` by hand"),
+        },
+    }
+}
+
+/// A held-out share; a number of rows has no counterpart.
+pub(super) fn held_out(key: &str, node: &Node, draft: &mut Draft) {
+    match node.number() {
+        Some(share) if (0.0..1.0).contains(&share) => draft.set("data.val_split", share),
+        _ => draft.left(key, node, "`data.val_split` is a share of the rows, not a number of them"),
+    }
+}
+
+/// Settings that are on only when they are true, and that nothing here stands for.
+pub(super) fn switched_off(keys: &[&'static str], settings: &mut Settings<'_>, draft: &mut Draft) {
+    for key in keys {
+        if let Some(node) = settings.take(key).filter(|node| node.truth() != Some(false)) {
+            draft.carry(key, node);
+        }
+    }
+}
+
+/// A chat template by a name that the other tool carries.
+pub(super) fn template(key: &str, node: &Node, draft: &mut Draft) {
+    match node.text() {
+        Some("chatml") => draft.set("data.chat_template", "chatml"),
+        Some(file) if file.ends_with(".jinja") || file.ends_with(".j2") => draft.set("data.chat_template", file),
+        Some(name) if name.starts_with("tokenizer_default") || name == "default" => {}
+        Some(name) if name.contains("{%") || name.contains("{{") => {
+            draft.note(Kind::Decide, key, node, "save the template to a .jinja file and name it in `data.chat_template`");
+        }
+        _ => draft.note(
+            Kind::Changed,
+            key,
+            node,
+            format!(
+                "`{node}` is a template of the other tool; here the base model's own is used, which may differ: look at \
+                 `tune inspect`"
+            ),
+        ),
+    }
+}
+
+/// Refuses what is not supervised fine-tuning.
+pub(super) fn require(
+    settings: &mut Settings<'_>,
+    key: &str,
+    allowed: &[&str],
+    what: &str,
+) -> Result<(), NotTrained> {
+    match settings.take(key) {
+        Some(node) if !node.text().is_some_and(|text| allowed.contains(&text)) => {
+            Err(NotTrained { line: node.line, reason: format!("`{key}` is `{node}`, and {what}") })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a dataset is named by a file here; a name of the hub is noted.
+pub(super) fn dataset_path(key: &str, node: &Node, path: &str, draft: &mut Draft) {
+    let known = [".jsonl", ".json", ".parquet", ".arrow", ".csv"];
+    if !known.iter().any(|ending| path.ends_with(ending)) {
+        draft.note(
+            Kind::Decide,
+            key,
+            node,
+            format!(
+                "`{path}` is no file (.jsonl, .json, .parquet, .arrow, .csv): fetch the dataset and name its file in \
+                 `path`"
+            ),
+        );
+    }
+}
+
+/// What the table of foreign names says of a name, for settings that several tools spell alike.
+pub(super) fn reason(name: &str) -> &'static str {
+    match foreign::meaning(name) {
+        Some(crate::document::Meaning::Note(reason)) => reason,
+        _ => "tune has no such setting",
+    }
+}

@@ -1,0 +1,403 @@
+//! torchtune: YAML of components, each a table whose `_component_` names a function, with `${…}` for values that stand
+//! elsewhere.
+
+use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
+use super::hugging_face as hf;
+use super::source::{Node, Value};
+use super::tool::COMPONENT;
+
+pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
+    let root = &resolved(root, root, 0);
+    let mut all = Settings::of(root, "");
+    let settings = &mut all;
+    if let Some(node) = settings.take("output_dir") {
+        draft.carry("output_dir", node);
+    }
+    model(settings, draft)?;
+    checkpointer(settings, draft);
+    let max_seq_len = tokenizer(settings, draft);
+    dataset(settings, max_seq_len, draft);
+    training(settings, draft);
+    hf::batch(draft);
+    for (key, reason) in [
+        ("metric_logger", hf::reason("report_to")),
+        ("profiler", "there is no profiler; `tune bench` tells where time goes"),
+    ] {
+        settings.take(key).filter(|node| node.get("enabled").and_then(Node::truth) != Some(false)).inspect(
+            |node| {
+                draft.left(key, node, reason);
+            },
+        );
+    }
+    hf::switched_off(
+        &[
+            "resume_from_checkpoint",
+            "compile",
+            "enable_activation_checkpointing",
+            "enable_activation_offloading",
+            "log_peak_memory_stats",
+            "save_adapter_weights_only",
+        ],
+        settings,
+        draft,
+    );
+    all.carry_rest(draft);
+    Ok(())
+}
+
+/// The same with `${a.b}` replaced by what stands at `a.b`. What is not there stays as it is written.
+fn resolved(node: &Node, root: &Node, depth: usize) -> Node {
+    let value = match &node.value {
+        Value::Text(text) if depth < 8 && text.contains("${") => {
+            let at = |path: &str| path.split('.').try_fold(root, |node, key| node.get(key));
+            match text
+                .strip_prefix("${")
+                .and_then(|rest| rest.strip_suffix('}'))
+                .filter(|path| !path.contains("${"))
+            {
+                // The whole value: it keeps its kind.
+                Some(path) => match at(path) {
+                    Some(found) => resolved(found, root, depth + 1).value,
+                    None => node.value.clone(),
+                },
+                None => {
+                    let mut parts = text.split("${");
+                    let mut whole = parts.next().unwrap_or_default().to_owned();
+                    for part in parts {
+                        match part.split_once('}').and_then(|(path, rest)| Some((at(path)?, rest))) {
+                            Some((found, rest)) => {
+                                let found = resolved(found, root, depth + 1);
+                                whole += &found.text().map_or_else(|| found.to_string(), str::to_owned);
+                                whole += rest;
+                            }
+                            None => whole += &format!("${{{part}"),
+                        }
+                    }
+                    Value::Text(whole)
+                }
+            }
+        }
+        Value::List(items) => Value::List(items.iter().map(|item| resolved(item, root, depth)).collect()),
+        Value::Map(entries) => {
+            Value::Map(entries.iter().map(|(key, node)| (key.clone(), resolved(node, root, depth))).collect())
+        }
+        other => other.clone(),
+    };
+    Node { line: node.line, value }
+}
+
+/// The last part of a component's name.
+fn component<'a>(settings: &mut Settings<'a>) -> &'a str {
+    settings.take(COMPONENT).and_then(Node::text).and_then(|name| name.rsplit('.').next()).unwrap_or_default()
+}
+
+fn model(settings: &mut Settings<'_>, draft: &mut Draft) -> Result<(), NotTrained> {
+    let Some(node) = settings.take("model") else {
+        return Err(NotTrained { line: 0, reason: "it has no `model`".to_owned() });
+    };
+    let mut all = Settings::of(node, "model");
+    let settings = &mut all;
+    let builder = component(settings);
+    let is_quantized =
+        builder.starts_with("qlora_") || settings.take("quantize_base").and_then(Node::truth) == Some(true);
+    if !is_quantized && !builder.starts_with("lora_") {
+        let reason = format!(
+            "`{builder}` trains all weights; only builders of LoRA and QLoRA (`lora_…`, `qlora_…`) have a recipe"
+        );
+        return Err(NotTrained { line: node.line, reason });
+    }
+    if is_quantized {
+        draft.table("quantization.nf4");
+        let text =
+            "torchtune's NF4 quantizes its scales in another way: the same codes, slightly other weights";
+        draft.note(Kind::Changed, "model", node, text);
+    }
+    let mut targets: Vec<String> = Vec::new();
+    if let Some(node) = settings.take("lora_attn_modules") {
+        for name in node.texts().unwrap_or_default() {
+            targets.push(if name == "output_proj" { "o_proj".to_owned() } else { name });
+        }
+    }
+    if settings.take("apply_lora_to_mlp").and_then(Node::truth) == Some(true) {
+        targets.extend(["gate_proj", "up_proj", "down_proj"].map(str::to_owned));
+    }
+    if let Some(node) = settings.take("apply_lora_to_output").filter(|node| node.truth() == Some(true)) {
+        draft.left("model.apply_lora_to_output", node, "the output head stays frozen");
+    }
+    draft.set("adapter.lora.target_modules", targets.into_iter().map(toml::Value::from).collect::<Vec<_>>());
+    // The builders' own defaults.
+    for (key, ours, default) in [
+        ("lora_rank", "adapter.lora.rank", toml::Value::from(8)),
+        ("lora_alpha", "adapter.lora.alpha", toml::Value::from(16)),
+        ("lora_dropout", "adapter.lora.dropout", toml::Value::from(0.0)),
+    ] {
+        match settings.take(key) {
+            Some(node) => draft.carry(&settings.name(key), node),
+            None => draft.set(ours, default),
+        }
+    }
+    hf::switched_off(&["use_dora"], settings, draft);
+    all.carry_rest(draft);
+    Ok(())
+}
+
+fn checkpointer(settings: &mut Settings<'_>, draft: &mut Draft) {
+    let Some(node) = settings.take("checkpointer") else {
+        draft.remark(
+            Kind::Decide,
+            "checkpointer",
+            "it names no base model: name a folder or a hub id in `model.base`",
+        );
+        return draft.set("model.base", "");
+    };
+    let mut all = Settings::of(node, "checkpointer");
+    let settings = &mut all;
+    let kind = component(settings);
+    match settings.take("checkpoint_dir") {
+        Some(folder) => draft.carry("checkpointer.checkpoint_dir", folder),
+        None => draft.remark(Kind::Decide, "checkpointer.checkpoint_dir", "name the base in `model.base`"),
+    }
+    if !kind.contains("HF") {
+        let text =
+            format!("`{kind}` reads another layout: `model.base` wants a Hugging Face folder or hub id");
+        draft.note(Kind::Decide, "checkpointer", node, text);
+    }
+    for (key, reason) in [
+        ("checkpoint_files", "the base's folder says which files it has"),
+        ("model_type", "the base's config.json says which family it is of"),
+        ("output_dir", "everything is written below the recipe's `output_dir`"),
+    ] {
+        if let Some(node) = settings.take(key) {
+            draft.left(&settings.name(key), node, reason);
+        }
+    }
+    hf::switched_off(&["safe_serialization"], settings, draft);
+    all.carry_rest(draft);
+}
+
+fn tokenizer<'a>(settings: &mut Settings<'a>, draft: &mut Draft) -> Option<&'a Node> {
+    let node = settings.take("tokenizer")?;
+    let mut all = Settings::of(node, "tokenizer");
+    let settings = &mut all;
+    component(settings);
+    for key in ["path", "merges_file"] {
+        if let Some(node) = settings.take(key) {
+            draft.left(&settings.name(key), node, hf::reason("tokenizer"));
+        }
+    }
+    if let Some(node) = settings.take("prompt_template") {
+        hf::template("tokenizer.prompt_template", node, draft);
+    }
+    let max_seq_len = settings.take("max_seq_len");
+    all.carry_rest(draft);
+    max_seq_len
+}
+
+fn dataset(settings: &mut Settings<'_>, max_seq_len: Option<&Node>, draft: &mut Draft) {
+    match max_seq_len {
+        Some(node) => {
+            draft.carry("tokenizer.max_seq_len", node);
+            draft.set("data.on_overflow", "truncate");
+            let text = "it cuts longer rows off; `data.on_overflow = \"truncate\"` does as well, counts them and names some";
+            draft.note(Kind::Changed, "tokenizer.max_seq_len", node, text);
+        }
+        None => draft.remark(
+            Kind::Decide,
+            "tokenizer.max_seq_len",
+            "it bounds no row; here `data.max_seq_len` does, and a longer row is an error that names it",
+        ),
+    }
+    draft.set("data.val_split", 0.0);
+    let Some(node) = settings.take("dataset") else { return };
+    let entries = match &node.value {
+        Value::List(entries) => entries.as_slice(),
+        _ => std::slice::from_ref(node),
+    };
+    for entry in entries {
+        one_dataset(entry, draft);
+    }
+    settings.take("dataset_val").inspect(|node| {
+        draft.left("dataset_val", node, "a held-out file is a `[[dataset]]` with `split = \"validation\"`");
+    });
+}
+
+fn one_dataset(node: &Node, draft: &mut Draft) {
+    let mut all = Settings::of(node, "dataset");
+    let settings = &mut all;
+    let builder = component(settings);
+    // What each builder reads, and whether it trains on the prompt where nothing is said.
+    let (format, hub, on_input) = match builder {
+        "alpaca_dataset" => ("alpaca", "tatsu-lab/alpaca", true),
+        "alpaca_cleaned_dataset" => ("alpaca", "yahma/alpaca-cleaned", true),
+        "instruct_dataset" => ("prompt-completion", "", false),
+        "chat_dataset" => ("messages", "", false),
+        "text_completion_dataset" => ("text", "", true),
+        _ => {
+            let text = format!(
+                "`{builder}` is not there: bring the rows into one of messages, alpaca, prompt-completion, text, tokens"
+            );
+            draft.note(Kind::Decide, "dataset", node, text);
+            ("messages", "", false)
+        }
+    };
+    let mut dataset = Dataset { format, ..Dataset::default() };
+    let on_input = settings.take("train_on_input").and_then(Node::truth).unwrap_or(on_input);
+    if on_input && format != "text" {
+        dataset.train_on = Some("all");
+        let text = "the prompt is trained on as well, as this builder does; `train_on = \"completion\"` leaves it out";
+        draft.note(Kind::Changed, "dataset", node, text);
+    }
+    let packs = settings.take("packed").and_then(Node::truth).unwrap_or(false);
+    draft.set("data.packing", packs);
+    if let Some(columns) = settings.take("column_map") {
+        for (theirs, column) in columns.entries() {
+            let ours = match (format, theirs.as_str()) {
+                ("prompt-completion", "input") => "prompt",
+                ("prompt-completion", "output") => "completion",
+                ("alpaca", "instruction") => "instruction",
+                ("alpaca", "input") => "input",
+                ("alpaca", "output") => "output",
+                _ => {
+                    draft.left(
+                        &format!("dataset.column_map.{theirs}"),
+                        column,
+                        "the format has no such field",
+                    );
+                    continue;
+                }
+            };
+            dataset.fields.insert(ours, column.text().unwrap_or_default().to_owned());
+        }
+    }
+    match format {
+        "prompt-completion" => {
+            dataset.fields.entry("prompt").or_insert_with(|| "input".to_owned());
+            dataset.fields.entry("completion").or_insert_with(|| "output".to_owned());
+        }
+        "messages" => {
+            let column = settings.take("conversation_column").and_then(Node::text).unwrap_or("conversations");
+            if column != "conversations" {
+                dataset.fields.insert("messages", column.to_owned());
+            }
+            if let Some(node) = settings.take("conversation_style") {
+                draft.left("dataset.conversation_style", node, "the keys of a message tell");
+            }
+        }
+        "text" => {
+            if let Some(column) =
+                settings.take("column").and_then(Node::text).filter(|column| *column != "text")
+            {
+                dataset.fields.insert("text", column.to_owned());
+            }
+        }
+        _ => {}
+    }
+    let source = settings.take("source");
+    let files = settings.take("data_files");
+    let is_file =
+        |source: &Node| matches!(source.text(), Some("json" | "csv" | "parquet" | "text" | "arrow"));
+    let found = match (source, files) {
+        (source, Some(files)) if source.is_none_or(is_file) => files,
+        (Some(source), _) => source,
+        (None, _) => node,
+    };
+    dataset.path = found.text().unwrap_or(hub).to_owned();
+    hf::dataset_path("dataset.source", found, &dataset.path, draft);
+    if let Some(node) = settings.take("split").filter(|node| node.text() != Some("train")) {
+        draft.left("dataset.split", node, "a file is taken whole: name the file of that split in `path`");
+    }
+    draft.datasets.push(dataset);
+    all.carry_rest(draft);
+}
+
+fn training(settings: &mut Settings<'_>, draft: &mut Draft) {
+    if let Some(node) = settings.take("optimizer") {
+        let mut all = Settings::of(node, "optimizer");
+        let settings = &mut all;
+        let kind = component(settings);
+        if !matches!(kind, "AdamW") {
+            let text = format!("`{kind}` becomes AdamW, betas 0.9 and 0.999, epsilon 1e-8, moments in f32");
+            draft.note(Kind::Changed, "optimizer", node, text);
+        }
+        if let Some(node) = settings.take("fused") {
+            draft.left("optimizer.fused", node, hf::reason("optimizer"));
+        }
+        // Where it is silent, torch's AdamW decays by 0.01.
+        if settings.take("weight_decay").map(|node| draft.carry("optimizer.weight_decay", node)).is_none() {
+            draft.set("train.weight_decay", 0.01);
+        }
+        all.carry_rest(draft);
+    }
+    match settings.take("lr_scheduler") {
+        Some(node) => {
+            let mut all = Settings::of(node, "lr_scheduler");
+            let settings = &mut all;
+            let kind = component(settings);
+            draft.set("train.lr_scheduler", "cosine");
+            if kind != "get_cosine_schedule_with_warmup" {
+                let text = format!(
+                    "`{kind}` is not there (constant, linear, cosine are): `cosine` stands in its place"
+                );
+                draft.note(Kind::Changed, "lr_scheduler", node, text);
+            }
+            match settings.take("num_warmup_steps") {
+                Some(node) => draft.carry("lr_scheduler.num_warmup_steps", node),
+                None => draft.set("train.warmup_steps", 0),
+            }
+            if let Some(node) = settings.take("num_cycles").filter(|node| node.number() != Some(0.5)) {
+                draft.left("lr_scheduler.num_cycles", node, "half a cosine, always");
+            }
+            all.carry_rest(draft);
+        }
+        None => {
+            draft.set("train.lr_scheduler", "constant");
+            draft.set("train.warmup_steps", 0);
+        }
+    }
+    let is_other = |node: &&Node| !component(&mut Settings::of(node, "loss")).contains("CrossEntropy");
+    if let Some(node) = settings.take("loss").filter(is_other) {
+        draft.left("loss", node, "the loss is cross-entropy over the supervised tokens");
+    }
+    let epochs = settings.take("epochs");
+    if let Some(node) = epochs {
+        draft.carry("epochs", node);
+    }
+    if let Some((node, steps)) =
+        settings.take("max_steps_per_epoch").and_then(|node| Some((node, node.integer()?)))
+    {
+        let all = epochs.and_then(Node::integer).unwrap_or(1).saturating_mul(steps);
+        draft.set("train.max_steps", all);
+        let text = format!(
+            "it cuts each epoch short; here the run ends after {all} steps in all, whatever its epochs"
+        );
+        draft.note(Kind::Changed, "max_steps_per_epoch", node, text);
+    }
+    for (key, ours, default) in [
+        ("batch_size", "train.micro_batch_size", 1),
+        ("gradient_accumulation_steps", "train.gradient_accumulation_steps", 1),
+    ] {
+        match settings.take(key) {
+            Some(node) => draft.carry(key, node),
+            None => draft.set(ours, default),
+        }
+    }
+    match settings.take("clip_grad_norm") {
+        Some(node) => draft.carry("clip_grad_norm", node),
+        // Left out, nothing is clipped there.
+        None => draft.set("train.max_grad_norm", 0.0),
+    }
+    match settings.take("dtype").map(|node| (node, node.text())) {
+        Some((_, Some("bf16"))) => draft.set("model.compute_dtype", "bf16"),
+        Some((_, Some("fp32"))) => draft.set("model.compute_dtype", "f32"),
+        Some((_, Some("fp16"))) => draft.set("model.compute_dtype", "f16"),
+        Some((node, _)) => draft.left("dtype", node, "set `model.compute_dtype` by hand"),
+        None => {}
+    }
+    settings.take("device").filter(|node| node.text() != Some("cuda")).inspect(|node| {
+        draft.left(
+            "device",
+            node,
+            "the best device there is, is taken; `device = \"cpu\"` stands at the top of a recipe",
+        );
+    });
+}

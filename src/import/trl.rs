@@ -1,0 +1,223 @@
+//! TRL's `SFTConfig` with `ModelConfig` and script arguments, as its command line and Unsloth's scripts take them:
+//! flat, or in tables such as `training` and `lora`.
+
+use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
+use super::hugging_face::{self as hf, Defaults};
+use super::source::{Node, Value};
+
+const DEFAULTS: Defaults = Defaults {
+    epochs: 3.0,
+    micro_batch_size: 8,
+    learning_rate: 2e-5,
+    scheduler: "linear",
+    warmup_ratio: 0.0,
+};
+/// Tables that only sort the keys.
+const TABLES: [&str; 12] = [
+    "model",
+    "lora",
+    "peft",
+    "peft_config",
+    "lora_config",
+    "data",
+    "training",
+    "training_args",
+    "training_arguments",
+    "sft",
+    "sft_config",
+    "logging",
+];
+
+pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
+    let mut all = Settings::flattened(root, &TABLES);
+    let settings = &mut all;
+    if settings.take("use_peft").is_some_and(|node| node.truth() == Some(false)) {
+        let reason =
+            "`use_peft` is false, so it trains all weights; only LoRA and QLoRA are there".to_owned();
+        return Err(NotTrained { line: root.line, reason });
+    }
+    hf::require(settings, "lora_task_type", &["CAUSAL_LM"], "only causal language models are trained")?;
+    hf::require(settings, "task_type", &["CAUSAL_LM"], "only causal language models are trained")?;
+    let in_four_bits = settings.take("load_in_4bit").is_some_and(|node| node.truth() == Some(true));
+    // `ModelConfig`'s defaults; `r` alone is PEFT's and Unsloth's name.
+    let unsloth = settings.any(&["r"]).map(|(key, node)| draft.carry(key, node)).is_some();
+    // Unsloth's checkpoints have double quantization, and `ModelConfig` has it off.
+    hf::quantization(settings, draft, in_four_bits, unsloth);
+    for (key, ours, default) in [
+        ("lora_r", "adapter.lora.rank", toml::Value::from(16)),
+        ("lora_alpha", "adapter.lora.alpha", toml::Value::from(if unsloth { 16 } else { 32 })),
+        ("lora_dropout", "adapter.lora.dropout", toml::Value::from(if unsloth { 0.0 } else { 0.05 })),
+    ] {
+        match settings.take(key) {
+            Some(node) => draft.carry(key, node),
+            None => draft.set(ours, default),
+        }
+    }
+    match settings.any(&["lora_target_modules", "target_modules"]) {
+        Some((key, node)) => hf::targets(key, node, draft),
+        None if unsloth => {}
+        None => {
+            draft.set(
+                "adapter.lora.target_modules",
+                vec![toml::Value::from("q_proj"), toml::Value::from("v_proj")],
+            );
+            draft.remark(
+                Kind::Changed,
+                "lora_target_modules",
+                "left out, PEFT chooses by the model's family, for most of those here q_proj and v_proj; \"all-linear\" \
+                 learns more",
+            );
+        }
+    }
+    data(settings, draft);
+    if let Some(node) = settings.take("random_state") {
+        draft.carry("seed", node);
+    }
+    hf::training(settings, draft, &DEFAULTS);
+    hf::batch(draft);
+    hf::switched_off(
+        &[
+            "trust_remote_code",
+            "gradient_checkpointing",
+            "use_gradient_checkpointing",
+            "do_eval",
+            "do_train",
+            "overwrite_output_dir",
+            "load_in_16bit",
+            "full_finetuning",
+            "use_dora",
+            "push_to_hub",
+        ],
+        settings,
+        draft,
+    );
+    settings
+        .take("report_to")
+        .filter(|node| node.text() != Some("none"))
+        .inspect(|node| draft.carry("report_to", node));
+    settings
+        .take("bias")
+        .filter(|node| node.text() != Some("none"))
+        .inspect(|node| draft.carry("bias", node));
+    all.carry_rest(draft);
+    Ok(())
+}
+
+fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
+    let longest = settings.any(&["max_length", "max_seq_length"]);
+    match longest {
+        Some((key, node)) => draft.carry(key, node),
+        None => draft.set("data.max_seq_len", 1024),
+    }
+    let mode = settings.take("truncation_mode");
+    if let Some(node) = mode.filter(|node| node.text() != Some("keep_start")) {
+        draft.left("truncation_mode", node, "a row that is too long loses its end");
+    }
+    draft.set("data.on_overflow", "truncate");
+    draft.remark(
+        Kind::Changed,
+        longest.map_or("max_length", |(key, _)| key),
+        "it cuts longer rows off, often in the middle of an answer; `data.on_overflow = \"truncate\"` does as well, \
+         counts them and names some: \"drop\" or \"error\" is what is usually wanted",
+    );
+    let packs = settings.take("packing");
+    draft.set("data.packing", packs.and_then(Node::truth).unwrap_or(false));
+    if let Some(node) = packs.filter(|node| node.truth() == Some(true)) {
+        let text = "the rows of a pack never see each other here, and none is split; `micro_batch_size` counts packs";
+        draft.note(Kind::Changed, "packing", node, text);
+    }
+    settings
+        .take("packing_strategy")
+        .inspect(|node| draft.left("packing_strategy", node, "rows are packed in their order"));
+    draft.set("data.val_split", 0.0);
+    if let Some(node) = settings.take("chat_template_path") {
+        hf::template("chat_template_path", node, draft);
+    }
+    if let Some(node) = settings.take("chat_template") {
+        hf::template("chat_template", node, draft);
+    }
+    // Rows are always drawn in a random order there; `shuffle_dataset` shuffles once more before that.
+    settings.take("shuffle_dataset");
+    let text_field = settings.take("dataset_text_field");
+    let on_completion = settings.take("completion_only_loss");
+    let on_assistant = settings.take("assistant_only_loss");
+    let is_on = |node: Option<&Node>| node.and_then(Node::truth) == Some(true);
+    let mut dataset = Dataset::default();
+    let told = match () {
+        () if is_on(on_assistant) => "messages",
+        () if on_completion.is_some() => "prompt-completion",
+        () if text_field.is_some() => "text",
+        () => "",
+    };
+    dataset.format = if told.is_empty() { "messages" } else { told };
+    match dataset.format {
+        "messages" if is_on(on_assistant) => {}
+        "messages" => {
+            dataset.train_on = Some("all");
+            draft.remark(
+                Kind::Changed,
+                "assistant_only_loss",
+                "left out, TRL trains on whole conversations, so `train_on = \"all\"`; \"assistant\" is what is usually \
+                 wanted",
+            );
+        }
+        "prompt-completion" if !is_on(on_completion) => dataset.train_on = Some("all"),
+        _ => {}
+    }
+    if let Some(column) =
+        text_field.and_then(Node::text).filter(|column| dataset.format == "text" && *column != "text")
+    {
+        dataset.fields.insert("text", column.to_owned());
+    }
+    datasets(settings, &dataset, told.is_empty(), draft);
+}
+
+/// One dataset by name, or a mixture of several.
+fn datasets(settings: &mut Settings<'_>, of_all: &Dataset, is_guessed: bool, draft: &mut Draft) {
+    let mut found: Vec<(&Node, String)> = Vec::new();
+    if let Some((_, node)) = settings.any(&["dataset_name", "dataset_path", "train_file", "dataset"]) {
+        found.push((node, node.text().unwrap_or_default().to_owned()));
+    }
+    if let Some(Value::List(mixture)) = settings.take("datasets").map(|node| &node.value) {
+        for entry in mixture {
+            let mut of = Settings::of(entry, "datasets");
+            if let Some(node) = of.take("path") {
+                found.push((node, node.text().unwrap_or_default().to_owned()));
+            }
+            of.take("split").filter(|node| node.text() != Some("train")).inspect(|node| {
+                draft.left(
+                    "datasets.split",
+                    node,
+                    "a file is taken whole: name the file of that split in `path`",
+                );
+            });
+            of.carry_rest(draft);
+        }
+    }
+    for key in ["dataset_config", "dataset_train_split", "dataset_test_split"] {
+        settings
+            .take(key)
+            .filter(|node| {
+                key == "dataset_config" || node.text() == Some("test") || node.text() != Some("train")
+            })
+            .inspect(|node| {
+                draft.left(
+                    key,
+                    node,
+                    "a file is taken whole; a held-out file is a `[[dataset]]` with `split = \"validation\"`",
+                )
+            });
+    }
+    for (node, path) in found {
+        hf::dataset_path("dataset_name", node, &path, draft);
+        if is_guessed {
+            draft.note(
+                Kind::Decide,
+                "dataset_name",
+                node,
+                "TRL tells the shape of the rows from their columns; the recipe says `format = \"messages\"`",
+            );
+        }
+        draft.datasets.push(Dataset { path, ..of_all.clone() });
+    }
+}

@@ -1,0 +1,271 @@
+//! `tune doctor`: what this machine can compute on, and whether each op comes out right on it.
+//!
+//! Every op runs forward and backward on a few odd shapes in every dtype that a device has, and is measured against its
+//! slow oracle. Nothing of the user's is read and nothing is written.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::Serialize;
+use tune_kernels::KernelBackend;
+use tune_kernels::check::{self, Deviation, On, panic_message};
+use tune_kernels::isa::InstructionSet;
+
+use super::Error;
+use crate::device::{Api, Device, Found, Listed, OnBackend, Unavailable, list};
+use crate::model::FloatDtype;
+use crate::model::load::burn_dtype;
+use crate::recipe::{DeviceId, DeviceSpec};
+use crate::record::Machine;
+
+/// How much further than rounding an op may be off on a GPU: its exponentials, quotients and square roots are not rounded
+/// to the last digit, and its sums run in another order.
+const GPU_ROOM: f64 = 8.0;
+
+/// What there is, and how it computes.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The processor and its memory.
+    pub machine: Machine,
+    /// The instruction set that the ops use.
+    pub instruction_set: &'static str,
+    /// Each way to reach GPUs.
+    pub apis: Vec<Reached>,
+    /// Each device that was tried out.
+    pub devices: Vec<Tried>,
+}
+
+/// One way to reach GPUs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Reached {
+    /// Its name.
+    pub name: &'static str,
+    /// Whether this build has it.
+    pub is_built: bool,
+    /// What is missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+    /// What to install.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub help: Option<&'static str>,
+    /// What was found.
+    pub devices: Vec<Gpu>,
+}
+
+/// A GPU that was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Gpu {
+    /// What a recipe calls it.
+    pub device: String,
+    /// What its driver calls it.
+    pub name: String,
+    /// Its driver.
+    pub driver: String,
+    /// What it is made of.
+    pub kind: &'static str,
+    /// All of its memory, in bytes, where the driver tells.
+    pub memory_bytes: Option<u64>,
+    /// What is free of it.
+    pub free_memory_bytes: Option<u64>,
+}
+
+/// A device that was tried out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Tried {
+    /// What a recipe calls it.
+    pub device: String,
+    /// The dtypes that it computes in.
+    pub dtypes: Vec<&'static str>,
+    /// Why it could not be started.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// What came of each op in each dtype.
+    pub ops: Vec<Verdict>,
+}
+
+/// What came of one op in one dtype.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Verdict {
+    /// The op.
+    pub op: &'static str,
+    /// The compute dtype.
+    pub dtype: &'static str,
+    /// Whether every result is right.
+    pub is_right: bool,
+    /// The largest relative error, beside what it may be; `None` if the op broke off, or a result was no number.
+    pub error: Option<f64>,
+    /// The most that it may be.
+    pub tolerance: f64,
+    /// Which result of which case that is.
+    pub of: String,
+    /// Why the op broke off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+}
+
+impl Tried {
+    /// Whether it can be computed on.
+    pub fn is_right(&self) -> bool {
+        self.fault.is_none() && self.ops.iter().all(|verdict| verdict.is_right)
+    }
+}
+
+impl Report {
+    /// Whether every device that was tried out can be computed on.
+    pub fn is_right(&self) -> bool {
+        self.devices.iter().all(Tried::is_right)
+    }
+}
+
+/// Looks around, and tries out the processor and every GPU but those that the processor imitates; with `device`, that one
+/// alone. `tell` hears of each device before it is tried.
+///
+/// # Errors
+/// [`Error::Device`] if the device that is named cannot be used.
+pub fn doctor(
+    device: Option<DeviceSpec>,
+    environment: &super::Environment<'_>,
+    tell: &mut dyn FnMut(&str),
+) -> Result<Report, Error> {
+    let apis = list();
+    let specs: Vec<DeviceSpec> = match device {
+        Some(spec) => vec![spec],
+        None => {
+            let gpus = apis.iter().flat_map(Api::devices).filter(|listed| !listed.is_software);
+            let gpus = gpus.map(|listed| listed.id);
+            std::iter::once(DeviceId::Cpu).chain(gpus).map(DeviceSpec::Named).collect()
+        }
+    };
+    let mut devices = Vec::new();
+    for spec in specs {
+        tell(&spec.to_string());
+        match Device::choose(spec) {
+            Ok(device) => devices.push(try_out(&device, environment.stop)?),
+            // One that was found by looking around is a finding; one that was asked for is not there.
+            Err(Unavailable::Broken { device, why, .. }) => devices.push(Tried {
+                device: device.to_string(),
+                dtypes: Vec::new(),
+                fault: Some(why),
+                ops: Vec::new(),
+            }),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(Report {
+        machine: Machine::this(),
+        instruction_set: InstructionSet::best().name(),
+        apis: apis.into_iter().map(reached).collect(),
+        devices,
+    })
+}
+
+fn reached(api: Api) -> Reached {
+    let devices = api.devices().iter().map(gpu).collect();
+    let (is_built, missing, help) = match api.found {
+        Found::NotBuilt => (false, None, None),
+        Found::Nothing { why, help } => (true, Some(why), Some(help)),
+        Found::Devices(_) => (true, None, None),
+    };
+    Reached { name: api.name, is_built, missing, help, devices }
+}
+
+fn gpu(listed: &Listed) -> Gpu {
+    Gpu {
+        device: listed.id.to_string(),
+        name: listed.name.clone(),
+        driver: listed.driver.clone(),
+        kind: listed.kind,
+        memory_bytes: listed.memory.map(|memory| memory.total),
+        free_memory_bytes: listed.memory.and_then(|memory| memory.free),
+    }
+}
+
+fn try_out(device: &Device, stop: &dyn Fn() -> bool) -> Result<Tried, Error> {
+    let room = if device.has_own_memory() { GPU_ROOM } else { 1.0 };
+    Ok(Tried {
+        device: device.id().to_string(),
+        dtypes: device.dtypes().iter().map(|dtype| dtype.name()).collect(),
+        fault: None,
+        ops: device.run(Checks { dtypes: device.dtypes(), room, stop })?,
+    })
+}
+
+/// All checks, on their way to a backend.
+struct Checks<'a> {
+    dtypes: &'a [FloatDtype],
+    room: f64,
+    stop: &'a dyn Fn() -> bool,
+}
+
+impl OnBackend for Checks<'_> {
+    type Output = Result<Vec<Verdict>, Error>;
+
+    fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
+        let mut verdicts = Vec::new();
+        for check in check::all::<B>() {
+            for dtype in self.dtypes.iter().filter(|dtype| !check.f32_only || **dtype == FloatDtype::F32) {
+                if (self.stop)() {
+                    return Err(Error::Stopped);
+                }
+                let on = On { device, dtype: burn_dtype(*dtype) };
+                // The runtime of a device that does not work panics, on this thread, when a result is read. That is what
+                // a doctor is to find, so the op has failed and the next one has its turn; whatever the panic left behind
+                // belongs to this op's own tensors.
+                let found = catch_unwind(AssertUnwindSafe(|| check.run(on)));
+                let found = found.map_err(|panic| panic_message(panic.as_ref()));
+                verdicts.push(verdict(check.op, dtype.name(), found, self.room));
+            }
+        }
+        Ok(verdicts)
+    }
+}
+
+/// The result that is furthest off for what it may be.
+fn verdict(
+    op: &'static str,
+    dtype: &'static str,
+    found: Result<Vec<Deviation>, String>,
+    room: f64,
+) -> Verdict {
+    let nothing =
+        Verdict { op, dtype, is_right: false, error: None, tolerance: 0.0, of: String::new(), fault: None };
+    let found = match found {
+        Ok(found) => found,
+        Err(fault) => return Verdict { fault: Some(fault), ..nothing },
+    };
+    let share = |deviation: &Deviation| deviation.error / deviation.tolerance.max(f64::MIN_POSITIVE);
+    let worst = found.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
+    match worst {
+        None => Verdict { fault: Some("it has no cases".into()), ..nothing },
+        Some(worst) => Verdict {
+            is_right: worst.error <= worst.tolerance * room,
+            error: worst.error.is_finite().then_some(worst.error),
+            tolerance: worst.tolerance * room,
+            of: format!("{} of {}", worst.part, worst.case),
+            ..nothing
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deviation(error: f64, tolerance: f64) -> Deviation {
+        Deviation { part: "y", case: "[1, 2]".into(), error, tolerance }
+    }
+
+    #[test]
+    fn the_worst_result_decides() {
+        let found = vec![deviation(1e-7, 1e-6), deviation(5e-7, 1e-6), deviation(2e-6, 1e-5)];
+        let right = verdict("rope", "f32", Ok(found), 1.0);
+        assert_eq!((right.is_right, right.error), (true, Some(5e-7)));
+        let wrong = verdict("rope", "f32", Ok(vec![deviation(0.0, 1.0), deviation(1e-3, 1e-6)]), 8.0);
+        assert!(!wrong.is_right && wrong.of == "y of [1, 2]");
+        assert!(!verdict("rope", "f32", Ok(vec![deviation(f64::INFINITY, 1.0)]), 8.0).is_right);
+        // What has to be exact is not given room.
+        assert!(!verdict("rope", "f32", Ok(vec![deviation(1e-9, 0.0)]), 8.0).is_right);
+        let broken = verdict("rope", "f32", Err("lost".into()), 8.0);
+        assert!(!broken.is_right && broken.fault.as_deref() == Some("lost"));
+        assert!(!verdict("rope", "f32", Ok(Vec::new()), 8.0).is_right);
+    }
+}

@@ -1,0 +1,402 @@
+//! `tune eval`: what a base and the adapter on it make of rows they were not trained on: loss, and answers held against
+//! those that are known.
+
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::open::open;
+use super::prompts::{Manner, Prompt};
+use super::verdict::Losses;
+pub use super::verdict::{Extraction, Loss, Share};
+use super::voice::{Choice, Speaker, Voice, Who};
+use super::{Environment, Error};
+use crate::data::batch::MicroBatch;
+use crate::data::corpus::{Corpus, Language};
+use crate::data::example::{Example, Message};
+use crate::data::spec::{DatasetSpec, Format, Spec, Split};
+use crate::generate::answer::Request;
+use crate::generate::{Ending, Sampling};
+use crate::recipe::RecipeFile;
+use crate::train::event::{Event, Observer};
+
+/// The answer of a GSM8K solution.
+pub const GSM8K_ANSWER: &str = "#### (-?[0-9.,]+)";
+
+/// Whose rows, and whose model where `choice` does not say.
+#[derive(Clone, Copy, Debug)]
+pub enum Subject<'a> {
+    /// A finished run: its recipe's held-out rows, its base, its adapter.
+    Run(&'a Path),
+    /// A recipe: its held-out rows and its base.
+    Recipe(&'a Path),
+    /// What the choice names alone; the rows have to come from a dataset.
+    Choice,
+}
+
+impl<'a> Subject<'a> {
+    /// What a path names.
+    pub fn of(path: Option<&'a Path>) -> Self {
+        match path {
+            None => Self::Choice,
+            Some(path) if path.is_dir() => Self::Run(path),
+            Some(path) => Self::Recipe(path),
+        }
+    }
+}
+
+/// How answers are made and judged.
+#[derive(Clone, Debug)]
+pub struct Matching {
+    /// Finds the answer in a text, the model's and the known one.
+    pub extraction: Extraction,
+    /// Puts prompts that are texts as what a user says, by the chat template; else as they stand.
+    pub as_chat: bool,
+    /// Longest answer.
+    pub max_new_tokens: usize,
+    /// Texts that end an answer.
+    pub stops: Vec<String>,
+}
+
+/// What is asked of the rows.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Rows at most, the first.
+    pub limit: Option<u64>,
+    /// Answers to be matched; `None`: loss alone.
+    pub matching: Option<Matching>,
+}
+
+/// Rows to evaluate, and the model that is to see them; nothing is loaded yet.
+pub struct Evaluation {
+    /// The model.
+    pub speaker: Speaker,
+    /// Where the rows come from.
+    pub origin: String,
+    corpus: Corpus,
+    options: Options,
+}
+
+/// What one of the two models made of the rows.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Measured {
+    /// Over supervised tokens.
+    #[serde(flatten)]
+    pub loss: Loss,
+    /// Answers that are the known ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact_match: Option<Share>,
+}
+
+/// What came of an evaluation.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Where the rows come from.
+    pub origin: String,
+    /// Rows evaluated.
+    pub rows: u64,
+    /// Their supervised tokens.
+    pub supervised_tokens: u64,
+    /// The base alone.
+    pub base: Measured,
+    /// The base with its adapter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adapter: Option<Measured>,
+    /// Rows that only the base gets right, and rows that only the adapter does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub only_one_right: Option<[u64; 2]>,
+    /// Each row, for a file.
+    #[serde(skip)]
+    pub lines: Vec<Value>,
+}
+
+impl Evaluation {
+    /// Finds model and rows and holds them against each other; loads nothing.
+    ///
+    /// # Errors
+    /// Either cannot be used; no row is held out; answers are to be matched in rows that have none.
+    pub fn open(
+        subject: Subject<'_>,
+        choice: Choice<'_>,
+        data: Option<DatasetSpec>,
+        options: Options,
+        environment: &Environment<'_>,
+    ) -> Result<Self, Error> {
+        let (speaker, corpus, origin) = match (subject, data) {
+            (Subject::Choice, None) => {
+                let message = "there are no rows to evaluate: name a run or a recipe, or a dataset (`--data`, `--format`)";
+                return Err(Error::Choice(message.into()));
+            }
+            (Subject::Choice, Some(data)) => {
+                let speaker = Speaker::open(choice, environment)?;
+                let corpus = corpus_of(&speaker, None, data.clone())?;
+                (speaker, corpus, data.path)
+            }
+            (Subject::Run(path), data) => {
+                let choice = Choice { adapter: choice.adapter.or(Some(path)), ..choice };
+                of_recipe(&path.join("recipe.toml"), choice, data, environment)?
+            }
+            (Subject::Recipe(path), data) => of_recipe(path, choice, data, environment)?,
+        };
+        if options.matching.is_some() {
+            // Without a tokenizer no answer can be read, and that is told before loading.
+            speaker.tokenizer()?;
+        }
+        Ok(Self { speaker, origin, corpus, options })
+    }
+
+    /// Rows that will be evaluated, but for those that are left out by `on_overflow` and `on_empty`.
+    pub fn rows(&self) -> u64 {
+        let rows = self.corpus.validation_rows();
+        self.options.limit.map_or(rows, |limit| limit.min(rows))
+    }
+
+    /// Loads the model and evaluates.
+    ///
+    /// # Errors
+    /// The model cannot be loaded, a row cannot be used, a loss is not finite, or it was asked to stop.
+    pub fn run<O: Observer>(&self, observer: &mut O, environment: &Environment<'_>) -> Result<Report, Error> {
+        self.speaker.speak(observer, |voice, observer| self.rows_by(voice, observer, environment))?
+    }
+
+    fn rows_by(
+        &self,
+        voice: &mut Voice<'_>,
+        observer: &mut dyn Observer,
+        environment: &Environment<'_>,
+    ) -> Result<Report, Error> {
+        let who: &[Who] = match self.speaker.adapter {
+            Some(_) => &[Who::Base, Who::Adapted],
+            None => &[Who::Base],
+        };
+        let mut tallies = vec![Tally::default(); who.len()];
+        let (mut rows, mut supervised_tokens, mut lines, mut differ) = (0, 0, Vec::new(), [0, 0]);
+        for batch in self.corpus.validation(1)? {
+            let batch = batch?;
+            if rows >= self.rows() {
+                break;
+            }
+            observer.observe(&Event::Evaluating { done: rows, total: self.rows() });
+            let place = self.place(&batch);
+            let asked = match &self.options.matching {
+                Some(matching) => Some((self.question(&batch, matching, &place)?, matching)),
+                None => None,
+            };
+            let mut line = json!({"row": rows, "place": place, "supervised_tokens": batch.supervised_tokens});
+            if let Some((question, _)) = &asked {
+                line["reference"] = question.reference.clone().into();
+                line["expected"] = question.expected.clone().into();
+            }
+            let mut right = Vec::new();
+            for (who, tally) in who.iter().zip(&mut tallies) {
+                if (environment.stop)() {
+                    return Err(Error::Stopped);
+                }
+                let value = voice.loss(*who, &batch)?;
+                if !value.is_finite() {
+                    return Err(Error::NotFinite { place, value });
+                }
+                tally.losses.push(value, batch.supervised_tokens);
+                let mut said = json!({"loss": value / batch.supervised_tokens.max(1) as f64});
+                if let Some((question, matching)) = &asked {
+                    let judged = self.judge(question, matching, *who, voice, environment)?;
+                    tally.right += u64::from(judged.correct);
+                    right.push(judged.correct);
+                    said["response"] = judged.response.into();
+                    said["finish"] = judged.finish.into();
+                    said["extracted"] = judged.extracted.into();
+                    said["correct"] = judged.correct.into();
+                }
+                line[match who {
+                    Who::Base => "base",
+                    Who::Adapted => "adapter",
+                }] = said;
+            }
+            if let [base, adapter] = right[..] {
+                differ[0] += u64::from(base && !adapter);
+                differ[1] += u64::from(adapter && !base);
+            }
+            lines.push(line);
+            rows += 1;
+            supervised_tokens += batch.supervised_tokens;
+        }
+        observer.observe(&Event::Evaluating { done: rows, total: rows });
+        if rows == 0 {
+            return Err(Error::NoRows { origin: self.origin.clone() });
+        }
+        let matched = self.options.matching.is_some();
+        let mut measured = tallies.into_iter().map(|tally| Measured {
+            loss: tally.losses.together(),
+            exact_match: matched.then(|| Share::new(tally.right, rows)),
+        });
+        let Some(base) = measured.next() else { return Err(Error::Unopened) };
+        let adapter = measured.next();
+        Ok(Report {
+            origin: self.origin.clone(),
+            rows,
+            supervised_tokens,
+            base,
+            only_one_right: (matched && adapter.is_some()).then_some(differ),
+            adapter,
+            lines,
+        })
+    }
+
+    fn place(&self, batch: &MicroBatch) -> String {
+        let Some(id) = batch.rows.first() else { return String::new() };
+        match self.corpus.datasets().nth(id.dataset as usize) {
+            Some(dataset) => dataset.place(id.row).to_string(),
+            None => format!("row {} of dataset {}", id.row, id.dataset),
+        }
+    }
+
+    /// Prompt and known answer of a row.
+    fn question(&self, batch: &MicroBatch, matching: &Matching, place: &str) -> Result<Question, Error> {
+        let wrong = |message: String| Error::Prompt { place: place.to_owned(), message };
+        let Some(id) = batch.rows.first() else { return Err(Error::Unopened) };
+        let Some(dataset) = self.corpus.datasets().nth(id.dataset as usize) else {
+            return Err(Error::Unopened);
+        };
+        let example = dataset.example(id.row).map_err(crate::data::error::Error::from)?;
+        let raw = Manner { raw: true, system: None };
+        let (prompt, manner, reference) = match example {
+            Example::PromptCompletion { prompt, completion } => {
+                let manner = if matching.as_chat { Manner::default() } else { raw };
+                (Prompt::Text(prompt), manner, completion)
+            }
+            Example::Messages(mut messages) => match messages.pop() {
+                Some(last) if last.role == "assistant" && !messages.is_empty() => (
+                    Prompt::Messages(messages.into_iter().map(value_of).collect()),
+                    Manner::default(),
+                    last.content,
+                ),
+                _ => return Err(wrong("the last message is not an assistant's answer to something".into())),
+            },
+            Example::Text(_) | Example::Tokens { .. } => {
+                return Err(wrong(
+                    "answers are matched in rows with a prompt and an answer: `messages`, `alpaca`, \
+                     `prompt-completion`"
+                        .into(),
+                ));
+            }
+        };
+        let Some(expected) = matching.extraction.find(&reference) else {
+            return Err(wrong(format!(
+                "`{}` finds no answer in the known one; name another pattern with `--extract`",
+                matching.extraction.pattern()
+            )));
+        };
+        let prompt = self.speaker.encode(&prompt, manner).map_err(|error| wrong(error.to_string()))?;
+        Ok(Question { prompt, reference, expected })
+    }
+
+    fn judge(
+        &self,
+        question: &Question,
+        matching: &Matching,
+        who: Who,
+        voice: &mut Voice<'_>,
+        environment: &Environment<'_>,
+    ) -> Result<Judged, Error> {
+        let sampling = Sampling::greedy(matching.max_new_tokens, self.speaker.end_tokens.clone());
+        let request = Request { prompt: &question.prompt, sampling: &sampling, stops: &matching.stops };
+        let answer = voice.answer(who, request, &mut |_| match (environment.stop)() {
+            true => std::ops::ControlFlow::Break(()),
+            false => std::ops::ControlFlow::Continue(()),
+        })?;
+        if answer.ending == Ending::Interrupted {
+            return Err(Error::Stopped);
+        }
+        let extracted = matching.extraction.find(&answer.text);
+        let correct = extracted.as_ref() == Some(&question.expected);
+        Ok(Judged { response: answer.text, finish: answer.ending.name(), extracted, correct })
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Tally {
+    losses: Losses,
+    right: u64,
+}
+
+struct Question {
+    prompt: Vec<u32>,
+    reference: String,
+    expected: String,
+}
+
+struct Judged {
+    response: String,
+    finish: &'static str,
+    extracted: Option<String>,
+    correct: bool,
+}
+
+/// A message as a template's input.
+fn value_of(message: Message) -> Value {
+    let mut value = json!({"role": message.role, "content": message.content});
+    if let Value::Object(fields) = &mut value {
+        fields.extend(message.extra);
+    }
+    value
+}
+
+/// Model and rows of a recipe, or its model and other rows.
+fn of_recipe(
+    path: &Path,
+    choice: Choice<'_>,
+    data: Option<DatasetSpec>,
+    environment: &Environment<'_>,
+) -> Result<(Speaker, Corpus, String), Error> {
+    let file = RecipeFile::open(path, &[])?;
+    if let Some(data) = data {
+        let recipe = file.finish().map_err(|problems| Error::Recipe(problems.into()))?;
+        let speaker = Speaker::of_recipe(&recipe, choice, environment)?;
+        let corpus = corpus_of(&speaker, Some(&recipe.data), data.clone())?;
+        return Ok((speaker, corpus, data.path));
+    }
+    let opened = open(file, environment)?;
+    let recipe = &opened.recipe;
+    if opened.corpus.validation_rows() == 0 {
+        return Err(Error::Choice(format!(
+            "{} holds no rows out (`data.val_split`, or a `[[dataset]]` with `split = \"validation\"`): name rows with \
+             `--data` and `--format`",
+            path.display()
+        )));
+    }
+    let speaker = Speaker::of_recipe(recipe, choice, environment)?;
+    let language = Language {
+        tokenizer: opened.tokenizer.clone(),
+        template: opened.template.clone(),
+        vocabulary_size: Some(speaker.base.spec.vocab_size),
+    };
+    // A row at a time, so that each has a loss of its own.
+    let spec = Spec { packing: false, ..recipe.data.clone() };
+    let corpus = Corpus::open(&spec, &recipe.datasets, recipe.seed, language)?;
+    Ok((speaker, corpus, format!("held-out rows of {}", path.display())))
+}
+
+/// The rows of one dataset, as the recipe's `[data]` has them cut and masked.
+fn corpus_of(speaker: &Speaker, spec: Option<&Spec>, data: DatasetSpec) -> Result<Corpus, Error> {
+    let whole = || Spec { max_seq_len: speaker.context(), ..Spec::default() };
+    let spec = Spec { packing: false, val_split: 0.0, ..spec.cloned().unwrap_or_else(whole) };
+    let language = Language {
+        tokenizer: speaker.tokenizer.clone(),
+        template: speaker.template.clone(),
+        vocabulary_size: Some(speaker.base.spec.vocab_size),
+    };
+    Ok(Corpus::held_out(&spec, &[data], 0, language)?)
+}
+
+/// A dataset to evaluate on.
+pub fn dataset(path: &str, format: Format, fields: &[(String, String)]) -> DatasetSpec {
+    DatasetSpec {
+        path: path.to_owned(),
+        format,
+        weight: 1.0,
+        split: Split::Validation,
+        train_on: None,
+        fields: fields.iter().cloned().collect(),
+    }
+}

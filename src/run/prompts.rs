@@ -1,0 +1,157 @@
+//! What is asked: a text or a conversation, turned into the tokens that the model reads; one by itself, or a file of
+//! them.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+use super::Error;
+use super::voice::Speaker;
+use crate::data::error::Error as DataError;
+use crate::data::template::TemplateError;
+use crate::files::{self, Action};
+
+/// Something to be answered.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Prompt {
+    /// Text: what a user says, or with `raw` what the model goes on from.
+    Text(String),
+    /// A conversation, its messages as JSON objects with `role` and `content`.
+    Messages(Vec<Value>),
+}
+
+/// How prompts are put to the model.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Manner<'a> {
+    /// As they stand, without a chat template.
+    pub raw: bool,
+    /// A system message before a prompt that is a text.
+    pub system: Option<&'a str>,
+}
+
+/// One line of a file of prompts.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// The line as it was, for the line that answers it.
+    pub fields: Map<String, Value>,
+    /// Its tokens.
+    pub ids: Vec<u32>,
+}
+
+/// Keys that the line of an answer adds to those of its prompt.
+pub const ADDED: [&str; 4] = ["response", "finish", "prompt_tokens", "response_tokens"];
+
+impl Speaker {
+    /// The tokens of a prompt.
+    ///
+    /// # Errors
+    /// There is no template to put it with, the template refuses it, or it leaves no room for an answer.
+    pub fn encode(&self, prompt: &Prompt, manner: Manner<'_>) -> Result<Vec<u32>, Error> {
+        let tokenizer = self.tokenizer()?;
+        let text = match (prompt, manner.raw) {
+            (Prompt::Text(text), true) => {
+                let mut ids = tokenizer.prefix().to_vec();
+                ids.extend(tokenizer.encode(text).map_err(DataError::from)?.ids);
+                return self.within_context(ids);
+            }
+            (Prompt::Messages(_), true) => {
+                let message = "`messages` need a chat template, and `--raw` asks for none";
+                return Err(Error::Choice(message.into()));
+            }
+            (Prompt::Text(text), false) => {
+                let system = manner.system.map(|content| json!({"role": "system", "content": content}));
+                let user = json!({"role": "user", "content": text});
+                self.rendered(&system.into_iter().chain([user]).collect::<Vec<_>>())?
+            }
+            (Prompt::Messages(messages), false) => self.rendered(messages)?,
+        };
+        self.within_context(tokenizer.encode(&text).map_err(DataError::from)?.ids)
+    }
+
+    fn rendered(&self, messages: &[Value]) -> Result<String, Error> {
+        let Some(template) = &self.template else {
+            return Err(Error::Choice(format!(
+                "{} has no chat template, so it cannot be told who speaks; `--raw` of `tune generate` goes on from the \
+                 text as it stands",
+                self.base.name()
+            )));
+        };
+        let refused = |error: TemplateError| Error::Data(error.into());
+        template.render_json(messages, true).map_err(refused)
+    }
+
+    fn within_context(&self, ids: Vec<u32>) -> Result<Vec<u32>, Error> {
+        match (ids.len(), self.context()) {
+            (0, _) => Err(crate::generate::Error::EmptyPrompt.into()),
+            (prompt, context) if prompt >= context => {
+                Err(crate::generate::Error::PromptTooLong { prompt, context }.into())
+            }
+            _ => Ok(ids),
+        }
+    }
+
+    /// Reads a file of prompts, one JSON object a line with `prompt` or `messages`, and makes tokens of all of them.
+    ///
+    /// # Errors
+    /// The file cannot be read; or the first line that cannot be asked, by its place.
+    pub fn read_prompts(&self, path: &Path, manner: Manner<'_>) -> Result<Vec<Record>, Error> {
+        let text = std::fs::read_to_string(path).map_err(files::Error::io(Action::Read, path))?;
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let record = |(number, line): (usize, &str)| {
+            let place = format!("{}:{}", path.display(), number + 1);
+            let wrong = |message: String| Error::Prompt { place: place.clone(), message };
+            let fields = object(line).map_err(&wrong)?;
+            let prompt = Prompt::of(&fields).map_err(&wrong)?;
+            let ids = self.encode(&prompt, manner).map_err(|error| wrong(error.to_string()))?;
+            Ok(Record { fields, ids })
+        };
+        let records = lines.map(record).collect::<Result<Vec<_>, Error>>()?;
+        match records.is_empty() {
+            true => Err(Error::Prompt {
+                place: path.display().to_string(),
+                message: "no prompts: every line has to be an object with `prompt` or `messages`".into(),
+            }),
+            false => Ok(records),
+        }
+    }
+}
+
+fn object(line: &str) -> Result<Map<String, Value>, String> {
+    match serde_json::from_str(line) {
+        Ok(Value::Object(fields)) => Ok(fields),
+        Ok(_) => Err("expected an object with `prompt` or `messages`".into()),
+        Err(error) => Err(format!("not JSON: {error}")),
+    }
+}
+
+impl Prompt {
+    /// The prompt of a record.
+    fn of(fields: &Map<String, Value>) -> Result<Self, String> {
+        if let Some(key) = ADDED.iter().find(|key| fields.contains_key(**key)) {
+            return Err(format!(
+                "has a key `{key}`, which the line of its answer needs: give it another name"
+            ));
+        }
+        match (fields.get("prompt"), fields.get("messages")) {
+            (Some(Value::String(text)), None) => Ok(Self::Text(text.clone())),
+            (None, Some(Value::Array(messages))) if !messages.is_empty() => {
+                for (index, message) in messages.iter().enumerate() {
+                    let role = message.get("role").and_then(Value::as_str);
+                    let content = message.get("content");
+                    if role.is_none()
+                        || !content.is_some_and(|content| content.is_string() || content.is_array())
+                    {
+                        return Err(format!(
+                            "/messages/{index}: expected an object with a text `role` and a `content`, found {message}"
+                        ));
+                    }
+                }
+                Ok(Self::Messages(messages.clone()))
+            }
+            (Some(_), Some(_)) => Err("has both `prompt` and `messages`; which of them is meant?".into()),
+            (Some(other), None) => Err(format!("/prompt: expected a text, found {other}")),
+            (None, Some(other)) => Err(format!("/messages: expected a list of messages, found {other}")),
+            (None, None) => Err("expected `prompt` or `messages`, found neither".into()),
+        }
+    }
+}

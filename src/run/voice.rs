@@ -1,0 +1,393 @@
+//! A model to talk to: base, adapter, tokenizer and chat template found and held against each other, then loaded once
+//! and asked as often as wanted. What `tune generate`, `tune chat` and `tune eval` have in common.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tune_kernels::KernelBackend;
+
+use super::{Environment, Error};
+use crate::adapter::lora::LoraSet;
+use crate::adapter::peft;
+use crate::adapter::target::Target;
+use crate::assets::{ModelDir, resolve_base};
+use crate::data::batch::MicroBatch;
+use crate::data::error::Error as DataError;
+use crate::data::template::ChatTemplate;
+use crate::data::tokenize::Tokenizer;
+use crate::device::{Device, OnBackend};
+use crate::export::base::{FAMILY_KEY, OpenedBase, Trained};
+use crate::export::folder::{Text, end_tokens as ends_of_text, token_ids};
+use crate::generate::Session;
+use crate::generate::answer::{Answer, Request, answer};
+use crate::model::spec::ComputeDtype;
+use crate::model::{self, FloatDtype, load, tensors};
+use crate::quant;
+use crate::recipe::{DeviceSpec, Recipe, RecipeFile};
+use crate::train::backward::evaluate;
+use crate::train::event::{Event, Observer};
+
+/// How the base is held in memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Quantize {
+    /// As the adapter was trained on it; without an adapter, as it is stored.
+    #[default]
+    Auto,
+    /// In NF4, with double quantization.
+    Nf4,
+    /// As it is stored.
+    No,
+}
+
+/// What to talk to, as a user names it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Choice<'a> {
+    /// A folder or a hub id; left out, what the adapter or its run names.
+    pub base: Option<&'a str>,
+    /// A branch, tag or commit of a hub id.
+    pub revision: Option<&'a str>,
+    /// An adapter's folder, or that of a finished run.
+    pub adapter: Option<&'a Path>,
+    /// How the base is held.
+    pub quantize: Quantize,
+    /// What the matmuls run in; left out, what the run's recipe says, else the checkpoint's own where that is fast.
+    pub compute_dtype: Option<ComputeDtype>,
+    /// Where; left out, where the run's recipe says, else the best there is.
+    pub device: Option<DeviceSpec>,
+}
+
+/// A model to talk to, not loaded yet.
+pub struct Speaker {
+    /// The base.
+    pub base: OpenedBase,
+    /// The adapter on it, and what it is on.
+    pub adapter: Option<(peft::Adapter, Vec<Target>)>,
+    /// The tokenizer; `None` for a base without one, of which only the loss of `tokens` data can be measured.
+    pub tokenizer: Option<Arc<Tokenizer>>,
+    /// The chat template, where there is one.
+    pub template: Option<Arc<ChatTemplate>>,
+    /// How the base is quantized while it is loaded.
+    pub quantization: Option<quant::spec::Spec>,
+    /// What the matmuls run in.
+    pub dtype: FloatDtype,
+    /// Where.
+    pub device: Device,
+    /// Tokens that end an answer.
+    pub end_tokens: Vec<u32>,
+}
+
+/// Which of the two models is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// The base alone.
+    Base,
+    /// The base with its adapter; where there is none, the base.
+    Adapted,
+}
+
+/// Hears an answer's text as it comes, and may end it.
+pub type Listener<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
+
+type Answering<'a> = dyn FnMut(Who, Request<'_>, &mut Listener<'_>) -> Result<Answer, Error> + 'a;
+type Judging<'a> = dyn FnMut(Who, &MicroBatch) -> Result<f64, Error> + 'a;
+
+/// A loaded model, whatever the backend.
+pub struct Voice<'a> {
+    answer: &'a mut Answering<'a>,
+    loss: &'a mut Judging<'a>,
+}
+
+impl Voice<'_> {
+    /// Answers a prompt. What prompts in a row have in common is read once.
+    ///
+    /// # Errors
+    /// A prompt without tokens, or one that fills the context; a damaged model; a model without a tokenizer.
+    pub fn answer(
+        &mut self,
+        who: Who,
+        request: Request<'_>,
+        listen: &mut Listener<'_>,
+    ) -> Result<Answer, Error> {
+        (self.answer)(who, request, listen)
+    }
+
+    /// Σ negative log-likelihood of a batch's supervised tokens.
+    ///
+    /// # Errors
+    /// Ids outside the vocabulary.
+    pub fn loss(&mut self, who: Who, batch: &MicroBatch) -> Result<f64, Error> {
+        (self.loss)(who, batch)
+    }
+}
+
+/// What a run's recipe says of its model.
+struct Origin {
+    base: String,
+    revision: Option<String>,
+    quantization: Option<quant::spec::Spec>,
+    compute_dtype: ComputeDtype,
+    device: DeviceSpec,
+}
+
+impl Origin {
+    fn of(recipe: &Recipe) -> Self {
+        Self {
+            base: recipe.model.base.clone(),
+            revision: recipe.model.revision.clone(),
+            quantization: recipe.quantization,
+            compute_dtype: recipe.model.compute_dtype,
+            device: recipe.device,
+        }
+    }
+}
+
+impl Speaker {
+    /// Finds and checks what `choice` names; loads nothing.
+    ///
+    /// # Errors
+    /// A part that is missing, cannot be used, or does not fit the others.
+    pub fn open(choice: Choice<'_>, environment: &Environment<'_>) -> Result<Self, Error> {
+        let Some(folder) = choice.adapter else { return Self::new(choice, None, None, environment) };
+        let adapter = peft::Adapter::open(&adapter_folder(folder)?)?;
+        if !is_run(folder) {
+            return Self::new(choice, Some(adapter), None, environment);
+        }
+        let recipe = RecipeFile::open(&folder.join("recipe.toml"), &[])?.finish();
+        let recipe = recipe.map_err(|problems| Error::Recipe(problems.into()))?;
+        Self::new(choice, Some(adapter), Some(Origin::of(&recipe)), environment)
+    }
+
+    /// The model of a recipe, but for what `choice` says otherwise, with the adapter that it names, or without one.
+    ///
+    /// # Errors
+    /// As [`Speaker::open`].
+    pub fn of_recipe(
+        recipe: &Recipe,
+        choice: Choice<'_>,
+        environment: &Environment<'_>,
+    ) -> Result<Self, Error> {
+        let adapter = match choice.adapter {
+            Some(folder) => Some(peft::Adapter::open(&adapter_folder(folder)?)?),
+            None => None,
+        };
+        let mut speaker = Self::new(choice, adapter, Some(Origin::of(recipe)), environment)?;
+        if let (None, Some(tokenizer)) = (&speaker.adapter, &speaker.tokenizer) {
+            let root = speaker.base.folder.root();
+            let template = ChatTemplate::open(recipe.data.chat_template.as_ref(), root, tokenizer);
+            speaker.template = template.map_err(DataError::from)?.map(Arc::new);
+            let template = speaker.template.as_deref();
+            speaker.end_tokens = end_tokens(Some(tokenizer), template, &speaker.base.folder);
+        }
+        Ok(speaker)
+    }
+
+    fn new(
+        choice: Choice<'_>,
+        adapter: Option<peft::Adapter>,
+        origin: Option<Origin>,
+        environment: &Environment<'_>,
+    ) -> Result<Self, Error> {
+        let (name, revision) = base_of(choice, adapter.as_ref(), origin.as_ref())?;
+        let found =
+            resolve_base(&name, revision.as_deref(), environment.hub_cache).map_err(model::Error::from)?;
+        let base = OpenedBase::open(found)?;
+        let adapter = adapter.map(|adapter| fitted(adapter, &base)).transpose()?;
+        let text = match &adapter {
+            Some((adapter, _)) => Text::open(adapter, &base.folder)?,
+            None => text_of(&base.folder)?,
+        };
+        let quantization = match (choice.quantize, &origin, &adapter) {
+            (Quantize::No, ..) => None,
+            (Quantize::Nf4, ..) => Some(quant::spec::Spec::USUAL),
+            (Quantize::Auto, Some(origin), _) => origin.quantization,
+            (Quantize::Auto, None, Some((adapter, _))) => match Trained::of(adapter) {
+                Trained::Quantized(spec) => Some(spec),
+                Trained::AsStored | Trained::Unknown => None,
+            },
+            (Quantize::Auto, None, None) => None,
+        };
+        let device = choice.device.or(origin.as_ref().map(|origin| origin.device));
+        let device = Device::choose(device.unwrap_or(DeviceSpec::Auto))?;
+        let stored = tensors::checkpoint_dtype(&base.spec, base.folder.weights());
+        let asked = choice.compute_dtype.or(origin.map(|origin| origin.compute_dtype));
+        let asked = asked.unwrap_or(ComputeDtype::Auto);
+        let dtype = FloatDtype::resolve(asked, stored, |d| device.is_native(d), |d| device.supports(d))?;
+        let end_tokens = end_tokens(text.tokenizer.as_ref(), text.template.as_ref(), &base.folder);
+        Ok(Self {
+            base,
+            adapter,
+            tokenizer: text.tokenizer.map(Arc::new),
+            template: text.template.map(Arc::new),
+            quantization,
+            dtype,
+            device,
+            end_tokens,
+        })
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
+        let missing = || {
+            let folder = self.base.folder.root().display();
+            Error::Choice(format!("{folder} has no tokenizer.json, so there is no way to put text to it"))
+        };
+        self.tokenizer.as_deref().ok_or_else(missing)
+    }
+
+    /// Most tokens of prompt and answer together.
+    pub fn context(&self) -> usize {
+        self.base.spec.max_position_embeddings
+    }
+
+    /// Loads the model and lets `body` talk to it.
+    ///
+    /// # Errors
+    /// The model cannot be loaded.
+    pub fn speak<O: Observer, R>(
+        &self,
+        observer: &mut O,
+        body: impl FnOnce(&mut Voice<'_>, &mut O) -> R,
+    ) -> Result<R, Error> {
+        self.device.run(Speaking { speaker: self, observer, body })
+    }
+}
+
+/// Whether a folder is that of a run.
+fn is_run(folder: &Path) -> bool {
+    folder.join("recipe.toml").is_file()
+}
+
+/// The adapter's folder: the one that was named, or the one in the finished run that was.
+fn adapter_folder(named: &Path) -> Result<PathBuf, Error> {
+    let inside = named.join("adapter");
+    match (is_run(named), inside.is_dir()) {
+        (false, _) => Ok(named.to_path_buf()),
+        (true, true) => Ok(inside),
+        (true, false) => Err(Error::Unfinished(named.to_path_buf())),
+    }
+}
+
+/// A conversation on its way to a backend.
+struct Speaking<'a, O, F> {
+    speaker: &'a Speaker,
+    observer: &'a mut O,
+    body: F,
+}
+
+impl<O: Observer, R, F: FnOnce(&mut Voice<'_>, &mut O) -> R> OnBackend for Speaking<'_, O, F> {
+    type Output = Result<R, Error>;
+
+    fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
+        let Self { speaker, observer, body } = self;
+        let adapters: Option<LoraSet<B>> = match &speaker.adapter {
+            Some((adapter, targets)) => {
+                Some(LoraSet::from_values(targets.clone(), 0.0, adapter.values(targets)?, device)?)
+            }
+            None => None,
+        };
+        let base = &speaker.base;
+        let decoder = load::load::<B>(
+            base.folder.weights(),
+            &base.spec,
+            speaker.quantization,
+            speaker.dtype,
+            device,
+            &mut |progress| {
+                let (done, total) = (progress.done as u64, progress.total as u64);
+                observer.observe(&Event::Loading { done, total });
+            },
+        )?;
+        let mut alone = Session::new(&decoder, None);
+        let mut adapted = adapters.as_ref().map(|adapters| Session::new(&decoder, Some(adapters)));
+        let mut ask = |who: Who, request: Request<'_>, listen: &mut Listener<'_>| {
+            let session = match (who, &mut adapted) {
+                (Who::Adapted, Some(session)) => session,
+                _ => &mut alone,
+            };
+            Ok(answer(session, speaker.tokenizer()?, request, listen)?)
+        };
+        let nothing = LoraSet::init(Vec::new(), 0.0, 0, device);
+        let mut loss = |who: Who, batch: &MicroBatch| {
+            let adapters = match (who, &adapters) {
+                (Who::Adapted, Some(adapters)) => adapters,
+                _ => &nothing,
+            };
+            Ok(evaluate(&decoder, adapters, batch)?)
+        };
+        Ok(body(&mut Voice { answer: &mut ask, loss: &mut loss }, observer))
+    }
+}
+
+/// Name and revision of the base that is meant.
+fn base_of(
+    choice: Choice<'_>,
+    adapter: Option<&peft::Adapter>,
+    origin: Option<&Origin>,
+) -> Result<(String, Option<String>), Error> {
+    if let Some(base) = choice.base {
+        return Ok((base.to_owned(), choice.revision.map(str::to_owned)));
+    }
+    if let Some(origin) = origin {
+        return Ok((origin.base.clone(), origin.revision.clone()));
+    }
+    let Some(config) = adapter.map(peft::Adapter::config) else {
+        let message =
+            "there is nothing to talk to: name a base (`--base`), an adapter or a run (`--adapter`)";
+        return Err(Error::Choice(message.into()));
+    };
+    match config.base_model.as_deref().filter(|name| !name.is_empty()) {
+        Some(name) => {
+            let pinned = config.revision.clone().filter(|_| !Path::new(name).is_dir());
+            Ok((name.to_owned(), pinned))
+        }
+        None => Err(Error::Choice("the adapter does not name its base; give it with `--base`".into())),
+    }
+}
+
+/// An adapter and what it is on, where it fits the base. Hashes are `tune merge`'s business: reading all weights twice
+/// before a first word is too long.
+fn fitted(adapter: peft::Adapter, base: &OpenedBase) -> Result<(peft::Adapter, Vec<Target>), Error> {
+    if let Some(trained) = adapter.metadata().get(FAMILY_KEY)
+        && trained != base.spec.family
+    {
+        return Err(Error::Choice(format!(
+            "the adapter in {} was trained on a {trained}, and {} is a {}; name its own base with `--base`",
+            adapter.folder().display(),
+            base.name(),
+            base.spec.family
+        )));
+    }
+    let targets = adapter.targets(&base.spec.modules())?;
+    Ok((adapter, targets))
+}
+
+/// Tokenizer and template of a base by itself.
+fn text_of(base: &ModelDir) -> Result<Text, Error> {
+    let files = base.tokenizer_files()?;
+    if base.tokenizer_json().is_none() {
+        return Ok(Text { files, tokenizer: None, template: None });
+    }
+    let tokenizer = Tokenizer::open(base.root()).map_err(DataError::from)?;
+    let template = ChatTemplate::open(None, base.root(), &tokenizer).map_err(DataError::from)?;
+    Ok(Text { files, tokenizer: Some(tokenizer), template })
+}
+
+/// What ends an answer: the tokenizer's EOS, the end tokens of generation_config.json (else config.json), and the
+/// template's end of turn.
+pub(super) fn end_tokens(
+    tokenizer: Option<&Tokenizer>,
+    template: Option<&ChatTemplate>,
+    model: &ModelDir,
+) -> Vec<u32> {
+    let mut ends = tokenizer.map_or(Vec::new(), |tokenizer| ends_of_text(tokenizer, template));
+    let configured = model.generation_config().and_then(|config| config.get("eos_token_id"));
+    let configured = configured.filter(|ids| !ids.is_null()).or_else(|| model.config().get("eos_token_id"));
+    ends.extend(token_ids(configured));
+    ends.sort_unstable();
+    ends.dedup();
+    ends
+}

@@ -1,0 +1,153 @@
+//! What a run computes on: chosen by name, tried out by `tune doctor`, and fitted into.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::fixture::{events, expect, named, small, text, tune};
+
+fn json(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).unwrap()
+}
+
+#[test]
+fn a_device_that_does_not_exist_is_a_slip_and_one_that_is_not_there_is_a_lack() {
+    let folder = small();
+    let slip = text(&expect(2, folder.path(), &["run", "small.toml", "--device", "gpu"]).stderr);
+    assert!(slip.contains("names no device") && slip.contains("vulkan"), "{slip}");
+    let recipe = fs::read_to_string(folder.path().join("small.toml")).unwrap();
+    fs::write(folder.path().join("slip.toml"), recipe.replace("\n[model]", "device = \"cuda:x\"\n\n[model]"))
+        .unwrap();
+    let slip = text(&expect(2, folder.path(), &["validate", "slip.toml"]).stderr);
+    assert!(slip.contains("slip.toml:3") && slip.contains("whole one"), "{slip}");
+    for command in ["run", "validate", "bench"] {
+        let lack = text(&expect(4, folder.path(), &[command, "small.toml", "--device", "cuda:200"]).stderr);
+        assert!(
+            lack.contains("cuda:200") && lack.contains("there is `cpu`") && lack.contains("help:"),
+            "{lack}"
+        );
+    }
+    expect(4, folder.path(), &["doctor", "--device", "cuda:200"]);
+    assert!(!folder.path().join("run").exists());
+}
+
+#[test]
+fn the_doctor_finds_the_processor_well() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = json(&expect(0, folder.path(), &["doctor", "--device", "cpu", "--json"]).stdout);
+    let devices = report["devices"].as_array().unwrap();
+    assert_eq!(devices.len(), 1);
+    assert_eq!(devices[0]["dtypes"], serde_json::json!(["f32", "bf16", "f16"]));
+    require_all_right(&devices[0], 20);
+    assert!(!report["instruction_set"].as_str().unwrap().is_empty());
+
+    let told = text(&expect(0, folder.path(), &["doctor", "--device", "cpu"]).stdout);
+    for word in ["attention", "linear_cross_entropy", "nf4", "right", "Every op is right"] {
+        assert!(told.contains(word), "no `{word}` in\n{told}");
+    }
+    assert!(!told.contains('\u{1b}'), "colour in a pipe");
+    if cfg!(not(any(feature = "cuda", feature = "vulkan", feature = "metal"))) {
+        assert!(told.contains("--features cuda"), "{told}");
+    }
+}
+
+/// Every op in every dtype, each with a number.
+fn require_all_right(device: &Value, at_least: usize) {
+    let ops = device["ops"].as_array().unwrap();
+    assert!(ops.len() >= at_least, "{device:#}");
+    for op in ops {
+        assert_eq!(op["is_right"], true, "{op:#}");
+        assert!(op["error"].as_f64().unwrap() <= op["tolerance"].as_f64().unwrap(), "{op:#}");
+    }
+}
+
+/// On a machine without one this says so: the processor's imitation (`mesa-vulkan-drivers`) is enough.
+#[cfg(feature = "vulkan")]
+#[test]
+fn the_doctor_finds_a_vulkan_device_well() {
+    let folder = tempfile::tempdir().unwrap();
+    if let Err(why) = tune_kernels::gpu::wgpu_devices() {
+        println!("skipped: {why}; {}", why.help());
+        return;
+    }
+    let output = tune(folder.path(), &["doctor", "--device", "vulkan", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{}\n{}", text(&output.stdout), text(&output.stderr));
+    let report = json(&output.stdout);
+    require_all_right(&report["devices"][0], 8);
+    let vulkan = &report["apis"][1];
+    assert_eq!((&vulkan["name"], &vulkan["is_built"]), (&"vulkan".into(), &true.into()));
+    assert_eq!(vulkan["devices"][0]["device"], "vulkan:0");
+}
+
+/// `tune validate --fit`: what it chose, in the memory it was given; `None` where nothing fits.
+fn fitted(folder: &Path, budget: &str) -> Option<(u64, u64)> {
+    let budget = format!("train.memory_budget=\"{budget}\"");
+    let arguments = ["validate", "wide.toml", "--fit", "--json", "--set", &budget];
+    let output = tune(folder, &arguments);
+    match output.status.code() {
+        Some(0) => {
+            let told = events(&output);
+            let result = named(&told, "result")[0].clone();
+            let number = |key: &str| result[key].as_u64().unwrap();
+            assert!(result["fitted"].as_str().unwrap().contains("micro_batch_size"), "{result}");
+            Some((number("micro_batch_size"), number("gradient_accumulation_steps")))
+        }
+        code => {
+            assert_eq!(code, Some(4), "{}", text(&output.stderr));
+            assert!(text(&output.stderr).contains("largest terms"), "{}", text(&output.stderr));
+            None
+        }
+    }
+}
+
+/// The small recipe with micro-batches that take some memory.
+fn wide(folder: &Path) {
+    let recipe = fs::read_to_string(folder.join("small.toml")).unwrap();
+    let recipe = recipe
+        .replace("max_seq_len = 128", "max_seq_len = 256")
+        .replace("max_steps = 2", "max_steps = 1")
+        .replace("micro_batch_size = 1", "micro_batch_size = 16");
+    fs::write(folder.join("wide.toml"), recipe).unwrap();
+    // Enough for a micro-batch of full packs.
+    let rows = fs::read_to_string(folder.join("train.jsonl")).unwrap();
+    fs::write(folder.join("train.jsonl"), rows.repeat(40)).unwrap();
+}
+
+#[test]
+fn fit_makes_micro_batches_smaller_and_leaves_the_steps_as_they_are() {
+    let folder = small();
+    wide(folder.path());
+    let mut sizes = Vec::new();
+    let mut megabytes = 2048;
+    while megabytes > 16 {
+        let Some((size, accumulation)) = fitted(folder.path(), &format!("{megabytes}MiB")) else { break };
+        assert_eq!(size * accumulation, 16, "{megabytes} MiB");
+        sizes.push((megabytes, size));
+        megabytes = megabytes * 3 / 4;
+    }
+    println!("{sizes:?}");
+    assert_eq!(sizes[0].1, 16, "there is room for what the recipe says");
+    assert!(sizes.is_sorted_by(|a, b| a.1 >= b.1), "{sizes:?}");
+    let (budget, size) = *sizes.iter().rev().find(|(_, size)| *size < 16).unwrap();
+    assert!(megabytes > 16, "the program alone takes more than 16 MiB");
+
+    // Without `--fit` the same budget may be refused, and then names settings that fit.
+    let tight = format!("train.memory_budget=\"{budget}MiB\"");
+    let refused = text(&expect(4, folder.path(), &["run", "wide.toml", "--set", &tight]).stderr);
+    assert!(refused.contains("would fit") && refused.contains("--fit"), "{refused}");
+
+    expect(0, folder.path(), &["run", "wide.toml", "--fit", "--set", &tight]);
+    let resolved = fs::read_to_string(folder.path().join("run/recipe.toml")).unwrap();
+    let accumulation = 16 / size;
+    for line in [
+        format!("micro_batch_size = {size}\n"),
+        format!("gradient_accumulation_steps = {accumulation}\n"),
+        "memory_budget = ".to_owned(),
+    ] {
+        assert!(resolved.contains(&line), "no `{line}` in\n{resolved}");
+    }
+    // With more room it goes on with the micro-batches it was begun with.
+    let again = expect(0, folder.path(), &["run", "wide.toml", "--fit", "--resume"]);
+    assert!(text(&again.stdout).contains("finished already"), "{}", text(&again.stdout));
+}
