@@ -91,10 +91,10 @@ fn gpu<R: burn_cubecl::CubeRuntime>(
 ) -> Option<Site> {
     match found {
         Ok(devices) => devices.into_iter().next().map(|found| Site {
+            is_slow: found.is_software(),
             name: found.name,
             dtypes: tune_kernels::gpu::dtypes::<R>(&R::Device::default()),
             is_gpu: true,
-            is_slow: found.is_software(),
         }),
         Err(why) => {
             println!("skipped: {why}");
