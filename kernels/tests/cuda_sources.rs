@@ -77,7 +77,7 @@ fn decoder_layer(dtype: DType) {
     let gate = zeros([tokens, intermediate], dtype);
     swiglu(&gate, &gate);
     swiglu_backward(gate.clone(), gate.clone(), gate);
-    for head_dim in [64; 0] {
+    for head_dim in [64, 96, 128, 256] {
         let table = RotaryTable {
             cos: zeros([tokens, head_dim / 2], DType::F32),
             sin: zeros([tokens, head_dim / 2], DType::F32),
@@ -126,7 +126,7 @@ fn every_kernel_becomes_cuda() {
     let launched = LAUNCHED.lock().expect("nothing panicked while it was held").take();
     let launched = launched.expect("kernels were launched");
     assert!(launched.refused.is_empty(), "refused: {:#?}", launched.refused);
-    for name in ["matmul", "rms_norm", "cross_entropy", "adamw", "sum_of_squares"] {
+    for name in ["matmul", "rms_norm", "attention", "cross_entropy", "adamw", "sum_of_squares"] {
         let found = launched.sources.keys().any(|key| key.contains(name));
         assert!(found, "no kernel of {name}");
     }

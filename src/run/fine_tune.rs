@@ -173,7 +173,7 @@ fn train(
     }
     let dtype = opened.compute_dtype(&device)?;
     let mut extent = None;
-    if options.fit && !(options.resume && resume::adopt_micro_batches(&mut opened, &folder)) {
+    if options.fit && !(options.resume && resume::adopt_micro_batches(&mut opened, folder)) {
         let mut found = survey::extent(&opened, &opened.batching(), environment, observer)?;
         let chosen = plan::fit(&mut opened, &device, dtype, &mut found.largest_micro_batch)?;
         observer.observe(&Event::Note(format!("fitted: {chosen}")));

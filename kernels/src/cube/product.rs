@@ -251,7 +251,6 @@ impl<R: CubeRuntime> Call<'_, R> {
         assert!(launched.is_ok(), "no kernel for the product {:?}: {launched:?}", self.problem);
     }
 
-    #[expect(clippy::result_large_err, reason = "the error of cubek")]
     fn launch<A: Routine<()>>(&self, strategy: A::Strategy) -> Result<(), MatmulSetupError> {
         let sizes = MatmulVectorSizes {
             lhs: self.lhs.vector_size(self.client, self.operands),

@@ -22,8 +22,8 @@ use crate::nf4::cube::{Nf4Tensors, dequantize};
 
 /// A frozen weight that several products read, ready to be an operand in the compute dtype.
 pub(crate) enum Weight<R: CubeRuntime> {
-    Dense(Rows<R>),
-    Nf4(Nf4Tensors<R>),
+    Dense(Box<Rows<R>>),
+    Nf4(Box<Nf4Tensors<R>>),
 }
 
 impl<R: CubeRuntime> Weight<R> {
@@ -39,13 +39,13 @@ impl<R: CubeRuntime> Weight<R> {
         T: BoolElement,
     {
         match weight {
-            FrozenWeight::Dense(weight) => Self::Dense(Rows::all(cast(&float(weight), dtype))),
+            FrozenWeight::Dense(weight) => Self::Dense(Box::new(Rows::all(cast(&float(weight), dtype)))),
             FrozenWeight::Nf4(weight) => {
                 let weight = Nf4Tensors::new(weight);
                 if rows >= DEQUANTIZE_FROM {
-                    Self::Dense(Rows::all(dequantize(&weight, dtype)))
+                    Self::Dense(Box::new(Rows::all(dequantize(&weight, dtype))))
                 } else {
-                    Self::Nf4(weight)
+                    Self::Nf4(Box::new(weight))
                 }
             }
         }
