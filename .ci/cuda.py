@@ -8,7 +8,7 @@
 Compiles to PTX for the first architecture and assembles that for each of them.
 Wants the wheels nvidia-cuda-nvrtc-cu12, nvidia-cuda-runtime-cu12, nvidia-cuda-nvcc-cu12 and nvidia-cuda-cccl-cu12.
 Fails where a kernel does not compile, takes more shared memory or registers than a block may have, or spills
-registers in f16 or bf16.
+more than a few registers in f16 or bf16.
 """
 
 import concurrent.futures
@@ -74,8 +74,8 @@ def assemble(path, archs):
             wrong.append(f"{name}: {taken} bytes of shared memory, a block of sm_{arch} may have {SHARED[arch]}")
         if registers * int(units) > 65536:
             wrong.append(f"{name}: {registers} registers for {int(units)} threads of sm_{arch}")
-        # f32 products, which are for comparing, trade some spills for larger tiles; what trains may not.
-        if spills and "f16" in name:
+        # A register or two round a loop does not matter; f32 products, which are for comparing, may spill more.
+        if spills > 32 and "f16" in name:
             wrong.append(f"{name}: {spills} bytes of registers spill on sm_{arch}")
     return lines, wrong
 

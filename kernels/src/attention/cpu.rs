@@ -267,6 +267,14 @@ pub(crate) fn backward(request: AttentionBackward<'_, Flex>) -> [Tensor<Flex, 3>
         // Per query head, summed over each group at the end: heads never add into one another's memory.
         let mut dk_heads = pool::take::<f32>(heads * keys * head_dim);
         let mut dv_heads = pool::take::<f32>(heads * keys * head_dim);
+        // No task has the keys that no query sees.
+        for (_, unseen) in options.documents.documents().filter(|(queries, _)| queries.is_empty()) {
+            for head in 0..heads {
+                let range = (head * keys + unseen.start) * head_dim..(head * keys + unseen.end) * head_dim;
+                dk_heads[range.clone()].fill(0.0);
+                dv_heads[range].fill(0.0);
+            }
+        }
         {
             let dq = Disjoint::new(&mut dq);
             let (dk, dv) = (Disjoint::new(&mut dk_heads), Disjoint::new(&mut dv_heads));

@@ -106,7 +106,9 @@ fn check_trained_head<B: KernelBackend>(site: &Site) {
             let found = trained_linear_cross_entropy(&hidden, &head, &on_device, None);
             assert_close(&format!("loss, {what}"), &values(&found.loss), &[loss as f32], 4e-6);
             assert_eq!(found.hidden.dtype(), dtype);
-            assert_close(&format!("dhidden, {what}"), &values(&found.hidden), &dhidden, tolerance(dtype));
+            // A GPU adds up the vocabulary in one row of f32.
+            let allowed = tolerance(dtype) * if site.is_gpu { 8.0 } else { 1.0 };
+            assert_close(&format!("dhidden, {what}"), &values(&found.hidden), &dhidden, allowed);
             assert_close(&format!("dhead, {what}"), &values(&found.head), &dhead, 4e-6);
             let twice = trained_linear_cross_entropy(&hidden, &head, &on_device, Some(found.head.clone()));
             let doubled: Vec<f32> = dhead.iter().map(|value| 2.0 * value).collect();
