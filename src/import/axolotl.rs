@@ -71,7 +71,6 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
             "eval_sample_packing",
             "pad_to_sequence_len",
             "use_tensorboard",
-            "peft_use_dora",
             "debug",
         ],
         settings,

@@ -85,10 +85,12 @@ enum Shape {
     Truth,
     Integer,
     Number,
+    /// Modules that can be trained as a whole.
+    Modules,
 }
 
 /// Our keys, in the order of a recipe. Those without a shape take only values that were turned into ours.
-const KEYS: [(&str, Option<Shape>); 34] = [
+const KEYS: [(&str, Option<Shape>); 37] = [
     ("output_dir", Some(Shape::Text)),
     ("seed", Some(Shape::Integer)),
     ("model.base", Some(Shape::Text)),
@@ -101,6 +103,9 @@ const KEYS: [(&str, Option<Shape>); 34] = [
     ("adapter.lora.dropout", Some(Shape::Number)),
     ("adapter.lora.target_modules", None),
     ("adapter.lora.use_rslora", Some(Shape::Truth)),
+    ("adapter.lora.use_dora", Some(Shape::Truth)),
+    ("adapter.lora.learning_rate_ratio", Some(Shape::Number)),
+    ("adapter.lora.modules_to_save", Some(Shape::Modules)),
     ("adapter.lora.init_from", Some(Shape::Text)),
     ("data.max_seq_len", Some(Shape::Integer)),
     ("data.packing", Some(Shape::Truth)),
@@ -192,6 +197,10 @@ impl Draft {
             Some(Shape::Truth) => node.truth().map(Into::into),
             Some(Shape::Integer) => node.integer().filter(|number| *number >= 0).map(Into::into),
             Some(Shape::Number) => node.number().map(Into::into),
+            Some(Shape::Modules) => node
+                .texts()
+                .filter(|names| names.iter().all(|name| matches!(name.as_str(), "lm_head" | "embed_tokens")))
+                .map(|names| names.into_iter().map(Toml::from).collect::<Vec<_>>().into()),
             None => None,
         };
         match value {

@@ -57,7 +57,6 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
             "save_only_model",
             "flash_attn",
             "gradient_checkpointing",
-            "use_dora",
             "pissa_init",
         ],
         settings,

@@ -136,7 +136,9 @@ fn model(settings: &mut Settings<'_>, draft: &mut Draft) -> Result<(), NotTraine
             None => draft.set(ours, default),
         }
     }
-    hf::switched_off(&["use_dora"], settings, draft);
+    if let Some(node) = settings.take("use_dora") {
+        draft.carry("use_dora", node);
+    }
     all.carry_rest(draft);
     Ok(())
 }

@@ -85,7 +85,6 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
             "overwrite_output_dir",
             "load_in_16bit",
             "full_finetuning",
-            "use_dora",
             "push_to_hub",
         ],
         settings,

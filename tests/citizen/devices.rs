@@ -129,7 +129,8 @@ fn fit_makes_micro_batches_smaller_and_leaves_the_steps_as_they_are() {
     println!("{sizes:?}");
     assert_eq!(sizes[0].1, 16, "there is room for what the recipe says");
     assert!(sizes.is_sorted_by(|a, b| a.1 >= b.1), "{sizes:?}");
-    let (budget, size) = *sizes.iter().rev().find(|(_, size)| *size < 16).unwrap();
+    // Not the tightest: how much the program itself takes differs a little from one start to the next.
+    let (budget, _) = *sizes.iter().find(|(_, size)| *size < 16).unwrap();
     assert!(megabytes > 16, "the program alone takes more than 16 MiB");
 
     // Without `--fit` the same budget may be refused, and then names settings that fit.
@@ -139,14 +140,13 @@ fn fit_makes_micro_batches_smaller_and_leaves_the_steps_as_they_are() {
 
     expect(0, folder.path(), &["run", "wide.toml", "--fit", "--set", &tight]);
     let resolved = fs::read_to_string(folder.path().join("run/recipe.toml")).unwrap();
-    let accumulation = 16 / size;
-    for line in [
-        format!("micro_batch_size = {size}\n"),
-        format!("gradient_accumulation_steps = {accumulation}\n"),
-        "memory_budget = ".to_owned(),
-    ] {
-        assert!(resolved.contains(&line), "no `{line}` in\n{resolved}");
-    }
+    let number = |key: &str| -> usize {
+        let line = resolved.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(" = "));
+        line.unwrap_or_else(|| panic!("no {key} in\n{resolved}")).parse().unwrap()
+    };
+    let (size, accumulation) = (number("micro_batch_size"), number("gradient_accumulation_steps"));
+    assert!(size < 16 && size * accumulation == 16, "{size} x {accumulation}");
+    assert!(resolved.contains("memory_budget = "), "{resolved}");
     // With more room it goes on with the micro-batches it was begun with.
     let again = expect(0, folder.path(), &["run", "wide.toml", "--fit", "--resume"]);
     assert!(text(&again.stdout).contains("finished already"), "{}", text(&again.stdout));

@@ -61,7 +61,7 @@ fn nothing_is_dropped_in_silence() {
         "lora_r: many",
         "val_set_size: 200",
         "num_epochs: soon",
-        "lora_modules_to_save: [embed_tokens]",
+        "lora_modules_to_save: [norm]",
         "fp8: {a: 1}",
         "eval_steps: 0.1",
         "hub_model_id: me/it",
