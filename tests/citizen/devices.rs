@@ -80,6 +80,38 @@ fn the_doctor_finds_a_vulkan_device_well() {
     assert_eq!(vulkan["devices"][0]["device"], "vulkan:0");
 }
 
+/// Losses of a run of the small recipe in f32, and the adapter that came of it.
+#[cfg(feature = "vulkan")]
+fn trained(folder: &Path, device: &str, out: &str) -> (Vec<f64>, Vec<u8>) {
+    let output_dir = format!("output_dir={out:?}");
+    let f32 = "model.compute_dtype=\"f32\"";
+    let arguments = ["run", "small.toml", "--device", device, "--set", &output_dir, "--set", f32];
+    expect(0, folder, &arguments);
+    let metrics = fs::read_to_string(folder.join(out).join("metrics.jsonl")).unwrap();
+    let losses = metrics.lines().filter_map(|line| json(line.as_bytes())["loss"].as_f64()).collect();
+    (losses, fs::read(folder.join(out).join("adapter/adapter_model.safetensors")).unwrap())
+}
+
+/// The whole trainer on a GPU: the losses of the processor, and the same bytes each time.
+#[cfg(feature = "vulkan")]
+#[test]
+fn a_run_on_vulkan_follows_one_on_the_processor() {
+    if let Err(why) = tune_kernels::gpu::wgpu_devices() {
+        println!("skipped: {why}; {}", why.help());
+        return;
+    }
+    let folder = small();
+    let (expected, _) = trained(folder.path(), "cpu", "on-cpu");
+    let (losses, adapter) = trained(folder.path(), "vulkan", "on-vulkan");
+    assert_eq!(losses.len(), expected.len());
+    for (step, (loss, expected)) in losses.iter().zip(&expected).enumerate() {
+        assert!((loss - expected).abs() <= 1e-5 * expected, "step {step}: {loss} instead of {expected}");
+    }
+    let (again, same) = trained(folder.path(), "vulkan", "on-vulkan-again");
+    assert_eq!(again, losses);
+    assert!(same == adapter, "the same run on the same device gave another adapter");
+}
+
 /// `tune validate --fit`: what it chose, in the memory it was given; `None` where nothing fits.
 fn fitted(folder: &Path, budget: &str) -> Option<(u64, u64)> {
     let budget = format!("train.memory_budget=\"{budget}\"");
