@@ -66,12 +66,10 @@ fn chunk_rows_on_gpu(tokens: u64, vocabulary: u64, value: u64) -> u64 {
     tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
 }
 
-/// Tokens from which on a GPU dequantizes an NF4 weight beforehand, for products in the compute dtype.
-const DEQUANTIZE_FROM: u64 = 256;
-
-/// Bytes of that dense weight of `weights` numbers, in a product of `tokens` rows.
-pub fn weight_scratch_on_gpu(tokens: u64, weights: u64, dtype: DType) -> u64 {
-    if tokens >= DEQUANTIZE_FROM { weights * dtype.size() as u64 } else { 0 }
+/// Bytes of a dense NF4 weight of `weights` numbers, for products in the compute dtype. Whether a GPU makes it may be
+/// measured at the first product of a shape, and then it does.
+pub fn weight_scratch_on_gpu(weights: u64, dtype: DType) -> u64 {
+    weights * dtype.size() as u64
 }
 
 #[cfg(all(test, feature = "cube"))]
@@ -81,7 +79,6 @@ mod tests {
     /// A plan is made in builds without GPUs too, and must not drift from the ops.
     #[test]
     fn plans_for_gpus_are_those_of_their_ops() {
-        assert_eq!(DEQUANTIZE_FROM, crate::linear::cube::DEQUANTIZE_FROM as u64);
         for tokens in [1, 63, 64, 65, 1000, 100_000] {
             for vocabulary in [1, 50, 49_152, 151_936] {
                 for value in [2, 4] {

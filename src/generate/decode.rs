@@ -1,5 +1,6 @@
 //! An answer, token by token: the prompt in a few forward passes, then one token at a time with the cache.
 
+use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -104,9 +105,7 @@ pub enum Heard {
 
 /// A model that answers one prompt after another, and reads what two of them have in common once.
 pub struct Session<'a, B: KernelBackend> {
-    base: &'a Decoder<B>,
-    /// The base with the whole modules that the adapter brings, if it brings any.
-    adopting: Option<Decoder<B>>,
+    decoder: Cow<'a, Decoder<B>>,
     adapters: Option<Vec<LayerAdapters<B>>>,
     cache: KeyValueCache<B>,
     /// The tokens in the cache.
@@ -117,14 +116,10 @@ impl<'a, B: KernelBackend> Session<'a, B> {
     /// With the adapter on the base, or the base as it is.
     pub fn new(decoder: &'a Decoder<B>, adapter: Option<&LoraSet<B>>) -> Self {
         let layers = decoder.layers().len();
-        let adopting = adapter.filter(|adapter| !adapter.wholes().is_empty());
-        let adopting = adopting.map(|adapter| decoder.adopting(adapter));
         let adapters = adapter.map(|adapter| (0..layers).map(|layer| adapter.layer(layer, None)).collect());
-        Self { base: decoder, adopting, adapters, cache: decoder.new_cache(), cached: Vec::new() }
-    }
-
-    fn decoder(&self) -> &Decoder<B> {
-        self.adopting.as_ref().unwrap_or(self.base)
+        let cache = decoder.new_cache();
+        let decoder = adapter.map_or(Cow::Borrowed(decoder), |adapter| decoder.adopting(adapter));
+        Self { decoder, adapters, cache, cached: Vec::new() }
     }
 
     /// Continues a prompt. `listen` hears each token as it is chosen, and may end the answer there.
@@ -137,7 +132,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         sampling: &Sampling,
         listen: &mut dyn FnMut(Heard) -> ControlFlow<()>,
     ) -> Result<Generation, Error> {
-        let context = self.decoder().spec().max_position_embeddings;
+        let context = self.decoder.spec().max_position_embeddings;
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }
@@ -198,8 +193,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         loop {
             let start = self.cached.len();
             let end = ids.len().min(start + PROMPT_CHUNK);
-            let decoder = self.adopting.as_ref().unwrap_or(self.base);
-            let (adapters, cache) = (self.adapters.as_deref(), &mut self.cache);
+            let (decoder, adapters, cache) = (&*self.decoder, self.adapters.as_deref(), &mut self.cache);
             let is_last = end == ids.len();
             let passed = B::on_workers(|| pass(decoder, adapters, cache, &ids[start..end], is_last));
             match passed {

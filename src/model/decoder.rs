@@ -3,7 +3,8 @@
 //! Training walks the layers itself (`train`), through [`Decoder::embed`], [`Decoder::layers`],
 //! [`Decoder::final_norm`] and [`Decoder::head`]. Refuses to know files (`load`) and sampling (`generate`).
 
-use std::sync::{Mutex, PoisonError};
+use std::borrow::Cow;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use tune_kernels::KernelBackend;
@@ -21,8 +22,8 @@ use crate::adapter::lora::LoraSet;
 use crate::adapter::projection::LayerAdapters;
 use crate::adapter::whole::WholeKind;
 
-/// A decoder's frozen weights on a device.
-#[derive(Debug)]
+/// A decoder's frozen weights on a device. Cloning shares them.
+#[derive(Clone, Debug)]
 pub struct Decoder<B: KernelBackend> {
     pub(super) spec: DecoderSpec,
     pub(super) dtype: FloatDtype,
@@ -98,20 +99,21 @@ impl<B: KernelBackend> Decoder<B> {
         });
     }
 
-    /// The same model with the whole modules of `adapters` in the place of its own; everything else is shared.
+    /// The model with the whole modules of `adapters` in the place of its own, everything else shared; the model itself
+    /// where they bring none.
     #[must_use]
-    pub fn adopting(&self, adapters: &LoraSet<B>) -> Self {
-        let head = adapters.whole(WholeKind::Head).cloned().map(FrozenWeight::Dense);
-        Self {
-            spec: self.spec.clone(),
-            dtype: self.dtype,
-            device: self.device.clone(),
-            embedding: adapters.whole(WholeKind::Embedding).unwrap_or(&self.embedding).clone(),
-            layers: self.layers.clone(),
-            final_norm: self.final_norm.clone(),
-            head: head.unwrap_or_else(|| self.head.clone()),
-            rotary: RotaryCache::new(),
+    pub fn adopting(&self, adapters: &LoraSet<B>) -> Cow<'_, Self> {
+        if adapters.wholes().is_empty() {
+            return Cow::Borrowed(self);
         }
+        let mut adopted = self.clone();
+        if let Some(embedding) = adapters.whole(WholeKind::Embedding) {
+            adopted.embedding = embedding.clone();
+        }
+        if let Some(head) = adapters.whole(WholeKind::Head) {
+            adopted.head = FrozenWeight::Dense(head.clone());
+        }
+        Cow::Owned(adopted)
     }
 
     /// Embeddings of token ids, `[tokens, hidden]`.
@@ -229,15 +231,18 @@ fn layer_bytes<B: KernelBackend>(layer: &DecoderLayer<B>, size: usize) -> u64 {
     projections + ((2 * layer.attention_norm.dims()[0] + head_norms) * size) as u64
 }
 
-/// Cosines and sines of the positions met so far, kept from one batch to the next.
-#[derive(Debug)]
+/// Cosines and sines of the positions met so far, kept from one batch to the next, and shared by clones.
+#[derive(Clone, Debug)]
 pub(super) struct RotaryCache<B: KernelBackend> {
-    kept: Mutex<Option<(usize, RotaryTable<B>)>>,
+    kept: Arc<Mutex<Option<Kept<B>>>>,
 }
+
+/// A table, and how many positions it has.
+type Kept<B> = (usize, RotaryTable<B>);
 
 impl<B: KernelBackend> RotaryCache<B> {
     pub(super) fn new() -> Self {
-        Self { kept: Mutex::new(None) }
+        Self { kept: Arc::new(Mutex::new(None)) }
     }
 
     /// A table of at least `positions` rows, where `positions` is also the length of the longest document.

@@ -317,9 +317,7 @@ impl Workload<'_> {
         let attention = around + (2 * queries + 2 * keys) * value + 8 * queries + 8 * hidden;
         let largest = down.max(gate_up).max(attention);
         let scratch = match self.quantization {
-            Some(_) => {
-                memory::weight_scratch_on_gpu(self.tokens, hidden * intermediate, burn_dtype(self.dtype))
-            }
+            Some(_) => memory::weight_scratch_on_gpu(hidden * intermediate, burn_dtype(self.dtype)),
             None => 0,
         };
         self.tokens * largest + scratch

@@ -94,7 +94,8 @@ pub fn adamw<B: KernelBackend>(
     B::adamw(updates, gradient_factor, config, learning_rate, step)
 }
 
-/// Σ x² over all tensors (f32), in an order that depends on their shapes alone. Waits for the device once.
+/// Σ x² over all tensors (f32), in an order that depends on their shapes alone; NaN when the device fails. Waits for it
+/// once.
 pub fn sum_of_squares<B: KernelBackend>(tensors: &[&Tensor<B, 2>]) -> f64 {
     B::sum_of_squares(tensors)
 }

@@ -79,8 +79,13 @@ pub(crate) fn dims<R: CubeRuntime>(tensor: &CubeTensor<R>) -> Vec<usize> {
 }
 
 /// Number of elements.
+///
+/// # Panics
+/// If there are more than kernels count: 2³² − 1.
 pub(crate) fn elements<R: CubeRuntime>(tensor: &CubeTensor<R>) -> usize {
-    tensor.shape().num_elements()
+    let count = tensor.shape().num_elements();
+    assert!(u32::try_from(count).is_ok(), "a tensor of {count} elements: GPU kernels count in 32 bits");
+    count
 }
 
 /// Where the result may go: the buffer of `tensor` if nobody else holds it, else a new one.

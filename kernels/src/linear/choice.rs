@@ -5,6 +5,7 @@
 //! with tensor cores is asked: the first product of a shape runs both ways, and the faster one is kept for the life of
 //! the process. Both give the same bits, so what is measured does not show in a result. Other devices go by a rule.
 
+use std::any::TypeId;
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -13,12 +14,13 @@ use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use cubecl_common::device::{Device, DeviceId};
 
 use crate::cube::product::{Rows, Stored};
 use crate::nf4::cube::{Nf4Tensors, dequantize};
 
 /// Rows from which on a weight is dequantized beforehand where nothing was measured.
-pub(crate) const DEQUANTIZE_FROM: usize = 256;
+pub(super) const DEQUANTIZE_FROM: usize = 256;
 
 /// Runs of each way that are timed, after one that compiles its kernels.
 const RUNS: u32 = 3;
@@ -26,7 +28,8 @@ const RUNS: u32 = 3;
 /// What a measurement holds for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
-    device: String,
+    runtime: TypeId,
+    device: DeviceId,
     shape: [usize; 2],
     /// Rounded up to a power of two: batches differ in length.
     rows: usize,
@@ -57,8 +60,8 @@ pub(super) fn over_nf4<R: CubeRuntime>(
     if features.mma.is_empty() && features.cmma.is_empty() {
         return run(rows >= DEQUANTIZE_FROM);
     }
-    let device = format!("{:?}", codes.device);
-    let key = Key { device, shape: weight.shape, rows: rows.next_power_of_two(), dtype, transposed };
+    let (runtime, device) = (TypeId::of::<R>(), codes.device.to_id());
+    let key = Key { runtime, device, shape: weight.shape, rows: rows.next_power_of_two(), dtype, transposed };
     let known = MEASURED.lock().ok().and_then(|measured| measured.as_ref()?.get(&key).copied());
     let beforehand = known.unwrap_or_else(|| {
         let [within, beforehand] = [false, true].map(|way| time(&codes.client, || drop(run(way))));

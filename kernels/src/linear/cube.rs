@@ -11,8 +11,7 @@ use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-pub(crate) use super::choice::DEQUANTIZE_FROM;
-use super::choice::over_nf4;
+use super::choice::{DEQUANTIZE_FROM, over_nf4};
 use super::{FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected};
 use crate::cube::convert::{add_dropped, cast, copy, dropped, scaled};
 use crate::cube::product::{Finish, Operand, Rows, Stored, product, product_into};
