@@ -10,6 +10,7 @@ use crate::recipe::DeviceSpec;
 use super::adapter_args::{ExportArguments, MergeArguments, VerifyArguments};
 use super::download::DownloadArguments;
 use super::import::ImportArguments;
+use super::quantize::QuantizeArguments;
 use super::talk_args::{ChatArguments, EvalArguments, GenerateArguments};
 
 /// Fine-tune an open-weight language model on one machine, from one recipe.
@@ -53,6 +54,8 @@ pub enum Command {
     Doctor(DoctorArguments),
     /// Fold an adapter into its base model, and prove that the result computes the same
     Merge(MergeArguments),
+    /// Write a base model once in 4 bits, so that the runs on it start sooner
+    Quantize(QuantizeArguments),
     /// Check that all of an adapter is used and does something, and show where it comes from
     Verify(VerifyArguments),
     /// Write an adapter, or a model as GGUF, as another program reads it

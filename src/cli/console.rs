@@ -9,7 +9,7 @@
 //! | event | of | keys |
 //! |---|---|---|
 //! | `begin` | all | `version` (1), `tune` (the program's version), `command` |
-//! | `progress` | all that load or read | `phase` (`surveying`, `loading`, `evaluating`, `answering`), `done`, `total`; at most one a second |
+//! | `progress` | all that load or read | `phase` (`surveying`, `loading`, `evaluating`, `answering`; of quantize `measuring`, `writing`), `done`, `total`; at most one a second |
 //! | `note`, `warning` | all | `message` |
 //! | `problem` | all | `message`, and where known `code`, `help`, `file`, `line`, `column`, `end_line`, `end_column` |
 //! | `data` | run, validate, reproduce | what the rows are like: `train`, `held_out`, `schedule`, … |
@@ -24,7 +24,7 @@
 //! | `row` | inspect | one row, token by token |
 //! | `text` | generate, chat | a piece of an answer: `row` or `turn` from 0, `text` |
 //! | `answer` | generate, chat | `row` or `turn`, `response`, `finish`, `prompt_tokens`, `response_tokens`; of generate also the keys of the prompt |
-//! | `result` | run, validate, reproduce, eval, generate, bench | what came of the command |
+//! | `result` | run, validate, reproduce, eval, generate, bench, quantize | what came of the command |
 //! | `end` | all | `exit_code`, `outcome` |
 
 use std::io::{self, ErrorKind, Write};
@@ -149,11 +149,11 @@ impl<'a> Console<'a> {
         }
     }
 
-    /// How many prompts are answered.
-    pub(super) fn answering(&mut self, done: u64, total: u64) {
+    /// How far a phase has come that is counted.
+    pub(super) fn count(&mut self, phase: &'static str, done: u64, total: u64) {
         match self.form.json {
-            true => self.phase("answering", done, total),
-            false => self.progress.get_or_insert_with(Progress::new).count("answering", done, total),
+            true => self.phase(phase, done, total),
+            false => self.progress.get_or_insert_with(Progress::new).count(phase, done, total),
         }
     }
 

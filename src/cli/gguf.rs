@@ -11,7 +11,7 @@ use super::style::{FAINT, GOOD, STRONG, paint};
 use crate::export::gguf::FileType;
 use crate::export::gguf::model::{Fallback, Outcome};
 use crate::export::merge::Options;
-use crate::export::weights::Written;
+use crate::export::shards::Written;
 use crate::model::FloatDtype;
 use crate::run::Environment;
 use crate::run::gguf::{self, Source};

@@ -20,6 +20,7 @@ mod inspect;
 mod merge;
 mod page;
 mod progress;
+pub mod quantize;
 mod report;
 mod reproduce;
 mod run;
@@ -97,6 +98,9 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         }
         Command::Doctor(arguments) => doctor::doctor(arguments, out),
         Command::Merge(arguments) => merge::merge(arguments, out),
+        Command::Quantize(arguments) => {
+            speak("quantize", arguments.output, out, |console| quantize::quantize(arguments, console))
+        }
         Command::Verify(arguments) => verify::verify(arguments, out),
         Command::Export(arguments) => merge::export(arguments, out),
         Command::Download(arguments) => download::download(arguments, out),

@@ -17,6 +17,11 @@ pub const HASH_PREFIX: &str = "tune.base_sha256.";
 pub const FAMILY_KEY: &str = "tune.base_family";
 /// Metadata key of the quantization that the base was trained on with.
 pub const QUANTIZATION_KEY: &str = "tune.quantization";
+/// Prefix of the metadata keys that hold hashes of the files that a 4-bit base was made from: in its own files, and in
+/// those of adapters trained on it.
+pub const ORIGINAL_HASH_PREFIX: &str = "tune.original_sha256.";
+/// Metadata key, in the same places, of the quantization that made the base.
+pub const ORIGINAL_QUANTIZATION_KEY: &str = "tune.original_quantization";
 
 /// A base model, open, with its tensors checked.
 #[derive(Debug)]
@@ -142,7 +147,28 @@ fn identify(metadata: &BTreeMap<String, String>, base: &OpenedBase) -> Result<Id
     for name in deciding.iter().filter(|name| !recorded.contains_key(name.as_str())) {
         identity.overruled.push(format!("{name} is not among the files that the adapter records"));
     }
+    if !identity.overruled.is_empty() && is_original(metadata, &deciding, &found) {
+        identity.overruled.clear();
+        identity.same.extend(deciding);
+        identity
+            .notes
+            .push("it was trained on these weights in 4 bits, as `tune quantize` wrote them".into());
+    }
     Ok(identity)
+}
+
+/// Whether the files are those that the 4-bit base of the adapter was made from.
+fn is_original(
+    metadata: &BTreeMap<String, String>,
+    deciding: &[String],
+    found: &BTreeMap<String, String>,
+) -> bool {
+    let originals: BTreeMap<&str, &str> = metadata
+        .iter()
+        .filter_map(|(key, hash)| Some((key.strip_prefix(ORIGINAL_HASH_PREFIX)?, hash.as_str())))
+        .collect();
+    let same = |name: &String| originals.get(name.as_str()) == found.get(name).map(String::as_str).as_ref();
+    !originals.is_empty() && originals.len() == deciding.len() && deciding.iter().all(same)
 }
 
 /// Enough of a hash to tell two apart.
@@ -164,8 +190,13 @@ pub enum Trained {
 impl Trained {
     /// Reads the adapter's metadata.
     pub fn of(adapter: &peft::Adapter) -> Self {
-        match adapter.metadata().get(QUANTIZATION_KEY).map(String::as_str) {
-            Some("none") => Self::AsStored,
+        let metadata = adapter.metadata();
+        match metadata.get(QUANTIZATION_KEY).map(String::as_str) {
+            Some("none") => match metadata.get(ORIGINAL_QUANTIZATION_KEY) {
+                // The quantization that its base went through before the run.
+                Some(text) => Spec::from_text(text).map_or(Self::Unknown, Self::Quantized),
+                None => Self::AsStored,
+            },
             Some(text) => Spec::from_text(text).map_or(Self::Unknown, Self::Quantized),
             None => Self::Unknown,
         }

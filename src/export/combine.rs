@@ -259,7 +259,9 @@ fn provenance(
 ) -> Result<BTreeMap<String, String>, Error> {
     let mut metadata: BTreeMap<String, String> = adapters[0].adapter.metadata().clone();
     // What all say alike of their base is true of the whole, and nothing else is.
-    let of_base = |key: &str| key.starts_with("tune.base_") || key == QUANTIZATION_KEY;
+    let of_base = |key: &str| {
+        key.starts_with("tune.base_") || key.starts_with("tune.original") || key == QUANTIZATION_KEY
+    };
     metadata.retain(|key, value| {
         of_base(key) && adapters.iter().all(|other| other.adapter.metadata().get(key) == Some(value))
     });

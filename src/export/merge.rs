@@ -12,7 +12,8 @@ use super::Error;
 use super::base::{Identity, OpenedBase, Trained, fit};
 use super::check::{self, Comparison, MAX_DIVERGENCE, Rows, Sides};
 use super::folder::{self, Text};
-use super::weights::{Merged, Onto, Report, SHARD_BYTES};
+use super::shards::{SHARD_BYTES, Written};
+use super::weights::{Merged, Onto, Report};
 use crate::adapter::peft;
 use crate::adapter::target::Target;
 use crate::adapter::whole::Whole;
@@ -159,7 +160,7 @@ impl Plan {
                 shard_bytes: self.options.shard_bytes,
                 metadata: &metadata,
             };
-            let mut written = |written: super::weights::Written| {
+            let mut written = |written: Written| {
                 progress(Progress::Writing(written.done, written.total));
             };
             let report = merged.write(inside, &mut written, stop)?;

@@ -5,10 +5,12 @@
 //! | `base` | is this the base that the adapter was trained on? |
 //! | `combine` | several adapters of one base as one |
 //! | `delta` | `scaling · B·A`, its size and its sum with a weight |
-//! | `weights` | merged weights, streamed to disk one tensor at a time |
+//! | `shards` | weights streamed to disk, one tensor at a time |
+//! | `weights` | the numbers of merged weights |
 //! | `folder` | everything in a merged folder that is not a weight |
 //! | `check` | logits of adapter-on-base beside those of the merged model, one layer in memory at a time |
 //! | `merge` | the order of these |
+//! | `quantize` | a base written once in 4 bits, as bitsandbytes does |
 //! | `verify` | what an adapter says of itself, and whether every module of it does something |
 //! | `portable`, `consumer`, `mlx` | adapters for other tools, and what each of those reads |
 //! | `gguf` | models and adapters as llama.cpp and Ollama load them |
@@ -24,6 +26,8 @@ pub mod gguf;
 pub mod merge;
 pub mod mlx;
 pub mod portable;
+pub mod quantize;
+pub mod shards;
 pub mod verify;
 pub mod weights;
 

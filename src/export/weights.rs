@@ -5,29 +5,24 @@
 //! Memory is one tensor in f32, and what it is made from. A tied output head is not written; it stays tied.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
 use std::path::Path;
 
 use half::{bf16, f16};
 use rayon::iter::{IndexedParallelIterator, ParallelIterator};
 use rayon::slice::{ParallelSlice, ParallelSliceMut};
-use serde_json::{Map, json};
 
 use super::Error;
 use super::base::OpenedBase;
 use super::delta::{Pair, square_of, square_of_difference};
+use super::shards::{Entry, Shards, Written};
 use crate::adapter::peft;
 use crate::adapter::target::Target;
 use crate::adapter::whole::Whole;
 use crate::assets::Dtype;
-use crate::files;
-use crate::files::safetensors::{Layout, TensorHeader};
+use crate::files::safetensors::TensorHeader;
 use crate::model::FloatDtype;
 use crate::model::tensors::{self, Checked, Expected};
 use crate::quant::{self, spec::Spec};
-
-/// Bytes of tensors a shard may hold by default, as in transformers.
-pub const SHARD_BYTES: u64 = 5_000_000_000;
 
 /// What the delta is added to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,15 +88,6 @@ pub struct Merged<'a> {
     pub metadata: &'a BTreeMap<String, String>,
 }
 
-/// How far writing has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Written {
-    /// Tensors written.
-    pub done: usize,
-    /// Tensors in all.
-    pub total: usize,
-}
-
 impl Merged<'_> {
     /// Writes the weights into a folder: `model.safetensors`, or shards and their index.
     ///
@@ -114,69 +100,21 @@ impl Merged<'_> {
         stop: &dyn Fn() -> bool,
     ) -> Result<Report, Error> {
         let checked = tensors::check(&self.base.spec, self.base.folder.weights(), None)?;
-        let expected = tensors::expected(&self.base.spec);
-        let planned: Vec<(Expected, Dtype)> = expected
-            .into_iter()
-            .map(|tensor| {
-                let dtype = self.dtype_of(&tensor, &checked);
-                (tensor, dtype)
-            })
-            .collect();
-        let shards = shards(&planned, self.shard_bytes);
+        let mut sources: BTreeMap<String, Expected> = BTreeMap::new();
+        let mut entries = Vec::new();
+        for tensor in tensors::expected(&self.base.spec) {
+            let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+            let header = TensorHeader { name, dtype: self.dtype_of(&tensor, &checked), shape };
+            entries.push(Entry { parameters: elements(&tensor), tensors: vec![header] });
+            sources.insert(tensor.name.clone(), tensor);
+        }
         let mut changes = Changes { layers: BTreeMap::new(), rounding: 0.0 };
-        let mut weight_map = Map::new();
-        let (mut done, total) = (0, planned.len());
-        for (number, shard) in shards.iter().enumerate() {
-            let name = match shards.len() {
-                1 => "model.safetensors".to_owned(),
-                count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
-            };
-            let mut sources: BTreeMap<&str, &Expected> = BTreeMap::new();
-            let mut headers = Vec::with_capacity(shard.len());
-            for (tensor, dtype) in *shard {
-                sources.insert(&tensor.name, tensor);
-                weight_map.insert(tensor.name.clone(), json!(name));
-                let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-                headers.push(TensorHeader { name, dtype: *dtype, shape });
-            }
-            let mut metadata = self.metadata.clone();
-            metadata.insert("format".into(), "pt".into());
-            let layout = Layout::new(&metadata, headers)?;
-            // The writer speaks of I/O alone: what else goes wrong is kept here.
-            let mut fault = None;
-            let written = files::write_atomically(&folder.join(&name), |out: &mut dyn Write| {
-                layout.write(out, |header, out| {
-                    let Some(tensor) = sources.get(header.name.as_str()) else { return Ok(()) };
-                    let outcome = match stop() {
-                        true => Err(Error::Stopped),
-                        false => self.bytes(tensor, header.dtype, &checked, &mut changes),
-                    };
-                    let bytes = outcome.map_err(|error| {
-                        fault = Some(error);
-                        io::Error::other("the tensor cannot be written")
-                    })?;
-                    out.write_all(&bytes)?;
-                    done += 1;
-                    progress(Written { done, total });
-                    Ok(())
-                })
-            });
-            match fault {
-                Some(error) => return Err(error),
-                None => written?,
-            }
-        }
-        if shards.len() > 1 {
-            let parameters: u64 = planned.iter().map(|(tensor, _)| elements(tensor)).sum();
-            let bytes: u64 = planned.iter().map(|(tensor, dtype)| size(tensor, *dtype)).sum();
-            weight_map.sort_keys();
-            let index = json!({
-                "metadata": {"total_parameters": parameters, "total_size": bytes},
-                "weight_map": weight_map,
-            });
-            let text = format!("{index:#}\n");
-            files::write_bytes(&folder.join("model.safetensors.index.json"), text.as_bytes())?;
-        }
+        let shards = Shards { entries, limit: self.shard_bytes, metadata: self.metadata };
+        let mut bytes = |header: &TensorHeader| match sources.get(&header.name) {
+            Some(tensor) => self.bytes(tensor, header.dtype, &checked, &mut changes),
+            None => Ok(Vec::new()),
+        };
+        shards.write(folder, &mut bytes, progress, stop)?;
         let layers = changes.layers.into_values().map(Change::finish).collect();
         Ok(Report { layers, rounding: changes.rounding.sqrt() })
     }
@@ -365,28 +303,8 @@ fn round<T: Copy, const W: usize>(
     Ok((encoded, squares.iter().sum()))
 }
 
-/// Runs of tensors that fit a file each; a tensor larger than that has a file of its own.
-fn shards(planned: &[(Expected, Dtype)], limit: u64) -> Vec<&[(Expected, Dtype)]> {
-    let mut shards = Vec::new();
-    let (mut start, mut bytes) = (0, 0);
-    for (index, (tensor, dtype)) in planned.iter().enumerate() {
-        let size = size(tensor, *dtype);
-        if index > start && bytes + size > limit {
-            shards.push(&planned[start..index]);
-            (start, bytes) = (index, 0);
-        }
-        bytes += size;
-    }
-    shards.push(&planned[start..]);
-    shards
-}
-
 fn elements(tensor: &Expected) -> u64 {
     tensor.shape.iter().product::<usize>() as u64
-}
-
-fn size(tensor: &Expected, dtype: Dtype) -> u64 {
-    elements(tensor) * dtype.bitsize() as u64 / 8
 }
 
 fn safetensors_dtype(dtype: FloatDtype) -> Dtype {

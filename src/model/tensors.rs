@@ -75,6 +75,16 @@ pub struct Checked {
     pub quantized: BTreeMap<String, Stored>,
 }
 
+impl Checked {
+    /// The blocks of the projections, where all of them are stored in 4 bits and alike.
+    pub fn blocks(&self, spec: &DecoderSpec) -> Option<Spec> {
+        let mut stored = self.quantized.values().map(Stored::blocks_of);
+        let first = stored.next()?;
+        let all = self.quantized.len() == spec.layers * Projection::ALL.len();
+        (all && stored.all(|other| other == first)).then_some(first)
+    }
+}
+
 /// Checks every tensor's presence, shape and dtype, and that nothing is left over.
 ///
 /// A checkpoint that is quantized is taken as it is, its dense projections included; a recipe's

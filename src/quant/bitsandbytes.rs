@@ -15,6 +15,8 @@
 //! The state also names the dtype of the original weight; bitsandbytes rounds to it after dequantizing, here the
 //! numbers go from f32 to the compute dtype in one rounding.
 
+pub mod write;
+
 use serde::Deserialize;
 use tune_kernels::nf4::{Absmax, Quantized};
 
@@ -185,6 +187,11 @@ impl Stored {
     /// The 4-bit data type.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// Its blocks, whatever its levels: what its size follows from.
+    pub fn blocks_of(&self) -> Spec {
+        Spec::Nf4 { block_size: self.block_size, double_quant: self.nested.is_some() }
     }
 
     /// Bytes it takes once loaded.

@@ -17,6 +17,7 @@ use crate::model::FloatDtype;
 use crate::record::{Lock, LockedFile};
 
 const BASE: &str = "base_sha256.";
+const ORIGINAL: &str = "original";
 const DATASET: &str = "dataset_sha256.";
 const START: &str = "start_sha256.";
 const TEMPLATE: &str = "chat_template_sha256";
@@ -65,6 +66,12 @@ impl Inputs {
         put(START, &lock.start_file);
         for (index, dataset) in lock.dataset.iter().enumerate() {
             hashes.insert(format!("{DATASET}{index}"), dataset.sha256.clone());
+        }
+        // What a 4-bit base says of the files it was made from, so that the adapter is known to belong to those too.
+        for (key, value) in opened.model.weights().metadata().into_iter().flatten() {
+            if let Some(name) = key.strip_prefix("tune.").filter(|name| name.starts_with(ORIGINAL)) {
+                hashes.insert(name.to_owned(), value.clone());
+            }
         }
         if let Some(template) = &lock.chat_template {
             hashes.insert(TEMPLATE.to_owned(), template.sha256.clone());
@@ -133,6 +140,8 @@ fn what(name: &str, datasets: &[String]) -> String {
     } else if let Some(index) = name.strip_prefix(DATASET) {
         let path = index.parse().ok().and_then(|index: usize| datasets.get(index));
         path.map_or_else(|| format!("dataset {index}"), |path| format!("dataset {index} ({path})"))
+    } else if name.starts_with(ORIGINAL) {
+        format!("what the base says of its origin ({name})")
     } else {
         "the chat template".to_owned()
     }

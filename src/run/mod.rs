@@ -13,6 +13,7 @@ pub mod open;
 mod plan;
 pub mod prompts;
 mod provenance;
+pub mod quantize;
 pub mod reproduce;
 mod resume;
 mod sample;

@@ -18,6 +18,7 @@ use crate::data::template::ChatTemplate;
 use crate::data::tokenize::Tokenizer;
 use crate::document::Problem;
 use crate::model::{self, DecoderSpec};
+use crate::quant;
 use crate::recipe::{Recipe, RecipeFile};
 
 /// A recipe with everything it names.
@@ -30,6 +31,8 @@ pub struct Opened {
     pub model: ModelDir,
     /// What the base model is.
     pub spec: DecoderSpec,
+    /// How the projections will be held: as the recipe says, or as a 4-bit checkpoint stores them.
+    pub quantization: Option<quant::spec::Spec>,
     /// The projections that get an adapter.
     pub targets: Vec<Target>,
     /// The modules that are trained as a whole.
@@ -49,6 +52,7 @@ struct OpenedModel {
     base: Base,
     folder: ModelDir,
     spec: DecoderSpec,
+    quantization: Option<quant::spec::Spec>,
 }
 
 /// Opens what `file` names.
@@ -76,6 +80,7 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
             base: model.base,
             model: model.folder,
             spec: model.spec,
+            quantization: model.quantization,
             targets,
             wholes,
             start,
@@ -95,8 +100,9 @@ fn open_model(file: &mut RecipeFile, environment: &Environment<'_>) -> Option<Op
         .and_then(|base| {
             let folder = ModelDir::open(&base.folder)?;
             let decoder = model::family::decoder_spec(folder.config())?;
-            model::tensors::check(&decoder, folder.weights(), quantization)?;
-            Ok(OpenedModel { base, folder, spec: decoder })
+            let checked = model::tensors::check(&decoder, folder.weights(), quantization)?;
+            let quantization = quantization.or_else(|| checked.blocks(&decoder));
+            Ok(OpenedModel { base, folder, spec: decoder, quantization })
         });
     match opened {
         Ok(opened) => Some(opened),

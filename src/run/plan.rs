@@ -16,7 +16,7 @@ fn workload<'a>(opened: &'a Opened, device: &Device, dtype: FloatDtype, tokens: 
     let on_device = device.has_own_memory();
     Workload {
         spec: &opened.spec,
-        quantization: opened.recipe.quantization,
+        quantization: opened.quantization,
         dtype,
         targets: &opened.targets,
         wholes: &opened.wholes,
