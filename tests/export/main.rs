@@ -6,6 +6,7 @@
 mod combined;
 mod exported;
 mod merged;
+mod quantized;
 mod refused;
 mod support;
 #[path = "../support/mod.rs"]
