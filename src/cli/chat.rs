@@ -11,6 +11,7 @@ use super::exit::Exit;
 use super::speed;
 use super::style::{FAINT, STRONG, WARNING, paint, visible};
 use super::talk_args::ChatArguments;
+use crate::generate::memory::Extent;
 use crate::generate::{Answer, Ending, Sampling, answer::Request};
 use crate::run::prompts::{Manner, Prompt};
 use crate::run::voice::{Speaker, Voice, Who};
@@ -24,6 +25,9 @@ const HELP: &str = "\
 
 Ctrl-C stops an answer. A line that begins with // is said with one slash.";
 
+/// Tokens of a conversation that memory is planned for.
+const CONVERSATION: usize = 2048;
+
 /// Talks until the other end has nothing more to say.
 pub(super) fn chat(arguments: &ChatArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     let cache = hub_cache();
@@ -36,7 +40,10 @@ pub(super) fn chat(arguments: &ChatArguments, console: &mut Console<'_>) -> io::
     if let Err(error) = speaker.encode(&Prompt::Text("Hello.".into()), Manner::default()) {
         return Ok(console.failure(&error));
     }
-    let outcome = speaker.speak(console, |voice, console| {
+    // How long a talk becomes, nobody knows: there is to be room for so much of it, and for one answer at least.
+    let conversation = speaker.context().min(CONVERSATION.max(2 * arguments.sampling.max_new_tokens));
+    let extent = Extent { conversation, row: 0, speakers: 1 };
+    let outcome = speaker.speak(extent, console, |voice, console| {
         console.quiet();
         let people = io::stdin().is_terminal() && io::stdout().is_terminal() && !console.json();
         let mut conversation = Conversation {

@@ -13,6 +13,7 @@ use super::speed;
 use super::style::visible;
 use super::talk_args::GenerateArguments;
 use crate::files;
+use crate::generate::memory::Extent;
 use crate::generate::{Answer, Ending, Sampling, answer::Request};
 use crate::run::prompts::{Manner, Prompt, Record};
 use crate::run::voice::{Speaker, Voice, Who};
@@ -37,8 +38,12 @@ pub(super) fn generate(arguments: &GenerateArguments, console: &mut Console<'_>)
         Err(error) => return Ok(console.failure(&error)),
     };
     let sampling = arguments.sampling.sampling(&speaker.end_tokens);
+    let context = speaker.context();
+    let longest = records.iter().map(|record| record.ids.len()).max().unwrap_or(0);
+    let conversation = context.min(longest.saturating_add(sampling.max_new_tokens));
     let work = Work { arguments, signals: &signals, records: &records, sampling };
-    let outcome = speaker.speak(console, |voice, console| match &arguments.out {
+    let extent = Extent { conversation, row: 0, speakers: 1 };
+    let outcome = speaker.speak(extent, console, |voice, console| match &arguments.out {
         Some(path) => work.to_file(path, voice, console),
         None => work.to_output(voice, console),
     });

@@ -11,6 +11,7 @@ use crate::model::FloatDtype;
 use crate::model::spec::ComputeDtype;
 use crate::recipe::DeviceSpec;
 use crate::run::voice::{Choice, Quantize};
+use crate::units::Bytes;
 
 /// Which model.
 #[derive(Debug, Args)]
@@ -34,6 +35,10 @@ pub struct ModelArguments {
     /// What to compute on: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the run's; without one, auto]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceSpec>,
+    /// Most memory the model may take, as in 6GiB; one that would take more is not loaded [default: what is free, less a
+    /// tenth]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub memory_budget: Option<u64>,
 }
 
 /// `--quantize`.
@@ -63,7 +68,16 @@ impl ModelArguments {
                 FloatDtype::F16 => ComputeDtype::F16,
             }),
             device: self.device,
+            memory_budget: self.memory_budget,
         }
+    }
+}
+
+/// A size with its unit.
+fn memory(text: &str) -> Result<u64, String> {
+    match Bytes::parse(text) {
+        Some(Bytes(bytes)) if bytes > 0 => Ok(bytes),
+        _ => Err("expected a size with its unit, as in 800MiB or 6GiB".into()),
     }
 }
 

@@ -34,6 +34,8 @@ pub struct OpenedBase {
     pub spec: DecoderSpec,
     /// Whether any of its projections are stored in 4 bits.
     pub quantized: bool,
+    /// The blocks of the projections, where all of them are stored in 4 bits and alike.
+    pub blocks: Option<Spec>,
 }
 
 impl OpenedBase {
@@ -45,8 +47,8 @@ impl OpenedBase {
         let folder = ModelDir::open(&base.folder)?;
         let spec = family::decoder_spec(folder.config())?;
         let checked = tensors::check(&spec, folder.weights(), None)?;
-        let quantized = !checked.quantized.is_empty();
-        Ok(Self { base, folder, spec, quantized })
+        let (quantized, blocks) = (!checked.quantized.is_empty(), checked.blocks(&spec));
+        Ok(Self { base, folder, spec, quantized, blocks })
     }
 
     /// Its name for people and model cards: the hub id, else the folder.

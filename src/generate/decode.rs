@@ -16,7 +16,7 @@ use crate::model::{self, Decoder};
 
 /// Tokens of a prompt that go through the model together: enough for its products to be fast, few enough that a long
 /// prompt neither fills the memory nor cannot be stopped.
-const PROMPT_CHUNK: usize = 512;
+pub(super) const PROMPT_CHUNK: usize = 512;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]

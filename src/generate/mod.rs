@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod decode;
+pub mod memory;
 pub mod sampling;
 pub mod spec;
 pub mod text;

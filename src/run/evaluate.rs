@@ -17,6 +17,7 @@ use crate::data::corpus::{Corpus, Language};
 use crate::data::example::{Example, Message};
 use crate::data::spec::{DatasetSpec, Format, Spec, Split};
 use crate::generate::answer::Request;
+use crate::generate::memory::Extent;
 use crate::generate::{Ending, Sampling};
 use crate::recipe::RecipeFile;
 use crate::train::event::{Event, Observer};
@@ -157,7 +158,31 @@ impl Evaluation {
     /// # Errors
     /// The model cannot be loaded, a row cannot be used, a loss is not finite, or it was asked to stop.
     pub fn run<O: Observer>(&self, observer: &mut O, environment: &Environment<'_>) -> Result<Report, Error> {
-        self.speaker.speak(observer, |voice, observer| self.rows_by(voice, observer, environment))?
+        let extent = self.extent(environment)?;
+        self.speaker.speak(extent, observer, |voice, observer| self.rows_by(voice, observer, environment))?
+    }
+
+    /// How long rows and conversations become; every row is read for it, so that what is wrong with one is told before the
+    /// model is loaded.
+    fn extent(&self, environment: &Environment<'_>) -> Result<Extent, Error> {
+        let speakers = if self.speaker.adapter.is_some() { 2 } else { 1 };
+        let mut extent = Extent { conversation: 0, row: 0, speakers };
+        for (rows, batch) in self.corpus.validation(1)?.enumerate() {
+            let batch = batch?;
+            if rows as u64 >= self.rows() {
+                break;
+            }
+            if (environment.stop)() {
+                return Err(Error::Stopped);
+            }
+            extent.row = extent.row.max(batch.input_ids.len());
+            if let Some(matching) = &self.options.matching {
+                let question = self.question(&batch, matching, &self.place(&batch))?;
+                let tokens = question.prompt.len().saturating_add(matching.max_new_tokens);
+                extent.conversation = extent.conversation.max(tokens.min(self.speaker.context()));
+            }
+        }
+        Ok(extent)
     }
 
     fn rows_by(

@@ -107,6 +107,9 @@ pub enum Error {
     /// More memory is needed than there is.
     #[error(transparent)]
     Memory(#[from] DoesNotFit),
+    /// A model to be asked needs more memory than there is.
+    #[error(transparent)]
+    TooLarge(#[from] generate::memory::DoesNotFit),
     /// The device that is asked for cannot be used.
     #[error(transparent)]
     Device(#[from] Unavailable),

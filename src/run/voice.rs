@@ -21,12 +21,14 @@ use crate::export::base::{FAMILY_KEY, OpenedBase, Trained};
 use crate::export::folder::{Text, end_tokens as ends_of_text, token_ids};
 use crate::generate::Session;
 use crate::generate::answer::{Answer, Request, answer};
+use crate::generate::memory::{Extent, require};
 use crate::model::spec::ComputeDtype;
 use crate::model::{self, FloatDtype, load, tensors};
 use crate::quant;
 use crate::recipe::{DeviceSpec, Recipe, RecipeFile};
 use crate::train::backward::evaluate;
 use crate::train::event::{Event, Observer};
+use crate::train::memory::{Workload, resident_bytes};
 
 /// How the base is held in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub struct Choice<'a> {
     pub compute_dtype: Option<ComputeDtype>,
     /// Where; left out, where the run's recipe says, else the best there is.
     pub device: Option<DeviceSpec>,
+    /// Most memory that may be held, in bytes; left out, a share of what is free there.
+    pub memory_budget: Option<u64>,
 }
 
 /// A model to talk to, not loaded yet.
@@ -75,6 +79,7 @@ pub struct Speaker {
     pub device: Device,
     /// Tokens that end an answer.
     pub end_tokens: Vec<u32>,
+    memory_budget: Option<u64>,
 }
 
 /// Which of the two models is asked.
@@ -223,6 +228,7 @@ impl Speaker {
             dtype,
             device,
             end_tokens,
+            memory_budget: choice.memory_budget,
         })
     }
 
@@ -243,15 +249,38 @@ impl Speaker {
         self.base.spec.max_position_embeddings
     }
 
-    /// Loads the model and lets `body` talk to it.
+    /// Makes sure that the model fits into memory, with what will be asked of it.
     ///
     /// # Errors
-    /// The model cannot be loaded.
+    /// [`Error::TooLarge`], with the largest terms and ways out.
+    pub fn require_memory(&self, extent: Extent) -> Result<(), Error> {
+        let on_device = self.device.has_own_memory();
+        let workload = Workload {
+            spec: &self.base.spec,
+            quantization: self.quantization.or(self.base.blocks),
+            dtype: self.dtype,
+            targets: self.adapter.as_ref().map_or(&[], |(_, targets)| targets),
+            wholes: &[],
+            tokens: 0,
+            program: if on_device { 0 } else { resident_bytes().unwrap_or(0) },
+            on_device,
+        };
+        let budget = self.memory_budget.or_else(|| self.device.memory_for_a_run()).unwrap_or(u64::MAX);
+        require(&workload, extent, budget)?;
+        Ok(())
+    }
+
+    /// Loads the model, where it fits into memory with what `extent` says will be asked, and lets `body` talk to it.
+    ///
+    /// # Errors
+    /// As [`Self::require_memory`]; the model cannot be loaded.
     pub fn speak<O: Observer, R>(
         &self,
+        extent: Extent,
         observer: &mut O,
         body: impl FnOnce(&mut Voice<'_>, &mut O) -> R,
     ) -> Result<R, Error> {
+        self.require_memory(extent)?;
         self.device.run(Speaking { speaker: self, observer, body })
     }
 }

@@ -125,7 +125,29 @@ pub fn most_tokens(workload: &Workload<'_>, budget: u64) -> Option<u64> {
     Some(low)
 }
 
+/// The three largest terms, by name and size.
+pub fn largest_terms(terms: &[Term]) -> String {
+    let mut terms = terms.to_vec();
+    terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
+    let named =
+        terms.iter().take(3).map(|term| format!("{} ({})", term.name, crate::units::Bytes(term.bytes)));
+    named.collect::<Vec<_>>().join(", ")
+}
+
 impl Plan {
+    /// Bytes of the largest moment of a forward pass over the workload's tokens, and of the loss of a row of `row`
+    /// tokens after it.
+    pub fn pass_bytes(workload: &Workload<'_>, row: u64) -> u64 {
+        let Workload { spec, dtype, tokens, .. } = *workload;
+        let hidden = 2 * tokens * (spec.hidden_size * dtype.bytes()) as u64;
+        let loss_bytes = if workload.on_device { memory::loss_bytes_on_gpu } else { memory::loss_bytes };
+        let loss = match row {
+            0 => 0,
+            row => loss_bytes(row, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype)),
+        };
+        ((hidden + workload.workspace().max(loss)) as f64 * POOL_SLACK) as u64
+    }
+
     /// The plan that keeps as many layers as `budget` bytes allow.
     ///
     /// # Errors
@@ -146,14 +168,10 @@ impl Plan {
         if plan.total() <= budget {
             return Ok(plan);
         }
-        let mut terms = plan.terms.clone();
-        terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
-        let named =
-            terms.iter().take(3).map(|term| format!("{} ({})", term.name, crate::units::Bytes(term.bytes)));
         Err(DoesNotFit {
             needed: crate::units::Bytes(plan.total()),
             budget: crate::units::Bytes(budget),
-            largest: named.collect::<Vec<_>>().join(", "),
+            largest: largest_terms(&plan.terms),
             quantize: if workload.quantization.is_none() { ", add `[quantization.nf4]`" } else { "" },
             would_fit: None,
         })
@@ -164,7 +182,6 @@ impl Plan {
         let Workload { spec, dtype, targets, wholes, tokens, program, .. } = *workload;
         let value = dtype.bytes() as u64;
         let layers = spec.layers;
-        let (packed, scales, dense) = workload.weights();
         let whole: u64 = wholes.iter().map(Whole::parameters).sum();
         let trained = targets.iter().map(Target::parameters).sum::<u64>() + whole;
         let lowest = match wholes.iter().any(|whole| whole.kind == WholeKind::Embedding) {
@@ -189,10 +206,8 @@ impl Plan {
         };
         let workspace = workload.workspace() + again;
         let (loss, workspace) = if loss > workspace { (loss - workspace, workspace) } else { (0, workspace) };
-        let terms = vec![
-            Term { name: "packed weights", bytes: packed },
-            Term { name: "scales", bytes: scales },
-            Term { name: "dense weights", bytes: dense },
+        let mut terms = workload.weight_terms().to_vec();
+        terms.extend([
             Term { name: "adapters", bytes: 4 * trained },
             Term { name: "optimizer", bytes: 8 * trained },
             Term { name: "gradients", bytes: 4 * trained },
@@ -200,7 +215,7 @@ impl Plan {
             Term { name: "workspace", bytes: slack(workspace) },
             Term { name: "loss chunk", bytes: slack(loss) },
             Term { name: "program and data", bytes: program },
-        ];
+        ]);
         Self { terms, kept_layers: kept as usize, layers }
     }
 
@@ -222,6 +237,16 @@ impl Plan {
 }
 
 impl Workload<'_> {
+    /// What the base's weights take, loaded.
+    pub fn weight_terms(&self) -> [Term; 3] {
+        let (packed, scales, dense) = self.weights();
+        [
+            Term { name: "packed weights", bytes: packed },
+            Term { name: "scales", bytes: scales },
+            Term { name: "dense weights", bytes: dense },
+        ]
+    }
+
     /// Bytes of codes, of their scales, and of what stays in the compute dtype.
     fn weights(&self) -> (u64, u64, u64) {
         let (spec, value) = (self.spec, self.dtype.bytes() as u64);

@@ -153,6 +153,34 @@ fn a_model_that_cannot_be_asked_says_why() {
     assert!(refused(&["--adapter", "run", "Hello."], 2).contains("no finished run"));
 }
 
+/// The largest terms and ways out, before anything is loaded or answered.
+#[test]
+fn a_model_that_does_not_fit_is_not_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base().display().to_string();
+    let rows = concat!(env!("CARGO_MANIFEST_DIR"), "/data/quickstart/heldout.arrow");
+    let eval = ["eval", "--base", &base, "--data", rows, "--format", "messages"];
+    for command in [&["generate", "--base", &base, "Hello."][..], &["chat", "--base", &base], &eval] {
+        let told = tune_with(folder.path(), &[command, &["--memory-budget", "1MiB"]].concat(), "Hello.\n");
+        assert_eq!((told.status.code(), text(&told.stdout).as_str()), (Some(4), ""), "{command:?}");
+        let told = text(&told.stderr);
+        for part in
+            ["1.00 MiB may be used", "dense weights (", "`--quantize nf4` would need", "--memory-budget"]
+        {
+            assert!(told.contains(part), "{command:?}: {told:?} does not say {part:?}");
+        }
+        assert!(!told.contains("loading"), "{told}");
+        let fits = tune_with(folder.path(), &[command, &["--memory-budget", "1GiB"]].concat(), "Hello.\n");
+        said(&fits);
+    }
+    // A cache that is most of it says so, and f32 may become bf16.
+    let prompt = "sea ".repeat(400);
+    let arguments =
+        ["generate", "--base", &base, "--raw", "--compute-dtype", "f32", "--memory-budget", "1MiB"];
+    let told = text(&tune_with(folder.path(), &arguments, &prompt).stderr);
+    assert!(told.contains("`--compute-dtype bf16`"), "{told}");
+}
+
 #[test]
 fn nf4_is_another_model_and_says_nothing_of_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -161,4 +189,41 @@ fn nf4_is_another_model_and_says_nothing_of_it() {
         let arguments = [&["generate", "--base", &base, QUESTION][..], more].concat();
         assert!(said(&tune(folder.path(), &arguments)).len() > 5);
     }
+}
+
+#[test]
+fn a_model_that_does_not_fit_is_refused_before_it_is_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base().display().to_string();
+    fs::write(folder.path().join("rows.jsonl"), "{\"text\": \"A harbour is for ships.\"}\n").unwrap();
+    let run = |command: &[&str], budget: &str| {
+        let model = ["--base", &base, "--compute-dtype", "f32", "--memory-budget", budget];
+        tune_with(folder.path(), &[command, &model].concat(), "Hello.\n")
+    };
+    let rows = ["eval", "--data", "rows.jsonl", "--format", "text"];
+    for command in [&["generate", QUESTION, "--max-new-tokens", "4"][..], &["chat"], &rows] {
+        let refused = run(command, "9MiB");
+        let error = text(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(4), "{command:?}: {error}");
+        let unwrapped = error.split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
+        for part in
+            ["9.00 MiB may be used", "dense weights (", "`--quantize nf4` would need", "--memory-budget"]
+        {
+            assert!(unwrapped.contains(part), "{command:?}: {part}: {error}");
+        }
+    }
+    // What it says it needs is enough.
+    let error = text(&run(&["generate", QUESTION, "--max-new-tokens", "4"], "9MiB").stderr);
+    let words: Vec<&str> = error.split_whitespace().collect();
+    let at = words.iter().position(|word| *word == "needs").unwrap();
+    let needed: f64 = words[at + 1].parse().unwrap();
+    assert_eq!(words[at + 2], "MiB,");
+    let enough = format!("{}MiB", needed + 3.0);
+    said(&run(&["generate", QUESTION, "--max-new-tokens", "4"], &enough));
+    // A longer answer needs more.
+    let longer = run(&["generate", QUESTION, "--max-new-tokens", "4000"], &enough);
+    assert_eq!(longer.status.code(), Some(4), "{}", text(&longer.stderr));
+    assert!(text(&longer.stderr).contains("--max-new-tokens"), "{}", text(&longer.stderr));
+    let odd = run(&["chat"], "9");
+    assert_eq!(odd.status.code(), Some(2), "{}", text(&odd.stderr));
 }

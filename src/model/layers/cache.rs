@@ -9,6 +9,11 @@ use tune_kernels::KernelBackend;
 /// Tokens that the first room is for, at least.
 const ROOM: usize = 64;
 
+/// Tokens that there is room for once a sequence of so many has been seen.
+pub fn cache_room(tokens: usize) -> usize {
+    tokens.next_power_of_two().max(ROOM)
+}
+
 /// Keys and values of one sequence, layer by layer.
 #[derive(Clone, Debug)]
 pub struct KeyValueCache<B: KernelBackend> {
@@ -59,7 +64,7 @@ impl<B: KernelBackend> LayerCache<B> {
         let room = match self.room.take() {
             Some(room) if room.0.dims()[0] >= end => room,
             room => {
-                let rows = end.next_power_of_two().max(ROOM);
+                let rows = cache_room(end);
                 let larger = |like: &Tensor<B, 3>, filled: Option<Tensor<B, 3>>| {
                     let empty = Tensor::zeros([rows, heads, head_dim], (&like.device(), like.dtype()));
                     match filled {

@@ -11,6 +11,6 @@ pub mod feed_forward;
 pub mod projection;
 
 pub use adapted::Adapted;
-pub use cache::KeyValueCache;
+pub use cache::{KeyValueCache, cache_room};
 pub use decoder_layer::{DecoderLayer, LayerInputs, LayerTape};
 pub use projection::FrozenProjection;

@@ -1,0 +1,119 @@
+//! The memory of answering and of measuring losses, planned before anything is loaded: weights, the key-value cache of
+//! the longest conversation, and the largest moment of a pass.
+//!
+//! Weights and passes are counted as for training (`train::memory`), of whose backward pass nothing is needed here; its
+//! workspace bounds that of a forward pass.
+
+use serde::Serialize;
+
+use super::decode::PROMPT_CHUNK;
+use crate::model::layers::cache_room;
+use crate::train::memory::{Plan, Term, Workload, largest_terms};
+use crate::units::Bytes;
+
+const CACHE: &str = "key-value cache";
+const WORKSPACE: &str = "workspace";
+/// Share of all memory from which on a term is worth making smaller.
+const WORTH_IT: f64 = 0.1;
+
+/// How much is asked of a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Extent {
+    /// Tokens of prompt and answer together, at most; 0: nothing is answered.
+    pub conversation: usize,
+    /// Tokens of the longest row whose loss is measured; 0: none is.
+    pub row: usize,
+    /// Models that answer, each with a cache of its own: the base, and the base with its adapter.
+    pub speakers: usize,
+}
+
+/// A model that does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the model needs {needed}, and {budget} may be used; the largest terms are {largest}. {}", ways.join(", or "))]
+pub struct DoesNotFit {
+    needed: Bytes,
+    budget: Bytes,
+    largest: String,
+    ways: Vec<String>,
+}
+
+/// What will be held, term by term. `workload` says of what model; its tokens are not asked.
+pub fn plan(workload: &Workload<'_>, extent: Extent) -> Vec<Term> {
+    let spec = workload.spec;
+    let value = workload.dtype.bytes() as u64;
+    let (layers, room) = (spec.layers as u64, cache_room(extent.conversation) as u64);
+    // Keys and values. Where room was doubled on the way, the halves that it was moved from stay in the pool.
+    let row = 2 * (spec.key_value_heads * spec.head_dim) as u64 * value;
+    let caches = match extent.conversation {
+        0 => 0,
+        _ => {
+            let outgrown = if room > cache_room(1) as u64 { room / 2 } else { 0 };
+            extent.speakers as u64 * layers * row * (room + outgrown)
+        }
+    };
+    let tokens = (extent.conversation.min(PROMPT_CHUNK)).max(extent.row) as u64;
+    let pass = Plan::pass_bytes(&Workload { tokens, ..*workload }, extent.row as u64);
+    let logits = 2 * 4 * spec.vocab_size as u64;
+    let adapters: u64 = workload.targets.iter().map(crate::adapter::target::Target::parameters).sum();
+    // What a tensor takes on its way: its numbers in f32, beside what they become.
+    let loading = match workload.quantization {
+        Some(_) => 4 * (spec.hidden_size * spec.intermediate_size) as u64,
+        None => 0,
+    };
+    let mut terms = workload.weight_terms().to_vec();
+    terms.extend([
+        Term { name: "adapter", bytes: 4 * adapters },
+        Term { name: CACHE, bytes: caches },
+        Term { name: WORKSPACE, bytes: (pass + logits).max(loading.saturating_sub(caches)) },
+        Term { name: "program and data", bytes: workload.program },
+    ]);
+    terms
+}
+
+/// The plan, where it fits into `budget` bytes.
+///
+/// # Errors
+/// [`DoesNotFit`], with what would make it smaller.
+pub fn require(workload: &Workload<'_>, extent: Extent, budget: u64) -> Result<Vec<Term>, DoesNotFit> {
+    let terms = plan(workload, extent);
+    let total = |terms: &[Term]| terms.iter().map(|term| term.bytes).sum::<u64>();
+    if total(&terms) <= budget {
+        return Ok(terms);
+    }
+    let mut ways = Vec::new();
+    let smaller = Workload { quantization: Some(crate::quant::spec::Spec::USUAL), ..*workload };
+    let needed = total(&plan(&smaller, extent));
+    if workload.quantization.is_none() && needed < total(&terms) {
+        ways.push(format!("`--quantize nf4` would need {}", Bytes(needed)));
+    }
+    if workload.dtype.bytes() > 2 {
+        ways.push("`--compute-dtype bf16` halves what is not in 4 bits".to_owned());
+    }
+    let share = |name: &str| {
+        let of = terms.iter().find(|term| term.name == name).map_or(0, |term| term.bytes);
+        of as f64 / total(&terms) as f64
+    };
+    if share(CACHE) > WORTH_IT {
+        ways.push("shorter prompts and answers (`--max-new-tokens`) take less cache".to_owned());
+    }
+    if extent.row > 0 && share(WORKSPACE) > WORTH_IT {
+        ways.push("shorter rows take less".to_owned());
+    }
+    ways.push("raise `--memory-budget` if there is more".to_owned());
+    Err(DoesNotFit {
+        needed: Bytes(total(&terms)),
+        budget: Bytes(budget),
+        largest: largest_terms(&terms),
+        ways: capitalized(ways),
+    })
+}
+
+/// The first begins a sentence; a command's option is left as it is.
+fn capitalized(mut ways: Vec<String>) -> Vec<String> {
+    if let Some(first) = ways.first_mut()
+        && let Some(letter) = first.chars().next().filter(char::is_ascii_lowercase)
+    {
+        first.replace_range(..1, &letter.to_ascii_uppercase().to_string());
+    }
+    ways
+}
