@@ -152,7 +152,7 @@ impl Work<'_> {
     ) -> Result<Exit, run::Error> {
         let mut lines = String::new();
         for (row, record) in self.records.iter().enumerate() {
-            console.answering(row as u64, self.records.len() as u64);
+            console.count("answering", row as u64, self.records.len() as u64);
             let answer = self.answer(voice, row, record, &mut |_| ControlFlow::Continue(()))?;
             if answer.ending == Ending::Interrupted {
                 return Err(run::Error::Stopped);

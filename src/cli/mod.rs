@@ -81,7 +81,7 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
             reproduce::reproduce(arguments, console)
         }),
         Command::Report(arguments) => {
-            speak("report", OutputArguments::default(), out, |console| page::report(arguments, console))
+            speak("report", arguments.for_programs, out, |console| page::report(arguments, console))
         }
         Command::Bench(arguments) => {
             speak("bench", arguments.output, out, |console| bench::bench(arguments, console))
@@ -95,14 +95,28 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Eval(arguments) => {
             speak("eval", arguments.output, out, |console| eval::eval(arguments, console))
         }
-        Command::Doctor(arguments) => doctor::doctor(arguments, out),
-        Command::Merge(arguments) => merge::merge(arguments, out),
-        Command::Verify(arguments) => verify::verify(arguments, out),
-        Command::Export(arguments) => merge::export(arguments, out),
-        Command::Download(arguments) => download::download(arguments, out),
-        Command::Import(arguments) => import::import(arguments, out),
-        Command::Ls => bundles::ls(out),
-        Command::Cp(arguments) => bundles::cp(arguments, out),
+        Command::Doctor(arguments) => {
+            speak("doctor", arguments.for_programs, out, |console| doctor::doctor(arguments, console))
+        }
+        Command::Merge(arguments) => {
+            speak("merge", arguments.for_programs, out, |console| merge::merge(arguments, console))
+        }
+        Command::Verify(arguments) => {
+            speak("verify", arguments.for_programs, out, |console| verify::verify(arguments, console))
+        }
+        Command::Export(arguments) => {
+            speak("export", arguments.for_programs, out, |console| merge::export(arguments, console))
+        }
+        Command::Download(arguments) => {
+            speak("download", arguments.for_programs, out, |console| download::download(arguments, console))
+        }
+        Command::Import(arguments) => {
+            speak("import", arguments.for_programs, out, |console| import::import(arguments, console))
+        }
+        Command::Ls(form) => speak("ls", *form, out, bundles::ls),
+        Command::Cp(arguments) => {
+            speak("cp", arguments.for_programs, out, |console| bundles::cp(arguments, console))
+        }
     }
 }
 
