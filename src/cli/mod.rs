@@ -31,7 +31,8 @@ mod validate;
 mod verify;
 
 use std::io::{self, Write};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 
@@ -64,6 +65,22 @@ pub fn main() -> ExitCode {
         }
     };
     exit.into()
+}
+
+/// Memory is out: says so, and ends the program with the exit code of resources. Allocates nothing.
+pub fn out_of_memory(bytes: usize) -> ! {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    // If saying it takes memory after all, there is nothing left to be done.
+    if SAID.swap(true, Ordering::Relaxed) {
+        process::abort();
+    }
+    let _ = writeln!(
+        io::stderr(),
+        "error: out of memory: {bytes} bytes more could not be had\nhelp: `tune validate` tells what a run needs; a \
+         smaller `train.micro_batch_size` or `data.max_seq_len` needs less, and what is in the newest checkpoint is not \
+         lost (`--resume`)"
+    );
+    process::exit(Exit::Resources as i32)
 }
 
 fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {

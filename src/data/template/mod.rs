@@ -6,7 +6,7 @@
 //! `{% generation %}`, whose body is rendered as it stands. Two things differ, on purpose:
 //!
 //! - the clock stands still (see [`CLOCK`]), so that training sees the same bytes on every day;
-//! - a render may take no more than [`FUEL`] instructions, no more memory than `budget` lets it have and no more time
+//! - a render may take no more than five million instructions, no more memory than `budget` lets it have and no more time
 //!   than `effort` does, whatever the template does: it comes with a model, from strangers. Nothing of the engine is
 //!   offered to a template that does not ask them: filters, tests and functions are named one by one.
 
