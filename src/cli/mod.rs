@@ -70,9 +70,9 @@ pub fn main() -> ExitCode {
 /// Memory is out: says so, and ends the program with the exit code of resources. Allocates nothing.
 pub fn out_of_memory(bytes: usize) -> ! {
     static SAID: AtomicBool = AtomicBool::new(false);
-    // If saying it takes memory after all, there is nothing left to be done.
+    // Said once, whichever threads ask for memory while the program ends.
     if SAID.swap(true, Ordering::Relaxed) {
-        process::abort();
+        process::exit(Exit::Resources as i32);
     }
     let _ = writeln!(
         io::stderr(),

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::fixture::{events, expect, named, small, text, tune};
 
+#[cfg(feature = "vulkan")]
 fn json(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).unwrap()
 }

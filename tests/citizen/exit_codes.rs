@@ -146,16 +146,3 @@ fn signals_have_their_own_codes_and_leave_a_record() {
         expect(2, folder.path(), &["reproduce", "run"]);
     }
 }
-
-/// The address space is limited so tightly that not even the model's folder can be read.
-#[cfg(target_os = "linux")]
-#[test]
-fn memory_that_runs_out_is_told_with_its_exit_code() {
-    let folder = small();
-    let script = format!("ulimit -v 100000; exec '{}' run small.toml", env!("CARGO_BIN_EXE_tune"));
-    let output =
-        std::process::Command::new("sh").args(["-c", &script]).current_dir(folder.path()).output().unwrap();
-    let said = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(4), "{said}");
-    assert!(said.contains("help:"), "{said}");
-}
