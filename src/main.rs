@@ -3,6 +3,12 @@
 
 use std::process::ExitCode;
 
+use tune_kernels::allocator::Allocator;
+
+/// Says that memory is out, where Rust would crash.
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator::new(tune::cli::out_of_memory);
+
 fn main() -> ExitCode {
     tune::cli::main()
 }

@@ -20,6 +20,7 @@
 //! unsafe code of the project is in this crate.
 
 pub mod adamw;
+pub mod allocator;
 pub mod attention;
 pub mod backend;
 pub mod ceiling;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::args::Dtype;
+use super::args::{Dtype, OutputArguments};
 use crate::export::Consumer;
 use crate::export::combine::Combination;
 use crate::export::gguf::FileType;
@@ -65,6 +65,9 @@ pub struct MergeArguments {
     /// Replace what is in the folder
     #[arg(long)]
     pub overwrite: bool,
+    /// For programs.
+    #[command(flatten)]
+    pub for_programs: OutputArguments,
 }
 
 /// Several adapters of one base instead of one.
@@ -161,9 +164,9 @@ pub struct VerifyArguments {
     /// A branch, tag or commit of the hub id
     #[arg(long, requires = "base")]
     pub revision: Option<String>,
-    /// One JSON object instead of text
-    #[arg(long)]
-    pub json: bool,
+    /// For programs.
+    #[command(flatten)]
+    pub for_programs: OutputArguments,
 }
 
 /// Arguments of `tune export`.
@@ -191,6 +194,9 @@ pub struct ExportArguments {
     /// Replace what is in the folder
     #[arg(long)]
     pub overwrite: bool,
+    /// For programs.
+    #[command(flatten)]
+    pub for_programs: OutputArguments,
 }
 
 /// What `tune export` writes: one of these.

@@ -65,7 +65,7 @@ pub enum Command {
     /// Make a recipe of an Axolotl, LLaMA-Factory, TRL, Unsloth or torchtune configuration
     Import(ImportArguments),
     /// List the bundled recipes
-    Ls,
+    Ls(OutputArguments),
     /// Copy a bundled recipe, with the model and data it needs, into a folder
     Cp(CopyArguments),
 }
@@ -183,6 +183,9 @@ pub struct ReportArguments {
     /// The file to write [default: report.html in the run folder]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// For programs.
+    #[command(flatten)]
+    pub for_programs: OutputArguments,
 }
 
 /// Arguments of `tune inspect`.
@@ -250,9 +253,9 @@ pub struct DoctorArguments {
     /// that it does not imitate]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceSpec>,
-    /// One JSON object instead of text
-    #[arg(long)]
-    pub json: bool,
+    /// For programs.
+    #[command(flatten)]
+    pub for_programs: OutputArguments,
 }
 
 /// A compute dtype on the command line.
@@ -299,4 +302,7 @@ pub struct CopyArguments {
     pub name: String,
     /// The folder to write; it is created, and nothing in it is overwritten
     pub folder: PathBuf,
+    /// For programs.
+    #[command(flatten)]
+    pub for_programs: OutputArguments,
 }

@@ -1,17 +1,27 @@
 //! `tune ls` and `tune cp`.
 
-use std::io::{self, Write};
+use std::io;
+
+use serde_json::{Value, json};
 
 use super::args::CopyArguments;
+use super::console::Console;
 use super::exit::Exit;
-use super::report;
 use super::style::{FAINT, STRONG, paint};
 use crate::bundled::{self, BUNDLES, CopyError};
 use crate::units::Bytes;
 
 /// Lists the bundled recipes.
-pub(super) fn ls(out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn ls(console: &mut Console<'_>) -> io::Result<Exit> {
     let width = BUNDLES.iter().map(|bundle| bundle.name.len()).max().unwrap_or(0);
+    let size =
+        |bundle: &bundled::Bundle| bundle.files.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
+    let recipes: Vec<Value> = BUNDLES
+        .iter()
+        .map(|bundle| json!({"name": bundle.name, "summary": bundle.summary(), "bytes": size(bundle)}))
+        .collect();
+    console.event("result", &json!({"recipes": recipes}));
+    let out = console.out();
     for bundle in BUNDLES {
         let size: u64 = bundle.files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
         let carried = match size {
@@ -25,10 +35,10 @@ pub(super) fn ls(out: &mut impl Write) -> io::Result<Exit> {
 }
 
 /// Copies a bundled recipe out.
-pub(super) fn cp(arguments: &CopyArguments, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn cp(arguments: &CopyArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     let Some(bundle) = bundled::find(&arguments.name) else {
         let names: Vec<&str> = BUNDLES.iter().map(|bundle| bundle.name).collect();
-        report::error(
+        console.error(
             &format!("there is no bundled recipe `{}`", arguments.name),
             Some(&format!("the bundled recipes are: {}", names.join(", "))),
         );
@@ -37,6 +47,9 @@ pub(super) fn cp(arguments: &CopyArguments, out: &mut impl Write) -> io::Result<
     let folder = &arguments.folder;
     match bundled::copy(bundle, folder) {
         Ok(written) => {
+            let files: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+            console.event("result", &json!({"folder": folder.display().to_string(), "files": files}));
+            let out = console.out();
             for path in &written {
                 writeln!(out, "{}", path.display())?;
             }
@@ -48,11 +61,11 @@ pub(super) fn cp(arguments: &CopyArguments, out: &mut impl Write) -> io::Result<
             Ok(Exit::Done)
         }
         Err(error @ CopyError::Exists(_)) => {
-            report::error(&error.to_string(), None);
+            console.error(&error.to_string(), None);
             Ok(Exit::Recipe)
         }
         Err(error @ CopyError::Io { .. }) => {
-            report::error(&error.to_string(), None);
+            console.error(&error.to_string(), None);
             Ok(Exit::Resources)
         }
     }

@@ -9,7 +9,7 @@
 //! | event | of | keys |
 //! |---|---|---|
 //! | `begin` | all | `version` (1), `tune` (the program's version), `command` |
-//! | `progress` | all that load or read | `phase` (`surveying`, `loading`, `evaluating`, `answering`; of quantize `measuring`, `writing`), `done`, `total`; at most one a second |
+//! | `progress` | all that take their time | `phase` (`surveying`, `loading`, `evaluating`, `answering`, `measuring`, `merging`, `comparing`, `writing`, `text`, `weights`), `done`, `total`; at most one a second |
 //! | `note`, `warning` | all | `message` |
 //! | `problem` | all | `message`, and where known `code`, `help`, `file`, `line`, `column`, `end_line`, `end_column` |
 //! | `data` | run, validate, reproduce | what the rows are like: `train`, `held_out`, `schedule`, … |
@@ -24,7 +24,7 @@
 //! | `row` | inspect | one row, token by token |
 //! | `text` | generate, chat | a piece of an answer: `row` or `turn` from 0, `text` |
 //! | `answer` | generate, chat | `row` or `turn`, `response`, `finish`, `prompt_tokens`, `response_tokens`; of generate also the keys of the prompt |
-//! | `result` | run, validate, reproduce, eval, generate, bench, quantize | what came of the command |
+//! | `result` | all but inspect and chat | what came of the command |
 //! | `end` | all | `exit_code`, `outcome` |
 
 use std::io::{self, ErrorKind, Write};
@@ -53,6 +53,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 /// The two ends of a command's output.
 pub(super) struct Console<'a> {
     out: &'a mut dyn Write,
+    nowhere: io::Sink,
     form: OutputArguments,
     progress: Option<Progress>,
     told: Option<(&'static str, Instant)>,
@@ -62,15 +63,15 @@ pub(super) struct Console<'a> {
 impl<'a> Console<'a> {
     /// Begins to speak for `command`.
     pub(super) fn new(command: &str, form: OutputArguments, out: &'a mut dyn Write) -> Self {
-        let mut console = Self { out, form, progress: None, told: None, fault: None };
+        let mut console = Self { out, nowhere: io::sink(), form, progress: None, told: None, fault: None };
         let tune = env!("CARGO_PKG_VERSION");
         console.event("begin", &json!({"version": VERSION, "tune": tune, "command": command}));
         console
     }
 
-    /// Standard output, for people.
+    /// Standard output, for people: what is written there goes nowhere where programs listen.
     pub(super) fn out(&mut self) -> &mut dyn Write {
-        self.out
+        if self.form.json { &mut self.nowhere } else { self.out }
     }
 
     /// Whether programs listen.
@@ -114,7 +115,8 @@ impl<'a> Console<'a> {
         self.problem(&Finding::new(message, help));
     }
 
-    fn problem(&mut self, finding: &Finding) {
+    /// Tells the CI system and programs of something wrong that people were shown already.
+    pub(super) fn problem(&mut self, finding: &Finding) {
         self.annotate(Level::Error, finding);
         self.event("problem", finding);
     }
@@ -149,11 +151,19 @@ impl<'a> Console<'a> {
         }
     }
 
-    /// How far a phase has come that is counted.
+    /// How many of something are done.
     pub(super) fn count(&mut self, phase: &'static str, done: u64, total: u64) {
         match self.form.json {
             true => self.phase(phase, done, total),
             false => self.progress.get_or_insert_with(Progress::new).count(phase, done, total),
+        }
+    }
+
+    /// How many bytes of something are done.
+    pub(super) fn bytes(&mut self, phase: &'static str, done: u64, total: u64) {
+        match self.form.json {
+            true => self.phase(phase, done, total),
+            false => self.progress.get_or_insert_with(Progress::new).bytes(phase, done, total),
         }
     }
 

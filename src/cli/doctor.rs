@@ -4,9 +4,10 @@ use std::io::{self, Write};
 use std::panic;
 
 use super::args::DoctorArguments;
+use super::console::Console;
 use super::environment::{Signals, hub_cache};
 use super::exit::Exit;
-use super::report;
+use super::finding::Finding;
 use super::style::{ERROR, FAINT, GOOD, STRONG, WARNING, interactive, paint, visible};
 use crate::run::doctor::{Reached, Report, Tried, Verdict, doctor as look};
 use crate::run::{self, Environment};
@@ -16,7 +17,7 @@ use crate::units::Bytes;
 const COLUMNS: [&str; 3] = ["f32", "bf16", "f16"];
 
 /// Looks at every device and tells what it is good for.
-pub(super) fn doctor(arguments: &DoctorArguments, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn doctor(arguments: &DoctorArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     let signals = Signals::listen();
     let stop = || signals.raised();
     let cache = hub_cache();
@@ -34,17 +35,33 @@ pub(super) fn doctor(arguments: &DoctorArguments, out: &mut impl Write) -> io::R
     panic::set_hook(hook);
     let report = match found {
         Ok(report) => report,
-        Err(run::Error::Stopped) => return Ok(signals.exit()),
-        Err(error) => return Ok(report::failure(&error)),
+        Err(run::Error::Stopped) => {
+            console.error("stopped before every device was tried out", None);
+            return Ok(signals.exit());
+        }
+        Err(error) => return Ok(console.failure(&error)),
     };
-    match arguments.json {
-        true => writeln!(out, "{}", serde_json::to_string(&report)?)?,
-        false => show(&report, out)?,
+    console.event("result", &report);
+    show(&report, console.out())?;
+    for tried in report.devices.iter().filter(|tried| !tried.is_right()) {
+        console.problem(&Finding::new(format!("do not train on {}: {}", tried.device, why(tried)), None));
     }
     Ok(if report.is_right() { Exit::Done } else { Exit::Resources })
 }
 
-fn show(report: &Report, out: &mut impl Write) -> io::Result<()> {
+/// What is wrong with a device, in a line.
+fn why(tried: &Tried) -> String {
+    match &tried.fault {
+        Some(fault) => format!("it does not start: {fault}"),
+        None => {
+            let of = |verdict: &Verdict| format!("{} in {}", verdict.op, verdict.dtype);
+            let wrong: Vec<String> = tried.ops.iter().filter(|verdict| !verdict.is_right).map(of).collect();
+            format!("it computes wrongly: {}", wrong.join(", "))
+        }
+    }
+}
+
+fn show(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let machine = &report.machine;
     let memory = machine.memory_bytes.map_or("memory unknown".to_owned(), |bytes| Bytes(bytes).to_string());
     let model = machine.processor.as_deref().unwrap_or(&machine.architecture);
@@ -70,7 +87,7 @@ fn show(report: &Report, out: &mut impl Write) -> io::Result<()> {
     }
 }
 
-fn show_api(api: &Reached, out: &mut impl Write) -> io::Result<()> {
+fn show_api(api: &Reached, out: &mut dyn Write) -> io::Result<()> {
     let name = paint(STRONG, format!("{:<10}", api.name));
     if !api.is_built {
         let way = format!("not in this build: `cargo build --release --features {}` adds it", api.name);
@@ -101,7 +118,7 @@ fn show_api(api: &Reached, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// A device's ops, a line each: the largest relative error in every dtype.
-fn show_tried(tried: &Tried, out: &mut impl Write) -> io::Result<()> {
+fn show_tried(tried: &Tried, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)?;
     if let Some(fault) = &tried.fault {
         return writeln!(

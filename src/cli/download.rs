@@ -1,14 +1,15 @@
 //! `tune download`.
 
-use std::io::{self, Write};
+use std::io;
 
 use clap::Args;
+use serde_json::json;
 
+use super::args::OutputArguments;
+use super::console::Console;
 use super::environment::{Signals, hub_cache, hub_endpoint, hub_token, is_offline};
 use super::exit::Exit;
 use super::merge::line;
-use super::progress::Progress;
-use super::report;
 use super::style::{GOOD, STRONG, paint};
 use crate::hub::{self, Error, Request};
 use crate::units::Bytes;
@@ -22,35 +23,48 @@ pub struct DownloadArguments {
     /// Files fetched at a time
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub parallel: u8,
+    /// For programs.
+    #[command(flatten)]
+    pub for_programs: OutputArguments,
 }
 
 /// Fetches a model into the Hugging Face cache.
-pub(super) fn download(arguments: &DownloadArguments, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn download(arguments: &DownloadArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     if is_offline() {
-        report::error("HF_HUB_OFFLINE forbids going online", Some("unset it to download"));
+        console.error("HF_HUB_OFFLINE forbids going online", Some("unset it to download"));
         return Ok(Exit::Recipe);
     }
     let mut request = match Request::new(&arguments.model, &hub_endpoint(), hub_token()) {
         Ok(request) => request,
         Err(error) => {
-            report::error(&error.to_string(), None);
+            console.error(&error.to_string(), None);
             return Ok(Exit::Recipe);
         }
     };
     request.parallel = usize::from(arguments.parallel);
     let signals = Signals::listen();
-    let mut progress = Progress::new();
     let mut show = |event: hub::Progress| {
         let name = if event.weights { "weights" } else { "text" };
-        progress.bytes(name, event.done, event.total);
+        console.bytes(name, event.done, event.total);
     };
     let cache = hub_cache();
     let outcome = hub::download(&request, &cache, &mut show, &|| signals.raised());
-    drop(progress);
+    console.quiet();
     match outcome {
         Ok(found) => {
             let about =
                 format!("{} at {} ({} files, {})", request.id, found.commit, found.files, Bytes(found.bytes));
+            console.event(
+                "result",
+                &json!({
+                    "id": request.id,
+                    "commit": found.commit,
+                    "folder": found.folder.display().to_string(),
+                    "files": found.files,
+                    "bytes": found.bytes,
+                }),
+            );
+            let out = console.out();
             line(out, "model", &about)?;
             line(out, "folder", &paint(GOOD, found.folder.display()))?;
             let revision = match request.revision.as_str() {
@@ -62,7 +76,7 @@ pub(super) fn download(arguments: &DownloadArguments, out: &mut impl Write) -> i
             Ok(Exit::Done)
         }
         Err(error) => {
-            report::error(&error.to_string(), None);
+            console.error(&error.to_string(), None);
             Ok(match error {
                 Error::Stopped => signals.exit(),
                 Error::Request(_) => Exit::Recipe,

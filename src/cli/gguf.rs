@@ -1,12 +1,14 @@
 //! `tune export --gguf` and `--gguf-lora`.
 
-use std::io::{self, Write};
+use std::io;
+
+use serde_json::{Map, Value, json};
 
 use super::adapter_args::ExportArguments;
+use super::console::Console;
 use super::environment::{Signals, hub_cache};
 use super::exit::Exit;
 use super::merge::{existing, failed, line, tell, warn};
-use super::progress::Progress;
 use super::style::{FAINT, GOOD, STRONG, paint};
 use crate::export::gguf::FileType;
 use crate::export::gguf::model::{Fallback, Outcome};
@@ -18,7 +20,11 @@ use crate::run::gguf::{self, Source};
 use crate::units::Bytes;
 
 /// Writes a model as a GGUF file.
-pub(super) fn model(arguments: &ExportArguments, file: FileType, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn model(
+    arguments: &ExportArguments,
+    file: FileType,
+    console: &mut Console<'_>,
+) -> io::Result<Exit> {
     let signals = Signals::listen();
     let stop = || signals.raised();
     let cache = hub_cache();
@@ -30,45 +36,63 @@ pub(super) fn model(arguments: &ExportArguments, file: FileType, out: &mut impl 
     };
     let source = match Source::open(&arguments.source, arguments.base.choice(), options, &environment) {
         Ok(source) => source,
-        Err(error) => return Ok(failed(&error, &signals)),
+        Err(error) => return Ok(failed(&error, &signals, console)),
     };
     let base = source.base();
     match &source {
-        Source::Model { .. } => line(out, "model", &format!("{} ({})", base.name(), base.spec.family))?,
+        Source::Model { .. } => {
+            line(console.out(), "model", &format!("{} ({})", base.name(), base.spec.family))?
+        }
         Source::Adapter(plan) => {
-            line(out, "base", &format!("{} ({})", base.name(), base.spec.family))?;
-            line(out, "adapter", &format!("{}, {} modules", arguments.source.display(), plan.targets.len()))?;
-            tell(&plan.identity, out)?;
-            line(out, "onto", &plan.onto_name())?;
+            line(console.out(), "base", &format!("{} ({})", base.name(), base.spec.family))?;
+            line(
+                console.out(),
+                "adapter",
+                &format!("{}, {} modules", arguments.source.display(), plan.targets.len()),
+            )?;
+            tell(&plan.identity, console)?;
+            line(console.out(), "onto", &plan.onto_name())?;
             if plan.guesses_quantization() {
                 warn(
-                    out,
+                    console,
                     "the adapter does not say how its base was quantized; this is what QLoRA usually does",
                 )?;
             }
         }
     }
-    out.flush()?;
-    let mut progress = Progress::new();
-    let mut show = |written: Written| progress.count("writing", written.done as u64, written.total as u64);
+    console.out().flush()?;
+    let mut show = |written: Written| console.count("writing", written.done as u64, written.total as u64);
     let existing = existing(arguments.overwrite);
     let outcome = source.export(file, &arguments.out, existing, &mut show, &environment);
-    drop(progress);
+    console.quiet();
     match outcome {
         Ok(outcome) => {
-            finish(&outcome, arguments, out)?;
+            finish(&outcome, arguments, console)?;
             Ok(Exit::Done)
         }
-        Err(error) => Ok(failed(&error, &signals)),
+        Err(error) => Ok(failed(&error, &signals, console)),
     }
 }
 
-fn finish(outcome: &Outcome, arguments: &ExportArguments, out: &mut impl Write) -> io::Result<()> {
+fn finish(outcome: &Outcome, arguments: &ExportArguments, console: &mut Console<'_>) -> io::Result<()> {
     let kinds: Vec<String> =
         outcome.kinds.iter().map(|(kind, count)| format!("{count} in {}", kind.name())).collect();
-    line(out, "tensors", &kinds.join(", "))?;
+    let path = arguments.out.join(&outcome.file);
+    let tensors: Map<String, Value> =
+        outcome.kinds.iter().map(|(kind, count)| (kind.name().to_owned(), json!(count))).collect();
+    console.event(
+        "result",
+        &json!({
+            "output_dir": arguments.out.display().to_string(),
+            "file": path.display().to_string(),
+            "bytes": outcome.bytes,
+            "tensors": tensors,
+            "rounding": outcome.error,
+        }),
+    );
+    line(console.out(), "tensors", &kinds.join(", "))?;
     for group in groups(&outcome.fallbacks) {
-        writeln!(out, "          {}", paint(FAINT, group))?;
+        writeln!(console.out(), "          {}", paint(FAINT, group))?;
     }
     let error = match &outcome.worst {
         Some((tensor, share)) => {
@@ -76,15 +100,14 @@ fn finish(outcome: &Outcome, arguments: &ExportArguments, out: &mut impl Write) 
         }
         None => "none: every number is as it was".to_owned(),
     };
-    line(out, "rounding", &error)?;
+    line(console.out(), "rounding", &error)?;
     for note in &outcome.notes {
-        warn(out, note)?;
+        warn(console, note)?;
     }
-    let path = arguments.out.join(&outcome.file);
-    line(out, "exported", &paint(GOOD, format!("{} ({})", path.display(), Bytes(outcome.bytes))))?;
+    line(console.out(), "exported", &paint(GOOD, format!("{} ({})", path.display(), Bytes(outcome.bytes))))?;
     let ollama = format!("ollama create NAME -f {}", arguments.out.join("Modelfile").display());
-    writeln!(out, "\nNext: {}", paint(STRONG, format!("llama-cli -m {}", path.display())))?;
-    writeln!(out, "  or: {}", paint(STRONG, ollama))
+    writeln!(console.out(), "\nNext: {}", paint(STRONG, format!("llama-cli -m {}", path.display())))?;
+    writeln!(console.out(), "  or: {}", paint(STRONG, ollama))
 }
 
 /// One line for all tensors that fell back in one way.
@@ -112,7 +135,11 @@ fn groups(fallbacks: &[Fallback]) -> Vec<String> {
 }
 
 /// Writes an adapter as a GGUF file.
-pub(super) fn lora(arguments: &ExportArguments, dtype: FloatDtype, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn lora(
+    arguments: &ExportArguments,
+    dtype: FloatDtype,
+    console: &mut Console<'_>,
+) -> io::Result<Exit> {
     let signals = Signals::listen();
     let stop = || signals.raised();
     let cache = hub_cache();
@@ -128,16 +155,29 @@ pub(super) fn lora(arguments: &ExportArguments, dtype: FloatDtype, out: &mut imp
     );
     match exported {
         Ok(outcome) => {
-            match outcome.changes.as_slice() {
-                [] => line(out, "changed", "nothing: its numbers are as they were")?,
-                changes => line(out, "changed", &changes.join("; "))?,
-            }
             let path = arguments.out.join(&outcome.file);
-            line(out, "exported", &paint(GOOD, format!("{} ({})", path.display(), Bytes(outcome.bytes))))?;
+            console.event(
+                "result",
+                &json!({
+                    "output_dir": arguments.out.display().to_string(),
+                    "file": path.display().to_string(),
+                    "bytes": outcome.bytes,
+                    "changes": outcome.changes,
+                }),
+            );
+            match outcome.changes.as_slice() {
+                [] => line(console.out(), "changed", "nothing: its numbers are as they were")?,
+                changes => line(console.out(), "changed", &changes.join("; "))?,
+            }
+            line(
+                console.out(),
+                "exported",
+                &paint(GOOD, format!("{} ({})", path.display(), Bytes(outcome.bytes))),
+            )?;
             let next = format!("llama-cli -m BASE.gguf --lora {}", path.display());
-            writeln!(out, "\nNext: {}", paint(STRONG, next))?;
+            writeln!(console.out(), "\nNext: {}", paint(STRONG, next))?;
             Ok(Exit::Done)
         }
-        Err(error) => Ok(failed(&error, &signals)),
+        Err(error) => Ok(failed(&error, &signals, console)),
     }
 }

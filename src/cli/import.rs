@@ -4,8 +4,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
 
+use super::args::OutputArguments;
+use super::console::Console;
 use super::exit::Exit;
+use super::finding::{Finding, Location};
 use super::report;
 use super::style::{STRONG, WARNING, paint, visible};
 use crate::files;
@@ -25,6 +29,9 @@ pub struct ImportArguments {
     /// The recipe to write, which must not be there yet; left out, it goes to standard output
     #[arg(short, long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// For programs.
+    #[command(flatten)]
+    pub for_programs: OutputArguments,
 }
 
 /// A tool on the command line.
@@ -53,12 +60,12 @@ impl From {
 }
 
 /// Makes a recipe of a configuration, and tells what is different.
-pub(super) fn import(arguments: &ImportArguments, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn import(arguments: &ImportArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     let config = &arguments.config;
     let text = match read(config) {
         Ok(text) => text,
         Err(problem) => {
-            report::error(&format!("cannot read {}: {problem}", config.display()), None);
+            console.error(&format!("cannot read {}: {problem}", config.display()), None);
             return Ok(Exit::Recipe);
         }
     };
@@ -67,30 +74,54 @@ pub(super) fn import(arguments: &ImportArguments, out: &mut impl Write) -> io::R
         Ok(imported) => imported,
         Err(error) => {
             report::error(&error.to_string(), None);
+            console.problem(&finding(&error, config));
             return Ok(Exit::Recipe);
         }
     };
+    let notes: Vec<Value> = imported
+        .notes
+        .iter()
+        .map(|note| json!({"kind": note.kind.title(), "message": note.to_string()}))
+        .collect();
+    let mut result = json!({"tool": imported.tool.name(), "recipe": imported.recipe, "notes": notes});
     match &arguments.out {
         None => {
-            out.write_all(imported.recipe.as_bytes())?;
-            tell(&imported);
+            console.out().write_all(imported.recipe.as_bytes())?;
+            if !console.json() {
+                tell(&imported);
+            }
         }
         Some(file) => {
             if file.exists() {
                 let help = "name another file, or remove that one";
-                report::error(&format!("{} is there already", file.display()), Some(help));
+                console.error(&format!("{} is there already", file.display()), Some(help));
                 return Ok(Exit::Recipe);
             }
             if let Err(error) = files::write_bytes(file, imported.recipe.as_bytes()) {
-                report::error(&error.to_string(), None);
+                console.error(&error.to_string(), None);
                 return Ok(Exit::Resources);
             }
-            tell(&imported);
+            if !console.json() {
+                tell(&imported);
+            }
+            result["out"] = file.display().to_string().into();
+            let out = console.out();
             writeln!(out, "{} is written, from {}", file.display(), imported.tool.name())?;
             writeln!(out, "\nNext: {}", paint(STRONG, format!("tune validate {}", file.display())))?;
         }
     }
+    console.event("result", &result);
     Ok(Exit::Done)
+}
+
+/// What is wrong with a configuration, at its line where that is known.
+fn finding(error: &import::Error, config: &Path) -> Finding {
+    let line = match error {
+        import::Error::NotTrained { line, .. } => Some(*line as u64).filter(|line| *line > 0),
+        _ => None,
+    };
+    let location = Location { file: config.display().to_string(), line, ..Location::default() };
+    Finding { location: Some(location), ..Finding::new(error.to_string(), None) }
 }
 
 fn read(file: &Path) -> Result<String, String> {

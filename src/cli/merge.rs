@@ -2,12 +2,13 @@
 
 use std::io::{self, Write};
 
+use serde_json::json;
+
 use super::adapter_args::{BaseArguments, ExportArguments, FormArguments, MergeArguments};
+use super::console::Console;
 use super::environment::{Signals, hub_cache};
 use super::exit::Exit;
 use super::gguf;
-use super::progress::Progress;
-use super::report;
 use super::style::{FAINT, GOOD, STRONG, WARNING, paint};
 use crate::adapter;
 use crate::export::base::Identity;
@@ -36,11 +37,11 @@ pub(super) fn existing(overwrite: bool) -> Existing {
 }
 
 /// Merges an adapter into its base.
-pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn merge(arguments: &MergeArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     let shard = arguments.max_shard_gb;
     let sensible = shard > 0.0 && shard <= 1e6 && arguments.max_divergence >= 0.0;
     if !sensible {
-        report::error("`--max-shard-gb` has to be above 0, `--max-divergence` at least 0", None);
+        console.error("`--max-shard-gb` has to be above 0, `--max-divergence` at least 0", None);
         return Ok(Exit::Recipe);
     }
     let options = Options {
@@ -63,7 +64,7 @@ pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Res
     let how = match arguments.combine.combination() {
         Ok(how) => how,
         Err(message) => {
-            report::error(message, None);
+            console.error(message, None);
             return Ok(Exit::Recipe);
         }
     };
@@ -77,18 +78,26 @@ pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Res
     if let Some(several) = several.as_ref().filter(|_| arguments.combine.as_adapter) {
         return match several.write(base, &arguments.out, options.existing, &environment) {
             Ok((combined, notes)) => {
-                tell_combined(several, &notes, out)?;
+                tell_combined(several, &notes, console)?;
                 let rank = combined.targets.iter().map(|target| target.rank).max().unwrap_or(0);
-                line(out, "adapter", &format!("{} modules, rank {rank}", combined.targets.len()))?;
-                line(out, "combined", &paint(GOOD, arguments.out.display()))?;
+                console.event(
+                    "result",
+                    &json!({
+                        "output_dir": arguments.out.display().to_string(),
+                        "modules": combined.targets.len(),
+                        "rank": rank,
+                    }),
+                );
+                line(console.out(), "adapter", &format!("{} modules, rank {rank}", combined.targets.len()))?;
+                line(console.out(), "combined", &paint(GOOD, arguments.out.display()))?;
                 writeln!(
-                    out,
+                    console.out(),
                     "\nNext: tune verify {0}; tune merge {0} --out FOLDER",
                     arguments.out.display()
                 )?;
                 Ok(Exit::Done)
             }
-            Err(error) => Ok(failed(&error, &signals)),
+            Err(error) => Ok(failed(&error, &signals, console)),
         };
     }
     let opened = match (&several, &arguments.adapter) {
@@ -99,72 +108,78 @@ pub(super) fn merge(arguments: &MergeArguments, out: &mut impl Write) -> io::Res
             Merge::open(adapter, base, options, &source, &environment).map(|merge| (merge, Vec::new()))
         }
         (None, None) => {
-            report::error("name an adapter, or several with `--adapters` and `--combine`", None);
+            console.error("name an adapter, or several with `--adapters` and `--combine`", None);
             return Ok(Exit::Recipe);
         }
     };
     let (merge, notes) = match opened {
         Ok(opened) => opened,
-        Err(error) => return Ok(failed(&error, &signals)),
+        Err(error) => return Ok(failed(&error, &signals, console)),
     };
     let plan = &merge.plan;
-    line(out, "base", &format!("{} ({})", plan.base.name(), plan.base.spec.family))?;
+    line(console.out(), "base", &format!("{} ({})", plan.base.name(), plan.base.spec.family))?;
     if let Some(several) = &several {
-        tell_combined(several, &notes, out)?;
+        tell_combined(several, &notes, console)?;
     }
     let name = arguments.adapter.as_ref().map_or(String::new(), |adapter| format!("{}, ", adapter.display()));
-    line(out, "adapter", &format!("{name}{} modules", plan.targets.len()))?;
-    tell(&plan.identity, out)?;
-    line(out, "onto", &plan.onto_name())?;
+    line(console.out(), "adapter", &format!("{name}{} modules", plan.targets.len()))?;
+    tell(&plan.identity, console)?;
+    line(console.out(), "onto", &plan.onto_name())?;
     if plan.guesses_quantization() {
-        warn(out, "the adapter does not say how its base was quantized; this is what QLoRA usually does")?;
+        warn(
+            console,
+            "the adapter does not say how its base was quantized; this is what QLoRA usually does",
+        )?;
     }
-    out.flush()?;
-    let mut progress = Progress::new();
+    console.out().flush()?;
     let mut show = |event: Event| match event {
-        Event::Writing(done, total) => progress.count("merging", done as u64, total as u64),
-        Event::Comparing(done, total) => progress.count("comparing", done as u64, total as u64),
+        Event::Writing(done, total) => console.count("merging", done as u64, total as u64),
+        Event::Comparing(done, total) => console.count("comparing", done as u64, total as u64),
     };
     let outcome = merge.run(&arguments.out, &mut show, arguments.device, &environment);
-    drop(progress);
+    console.quiet();
     match outcome {
         Ok(outcome) => {
-            finish(&outcome, &merge, arguments, out)?;
+            finish(&outcome, &merge, arguments, console)?;
             Ok(Exit::Done)
         }
-        Err(error) => Ok(failed(&error, &signals)),
+        Err(error) => Ok(failed(&error, &signals, console)),
     }
 }
 
 /// What was combined, and how.
-fn tell_combined(combination: &Combination<'_>, notes: &[String], out: &mut impl Write) -> io::Result<()> {
+fn tell_combined(
+    combination: &Combination<'_>,
+    notes: &[String],
+    console: &mut Console<'_>,
+) -> io::Result<()> {
     for (folder, weight) in combination.adapters {
-        line(out, "adapter", &format!("{weight:+} × {}", folder.display()))?;
+        line(console.out(), "adapter", &format!("{weight:+} × {}", folder.display()))?;
     }
-    line(out, "combine", &combination.combine.to_string())?;
-    for note in notes {
-        writeln!(out, "          {}", paint(FAINT, note))?;
+    line(console.out(), "combine", &combination.combine.to_string())?;
+    for text in notes {
+        note(console, text)?;
     }
     Ok(())
 }
 
-pub(super) fn failed(error: &run::Error, signals: &Signals) -> Exit {
+pub(super) fn failed(error: &run::Error, signals: &Signals, console: &mut Console<'_>) -> Exit {
     match error {
         run::Error::Stopped | run::Error::Export(crate::export::Error::Stopped) => {
-            report::error("stopped; nothing was written", None);
+            console.error("stopped; nothing was written", None);
             signals.exit()
         }
         run::Error::Export(crate::export::Error::WrongBase { overridable: true, .. }) => {
             let help = "give the base it was trained on with `--base`; if you are sure, `--allow-other-base`";
-            report::error(&error.to_string(), Some(help));
+            console.error(&error.to_string(), Some(help));
             Exit::Other
         }
         run::Error::Export(crate::export::Error::DifferentBases { .. }) => {
             let help = "if you are sure that they belong together, `--allow-other-base`";
-            report::error(&error.to_string(), Some(help));
+            console.error(&error.to_string(), Some(help));
             Exit::Other
         }
-        _ => report::failure(error),
+        _ => console.failure(error),
     }
 }
 
@@ -172,29 +187,53 @@ fn finish(
     outcome: &Outcome,
     merge: &Merge,
     arguments: &MergeArguments,
-    out: &mut impl Write,
+    console: &mut Console<'_>,
 ) -> io::Result<()> {
-    table(&outcome.report, out)?;
-    let rows = &merge.rows;
-    line(out, "check", &format!("{} tokens in {} rows: {}", rows.tokens(), rows.ids.len(), rows.origin))?;
-    compared(&outcome.comparison, out)?;
+    let (rows, found) = (&merge.rows, &outcome.comparison);
+    console.event(
+        "result",
+        &json!({
+            "output_dir": arguments.out.display().to_string(),
+            "onto": outcome.onto,
+            "modules": merge.plan.targets.len(),
+            "files": outcome.files,
+            "bytes": outcome.bytes,
+            "compared": {
+                "rows": rows.ids.len(),
+                "tokens": rows.tokens(),
+                "origin": rows.origin,
+                "effect": found.effect,
+                "residual": found.residual,
+                "divergence": found.divergence(),
+                "agreement": found.agreement,
+                "from_training": found.from_training,
+            },
+        }),
+    );
+    table(&outcome.report, console.out())?;
+    line(
+        console.out(),
+        "check",
+        &format!("{} tokens in {} rows: {}", rows.tokens(), rows.ids.len(), rows.origin),
+    )?;
+    compared(&outcome.comparison, console)?;
     let files = format!("{} ({} files, {})", arguments.out.display(), outcome.files, Bytes(outcome.bytes));
-    line(out, "merged", &paint(GOOD, files))?;
+    line(console.out(), "merged", &paint(GOOD, files))?;
     writeln!(
-        out,
+        console.out(),
         "\nNext: load it with transformers (`AutoModelForCausalLM.from_pretrained(\"{}\")`) or any server of models.",
         arguments.out.display()
     )
 }
 
 /// What the comparison found, in logits.
-fn compared(found: &Comparison, out: &mut impl Write) -> io::Result<()> {
+fn compared(found: &Comparison, console: &mut Console<'_>) -> io::Result<()> {
     if found.effect == 0.0 {
-        warn(out, "the adapter changes no logit at all: see `tune verify`")?;
+        warn(console, "the adapter changes no logit at all: see `tune verify`")?;
     }
     let detail = |text: String| format!("          {text}");
     writeln!(
-        out,
+        console.out(),
         "{}",
         detail(format!(
             "the adapter moves logits by {:.3e}, merging by {:.3e} ({:.2} % of that); same first token after {:.1} %",
@@ -207,7 +246,7 @@ fn compared(found: &Comparison, out: &mut impl Write) -> io::Result<()> {
     if let Some(distance) = found.from_training {
         let share = 100.0 * distance / found.effect;
         writeln!(
-            out,
+            console.out(),
             "{}",
             detail(format!(
                 "from the adapter on the quantized base it was trained on: {distance:.3e} ({share:.0} % of the effect)"
@@ -215,7 +254,7 @@ fn compared(found: &Comparison, out: &mut impl Write) -> io::Result<()> {
         )?;
         if distance > FAR * found.effect {
             warn(
-                out,
+                console,
                 "the original weights are far from those it was trained on; `--onto nf4` merges onto the latter",
             )?;
         }
@@ -224,7 +263,7 @@ fn compared(found: &Comparison, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Layer by layer: how large the change is, and what quantization and rounding are beside it.
-fn table(report: &Report, out: &mut impl Write) -> io::Result<()> {
+fn table(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}", paint(STRONG, "layer       delta/weight   nf4 error/delta   rounding/delta"))?;
     let group = report.layers.len().div_ceil(TABLE_LINES).max(1);
     for layers in report.layers.chunks(group) {
@@ -254,18 +293,20 @@ fn table(report: &Report, out: &mut impl Write) -> io::Result<()> {
 }
 
 /// Writes an adapter for another program.
-pub(super) fn export(arguments: &ExportArguments, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn export(arguments: &ExportArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     let consumer = match &arguments.form {
-        FormArguments { gguf: Some(file), .. } => return gguf::model(arguments, (*file).into(), out),
-        FormArguments { gguf_lora: Some(dtype), .. } => return gguf::lora(arguments, (*dtype).into(), out),
+        FormArguments { gguf: Some(file), .. } => return gguf::model(arguments, (*file).into(), console),
+        FormArguments { gguf_lora: Some(dtype), .. } => {
+            return gguf::lora(arguments, (*dtype).into(), console);
+        }
         FormArguments { consumer: Some(consumer), .. } => (*consumer).into(),
         FormArguments { consumer: None, gguf: None, gguf_lora: None } => {
-            report::error("name what to write: `--for`, `--gguf` or `--gguf-lora`", None);
+            console.error("name what to write: `--for`, `--gguf` or `--gguf-lora`", None);
             return Ok(Exit::Recipe);
         }
     };
     if arguments.onto.is_some() || arguments.allow_other_base {
-        report::error(
+        console.error(
             "`--onto` and `--allow-other-base` go with `--gguf`; `--for` asks nothing of the base",
             None,
         );
@@ -283,42 +324,59 @@ pub(super) fn export(arguments: &ExportArguments, out: &mut impl Write) -> io::R
     );
     match exported {
         Ok(exported) => {
+            console.event(
+                "result",
+                &json!({
+                    "output_dir": arguments.out.display().to_string(),
+                    "for": consumer.word(),
+                    "changes": exported.changes,
+                    "usage": exported.usage,
+                }),
+            );
             match exported.changes.as_slice() {
-                [] => line(out, "changed", "nothing: its numbers are as they were")?,
-                changes => line(out, "changed", &changes.join("; "))?,
+                [] => line(console.out(), "changed", "nothing: its numbers are as they were")?,
+                changes => line(console.out(), "changed", &changes.join("; "))?,
             }
-            line(out, "exported", &paint(GOOD, arguments.out.display()))?;
-            writeln!(out, "\nNext: {}", paint(STRONG, exported.usage))?;
+            line(console.out(), "exported", &paint(GOOD, arguments.out.display()))?;
+            writeln!(console.out(), "\nNext: {}", paint(STRONG, exported.usage))?;
             Ok(Exit::Done)
         }
         Err(error @ run::Error::Adapter(adapter::Error::Unusable { .. })) => {
             let help = "what cannot be carried over can be merged instead: in PEFT, `merge_and_unload()`";
-            report::error(&error.to_string(), Some(help));
+            console.error(&error.to_string(), Some(help));
             Ok(Exit::Other)
         }
-        Err(error) => Ok(report::failure(&error)),
+        Err(error) => Ok(console.failure(&error)),
     }
 }
 
 /// Whether base and adapter belong together.
-pub(super) fn tell(identity: &Identity, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn tell(identity: &Identity, console: &mut Console<'_>) -> io::Result<()> {
     if !identity.same.is_empty() {
         let text = format!("same as in training: {}", identity.same.join(", "));
-        writeln!(out, "          {}", paint(FAINT, text))?;
+        writeln!(console.out(), "          {}", paint(FAINT, text))?;
     }
     for difference in &identity.overruled {
-        warn(out, &format!("not the base it was trained on: {difference}"))?;
+        warn(console, &format!("not the base it was trained on: {difference}"))?;
     }
-    for note in &identity.notes {
-        writeln!(out, "          {}", paint(FAINT, note))?;
+    for text in &identity.notes {
+        note(console, text)?;
     }
     Ok(())
 }
 
-pub(super) fn line(out: &mut impl Write, name: &str, text: &str) -> io::Result<()> {
+pub(super) fn line(out: &mut dyn Write, name: &str, text: &str) -> io::Result<()> {
     writeln!(out, "{} {text}", paint(STRONG, format!("{name:<9}")))
 }
 
-pub(super) fn warn(out: &mut impl Write, text: &str) -> io::Result<()> {
-    writeln!(out, "{} {text}", paint(WARNING, "warning:"))
+/// Something that a person should look at, among what is told of the files.
+pub(super) fn warn(console: &mut Console<'_>, text: &str) -> io::Result<()> {
+    console.warning(text);
+    writeln!(console.out(), "{} {text}", paint(WARNING, "warning:"))
+}
+
+/// Something worth knowing, below the line it belongs to.
+fn note(console: &mut Console<'_>, text: &str) -> io::Result<()> {
+    console.event("note", &json!({"message": text}));
+    writeln!(console.out(), "          {}", paint(FAINT, text))
 }

@@ -32,7 +32,8 @@ mod validate;
 mod verify;
 
 use std::io::{self, Write};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 
@@ -67,6 +68,22 @@ pub fn main() -> ExitCode {
     exit.into()
 }
 
+/// Memory is out: says so, and ends the program with the exit code of resources. Allocates nothing.
+pub fn out_of_memory(bytes: usize) -> ! {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    // Said once, whichever threads ask for memory while the program ends.
+    if SAID.swap(true, Ordering::Relaxed) {
+        process::exit(Exit::Resources as i32);
+    }
+    let _ = writeln!(
+        io::stderr(),
+        "error: out of memory: {bytes} bytes more could not be had\nhelp: `tune validate` tells what a run needs; a \
+         smaller `train.micro_batch_size` or `data.max_seq_len` needs less, and what is in the newest checkpoint is not \
+         lost (`--resume`)"
+    );
+    process::exit(Exit::Resources as i32)
+}
+
 fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
     match command {
         Command::Run(arguments) => {
@@ -82,7 +99,7 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
             reproduce::reproduce(arguments, console)
         }),
         Command::Report(arguments) => {
-            speak("report", OutputArguments::default(), out, |console| page::report(arguments, console))
+            speak("report", arguments.for_programs, out, |console| page::report(arguments, console))
         }
         Command::Bench(arguments) => {
             speak("bench", arguments.output, out, |console| bench::bench(arguments, console))
@@ -96,17 +113,31 @@ fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
         Command::Eval(arguments) => {
             speak("eval", arguments.output, out, |console| eval::eval(arguments, console))
         }
-        Command::Doctor(arguments) => doctor::doctor(arguments, out),
-        Command::Merge(arguments) => merge::merge(arguments, out),
+        Command::Doctor(arguments) => {
+            speak("doctor", arguments.for_programs, out, |console| doctor::doctor(arguments, console))
+        }
+        Command::Merge(arguments) => {
+            speak("merge", arguments.for_programs, out, |console| merge::merge(arguments, console))
+        }
         Command::Quantize(arguments) => {
             speak("quantize", arguments.output, out, |console| quantize::quantize(arguments, console))
         }
-        Command::Verify(arguments) => verify::verify(arguments, out),
-        Command::Export(arguments) => merge::export(arguments, out),
-        Command::Download(arguments) => download::download(arguments, out),
-        Command::Import(arguments) => import::import(arguments, out),
-        Command::Ls => bundles::ls(out),
-        Command::Cp(arguments) => bundles::cp(arguments, out),
+        Command::Verify(arguments) => {
+            speak("verify", arguments.for_programs, out, |console| verify::verify(arguments, console))
+        }
+        Command::Export(arguments) => {
+            speak("export", arguments.for_programs, out, |console| merge::export(arguments, console))
+        }
+        Command::Download(arguments) => {
+            speak("download", arguments.for_programs, out, |console| download::download(arguments, console))
+        }
+        Command::Import(arguments) => {
+            speak("import", arguments.for_programs, out, |console| import::import(arguments, console))
+        }
+        Command::Ls(form) => speak("ls", *form, out, bundles::ls),
+        Command::Cp(arguments) => {
+            speak("cp", arguments.for_programs, out, |console| bundles::cp(arguments, console))
+        }
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use serde_json::json;
+
 use super::args::ReportArguments;
 use super::console::Console;
 use super::exit::Exit;
@@ -13,6 +15,7 @@ pub(super) fn report(arguments: &ReportArguments, console: &mut Console<'_>) -> 
     let output = arguments.output.clone().unwrap_or_else(|| arguments.run.join(report::FILE));
     match report::write(&arguments.run, &output) {
         Ok(()) => {
+            console.event("result", &json!({"report": output.display().to_string()}));
             writeln!(console.out(), "{} {}", paint(STRONG, "report"), output.display())?;
             Ok(Exit::Done)
         }

@@ -8,6 +8,7 @@ use super::exit::Exit;
 use super::style::{ERROR, STRONG, colored_errors, paint, visible};
 use crate::adapter;
 use crate::checkpoint;
+use crate::data;
 use crate::export;
 use crate::files::{self, Action};
 use crate::record;
@@ -99,6 +100,8 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         ) => Exit::Recipe,
         run::Error::Checkpoint(checkpoint::Error::DoesNotFit { .. }) => Exit::Recipe,
         run::Error::Folder(FolderError::NoneUsable { .. }) => Exit::Other,
+        // Threads that cannot be had are memory that cannot.
+        run::Error::Data(data::error::Error::Threads { .. }) => Exit::Resources,
         run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
         run::Error::Diverged { .. } | run::Error::NotFinite { .. } => Exit::Diverged,
         run::Error::Memory(_)

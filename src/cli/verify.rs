@@ -1,14 +1,15 @@
 //! `tune verify`.
 
-use std::io::{self, Write};
+use std::io;
 
 use serde_json::{Value, json};
 
 use super::adapter_args::VerifyArguments;
+use super::console::Console;
 use super::environment::hub_cache;
 use super::exit::Exit;
+use super::finding::Finding;
 use super::merge::{line, tell};
-use super::report;
 use super::style::{ERROR, FAINT, GOOD, STRONG, paint};
 use crate::adapter::table::LayerRanges;
 use crate::export::verify::{ModuleReport, Verification};
@@ -16,22 +17,24 @@ use crate::run::Environment;
 use crate::run::adapters::{self, BaseChoice};
 
 /// Looks at an adapter; the exit code says whether it is good.
-pub(super) fn verify(arguments: &VerifyArguments, out: &mut impl Write) -> io::Result<Exit> {
+pub(super) fn verify(arguments: &VerifyArguments, console: &mut Console<'_>) -> io::Result<Exit> {
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &|| false };
     let base = BaseChoice { base: arguments.base.as_deref(), revision: arguments.revision.as_deref() };
     let found = match adapters::verify(&arguments.adapter, base, &environment) {
         Ok(found) => found,
-        Err(error) => return Ok(report::failure(&error)),
+        Err(error) => return Ok(console.failure(&error)),
     };
-    match arguments.json {
-        true => writeln!(out, "{:#}", as_json(&found))?,
-        false => show(&found, out)?,
+    console.event("result", &as_json(&found));
+    show(&found, console)?;
+    for problem in &found.problems {
+        console.problem(&Finding::new(problem.to_string(), None));
     }
     Ok(if found.problems.is_empty() { Exit::Done } else { Exit::Other })
 }
 
-fn show(found: &Verification, out: &mut impl Write) -> io::Result<()> {
+fn show(found: &Verification, console: &mut Console<'_>) -> io::Result<()> {
+    let out = console.out();
     line(out, "adapter", &found.folder.display().to_string())?;
     for file in &found.files {
         writeln!(out, "          {} {}", paint(FAINT, &file.sha256), file.name)?;
@@ -41,8 +44,9 @@ fn show(found: &Verification, out: &mut impl Write) -> io::Result<()> {
         line(out, "base", &format!("{name}{revision}"))?;
     }
     if let Some(identity) = &found.identity {
-        tell(identity, out)?;
+        tell(identity, console)?;
     }
+    let out = console.out();
     if !found.modules.is_empty() {
         writeln!(
             out,

@@ -1,7 +1,7 @@
 //! Configurations of other tools as recipes: what they say in our words, and every word that has none.
 //!
-//! A configuration is read as a tree ([`source`]), its tool is told from its keys ([`tool`]), and that tool's own file
-//! here moves each key into a [`draft`]. Names that mean the same are taken from the recipe's own table of foreign names.
+//! A configuration is read as a tree (`source`), its tool is told from its keys (`tool`), and that tool's own file
+//! here moves each key into a `draft`. Names that mean the same are taken from the recipe's own table of foreign names.
 //! Nothing is dropped in silence: a key that set something ends in the recipe or in a [`Note`]. Opens no model and no
 //! data; whether what the recipe names is there, `tune validate` tells.
 

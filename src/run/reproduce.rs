@@ -39,7 +39,8 @@ impl Reproduction {
 ///
 /// # Errors
 /// [`Error::Unfinished`] and [`Error::Changed`] before anything is trained: the run has no adapter, its adapter is not
-/// the one that it wrote, or an input is not what the lock says. What [`fine_tune`] returns afterwards.
+/// the one that it wrote, or an input is not what the lock says. Afterwards what
+/// [`fine_tune`](super::fine_tune::fine_tune) returns.
 pub fn reproduce(
     run: &Path,
     into: &Path,

@@ -1,7 +1,7 @@
 //! One micro-batch, forward and backward: the loop over layers.
 //!
-//! The backward pass walks the layers from the top. A layer has kept what its backward needs ([`Tape::Kept`]), or only
-//! its input, and its forward is run again first ([`Tape::Input`]): memory for time. Both ways run the same operations
+//! The backward pass walks the layers from the top. A layer has kept what its backward needs (`Tape::Kept`), or only
+//! its input, and its forward is run again first (`Tape::Input`): memory for time. Both ways run the same operations
 //! on the same numbers, so the gradients are the same bit for bit. The layers at the top keep: theirs is given back
 //! first, when the others come to need it.
 //!

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::fixture::{events, expect, named, small, text, tune};
 
+#[cfg(feature = "vulkan")]
 fn json(bytes: &[u8]) -> Value {
     serde_json::from_slice(bytes).unwrap()
 }
@@ -35,7 +36,8 @@ fn a_device_that_does_not_exist_is_a_slip_and_one_that_is_not_there_is_a_lack() 
 #[test]
 fn the_doctor_finds_the_processor_well() {
     let folder = tempfile::tempdir().unwrap();
-    let report = json(&expect(0, folder.path(), &["doctor", "--device", "cpu", "--json"]).stdout);
+    let events = events(&expect(0, folder.path(), &["doctor", "--device", "cpu", "--json"]));
+    let report = named(&events, "result")[0];
     let devices = report["devices"].as_array().unwrap();
     assert_eq!(devices.len(), 1);
     assert_eq!(devices[0]["dtypes"], serde_json::json!(["f32", "bf16", "f16"]));
@@ -73,7 +75,8 @@ fn the_doctor_finds_a_vulkan_device_well() {
     }
     let output = tune(folder.path(), &["doctor", "--device", "vulkan", "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}\n{}", text(&output.stdout), text(&output.stderr));
-    let report = json(&output.stdout);
+    let events = events(&output);
+    let report = named(&events, "result")[0];
     require_all_right(&report["devices"][0], 8);
     let vulkan = &report["apis"][1];
     assert_eq!((&vulkan["name"], &vulkan["is_built"]), (&"vulkan".into(), &true.into()));

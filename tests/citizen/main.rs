@@ -7,6 +7,7 @@
 )]
 
 mod ci_job;
+mod commands;
 mod devices;
 mod events;
 mod exit_codes;

@@ -74,8 +74,17 @@ fn the_exit_code_and_the_json_say_the_same() {
             .arg(base)
             .output()
             .unwrap();
-        let json: Value = serde_json::from_slice(&run.stdout).unwrap();
-        (run.status.code().unwrap(), json)
+        let events: Vec<Value> = String::from_utf8(run.stdout)
+            .unwrap()
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let last = events.last().unwrap();
+        assert_eq!(last["exit_code"], run.status.code().unwrap());
+        let problems = events.iter().filter(|event| event["event"] == "problem").count();
+        let result = events.into_iter().find(|event| event["event"] == "result").unwrap();
+        assert_eq!(problems, result["problems"].as_array().unwrap().len());
+        (run.status.code().unwrap(), result)
     };
     let base = golden("peft/base");
     let (code, json) = run(&golden("peft/plain_qv"), &base);

@@ -29,7 +29,7 @@ pub(super) fn all_swiglu<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
         .collect()
 }
 
-/// [`rms_norm`] and its backward, alone and added to a residual.
+/// [`rms_norm()`] and its backward, alone and added to a residual.
 pub fn check_rms_norm<B: KernelBackend>(on: On<'_, B>, rows: usize, width: usize) -> Vec<Deviation> {
     use rms_norm::reference;
     let case = format!("[{rows}, {width}]");
@@ -59,7 +59,7 @@ pub fn check_rms_norm<B: KernelBackend>(on: On<'_, B>, rows: usize, width: usize
     ]
 }
 
-/// [`rope`] in both directions.
+/// [`rope()`] in both directions.
 pub fn check_rope<B: KernelBackend>(on: On<'_, B>, tokens: usize, sizes: Sizes) -> Vec<Deviation> {
     use rope::reference;
     let Sizes { heads, head_dim, width } = sizes;
@@ -86,7 +86,7 @@ pub fn check_rope<B: KernelBackend>(on: On<'_, B>, tokens: usize, sizes: Sizes) 
     ]
 }
 
-/// [`swiglu`] and its backward.
+/// [`swiglu()`] and its backward.
 pub fn check_swiglu<B: KernelBackend>(on: On<'_, B>, rows: usize, width: usize) -> Vec<Deviation> {
     use swiglu::reference;
     let case = format!("[{rows}, {width}]");

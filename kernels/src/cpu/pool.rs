@@ -81,10 +81,10 @@ impl Block {
             #[cfg(target_os = "linux")]
             let map = map.inspect(|map| _ = map.advise(memmap2::Advice::HugePage));
             let mapped = map.and_then(|mut map| Some((NonNull::new(map.as_mut_ptr())?, map)));
-            return match mapped {
-                Some((pointer, map)) => Self { pointer, bytes, map: Some(map) },
-                None => handle_alloc_error(layout),
-            };
+            if let Some((pointer, map)) = mapped {
+                return Self { pointer, bytes, map: Some(map) };
+            }
+            // The program's allocator has no more, and says so in its own way.
         }
         // SAFETY: sizes are at least GRAIN.
         match NonNull::new(unsafe { alloc_zeroed(layout) }) {

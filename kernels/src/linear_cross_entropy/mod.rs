@@ -39,7 +39,7 @@ pub struct Supervised {
     pub target: usize,
 }
 
-/// What [`linear_cross_entropy`] computes.
+/// What [`linear_cross_entropy()`] computes.
 #[derive(Clone, Debug)]
 pub struct LossAndGradient<B: Backend> {
     /// f32 `[1]`: a sum, never a mean.
@@ -49,7 +49,7 @@ pub struct LossAndGradient<B: Backend> {
     pub gradient: Option<Tensor<B, 2>>,
 }
 
-/// Σ over supervised rows of −ln softmax(hidden · headᵀ)[target], and on request its gradient.
+/// Σ over supervised rows of −ln softmax(hidden · headᵀ)\[target\], and on request its gradient.
 ///
 /// # Shapes
 /// `hidden` `[tokens, hidden]`, `head` `[vocabulary, hidden]`, `targets` `[tokens]` (a token id or [`IGNORED`]).

@@ -28,7 +28,7 @@ pub struct TrainedLoss<B: Backend> {
     pub head: Tensor<B, 2>,
 }
 
-/// Σ over supervised rows of −ln softmax(hidden · headᵀ)[target], and the gradients of both.
+/// Σ over supervised rows of −ln softmax(hidden · headᵀ)\[target\], and the gradients of both.
 ///
 /// # Shapes
 /// `hidden` `[tokens, hidden]`, `head` and `sum` `[vocabulary, hidden]` in f32, `targets` `[tokens]` (a token id or

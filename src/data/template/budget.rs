@@ -16,6 +16,7 @@ use std::sync::{Arc, Weak};
 use minijinja::value::{Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
+use super::effort::{self, too_deep};
 use crate::units::Bytes;
 
 /// Bytes that one render may have built and hold. The longest conversations that are trained on have a few million, and
@@ -23,13 +24,13 @@ use crate::units::Bytes;
 pub(super) const MOST_BUILT: u64 = 128 << 20;
 
 /// What an item of a list counts, whatever it is: the value's own size, without what it shares with others.
-const ITEM: u64 = size_of::<Value>() as u64;
+pub(super) const ITEM: u64 = size_of::<Value>() as u64;
 
 /// What an entry of a dictionary counts: key, value, hash and place.
 const ENTRY: u64 = 4 * ITEM;
 
-/// Values nested deeper than this are not turned into text: the engine writes them by recursion.
-const MOST_NESTED: usize = 200;
+/// Values nested deeper than this are not gone through: the engine does that by recursion, be it to drop them.
+pub(super) const MOST_NESTED: usize = 200;
 
 /// Texts and lists of no fewer bytes are watched.
 const WATCHED: u64 = 4 << 10;
@@ -63,6 +64,7 @@ thread_local! {
 /// A render begins, or has ended: all is there again, and nothing watched.
 pub(super) fn begin() {
     HELD.with_borrow_mut(Vec::clear);
+    effort::begin();
     LEFT.set(MOST_BUILT);
     LOOK_BELOW.set(MOST_BUILT - BETWEEN_LOOKS);
 }
@@ -123,51 +125,18 @@ pub(super) fn list(what: &str, items: impl Iterator<Item = Value>, length: u64) 
 /// # Errors
 /// Not as much is left.
 pub(super) fn eager(what: &str, value: Value) -> Result<Value, Error> {
+    let is_made = || value.downcast_object_ref::<Vec<Value>>().is_some();
     match value.kind() {
         ValueKind::Iterable => list(what, value.try_iter()?, items(&value)),
+        ValueKind::Seq if !is_made() => list(what, value.try_iter()?, items(&value)),
         _ => Ok(value),
     }
-}
-
-/// Refuses a list or dictionary that is nested more deeply than any template means. The engine goes through such by
-/// recursion, and be it to drop them; a template can nest by one level with each instruction.
-///
-/// Looks at so many values that the levels which escape it cost more than a render may build.
-///
-/// # Errors
-/// It is nested too deeply.
-pub(super) fn require_shallow(value: &Value) -> Result<(), Error> {
-    const MOST_LOOKED_AT: usize = 2_000;
-    // Depth first, so that the innermost is reached before the widest is.
-    let mut pending = vec![(value.clone(), 0_usize)];
-    for _ in 0..MOST_LOOKED_AT {
-        let Some((value, depth)) = pending.pop() else { break };
-        if depth > MOST_NESTED {
-            return Err(too_deep());
-        }
-        match value.kind() {
-            ValueKind::Seq => {
-                pending.extend(value.try_iter()?.take(MOST_LOOKED_AT).map(|item| (item, depth + 1)))
-            }
-            ValueKind::Map => {
-                for key in value.try_iter()?.take(MOST_LOOKED_AT) {
-                    pending.push((value.get_item(&key)?, depth + 1));
-                }
-            }
-            _ => {}
-        }
-    }
-    Ok(())
-}
-
-fn too_deep() -> Error {
-    Error::new(ErrorKind::InvalidOperation, "a value is nested too deeply")
 }
 
 /// Takes what `what` is about to build, or refuses it. What it took.
 ///
 /// # Errors
-/// Not as much is left.
+/// Not as much is left, or too much was read.
 pub(super) fn charge(what: &str, bytes: u64) -> Result<u64, Error> {
     if LEFT.get() < LOOK_BELOW.get().max(bytes) {
         look();
@@ -176,6 +145,8 @@ pub(super) fn charge(what: &str, bytes: u64) -> Result<u64, Error> {
     if bytes > left {
         return Err(too_large(what, &Bytes(bytes).to_string()));
     }
+    // What is built is read for it.
+    effort::spend(what, bytes)?;
     LEFT.set(left - bytes);
     Ok(bytes)
 }
@@ -243,7 +214,8 @@ fn size_within(value: &Value, most: u64, depth: usize) -> u64 {
             if depth == MOST_NESTED {
                 return u64::MAX;
             }
-            let mut size = 2_u64;
+            // Brackets, and a value of its own: many that are empty take time to go through as well.
+            let mut size = 2 + 2 * ITEM;
             let Ok(items) = value.try_iter() else { return size };
             for item in items {
                 size = size.saturating_add(4).saturating_add(size_within(&item, most, depth + 1));

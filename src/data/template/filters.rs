@@ -1,20 +1,49 @@
-//! The engine's filters, tests and functions, each asking [`budget`] before it builds something. What they compute is
-//! the engine's business; here stands only how large it can become.
+//! The engine's filters, tests and functions, each asking [`budget`] before it builds something and [`effort`]
+//! before it reads. What they compute is the engine's business; here stands only how large it can become.
 
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
-use minijinja::{Environment, Error, State, filters, functions};
+use minijinja::{Environment, Error, State, filters, functions, tests};
 
 use super::budget;
+use super::effort;
 use super::namespace;
 use super::python;
 
 /// Takes what a filter needs at most, judged from its arguments, the value it is applied to first. What it took.
 pub(super) type Need = fn(what: &str, arguments: &[Value]) -> Result<u64, Error>;
 
-/// Puts the engine's filters, tests and functions that build anything behind the budget, and takes away those that
-/// show Rust's notation, which no template for Jinja2 can mean.
-pub(super) fn guard(environment: &mut Environment<'static>) {
-    let guarded: [(&'static str, Value, Need); 31] = [
+/// Offers the engine's filters, tests and functions, each behind the budget. Left out are those that show Rust's notation
+/// (`pprint`, `debug`) or come from nowhere but this engine (`chain`, `zip`): no template for Jinja2 can mean them.
+pub(super) fn offer(environment: &mut Environment<'static>) {
+    for (name, filter, need) in filters() {
+        let what = format!("the filter `{name}`");
+        environment.add_filter(name, move |state: &State<'_, '_>, arguments: Rest<Value>| {
+            effort::spend_on(&what, &arguments)?;
+            let took = need(&what, &arguments)?;
+            budget::eager(&what, budget::text(filter.call(state, &arguments)?, took))
+        });
+    }
+    for (name, test) in tests() {
+        let what = format!("the test `{name}`");
+        environment.add_test(name, move |state: &State<'_, '_>, arguments: Rest<Value>| {
+            effort::spend_on(&what, &arguments)?;
+            test.call(state, &arguments).map(|holds| holds.is_true())
+        });
+    }
+    environment.add_function("range", functions::range);
+    environment.add_function("dict", |value: Option<Value>, more: Kwargs| {
+        let entries = value.as_ref().and_then(Value::len).unwrap_or(0) + more.args().count();
+        budget::charge_entries("`dict`", entries as u64)?;
+        functions::dict(value, more)
+    });
+    environment.add_function("namespace", |defaults: Option<Value>| {
+        budget::charge_entries("`namespace`", defaults.as_ref().and_then(Value::len).unwrap_or(0) as u64)?;
+        namespace::namespace(defaults)
+    });
+}
+
+fn filters() -> [(&'static str, Value, Need); 43] {
+    [
         ("safe", Value::from_function(filters::safe), text),
         ("escape", Value::from_function(filters::escape), escaped),
         ("e", Value::from_function(filters::escape), escaped),
@@ -30,43 +59,67 @@ pub(super) fn guard(environment: &mut Environment<'static>) {
         ("indent", Value::from_function(filters::indent), indented),
         ("format", Value::from_function(filters::format), formatted),
         ("reverse", Value::from_function(filters::reverse), reversed),
-        ("dictsort", Value::from_function(filters::dictsort), pairs),
+        ("dictsort", Value::from_function(filters::dictsort), sorted),
         ("items", Value::from_function(filters::items), pairs),
-        ("groupby", Value::from_function(filters::groupby), pairs),
+        ("groupby", Value::from_function(filters::groupby), sorted),
         ("unique", Value::from_function(filters::unique), distinct),
         ("list", Value::from_function(filters::list), list),
-        ("sort", Value::from_function(filters::sort), list),
+        ("sort", Value::from_function(filters::sort), sorted),
+        ("min", Value::from_function(filters::min), extreme),
+        ("max", Value::from_function(filters::max), extreme),
         ("select", Value::from_function(filters::select), list),
         ("reject", Value::from_function(filters::reject), list),
-        ("selectattr", Value::from_function(filters::selectattr), list),
-        ("rejectattr", Value::from_function(filters::rejectattr), list),
-        ("map", Value::from_function(filters::map), list),
+        ("selectattr", Value::from_function(filters::selectattr), by_attribute),
+        ("rejectattr", Value::from_function(filters::rejectattr), by_attribute),
+        ("map", Value::from_function(filters::map), by_attribute),
         ("slice", Value::from_function(filters::slice), parts),
         ("batch", Value::from_function(filters::batch), parts),
-        ("chain", Value::from_function(filters::chain), chained),
-        ("zip", Value::from_function(filters::zip), chained),
         ("last", Value::from_function(filters::last), last),
-    ];
-    for (name, filter, need) in guarded {
-        let what = format!("the filter `{name}`");
-        environment.add_filter(name, move |state: &State<'_, '_>, arguments: Rest<Value>| {
-            let took = need(&what, &arguments)?;
-            budget::eager(&what, budget::text(filter.call(state, &arguments)?, took))
-        });
-    }
-    environment.add_test("startingwith", |value: &str, start: &str| value.starts_with(start));
-    environment.add_test("endingwith", |value: &str, end: &str| value.ends_with(end));
-    environment.add_function("dict", |value: Option<Value>, more: Kwargs| {
-        let entries = value.as_ref().and_then(Value::len).unwrap_or(0) + more.args().count();
-        budget::charge_entries("`dict`", entries as u64)?;
-        functions::dict(value, more)
-    });
-    environment.add_function("namespace", |defaults: Option<Value>| {
-        budget::charge_entries("`namespace`", defaults.as_ref().and_then(Value::len).unwrap_or(0) as u64)?;
-        namespace::namespace(defaults)
-    });
-    environment.remove_filter("pprint");
-    environment.remove_global("debug");
+        ("first", Value::from_function(filters::first), nothing),
+        ("length", Value::from_function(filters::length), nothing),
+        ("count", Value::from_function(filters::length), nothing),
+        ("default", Value::from_function(filters::default), nothing),
+        ("d", Value::from_function(filters::default), nothing),
+        ("attr", Value::from_function(filters::attr), key),
+        ("sum", Value::from_function(filters::sum), nothing),
+        ("round", Value::from_function(filters::round), nothing),
+        ("abs", Value::from_function(filters::abs), nothing),
+        ("int", Value::from_function(filters::int), nothing),
+        ("float", Value::from_function(filters::float), nothing),
+        ("bool", Value::from_function(filters::bool), nothing),
+    ]
+}
+
+/// Beside these there are `in` and the comparisons, which `operators` has, and `iterable`.
+fn tests() -> [(&'static str, Value); 25] {
+    [
+        ("defined", Value::from_function(tests::is_defined)),
+        ("undefined", Value::from_function(tests::is_undefined)),
+        ("none", Value::from_function(tests::is_none)),
+        ("safe", Value::from_function(tests::is_safe)),
+        ("escaped", Value::from_function(tests::is_safe)),
+        ("boolean", Value::from_function(tests::is_boolean)),
+        ("true", Value::from_function(tests::is_true)),
+        ("false", Value::from_function(tests::is_false)),
+        ("odd", Value::from_function(tests::is_odd)),
+        ("even", Value::from_function(tests::is_even)),
+        ("divisibleby", Value::from_function(tests::is_divisibleby)),
+        ("number", Value::from_function(tests::is_number)),
+        ("integer", Value::from_function(tests::is_integer)),
+        ("int", Value::from_function(tests::is_integer)),
+        ("float", Value::from_function(tests::is_float)),
+        ("string", Value::from_function(tests::is_string)),
+        ("sequence", Value::from_function(tests::is_sequence)),
+        ("mapping", Value::from_function(tests::is_mapping)),
+        ("lower", Value::from_function(tests::is_lower)),
+        ("upper", Value::from_function(tests::is_upper)),
+        ("sameas", Value::from_function(tests::is_sameas)),
+        ("filter", Value::from_function(tests::is_filter)),
+        ("test", Value::from_function(tests::is_test)),
+        // The engine's own write a value out to look at its ends.
+        ("startingwith", Value::from_function(|value: &str, start: &str| value.starts_with(start))),
+        ("endingwith", Value::from_function(|value: &str, end: &str| value.ends_with(end))),
+    ]
 }
 
 /// The value an argument has; nothing where it is left out.
@@ -85,6 +138,7 @@ fn text(what: &str, arguments: &[Value]) -> Result<u64, Error> {
 
 /// A character's other case has three at most, none longer than three times the first.
 pub(super) fn changed_case(what: &str, arguments: &[Value]) -> Result<u64, Error> {
+    effort::spend(what, size(arguments).saturating_mul(effort::CHARACTER))?;
     budget::charge(what, size(arguments).saturating_mul(3))
 }
 
@@ -213,6 +267,40 @@ fn list(what: &str, arguments: &[Value]) -> Result<u64, Error> {
     budget::charge_items(what, items)
 }
 
+fn nothing(_what: &str, _arguments: &[Value]) -> Result<u64, Error> {
+    Ok(0)
+}
+
+fn key(_what: &str, arguments: &[Value]) -> Result<u64, Error> {
+    argument(arguments, 1).map_or(Ok(()), effort::require_key).map(|()| 0)
+}
+
+/// The path to an attribute that a filter is told to look at: `attribute=`, or the first argument.
+fn path(arguments: &[Value]) -> Option<Value> {
+    let named =
+        arguments.last().filter(|last| last.is_kwargs()).and_then(|last| last.get_attr("attribute").ok());
+    named.filter(|path| path.as_str().is_some()).or_else(|| argument(arguments, 1).cloned())
+}
+
+/// Each comparison looks up the attribute, and goes through what it finds.
+fn sorted(what: &str, arguments: &[Value]) -> Result<u64, Error> {
+    let Some(items) = argument(arguments, 0) else { return Ok(0) };
+    let path = path(arguments);
+    effort::order(what, items, path.as_ref().and_then(Value::as_str).unwrap_or_default())?;
+    pairs(what, arguments)
+}
+
+fn extreme(what: &str, arguments: &[Value]) -> Result<u64, Error> {
+    argument(arguments, 0).map_or(Ok(()), |items| effort::order(what, items, "")).map(|()| 0)
+}
+
+fn by_attribute(what: &str, arguments: &[Value]) -> Result<u64, Error> {
+    let path = path(arguments).and_then(|path| path.as_str().map(str::len)).unwrap_or(0);
+    let items = argument(arguments, 0).map_or(0, budget::items);
+    effort::spend(what, items.saturating_mul(path as u64))?;
+    list(what, arguments)
+}
+
 fn pairs(what: &str, arguments: &[Value]) -> Result<u64, Error> {
     budget::charge_entries(what, argument(arguments, 0).map_or(0, budget::items))
 }
@@ -220,6 +308,7 @@ fn pairs(what: &str, arguments: &[Value]) -> Result<u64, Error> {
 /// What was seen already is remembered, in lower case.
 fn distinct(what: &str, arguments: &[Value]) -> Result<u64, Error> {
     let Some(value) = argument(arguments, 0) else { return Ok(0) };
+    sorted(what, arguments)?;
     budget::charge_items(what, budget::items(value).saturating_mul(4))?;
     budget::charge(what, joined_size(value, 0).saturating_mul(3))
 }
@@ -229,11 +318,6 @@ fn parts(what: &str, arguments: &[Value]) -> Result<u64, Error> {
     let items = argument(arguments, 0).map_or(0, budget::items);
     let count = argument(arguments, 1).and_then(Value::as_usize).unwrap_or(0) as u64;
     budget::charge_items(what, items.saturating_mul(4).saturating_add(count.saturating_mul(4)))
-}
-
-fn chained(what: &str, arguments: &[Value]) -> Result<u64, Error> {
-    let items = arguments.iter().map(budget::items).fold(0, u64::saturating_add);
-    budget::charge_items(what, items)
 }
 
 /// What `raise_exception` says, as far as one would read.

@@ -1,11 +1,11 @@
-//! Python's string methods, each asking `budget` first: our own where the Python-compatibility helpers of minijinja count bytes instead of characters, or
-//! differ on characters without case and on empty strings, theirs otherwise.
+//! Python's methods, each asking `budget` and `effort` first: our own where the Python-compatibility helpers of minijinja
+//! count bytes instead of characters, or differ on characters without case and on empty strings, theirs otherwise.
 
-use minijinja::value::{Value, from_args};
+use minijinja::value::{Value, ValueKind, from_args};
 use minijinja::{Error, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::{budget, filters};
+use super::{budget, effort, filters, operators};
 
 /// Calls a method that minijinja does not know by itself.
 pub(super) fn call(
@@ -15,8 +15,18 @@ pub(super) fn call(
     arguments: &[Value],
 ) -> Result<Value, Error> {
     let Some(text) = value.as_str() else {
+        match method {
+            "get" => arguments.first().map_or(Ok(()), effort::require_key)?,
+            "count" if value.kind() == ValueKind::Seq => {
+                let (sought,): (&Value,) = from_args(arguments)?;
+                return operators::found("`count`", sought, value).map(Value::from);
+            }
+            _ => {}
+        }
         return budget::eager(method, unknown_method_callback(state, value, method, arguments)?);
     };
+    effort::spend(method, read(text, method))?;
+    effort::spend_on(method, arguments)?;
     let took = charge(text, value, method, arguments)?;
     compute(state, text, value, method, arguments).map(|result| budget::text(result, took))
 }
@@ -68,6 +78,16 @@ fn compute(
             Ok(Value::from(text.strip_suffix(suffix).unwrap_or(text)))
         }
         _ => unknown_method_callback(state, value, method, arguments),
+    }
+}
+
+/// What a method reads of its text.
+fn read(text: &str, method: &str) -> u64 {
+    let length = text.len() as u64;
+    match method {
+        "startswith" | "endswith" | "removeprefix" | "removesuffix" => 0,
+        "count" | "find" | "rfind" | "replace" | "split" | "join" | "format" => length,
+        _ => length.saturating_mul(effort::CHARACTER),
     }
 }
 

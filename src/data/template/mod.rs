@@ -6,11 +6,13 @@
 //! `{% generation %}`, whose body is rendered as it stands. Two things differ, on purpose:
 //!
 //! - the clock stands still (see [`CLOCK`]), so that training sees the same bytes on every day;
-//! - a render may take no more than [`FUEL`] instructions, and no more memory than `budget` lets it have, whatever the
-//!   template does: it comes with a model, from strangers.
+//! - a render may take no more than five million instructions, no more memory than `budget` lets it have and no more time
+//!   than `effort` does, whatever the template does: it comes with a model, from strangers. Nothing of the engine is
+//!   offered to a template that does not ask them: filters, tests and functions are named one by one.
 
 mod budget;
 mod constants;
+mod effort;
 mod filters;
 mod method;
 mod namespace;
@@ -248,7 +250,7 @@ impl ChatTemplate {
 const REFUSAL: &str = "\u{1}raise_exception\u{1}";
 
 fn transformers_environment(asked_the_date: Arc<AtomicBool>) -> Environment<'static> {
-    let mut environment = Environment::new();
+    let mut environment = Environment::empty();
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_fuel(Some(FUEL));
     environment.set_debug(false);
@@ -263,7 +265,7 @@ fn transformers_environment(asked_the_date: Arc<AtomicBool>) -> Environment<'sta
             None => write(&python::str_of(value)?),
         }
     });
-    filters::guard(&mut environment);
+    filters::offer(&mut environment);
     operators::add_to(&mut environment);
     environment.add_filter("tojson", python::tojson);
     environment.add_filter("string", |value: &Value| python::str_of(value));

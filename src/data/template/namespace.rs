@@ -11,17 +11,32 @@ use std::sync::{Arc, Mutex, PoisonError};
 use minijinja::value::{Enumerator, Object, Value};
 use minijinja::{Error, ErrorKind};
 
-use super::budget;
+use super::effort;
 
 thread_local! {
     /// Those of the render under way.
     static MADE: RefCell<Vec<Arc<Namespace>>> = const { RefCell::new(Vec::new()) };
 }
 
+/// Names that a namespace may have. Asking whether it is empty goes through all of them.
+const MOST_NAMES: usize = 1_000;
+
 #[derive(Debug, Default)]
 struct Namespace(Mutex<BTreeMap<Arc<str>, Value>>);
 
 impl Namespace {
+    /// # Errors
+    /// It has as many names as it may.
+    fn insert(&self, name: &str, value: Value) -> Result<(), Error> {
+        let mut values = self.values();
+        if values.len() >= MOST_NAMES && !values.contains_key(name) {
+            let text = format!("a namespace holds no more than {MOST_NAMES} names");
+            return Err(Error::new(ErrorKind::InvalidOperation, text));
+        }
+        values.insert(name.into(), value);
+        Ok(())
+    }
+
     fn values(&self) -> std::sync::MutexGuard<'_, BTreeMap<Arc<str>, Value>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -40,7 +55,7 @@ impl Object for Namespace {
 /// A namespace with the entries of a dictionary or of keyword arguments.
 ///
 /// # Errors
-/// `defaults` is neither.
+/// `defaults` is neither, or more than a namespace holds.
 pub(super) fn namespace(defaults: Option<Value>) -> Result<Value, Error> {
     let made = Arc::new(Namespace::default());
     if let Some(defaults) = defaults {
@@ -53,7 +68,7 @@ pub(super) fn namespace(defaults: Option<Value>) -> Result<Value, Error> {
         })?;
         for (key, value) in pairs {
             if let Some(key) = key.as_str() {
-                made.values().insert(key.into(), value);
+                made.insert(key, value)?;
             }
         }
     }
@@ -64,7 +79,7 @@ pub(super) fn namespace(defaults: Option<Value>) -> Result<Value, Error> {
 /// `{% set namespace.name = value %}`.
 ///
 /// # Errors
-/// It is no namespace, or the value is nested too deeply.
+/// It is no namespace, or the value is more than one may keep.
 pub(super) fn set(value: Value, namespace: &Value, name: &str) -> Result<(), Error> {
     let Some(namespace) = namespace.downcast_object_ref::<Namespace>() else {
         let text = format!("can only assign to namespaces, not {}", namespace.kind());
@@ -72,10 +87,9 @@ pub(super) fn set(value: Value, namespace: &Value, name: &str) -> Result<(), Err
     };
     // What holds a namespace may hold itself, and has no depth.
     if value.downcast_object_ref::<Namespace>().is_none() {
-        budget::require_shallow(&value)?;
+        effort::require_plain("a namespace", &value)?;
     }
-    namespace.values().insert(name.into(), value);
-    Ok(())
+    namespace.insert(name, value)
 }
 
 /// Empties all namespaces of the render that is over.

@@ -1,4 +1,5 @@
-//! The operators of a template that can build something large, each asking [`budget`] first. `program` puts a call of
+//! The operators of a template that can build something large or read a lot, each asking [`budget`] or [`effort`]
+//! first. `program` puts a call of
 //! one of these in the place of the engine's own instruction; what is computed stays the engine's business.
 
 use std::collections::BTreeMap;
@@ -8,6 +9,7 @@ use minijinja::value::{ObjectRepr, Rest, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 
 use super::budget::{self, Text};
+use super::effort;
 use super::namespace;
 use super::python;
 
@@ -20,9 +22,32 @@ pub(super) const IN: &str = "operator in";
 pub(super) const JOIN_LISTS: &str = "operator *arguments";
 pub(super) const OF_LENGTH: &str = "operator a, b =";
 pub(super) const SET_ATTRIBUTE: &str = "operator a.b =";
-pub(super) const SHALLOW: &str = "operator =";
+pub(super) const EQUAL: &str = "operator ==";
+pub(super) const UNEQUAL: &str = "operator !=";
+pub(super) const LESS: &str = "operator <";
+pub(super) const AT_MOST: &str = "operator <=";
+pub(super) const GREATER: &str = "operator >";
+pub(super) const AT_LEAST: &str = "operator >=";
+pub(super) const COMPARED: &str = "operator a < b <";
+pub(super) const ITEM: &str = "operator []";
+pub(super) const DICTIONARY: &str = "operator {}";
+pub(super) const LOOP_OVER: &str = "operator for";
+pub(super) const STORE: &str = "operator =";
 pub(super) const CHANGED: &str = "operator changed";
 pub(super) const OTHER_TEMPLATE: &str = "operator include";
+
+/// What tells whether two values stand to each other as an operator wants.
+type Holds = fn(&Value, &Value) -> bool;
+
+/// The comparisons: as it is written, its name here, the tests that ask the same, and what it computes.
+const COMPARISONS: [(&str, &str, &[&str], Holds); 6] = [
+    ("`==`", EQUAL, &["eq", "equalto", "=="], |left, right| left == right),
+    ("`!=`", UNEQUAL, &["ne", "!="], |left, right| left != right),
+    ("`<`", LESS, &["lt", "lessthan", "<"], |left, right| left < right),
+    ("`<=`", AT_MOST, &["le", "<="], |left, right| left <= right),
+    ("`>`", GREATER, &["gt", "greaterthan", ">"], |left, right| left > right),
+    ("`>=`", AT_LEAST, &["ge", ">="], |left, right| left >= right),
+];
 
 /// Adds the operators to an environment.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
@@ -36,7 +61,27 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
     environment.add_function(SET_ATTRIBUTE, |value: Value, target: &Value, name: &str| {
         namespace::set(value, target, name)
     });
-    environment.add_function(SHALLOW, |value: Value| budget::require_shallow(&value).map(|()| value));
+    for (sign, name, tests, holds) in COMPARISONS {
+        let compare = move |left: &Value, right: &Value| {
+            effort::compare(sign, left, right)?;
+            Ok::<bool, Error>(holds(left, right))
+        };
+        environment.add_function(name, compare);
+        for test in tests {
+            environment.add_test(*test, compare);
+        }
+    }
+    environment.add_function(COMPARED, |pair: Value| {
+        effort::compare("a comparison", &pair.get_item_by_index(0)?, &pair.get_item_by_index(1)?)?;
+        Ok::<Value, Error>(pair)
+    });
+    environment.add_function(ITEM, item);
+    environment.add_function(DICTIONARY, dictionary);
+    environment.add_function(LOOP_OVER, |value: Value| {
+        let text = value.as_str().map_or(0, str::len);
+        effort::spend("`for`", text as u64).map(|()| value)
+    });
+    environment.add_function(STORE, |value: Value| effort::whole("a variable", &value).map(|_| value));
     environment.add_function(CHANGED, changed);
     environment.add_function(OTHER_TEMPLATE, other_template);
     environment.add_test(
@@ -151,6 +196,7 @@ fn is_container(value: &Value) -> bool {
 }
 
 fn contains(state: &State<'_, '_>, value: &Value, container: &Value) -> Result<Value, Error> {
+    effort::spend_on("`in`", std::slice::from_ref(container))?;
     let contained = match (container.as_str(), container.as_object()) {
         (Some(text), _) => match value.as_str() {
             Some(part) => text.contains(part),
@@ -161,15 +207,48 @@ fn contains(state: &State<'_, '_>, value: &Value, container: &Value) -> Result<V
             }
         },
         (None, Some(object)) => match object.repr() {
-            ObjectRepr::Map => object.get_value(value).is_some(),
-            ObjectRepr::Seq | ObjectRepr::Iterable => {
-                object.try_iter().is_some_and(|mut items| items.any(|item| item == *value))
+            ObjectRepr::Map => {
+                effort::require_key(value)?;
+                object.get_value(value).is_some()
             }
+            ObjectRepr::Seq | ObjectRepr::Iterable => found("`in`", value, container)? > 0,
             _ => false,
         },
         (None, None) => return original(state, Instruction::In, &[value, container]),
     };
     Ok(Value::from(contained))
+}
+
+/// How many items of a list are equal to a value.
+///
+/// # Errors
+/// Comparing with them goes through more than a render may.
+pub(super) fn found(what: &str, value: &Value, list: &Value) -> Result<usize, Error> {
+    let mut found = 0;
+    for item in list.try_iter()? {
+        effort::compare(what, &item, value)?;
+        found += usize::from(item == *value);
+    }
+    Ok(found)
+}
+
+/// `container[key]`.
+fn item(container: &Value, key: &Value) -> Result<Value, Error> {
+    effort::require_key(key)?;
+    // The characters of a text are counted one by one.
+    effort::spend("`[]`", container.as_str().map_or(0, str::len) as u64)?;
+    container.get_item(key)
+}
+
+/// A dictionary of a list of keys, each before its value.
+fn dictionary(entries: &Value) -> Result<Value, Error> {
+    let mut entries = entries.try_iter()?;
+    let mut pairs = Vec::new();
+    while let (Some(key), Some(value)) = (entries.next(), entries.next()) {
+        effort::require_key(&key)?;
+        pairs.push((key, value));
+    }
+    Ok(pairs.into_iter().collect())
 }
 
 /// The lists behind `*` in a call, and the arguments between them, as one list.

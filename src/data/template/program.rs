@@ -1,8 +1,9 @@
-//! A template compiled so that it asks [`budget`] before it builds anything. Knows the engine's instructions; the
+//! A template compiled so that it asks [`budget`] before it builds anything, and
+//! [`effort`](super::effort) before it goes through anything. Knows the engine's instructions; the
 //! environment they run in is the caller's.
 //!
-//! The engine's compiler makes the instructions. Of these, the ones that make a value larger than its parts are then
-//! replaced by calls of [`operators`], and raw text is written as any other value is, past the caller's formatter.
+//! The engine's compiler makes the instructions. Of these, the ones that make a value larger than its parts, or read
+//! all of one, are then replaced by calls of [`operators`], and raw text is written as any other value is, past the caller's formatter.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -132,9 +133,22 @@ fn replacement<'source>(
             call(operators::OF_LENGTH, 2),
             Instruction::UnpackList(*wanted),
         ],
-        // A variable may hold its own last value; nothing else that is set nests anything.
-        Instruction::StoreLocal(_) if before.is_some_and(nests) => {
-            vec![call(operators::SHALLOW, 1), instruction.clone()]
+        Instruction::Eq => vec![call(operators::EQUAL, 2)],
+        Instruction::Ne => vec![call(operators::UNEQUAL, 2)],
+        Instruction::Lt => vec![call(operators::LESS, 2)],
+        Instruction::Lte => vec![call(operators::AT_MOST, 2)],
+        Instruction::Gt => vec![call(operators::GREATER, 2)],
+        Instruction::Gte => vec![call(operators::AT_LEAST, 2)],
+        Instruction::GetItem => vec![call(operators::ITEM, 2)],
+        Instruction::BuildMap(entries) => {
+            vec![Instruction::BuildList(Some(entries * 2)), call(operators::DICTIONARY, 1)]
+        }
+        Instruction::PushLoop(_) | Instruction::FastRecurse => {
+            vec![call(operators::LOOP_OVER, 1), instruction.clone()]
+        }
+        // A variable may hold its own last value. An item of a list that is gone through does not.
+        Instruction::StoreLocal(_) if !matches!(before, Some(Instruction::Iterate(_))) => {
+            vec![call(operators::STORE, 1), instruction.clone()]
         }
         Instruction::SetAttr(name) => vec![
             Instruction::LoadConst(Value::from(*name)),
@@ -151,23 +165,15 @@ fn replacement<'source>(
         Instruction::CompareAndPreserve(operator) if format!("{operator:?}").ends_with("In") => {
             return Err(Error::new(ErrorKind::SyntaxError, "`in` cannot be chained with another comparison"));
         }
+        Instruction::CompareAndPreserve(_) => vec![
+            Instruction::BuildList(Some(2)),
+            call(operators::COMPARED, 1),
+            Instruction::UnpackList(2),
+            Instruction::Swap,
+            instruction.clone(),
+        ],
         other => vec![other.clone()],
     })
-}
-
-/// Whether an instruction can leave a list or dictionary that was not there before.
-fn nests(instruction: &Instruction<'_>) -> bool {
-    matches!(
-        instruction,
-        Instruction::BuildList(_)
-            | Instruction::BuildMap(_)
-            | Instruction::CallFunction(..)
-            | Instruction::CallMethod(..)
-            | Instruction::CallObject(_)
-            | Instruction::ApplyFilter(..)
-            | Instruction::Add
-            | Instruction::Mul
-    )
 }
 
 /// Replaces each instruction by its [`replacement`], and lets jumps lead where they led.

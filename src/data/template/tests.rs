@@ -322,6 +322,14 @@ fn rewritten_instructions_do_what_they_did() {
             "a-b ['A', 'B'] 2 3",
         ),
         (
+            "{% set a = 2 %}{{ 1 < a < 3 }} {{ 1 < a > 5 }} {{ [1] == [a - 1] }} {{ a != 2 }} {{ a >= 2 }} {{ [1, 2] | select('eq', a) | list }}",
+            "True False True False True [2]",
+        ),
+        (
+            "{% set a = 'k' %}{{ {a: 1, 'b': [2]} }} {{ {a: 1}['k'] }} {{ 'abc'[-1] }} {{ [1, 2][a | length] }} {{ {a: 1}.get('x', 3) }} {{ [1, 2, 1].count(1) }}",
+            "{'k': 1, 'b': [2]} 1 c 2 3 2",
+        ),
+        (
             "{{ '%s is %d' | format('x', 3) }} {{ '{} {x}'.format(1, x=2) }} {{ {'b': 1} | items | list }}",
             "x is 3 1 2 [['b', 1]]",
         ),

@@ -1,0 +1,47 @@
+//! The system's allocator for programs that have something to say when memory is out. Decides nothing: what is said, and
+//! how the program ends, is the program's business.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+
+/// Allocates as the system does; where that fails, calls a function that does not return.
+///
+/// A program makes it its `#[global_allocator]`. Without it, Rust ends the program as if it had crashed.
+#[derive(Debug)]
+pub struct Allocator {
+    out_of_memory: fn(usize) -> !,
+}
+
+impl Allocator {
+    /// `out_of_memory` is told how many bytes could not be had. It must not allocate: more would not be had either.
+    pub const fn new(out_of_memory: fn(usize) -> !) -> Allocator {
+        Allocator { out_of_memory }
+    }
+
+    fn checked(&self, memory: *mut u8, bytes: usize) -> *mut u8 {
+        if memory.is_null() { (self.out_of_memory)(bytes) } else { memory }
+    }
+}
+
+// SAFETY: all is left to the system's allocator, whose memory is handed on as it is. What is called where there is none
+// does not return, and by its contract does not allocate.
+unsafe impl GlobalAlloc for Allocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: the caller keeps to the contract of `GlobalAlloc::alloc`, which is the system's.
+        self.checked(unsafe { System.alloc(layout) }, layout.size())
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        // SAFETY: as above.
+        self.checked(unsafe { System.alloc_zeroed(layout) }, layout.size())
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the memory came from the system's allocator with this layout.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
+        // SAFETY: the memory came from the system's allocator with this layout; `bytes` is the caller's to vouch for.
+        self.checked(unsafe { System.realloc(memory, layout, bytes) }, bytes)
+    }
+}
