@@ -88,6 +88,11 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         | run::Error::NotTheSameRun { .. }
         | run::Error::Changed { .. }
         | run::Error::Unfinished(_)
+        | run::Error::Adapter(adapter::Error::NotAnAdapter { .. })
+        | run::Error::Export(
+            export::Error::Adapter(adapter::Error::NotAnAdapter { .. })
+            | export::Error::File(files::Error::NotEmpty { .. }),
+        )
         | run::Error::Record(record::Error::Damaged { .. }) => Exit::Recipe,
         run::Error::Record(record::Error::File(files::Error::Io { action: Action::Read, .. })) => {
             Exit::Recipe

@@ -116,12 +116,12 @@ fn what_goes_wrong_is_told_to_programs() {
     let folder = folder.path();
     expect(0, folder, &["run", "small.toml"]);
     for (code, arguments, word) in [
-        (1, &["verify", "nowhere"][..], "nowhere"),
+        (2, &["verify", "nowhere"][..], "nowhere"),
         (2, &["merge", "run/adapter", "--out", "merged", "--max-shard-gb", "0"], "--max-shard-gb"),
-        (1, &["merge", "nowhere", "--out", "merged"], "nowhere"),
-        (1, &["export", "nowhere", "--for", "vllm", "--out", "out"], "nowhere"),
+        (2, &["merge", "nowhere", "--out", "merged"], "nowhere"),
+        (2, &["export", "nowhere", "--for", "vllm", "--out", "out"], "nowhere"),
         (2, &["export", "run/adapter", "--for", "vllm", "--out", "out", "--onto", "nf4"], "--onto"),
-        (1, &["export", "nowhere", "--gguf-lora", "--out", "out"], "nowhere"),
+        (2, &["export", "nowhere", "--gguf-lora", "--out", "out"], "nowhere"),
         (2, &["cp", "no-such", "copy"], "no-such"),
         (2, &["import", "nowhere.yml"], "nowhere.yml"),
         (4, &["doctor", "--device", "cuda:200"], "cuda:200"),
