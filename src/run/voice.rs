@@ -27,6 +27,7 @@ use crate::quant;
 use crate::recipe::{DeviceSpec, Recipe, RecipeFile};
 use crate::train::backward::evaluate;
 use crate::train::event::{Event, Observer};
+use crate::train::fit::FitError;
 
 /// How the base is held in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -252,7 +253,7 @@ impl Speaker {
         observer: &mut O,
         body: impl FnOnce(&mut Voice<'_>, &mut O) -> R,
     ) -> Result<R, Error> {
-        self.device.run(Speaking { speaker: self, observer, body })
+        self.device.run(Speaking { speaker: self, observer, body })?
     }
 }
 
@@ -316,7 +317,9 @@ impl<O: Observer, R, F: FnOnce(&mut Voice<'_>, &mut O) -> R> OnBackend for Speak
                 (Who::Adapted, Some(adapters)) => adapters,
                 _ => &nothing,
             };
-            Ok(evaluate(&decoder, adapters, batch)?)
+            let loss = B::read_later(evaluate(&decoder, adapters, batch)?);
+            let losses = loss.wait().map_err(FitError::Device)?;
+            Ok(losses.into_iter().map(f64::from).sum())
         };
         Ok(body(&mut Voice { answer: &mut ask, loss: &mut loss }, observer))
     }
