@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use rayon::prelude::*;
 use tune::device::Cpu;
-use tune_kernels::adamw::{AdamWConfig, Moments, Update, adamw, sum_of_squares};
+use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
@@ -511,6 +511,7 @@ fn optimizers(bench: &Bench, model: &Model) {
         };
         let (gradients, mut states): (Vec<Vec<_>>, Vec<Vec<_>>) =
             (0..count).map(|_| shapes.iter().map(one).unzip()).unzip();
+        let guard = Guard::open(1.0, &Default::default());
         move |call| {
             let slot = call % count;
             let states = &mut states[slot];
@@ -520,16 +521,16 @@ fn optimizers(bench: &Bench, model: &Model) {
                 gradient: Some(gradient.clone()),
                 moments,
             });
-            *states = adamw(updates.collect(), 1.0, &AdamWConfig::default(), 1e-4, 1 + call as u64);
+            *states = adamw(updates.collect(), &guard, &AdamWConfig::default(), 1e-4, 1 + call as u64);
         }
     });
     let work = Work { operations: 0.0, bytes: (4 * parameters) as f64 };
-    bench.line(["sum_of_squares", model.name, ""], DType::F32, work, || {
+    bench.line(["norm", model.name, ""], DType::F32, work, || {
         let count = slots(work.bytes);
         let one = |shape: &[usize; 2]| tensor(*shape, DType::F32);
         let gradients: Vec<Vec<_>> = (0..count).map(|_| shapes.iter().map(one).collect()).collect();
         move |call| {
-            black_box(sum_of_squares(&gradients[call % count].iter().collect::<Vec<_>>()));
+            black_box(norm(&gradients[call % count].iter().collect::<Vec<_>>(), &Default::default()));
         }
     });
 }

@@ -162,6 +162,36 @@ fn only_device_names_a_concrete_backend() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// Where numbers are brought back from a device: nobody else may make the host wait for it.
+const READERS: [&str; 7] = [
+    "adapter/lora.rs",
+    "export/check.rs",
+    "generate/decode.rs",
+    "run/voice.rs",
+    "train/fit.rs",
+    "train/optimizer.rs",
+    "train/state.rs",
+];
+
+#[test]
+fn few_files_read_tensors_back() {
+    let mut faults = Vec::new();
+    for path in sources(&root().join("src")) {
+        let is_reader = READERS.iter().any(|reader| path.ends_with(reader));
+        if is_test(&path) || is_reader || room_of(&path).is_some_and(|room| room == "data") {
+            continue;
+        }
+        for (number, line) in code(&fs::read_to_string(&path).unwrap()) {
+            let banned = ["into_data(", "to_data(", "into_scalar(", "read_later("];
+            let own = line.contains("gradient.read_later()");
+            if !own && banned.iter().any(|word| line.contains(word)) {
+                faults.push(format!("{}:{number}: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
 #[test]
 fn only_hub_opens_the_network() {
     let mut faults = Vec::new();

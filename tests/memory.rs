@@ -24,7 +24,7 @@ fn measured(arguments: &[&str]) -> Value {
 /// A process of its own for each, so that each has a peak of its own.
 #[test]
 fn the_measured_peak_is_within_a_tenth_of_the_plan() {
-    let shape = ["--shape", "stories-15m", "--steps", "2"];
+    let shape = ["--shape", "stories-15m", "--steps", "2", "--device", "cpu"];
     for more in [
         ["--micro-batch-size", "4", "--seq-len", "256", "--compute-dtype", "bf16"],
         ["--micro-batch-size", "4", "--seq-len", "256", "--compute-dtype", "f32"],
@@ -40,6 +40,40 @@ fn the_measured_peak_is_within_a_tenth_of_the_plan() {
         println!("{more:?}: {peak} measured, {planned} planned");
         assert!((0.9..1.1).contains(&(peak / planned)), "{more:?}: {peak} measured, {planned} planned");
         assert!(report["loss"].as_f64().unwrap().is_finite());
+    }
+}
+
+/// The same on a GPU, of what tensors hold; and a buffer that was taken is used again: no later step takes another.
+#[cfg(feature = "vulkan")]
+#[test]
+fn the_measured_peak_on_vulkan_is_within_a_tenth_of_the_plan() {
+    if let Err(why) = tune_kernels::gpu::wgpu_devices() {
+        println!("skipped: {why}; {}", why.help());
+        return;
+    }
+    for (dtype, tokens) in [("f32", "128"), ("f16", "256")] {
+        let number = |report: &Value, key: &str| report[key].as_f64().unwrap();
+        let [report, longer] = ["1", "4"].map(|steps| {
+            let shape = ["--shape", "stories-15m", "--micro-batch-size", "1", "--seq-len", tokens];
+            let how = ["--device", "vulkan", "--compute-dtype", dtype, "--steps", steps];
+            measured(&[&shape[..], &how[..]].concat())
+        });
+        let (peak, planned) = (number(&report, "device_peak_bytes"), number(&report, "planned_memory_bytes"));
+        println!("{dtype}: {peak} measured, {planned} planned");
+        assert!((0.9..1.1).contains(&(peak / planned)), "{dtype}: {peak} measured, {planned} planned");
+        // Between steps: weights in allocations of their own size, adapters and optimizer.
+        let terms = report["plan"].as_array().unwrap().iter();
+        let stays = ["packed weights", "scales", "dense weights", "adapters", "optimizer"];
+        let stays = terms.filter(|term| stays.contains(&term["name"].as_str().unwrap()));
+        let stays: f64 = stays.map(|term| number(term, "bytes")).sum();
+        let held = number(&report, "device_memory_bytes");
+        assert!(
+            (0.98..1.02).contains(&(held / stays)),
+            "{dtype}: {held} held between steps, {stays} planned"
+        );
+        for key in ["device_peak_bytes", "device_memory_bytes", "device_reserved_bytes"] {
+            assert_eq!(report[key], longer[key], "{dtype}: {key}");
+        }
     }
 }
 
@@ -110,7 +144,7 @@ fn later_steps_take_no_memory_of_their_own() {
     };
     let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
     let mut held = Held::default();
-    bench(subject, Options { steps: 6, warmup: 0 }, &environment, &mut held).unwrap();
+    bench(subject, Options { steps: 6, warmup: 0, profile: None }, &environment, &mut held).unwrap();
     let held = held.0;
     println!("bytes in the pool after each step: {held:?}");
     assert!(held[1] > 1 << 20 && held[5] <= held[1] + held[1] / 50, "{held:?}");

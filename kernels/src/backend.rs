@@ -1,9 +1,11 @@
 //! The trait a backend implements to run the ops of this crate: one method per op, and one per backward.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 
-use crate::adamw::{AdamWConfig, Moments, Update};
+use crate::adamw::{AdamWConfig, Guard, Moments, Update};
 use crate::attention::{AttentionBackward, AttentionOptions};
 use crate::column_scale;
 use crate::linear::{FrozenWeight, Linear, LinearBackward, LinearGradients, Projected};
@@ -11,6 +13,38 @@ use crate::linear_cross_entropy::{LossAndGradient, Supervised};
 use crate::memory::DeviceMemory;
 use crate::nf4::Nf4Weight;
 use crate::rope::{Direction, RotaryTable};
+
+/// Numbers that are on their way from the device.
+pub struct Reading(Box<dyn FnOnce() -> Result<Vec<f32>, String>>);
+
+/// [`Reading`]s made by this process.
+static READINGS: AtomicU64 = AtomicU64::new(0);
+
+/// How often this process asked a device for numbers, with [`KernelBackend::read_later`].
+pub fn readings() -> u64 {
+    READINGS.load(Ordering::Relaxed)
+}
+
+impl Reading {
+    pub(crate) fn new(read: impl FnOnce() -> Result<Vec<f32>, String> + 'static) -> Self {
+        READINGS.fetch_add(1, Ordering::Relaxed);
+        Self(Box::new(read))
+    }
+
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// What went wrong on the device, in its own words.
+    pub fn wait(self) -> Result<Vec<f32>, String> {
+        (self.0)()
+    }
+}
+
+impl std::fmt::Debug for Reading {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Reading")
+    }
+}
 
 /// A backend the ops run on. Callers use the functions of the op modules, which check shapes; the methods here rely
 /// on that.
@@ -98,14 +132,22 @@ pub trait KernelBackend: Backend {
     /// [`crate::adamw::adamw`].
     fn adamw(
         updates: Vec<Update<Self>>,
-        gradient_factor: f32,
+        guard: &Guard<Self>,
         config: &AdamWConfig,
         learning_rate: f64,
         step: u64,
     ) -> Vec<(Tensor<Self, 2>, Moments<Self>)>;
 
-    /// [`crate::adamw::sum_of_squares`].
-    fn sum_of_squares(tensors: &[&Tensor<Self, 2>]) -> f64;
+    /// [`crate::adamw::norm`] of one tensor at least.
+    fn norm(tensors: &[&Tensor<Self, 2>]) -> Tensor<Self, 1>;
+
+    /// Has the device hand out a few f32 numbers when it comes to them, and waits for none of its work. Whatever is
+    /// launched after this call runs behind it.
+    fn read_later(numbers: Tensor<Self, 1>) -> Reading {
+        let data = numbers.try_into_data().map_err(|error| format!("{error:?}"));
+        let numbers = data.and_then(|data| data.into_vec::<f32>().map_err(|error| format!("{error:?}")));
+        Reading::new(move || numbers)
+    }
 
     /// [`Nf4Weight::dequantize`]: f32 `[out, in]`.
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2>;
@@ -118,5 +160,11 @@ pub trait KernelBackend: Backend {
     /// What the calling thread's tensors take on `device`; `None` where they lie in the process's own memory.
     fn device_memory(_device: &Self::Device) -> Option<DeviceMemory> {
         None
+    }
+
+    /// Does `work` and tells the most that [`Self::device_memory`] was in it. Slower than the work alone: every buffer that
+    /// an op takes is counted.
+    fn peak_memory<T>(work: impl FnOnce() -> T) -> (T, Option<DeviceMemory>) {
+        (work(), None)
     }
 }

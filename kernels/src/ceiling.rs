@@ -1,14 +1,18 @@
-//! What the machine can multiply at most: the microkernel alone, on operands that never leave the first-level cache.
+//! What the machine can multiply at most: the roof that products are measured against.
 //!
-//! The roof that products are measured against. Nothing is packed, unpacked or stored meanwhile.
+//! On the processor the microkernel alone, on operands that never leave the first-level cache: nothing is packed,
+//! unpacked or stored meanwhile. On a GPU the plain product of dense square matrices, as large as it needs to be at its
+//! best.
 
 use std::time::{Duration, Instant};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Distribution, Tensor};
 
+use crate::KernelBackend;
 use crate::cpu::matmul;
 use crate::cpu::parallel;
 use crate::cpu::scalar::with_float;
+use crate::linear::{FrozenWeight, Linear, linear};
 
 /// Floating-point operations per second (a multiply-add is two) of the microkernel for `dtype`, on all threads
 /// together, on the instruction set in use. The best of several runs within `time`.
@@ -31,6 +35,48 @@ pub fn matmul_flops(dtype: DType, time: Duration) -> f64 {
             operations.into_inner() as f64
         });
         best = best.max(flops / round.elapsed().as_secs_f64());
+    }
+    best
+}
+
+/// The side of the largest matrices that a device's ceiling is measured with.
+const LARGEST: usize = 8192;
+
+/// Floating-point operations per second of [`linear`] over a dense square weight in `dtype` on a GPU: of the size that
+/// runs fastest, among those that `time` is enough for. `None` when the device fails.
+pub fn device_matmul_flops<B: KernelBackend>(
+    device: &B::Device,
+    dtype: DType,
+    time: Duration,
+) -> Option<f64> {
+    let mut best = None;
+    let mut side = 512;
+    while side <= LARGEST {
+        let random = || Tensor::<B, 2>::random([side, side], Distribution::Default, (device, dtype));
+        let (x, weight) = (random(), FrozenWeight::Dense(random()));
+        let product = || drop(linear(&x, &[Linear { weight: &weight, bias: None, lora: None }], None));
+        // Compiles, and chooses.
+        product();
+        B::sync(device).ok()?;
+        let mut products = 1_u32;
+        let round = loop {
+            let began = Instant::now();
+            (0..products).for_each(|_| product());
+            B::sync(device).ok()?;
+            let took = began.elapsed();
+            // Long enough for the clock, and for launches not to count.
+            if took * 4 >= time {
+                break took;
+            }
+            products *= 2;
+        };
+        let flops = f64::from(products) * 2.0 * (side as f64).powi(3) / round.as_secs_f64();
+        best = Some(best.map_or(flops, |best: f64| best.max(flops)));
+        // The next one takes eight times as long.
+        if round > 2 * time && products == 1 {
+            break;
+        }
+        side *= 2;
     }
     best
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 use burn_flex::Flex;
 
-use crate::adamw::{AdamWConfig, Moments, Update};
+use crate::adamw::{AdamWConfig, Guard, Moments, Update};
 use crate::attention::{AttentionBackward, AttentionOptions};
 use crate::backend::KernelBackend;
 use crate::cpu::parallel;
@@ -102,16 +102,16 @@ impl KernelBackend for Flex {
 
     fn adamw(
         updates: Vec<Update<Self>>,
-        gradient_factor: f32,
+        guard: &Guard<Self>,
         config: &AdamWConfig,
         learning_rate: f64,
         step: u64,
     ) -> Vec<(Tensor<Self, 2>, Moments<Self>)> {
-        adamw::cpu::update(updates, gradient_factor, config, learning_rate, step)
+        adamw::cpu::update(updates, guard, config, learning_rate, step)
     }
 
-    fn sum_of_squares(tensors: &[&Tensor<Self, 2>]) -> f64 {
-        tensors.iter().map(|tensor| adamw::cpu::sum_of_squares(tensor)).sum()
+    fn norm(tensors: &[&Tensor<Self, 2>]) -> Tensor<Self, 1> {
+        adamw::cpu::norm(tensors)
     }
 
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2> {

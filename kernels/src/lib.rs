@@ -12,7 +12,7 @@
 //! | [`attention`] | causal, grouped-query, per document, sliding window |
 //! | [`column_scale`] | a factor for each column: DoRA's magnitudes |
 //! | [`linear_cross_entropy`] | output head and loss, never all logits |
-//! | [`adamw`] | the optimizer's update, and the sum of squares for clipping |
+//! | [`adamw`] | the optimizer's update, and the norm for clipping |
 //! | [`ggml`] | weights coded in the block formats of GGUF files |
 //!
 //! In each, `mod.rs` states formula and shapes, `reference.rs` is the slow oracle that judges the others, and
@@ -42,6 +42,6 @@ pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
 
-pub use backend::KernelBackend;
+pub use backend::{KernelBackend, Reading};
 pub use cpu::isa;
 pub use cpu::pool;

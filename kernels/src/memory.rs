@@ -19,6 +19,14 @@ pub struct DeviceMemory {
     pub reserved: u64,
 }
 
+impl DeviceMemory {
+    /// The larger of each.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self { in_use: self.in_use.max(other.in_use), reserved: self.reserved.max(other.reserved) }
+    }
+}
+
 /// Bytes that one value of a packed operand takes, for products of `dtype` on the instruction set in use.
 pub fn packed_value_bytes(dtype: DType) -> u64 {
     with_float!(dtype, T => 4 / Kernels::of::<T>().element().indices() as u64)

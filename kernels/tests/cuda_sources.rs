@@ -9,7 +9,8 @@ mod runtime;
 
 use burn::tensor::{DType, Int, Tensor, TensorData};
 use runtime::{ARCHITECTURE, Compiled, LAUNCHED};
-use tune_kernels::adamw::{AdamWConfig, Moments, Update, adamw, sum_of_squares};
+use tune_kernels::KernelBackend;
+use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
@@ -123,14 +124,18 @@ fn every_kernel_becomes_cuda() {
     let parameter = zeros([16, 512], DType::F32);
     let moments = Moments::zeros_like(&parameter);
     let update = Update { gradient: Some(parameter.clone()), parameter, moments };
-    adamw(vec![update], 1.0, &AdamWConfig::default(), 1e-4, 1);
+    let norm = norm(&[&zeros([16, 512], DType::F32)], &Default::default());
+    let guard = Guard { numbers: norm.clone(), scale: 1.0, max_norm: 1.0 };
+    adamw(vec![update], &guard, &AdamWConfig::default(), 1e-4, 1);
 
-    // Reads back, so that everything before it has been launched.
-    sum_of_squares(&[&zeros([16, 512], DType::F32)]);
+    // Everything before it has been launched. This runtime computes nothing.
+    let _nothing = Compiled::read_later(norm).wait();
     let launched = LAUNCHED.lock().expect("nothing panicked while it was held").take();
     let launched = launched.expect("kernels were launched");
     assert!(launched.refused.is_empty(), "refused: {:#?}", launched.refused);
-    for name in ["matmul", "rms_norm", "attention", "cross_entropy", "adamw", "sum_of_squares"] {
+    for name in
+        ["matmul", "rms_norm", "attention", "cross_entropy", "adamw", "factor", "sum_of_squares", "root"]
+    {
         let found = launched.sources.keys().any(|key| key.contains(name));
         assert!(found, "no kernel of {name}");
     }

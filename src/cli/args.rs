@@ -238,6 +238,9 @@ pub struct BenchArguments {
     /// Steps before those
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     pub warmup: usize,
+    /// Times every kernel of a GPU by itself, which makes each wait for the one before
+    #[arg(long)]
+    pub profile: bool,
     /// Tells how long so many tokens would take
     #[arg(long, default_value_t = 1_000_000, value_name = "COUNT")]
     pub tokens: u64,

@@ -4,9 +4,10 @@ use std::io::{self, Write};
 
 use super::args::BenchArguments;
 use super::console::Console;
-use super::environment::{Signals, hub_cache};
+use super::environment::{Signals, hub_cache, profile_file};
 use super::exit::Exit;
 use super::style::{STRONG, paint};
+use crate::device::KernelTime;
 use crate::recipe::{DeviceSpec, RecipeFile};
 use crate::run::bench::{Options, Report, Subject, bench as measure};
 use crate::run::{self, Environment};
@@ -35,7 +36,8 @@ pub(super) fn bench(arguments: &BenchArguments, console: &mut Console<'_>) -> io
     let stop = || signals.raised();
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
-    let options = Options { steps: arguments.steps, warmup: arguments.warmup };
+    let profile = arguments.profile.then(profile_file);
+    let options = Options { steps: arguments.steps, warmup: arguments.warmup, profile: profile.as_deref() };
     match measure(subject, options, &environment, &mut Silent) {
         Ok(report) => {
             console.event("result", &report);
@@ -69,11 +71,11 @@ fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
     )?;
     line(
         "compute",
-        match report.ceiling_flops {
-            Some(_) => {
+        match report.device.as_str() {
+            "cpu" => {
                 format!("{} on {} threads, {}", report.compute_dtype, report.threads, report.instruction_set)
             }
-            None => format!("{} on {}", report.compute_dtype, report.device),
+            device => format!("{} on {device}", report.compute_dtype),
         },
     )?;
     line(
@@ -94,9 +96,12 @@ fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
         line(
             "ceiling",
             format!(
-                "{:.0} GFLOP/s of the microkernel alone; the step reaches {:.0} % of it, counting 4 operations a weight \
-                 and token",
+                "{:.0} GFLOP/s of {}; the step reaches {:.0} % of it, counting 4 operations a weight and token",
                 ceiling / 1e9,
+                match report.device.as_str() {
+                    "cpu" => "the microkernel alone",
+                    _ => "a plain product of large matrices",
+                },
                 100.0 * share
             ),
         )?;
@@ -109,17 +114,54 @@ fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
     let peak = report.peak_memory_bytes.map_or("unknown".to_owned(), |peak| Bytes(peak).to_string());
     match report.device_memory_bytes.zip(report.device_reserved_bytes) {
         None => line("memory", format!("{peak} at its peak, {planned} planned{again}"))?,
-        Some((held, reserved)) => line(
-            "memory",
-            format!(
-                "{} reserved on the device, {} held between steps, {planned} planned{again}; {peak} of the process",
-                Bytes(reserved),
-                Bytes(held)
-            ),
-        )?,
+        Some((between, reserved)) => {
+            let held = match report.device_peak_bytes {
+                Some(peak) => format!("{} held at the peak of a step", Bytes(peak)),
+                None => format!("{} held between steps", Bytes(between)),
+            };
+            let reserved = Bytes(reserved);
+            line(
+                "memory",
+                format!(
+                    "{held}, {planned} planned{again}; {reserved} reserved on the device, {peak} of the process"
+                ),
+            )?;
+        }
     }
-    let time = tokens as f64 / report.tokens_per_second;
-    line("time", format!("{} tokens would take {}", Grouped(tokens), duration(time)))
+    match &report.kernels {
+        None => {
+            let time = tokens as f64 / report.tokens_per_second;
+            line("time", format!("{} tokens would take {}", Grouped(tokens), duration(time)))
+        }
+        Some(kernels) => show_kernels(report, kernels, out),
+    }
+}
+
+/// What a step's kernels took, the longest first, and what they could not go below.
+fn show_kernels(report: &Report, kernels: &[KernelTime], out: &mut dyn Write) -> io::Result<()> {
+    let steps = report.steps as f64;
+    let all: f64 = kernels.iter().map(|kernel| kernel.seconds).sum();
+    writeln!(out, "\nEvery kernel was waited for: a step is faster without `--profile`. Of one step:\n")?;
+    let head = format!("{:>10}  {:>6}  {:>9}  kernel", "ms", "share", "launches");
+    writeln!(out, "{}", paint(STRONG, head))?;
+    let mut row = |seconds: f64, launches: f64, name: &str| {
+        let share = 100.0 * seconds / all.max(f64::MIN_POSITIVE);
+        writeln!(out, "{:>10.3}  {share:>4.1} %  {:>9.1}  {name}", 1e3 * seconds / steps, launches / steps)
+    };
+    for KernelTime { name, launches, seconds } in kernels {
+        row(*seconds, *launches as f64, name)?;
+    }
+    row(all, kernels.iter().map(|kernel| kernel.launches as f64).sum(), "all")?;
+    if let Some(floor) = report.floor_seconds {
+        let share = 100.0 * floor / (all / steps).max(f64::MIN_POSITIVE);
+        writeln!(
+            out,
+            "{:>10.3}  {share:>4.1} %  {:>9}  floor: the products with frozen weights at the ceiling",
+            1e3 * floor,
+            ""
+        )?;
+    }
+    Ok(())
 }
 
 /// Seconds as people say them.

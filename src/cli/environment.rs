@@ -43,6 +43,11 @@ pub(super) fn kernel_cache() -> Option<PathBuf> {
     Some(folder)
 }
 
+/// The file that kernels are timed into, of this process alone.
+pub(super) fn profile_file() -> PathBuf {
+    env::temp_dir().join(format!("tune-profile-{}.txt", std::process::id()))
+}
+
 /// The hub's address.
 pub(super) fn hub_endpoint() -> String {
     env::var("HF_ENDPOINT").ok().filter(|text| !text.is_empty()).unwrap_or("https://huggingface.co".into())

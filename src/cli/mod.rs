@@ -54,7 +54,11 @@ pub fn main() -> ExitCode {
             return exit.into();
         }
     };
-    device::configure(environment::kernel_cache().as_deref());
+    let profile = match &arguments.command {
+        Command::Bench(arguments) if arguments.profile => Some(environment::profile_file()),
+        _ => None,
+    };
+    device::configure(environment::kernel_cache().as_deref(), profile.as_deref());
     let mut out = anstream::stdout().lock();
     let exit = match dispatch(&arguments.command, &mut out).and_then(|exit| out.flush().map(|()| exit)) {
         Ok(exit) => exit,
@@ -65,6 +69,10 @@ pub fn main() -> ExitCode {
             Exit::Other
         }
     };
+    if let Some(profile) = profile {
+        // Without a GPU nobody has written it.
+        let _ = std::fs::remove_file(profile);
+    }
     exit.into()
 }
 

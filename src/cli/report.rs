@@ -85,6 +85,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         | run::Error::Choice(_)
         | run::Error::Dtype { .. }
         | run::Error::UnknownShape(_)
+        | run::Error::NoProfile
         | run::Error::NotTheSameRun { .. }
         | run::Error::Changed { .. }
         | run::Error::Unfinished(_)

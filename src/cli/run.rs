@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &RunArguments, console: &mut Console<'_>) -> io::Re
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
     let RunArguments { overwrite, resume, accept_changes, fit, .. } = *arguments;
-    let options = Options { overwrite, resume, accept_changes, fit };
+    let options = Options { overwrite, resume, accept_changes, fit, ..Options::default() };
     let outcome = match arguments.tensorboard {
         false => run::fine_tune(file, &environment, options, console),
         true => {

@@ -9,6 +9,7 @@ mod discovery;
 
 use std::path::Path;
 
+use serde::Serialize;
 use tune_kernels::KernelBackend;
 use tune_kernels::isa::InstructionSet;
 
@@ -38,6 +39,16 @@ pub struct Device {
     notes: Vec<String>,
 }
 
+/// A device gave up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{device} failed: {message}")]
+pub struct Failed {
+    /// Which one.
+    pub device: String,
+    /// What its runtime says.
+    pub message: String,
+}
+
 /// Something to be done on whichever backend a device has.
 pub trait OnBackend {
     /// What comes of it.
@@ -48,12 +59,58 @@ pub trait OnBackend {
 }
 
 /// Sets the GPU runtimes up, before any device is started: kernels that were compiled once are kept in the folder
-/// `cache`. Nothing to do in a build for the processor alone.
-pub fn configure(cache: Option<&Path>) {
+/// `cache`; with the file `profile` every launch of a kernel is timed by itself ([`Profiler`]), which is slow. Nothing to
+/// do in a build for the processor alone.
+pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
     #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
-    tune_kernels::gpu::configure(cache);
+    tune_kernels::gpu::configure(cache, profile);
     #[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
-    let _ = cache;
+    let _ = (cache, profile);
+}
+
+/// What one kernel did on a GPU.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct KernelTime {
+    /// Its name in the source.
+    pub name: String,
+    /// How often it was launched.
+    pub launches: u64,
+    /// What all launches took, by the device's clock.
+    pub seconds: f64,
+}
+
+/// The file that kernels are timed into, as [`configure`] was told.
+#[derive(Debug)]
+pub struct Profiler {
+    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+    profile: tune_kernels::gpu::Profile,
+}
+
+impl Profiler {
+    /// Of that file.
+    pub fn new(file: &Path) -> Self {
+        let _ = file;
+        Self {
+            #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+            profile: tune_kernels::gpu::Profile::new(file),
+        }
+    }
+
+    /// What ran since the last call, once the device has been waited for.
+    ///
+    /// # Errors
+    /// The times cannot be read.
+    pub fn take(&mut self) -> std::io::Result<Vec<KernelTime>> {
+        #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+        let kernels = self.profile.take()?.into_iter().map(|kernel| KernelTime {
+            name: kernel.name,
+            launches: kernel.launches,
+            seconds: kernel.time.as_secs_f64(),
+        });
+        #[cfg(not(any(feature = "cuda", feature = "vulkan", feature = "metal")))]
+        let kernels = std::iter::empty();
+        Ok(kernels.collect())
+    }
 }
 
 impl Device {
@@ -144,13 +201,27 @@ impl Device {
     }
 
     /// Runs `work` on the backend of this device.
-    pub fn run<W: OnBackend>(&self, work: W) -> W::Output {
+    ///
+    /// # Errors
+    /// [`Failed`]: the device gave up under way, out of memory for one.
+    pub fn run<W: OnBackend>(&self, work: W) -> Result<W::Output, Failed> {
         match &self.handle {
-            Handle::Cpu => work.call::<Cpu>(&Default::default()),
+            Handle::Cpu => Ok(work.call::<Cpu>(&Default::default())),
             #[cfg(feature = "cuda")]
-            Handle::Cuda(device) => work.call::<tune_kernels::gpu::Cuda>(device),
+            Handle::Cuda(device) => self.guarded(|| work.call::<tune_kernels::gpu::Cuda>(device)),
             #[cfg(any(feature = "vulkan", feature = "metal"))]
-            Handle::Wgpu(device) => work.call::<tune_kernels::gpu::Wgpu>(device),
+            Handle::Wgpu(device) => self.guarded(|| work.call::<tune_kernels::gpu::Wgpu>(device)),
         }
+    }
+
+    /// Does `work` on a GPU. The runtimes' answer to a device that gives up is to panic, here or in a thread of theirs,
+    /// whose end then is a panic here; `work` and its tensors are dropped, and the device is not used again.
+    #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+    fn guarded<T>(&self, work: impl FnOnce() -> T) -> Result<T, Failed> {
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        done.map_err(|panic| Failed {
+            device: self.name(),
+            message: tune_kernels::check::panic_message(panic.as_ref()),
+        })
     }
 }

@@ -130,7 +130,7 @@ impl Merge {
     ) -> Result<Outcome, Error> {
         keep_sources(out, &[self.plan.adapter.folder(), self.plan.base.folder.root()])?;
         let work = Merging { merge: self, out, progress, stop: environment.stop };
-        Ok(Device::choose(device)?.run(work)?)
+        Ok(Device::choose(device)?.run(work)??)
     }
 }
 

@@ -3,6 +3,7 @@
 //! The steps are those of training, on the same code: forward, backward, clipping, update. The tokens are random; with a
 //! shape by name the weights are too, and no file is read.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Tensor};
@@ -20,14 +21,14 @@ use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
 use crate::adapter::whole::Whole;
 use crate::data::batch::MicroBatch;
-use crate::device::{Device, OnBackend};
+use crate::device::{Device, KernelTime, OnBackend, Profiler};
 use crate::model::{Decoder, DecoderSpec, FloatDtype, load, random, shapes};
 use crate::quant;
 use crate::recipe::{DeviceSpec, RecipeFile};
 use crate::train::backward::{Gradients, Pass, forward_backward};
 use crate::train::event::{Event, Observer};
 use crate::train::memory::{self, Plan, Workload};
-use crate::train::optimizer::{Gradient, Optimizer, global_norm};
+use crate::train::optimizer::{Found, Gradient, Numbers, Optimizer};
 
 /// How long the ceiling is measured.
 const CEILING_TIME: Duration = Duration::from_millis(600);
@@ -55,7 +56,10 @@ pub enum Subject {
 
 /// How it is benched.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct Options<'a> {
+    /// The file that kernels of a GPU are timed into, as [`crate::device::configure`] was told: each launch is then waited
+    /// for, and no speed means anything.
+    pub profile: Option<&'a Path>,
     /// Steps that are timed.
     pub steps: usize,
     /// Steps before those.
@@ -93,14 +97,17 @@ pub struct Report {
     pub step_seconds: Vec<f64>,
     /// Seconds until the weights were there.
     pub load_seconds: f64,
-    /// Operations per second of the processor's microkernel alone, on all threads: what no step can exceed.
+    /// Operations per second of the processor's microkernel alone, on all threads, which no step can exceed; on a GPU of the
+    /// plain product of large square matrices.
     pub ceiling_flops: Option<f64>,
     /// Share of it that the median step reached, counting four operations per frozen weight and token.
     pub share_of_ceiling: Option<f64>,
     /// Largest resident memory of the process.
     pub peak_memory_bytes: Option<u64>,
-    /// The most that a device with memory of its own was seen to hold for tensors.
+    /// The most that a device with memory of its own was seen to hold for tensors between two steps.
     pub device_memory_bytes: Option<u64>,
+    /// The most that it held at one time of a step; not known of a profile.
+    pub device_peak_bytes: Option<u64>,
     /// The most that was taken from it.
     pub device_reserved_bytes: Option<u64>,
     /// What was planned.
@@ -109,6 +116,13 @@ pub struct Report {
     pub plan: Vec<memory::Term>,
     /// Layers whose forward pass was run again.
     pub recomputed_layers: usize,
+    /// With a profile: what each kernel took over all timed steps, the longest first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kernels: Option<Vec<KernelTime>>,
+    /// With a profile: what the products of one step with frozen weights take at the ceiling, those of layers that are run
+    /// forward twice included; nothing can be faster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub floor_seconds: Option<f64>,
     /// Loss of the last step, to see that it is one.
     pub loss: f64,
 }
@@ -119,11 +133,10 @@ pub struct Report {
 /// [`Error`]: a recipe that cannot be opened, a shape without that name, a plan that does not fit.
 pub fn bench(
     subject: Subject,
-    options: Options,
+    options: Options<'_>,
     environment: &Environment<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Report, Error> {
-    let program = memory::resident_bytes().unwrap_or(0);
     let work = match subject {
         Subject::Recipe(file) => {
             let opened = open(*file, environment)?;
@@ -144,7 +157,8 @@ pub fn bench(
                 budget: recipe.train.memory_budget,
                 dtype,
                 opened: Some(opened),
-                program,
+                // With what looking for devices loaded.
+                program: memory::resident_bytes().unwrap_or(0),
                 options,
                 environment,
                 observer,
@@ -177,14 +191,15 @@ pub fn bench(
                 budget: None,
                 dtype,
                 opened: None,
-                program,
+                // With what looking for devices loaded.
+                program: memory::resident_bytes().unwrap_or(0),
                 options,
                 environment,
                 observer,
             }
         }
     };
-    work.device.clone().run(work)
+    work.device.clone().run(work)?
 }
 
 struct Work<'a> {
@@ -203,7 +218,7 @@ struct Work<'a> {
     wholes: Vec<Whole>,
     opened: Option<Opened>,
     program: u64,
-    options: Options,
+    options: Options<'a>,
     environment: &'a Environment<'a>,
     observer: &'a mut dyn Observer,
 }
@@ -212,9 +227,15 @@ impl OnBackend for Work<'_> {
     type Output = Result<Report, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Options { steps, warmup } = self.options;
+        let Options { steps, warmup, profile } = self.options;
         let tokens = self.documents as u64 * self.seq_len as u64;
         let on_device = self.device.has_own_memory();
+        if profile.is_some() && !on_device {
+            return Err(Error::NoProfile);
+        }
+        let mut profiler = profile.map(Profiler::new);
+        // What compiles and is tried out is no part of a step.
+        let warmup = if profile.is_some() { warmup.max(1) } else { warmup };
         let workload = Workload {
             spec: &self.spec,
             quantization: self.quantization,
@@ -241,50 +262,87 @@ impl OnBackend for Work<'_> {
         decoder.init_wholes(&mut adapters);
         decoder.init_magnitudes(&mut adapters);
         let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);
+        let supervised = batch.supervised_tokens * self.accumulation as u64;
         let mut seconds = Vec::with_capacity(steps);
         let mut loss = f64::NAN;
-        let mut device_memory = None;
-        let supervised = batch.supervised_tokens * self.accumulation as u64;
-        for step in 0..warmup + steps {
+        // As in training: a step of a GPU is launched before the numbers of the one before are read.
+        let mut launched: Option<Numbers> = None;
+        let mut since = Instant::now();
+        let mut learn = |launched: Option<Numbers>| {
+            let Some(numbers) = launched else { return Ok(()) };
+            let found = numbers.wait();
+            let found =
+                found.map_err(|message| Error::DeviceFailed { device: self.device.name(), message })?;
+            if let Found::Finite { nll, .. } = found {
+                loss = nll / supervised.max(1) as f64;
+            }
+            let now = Instant::now();
+            seconds.push(now.duration_since(std::mem::replace(&mut since, now)).as_secs_f64());
+            Ok::<(), Error>(())
+        };
+        let mut device_memory: Option<DeviceMemory> = None;
+        let mut peak = None;
+        // A step counts as done when the next one is launched: behind the last one comes one more, whose memory is watched.
+        let behind = usize::from(on_device && profile.is_none());
+        for step in 0..warmup + steps + behind {
             if (self.environment.stop)() {
                 return Err(Error::Stopped);
             }
-            let began = Instant::now();
-            let mut gradients = Gradients::new(self.spec.layers);
-            let mut sum = 0.0;
-            for micro_batch in 0..self.accumulation {
-                let dropout = DropoutStep { seed: 0, step: step as u64 + 1, micro_batch: micro_batch as u32 };
-                let pass = Pass { dropout, keep: plan.kept_layers };
-                sum += forward_backward(&decoder, &adapters, &batch, pass, &mut gradients)?;
+            if let Some(profiler) = profiler.as_mut().filter(|_| step == warmup) {
+                self.times::<B>(profiler, device)?;
             }
-            let scale = 1.0 / supervised.max(1) as f64;
-            let values = gradients.by_parameter(&adapters);
-            drop(gradients);
-            let norm = scale * global_norm(&values);
-            optimizer.step(&mut adapters, Gradient { values, scale, norm }, 1e-4, 1.0)?;
-            loss = sum * scale;
-            // A GPU is still at the update.
-            if let Err(error) = B::sync(device) {
-                return Err(Error::DeviceFailed { device: self.device.name(), message: error.to_string() });
+            let gradient = || {
+                let mut gradients = Gradients::new(self.spec.layers);
+                let mut losses = Vec::with_capacity(self.accumulation);
+                for micro_batch in 0..self.accumulation {
+                    let dropout =
+                        DropoutStep { seed: 0, step: step as u64 + 1, micro_batch: micro_batch as u32 };
+                    let pass = Pass { dropout, keep: plan.kept_layers };
+                    losses.push(forward_backward(&decoder, &adapters, &batch, pass, &mut gradients)?);
+                }
+                let scale = 1.0 / supervised.max(1) as f64;
+                let values = gradients.by_parameter(&adapters);
+                drop(gradients);
+                Ok::<_, Error>(Gradient::new(losses, values, scale, device))
+            };
+            let gradient = if step < warmup + steps {
+                gradient()?
+            } else {
+                let (gradient, most) = B::peak_memory(gradient);
+                peak = most;
+                gradient?
+            };
+            let numbers = gradient.read_later();
+            optimizer.step(&mut adapters, gradient, step as u64 + 1, 1e-4, 1.0)?;
+            learn(launched.replace(numbers))?;
+            // With a profile every kernel is waited for anyway.
+            if behind == 0 {
+                learn(launched.take())?;
             }
             if let Some(now) = B::device_memory(device) {
-                let most: &mut DeviceMemory = device_memory.get_or_insert_default();
-                most.in_use = most.in_use.max(now.in_use);
-                most.reserved = most.reserved.max(now.reserved);
-            }
-            if step >= warmup {
-                seconds.push(began.elapsed().as_secs_f64());
+                device_memory = Some(device_memory.unwrap_or_default().max(now));
             }
             self.observer.observe(&Event::Step { step: step as u64 + 1, logged: None });
         }
+        learn(launched)?;
+        let kernels = match &mut profiler {
+            Some(profiler) => Some(self.times::<B>(profiler, device)?),
+            None => None,
+        };
+        seconds.drain(..warmup.min(seconds.len()));
+        seconds.truncate(steps);
         let peak_memory_bytes = memory::peak_resident_bytes();
-        let ceiling_flops =
-            (!on_device).then(|| ceiling::matmul_flops(load::burn_dtype(self.dtype), CEILING_TIME));
+        let dtype = load::burn_dtype(self.dtype);
+        let ceiling_flops = match on_device {
+            false => Some(ceiling::matmul_flops(dtype, CEILING_TIME)),
+            true => ceiling::device_matmul_flops::<B>(device, dtype, CEILING_TIME),
+        };
         let tokens_per_step = tokens * self.accumulation as u64;
         let mut sorted = seconds.clone();
         sorted.sort_by(f64::total_cmp);
         let rate = |seconds: Option<&f64>| tokens_per_step as f64 / seconds.copied().unwrap_or(f64::NAN);
         let tokens_per_second = rate(sorted.get(sorted.len() / 2));
+        let (plan_layers, kept_layers) = (plan.layers, plan.kept_layers);
         Ok(Report {
             parameters: self.spec.parameters(),
             trainable_parameters: adapters.count(),
@@ -304,10 +362,17 @@ impl OnBackend for Work<'_> {
                 .map(|ceiling| tokens_per_second * 4.0 * multiplied_weights(&self.spec) as f64 / ceiling),
             peak_memory_bytes,
             device_memory_bytes: device_memory.map(|memory| memory.in_use),
+            device_peak_bytes: peak.map(|memory| memory.in_use),
             device_reserved_bytes: device_memory.map(|memory| memory.reserved),
             planned_memory_bytes: plan.total(),
-            recomputed_layers: plan.layers - plan.kept_layers,
+            recomputed_layers: plan_layers - kept_layers,
             plan: plan.terms,
+            floor_seconds: kernels.is_some().then_some(ceiling_flops).flatten().map(|ceiling| {
+                let again =
+                    self.spec.layers.min(plan_layers - kept_layers) as u64 * layer_weights(&self.spec);
+                tokens_per_step as f64 * (4 * multiplied_weights(&self.spec) + 2 * again) as f64 / ceiling
+            }),
+            kernels,
             loss,
             model: self.model,
         })
@@ -316,12 +381,27 @@ impl OnBackend for Work<'_> {
 
 /// Frozen weights that every token is multiplied by: all projections and the output head.
 fn multiplied_weights(spec: &DecoderSpec) -> u64 {
-    let projection = |projection| spec.projection_shape(projection).iter().product::<usize>();
-    let layer: usize = Projection::ALL.into_iter().map(projection).sum();
-    (spec.layers * layer + spec.vocab_size * spec.hidden_size) as u64
+    spec.layers as u64 * layer_weights(spec) + (spec.vocab_size * spec.hidden_size) as u64
+}
+
+/// Those of one layer.
+fn layer_weights(spec: &DecoderSpec) -> u64 {
+    let projection = |projection| spec.projection_shape(projection).iter().product::<usize>() as u64;
+    Projection::ALL.into_iter().map(projection).sum()
 }
 
 impl Work<'_> {
+    /// What each kernel took since the last call.
+    fn times<B: KernelBackend>(
+        &self,
+        profiler: &mut Profiler,
+        device: &B::Device,
+    ) -> Result<Vec<KernelTime>, Error> {
+        let failed = |message| Error::DeviceFailed { device: self.device.name(), message };
+        B::sync(device).map_err(|error| failed(error.to_string()))?;
+        profiler.take().map_err(|error| failed(error.to_string()))
+    }
+
     fn decoder<B: KernelBackend>(&self, device: &B::Device) -> Result<Decoder<B>, Error> {
         match &self.opened {
             None => Ok(random::decoder(&self.spec, self.quantization, self.dtype, device)),

@@ -185,7 +185,7 @@ fn try_out(device: &Device, stop: &dyn Fn() -> bool) -> Result<Tried, Error> {
         device: device.id().to_string(),
         dtypes: device.dtypes().iter().map(|dtype| dtype.name()).collect(),
         fault: None,
-        ops: device.run(Checks { dtypes: device.dtypes(), room, stop })?,
+        ops: device.run(Checks { dtypes: device.dtypes(), room, stop })??,
     })
 }
 

@@ -44,6 +44,9 @@ pub struct Options {
     pub resume: bool,
     /// Go on although recipe, base or data are not what the run was begun with.
     pub accept_changes: bool,
+    /// Learn the numbers of a step only when the next is launched, as on a GPU, on the processor too, where it gains
+    /// nothing: the run comes out the same.
+    pub runs_ahead: bool,
     /// Let micro-batches be as large as memory allows, optimizer steps staying what they are.
     pub fit: bool,
 }
@@ -213,7 +216,7 @@ fn train(
     };
     let plan = plan::plan(&opened, &device, dtype, extent.largest_micro_batch)?;
     let (opened, inputs) = (&opened, &inputs);
-    device.run(Training {
+    let outcome = device.run(Training {
         opened,
         environment,
         inputs,
@@ -226,8 +229,10 @@ fn train(
         compute,
         dtype,
         plan,
+        runs_ahead: options.runs_ahead || device.has_own_memory(),
         observer,
-    })
+    });
+    outcome?
 }
 
 /// Everything that training needs, on its way to a backend.
@@ -245,6 +250,7 @@ struct Training<'a> {
     compute: String,
     dtype: FloatDtype,
     plan: Plan,
+    runs_ahead: bool,
     observer: &'a mut dyn Observer,
 }
 
@@ -330,6 +336,7 @@ impl OnBackend for Training<'_> {
             clock: self.clock,
             place: &place,
             kept_layers: self.plan.kept_layers,
+            runs_ahead: self.runs_ahead,
         };
         let steps = corpus.steps(&self.batching, position.state.cursor)?;
         let summary = match fit.run(&mut adapters, &mut optimizer, position, steps, observer) {

@@ -26,7 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use fine_tune::{Options, Outcome, fine_tune};
 
-use crate::device::{Device, Unavailable};
+use crate::device::{Device, Failed, Unavailable};
 use crate::model::FloatDtype;
 use crate::train::divergence::Fault;
 use crate::train::fit::FitError;
@@ -113,6 +113,9 @@ pub enum Error {
     /// The device that is asked for cannot be used.
     #[error(transparent)]
     Device(#[from] Unavailable),
+    /// Times by kernel are a GPU's.
+    #[error("the time of each kernel is measured on a GPU alone, by its own clock")]
+    NoProfile,
     /// The device gave up under way.
     #[error("{device} failed: {message}")]
     DeviceFailed {
@@ -208,6 +211,12 @@ fn bullets(lines: &[String]) -> String {
     lines.iter().map(|line| format!("\n  - {line}")).collect()
 }
 
+impl From<Failed> for Error {
+    fn from(Failed { device, message }: Failed) -> Self {
+        Self::DeviceFailed { device, message }
+    }
+}
+
 impl From<FitError> for Error {
     fn from(error: FitError) -> Self {
         match error {
@@ -216,6 +225,7 @@ impl From<FitError> for Error {
             FitError::Checkpoint(error) => error.into(),
             FitError::Adapter(error) => error.into(),
             FitError::Model(error) => error.into(),
+            FitError::Device(message) => Self::DeviceFailed { device: "the device".to_owned(), message },
             FitError::Diverged { fault, checkpoint } => Self::Diverged { fault, checkpoint },
         }
     }

@@ -28,6 +28,7 @@ use crate::quant;
 use crate::recipe::{DeviceSpec, Recipe, RecipeFile};
 use crate::train::backward::evaluate;
 use crate::train::event::{Event, Observer};
+use crate::train::fit::FitError;
 use crate::train::memory::{Workload, resident_bytes};
 
 /// How the base is held in memory.
@@ -281,7 +282,7 @@ impl Speaker {
         body: impl FnOnce(&mut Voice<'_>, &mut O) -> R,
     ) -> Result<R, Error> {
         self.require_memory(extent)?;
-        self.device.run(Speaking { speaker: self, observer, body })
+        self.device.run(Speaking { speaker: self, observer, body })?
     }
 }
 
@@ -345,7 +346,9 @@ impl<O: Observer, R, F: FnOnce(&mut Voice<'_>, &mut O) -> R> OnBackend for Speak
                 (Who::Adapted, Some(adapters)) => adapters,
                 _ => &nothing,
             };
-            Ok(evaluate(&decoder, adapters, batch)?)
+            let loss = B::read_later(evaluate(&decoder, adapters, batch)?);
+            let losses = loss.wait().map_err(FitError::Device)?;
+            Ok(losses.into_iter().map(f64::from).sum())
         };
         Ok(body(&mut Voice { answer: &mut ask, loss: &mut loss }, observer))
     }

@@ -6,6 +6,9 @@
 //! - `"rollback"`: adapter and optimizer go back to where they were at the last multiple of `rollback_steps`; the run
 //!   goes on with the next rows, and ends when it would go back to one place more than `divergence_patience` times.
 //!
+//! On a GPU a step's numbers are read when the next step is under way. Until then the device itself sees to it that a
+//! step that is not finite updates nothing, and what was computed behind such a step is computed anew.
+//!
 //! Steps count on in either case, and so does the learning-rate schedule: a step is what was read, not what was
 //! learned. All of it follows from the recipe and the numbers alone, never from where checkpoints happen to be.
 
@@ -224,7 +227,7 @@ impl<B: KernelBackend> Snapshot<B> {
         optimizer: &mut Optimizer<B>,
     ) -> Result<(), adapter::Error> {
         adapters.update(|_| self.adapter.clone())?;
-        optimizer.restore(self.moments.clone(), self.updates);
+        optimizer.restore(self.moments.clone());
         Ok(())
     }
 }

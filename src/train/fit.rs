@@ -1,5 +1,10 @@
 //! The training loop: accumulate, clip, update, log, evaluate, save.
 //!
+//! A device with a queue of its own is never waited for in vain: a step's update is launched before anybody knows its
+//! loss, guarded on the device ([`tune_kernels::adamw::Guard`]), and its numbers are read once the next step is launched.
+//! Only what is known counts: [`State`] stands behind the last step whose numbers were read, and an evaluation, a
+//! checkpoint and the end are made when they are.
+//!
 //! Knows nothing of recipes, files of examples or devices: it is handed a decoder, adapters, a stream of optimizer
 //! steps and a folder, and tells an [`Observer`] what happens. The stream may begin anywhere: what came before is in
 //! the [`State`], and a run that was interrupted at any point ends with the same numbers as one that was not.
@@ -8,8 +13,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tune_kernels::KernelBackend;
 use tune_kernels::memory::DeviceMemory;
+use tune_kernels::{KernelBackend, Reading};
 
 use super::backward::{Gradients, Pass, evaluate, forward_backward};
 use super::budget::{Clock, Spent};
@@ -18,14 +23,14 @@ use super::event::{EvaluationReport, Event, Observer, StepReport};
 use super::folder::{FolderError, RunFolder};
 use super::memory;
 use super::metrics::Metrics;
-use super::optimizer::{Gradient, Optimizer, global_norm};
+use super::optimizer::{Found, Gradient, Numbers, Optimizer};
 use super::schedule::Schedule;
 use super::spec::Spec;
 use super::state::{Ended, Kept, State, StepResult};
 use crate::adapter;
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::checkpoint;
-use crate::data::batch::StepBatch;
+use crate::data::batch::{MicroBatch, StepBatch};
 use crate::data::corpus::ValidationStream;
 use crate::data::error::Error as DataError;
 use crate::data::example::RowId;
@@ -49,6 +54,9 @@ pub enum FitError {
     /// The adapters and their gradients do not fit together.
     #[error(transparent)]
     Adapter(#[from] adapter::Error),
+    /// The device computes no longer.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// The loss or a gradient is no longer a number. What was learned before this step is in the newest checkpoint.
     #[error("{fault}")]
     Diverged {
@@ -83,6 +91,8 @@ pub struct Fit<'a, B: KernelBackend> {
     pub place: &'a dyn Fn(RowId) -> String,
     /// How many of the top layers keep what their backward pass needs.
     pub kept_layers: usize,
+    /// The device has a queue of its own: each step is launched before the numbers of the one before are read.
+    pub runs_ahead: bool,
 }
 
 /// Where a run begins.
@@ -104,14 +114,20 @@ pub struct Summary {
     pub ended: Ended,
 }
 
-/// Loss and gradients of a step before its update.
-enum Attempt<B: KernelBackend> {
-    /// All finite: Σ nll and the gradient.
-    Finite(f64, Gradient<B>),
-    /// Not finite.
-    Diverged(Fault),
-    /// The run was asked to stop meanwhile.
-    Interrupted,
+/// A step whose update is launched, and whose numbers are not known yet.
+struct Launched {
+    batch: StepBatch,
+    learning_rate: f64,
+    numbers: Numbers,
+}
+
+/// What is known now of a step that was launched.
+#[derive(Clone, Copy, PartialEq)]
+enum Learned {
+    /// It was made, or there was none.
+    Good,
+    /// It diverged, and the run bears it: what was computed behind it is void.
+    Diverged,
 }
 
 impl<B: KernelBackend> Fit<'_, B> {
@@ -132,6 +148,8 @@ impl<B: KernelBackend> Fit<'_, B> {
             fit: self,
             adapters,
             optimizer,
+            launched: None,
+            since: Instant::now(),
             told_step: state.step,
             saved_step: (saved == Some(self.folder.checkpoint(state.step))).then_some(state.step),
             state,
@@ -147,32 +165,21 @@ impl<B: KernelBackend> Fit<'_, B> {
         }
     }
 
-    /// Loss and gradients of one optimizer step.
-    fn attempt(&self, adapters: &LoraSet<B>, batch: &StepBatch) -> Result<Attempt<B>, FitError> {
-        let diverged = |what, value| {
-            let rows = named_rows(&batch.micro_batches, self.place);
-            Attempt::Diverged(Fault { step: batch.step, what, value, rows })
-        };
-        let scale = 1.0 / batch.supervised_tokens.max(1) as f64;
+    /// The gradient of one optimizer step; `None` when the run is asked to stop meanwhile.
+    fn gradient(&self, adapters: &LoraSet<B>, batch: &StepBatch) -> Result<Option<Gradient<B>>, FitError> {
         let mut gradients = Gradients::new(self.decoder.layers().len());
-        let mut sum = 0.0;
+        let mut losses = Vec::with_capacity(batch.micro_batches.len());
         for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
             if index > 0 && (self.stop)() {
-                return Ok(Attempt::Interrupted);
+                return Ok(None);
             }
             let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
             let pass = Pass { dropout, keep: self.kept_layers };
-            sum += forward_backward(self.decoder, adapters, micro_batch, pass, &mut gradients)?;
-            if !sum.is_finite() {
-                return Ok(diverged(Quantity::Loss, sum * scale));
-            }
+            losses.push(forward_backward(self.decoder, adapters, micro_batch, pass, &mut gradients)?);
         }
-        let gradients = gradients.by_parameter(adapters);
-        let norm = scale * global_norm(&gradients);
-        if !norm.is_finite() {
-            return Ok(diverged(Quantity::GradientNorm, norm));
-        }
-        Ok(Attempt::Finite(sum, Gradient { values: gradients, scale, norm }))
+        let scale = 1.0 / batch.supervised_tokens.max(1) as f64;
+        let values = gradients.by_parameter(adapters);
+        Ok(Some(Gradient::new(losses, values, scale, self.decoder.device())))
     }
 
     fn report(&self, state: &State, pace: Pace, device: Option<DeviceMemory>) -> StepReport {
@@ -208,7 +215,11 @@ struct Running<'r, 'f, B: KernelBackend> {
     kept: Option<Snapshot<B>>,
     metrics: Metrics,
     observer: &'r mut dyn Observer,
+    /// The step whose numbers are still to be read.
+    launched: Option<Launched>,
     pace: Pace,
+    /// The moment up to which `pace` counts.
+    since: Instant,
     /// The step that the observer heard of last.
     told_step: u64,
     /// The step whose checkpoint is on disk.
@@ -226,50 +237,102 @@ impl<B: KernelBackend> Running<'_, '_, B> {
             self.keep_place();
         }
         let mut ending = self.ending(false);
+        if self.settle(ending.is_some())?.is_break() {
+            return self.stop();
+        }
         loop {
-            if self.settle(ending.is_some())?.is_break() {
-                return self.stop();
-            }
             if let Some(ended) = ending {
                 return Ok(ended);
             }
             if (self.fit.stop)() {
                 return self.stop();
             }
-            ending = match steps.next() {
-                None => Some(Ended::Done),
-                Some(batch) => {
-                    if self.step(&batch?)?.is_break() {
-                        return self.stop();
-                    }
-                    self.ending(true)
-                }
+            let next = match steps.next() {
+                None => Ok(None),
+                Some(Ok(batch)) => self.gradient(&batch).map(|gradient| Some((batch, gradient))),
+                Some(Err(error)) => Err(error.into()),
             };
+            // While the device computes that: what came of the step before. A fault of that one comes first.
+            let learned = self.learn()?;
+            self.log_if_due(false)?;
+            let Some((batch, mut gradient)) = next? else {
+                ending = Some(Ended::Done);
+                if self.settle(true)?.is_break() {
+                    return self.stop();
+                }
+                continue;
+            };
+            if learned == Learned::Diverged {
+                gradient = self.gradient(&batch)?;
+            }
+            let Some(gradient) = gradient.filter(|_| !(self.fit.stop)()) else { return self.stop() };
+            let step = batch.step;
+            self.update(batch, gradient)?;
+            ending = self.ending(true);
+            if !self.fit.runs_ahead || ending.is_some() || self.stands_still_after(step) {
+                self.learn()?;
+                if self.settle(ending.is_some())?.is_break() {
+                    return self.stop();
+                }
+            }
         }
     }
 
-    /// Why the run ends where it stands, if it does. Time counts only once a step was made, so that a run that is
-    /// resumed again and again gets on.
+    /// Why the run ends behind the last step that was launched, if it does. Time counts only once a step was made, so that
+    /// a run that is resumed again and again gets on.
     fn ending(&self, has_stepped: bool) -> Option<Ended> {
-        let is_late = || self.fit.clock.is_spent(self.state.step, has_stepped);
-        let ended = self.state.ended(&self.fit.spec.budget);
+        let (step, tokens) = match &self.launched {
+            Some(Launched { batch, .. }) => (batch.step, self.state.tokens + batch.tokens() as u64),
+            None => (self.state.step, self.state.tokens),
+        };
+        let is_late = || self.fit.clock.is_spent(step, has_stepped);
+        let ended = State::ended_at(step, self.state.total_steps, tokens, &self.fit.spec.budget);
         ended.or_else(|| is_late().then_some(Ended::Budget(Spent::Time)))
     }
 
-    /// One optimizer step. Broken off when the run is asked to stop meanwhile: nothing has then changed.
-    fn step(&mut self, batch: &StepBatch) -> Result<ControlFlow<()>, FitError> {
-        let began = Instant::now();
-        let learning_rate = self.fit.schedule.learning_rate(batch.step);
-        let attempt = self.fit.attempt(self.adapters, batch)?;
+    /// Whether something is made behind `step` that needs its numbers.
+    fn stands_still_after(&self, step: u64) -> bool {
+        let due = |every: u64| step.is_multiple_of(every.max(1));
+        due(self.fit.spec.save_steps) || (self.fit.held_out.is_some() && due(self.fit.spec.eval_steps))
+    }
+
+    /// Launches forward and backward of a step; `None` when the run is asked to stop meanwhile.
+    fn gradient(&mut self, batch: &StepBatch) -> Result<Option<Gradient<B>>, FitError> {
+        if self.launched.is_none() {
+            self.since = Instant::now();
+        }
+        let gradient = self.fit.gradient(self.adapters, batch)?;
         self.look_at_device_memory();
-        match attempt {
-            Attempt::Interrupted => return Ok(ControlFlow::Break(())),
-            Attempt::Diverged(fault) => self.bear(batch, fault)?,
-            Attempt::Finite(nll, gradient) => {
-                let grad_norm = gradient.norm;
-                let max_grad_norm = self.fit.spec.max_grad_norm;
-                self.optimizer.step(self.adapters, gradient, learning_rate, max_grad_norm)?;
-                self.state.advance(batch, StepResult { nll, grad_norm, learning_rate });
+        Ok(gradient)
+    }
+
+    /// Launches the update of a step.
+    fn update(&mut self, batch: StepBatch, gradient: Gradient<B>) -> Result<(), FitError> {
+        let learning_rate = self.fit.schedule.learning_rate(batch.step);
+        let numbers = gradient.read_later();
+        let (update, max_grad_norm) = (self.state.updates + 1, self.fit.spec.max_grad_norm);
+        self.optimizer.step(self.adapters, gradient, update, learning_rate, max_grad_norm)?;
+        self.launched = Some(Launched { batch, learning_rate, numbers });
+        Ok(())
+    }
+
+    /// Reads the numbers of the step that was launched, and counts it.
+    fn learn(&mut self) -> Result<Learned, FitError> {
+        let Some(Launched { batch, learning_rate, numbers }) = self.launched.take() else {
+            return Ok(Learned::Good);
+        };
+        let found = numbers.wait().map_err(FitError::Device)?;
+        let now = Instant::now();
+        self.pace.time += now.duration_since(std::mem::replace(&mut self.since, now));
+        self.pace.tokens += batch.tokens() as u64;
+        match found {
+            Found::Diverged(what, value) => {
+                let rows = named_rows(&batch.micro_batches, self.fit.place);
+                self.bear(&batch, Fault { step: batch.step, what, value, rows })?;
+                Ok(Learned::Diverged)
+            }
+            Found::Finite { nll, norm } => {
+                self.state.advance(&batch, StepResult { nll, grad_norm: norm, learning_rate });
                 if matches!(self.fit.spec.on_divergence, OnDivergence::Skip { .. }) {
                     self.state.divergences = 0;
                 }
@@ -277,19 +340,15 @@ impl<B: KernelBackend> Running<'_, '_, B> {
                     self.state.divergences = 0;
                     self.keep_place();
                 }
+                Ok(Learned::Good)
             }
         }
-        self.pace.time += began.elapsed();
-        self.pace.tokens += batch.tokens() as u64;
-        Ok(ControlFlow::Continue(()))
     }
 
     /// A device keeps no record of its peak.
     fn look_at_device_memory(&mut self) {
         if let Some(now) = B::device_memory(self.fit.decoder.device()) {
-            let most = self.device_memory.get_or_insert_default();
-            most.in_use = most.in_use.max(now.in_use);
-            most.reserved = most.reserved.max(now.reserved);
+            self.device_memory = Some(self.device_memory.unwrap_or_default().max(now));
         }
     }
 
@@ -332,7 +391,7 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     fn settle(&mut self, is_end: bool) -> Result<ControlFlow<()>, FitError> {
         let (spec, step) = (self.fit.spec, self.state.step);
         let due = |every: u64| step > 0 && (is_end || step.is_multiple_of(every.max(1)));
-        self.log(due(spec.logging_steps))?;
+        self.log_if_due(is_end)?;
         let evaluated = self.state.last_evaluation.as_ref().is_some_and(|last| last.step == step);
         if (step == 0 || due(spec.eval_steps)) && !evaluated && self.evaluate()?.is_break() {
             return Ok(ControlFlow::Break(()));
@@ -343,8 +402,10 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Tells of the step, and writes a line when one `is_due` and there is something to say.
-    fn log(&mut self, is_due: bool) -> Result<(), FitError> {
+    /// Tells of the step, and writes a line when one is due and there is something to say.
+    fn log_if_due(&mut self, is_end: bool) -> Result<(), FitError> {
+        let step = self.state.step;
+        let is_due = step > 0 && (is_end || step.is_multiple_of(self.fit.spec.logging_steps.max(1)));
         let report = (is_due && self.state.window.supervised_tokens > 0)
             .then(|| self.fit.report(&self.state, std::mem::take(&mut self.pace), self.device_memory));
         if let Some(report) = &report {
@@ -362,21 +423,24 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     fn evaluate(&mut self) -> Result<ControlFlow<()>, FitError> {
         let Some(held_out) = self.fit.held_out else { return Ok(ControlFlow::Continue(())) };
         let (mut sum, mut tokens, mut examples) = (0.0, 0, 0);
+        // Read when the next one is launched, as the steps are.
+        let mut launched: Option<(MicroBatch, Reading)> = None;
         for micro_batch in held_out()? {
             let micro_batch = micro_batch?;
             if (self.fit.stop)() {
                 return Ok(ControlFlow::Break(()));
             }
             self.observer.observe(&Event::Evaluating { done: examples, total: self.fit.held_out_examples });
-            sum += evaluate(self.fit.decoder, self.adapters, &micro_batch)?;
-            if !sum.is_finite() {
-                let rows = named_rows(std::slice::from_ref(&micro_batch), self.fit.place);
-                let fault = Fault { step: self.state.step, what: Quantity::HeldOutLoss, value: sum, rows };
-                return Err(FitError::Diverged { fault, checkpoint: None });
-            }
+            let loss = B::read_later(evaluate(self.fit.decoder, self.adapters, &micro_batch)?);
+            self.add_held_out(launched.take(), &mut sum)?;
             tokens += micro_batch.supervised_tokens;
             examples += micro_batch.rows.len() as u64;
+            launched = Some((micro_batch, loss));
+            if !self.fit.runs_ahead {
+                self.add_held_out(launched.take(), &mut sum)?;
+            }
         }
+        self.add_held_out(launched, &mut sum)?;
         let report = EvaluationReport {
             step: self.state.step,
             epoch: self.state.epoch,
@@ -393,6 +457,19 @@ impl<B: KernelBackend> Running<'_, '_, B> {
             self.observer.observe(&Event::Checkpoint { path, best: true });
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Adds the loss of a micro-batch to the sum of an evaluation.
+    fn add_held_out(&self, launched: Option<(MicroBatch, Reading)>, sum: &mut f64) -> Result<(), FitError> {
+        let Some((micro_batch, loss)) = launched else { return Ok(()) };
+        let losses = loss.wait().map_err(FitError::Device)?;
+        *sum += losses.into_iter().map(f64::from).sum::<f64>();
+        if sum.is_finite() {
+            return Ok(());
+        }
+        let rows = named_rows(std::slice::from_ref(&micro_batch), self.fit.place);
+        let fault = Fault { step: self.state.step, what: Quantity::HeldOutLoss, value: *sum, rows };
+        Err(FitError::Diverged { fault, checkpoint: None })
     }
 
     /// Writes the checkpoint of this step, unless it is on disk.
@@ -414,6 +491,8 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     }
 
     fn stop(&mut self) -> Result<Ended, FitError> {
+        self.learn()?;
+        self.log_if_due(false)?;
         self.save()?;
         Ok(Ended::Stopped)
     }
@@ -421,7 +500,7 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     /// Saves what was learned before `error`, and names the checkpoint of a step that diverged.
     fn keep_what_was_good(&mut self, mut error: FitError) -> FitError {
         let is_worth_saving = match &error {
-            FitError::Folder(_) | FitError::Checkpoint(_) => false,
+            FitError::Folder(_) | FitError::Checkpoint(_) | FitError::Device(_) => false,
             FitError::Diverged { fault, .. } => fault.what != Quantity::HeldOutLoss,
             FitError::Data(_) | FitError::Model(_) | FitError::Adapter(_) => true,
         };

@@ -14,7 +14,9 @@ use crate::model::load::burn_dtype;
 use crate::model::{DecoderSpec, FloatDtype};
 use crate::quant;
 
-/// What the pool may hold, over what is in use at one time: it keeps buffers of the sizes that come again.
+/// What the processor's pool may hold, over what is in use at one time: it keeps buffers of the sizes that come again. The
+/// pools of a GPU hold pages, of which some are half empty: a quarter, a sixteenth and less of its memory's quarter each,
+/// a twelfth of its memory in all. That is no term of the plan but part of what a run leaves free (`device::SHARE`).
 const POOL_SLACK: f64 = 1.125;
 
 /// Largest resident set of this process so far in bytes; `None` where the system does not tell.
@@ -193,7 +195,10 @@ impl Plan {
         let hidden = tokens * spec.hidden_size as u64 * value;
         let activations = kept * workload.tape() + inputs * hidden + 2 * hidden;
         let again = if inputs > 0 { workload.tape() } else { 0 };
-        let slack = |bytes: u64| (bytes as f64 * POOL_SLACK) as u64;
+        let slack = |bytes: u64| match workload.on_device {
+            true => bytes,
+            false => (bytes as f64 * POOL_SLACK) as u64,
+        };
         // The loss is done before the backward pass begins.
         let loss_bytes = if workload.on_device { memory::loss_bytes_on_gpu } else { memory::loss_bytes };
         let loss = loss_bytes(tokens, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype));

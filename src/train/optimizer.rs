@@ -5,24 +5,21 @@
 //! has a learning rate of its own, as in PEFT's `create_loraplus_optimizer`; clipping and schedule see both alike.
 
 use burn::tensor::Tensor;
-use tune_kernels::KernelBackend;
-use tune_kernels::adamw::{AdamWConfig, Moments, Update, adamw, sum_of_squares};
+use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
+use tune_kernels::{KernelBackend, Reading};
 
+use super::divergence::Quantity;
 use crate::adapter;
 use crate::adapter::lora::{LoraSet, Parameter};
 use crate::adapter::peft::keys::Part;
 
-/// Guards the clipping factor against a zero norm, as torch does.
-const CLIP_EPSILON: f64 = 1e-6;
-
-/// The optimizer's state: first and second moments of every adapter matrix, and the steps done.
+/// The optimizer's state: first and second moments of every adapter matrix.
 #[derive(Debug)]
 pub struct Optimizer<B: KernelBackend> {
     config: AdamWConfig,
     moments: Vec<Moments<B>>,
     /// What each parameter's learning rate is multiplied by.
     rate_factors: Vec<f64>,
-    steps: u64,
 }
 
 impl<B: KernelBackend> Optimizer<B> {
@@ -38,13 +35,12 @@ impl<B: KernelBackend> Optimizer<B> {
             Part::B | Part::Magnitude => learning_rate_ratio,
         };
         let rate_factors = adapters.parameters().iter().map(factor).collect();
-        Self { config, moments, rate_factors, steps: 0 }
+        Self { config, moments, rate_factors }
     }
 
-    /// Takes up moments saved after `steps` steps, in the order of [`LoraSet::parameters`].
-    pub fn restore(&mut self, moments: Vec<Moments<B>>, steps: u64) {
+    /// Takes up saved moments, in the order of [`LoraSet::parameters`].
+    pub fn restore(&mut self, moments: Vec<Moments<B>>) {
         self.moments = moments;
-        self.steps = steps;
     }
 
     /// The moments, in the order of [`LoraSet::parameters`].
@@ -52,8 +48,9 @@ impl<B: KernelBackend> Optimizer<B> {
         &self.moments
     }
 
-    /// Updates every matrix of `adapters` once, in one pass for each learning rate. `learning_rate` is A's;
-    /// `max_grad_norm` 0: no clipping.
+    /// Updates every matrix of `adapters` once, in one pass for each learning rate; nothing changes when loss or gradient
+    /// is not finite, which is found out on the device. `update` counts the updates made, this one included;
+    /// `learning_rate` is A's; `max_grad_norm` 0: no clipping.
     ///
     /// # Errors
     /// [`adapter::Error`] when gradients and adapters do not belong together.
@@ -61,13 +58,12 @@ impl<B: KernelBackend> Optimizer<B> {
         &mut self,
         adapters: &mut LoraSet<B>,
         gradient: Gradient<B>,
+        update: u64,
         learning_rate: f64,
         max_grad_norm: f64,
     ) -> Result<(), adapter::Error> {
-        self.steps += 1;
-        let Gradient { values, scale, norm } = gradient;
-        let clipping =
-            if max_grad_norm > 0.0 { (max_grad_norm / (norm + CLIP_EPSILON)).min(1.0) } else { 1.0 };
+        let Gradient { values, numbers, scale } = gradient;
+        let guard = Guard { numbers, scale, max_norm: max_grad_norm };
         let moments = std::mem::take(&mut self.moments);
         adapters.update(|parameters| {
             let parts = parameters.into_iter().zip(values).zip(moments);
@@ -82,11 +78,10 @@ impl<B: KernelBackend> Optimizer<B> {
                 groups[rate].0.push(index);
                 groups[rate].1.push(update);
             }
-            let gradient_factor = (scale * clipping) as f32;
             let mut updated = Vec::with_capacity(self.rate_factors.len());
             for (rate, (indices, updates)) in rates.into_iter().zip(groups) {
                 let rate = rate * learning_rate;
-                let group = adamw(updates, gradient_factor, &self.config, rate, self.steps);
+                let group = adamw(updates, &guard, &self.config, rate, update);
                 updated.extend(indices.into_iter().zip(group));
             }
             updated.sort_by_key(|(index, _)| *index);
@@ -97,19 +92,74 @@ impl<B: KernelBackend> Optimizer<B> {
     }
 }
 
-/// The gradient of an optimizer step: one over the tokens, times that of the sum over them.
+/// The gradient of an optimizer step, and whether it may be used: all of it on the device.
 #[derive(Debug)]
 pub struct Gradient<B: KernelBackend> {
-    /// Of Σ nll, one entry for each parameter; `None` counts as zero.
-    pub values: Vec<Option<Tensor<B, 2>>>,
-    /// One over the supervised tokens of the step.
-    pub scale: f64,
-    /// √ of the sum of squares of `scale · values`.
-    pub norm: f64,
+    values: Vec<Option<Tensor<B, 2>>>,
+    numbers: Tensor<B, 1>,
+    scale: f64,
 }
 
-/// √(Σ g²) over all adapter gradients.
-pub fn global_norm<B: KernelBackend>(gradients: &[Option<Tensor<B, 2>>]) -> f64 {
-    let gradients: Vec<_> = gradients.iter().flatten().collect();
-    sum_of_squares(&gradients).sqrt()
+impl<B: KernelBackend> Gradient<B> {
+    /// Of a step with `losses` `[1]`, one for each micro-batch, and the gradients of their sum, one for each parameter;
+    /// `None` counts as zero. `scale` is one over the supervised tokens.
+    pub fn new(
+        losses: Vec<Tensor<B, 1>>,
+        values: Vec<Option<Tensor<B, 2>>>,
+        scale: f64,
+        device: &B::Device,
+    ) -> Self {
+        let norm = norm(&values.iter().flatten().collect::<Vec<_>>(), device);
+        let numbers = Tensor::cat(losses.into_iter().chain([norm]).collect(), 0);
+        Self { values, numbers, scale }
+    }
+
+    /// Has the device hand out its numbers once they are there.
+    pub fn read_later(&self) -> Numbers {
+        Numbers { reading: B::read_later(self.numbers.clone()), scale: self.scale }
+    }
+}
+
+/// Losses and norm of a step, on their way from the device.
+#[derive(Debug)]
+pub struct Numbers {
+    reading: Reading,
+    scale: f64,
+}
+
+/// What came of a step, as the device's own update judged it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Found {
+    /// All is finite.
+    Finite {
+        /// Σ nll over the supervised tokens.
+        nll: f64,
+        /// Global gradient norm of the mean, before clipping.
+        norm: f64,
+    },
+    /// Something is not, and the update changed nothing.
+    Diverged(Quantity, f64),
+}
+
+impl Numbers {
+    /// Waits for them.
+    ///
+    /// # Errors
+    /// What went wrong on the device, in its own words.
+    pub fn wait(self) -> Result<Found, String> {
+        let numbers = self.reading.wait()?;
+        let Some((norm, losses)) = numbers.split_last() else { return Err("it gave no numbers".into()) };
+        let mut nll = 0.0;
+        for loss in losses {
+            nll += f64::from(*loss);
+            if !nll.is_finite() {
+                return Ok(Found::Diverged(Quantity::Loss, self.scale * nll));
+            }
+        }
+        let norm = self.scale * f64::from(*norm);
+        Ok(match norm.is_finite() {
+            true => Found::Finite { nll, norm },
+            false => Found::Diverged(Quantity::GradientNorm, norm),
+        })
+    }
 }

@@ -152,10 +152,15 @@ impl State {
 
     /// Why a run ends where it stands, whatever the time, if it does.
     pub fn ended(&self, budget: &Budget) -> Option<Ended> {
-        if self.step >= self.total_steps {
+        Self::ended_at(self.step, self.total_steps, self.tokens, budget)
+    }
+
+    /// [`Self::ended`] of a run that stands behind `step`, having read `tokens`.
+    pub(super) fn ended_at(step: u64, total_steps: u64, tokens: u64, budget: &Budget) -> Option<Ended> {
+        if step >= total_steps {
             return Some(Ended::Done);
         }
-        let is_spent = budget.max_tokens.is_some_and(|max_tokens| self.tokens >= max_tokens);
+        let is_spent = budget.max_tokens.is_some_and(|max_tokens| tokens >= max_tokens);
         is_spent.then_some(Ended::Budget(Spent::Tokens))
     }
 
@@ -291,7 +296,7 @@ impl Saved {
             return Err(self.misfit(format!("it has a tensor `{name}` that the recipe's adapter has not")));
         }
         adapters.update(|_| tensors).map_err(|error| self.misfit(error.to_string()))?;
-        optimizer.restore(moments, self.state.updates);
+        optimizer.restore(moments);
         Ok((self.state, kept))
     }
 

@@ -65,3 +65,10 @@ pub(crate) fn relative_difference(ours: &[f32], theirs: &[f32]) -> f64 {
     let difference = square(&mut ours.iter().zip(theirs).map(|(a, b)| f64::from(a - b)));
     difference / square(&mut theirs.iter().map(|&b| f64::from(b))).max(f64::MIN_POSITIVE)
 }
+
+/// The one number of a loss.
+pub(crate) fn number<B: tune_kernels::KernelBackend>(loss: burn::tensor::Tensor<B, 1>) -> f64 {
+    let numbers = B::read_later(loss).wait().unwrap();
+    assert_eq!(numbers.len(), 1);
+    f64::from(numbers[0])
+}

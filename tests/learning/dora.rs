@@ -16,7 +16,7 @@ use tune::model::{Decoder, FloatDtype, family, load};
 use tune::quant;
 use tune::train::backward::{Gradients, Pass, evaluate, forward_backward};
 
-use crate::common::{golden, relative_difference, tensors};
+use crate::common::{golden, number, relative_difference, tensors};
 use crate::gradients::micro_batch;
 
 fn decoder(folder: &Path, quantization: Option<quant::spec::Spec>) -> Decoder<Cpu> {
@@ -35,7 +35,7 @@ fn gradients(
 ) -> (f64, Vec<Vec<f32>>) {
     let mut gradients = Gradients::new(decoder.layers().len());
     let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep };
-    let sum = forward_backward(decoder, adapters, batch, pass, &mut gradients).unwrap();
+    let sum = number(forward_backward(decoder, adapters, batch, pass, &mut gradients).unwrap());
     let host = |tensor: Option<Tensor<Cpu, 2>>| tensor.unwrap().into_data().into_vec().unwrap();
     (sum, gradients.by_parameter(adapters).into_iter().map(host).collect())
 }
@@ -65,7 +65,7 @@ fn step_zero_gradients_are_those_of_peft() {
     for keep in [1, 2, 3] {
         assert_eq!(gradients(&decoder, &set, &batch, keep), (sum, gradients(&decoder, &set, &batch, 0).1));
     }
-    assert_eq!(evaluate(&decoder, &set, &batch).unwrap(), sum);
+    assert_eq!(number(evaluate(&decoder, &set, &batch).unwrap()), sum);
 }
 
 /// A set with other values.
@@ -137,7 +137,7 @@ fn gradients_are_slopes_of_the_loss() {
                 if set.parameters()[index].part != Part::Magnitude {
                     with_factors_of(&decoder, &mut moved, &set);
                 }
-                evaluate(&decoder, &moved, &batch).unwrap()
+                number(evaluate(&decoder, &moved, &batch).unwrap())
             };
             let step = 0.02 / norm.max(1.0);
             let slope = (loss(step) - loss(-step)) / (2.0 * step);

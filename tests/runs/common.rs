@@ -35,7 +35,11 @@ pub(crate) const TRAIN: &str = "epochs = 3\nmicro_batch_size = 2\ngradient_accum
 pub(crate) const GO_ON: &dyn Fn() -> bool = &|| false;
 
 pub(crate) const RESUME: Options =
-    Options { overwrite: false, resume: true, accept_changes: false, fit: false };
+    Options { overwrite: false, resume: true, accept_changes: false, runs_ahead: false, fit: false };
+
+/// As on a GPU: a step's numbers are read when the next is launched.
+pub(crate) const AHEAD: Options =
+    Options { overwrite: false, resume: false, accept_changes: false, runs_ahead: true, fit: false };
 
 impl Bench {
     pub(crate) fn new() -> Self {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tune::run::{Error, Options};
 use tune::train::event::Event;
 
-use crate::common::{Bench, GO_ON, Silent, Watch, rows};
+use crate::common::{AHEAD, Bench, GO_ON, Silent, Watch, rows};
 
 /// The largest bf16 that is finite in f16.
 const HUGE: [u8; 2] = 0x477F_u16.to_le_bytes();
@@ -165,4 +165,51 @@ fn a_held_out_loss_that_is_no_number_ends_the_run() {
         "{text}"
     );
     assert_eq!(evaluated.get(), 0);
+}
+
+/// As on a GPU, where each step is launched before the numbers of the one before are known: a step that turns out to have
+/// diverged has changed nothing, and what was computed behind it is computed anew.
+#[test]
+fn numbers_that_are_read_late_change_nothing() {
+    for policy in ["skip\"", "rollback\"\nrollback_steps = 3", "rollback\"\nrollback_steps = 100"] {
+        let mut bench = poisoned(&format!("on_divergence = \"{policy}\n"));
+        // Every step but the last is read late.
+        bench.train = bench.train.replace("save_steps = 3", "save_steps = 1000");
+        bench.run("whole");
+        bench.try_run("ahead", AHEAD, GO_ON, &mut Silent).unwrap();
+        assert!(bench.adapter("whole") == bench.adapter("ahead"), "{policy}");
+        assert_eq!(bench.metrics("whole"), bench.metrics("ahead"), "{policy}");
+        for step in [3, 4, 5, 6, 16, 17] {
+            let name = format!("stopped-{step}");
+            let reached = Cell::new(0);
+            let mut watch = Watch(|event: &Event<'_>| {
+                if let Event::Step { step, .. } = event {
+                    reached.set(*step);
+                }
+            });
+            let stopped = bench.try_run(&name, AHEAD, &|| reached.get() >= step, &mut watch).unwrap();
+            assert_eq!(stopped.steps, step, "{policy}");
+            bench.try_run(&name, Options { resume: true, ..AHEAD }, GO_ON, &mut Silent).unwrap();
+            assert!(bench.adapter("whole") == bench.adapter(&name), "{policy} stopped after {step}");
+            assert_eq!(bench.metrics("whole"), bench.metrics(&name));
+        }
+    }
+}
+
+#[test]
+fn a_run_ahead_stops_at_the_step_that_diverged() {
+    let bench = poisoned("");
+    let error = bench.try_run("run", AHEAD, GO_ON, &mut Silent).unwrap_err();
+    let Error::Diverged { fault, checkpoint } = error else { panic!("{error}") };
+    assert_eq!(fault.step, 5);
+    assert!(fault.rows.iter().any(|row| row.ends_with("rows.jsonl:10")), "{fault}");
+    assert_eq!(checkpoint, Some(bench.checkpoint("run", "step-4")));
+    assert_eq!(steps_with(&bench, "run", "loss"), [1, 2, 3, 4]);
+    // The checkpoint is that of a run that never looked ahead.
+    bench.try_run("other", Options::default(), GO_ON, &mut Silent).unwrap_err();
+    for file in ["counters.json", "state.safetensors"] {
+        let [one, other] =
+            ["run", "other"].map(|run| fs::read(bench.checkpoint(run, "step-4").join(file)).unwrap());
+        assert!(one == other, "{file}");
+    }
 }

@@ -1,9 +1,9 @@
 //! AdamW on the CPU: one pass over parameter, gradient and moments.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
 
-use super::{AdamWConfig, Factors, Moments, Update};
+use super::{AdamWConfig, CLIP_EPSILON, Factors, Guard, Moments, Update};
 use crate::cpu::scalar::{widen, with_float};
 use crate::cpu::{parallel, pool, tensor, vectorized};
 
@@ -13,12 +13,15 @@ const TASK: usize = 1 << 14;
 /// `adamw` of the CPU backend.
 pub(crate) fn update(
     updates: Vec<Update<Flex>>,
-    gradient_factor: f32,
+    guard: &Guard<Flex>,
     config: &AdamWConfig,
     learning_rate: f64,
     step: u64,
 ) -> Vec<(Tensor<Flex, 2>, Moments<Flex>)> {
-    let factors = Factors::new(config, learning_rate, step, gradient_factor);
+    let Some(factor) = gradient_factor(guard) else {
+        return updates.into_iter().map(|update| (update.parameter, update.moments)).collect();
+    };
+    let factors = Factors::new(config, learning_rate, step);
     let mut states: Vec<_> = updates
         .into_iter()
         .map(|Update { parameter, gradient, moments }| {
@@ -39,7 +42,7 @@ pub(crate) fn update(
     }
     parallel::for_each(tasks, work, |(parameter, first, second, gradient)| match gradient {
         [] => decay_run(parameter, first, second, factors),
-        gradient => update_run(parameter, first, second, gradient, factors),
+        gradient => update_run(parameter, first, second, gradient, factor, factors),
     });
     states
         .into_iter()
@@ -50,6 +53,15 @@ pub(crate) fn update(
         .collect()
 }
 
+/// What each gradient is multiplied by; `None` when nothing may change.
+fn gradient_factor(guard: &Guard<Flex>) -> Option<f32> {
+    let numbers = tensor::primitive(guard.numbers.clone());
+    let numbers = numbers.storage::<f32>();
+    let norm = guard.scale * f64::from(*numbers.last()?);
+    let clipping = if guard.max_norm > 0.0 { (guard.max_norm / (norm + CLIP_EPSILON)).min(1.0) } else { 1.0 };
+    numbers.iter().all(|number| number.is_finite()).then_some((guard.scale * clipping) as f32)
+}
+
 /// An f32 primitive to be written into.
 fn owned(tensor: Tensor<Flex, 2>) -> FlexTensor {
     assert_eq!(tensor.dtype(), DType::F32, "adamw: parameters and moments are f32");
@@ -57,9 +69,9 @@ fn owned(tensor: Tensor<Flex, 2>) -> FlexTensor {
 }
 
 vectorized! {
-    fn update_run(parameter: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32], factors: Factors) {
+    fn update_run(parameter: &mut [f32], first: &mut [f32], second: &mut [f32], gradient: &[f32], factor: f32, factors: Factors) {
         for (((p, m), v), g) in parameter.iter_mut().zip(first).zip(second).zip(gradient) {
-            let g = g * factors.gradient;
+            let g = g * factor;
             *m += factors.first * (g - *m);
             *v = *v * factors.beta_2 + factors.second * g * g;
             let denominator = v.sqrt() / factors.root_correction + factors.epsilon;
@@ -90,8 +102,14 @@ vectorized! {
     }
 }
 
-/// `sum_of_squares` of the CPU backend.
-pub(crate) fn sum_of_squares(tensor: &Tensor<Flex, 2>) -> f64 {
+/// `norm` of the CPU backend.
+pub(crate) fn norm(tensors: &[&Tensor<Flex, 2>]) -> Tensor<Flex, 1> {
+    let sum: f64 = tensors.iter().map(|tensor| sum_of_squares(tensor)).sum();
+    Tensor::from_data(TensorData::from([sum.sqrt() as f32]), (&tensors[0].device(), DType::F32))
+}
+
+/// Σ x² in f64.
+fn sum_of_squares(tensor: &Tensor<Flex, 2>) -> f64 {
     let tensor = tensor::primitive(tensor.clone());
     with_float!(tensor.dtype(), T => {
         let values = tensor.storage::<T>();

@@ -1,10 +1,12 @@
-//! AdamW on a GPU, and the sum of squares: one unit for each element, and a cube for each part of a sum.
+//! AdamW on a GPU, and the norm: one unit for each element, and a cube for each part of a sum.
+//!
+//! What gradients are multiplied by is a number on the device: negative where nothing may change.
 
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::Factors;
+use super::{CLIP_EPSILON, Factors};
 use crate::cube::reduce::cube_sum;
 use crate::cube::tensor::{array, cubes, elements, empty, in_place, units};
 
@@ -13,6 +15,7 @@ pub(crate) fn update<R: CubeRuntime>(
     parameter: CubeTensor<R>,
     gradient: Option<&CubeTensor<R>>,
     moments: [CubeTensor<R>; 2],
+    gradient_factor: &CubeTensor<R>,
     factors: Factors,
 ) -> (CubeTensor<R>, [CubeTensor<R>; 2]) {
     let [first, second] = moments;
@@ -29,11 +32,11 @@ pub(crate) fn update<R: CubeRuntime>(
             array(gradient.unwrap_or(&parameter)),
             array(&first),
             array(&second),
+            array(gradient_factor),
             array(&new),
             array(&new_first),
             array(&new_second),
             count as u32,
-            factors.gradient,
             factors.decay,
             factors.first,
             factors.beta_2,
@@ -53,11 +56,11 @@ fn adamw_kernel(
     gradient: &Array<f32>,
     first: &Array<f32>,
     second: &Array<f32>,
+    gradient_factor: &Array<f32>,
     new: &mut Array<f32>,
     new_first: &mut Array<f32>,
     new_second: &mut Array<f32>,
     count: u32,
-    gradient_factor: f32,
     decay: f32,
     one_minus_beta_1: f32,
     beta_2: f32,
@@ -70,27 +73,88 @@ fn adamw_kernel(
     if ABSOLUTE_POS >= count as usize {
         terminate!();
     }
-    let mut g = 0.0f32;
-    if comptime!(has_gradient) {
-        g = gradient[ABSOLUTE_POS] * gradient_factor;
+    let factor = gradient_factor[0];
+    let p = parameter[ABSOLUTE_POS];
+    let m = first[ABSOLUTE_POS];
+    let v = second[ABSOLUTE_POS];
+    if factor < 0.0f32 {
+        new[ABSOLUTE_POS] = p;
+        new_first[ABSOLUTE_POS] = m;
+        new_second[ABSOLUTE_POS] = v;
+    } else {
+        let mut g = 0.0f32;
+        if comptime!(has_gradient) {
+            g = gradient[ABSOLUTE_POS] * factor;
+        }
+        let m = m + one_minus_beta_1 * (g - m);
+        let v = beta_2 * v + one_minus_beta_2 * g * g;
+        let root = v.sqrt() / root_correction + epsilon;
+        new_first[ABSOLUTE_POS] = m;
+        new_second[ABSOLUTE_POS] = v;
+        new[ABSOLUTE_POS] = p * decay + step_size * m / root;
     }
-    let p = parameter[ABSOLUTE_POS] * decay;
-    let m = first[ABSOLUTE_POS] + one_minus_beta_1 * (g - first[ABSOLUTE_POS]);
-    let v = beta_2 * second[ABSOLUTE_POS] + one_minus_beta_2 * g * g;
-    let root = v.sqrt() / root_correction + epsilon;
-    new_first[ABSOLUTE_POS] = m;
-    new_second[ABSOLUTE_POS] = v;
-    new[ABSOLUTE_POS] = p + step_size * m / root;
+}
+
+/// What each gradient is multiplied by, `[1]`; negative when nothing may change.
+pub(crate) fn gradient_factor<R: CubeRuntime>(
+    numbers: &CubeTensor<R>,
+    scale: f64,
+    max_norm: f64,
+) -> CubeTensor<R> {
+    let factor = empty(numbers, &[1], burn::tensor::DType::F32);
+    // SAFETY: one unit, which reads the numbers there are and writes the one that is.
+    unsafe {
+        factor_kernel::launch_unchecked::<R>(
+            &numbers.client,
+            cubes(1),
+            CubeDim::new_1d(1),
+            array(numbers),
+            array(&factor),
+            elements(numbers) as u32,
+            scale as f32,
+            max_norm as f32,
+            CLIP_EPSILON as f32,
+        );
+    }
+    factor
+}
+
+#[cube(launch_unchecked)]
+fn factor_kernel(
+    numbers: &Array<f32>,
+    factor: &mut Array<f32>,
+    count: u32,
+    scale: f32,
+    max_norm: f32,
+    epsilon: f32,
+) {
+    // By their bits: a compiler may take comparisons to be of numbers.
+    let mut is_finite = true;
+    for index in 0..count {
+        let exponent = u32::reinterpret(numbers[index as usize]) & 0x7F80_0000u32;
+        if exponent == 0x7F80_0000u32 {
+            is_finite = false;
+        }
+    }
+    let mut found = f32::new(-1.0);
+    if is_finite {
+        found = scale;
+        if max_norm > 0.0f32 {
+            let clipping = max_norm / (scale * numbers[count as usize - 1] + epsilon);
+            found = scale * min(clipping, 1.0f32);
+        }
+    }
+    factor[0] = found;
 }
 
 /// Elements that one cube adds up.
 const PART: u32 = 16_384;
 const SUM_UNITS: u32 = 256;
 
-/// Σ x² of all tensors, in f64 over parts summed in f32; one readback.
-pub(crate) fn sum_of_squares<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> f64 {
+/// √(Σ x²) of all tensors, `[1]`: of sums over parts, all in compensated f32.
+pub(crate) fn norm<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> CubeTensor<R> {
     let parts = |tensor: &CubeTensor<R>| (elements(tensor) as u32).div_ceil(PART);
-    let Some(like) = tensors.first() else { return 0.0 };
+    let like = &tensors[0];
     let total: u32 = tensors.iter().map(parts).sum();
     let sums = empty(like, &[total as usize], burn::tensor::DType::F32);
     let mut start = 0;
@@ -111,10 +175,19 @@ pub(crate) fn sum_of_squares<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> f64 {
         }
         start += parts;
     }
-    // A device that fails gives no number, as a sum that is none does.
-    like.client.read_one(sums.handle).map_or(f64::NAN, |bytes| {
-        bytemuck::cast_slice::<u8, f32>(&bytes).iter().map(|sum| f64::from(*sum)).sum()
-    })
+    let norm = empty(like, &[1], burn::tensor::DType::F32);
+    // SAFETY: one cube, which reads the `total` sums there are.
+    unsafe {
+        root_kernel::launch_unchecked::<R>(
+            &like.client,
+            cubes(1),
+            CubeDim::new_1d(SUM_UNITS),
+            array(&sums),
+            array(&norm),
+            total,
+        );
+    }
+    norm
 }
 
 #[cube(launch_unchecked)]
@@ -124,20 +197,38 @@ fn sum_of_squares_kernel(x: &Array<f32>, sums: &mut Array<f32>, count: u32, part
     }
     let mut shared = SharedMemory::<f32>::new(256usize);
     let first = CUBE_POS as u32 * PART;
-    let end = min(first + PART, count);
-    let mut at = first + UNIT_POS;
-    // Compensated: 64 squares a unit, as exact as f32 can add them.
-    let mut sum = 0.0f32;
-    let mut lost = 0.0f32;
-    while at < end {
-        let square = x[at as usize] * x[at as usize] - lost;
-        let next = sum + square;
-        lost = (next - sum) - square;
-        sum = next;
-        at += SUM_UNITS;
-    }
+    let sum = unit_sum(x, first, min(first + PART, count), true);
     let sum = cube_sum(sum, &mut shared, SUM_UNITS);
     if UNIT_POS == 0 {
         sums[start as usize + CUBE_POS] = sum;
     }
+}
+
+#[cube(launch_unchecked)]
+fn root_kernel(sums: &Array<f32>, root: &mut Array<f32>, count: u32) {
+    let mut shared = SharedMemory::<f32>::new(256usize);
+    let sum = cube_sum(unit_sum(sums, 0u32, count, false), &mut shared, SUM_UNITS);
+    if UNIT_POS == 0 {
+        root[0] = sum.sqrt();
+    }
+}
+
+/// A unit's share of Σ x, or of Σ x², from `first` to `end`. Compensated: as exact as f32 can add.
+#[cube]
+fn unit_sum(x: &Array<f32>, first: u32, end: u32, #[comptime] squares: bool) -> f32 {
+    let mut at = first + UNIT_POS;
+    let mut sum = 0.0f32;
+    let mut lost = 0.0f32;
+    while at < end {
+        let mut value = x[at as usize];
+        if comptime!(squares) {
+            value = value * value;
+        }
+        let part = value - lost;
+        let next = sum + part;
+        lost = (next - sum) - part;
+        sum = next;
+        at += SUM_UNITS;
+    }
+    sum
 }

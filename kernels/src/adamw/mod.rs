@@ -1,4 +1,7 @@
-//! The AdamW update, as `torch.optim.AdamW` computes it, and the sum of squares that gradient clipping needs.
+//! The AdamW update, as `torch.optim.AdamW` computes it, and the norm that gradients are clipped by.
+//!
+//! Loss and norm stay on the device: the update itself looks at them, clips by the norm, and changes nothing when one of
+//! them is no finite number.
 //!
 //! ```text
 //! p ← p · (1 − η λ)
@@ -15,7 +18,7 @@ pub(crate) mod cpu;
 pub(crate) mod cube;
 pub mod reference;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::backend::KernelBackend;
 
@@ -66,19 +69,42 @@ pub struct Update<B: Backend> {
     pub moments: Moments<B>,
 }
 
-/// Updates all parameters in one pass; `step` counts from 1. Gradients are multiplied by `gradient_factor` (clipping)
-/// as they are read. In place where a tensor is held by nobody else.
+/// What a step's update hangs on, which only the device knows when the update is asked for: nobody waits for it.
+#[derive(Clone, Debug)]
+pub struct Guard<B: Backend> {
+    /// Losses of the step, and behind them [`norm`] of its gradients, `[losses + 1]`, f32. When one of them is not
+    /// finite, parameters and moments stay what they are.
+    pub numbers: Tensor<B, 1>,
+    /// What the gradients are multiplied by: one over the tokens of the step.
+    pub scale: f64,
+    /// The most that `scale` times the norm may be; gradients of a larger one are scaled down to it. 0: no limit.
+    pub max_norm: f64,
+}
+
+/// Guards the clipping factor against a zero norm, as torch does.
+pub(crate) const CLIP_EPSILON: f64 = 1e-6;
+
+impl<B: Backend> Guard<B> {
+    /// Of a step that is made whatever its gradients are, times `scale`.
+    pub fn open(scale: f64, device: &B::Device) -> Self {
+        Self { numbers: Tensor::zeros([1], (device, DType::F32)), scale, max_norm: 0.0 }
+    }
+}
+
+/// Updates all parameters in one pass; `step` counts from 1. Gradients are scaled and clipped as `guard` says while they
+/// are read, and nothing changes where it forbids. In place where a tensor is held by nobody else.
 ///
 /// # Panics
 /// If shapes differ, a dtype is not f32, or `step` is 0.
 pub fn adamw<B: KernelBackend>(
     updates: Vec<Update<B>>,
-    gradient_factor: f32,
+    guard: &Guard<B>,
     config: &AdamWConfig,
     learning_rate: f64,
     step: u64,
 ) -> Vec<(Tensor<B, 2>, Moments<B>)> {
     assert!(step > 0, "adamw: steps count from 1");
+    assert!(guard.numbers.dims() != [0], "adamw: a guard holds the norm at least");
     for Update { parameter, gradient, moments } in &updates {
         let others = [("first moment", &moments.first), ("second moment", &moments.second)];
         for (name, other) in
@@ -91,20 +117,20 @@ pub fn adamw<B: KernelBackend>(
             );
         }
     }
-    B::adamw(updates, gradient_factor, config, learning_rate, step)
+    B::adamw(updates, guard, config, learning_rate, step)
 }
 
-/// Σ x² over all tensors (f32), in an order that depends on their shapes alone; NaN when the device fails. Waits for it
-/// once.
-pub fn sum_of_squares<B: KernelBackend>(tensors: &[&Tensor<B, 2>]) -> f64 {
-    B::sum_of_squares(tensors)
+/// √(Σ x²) over all tensors, `[1]`, f32, in an order that depends on their shapes alone; 0 for no tensor.
+pub fn norm<B: KernelBackend>(tensors: &[&Tensor<B, 2>], device: &B::Device) -> Tensor<B, 1> {
+    match tensors {
+        [] => Tensor::zeros([1], (device, DType::F32)),
+        tensors => B::norm(tensors),
+    }
 }
 
 /// The scalars of one step.
 #[derive(Clone, Copy)]
 pub(crate) struct Factors {
-    /// Of the gradient.
-    pub(crate) gradient: f32,
     pub(crate) decay: f32,
     /// 1 − β₁.
     pub(crate) first: f32,
@@ -119,12 +145,11 @@ pub(crate) struct Factors {
 }
 
 impl Factors {
-    pub(crate) fn new(config: &AdamWConfig, learning_rate: f64, step: u64, gradient: f32) -> Self {
+    pub(crate) fn new(config: &AdamWConfig, learning_rate: f64, step: u64) -> Self {
         let AdamWConfig { beta_1, beta_2, epsilon, weight_decay } = *config;
         let correction_1 = 1.0 - beta_1.powf(step as f64);
         let correction_2 = 1.0 - beta_2.powf(step as f64);
         Self {
-            gradient,
             decay: (1.0 - learning_rate * weight_decay) as f32,
             first: (1.0 - beta_1) as f32,
             beta_2: beta_2 as f32,

@@ -1,22 +1,23 @@
 //! Every GPU as a [`KernelBackend`]: pure delegation to the ops' `cube.rs`, which are generic over CubeCL's runtimes
 //! (CUDA, Vulkan, Metal).
 //!
-//! Kernels are launched in the order of their calls and run later; only [`KernelBackend::sum_of_squares`] waits for the
-//! device. Whatever a kernel adds up, it adds up in an order that depends on shapes alone: the same call on the same
-//! device gives the same bits.
+//! Kernels are launched in the order of their calls and run later; no op waits for the device. Whatever a kernel adds up,
+//! it adds up in an order that depends on shapes alone: the same call on the same device gives the same bits.
 
 pub(crate) mod convert;
 mod operand;
 pub(crate) mod product;
+mod read;
 pub(crate) mod reduce;
 pub(crate) mod tensor;
+mod watch;
 
 use burn::tensor::{Int, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use crate::adamw::{AdamWConfig, Moments, Update};
+use crate::adamw::{AdamWConfig, Guard, Moments, Update};
 use crate::attention::{AttentionBackward, AttentionOptions};
-use crate::backend::KernelBackend;
+use crate::backend::{KernelBackend, Reading};
 use crate::linear::{FrozenWeight, Linear, LinearBackward, LinearGradients, Projected};
 use crate::linear_cross_entropy::{LossAndGradient, Supervised};
 use crate::memory::DeviceMemory;
@@ -117,25 +118,30 @@ where
 
     fn adamw(
         updates: Vec<Update<Self>>,
-        gradient_factor: f32,
+        guard: &Guard<Self>,
         config: &AdamWConfig,
         learning_rate: f64,
         step: u64,
     ) -> Vec<(Tensor<Self, 2>, Moments<Self>)> {
-        let factors = adamw::Factors::new(config, learning_rate, step, gradient_factor);
+        let factors = adamw::Factors::new(config, learning_rate, step);
+        let factor = adamw::cube::gradient_factor(&float(&guard.numbers), guard.scale, guard.max_norm);
         let update = |Update { parameter, gradient, moments }: Update<Self>| {
             let gradient = gradient.map(into_float);
             let moments = [into_float(moments.first), into_float(moments.second)];
             let (parameter, [first, second]) =
-                adamw::cube::update(into_float(parameter), gradient.as_ref(), moments, factors);
+                adamw::cube::update(into_float(parameter), gradient.as_ref(), moments, &factor, factors);
             (wrap(parameter), Moments { first: wrap(first), second: wrap(second) })
         };
         updates.into_iter().map(update).collect()
     }
 
-    fn sum_of_squares(tensors: &[&Tensor<Self, 2>]) -> f64 {
+    fn norm(tensors: &[&Tensor<Self, 2>]) -> Tensor<Self, 1> {
         let tensors: Vec<_> = tensors.iter().map(|tensor| float(tensor)).collect();
-        adamw::cube::sum_of_squares(&tensors)
+        wrap(adamw::cube::norm(&tensors))
+    }
+
+    fn read_later(numbers: Tensor<Self, 1>) -> Reading {
+        read::later(into_float(numbers))
     }
 
     fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2> {
@@ -145,5 +151,9 @@ where
 
     fn device_memory(device: &Self::Device) -> Option<DeviceMemory> {
         crate::gpu::usage::<R>(device)
+    }
+
+    fn peak_memory<W>(work: impl FnOnce() -> W) -> (W, Option<DeviceMemory>) {
+        watch::watched(work)
     }
 }

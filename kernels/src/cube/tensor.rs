@@ -64,6 +64,7 @@ where
 pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: &[usize], dtype: DType) -> CubeTensor<R> {
     let elements: usize = shape.iter().product();
     let handle = like.client.empty(elements * dtype.size());
+    super::watch::look(&like.client);
     let shape = Shape::from(shape.to_vec());
     CubeTensor::new_contiguous(like.client.clone(), like.device.clone(), shape, handle, dtype)
 }

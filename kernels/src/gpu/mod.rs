@@ -4,6 +4,7 @@
 
 #[cfg(feature = "cuda")]
 mod cuda;
+mod profile;
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 mod wgpu;
 
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, Tensor, TensorData};
 use burn_cubecl::{CubeBackend, CubeRuntime};
 use cubecl::config::cache::CacheConfig;
+use cubecl::config::profiling::ProfilingLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cubecl::features::TypeUsage;
 use cubecl::prelude::*;
@@ -24,6 +26,7 @@ pub use burn_cuda::CudaDevice;
 pub use burn_wgpu::WgpuDevice;
 #[cfg(feature = "cuda")]
 pub use cuda::{cuda_devices, cuda_memory, start_cuda};
+pub use profile::{KernelTime, Profile};
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 pub use wgpu::{start_wgpu, wgpu_devices, wgpu_memory};
 
@@ -159,11 +162,15 @@ impl Unusable {
 }
 
 /// Sets CubeCL up, before any device is started; later calls change nothing. Compiled kernels are kept in the folder
-/// `cache`, if there is one.
+/// `cache`, if there is one. With the file `profile` every launch is timed by itself, and waited for ([`Profile`]).
 ///
 /// Without this CubeCL would look for a file of settings in the working directory and above.
-pub fn configure(cache: Option<&Path>) {
+pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
     let mut config = CubeClRuntimeConfig::default();
+    if let Some(file) = profile {
+        config.profiling.logger.level = ProfilingLogLevel::Basic;
+        config.profiling.logger.file = Some(file.to_path_buf());
+    }
     config.compilation.cache = cache.map(|folder| CacheConfig::File(folder.to_path_buf()));
     // `CubeClRuntimeConfig::set` panics where this does nothing.
     let mut slot = CubeClRuntimeConfig::storage().lock();

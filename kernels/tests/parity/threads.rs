@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 use burn_flex::Flex;
-use tune_kernels::adamw::{AdamWConfig, Moments, Update, adamw, sum_of_squares};
+use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
@@ -98,22 +98,20 @@ fn all_ops(dtype: DType) -> Vec<Vec<f32>> {
     let mut gradients = linear_backward(request);
     let adapter = gradients.adapters.remove(0).expect("an adapter");
     let dx = rms_norm_backward(&x, &weight, 1e-6, gradients.x.expect("asked for"), Some(&gradient));
-    let squares = sum_of_squares(&[&adapter.a, &adapter.b]);
+    let norm = norm(&[&adapter.a, &adapter.b], &Default::default());
     let update = |parameter: &Tensor<Flex, 2>, gradient: &Tensor<Flex, 2>| {
         let moments = Moments::zeros_like(parameter);
         Update { parameter: parameter.clone(), gradient: Some(gradient.clone()), moments }
     };
     let updates = vec![update(&lora.a, &adapter.a), update(&lora.b, &adapter.b)];
-    let updated = adamw(updates, 0.5, &AdamWConfig::default(), 1e-3, 1);
-    let bits = squares.to_bits();
-    let halves = vec![f32::from_bits(bits as u32), f32::from_bits((bits >> 32) as u32)];
+    let updated = adamw(updates, &Guard::open(0.5, &Default::default()), &AdamWConfig::default(), 1e-3, 1);
     vec![
         values(&y),
         values(&found.loss),
         values(&dx),
         values(&adapter.a),
         values(&adapter.b),
-        halves,
+        values(&norm),
         values(&updated[0].0),
         values(&updated[1].0),
     ]

@@ -1,0 +1,29 @@
+//! The most that tensors hold on a device during a piece of work, looked up wherever an op takes a buffer.
+
+use std::cell::Cell;
+
+use burn_cubecl::CubeRuntime;
+use cubecl::client::ComputeClient;
+
+use crate::memory::DeviceMemory;
+
+thread_local! {
+    /// Of this thread, as its pools are; nothing where nobody watches.
+    static MOST: Cell<Option<DeviceMemory>> = const { Cell::new(None) };
+}
+
+/// Does `work` and tells the most that was held in it.
+pub(super) fn watched<T>(work: impl FnOnce() -> T) -> (T, Option<DeviceMemory>) {
+    MOST.set(Some(DeviceMemory::default()));
+    let done = work();
+    (done, MOST.take())
+}
+
+/// A buffer was taken.
+pub(super) fn look<R: CubeRuntime>(client: &ComputeClient<R>) {
+    let Some(most) = MOST.get() else { return };
+    if let Ok(usage) = client.memory_usage() {
+        let now = DeviceMemory { in_use: usage.bytes_in_use, reserved: usage.bytes_reserved };
+        MOST.set(Some(most.max(now)));
+    }
+}
