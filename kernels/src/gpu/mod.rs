@@ -162,7 +162,7 @@ impl Unusable {
 }
 
 /// Sets CubeCL up, before any device is started; later calls change nothing. Compiled kernels are kept in the folder
-/// `cache`, if there is one. With the file `profile` every launch is timed by itself, and waited for ([`Profile`]).
+/// `cache`, if there is one, apart from those of any other version of their code. With the file `profile` every launch is timed by itself, and waited for ([`Profile`]).
 ///
 /// Without this CubeCL would look for a file of settings in the working directory and above.
 pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
@@ -171,7 +171,7 @@ pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
         config.profiling.logger.level = ProfilingLogLevel::Basic;
         config.profiling.logger.file = Some(file.to_path_buf());
     }
-    config.compilation.cache = cache.map(|folder| CacheConfig::File(folder.to_path_buf()));
+    config.compilation.cache = cache.map(|folder| CacheConfig::File(folder.join(env!("TUNE_KERNELS"))));
     // `CubeClRuntimeConfig::set` panics where this does nothing.
     let mut slot = CubeClRuntimeConfig::storage().lock();
     slot.get_or_insert_with(|| Arc::new(config));
