@@ -7,6 +7,7 @@
 
 pub(crate) mod convert;
 mod operand;
+mod plain;
 pub(crate) mod product;
 pub(crate) mod reduce;
 pub(crate) mod tensor;

@@ -27,6 +27,7 @@ pub use cuda::{cuda_devices, cuda_memory, start_cuda};
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 pub use wgpu::{start_wgpu, wgpu_devices, wgpu_memory};
 
+pub use crate::cube::product::with_plain_products;
 use crate::memory::DeviceMemory;
 
 /// Vulkan or Metal, through wgpu.
