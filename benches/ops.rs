@@ -25,7 +25,7 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 use tune::device::Cpu;
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
@@ -38,7 +38,7 @@ use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, l
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 use tune_kernels::nf4::{Nf4Weight, quantize};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
-use tune_kernels::rope::{Direction, RotaryTable, rope};
+use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
 use tune_kernels::swiglu::{swiglu, swiglu_backward};
 
 /// Tokens of a call, and the documents they belong to.
@@ -261,12 +261,6 @@ fn tensors<const D: usize>(count: usize, shape: [usize; D], dtype: DType) -> Vec
     (0..count).map(|_| place(data.clone())).collect()
 }
 
-fn ids(values: impl Iterator<Item = usize>) -> Tensor<Cpu, 1, Int> {
-    let values: Vec<i32> = values.map(|value| value as i32).collect();
-    let shape = [values.len()];
-    Tensor::from_data(TensorData::new(values, shape), (&Default::default(), DType::I32))
-}
-
 fn packed(shape: [usize; 2]) -> Nf4Weight<Cpu> {
     let weights = data(shape, DType::F32).into_vec::<f32>().expect("f32, as asked for");
     Nf4Weight::new(quantize(&weights, shape, 64, true), &Default::default())
@@ -464,7 +458,8 @@ fn elementwise(bench: &Bench, model: &Model, dtype: DType) {
         let (count, head_dim) = (slots(work.bytes), model.head_dim());
         let angles = || tensor([DOCUMENT, head_dim / 2], DType::F32);
         let table = RotaryTable { cos: angles().cos(), sin: angles().sin() };
-        let positions = ids((0..TOKENS).map(|token| token % DOCUMENT));
+        let positions: Vec<_> = (0..TOKENS).map(|token| (token % DOCUMENT) as u32).collect();
+        let positions = Positions::new(&positions, &Default::default());
         let x = tensors(count, [TOKENS, model.heads, head_dim], dtype);
         let mut x: Vec<_> = x.into_iter().map(Some).collect();
         move |call| {

@@ -92,7 +92,7 @@ pub trait KernelBackend: Backend {
         residual: Option<&Tensor<Self, 2>>,
     ) -> Tensor<Self, 2>;
 
-    /// [`crate::rope::rope`].
+    /// [`crate::rope::rope`]; every position is inside the table.
     fn rope(
         x: Tensor<Self, 3>,
         table: &RotaryTable<Self>,

@@ -7,7 +7,7 @@
 #[path = "cuda_sources/runtime.rs"]
 mod runtime;
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use runtime::{ARCHITECTURE, Compiled, LAUNCHED};
 use tune_kernels::KernelBackend;
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
@@ -19,7 +19,7 @@ use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, l
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 use tune_kernels::nf4::{self, Nf4Weight};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
-use tune_kernels::rope::{Direction, RotaryTable, rope};
+use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
 use tune_kernels::swiglu::{swiglu, swiglu_backward};
 
 fn zeros<const D: usize>(shape: [usize; D], dtype: DType) -> Tensor<Compiled, D> {
@@ -83,7 +83,7 @@ fn decoder_layer(dtype: DType) {
             cos: zeros([tokens, head_dim / 2], DType::F32),
             sin: zeros([tokens, head_dim / 2], DType::F32),
         };
-        let positions: Tensor<Compiled, 1, Int> = Tensor::zeros([tokens], &Default::default());
+        let positions = Positions::new(&vec![0; tokens], &Default::default());
         let q = rope(zeros([tokens, heads, head_dim], dtype), &table, &positions, Direction::Forward);
         let k = zeros([tokens, kv_heads, head_dim], dtype);
         for sliding_window in [None, Some(64)] {

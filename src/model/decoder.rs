@@ -11,7 +11,7 @@ use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::linear::{FrozenWeight, Linear, linear};
 use tune_kernels::rms_norm::rms_norm;
-use tune_kernels::rope::RotaryTable;
+use tune_kernels::rope::{Positions, RotaryTable};
 
 use super::Error;
 use super::decoder_spec::{DecoderSpec, FloatDtype};
@@ -156,7 +156,8 @@ impl<B: KernelBackend> Decoder<B> {
             return Err(Error::PositionOutOfRange { position: last, limit });
         }
         let rotary = self.rotary.table(&self.spec, last as usize + 1, &self.device);
-        Ok(LayerInputs { rotary, position_ids: self.integers(position_ids), documents })
+        let positions = Positions::new(position_ids, &self.device);
+        Ok(LayerInputs { rotary, positions, documents })
     }
 
     /// The norm after the last layer, `[tokens, hidden]` → `[tokens, hidden]`.
@@ -216,7 +217,7 @@ impl<B: KernelBackend> Decoder<B> {
     }
 
     fn integers(&self, values: &[u32]) -> Tensor<B, 1, Int> {
-        // Ids and positions were checked to be far below 2^31.
+        // Ids were checked to be far below 2^31.
         let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
         let length = values.len();
         Tensor::from_data(TensorData::new(values, [length]), &self.device)

@@ -4,7 +4,7 @@ use super::{Deviation, On, random, values};
 use crate::KernelBackend;
 use crate::rms_norm::{self, rms_norm, rms_norm_backward};
 use crate::rope::reference::Sizes;
-use crate::rope::{self, Direction, RotaryTable, rope};
+use crate::rope::{self, Direction, Positions, RotaryTable, rope};
 use crate::swiglu::{self, swiglu, swiglu_backward};
 
 const EPSILON: f64 = 1e-5;
@@ -71,12 +71,13 @@ pub fn check_rope<B: KernelBackend>(on: On<'_, B>, tokens: usize, sizes: Sizes) 
     let table =
         RotaryTable { cos: on.single(&cos, [positions, width]), sin: on.single(&sin, [positions, width]) };
     let position_ids: Vec<usize> = (0..tokens).map(|token| token * 7 % positions).collect();
-    let on_device: Vec<i32> = position_ids.iter().map(|position| *position as i32).collect();
+    let on_device: Vec<u32> = position_ids.iter().map(|position| *position as u32).collect();
+    let on_device = Positions::new(&on_device, on.device);
     let shape = [tokens, heads, head_dim];
     let x = on.random(tokens * heads * head_dim, 1, 1.0);
     let dy = on.random(x.len(), 2, 1.0);
     let turn = |numbers: &[f32], direction| {
-        values(&rope(on.tensor::<3>(numbers, shape), &table, &on.ids(&on_device), direction))
+        values(&rope(on.tensor::<3>(numbers, shape), &table, &on_device, direction))
     };
     let forward = reference::forward(&x, &cos, &sin, &position_ids, sizes);
     let backward = reference::backward(&cos, &sin, &position_ids, &dy, sizes);

@@ -15,7 +15,7 @@ pub mod nf4;
 use std::any::Any;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use crate::KernelBackend;
 
@@ -176,11 +176,6 @@ impl<B: Backend> On<'_, B> {
 
     fn tensor_in<const D: usize>(&self, dtype: DType, values: &[f32], shape: [usize; D]) -> Tensor<B, D> {
         Tensor::from_data(TensorData::new(values.to_vec(), shape), (self.device, dtype))
-    }
-
-    /// An integer tensor, as the data room makes them.
-    pub fn ids(&self, values: &[i32]) -> Tensor<B, 1, Int> {
-        Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), self.device)
     }
 
     /// Random numbers that the compute dtype can hold.

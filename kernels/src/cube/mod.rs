@@ -6,6 +6,7 @@
 
 pub(crate) mod convert;
 mod operand;
+mod plain;
 pub(crate) mod product;
 mod read;
 pub(crate) mod reduce;

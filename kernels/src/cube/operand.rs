@@ -41,8 +41,8 @@ pub(crate) struct Input<E: CubePrimitive> {
     /// Where along the reduction the tail begins.
     border: u32,
     /// Rows and columns of the operand, tail included.
-    rows: u32,
-    columns: u32,
+    pub(super) rows: u32,
+    pub(super) columns: u32,
     /// Whether the operand is the transpose of what is stored; vectors then lie down its columns.
     #[cube(comptime)]
     transposed: bool,
@@ -125,8 +125,9 @@ fn read_head<E: CubePrimitive>(matrix: &Matrix<E>, row: u32, column: u32) -> E {
     }
 }
 
+/// The vector at (row, column) of an operand, which is inside it.
 #[cube]
-fn read<E: CubePrimitive>(matrix: &Matrix<E>, row: u32, column: u32) -> E {
+pub(super) fn read<E: CubePrimitive>(matrix: &Matrix<E>, row: u32, column: u32) -> E {
     #[comptime]
     match &matrix.tail {
         ComptimeOption::Some(tail) => {
@@ -286,8 +287,9 @@ pub(crate) struct Sink<E: CubePrimitive> {
     vector_size: usize,
 }
 
+/// Writes a vector of the product, with what goes with it.
 #[cube]
-fn write_at<E: CubePrimitive>(sink: &mut Sink<E>, position: BatchedCoords, value: E) {
+pub(super) fn write_at<E: CubePrimitive>(sink: &mut Sink<E>, position: BatchedCoords, value: E) {
     let (_, row, column) = position;
     let at = (sink.offset + row * sink.stride + column) as usize / sink.vector_size;
     let mut sum = Vector::<f32, E::Size>::cast_from(value) * Vector::new(sink.factor);

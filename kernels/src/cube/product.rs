@@ -2,9 +2,12 @@
 //!
 //! `result = factor · lhs · rhs + bias + residual`, sums in f32. Which kernel: for f16 and bf16, `mma.sync` with ordered
 //! double buffering where the device has it, else cooperative matrices, else (and always for f32, whose tensor-core
-//! form would round to tf32) plain multiplications by units. The choice depends on device, dtypes and shapes alone, and
+//! form would round to tf32) multiplications by units. What none of these accepts, for a shape or for what the device
+//! lacks, [`super::plain`] multiplies. The choice depends on device, dtypes and shapes alone, and
 //! dense and dequantized operands go through the same kernel, so an NF4 weight gives the same bits whether it is
 //! dequantized as it is read or beforehand.
+
+use std::cell::Cell;
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
@@ -25,8 +28,27 @@ use cubek::matmul::routines::{BlueprintStrategy, Routine};
 use cubek::std::MatrixLayout;
 
 use super::operand::{DenseLaunch, Extent, Input, InputLaunch, Matrix, Sink, SinkLaunch};
-use super::tensor::{dims, elements, empty, vector_size};
+use super::plain::{TILE, plain_product_kernel};
+use super::tensor::{cubes, dims, elements, empty, vector_size};
 use crate::nf4::cube::Nf4Tensors;
+
+thread_local! {
+    static ONLY_PLAIN: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `body` with every GPU product that is launched from this thread on the plain kernel, as if no tiled routine
+/// accepted it: how that last resort is checked on a device whose tiled routines accept everything.
+pub fn with_plain_products<T>(body: impl FnOnce() -> T) -> T {
+    /// Puts back what was before, also when `body` panics.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            ONLY_PLAIN.set(self.0);
+        }
+    }
+    let _before = Before(ONLY_PLAIN.replace(true));
+    body()
+}
 
 /// A row-major matrix `[rows, columns]`: a tensor, or some of its columns.
 #[derive(Clone)]
@@ -231,6 +253,13 @@ struct Call<'a, R: CubeRuntime> {
 
 impl<R: CubeRuntime> Call<'_, R> {
     fn run(&self) {
+        if ONLY_PLAIN.get() || !self.runs_tiled() {
+            self.launch_plain();
+        }
+    }
+
+    /// Launches the first tiled routine that accepts the product; false if none does.
+    fn runs_tiled(&self) -> bool {
         let features = &self.client.properties().features.matmul;
         if self.operands != DType::F32 {
             let ordered = OrderedSelectionArgs {
@@ -240,15 +269,49 @@ impl<R: CubeRuntime> Call<'_, R> {
                 rows_per_plane: Some(2),
             };
             if !features.mma.is_empty() && self.launch::<OrderedDoubleBufferingAlgorithm>(ordered).is_ok() {
-                return;
+                return true;
             }
             let simple = SimpleArgs { tile_matmul: TileMatmulKind::Cmma, multi_rows: false };
             if !features.cmma.is_empty() && self.launch::<SimpleAlgorithm>(simple).is_ok() {
-                return;
+                return true;
             }
         }
-        let launched = self.launch::<SimpleUnitAlgorithm>(Default::default());
-        assert!(launched.is_ok(), "no kernel for the product {:?}: {launched:?}", self.problem);
+        self.launch::<SimpleUnitAlgorithm>(Default::default()).is_ok()
+    }
+
+    fn launch_plain(&self) {
+        let (rows, columns) = (self.problem.m as u32, self.problem.n as u32);
+        // SAFETY: what lies outside an operand is not read, nor anything written outside the result.
+        unsafe {
+            plain_product_kernel::launch_unchecked::<R>(
+                self.client,
+                cubes(rows.div_ceil(TILE) * columns.div_ceil(TILE)),
+                CubeDim::new_2d(TILE, TILE),
+                self.lhs.argument(false, 1),
+                self.rhs.argument(true, 1),
+                self.sink(1),
+                [self.operands.into(), self.result.tensor.dtype.into()],
+            );
+        }
+    }
+
+    /// The result as an argument that is written by vectors of so many elements.
+    fn sink<E: CubePrimitive>(&self, vector_size: usize) -> SinkLaunch<E, R> {
+        // SAFETY: the tensors are contiguous, and the vector size divides their rows.
+        let vectors = |tensor: &CubeTensor<R>| unsafe {
+            ArrayArg::from_raw_parts(tensor.handle.clone(), elements(tensor) / vector_size)
+        };
+        SinkLaunch::new(
+            vectors(&self.result.tensor),
+            self.finish.bias.map(vectors).into(),
+            self.finish.residual.map(vectors).into(),
+            self.result.offset as u32,
+            self.result.stride as u32,
+            self.problem.m as u32,
+            self.problem.n as u32,
+            self.finish.factor,
+            vector_size,
+        )
     }
 
     fn launch<A: Routine<()>>(&self, strategy: A::Strategy) -> Result<(), MatmulSetupError> {
@@ -264,22 +327,7 @@ impl<R: CubeRuntime> Call<'_, R> {
         let sizes = info.vector_sizes;
         let input =
             OperandsLaunch::new(self.lhs.argument(false, sizes.lhs), self.rhs.argument(true, sizes.rhs));
-        // SAFETY: the tensors are contiguous, and the vector size divides their rows.
-        let vectors = |tensor: &CubeTensor<R>| unsafe {
-            ArrayArg::from_raw_parts(tensor.handle.clone(), elements(tensor) / sizes.out)
-        };
-        let output = SinkLaunch::new(
-            vectors(&self.result.tensor),
-            self.finish.bias.map(vectors).into(),
-            self.finish.residual.map(vectors).into(),
-            self.result.offset as u32,
-            self.result.stride as u32,
-            self.problem.m as u32,
-            self.problem.n as u32,
-            self.finish.factor,
-            sizes.out,
-        );
-        launch_kernel::<ProductArgs, R, A>(self.client, input, output, (), info)
+        launch_kernel::<ProductArgs, R, A>(self.client, input, self.sink(sizes.out), (), info)
     }
 }
 

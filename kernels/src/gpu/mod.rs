@@ -30,6 +30,7 @@ pub use profile::{KernelTime, Profile};
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 pub use wgpu::{start_wgpu, wgpu_devices, wgpu_memory};
 
+pub use crate::cube::product::with_plain_products;
 use crate::memory::DeviceMemory;
 
 /// Vulkan or Metal, through wgpu.

@@ -16,13 +16,13 @@ pub(crate) fn rotate<R: CubeRuntime>(
     direction: Direction,
 ) -> CubeTensor<R> {
     let y = in_place(&x);
-    let (shape, table) = (dims(&x), dims(cos));
-    let (heads, head_dim, width) = (shape[1], shape[2], table[1]);
+    let shape = dims(&x);
+    let (heads, head_dim, width) = (shape[1], shape[2], dims(cos)[1]);
     // A unit takes dimension `i < width` with its partner, or one dimension that passes through.
     let lanes = head_dim - width;
     let count = shape[0] * heads * lanes;
     let (cubes, dim) = units(count);
-    // SAFETY: units from `count` on do nothing, and a position beyond the table reads its last row.
+    // SAFETY: units from `count` on do nothing, and every position was found to be inside the table.
     unsafe {
         rope_kernel::launch_unchecked::<R>(
             &x.client,
@@ -37,7 +37,6 @@ pub(crate) fn rotate<R: CubeRuntime>(
             heads as u32,
             head_dim as u32,
             width as u32,
-            table[0] as u32,
             if direction == Direction::Forward { 1.0 } else { -1.0 },
             [x.dtype.into(), position_ids.dtype.into()],
         );
@@ -56,7 +55,6 @@ fn rope_kernel<F: Float, P: Int>(
     heads: u32,
     head_dim: u32,
     width: u32,
-    positions: u32,
     sign: f32,
     #[define(F, P)] _dtypes: [StorageType; 2],
 ) {
@@ -69,7 +67,7 @@ fn rope_kernel<F: Float, P: Int>(
     let head = unit / lanes;
     let start = head as usize * head_dim as usize;
     if lane < width {
-        let position = min(u32::cast_from(position_ids[(head / heads) as usize]), positions - 1);
+        let position = u32::cast_from(position_ids[(head / heads) as usize]);
         let at = position as usize * width as usize + lane as usize;
         let (c, s) = (cos[at], sin[at] * sign);
         let first = start + lane as usize;

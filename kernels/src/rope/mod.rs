@@ -18,7 +18,7 @@ pub(crate) mod cpu;
 pub(crate) mod cube;
 pub mod reference;
 
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
 use crate::backend::KernelBackend;
 
@@ -29,6 +29,26 @@ pub struct RotaryTable<B: Backend> {
     pub cos: Tensor<B, 2>,
     /// Like `cos`.
     pub sin: Tensor<B, 2>,
+}
+
+/// Where tokens stand in their documents, on a device. How far they reach is kept on the host, so that a table that is
+/// too short is refused at once and everywhere: no kernel looks, and nobody waits for a device to be told.
+#[derive(Clone, Debug)]
+pub struct Positions<B: Backend> {
+    /// `[tokens]`.
+    ids: Tensor<B, 1, Int>,
+    /// One more than the largest; 0 without tokens.
+    end: usize,
+}
+
+impl<B: Backend> Positions<B> {
+    /// One position for each token.
+    pub fn new(positions: &[u32], device: &B::Device) -> Self {
+        let end = positions.iter().max().map_or(0, |last| *last as usize + 1);
+        // Backends count in i32; a position beyond it is also beyond every table.
+        let ids: Vec<i32> = positions.iter().map(|position| *position as i32).collect();
+        Self { ids: Tensor::from_data(TensorData::new(ids, [positions.len()]), device), end }
+    }
 }
 
 /// Which way to turn.
@@ -44,15 +64,15 @@ pub enum Direction {
 /// `x`.
 ///
 /// # Shapes
-/// `x` `[tokens, heads, head_dim]`, `position_ids` `[tokens]` (each below the table's length), result like `x`,
-/// dtype included.
+/// `x` `[tokens, heads, head_dim]`, `positions` of as many tokens (each below the table's length), result like `x`, dtype
+/// included.
 ///
 /// # Panics
 /// If shapes do not fit, a position is outside the table, or the dtype of `x` is none of f32, bf16, f16.
 pub fn rope<B: KernelBackend>(
     x: Tensor<B, 3>,
     table: &RotaryTable<B>,
-    position_ids: &Tensor<B, 1, Int>,
+    positions: &Positions<B>,
     direction: Direction,
 ) -> Tensor<B, 3> {
     let [tokens, _, head_dim] = x.dims();
@@ -62,6 +82,8 @@ pub fn rope<B: KernelBackend>(
         "rope: a table {:?} for heads of {head_dim}",
         table.cos.dims()
     );
-    assert_eq!(position_ids.dims(), [tokens], "rope: one position per token");
-    B::rope(x, table, position_ids, direction)
+    assert_eq!(positions.ids.dims(), [tokens], "rope: one position per token");
+    let (end, rows) = (positions.end, table.cos.dims()[0]);
+    assert!(end <= rows, "rope: positions up to {} in a table of {rows}", end.saturating_sub(1));
+    B::rope(x, table, &positions.ids, direction)
 }

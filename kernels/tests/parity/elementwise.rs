@@ -4,6 +4,7 @@ use tune_kernels::KernelBackend;
 use tune_kernels::check::elementwise;
 use tune_kernels::column_scale::{column_scale, column_scale_backward};
 use tune_kernels::rope::reference::Sizes;
+use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
 use tune_kernels::swiglu::swiglu;
 
 use crate::support::{
@@ -41,6 +42,27 @@ fn check_rope<B: KernelBackend>(site: &Site) {
             let found = elementwise::check_rope::<B>(Site::on(&device, dtype), tokens, sizes);
             assert_within(&format!("rope in {dtype:?} on {}", site.name), found);
         }
+    }
+}
+
+/// A table that ends before a position is refused alike on every backend, before anything runs.
+#[test]
+fn rope_refuses_positions_outside_its_table() {
+    everywhere!(check_outside);
+}
+
+fn check_outside<B: KernelBackend>(site: &Site) {
+    let turn = |last: u32| {
+        let angles = || tensor::<B, 2>(&random(3 * 2, 4, 3.0), [3, 2], DType::F32);
+        let table = RotaryTable { cos: angles(), sin: angles() };
+        let positions = Positions::new(&[last, 0], &Default::default());
+        let x = tensor::<B, 3>(&random(2 * 4, 1, 1.0), [2, 1, 4], DType::F32);
+        values(&rope(x, &table, &positions, Direction::Forward))
+    };
+    assert_eq!(turn(2).len(), 8, "on {}", site.name);
+    for last in [3, u32::MAX] {
+        let turned = std::panic::catch_unwind(|| turn(last));
+        assert!(turned.is_err(), "position {last} in a table of 3 on {}", site.name);
     }
 }
 

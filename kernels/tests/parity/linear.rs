@@ -101,6 +101,30 @@ fn check<B: KernelBackend>(
     assert_within(&what, check::linear::check(Site::on::<B>(&device, dtype), case));
 }
 
+/// The product of last resort, which the tiled ones leave nothing to do on a device that they suit: odd sizes, several
+/// tiles, every storage, both ways through a weight, an adapter carried on along the reduction.
+#[cfg(any(feature = "vulkan", feature = "cuda"))]
+#[test]
+fn plain_products_agree_with_the_oracle() {
+    everywhere!(check_plain);
+}
+
+#[cfg(any(feature = "vulkan", feature = "cuda"))]
+fn check_plain<B: KernelBackend>(site: &Site) {
+    if !site.is_gpu {
+        return;
+    }
+    let sizes = [(1, 50, 33), (19, 77, 5), (37, 130, 67)];
+    for dtype in site.dtypes.clone() {
+        for ((tokens, input, out), kind) in sizes.into_iter().zip(STORAGES) {
+            let sizes = Sizes { tokens, input, out };
+            tune_kernels::gpu::with_plain_products(|| {
+                check::<B>(&site.name, sizes, kind, dtype, 5, 0.0, true);
+            });
+        }
+    }
+}
+
 /// Several layers over one input are each layer alone; their input gradients add up, and so do the sums of adapter
 /// gradients. Adapters of different ranks, and none.
 #[test]

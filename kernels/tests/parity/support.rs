@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 use tune_kernels::check::{Deviation, On};
 pub(crate) use tune_kernels::check::{random, random_in, tolerance, values};
 use tune_kernels::isa::InstructionSet;
@@ -58,11 +58,6 @@ pub(crate) fn tensor<B: Backend, const D: usize>(
     dtype: DType,
 ) -> Tensor<B, D> {
     Tensor::from_data(TensorData::new(values.to_vec(), shape), (&B::Device::default(), dtype))
-}
-
-/// An integer tensor, as the data room makes them.
-pub(crate) fn ids<B: Backend>(values: &[i32]) -> Tensor<B, 1, Int> {
-    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), &B::Device::default())
 }
 
 /// Runs `body` on every instruction set that this machine has.

@@ -11,10 +11,10 @@ use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, l
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 use tune_kernels::nf4::{self, Nf4Weight};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
-use tune_kernels::rope::{Direction, RotaryTable, rope};
+use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
 use tune_kernels::swiglu::{swiglu, swiglu_backward};
 
-use crate::support::{ids, random, tensor, values};
+use crate::support::{random, tensor, values};
 
 const TOKENS: usize = 300;
 const WIDTH: usize = 192;
@@ -46,7 +46,7 @@ fn all_ops(dtype: DType) -> Vec<Vec<f32>> {
     let head_dim = WIDTH / HEADS;
     let angles = matrix([TOKENS, head_dim / 2], 8, DType::F32);
     let table = RotaryTable { cos: angles.clone().cos(), sin: angles.sin() };
-    let positions = ids::<Flex>(&(0..TOKENS as i32).collect::<Vec<_>>());
+    let positions = Positions::new(&(0..TOKENS as u32).collect::<Vec<_>>(), &Default::default());
     let heads =
         |index: usize, heads: usize| projected.outputs[index].clone().reshape([TOKENS, heads, head_dim]);
     let q = rope(heads(0, HEADS), &table, &positions, Direction::Forward);

@@ -202,7 +202,7 @@ impl<B: KernelBackend> Attention<B> {
 
     /// Rotates every head by its token's position, or a gradient back.
     fn rotate(&self, x: Tensor<B, 3>, inputs: &LayerInputs<B>, direction: Direction) -> Tensor<B, 3> {
-        rope(x, &inputs.rotary, &inputs.position_ids, direction)
+        rope(x, &inputs.rotary, &inputs.positions, direction)
     }
 
     /// `[tokens, heads, head_dim]` → `[tokens, heads · head_dim]`.

@@ -1,10 +1,10 @@
 //! A decoder layer: x + attention(norm(x)), then x + feed_forward(norm(x)).
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
-use tune_kernels::rope::RotaryTable;
+use tune_kernels::rope::{Positions, RotaryTable};
 
 use super::FrozenProjection;
 use super::attention::{Attention, AttentionTape, Upstream};
@@ -17,8 +17,8 @@ use crate::adapter::projection::{LayerAdapters, LayerGradients, Projection};
 pub struct LayerInputs<B: KernelBackend> {
     /// Cosines and sines by position.
     pub rotary: RotaryTable<B>,
-    /// Position of each token in its document, `[tokens]`.
-    pub position_ids: Tensor<B, 1, Int>,
+    /// Of each token in its document.
+    pub positions: Positions<B>,
     /// Where documents begin and end.
     pub documents: DocumentOffsets,
 }
