@@ -1,19 +1,23 @@
 #!/usr/bin/env python3
 """Machine code of every GPU kernel, without a GPU: registers, spills and shared memory of each.
 
-    TUNE_CUDA_ARCH=80 TUNE_CUDA_SOURCES=folder \
-        cargo test -p tune-kernels --features cuda-sources --test cuda_sources
-    python .ci/cuda.py folder 80 86 89
+    python .ci/cuda.py work_folder sources_75 sources_80 [--table table.md]
 
-Compiles to PTX for the first architecture and assembles that for each of them.
-Wants the wheels nvidia-cuda-nvrtc-cu12, nvidia-cuda-runtime-cu12, nvidia-cuda-nvcc-cu12 and nvidia-cuda-cccl-cu12.
-Fails where a kernel does not compile, takes more shared memory or registers than a block may have, or spills
-more than a few registers in f16 or bf16.
+`sources_N` holds what `TUNE_CUDA_ARCH=N TUNE_CUDA_SOURCES=sources_N cargo test -p tune-kernels --features cuda-sources
+--test cuda_sources` wrote. Sources for 75 become machine code of sm_75, sources for 80 that of every later card; each
+distinct source goes through NVRTC once, for the oldest card it is for, and results are kept in `work_folder` by the hash of
+source and compilers. Wants the wheels nvidia-cuda-nvrtc-cu12, nvidia-cuda-runtime-cu12, nvidia-cuda-nvcc-cu12 and
+nvidia-cuda-cccl-cu12. Fails where a kernel does not compile, takes more shared memory or registers than a block may have,
+or spills more than a few registers in f16 or bf16.
 """
 
+import collections
 import concurrent.futures
 import ctypes
 import glob
+import hashlib
+import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -23,76 +27,172 @@ import nvidia
 
 ROOT = list(nvidia.__path__)[0]
 INCLUDE = [f"{ROOT}/cuda_runtime/include", f"{ROOT}/cuda_cccl/include", f"{ROOT}/cuda_nvcc/include"]
+WHEELS = [f"nvidia-cuda-{part}-cu12" for part in ("nvrtc", "runtime", "nvcc", "cccl")]
+COMPILERS = " ".join(f"{wheel} {importlib.metadata.version(wheel)}" for wheel in WHEELS)
 # What a block may ask for, in bytes, by compute capability.
 SHARED = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 120: 101376}
+# Which cards the sources for one are for.
+CARDS = {75: [75], 80: [80, 86, 89, 90, 120]}
+# Results of another form do not count.
+FORM = "1"
+
+Row = collections.namedtuple("Row", "kernel variant arch threads registers spilled shared products")
+
+
+def may_spill(kernel):
+    """Bytes of registers that a kernel may spill. A register or two round a loop does not matter; f32 products, which are
+    for comparing, are free to."""
+    return 32 if "f16" in kernel else None
 
 
 def ptx(library, source, arch):
     """PTX of CUDA C++, or the compiler's complaint."""
-    options = [f"--gpu-architecture=sm_{arch}", *(f"--include-path={path}" for path in INCLUDE)]
+    options = [f"--gpu-architecture=compute_{arch}", *(f"--include-path={path}" for path in INCLUDE)]
     program = ctypes.c_void_p()
     library.nvrtcCreateProgram(ctypes.byref(program), source, None, 0, None, None)
     arguments = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
     size = ctypes.c_size_t()
-    if library.nvrtcCompileProgram(program, len(options), arguments):
-        library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        library.nvrtcGetProgramLog(program, log)
-        return None, log.value.decode()
-    library.nvrtcGetPTXSize(program, ctypes.byref(size))
-    text = ctypes.create_string_buffer(size.value)
-    library.nvrtcGetPTX(program, text)
-    library.nvrtcDestroyProgram(ctypes.byref(program))
-    return text.raw[:-1], ""
+    try:
+        if library.nvrtcCompileProgram(program, len(options), arguments):
+            library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+            log = ctypes.create_string_buffer(size.value)
+            library.nvrtcGetProgramLog(program, log)
+            return None, log.value.decode()
+        library.nvrtcGetPTXSize(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        library.nvrtcGetPTX(program, text)
+        return text.raw[:-1], ""
+    finally:
+        library.nvrtcDestroyProgram(ctypes.byref(program))
 
 
-def assemble(path, archs):
-    """One kernel's lines of the table, and what is wrong with it."""
+def assemble(path, archs, work):
+    """What one source becomes on each card, and what is wrong with it; from `work` if it is there."""
+    with open(path, "rb") as file:
+        source = file.read()
+    kernel = os.path.basename(path)[4:-3]
+    key = hashlib.sha256("\n".join([FORM, COMPILERS, str(archs), kernel]).encode() + source).hexdigest()[:24]
+    kept = os.path.join(work, f"{key}.json")
+    if os.path.exists(kept):
+        with open(kept) as file:
+            return [Row(*row) for row in json.load(file)], []
     library = ctypes.CDLL(glob.glob(f"{ROOT}/cuda_nvrtc/lib/libnvrtc.so.*")[0])
-    name = os.path.basename(path)[:-3]
-    source = open(path, "rb").read()
     units, shared = re.match(rb"// units (\d+) shared (\d+)", source).groups()
     code, log = ptx(library, source, archs[0])
     if code is None:
-        return [], [f"{name}: {log}"]
-    with open(path[:-3] + ".ptx", "wb") as file:
+        return [], [f"{kernel} ({path}): {log}"]
+    text = os.path.join(work, f"{key}.ptx")
+    with open(text, "wb") as file:
         file.write(code)
     products = code.count(b"mma.sync") + code.count(b"wmma.mma")
-    lines, wrong = [], []
+    rows, wrong = [], []
     for arch in archs:
-        output = path[:-3] + ".cubin"
-        command = [f"{ROOT}/cuda_nvcc/bin/ptxas", "-v", f"-arch=sm_{arch}", path[:-3] + ".ptx", "-o", output]
+        command = [f"{ROOT}/cuda_nvcc/bin/ptxas", "-v", f"-arch=sm_{arch}", text, "-o", os.devnull]
         run = subprocess.run(command, capture_output=True, text=True)
         if run.returncode:
-            wrong.append(f"{name} for sm_{arch}: {run.stderr}")
+            wrong.append(f"{kernel} for sm_{arch} ({path}): {run.stderr}")
             continue
-        number = lambda pattern: int((re.search(pattern, run.stderr) or [0, "0"])[1])
-        registers, spills = number(r"Used (\d+) registers"), number(r"(\d+) bytes spill stores")
-        taken = max(int(shared), number(r"(\d+) bytes smem"))
-        lines.append((name, arch, int(units), registers, spills, taken, products))
-        if taken > SHARED[arch]:
-            wrong.append(f"{name}: {taken} bytes of shared memory, a block of sm_{arch} may have {SHARED[arch]}")
-        if registers * int(units) > 65536:
-            wrong.append(f"{name}: {registers} registers for {int(units)} threads of sm_{arch}")
-        # A register or two round a loop does not matter; f32 products, which are for comparing, may spill more.
-        if spills > 32 and "f16" in name:
-            wrong.append(f"{name}: {spills} bytes of registers spill on sm_{arch}")
-    return lines, wrong
+        # A figure that is not there would pass for 0.
+        figures = re.search(r"(\d+) bytes spill stores.*Used (\d+) registers", run.stderr, re.DOTALL)
+        if figures is None:
+            wrong.append(f"{kernel} for sm_{arch}: ptxas does not say what it takes: {run.stderr}")
+            continue
+        static = re.search(r"(\d+) bytes smem", run.stderr)
+        taken = max(int(shared), int(static[1]) if static else 0)
+        spilled, registers = map(int, figures.groups())
+        rows.append(Row(kernel, key[:8], arch, int(units), registers, spilled, taken, products))
+    os.remove(text)
+    if not wrong:
+        with open(kept + ".new", "w") as file:
+            json.dump(rows, file)
+        os.replace(kept + ".new", kept)
+    return rows, wrong
+
+
+def complaints(row):
+    """What a card would refuse, or what would be slow on it."""
+    name = f"{row.kernel} {row.variant} on sm_{row.arch}"
+    if row.shared > SHARED[row.arch]:
+        yield f"{name}: {row.shared} bytes of shared memory, a block may have {SHARED[row.arch]}"
+    if row.registers * row.threads > 65536:
+        yield f"{name}: {row.registers} registers for each of {row.threads} threads, a block has 65536"
+    allowed = may_spill(row.kernel)
+    if allowed is not None and row.spilled > allowed:
+        yield f"{name}: {row.spilled} bytes of registers spill, {allowed} may"
+
+
+def jobs(folders):
+    """Each distinct source with the cards it is for, oldest first."""
+    found = {}
+    for folder in folders:
+        family = int(re.search(r"(\d+)/*$", folder)[1])
+        paths = sorted(glob.glob(os.path.join(folder, "*.cu")))
+        if not paths:
+            sys.exit(f"{folder}: no kernels")
+        for path in paths:
+            with open(path, "rb") as file:
+                text = file.read()
+            found.setdefault(text, (path, []))[1].extend(CARDS[family])
+    return [(path, sorted(set(archs))) for path, archs in found.values()]
+
+
+def summary(rows):
+    """A line for each kernel: the worst over its variants, card by card."""
+    kernels = collections.defaultdict(list)
+    for row in rows:
+        kernels[row.kernel].append(row)
+    archs = sorted(SHARED)
+    lines = [
+        "# Registers, spills and shared memory of the GPU kernels",
+        "",
+        "What NVRTC and ptxas make of each kernel; written by `.ci/cuda.py`. Registers of a thread and, after a +, bytes",
+        "that spill: the worst over a kernel's variants (shapes, operands, head dimensions). A dash: not for that card.",
+        "",
+        f"Compilers: {COMPILERS}.",
+        "",
+        "| kernel | variants | threads | shared KiB | " + " | ".join(f"sm_{arch}" for arch in archs) + " |",
+        "|---|--:|--:|--:|" + "--:|" * len(archs),
+    ]
+    for kernel, of in sorted(kernels.items()):
+        cells = []
+        for arch in archs:
+            here = [row for row in of if row.arch == arch]
+            spilled = max((row.spilled for row in here), default=0)
+            registers = max((row.registers for row in here), default="–")
+            cells.append(f"{registers} + {spilled}" if spilled else f"{registers}")
+        variants = len({row.variant for row in of})
+        threads, shared = max(row.threads for row in of), max(row.shared for row in of) / 1024
+        lines.append(f"| {kernel} | {variants} | {threads} | {shared:.1f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def main():
-    folder, archs = sys.argv[1], [int(arch) for arch in sys.argv[2:]]
-    paths = sorted(glob.glob(os.path.join(folder, "*.cu")))
-    if not paths or not archs:
-        sys.exit(f"{len(paths)} kernels in {folder} for {len(archs)} architectures")
+    arguments = sys.argv[1:]
+    table = None
+    if "--table" in arguments:
+        at = arguments.index("--table")
+        table = arguments[at + 1]
+        del arguments[at : at + 2]
+    if len(arguments) < 2:
+        sys.exit(__doc__)
+    work, folders = arguments[0], arguments[1:]
+    os.makedirs(work, exist_ok=True)
+    wanted = jobs(folders)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda path: assemble(path, archs), paths))
-    print(f"{'kernel':<80} {'sm':>4} {'threads':>7} {'registers':>9} {'spilled':>7} {'shared':>7} {'mma':>5}")
-    for lines, _ in results:
-        for name, arch, units, registers, spills, shared, products in lines:
-            print(f"{name:<80} {arch:>4} {units:>7} {registers:>9} {spills:>7} {shared:>7} {products:>5}")
+        results = list(pool.map(lambda job: assemble(*job, work), wanted))
+    rows = [row for found, _ in results for row in found]
+    print(f"{'kernel':<90} {'variant':<8} {'sm':>4} {'threads':>7} {'registers':>9} {'spilled':>7} {'shared':>7} {'mma':>5}")
+    for row in rows:
+        print(
+            f"{row.kernel:<90} {row.variant:<8} {row.arch:>4} {row.threads:>7} {row.registers:>9} {row.spilled:>7} "
+            f"{row.shared:>7} {row.products:>5}"
+        )
     wrong = [problem for _, problems in results for problem in problems]
-    print(f"{len(paths)} kernels for sm_{', sm_'.join(map(str, archs))}: {len(wrong)} wrong")
+    wrong += [problem for row in rows for problem in complaints(row)]
+    if table:
+        with open(table, "w") as file:
+            file.write(summary(rows))
+    print(f"{len(wanted)} kernels as {len(rows)} pieces of machine code: {len(wrong)} wrong")
     if wrong:
         sys.exit("\n".join(wrong))
 
