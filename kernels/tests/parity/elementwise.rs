@@ -1,5 +1,6 @@
 //! RMSNorm, rotary embedding, SwiGLU and scaled columns.
 
+use burn::tensor::DType;
 use tune_kernels::KernelBackend;
 use tune_kernels::check::elementwise;
 use tune_kernels::column_scale::{column_scale, column_scale_backward};
@@ -88,8 +89,8 @@ fn swiglu_saturates() {
 }
 
 fn check_saturation<B: KernelBackend>(_: &Site) {
-    let gate = tensor::<B, 2>(&[-1000.0, -100.0, 0.0, 100.0, 1000.0], [1, 5], burn::tensor::DType::F32);
-    let up = tensor::<B, 2>(&[2.0; 5], [1, 5], burn::tensor::DType::F32);
+    let gate = tensor::<B, 2>(&[-1000.0, -100.0, 0.0, 100.0, 1000.0], [1, 5], DType::F32);
+    let up = tensor::<B, 2>(&[2.0; 5], [1, 5], DType::F32);
     let y = values(&swiglu(&gate, &up));
     assert_eq!(y[2..], [0.0, 200.0, 2000.0]);
     assert!(y[..2].iter().all(|y| y.abs() < 1e-30), "{y:?}");
@@ -110,7 +111,7 @@ fn check_column_scale<B: KernelBackend>(site: &Site) {
             let bias = random_in(width, 3, 1.0, dtype);
             let residual = random_in(rows * width, 4, 1.0, dtype);
             let on_device = tensor::<B, 2>(&u, [rows, width], dtype);
-            let device_factors = tensor::<B, 2>(&factors, [1, width], burn::tensor::DType::F32);
+            let device_factors = tensor::<B, 2>(&factors, [1, width], DType::F32);
             let device_bias = tensor::<B, 1>(&bias, [width], dtype);
             let device_residual = tensor::<B, 2>(&residual, [rows, width], dtype);
             for (has_bias, has_residual) in [(false, false), (true, false), (false, true), (true, true)] {
