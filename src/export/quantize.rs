@@ -3,14 +3,16 @@
 //!
 //! Every projection of the decoder is quantized, by the rule that quantizes while loading, so that what is trained on
 //! the folder and on the original is the same. Embeddings, output head, norms and biases stay byte for byte. A file
-//! holds scales before codes and its header before both, so each weight is quantized twice: once for its scales, once
-//! for its codes. Memory is one tensor in f32 and what it becomes.
+//! holds scales before codes and its header before both, so each weight is quantized once for its scales and once for
+//! its codes; under double quantization also once beforehand, for the mean of its scales, whose digits the header's
+//! sizes depend on. Memory is one tensor in f32 and what it becomes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use tune_kernels::nf4::Quantized;
 
 use super::Error;
@@ -264,7 +266,7 @@ fn write_beside(folder: &Path, base: &OpenedBase, spec: Spec) -> Result<(), Erro
             files::copy_file(&file, &folder.join(name))?;
         }
     }
-    files::write_bytes(&folder.join("README.md"), card(base, spec).as_bytes())?;
+    files::write_bytes(&folder.join("README.md"), card(base, spec)?.as_bytes())?;
     Ok(())
 }
 
@@ -314,27 +316,28 @@ fn licences(root: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// A model card that says what this is, and of the licence what the base's own says.
-fn card(base: &OpenedBase, spec: Spec) -> String {
+fn card(base: &OpenedBase, spec: Spec) -> Result<String, Error> {
     let Spec::Nf4 { block_size, double_quant } = spec;
-    let mut head = Map::new();
-    let name = base.base.hub.as_ref().map(|hub| hub.id.clone());
-    if let Some(name) = &name {
-        head.insert("base_model".into(), json!(name));
-        head.insert("base_model_relation".into(), json!("quantized"));
-    }
-    let mut lines: String = head.iter().map(|(key, value)| format!("{key}: {value}\n")).collect();
-    let readme = fs::read(base.folder.root().join("README.md")).unwrap_or_default();
+    let name = base.base.hub.as_ref().map(|hub| &hub.id);
+    let mut lines = name.map_or_else(String::new, |name| {
+        format!("base_model: {}\nbase_model_relation: quantized\n", json!(name))
+    });
+    let path = base.folder.root().join("README.md");
+    let readme = match fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        read => read.map_err(files::Error::io(files::Action::Read, &path))?,
+    };
     for line in licence_lines(&String::from_utf8_lossy(&readme[..readme.len().min(CARD_LIMIT)])) {
         lines.push_str(&format!("{line}\n"));
     }
-    format!(
+    Ok(format!(
         "---\n{lines}library_name: transformers\npipeline_tag: text-generation\ntags:\n- bitsandbytes\n- 4-bit\n- tune\n---\n\n\
          # {} in 4 bits\n\n\
          NF4 in blocks of {block_size}{}, in the layout of bitsandbytes. Embeddings, output head and norms are as they \
          were.\nHashes of the original files stand in the metadata of the safetensors files.\n",
-        name.as_deref().unwrap_or("A model"),
+        name.map_or("A model", String::as_str),
         if double_quant { ", scales in 8 bits (double quantization)" } else { "" },
-    )
+    ))
 }
 
 /// The lines on the licence in the front matter of a model card.

@@ -1,6 +1,6 @@
 //! The operators of a template that can build something large or read a lot, each asking [`budget`] or [`effort`]
-//! first. `program` puts a call of
-//! one of these in the place of the engine's own instruction; what is computed stays the engine's business.
+//! first. `program` puts a call of one of these in the place of the engine's own instruction; what is computed stays the
+//! engine's business.
 
 use std::collections::BTreeMap;
 
