@@ -5,15 +5,17 @@
 #[cfg(feature = "cuda")]
 mod cuda;
 mod profile;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod start;
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 mod wgpu;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Tensor, TensorData};
-use burn_cubecl::{CubeBackend, CubeRuntime};
+use burn::tensor::DType;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+use burn_cubecl::CubeBackend;
 use cubecl::config::cache::CacheConfig;
 use cubecl::config::profiling::ProfilingLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
@@ -187,24 +189,6 @@ pub fn dtypes<R: Runtime>(device: &R::Device) -> Vec<DType> {
         usage.contains(TypeUsage::Buffer) && usage.contains(TypeUsage::Conversion)
     };
     [DType::F32, DType::BF16, DType::F16].into_iter().filter(has).collect()
-}
-
-/// Starts a device, has it multiply a few numbers, and tells the dtypes that it computes in, or in words what went
-/// wrong.
-fn start<R: CubeRuntime>(device: &R::CubeDevice) -> Result<Vec<DType>, String> {
-    // Runtimes unwrap what their drivers return; nothing of ours is held across the call.
-    let attempt = AssertUnwindSafe(|| {
-        let dtypes = dtypes::<R>(device);
-        let data = TensorData::from([1.5f32, -2.0, 4.0]);
-        let x = Tensor::<CubeBackend<R, f32, i32, u32>, 1>::from_data(data, device);
-        let found: Vec<f32> = (x.clone() * x).into_data().iter::<f32>().collect();
-        (dtypes, found)
-    });
-    match catch_unwind(attempt) {
-        Ok((dtypes, found)) if found == [2.25, 4.0, 16.0] => Ok(dtypes),
-        Ok((_, found)) => Err(format!("it multiplies wrongly: 1.5², 2² and 4² come out as {found:?}")),
-        Err(panic) => Err(crate::check::panic_message(panic.as_ref())),
-    }
 }
 
 /// What the calling thread's pools on a device hold.
