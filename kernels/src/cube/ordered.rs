@@ -1,5 +1,4 @@
-//! cubek's ordered, double-buffered product for tensor cores by `mma.sync`, with each tile of the result passed on in
-//! step.
+//! cubek's ordered, double-buffered product for tensor cores, with each tile of the result passed on in step.
 //!
 //! A tile's sums leave the registers of a plane's lanes through shared memory, from which other lanes write them out.
 //! cubek 0.2's writer does not synchronize the plane between the two, nor before the next tile takes the same place. A

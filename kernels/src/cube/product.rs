@@ -1,18 +1,18 @@
 //! The matrix product of the GPU ops: cubek's tiled kernels over the operands of [`super::operand`].
 //!
-//! `result = factor · lhs · rhs + bias + residual`, sums in f32. Which kernel: for f16 and bf16, `mma.sync` with ordered
-//! double buffering where the device has it, else cooperative matrices, else (and always for f32, whose tensor-core
-//! form would round to tf32) multiplications by units. What none of these accepts, for a shape or for what the device
-//! lacks, [`super::plain`] multiplies. The choice depends on device, dtypes and shapes alone, and
-//! dense and dequantized operands go through the same kernel, so an NF4 weight gives the same bits whether it is
-//! dequantized as it is read or beforehand.
+//! `result = factor · lhs · rhs + bias + residual`, sums in f32. Which kernel: for f16 and bf16, tensor cores with ordered
+//! double buffering where planes can be synchronized ([`super::ordered`]), else cooperative matrices, else (and always for
+//! f32, whose tensor-core form would round to tf32) multiplications by units. What none of these accepts, for a shape or
+//! for what the device lacks, [`super::plain`] multiplies. The choice depends on device, dtypes and shapes alone, and dense
+//! and dequantized operands go through the same kernel, so an NF4 weight gives the same bits whether it is dequantized as
+//! it is read or beforehand.
 
 use std::cell::Cell;
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::features::Plane;
+use cubecl::features::{MmaConfig, Plane};
 use cubecl::prelude::*;
 use cubecl::std::tensor::View;
 use cubecl::zspace::shape;
@@ -260,24 +260,28 @@ impl<R: CubeRuntime> Call<'_, R> {
 
     /// Launches the first tiled routine that accepts the product; false if none does.
     fn runs_tiled(&self) -> bool {
-        let features = &self.client.properties().features.matmul;
+        let features = &self.client.properties().features;
         if self.operands != DType::F32 {
-            let ordered = OrderedSelectionArgs {
-                tile_matmul: TileMatmulKind::Mma,
-                partition_k: None,
-                row_count: Some(8),
-                rows_per_plane: Some(2),
-            };
-            let can_sync = self.client.properties().features.plane.contains(Plane::Sync);
-            if can_sync && !features.mma.is_empty() && self.launch::<Ordered>(ordered).is_ok() {
+            if features.plane.contains(Plane::Sync) && self.launch::<Ordered>(self.ordered()).is_ok() {
                 return true;
             }
             let simple = SimpleArgs { tile_matmul: TileMatmulKind::Cmma, multi_rows: false };
-            if !features.cmma.is_empty() && self.launch::<SimpleAlgorithm>(simple).is_ok() {
+            if !features.matmul.cmma.is_empty() && self.launch::<SimpleAlgorithm>(simple).is_ok() {
                 return true;
             }
         }
         self.launch::<SimpleUnitAlgorithm>(Default::default()).is_ok()
+    }
+
+    /// What the ordered routine multiplies with: `mma.sync` where it takes a depth of 16. cubek 0.2 loads the two halves
+    /// of a left operand of depth 8, which is all that Turing has, from the wrong places; there it is `wmma`.
+    fn ordered(&self) -> OrderedSelectionArgs {
+        let operands: StorageType = self.operands.into();
+        let deep =
+            MmaConfig { a_type: operands, b_type: operands, cd_type: DType::F32.into(), m: 16, n: 8, k: 16 };
+        let has_deep = self.client.properties().features.matmul.mma.contains(&deep);
+        let tile_matmul = if has_deep { TileMatmulKind::Mma } else { TileMatmulKind::Cmma };
+        OrderedSelectionArgs { tile_matmul, partition_k: None, row_count: Some(8), rows_per_plane: Some(2) }
     }
 
     fn launch_plain(&self) {

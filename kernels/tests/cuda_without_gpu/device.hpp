@@ -330,7 +330,8 @@ template <class Use, int m, int n, int k, class T, class Layout = void>
 struct fragment {
   static constexpr int rows = std::is_same_v<Use, matrix_b> ? k : m;
   static constexpr int columns = std::is_same_v<Use, matrix_a> ? k : n;
-  T x[rows * columns / 32];
+  static constexpr int num_elements = rows * columns / 32;
+  T x[num_elements];
 };
 
 template <class Fragment, class T>
@@ -343,7 +344,7 @@ static void check(const char* what, const T* address, unsigned stride) {
 template <class Fragment, class T, class Visit>
 static void each(Fragment& fragment, T* address, unsigned stride, bool is_row_major, Visit visit) {
   const unsigned lane = thread_number() % 32;
-  for (int i = 0; i < Fragment::rows * Fragment::columns / 32; ++i) {
+  for (int i = 0; i < Fragment::num_elements; ++i) {
     const unsigned element = lane + 32 * i;
     const unsigned row = element / Fragment::columns, column = element % Fragment::columns;
     visit(fragment.x[i], address[is_row_major ? row * stride + column : column * stride + row]);

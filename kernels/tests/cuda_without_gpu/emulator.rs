@@ -128,7 +128,8 @@ fn program(source: Source<'_>) -> Result<PathBuf, String> {
         .map_err(|error| format!("c++, a C++ compiler: {error}"))?;
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
-        return Err(format!("{} ({}): {complaint}", source.entry_point, file.display()));
+        let first: Vec<_> = complaint.lines().take(6).collect();
+        return Err(format!("{} ({}): {}", source.entry_point, file.display(), first.join("\n")));
     }
     std::fs::rename(&made, &program).expect("the program can be renamed");
     std::fs::remove_file(&file).expect("the file can be removed");
