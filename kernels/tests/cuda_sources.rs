@@ -148,10 +148,10 @@ fn every_kernel_becomes_cuda() {
         let found = launched.sources.keys().any(|key| key.contains(name));
         assert!(found, "no kernel of {name}");
     }
-    if architecture >= 75 {
-        let on_tensor_cores = launched.sources.values().filter(|source| source.contains("mma.sync")).count();
-        assert!(on_tensor_cores > 0, "no product on tensor cores");
-    }
+    let product = if architecture < 80 { "wmma::mma_sync" } else { "mma.sync" };
+    let has_product =
+        |(name, source): (&String, &String)| name.contains("matmul") && source.contains(product);
+    assert!(launched.sources.iter().any(has_product), "no product on tensor cores");
     if let Ok(folder) = std::env::var("TUNE_CUDA_SOURCES") {
         std::fs::create_dir_all(&folder).expect("the folder can be made");
         for (name, source) in &launched.sources {

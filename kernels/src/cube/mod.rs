@@ -5,8 +5,8 @@
 //! it adds up in an order that depends on shapes alone: the same call on the same device gives the same bits.
 
 pub(crate) mod convert;
+mod in_step;
 mod operand;
-mod ordered;
 mod plain;
 pub(crate) mod product;
 mod read;

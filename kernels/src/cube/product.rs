@@ -1,7 +1,7 @@
 //! The matrix product of the GPU ops: cubek's tiled kernels over the operands of [`super::operand`].
 //!
 //! `result = factor · lhs · rhs + bias + residual`, sums in f32. Which kernel: for f16 and bf16, tensor cores with ordered
-//! double buffering where planes can be synchronized ([`super::ordered`]), else cooperative matrices, else (and always for
+//! double buffering where planes can be synchronized, else cooperative matrices ([`super::in_step`]), else (and always for
 //! f32, whose tensor-core form would round to tf32) multiplications by units. What none of these accepts, for a shape or
 //! for what the device lacks, [`super::plain`] multiplies. The choice depends on device, dtypes and shapes alone, and dense
 //! and dequantized operands go through the same kernel, so an NF4 weight gives the same bits whether it is dequantized as
@@ -12,7 +12,7 @@ use std::cell::Cell;
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::features::{MmaConfig, Plane};
+use cubecl::features::MmaConfig;
 use cubecl::prelude::*;
 use cubecl::std::tensor::View;
 use cubecl::zspace::shape;
@@ -21,15 +21,15 @@ use cubek::matmul::components::tile::TileMatmulKind;
 use cubek::matmul::definition::{MatmulGlobalElems, MatmulProblem, MatmulSetupError, MatmulVectorSizes};
 use cubek::matmul::launch::{BatchedCoords, MatmulArgs, launch_kernel};
 use cubek::matmul::routines::ordered_double_buffering::OrderedSelectionArgs;
-use cubek::matmul::routines::simple::{SimpleAlgorithm, SimpleArgs};
+use cubek::matmul::routines::simple::SimpleArgs;
 use cubek::matmul::routines::simple_unit::SimpleUnitAlgorithm;
 use cubek::matmul::routines::{BlueprintStrategy, Routine};
 use cubek::std::MatrixLayout;
 
+use super::in_step::{Ordered, Simple};
 use super::operand::{DenseLaunch, Extent, Input, InputLaunch, Matrix, Sink, SinkLaunch};
-use super::ordered::Ordered;
 use super::plain::{TILE, plain_product_kernel};
-use super::tensor::{cubes, dims, elements, empty, vector_size};
+use super::tensor::{cubes, dims, elements, empty, syncs_planes, vector_size};
 use crate::nf4::cube::Nf4Tensors;
 
 thread_local! {
@@ -260,13 +260,13 @@ impl<R: CubeRuntime> Call<'_, R> {
 
     /// Launches the first tiled routine that accepts the product; false if none does.
     fn runs_tiled(&self) -> bool {
-        let features = &self.client.properties().features;
+        let features = &self.client.properties().features.matmul;
         if self.operands != DType::F32 {
-            if features.plane.contains(Plane::Sync) && self.launch::<Ordered>(self.ordered()).is_ok() {
+            if syncs_planes(self.client) && self.launch::<Ordered>(self.ordered()).is_ok() {
                 return true;
             }
             let simple = SimpleArgs { tile_matmul: TileMatmulKind::Cmma, multi_rows: false };
-            if !features.matmul.cmma.is_empty() && self.launch::<SimpleAlgorithm>(simple).is_ok() {
+            if !features.cmma.is_empty() && self.launch::<Simple>(simple).is_ok() {
                 return true;
             }
         }

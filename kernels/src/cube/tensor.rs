@@ -130,3 +130,8 @@ pub(crate) fn vector_size<R: CubeRuntime>(
     let fits = |size: &usize| lengths.iter().all(|length| length.is_multiple_of(*size));
     client.io_optimized_vector_sizes(dtype.size()).filter(fits).max().unwrap_or(1)
 }
+
+/// Whether what a plane wrote to shared memory before it was synchronized is seen after: CUDA alone promises it.
+pub(crate) fn syncs_planes<R: CubeRuntime>(client: &ComputeClient<R>) -> bool {
+    R::name(client) == "cuda"
+}

@@ -11,6 +11,7 @@ use cubecl::features::{MmaConfig, Plane};
 use cubecl::prelude::*;
 
 use super::rows::Rows;
+use crate::cube::tensor::syncs_planes;
 
 /// Tile sizes of a kernel, known when it is compiled.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -144,8 +145,7 @@ pub(super) fn tile<R: CubeRuntime>(
         return None;
     }
     let vector = hardware.max_vector_size.min(8) as u32;
-    // CUDA alone promises that what a plane wrote to shared memory before it was synchronized is seen after.
-    let syncs_planes = R::name(client) == "cuda";
+    let syncs_planes = syncs_planes(client);
     [(4, 32), (4, 16), (2, 32), (2, 16), (1, 16)]
         .into_iter()
         .map(|(planes, columns)| Tile {
