@@ -136,6 +136,55 @@ fn there_need_be_nothing_to_go_on_with() {
 }
 
 #[test]
+fn a_run_without_a_checkpoint_is_not_begun_again_from_something_else() {
+    let mut bench = Bench::new();
+    bench.own_base();
+    bench.train = bench.train.replace("save_steps = 3", "save_steps = 100").replace("eval_steps = 2", "eval_steps = 100");
+    // Killed before its first checkpoint: what was written for its first step, and some metrics.
+    let early = |bench: &Bench| {
+        bench.stop_after("early", 2);
+        fs::remove_dir_all(bench.run_dir("early").join("checkpoints")).unwrap();
+    };
+    early(&bench);
+    let train = bench.train.clone();
+    bench.train = train.replace("epochs = 3", "epochs = 2") + "max_tokens = 100000\n";
+    let text = fs::read_to_string(bench.rows()).unwrap();
+    fs::write(bench.rows(), text.replacen("131", "132", 1)).unwrap();
+    let told = refused(&bench, "early");
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told[0], "`train.epochs` was 3.0 and is 2.0");
+    assert!(told[1].starts_with("dataset 0 (") && told[1].ends_with("has another content"), "{told:?}");
+    let (code, error) = bench.output("early", &["--resume"]);
+    assert!(code == 2 && error.contains("`train.epochs` was") && error.contains("--accept-changes"), "{code}: {error}");
+
+    // Who means it gets what a new run would be.
+    let mut warnings = Vec::new();
+    let mut watch = Watch(|event: &Event<'_>| {
+        if let Event::Warning(text) = event {
+            warnings.push(text.clone());
+        }
+    });
+    let accept = Options { accept_changes: true, ..RESUME };
+    bench.try_run("early", accept, GO_ON, &mut watch).unwrap();
+    assert!(warnings.iter().any(|text| text.contains("`train.epochs` was 3.0")), "{warnings:?}");
+    bench.run("new");
+    bench.assert_same("new", "early");
+
+    // A lock that cannot be read proves nothing; one that was never written has nothing to prove.
+    for (lock, is_refused) in [(Some("version = 7"), true), (None, false)] {
+        fs::remove_dir_all(bench.run_dir("early")).unwrap();
+        early(&bench);
+        let path = bench.run_dir("early").join("recipe.lock");
+        match lock {
+            Some(text) => fs::write(path, text).unwrap(),
+            None => fs::remove_file(path).unwrap(),
+        }
+        let outcome = bench.try_run("early", RESUME, GO_ON, &mut Silent);
+        assert_eq!(outcome.is_err(), is_refused, "{outcome:?}");
+    }
+}
+
+#[test]
 fn damaged_checkpoints_are_passed_over_and_named() {
     let mut bench = Bench::new();
     bench.train = bench

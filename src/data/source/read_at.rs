@@ -51,6 +51,11 @@ impl Location {
         Ok(file)
     }
 
+    /// The file under that name, whatever became of it.
+    pub(super) fn open_as_it_is(&self) -> Result<File, Fault> {
+        Ok(File::open(&self.path)?)
+    }
+
     /// The bytes `start..start + len`. Checks the range before it takes memory for it.
     pub(super) fn read(&self, file: &File, start: u64, len: u64) -> Result<Buffer, Fault> {
         if start.checked_add(len).is_none_or(|end| end > self.len) {
