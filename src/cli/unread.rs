@@ -55,7 +55,8 @@ fn finding(error: &clap::Error) -> Finding {
     let said = error.to_string();
     let said = said.trim().strip_prefix("error: ").unwrap_or(said.trim());
     let (message, usage) = said.split_once("\n\n").unwrap_or((said, ""));
-    let lines = usage.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains("try '--help'"));
+    let lines =
+        usage.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains("try '--help'"));
     let help = lines.collect::<Vec<_>>().join("; ");
     Finding {
         code: Some("arguments".into()),
@@ -93,7 +94,8 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_told_apart_from_what_to_do() {
-        let said = |words: &[&str]| finding(&Arguments::try_parse_from([&["tune"], words].concat()).unwrap_err());
+        let said =
+            |words: &[&str]| finding(&Arguments::try_parse_from([&["tune"], words].concat()).unwrap_err());
         let missing = said(&["run"]);
         assert!(missing.message.contains("<RECIPE>") && !missing.message.contains("Usage"), "{missing:?}");
         assert!(missing.help.unwrap().contains("Usage: tune run"));

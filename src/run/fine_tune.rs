@@ -360,7 +360,8 @@ impl OnBackend for Training<'_> {
         let template = opened.template.as_deref().map(ChatTemplate::source);
         let family = opened.spec.family;
         let inputs = inputs.hashes();
-        let provenance = Provenance { recipe, family, inputs, changed: &changed, summary: &summary }.metadata();
+        let provenance =
+            Provenance { recipe, family, inputs, changed: &changed, summary: &summary }.metadata();
         peft::write(
             &folder.adapter(),
             // A run that goes on has told of the adapter that it replaces.

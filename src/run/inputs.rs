@@ -142,9 +142,7 @@ impl Inputs {
     /// Whether what lies on disk now is other than what the hash of that name is of. Reads it all.
     pub(super) fn is_other_now(&self, name: &str, opened: &Opened) -> bool {
         let now = match dataset_index(name) {
-            Some(index) => {
-                opened.corpus.datasets().nth(index).and_then(|dataset| dataset.sha256_now().ok())
-            }
+            Some(index) => opened.corpus.datasets().nth(index).and_then(|dataset| dataset.sha256_now().ok()),
             None => {
                 let file = self.files.iter().find(|file| file.hash == name);
                 file.and_then(|file| Some(assets::folder::digest(&file.path).ok()?.sha256))

@@ -139,7 +139,9 @@ fn differences_without_checkpoint(folder: &RunFolder, origin: &Origin, opened: &
     // The lock is written behind the recipe; a run that was killed in between had read nothing for its first step.
     let lock = match Lock::read(folder.root()) {
         Ok(lock) => Some(lock),
-        Err(record::Error::File(files::Error::Io { source, .. })) if source.kind() == ErrorKind::NotFound => None,
+        Err(record::Error::File(files::Error::Io { source, .. })) if source.kind() == ErrorKind::NotFound => {
+            None
+        }
         Err(error) => {
             told.push(error.to_string());
             None

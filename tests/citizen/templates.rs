@@ -34,7 +34,9 @@ fn a_template_that_takes_seconds_for_a_row_is_stopped_over_a_thousand() {
     // Without end; just below the instructions that one render may take; one that reads as much as one may, that one
     // with an error of its own; text without measure, which has to be tokenized.
     let loops = |times: usize| {
-        format!("{{% for a in range({times}) %}}{{% for b in range(1000) %}}{{% set c = b %}}{{% endfor %}}{{% endfor %}}")
+        format!(
+            "{{% for a in range({times}) %}}{{% for b in range(1000) %}}{{% set c = b %}}{{% endfor %}}{{% endfor %}}"
+        )
     };
     let reads = "{% set x = 'a' * 30000000 %}{% set y = 'a' * 30000000 %}\
                  {% for i in range(250) %}{% if x == y %}{% endif %}{% endfor %}";
@@ -54,11 +56,17 @@ fn a_template_that_takes_seconds_for_a_row_is_stopped_over_a_thousand() {
         assert!(begun.elapsed() < SOON, "{name}: {:?}", begun.elapsed());
         let error = text(&failed.stderr);
         assert!(error.contains("takes far more time than the conversations"), "{name}: {error}");
-        assert!(error.contains("train.jsonl:") && error.contains("of 1,002 rows were looked at"), "{name}: {error}");
+        assert!(
+            error.contains("train.jsonl:") && error.contains("of 1,002 rows were looked at"),
+            "{name}: {error}"
+        );
         assert!(error.contains("hostile.jinja"), "{name}: {error}");
         let told = events(&failed);
         let problems = named(&told, "problem");
-        assert_eq!((&problems[0]["file"], &problems[0]["code"]), (&"train.jsonl".into(), &"data::row".into()));
+        assert_eq!(
+            (&problems[0]["file"], &problems[0]["code"]),
+            (&"train.jsonl".into(), &"data::row".into())
+        );
         // Rows that failed by themselves are named too, and no others are.
         assert_eq!(problems.len() > 1, is_row_fault, "{name}: {problems:?}");
         assert!(problems.len() < 30, "{name}: {}", problems.len());

@@ -139,7 +139,10 @@ fn there_need_be_nothing_to_go_on_with() {
 fn a_run_without_a_checkpoint_is_not_begun_again_from_something_else() {
     let mut bench = Bench::new();
     bench.own_base();
-    bench.train = bench.train.replace("save_steps = 3", "save_steps = 100").replace("eval_steps = 2", "eval_steps = 100");
+    bench.train = bench
+        .train
+        .replace("save_steps = 3", "save_steps = 100")
+        .replace("eval_steps = 2", "eval_steps = 100");
     // Killed before its first checkpoint: what was written for its first step, and some metrics.
     let early = |bench: &Bench| {
         bench.stop_after("early", 2);
@@ -155,7 +158,10 @@ fn a_run_without_a_checkpoint_is_not_begun_again_from_something_else() {
     assert_eq!(told[0], "`train.epochs` was 3.0 and is 2.0");
     assert!(told[1].starts_with("dataset 0 (") && told[1].ends_with("has another content"), "{told:?}");
     let (code, error) = bench.output("early", &["--resume"]);
-    assert!(code == 2 && error.contains("`train.epochs` was") && error.contains("--accept-changes"), "{code}: {error}");
+    assert!(
+        code == 2 && error.contains("`train.epochs` was") && error.contains("--accept-changes"),
+        "{code}: {error}"
+    );
 
     // Who means it gets what a new run would be.
     let mut warnings = Vec::new();
