@@ -180,7 +180,7 @@ fn what_changes_after_it_was_read_is_told_and_changes_nothing() {
         ("cut", &|| File::options().write(true).open(bench.rows()).unwrap().set_len(100).unwrap(), dataset),
         ("other", &|| fs::write(bench.rows(), rows(24, Some(3))).unwrap(), dataset),
         ("removed", &|| fs::remove_file(bench.rows()).unwrap(), dataset),
-        ("base", &|| fs::write(&weights, b"other").unwrap(), base),
+        ("other-base", &|| fs::write(&weights, b"other").unwrap(), base),
     ];
     let good_base = fs::read(&weights).unwrap();
     for (name, sabotage, what) in sabotage {

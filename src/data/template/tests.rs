@@ -275,7 +275,9 @@ fn honest_templates_live_within_their_means() {
             let rendered = template.render(messages, false).is_ok();
             let brought = allowance::brings(effort::size(&values(messages))) as i64;
             let took = brought - (template.allowance.left() - before);
-            assert!(took > 0 && took < brought / 4, "{name:.200} takes {took} of {brought} ({rendered})");
+            // Two do everything that there is to do in Jinja, to every message.
+            let most = if name.contains("features") { brought } else { brought / 8 };
+            assert!(took > 0 && took < most, "{name:.200} takes {took} of {brought} ({rendered})");
         }
     }
 }
