@@ -1,33 +1,51 @@
-//! One envelope around all that is told to programs: `begin`, one `result` where a command came to its end, `end`.
+//! One envelope around all that is told to programs: `begin`, one `result` where a command came to its end, `end`; and
+//! nothing that a command writes can be written by others.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::process::{Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 
 use clap::CommandFactory;
 use tune::cli::args::Arguments;
 
-use super::fixture::{command, events, expect, named, small, text, tune};
+use super::fixture::{command, events, expect, files_below, named, small, text, tune};
 use super::server::{self, Hub};
 
-/// Every command with `--json`, in an order in which each finds what it needs. What stands before a `<` goes to its
-/// standard input.
-const COMMANDS: [&[&str]; 18] = [
+const CONFIGURATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/import/axolotl.yml");
+
+/// Every command with `--json`, in an order in which each finds what it needs.
+const COMMANDS: [&[&str]; 23] = [
     &["ls"],
     &["cp", "quickstart", "copy"],
     &["validate", "small.toml"],
     &["inspect", "small.toml", "-n", "1"],
-    &["run", "small.toml"],
-    &["reproduce", "run"],
+    &["run", "small.toml", "--tensorboard"],
+    &["reproduce", "run", "--output", "again"],
     &["report", "run"],
     &["verify", "run/adapter"],
     &["generate", "--adapter", "run", "Tell me.", "--max-new-tokens", "2"],
+    &[
+        "generate",
+        "--adapter",
+        "run",
+        "--prompts",
+        "held.jsonl",
+        "--out",
+        "said.jsonl",
+        "--max-new-tokens",
+        "2",
+    ],
     &["chat", "--adapter", "run", "--max-new-tokens", "2"],
-    &["eval", "run", "--limit", "1"],
+    &["eval", "run", "--limit", "1", "--exact-match", "--out", "right.jsonl"],
     &["merge", "run/adapter", "--out", "merged", "--max-divergence", "1e9"],
     &["export", "run/adapter", "--for", "peft", "--out", "exported"],
+    &["export", "run/adapter", "--for", "mlx", "--out", "exported-mlx"],
+    &["export", "run/adapter", "--gguf=f16", "--out", "gguf"],
+    &["export", "run/adapter", "--gguf-lora", "--out", "gguf-lora"],
     &["quantize", "data/quickstart/base", "--out", "quantized"],
-    &["import", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/import/axolotl.yml")],
+    &["import", CONFIGURATION],
+    &["import", CONFIGURATION, "--out", "imported.toml"],
     &["bench", "small.toml", "--steps", "1", "--warmup", "0"],
     &["doctor", "--device", "cpu"],
     &["download", "org/model"],
@@ -49,8 +67,9 @@ fn every_command_that_comes_to_its_end_has_one_result() {
         server::File::lfs("model.safetensors", 1000),
     ];
     let hub = Hub::new(model);
+    let brought = files_below(folder.path());
     for words in COMMANDS {
-        let mut child = command(folder.path(), &[words, &["--json"]].concat())
+        let mut child = permissive(folder.path(), &[words, &["--json"]].concat())
             .env("HF_ENDPOINT", hub.address())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -71,6 +90,29 @@ fn every_command_that_comes_to_its_end_has_one_result() {
         assert!(named(&told, "result")[0].as_object().unwrap().len() > 1, "{words:?}: an empty result");
         let ends = |name: &str| named(&told, name).len();
         assert_eq!((ends("begin"), ends("end")), (1, 1), "{words:?}");
+        #[cfg(unix)]
+        require_own(folder.path(), &brought, words);
+    }
+}
+
+/// Under a umask that lets everybody write everything.
+fn permissive(folder: &Path, arguments: &[&str]) -> Command {
+    let program = command(folder, arguments);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask 000; exec \"$@\"", "sh"]).arg(program.get_program()).args(program.get_args());
+    shell.current_dir(folder);
+    shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    shell
+}
+
+/// Nobody else can write what was written.
+#[cfg(unix)]
+fn require_own(folder: &Path, brought: &[PathBuf], words: &[&str]) {
+    use std::os::unix::fs::PermissionsExt;
+    for path in files_below(folder).iter().filter(|path| !brought.contains(path)) {
+        let about = std::fs::symlink_metadata(path).unwrap();
+        let mode = about.permissions().mode();
+        assert!(about.is_symlink() || mode & 0o022 == 0, "{words:?}: {} has mode {mode:o}", path.display());
     }
 }
 

@@ -223,6 +223,40 @@ fn damaged_checkpoints_are_passed_over_and_named() {
     bench.assert_same("whole", "run");
 }
 
+/// The newer ones are damaged, and no more than one is to be kept: the only good one stays until there is a newer that is
+/// whole, and so does the best.
+#[test]
+fn the_only_good_checkpoint_is_not_pruned_for_damaged_ones() {
+    let mut bench = Bench::new();
+    bench.train = bench.train.replace("save_total_limit = 2", "save_total_limit = 1000");
+    bench.run("whole");
+    bench.stop_after("run", 9);
+    let damage = |step: &str| {
+        let path = bench.checkpoint("run", step).join("state.safetensors");
+        let cut = fs::read(&path).unwrap().len() as u64 / 2;
+        fs::File::options().write(true).open(&path).unwrap().set_len(cut).unwrap();
+    };
+    ["step-9", "step-6", "best"].into_iter().for_each(damage);
+    bench.train = bench.train.replace("save_total_limit = 1000", "save_total_limit = 1");
+    // Until the next one is written, the good one is there; whenever it is looked for, one is whole.
+    let mut seen = Vec::new();
+    let mut watch = Watch(|event: &Event<'_>| {
+        if let Event::Step { step, .. } = event {
+            let whole = |step: &u64| {
+                tune::checkpoint::read(&bench.checkpoint("run", &format!("step-{step}"))).is_ok()
+            };
+            seen.push((*step, (1..=*step).filter(whole).collect::<Vec<_>>()));
+        }
+    });
+    bench.try_run("run", RESUME, GO_ON, &mut watch).unwrap();
+    assert_eq!(seen[0], (4, vec![3]));
+    assert!(seen.iter().all(|(_, whole)| whole.len() == 1), "{seen:?}");
+    assert!(bench.adapter("whole") == bench.adapter("run"), "another adapter");
+    assert_eq!(bench.metrics("whole"), bench.metrics("run"));
+    let best = tune::checkpoint::read(&bench.checkpoint("run", "best"));
+    assert!(best.is_ok(), "the best one is another by now, or written anew");
+}
+
 #[test]
 fn without_a_checkpoint_that_is_whole_nothing_is_thrown_away() {
     let bench = Bench::new();
