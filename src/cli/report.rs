@@ -106,6 +106,8 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         ) => Exit::Recipe,
         run::Error::Checkpoint(checkpoint::Error::DoesNotFit { .. }) => Exit::Recipe,
         run::Error::Folder(FolderError::NoneUsable { .. }) => Exit::Other,
+        // It is the command line that names a row.
+        run::Error::Data(data::error::Error::NoSuchRow { .. }) => Exit::Recipe,
         // Threads that cannot be had are memory that cannot.
         run::Error::Data(data::error::Error::Threads { .. }) => Exit::Resources,
         run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
