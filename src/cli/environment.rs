@@ -152,7 +152,12 @@ mod tests {
         private_folder(&folder).unwrap();
         private_folder(&folder).unwrap();
         for path in [&folder, &outer.path().join("tune")] {
-            assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o077, 0, "{}", path.display());
+            assert_eq!(
+                std::fs::metadata(path).unwrap().permissions().mode() & 0o077,
+                0,
+                "{}",
+                path.display()
+            );
         }
     }
 }

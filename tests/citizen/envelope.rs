@@ -37,7 +37,7 @@ const COMMANDS: [&[&str]; 23] = [
         "2",
     ],
     &["chat", "--adapter", "run", "--max-new-tokens", "2"],
-    &["eval", "run", "--limit", "1", "--exact-match", "--out", "right.jsonl"],
+    &["eval", "run", "--limit", "1", "--out", "rows.jsonl"],
     &["merge", "run/adapter", "--out", "merged", "--max-divergence", "1e9"],
     &["export", "run/adapter", "--for", "peft", "--out", "exported"],
     &["export", "run/adapter", "--for", "mlx", "--out", "exported-mlx"],
