@@ -204,6 +204,8 @@ fn only_files_makes_files() {
             continue;
         }
         for (number, line) in code(&fs::read_to_string(&path).unwrap()) {
+            // Made by `files` in turn.
+            let line = line.replace("EventFile::create(", "");
             let banned =
                 ["fs::write(", "fs::copy(", "File::create", "create_dir", "OpenOptions", "DirBuilder"];
             if banned.iter().any(|word| line.contains(word)) {

@@ -21,6 +21,7 @@
 //! | `step` | run, reproduce | a line of `metrics.jsonl` |
 //! | `evaluation` | run, reproduce | an evaluation line of `metrics.jsonl` |
 //! | `diverged` | run, reproduce | a line of `metrics.jsonl` that tells of a step that was left out or undone |
+//! | `input_changed` | run, reproduce | `input`: what is not on disk any more as it was read |
 //! | `gate` | run, reproduce | `passed`, `message` |
 //! | `checkpoint` | run, reproduce | `path`, `best` |
 //! | `sample` | run, reproduce | `prompt`, `before`, `after` |
@@ -200,6 +201,7 @@ impl<'a> Console<'a> {
                     self.event("gate", &json!({"passed": verdict.passed, "message": verdict.to_string()}));
                 }
             }
+            Event::InputChanged(what) => self.event("input_changed", &json!({"input": what})),
             Event::Note(text) => self.event("note", &json!({"message": text})),
             // Told by `warning`, and the answers with those after training.
             Event::Step { logged: None, .. } | Event::Answered(_) | Event::Warning(_) => {}

@@ -343,7 +343,6 @@ impl OnBackend for Training<'_> {
         let mut watch = Watch::new(inputs, opened, observer);
         let fitted = fit.run(&mut adapters, &mut optimizer, position, steps, &mut watch);
         watch.look();
-        let changed = watch.changed();
         let summary = match fitted {
             Ok(summary) => summary,
             Err(error) => {
@@ -359,9 +358,7 @@ impl OnBackend for Training<'_> {
         inputs.require_same_tokenizer(opened)?;
         let template = opened.template.as_deref().map(ChatTemplate::source);
         let family = opened.spec.family;
-        let inputs = inputs.hashes();
-        let provenance =
-            Provenance { recipe, family, inputs, changed: &changed, summary: &summary }.metadata();
+        let provenance = Provenance { recipe, family, inputs: inputs.hashes(), summary: &summary }.metadata();
         peft::write(
             &folder.adapter(),
             // A run that goes on has told of the adapter that it replaces.

@@ -26,8 +26,6 @@ pub(super) struct Provenance<'a> {
     pub family: &'a str,
     /// Hashes of all inputs by name.
     pub inputs: &'a BTreeMap<String, String>,
-    /// Inputs that were not on disk any more, as they were read, when the run ended; in words.
-    pub changed: &'a [String],
     /// How the run went.
     pub summary: &'a Summary,
 }
@@ -62,9 +60,6 @@ impl Provenance<'_> {
         }
         if let Ended::Budget(spent) = ended {
             put("ended_by", spent.key().to_owned());
-        }
-        if !self.changed.is_empty() {
-            put("changed_on_disk", self.changed.join("\n"));
         }
         if !state.origin.changes.is_empty() {
             put("changes", state.origin.changes.join("\n"));

@@ -1,8 +1,8 @@
 //! Whether what a run was made of still lies where it was, once it was read.
 //!
 //! A file that the run has yet to read and that has changed ends it, with a checkpoint: its reader tells. One that it
-//! holds in memory, or needs no more, does not: the adapter is made of what was read, whose hashes the lock has. But
-//! nobody could make it again, so it is told, and the adapter says it.
+//! holds in memory, or needs no more, does not: the adapter is made of what was read, whose hashes the lock has, and comes
+//! out as it would have. But nobody could make it again, so it is told, and the run's record says it.
 
 use std::collections::BTreeSet;
 
@@ -40,12 +40,13 @@ impl<'a> Watch<'a> {
         for name in moved {
             match (self.inputs.is_other_now(name, self.opened), self.changed.contains(name)) {
                 (true, false) => {
+                    let what = self.what(name);
                     let text = format!(
-                        "{} changed on disk while the run was under way; the run goes on with what it has read, which is what \
-                         recipe.lock names",
-                        self.what(name)
+                        "{what} changed on disk while the run was under way; the run goes on with what it has read, which is \
+                         what recipe.lock names"
                     );
                     self.changed.insert(name.to_owned());
+                    self.observer.observe(&Event::InputChanged(what));
                     self.observer.observe(&Event::Warning(text));
                 }
                 (false, true) => {
@@ -56,11 +57,6 @@ impl<'a> Watch<'a> {
                 (true, true) | (false, false) => {}
             }
         }
-    }
-
-    /// What is not on disk any more as it was read, in words.
-    pub(super) fn changed(&self) -> Vec<String> {
-        self.changed.iter().map(|name| self.what(name)).collect()
     }
 
     fn what(&self, name: &str) -> String {
