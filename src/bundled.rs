@@ -2,9 +2,9 @@
 //!
 //! Copied out by `tune cp`; knows nothing of what a recipe means.
 
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
+
+use crate::files;
 
 /// One bundled recipe.
 #[derive(Clone, Copy, Debug)]
@@ -84,13 +84,8 @@ pub enum CopyError {
     #[error("{} is there already; nothing was written. Choose an empty folder", .0.display())]
     Exists(PathBuf),
     /// Writing failed.
-    #[error("cannot write {}: {source}", path.display())]
-    Io {
-        /// Which file or folder.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] files::Error),
 }
 
 /// Writes a bundle's recipe and files into `folder`, which is created. Returns the paths written.
@@ -107,17 +102,18 @@ pub fn copy(bundle: &Bundle, folder: &Path) -> Result<Vec<PathBuf>, CopyError> {
         return Err(CopyError::Exists(path.clone()));
     }
     for (path, bytes) in &files {
-        let fail = |source| CopyError::Io { path: path.clone(), source };
         if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(fail)?;
+            files::create_folder(parent)?;
         }
-        fs::write(path, bytes).map_err(fail)?;
+        files::write_bytes(path, bytes)?;
     }
     Ok(files.into_iter().map(|(path, _)| path).collect())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

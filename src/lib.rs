@@ -71,6 +71,9 @@
 //! - Where or how often a run was interrupted shows in its adapter; where its checkpoints happen to lie changes it.
 //! - A run goes on from something else than it was begun with, unless it was told to, and then the adapter says so.
 //! - Two processes write to one run folder.
+//! - A file is made that others can write.
+//! - A file from a stranger takes more memory than its length accounts for, or a chat template more time than the
+//!   conversations that it is given do, however many there are.
 //! - The same recipe, seed and device give another adapter: the bytes are the same, whatever the number of threads.
 //! - Training opens the network: nothing but `hub` does, for `tune download`.
 //! - A Hugging Face weight, `[out, in]` on disk, is turned round anywhere but in `model/load.rs`, `adapter/peft` and

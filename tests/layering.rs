@@ -192,6 +192,30 @@ fn few_files_read_tensors_back() {
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
+/// Where files and folders are made beside `files`: folders that are this user's alone.
+const MAKERS: [&str; 2] = ["cli/environment.rs", "cli/reproduce.rs"];
+
+#[test]
+fn only_files_makes_files() {
+    let mut faults = Vec::new();
+    for path in sources(&root().join("src")) {
+        let is_maker = MAKERS.iter().any(|maker| path.ends_with(maker));
+        if is_test(&path) || is_maker || room_of(&path).is_some_and(|room| room == "files") {
+            continue;
+        }
+        for (number, line) in code(&fs::read_to_string(&path).unwrap()) {
+            // Made by `files` in turn.
+            let line = line.replace("EventFile::create(", "");
+            let banned =
+                ["fs::write(", "fs::copy(", "File::create", "create_dir", "OpenOptions", "DirBuilder"];
+            if banned.iter().any(|word| line.contains(word)) {
+                faults.push(format!("{}:{number}: {}", path.display(), line.trim()));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "others could write what is made like this:\n{}", faults.join("\n"));
+}
+
 #[test]
 fn only_hub_opens_the_network() {
     let mut faults = Vec::new();

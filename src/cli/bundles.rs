@@ -64,7 +64,7 @@ pub(super) fn cp(arguments: &CopyArguments, console: &mut Console<'_>) -> io::Re
             console.error(&error.to_string(), None);
             Ok(Exit::Recipe)
         }
-        Err(error @ CopyError::Io { .. }) => {
+        Err(error @ CopyError::File(_)) => {
             console.error(&error.to_string(), None);
             Ok(Exit::Resources)
         }

@@ -53,9 +53,14 @@ pub(super) fn chat(arguments: &ChatArguments, console: &mut Console<'_>) -> io::
             interrupts: Interrupts::listen(),
             system: arguments.system.clone(),
             turns: Vec::new(),
+            answered: 0,
             people,
         };
-        conversation.run(voice, console)
+        let exit = conversation.run(voice, console)?;
+        if exit == Exit::Done {
+            console.event("result", &json!({"turns": conversation.answered}));
+        }
+        Ok(exit)
     });
     match outcome {
         Ok(exit) => exit,
@@ -72,6 +77,8 @@ struct Conversation<'a> {
     system: Option<String>,
     /// Messages of users and the model, in turn.
     turns: Vec<Value>,
+    /// How many turns were answered, the forgotten ones included.
+    answered: u64,
     /// A person sits at both ends.
     people: bool,
 }
@@ -208,6 +215,7 @@ impl Conversation<'_> {
             Ok(answer) => {
                 self.turns.push(json!({"role": "assistant", "content": answer.text}));
                 self.told(&answer, number, console)?;
+                self.answered += 1;
                 Ok(None)
             }
             Err(run::Error::Output(error)) => Err(error),

@@ -3,8 +3,11 @@
 //! # The events
 //!
 //! With `--json` each line of standard output is one JSON object whose `event` says what it is. The first is `begin`
-//! and names the version of this format; the last is `end` and has the exit code. Within a version, keys and events
-//! are only added: skip what you do not know.
+//! and names the version of this format; the last is `end` and has the exit code, and what came of a command that exits
+//! with 0 is the one `result` in between. Within a version, keys and events are only added: skip what you do not know.
+//!
+//! A command line that cannot be read is told in the same way, when `--json` stands anywhere on it: `begin`, with `command`
+//! null where it is not known, a `problem`, `end`.
 //!
 //! | event | of | keys |
 //! |---|---|---|
@@ -18,13 +21,14 @@
 //! | `step` | run, reproduce | a line of `metrics.jsonl` |
 //! | `evaluation` | run, reproduce | an evaluation line of `metrics.jsonl` |
 //! | `diverged` | run, reproduce | a line of `metrics.jsonl` that tells of a step that was left out or undone |
+//! | `input_changed` | run, reproduce | `input`: what is not on disk any more as it was read |
 //! | `gate` | run, reproduce | `passed`, `message` |
 //! | `checkpoint` | run, reproduce | `path`, `best` |
 //! | `sample` | run, reproduce | `prompt`, `before`, `after` |
 //! | `row` | inspect | one row, token by token |
 //! | `text` | generate, chat | a piece of an answer: `row` or `turn` from 0, `text` |
 //! | `answer` | generate, chat | `row` or `turn`, `response`, `finish`, `prompt_tokens`, `response_tokens`; of generate also the keys of the prompt |
-//! | `result` | all but inspect and chat | what came of the command |
+//! | `result` | all | what came of the command |
 //! | `end` | all | `exit_code`, `outcome` |
 
 use std::io::{self, ErrorKind, Write};
@@ -61,8 +65,8 @@ pub(super) struct Console<'a> {
 }
 
 impl<'a> Console<'a> {
-    /// Begins to speak for `command`.
-    pub(super) fn new(command: &str, form: OutputArguments, out: &'a mut dyn Write) -> Self {
+    /// Begins to speak for `command`; `None`: for one that nobody could make out.
+    pub(super) fn new(command: Option<&str>, form: OutputArguments, out: &'a mut dyn Write) -> Self {
         let mut console = Self { out, nowhere: io::sink(), form, progress: None, told: None, fault: None };
         let tune = env!("CARGO_PKG_VERSION");
         console.event("begin", &json!({"version": VERSION, "tune": tune, "command": command}));
@@ -197,6 +201,7 @@ impl<'a> Console<'a> {
                     self.event("gate", &json!({"passed": verdict.passed, "message": verdict.to_string()}));
                 }
             }
+            Event::InputChanged(what) => self.event("input_changed", &json!({"input": what})),
             Event::Note(text) => self.event("note", &json!({"message": text})),
             // Told by `warning`, and the answers with those after training.
             Event::Step { logged: None, .. } | Event::Answered(_) | Event::Warning(_) => {}

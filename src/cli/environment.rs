@@ -2,7 +2,8 @@
 //! whether a signal came.
 
 use std::env;
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -32,15 +33,25 @@ pub(super) fn hub_cache() -> PathBuf {
     variable("HF_HUB_CACHE").unwrap_or_else(|| hub_home().join("hub"))
 }
 
-/// The folder for kernels that were compiled once, made if it is not there; `None` where there is no place for it.
+/// The folder for kernels that were compiled once, made if it is not there; `None` where there is no place for it. Nobody
+/// else can look into it: what lies there is run.
 pub(super) fn kernel_cache() -> Option<PathBuf> {
     if cfg!(not(any(feature = "cuda", feature = "vulkan", feature = "metal"))) {
         return None;
     }
     let home = || env::home_dir().filter(|home| !home.as_os_str().is_empty()).map(|home| home.join(".cache"));
     let folder = variable("XDG_CACHE_HOME").or_else(home)?.join("tune").join("kernels");
-    std::fs::create_dir_all(&folder).ok()?;
+    private_folder(&folder).ok()?;
     Some(folder)
+}
+
+/// Makes a folder, and those above it that are missing, for this user alone.
+fn private_folder(path: &Path) -> io::Result<()> {
+    #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has a mode to set"))]
+    let mut builder = std::fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(path)
 }
 
 /// The file that kernels are timed into, of this process alone.
@@ -125,5 +136,28 @@ impl Interrupts {
     /// What came before does not count.
     pub(super) fn forget(&self) {
         self.raised.store(false, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_private_folder_is_nobody_elses() {
+        let outer = tempfile::tempdir().unwrap();
+        let folder = outer.path().join("tune/kernels");
+        private_folder(&folder).unwrap();
+        private_folder(&folder).unwrap();
+        for path in [&folder, &outer.path().join("tune")] {
+            assert_eq!(
+                std::fs::metadata(path).unwrap().permissions().mode() & 0o077,
+                0,
+                "{}",
+                path.display()
+            );
+        }
     }
 }

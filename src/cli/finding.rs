@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::report::way_out;
 use crate::data::error::Error as DataError;
-use crate::data::source::{self, Position, RowError};
+use crate::data::source::{self, BadRows, Position, RowError};
 use crate::document::{Problem, Problems};
 use crate::recipe;
 use crate::run;
@@ -117,13 +117,10 @@ pub(super) fn findings(error: &run::Error) -> Vec<Finding> {
                 location: file,
             }]
         }
-        run::Error::Data(DataError::Rows(rows)) => {
-            let mut all: Vec<Finding> = rows.first().map(|(_, error)| Finding::of_row(error)).collect();
-            let more = rows.count().saturating_sub(all.len() as u64);
-            if more > 0 {
-                let message = format!("{more} more rows cannot be used, {} in all", rows.count());
-                all.push(Finding { code: Some("data::rows".into()), message, ..Finding::default() });
-            }
+        run::Error::Data(DataError::Rows(rows)) => of_rows(rows),
+        run::Error::Data(DataError::TemplateSpent { at, bad, .. }) => {
+            let mut all = vec![Finding::of_row(at)];
+            all.extend(of_rows(bad));
             all
         }
         run::Error::Data(DataError::Row(row)) => vec![Finding::of_row(row)],
@@ -146,6 +143,16 @@ pub(super) fn findings(error: &run::Error) -> Vec<Finding> {
         }
         error => vec![Finding::new(error.to_string(), way_out(error).as_deref())],
     }
+}
+
+fn of_rows(rows: &BadRows) -> Vec<Finding> {
+    let mut all: Vec<Finding> = rows.first().map(|(_, error)| Finding::of_row(error)).collect();
+    let more = rows.count().saturating_sub(all.len() as u64);
+    if more > 0 {
+        let message = format!("{more} more rows cannot be used, {} in all", rows.count());
+        all.push(Finding { code: Some("data::rows".into()), message, ..Finding::default() });
+    }
+    all
 }
 
 fn of_problems(problems: &Problems) -> Vec<Finding> {

@@ -145,7 +145,7 @@ impl Work<'_> {
                 return Err(run::Error::Stopped);
             }
         }
-        Ok(Exit::Done)
+        self.finish(None, console)
     }
 
     /// To a file that is there when all answers are.
@@ -172,7 +172,13 @@ impl Work<'_> {
         }
         console.quiet();
         files::write_bytes(path, lines.as_bytes())?;
-        console.event("result", &json!({"out": path.display().to_string(), "rows": self.records.len()}));
+        self.finish(Some(path), console)
+    }
+
+    /// All is answered.
+    fn finish(&self, out: Option<&Path>, console: &mut Console<'_>) -> Result<Exit, run::Error> {
+        let out = out.map(|path| path.display().to_string());
+        console.event("result", &json!({"out": out, "rows": self.records.len()}));
         Ok(Exit::Done)
     }
 

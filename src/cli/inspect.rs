@@ -38,15 +38,24 @@ pub(super) fn inspect(arguments: &InspectArguments, console: &mut Console<'_>) -
         let legend = if colored { paint(GOOD, "supervised") } else { "⟦supervised⟧".to_owned() };
         writeln!(out, "{} {legend} {}\n", paint(STRONG, "legend  "), paint(FAINT, "not supervised"))?;
     }
-    let mut exit = Exit::Done;
+    let (mut exit, mut shown) = (Exit::Done, 0);
     let end = arguments.row.saturating_add(arguments.n).min(inspection.rows().max(arguments.row + 1));
     for number in arguments.row..end {
-        match inspection.row(number) {
-            Ok(row) if console.json() => console.event("row", &as_json(number, &row)),
-            Ok(row) => show(number, &row, colored, console.out())?,
-            Err(error) => exit = console.failure(&error),
+        let row = match inspection.row(number) {
+            Ok(row) => row,
+            Err(error) => {
+                exit = console.failure(&error);
+                continue;
+            }
+        };
+        shown += 1;
+        match console.json() {
+            true => console.event("row", &as_json(number, &row)),
+            false => show(number, &row, colored, console.out())?,
         }
     }
+    let template = inspection.template().map(ToString::to_string);
+    console.event("result", &json!({"template": template, "rows": inspection.rows(), "shown": shown}));
     Ok(exit)
 }
 

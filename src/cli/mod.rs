@@ -28,6 +28,7 @@ mod speed;
 mod style;
 mod tables;
 pub mod talk_args;
+mod unread;
 mod validate;
 mod verify;
 
@@ -47,12 +48,7 @@ use crate::device;
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // Help and version go to standard output and are no error. A closed pipe changes nothing.
-            let _ = error.print();
-            let exit = if error.use_stderr() { Exit::Recipe } else { Exit::Done };
-            return exit.into();
-        }
+        Err(error) => return unread::refuse(&error).into(),
     };
     let profile = match &arguments.command {
         Command::Bench(arguments) if arguments.profile => Some(environment::profile_file()),
@@ -156,7 +152,7 @@ fn speak(
     out: &mut dyn Write,
     act: impl FnOnce(&mut Console<'_>) -> io::Result<Exit>,
 ) -> io::Result<Exit> {
-    let mut console = Console::new(command, form, out);
+    let mut console = Console::new(Some(command), form, out);
     let exit = act(&mut console)?;
     console.end(exit)
 }

@@ -230,7 +230,7 @@ impl Observer for Progress {
                 self.line(&paint(FAINT, format!("saved  {} ({what})", path.display())));
             }
             // Shown together with what follows.
-            Event::Surveyed(_) | Event::Answered(_) => {}
+            Event::Surveyed(_) | Event::Answered(_) | Event::InputChanged(_) => {}
             Event::Note(text) => self.line(&format!("{}   {text}", paint(STRONG, "note"))),
             Event::Warning(text) => self.line(&format!("{} {text}", paint(WARNING, "warning:"))),
         }

@@ -1,16 +1,18 @@
 //! How errors look: one line with a way out, or a recipe's problems with an excerpt of its text.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 
 use super::exit::Exit;
 use super::style::{ERROR, STRONG, colored_errors, paint, visible};
 use crate::adapter;
+use crate::assets;
 use crate::checkpoint;
-use crate::data;
+use crate::data::{self, source};
 use crate::export;
 use crate::files::{self, Action};
+use crate::model;
 use crate::record;
 use crate::run;
 use crate::train::folder::FolderError;
@@ -81,6 +83,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         _ => error(&failure.to_string(), way_out(failure).as_deref()),
     }
     match failure {
+        failure if is_of_something_missing(failure) => Exit::Recipe,
         run::Error::Recipe(_)
         | run::Error::Choice(_)
         | run::Error::Dtype { .. }
@@ -106,6 +109,8 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         ) => Exit::Recipe,
         run::Error::Checkpoint(checkpoint::Error::DoesNotFit { .. }) => Exit::Recipe,
         run::Error::Folder(FolderError::NoneUsable { .. }) => Exit::Other,
+        // It is the command line that names a row.
+        run::Error::Data(data::error::Error::NoSuchRow { .. }) => Exit::Recipe,
         // Threads that cannot be had are memory that cannot.
         run::Error::Data(data::error::Error::Threads { .. }) => Exit::Resources,
         run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
@@ -123,6 +128,27 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
             Exit::Resources
         }
         _ => Exit::Other,
+    }
+}
+
+/// The command line names a file, folder or model that is not there, or a dataset that cannot be one.
+fn is_of_something_missing(failure: &run::Error) -> bool {
+    match failure {
+        run::Error::Model(model::Error::Assets(error))
+        | run::Error::Export(export::Error::Model(model::Error::Assets(error))) => {
+            matches!(error, assets::Error::BaseNotFound { .. } | assets::Error::MissingFile { .. })
+        }
+        run::Error::File(files::Error::Io { action: Action::Read, source, .. }) => {
+            source.kind() == ErrorKind::NotFound
+        }
+        run::Error::Data(data::error::Error::Source(error)) => matches!(
+            error,
+            source::Error::NoSuchFile { .. }
+                | source::Error::NoMatch { .. }
+                | source::Error::Pattern { .. }
+                | source::Error::UnknownKind { .. }
+        ),
+        _ => false,
     }
 }
 

@@ -62,11 +62,17 @@ pub(super) fn tell(outcome: &Outcome, console: &mut Console<'_>) {
 /// What came of a run, as JSON.
 pub(super) fn result_of(outcome: &Outcome) -> Value {
     let evaluations = outcome.evaluations.as_ref();
+    let ended_by = match outcome.ended {
+        Ended::Budget(spent) => Some(spent.key()),
+        Ended::Done | Ended::Stopped => None,
+    };
     json!({
         "output_dir": outcome.output_dir.display().to_string(),
         "adapter": outcome.adapter.as_ref().map(|path| path.display().to_string()),
         "steps": outcome.steps,
         "tokens": outcome.tokens,
+        "ended_by": ended_by,
+        "was_finished": outcome.was_finished,
         "eval_loss_before": evaluations.map(|(before, _)| before.eval_loss),
         "eval_loss": evaluations.map(|(_, after)| after.eval_loss),
     })

@@ -18,6 +18,11 @@ use crate::run::adapters::{self, BaseChoice};
 
 /// Looks at an adapter; the exit code says whether it is good.
 pub(super) fn verify(arguments: &VerifyArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+    if !arguments.adapter.is_dir() {
+        let message = format!("there is no folder {}", arguments.adapter.display());
+        console.error(&message, Some("name the folder of an adapter: `adapter/` of a run's"));
+        return Ok(Exit::Recipe);
+    }
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &|| false };
     let base = BaseChoice { base: arguments.base.as_deref(), revision: arguments.revision.as_deref() };

@@ -1,9 +1,12 @@
 //! What can go wrong between the files and the micro-batches, in one place. Knows how each is said to a person.
 
+use std::fmt;
+
 use super::order::OrderError;
 use super::source::{self, BadRows, RowError};
 use super::template::TemplateError;
 use super::tokenize::TokenizerError;
+use crate::units::Grouped;
 
 /// Data that cannot be trained on.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +29,18 @@ pub enum Error {
     /// Many rows, found by the survey.
     #[error(transparent)]
     Rows(#[from] BadRows),
+    /// The chat template was stopped under way.
+    #[error("{at}\n  {} of {} rows were looked at until then{}", Grouped(*seen), Grouped(*rows), Below(bad))]
+    TemplateSpent {
+        /// The row at which it was stopped, and why.
+        at: RowError,
+        /// Rows looked at until then.
+        seen: u64,
+        /// Rows in all.
+        rows: u64,
+        /// Those of them that cannot be used, be it that the template went to the limit of a single render.
+        bad: BadRows,
+    },
     /// A format that needs a tokenizer, and a model without one.
     #[error(
         "dataset `{path}` has format `{format}`, which needs a tokenizer, and the model's folder has no tokenizer.json; \
@@ -86,4 +101,13 @@ pub enum Error {
         /// What happened.
         problem: String,
     },
+}
+
+/// Bad rows below something else that is wrong; nothing where there are none.
+struct Below<'a>(&'a BadRows);
+
+impl fmt::Display for Below<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { Ok(()) } else { write!(formatter, "\n{}", self.0) }
+    }
 }

@@ -1,6 +1,6 @@
 //! A file whose lock says that a folder is in use. The system gives the lock up when its process ends, however it ends.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ impl Lock {
     /// The file cannot be created or locked.
     pub fn try_take(path: &Path) -> Result<Option<Self>, Error> {
         for _ in 0..ATTEMPTS {
-            let file = open(path).map_err(Error::io(Action::Create, path))?;
+            let file = super::open_or_create(path).map_err(Error::io(Action::Create, path))?;
             let effective = match file.try_lock() {
                 Ok(()) => true,
                 Err(TryLockError::WouldBlock) => return Ok(None),
@@ -52,14 +52,6 @@ impl Drop for Lock {
         // While it is still locked. A file that stays behind is locked by nobody and stands in nobody's way.
         _ = fs::remove_file(&self.path);
     }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o644);
-    options.open(path)
 }
 
 /// Whether `path` still leads to the open file.

@@ -295,6 +295,14 @@ pub fn create_new(path: &Path) -> io::Result<File> {
     owners(OpenOptions::new().write(true).create_new(true)).open(path)
 }
 
+/// Opens a file for reading and writing, and creates it when there is none; what it holds stays.
+///
+/// # Errors
+/// The system's own.
+pub fn open_or_create(path: &Path) -> io::Result<File> {
+    owners(OpenOptions::new().read(true).write(true).create(true).truncate(false)).open(path)
+}
+
 /// Files that are made are 0644, less the umask.
 fn owners(options: &mut OpenOptions) -> &OpenOptions {
     #[cfg(unix)]

@@ -7,7 +7,7 @@
 //! .locks/models--org--name/<etag>.lock             held while a blob is written
 //! ```
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -51,9 +51,7 @@ impl Repository {
     /// Waits until nobody else writes a blob; the lock ends with the file.
     pub(super) fn lock(&self, etag: &str, stop: &AtomicBool) -> Result<File, Error> {
         let path = self.locks.join(format!("{etag}.lock"));
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).write(true).open(&path);
-        let file = file.map_err(files::Error::io(Action::Create, &path))?;
+        let file = files::open_or_create(&path).map_err(files::Error::io(Action::Create, &path))?;
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),

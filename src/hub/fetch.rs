@@ -1,7 +1,7 @@
 //! One file: its checksum and length asked for first, its bytes gathered in `<etag>.incomplete` over as many
 //! connections as it takes, compared with the checksum, and only then given its name.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -92,9 +92,7 @@ struct Partial<'a> {
 
 impl<'a> Partial<'a> {
     fn open(path: &'a Path, arrived: &'a AtomicU64) -> Result<Self, Error> {
-        let mut options = OpenOptions::new();
-        let file = options.create(true).truncate(false).read(true).write(true).open(path);
-        let file = file.map_err(files::Error::io(Action::Create, path))?;
+        let file = files::open_or_create(path).map_err(files::Error::io(Action::Create, path))?;
         let length = file.metadata().map_err(files::Error::io(Action::Read, path))?.len();
         arrived.fetch_add(length, Ordering::Relaxed);
         Ok(Self { path, file, length, arrived })

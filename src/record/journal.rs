@@ -53,6 +53,9 @@ pub struct Record {
     /// What a person was warned of.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Inputs that changed on disk once the run had read them: it is made of what `recipe.lock` names all the same.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub changed_on_disk: Vec<String>,
     /// SHA-256 of the finished adapter's tensors.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub adapter_sha256: Option<String>,
@@ -273,6 +276,9 @@ impl Observer for Journal<'_> {
                     self.record.first_evaluation = Some((*report).clone());
                 }
                 self.record.last_evaluation = Some((*report).clone());
+            }
+            Event::InputChanged(what) if !self.record.changed_on_disk.contains(what) => {
+                self.record.changed_on_disk.push(what.clone());
             }
             Event::Warning(text) => self.warned(text),
             _ => {}

@@ -30,6 +30,7 @@ pub(super) fn page(run: &Run) -> String {
     html += &figures(run);
     html += "</header>\n";
     html += &charts(run);
+    html += &sections::diverged(run);
     html += &sections::samples(run);
     html += &sections::data(run);
     html += &sections::memory(run);
@@ -113,10 +114,14 @@ fn figures(run: &Run) -> String {
     if let Some(speed) = median(run.steps.iter().map(|step| step.tokens_per_second).collect()) {
         rows.push(("Tokens per second", Grouped(speed as u64).to_string(), "median".into()));
     }
-    if let Some(peak) = run.peak_memory() {
-        let total: u64 = run.plan.iter().map(|(_, bytes)| bytes).sum();
-        let planned =
-            if total > 0 { format!("{} planned", Bytes(total)) } else { "peak, whole process".into() };
+    let measured = run.peak_memory();
+    if let Some(peak) = measured.of_plan() {
+        let total = run.planned();
+        let planned = match (total, measured.device) {
+            (1.., _) => format!("{} planned", Bytes(total)),
+            (0, Some(_)) => "peak, on the device".into(),
+            (0, None) => "peak, whole process".into(),
+        };
         rows.push(("Memory", Bytes(peak).to_string(), planned));
     }
     if rows.is_empty() {
@@ -173,14 +178,22 @@ fn charts(run: &Run) -> String {
     let loss = Chart { title: "Loss", summary, series, from_zero: false, format: plain, wide: true };
     let mut html = loss.figure();
 
-    let (unit, memory_title) = match run.peak_memory() {
-        Some(peak) if peak >= 10 << 30 => ((1_u64 << 30) as f64, "Peak memory of the process, GiB"),
-        _ => ((1_u64 << 20) as f64, "Peak memory of the process, MiB"),
+    let peak = run.peak_memory();
+    let is_large = peak.of_plan().is_some_and(|peak| peak >= 10 << 30);
+    let unit = if is_large { 1_u64 << 30 } else { 1 << 20 } as f64;
+    let memory_title = match (peak.device, is_large) {
+        (Some(_), true) => "Peak memory of tensors on the device, GiB",
+        (Some(_), false) => "Peak memory of tensors on the device, MiB",
+        (None, true) => "Peak memory of the process, GiB",
+        (None, false) => "Peak memory of the process, MiB",
     };
     let memory: Vec<(f64, f64)> = run
         .steps
         .iter()
-        .filter_map(|step| Some((step.step as f64, step.peak_memory_bytes? as f64 / unit)))
+        .filter_map(|step| {
+            let bytes = if peak.device.is_some() { step.device_memory_bytes } else { step.peak_memory_bytes };
+            Some((step.step as f64, bytes? as f64 / unit))
+        })
         .collect();
     let single: [Single<'_>; 4] = [
         ("Learning rate", steps(|step| step.learning_rate), scientific),

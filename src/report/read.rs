@@ -5,6 +5,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::Error;
@@ -32,10 +33,45 @@ pub(super) struct Run {
     pub steps: Vec<StepReport>,
     /// The evaluations, ascending, each once.
     pub evaluations: Vec<EvaluationReport>,
-    /// Lines of the metrics that say neither.
+    /// The steps that diverged and were borne, as they came; one that was gone back to may stand here again.
+    pub diverged: Vec<Diverged>,
+    /// Lines of the metrics that say none of these.
     pub unreadable_lines: u64,
     /// What memory was planned for: names and bytes.
     pub plan: Vec<(String, u64)>,
+}
+
+/// A line of a step that diverged.
+#[derive(Debug, Deserialize)]
+pub(super) struct Diverged {
+    /// The step, from 1.
+    pub step: u64,
+    /// What was no number.
+    pub diverged: String,
+    /// What it was instead.
+    pub value: String,
+    /// The rows it was made from.
+    pub rows: Vec<String>,
+    /// The step whose adapter the run went on with.
+    pub continued_from: u64,
+    /// That is an earlier adapter than the step began with.
+    pub rolled_back: bool,
+}
+
+/// The most memory that was measured.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Peak {
+    /// Tensors on a device with memory of its own, and what was taken from it for them.
+    pub device: Option<(u64, u64)>,
+    /// The process.
+    pub process: Option<u64>,
+}
+
+impl Peak {
+    /// What the plan is of: the device's memory where it has its own, else that of the process.
+    pub(super) fn of_plan(self) -> Option<u64> {
+        self.device.map(|(tensors, _)| tensors).or(self.process)
+    }
 }
 
 impl Run {
@@ -70,6 +106,8 @@ impl Run {
                 steps.insert(report.step, report);
             } else if let Ok(report) = serde_json::from_str::<EvaluationReport>(line) {
                 evaluations.insert(report.step, report);
+            } else if let Ok(report) = serde_json::from_str::<Diverged>(line) {
+                self.diverged.push(report);
             } else {
                 self.unreadable_lines += 1;
             }
@@ -78,9 +116,20 @@ impl Run {
         self.evaluations = evaluations.into_values().collect();
     }
 
-    /// Largest memory that was measured.
-    pub(super) fn peak_memory(&self) -> Option<u64> {
-        self.steps.iter().filter_map(|step| step.peak_memory_bytes).max()
+    /// All that memory was planned for, in bytes.
+    pub(super) fn planned(&self) -> u64 {
+        self.plan.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+    }
+
+    /// The most memory that was measured.
+    pub(super) fn peak_memory(&self) -> Peak {
+        let most = |of: fn(&StepReport) -> Option<u64>| self.steps.iter().filter_map(of).max();
+        let device = most(|step| step.device_memory_bytes);
+        Peak {
+            device: device
+                .map(|tensors| (tensors, most(|step| step.device_reserved_bytes).unwrap_or(tensors))),
+            process: most(|step| step.peak_memory_bytes),
+        }
     }
 }
 

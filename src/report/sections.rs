@@ -1,13 +1,36 @@
 //! The sections below the charts: samples, data, memory, provenance, and the numbers themselves.
 
 use super::html::{escape, facts, table};
-use super::read::Run;
+use super::read::{Diverged, Run};
 use crate::data::survey::Side;
 use crate::record::{LOCK_FILE, RECORD_FILE};
 use crate::units::{Bytes, Grouped};
 
 /// Logged steps that the table of numbers shows.
 const MOST_ROWS: usize = 300;
+
+/// Steps that were left out or undone.
+pub(super) fn diverged(run: &Run) -> String {
+    if run.diverged.is_empty() {
+        return String::new();
+    }
+    let row = |report: &Diverged| {
+        let what = if report.rolled_back { "gone back to step" } else { "left out; went on from step" };
+        vec![
+            report.step.to_string(),
+            escape(&format!("{} {}", report.diverged, report.value)),
+            format!("{what} {}", report.continued_from),
+            escape(&report.rows.join(", ")),
+        ]
+    };
+    let head = [("step", true), ("what was no number", false), ("what was done", false), ("rows", false)];
+    let rows: Vec<Vec<String>> = run.diverged.iter().take(MOST_ROWS).map(row).collect();
+    let caption = match run.diverged.len() - rows.len() {
+        0 => "Steps that diverged".to_owned(),
+        more => format!("The first steps that diverged; {} more are in metrics.jsonl", Grouped(more as u64)),
+    };
+    format!("<h2>Diverged steps</h2>\n{}", table(&caption, &head, &rows))
+}
 
 /// Answers before and after.
 pub(super) fn samples(run: &Run) -> String {
@@ -115,7 +138,7 @@ pub(super) fn memory(run: &Run) -> String {
     if run.plan.is_empty() {
         return String::new();
     }
-    let total: u64 = run.plan.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes));
+    let total = run.planned();
     let share = |bytes: u64| 100.0 * bytes as f64 / total.max(1) as f64;
     let mut rows: Vec<Vec<String>> = run
         .plan
@@ -126,9 +149,21 @@ pub(super) fn memory(run: &Run) -> String {
         })
         .collect();
     rows.push(vec!["<strong>planned</strong>".into(), Bytes(total).to_string(), String::new()]);
-    if let Some(peak) = run.peak_memory() {
-        let against = format!("{:.0} % of the plan", 100.0 * peak as f64 / total.max(1) as f64);
-        rows.push(vec!["<strong>measured peak</strong>".into(), Bytes(peak).to_string(), against]);
+    let against = |bytes: u64| format!("{:.0} % of the plan", share(bytes));
+    let mut measured = |name: &str, bytes: u64, about: String| {
+        rows.push(vec![format!("<strong>{name}</strong>"), Bytes(bytes).to_string(), about]);
+    };
+    let peak = run.peak_memory();
+    match (peak.device, peak.process) {
+        (Some((tensors, reserved)), process) => {
+            measured("measured peak of tensors on the device", tensors, against(tensors));
+            measured("taken from the device for them", reserved, String::new());
+            if let Some(process) = process {
+                measured("measured peak of the process", process, String::new());
+            }
+        }
+        (None, Some(process)) => measured("measured peak", process, against(process)),
+        (None, None) => {}
     }
     let head = [("term", false), ("memory", true), ("", false)];
     format!(

@@ -122,6 +122,33 @@ fn a_plan_is_held_against_the_peak() {
 }
 
 #[test]
+fn the_plan_of_a_device_is_held_against_what_was_on_the_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let on_device =
+        step(1).replace('}', r#","device_memory_bytes":1572864,"device_reserved_bytes":3145728}"#);
+    fs::write(folder.path().join("metrics.jsonl"), on_device).unwrap();
+    let plan = serde_json::json!({"terms": [{"name": "frozen weights", "bytes": 2_097_152}]});
+    fs::write(folder.path().join("memory_plan.json"), plan.to_string()).unwrap();
+    let page = page(folder.path()).unwrap();
+    for part in ["75 % of the plan", "on the device", "1.50 MiB", "3.00 MiB", "peak of the process"] {
+        assert!(page.contains(part), "no {part}");
+    }
+    assert!(!page.contains("50 % of the plan"), "the process is not what was planned");
+}
+
+#[test]
+fn steps_that_diverged_are_shown_with_their_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = r#"{"step":2,"epoch":0.1,"diverged":"loss","value":"NaN","rows":["a<b.jsonl:3"],"continued_from":1,"rolled_back":false}"#;
+    fs::write(folder.path().join("metrics.jsonl"), format!("{}{bad}\n{}", step(1), step(3))).unwrap();
+    let page = page(folder.path()).unwrap();
+    for part in ["Diverged steps", "loss NaN", "a&lt;b.jsonl:3", "left out; went on from step 1"] {
+        assert!(page.contains(part), "no {part}");
+    }
+    assert!(!page.contains("could not be read"));
+}
+
+#[test]
 fn a_folder_without_a_run_says_so() {
     let folder = tempfile::tempdir().unwrap();
     assert!(matches!(page(folder.path()), Err(Error::NoRun(_))));

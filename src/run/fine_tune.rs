@@ -12,6 +12,7 @@ use super::provenance::Provenance;
 use super::resume::{self, Beginning};
 use super::sample::Sampler;
 use super::survey::{self, Extent};
+use super::watch::Watch;
 use super::{Environment, Error, plan, require_dtype};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
@@ -183,7 +184,7 @@ fn train(
         extent = Some(found);
     }
     let recipe = &opened.recipe;
-    let compute = format!("{} on {}", dtype.name(), device.name());
+    let compute = resume::compute(dtype.name(), &device.name());
     let inputs = Inputs::of(&opened, &device, dtype)?;
     let mut clock = Clock::of(recipe.train.budget.max_time, began);
     if let Some(Again { check, time_spent_after }) = again {
@@ -339,7 +340,10 @@ impl OnBackend for Training<'_> {
             runs_ahead: self.runs_ahead,
         };
         let steps = corpus.steps(&self.batching, position.state.cursor)?;
-        let summary = match fit.run(&mut adapters, &mut optimizer, position, steps, observer) {
+        let mut watch = Watch::new(inputs, opened, observer);
+        let fitted = fit.run(&mut adapters, &mut optimizer, position, steps, &mut watch);
+        watch.look();
+        let summary = match fitted {
             Ok(summary) => summary,
             Err(error) => {
                 tell_where_to_go_on(folder, observer);

@@ -21,6 +21,7 @@ mod survey;
 pub mod validate;
 mod verdict;
 pub mod voice;
+mod watch;
 
 use std::path::{Path, PathBuf};
 

@@ -210,6 +210,8 @@ fn open_start(
 struct Text {
     tokenizer: Option<Arc<Tokenizer>>,
     template: Option<Arc<ChatTemplate>>,
+    /// There is a template, and it cannot be used: that is told already.
+    template_is_broken: bool,
 }
 
 fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
@@ -217,7 +219,7 @@ fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
     let needed =
         formats.iter().any(|format| *format != Format::Tokens) || !file.parts().sample.prompts.is_empty();
     if folder.tokenizer_json().is_none() && !needed {
-        return Text { tokenizer: None, template: None };
+        return Text { tokenizer: None, template: None, template_is_broken: false };
     }
     let tokenizer = match Tokenizer::open(folder.root()) {
         Ok(tokenizer) => Arc::new(tokenizer),
@@ -225,7 +227,7 @@ fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
             let place = file.place(&["model", "base"]);
             let problem = Problem::new("model::tokenizer", place, error.to_string()).label("this base");
             file.report(problem.help("only `format = \"tokens\"` can be trained on without a tokenizer"));
-            return Text { tokenizer: None, template: None };
+            return Text { tokenizer: None, template: None, template_is_broken: false };
         }
     };
     let choice = file.parts().data.chat_template.clone();
@@ -234,10 +236,10 @@ fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
         Err(error) => {
             let place = file.place(&["data", "chat_template"]);
             report_new(file, Problem::new("data::chat_template", place, error.to_string()));
-            None
+            return Text { tokenizer: Some(tokenizer), template: None, template_is_broken: true };
         }
     };
-    Text { tokenizer: Some(tokenizer), template }
+    Text { tokenizer: Some(tokenizer), template, template_is_broken: false }
 }
 
 /// Opens every dataset by itself first, so that a fault in one does not hide those of the others.
@@ -250,6 +252,7 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
             None => faults = true,
             // What a fault in the model folder already explains is not told a second time here.
             Some(dataset) if dataset.format != Format::Tokens && text.tokenizer.is_none() => faults = true,
+            Some(dataset) if dataset.format == Format::Messages && text.template_is_broken => faults = true,
             Some(dataset) => {
                 if let Err(error) = source::Dataset::open(dataset) {
                     let place = file.place(&["dataset", &position, "path"]);

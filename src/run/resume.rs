@@ -3,13 +3,17 @@
 //! A checkpoint knows what its run was made from. Whatever would give another adapter than the one that was begun is
 //! refused with its name, unless the user insists; then the adapter will say that it was changed on the way.
 
+use std::io::ErrorKind;
+
 use super::inputs::{self, Inputs};
 use super::open::Opened;
 use super::provenance::STEPS;
 use super::{Error, Options};
 use crate::adapter::peft;
 use crate::assets::SafetensorsFile;
+use crate::files;
 use crate::recipe;
+use crate::record::{self, Lock};
 use crate::train::event::{Event, Observer};
 use crate::train::folder::{FolderError, RunFolder, Standing};
 use crate::train::resume::{Found, find};
@@ -58,9 +62,16 @@ pub(super) fn beginning(
         if standing == Standing::Finished {
             return Err(FolderError::Occupied(folder.root().to_path_buf()).into());
         }
-        note(format!(
+        let differences = differences_without_checkpoint(folder, origin, opened);
+        if !differences.is_empty() && !options.accept_changes {
+            return Err(Error::NotTheSameRun { folder: folder.root().to_path_buf(), differences });
+        }
+        for difference in differences {
+            observer.observe(&Event::Warning(format!("changed before the first step: {difference}")));
+        }
+        observer.observe(&Event::Note(format!(
             "the run in {root} had not written a checkpoint yet: it begins again at its first step"
-        ));
+        )));
         return Ok(FRESH);
     };
     for fault in &passed_over {
@@ -73,7 +84,7 @@ pub(super) fn beginning(
             state.origin.release, origin.release
         )));
     }
-    let differences = differences(state, origin, opened);
+    let differences = differences(&state.origin, state.tokens, origin, opened);
     let is_changed = !differences.is_empty();
     if is_changed && !options.accept_changes {
         return Err(Error::NotTheSameRun { folder: folder.root().to_path_buf(), differences });
@@ -114,14 +125,51 @@ pub(super) fn adopt_micro_batches(opened: &mut Opened, folder: &RunFolder) -> bo
     true
 }
 
-/// What would give another adapter than the run that `state` is of, in words.
-fn differences(state: &State, origin: &Origin, opened: &Opened) -> Vec<String> {
-    let was = &state.origin;
+/// What would give another adapter than the run in a folder that has a recipe and a lock, and no checkpoint yet.
+fn differences_without_checkpoint(folder: &RunFolder, origin: &Origin, opened: &Opened) -> Vec<String> {
+    let mut told = Vec::new();
+    let was = recipe::RecipeFile::open(&folder.recipe(), &[]);
+    let recipe = match was.map(recipe::RecipeFile::finish) {
+        Ok(Ok(was)) => was.essentials(),
+        Ok(Err(_)) | Err(_) => {
+            told.push(format!("{} is not a recipe that can be read any more", folder.recipe().display()));
+            origin.recipe.clone()
+        }
+    };
+    // The lock is written behind the recipe; a run that was killed in between had read nothing for its first step.
+    let lock = match Lock::read(folder.root()) {
+        Ok(lock) => Some(lock),
+        Err(record::Error::File(files::Error::Io { source, .. })) if source.kind() == ErrorKind::NotFound => {
+            None
+        }
+        Err(error) => {
+            told.push(error.to_string());
+            None
+        }
+    };
+    let was = match lock {
+        Some(lock) => Origin {
+            recipe,
+            inputs: inputs::hashes_of(&lock),
+            compute: compute(&lock.compute.dtype, &lock.compute.device),
+            ..Origin::default()
+        },
+        None => Origin { recipe, ..origin.clone() },
+    };
+    // What a base says of its origin is part of its files.
+    let mut is = origin.clone();
+    is.inputs.retain(|name, _| was.inputs.contains_key(name) || !inputs::is_said_by_base(name));
+    told.extend(differences(&was, 0, &is, opened));
+    told
+}
+
+/// What a run that has read so many tokens would give another adapter by, in words.
+fn differences(was: &Origin, tokens: u64, origin: &Origin, opened: &Opened) -> Vec<String> {
     let max_tokens = opened.recipe.train.budget.max_tokens;
     let mut told: Vec<String> = recipe::differences(&was.recipe, &origin.recipe)
         .into_iter()
         // A later end changes nothing of what came before it.
-        .filter(|d| d.key != "train.max_tokens" || max_tokens.is_some_and(|limit| limit <= state.tokens))
+        .filter(|d| d.key != "train.max_tokens" || max_tokens.is_some_and(|limit| limit <= tokens))
         .map(|difference| difference.to_string())
         .collect();
     let datasets: Vec<String> = opened.recipe.datasets.iter().map(|dataset| dataset.path.clone()).collect();
@@ -136,6 +184,11 @@ fn differences(state: &State, origin: &Origin, opened: &Opened) -> Vec<String> {
 fn adapter_steps(folder: &RunFolder) -> Option<u64> {
     let file = SafetensorsFile::open(&folder.adapter().join(peft::TENSORS_FILE)).ok()?;
     file.metadata().get(STEPS)?.parse().ok()
+}
+
+/// What a run computes in, and where, in words.
+pub(super) fn compute(dtype: &str, device: &str) -> String {
+    format!("{dtype} on {device}")
 }
 
 /// What a run of `opened` is made from.

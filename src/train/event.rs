@@ -118,6 +118,8 @@ pub enum Event<'a> {
     },
     /// The run is over, and this is what its gates say.
     Judged(&'a [Verdict]),
+    /// What the run was made of is not on disk any more as it was read: a dataset, a file of the base.
+    InputChanged(String),
     /// Something worth knowing.
     Note(String),
     /// Something a person should look at, that does not stop the run.

@@ -116,7 +116,9 @@ fn what_goes_wrong_is_told_to_programs() {
     let folder = folder.path();
     expect(0, folder, &["run", "small.toml"]);
     for (code, arguments, word) in [
-        (1, &["verify", "nowhere"][..], "nowhere"),
+        (2, &["verify", "nowhere"][..], "nowhere"),
+        (1, &["verify", "data"], "adapter_config.json"),
+        (2, &["inspect", "small.toml", "--row", "99"], "no row 99"),
         (2, &["merge", "run/adapter", "--out", "merged", "--max-shard-gb", "0"], "--max-shard-gb"),
         (2, &["merge", "nowhere", "--out", "merged"], "nowhere"),
         (2, &["export", "nowhere", "--for", "vllm", "--out", "out"], "nowhere"),

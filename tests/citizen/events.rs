@@ -42,11 +42,18 @@ fn a_run_tells_programs_everything_and_nobody_else_anything() {
 
     let result = named(&events, "result")[0];
     assert_eq!((&result["adapter"], &result["steps"]), (&"run/adapter".into(), &2.into()));
+    assert_eq!((&result["was_finished"], &result["ended_by"]), (&false.into(), &Value::Null));
     let loss = named(&events, "evaluation").last().unwrap()["eval_loss"].as_f64().unwrap();
     assert_eq!(result["eval_loss"].as_f64().unwrap(), loss);
     assert_eq!(named(&events, "sample")[0]["prompt"], "Tell me.");
     assert_eq!(named(&events, "data")[0]["train"]["rows"], 12);
     assert_eq!(named(&events, "start")[0]["total_steps"], 2);
+
+    // Once more there is nothing to do, which a program can tell.
+    let again =
+        super::fixture::events(&expect(0, folder.path(), &["run", "small.toml", "--resume", "--json"]));
+    assert_eq!(named(&again, "result")[0]["was_finished"], true);
+    assert!(named(&again, "step").is_empty(), "{again:?}");
 
     let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
     let names: BTreeSet<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();

@@ -38,6 +38,23 @@ fn two_for_the_command_line_and_the_recipe() {
     expect(2, folder.path(), &["run", "small.toml", "--annotations", "nothing"]);
     expect(2, folder.path(), &["report", "no-such-run"]);
     expect(2, folder.path(), &["reproduce", "no-such-run"]);
+    let base = "data/quickstart/base";
+    for arguments in [
+        &["generate", "--base", "no-such-base", "Hi"][..],
+        &["generate", "--base", base, "--prompts", "no-such.jsonl"],
+        &["chat", "--base", "no-such-base"],
+        &["quantize", "no-such-base", "--out", "out"],
+        &["eval", "no-such-run"],
+        &["eval", "--base", base, "--data", "no-such.jsonl", "--format", "text"],
+        &["eval", "--base", base, "--data", "small.toml", "--format", "text"],
+        &["export", "no-such-base", "--gguf", "f16", "--out", "out"],
+        &["merge", "no-such-adapter", "--out", "out"],
+        &["verify", "no-such-adapter"],
+        &["inspect", "small.toml", "--row", "99"],
+        &["bench", "--shape", "no-such-shape"],
+    ] {
+        expect(2, folder.path(), arguments);
+    }
     assert!(!folder.path().join("run").exists());
 }
 

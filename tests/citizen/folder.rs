@@ -22,7 +22,7 @@ fn a_run_folder_explains_itself() {
     assert_eq!(record.sessions[0].to_step, Some(2));
     assert_eq!(record.samples[0].prompt, "Tell me.");
     assert!(record.samples[0].after.is_some());
-    assert_eq!(record.data.unwrap().train.used, 12);
+    assert_eq!(record.data.as_ref().unwrap().train.used, 12);
     let events: Vec<_> =
         fs::read_dir(run.join("tensorboard")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(events.len(), 1);
@@ -36,8 +36,32 @@ fn a_run_folder_explains_itself() {
     let said = expect(0, folder.path(), &["report", "run", "-o", "page.html"]);
     assert_eq!(text(&said.stdout), "report page.html\n");
     let page = fs::read_to_string(folder.path().join("page.html")).unwrap();
-    for part in ["Tell me.", "finished", "Held-out loss", "train.jsonl", &lock.recipe_sha256, "rank = 4"] {
+    for part in [
+        "finished",
+        "Held-out loss",
+        "Training loss",
+        "Learning rate",
+        "Gradient norm, before clipping",
+        "Tokens per second",
+        "Tell me.",
+        "Before training",
+        "After training",
+        "% of the plan",
+        "planned",
+        "measured peak",
+        "Rows as they are trained on",
+        "train.jsonl",
+        &lock.recipe_sha256,
+        &lock.base_file[1].sha256,
+        &record.adapter_sha256.unwrap(),
+        "rank = 4",
+    ] {
         assert!(page.contains(part), "no {part:?} in the page");
+    }
+    for answer in [&record.samples[0].before, record.samples[0].after.as_ref().unwrap()] {
+        let shown =
+            answer.trim().split(|c: char| !c.is_alphanumeric()).max_by_key(|word| word.len()).unwrap();
+        assert!(page.contains(shown), "no {answer:?} in the page");
     }
     fs::create_dir(folder.path().join("bare")).unwrap();
     fs::copy(run.join("metrics.jsonl"), folder.path().join("bare/metrics.jsonl")).unwrap();

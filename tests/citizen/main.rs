@@ -9,8 +9,13 @@
 mod ci_job;
 mod commands;
 mod devices;
+mod envelope;
 mod events;
 mod exit_codes;
 mod fixture;
 mod folder;
 mod reproduce;
+#[path = "../hub/server.rs"]
+#[expect(dead_code, reason = "of the hub's troubles none is wanted here")]
+mod server;
+mod templates;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use super::fixture::{events, expect, named, small, text};
+use super::fixture::{command, events, expect, named, small, text};
 
 #[test]
 fn a_run_comes_out_the_same_from_what_its_folder_holds() {
@@ -90,4 +90,38 @@ fn every_input_that_changed_is_named_before_anything_is_trained() {
     }
     fs::remove_file(path("run/recipe.lock")).unwrap();
     expect(2, folder.path(), &["reproduce", "run"]);
+}
+
+/// What a run was made of changes once it was read: the adapter is the same as ever, and can be made again when it is back.
+#[test]
+fn a_run_whose_data_changed_under_way_is_reproduced_once_it_is_back() {
+    use std::io::{BufRead, BufReader};
+    use std::process::Stdio;
+    let folder = small();
+    let rows = folder.path().join("train.jsonl");
+    let good = fs::read(&rows).unwrap();
+    let arguments =
+        ["run", "small.toml", "--json", "--set", "train.max_steps=30", "--set", "train.save_steps=1"];
+    let mut child =
+        command(folder.path(), &arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut told = Vec::new();
+    for line in BufReader::new(child.stdout.take().unwrap()).lines() {
+        let event: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        if event["event"] == "step" && event["step"] == 1 {
+            fs::write(&rows, &good[..100]).unwrap();
+        }
+        told.push(event);
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    let changed = named(&told, "input_changed");
+    assert_eq!(changed.len(), 1, "{told:?}");
+    assert_eq!(changed[0]["input"], "dataset 0 (train.jsonl)");
+    let warned = |event: &&serde_json::Value| event["message"].as_str().unwrap().contains("train.jsonl");
+    assert_eq!(named(&told, "warning").into_iter().filter(warned).count(), 1, "{told:?}");
+
+    let refused = expect(2, folder.path(), &["reproduce", "run"]);
+    assert!(text(&refused.stderr).contains("train.jsonl"), "{}", text(&refused.stderr));
+    fs::write(&rows, &good).unwrap();
+    let again = expect(0, folder.path(), &["reproduce", "run"]);
+    assert!(text(&again.stdout).contains("identical"), "{}", text(&again.stdout));
 }

@@ -216,6 +216,28 @@ proptest! {
     }
 }
 
+/// Rows that were read before the cursor are not read again: they may be anything by then.
+#[test]
+fn going_on_from_a_cursor_does_not_read_what_lies_before_it() {
+    let rows: Vec<String> = (0..300).map(|row| tokens_row(row, 3 + row as usize % 20, None)).collect();
+    for shuffle in [false, true] {
+        let folder = Folder::new();
+        folder.write("a.jsonl", &rows);
+        let spec = Spec { shuffle, packing: false, ..spec() };
+        let open = || folder.corpus(&spec, &[("a.jsonl", Format::Tokens)]);
+        let all = steps(&open(), &batching(2, 2), Cursor::default());
+        let half = all.len() / 2;
+        let mut poisoned = rows.clone();
+        for (row, ..) in documents(micro_batches(&all[..half])) {
+            poisoned[row.row as usize] = "{\"input_ids\": \"no tokens\"}".to_owned();
+        }
+        folder.write("a.jsonl", &poisoned);
+        let corpus = open();
+        assert!(corpus.steps(&batching(2, 2), Cursor::default()).unwrap().any(|step| step.is_err()));
+        assert_eq!(steps(&corpus, &batching(2, 2), all[half - 1].cursor), all[half..]);
+    }
+}
+
 #[test]
 fn held_out_rows_are_evaluated_exactly_once_and_never_trained_on() {
     let folder = Folder::new();

@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Instant;
 
-use mutation::{Chance, damaged};
+use mutation::{Chance, damaged, extremes};
 use peak_alloc::PeakAlloc;
 use tune::adapter::peft;
 use tune::assets::{ModelDir, SafetensorsFile, WeightFiles};
@@ -281,12 +281,20 @@ fn damaged_files_neither_panic_nor_take_more_memory_than_they_justify() {
         }
         // Unharmed once, which also builds whatever is built once.
         (reader.read)(&place);
-        for round in 0..rounds {
+        let extremes = reader.damage.iter().flat_map(|file| {
+            let extreme = |(number, bytes)| (*file, format!("extreme {number}"), bytes);
+            extremes().into_iter().enumerate().map(extreme)
+        });
+        let random = (0..rounds).map(|round| {
             let seed = (number as u64) << 32 | round;
             let mut chance = Chance::new(seed);
-            let (name, original) = &reader.files[reader.damage[chance.below(reader.damage.len())]];
+            let file = reader.damage[chance.below(reader.damage.len())];
+            (file, format!("seed {seed}"), damaged(&reader.files[file].1, &mut chance))
+        });
+        for (file, seed, bytes) in extremes.chain(random) {
+            let (name, original) = &reader.files[file];
             let path = place.join(name);
-            fs::write(&path, damaged(original, &mut chance)).unwrap();
+            fs::write(&path, bytes).unwrap();
             let size: usize = fs::read_dir(&place)
                 .unwrap()
                 .map(|entry| entry.unwrap().metadata().unwrap().len() as usize)
@@ -296,13 +304,10 @@ fn damaged_files_neither_panic_nor_take_more_memory_than_they_justify() {
             let survived = catch_unwind(AssertUnwindSafe(|| (reader.read)(&place))).is_ok();
             let taken = MEMORY.peak_usage().saturating_sub(before);
             if !survived {
-                faults.push(format!("{}: seed {seed} in {name}: {}", reader.name, SAID.lock().unwrap()));
+                faults.push(format!("{}: {seed} in {name}: {}", reader.name, SAID.lock().unwrap()));
             }
             if taken > ANY_FILE + PER_BYTE * size {
-                faults.push(format!(
-                    "{}: seed {seed} in {name}: {taken} bytes for files of {size}",
-                    reader.name
-                ));
+                faults.push(format!("{}: {seed} in {name}: {taken} bytes for files of {size}", reader.name));
             }
             if taken > largest.0 {
                 largest = (taken, format!("{} (files of {size} bytes)", reader.name));

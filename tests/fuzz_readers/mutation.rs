@@ -79,6 +79,17 @@ pub(crate) fn damaged(original: &[u8], chance: &mut Chance) -> Vec<u8> {
     bytes
 }
 
+/// What no file holds in the place of a whole one: values within values without end, nothing, a single value.
+pub(crate) fn extremes() -> Vec<Vec<u8>> {
+    let deep = ["[", "{\"a\":", "{\"a\":[", "a = [", "[a.", "- ", "(", "{% if ", "{{ a(", "\"\\"];
+    let mut all: Vec<Vec<u8>> = deep.map(|opening| opening.repeat(100_000).into_bytes()).to_vec();
+    // Closed as well, so that nothing is wrong with it but its depth.
+    all.push(format!("{}{}", "[".repeat(100_000), "]".repeat(100_000)).into_bytes());
+    all.push(format!("{}1{}", "{\"a\":".repeat(100_000), "}".repeat(100_000)).into_bytes());
+    all.extend([&b""[..], b"null", b"0", b"\"\"", b"{}", b"[]", b"{\"a\":1e999999999}"].map(<[u8]>::to_vec));
+    all
+}
+
 fn injure(bytes: &mut Vec<u8>, chance: &mut Chance) {
     let at = position(bytes, chance);
     match chance.below(11) {

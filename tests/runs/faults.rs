@@ -157,6 +157,49 @@ fn a_dataset_that_changes_under_way_stops_the_run_with_a_checkpoint() {
     }
 }
 
+/// What a run warns of, and what its record says of its inputs, when `sabotage` is done behind its fourth step.
+fn sabotaged(bench: &Bench, name: &str, sabotage: &dyn Fn()) -> (Vec<String>, Vec<String>) {
+    let mut warnings = Vec::new();
+    let mut watch = Watch(|event: &Event<'_>| match event {
+        Event::Step { step: 4, .. } => sabotage(),
+        Event::Warning(text) => warnings.push(text.clone()),
+        _ => {}
+    });
+    bench.try_run(name, Options::default(), GO_ON, &mut watch).unwrap_or_else(|error| panic!("{error}"));
+    let record = tune::record::Record::read(&bench.run_dir(name)).unwrap();
+    (warnings, record.changed_on_disk)
+}
+
+#[test]
+fn what_changes_after_it_was_read_is_told_and_changes_nothing() {
+    let mut bench = Bench::new();
+    let weights = bench.own_base().join("model.safetensors");
+    bench.run("whole");
+    let good = fs::read(bench.rows()).unwrap();
+    let (dataset, base) = ("rows.jsonl) changed on disk", "the base's model.safetensors changed on disk");
+    let sabotage: [(&str, &dyn Fn(), &str); 4] = [
+        ("cut", &|| File::options().write(true).open(bench.rows()).unwrap().set_len(100).unwrap(), dataset),
+        ("other", &|| fs::write(bench.rows(), rows(24, Some(3))).unwrap(), dataset),
+        ("removed", &|| fs::remove_file(bench.rows()).unwrap(), dataset),
+        ("other-base", &|| fs::write(&weights, b"other").unwrap(), base),
+    ];
+    let good_base = fs::read(&weights).unwrap();
+    for (name, sabotage, what) in sabotage {
+        let (warnings, said) = sabotaged(&bench, name, sabotage);
+        assert_eq!(warnings.iter().filter(|text| text.contains(what)).count(), 1, "{name}: {warnings:?}");
+        assert_eq!(said.len(), 1, "{name}: {said:?}");
+        assert!(what.starts_with(said[0].rsplit('/').next().unwrap()), "{name}: {said:?}");
+        fs::write(bench.rows(), &good).unwrap();
+        fs::write(&weights, &good_base).unwrap();
+        // It is made of what was read all the same, and can be made again once that is back.
+        bench.assert_same("whole", name);
+    }
+    // Written anew with the same content, or other for a while, it is what it was.
+    let (warnings, said) = sabotaged(&bench, "touched", &|| fs::write(bench.rows(), &good).unwrap());
+    assert!(warnings.iter().all(|text| !text.contains("on disk")) && said.is_empty(), "{warnings:?}");
+    bench.assert_same("whole", "touched");
+}
+
 #[test]
 fn bad_rows_in_the_middle_are_named_before_the_first_step_and_nothing_is_left() {
     let bench = Bench::new();

@@ -136,6 +136,61 @@ fn there_need_be_nothing_to_go_on_with() {
 }
 
 #[test]
+fn a_run_without_a_checkpoint_is_not_begun_again_from_something_else() {
+    let mut bench = Bench::new();
+    bench.own_base();
+    bench.train = bench
+        .train
+        .replace("save_steps = 3", "save_steps = 100")
+        .replace("eval_steps = 2", "eval_steps = 100");
+    // Killed before its first checkpoint: what was written for its first step, and some metrics.
+    let early = |bench: &Bench| {
+        bench.stop_after("early", 2);
+        fs::remove_dir_all(bench.run_dir("early").join("checkpoints")).unwrap();
+    };
+    early(&bench);
+    let train = bench.train.clone();
+    bench.train = train.replace("epochs = 3", "epochs = 2") + "max_tokens = 100000\n";
+    let text = fs::read_to_string(bench.rows()).unwrap();
+    fs::write(bench.rows(), text.replacen("131", "132", 1)).unwrap();
+    let told = refused(&bench, "early");
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert_eq!(told[0], "`train.epochs` was 3.0 and is 2.0");
+    assert!(told[1].starts_with("dataset 0 (") && told[1].ends_with("has another content"), "{told:?}");
+    let (code, error) = bench.output("early", &["--resume"]);
+    assert!(
+        code == 2 && error.contains("`train.epochs` was") && error.contains("--accept-changes"),
+        "{code}: {error}"
+    );
+
+    // Who means it gets what a new run would be.
+    let mut warnings = Vec::new();
+    let mut watch = Watch(|event: &Event<'_>| {
+        if let Event::Warning(text) = event {
+            warnings.push(text.clone());
+        }
+    });
+    let accept = Options { accept_changes: true, ..RESUME };
+    bench.try_run("early", accept, GO_ON, &mut watch).unwrap();
+    assert!(warnings.iter().any(|text| text.contains("`train.epochs` was 3.0")), "{warnings:?}");
+    bench.run("new");
+    bench.assert_same("new", "early");
+
+    // A lock that cannot be read proves nothing; one that was never written has nothing to prove.
+    for (lock, is_refused) in [(Some("version = 7"), true), (None, false)] {
+        fs::remove_dir_all(bench.run_dir("early")).unwrap();
+        early(&bench);
+        let path = bench.run_dir("early").join("recipe.lock");
+        match lock {
+            Some(text) => fs::write(path, text).unwrap(),
+            None => fs::remove_file(path).unwrap(),
+        }
+        let outcome = bench.try_run("early", RESUME, GO_ON, &mut Silent);
+        assert_eq!(outcome.is_err(), is_refused, "{outcome:?}");
+    }
+}
+
+#[test]
 fn damaged_checkpoints_are_passed_over_and_named() {
     let mut bench = Bench::new();
     bench.train = bench
@@ -166,6 +221,40 @@ fn damaged_checkpoints_are_passed_over_and_named() {
         fs::remove_dir_all(aside).unwrap();
     }
     bench.assert_same("whole", "run");
+}
+
+/// The newer ones are damaged, and no more than one is to be kept: the only good one stays until there is a newer that is
+/// whole, and so does the best.
+#[test]
+fn the_only_good_checkpoint_is_not_pruned_for_damaged_ones() {
+    let mut bench = Bench::new();
+    bench.train = bench.train.replace("save_total_limit = 2", "save_total_limit = 1000");
+    bench.run("whole");
+    bench.stop_after("run", 9);
+    let damage = |step: &str| {
+        let path = bench.checkpoint("run", step).join("state.safetensors");
+        let cut = fs::read(&path).unwrap().len() as u64 / 2;
+        fs::File::options().write(true).open(&path).unwrap().set_len(cut).unwrap();
+    };
+    ["step-9", "step-6", "best"].into_iter().for_each(damage);
+    bench.train = bench.train.replace("save_total_limit = 1000", "save_total_limit = 1");
+    // Until the next one is written, the good one is there; whenever it is looked for, one is whole.
+    let mut seen = Vec::new();
+    let mut watch = Watch(|event: &Event<'_>| {
+        if let Event::Step { step, .. } = event {
+            let whole = |step: &u64| {
+                tune::checkpoint::read(&bench.checkpoint("run", &format!("step-{step}"))).is_ok()
+            };
+            seen.push((*step, (1..=*step).filter(whole).collect::<Vec<_>>()));
+        }
+    });
+    bench.try_run("run", RESUME, GO_ON, &mut watch).unwrap();
+    assert_eq!(seen[0], (4, vec![3]));
+    assert!(seen.iter().all(|(_, whole)| whole.len() == 1), "{seen:?}");
+    assert!(bench.adapter("whole") == bench.adapter("run"), "another adapter");
+    assert_eq!(bench.metrics("whole"), bench.metrics("run"));
+    let best = tune::checkpoint::read(&bench.checkpoint("run", "best"));
+    assert!(best.is_ok(), "the best one is another by now, or written anew");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod scan;
 mod text;
 pub(super) mod value;
 
+use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
@@ -173,16 +174,28 @@ impl Dataset {
     /// # Errors
     /// A file can no longer be read.
     pub fn sha256(&self) -> Result<String, Error> {
+        self.digest(Location::open)
+    }
+
+    /// [`sha256`](Self::sha256) of what lies under the files' names now, be it what was opened or not.
+    ///
+    /// # Errors
+    /// A file can no longer be read.
+    pub fn sha256_now(&self) -> Result<String, Error> {
+        self.digest(Location::open_as_it_is)
+    }
+
+    fn digest(&self, open: impl Fn(&Location) -> Result<File, Fault>) -> Result<String, Error> {
         let mut hash = Sha256::new();
         let mut piece = vec![0; 1 << 20];
         for (path, file) in self.paths.iter().zip(&self.files) {
-            let location = file.location();
             let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let io = |problem: String| Error::Io { file: path.to_path_buf(), problem };
+            let mut input = open(file.location()).map_err(|fault| io(fault.to_string()))?;
+            let length = input.metadata().map_err(|error| io(error.to_string()))?.len();
             hash.update((name.len() as u64).to_le_bytes());
             hash.update(name.as_bytes());
-            hash.update(location.len().to_le_bytes());
-            let io = |problem: String| Error::Io { file: path.to_path_buf(), problem };
-            let mut input = location.open().map_err(|fault| io(fault.to_string()))?;
+            hash.update(length.to_le_bytes());
             loop {
                 match input.read(&mut piece) {
                     Ok(0) => break,

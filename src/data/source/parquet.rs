@@ -2,9 +2,12 @@
 //! footer when opened, and of the rest only the columns that are asked for.
 
 mod nesting;
+mod pages;
+mod thrift;
 
 use std::fs::File;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use arrow::array::{RecordBatch, RecordBatchReader};
 use arrow::compute::concat_batches;
@@ -28,6 +31,8 @@ const UNIT_ROWS: u64 = 1 << 16;
 pub(super) struct ParquetFile {
     location: Location,
     metadata: ArrowReaderMetadata,
+    /// Of each row group, what was found of the sizes of its pages.
+    checked: Vec<OnceLock<Result<(), Fault>>>,
     units: Vec<Unit>,
     /// First row of each unit, ending with the number of rows.
     starts: Vec<u64>,
@@ -52,11 +57,21 @@ impl ParquetFile {
         // Offsets of pages, where the file has them, let a unit be reached without reading those before it.
         let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
         let metadata = ArrowReaderMetadata::load(&input, options)?;
+        let mut rows = 0_u64;
         for group in metadata.metadata().row_groups() {
             check_ranges(group, location.len())?;
+            rows = rows.saturating_add(u64::try_from(group.num_rows()).unwrap_or(0));
         }
-        let mut file =
-            ParquetFile { location, metadata, units: Vec::new(), starts: vec![0], projection: Vec::new() };
+        location.require_rows(rows)?;
+        let checked = metadata.metadata().row_groups().iter().map(|_| OnceLock::new()).collect();
+        let mut file = ParquetFile {
+            location,
+            metadata,
+            checked,
+            units: Vec::new(),
+            starts: vec![0],
+            projection: Vec::new(),
+        };
         file.project((0..file.schema().fields().len()).collect())?;
         Ok(file)
     }
@@ -78,10 +93,9 @@ impl ParquetFile {
         (self.units, self.starts) = (Vec::new(), vec![0]);
         let metadata = self.metadata.metadata().clone();
         for (row_group, group) in metadata.row_groups().iter().enumerate() {
-            let rows =
-                u64::try_from(group.num_rows()).ok().filter(|&rows| rows < 1 << 36).ok_or_else(|| {
-                    Fault::new(format!("corrupt Parquet data: a group of {} rows", group.num_rows()))
-                })?;
+            let rows = u64::try_from(group.num_rows()).ok().ok_or_else(|| {
+                Fault::new(format!("corrupt Parquet data: a group of {} rows", group.num_rows()))
+            })?;
             let pieces = (decoded_size(group, &columns) / UNIT + 1).max(rows.div_ceil(UNIT_ROWS)).min(rows);
             for piece in 0..pieces {
                 let bound = |piece: u64| (u128::from(rows) * u128::from(piece) / u128::from(pieces)) as u64;
@@ -111,6 +125,7 @@ impl ParquetFile {
         let Some(unit) = self.units.get(at) else { return Err(Fault::new("no such row")) };
         // A file of its own: the reader moves the cursor of the file that it is given.
         let input = self.location.open()?;
+        self.check_pages(unit.row_group, &input)?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(input, self.metadata.clone());
         let mask = ProjectionMask::roots(builder.parquet_schema(), self.projection.iter().copied());
         let selection = RowSelection::from(vec![
@@ -138,6 +153,24 @@ impl ParquetFile {
                 unit.rows
             )))
         }
+    }
+}
+
+impl ParquetFile {
+    /// Checks, once, the pages of a row group that are read.
+    fn check_pages(&self, row_group: usize, input: &File) -> Result<(), Fault> {
+        let group = self.metadata.metadata().row_group(row_group);
+        let schema = group.schema_descr();
+        let check = || {
+            let leaves = group.columns().iter().enumerate();
+            let mut read =
+                leaves.filter(|(leaf, _)| self.projection.contains(&schema.get_column_root_idx(*leaf)));
+            let index = self.metadata.metadata().page_index_for_row_group(row_group);
+            read.try_for_each(|(leaf, column)| {
+                pages::check(&self.location, input, column, index.offset_index(leaf))
+            })
+        };
+        self.checked.get(row_group).map_or(Ok(()), |checked| checked.get_or_init(check).clone())
     }
 }
 

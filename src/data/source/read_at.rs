@@ -13,6 +13,13 @@ use super::fault::Fault;
 /// The most that is read in one piece: what a single block may take in memory.
 pub(super) const LARGEST_READ: u64 = 1 << 30;
 
+/// What a block may take in memory whatever its file's length: what repeats itself, compression makes small.
+const ANY_BLOCK: u64 = 64 << 20;
+/// So many bytes in memory one of the file accounts for at most.
+const PER_BYTE: u64 = 64;
+/// So many rows one byte of the file accounts for at most: a value that is always the same takes no space.
+const ROWS_PER_BYTE: u64 = 1024;
+
 /// A file that was there when the dataset was opened. Opened anew for each block: a dataset may have more
 /// files than a process may hold open.
 #[derive(Clone, Debug)]
@@ -37,6 +44,22 @@ impl Location {
         self.len
     }
 
+    /// The most bytes that one block of the file may become in memory.
+    pub(super) fn largest_block(&self) -> u64 {
+        self.len.saturating_mul(PER_BYTE).saturating_add(ANY_BLOCK).min(LARGEST_READ)
+    }
+
+    /// Refuses a number of rows that no file of this length has: memory is taken for each.
+    pub(super) fn require_rows(&self, rows: u64) -> Result<(), Fault> {
+        if rows > self.len.saturating_mul(ROWS_PER_BYTE) {
+            return Err(Fault::new(format!(
+                "corrupt: it says that it has {rows} rows, in {} bytes",
+                self.len
+            )));
+        }
+        Ok(())
+    }
+
     /// The file, checked to be as long as it was and not to have been written to since.
     pub(super) fn open(&self) -> Result<File, Fault> {
         let file = File::open(&self.path)?;
@@ -49,6 +72,11 @@ impl Location {
             return Err(Fault::new("has been written to since it was opened"));
         }
         Ok(file)
+    }
+
+    /// The file under that name, whatever became of it.
+    pub(super) fn open_as_it_is(&self) -> Result<File, Fault> {
+        Ok(File::open(&self.path)?)
     }
 
     /// The bytes `start..start + len`. Checks the range before it takes memory for it.

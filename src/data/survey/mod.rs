@@ -14,7 +14,7 @@ use crate::data::corpus::{Corpus, Inner, Part};
 use crate::data::error::Error;
 use crate::data::example::RowId;
 use crate::data::sequence::Fate;
-use crate::data::source::{BadRows, Place, SHOWN_BAD_ROWS};
+use crate::data::source::{BadRows, Place, RowError, SHOWN_BAD_ROWS};
 use crate::data::template::{EndOfTurn, SpanMethod};
 use crate::data::tokenize::{Supervision, Tokenized};
 pub use note::Note;
@@ -133,6 +133,8 @@ struct Seen {
     differential: u64,
     dropped_thoughts: u64,
     not_spelled: NamedRows,
+    /// The first row seen that the chat template was not asked to render any more.
+    stopped: Option<(RowId, RowError)>,
 }
 
 impl Corpus {
@@ -142,8 +144,8 @@ impl Corpus {
     /// ends the survey soon.
     ///
     /// # Errors
-    /// [`Error::Cancelled`], [`Error::Endless`], [`Error::NothingLeft`]. Bad rows are no error here: see
-    /// [`Survey::accept`].
+    /// [`Error::Cancelled`], [`Error::Endless`], [`Error::NothingLeft`], [`Error::TemplateSpent`]. Bad rows are no error
+    /// here: see [`Survey::accept`].
     pub fn survey(
         &self,
         batching: &Batching,
@@ -167,6 +169,9 @@ impl Corpus {
                 }
                 for (row, length) in (chunk as u64 * CHUNK..).zip(lengths.iter_mut()) {
                     *length = seen.look(inner, part, RowId { dataset, row });
+                    if seen.stopped.is_some() {
+                        return seen;
+                    }
                 }
                 let rows = lengths.len() as u64;
                 progress(done.fetch_add(rows, Ordering::Relaxed) + rows, total);
@@ -183,6 +188,10 @@ impl Corpus {
                 return Err(Error::Cancelled);
             }
             all = all.merged(seen);
+            if let Some((_, at)) = all.stopped {
+                let bad = all.survey.bad;
+                return Err(Error::TemplateSpent { at, seen: bad.seen(), rows: total, bad });
+            }
             lengths.push(of_dataset);
         }
         let mut survey = all.finish(inner);
@@ -209,7 +218,10 @@ impl Seen {
         let fate = match fate {
             Ok(fate) => fate,
             Err(error) => {
-                self.survey.bad.bad(id, error);
+                match inner.is_stopped_template(&error) {
+                    true => self.stopped = Some((id, error)),
+                    false => self.survey.bad.bad(id, error),
+                }
                 return 0;
             }
         };
@@ -253,6 +265,7 @@ impl Seen {
         self.differential += other.differential;
         self.dropped_thoughts += other.dropped_thoughts;
         self.not_spelled.merge(other.not_spelled);
+        self.stopped = [self.stopped, other.stopped].into_iter().flatten().min_by_key(|(row, _)| *row);
         self
     }
 

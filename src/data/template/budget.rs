@@ -61,10 +61,15 @@ thread_local! {
     static HELD: RefCell<Vec<(Watched, u64)>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A render begins, or has ended: all is there again, and nothing watched.
+/// A render begins: all is there again, nothing watched, nothing read.
 pub(super) fn begin() {
-    HELD.with_borrow_mut(Vec::clear);
     effort::begin();
+    end();
+}
+
+/// A render has ended: nothing is watched any more. What it read can still be [asked](effort::taken).
+pub(super) fn end() {
+    HELD.with_borrow_mut(Vec::clear);
     LEFT.set(MOST_BUILT);
     LOOK_BELOW.set(MOST_BUILT - BETWEEN_LOOKS);
 }

@@ -6,7 +6,8 @@
 //! shared, before the engine goes through it. And each instruction may read a text of a hundred million bytes: what all
 //! of them read together is bounded by [`MOST_READ`].
 //!
-//! The count is the thread's, as that of [`budget`](super::budget) is.
+//! The count is the thread's, as that of [`budget`](super::budget) is. What the renders of all rows may take together is
+//! [`allowance`](super::allowance)'s.
 
 use std::cell::Cell;
 
@@ -26,13 +27,34 @@ pub(super) const CHARACTER: u64 = 8;
 /// What a value gone through counts: as much as of text is read in that time.
 const VALUE: u64 = 128;
 
+/// What an instruction counts: as much as of text is read in that time.
+const INSTRUCTION: u64 = 1 << 10;
+
 thread_local! {
     static READ: Cell<u64> = const { Cell::new(0) };
+    /// Instructions of the render, when it was last asked.
+    static INSTRUCTIONS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// A render begins: nothing is read.
 pub(super) fn begin() {
     READ.set(0);
+    INSTRUCTIONS.set(0);
+}
+
+/// The render has taken so many instructions by now.
+pub(super) fn instructions(until_now: u64) {
+    INSTRUCTIONS.set(until_now);
+}
+
+/// The render may have taken so many more since it was last asked.
+pub(super) fn further_instructions(most: u64) {
+    INSTRUCTIONS.set(INSTRUCTIONS.get().saturating_add(most));
+}
+
+/// What the render on this thread, or the last one, has read and computed.
+pub(super) fn taken() -> u64 {
+    READ.get().saturating_add(INSTRUCTIONS.get().saturating_mul(INSTRUCTION))
 }
 
 /// Takes so many bytes of reading, or refuses them.
@@ -145,6 +167,14 @@ fn walk(what: &str, value: &Value, plain: bool) -> Result<u64, Error> {
     let gone_through = walk.through(value, 0);
     spend(what, walk.values * VALUE)?;
     gone_through.map(|()| walk.size())
+}
+
+/// How large the values of a conversation are, each counted as often as it is held. Takes nothing.
+pub(super) fn size(values: &[Value]) -> u64 {
+    let mut walk = Walk { what: "", values: 0, texts: 0, plain: false };
+    // What is too large to go through is large enough.
+    let _refused = values.iter().try_for_each(|value| walk.through(value, 0));
+    walk.size()
 }
 
 /// Takes what comparing two values reads: no more than the smaller of them.

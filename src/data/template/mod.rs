@@ -7,9 +7,11 @@
 //!
 //! - the clock stands still (see [`CLOCK`]), so that training sees the same bytes on every day;
 //! - a render may take no more than five million instructions, no more memory than `budget` lets it have and no more time
-//!   than `effort` does, whatever the template does: it comes with a model, from strangers. Nothing of the engine is
-//!   offered to a template that does not ask them: filters, tests and functions are named one by one.
+//!   than `effort` does, and all renders together no more time than `allowance` does, whatever the template does: it
+//!   comes with a model, from strangers. Nothing of the engine is offered to a template that does not ask them: filters,
+//!   tests and functions are named one by one.
 
+mod allowance;
 mod budget;
 mod constants;
 mod effort;
@@ -31,6 +33,7 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior};
 use regex::Regex;
 
 use crate::data::example::Message;
+use allowance::Allowance;
 use program::Program;
 pub use source::CHATML;
 pub use spans::{EndOfTurn, Rendered, SpanMethod};
@@ -53,6 +56,7 @@ pub struct ChatTemplate {
     special_tokens: Vec<(String, String)>,
     end_tokens: Vec<String>,
     asked_the_date: Arc<AtomicBool>,
+    allowance: Allowance,
 }
 
 /// A template that cannot be used, or a conversation that it will not render.
@@ -102,6 +106,15 @@ pub enum TemplateError {
         /// What went wrong.
         problem: String,
     },
+    /// The renders so far took more than any honest template needs for all of them; there will be no others.
+    #[error(
+        "the chat template of {origin} takes far more time than the conversations that it is given account for; name \
+         another template (`data.chat_template`)"
+    )]
+    Spent {
+        /// Where the template comes from.
+        origin: String,
+    },
     /// No method finds the assistant's words in what the template wrote.
     #[error(
         "the chat template of {origin} does not show the content of message {turn} as it stands ({problem}), so what \
@@ -149,6 +162,7 @@ impl ChatTemplate {
             special_tokens: special_tokens.into_iter().collect(),
             end_tokens: end_tokens.into_iter().filter(|token| !token.is_empty()).collect(),
             asked_the_date,
+            allowance: Allowance::new(),
         })
     }
 
@@ -208,11 +222,24 @@ impl ChatTemplate {
         self.asked_the_date.load(Ordering::Relaxed)
     }
 
+    /// [`TemplateError::Spent`], once all that the renders of this template may take together was taken.
+    ///
+    /// # Errors
+    /// That one.
+    pub fn require_unspent(&self) -> Result<(), TemplateError> {
+        match self.allowance.is_spent() {
+            true => Err(TemplateError::Spent { origin: self.origin.clone() }),
+            false => Ok(()),
+        }
+    }
+
     fn render_values(
         &self,
         messages: Vec<Value>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
+        self.require_unspent()?;
+        self.allowance.begin(effort::size(&messages));
         let variables = self
             .special_tokens
             .iter()
@@ -224,7 +251,10 @@ impl ChatTemplate {
                 ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
             ])
             .collect::<Value>();
-        match catch_unwind(AssertUnwindSafe(|| self.program.render(&self.environment, variables))) {
+        let rendered = catch_unwind(AssertUnwindSafe(|| self.program.render(&self.environment, variables)));
+        let written = rendered.as_ref().map_or(0, |text| text.as_ref().map_or(0, String::len));
+        self.allowance.end(effort::taken(), written);
+        match rendered {
             Ok(Ok(text)) => Ok(text),
             Ok(Err(error)) => Err(self.render_error(&error)),
             // minijinja has corners that panic, such as the reverse of an empty list (`[][::-1]`).

@@ -35,6 +35,7 @@ pub(super) const LOOP_OVER: &str = "operator for";
 pub(super) const STORE: &str = "operator =";
 pub(super) const CHANGED: &str = "operator changed";
 pub(super) const OTHER_TEMPLATE: &str = "operator include";
+pub(super) const COUNT: &str = "operator count";
 
 /// What tells whether two values stand to each other as an operator wants.
 type Holds = fn(&Value, &Value) -> bool;
@@ -48,6 +49,11 @@ const COMPARISONS: [(&str, &str, &[&str], Holds); 6] = [
     ("`>`", GREATER, &["gt", "greaterthan", ">"], |left, right| left > right),
     ("`>=`", AT_LEAST, &["ge", ">="], |left, right| left >= right),
 ];
+
+/// Notes how many instructions the render has taken.
+pub(super) fn count(state: &State<'_, '_>) {
+    effort::instructions(state.fuel_levels().map_or(0, |(consumed, _)| consumed));
+}
 
 /// Adds the operators to an environment.
 pub(super) fn add_to(environment: &mut Environment<'static>) {
@@ -75,6 +81,7 @@ pub(super) fn add_to(environment: &mut Environment<'static>) {
         effort::compare("a comparison", &pair.get_item_by_index(0)?, &pair.get_item_by_index(1)?)?;
         Ok::<Value, Error>(pair)
     });
+    environment.add_function(COUNT, |state: &State<'_, '_>| count(state));
     environment.add_function(ITEM, item);
     environment.add_function(DICTIONARY, dictionary);
     environment.add_function(LOOP_OVER, |value: Value| {

@@ -5,7 +5,7 @@
 //! The engine's compiler makes the instructions. Of these, the ones that make a value larger than its parts, or read
 //! all of one, are then replaced by calls of [`operators`], and raw text is written as any other value is, past the caller's formatter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use minijinja::machinery::{
@@ -16,7 +16,7 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind};
 use self_cell::self_cell;
 
-use super::{budget, constants, namespace, operators};
+use super::{budget, constants, effort, namespace, operators};
 
 /// The name of the template in the engine's errors.
 const NAME: &str = "chat_template";
@@ -24,6 +24,14 @@ const NAME: &str = "chat_template";
 struct Compiled<'source> {
     instructions: Instructions<'source>,
     blocks: BTreeMap<&'source str, Instructions<'source>>,
+}
+
+impl Compiled<'_> {
+    /// How many instructions there are.
+    fn length(&self) -> u64 {
+        let blocks: usize = self.blocks.values().map(Instructions::len).sum();
+        (self.instructions.len() + blocks) as u64
+    }
 }
 
 self_cell!(
@@ -98,12 +106,18 @@ impl Program {
         let mut output = make_string_output(&mut text);
         let rendered = self.0.with_dependent(|_, compiled| {
             let (instructions, blocks) = (&compiled.instructions, &compiled.blocks);
-            Vm::new(environment)
-                .eval(instructions, variables, blocks, &mut output, AutoEscape::None)
-                .map(drop)
+            let evaluated =
+                Vm::new(environment).eval(instructions, variables, blocks, &mut output, AutoEscape::None);
+            match &evaluated {
+                Ok((_, state)) => operators::count(state),
+                // The engine keeps its count to itself then. Since it was last seen there was no turn of a loop and no
+                // call, so no more instructions than the template has.
+                Err(_) => effort::further_instructions(compiled.length()),
+            }
+            evaluated.map(drop)
         });
         drop(output);
-        budget::begin();
+        budget::end();
         namespace::empty_all();
         rendered.map(|()| text)
     }
@@ -177,7 +191,16 @@ fn replacement<'source>(
 }
 
 /// Replaces each instruction by its [`replacement`], and lets jumps lead where they led.
+///
+/// Where instructions can come again (the head of a loop, the beginning of a macro or a block), they are counted first.
 fn guarded<'source>(instructions: &Instructions<'source>) -> Result<Instructions<'source>, Error> {
+    let all = (0..instructions.len() as u32).filter_map(|index| instructions.get(index));
+    let macros: BTreeSet<u32> = all
+        .filter_map(|instruction| match instruction {
+            Instruction::BuildMacro(_, begin, _) => Some(*begin),
+            _ => None,
+        })
+        .collect();
     let mut replaced = Vec::with_capacity(instructions.len());
     // Where each instruction comes to lie, and where the end does.
     let mut places = Vec::with_capacity(instructions.len() + 1);
@@ -185,7 +208,11 @@ fn guarded<'source>(instructions: &Instructions<'source>) -> Result<Instructions
     for index in 0..instructions.len() as u32 {
         let Some(instruction) = instructions.get(index) else { break };
         let before = index.checked_sub(1).and_then(|before| instructions.get(before));
-        let replacement = replacement(before, instruction)?;
+        let mut replacement = replacement(before, instruction)?;
+        if index == 0 || macros.contains(&index) || matches!(instruction, Instruction::Iterate(_)) {
+            let count = [Instruction::CallFunction(operators::COUNT, Some(0)), Instruction::DiscardTop];
+            replacement.splice(0..0, count);
+        }
         places.push(place);
         place += replacement.len() as u32;
         replaced.push((index, replacement));

@@ -85,7 +85,6 @@ impl ChatTemplate {
             Rendered { text, spans: Vec::new(), method: None, end_of_turn: None, dropped_thoughts: false };
         if train_on == TrainOn::All {
             rendered.spans.push(0..rendered.text.len());
-            return Ok(rendered);
         }
         for index in supervised_turns(messages, train_on) {
             conversation.require_tool_calls(&rendered.text, index)?;
@@ -101,7 +100,8 @@ impl ChatTemplate {
             rendered.end_of_turn = rendered.end_of_turn.max(Some(turn.end));
             rendered.dropped_thoughts |= turn.dropped_thoughts;
         }
-        Ok(rendered)
+        // A render that was not begun for that reason may have looked like one that the template refuses.
+        self.require_unspent().map(|()| rendered)
     }
 
     /// Where the turn ends in `tail`, the text that follows its content.

@@ -251,6 +251,63 @@ fn endless_loops_run_out_of_fuel() {
     assert!(error.to_string().contains("loop"), "{error}");
 }
 
+/// Templates in use take a small part of what each render brings in, so that no number of rows uses it up.
+#[test]
+fn honest_templates_live_within_their_means() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/templates");
+    let mut sources: Vec<(String, String)> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jinja"))
+        .map(|path| (path.display().to_string(), std::fs::read_to_string(path).unwrap()))
+        .collect();
+    assert!(sources.len() > 5, "{sources:?}");
+    sources.extend([QWEN3_LIKE, MISTRAL_LIKE, PHI_LIKE].map(|source| (source.to_owned(), source.to_owned())));
+    let short = conversation(&TWO_EXCHANGES);
+    let long: Vec<Message> = (0..250).flat_map(|_| short.clone()).collect();
+    let wide =
+        conversation(&[("user", "Why? ".repeat(50_000).trim()), ("assistant", "So. ".repeat(50_000).trim())]);
+    for (name, source) in sources {
+        for messages in [&short, &long, &wide] {
+            let template = template(&source);
+            let before = template.allowance.left();
+            // Some refuse to begin in the middle, or twice the same role.
+            let rendered = template.render(messages, false).is_ok();
+            let brought = allowance::brings(effort::size(&values(messages))) as i64;
+            let took = brought - (template.allowance.left() - before);
+            // Two do everything that there is to do in Jinja, to every message.
+            let most = if name.contains("features") { brought } else { brought / 8 };
+            assert!(took > 0 && took < most, "{name:.200} takes {took} of {brought} ({rendered})");
+        }
+    }
+}
+
+/// What a render computed is known, however it ended.
+#[test]
+fn instructions_are_counted_in_loops_macros_and_blocks() {
+    let messages = conversation(&TWO_EXCHANGES);
+    for body in [
+        "{% for a in range(100000) %}{% set c = a %}{% endfor %}",
+        "{% macro two(n) %}{% if n %}{% set a = two(n - 1) %}{% set b = two(n - 1) %}{% endif %}{% endmacro %}{{ two(14) }}",
+        "{% for a in range(10) recursive %}{% if loop.depth < 6 %}{{ loop(range(8)) }}{% endif %}{% endfor %}",
+        "{% block b %}{% endblock %}{% for a in range(20000) %}{{ self.b() }}{{ self.b() }}{% endfor %}",
+        "{% macro m() %}{{ caller() }}{% endmacro %}{% for a in range(9999) %}{% call m() %}{% set b = a %}{% endcall %}{% endfor %}",
+    ] {
+        for end in ["", "{{ messages[0].no.such }}", "{{ raise_exception('no') }}", "{{ [][::-1] }}"] {
+            let template = template(&format!("{body}{end}"));
+            let before = template.allowance.left();
+            let _outcome = template.render(&messages, false);
+            let spent = before - template.allowance.left();
+            assert!(spent > 60 << 20, "{spent} for {body}{end}");
+            template.render(&messages, false).unwrap_or_default();
+            assert!(
+                before - template.allowance.left() > 120 << 20,
+                "of {body}{end} the second is not counted"
+            );
+        }
+    }
+}
+
 #[test]
 fn what_no_template_means_is_refused() {
     let said = |source: &str| match ChatTemplate::new(source.to_owned(), "test", [], []) {

@@ -9,7 +9,7 @@ use arrow::ipc;
 use arrow::ipc::convert::try_fb_to_schema;
 
 use super::super::fault::Fault;
-use super::super::read_at::{LARGEST_READ, Location};
+use super::super::read_at::Location;
 
 const MAGIC: &[u8] = b"ARROW1";
 /// The magic, padded to eight bytes, opens a file; its length, the magic and nothing close it.
@@ -174,7 +174,11 @@ fn schema(flat: Option<ipc::Schema<'_>>) -> Result<Schema, Fault> {
 }
 
 /// Checks what the compressed buffers of a batch say of their sizes, before a decoder takes memory for them.
-pub(super) fn check_sizes(batch: ipc::RecordBatch<'_>, body: &Buffer) -> Result<(), Fault> {
+pub(super) fn check_sizes(
+    batch: ipc::RecordBatch<'_>,
+    body: &Buffer,
+    location: &Location,
+) -> Result<(), Fault> {
     if batch.compression().is_none() {
         return Ok(());
     }
@@ -191,5 +195,6 @@ pub(super) fn check_sizes(batch: ipc::RecordBatch<'_>, body: &Buffer) -> Result<
             total = total.saturating_add(i64::from_le_bytes(*prefix).max(0).unsigned_abs());
         }
     }
-    if total > LARGEST_READ { Err(super::too_large(total)) } else { Ok(()) }
+    let most = location.largest_block();
+    if total > most { Err(super::too_large(total, most)) } else { Ok(()) }
 }

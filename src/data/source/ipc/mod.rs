@@ -20,7 +20,7 @@ use arrow::ipc;
 use arrow::ipc::reader::{RecordBatchDecoder, read_dictionary};
 
 use super::fault::Fault;
-use super::read_at::{LARGEST_READ, Location};
+use super::read_at::Location;
 use crate::units::Bytes;
 use layout::{Message, Messages};
 
@@ -90,7 +90,7 @@ impl IpcFile {
             .header_as_dictionary_batch()
             .ok_or_else(|| Fault::new("corrupt Arrow data: a dictionary message without a dictionary"))?;
         if let Some(data) = dictionary.data() {
-            layout::check_sizes(data, body)?;
+            layout::check_sizes(data, body, &self.location)?;
         }
         let last = self.dictionaries.len() - 1;
         let replaces = !dictionary.isDelta() && self.dictionaries[last].contains_key(&dictionary.id());
@@ -111,8 +111,9 @@ impl IpcFile {
         if rows == 0 {
             return Ok(());
         }
-        let end = self.rows().checked_add(rows).filter(|&end| end < 1 << 62);
-        self.starts.push(end.ok_or_else(|| Fault::new("corrupt Arrow data: too many rows to count"))?);
+        let end = self.rows().saturating_add(rows);
+        self.location.require_rows(end)?;
+        self.starts.push(end);
         let compressed = batch.compression().is_some();
         self.batches.push(Batch { message, compressed, dictionaries: self.dictionaries.len() - 1 });
         Ok(())
@@ -174,7 +175,7 @@ impl IpcFile {
         }
         let Message { body, body_len, .. } = batch.message;
         let body = self.location.read(&input, body, body_len)?;
-        layout::check_sizes(flat, &body)?;
+        layout::check_sizes(flat, &body, &self.location)?;
         let version = message.version();
         let decoder = RecordBatchDecoder::try_new(&body, flat, self.schema.clone(), dictionaries, &version)?;
         Ok(decoder.with_projection(Some(&self.projection)).read_record_batch()?)
@@ -182,10 +183,11 @@ impl IpcFile {
 }
 
 /// A batch, a dictionary or a row range that would take more memory than one block may.
-fn too_large(bytes: u64) -> Fault {
+fn too_large(bytes: u64, most: u64) -> Fault {
     Fault::new(format!(
-        "a record batch of {}, more than the {} that one may take in memory; write it anew with smaller batches",
+        "a record batch of {}, more than the {} that one of this file may take in memory; write it anew with smaller \
+         batches",
         Bytes(bytes),
-        Bytes(LARGEST_READ)
+        Bytes(most)
     ))
 }

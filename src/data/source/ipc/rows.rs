@@ -225,7 +225,7 @@ impl Walk<'_> {
             return Err(corrupt("a buffer shorter than its values need"));
         }
         if len > LARGEST_READ {
-            return Err(too_large(len));
+            return Err(too_large(len, LARGEST_READ));
         }
         self.location.read(self.input, self.body + stretch.offset + start, len)
     }
@@ -299,7 +299,7 @@ impl Walk<'_> {
             }
             total += u64::from(len);
             if total > LARGEST_READ {
-                return Err(too_large(total));
+                return Err(too_large(total, LARGEST_READ));
             }
             let buffer = data.get(word(8) as usize).ok_or_else(|| corrupt("a view of no buffer"))?;
             Ok(Some(self.part(*buffer, word(12).into(), len.into())?.to_vec()))

@@ -1,13 +1,12 @@
 //! How deep the columns of a Parquet file are nested, found out before its decoder looks: the decoder descends
 //! by recursion, and a file that claims to be some ten thousand levels deep would exhaust the stack, which no
-//! process survives. Reads just enough of the footer (Thrift's compact protocol) to count levels.
+//! process survives. Reads just enough of the footer to count levels.
 
 use super::super::fault::Fault;
+use super::thrift::{INTEGERS, LIST, STRUCT, Thrift};
 
 /// Levels of columns within columns. Real files have a handful.
 const DEEPEST: usize = 100;
-/// Levels of Thrift values within one field that is skipped.
-const DEEPEST_FIELD: usize = 32;
 
 /// Field numbers of the format's `FileMetaData` and `SchemaElement`.
 const SCHEMA: i64 = 2;
@@ -16,7 +15,7 @@ const NUM_CHILDREN: i64 = 5;
 /// Checks the metadata of a file, without the length and the magic that follow it.
 pub(super) fn check(metadata: &[u8]) -> Result<(), Fault> {
     let mut thrift = Thrift { rest: metadata };
-    match thrift.schema_depth() {
+    match schema_depth(&mut thrift) {
         Some(depth) if depth > DEEPEST => Err(Fault::new(format!(
             "corrupt Parquet data: columns nested {depth} levels deep; {DEEPEST} are read"
         ))),
@@ -25,167 +24,47 @@ pub(super) fn check(metadata: &[u8]) -> Result<(), Fault> {
     }
 }
 
-/// A type of the compact protocol, as its nibble says.
-type Kind = u8;
-const TRUE: Kind = 1;
-const FALSE: Kind = 2;
-const BYTE: Kind = 3;
-const INTEGERS: std::ops::RangeInclusive<Kind> = 4..=6;
-const DOUBLE: Kind = 7;
-const BINARY: Kind = 8;
-const LIST: Kind = 9;
-const SET: Kind = 10;
-const MAP: Kind = 11;
-const STRUCT: Kind = 12;
-const UUID: Kind = 13;
-
-/// The bytes not yet read. `None` everywhere: they end too early, or mean nothing.
-struct Thrift<'a> {
-    rest: &'a [u8],
+/// The depth of the schema, a tree laid out depth first by each element's number of children.
+fn schema_depth(thrift: &mut Thrift<'_>) -> Option<usize> {
+    let mut id = 0;
+    while let Some(kind) = thrift.field(&mut id)? {
+        if id != SCHEMA || kind != LIST {
+            thrift.skip(kind, 0)?;
+            continue;
+        }
+        let (elements, STRUCT) = thrift.list()? else { return None };
+        // Children still to come, of each element that is open.
+        let mut open: Vec<u64> = Vec::new();
+        let mut deepest = 0;
+        for _ in 0..elements {
+            while open.last() == Some(&0) {
+                open.pop();
+            }
+            if let Some(children) = open.last_mut() {
+                *children -= 1;
+            }
+            match children(thrift)? {
+                0 => {}
+                children => open.push(children),
+            }
+            deepest = deepest.max(open.len());
+        }
+        return Some(deepest);
+    }
+    Some(0)
 }
 
-impl Thrift<'_> {
-    /// The depth of the schema, a tree laid out depth first by each element's number of children.
-    fn schema_depth(&mut self) -> Option<usize> {
-        let mut id = 0;
-        while let Some(kind) = self.field(&mut id)? {
-            if id != SCHEMA || kind != LIST {
-                self.skip(kind, 0)?;
-                continue;
-            }
-            let (elements, STRUCT) = self.list()? else { return None };
-            // Children still to come, of each element that is open.
-            let mut open: Vec<u64> = Vec::new();
-            let mut deepest = 0;
-            for _ in 0..elements {
-                while open.last() == Some(&0) {
-                    open.pop();
-                }
-                if let Some(children) = open.last_mut() {
-                    *children -= 1;
-                }
-                match self.children()? {
-                    0 => {}
-                    children => open.push(children),
-                }
-                deepest = deepest.max(open.len());
-            }
-            return Some(deepest);
-        }
-        Some(0)
-    }
-
-    /// One schema element: its number of children.
-    fn children(&mut self) -> Option<u64> {
-        let (mut id, mut children) = (0, 0);
-        while let Some(kind) = self.field(&mut id)? {
-            if id == NUM_CHILDREN && INTEGERS.contains(&kind) {
-                children = u64::try_from(self.integer()?).ok()?;
-            } else {
-                self.skip(kind, 0)?;
-            }
-        }
-        Some(children)
-    }
-
-    /// The head of the next field of a struct; `None` inside: there is none.
-    fn field(&mut self, id: &mut i64) -> Option<Option<Kind>> {
-        let byte = self.byte()?;
-        if byte == 0 {
-            return Some(None);
-        }
-        *id = match byte >> 4 {
-            0 => self.integer()?,
-            delta => id.checked_add(delta.into())?,
-        };
-        Some(Some(byte & 0xf))
-    }
-
-    fn list(&mut self) -> Option<(u64, Kind)> {
-        let byte = self.byte()?;
-        let len = match byte >> 4 {
-            15 => self.varint()?,
-            len => len.into(),
-        };
-        // Every element takes a byte at least.
-        (len <= self.rest.len() as u64).then_some((len, byte & 0xf))
-    }
-
-    fn skip(&mut self, kind: Kind, depth: usize) -> Option<()> {
-        if depth > DEEPEST_FIELD {
-            return None;
-        }
-        match kind {
-            TRUE | FALSE => {}
-            BYTE => _ = self.byte()?,
-            kind if INTEGERS.contains(&kind) => _ = self.varint()?,
-            DOUBLE => self.take(8)?,
-            UUID => self.take(16)?,
-            BINARY => {
-                let len = self.varint()?;
-                self.take(len)?;
-            }
-            LIST | SET => {
-                let (len, kind) = self.list()?;
-                for _ in 0..len {
-                    self.skip_element(kind, depth + 1)?;
-                }
-            }
-            MAP => {
-                let len = self.varint()?;
-                let kinds = if len == 0 { 0 } else { self.byte()? };
-                for _ in 0..len {
-                    self.skip_element(kinds >> 4, depth + 1)?;
-                    self.skip_element(kinds & 0xf, depth + 1)?;
-                }
-            }
-            STRUCT => {
-                let mut id = 0;
-                while let Some(kind) = self.field(&mut id)? {
-                    self.skip(kind, depth + 1)?;
-                }
-            }
-            _ => return None,
-        }
-        Some(())
-    }
-
-    /// An element of a collection, where a boolean takes a byte (as a field, its type is its value).
-    fn skip_element(&mut self, kind: Kind, depth: usize) -> Option<()> {
-        match kind {
-            TRUE | FALSE => self.take(1),
-            kind => self.skip(kind, depth),
+/// One schema element: its number of children.
+fn children(thrift: &mut Thrift<'_>) -> Option<u64> {
+    let (mut id, mut children) = (0, 0);
+    while let Some(kind) = thrift.field(&mut id)? {
+        if id == NUM_CHILDREN && INTEGERS.contains(&kind) {
+            children = u64::try_from(thrift.integer()?).ok()?;
+        } else {
+            thrift.skip(kind, 0)?;
         }
     }
-
-    fn byte(&mut self) -> Option<u8> {
-        let (byte, rest) = self.rest.split_first()?;
-        self.rest = rest;
-        Some(*byte)
-    }
-
-    fn take(&mut self, len: u64) -> Option<()> {
-        self.rest = self.rest.get(usize::try_from(len).ok()?..)?;
-        Some(())
-    }
-
-    fn varint(&mut self) -> Option<u64> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Some(value);
-            }
-        }
-        None
-    }
-
-    /// Zigzag: the sign in the lowest bit.
-    fn integer(&mut self) -> Option<i64> {
-        let value = self.varint()?;
-        Some((value >> 1) as i64 ^ -((value & 1) as i64))
-    }
+    Some(children)
 }
 
 #[cfg(test)]
@@ -224,7 +103,7 @@ mod tests {
     #[test]
     fn levels_are_counted() {
         for levels in [0, 1, 5, 100, 20_000] {
-            assert_eq!(Thrift { rest: &nested(levels) }.schema_depth(), Some(levels as usize));
+            assert_eq!(schema_depth(&mut Thrift { rest: &nested(levels) }), Some(levels as usize));
         }
         assert!(check(&nested(100)).is_ok());
         assert!(check(&nested(101)).unwrap_err().to_string().contains("nested 101 levels deep"));

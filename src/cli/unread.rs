@@ -1,0 +1,107 @@
+//! A command line that cannot be read: told to people as clap tells it, and to programs as any other error.
+//!
+//! What was typed is searched for the options that say who listens, since nothing of it was understood.
+
+use std::env;
+use std::ffi::OsString;
+use std::io;
+
+use clap::{CommandFactory, ValueEnum};
+
+use super::args::{Annotations, Arguments, OutputArguments};
+use super::console::Console;
+use super::exit::Exit;
+use super::finding::Finding;
+
+/// Shows what is wrong; the exit code for it. Help and version are no error.
+pub(super) fn refuse(error: &clap::Error) -> Exit {
+    // A closed pipe changes nothing.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return Exit::Done;
+    }
+    let typed: Vec<OsString> = env::args_os().skip(1).collect();
+    let mut out = io::stdout().lock();
+    let mut console = Console::new(command(&typed).as_deref(), form(&typed), &mut out);
+    console.problem(&finding(error));
+    // Whoever reads may have left; the exit code says it all the same.
+    console.end(Exit::Recipe).unwrap_or(Exit::Recipe)
+}
+
+/// The command that was meant, where there is one of that name.
+fn command(typed: &[OsString]) -> Option<String> {
+    let first = typed.iter().find(|word| !word.to_string_lossy().starts_with('-'))?.to_str()?;
+    Arguments::command().find_subcommand(first).map(|command| command.get_name().to_owned())
+}
+
+/// How the command would have spoken.
+fn form(typed: &[OsString]) -> OutputArguments {
+    let words: Vec<&str> =
+        typed.iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--").collect();
+    let value = words.iter().enumerate().find_map(|(at, word)| {
+        let rest = word.strip_prefix("--annotations")?;
+        match rest.strip_prefix('=') {
+            Some(value) => Some(value),
+            None if rest.is_empty() => words.get(at + 1).copied(),
+            None => None,
+        }
+    });
+    let annotations = value.and_then(|value| Annotations::from_str(value, false).ok());
+    OutputArguments { json: words.contains(&"--json"), annotations }
+}
+
+/// What clap says, in one piece, without the word `error:` before it and the advice to ask for help behind it.
+fn finding(error: &clap::Error) -> Finding {
+    let said = error.to_string();
+    let said = said.trim().strip_prefix("error: ").unwrap_or(said.trim());
+    let (message, usage) = said.split_once("\n\n").unwrap_or((said, ""));
+    let lines =
+        usage.lines().map(str::trim).filter(|line| !line.is_empty() && !line.contains("try '--help'"));
+    let help = lines.collect::<Vec<_>>().join("; ");
+    Finding {
+        code: Some("arguments".into()),
+        message: message.to_owned(),
+        help: (!help.is_empty()).then_some(help),
+        location: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn typed(words: &[&str]) -> Vec<OsString> {
+        words.iter().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn who_listens_is_found_among_what_was_typed() {
+        let form = |words: &[&str]| form(&typed(words));
+        assert!(form(&["run", "--jsonl", "x"]).annotations.is_none() && !form(&["run", "--jsonl"]).json);
+        assert!(form(&["--json", "run"]).json && !form(&["run", "--", "--json"]).json);
+        for words in [&["run", "--annotations", "github"][..], &["--annotations=github"]] {
+            assert_eq!(form(words).annotations, Some(Annotations::Github));
+        }
+        for words in [&["run", "--annotations"][..], &["--annotations=jenkins"], &["--annotationsgithub"]] {
+            assert_eq!(form(words).annotations, None);
+        }
+        assert_eq!(command(&typed(&["--json", "run", "x"])).as_deref(), Some("run"));
+        assert_eq!(command(&typed(&["rum", "x"])), None);
+        assert_eq!(command(&typed(&["--json"])), None);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_apart_from_what_to_do() {
+        let said =
+            |words: &[&str]| finding(&Arguments::try_parse_from([&["tune"], words].concat()).unwrap_err());
+        let missing = said(&["run"]);
+        assert!(missing.message.contains("<RECIPE>") && !missing.message.contains("Usage"), "{missing:?}");
+        assert!(missing.help.unwrap().contains("Usage: tune run"));
+        let unknown = said(&["run", "x", "--resum"]);
+        assert!(unknown.message.contains("'--resum'"), "{unknown:?}");
+        let help = unknown.help.unwrap();
+        assert!(help.contains("'--resume'") && !help.contains("try '--help'"), "{help}");
+    }
+}

@@ -1,0 +1,131 @@
+//! What stands beside weights in 4 bits: the configuration that says so, tokenizer, licences and a model card.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::export::Error;
+use crate::export::base::OpenedBase;
+use crate::files;
+use crate::model::{FloatDtype, tensors};
+use crate::quant::spec::Spec;
+
+/// Beginnings of the names of files that a model may only be passed on with.
+const LICENCES: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
+/// Most bytes of a README that are looked through for what it says of the licence.
+const CARD_LIMIT: usize = 1 << 20;
+
+/// Everything in the folder that is not a weight.
+pub(super) fn write(folder: &Path, base: &OpenedBase, spec: Spec) -> Result<(), Error> {
+    let dtype = tensors::checkpoint_dtype(&base.spec, base.folder.weights());
+    let config = config(base.folder.config(), spec, dtype);
+    files::write_bytes(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?;
+    let mut copied = base.folder.tokenizer_files()?;
+    if base.folder.generation_config().is_some() {
+        copied.push(base.folder.root().join("generation_config.json"));
+    }
+    copied.extend(licences(base.folder.root())?);
+    for file in copied {
+        if let Some(name) = file.file_name() {
+            files::copy_file(&file, &folder.join(name))?;
+        }
+    }
+    files::write_bytes(&folder.join("README.md"), card(base, spec)?.as_bytes())?;
+    Ok(())
+}
+
+/// config.json of the base, with what transformers writes of such a quantization.
+fn config(base: &Value, spec: Spec, dtype: FloatDtype) -> Value {
+    let Spec::Nf4 { double_quant, .. } = spec;
+    let mut config = base.clone();
+    if let Value::Object(entries) = &mut config {
+        let compute_dtype = match dtype {
+            FloatDtype::F32 => "float32",
+            FloatDtype::Bf16 => "bfloat16",
+            FloatDtype::F16 => "float16",
+        };
+        let quantization = json!({
+            "_load_in_4bit": true,
+            "_load_in_8bit": false,
+            "bnb_4bit_compute_dtype": compute_dtype,
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": double_quant,
+            "llm_int8_enable_fp32_cpu_offload": false,
+            "llm_int8_has_fp16_weight": false,
+            "llm_int8_skip_modules": null,
+            "llm_int8_threshold": 6.0,
+            "load_in_4bit": true,
+            "load_in_8bit": false,
+            "quant_method": "bitsandbytes",
+        });
+        entries.insert("quantization_config".into(), quantization);
+    }
+    config
+}
+
+/// Licence files of a model, in alphabetical order.
+fn licences(root: &Path) -> Result<Vec<PathBuf>, Error> {
+    let fail = |source| Error::from(files::Error::io(files::Action::Read, root)(source));
+    let mut found = Vec::new();
+    for entry in fs::read_dir(root).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_uppercase();
+        if LICENCES.iter().any(|start| name.starts_with(start)) && path.is_file() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A model card that says what this is, and of the licence what the base's own says.
+fn card(base: &OpenedBase, spec: Spec) -> Result<String, Error> {
+    let Spec::Nf4 { block_size, double_quant } = spec;
+    let name = base.base.hub.as_ref().map(|hub| &hub.id);
+    let mut lines = name.map_or_else(String::new, |name| {
+        format!("base_model: {}\nbase_model_relation: quantized\n", json!(name))
+    });
+    let path = base.folder.root().join("README.md");
+    let readme = match fs::read(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+        read => read.map_err(files::Error::io(files::Action::Read, &path))?,
+    };
+    for line in licence_lines(&String::from_utf8_lossy(&readme[..readme.len().min(CARD_LIMIT)])) {
+        lines.push_str(&format!("{line}\n"));
+    }
+    Ok(format!(
+        "---\n{lines}library_name: transformers\npipeline_tag: text-generation\ntags:\n- bitsandbytes\n- 4-bit\n- tune\n---\n\n\
+         # {} in 4 bits\n\n\
+         NF4 in blocks of {block_size}{}, in the layout of bitsandbytes. Embeddings, output head and norms are as they \
+         were.\nHashes of the original files stand in the metadata of the safetensors files.\n",
+        name.map_or("A model", String::as_str),
+        if double_quant { ", scales in 8 bits (double quantization)" } else { "" },
+    ))
+}
+
+/// The lines on the licence in the front matter of a model card.
+fn licence_lines(card: &str) -> Vec<&str> {
+    let mut lines = card.lines();
+    if lines.next().map(str::trim_end) != Some("---") {
+        return Vec::new();
+    }
+    lines
+        .take_while(|line| line.trim_end() != "---")
+        .filter(|line| ["license:", "license_name:", "license_link:"].iter().any(|key| line.starts_with(key)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::licence_lines;
+
+    #[test]
+    fn the_licence_is_taken_from_the_front_matter_alone() {
+        let card = "---\nlanguage: en\nlicense: other\nlicense_name: its-own\n---\nlicense: not this\n";
+        assert_eq!(licence_lines(card), ["license: other", "license_name: its-own"]);
+        assert_eq!(licence_lines("# No front matter\nlicense: mit\n"), Vec::<&str>::new());
+    }
+}
