@@ -9,6 +9,7 @@ use super::style::{ERROR, STRONG, colored_errors, paint, visible};
 use crate::adapter;
 use crate::checkpoint;
 use crate::data;
+use crate::device::Failed;
 use crate::export;
 use crate::files::{self, Action};
 use crate::record;
@@ -60,6 +61,13 @@ pub(super) fn way_out(failure: &run::Error) -> Option<String> {
              `--resume --accept-changes`"
         }
         run::Error::Device(unavailable) => return Some(unavailable.help()),
+        run::Error::DeviceFailed(Failed::OutOfMemory { .. }) => {
+            "`--fit` chooses micro-batches that fit, and a smaller `train.memory_budget` leaves more free; what is in the \
+             newest checkpoint is not lost (`--resume`)"
+        }
+        run::Error::DeviceFailed(Failed::Broken { .. }) => {
+            "`tune doctor` tries the device out op by op; what is in the newest checkpoint is not lost (`--resume`)"
+        }
         run::Error::Dtype { .. } => {
             "leave `model.compute_dtype` at \"auto\", or choose one of those with `--set model.compute_dtype=f32`"
         }
@@ -113,7 +121,8 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Memory(_)
         | run::Error::TooLarge(_)
         | run::Error::Device(_)
-        | run::Error::DeviceFailed { .. }
+        | run::Error::Piece(_)
+        | run::Error::DeviceFailed(_)
         | run::Error::File(_)
         | run::Error::Folder(_)
         | run::Error::Checkpoint(_)

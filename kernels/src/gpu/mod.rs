@@ -2,6 +2,7 @@
 //! each finds on this machine, asked without starting any. What is missing is told with what brings it: a runtime that
 //! is started without its driver would panic.
 
+mod cache;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod profile;
@@ -19,6 +20,8 @@ use cubecl::config::profiling::ProfilingLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cubecl::features::TypeUsage;
 use cubecl::prelude::*;
+
+use crate::fault;
 
 #[cfg(feature = "cuda")]
 pub use burn_cuda::CudaDevice;
@@ -163,7 +166,8 @@ impl Unusable {
 }
 
 /// Sets CubeCL up, before any device is started; later calls change nothing. Compiled kernels are kept in the folder
-/// `cache`, if there is one, apart from those of any other version of their code. With the file `profile` every launch is timed by itself, and waited for ([`Profile`]).
+/// `cache`, if there is one, apart from those of any other version of their code, which are removed when nobody has used
+/// them for a month. With the file `profile` every launch is timed by itself, and waited for ([`Profile`]).
 ///
 /// Without this CubeCL would look for a file of settings in the working directory and above.
 pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
@@ -172,7 +176,8 @@ pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
         config.profiling.logger.level = ProfilingLogLevel::Basic;
         config.profiling.logger.file = Some(file.to_path_buf());
     }
-    config.compilation.cache = cache.map(|folder| CacheConfig::File(folder.join(env!("TUNE_KERNELS"))));
+    config.compilation.cache =
+        cache.map(|folder| CacheConfig::File(cache::take(folder, env!("TUNE_KERNELS"))));
     // `CubeClRuntimeConfig::set` panics where this does nothing.
     let mut slot = CubeClRuntimeConfig::storage().lock();
     slot.get_or_insert_with(|| Arc::new(config));
@@ -189,21 +194,36 @@ pub fn dtypes<R: Runtime>(device: &R::Device) -> Vec<DType> {
     [DType::F32, DType::BF16, DType::F16].into_iter().filter(has).collect()
 }
 
-/// Starts a device, has it multiply a few numbers, and tells the dtypes that it computes in, or in words what went
-/// wrong.
-fn start<R: CubeRuntime>(device: &R::CubeDevice) -> Result<Vec<DType>, String> {
+/// What starting a device shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Of f32, bf16 and f16 those that it computes in.
+    pub dtypes: Vec<DType>,
+    /// The most bytes that one buffer may have.
+    pub largest_buffer: u64,
+}
+
+/// Starts a device, has it multiply a few numbers, and tells what it can do, or in words what went wrong.
+fn start<R: CubeRuntime>(device: &R::CubeDevice) -> Result<Started, String> {
+    fault::listen();
     // Runtimes unwrap what their drivers return; nothing of ours is held across the call.
     let attempt = AssertUnwindSafe(|| {
-        let dtypes = dtypes::<R>(device);
+        let largest_buffer = R::client(device).properties().memory.max_page_size;
+        let started = Started { dtypes: dtypes::<R>(device), largest_buffer };
         let data = TensorData::from([1.5f32, -2.0, 4.0]);
         let x = Tensor::<CubeBackend<R, f32, i32, u32>, 1>::from_data(data, device);
         let found: Vec<f32> = (x.clone() * x).into_data().iter::<f32>().collect();
-        (dtypes, found)
+        (started, found)
     });
-    match catch_unwind(attempt) {
-        Ok((dtypes, found)) if found == [2.25, 4.0, 16.0] => Ok(dtypes),
-        Ok((_, found)) => Err(format!("it multiplies wrongly: 1.5², 2² and 4² come out as {found:?}")),
-        Err(panic) => Err(crate::check::panic_message(panic.as_ref())),
+    let attempt = fault::silently(|| catch_unwind(attempt));
+    // Another device is tried next: what is wrong with this one is not held against it.
+    match (fault::take(), attempt) {
+        (Some(fault), _) => Err(fault),
+        (None, Ok((started, found))) if found == [2.25, 4.0, 16.0] => Ok(started),
+        (None, Ok((_, found))) => {
+            Err(format!("it multiplies wrongly: 1.5², 2² and 4² come out as {found:?}"))
+        }
+        (None, Err(panic)) => Err(crate::check::panic_message(panic.as_ref())),
     }
 }
 
