@@ -6,9 +6,12 @@
 `sources_N` holds what `TUNE_CUDA_ARCH=N TUNE_CUDA_SOURCES=sources_N cargo test -p tune-kernels --features cuda-sources
 --test cuda_sources` wrote. Sources for 75 become machine code of sm_75, sources for 80 that of every later card; each
 distinct source goes through NVRTC once, for the oldest card it is for, and results are kept in `work_folder` by the hash of
-source and compilers. Wants the wheels nvidia-cuda-nvrtc-cu12, nvidia-cuda-runtime-cu12, nvidia-cuda-nvcc-cu12 and
-nvidia-cuda-cccl-cu12. Fails where a kernel does not compile, takes more shared memory or registers than a block may have,
-or spills more than a few registers in f16 or bf16.
+source and compilers. Wants the wheels nvidia-cuda-nvrtc-cu12, nvidia-cuda-runtime-cu12, nvidia-cuda-nvcc-cu12,
+nvidia-cuda-cccl-cu12 and nvidia-cuda-nvdisasm. Fails where a kernel does not compile, takes more shared memory or registers
+than a block may have, or spills in f16 or bf16 more than a few registers, or more than one in an inner loop.
+
+That much is allowed because ptxas chooses it: it gives up a register or three where one more block then fits on a
+multiprocessor, or parks what only matters before and after the loop.
 """
 
 import collections
@@ -22,27 +25,48 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 import nvidia
 
 ROOT = list(nvidia.__path__)[0]
 INCLUDE = [f"{ROOT}/cuda_runtime/include", f"{ROOT}/cuda_cccl/include", f"{ROOT}/cuda_nvcc/include"]
-WHEELS = [f"nvidia-cuda-{part}-cu12" for part in ("nvrtc", "runtime", "nvcc", "cccl")]
+WHEELS = [f"nvidia-cuda-{part}-cu12" for part in ("nvrtc", "runtime", "nvcc", "cccl")] + ["nvidia-cuda-nvdisasm"]
 COMPILERS = " ".join(f"{wheel} {importlib.metadata.version(wheel)}" for wheel in WHEELS)
 # What a block may ask for, in bytes, by compute capability.
 SHARED = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448, 120: 101376}
 # Which cards the sources for one are for.
 CARDS = {75: [75], 80: [80, 86, 89, 90, 120]}
+# Bytes of registers that a thread of a hot kernel may spill, and instructions of its inner loops that may do it: ptxas
+# stores a register once and loads it up to three times.
+MAY_SPILL, MAY_LOOP = 16, 4
 # Results of another form do not count.
-FORM = "1"
+FORM = "2"
 
-Row = collections.namedtuple("Row", "kernel variant arch threads registers spilled shared products")
+Row = collections.namedtuple("Row", "kernel variant arch threads registers spilled looped shared products")
 
 
-def may_spill(kernel):
-    """Bytes of registers that a kernel may spill. A register or two round a loop does not matter; f32 products, which are
-    for comparing, are free to."""
-    return 32 if "f16" in kernel else None
+def is_hot(kernel):
+    """Whether spills matter: f32 products are for comparing."""
+    return "f16" in kernel
+
+
+def spills_in_loops(binary):
+    """How many instructions of the innermost loops move registers to memory of the thread or back."""
+    text = subprocess.run([glob.glob(f"{ROOT}/cu*/bin/nvdisasm")[0], "-c", binary], capture_output=True, text=True, check=True)
+    labels, instructions = {}, []
+    for line in text.stdout.splitlines():
+        if label := re.match(r"(\.L\w+):", line):
+            labels[label[1]] = len(instructions)
+        elif re.search(r"/\*[0-9a-f]{4,}\*/", line):
+            instructions.append(line)
+    loops = []
+    for end, line in enumerate(instructions):
+        back = re.search(r"\bBRA\b.*`\((\.L\w+)\)", line)
+        if back and labels[back[1]] <= end:
+            loops.append((labels[back[1]], end))
+    innermost = [loop for loop in loops if not any(other != loop and loop[0] <= other[0] and other[1] <= loop[1] for other in loops)]
+    return sum(len(re.findall(r"\b(?:STL|LDL)\b", line)) for start, end in innermost for line in instructions[start : end + 1])
 
 
 def ptx(library, source, arch):
@@ -81,27 +105,28 @@ def assemble(path, archs, work):
     code, log = ptx(library, source, archs[0])
     if code is None:
         return [], [f"{kernel} ({path}): {log}"]
-    text = os.path.join(work, f"{key}.ptx")
-    with open(text, "wb") as file:
-        file.write(code)
     products = code.count(b"mma.sync") + code.count(b"wmma.mma")
     rows, wrong = [], []
-    for arch in archs:
-        command = [f"{ROOT}/cuda_nvcc/bin/ptxas", "-v", f"-arch=sm_{arch}", text, "-o", os.devnull]
-        run = subprocess.run(command, capture_output=True, text=True)
-        if run.returncode:
-            wrong.append(f"{kernel} for sm_{arch} ({path}): {run.stderr}")
-            continue
-        # A figure that is not there would pass for 0.
-        figures = re.search(r"(\d+) bytes spill stores.*Used (\d+) registers", run.stderr, re.DOTALL)
-        if figures is None:
-            wrong.append(f"{kernel} for sm_{arch}: ptxas does not say what it takes: {run.stderr}")
-            continue
-        static = re.search(r"(\d+) bytes smem", run.stderr)
-        taken = max(int(shared), int(static[1]) if static else 0)
-        spilled, registers = map(int, figures.groups())
-        rows.append(Row(kernel, key[:8], arch, int(units), registers, spilled, taken, products))
-    os.remove(text)
+    with tempfile.TemporaryDirectory() as folder:
+        text, binary = os.path.join(folder, "ptx"), os.path.join(folder, "cubin")
+        with open(text, "wb") as file:
+            file.write(code)
+        for arch in archs:
+            command = [f"{ROOT}/cuda_nvcc/bin/ptxas", "-v", f"-arch=sm_{arch}", text, "-o", binary]
+            run = subprocess.run(command, capture_output=True, text=True)
+            if run.returncode:
+                wrong.append(f"{kernel} for sm_{arch} ({path}): {run.stderr}")
+                continue
+            # A figure that is not there would pass for 0.
+            figures = re.search(r"(\d+) bytes spill stores.*Used (\d+) registers", run.stderr, re.DOTALL)
+            if figures is None:
+                wrong.append(f"{kernel} for sm_{arch}: ptxas does not say what it takes: {run.stderr}")
+                continue
+            static = re.search(r"(\d+) bytes smem", run.stderr)
+            taken = max(int(shared), int(static[1]) if static else 0)
+            spilled, registers = map(int, figures.groups())
+            looped = spills_in_loops(binary) if spilled else 0
+            rows.append(Row(kernel, key[:8], arch, int(units), registers, spilled, looped, taken, products))
     if not wrong:
         with open(kept + ".new", "w") as file:
             json.dump(rows, file)
@@ -116,9 +141,10 @@ def complaints(row):
         yield f"{name}: {row.shared} bytes of shared memory, a block may have {SHARED[row.arch]}"
     if row.registers * row.threads > 65536:
         yield f"{name}: {row.registers} registers for each of {row.threads} threads, a block has 65536"
-    allowed = may_spill(row.kernel)
-    if allowed is not None and row.spilled > allowed:
-        yield f"{name}: {row.spilled} bytes of registers spill, {allowed} may"
+    if is_hot(row.kernel) and row.spilled > MAY_SPILL:
+        yield f"{name}: {row.spilled} bytes of registers spill, {MAY_SPILL} may"
+    if is_hot(row.kernel) and row.looped > MAY_LOOP:
+        yield f"{name}: {row.looped} instructions of inner loops spill, {MAY_LOOP} may"
 
 
 def jobs(folders):
@@ -145,8 +171,9 @@ def summary(rows):
     lines = [
         "# Registers, spills and shared memory of the GPU kernels",
         "",
-        "What NVRTC and ptxas make of each kernel; written by `.ci/cuda.py`. Registers of a thread and, after a +, bytes",
-        "that spill: the worst over a kernel's variants (shapes, operands, head dimensions). A dash: not for that card.",
+        "What NVRTC and ptxas make of each kernel; written by `.ci/cuda.py`. Registers of a thread; after a + bytes of them",
+        "that spill, in parentheses how many instructions of inner loops do it. Each figure is the worst over a kernel's",
+        "variants (shapes, operands, head dimensions). A dash: not for that card.",
         "",
         f"Compilers: {COMPILERS}.",
         "",
@@ -159,7 +186,9 @@ def summary(rows):
             here = [row for row in of if row.arch == arch]
             spilled = max((row.spilled for row in here), default=0)
             registers = max((row.registers for row in here), default="–")
-            cells.append(f"{registers} + {spilled}" if spilled else f"{registers}")
+            looped = max((row.looped for row in here), default=0)
+            cell = f"{registers} + {spilled}" if spilled else f"{registers}"
+            cells.append(f"{cell} ({looped})" if looped else cell)
         variants = len({row.variant for row in of})
         threads, shared = max(row.threads for row in of), max(row.shared for row in of) / 1024
         lines.append(f"| {kernel} | {variants} | {threads} | {shared:.1f} | " + " | ".join(cells) + " |")
@@ -181,10 +210,11 @@ def main():
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         results = list(pool.map(lambda job: assemble(*job, work), wanted))
     rows = [row for found, _ in results for row in found]
-    print(f"{'kernel':<90} {'variant':<8} {'sm':>4} {'threads':>7} {'registers':>9} {'spilled':>7} {'shared':>7} {'mma':>5}")
+    print(f"{'kernel':<90} {'variant':<8} {'sm':>4} {'threads':>7} {'registers':>9} {'spilled':>7} {'looped':>6} {'shared':>7} {'mma':>5}")
     for row in rows:
         print(
             f"{row.kernel:<90} {row.variant:<8} {row.arch:>4} {row.threads:>7} {row.registers:>9} {row.spilled:>7} "
+            f"{row.looped:>6} "
             f"{row.shared:>7} {row.products:>5}"
         )
     wrong = [problem for _, problems in results for problem in problems]

@@ -4,11 +4,13 @@
 //! each kernel takes and whether any spill. `TUNE_CUDA_ARCH` (75, 80, 86, 89, 90, 120) picks the architecture.
 #![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests stop where they fail")]
 
-#[path = "cuda_sources/runtime.rs"]
+#[path = "cuda_without_gpu/emulator.rs"]
+mod emulator;
+#[path = "cuda_without_gpu/runtime.rs"]
 mod runtime;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use runtime::{ARCHITECTURE, Compiled, LAUNCHED};
+use runtime::{Compiled, LAUNCHED, architecture};
 use tune_kernels::KernelBackend;
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
@@ -105,10 +107,7 @@ fn decoder_layer(dtype: DType) {
 
 #[test]
 fn every_kernel_becomes_cuda() {
-    let architecture = std::env::var("TUNE_CUDA_ARCH").ok();
-    let architecture: u32 =
-        architecture.map_or(80, |text| text.parse().expect("TUNE_CUDA_ARCH is a number like 80"));
-    ARCHITECTURE.set(architecture).expect("set once");
+    let architecture = architecture();
     // Cards before Ampere have no bf16.
     let half = if architecture < 80 { DType::F16 } else { DType::BF16 };
     for dtype in [half, DType::F32] {
@@ -133,9 +132,19 @@ fn every_kernel_becomes_cuda() {
     let launched = LAUNCHED.lock().expect("nothing panicked while it was held").take();
     let launched = launched.expect("kernels were launched");
     assert!(launched.refused.is_empty(), "refused: {:#?}", launched.refused);
-    for name in
-        ["matmul", "rms_norm", "attention", "cross_entropy", "adamw", "factor", "sum_of_squares", "root"]
-    {
+    for name in [
+        "matmul",
+        "nf4_dequantize",
+        "rms_norm_backward",
+        "rope",
+        "attention_backward",
+        "swiglu_backward",
+        "cross_entropy",
+        "adamw",
+        "factor",
+        "sum_of_squares",
+        "root",
+    ] {
         let found = launched.sources.keys().any(|key| key.contains(name));
         assert!(found, "no kernel of {name}");
     }

@@ -72,7 +72,7 @@ pub(crate) fn forward<R: CubeRuntime>(
     // dimensions is made of whole vectors.
     unsafe {
         if let Some(tile) = tile {
-            tensor_cores_forward::forward_kernel::launch_unchecked::<R>(
+            tensor_cores_forward::attention_kernel::launch_unchecked::<R>(
                 &q.client,
                 grid,
                 CubeDim::new_2d(tile.lanes, tile.planes),
@@ -93,7 +93,7 @@ pub(crate) fn forward<R: CubeRuntime>(
                 q.dtype.into(),
             );
         } else {
-            simt::forward_kernel::launch_unchecked::<R>(
+            simt::attention_kernel::launch_unchecked::<R>(
                 &q.client,
                 grid,
                 CubeDim::new_1d(simt::UNITS),
@@ -138,7 +138,7 @@ pub(crate) fn backward<R: CubeRuntime>(saved: &Saved<R>, options: &AttentionOpti
     gradients
 }
 
-/// One launch of a backward kernel; see [`simt::backward_kernel`].
+/// One launch of a backward kernel; see [`simt::attention_backward_kernel`].
 struct Pass<'a, R: CubeRuntime> {
     rows: [&'a CubeTensor<R>; 2],
     columns: [&'a CubeTensor<R>; 2],
@@ -165,7 +165,7 @@ impl<R: CubeRuntime> Pass<'_, R> {
         // SAFETY: as in the forward; a gradient that is not wanted is not written.
         unsafe {
             if let Some(tile) = tile {
-                tensor_cores_backward::backward_kernel::launch_unchecked::<R>(
+                tensor_cores_backward::attention_backward_kernel::launch_unchecked::<R>(
                     &x1.client,
                     grid,
                     CubeDim::new_2d(tile.lanes, tile.planes),
@@ -191,7 +191,7 @@ impl<R: CubeRuntime> Pass<'_, R> {
                     x1.dtype.into(),
                 );
             } else {
-                simt::backward_kernel::launch_unchecked::<R>(
+                simt::attention_backward_kernel::launch_unchecked::<R>(
                     &x1.client,
                     grid,
                     CubeDim::new_1d(simt::UNITS),

@@ -6,6 +6,7 @@
 
 pub(crate) mod convert;
 mod operand;
+mod ordered;
 mod plain;
 pub(crate) mod product;
 mod read;

@@ -12,6 +12,7 @@ use std::cell::Cell;
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::features::Plane;
 use cubecl::prelude::*;
 use cubecl::std::tensor::View;
 use cubecl::zspace::shape;
@@ -19,15 +20,14 @@ use cubek::matmul::components::global::memory::GlobalLayoutConfig;
 use cubek::matmul::components::tile::TileMatmulKind;
 use cubek::matmul::definition::{MatmulGlobalElems, MatmulProblem, MatmulSetupError, MatmulVectorSizes};
 use cubek::matmul::launch::{BatchedCoords, MatmulArgs, launch_kernel};
-use cubek::matmul::routines::ordered_double_buffering::{
-    OrderedDoubleBufferingAlgorithm, OrderedSelectionArgs,
-};
+use cubek::matmul::routines::ordered_double_buffering::OrderedSelectionArgs;
 use cubek::matmul::routines::simple::{SimpleAlgorithm, SimpleArgs};
 use cubek::matmul::routines::simple_unit::SimpleUnitAlgorithm;
 use cubek::matmul::routines::{BlueprintStrategy, Routine};
 use cubek::std::MatrixLayout;
 
 use super::operand::{DenseLaunch, Extent, Input, InputLaunch, Matrix, Sink, SinkLaunch};
+use super::ordered::Ordered;
 use super::plain::{TILE, plain_product_kernel};
 use super::tensor::{cubes, dims, elements, empty, vector_size};
 use crate::nf4::cube::Nf4Tensors;
@@ -268,7 +268,8 @@ impl<R: CubeRuntime> Call<'_, R> {
                 row_count: Some(8),
                 rows_per_plane: Some(2),
             };
-            if !features.mma.is_empty() && self.launch::<OrderedDoubleBufferingAlgorithm>(ordered).is_ok() {
+            let can_sync = self.client.properties().features.plane.contains(Plane::Sync);
+            if can_sync && !features.mma.is_empty() && self.launch::<Ordered>(ordered).is_ok() {
                 return true;
             }
             let simple = SimpleArgs { tile_matmul: TileMatmulKind::Cmma, multi_rows: false };

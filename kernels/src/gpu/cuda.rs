@@ -34,7 +34,7 @@ pub fn cuda_devices() -> Result<Vec<Found<CudaDevice>>, Unusable> {
 /// # Errors
 /// What went wrong, in words.
 pub fn start_cuda(device: &CudaDevice) -> Result<Started, String> {
-    super::start::<cubecl::cuda::CudaRuntime>(device)
+    super::start::start::<cubecl::cuda::CudaRuntime>(device)
 }
 
 /// The memory of a CUDA device, asked anew.

@@ -6,22 +6,22 @@ mod cache;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod profile;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+mod start;
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 mod wgpu;
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Tensor, TensorData};
-use burn_cubecl::{CubeBackend, CubeRuntime};
+use burn::tensor::DType;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+use burn_cubecl::CubeBackend;
 use cubecl::config::cache::CacheConfig;
 use cubecl::config::profiling::ProfilingLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cubecl::features::TypeUsage;
 use cubecl::prelude::*;
-
-use crate::fault;
 
 #[cfg(feature = "cuda")]
 pub use burn_cuda::CudaDevice;
@@ -30,6 +30,8 @@ pub use burn_wgpu::WgpuDevice;
 #[cfg(feature = "cuda")]
 pub use cuda::{cuda_devices, cuda_memory, start_cuda};
 pub use profile::{KernelTime, Profile};
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+pub use start::Started;
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 pub use wgpu::{start_wgpu, wgpu_devices, wgpu_memory};
 
@@ -192,39 +194,6 @@ pub fn dtypes<R: Runtime>(device: &R::Device) -> Vec<DType> {
         usage.contains(TypeUsage::Buffer) && usage.contains(TypeUsage::Conversion)
     };
     [DType::F32, DType::BF16, DType::F16].into_iter().filter(has).collect()
-}
-
-/// What starting a device shows.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
-    /// Of f32, bf16 and f16 those that it computes in.
-    pub dtypes: Vec<DType>,
-    /// The most bytes that one buffer may have.
-    pub largest_buffer: u64,
-}
-
-/// Starts a device, has it multiply a few numbers, and tells what it can do, or in words what went wrong.
-fn start<R: CubeRuntime>(device: &R::CubeDevice) -> Result<Started, String> {
-    fault::listen();
-    // Runtimes unwrap what their drivers return; nothing of ours is held across the call.
-    let attempt = AssertUnwindSafe(|| {
-        let largest_buffer = R::client(device).properties().memory.max_page_size;
-        let started = Started { dtypes: dtypes::<R>(device), largest_buffer };
-        let data = TensorData::from([1.5f32, -2.0, 4.0]);
-        let x = Tensor::<CubeBackend<R, f32, i32, u32>, 1>::from_data(data, device);
-        let found: Vec<f32> = (x.clone() * x).into_data().iter::<f32>().collect();
-        (started, found)
-    });
-    let attempt = fault::silently(|| catch_unwind(attempt));
-    // Another device is tried next: what is wrong with this one is not held against it.
-    match (fault::take(), attempt) {
-        (Some(fault), _) => Err(fault),
-        (None, Ok((started, found))) if found == [2.25, 4.0, 16.0] => Ok(started),
-        (None, Ok((_, found))) => {
-            Err(format!("it multiplies wrongly: 1.5², 2² and 4² come out as {found:?}"))
-        }
-        (None, Err(panic)) => Err(crate::check::panic_message(panic.as_ref())),
-    }
 }
 
 /// What the calling thread's pools on a device hold.

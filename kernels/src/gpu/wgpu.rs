@@ -54,7 +54,7 @@ pub fn wgpu_devices() -> Result<Vec<Found<WgpuDevice>>, Unusable> {
 /// # Errors
 /// What went wrong, in words.
 pub fn start_wgpu(device: &WgpuDevice) -> Result<Started, String> {
-    super::start::<cubecl::wgpu::WgpuRuntime>(device)
+    super::start::start::<cubecl::wgpu::WgpuRuntime>(device)
 }
 
 /// The memory of one of those devices, asked anew.

@@ -37,7 +37,7 @@ pub(super) fn delta<R: CubeRuntime>(y: &CubeTensor<R>, dy: &CubeTensor<R>) -> Cu
     let count = (shape[0] * shape[1]) as u32;
     // SAFETY: units stay in their row, and cubes from `count` rows on do nothing.
     unsafe {
-        delta_kernel::launch_unchecked::<R>(
+        attention_delta_kernel::launch_unchecked::<R>(
             &y.client,
             cubes(count.div_ceil(CUBE_ROWS)),
             CubeDim::new_1d(UNITS * CUBE_ROWS),
@@ -54,7 +54,7 @@ pub(super) fn delta<R: CubeRuntime>(y: &CubeTensor<R>, dy: &CubeTensor<R>) -> Cu
 }
 
 #[cube(launch_unchecked)]
-fn delta_kernel<F: Float>(
+fn attention_delta_kernel<F: Float>(
     y: &Array<F>,
     dy: &Array<F>,
     delta: &mut Array<f32>,

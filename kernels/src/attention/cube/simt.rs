@@ -34,7 +34,7 @@ type Four = Vector<f32, Const<4>>;
 
 /// [`super::forward`] for one block of queries of one head.
 #[cube(launch_unchecked)]
-pub(super) fn forward_kernel<F: Float>(
+pub(super) fn attention_kernel<F: Float>(
     q: &Array<F>,
     k: &Array<F>,
     v: &Array<F>,
@@ -147,7 +147,7 @@ pub(super) fn forward_kernel<F: Float>(
 /// The backward for one block of rows of one head: with `side` queries, `x1` is q, `x2` dy, `y1` k, `y2` v, and `d1`
 /// becomes dq; with keys `x1` is k, `x2` v, `y1` q, `y2` dy, `d1` becomes dk, `d2` dv, each if it is wanted.
 #[cube(launch_unchecked)]
-pub(super) fn backward_kernel<F: Float>(
+pub(super) fn attention_backward_kernel<F: Float>(
     x1: &Array<F>,
     x2: &Array<F>,
     y1: &Array<F>,

@@ -10,9 +10,9 @@ use super::rows::rows;
 use super::schedule::{Block, Side, block, meets};
 use super::tensor_cores::{Tile, add_products, scores_to_strip, stage, store_sums, sync_strip, zero_sums};
 
-/// As [`super::simt::backward_kernel`].
+/// As [`super::simt::attention_backward_kernel`].
 #[cube(launch_unchecked)]
-pub(super) fn backward_kernel<F: Float, N: Size>(
+pub(super) fn attention_backward_kernel<F: Float, N: Size>(
     x1: &Array<Vector<F, N>>,
     x2: &Array<Vector<F, N>>,
     y1: &Array<Vector<F, N>>,

@@ -24,7 +24,7 @@ const LOWEST: f32 = -1e30;
 
 /// [`super::forward`] for one block of queries of one head.
 #[cube(launch_unchecked)]
-pub(super) fn forward_kernel<F: Float, N: Size>(
+pub(super) fn attention_kernel<F: Float, N: Size>(
     q: &Array<Vector<F, N>>,
     k: &Array<Vector<F, N>>,
     v: &Array<Vector<F, N>>,

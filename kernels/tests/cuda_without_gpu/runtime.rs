@@ -1,7 +1,9 @@
 //! A CUDA runtime without a GPU: CubeCL's CUDA compiler, with host memory for buffers. A launch compiles its kernel to
-//! CUDA C++ and keeps the source; nothing is computed, and what is read back is whatever the memory held.
+//! CUDA C++ and keeps the source. With [`EMULATES`] it also runs it on the CPU; otherwise nothing is computed, and what is
+//! read back is whatever the memory held.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use burn_cubecl::CubeBackend;
@@ -39,6 +41,15 @@ use cubecl_runtime::storage::{BytesResource, BytesStorage, ManagedResource};
 use cubecl_runtime::timestamp_profiler::TimestampProfiler;
 use cubecl_zspace::{Shape, Strides};
 
+use crate::emulator::{Buffer, Emulator, Launch, Source};
+
+/// The architecture that `TUNE_CUDA_ARCH` names, as in `sm_80`, which it is without; compiled for from here on.
+pub(crate) fn architecture() -> u32 {
+    let named = std::env::var("TUNE_CUDA_ARCH").ok();
+    *ARCHITECTURE
+        .get_or_init(|| named.map_or(80, |text| text.parse().expect("TUNE_CUDA_ARCH is a number like 80")))
+}
+
 /// burn over the runtime without a GPU.
 pub(crate) type Compiled = CubeBackend<CompileOnly, f32, i32, u8>;
 
@@ -52,8 +63,21 @@ pub(crate) struct Launched {
     number: usize,
 }
 
-/// The compute capability that is compiled for, as in `sm_80`; set before the first tensor.
-pub(crate) static ARCHITECTURE: OnceLock<u32> = OnceLock::new();
+static ARCHITECTURE: OnceLock<u32> = OnceLock::new();
+
+impl Launched {
+    /// The kernels as CubeCL wrote them.
+    pub(crate) fn kernels(&self) -> Vec<Source<'_>> {
+        self.sources
+            .iter()
+            .filter_map(|(name, text)| Some((name.split_once('_')?.1, text.split_once('\n')?.1)))
+            .map(|(entry_point, text)| Source { entry_point, text })
+            .collect()
+    }
+}
+
+/// Whether kernels are run, too; set before the first launch.
+pub(crate) static EMULATES: AtomicBool = AtomicBool::new(false);
 
 /// Everything launched so far in this process.
 pub(crate) static LAUNCHED: Mutex<Option<Launched>> = Mutex::new(None);
@@ -80,6 +104,7 @@ pub(crate) struct Server {
     timestamps: TimestampProfiler,
     utilities: Arc<ServerUtilities<Self>>,
     options: CompilationOptions,
+    emulator: Emulator,
 }
 
 impl DeviceService for Server {
@@ -111,7 +136,7 @@ impl DeviceService for Server {
         };
         let mut properties =
             DeviceProperties::new(Default::default(), memory_properties, hardware, TimingMethod::System);
-        let version = *ARCHITECTURE.get_or_init(|| 80);
+        let version = architecture();
         let architecture = CudaArchitecture { version };
         register_supported_types(&mut properties);
         register_wmma_features(CudaWmmaCompiler::supported_wmma_combinations(&architecture), &mut properties);
@@ -138,11 +163,61 @@ impl DeviceService for Server {
             ..Default::default()
         };
         let options = CompilationOptions { warp_size: 32, supports_features };
-        Self { memory, timestamps: TimestampProfiler::default(), utilities, options }
+        let (timestamps, emulator) = (TimestampProfiler::default(), Emulator::default());
+        Self { memory, timestamps, utilities, options, emulator }
     }
 
     fn utilities(&self) -> Arc<dyn std::any::Any + Send + Sync> {
         self.utilities.clone()
+    }
+}
+
+impl Server {
+    /// Runs a launch on the CPU.
+    ///
+    /// # Errors
+    /// What the kernel did that no card would stand.
+    fn emulate(
+        &mut self,
+        source: Source<'_>,
+        count: CubeCount,
+        block: [u32; 3],
+        arguments: KernelArguments,
+    ) -> Result<(), String> {
+        let CubeCount::Static(x, y, z) = count else {
+            return Err(format!("{}: a grid that a kernel decides", source.entry_point));
+        };
+        let mut resources = Vec::new();
+        for binding in arguments.buffers {
+            let size = binding.size_in_used() as usize;
+            let Binding { memory, offset_start, offset_end, .. } = binding;
+            let resource = self.memory.get_resource(memory, offset_start, offset_end);
+            resources.push((resource.expect("bound memory"), size));
+        }
+        let mut buffers = Vec::new();
+        for (number, (resource, size)) in resources.iter().enumerate() {
+            let place = resource.get_write_ptr_and_length();
+            let earlier = resources[..number]
+                .iter()
+                .position(|(earlier, _)| earlier.get_write_ptr_and_length() == place);
+            buffers
+                .push(earlier.map_or_else(|| Buffer::Bytes(resource.read()[..*size].to_vec()), Buffer::Same));
+        }
+        let mut constants = arguments.info.data;
+        let dynamic = constants.split_off(arguments.info.dynamic_metadata_offset);
+        if !dynamic.is_empty() {
+            buffers.push(Buffer::Bytes(dynamic.into_iter().flat_map(u64::to_ne_bytes).collect()));
+        }
+        let launch = Launch { grid: [x, y, z], block, constants, buffers };
+        let mut results = self.emulator.run(source, &launch)?.into_iter();
+        for ((resource, size), buffer) in resources.iter_mut().zip(&launch.buffers) {
+            if matches!(buffer, Buffer::Bytes(_))
+                && let Some(bytes) = results.next()
+            {
+                resource.write()[..*size].copy_from_slice(&bytes);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -166,7 +241,10 @@ impl ComputeServer for Server {
 
     fn initialize_memory(&mut self, memory: ManagedMemoryHandle, size: u64, _: StreamId) {
         let reserved = self.memory.reserve(size).expect("host memory");
-        self.memory.bind(reserved, memory, 0).expect("a reservation is bound once");
+        self.memory.bind(reserved, memory.clone(), 0).expect("a reservation is bound once");
+        // As on a card, what nobody wrote is anything.
+        let mut resource = self.memory.get_resource(memory.binding(), None, None).expect("bound memory");
+        resource.write().fill(0xff);
     }
 
     fn read(
@@ -210,27 +288,31 @@ impl ComputeServer for Server {
     unsafe fn launch(
         &mut self,
         kernel: Self::Kernel,
-        _: CubeCount,
-        _: KernelArguments,
+        count: CubeCount,
+        arguments: KernelArguments,
         mode: ExecutionMode,
         _: StreamId,
     ) {
+        let address = kernel.address_type();
+        let compiled = kernel.compile(&mut Default::default(), &self.options, mode, address);
         let mut launched = LAUNCHED.lock().expect("nothing panics while it is held");
         let launched = launched.get_or_insert_default();
-        let address = kernel.address_type();
-        match kernel.compile(&mut Default::default(), &self.options, mode, address) {
-            Ok(compiled) => {
-                let shared = compiled.repr.as_ref().map_or(0, |kernel| kernel.shared_memory_size());
-                let cube = compiled.cube_dim;
-                let source =
-                    format!("// units {} shared {shared}\n{}", cube.x * cube.y * cube.z, compiled.source);
-                if !launched.sources.values().any(|known| *known == source) {
-                    launched.number += 1;
-                    let name = format!("{:03}_{}", launched.number, compiled.entrypoint_name);
-                    launched.sources.insert(name, source);
-                }
-            }
-            Err(error) => launched.refused.push(format!("{}: {error:?}", kernel.name())),
+        let compiled = match compiled {
+            Ok(compiled) => compiled,
+            Err(error) => return launched.refused.push(format!("{}: {error:?}", kernel.name())),
+        };
+        let cube = compiled.cube_dim;
+        if EMULATES.load(Ordering::Relaxed) {
+            let source = Source { entry_point: &compiled.entrypoint_name, text: &compiled.source };
+            let failed = self.emulate(source, count, [cube.x, cube.y, cube.z], arguments).err();
+            launched.refused.extend(failed);
+        }
+        let shared = compiled.repr.as_ref().map_or(0, |kernel| kernel.shared_memory_size());
+        let source = format!("// units {} shared {shared}\n{}", cube.x * cube.y * cube.z, compiled.source);
+        if !launched.sources.values().any(|known| *known == source) {
+            launched.number += 1;
+            let name = format!("{:03}_{}", launched.number, compiled.entrypoint_name);
+            launched.sources.insert(name, source);
         }
     }
 

@@ -1,0 +1,182 @@
+//! Runs CUDA C++ on the CPU: each kernel becomes a program (`device.hpp` and the host's C++ compiler), each launch a run of
+//! it. A kernel that reads behind a buffer, waits for a thread that never comes, or forgets to synchronize ends or
+//! computes nonsense there, and nowhere else.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const DEVICE: &str = include_str!("device.hpp");
+
+/// A kernel in CUDA C++.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source<'a> {
+    pub(crate) entry_point: &'a str,
+    pub(crate) text: &'a str,
+}
+
+/// One launch of it.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: [u32; 3],
+    /// What the kernel gets by value after its buffers.
+    pub(crate) constants: Vec<u64>,
+    pub(crate) buffers: Vec<Buffer>,
+}
+
+/// What a kernel gets a pointer to.
+#[derive(Debug)]
+pub(crate) enum Buffer {
+    Bytes(Vec<u8>),
+    /// The memory of an earlier one, by its number.
+    Same(usize),
+}
+
+/// Programs of kernels, and how many launches they ran.
+#[derive(Debug, Default)]
+pub(crate) struct Emulator {
+    launches: u64,
+}
+
+impl Emulator {
+    /// Runs a launch; the bytes of its distinct buffers afterwards, in their order.
+    ///
+    /// # Errors
+    /// If the kernel does not compile or does what a card would not stand.
+    pub(crate) fn run(&mut self, source: Source<'_>, launch: &Launch) -> Result<Vec<Vec<u8>>, String> {
+        let program = program(source)?;
+        self.launches += 1;
+        let mut child = Command::new(&program)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{}: {error}", program.display()));
+        let mut input = child.stdin.take().expect("it is piped");
+        let message = encode(launch, self.launches);
+        let writer = std::thread::spawn(move || input.write_all(&message));
+        let output = child.wait_with_output().expect("the program can be waited for");
+        if !output.status.success() {
+            let complaint = String::from_utf8_lossy(&output.stderr);
+            return Err(format!(
+                "{} ({}): {complaint}{}",
+                source.entry_point,
+                program.display(),
+                output.status
+            ));
+        }
+        writer.join().expect("the writer does not panic").expect("the program reads all of its launch");
+        let mut bytes = output.stdout.as_slice();
+        let mut results = Vec::new();
+        for buffer in &launch.buffers {
+            if let Buffer::Bytes(before) = buffer {
+                let (own, rest) = bytes.split_at(before.len());
+                results.push(own.to_vec());
+                bytes = rest;
+            }
+        }
+        Ok(results)
+    }
+}
+
+/// Compiles kernels, on all cores.
+///
+/// # Errors
+/// What the compiler says of the first that it refuses.
+pub(crate) fn compile_all(sources: &[Source<'_>]) -> Result<(), String> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            program(*source)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let cores = std::thread::available_parallelism().map_or(1, Into::into);
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
+    })
+}
+
+/// The program of a kernel, compiled if it is not there yet.
+fn program(source: Source<'_>) -> Result<PathBuf, String> {
+    let mut hasher = DefaultHasher::new();
+    (DEVICE, source.text).hash(&mut hasher);
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cuda_without_gpu");
+    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    let program = folder.join(format!("{:016x}", hasher.finish()));
+    if program.exists() {
+        return Ok(program);
+    }
+    let text = format!(
+        "{DEVICE}\n{}\nint main() {{ return launch({}); }}\n",
+        without_assembly(&without_includes(source.text)),
+        source.entry_point
+    );
+    let [file, made] = ["cpp", "new"].map(|extension| program.with_extension(extension));
+    std::fs::write(&file, text).expect("the folder can be written to");
+    // As nvcc, which lets one type be read as another.
+    let output = Command::new("c++")
+        .args(["-std=c++17", "-O0", "-fno-strict-aliasing", "-w", "-o"])
+        .arg(&made)
+        .arg(&file)
+        .output()
+        .map_err(|error| format!("c++, a C++ compiler: {error}"))?;
+    if !output.status.success() {
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        return Err(format!("{} ({}): {complaint}", source.entry_point, file.display()));
+    }
+    std::fs::rename(&made, &program).expect("the program can be renamed");
+    std::fs::remove_file(&file).expect("the file can be removed");
+    Ok(program)
+}
+
+/// The words that `launch` of `device.hpp` reads.
+fn encode(launch: &Launch, seed: u64) -> Vec<u8> {
+    let mut message = Vec::new();
+    let word = |message: &mut Vec<u8>, word: u64| message.extend(word.to_ne_bytes());
+    for size in launch.grid.into_iter().chain(launch.block) {
+        word(&mut message, size.into());
+    }
+    word(&mut message, seed);
+    word(&mut message, launch.constants.len() as u64);
+    for constant in &launch.constants {
+        word(&mut message, *constant);
+    }
+    word(&mut message, launch.buffers.len() as u64);
+    for buffer in &launch.buffers {
+        match buffer {
+            Buffer::Bytes(bytes) => {
+                word(&mut message, bytes.len() as u64);
+                message.extend(bytes);
+            }
+            Buffer::Same(earlier) => word(&mut message, 1 << 63 | *earlier as u64),
+        }
+    }
+    message
+}
+
+fn without_includes(text: &str) -> String {
+    text.lines().filter(|line| !line.starts_with("#include")).flat_map(|line| [line, "\n"]).collect()
+}
+
+/// Each `asm volatile("instruction operands" : outputs : inputs)` as a call of the function that has the instruction's
+/// name, with its outputs and inputs; operands are named by variables.
+fn without_assembly(text: &str) -> String {
+    const START: &str = "asm volatile(\"";
+    let mut parts = text.split(START);
+    let mut result = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (statement, rest) = part.split_once(");").expect("a statement ends");
+        let instruction = statement.split(['"', ' ']).next().unwrap_or_default();
+        let name: String = instruction.chars().map(|c| if c.is_alphanumeric() { c } else { '_' }).collect();
+        let operands: Vec<_> =
+            statement.split('(').skip(1).filter_map(|operand| operand.split(')').next()).collect();
+        result += &format!("{name}({});{rest}", operands.join(", "));
+    }
+    result
+}
