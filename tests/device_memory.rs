@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
 use burn::tensor::Tensor;
 use tune::device::{Device, Failed};
@@ -13,9 +13,10 @@ use tune::run::{Environment, Error, Options, fine_tune};
 use tune::train::event::{Event, Observer};
 use tune_kernels::gpu::{Wgpu, WgpuDevice};
 
-fn tune(folder: &Path, arguments: &[&str]) -> Output {
+fn tune(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tune"));
-    command.args(arguments).current_dir(folder).env("NO_COLOR", "1").output().unwrap()
+    command.args(arguments).current_dir(folder).env("NO_COLOR", "1");
+    command
 }
 
 /// Takes a larger buffer than the device has, at the end of one step.
@@ -84,7 +85,7 @@ fn a_run_that_is_out_of_memory_under_way_keeps_its_checkpoint() {
         ["run", "recipe.toml", "--resume"].as_slice(),
         &["run", "recipe.toml", "--set", "output_dir=\"whole\""],
     ] {
-        let output = tune(folder.path(), arguments);
+        let output = tune(folder.path(), arguments).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
     let adapter =
@@ -101,7 +102,7 @@ fn a_tensor_larger_than_any_buffer_is_refused_beforehand() {
     }
     let folder = tempfile::tempdir().unwrap();
     let shape = ["bench", "--device", "vulkan", "--shape", "qwen2.5-7b", "--seq-len", "8"];
-    let output = tune(folder.path(), &[&shape[..], &["--compute-dtype", "f32"]].concat());
+    let output = tune(folder.path(), &[&shape[..], &["--compute-dtype", "f32"]].concat()).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{told}");
     assert!(told.contains("the token embeddings take 2.03 GiB in one piece"), "{told}");
