@@ -1,6 +1,5 @@
 //! A device that has no more memory: known before anything is taken where the plan knows it, and an error with a whole
 //! checkpoint behind it where it happens under way.
-#![cfg(feature = "vulkan")]
 
 use std::fs;
 use std::path::Path;

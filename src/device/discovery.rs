@@ -1,6 +1,7 @@
 //! What there is to compute on: every way to reach a GPU, whether this build has it, and the devices behind it.
 
 use super::Started;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 use crate::model::FloatDtype;
 use crate::recipe::DeviceId;
 
