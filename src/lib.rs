@@ -68,6 +68,7 @@
 //! - A batch holds padding. Documents lie one behind the other; offsets tell them apart.
 //! - The logits of a batch exist as a whole during training.
 //! - A checkpoint, adapter or recipe is left half-written.
+//! - What a device computed after it failed is kept: out of memory, say, on a thread of its driver that nobody waits for.
 //! - Where or how often a run was interrupted shows in its adapter; where its checkpoints happen to lie changes it.
 //! - A run goes on from something else than it was begun with, unless it was told to, and then the adapter says so.
 //! - Two processes write to one run folder.

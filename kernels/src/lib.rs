@@ -30,6 +30,7 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 pub mod dropout;
+pub mod fault;
 mod flex;
 pub mod ggml;
 #[cfg(feature = "cube")]

@@ -68,6 +68,11 @@ pub fn loss_bytes_on_gpu(tokens: u64, width: u64, vocabulary: u64, dtype: DType)
     rows * vocabulary * (4 + value) + 2 * rows * width * value + 4 * tokens + tokens * width * value
 }
 
+/// Bytes of the largest buffer in it: the logits of a chunk, in f32.
+pub fn logits_bytes_on_gpu(tokens: u64, vocabulary: u64, dtype: DType) -> u64 {
+    4 * chunk_rows_on_gpu(tokens, vocabulary, dtype.size() as u64) * vocabulary
+}
+
 /// Rows of the chunks that a GPU cuts the loss into.
 fn chunk_rows_on_gpu(tokens: u64, vocabulary: u64, value: u64) -> u64 {
     let most = ((256 << 20) / (vocabulary * (4 + value)).max(1)).max(64);

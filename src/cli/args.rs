@@ -124,8 +124,8 @@ pub struct RunArguments {
     /// What to compute on.
     #[command(flatten)]
     pub device: DeviceArguments,
-    /// Make micro-batches as large as memory allows, up to the recipe's, with more accumulation instead: the same
-    /// optimizer steps in the memory there is
+    /// Choose the micro-batches, up to the recipe's, that train fastest in the memory there is, with more accumulation
+    /// instead: the same optimizer steps
     #[arg(long)]
     pub fit: bool,
     /// Go on with the run in the recipe's output folder from its newest checkpoint, if there is one

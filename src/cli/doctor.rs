@@ -1,7 +1,6 @@
 //! `tune doctor`.
 
 use std::io::{self, Write};
-use std::panic;
 
 use super::args::DoctorArguments;
 use super::console::Console;
@@ -22,9 +21,6 @@ pub(super) fn doctor(arguments: &DoctorArguments, console: &mut Console<'_>) -> 
     let stop = || signals.raised();
     let cache = hub_cache();
     let environment = Environment { hub_cache: &cache, stop: &stop };
-    // An op that panics is part of the report, with what it said.
-    let hook = panic::take_hook();
-    panic::set_hook(Box::new(|_| {}));
     // On a terminal, so that the wait has a reason; a closed one changes nothing.
     let mut tell = |device: &str| {
         if interactive() {
@@ -32,7 +28,6 @@ pub(super) fn doctor(arguments: &DoctorArguments, console: &mut Console<'_>) -> 
         }
     };
     let found = look(arguments.device, &environment, &mut tell);
-    panic::set_hook(hook);
     let report = match found {
         Ok(report) => report,
         Err(run::Error::Stopped) => {
@@ -74,7 +69,7 @@ fn show(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         report.instruction_set
     )?;
     for api in &report.apis {
-        show_api(api, out)?;
+        show_api(api, &report.devices, out)?;
     }
     for tried in &report.devices {
         show_tried(tried, out)?;
@@ -87,7 +82,7 @@ fn show(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     }
 }
 
-fn show_api(api: &Reached, out: &mut dyn Write) -> io::Result<()> {
+fn show_api(api: &Reached, tried: &[Tried], out: &mut dyn Write) -> io::Result<()> {
     let name = paint(STRONG, format!("{:<10}", api.name));
     if !api.is_built {
         let way = format!("not in this build: `cargo build --release --features {}` adds it", api.name);
@@ -113,6 +108,13 @@ fn show_api(api: &Reached, out: &mut dyn Write) -> io::Result<()> {
             gpu.kind,
             visible(&gpu.driver)
         )?;
+        if gpu.kind == "software" && tried.iter().all(|tried| tried.device != gpu.device) {
+            let text = format!(
+                "the processor imitates it: used only when it is named, `tune doctor --device {}` tries it out",
+                gpu.device
+            );
+            writeln!(out, "{:<10} {}", "", paint(FAINT, text))?;
+        }
     }
     Ok(())
 }

@@ -10,6 +10,7 @@ use crate::adapter;
 use crate::assets;
 use crate::checkpoint;
 use crate::data::{self, source};
+use crate::device::Failed;
 use crate::export;
 use crate::files::{self, Action};
 use crate::model;
@@ -62,6 +63,13 @@ pub(super) fn way_out(failure: &run::Error) -> Option<String> {
              `--resume --accept-changes`"
         }
         run::Error::Device(unavailable) => return Some(unavailable.help()),
+        run::Error::DeviceFailed(Failed::OutOfMemory { .. }) => {
+            "`--fit` chooses micro-batches that fit, and a smaller `train.memory_budget` leaves more free; what is in the \
+             newest checkpoint is not lost (`--resume`)"
+        }
+        run::Error::DeviceFailed(Failed::Broken { .. }) => {
+            "`tune doctor` tries the device out op by op; what is in the newest checkpoint is not lost (`--resume`)"
+        }
         run::Error::Dtype { .. } => {
             "leave `model.compute_dtype` at \"auto\", or choose one of those with `--set model.compute_dtype=f32`"
         }
@@ -118,7 +126,8 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Memory(_)
         | run::Error::TooLarge(_)
         | run::Error::Device(_)
-        | run::Error::DeviceFailed { .. }
+        | run::Error::Piece(_)
+        | run::Error::DeviceFailed(_)
         | run::Error::File(_)
         | run::Error::Folder(_)
         | run::Error::Checkpoint(_)

@@ -1,8 +1,7 @@
 //! From what a recipe asks for and what there is to one device, or to an error that says what to do.
 
-use super::Device;
 use super::discovery::{Api, Found, Listed};
-use crate::model::FloatDtype;
+use super::{Device, Started};
 use crate::recipe::{DeviceId, DeviceSpec};
 
 /// Why a run cannot compute on the device it asks for.
@@ -71,7 +70,7 @@ impl Unavailable {
 pub(super) fn choose(
     spec: DeviceSpec,
     apis: Vec<Api>,
-    mut start: impl FnMut(&Listed) -> Result<Vec<FloatDtype>, String>,
+    mut start: impl FnMut(&Listed) -> Result<Started, String>,
 ) -> Result<Device, Unavailable> {
     let id = match spec {
         DeviceSpec::Auto => return Ok(best(&apis, start)),
@@ -95,22 +94,22 @@ pub(super) fn choose(
     match devices.iter().find(|listed| listed.id == id) {
         None => Err(missing("it is not among the devices found".to_owned(), None)),
         Some(listed) => match start(listed) {
-            Ok(dtypes) => Ok(device(listed, dtypes, Vec::new())),
+            Ok(started) => Ok(device(listed, started, Vec::new())),
             Err(why) => Err(Unavailable::Broken { device: id, model: listed.name.clone(), why, there }),
         },
     }
 }
 
 /// The best that works; the processor always does. Tells what it passed over.
-fn best(apis: &[Api], mut start: impl FnMut(&Listed) -> Result<Vec<FloatDtype>, String>) -> Device {
+fn best(apis: &[Api], mut start: impl FnMut(&Listed) -> Result<Started, String>) -> Device {
     let mut notes = Vec::new();
     for api in apis {
         if let Found::Nothing { why, .. } = &api.found {
-            notes.push(format!("no GPU through {}: {why}; `tune doctor` says what to install", api.name));
+            notes.push(format!("no GPU is used: {why}; `tune doctor` says what to install"));
         }
         for listed in api.devices().iter().filter(|listed| !listed.is_software) {
             match start(listed) {
-                Ok(dtypes) => return device(listed, dtypes, Vec::new()),
+                Ok(started) => return device(listed, started, Vec::new()),
                 Err(why) => notes.push(format!("`{}` ({}) does not work: {why}", listed.id, listed.name)),
             }
         }
@@ -118,8 +117,10 @@ fn best(apis: &[Api], mut start: impl FnMut(&Listed) -> Result<Vec<FloatDtype>, 
     Device { notes, ..Device::cpu() }
 }
 
-fn device(listed: &Listed, dtypes: Vec<FloatDtype>, notes: Vec<String>) -> Device {
-    Device { id: listed.id, handle: listed.handle.clone(), model: listed.name.clone(), dtypes, notes }
+fn device(listed: &Listed, started: Started, notes: Vec<String>) -> Device {
+    let Started { dtypes, largest_buffer } = started;
+    let (handle, model) = (listed.handle.clone(), listed.name.clone());
+    Device { id: listed.id, handle, model, dtypes, largest_buffer, notes }
 }
 
 /// All that can be named, in words.
@@ -133,6 +134,7 @@ fn there(apis: &[Api]) -> String {
 mod tests {
     use super::*;
     use crate::device::discovery::Handle;
+    use crate::model::FloatDtype;
 
     fn listed(id: DeviceId, is_software: bool) -> Listed {
         Listed {
@@ -160,7 +162,7 @@ mod tests {
         works: fn(DeviceId) -> bool,
     ) -> Result<(DeviceId, Vec<String>), Unavailable> {
         let start = |listed: &Listed| match works(listed.id) {
-            true => Ok(vec![FloatDtype::F32, FloatDtype::F16]),
+            true => Ok(Started { dtypes: vec![FloatDtype::F32], largest_buffer: Some(1 << 27) }),
             false => Err("the kernel did not compile".to_owned()),
         };
         choose(spec.parse().unwrap(), apis, start).map(|device| (device.id, device.notes))

@@ -1,5 +1,7 @@
 //! What there is to compute on: every way to reach a GPU, whether this build has it, and the devices behind it.
 
+use super::Started;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 use crate::model::FloatDtype;
 use crate::recipe::DeviceId;
 
@@ -133,10 +135,10 @@ fn all<D>(
     Found::Devices(devices.into_iter().enumerate().map(listed).collect())
 }
 
-/// Starts a device and tells the types that it computes in, or what went wrong.
-pub(super) fn start(listed: &Listed) -> Result<Vec<FloatDtype>, String> {
+/// Starts a device and tells what it can do, or what went wrong.
+pub(super) fn start(listed: &Listed) -> Result<Started, String> {
     match &listed.handle {
-        Handle::Cpu => Ok(super::Device::cpu().dtypes),
+        Handle::Cpu => Ok(Started { dtypes: super::Device::cpu().dtypes, largest_buffer: None }),
         #[cfg(feature = "cuda")]
         Handle::Cuda(device) => tune_kernels::gpu::start_cuda(device).map(ours),
         #[cfg(any(feature = "vulkan", feature = "metal"))]
@@ -145,9 +147,10 @@ pub(super) fn start(listed: &Listed) -> Result<Vec<FloatDtype>, String> {
 }
 
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
-fn ours(dtypes: Vec<burn::tensor::DType>) -> Vec<FloatDtype> {
+fn ours(started: tune_kernels::gpu::Started) -> Started {
     let all = [FloatDtype::F32, FloatDtype::Bf16, FloatDtype::F16];
-    all.into_iter().filter(|dtype| dtypes.contains(&crate::model::load::burn_dtype(*dtype))).collect()
+    let has = |dtype: &FloatDtype| started.dtypes.contains(&crate::model::load::burn_dtype(*dtype));
+    Started { dtypes: all.into_iter().filter(has).collect(), largest_buffer: Some(started.largest_buffer) }
 }
 
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]

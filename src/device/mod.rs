@@ -6,15 +6,19 @@
 
 mod choice;
 mod discovery;
+mod failure;
 
 use std::path::Path;
 
 use serde::Serialize;
 use tune_kernels::KernelBackend;
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+use tune_kernels::fault;
 use tune_kernels::isa::InstructionSet;
 
 pub use choice::Unavailable;
 pub use discovery::{Api, Found, Listed, list};
+pub use failure::Failed;
 
 use crate::model::FloatDtype;
 use crate::recipe::{DeviceId, DeviceSpec};
@@ -36,17 +40,18 @@ pub struct Device {
     /// What its driver calls it; empty for the processor.
     model: String,
     dtypes: Vec<FloatDtype>,
+    /// The most bytes that one buffer may have; `None` for the processor.
+    largest_buffer: Option<u64>,
     notes: Vec<String>,
 }
 
-/// A device gave up.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{device} failed: {message}")]
-pub struct Failed {
-    /// Which one.
-    pub device: String,
-    /// What its runtime says.
-    pub message: String,
+/// What starting a device shows.
+#[derive(Clone, Debug, PartialEq)]
+struct Started {
+    /// The types that it computes in.
+    dtypes: Vec<FloatDtype>,
+    /// The most bytes that one buffer may have; `None` for the processor.
+    largest_buffer: Option<u64>,
 }
 
 /// Something to be done on whichever backend a device has.
@@ -121,6 +126,7 @@ impl Device {
             handle: Handle::Cpu,
             model: String::new(),
             dtypes: vec![FloatDtype::F32, FloatDtype::Bf16, FloatDtype::F16],
+            largest_buffer: None,
             notes: Vec::new(),
         }
     }
@@ -183,6 +189,11 @@ impl Device {
         &self.dtypes
     }
 
+    /// The most bytes that a tensor may have in one piece, where the device sets a limit below its memory.
+    pub fn largest_buffer(&self) -> Option<u64> {
+        self.largest_buffer
+    }
+
     /// Memory that a run may plan with now, in bytes: a share of what is free, with what the process holds already where
     /// that is the memory in question. `None` where the driver does not tell.
     pub fn memory_for_a_run(&self) -> Option<u64> {
@@ -215,13 +226,18 @@ impl Device {
     }
 
     /// Does `work` on a GPU. The runtimes' answer to a device that gives up is to panic, here or in a thread of theirs,
-    /// whose end then is a panic here; `work` and its tensors are dropped, and the device is not used again.
+    /// where nobody hears of it but [`fault`]. `work` and its tensors are dropped, and the device is not used again.
     #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
     fn guarded<T>(&self, work: impl FnOnce() -> T) -> Result<T, Failed> {
+        fault::listen();
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        done.map_err(|panic| Failed {
-            device: self.name(),
-            message: tune_kernels::check::panic_message(panic.as_ref()),
-        })
+        // What failed first, whatever came of it: what was made without a buffer is not what it should be.
+        match (fault::raised(), done) {
+            (Some(fault), _) => Err(Failed::new(self.name(), &fault)),
+            (None, Ok(done)) => Ok(done),
+            (None, Err(panic)) => {
+                Err(Failed::new(self.name(), &tune_kernels::check::panic_message(panic.as_ref())))
+            }
+        }
     }
 }

@@ -21,7 +21,7 @@ use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
 use crate::adapter::whole::Whole;
 use crate::data::batch::MicroBatch;
-use crate::device::{Device, KernelTime, OnBackend, Profiler};
+use crate::device::{Device, Failed, KernelTime, OnBackend, Profiler};
 use crate::model::{Decoder, DecoderSpec, FloatDtype, load, random, shapes};
 use crate::quant;
 use crate::recipe::{DeviceSpec, RecipeFile};
@@ -246,6 +246,7 @@ impl OnBackend for Work<'_> {
             program: if on_device { 0 } else { self.program },
             on_device,
         };
+        workload.require_pieces(self.device.largest_buffer())?;
         let free = match on_device {
             true => self.device.memory_for_a_run(),
             // A bench has the machine to itself.
@@ -271,8 +272,7 @@ impl OnBackend for Work<'_> {
         let mut learn = |launched: Option<Numbers>| {
             let Some(numbers) = launched else { return Ok(()) };
             let found = numbers.wait();
-            let found =
-                found.map_err(|message| Error::DeviceFailed { device: self.device.name(), message })?;
+            let found = found.map_err(|message| Failed::new(self.device.name(), &message))?;
             if let Found::Finite { nll, .. } = found {
                 loss = nll / supervised.max(1) as f64;
             }
@@ -397,9 +397,9 @@ impl Work<'_> {
         profiler: &mut Profiler,
         device: &B::Device,
     ) -> Result<Vec<KernelTime>, Error> {
-        let failed = |message| Error::DeviceFailed { device: self.device.name(), message };
+        let failed = |message: String| Failed::new(self.device.name(), &message);
         B::sync(device).map_err(|error| failed(error.to_string()))?;
-        profiler.take().map_err(|error| failed(error.to_string()))
+        profiler.take().map_err(|error| failed(error.to_string()).into())
     }
 
     fn decoder<B: KernelBackend>(&self, device: &B::Device) -> Result<Decoder<B>, Error> {

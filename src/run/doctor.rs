@@ -6,9 +6,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::Serialize;
-use tune_kernels::KernelBackend;
 use tune_kernels::check::{self, Deviation, On, panic_message};
 use tune_kernels::isa::InstructionSet;
+use tune_kernels::{KernelBackend, fault};
 
 use super::Error;
 use crate::device::{Api, Device, Found, Listed, OnBackend, Unavailable, list};
@@ -207,11 +207,14 @@ impl OnBackend for Checks<'_> {
                     return Err(Error::Stopped);
                 }
                 let on = On { device, dtype: burn_dtype(*dtype) };
-                // The runtime of a device that does not work panics, on this thread, when a result is read. That is what
-                // a doctor is to find, so the op has failed and the next one has its turn; whatever the panic left behind
-                // belongs to this op's own tensors.
-                let found = catch_unwind(AssertUnwindSafe(|| check.run(on)));
-                let found = found.map_err(|panic| panic_message(panic.as_ref()));
+                // The runtime of a device that does not work panics, on this thread or on its own. That is what a doctor
+                // is to find, so the op has failed and the next one has its turn; whatever the panic left behind belongs
+                // to this op's own tensors.
+                let found = fault::silently(|| catch_unwind(AssertUnwindSafe(|| check.run(on))));
+                let found = match fault::take() {
+                    Some(fault) => Err(fault),
+                    None => found.map_err(|panic| panic_message(panic.as_ref())),
+                };
                 verdicts.push(verdict(check.op, dtype.name(), found, self.room));
             }
         }

@@ -48,7 +48,7 @@ pub struct Options {
     /// Learn the numbers of a step only when the next is launched, as on a GPU, on the processor too, where it gains
     /// nothing: the run comes out the same.
     pub runs_ahead: bool,
-    /// Let micro-batches be as large as memory allows, optimizer steps staying what they are.
+    /// Choose the micro-batches that train fastest in the memory there is, optimizer steps staying what they are.
     pub fit: bool,
 }
 

@@ -33,6 +33,7 @@ use crate::train::divergence::Fault;
 use crate::train::fit::FitError;
 use crate::train::folder::FolderError;
 use crate::train::memory::DoesNotFit;
+use crate::train::pieces::TooLargeAPiece;
 use crate::{adapter, assets, checkpoint, data, export, files, generate, model, recipe, record};
 
 /// What a use-case takes from its surroundings instead of looking for it.
@@ -108,6 +109,9 @@ pub enum Error {
     /// More memory is needed than there is.
     #[error(transparent)]
     Memory(#[from] DoesNotFit),
+    /// A tensor is larger than any buffer of the device.
+    #[error(transparent)]
+    Piece(#[from] TooLargeAPiece),
     /// A model to be asked needs more memory than there is.
     #[error(transparent)]
     TooLarge(#[from] generate::memory::DoesNotFit),
@@ -118,13 +122,8 @@ pub enum Error {
     #[error("the time of each kernel is measured on a GPU alone, by its own clock")]
     NoProfile,
     /// The device gave up under way.
-    #[error("{device} failed: {message}")]
-    DeviceFailed {
-        /// The device.
-        device: String,
-        /// What its driver says.
-        message: String,
-    },
+    #[error(transparent)]
+    DeviceFailed(#[from] Failed),
     /// The device does not compute in the dtype that is asked for.
     #[error("{device} cannot compute in {dtype}: it has {there}")]
     Dtype {
@@ -212,12 +211,6 @@ fn bullets(lines: &[String]) -> String {
     lines.iter().map(|line| format!("\n  - {line}")).collect()
 }
 
-impl From<Failed> for Error {
-    fn from(Failed { device, message }: Failed) -> Self {
-        Self::DeviceFailed { device, message }
-    }
-}
-
 impl From<FitError> for Error {
     fn from(error: FitError) -> Self {
         match error {
@@ -226,7 +219,7 @@ impl From<FitError> for Error {
             FitError::Checkpoint(error) => error.into(),
             FitError::Adapter(error) => error.into(),
             FitError::Model(error) => error.into(),
-            FitError::Device(message) => Self::DeviceFailed { device: "the device".to_owned(), message },
+            FitError::Device(message) => Failed::new("the device".to_owned(), &message).into(),
             FitError::Diverged { fault, checkpoint } => Self::Diverged { fault, checkpoint },
         }
     }

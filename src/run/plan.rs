@@ -29,9 +29,10 @@ fn workload<'a>(opened: &'a Opened, device: &Device, dtype: FloatDtype, tokens: 
 /// The plan of a run whose largest micro-batch has `tokens` tokens.
 ///
 /// # Errors
-/// [`Error::Memory`] if it does not fit, with what would.
+/// [`Error::Memory`] if it does not fit, with what would; [`Error::Piece`] if the device has no buffer that large.
 pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: u64) -> Result<Plan, Error> {
     let (workload, budget) = (workload(opened, device, dtype, tokens), budget(opened, device));
+    workload.require_pieces(device.largest_buffer())?;
     Plan::new(&workload, budget).map_err(|error| {
         let train = &opened.recipe.train;
         let seq_len = (opened.recipe.data.max_seq_len as u64).min(tokens).max(1);
@@ -53,21 +54,37 @@ pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: 
     })
 }
 
-/// The largest micro-batch of at most `most` sequences, and not above what is asked for, that makes the same optimizer
-/// step: micro-batches times accumulation stay what they are.
-fn smaller((micro_batch_size, accumulation): (usize, usize), most: u64) -> Option<(usize, usize)> {
+/// Micro-batch sizes, not above what is asked for, with the accumulation that makes the same optimizer step of them: their
+/// product stays what it is. The largest first.
+fn same_steps((micro_batch_size, accumulation): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
     let sequences = micro_batch_size * accumulation;
-    let fits = |size: &usize| sequences.is_multiple_of(*size) && *size as u64 <= most;
-    let size = (1..=micro_batch_size).rev().find(fits)?;
-    Some((size, sequences / size))
+    let sizes = (1..=micro_batch_size).rev().filter(move |size| sequences.is_multiple_of(*size));
+    sizes.map(move |size| (size, sequences / size))
 }
 
-/// Lets micro-batches be as large as memory allows, at most as large as the recipe says, and the budget be what it is
-/// now, so that the recipe as it is written down plans the same again. `largest` is the tokens of the largest micro-batch
-/// as the recipe has them, and becomes that of those chosen. Tells what was chosen.
+/// The largest of them of at most `most` sequences.
+fn smaller(asked: (usize, usize), most: u64) -> Option<(usize, usize)> {
+    same_steps(asked).find(|(size, _)| *size as u64 <= most)
+}
+
+/// What a pass over the weights costs whatever its tokens, in tokens: a weight is read, dequantized and written once (4.5
+/// bytes), in a time in which a GPU of today does two operations with it for so many tokens.
+const TOKENS_OF_A_PASS: f64 = 170.0;
+
+/// What a token costs with micro-batches of so many tokens, and some layers' forward pass run twice: passes, each with its
+/// share of what a pass costs by itself.
+fn cost(tokens: u64, plan: &Plan) -> f64 {
+    let again = (plan.layers - plan.kept_layers) as f64 / plan.layers.max(1) as f64;
+    (2.0 + again) * (1.0 + TOKENS_OF_A_PASS / tokens.max(1) as f64)
+}
+
+/// Chooses the micro-batches that train fastest in the memory that there is, at most as large as the recipe says, and lets
+/// the budget be what it is now, so that the recipe as it is written down plans the same again. Small ones that keep what
+/// their backward passes need may be faster than large ones that run layers twice. `largest` is the tokens of the largest
+/// micro-batch as the recipe has them, and becomes that of those chosen. Tells what was chosen.
 ///
 /// # Errors
-/// [`Error::Memory`] if a micro-batch of one sequence does not fit.
+/// [`Error::Memory`] or [`Error::Piece`] if a micro-batch of one sequence does not fit.
 pub(super) fn fit(
     opened: &mut Opened,
     device: &Device,
@@ -75,19 +92,26 @@ pub(super) fn fit(
     largest: &mut u64,
 ) -> Result<String, Error> {
     let budget = budget(opened, device);
-    let workload = workload(opened, device, dtype, *largest);
     let longest = (opened.recipe.data.max_seq_len as u64).min(*largest).max(1);
     let train = &opened.recipe.train;
     let asked = (train.micro_batch_size, train.gradient_accumulation_steps);
-    let (chosen, plan) = match Plan::new(&workload, budget) {
-        Ok(plan) => (asked, plan),
-        Err(_) => {
-            let most = memory::most_tokens(&workload, budget).unwrap_or(0) / longest;
-            let chosen = smaller(asked, most).unwrap_or((1, asked.0 * asked.1));
-            *largest = chosen.0 as u64 * longest;
-            (chosen, Plan::new(&Workload { tokens: *largest, ..workload }, budget)?)
-        }
+    let tokens_of = |size: usize| (size as u64).saturating_mul(longest).min(*largest);
+    let planned = |(size, accumulation): (usize, usize)| {
+        let workload = workload(opened, device, dtype, tokens_of(size));
+        workload.require_pieces(device.largest_buffer()).ok()?;
+        Some(((size, accumulation), Plan::new(&workload, budget).ok()?))
     };
+    let by_cost = |((size, _), plan): &((usize, usize), Plan)| cost(tokens_of(*size), plan);
+    // Of equals the largest, which comes first.
+    let best = same_steps(asked).filter_map(planned).min_by(|a, b| by_cost(a).total_cmp(&by_cost(b)));
+    let Some((chosen, plan)) = best else {
+        // Told as without `--fit`, of a single sequence.
+        return match plan(opened, device, dtype, longest) {
+            Err(error) => Err(error),
+            Ok(_) => Err(Error::Unopened),
+        };
+    };
+    *largest = tokens_of(chosen.0);
     let change = match asked == chosen {
         true => "as the recipe says".to_owned(),
         false => format!("not {} and {}", asked.0, asked.1),
@@ -118,7 +142,18 @@ pub(super) fn most_tokens(opened: &Opened) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::smaller;
+    use super::{Plan, cost, smaller};
+
+    /// Small micro-batches that keep everything are faster than large ones that run every layer twice, unless they are so
+    /// small that reading the weights is what takes the time.
+    #[test]
+    fn what_is_fastest_weighs_passes_against_layers_run_twice() {
+        let plan = |kept_layers| Plan { terms: Vec::new(), kept_layers, layers: 32 };
+        assert!(cost(4096, &plan(32)) < cost(4096, &plan(16)));
+        assert!(cost(2048, &plan(32)) < cost(16_384, &plan(0)));
+        assert!(cost(2048, &plan(32)) > cost(4096, &plan(32)));
+        assert!(cost(64, &plan(32)) > cost(1024, &plan(0)));
+    }
 
     #[test]
     fn smaller_micro_batches_make_the_same_step() {

@@ -42,7 +42,7 @@ pub struct Validation {
     pub fitted: Option<String>,
 }
 
-/// Checks a recipe and everything it names; with `fit`, after letting its micro-batches be as large as memory allows.
+/// Checks a recipe and everything it names; with `fit`, after choosing micro-batches for the memory there is.
 ///
 /// # Errors
 /// [`Error::Recipe`] with every problem of the recipe and of what it names; [`Error::Data`] with the rows that cannot

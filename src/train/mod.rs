@@ -10,6 +10,7 @@ pub mod gate;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
+pub mod pieces;
 pub mod resume;
 pub mod schedule;
 pub mod spec;

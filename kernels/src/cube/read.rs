@@ -11,6 +11,7 @@ use cubecl::client::ComputeClient;
 use cubecl::server::ServerError;
 
 use crate::backend::Reading;
+use crate::fault;
 
 type Bytes = Result<Vec<cubecl::bytes::Bytes>, ServerError>;
 
@@ -24,13 +25,25 @@ struct Copy<R: CubeRuntime> {
 /// The values of an f32 tensor without gaps.
 pub(super) fn later<R: CubeRuntime>(numbers: CubeTensor<R>) -> Reading {
     let client = Box::new(numbers.client.clone());
+    // A launch that was refused is told of when everything before it is sent off: CUDA does that whenever numbers are
+    // read, the others are to be asked.
+    let sent = match R::name(&client) {
+        "cuda" => Ok(()),
+        _ => client.flush(),
+    };
     // SAFETY: the client stays where it is, in its box, and outlives the future that may borrow it: `Copy` holds both, and
     // drops the future first.
     let borrowed: &'static ComputeClient<R> = unsafe { &*std::ptr::from_ref(client.as_ref()) };
     let copy = Copy { bytes: Box::pin(borrowed.read_async(vec![numbers.handle])), _client: client };
     Reading::new(move || {
         let Copy { bytes, _client } = copy;
-        let parts = cubecl::future::block_on(bytes).map_err(|error| error.to_string())?;
+        let parts = cubecl::future::block_on(bytes);
+        // What failed first, not what came of it.
+        match fault::raised() {
+            Some(fault) => return Err(fault),
+            None => sent.map_err(|error| error.to_string())?,
+        }
+        let parts = parts.map_err(|error| error.to_string())?;
         Ok(parts.iter().flat_map(|bytes| bytemuck::pod_collect_to_vec::<u8, f32>(bytes)).collect())
     })
 }

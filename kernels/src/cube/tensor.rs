@@ -6,6 +6,8 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
+use crate::fault;
+
 /// Units of a cube where every unit works for itself.
 const UNITS: u32 = 256;
 
@@ -61,7 +63,11 @@ where
 }
 
 /// A new buffer beside `like`, its contents undefined.
+///
+/// # Panics
+/// If the device failed.
 pub(crate) fn empty<R: CubeRuntime>(like: &CubeTensor<R>, shape: &[usize], dtype: DType) -> CubeTensor<R> {
+    fault::check();
     let elements: usize = shape.iter().product();
     let handle = like.client.empty(elements * dtype.size());
     super::watch::look(&like.client);

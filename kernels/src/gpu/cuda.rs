@@ -3,13 +3,12 @@
 use std::ffi::c_int;
 use std::path::Path;
 
-use burn::tensor::DType;
 use burn_cuda::CudaDevice;
 use cudarc::driver::result::{self, DriverError, device, primary_ctx};
 use cudarc::driver::sys::{self as driver, CUdevice_attribute as Attribute};
 use cudarc::nvrtc::sys as nvrtc;
 
-use super::{Found, Kind, Memory, Unusable};
+use super::{Found, Kind, Memory, Started, Unusable};
 
 /// Some of what kernels include: a folder that has these is the toolkit's.
 const HEADERS: [&str; 4] = ["cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "mma.h"];
@@ -30,11 +29,11 @@ pub fn cuda_devices() -> Result<Vec<Found<CudaDevice>>, Unusable> {
     Ok(found)
 }
 
-/// Starts a CUDA device, has it multiply a few numbers, and tells the dtypes that it computes in.
+/// Starts a CUDA device, has it multiply a few numbers, and tells what it can do.
 ///
 /// # Errors
 /// What went wrong, in words.
-pub fn start_cuda(device: &CudaDevice) -> Result<Vec<DType>, String> {
+pub fn start_cuda(device: &CudaDevice) -> Result<Started, String> {
     super::start::start::<cubecl::cuda::CudaRuntime>(device)
 }
 

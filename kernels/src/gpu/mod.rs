@@ -2,6 +2,7 @@
 //! each finds on this machine, asked without starting any. What is missing is told with what brings it: a runtime that
 //! is started without its driver would panic.
 
+mod cache;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod profile;
@@ -29,6 +30,8 @@ pub use burn_wgpu::WgpuDevice;
 #[cfg(feature = "cuda")]
 pub use cuda::{cuda_devices, cuda_memory, start_cuda};
 pub use profile::{KernelTime, Profile};
+#[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
+pub use start::Started;
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 pub use wgpu::{start_wgpu, wgpu_devices, wgpu_memory};
 
@@ -165,7 +168,8 @@ impl Unusable {
 }
 
 /// Sets CubeCL up, before any device is started; later calls change nothing. Compiled kernels are kept in the folder
-/// `cache`, if there is one, apart from those of any other version of their code. With the file `profile` every launch is timed by itself, and waited for ([`Profile`]).
+/// `cache`, if there is one, apart from those of any other version of their code, which are removed when nobody has used
+/// them for a month. With the file `profile` every launch is timed by itself, and waited for ([`Profile`]).
 ///
 /// Without this CubeCL would look for a file of settings in the working directory and above.
 pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
@@ -174,7 +178,8 @@ pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
         config.profiling.logger.level = ProfilingLogLevel::Basic;
         config.profiling.logger.file = Some(file.to_path_buf());
     }
-    config.compilation.cache = cache.map(|folder| CacheConfig::File(folder.join(env!("TUNE_KERNELS"))));
+    config.compilation.cache =
+        cache.map(|folder| CacheConfig::File(cache::take(folder, env!("TUNE_KERNELS"))));
     // `CubeClRuntimeConfig::set` panics where this does nothing.
     let mut slot = CubeClRuntimeConfig::storage().lock();
     slot.get_or_insert_with(|| Arc::new(config));

@@ -5,20 +5,36 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use burn::tensor::{DType, Tensor, TensorData};
 use burn_cubecl::{CubeBackend, CubeRuntime};
 
-/// Starts a device, has it multiply a few numbers, and tells the dtypes that it computes in, or in words what went
-/// wrong.
-pub(super) fn start<R: CubeRuntime>(device: &R::CubeDevice) -> Result<Vec<DType>, String> {
+use crate::fault;
+
+/// What starting a device shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Of f32, bf16 and f16 those that it computes in.
+    pub dtypes: Vec<DType>,
+    /// The most bytes that one buffer may have.
+    pub largest_buffer: u64,
+}
+
+/// Starts a device, has it multiply a few numbers, and tells what it can do, or in words what went wrong.
+pub(super) fn start<R: CubeRuntime>(device: &R::CubeDevice) -> Result<Started, String> {
     // Runtimes unwrap what their drivers return; nothing of ours is held across the call.
     let attempt = AssertUnwindSafe(|| {
-        let dtypes = super::dtypes::<R>(device);
+        let largest_buffer = R::client(device).properties().memory.max_page_size;
+        let started = Started { dtypes: super::dtypes::<R>(device), largest_buffer };
         let data = TensorData::from([1.5f32, -2.0, 4.0]);
         let x = Tensor::<CubeBackend<R, f32, i32, u32>, 1>::from_data(data, device);
         let found: Vec<f32> = (x.clone() * x).into_data().iter::<f32>().collect();
-        (dtypes, found)
+        (started, found)
     });
-    match catch_unwind(attempt) {
-        Ok((dtypes, found)) if found == [2.25, 4.0, 16.0] => Ok(dtypes),
-        Ok((_, found)) => Err(format!("it multiplies wrongly: 1.5², 2² and 4² come out as {found:?}")),
-        Err(panic) => Err(crate::check::panic_message(panic.as_ref())),
+    let attempt = fault::silently(|| catch_unwind(attempt));
+    // Another device may be tried next: what is wrong with this one is not held against it.
+    match (fault::take(), attempt) {
+        (Some(fault), _) => Err(fault),
+        (None, Ok((started, found))) if found == [2.25, 4.0, 16.0] => Ok(started),
+        (None, Ok((_, found))) => {
+            Err(format!("it multiplies wrongly: 1.5², 2² and 4² come out as {found:?}"))
+        }
+        (None, Err(panic)) => Err(crate::check::panic_message(panic.as_ref())),
     }
 }

@@ -1,10 +1,9 @@
 //! Devices of Vulkan and Metal, as wgpu lists them; memory as Vulkan itself tells it.
 
-use burn::tensor::DType;
 use burn_wgpu::WgpuDevice;
 use wgpu::DeviceType;
 
-use super::{Found, Kind, Memory, Unusable};
+use super::{Found, Kind, Memory, Started, Unusable};
 
 const BACKEND: (wgpu::Backends, &str) = if cfg!(target_os = "macos") {
     (wgpu::Backends::METAL, "Metal")
@@ -50,11 +49,11 @@ pub fn wgpu_devices() -> Result<Vec<Found<WgpuDevice>>, Unusable> {
     if found.is_empty() { Err(Unusable::NoDevice(api)) } else { Ok(found) }
 }
 
-/// Starts one of those devices, has it multiply a few numbers, and tells the dtypes that it computes in.
+/// Starts one of those devices, has it multiply a few numbers, and tells what it can do.
 ///
 /// # Errors
 /// What went wrong, in words.
-pub fn start_wgpu(device: &WgpuDevice) -> Result<Vec<DType>, String> {
+pub fn start_wgpu(device: &WgpuDevice) -> Result<Started, String> {
     super::start::start::<cubecl::wgpu::WgpuRuntime>(device)
 }
 

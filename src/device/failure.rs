@@ -1,0 +1,96 @@
+//! A device that gave up, in words: the runtimes of GPUs say what a driver says, and where they are out of memory they say
+//! so in many ways.
+
+use crate::units::Bytes;
+
+/// A device gave up.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failed {
+    /// It has no more memory.
+    #[error("{device} is out of memory{}", wanted(*bytes))]
+    OutOfMemory {
+        /// Which one.
+        device: String,
+        /// What was asked for in one piece, in bytes, where the runtime tells.
+        bytes: Option<u64>,
+    },
+    /// Anything else.
+    #[error("{device} failed: {message}")]
+    Broken {
+        /// Which one.
+        device: String,
+        /// What its runtime says.
+        message: String,
+    },
+}
+
+fn wanted(bytes: Option<u64>) -> String {
+    bytes.map_or(String::new(), |bytes| format!(": a buffer of {} could not be had", Bytes(bytes)))
+}
+
+/// What CubeCL says of a buffer that cannot be had, before its size.
+const NO_BUFFER: &str = "can't allocate buffer of size: ";
+
+/// What drivers and runtimes say where memory is out, in lower case and without what stands between words.
+const OUT_OF_MEMORY: [&str; 4] = ["outofmemory", "outofdevicememory", "outofhostmemory", "notenoughmemory"];
+
+impl Failed {
+    /// Of what a runtime said.
+    pub fn new(device: String, said: &str) -> Self {
+        let size = said.split_once(NO_BUFFER).map(|(_, rest)| rest);
+        if let Some(rest) = size {
+            let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+            return Self::OutOfMemory { device, bytes: digits.parse().ok() };
+        }
+        let bare: String =
+            said.chars().filter(|character| character.is_alphanumeric()).collect::<String>().to_lowercase();
+        if OUT_OF_MEMORY.iter().any(|words| bare.contains(words)) {
+            return Self::OutOfMemory { device, bytes: None };
+        }
+        Self::Broken { device, message: without_backtrace(said) }
+    }
+}
+
+/// In one line, without the frames that runtimes put behind their words.
+fn without_backtrace(said: &str) -> String {
+    let is_frame = |line: &str| {
+        let (number, _) = line.split_once(':').unwrap_or(("", ""));
+        (!number.is_empty() && number.chars().all(|character| character.is_ascii_digit()))
+            || line.starts_with("No backtrace")
+            || line.starts_with("stack backtrace")
+            || line.starts_with("BackTrace")
+    };
+    let lines = said.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.take_while(|line| !is_frame(line)).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_be_out_of_memory_is_one() {
+        let of = |said: &str| Failed::new("cuda:0".into(), said);
+        let cubecl = "called `Result::unwrap()` on an `Err` value: can't allocate buffer of size: 188743680\n\
+                      No backtrace available";
+        assert_eq!(
+            of(cubecl).to_string(),
+            "cuda:0 is out of memory: a buffer of 180.00 MiB could not be had"
+        );
+        for said in [
+            "wgpu error: Out of Memory",
+            "CUDA allocation error: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            "VK_ERROR_OUT_OF_DEVICE_MEMORY",
+            "wgpu error: Validation Error\n\nCaused by:\n  Not enough memory left",
+        ] {
+            assert_eq!(of(said), Failed::OutOfMemory { device: "cuda:0".into(), bytes: None }, "{said}");
+        }
+        let lost = of(
+            "wgpu error: Validation Error\n\nCaused by:\n  Parent device is lost\n   0: rust_begin_unwind\n",
+        );
+        assert_eq!(
+            lost.to_string(),
+            "cuda:0 failed: wgpu error: Validation Error Caused by: Parent device is lost"
+        );
+    }
+}
