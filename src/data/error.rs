@@ -39,7 +39,7 @@ pub enum Error {
         /// Rows in all.
         rows: u64,
         /// Those of them that cannot be used, be it that the template went to the limit of a single render.
-        bad: BadRows,
+        bad: Box<BadRows>,
     },
     /// A format that needs a tokenizer, and a model without one.
     #[error(

@@ -190,7 +190,7 @@ impl Corpus {
             all = all.merged(seen);
             if let Some((_, at)) = all.stopped {
                 let bad = all.survey.bad;
-                return Err(Error::TemplateSpent { at, seen: bad.seen(), rows: total, bad });
+                return Err(Error::TemplateSpent { at, seen: bad.seen(), rows: total, bad: Box::new(bad) });
             }
             lengths.push(of_dataset);
         }
