@@ -37,9 +37,10 @@ use tune::recipe::RecipeFile;
 static MEMORY: PeakAlloc = PeakAlloc;
 
 /// Memory that reading a file may take: so many times its length, and what readers take for any file at all
-/// (buffers of decompressors, tables of a tokenizer, stacks of JSON).
+/// (buffers of decompressors, of which that of an LZ4 frame holds several blocks of 8 MiB; tables of a tokenizer; stacks of
+/// JSON).
 const PER_BYTE: usize = 64;
-const ANY_FILE: usize = 24 << 20;
+const ANY_FILE: usize = 48 << 20;
 
 /// One reader, and a folder of good files for it, some of which are damaged in turn.
 struct Reader {
