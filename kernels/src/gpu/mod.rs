@@ -202,7 +202,7 @@ pub(crate) fn usage<R: Runtime>(device: &R::Device) -> Option<DeviceMemory> {
     Some(DeviceMemory { in_use: usage.bytes_in_use, reserved: usage.bytes_reserved })
 }
 
-#[cfg(test)]
+#[cfg(all(test, any(feature = "cuda", feature = "vulkan", feature = "metal")))]
 mod tests {
     use super::*;
 
