@@ -8,7 +8,8 @@
 distinct source goes through NVRTC once, for the oldest card it is for, and results are kept in `work_folder` by the hash of
 source and compilers. Wants the wheels nvidia-cuda-nvrtc-cu12, nvidia-cuda-runtime-cu12, nvidia-cuda-nvcc-cu12,
 nvidia-cuda-cccl-cu12 and nvidia-cuda-nvdisasm. Fails where a kernel does not compile, takes more shared memory or registers
-than a block may have, or spills in f16 or bf16 more than a few registers, or more than one in an inner loop; on Turing spills are recorded only.
+than a block may have, or spills in f16 or bf16 more than a few registers, or more than one in an inner loop; on Turing
+spills are recorded only.
 
 That much is allowed because ptxas chooses it: it gives up a register or three where one more block then fits on a
 multiprocessor, or parks what only matters before and after the loop.
@@ -214,8 +215,7 @@ def main():
     for row in rows:
         print(
             f"{row.kernel:<90} {row.variant:<8} {row.arch:>4} {row.threads:>7} {row.registers:>9} {row.spilled:>7} "
-            f"{row.looped:>6} "
-            f"{row.shared:>7} {row.products:>5}"
+            f"{row.looped:>6} {row.shared:>7} {row.products:>5}"
         )
     wrong = [problem for _, problems in results for problem in problems]
     wrong += [problem for row in rows for problem in complaints(row)]

@@ -104,12 +104,10 @@ pub(super) fn fit(
     let by_cost = |((size, _), plan): &((usize, usize), Plan)| cost(tokens_of(*size), plan);
     // Of equals the largest, which comes first.
     let best = same_steps(asked).filter_map(planned).min_by(|a, b| by_cost(a).total_cmp(&by_cost(b)));
-    let Some((chosen, plan)) = best else {
+    let (chosen, plan) = match best {
+        Some(best) => best,
         // Told as without `--fit`, of a single sequence.
-        return match plan(opened, device, dtype, longest) {
-            Err(error) => Err(error),
-            Ok(_) => Err(Error::Unopened),
-        };
+        None => ((1, asked.0 * asked.1), plan(opened, device, dtype, longest)?),
     };
     *largest = tokens_of(chosen.0);
     let change = match asked == chosen {

@@ -334,7 +334,7 @@ struct fragment {
   T x[num_elements];
 };
 
-template <class Fragment, class T>
+template <class T>
 static void check(const char* what, const T* address, unsigned stride) {
   // In bytes: 32 for the address, 16 for the stride of 16-bit numbers and floats alike.
   if (reinterpret_cast<uintptr_t>(address) % 32 || stride * sizeof(T) % 16) fail(what);
@@ -353,14 +353,14 @@ static void each(Fragment& fragment, T* address, unsigned stride, bool is_row_ma
 
 template <class Use, int m, int n, int k, class T, class Layout>
 static void load_matrix_sync(fragment<Use, m, n, k, T, Layout>& to, const T* address, unsigned stride) {
-  check<decltype(to)>("a fragment is loaded from an address or with a stride that it cannot take", address, stride);
+  check("a fragment is loaded from an address or with a stride that it cannot take", address, stride);
   each(to, address, stride, std::is_same_v<Layout, row_major>, [](T& x, const T& y) { x = y; });
   __syncwarp();
 }
 
 template <int m, int n, int k, class T>
 static void load_matrix_sync(fragment<accumulator, m, n, k, T>& to, const T* address, unsigned stride, layout_t layout) {
-  check<decltype(to)>("sums are loaded from an address or with a stride that they cannot take", address, stride);
+  check("sums are loaded from an address or with a stride that they cannot take", address, stride);
   each(to, address, stride, layout == mem_row_major, [](T& x, const T& y) { x = y; });
   __syncwarp();
 }
@@ -368,7 +368,7 @@ static void load_matrix_sync(fragment<accumulator, m, n, k, T>& to, const T* add
 template <int m, int n, int k, class T>
 static void store_matrix_sync(T* address, const fragment<accumulator, m, n, k, T>& from, unsigned stride,
                               layout_t layout) {
-  check<decltype(from)>("sums are stored to an address or with a stride that they cannot take", address, stride);
+  check("sums are stored to an address or with a stride that they cannot take", address, stride);
   each(from, address, stride, layout == mem_row_major, [](const T& x, T& y) { y = x; });
   __syncwarp();
 }

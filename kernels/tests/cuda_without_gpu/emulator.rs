@@ -7,7 +7,6 @@ use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 const DEVICE: &str = include_str!("device.hpp");
 
@@ -36,7 +35,7 @@ pub(crate) enum Buffer {
     Same(usize),
 }
 
-/// Programs of kernels, and how many launches they ran.
+/// Runs launches, each with its threads in an order of its own.
 #[derive(Debug, Default)]
 pub(crate) struct Emulator {
     launches: u64,
@@ -83,27 +82,11 @@ impl Emulator {
     }
 }
 
-/// Compiles kernels, on all cores.
+/// The program of a kernel, compiled if it is not there yet.
 ///
 /// # Errors
-/// What the compiler says of the first that it refuses.
-pub(crate) fn compile_all(sources: &[Source<'_>]) -> Result<(), String> {
-    let next = AtomicUsize::new(0);
-    let work = || {
-        while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
-            program(*source)?;
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let cores = std::thread::available_parallelism().map_or(1, Into::into);
-        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(work)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().expect("no worker panics"))
-    })
-}
-
-/// The program of a kernel, compiled if it is not there yet.
-fn program(source: Source<'_>) -> Result<PathBuf, String> {
+/// What the compiler says of it.
+pub(crate) fn program(source: Source<'_>) -> Result<PathBuf, String> {
     let mut hasher = DefaultHasher::new();
     (DEVICE, source.text).hash(&mut hasher);
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cuda_without_gpu");
@@ -117,7 +100,9 @@ fn program(source: Source<'_>) -> Result<PathBuf, String> {
         without_assembly(&without_includes(source.text)),
         source.entry_point
     );
-    let [file, made] = ["cpp", "new"].map(|extension| program.with_extension(extension));
+    // Two processes may compile the same kernel.
+    let own = |extension: &str| program.with_extension(format!("{}.{extension}", std::process::id()));
+    let [file, made] = ["cpp", "new"].map(own);
     std::fs::write(&file, text).expect("the folder can be written to");
     // As nvcc, which lets one type be read as another.
     let output = Command::new("c++")
@@ -139,23 +124,25 @@ fn program(source: Source<'_>) -> Result<PathBuf, String> {
 /// The words that `launch` of `device.hpp` reads.
 fn encode(launch: &Launch, seed: u64) -> Vec<u8> {
     let mut message = Vec::new();
-    let word = |message: &mut Vec<u8>, word: u64| message.extend(word.to_ne_bytes());
+    fn put(message: &mut Vec<u8>, word: u64) {
+        message.extend(word.to_ne_bytes());
+    }
     for size in launch.grid.into_iter().chain(launch.block) {
-        word(&mut message, size.into());
+        put(&mut message, size.into());
     }
-    word(&mut message, seed);
-    word(&mut message, launch.constants.len() as u64);
+    put(&mut message, seed);
+    put(&mut message, launch.constants.len() as u64);
     for constant in &launch.constants {
-        word(&mut message, *constant);
+        put(&mut message, *constant);
     }
-    word(&mut message, launch.buffers.len() as u64);
+    put(&mut message, launch.buffers.len() as u64);
     for buffer in &launch.buffers {
         match buffer {
             Buffer::Bytes(bytes) => {
-                word(&mut message, bytes.len() as u64);
+                put(&mut message, bytes.len() as u64);
                 message.extend(bytes);
             }
-            Buffer::Same(earlier) => word(&mut message, 1 << 63 | *earlier as u64),
+            Buffer::Same(earlier) => put(&mut message, 1 << 63 | *earlier as u64),
         }
     }
     message

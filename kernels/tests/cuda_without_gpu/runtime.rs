@@ -65,17 +65,6 @@ pub(crate) struct Launched {
 
 static ARCHITECTURE: OnceLock<u32> = OnceLock::new();
 
-impl Launched {
-    /// The kernels as CubeCL wrote them.
-    pub(crate) fn kernels(&self) -> Vec<Source<'_>> {
-        self.sources
-            .iter()
-            .filter_map(|(name, text)| Some((name.split_once('_')?.1, text.split_once('\n')?.1)))
-            .map(|(entry_point, text)| Source { entry_point, text })
-            .collect()
-    }
-}
-
 /// Whether kernels are run, too; set before the first launch.
 pub(crate) static EMULATES: AtomicBool = AtomicBool::new(false);
 

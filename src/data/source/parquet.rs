@@ -154,9 +154,7 @@ impl ParquetFile {
             )))
         }
     }
-}
 
-impl ParquetFile {
     /// Checks, once, the pages of a row group that are read.
     fn check_pages(&self, row_group: usize, input: &File) -> Result<(), Fault> {
         let group = self.metadata.metadata().row_group(row_group);
