@@ -2,12 +2,16 @@
 //!
 //! A process takes the folder of its own version and keeps a lock on it for as long as it lives. Folders of other versions
 //! that nobody has taken for a while are removed, unless somebody holds their lock: several versions may run at once.
+//! Who takes or removes holds the lock of the folder above them meanwhile, so neither sees the other half done.
 
 use std::fs::{self, File, FileTimes};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
+
+/// The file above all versions, locked by whoever takes or removes one of them.
+const LOCK: &str = "lock";
 
 /// The file in each folder that is locked, and whose time of change tells when it was last taken.
 const MARK: &str = "in-use";
@@ -21,44 +25,63 @@ static HELD: Mutex<Vec<File>> = Mutex::new(Vec::new());
 /// The folder of `version` below `root`, taken, after old ones were removed. Where it cannot be written to or locked it is
 /// used all the same: at worst a kernel is compiled again.
 pub(super) fn take(root: &Path, version: &str) -> PathBuf {
-    let own = root.join(version);
-    if let Ok(mark) = mark(&own)
+    if let Ok(mark) = take_at(root, version, SystemTime::now())
         && let Ok(mut held) = HELD.lock()
     {
         held.push(mark);
     }
-    remove_old(root, version, SystemTime::now());
-    own
+    root.join(version)
+}
+
+/// Takes the folder of `version` for as long as what it returns lives, and removes what was old `now`.
+fn take_at(root: &Path, version: &str, now: SystemTime) -> io::Result<File> {
+    fs::create_dir_all(root)?;
+    let alone = File::create(root.join(LOCK))?;
+    alone.lock()?;
+    let mark = mark(&root.join(version))?;
+    let old = set_aside_old(root, version, now);
+    drop(alone);
+    for folder in old {
+        // What is left of it is old the next time, too.
+        let _ = fs::remove_dir_all(folder);
+    }
+    Ok(mark)
 }
 
 /// Locks a folder's mark, among others who do, and sets its time to now.
 fn mark(folder: &Path) -> io::Result<File> {
-    loop {
-        fs::create_dir_all(folder)?;
-        let path = folder.join(MARK);
-        let mark = match File::create(&path) {
-            // Removed by another process after it was made.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            created => created?,
-        };
-        mark.lock_shared()?;
-        // Whoever removes a folder has it under another name before he gives the lock up.
-        if path.exists() {
-            mark.set_times(FileTimes::new().set_modified(SystemTime::now()))?;
-            return Ok(mark);
-        }
-    }
+    fs::create_dir_all(folder)?;
+    let mark = File::create(folder.join(MARK))?;
+    mark.lock_shared()?;
+    mark.set_times(FileTimes::new().set_modified(SystemTime::now()))?;
+    Ok(mark)
 }
 
-/// Removes the folders of other versions that were not taken since [`KEPT`] before `now`. What cannot be removed stays.
-fn remove_old(root: &Path, version: &str, now: SystemTime) {
-    let Ok(entries) = fs::read_dir(root) else { return };
+/// Gives the folders of other versions that nobody holds and nobody took since [`KEPT`] before `now` a name that nobody
+/// takes, and returns them. What cannot be renamed stays.
+fn set_aside_old(root: &Path, version: &str, now: SystemTime) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
+    let is_old = |used: SystemTime| now.duration_since(used).is_ok_and(|unused| unused > KEPT);
+    let mut aside = Vec::new();
     for entry in entries.flatten() {
+        let (folder, name) = (entry.path(), entry.file_name());
         let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
-        let is_old = |used: SystemTime| now.duration_since(used).is_ok_and(|unused| unused > KEPT);
-        if is_folder && entry.file_name() != version && last_used(&entry.path()).is_ok_and(is_old) {
-            let _ = remove(&entry.path(), &is_old);
+        if !is_folder || name == version || !last_used(&folder).is_ok_and(is_old) || is_held(&folder) {
+            continue;
         }
+        let gone = root.join(format!("{}.removed-{}", name.to_string_lossy(), std::process::id()));
+        if fs::rename(&folder, &gone).is_ok() {
+            aside.push(gone);
+        }
+    }
+    aside
+}
+
+/// Whether somebody holds a folder's mark; where that cannot be told, somebody does. Versions that knew no marks hold none.
+fn is_held(folder: &Path) -> bool {
+    match File::open(folder.join(MARK)) {
+        Ok(mark) => mark.try_lock().is_err(),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }
 
@@ -77,29 +100,6 @@ fn last_used(folder: &Path) -> io::Result<SystemTime> {
         newest = newest.max(changed);
     }
     Ok(newest)
-}
-
-/// Removes a folder that nobody holds and that is still old once it is locked.
-fn remove(folder: &Path, is_old: &dyn Fn(SystemTime) -> bool) -> io::Result<()> {
-    let path = folder.join(MARK);
-    if path.exists() {
-        let mark = File::open(&path)?;
-        mark.try_lock()?;
-        if !is_old(fs::metadata(&path)?.modified()?) {
-            return Ok(());
-        }
-        discard(folder)
-    } else {
-        // Of a version that knew no marks.
-        discard(folder)
-    }
-}
-
-/// Under another name first, so that nobody takes what is half gone. A folder that was left so is removed the next time.
-fn discard(folder: &Path) -> io::Result<()> {
-    let gone = folder.with_extension(format!("removed-{}", std::process::id()));
-    fs::rename(folder, &gone)?;
-    fs::remove_dir_all(&gone)
 }
 
 #[cfg(test)]
@@ -155,7 +155,8 @@ mod tests {
         assert!(recent.join("vulkan/kernel").exists() && recent_unmarked.join("vulkan/kernel").exists());
         assert!(own.join("vulkan/kernel").exists());
         assert!(last_used(&own).unwrap().elapsed().unwrap() < Duration::from_secs(60));
-        assert_eq!(fs::read_dir(&root.0).unwrap().count(), 3);
+        // And the lock.
+        assert_eq!(fs::read_dir(&root.0).unwrap().count(), 4);
     }
 
     #[test]
@@ -179,14 +180,17 @@ mod tests {
             for worker in 0..4 {
                 let root = &root;
                 scope.spawn(move || {
-                    for _ in 0..50 {
-                        let version = format!("version-{}", worker % 2);
-                        let folder = root.0.join(&version);
-                        let held = mark(&folder).unwrap();
+                    for _ in 0..200 {
+                        let version = format!("version-{}", worker % 3);
                         // To everybody else all of it is old.
                         let later = SystemTime::now() + 2 * KEPT;
-                        remove_old(&root.0, "another", later);
-                        assert!(folder.join(MARK).exists(), "{version} was removed while it was held");
+                        let held = take_at(&root.0, &version, later).unwrap();
+                        fs::write(root.0.join(&version).join("kernel"), "code").unwrap();
+                        std::thread::yield_now();
+                        assert!(
+                            root.0.join(&version).join(MARK).exists(),
+                            "{version} was removed while it was held"
+                        );
                         drop(held);
                     }
                 });
