@@ -101,7 +101,7 @@ fn emulated(body: &str) -> Result<Vec<u32>, String> {
          unsigned* shared = reinterpret_cast<unsigned*>(dynamic_shared_mem); unsigned i = threadIdx.x; {body} }}"
     );
     let buffers = vec![Buffer::Bytes(vec![0; 256])];
-    let launch = Launch { grid: [1; 3], block: [64, 1, 1], constants: Vec::new(), buffers };
+    let launch = Launch { grid: [1; 3], block: [64, 1, 1], shared: 256, constants: Vec::new(), buffers };
     let results = Emulator::default().run(Source { entry_point: "kernel", text: &text }, &launch)?;
     Ok(results[0]
         .chunks_exact(4)
@@ -121,9 +121,10 @@ fn the_emulator_forgives_nothing() {
     assert_ne!(emulated(&swapped.replace("__syncthreads();", "")).as_deref(), Ok(&reversed[..]));
 
     let complaint = |body: &str| emulated(body).expect_err("a card would not stand it");
-    assert!(
-        complaint("words[i + 1] = i;").contains("memory that is no buffer's (block 0 0 0, thread 63 0 0)")
-    );
+    let touches = "memory that is neither a buffer's nor shared (block 0 0 0, thread 63 0 0)";
+    assert!(complaint("words[i + 1] = i;").contains(touches));
+    assert!(complaint("if (i == 63) words[i] = shared[1 << 14];").contains(touches));
+    assert!(complaint("shared[i + 1] = i;").contains("does not ask for"));
     assert!(complaint("if (i < 32) __syncthreads();").contains("threads that never come"));
     assert!(
         complaint("if (i % 2) __syncwarp(); else __any_sync(0xffffffff, 1);").contains("different things")

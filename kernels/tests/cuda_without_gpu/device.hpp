@@ -3,7 +3,8 @@
 // A program is this file, one kernel, and `main` with a call of `launch(kernel)`. It reads a launch from standard input,
 // runs it and writes the buffers to standard output. The threads of a block are fibers, one of which runs until it must
 // wait for others; between two such points they run in a shuffled order, so what is not synchronized comes out wrong.
-// Shared memory begins as NaNs, and each buffer ends at the end of a page, behind which nothing can be read.
+// Shared memory begins as NaNs, and no more of it may be touched than the launch asks for; each buffer ends at the end of
+// a page, behind which nothing can be read.
 //
 // A warp's operation (a product, a shuffle) is done by the lane that arrives last, for all. Where lanes of a warp wait for
 // different things, or for lanes that have ended, a real card may hang or worse: here the program ends and says so.
@@ -39,8 +40,14 @@ static inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, 
 static uint3 threadIdx, blockIdx, blockDim, gridDim;
 static const unsigned warpSize = 32;
 
-// The largest that any card gives a block.
-alignas(1024) unsigned char dynamic_shared_mem[232448];
+static size_t in_pages(size_t size) {
+  static const size_t page = size_t(sysconf(_SC_PAGESIZE));
+  return (size + page - 1) / page * page;
+}
+
+// More than any card gives a block, in whole pages; and what the launch asks for.
+alignas(1 << 16) unsigned char dynamic_shared_mem[1 << 18];
+static size_t shared_size;
 
 [[noreturn]] static void fail(const char* what) {
   std::fprintf(stderr, "%s (block %u %u %u, thread %u %u %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x,
@@ -229,7 +236,7 @@ static void load_matrices(const char* what, uint32_t* (&registers)[count], uint3
           const int along = 2 * (i % 4) + k;
           const int row = transposed ? along : i / 4, column = transposed ? i / 4 : along;
           const uint32_t start = of[8 * matrix + row]->address;
-          if (start % 16 || start + 16 > sizeof dynamic_shared_mem) fail("ldmatrix at an address that it cannot take");
+          if (start % 16 || start + 16 > shared_size) fail("ldmatrix at an address that it cannot take");
           std::memcpy(&pair[k], dynamic_shared_mem + start + 2 * column, 2);
         }
         std::memcpy(of[i]->registers[matrix], pair, 4);
@@ -420,8 +427,7 @@ static uint64_t read_word() {
 // Memory of `size` bytes that ends with a page, but for what an alignment of 32 bytes leaves, before pages that nobody
 // may touch.
 static unsigned char* guarded(size_t size) {
-  const size_t page = size_t(sysconf(_SC_PAGESIZE));
-  const size_t pages = (size + page - 1) / page * page;
+  const size_t pages = in_pages(size);
   const size_t guard = 1 << 20;
   void* at = mmap(nullptr, pages + guard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (at == MAP_FAILED) fail("no memory");
@@ -429,12 +435,13 @@ static unsigned char* guarded(size_t size) {
   return static_cast<unsigned char*>(at) + (pages - (size + 31) / 32 * 32);
 }
 
-static void on_fault(int) { fail("a thread touches memory that is no buffer's"); }
+static void on_fault(int) { fail("a thread touches memory that is neither a buffer's nor shared"); }
 
 static const size_t stack_size = 1 << 20;
 
 static void run_block(uint64_t& seed, const std::vector<uint3>& indices) {
-  std::memset(dynamic_shared_mem, 0xff, sizeof dynamic_shared_mem);
+  const size_t touchable = in_pages(shared_size);
+  std::memset(dynamic_shared_mem, 0xff, touchable);
   block_meeting.arrived = 0;
   for (Meeting& meeting : warp_meetings) meeting.arrived = 0;
   std::vector<unsigned> order(fibers.size());
@@ -472,6 +479,9 @@ static void run_block(uint64_t& seed, const std::vector<uint3>& indices) {
     }
     if (!is_over && !has_moved) fail("threads wait for threads that never come");
   }
+  const auto is_untouched = [](unsigned char byte) { return byte == 0xff; };
+  if (!std::all_of(dynamic_shared_mem + shared_size, dynamic_shared_mem + touchable, is_untouched))
+    fail("a thread of the block writes to shared memory that the launch does not ask for");
 }
 
 static std::vector<void*> buffers;
@@ -495,14 +505,18 @@ static void call(void (*kernel)(T...), std::index_sequence<index...>) {
   kernel(argument<T>(index)...);
 }
 
-// Runs the launch that standard input holds, in words of 64 bits: grid, block, seed; the constants' number and the
-// constants; the buffers' number; and for each its size and bytes, or, where it is the n-th buffer over again, 2⁶³ + n.
+// Runs the launch that standard input holds, in words of 64 bits: grid, block, bytes of shared memory, seed; the constants'
+// number and the constants; the buffers' number; and for each its size and bytes, or, where it is the n-th buffer over again, 2⁶³ + n.
 template <class... T>
 static int launch(void (*kernel)(T...)) {
   uint64_t sizes[6];
   for (uint64_t& size : sizes) size = read_word();
   gridDim = {unsigned(sizes[0]), unsigned(sizes[1]), unsigned(sizes[2])};
   blockDim = {unsigned(sizes[3]), unsigned(sizes[4]), unsigned(sizes[5])};
+  shared_size = read_word();
+  if (shared_size > sizeof dynamic_shared_mem) fail("the launch asks for more shared memory than there is");
+  const size_t touchable = in_pages(shared_size);
+  mprotect(dynamic_shared_mem + touchable, sizeof dynamic_shared_mem - touchable, PROT_NONE);
   uint64_t seed = read_word();
   constants.resize(read_word());
   read_all(constants.data(), constants.size() * 8);

@@ -1,6 +1,6 @@
 //! Runs CUDA C++ on the CPU: each kernel becomes a program (`device.hpp` and the host's C++ compiler), each launch a run of
-//! it. A kernel that reads behind a buffer, waits for a thread that never comes, or forgets to synchronize ends or
-//! computes nonsense there, and nowhere else.
+//! it. A kernel that reaches behind a buffer or its shared memory, waits for a thread that never comes, or forgets to
+//! synchronize ends or computes nonsense there, and nowhere else.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -22,6 +22,8 @@ pub(crate) struct Source<'a> {
 pub(crate) struct Launch {
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
+    /// Bytes of shared memory that a block gets.
+    pub(crate) shared: u64,
     /// What the kernel gets by value after its buffers.
     pub(crate) constants: Vec<u64>,
     pub(crate) buffers: Vec<Buffer>,
@@ -130,6 +132,7 @@ fn encode(launch: &Launch, seed: u64) -> Vec<u8> {
     for size in launch.grid.into_iter().chain(launch.block) {
         put(&mut message, size.into());
     }
+    put(&mut message, launch.shared);
     put(&mut message, seed);
     put(&mut message, launch.constants.len() as u64);
     for constant in &launch.constants {

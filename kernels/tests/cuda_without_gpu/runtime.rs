@@ -171,6 +171,7 @@ impl Server {
         source: Source<'_>,
         count: CubeCount,
         block: [u32; 3],
+        shared: u64,
         arguments: KernelArguments,
     ) -> Result<(), String> {
         let CubeCount::Static(x, y, z) = count else {
@@ -197,7 +198,7 @@ impl Server {
         if !dynamic.is_empty() {
             buffers.push(Buffer::Bytes(dynamic.into_iter().flat_map(u64::to_ne_bytes).collect()));
         }
-        let launch = Launch { grid: [x, y, z], block, constants, buffers };
+        let launch = Launch { grid: [x, y, z], block, shared, constants, buffers };
         let mut results = self.emulator.run(source, &launch)?.into_iter();
         for ((resource, size), buffer) in resources.iter_mut().zip(&launch.buffers) {
             if matches!(buffer, Buffer::Bytes(_))
@@ -291,12 +292,13 @@ impl ComputeServer for Server {
             Err(error) => return launched.refused.push(format!("{}: {error:?}", kernel.name())),
         };
         let cube = compiled.cube_dim;
+        let shared = compiled.repr.as_ref().map_or(0, |kernel| kernel.shared_memory_size()) as u64;
         if EMULATES.load(Ordering::Relaxed) {
             let source = Source { entry_point: &compiled.entrypoint_name, text: &compiled.source };
-            let failed = self.emulate(source, count, [cube.x, cube.y, cube.z], arguments).err();
+            let block = [cube.x, cube.y, cube.z];
+            let failed = self.emulate(source, count, block, shared, arguments).err();
             launched.refused.extend(failed);
         }
-        let shared = compiled.repr.as_ref().map_or(0, |kernel| kernel.shared_memory_size());
         let source = format!("// units {} shared {shared}\n{}", cube.x * cube.y * cube.z, compiled.source);
         if !launched.sources.values().any(|known| *known == source) {
             launched.number += 1;
