@@ -253,19 +253,13 @@ impl Inner {
         tokenized.map_err(|problem| self.row_error(id, problem))
     }
 
-    /// The row may be as good as any: the chat template is not asked to render it, since it took too much before.
-    pub(super) fn is_stopped_template(&self, error: &RowError) -> bool {
-        let stopped = self.examples.template.as_ref().and_then(|template| template.require_unspent().err());
-        stopped.is_some_and(|stopped| error.problem == stopped.to_string())
-    }
-
     pub(super) fn fit(&self, id: RowId, tokenized: Tokenized) -> Result<Fate, RowError> {
         self.limits.fit(id, tokenized).map_err(|problem| self.row_error(id, problem))
     }
 
     fn row_error(&self, id: RowId, problem: Problem) -> RowError {
-        let Problem { field, problem } = problem;
-        RowError { place: self.part(id).dataset.place(id.row), field, problem }
+        let Problem { field, problem, cause } = problem;
+        RowError { place: self.part(id).dataset.place(id.row), field, problem, cause }
     }
 
     /// The sequences of some rows, in order; `None` for those that are left out.

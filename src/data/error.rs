@@ -33,7 +33,7 @@ pub enum Error {
     #[error("{at}\n  {} of {} rows were looked at until then{}", Grouped(*seen), Grouped(*rows), Below(bad))]
     TemplateSpent {
         /// The row at which it was stopped, and why.
-        at: RowError,
+        at: Box<RowError>,
         /// Rows looked at until then.
         seen: u64,
         /// Rows in all.

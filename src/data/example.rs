@@ -12,6 +12,15 @@ pub struct RowId {
     pub row: u64,
 }
 
+/// Why a row cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// What stands in it.
+    Row,
+    /// The chat template is asked no more, since it took too much before. The row may be as good as any.
+    SpentTemplate,
+}
+
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {

@@ -1,14 +1,14 @@
 //! What a record means: from the columns of a row to an [`Example`], for every record shape. Knows columns by
 //! name and type; where a row lies and in which kind of file, it does not ask.
 
-use serde_json::Map;
-
 use super::example::{Example, Message};
 use super::source::value::{List, Object, Value, excerpt};
 use super::spec::Format;
 pub(super) use columns::Fields;
+use row_size::RowSize;
 
 mod columns;
+mod row_size;
 
 #[cfg(test)]
 mod tests;
@@ -41,10 +41,11 @@ pub(super) struct RowFault {
 }
 
 impl Fields {
-    /// The example that a row holds.
-    pub(super) fn example(&self, row: Object<'_>) -> Result<Example, RowFault> {
+    /// The example that a row holds. `most`: the bytes that it may take in memory.
+    pub(super) fn example(&self, row: Object<'_>, most: u64) -> Result<Example, RowFault> {
+        let size = &mut RowSize::new(most);
         Ok(match self.format {
-            Format::Messages => Example::Messages(self.messages(row)?),
+            Format::Messages => Example::Messages(self.messages(row, size)?),
             Format::Alpaca => {
                 let input = self.optional_text(row, "input")?.unwrap_or_default();
                 Example::PromptCompletion {
@@ -110,17 +111,17 @@ impl Fields {
         Ok(Example::Tokens { input_ids, labels: Some(labels) })
     }
 
-    fn messages(&self, row: Object<'_>) -> Result<Vec<Message>, RowFault> {
+    fn messages(&self, row: Object<'_>, size: &mut RowSize) -> Result<Vec<Message>, RowFault> {
         let (value, field) = self.value(row, "messages");
         let list = match value {
             Value::List(list) if !list.is_empty() => list,
             other => return Err(unexpected(field, "a list of at least one message", other)),
         };
-        let message = |(index, value)| self.message(value, &pointer(&field, index));
+        let message = |(index, value)| self.message(value, &pointer(&field, index), size);
         list.iter().enumerate().map(message).collect()
     }
 
-    fn message(&self, value: Value<'_>, at: &str) -> Result<Message, RowFault> {
+    fn message(&self, value: Value<'_>, at: &str, size: &mut RowSize) -> Result<Message, RowFault> {
         let Value::Object(message) = value else {
             return Err(unexpected(at.to_owned(), "a message with a role and a content", value));
         };
@@ -150,30 +151,34 @@ impl Fields {
         };
         let content_at = pointer(at, content_key);
         let content = match message.get(content_key) {
-            Value::Text(text) => text.to_owned(),
-            Value::List(parts) => joined_parts(parts, &content_at)?,
+            Value::Text(text) => size.text(text, &content_at)?,
+            Value::List(parts) => joined_parts(parts, &content_at, size)?,
             Value::Null if !message.get("tool_calls").is_null() => String::new(),
             other => return Err(unexpected(content_at, "a string or a list of text parts", other)),
         };
-        let extra: Map<_, _> = message
-            .entries()
-            .filter(|(name, value)| *name != role_key && *name != content_key && !value.is_null())
-            .map(|(name, value)| (name.to_owned(), value.to_json()))
-            .collect();
+        let others = message.entries().filter(|(name, _)| *name != role_key && *name != content_key);
+        let extra = size.members(others, at)?;
+        // The role, and the message itself.
+        size.values(2, at)?;
         Ok(Message { role: role.to_owned(), content, extra })
     }
 }
 
 /// The text of `[{"type": "text", "text": …}, …]`, joined as it stands.
-fn joined_parts(parts: List<'_>, at: &str) -> Result<String, RowFault> {
-    let mut joined = String::new();
+fn joined_parts(parts: List<'_>, at: &str, size: &mut RowSize) -> Result<String, RowFault> {
+    // Joined at once: a text that grows takes twice its length.
+    let mut texts = Vec::new();
     for (index, part) in parts.iter().enumerate() {
         let at = pointer(at, index);
         let Value::Object(part) = part else {
             return Err(unexpected(at, "a part (`{\"type\": \"text\", \"text\": …}`)", part));
         };
         match (part.get("type"), part.get("text")) {
-            (Value::Text("text"), Value::Text(text)) => joined += text,
+            (Value::Text("text"), Value::Text(text)) => {
+                size.values(1, &at)?;
+                size.add(text.len() as u64, &at)?;
+                texts.push(text);
+            }
             (Value::Text("text"), other) => return Err(unexpected(pointer(&at, "text"), "a string", other)),
             (other, _) => {
                 let expected = "`text` (parts of other kinds are not trained on)";
@@ -181,7 +186,7 @@ fn joined_parts(parts: List<'_>, at: &str) -> Result<String, RowFault> {
             }
         }
     }
-    Ok(joined)
+    Ok(texts.concat())
 }
 
 fn integers<T>(

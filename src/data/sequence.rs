@@ -76,14 +76,14 @@ impl Limits {
         if truncated {
             match self.on_overflow {
                 OnOverflow::Error => {
-                    return Err(Problem {
-                        field: String::new(),
-                        problem: format!(
+                    return Err(Problem::at(
+                        String::new(),
+                        format!(
                             "{tokens} tokens, more than max_seq_len = {}; raise it, or set on_overflow to \"drop\" or \
                              \"truncate\"",
                             self.max_seq_len
                         ),
-                    });
+                    ));
                 }
                 OnOverflow::Drop => return Ok(Fate::TooLong { tokens }),
                 OnOverflow::Truncate => input_ids.truncate(self.max_seq_len),
@@ -102,12 +102,10 @@ impl Limits {
                     } else {
                         format!(" in its {tokens} tokens")
                     };
-                    Err(Problem {
-                        field: String::new(),
-                        problem: format!(
-                            "nothing is supervised{cut}; mend the row, or set on_empty to \"drop\""
-                        ),
-                    })
+                    Err(Problem::at(
+                        String::new(),
+                        format!("nothing is supervised{cut}; mend the row, or set on_empty to \"drop\""),
+                    ))
                 }
             };
         }

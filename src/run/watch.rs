@@ -10,7 +10,8 @@ use super::inputs::{self, Inputs, Stamp};
 use super::open::Opened;
 use crate::train::event::{Event, Observer};
 
-/// Looks at the inputs at every checkpoint, and hands all events on.
+/// Looks at the inputs at every checkpoint, and hands all events on. One that was told to have changed is looked at again when
+/// the run ends, and not before: reading it takes the time of the thread that trains, and it may go on changing.
 pub(super) struct Watch<'a> {
     inputs: &'a Inputs,
     opened: &'a Opened,
@@ -27,10 +28,23 @@ impl<'a> Watch<'a> {
         Self { inputs, opened, stamps, changed: BTreeSet::new(), observer }
     }
 
-    /// Looks at every file. One is read again only when it is not, at sight, what it was when it was looked at last.
+    /// Looks at every file that was not told to have changed.
+    fn look_on(&mut self) {
+        self.look_at(|name, changed| !changed.contains(name));
+    }
+
+    /// Looks at every file, at the end of the run.
     pub(super) fn look(&mut self) {
+        self.look_at(|_, _| true);
+    }
+
+    /// One is read again only when it is not, at sight, what it was when it was looked at last.
+    fn look_at(&mut self, is_wanted: impl Fn(&str, &BTreeSet<String>) -> bool) {
         let mut moved = BTreeSet::new();
         for (file, known) in self.inputs.files().iter().zip(&mut self.stamps) {
+            if !is_wanted(&file.hash, &self.changed) {
+                continue;
+            }
             let stamp = Stamp::of(&file.path).ok();
             if stamp != *known {
                 *known = stamp;
@@ -70,7 +84,7 @@ impl Observer for Watch<'_> {
     fn observe(&mut self, event: &Event<'_>) {
         self.observer.observe(event);
         if matches!(event, Event::Checkpoint { .. }) {
-            self.look();
+            self.look_on();
         }
     }
 }

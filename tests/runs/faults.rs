@@ -200,6 +200,36 @@ fn what_changes_after_it_was_read_is_told_and_changes_nothing() {
     bench.assert_same("whole", "touched");
 }
 
+/// Reading an input again takes the time of the thread that trains.
+#[test]
+fn what_goes_on_changing_is_told_once_and_looked_at_again_at_the_end() {
+    let bench = Bench::new();
+    let good = fs::read(bench.rows()).unwrap();
+    for (name, last) in [("back", good.clone()), ("other", rows(24, Some(7)).into_bytes())] {
+        let mut said = Vec::new();
+        let mut watch = Watch(|event: &Event<'_>| match event {
+            // In turn what the run has read, and something else.
+            Event::Step { step, .. } if (4..11).contains(step) => match step % 2 {
+                0 => fs::write(bench.rows(), rows(24, Some(*step as u32))).unwrap(),
+                _ => fs::write(bench.rows(), &good).unwrap(),
+            },
+            Event::Step { step: 11, .. } => fs::write(bench.rows(), &last).unwrap(),
+            Event::Checkpoint { .. } => said.push("checkpoint".to_owned()),
+            Event::Warning(text) if text.contains("on disk") => said.push("changed".to_owned()),
+            Event::Note(text) if text.contains("is again") => said.push("again".to_owned()),
+            _ => {}
+        });
+        bench.try_run(name, Options::default(), GO_ON, &mut watch).unwrap_or_else(|error| panic!("{error}"));
+        let told = said.iter().position(|what| what == "changed").unwrap_or_else(|| panic!("{said:?}"));
+        let checkpoints = said[told..].iter().filter(|what| *what == "checkpoint").count();
+        assert!(checkpoints >= 2, "{said:?}");
+        let expected = [&["changed"][..], &vec!["checkpoint"; checkpoints]].concat();
+        let expected = if last == good { [&expected[..], &["again"]].concat() } else { expected };
+        assert_eq!(said[told..], expected, "{name}");
+        fs::write(bench.rows(), &good).unwrap();
+    }
+}
+
 #[test]
 fn bad_rows_in_the_middle_are_named_before_the_first_step_and_nothing_is_left() {
     let bench = Bench::new();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use arrow::datatypes::DataType;
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::super::source::Error;
 use super::super::spec::{DatasetSpec, Split};
@@ -16,7 +16,7 @@ fn fields(format: Format, mapping: &[(&str, &str)]) -> Result<Fields, Error> {
 }
 
 fn read(format: Format, mapping: &[(&str, &str)], row: &Json) -> Result<Example, RowFault> {
-    fields(format, mapping).unwrap().example(Object::Json(row.as_object().unwrap()))
+    fields(format, mapping).unwrap().example(Object::Json(row.as_object().unwrap()), 1 << 20)
 }
 
 /// "field: problem" of a row that is wrong.

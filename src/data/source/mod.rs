@@ -23,7 +23,7 @@ use arrow::datatypes::Schema;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::example::Example;
+use super::example::{Cause, Example};
 use super::schema::{Fields, RowFault};
 use super::spec::DatasetSpec;
 use cache::Cache;
@@ -111,11 +111,12 @@ impl Dataset {
         let source = &self.files[file];
         let rows = source.block_of(row_in_file);
         let index = row_in_file - rows.start;
+        let most = source.location().largest_block();
         let block = self.block(file, rows).map_err(|fault| self.error(row, fault.to_string()))?;
         let example = match (source, &*block) {
             (SourceFile::Text(text), Block::Text(block)) => {
                 match text.record(block, index, &self.fields.json_columns()) {
-                    Ok(record) => self.fields.example(Object::Json(&record.0)),
+                    Ok(record) => self.fields.example(Object::Json(&record.0), most),
                     Err(fault) if fault.column.is_empty() => {
                         Err(RowFault { field: String::new(), problem: fault.problem })
                     }
@@ -126,12 +127,17 @@ impl Dataset {
             }
             (_, Block::Columns(array)) => {
                 // Arrays were checked when they were built; this wall stands behind that check.
-                let read = || Ok(self.fields.example(Object::Struct { array, row: index as usize }));
+                let object = Object::Struct { array, row: index as usize };
+                let read = || Ok(self.fields.example(object, most));
                 guard("Arrow", read).map_err(|fault| self.error(row, fault.to_string()))?
             }
             (_, Block::Text(_)) => Err(RowFault { field: String::new(), problem: "no such row".to_owned() }),
         };
-        example.map_err(|RowFault { field, problem }| RowError { place: self.place(row), field, problem })
+        let of_row = |RowFault { field, problem }| {
+            let place = self.place(row);
+            RowError { place, field, problem, cause: Cause::Row }
+        };
+        example.map_err(of_row)
     }
 
     /// Where `row` stands: its file, and the line or row in that file.
@@ -229,7 +235,7 @@ impl Dataset {
     }
 
     fn error(&self, row: u64, problem: String) -> RowError {
-        RowError { place: self.place(row), field: String::new(), problem }
+        RowError { place: self.place(row), field: String::new(), problem, cause: Cause::Row }
     }
 }
 

@@ -1,9 +1,18 @@
 //! Parquet: row groups, cut into units small enough to hold in memory; a unit is decoded as one. Reads the
-//! footer when opened, and of the rest only the columns that are asked for.
+//! footer when opened (and the heads of pages, where the footer does not say how long texts are that stand in the file once
+//! and in many rows, as a system prompt does), and of the rest only the columns that are asked for.
 
+mod delta;
+mod measure;
 mod nesting;
+mod numbers;
 mod pages;
+mod runs;
+mod takes;
 mod thrift;
+
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::ops::Range;
@@ -16,14 +25,16 @@ use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
 };
-use parquet::file::metadata::{PageIndexPolicy, RowGroupMetaData};
+use parquet::file::metadata::{ColumnChunkMetaData, PageIndexPolicy, RowGroupMetaData};
 
 use super::fault::Fault;
 use super::read_at::Location;
+use measure::Column;
+use takes::Takes;
 
 /// Decoded size that a unit should not exceed, by what the file says of its sizes.
 const UNIT: u64 = 16 << 20;
-/// Rows of a unit at most: what a file says of its sizes leaves out how often a dictionary's value repeats.
+/// Rows of a unit at most.
 const UNIT_ROWS: u64 = 1 << 16;
 
 /// A Parquet file and its units.
@@ -50,7 +61,7 @@ struct Unit {
 }
 
 impl ParquetFile {
-    /// Reads the footer and checks what it says against the length of the file.
+    /// Reads the footer and checks what it says against the length of the file. Has no units until columns are chosen.
     pub(super) fn open(location: Location) -> Result<ParquetFile, Fault> {
         let input = location.open()?;
         check_nesting(&location, &input)?;
@@ -64,16 +75,14 @@ impl ParquetFile {
         }
         location.require_rows(rows)?;
         let checked = metadata.metadata().row_groups().iter().map(|_| OnceLock::new()).collect();
-        let mut file = ParquetFile {
+        Ok(ParquetFile {
             location,
             metadata,
             checked,
             units: Vec::new(),
-            starts: vec![0],
+            starts: vec![0, rows],
             projection: Vec::new(),
-        };
-        file.project((0..file.schema().fields().len()).collect())?;
-        Ok(file)
+        })
     }
 
     pub(super) fn location(&self) -> &Location {
@@ -88,7 +97,7 @@ impl ParquetFile {
         self.starts[self.starts.len() - 1]
     }
 
-    /// From now on, only these columns are read; units are cut by their sizes.
+    /// Which columns are read: units are cut by their sizes.
     pub(super) fn project(&mut self, columns: Vec<usize>) -> Result<(), Fault> {
         (self.units, self.starts) = (Vec::new(), vec![0]);
         let metadata = self.metadata.metadata().clone();
@@ -96,7 +105,11 @@ impl ParquetFile {
             let rows = u64::try_from(group.num_rows()).ok().ok_or_else(|| {
                 Fault::new(format!("corrupt Parquet data: a group of {} rows", group.num_rows()))
             })?;
-            let pieces = (decoded_size(group, &columns) / UNIT + 1).max(rows.div_ceil(UNIT_ROWS)).min(rows);
+            let size = match decoded_size(group, &columns) {
+                Some(size) => size,
+                None => self.at_most(row_group, rows, &columns)?,
+            };
+            let pieces = (size / UNIT + 1).max(rows.div_ceil(UNIT_ROWS)).min(rows);
             for piece in 0..pieces {
                 let bound = |piece: u64| (u128::from(rows) * u128::from(piece) / u128::from(pieces)) as u64;
                 let (skip, end) = (bound(piece), bound(piece + 1));
@@ -155,20 +168,57 @@ impl ParquetFile {
         }
     }
 
-    /// Checks, once, the pages of a row group that are read.
+    /// Checks, once, what the columns of a row group that are read will take, unit by unit.
     fn check_pages(&self, row_group: usize, input: &File) -> Result<(), Fault> {
         let group = self.metadata.metadata().row_group(row_group);
-        let schema = group.schema_descr();
+        let index = self.metadata.metadata().page_index_for_row_group(row_group);
         let check = || {
-            let leaves = group.columns().iter().enumerate();
-            let mut read =
-                leaves.filter(|(leaf, _)| self.projection.contains(&schema.get_column_root_idx(*leaf)));
-            let index = self.metadata.metadata().page_index_for_row_group(row_group);
-            read.try_for_each(|(leaf, column)| {
-                pages::check(&self.location, input, column, index.offset_index(leaf))
+            let mut takes = self.takes(row_group);
+            let rows = u64::try_from(group.num_rows()).unwrap_or(0);
+            self.bound(row_group, rows, &self.projection, input, &mut takes)?;
+            if takes.all_fit() {
+                return Ok(());
+            }
+            let mut takes = self.takes(row_group);
+            projected(group, &self.projection).try_for_each(|(leaf, chunk)| {
+                Column::new(chunk, rows).measure(input, index.offset_index(leaf), &mut takes)
             })
         };
         self.checked.get(row_group).map_or(Ok(()), |checked| checked.get_or_init(check).clone())
+    }
+
+    /// What some columns of a row group take at most when decoded.
+    fn at_most(&self, row_group: usize, rows: u64, columns: &[usize]) -> Result<u64, Fault> {
+        let mut takes = Takes::new(0, vec![0, rows], UNIT);
+        self.bound(row_group, rows, columns, &self.location.open()?, &mut takes)?;
+        Ok(takes.bytes().iter().sum())
+    }
+
+    /// Counts what some columns of a row group take at most, by the heads of their pages.
+    fn bound(
+        &self,
+        row_group: usize,
+        rows: u64,
+        columns: &[usize],
+        input: &File,
+        takes: &mut Takes,
+    ) -> Result<(), Fault> {
+        let metadata = self.metadata.metadata();
+        let index = metadata.page_index_for_row_group(row_group);
+        projected(metadata.row_group(row_group), columns).try_for_each(|(leaf, chunk)| {
+            let (column, index) = (Column::new(chunk, rows), index.offset_index(leaf));
+            let heads = pages::heads(&self.location, input, &column, index)?;
+            pages::bound(&heads, &column, takes, || column.longest(input, index))
+        })
+    }
+
+    /// Nothing yet, for each unit of a row group.
+    fn takes(&self, row_group: usize) -> Takes {
+        let first = self.units.partition_point(|unit| unit.row_group < row_group);
+        let units = self.units[first..].iter().take_while(|unit| unit.row_group == row_group);
+        let mut starts = vec![0];
+        starts.extend(units.map(|unit| unit.skip + unit.rows));
+        Takes::new(self.starts[first], starts, self.location.largest_block())
     }
 }
 
@@ -203,18 +253,29 @@ fn check_ranges(group: &RowGroupMetaData, file_len: u64) -> Result<(), Fault> {
     Ok(())
 }
 
-/// What the columns of a row group take when decoded, as far as the file says.
-fn decoded_size(group: &RowGroupMetaData, projection: &[usize]) -> u64 {
+/// The columns of a row group that are read, with their numbers.
+fn projected<'a>(
+    group: &'a RowGroupMetaData,
+    projection: &'a [usize],
+) -> impl Iterator<Item = (usize, &'a ColumnChunkMetaData)> {
     let schema = group.schema_descr();
-    group
-        .columns()
-        .iter()
-        .enumerate()
-        .filter(|(leaf, _)| projection.contains(&schema.get_column_root_idx(*leaf)))
-        .map(|(_, column)| {
-            let encoded = u64::try_from(column.uncompressed_size()).unwrap_or(0);
-            let texts = column.unencoded_byte_array_data_bytes().unwrap_or(0);
-            encoded.max(u64::try_from(texts).unwrap_or(0))
-        })
-        .fold(0, u64::saturating_add)
+    let leaves = group.columns().iter().enumerate();
+    leaves.filter(move |(leaf, _)| projection.contains(&schema.get_column_root_idx(*leaf)))
+}
+
+/// What the columns of a row group take when decoded, as the footer says. `None`: it does not say of all texts how long they
+/// are, however often each stands in the file.
+fn decoded_size(group: &RowGroupMetaData, projection: &[usize]) -> Option<u64> {
+    let rows = u64::try_from(group.num_rows()).unwrap_or(0);
+    let size = |(_, chunk): (usize, &ColumnChunkMetaData)| {
+        let column = Column::new(chunk, rows);
+        let encoded = u64::try_from(chunk.uncompressed_size()).unwrap_or(0);
+        let values = u64::try_from(chunk.num_values()).unwrap_or(0).saturating_mul(column.least());
+        let texts = match column.is_text() {
+            true => u64::try_from(chunk.unencoded_byte_array_data_bytes()?).unwrap_or(0),
+            false => 0,
+        };
+        Some(encoded.max(texts).max(values))
+    };
+    projected(group, projection).map(size).try_fold(0_u64, |sum, size| Some(sum.saturating_add(size?)))
 }

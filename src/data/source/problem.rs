@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::data::example::RowId;
+use crate::data::example::{Cause, RowId};
 use crate::units::Grouped;
 
 /// How many bad rows are kept to be shown; the others are only counted.
@@ -49,6 +49,8 @@ pub struct RowError {
     pub field: String,
     /// What was expected and what was found.
     pub problem: String,
+    /// Whether the row is to blame.
+    pub cause: Cause,
 }
 
 struct Field<'a>(&'a str);

@@ -17,7 +17,7 @@ pub(super) const LARGEST_READ: u64 = 1 << 30;
 const ANY_BLOCK: u64 = 64 << 20;
 /// So many bytes in memory one of the file accounts for at most.
 const PER_BYTE: u64 = 64;
-/// So many rows one byte of the file accounts for at most: a value that is always the same takes no space.
+/// So many rows, or values of a column, one byte of the file accounts for at most: a value that is always the same takes no space.
 const ROWS_PER_BYTE: u64 = 1024;
 
 /// A file that was there when the dataset was opened. Opened anew for each block: a dataset may have more
@@ -54,6 +54,17 @@ impl Location {
         if rows > self.len.saturating_mul(ROWS_PER_BYTE) {
             return Err(Fault::new(format!(
                 "corrupt: it says that it has {rows} rows, in {} bytes",
+                self.len
+            )));
+        }
+        Ok(())
+    }
+
+    /// Refuses a number of values in one column that no file of this length has: time is taken for each.
+    pub(super) fn require_values(&self, values: u64, column: &str) -> Result<(), Fault> {
+        if values > self.len.saturating_mul(ROWS_PER_BYTE) {
+            return Err(Fault::new(format!(
+                "corrupt: it says that column `{column}` has {values} values, in {} bytes",
                 self.len
             )));
         }

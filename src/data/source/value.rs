@@ -136,29 +136,6 @@ impl<'a> Value<'a> {
             Value::Other(kind) => format!("a value of type {kind}"),
         }
     }
-
-    /// As JSON; object members that are null are left out.
-    pub(crate) fn to_json(self) -> Json {
-        match self {
-            Value::Null => Json::Null,
-            Value::Bool(value) => Json::Bool(value),
-            Value::Integer(value) => i64::try_from(value)
-                .map(Json::from)
-                .or_else(|_| u64::try_from(value).map(Json::from))
-                .unwrap_or(Json::Null),
-            Value::Float(value) => Json::from(value),
-            Value::Text(text) => Json::String(text.to_owned()),
-            Value::List(list) => list.iter().map(Value::to_json).collect(),
-            Value::Object(object) => Json::Object(
-                object
-                    .entries()
-                    .filter(|(_, value)| !value.is_null())
-                    .map(|(name, value)| (name.to_owned(), value.to_json()))
-                    .collect(),
-            ),
-            Value::Other(kind) => Json::String(format!("<{kind}>")),
-        }
-    }
 }
 
 /// The beginning of a text, quoted.
@@ -257,7 +234,21 @@ mod tests {
     use super::*;
 
     fn json_of(array: ArrayRef) -> Json {
-        (0..array.len()).map(|row| Value::from_arrow(&array, row).to_json()).collect()
+        (0..array.len()).map(|row| json(Value::from_arrow(&array, row))).collect()
+    }
+
+    fn json(value: Value<'_>) -> Json {
+        match value {
+            Value::Null => Json::Null,
+            Value::Integer(value) => i64::try_from(value).map_or_else(|_| json!(value as u64), Json::from),
+            Value::Text(text) => json!(text),
+            Value::List(list) => list.iter().map(json).collect(),
+            Value::Object(object) => {
+                let members = object.entries().filter(|(_, value)| !value.is_null());
+                members.map(|(name, value)| (name.to_owned(), json(value))).collect()
+            }
+            other => panic!("no {other:?} here"),
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use crate::data::batch::Batching;
 use crate::data::corpus::{Corpus, Inner, Part};
 use crate::data::error::Error;
-use crate::data::example::RowId;
+use crate::data::example::{Cause, RowId};
 use crate::data::sequence::Fate;
 use crate::data::source::{BadRows, Place, RowError, SHOWN_BAD_ROWS};
 use crate::data::template::{EndOfTurn, SpanMethod};
@@ -190,7 +190,12 @@ impl Corpus {
             all = all.merged(seen);
             if let Some((_, at)) = all.stopped {
                 let bad = all.survey.bad;
-                return Err(Error::TemplateSpent { at, seen: bad.seen(), rows: total, bad: Box::new(bad) });
+                return Err(Error::TemplateSpent {
+                    at: Box::new(at),
+                    seen: bad.seen(),
+                    rows: total,
+                    bad: Box::new(bad),
+                });
             }
             lengths.push(of_dataset);
         }
@@ -218,9 +223,9 @@ impl Seen {
         let fate = match fate {
             Ok(fate) => fate,
             Err(error) => {
-                match inner.is_stopped_template(&error) {
-                    true => self.stopped = Some((id, error)),
-                    false => self.survey.bad.bad(id, error),
+                match error.cause {
+                    Cause::SpentTemplate => self.stopped = Some((id, error)),
+                    Cause::Row => self.survey.bad.bad(id, error),
                 }
                 return 0;
             }

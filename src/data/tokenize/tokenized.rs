@@ -11,9 +11,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Encoding, Tokenizer};
-use crate::data::example::Example;
+use crate::data::example::{Cause, Example};
 use crate::data::spec::TrainOn;
-use crate::data::template::{ChatTemplate, Rendered, SpanMethod};
+use crate::data::template::{ChatTemplate, Rendered, SpanMethod, TemplateError};
 
 /// The label of a token that is not supervised.
 pub const IGNORED: i32 = -100;
@@ -73,11 +73,28 @@ pub struct Problem {
     pub field: String,
     /// What was expected and what was found.
     pub problem: String,
+    /// Whether the record is to blame.
+    pub cause: Cause,
 }
 
 impl Problem {
     fn whole(problem: impl ToString) -> Problem {
-        Problem { field: String::new(), problem: problem.to_string() }
+        Problem::at(String::new(), problem)
+    }
+
+    /// What is wrong with a field of the record.
+    pub(crate) fn at(field: String, problem: impl ToString) -> Problem {
+        Problem { field, problem: problem.to_string(), cause: Cause::Row }
+    }
+}
+
+impl From<TemplateError> for Problem {
+    fn from(error: TemplateError) -> Problem {
+        let cause = match error {
+            TemplateError::Spent { .. } => Cause::SpentTemplate,
+            _ => Cause::Row,
+        };
+        Problem { cause, ..Problem::whole(error) }
     }
 }
 
@@ -102,7 +119,7 @@ impl Examples {
         let tokenized = match example {
             Example::Messages(messages) => {
                 let template = self.template.as_ref().ok_or_else(|| Problem::whole("no chat template"))?;
-                let rendered = template.supervise(messages, train_on).map_err(Problem::whole)?;
+                let rendered = template.supervise(messages, train_on)?;
                 self.conversation(rendered, template, train_on)?
             }
             Example::PromptCompletion { prompt, completion } => {
@@ -117,24 +134,21 @@ impl Examples {
         if let Some(size) = self.vocabulary_size {
             let outside = |id: u32| id as usize >= size;
             if let Some(at) = tokenized.input_ids.iter().position(|id| outside(*id)) {
-                return Err(Problem {
-                    field: format!("/input_ids/{at}"),
-                    problem: format!(
+                return Err(Problem::at(
+                    format!("/input_ids/{at}"),
+                    format!(
                         "id {} is outside the model's vocabulary of {size}{}",
                         tokenized.input_ids[at],
                         self.spelled(tokenized.input_ids[at])
                     ),
-                });
+                ));
             }
             if let Some(at) = tokenized.labels.iter().position(|label| *label >= 0 && outside(*label as u32))
             {
-                return Err(Problem {
-                    field: format!("/labels/{at}"),
-                    problem: format!(
-                        "label {} is outside the model's vocabulary of {size}",
-                        tokenized.labels[at]
-                    ),
-                });
+                return Err(Problem::at(
+                    format!("/labels/{at}"),
+                    format!("label {} is outside the model's vocabulary of {size}", tokenized.labels[at]),
+                ));
             }
         }
         Ok(tokenized)
@@ -257,26 +271,23 @@ impl Examples {
 
 fn given_tokens(input_ids: &[u32], labels: Option<&[i64]>) -> Result<Tokenized, Problem> {
     if let Some(at) = input_ids.iter().position(|id| i32::try_from(*id).is_err()) {
-        return Err(Problem {
-            field: format!("/input_ids/{at}"),
-            problem: format!("{} is no token id", input_ids[at]),
-        });
+        return Err(Problem::at(format!("/input_ids/{at}"), format!("{} is no token id", input_ids[at])));
     }
     let (labels, supervision) = match labels {
         None => (input_ids.iter().map(|id| *id as i32).collect(), Supervision::Everything),
         Some(labels) => {
             if labels.len() != input_ids.len() {
-                return Err(Problem {
-                    field: "/labels".to_owned(),
-                    problem: format!("{} labels for {} tokens", labels.len(), input_ids.len()),
-                });
+                return Err(Problem::at(
+                    "/labels".to_owned(),
+                    format!("{} labels for {} tokens", labels.len(), input_ids.len()),
+                ));
             }
             let label = |(at, label): (usize, &i64)| match i32::try_from(*label) {
                 Ok(label) if label >= 0 || label == IGNORED => Ok(label),
-                _ => Err(Problem {
-                    field: format!("/labels/{at}"),
-                    problem: format!("{label} is neither a token id nor {IGNORED}"),
-                }),
+                _ => Err(Problem::at(
+                    format!("/labels/{at}"),
+                    format!("{label} is neither a token id nor {IGNORED}"),
+                )),
             };
             (labels.iter().enumerate().map(label).collect::<Result<_, _>>()?, Supervision::Labels)
         }

@@ -286,7 +286,8 @@ impl Walk<'_> {
         let views = self.fixed(rows, 16)?;
         let count = self.variadic_count()?;
         let data = (0..count).map(|_| self.stretch()).collect::<Result<Vec<_>, _>>()?;
-        let mut total = 0_u64;
+        // What lies in the file once, each view makes anew.
+        let (mut total, most) = (0_u64, self.location.largest_block());
         let (views, _) = views.as_chunks::<16>();
         let value = |(row, view): (usize, &[u8; 16])| {
             if nulls.as_ref().is_some_and(|nulls| nulls.is_null(row)) {
@@ -298,8 +299,8 @@ impl Walk<'_> {
                 return Ok(Some(view[4..4 + len as usize].to_vec()));
             }
             total += u64::from(len);
-            if total > LARGEST_READ {
-                return Err(too_large(total, LARGEST_READ));
+            if total > most {
+                return Err(too_large(total, most));
             }
             let buffer = data.get(word(8) as usize).ok_or_else(|| corrupt("a view of no buffer"))?;
             Ok(Some(self.part(*buffer, word(12).into(), len.into())?.to_vec()))

@@ -1,6 +1,8 @@
 //! Thrift's compact protocol, in which a Parquet file says what it holds: just enough to walk through it before its decoder
 //! does. Knows no structure by name.
 
+use super::numbers::{varint, zigzag};
+
 /// Levels of values within one field that is skipped.
 const DEEPEST_FIELD: usize = 32;
 
@@ -106,20 +108,11 @@ impl Thrift<'_> {
     }
 
     fn varint(&mut self) -> Option<u64> {
-        let mut value = 0_u64;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            value |= u64::from(byte & 0x7f) << shift;
-            if byte < 0x80 {
-                return Some(value);
-            }
-        }
-        None
+        varint(&mut self.rest)
     }
 
-    /// Zigzag: the sign in the lowest bit.
+    /// The sign in the lowest bit.
     pub(super) fn integer(&mut self) -> Option<i64> {
-        let value = self.varint()?;
-        Some((value >> 1) as i64 ^ -((value & 1) as i64))
+        self.varint().map(zigzag)
     }
 }
