@@ -24,10 +24,10 @@ fn runs_beside_each_other_do_not_disturb_each_other() {
     }
 }
 
-/// Runs many steps and watches the memory; by hand, for it takes minutes:
-/// `cargo test --test runs -- --ignored --nocapture ten_thousand_steps`.
+/// Runs many steps and watches the memory of the process, in which nothing else may run meanwhile:
+/// `cargo test --test runs -- --ignored --nocapture`.
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "wants a process of its own for half a minute"]
 fn ten_thousand_steps_take_no_more_memory_than_one_thousand() {
     let mut bench = Bench::new();
     bench.train =
