@@ -109,10 +109,11 @@ def told(done):
 
 def result(done):
     """The `result` event of `tune … --json`."""
-    if done.returncode != 0:
-        raise Failed(told(done))
     events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return next(event for event in events if event.get("event") == "result")
+    results = [event for event in events if event.get("event") == "result"]
+    if not results:
+        raise Failed(told(done))
+    return results[0]
 
 
 def tensors(path):
@@ -138,10 +139,8 @@ def tensors(path):
 
 
 def doctor(options):
-    done = command([options.tune, "doctor", "--device", options.device, "--json"], 1800)
-    if not done.stdout.strip().startswith("{"):
-        raise Failed(told(done))
-    report = json.loads(done.stdout)
+    # A device on which an op is wrong has a result all the same.
+    report = result(command([options.tune, "doctor", "--device", options.device, "--json"], 1800))
     device = report["devices"][0]
     wrong = [f"{op['op']} in {op['dtype']}" for op in device["ops"] if not op["is_right"]]
     listed = [gpu for api in report["apis"] for gpu in api["devices"] if gpu["device"] == device["device"]]
@@ -266,16 +265,16 @@ def random_model(shape, is_quantized):
     for name, module in list(model.named_modules()):
         own = name.rsplit(".", 1)[-1]
         if isinstance(module, nn.Linear) and own in PROJECTIONS:
-            sizes = {"in_features": module.in_features, "out_features": module.out_features, "bias": False}
+            sizes = (module.in_features, module.out_features, False)
             values = weight(module.out_features, module.in_features)
             if is_quantized:
                 import bitsandbytes as bnb
 
                 kind = {"quant_type": "nf4", "compress_statistics": True}
-                new = bnb.nn.Linear4bit(**sizes, **kind, compute_dtype=torch.bfloat16, device="meta")
+                new = bnb.nn.Linear4bit(*sizes, **kind, compute_dtype=torch.bfloat16, device="meta")
                 new.weight = bnb.nn.Params4bit(values, requires_grad=False, blocksize=64, module=new, **kind).to("cuda")
             else:
-                new = nn.Linear(**sizes, device="meta")
+                new = nn.Linear(*sizes, device="meta")
                 new.weight = nn.Parameter(values, requires_grad=False)
             setattr(model.get_submodule(name.rsplit(".", 1)[0]), own, new)
         elif isinstance(module, nn.Embedding):
@@ -286,11 +285,17 @@ def random_model(shape, is_quantized):
         elif hasattr(module, "inv_freq"):
             # Its buffers are computed, not stored.
             parent, own = name.rsplit(".", 1)
-            setattr(model.get_submodule(parent), own, type(module)(config, device="cuda"))
+            with torch.device("cuda"):
+                setattr(model.get_submodule(parent), own, type(module)(config))
     if config.tie_word_embeddings:
         model.tie_weights()
     else:
         model.lm_head.weight = nn.Parameter(weight(config.vocab_size, config.hidden_size), requires_grad=False)
+    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    if left:
+        raise Failed(f"without values: {left[:5]}")
+    # By this PEFT knows.
+    model.is_loaded_in_4bit = model.is_quantized = is_quantized
     return model
 
 

@@ -273,14 +273,21 @@ impl<R: CubeRuntime> Call<'_, R> {
     }
 
     /// What the ordered routine multiplies with: `mma.sync` where it takes a depth of 16. cubek 0.2 loads the two halves
-    /// of a left operand of depth 8, which is all that Turing has, from the wrong places; there it is `wmma`.
+    /// of a left operand of depth 8, which is all that Turing has, from the wrong places; there it is `wmma`, whose tiles
+    /// are twice as wide: with as many of them to a plane, its sums would not fit into the registers.
     fn ordered(&self) -> OrderedSelectionArgs {
         let operands: StorageType = self.operands.into();
         let deep =
             MmaConfig { a_type: operands, b_type: operands, cd_type: DType::F32.into(), m: 16, n: 8, k: 16 };
         let has_deep = self.client.properties().features.matmul.mma.contains(&deep);
-        let tile_matmul = if has_deep { TileMatmulKind::Mma } else { TileMatmulKind::Cmma };
-        OrderedSelectionArgs { tile_matmul, partition_k: None, row_count: Some(8), rows_per_plane: Some(2) }
+        let (tile_matmul, row_count) =
+            if has_deep { (TileMatmulKind::Mma, 8) } else { (TileMatmulKind::Cmma, 4) };
+        OrderedSelectionArgs {
+            tile_matmul,
+            partition_k: None,
+            row_count: Some(row_count),
+            rows_per_plane: Some(2),
+        }
     }
 
     fn launch_plain(&self) {
