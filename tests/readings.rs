@@ -1,8 +1,10 @@
 //! How often a run makes the host wait for its device: once for each optimizer step, whatever it accumulates, and once for
-//! each micro-batch of an evaluation. One test, for the count is of the whole process.
+//! each micro-batch of an evaluation. One test runs anything, for the count is of the whole process; the other reads the
+//! sources for what is not counted.
 
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tune::recipe::RecipeFile;
 use tune::run::{Environment, Options, fine_tune};
@@ -61,4 +63,55 @@ fn a_step_is_read_once() {
     // Before the first step, behind the third and the last.
     assert!(ahead == known && ahead > 6 && (ahead - 6).is_multiple_of(3), "{ahead} and {known}");
     assert!(adapter == same);
+}
+
+/// The files of a folder, and of those in it.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Whatever brings numbers from a device or waits for it stands in these places, and no step of training passes them but
+/// for `read_later`.
+#[test]
+fn nothing_else_waits_for_a_device() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files = Vec::new();
+    for folder in ["src/train", "src/model", "src/objective", "src/adapter", "kernels/src"] {
+        sources(&root.join(folder), &mut files);
+    }
+    let mut found = BTreeMap::new();
+    for path in files {
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let waits = ["into_data(", ".to_data(", "into_scalar(", "::sync(", "client.sync(", "block_on("];
+        let count: usize = waits.iter().map(|wait| code.matches(wait).count()).sum();
+        let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();
+        if count > 0 && !name.ends_with("/tests.rs") {
+            found.insert(name, count);
+        }
+    }
+    let expected = [
+        // A checkpoint, or the adapter at the end.
+        ("src/train/state.rs", 1),
+        ("src/adapter/lora.rs", 1),
+        // `read_later`, of which each step has one; on a GPU its second half, when the numbers are wanted.
+        ("kernels/src/backend.rs", 1),
+        ("kernels/src/cube/read.rs", 1),
+        // Once for each shape of a run: which of two ways is faster here.
+        ("kernels/src/linear/choice.rs", 2),
+        // Before a run, or in none: what there is, how fast it is, whether it is right.
+        ("kernels/src/gpu/start.rs", 1),
+        ("kernels/src/gpu/wgpu.rs", 1),
+        ("kernels/src/ceiling.rs", 2),
+        ("kernels/src/check/mod.rs", 1),
+    ];
+    let expected: BTreeMap<_, _> = expected.map(|(name, count)| (name.to_owned(), count)).into();
+    assert_eq!(found, expected);
 }

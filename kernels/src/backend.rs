@@ -92,13 +92,13 @@ pub trait KernelBackend: Backend {
         residual: Option<&Tensor<Self, 2>>,
     ) -> Tensor<Self, 2>;
 
-    /// [`crate::rope::rope`]; every position is inside the table.
-    fn rope(
-        x: Tensor<Self, 3>,
+    /// [`crate::rope::rope_all`]; every position is inside the table.
+    fn rope<const N: usize>(
+        x: [Tensor<Self, 3>; N],
         table: &RotaryTable<Self>,
         position_ids: &Tensor<Self, 1, Int>,
         direction: Direction,
-    ) -> Tensor<Self, 3>;
+    ) -> [Tensor<Self, 3>; N];
 
     /// [`crate::swiglu::swiglu`].
     fn swiglu(gate: &Tensor<Self, 2>, up: &Tensor<Self, 2>) -> Tensor<Self, 2>;

@@ -57,13 +57,13 @@ impl KernelBackend for Flex {
         rms_norm::cpu::backward(x, weight, epsilon, dy, residual)
     }
 
-    fn rope(
-        x: Tensor<Self, 3>,
+    fn rope<const N: usize>(
+        x: [Tensor<Self, 3>; N],
         table: &RotaryTable<Self>,
         position_ids: &Tensor<Self, 1, Int>,
         direction: Direction,
-    ) -> Tensor<Self, 3> {
-        rope::cpu::rotate(x, table, position_ids, direction)
+    ) -> [Tensor<Self, 3>; N] {
+        x.map(|x| rope::cpu::rotate(x, table, position_ids, direction))
     }
 
     fn swiglu(gate: &Tensor<Self, 2>, up: &Tensor<Self, 2>) -> Tensor<Self, 2> {

@@ -81,11 +81,15 @@ fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
     line(
         "step",
         format!(
-            "{} tokens in documents of {}, {:.3} s (median of {})",
+            "{} tokens in documents of {}, {:.3} s (median of {}){}",
             Grouped(report.tokens_per_step),
             report.seq_len,
             report.tokens_per_step as f64 / report.tokens_per_second,
-            report.steps
+            report.steps,
+            match report.launch_seconds {
+                Some(seconds) => format!(", {seconds:.3} s of them to launch it"),
+                None => String::new(),
+            }
         ),
     )?;
     line(

@@ -95,6 +95,9 @@ pub struct Report {
     pub tokens_per_second_best: f64,
     /// Seconds of every timed step.
     pub step_seconds: Vec<f64>,
+    /// On a GPU, what the host took to launch the median step: the device waits for it where a step takes no longer. Not
+    /// known of a profile, whose launches are waited for.
+    pub launch_seconds: Option<f64>,
     /// Seconds until the weights were there.
     pub load_seconds: f64,
     /// Operations per second of the processor's microkernel alone, on all threads, which no step can exceed; on a GPU of the
@@ -265,6 +268,7 @@ impl OnBackend for Work<'_> {
         let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);
         let supervised = batch.supervised_tokens * self.accumulation as u64;
         let mut seconds = Vec::with_capacity(steps);
+        let mut launching = Vec::with_capacity(steps);
         let mut loss = f64::NAN;
         // As in training: a step of a GPU is launched before the numbers of the one before are read.
         let mut launched: Option<Numbers> = None;
@@ -291,6 +295,7 @@ impl OnBackend for Work<'_> {
             if let Some(profiler) = profiler.as_mut().filter(|_| step == warmup) {
                 self.times::<B>(profiler, device)?;
             }
+            let began = Instant::now();
             let gradient = || {
                 let mut gradients = Gradients::new(self.spec.layers);
                 let mut losses = Vec::with_capacity(self.accumulation);
@@ -314,6 +319,9 @@ impl OnBackend for Work<'_> {
             };
             let numbers = gradient.read_later();
             optimizer.step(&mut adapters, gradient, step as u64 + 1, 1e-4, 1.0)?;
+            if (warmup..warmup + steps).contains(&step) {
+                launching.push(began.elapsed().as_secs_f64());
+            }
             learn(launched.replace(numbers))?;
             // With a profile every kernel is waited for anyway.
             if behind == 0 {
@@ -340,8 +348,10 @@ impl OnBackend for Work<'_> {
         let tokens_per_step = tokens * self.accumulation as u64;
         let mut sorted = seconds.clone();
         sorted.sort_by(f64::total_cmp);
+        launching.sort_by(f64::total_cmp);
+        let median = |sorted: &[f64]| sorted.get(sorted.len() / 2).copied();
         let rate = |seconds: Option<&f64>| tokens_per_step as f64 / seconds.copied().unwrap_or(f64::NAN);
-        let tokens_per_second = rate(sorted.get(sorted.len() / 2));
+        let tokens_per_second = rate(median(&sorted).as_ref());
         let (plan_layers, kept_layers) = (plan.layers, plan.kept_layers);
         Ok(Report {
             parameters: self.spec.parameters(),
@@ -356,6 +366,7 @@ impl OnBackend for Work<'_> {
             tokens_per_second,
             tokens_per_second_best: rate(sorted.first()),
             step_seconds: seconds,
+            launch_seconds: median(&launching).filter(|_| on_device && profile.is_none()),
             load_seconds,
             ceiling_flops,
             share_of_ceiling: ceiling_flops

@@ -230,6 +230,7 @@ fn train(
         compute,
         dtype,
         plan,
+        device_name: device.name(),
         runs_ahead: options.runs_ahead || device.has_own_memory(),
         observer,
     });
@@ -251,6 +252,7 @@ struct Training<'a> {
     compute: String,
     dtype: FloatDtype,
     plan: Plan,
+    device_name: String,
     runs_ahead: bool,
     observer: &'a mut dyn Observer,
 }
@@ -336,6 +338,7 @@ impl OnBackend for Training<'_> {
             stop: environment.stop,
             clock: self.clock,
             place: &place,
+            device: &self.device_name,
             kept_layers: self.plan.kept_layers,
             runs_ahead: self.runs_ahead,
         };

@@ -219,7 +219,7 @@ impl From<FitError> for Error {
             FitError::Checkpoint(error) => error.into(),
             FitError::Adapter(error) => error.into(),
             FitError::Model(error) => error.into(),
-            FitError::Device(message) => Failed::new("the device".to_owned(), &message).into(),
+            FitError::Device { device, message } => Failed::new(device, &message).into(),
             FitError::Diverged { fault, checkpoint } => Self::Diverged { fault, checkpoint },
         }
     }

@@ -347,7 +347,7 @@ impl<O: Observer, R, F: FnOnce(&mut Voice<'_>, &mut O) -> R> OnBackend for Speak
                 _ => &nothing,
             };
             let loss = B::read_later(evaluate(&decoder, adapters, batch)?);
-            let losses = loss.wait().map_err(FitError::Device)?;
+            let losses = loss.wait().map_err(|message| FitError::device(&speaker.device.name(), message))?;
             Ok(losses.into_iter().map(f64::from).sum())
         };
         Ok(body(&mut Voice { answer: &mut ask, loss: &mut loss }, observer))

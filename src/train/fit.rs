@@ -55,8 +55,13 @@ pub enum FitError {
     #[error(transparent)]
     Adapter(#[from] adapter::Error),
     /// The device computes no longer.
-    #[error("the device failed: {0}")]
-    Device(String),
+    #[error("{device} failed: {message}")]
+    Device {
+        /// What it is called.
+        device: String,
+        /// What its runtime says.
+        message: String,
+    },
     /// The loss or a gradient is no longer a number. What was learned before this step is in the newest checkpoint.
     #[error("{fault}")]
     Diverged {
@@ -65,6 +70,13 @@ pub enum FitError {
         /// The checkpoint of the step before, where there is one.
         checkpoint: Option<PathBuf>,
     },
+}
+
+impl FitError {
+    /// `device` failed, and its runtime says `message`.
+    pub fn device(device: &str, message: String) -> Self {
+        Self::Device { device: device.to_owned(), message }
+    }
 }
 
 /// What the loop works on.
@@ -89,6 +101,8 @@ pub struct Fit<'a, B: KernelBackend> {
     pub clock: Clock,
     /// Names a row for people.
     pub place: &'a dyn Fn(RowId) -> String,
+    /// What messages call the device.
+    pub device: &'a str,
     /// How many of the top layers keep what their backward pass needs.
     pub kept_layers: usize,
     /// The device has a queue of its own: each step is launched before the numbers of the one before are read.
@@ -321,7 +335,7 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let Some(Launched { batch, learning_rate, numbers }) = self.launched.take() else {
             return Ok(Learned::Good);
         };
-        let found = numbers.wait().map_err(FitError::Device)?;
+        let found = numbers.wait().map_err(|message| FitError::device(self.fit.device, message))?;
         let now = Instant::now();
         self.pace.time += now.duration_since(std::mem::replace(&mut self.since, now));
         self.pace.tokens += batch.tokens() as u64;
@@ -462,7 +476,7 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     /// Adds the loss of a micro-batch to the sum of an evaluation.
     fn add_held_out(&self, launched: Option<(MicroBatch, Reading)>, sum: &mut f64) -> Result<(), FitError> {
         let Some((micro_batch, loss)) = launched else { return Ok(()) };
-        let losses = loss.wait().map_err(FitError::Device)?;
+        let losses = loss.wait().map_err(|message| FitError::device(self.fit.device, message))?;
         *sum += losses.into_iter().map(f64::from).sum::<f64>();
         if sum.is_finite() {
             return Ok(());
@@ -500,7 +514,7 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     /// Saves what was learned before `error`, and names the checkpoint of a step that diverged.
     fn keep_what_was_good(&mut self, mut error: FitError) -> FitError {
         let is_worth_saving = match &error {
-            FitError::Folder(_) | FitError::Checkpoint(_) | FitError::Device(_) => false,
+            FitError::Folder(_) | FitError::Checkpoint(_) | FitError::Device { .. } => false,
             FitError::Diverged { fault, .. } => fault.what != Quantity::HeldOutLoss,
             FitError::Data(_) | FitError::Model(_) | FitError::Adapter(_) => true,
         };

@@ -283,13 +283,16 @@ impl Workload<'_> {
     fn tape(&self) -> u64 {
         let spec = self.spec;
         let (queries, keys) = self.head_widths();
-        let ranks: u64 = match self.targets.last() {
-            // The layers of one run are adapted alike, or not at all.
-            Some(last) => {
-                let same = |target: &&Target| target.module.layer == last.module.layer;
-                self.targets.iter().filter(same).map(|target| target.rank as u64).sum()
-            }
-            None => 0,
+        // The layers of one run are adapted alike, or not at all.
+        let last = self.targets.last().map(|target| target.module.layer);
+        let adapted = || self.targets.iter().filter(|target| Some(target.module.layer) == last);
+        let ranks: u64 = adapted().map(|target| target.rank as u64).sum();
+        // A and B in the compute dtype, as the products of a GPU read them.
+        let operands: u64 = match self.on_device {
+            true => adapted()
+                .map(|target| (target.rank * (target.module.in_features + target.module.out_features)) as u64)
+                .sum(),
+            false => 0,
         };
         let hidden = spec.hidden_size as u64;
         // Under DoRA the outputs of two projections as they are before their magnitudes; those of the others take the
@@ -297,7 +300,8 @@ impl Workload<'_> {
         let magnitudes = if self.uses_dora() { 2 * hidden } else { 0 };
         let values =
             magnitudes + 2 * hidden + 2 * queries + 2 * keys + 2 * spec.intermediate_size as u64 + ranks;
-        self.tokens * (values * self.dtype.bytes() as u64 + 4 * spec.attention_heads as u64)
+        let value = self.dtype.bytes() as u64;
+        self.tokens * (values * value + 4 * spec.attention_heads as u64) + operands * value
     }
 
     fn uses_dora(&self) -> bool {

@@ -1,66 +1,95 @@
-//! AdamW on a GPU, and the norm: one unit for each element, and a cube for each part of a sum.
+//! AdamW on a GPU, and the norm: many tensors a launch, for a model has hundreds of small ones.
 //!
-//! What gradients are multiplied by is a number on the device: negative where nothing may change.
+//! A launch has a column of cubes for each tensor. What gradients are multiplied by is a number on the device: negative
+//! where nothing may change.
 
+use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{CLIP_EPSILON, Factors};
+use crate::cube::convert::scaled;
 use crate::cube::reduce::cube_sum;
-use crate::cube::tensor::{array, cubes, elements, empty, in_place, units};
+use crate::cube::tensor::{array, cubes, elements, empty, many};
 
-/// One parameter's update: parameter, gradient (absent: zero), first and second moment; what they become.
+/// Units of a cube.
+const UNITS: u32 = 256;
+
+/// Cubes that share a tensor at most; a larger one is gone through in several rounds.
+const MOST_CUBES: u32 = 4096;
+
+/// A parameter, its gradient (absent: zero), its first and second moment.
+pub(crate) struct Trained<R: CubeRuntime> {
+    pub(crate) parameter: CubeTensor<R>,
+    pub(crate) gradient: Option<CubeTensor<R>>,
+    pub(crate) moments: [CubeTensor<R>; 2],
+}
+
+/// Updates all of `trained`, in place where nobody else holds a tensor.
 pub(crate) fn update<R: CubeRuntime>(
-    parameter: CubeTensor<R>,
-    gradient: Option<&CubeTensor<R>>,
-    moments: [CubeTensor<R>; 2],
+    mut trained: Vec<Trained<R>>,
     gradient_factor: &CubeTensor<R>,
     factors: Factors,
-) -> (CubeTensor<R>, [CubeTensor<R>; 2]) {
-    let [first, second] = moments;
-    let (new, new_first, new_second) = (in_place(&parameter), in_place(&first), in_place(&second));
-    let count = elements(&parameter);
-    let (cubes, dim) = units(count);
-    // SAFETY: units from `count` on do nothing, and an element is read before the same unit writes it.
-    unsafe {
-        adamw_kernel::launch_unchecked::<R>(
-            &parameter.client,
-            cubes,
-            dim,
-            array(&parameter),
-            array(gradient.unwrap_or(&parameter)),
-            array(&first),
-            array(&second),
-            array(gradient_factor),
-            array(&new),
-            array(&new_first),
-            array(&new_second),
-            count as u32,
-            factors.decay,
-            factors.first,
-            factors.beta_2,
-            factors.second,
-            factors.step_size,
-            factors.root_correction,
-            factors.epsilon,
-            gradient.is_some(),
-        );
+) -> Vec<(CubeTensor<R>, [CubeTensor<R>; 2])> {
+    for Trained { parameter, moments: [first, second], .. } in &mut trained {
+        for tensor in [parameter, first, second] {
+            if !tensor.can_mut() {
+                *tensor = scaled(tensor, 1.0, DType::F32);
+            }
+        }
     }
-    (new, [new_first, new_second])
+    let client = &gradient_factor.client;
+    for alike in trained.chunk_by(|a, b| a.gradient.is_some() == b.gradient.is_some()) {
+        for together in alike.chunks(many(client, 4)) {
+            let argument = |one: &Trained<R>| {
+                TrainedDataLaunch::new(
+                    array(&one.parameter),
+                    array(one.gradient.as_ref().unwrap_or(&one.parameter)),
+                    array(&one.moments[0]),
+                    array(&one.moments[1]),
+                    elements(&one.parameter) as u32,
+                )
+            };
+            let most = together.iter().map(|one| elements(&one.parameter) as u32).max().unwrap_or(0);
+            let columns = most.div_ceil(UNITS).clamp(1, MOST_CUBES);
+            // SAFETY: a unit stays below the elements of its tensor, and reads each of them before it writes it.
+            unsafe {
+                adamw_kernel::launch_unchecked::<R>(
+                    client,
+                    CubeCount::Static(columns, together.len() as u32, 1),
+                    CubeDim::new_1d(UNITS),
+                    together.iter().map(argument).collect(),
+                    array(gradient_factor),
+                    factors.decay,
+                    factors.first,
+                    factors.beta_2,
+                    factors.second,
+                    factors.step_size,
+                    factors.root_correction,
+                    factors.epsilon,
+                    alike[0].gradient.is_some(),
+                );
+            }
+        }
+    }
+    trained.into_iter().map(|one| (one.parameter, one.moments)).collect()
+}
+
+/// [`Trained`] in a kernel.
+#[derive(CubeType, CubeLaunch)]
+struct TrainedData {
+    parameter: Array<f32>,
+    gradient: Array<f32>,
+    first: Array<f32>,
+    second: Array<f32>,
+    count: u32,
 }
 
 #[cube(launch_unchecked)]
 fn adamw_kernel(
-    parameter: &Array<f32>,
-    gradient: &Array<f32>,
-    first: &Array<f32>,
-    second: &Array<f32>,
+    trained: &mut Sequence<TrainedData>,
     gradient_factor: &Array<f32>,
-    new: &mut Array<f32>,
-    new_first: &mut Array<f32>,
-    new_second: &mut Array<f32>,
-    count: u32,
     decay: f32,
     one_minus_beta_1: f32,
     beta_2: f32,
@@ -70,28 +99,31 @@ fn adamw_kernel(
     epsilon: f32,
     #[comptime] has_gradient: bool,
 ) {
-    if ABSOLUTE_POS >= count as usize {
+    let factor = gradient_factor[0];
+    if factor < 0.0f32 {
         terminate!();
     }
-    let factor = gradient_factor[0];
-    let p = parameter[ABSOLUTE_POS];
-    let m = first[ABSOLUTE_POS];
-    let v = second[ABSOLUTE_POS];
-    if factor < 0.0f32 {
-        new[ABSOLUTE_POS] = p;
-        new_first[ABSOLUTE_POS] = m;
-        new_second[ABSOLUTE_POS] = v;
-    } else {
-        let mut g = 0.0f32;
-        if comptime!(has_gradient) {
-            g = gradient[ABSOLUTE_POS] * factor;
+    #[unroll]
+    for index in 0..trained.len() {
+        if CUBE_POS_Y == index as u32 {
+            let one = trained.index_mut(index);
+            let mut at = CUBE_POS_X * UNITS + UNIT_POS;
+            while at < one.count {
+                let here = at as usize;
+                let mut g = 0.0f32;
+                if comptime!(has_gradient) {
+                    g = one.gradient[here] * factor;
+                }
+                let m = one.first[here];
+                let m = m + one_minus_beta_1 * (g - m);
+                let v = beta_2 * one.second[here] + one_minus_beta_2 * g * g;
+                let root = v.sqrt() / root_correction + epsilon;
+                one.first[here] = m;
+                one.second[here] = v;
+                one.parameter[here] = one.parameter[here] * decay + step_size * m / root;
+                at += CUBE_COUNT_X * UNITS;
+            }
         }
-        let m = m + one_minus_beta_1 * (g - m);
-        let v = beta_2 * v + one_minus_beta_2 * g * g;
-        let root = v.sqrt() / root_correction + epsilon;
-        new_first[ABSOLUTE_POS] = m;
-        new_second[ABSOLUTE_POS] = v;
-        new[ABSOLUTE_POS] = p * decay + step_size * m / root;
     }
 }
 
@@ -101,7 +133,7 @@ pub(crate) fn gradient_factor<R: CubeRuntime>(
     scale: f64,
     max_norm: f64,
 ) -> CubeTensor<R> {
-    let factor = empty(numbers, &[1], burn::tensor::DType::F32);
+    let factor = empty(numbers, &[1], DType::F32);
     // SAFETY: one unit, which reads the numbers there are and writes the one that is.
     unsafe {
         factor_kernel::launch_unchecked::<R>(
@@ -149,39 +181,40 @@ fn factor_kernel(
 
 /// Elements that one cube adds up.
 const PART: u32 = 16_384;
-const SUM_UNITS: u32 = 256;
 
 /// √(Σ x²) of all tensors, `[1]`: of sums over parts, all in compensated f32.
 pub(crate) fn norm<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> CubeTensor<R> {
     let parts = |tensor: &CubeTensor<R>| (elements(tensor) as u32).div_ceil(PART);
     let like = &tensors[0];
     let total: u32 = tensors.iter().map(parts).sum();
-    let sums = empty(like, &[total as usize], burn::tensor::DType::F32);
+    let sums = empty(like, &[total as usize], DType::F32);
     let mut start = 0;
-    for tensor in tensors {
-        let parts = parts(tensor);
-        // SAFETY: cubes from `parts` on do nothing, elements from the tensor's end on are not read.
+    for together in tensors.chunks(many(&like.client, 1)) {
+        let most = together.iter().map(parts).max().unwrap_or(0);
+        let argument = |tensor: &CubeTensor<R>| {
+            let first = start;
+            start += parts(tensor);
+            SummedLaunch::new(array(tensor), elements(tensor) as u32, first)
+        };
+        let arguments = together.iter().map(argument).collect();
+        // SAFETY: elements from a tensor's end on are not read, and parts that it has not are not written.
         unsafe {
             sum_of_squares_kernel::launch_unchecked::<R>(
                 &like.client,
-                cubes(parts),
-                CubeDim::new_1d(SUM_UNITS),
-                array(tensor),
+                CubeCount::Static(most.clamp(1, MOST_CUBES), together.len() as u32, 1),
+                CubeDim::new_1d(UNITS),
+                arguments,
                 array(&sums),
-                elements(tensor) as u32,
-                parts,
-                start,
             );
         }
-        start += parts;
     }
-    let norm = empty(like, &[1], burn::tensor::DType::F32);
+    let norm = empty(like, &[1], DType::F32);
     // SAFETY: one cube, which reads the `total` sums there are.
     unsafe {
         root_kernel::launch_unchecked::<R>(
             &like.client,
             cubes(1),
-            CubeDim::new_1d(SUM_UNITS),
+            CubeDim::new_1d(UNITS),
             array(&sums),
             array(&norm),
             total,
@@ -190,24 +223,42 @@ pub(crate) fn norm<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> CubeTensor<R> {
     norm
 }
 
+/// A tensor whose squares are added up, in a kernel.
+#[derive(CubeType, CubeLaunch)]
+struct Summed {
+    x: Array<f32>,
+    count: u32,
+    /// Where the sums of its parts begin.
+    start: u32,
+}
+
 #[cube(launch_unchecked)]
-fn sum_of_squares_kernel(x: &Array<f32>, sums: &mut Array<f32>, count: u32, parts: u32, start: u32) {
-    if CUBE_POS >= parts as usize {
-        terminate!();
-    }
+fn sum_of_squares_kernel(tensors: &Sequence<Summed>, sums: &mut Array<f32>) {
     let mut shared = SharedMemory::<f32>::new(256usize);
-    let first = CUBE_POS as u32 * PART;
-    let sum = unit_sum(x, first, min(first + PART, count), true);
-    let sum = cube_sum(sum, &mut shared, SUM_UNITS);
-    if UNIT_POS == 0 {
-        sums[start as usize + CUBE_POS] = sum;
+    #[unroll]
+    for index in 0..tensors.len() {
+        if CUBE_POS_Y == index as u32 {
+            let tensor = tensors.index(index);
+            let mut part = CUBE_POS_X;
+            while part * PART < tensor.count {
+                let first = part * PART;
+                let sum = unit_sum(&tensor.x, first, min(first + PART, tensor.count), true);
+                let sum = cube_sum(sum, &mut shared, UNITS);
+                if UNIT_POS == 0 {
+                    sums[(tensor.start + part) as usize] = sum;
+                }
+                // The next part takes the same memory.
+                sync_cube();
+                part += CUBE_COUNT_X;
+            }
+        }
     }
 }
 
 #[cube(launch_unchecked)]
 fn root_kernel(sums: &Array<f32>, root: &mut Array<f32>, count: u32) {
     let mut shared = SharedMemory::<f32>::new(256usize);
-    let sum = cube_sum(unit_sum(sums, 0u32, count, false), &mut shared, SUM_UNITS);
+    let sum = cube_sum(unit_sum(sums, 0u32, count, false), &mut shared, UNITS);
     if UNIT_POS == 0 {
         root[0] = sum.sqrt();
     }
@@ -228,7 +279,7 @@ fn unit_sum(x: &Array<f32>, first: u32, end: u32, #[comptime] squares: bool) -> 
         let next = sum + part;
         lost = (next - sum) - part;
         sum = next;
-        at += SUM_UNITS;
+        at += UNITS;
     }
     sum
 }

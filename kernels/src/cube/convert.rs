@@ -9,7 +9,7 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::tensor::{array, dims, elements, empty, empty_like, units};
+use super::tensor::{array, dims, elements, empty, empty_like, many, units};
 use crate::dropout::{Dropout, Mask};
 
 /// `source` in `dtype`: itself where it is already.
@@ -20,47 +20,77 @@ pub(crate) fn cast<R: CubeRuntime>(source: &CubeTensor<R>, dtype: DType) -> Cube
 /// `factor · source` in `dtype`, rounded once.
 pub(crate) fn scaled<R: CubeRuntime>(source: &CubeTensor<R>, factor: f32, dtype: DType) -> CubeTensor<R> {
     let target = empty(source, &dims(source), dtype);
-    copy(source, factor, &target, 0);
+    copy_all(&[Part { source, factor, offset: 0 }], &target);
     target
 }
 
-/// Writes `factor · source` to `target`, from its element `offset` on.
-pub(crate) fn copy<R: CubeRuntime>(
-    source: &CubeTensor<R>,
-    factor: f32,
-    target: &CubeTensor<R>,
-    offset: usize,
-) {
-    let count = elements(source);
-    let (cubes, dim) = units(count);
-    // SAFETY: units from `count` on do nothing; callers leave room behind `offset`.
-    unsafe {
-        copy_kernel::launch_unchecked::<R>(
-            &source.client,
-            cubes,
-            dim,
-            array(source),
-            array(target),
-            count as u32,
-            offset as u32,
-            factor,
-            [source.dtype.into(), target.dtype.into()],
-        );
+/// A tensor on its way into a part of a larger one.
+pub(crate) struct Part<'a, R: CubeRuntime> {
+    pub(crate) source: &'a CubeTensor<R>,
+    /// What it is multiplied by.
+    pub(crate) factor: f32,
+    /// The element of the target that its first one becomes.
+    pub(crate) offset: usize,
+}
+
+/// Writes all of `parts`, which are of one dtype, to `target`, each number rounded once.
+pub(crate) fn copy_all<R: CubeRuntime>(parts: &[Part<'_, R>], target: &CubeTensor<R>) {
+    for together in parts.chunks(many(&target.client, 1)) {
+        let argument = |part: &Part<'_, R>| {
+            PartDataLaunch::new(
+                array(part.source),
+                elements(part.source) as u32,
+                part.offset as u32,
+                part.factor,
+            )
+        };
+        let most = together.iter().map(|part| elements(part.source) as u32).max().unwrap_or(0);
+        // SAFETY: a unit stays below the elements of its part; callers leave room behind every offset.
+        unsafe {
+            copy_kernel::launch_unchecked::<R>(
+                &target.client,
+                CubeCount::Static(most.div_ceil(UNITS).clamp(1, MOST_CUBES), together.len() as u32, 1),
+                CubeDim::new_1d(UNITS),
+                together.iter().map(argument).collect(),
+                array(target),
+                [together[0].source.dtype.into(), target.dtype.into()],
+            );
+        }
     }
+}
+
+/// Units of a cube that copies.
+const UNITS: u32 = 256;
+
+/// Cubes that share a part at most; a larger one is gone through in several rounds.
+const MOST_CUBES: u32 = 32_768;
+
+/// A [`Part`] in a kernel.
+#[derive(CubeType, CubeLaunch)]
+struct PartData<S: Float> {
+    data: Array<S>,
+    count: u32,
+    offset: u32,
+    factor: f32,
 }
 
 #[cube(launch_unchecked)]
 fn copy_kernel<S: Float, D: Float>(
-    source: &Array<S>,
+    parts: &Sequence<PartData<S>>,
     target: &mut Array<D>,
-    count: u32,
-    offset: u32,
-    factor: f32,
     #[define(S, D)] _dtypes: [StorageType; 2],
 ) {
-    if ABSOLUTE_POS < count as usize {
-        let value = f32::cast_from(source[ABSOLUTE_POS]) * factor;
-        target[ABSOLUTE_POS + offset as usize] = D::cast_from(value);
+    #[unroll]
+    for index in 0..parts.len() {
+        if CUBE_POS_Y == index as u32 {
+            let part = parts.index(index);
+            let mut at = CUBE_POS_X * UNITS + UNIT_POS;
+            while at < part.count {
+                let value = f32::cast_from(part.data[at as usize]) * part.factor;
+                target[(part.offset + at) as usize] = D::cast_from(value);
+                at += CUBE_COUNT_X * UNITS;
+            }
+        }
     }
 }
 

@@ -15,6 +15,7 @@ pub(crate) mod tensor;
 mod watch;
 
 use burn::tensor::{Int, Tensor};
+use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use crate::adamw::{AdamWConfig, Guard, Moments, Update};
@@ -63,14 +64,14 @@ where
         wrap(rms_norm::cube::backward(&float(x), &float(weight), epsilon, &dy, residual.as_ref()))
     }
 
-    fn rope(
-        x: Tensor<Self, 3>,
+    fn rope<const N: usize>(
+        x: [Tensor<Self, 3>; N],
         table: &RotaryTable<Self>,
         position_ids: &Tensor<Self, 1, Int>,
         direction: Direction,
-    ) -> Tensor<Self, 3> {
+    ) -> [Tensor<Self, 3>; N] {
         let (cos, sin) = (float(&table.cos), float(&table.sin));
-        wrap(rope::cube::rotate(into_float(x), &cos, &sin, &int(position_ids), direction))
+        rope::cube::rotate(x.map(into_float), &cos, &sin, &int(position_ids), direction).map(wrap)
     }
 
     fn swiglu(gate: &Tensor<Self, 2>, up: &Tensor<Self, 2>) -> Tensor<Self, 2> {
@@ -127,14 +128,16 @@ where
     ) -> Vec<(Tensor<Self, 2>, Moments<Self>)> {
         let factors = adamw::Factors::new(config, learning_rate, step);
         let factor = adamw::cube::gradient_factor(&float(&guard.numbers), guard.scale, guard.max_norm);
-        let update = |Update { parameter, gradient, moments }: Update<Self>| {
-            let gradient = gradient.map(into_float);
-            let moments = [into_float(moments.first), into_float(moments.second)];
-            let (parameter, [first, second]) =
-                adamw::cube::update(into_float(parameter), gradient.as_ref(), moments, &factor, factors);
+        let trained = |Update { parameter, gradient, moments }: Update<Self>| adamw::cube::Trained {
+            parameter: into_float(parameter),
+            gradient: gradient.map(into_float),
+            moments: [into_float(moments.first), into_float(moments.second)],
+        };
+        let updated = |(parameter, [first, second]): (CubeTensor<R>, [CubeTensor<R>; 2])| {
             (wrap(parameter), Moments { first: wrap(first), second: wrap(second) })
         };
-        updates.into_iter().map(update).collect()
+        let trained = updates.into_iter().map(trained).collect();
+        adamw::cube::update(trained, &factor, factors).into_iter().map(updated).collect()
     }
 
     fn norm(tensors: &[&Tensor<Self, 2>]) -> Tensor<Self, 1> {

@@ -76,10 +76,9 @@ impl<R: CubeRuntime> Rows<R> {
         Self { columns, offset: first, ..all }
     }
 
-    /// `rows` rows from `first` on.
-    pub(crate) fn lines(tensor: CubeTensor<R>, first: usize, rows: usize) -> Self {
-        let all = Self::all(tensor);
-        Self { rows, offset: first * all.stride, ..all }
+    /// `[rows, columns]` from element `offset` of a tensor on.
+    pub(crate) fn at(tensor: CubeTensor<R>, offset: usize, [rows, columns]: [usize; 2]) -> Self {
+        Self { tensor, rows, columns, offset, stride: columns }
     }
 
     fn argument<E: CubePrimitive>(&self, vector_size: usize) -> DenseLaunch<E, R> {

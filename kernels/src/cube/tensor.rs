@@ -121,6 +121,13 @@ pub(crate) fn cubes(count: u32) -> CubeCount {
     }
 }
 
+/// How many things of `buffers` buffers each one launch takes, beside two more buffers: what the device binds at once, and
+/// no more than a kernel should have code for.
+pub(crate) fn many<R: CubeRuntime>(client: &ComputeClient<R>, buffers: usize) -> usize {
+    let bound = client.properties().hardware.max_bindings as usize;
+    (bound.saturating_sub(2) / buffers).clamp(1, 28)
+}
+
 /// A tensor as a kernel's argument.
 pub(crate) fn array<R: CubeRuntime>(tensor: &CubeTensor<R>) -> ArrayArg<R> {
     // SAFETY: the tensor is contiguous, so its buffer holds as many elements as its shape has.

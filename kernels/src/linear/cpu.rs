@@ -3,7 +3,9 @@
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
 
-use super::{FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected, few};
+use super::{
+    Down, FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected, few,
+};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{
     Columns, PackedRows, Place, Product, RowSource, Side, Stored, Term, Tile, multiply,
@@ -280,7 +282,7 @@ pub(crate) fn forward(
             .zip(layers)
             .map(|(out, layer)| tensor::from_buffer(out, [tokens, layer.weight.shape()[0]]))
             .collect();
-        let down = (ranks > 0).then(|| tensor::from_buffer(down, [tokens, ranks]));
+        let down = (ranks > 0).then(|| Down { t: tensor::from_buffer(down, [tokens, ranks]), operands: None });
         Projected { outputs, down }
     })
 }
@@ -303,7 +305,7 @@ pub(crate) fn backward(request: LinearBackward<'_, Flex>) -> LinearGradients<Fle
     let adapters = Adapter::all(layers);
     let ranks: usize = layers.iter().map(Linear::rank).sum();
     let adapted = x.zip(down).filter(|_| ranks > 0);
-    let adapted = adapted.map(|(x, down)| (tensor::primitive(x.clone()), tensor::primitive(down.clone())));
+    let adapted = adapted.map(|(x, down)| (tensor::primitive(x.clone()), tensor::primitive(down.t.clone())));
     with_float!(dy[0].dtype(), T => {
         let dy: Vec<&[T]> = dy.iter().map(|dy| dy.storage::<T>()).collect();
         let outs: Vec<usize> = layers.iter().map(|layer| layer.weight.shape()[0]).collect();

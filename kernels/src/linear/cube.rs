@@ -12,10 +12,10 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::choice::{DEQUANTIZE_FROM, over_nf4};
-use super::{FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected};
-use crate::cube::convert::{add_dropped, cast, copy, dropped, scaled};
+use super::{Down, FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected};
+use crate::cube::convert::{Part, add_dropped, cast, copy_all, dropped};
 use crate::cube::product::{Finish, Operand, Rows, Stored, product, product_into};
-use crate::cube::tensor::{dims, empty, float, wrap};
+use crate::cube::tensor::{empty, float, wrap};
 use crate::dropout::Dropout;
 use crate::nf4::cube::{Nf4Tensors, dequantize};
 
@@ -91,20 +91,26 @@ struct Adapter<R: CubeRuntime> {
     rank: usize,
 }
 
-/// All adapters of a group, their `A` one below the other in one tensor.
+/// All adapters of a group, in one tensor: their `A` one below the other, behind them every `scaling · B`.
 struct Adapters<R: CubeRuntime> {
-    /// `[Σ rank, in]`.
-    a: CubeTensor<R>,
+    /// In the compute dtype.
+    operands: CubeTensor<R>,
+    /// `A` of all layers, `[Σ rank, in]`.
+    a: Rows<R>,
     /// For each layer.
     layers: Vec<Option<Adapter<R>>>,
 }
 
+/// Elements whose multiples the matrices of [`Adapters`] begin at, so that vectors divide them.
+const ALIGNMENT: usize = 16;
+
 impl<R: CubeRuntime> Adapters<R> {
-    /// `None` where no layer has one.
+    /// `None` where no layer has one. `operands` are those of the forward, in the backward.
     fn new<F, I, T>(
         layers: &[Linear<'_, CubeBackend<R, F, I, T>>],
         like: &CubeTensor<R>,
         width: usize,
+        operands: Option<CubeTensor<R>>,
     ) -> Option<Self>
     where
         F: FloatElement,
@@ -115,34 +121,50 @@ impl<R: CubeRuntime> Adapters<R> {
         if ranks == 0 {
             return None;
         }
-        let a = empty(like, &[ranks, width], like.dtype);
+        let mut length = (ranks * width).next_multiple_of(ALIGNMENT);
         let mut first = 0;
-        let mut adapter = |lora: &Lora<CubeBackend<R, F, I, T>>| {
-            let rank = lora.a.dims()[0];
-            copy(&float(&lora.a), 1.0, &a, first * width);
-            let adapter = Adapter {
-                a: Rows::lines(a.clone(), first, rank),
-                b: Rows::all(scaled(&float(&lora.b), lora.scaling, like.dtype)),
+        let mut place = |layer: &Linear<'_, CubeBackend<R, F, I, T>>| {
+            let place = layer.lora.map(|_| (first, length));
+            first += layer.rank();
+            length += (layer.weight.shape()[0] * layer.rank()).next_multiple_of(ALIGNMENT);
+            place
+        };
+        let places: Vec<_> = layers.iter().map(&mut place).collect();
+        let operands = operands.unwrap_or_else(|| {
+            let operands = empty(like, &[length], like.dtype);
+            let loras =
+                layers.iter().map(|layer| layer.lora.map(|lora| (float(&lora.a), float(&lora.b), lora)));
+            let loras: Vec<_> = loras.zip(&places).filter_map(|(lora, place)| lora.zip(*place)).collect();
+            let parts = loras.iter().flat_map(|((a, b, lora), (first, offset))| {
+                let a = Part { source: a, factor: 1.0, offset: first * width };
+                [a, Part { source: b, factor: lora.scaling, offset: *offset }]
+            });
+            copy_all(&parts.collect::<Vec<_>>(), &operands);
+            operands
+        });
+        let adapter = |lora: &Lora<CubeBackend<R, F, I, T>>, (first, offset): (usize, usize)| {
+            let [out, rank] = lora.b.dims();
+            Adapter {
+                a: Rows::at(operands.clone(), first * width, [rank, width]),
+                b: Rows::at(operands.clone(), offset, [out, rank]),
                 scaling: lora.scaling,
                 dropout: lora.dropout,
                 first,
                 rank,
-            };
-            first += rank;
-            adapter
+            }
         };
-        let layers = layers.iter().map(|layer| layer.lora.map(&mut adapter)).collect();
-        Some(Self { a, layers })
+        let layers = layers.iter().zip(places);
+        let layers = layers.map(|(layer, place)| Some(adapter(layer.lora?, place?))).collect();
+        Some(Self { a: Rows::at(operands.clone(), 0, [ranks, width]), operands, layers })
     }
 
     /// `t` of all layers, `[tokens, Σ rank]`.
     fn down(&self, x: &Rows<R>) -> CubeTensor<R> {
         let (like, dtype) = (&x.tensor, x.tensor.dtype);
         if self.layers.iter().flatten().all(|layer| layer.dropout.is_none()) {
-            let a = Rows::all(self.a.clone());
-            return product(like, Operand::dense(x), Operand::transposed(&a), Finish::default(), dtype);
+            return product(like, Operand::dense(x), Operand::transposed(&self.a), Finish::default(), dtype);
         }
-        let down = empty(like, &[x.rows, dims(&self.a)[0]], dtype);
+        let down = empty(like, &[x.rows, self.a.rows], dtype);
         for layer in self.layers.iter().flatten() {
             let dropped = layer.dropped(x);
             let target = Rows::part(down.clone(), layer.first, layer.rank);
@@ -182,7 +204,7 @@ where
     let x = Rows::all(float(x));
     let dtype = x.tensor.dtype;
     let residual = residual.map(float);
-    let adapters = Adapters::new(layers, &x.tensor, x.columns);
+    let adapters = Adapters::new(layers, &x.tensor, x.columns, None);
     let down = adapters.as_ref().map(|adapters| adapters.down(&x));
     let output = |(index, layer): (usize, &Linear<'_, CubeBackend<R, F, I, T>>)| {
         let bias = layer.bias.map(|bias| cast(&float(bias), dtype));
@@ -197,7 +219,9 @@ where
         }))
     };
     let outputs = layers.iter().enumerate().map(output).collect();
-    Projected { outputs, down: down.map(wrap) }
+    let down = down.zip(adapters);
+    let down = down.map(|(t, adapters)| Down { t: wrap(t), operands: Some(wrap(adapters.operands)) });
+    Projected { outputs, down }
 }
 
 /// [`super::linear_backward`].
@@ -212,11 +236,12 @@ where
 {
     let LinearBackward { x, layers, down, dy, wants_x, sums } = request;
     let x = x.map(|x| Rows::all(float(x)));
-    let down = down.map(float);
+    let operands = down.and_then(|down| down.operands.as_ref()).map(float);
+    let down = down.map(|down| float(&down.t));
     let dy: Vec<_> = dy.iter().map(|dy| Rows::all(float(dy))).collect();
     let (like, dtype) = (&dy[0].tensor, dy[0].tensor.dtype);
     let width = layers[0].weight.shape()[1];
-    let adapters = Adapters::new(layers, like, width);
+    let adapters = Adapters::new(layers, like, width, operands);
     // One layer's gradient is rounded as it is written; several are added up in f32 first.
     let is_sum = layers.len() > 1 || layers[0].lora.is_some_and(|lora| lora.dropout.is_some());
     let sum_dtype = if is_sum { DType::F32 } else { dtype };

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use burn_flex::Flex;
 
 use super::cpu::{Adapter, WeightTensors, finish};
-use super::{Linear, Projected};
+use super::{Down, Linear, Projected};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::few::{self, LANES, MOST, Vectors};
 use crate::cpu::matmul::{Side, Stored};
@@ -81,7 +81,7 @@ pub(super) fn forward(
             .zip(&outs)
             .map(|(out, width)| tensor::from_buffer(out, [tokens, *width]))
             .collect();
-        let down = (ranks > 0).then(|| tensor::from_buffer(down, [tokens, ranks]));
+        let down = (ranks > 0).then(|| Down { t: tensor::from_buffer(down, [tokens, ranks]), operands: None });
         Projected { outputs, down }
     })
 }

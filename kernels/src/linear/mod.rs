@@ -94,9 +94,18 @@ impl<B: Backend> Copy for Linear<'_, B> {}
 pub struct Projected<B: Backend> {
     /// `[tokens, out]` of each layer.
     pub outputs: Vec<Tensor<B, 2>>,
-    /// `t` of all layers side by side, `[tokens, Σ rank]`: what [`linear_backward`] wants back. `None` where no layer
-    /// has an adapter.
-    pub down: Option<Tensor<B, 2>>,
+    /// What [`linear_backward`] wants back. `None` where no layer has an adapter.
+    pub down: Option<Down<B>>,
+}
+
+/// What the adapters of [`linear`] leave for its backward.
+#[derive(Clone, Debug)]
+pub struct Down<B: Backend> {
+    /// `t` of all layers side by side, `[tokens, Σ rank]`.
+    pub(crate) t: Tensor<B, 2>,
+    /// The adapters' matrices as the products read them, if the backend keeps them: one behind the other, in the compute
+    /// dtype.
+    pub(crate) operands: Option<Tensor<B, 1>>,
 }
 
 /// `x Wᵀ (+ bias) (+ scaling · (dropout(x) Aᵀ) Bᵀ) (+ residual)` of one or more layers: see the module's page.
@@ -155,7 +164,7 @@ pub struct LinearBackward<'a, B: Backend> {
     /// The layers, as in the forward.
     pub layers: &'a [Linear<'a, B>],
     /// [`Projected::down`] of the forward.
-    pub down: Option<&'a Tensor<B, 2>>,
+    pub down: Option<&'a Down<B>>,
     /// Upstream gradients, `[tokens, out]` for each layer.
     pub dy: &'a [Tensor<B, 2>],
     /// Whether the gradient of `x` is asked for.
@@ -205,7 +214,7 @@ pub fn linear_backward<B: KernelBackend>(request: LinearBackward<'_, B>) -> Line
     let ranks: usize = layers.iter().map(Linear::rank).sum();
     if ranks > 0 {
         let fits = x.is_some_and(|x| x.dims() == [tokens, width])
-            && down.is_some_and(|down| down.dims() == [tokens, ranks]);
+            && down.is_some_and(|down| down.t.dims() == [tokens, ranks]);
         assert!(fits, "linear_backward: an adapter needs x [{tokens}, {width}] and down [{tokens}, {ranks}]");
     }
     B::frozen_linear_backward(request)

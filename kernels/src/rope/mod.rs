@@ -75,14 +75,32 @@ pub fn rope<B: KernelBackend>(
     positions: &Positions<B>,
     direction: Direction,
 ) -> Tensor<B, 3> {
-    let [tokens, _, head_dim] = x.dims();
+    let [y] = rope_all([x], table, positions, direction);
+    y
+}
+
+/// [`rope`] of several tensors at once, such as queries and keys: alike but for the number of their heads.
+///
+/// # Panics
+/// As [`rope`], and if they differ in dtype or `head_dim`.
+pub fn rope_all<B: KernelBackend, const N: usize>(
+    x: [Tensor<B, 3>; N],
+    table: &RotaryTable<B>,
+    positions: &Positions<B>,
+    direction: Direction,
+) -> [Tensor<B, 3>; N] {
     assert_eq!(table.cos.dims(), table.sin.dims(), "rope: cosines and sines differ in shape");
-    assert!(
-        2 * table.cos.dims()[1] <= head_dim,
-        "rope: a table {:?} for heads of {head_dim}",
-        table.cos.dims()
-    );
-    assert_eq!(positions.ids.dims(), [tokens], "rope: one position per token");
+    for one in &x {
+        let [tokens, _, head_dim] = one.dims();
+        assert!(
+            2 * table.cos.dims()[1] <= head_dim,
+            "rope: a table {:?} for heads of {head_dim}",
+            table.cos.dims()
+        );
+        assert_eq!(positions.ids.dims(), [tokens], "rope: one position per token");
+        let alike = (one.dtype(), head_dim) == (x[0].dtype(), x[0].dims()[2]);
+        assert!(alike, "rope: tensors that are turned at once differ in dtype or head_dim");
+    }
     let (end, rows) = (positions.end, table.cos.dims()[0]);
     assert!(end <= rows, "rope: positions up to {} in a table of {rows}", end.saturating_sub(1));
     B::rope(x, table, &positions.ids, direction)

@@ -7,7 +7,7 @@
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::column_scale::{column_scale, column_scale_backward};
-use tune_kernels::linear::{Linear, LinearBackward, linear, linear_backward};
+use tune_kernels::linear::{Down, Linear, LinearBackward, linear, linear_backward};
 
 use super::FrozenProjection;
 use crate::adapter::dora::Scale;
@@ -33,8 +33,8 @@ impl<B: KernelBackend> Copy for Adapted<'_, B> {}
 /// What the backward pass of some projections wants of their forward pass.
 #[derive(Clone, Debug)]
 pub struct ProjectedTape<B: KernelBackend> {
-    /// x̃ Aᵀ of all adapters side by side, `[tokens, Σ rank]`.
-    ranks: Option<Tensor<B, 2>>,
+    /// Of the adapters.
+    down: Option<Down<B>>,
     /// Of each projection with magnitudes, the output before they are multiplied in.
     unscaled: Vec<Option<Tensor<B, 2>>>,
 }
@@ -89,7 +89,7 @@ pub fn project<B: KernelBackend, const N: usize>(
         let output = layers[index].scaled(&projected.outputs[index], scale, residual);
         unscaled[index] = Some(std::mem::replace(&mut projected.outputs[index], output));
     }
-    Projected { outputs: projected.outputs, tape: ProjectedTape { ranks: projected.down, unscaled } }
+    Projected { outputs: projected.outputs, tape: ProjectedTape { down: projected.down, unscaled } }
 }
 
 impl<B: KernelBackend> ProjectedTape<B> {
@@ -132,7 +132,7 @@ pub fn project_backward<B: KernelBackend, const N: usize>(
     let found = linear_backward(LinearBackward {
         x: Some(x),
         layers: &layers.map(|(_, layer)| layer.linear()),
-        down: tape.ranks.as_ref(),
+        down: tape.down.as_ref(),
         dy: &dy,
         wants_x,
         sums: gradients.take(projections),

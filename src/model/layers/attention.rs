@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, attention_backward};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
-use tune_kernels::rope::{Direction, rope};
+use tune_kernels::rope::{Direction, rope, rope_all};
 
 use super::adapted::{ProjectedTape, project, project_backward};
 use super::cache::LayerCache;
@@ -89,16 +89,12 @@ impl<B: KernelBackend> Attention<B> {
         let mut heads = |count: usize| inner.outputs.remove(0).reshape([tokens, count, self.head_dim]);
         let (raw_query, raw_key) = (heads(self.heads), heads(self.key_value_heads));
         let value = heads(self.key_value_heads);
-        let (kept, query, key) = match &self.head_norms {
+        let (kept, [query, key]) = match &self.head_norms {
             Some(norms) => {
-                let query = self.rotate(norms.apply(&raw_query, &norms.query), inputs, Direction::Forward);
-                let key = self.rotate(norms.apply(&raw_key, &norms.key), inputs, Direction::Forward);
-                (Some((raw_query, raw_key)), query, key)
+                let normed = [norms.apply(&raw_query, &norms.query), norms.apply(&raw_key, &norms.key)];
+                (Some((raw_query, raw_key)), turned(normed, inputs, Direction::Forward))
             }
-            None => {
-                let query = self.rotate(raw_query, inputs, Direction::Forward);
-                (None, query, self.rotate(raw_key, inputs, Direction::Forward))
-            }
+            None => (None, turned([raw_query, raw_key], inputs, Direction::Forward)),
         };
         let (key, value) = match cache {
             Some(cache) => cache.append(key, value),
@@ -141,16 +137,16 @@ impl<B: KernelBackend> Attention<B> {
             inner.output(index, layer, None).reshape([tokens, heads, self.head_dim])
         };
         let value = value.unwrap_or_else(|| again(2, value_layer, self.key_value_heads));
-        let turned = |x| self.rotate(x, inputs, Direction::Forward);
         let (raw, query, key) = match &self.head_norms {
             Some(norms) => {
                 let query = query.unwrap_or_else(|| again(0, query_layer, self.heads));
                 let key = key.unwrap_or_else(|| again(1, key_layer, self.key_value_heads));
-                let rotated = turned(norms.apply(&query, &norms.query));
-                let rotated_key = turned(norms.apply(&key, &norms.key));
-                (Some((query, key)), rotated, rotated_key)
+                let normed = [norms.apply(&query, &norms.query), norms.apply(&key, &norms.key)];
+                let [turned_query, turned_key] = turned(normed, inputs, Direction::Forward);
+                (Some((query, key)), turned_query, turned_key)
             }
             None => {
+                let turned = |x| rope(x, &inputs.rotary, &inputs.positions, Direction::Forward);
                 let query = query.unwrap_or_else(|| turned(again(0, query_layer, self.heads)));
                 let key = key.unwrap_or_else(|| turned(again(1, key_layer, self.key_value_heads)));
                 (None, query, key)
@@ -166,8 +162,7 @@ impl<B: KernelBackend> Attention<B> {
             dy: &mixed_gradient.reshape([tokens, self.heads, self.head_dim]),
         });
         drop((query, key, value, mixed));
-        let dquery = self.rotate(dquery, inputs, Direction::Backward);
-        let dkey = self.rotate(dkey, inputs, Direction::Backward);
+        let [dquery, dkey] = turned([dquery, dkey], inputs, Direction::Backward);
         let (dquery, dkey) = match (&self.head_norms, raw) {
             (Some(norms), Some((raw_query, raw_key))) => (
                 norms.apply_backward(&raw_query, &norms.query, dquery),
@@ -200,16 +195,20 @@ impl<B: KernelBackend> Attention<B> {
         }
     }
 
-    /// Rotates every head by its token's position, or a gradient back.
-    fn rotate(&self, x: Tensor<B, 3>, inputs: &LayerInputs<B>, direction: Direction) -> Tensor<B, 3> {
-        rope(x, &inputs.rotary, &inputs.positions, direction)
-    }
-
     /// `[tokens, heads, head_dim]` → `[tokens, heads · head_dim]`.
     fn flat(&self, x: &Tensor<B, 3>) -> Tensor<B, 2> {
         let [tokens, heads, head_dim] = x.dims();
         x.clone().reshape([tokens, heads * head_dim])
     }
+}
+
+/// Every head of queries and keys rotated by its token's position, or their gradients back.
+fn turned<B: KernelBackend>(
+    x: [Tensor<B, 3>; 2],
+    inputs: &LayerInputs<B>,
+    direction: Direction,
+) -> [Tensor<B, 3>; 2] {
+    rope_all(x, &inputs.rotary, &inputs.positions, direction)
 }
 
 impl<B: KernelBackend> HeadNorms<B> {
