@@ -1,6 +1,11 @@
 //! How many kernels a GPU is given for a training step. Each costs the host some time, and at one document a micro-batch a
 //! fast card waits for the host: the counts here may fall, and rise only with a reason. One test, for launches are
 //! counted by the whole process.
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "helpers of tests stop where they fail, and show what they saw"
+)]
 
 use std::collections::BTreeMap;
 

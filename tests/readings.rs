@@ -1,6 +1,7 @@
 //! How often a run makes the host wait for its device: once for each optimizer step, whatever it accumulates, and once for
 //! each micro-batch of an evaluation. One test runs anything, for the count is of the whole process; the other reads the
 //! sources for what is not counted.
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
 
 use std::collections::BTreeMap;
 use std::fs;
