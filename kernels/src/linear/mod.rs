@@ -105,6 +105,7 @@ pub struct Down<B: Backend> {
     pub(crate) t: Tensor<B, 2>,
     /// The adapters' matrices as the products read them, if the backend keeps them: one behind the other, in the compute
     /// dtype.
+    #[cfg_attr(not(feature = "cube"), expect(dead_code, reason = "the CPU keeps none"))]
     pub(crate) operands: Option<Tensor<B, 1>>,
 }
 
