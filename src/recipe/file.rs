@@ -18,13 +18,13 @@ const LARGEST_FILE: u64 = 256 << 10;
 #[derive(Debug, thiserror::Error, miette::Diagnostic)]
 pub enum Error {
     /// The file could not be read.
-    #[error("cannot read the recipe {path}: {source}", path = path.display())]
+    #[error("cannot read the recipe {path}: {reason}", path = path.display())]
     #[diagnostic(code(recipe::unreadable), help("name a recipe file, as in `tune run recipe.toml`"))]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The reason.
-        source: io::Error,
+        /// Why. No source, which would be told once more.
+        reason: io::Error,
     },
     /// The file is far larger than any recipe.
     #[error("{path} is no recipe: it has {bytes} bytes, and a recipe has at most {LARGEST_FILE}", path = path.display())]
@@ -86,7 +86,7 @@ impl RecipeFile {
     /// # Errors
     /// Only when the file cannot be read; what is wrong with its text is collected in the result.
     pub fn open(path: &Path, overrides: &[String]) -> Result<Self, Error> {
-        let unreadable = |source| Error::Unreadable { path: path.to_owned(), source };
+        let unreadable = |reason| Error::Unreadable { path: path.to_owned(), reason };
         let metadata = std::fs::metadata(path).map_err(unreadable)?;
         if metadata.is_dir() {
             return Err(unreadable(io::Error::new(io::ErrorKind::IsADirectory, "it is a folder")));
