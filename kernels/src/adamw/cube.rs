@@ -11,13 +11,7 @@ use cubecl::prelude::*;
 use super::{CLIP_EPSILON, Factors};
 use crate::cube::convert::scaled;
 use crate::cube::reduce::cube_sum;
-use crate::cube::tensor::{array, cubes, elements, empty, many};
-
-/// Units of a cube.
-const UNITS: u32 = 256;
-
-/// Cubes that share a tensor at most; a larger one is gone through in several rounds.
-const MOST_CUBES: u32 = 4096;
+use crate::cube::tensor::{UNITS, array, columns, cubes, elements, empty, many};
 
 /// A parameter, its gradient (absent: zero), its first and second moment.
 pub(crate) struct Trained<R: CubeRuntime> {
@@ -52,13 +46,13 @@ pub(crate) fn update<R: CubeRuntime>(
                 )
             };
             let most = together.iter().map(|one| elements(&one.parameter) as u32).max().unwrap_or(0);
-            let columns = most.div_ceil(UNITS).clamp(1, MOST_CUBES);
+            let (cubes, dim) = columns(most, together.len());
             // SAFETY: a unit stays below the elements of its tensor, and reads each of them before it writes it.
             unsafe {
                 adamw_kernel::launch_unchecked::<R>(
                     client,
-                    CubeCount::Static(columns, together.len() as u32, 1),
-                    CubeDim::new_1d(UNITS),
+                    cubes,
+                    dim,
                     together.iter().map(argument).collect(),
                     array(gradient_factor),
                     factors.decay,
@@ -190,7 +184,8 @@ pub(crate) fn norm<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> CubeTensor<R> {
     let sums = empty(like, &[total as usize], DType::F32);
     let mut start = 0;
     for together in tensors.chunks(many(&like.client, 1)) {
-        let most = together.iter().map(parts).max().unwrap_or(0);
+        // A cube for each part.
+        let (grid, dim) = columns(together.iter().map(parts).max().unwrap_or(0) * UNITS, together.len());
         let argument = |tensor: &CubeTensor<R>| {
             let first = start;
             start += parts(tensor);
@@ -199,13 +194,7 @@ pub(crate) fn norm<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> CubeTensor<R> {
         let arguments = together.iter().map(argument).collect();
         // SAFETY: elements from a tensor's end on are not read, and parts that it has not are not written.
         unsafe {
-            sum_of_squares_kernel::launch_unchecked::<R>(
-                &like.client,
-                CubeCount::Static(most.clamp(1, MOST_CUBES), together.len() as u32, 1),
-                CubeDim::new_1d(UNITS),
-                arguments,
-                array(&sums),
-            );
+            sum_of_squares_kernel::launch_unchecked::<R>(&like.client, grid, dim, arguments, array(&sums));
         }
     }
     let norm = empty(like, &[1], DType::F32);

@@ -9,7 +9,7 @@ use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::tensor::{array, dims, elements, empty, empty_like, many, units};
+use super::tensor::{UNITS, array, columns, dims, elements, empty, empty_like, many, units};
 use crate::dropout::{Dropout, Mask};
 
 /// `source` in `dtype`: itself where it is already.
@@ -45,12 +45,13 @@ pub(crate) fn copy_all<R: CubeRuntime>(parts: &[Part<'_, R>], target: &CubeTenso
             )
         };
         let most = together.iter().map(|part| elements(part.source) as u32).max().unwrap_or(0);
+        let (cubes, dim) = columns(most, together.len());
         // SAFETY: a unit stays below the elements of its part; callers leave room behind every offset.
         unsafe {
             copy_kernel::launch_unchecked::<R>(
                 &target.client,
-                CubeCount::Static(most.div_ceil(UNITS).clamp(1, MOST_CUBES), together.len() as u32, 1),
-                CubeDim::new_1d(UNITS),
+                cubes,
+                dim,
                 together.iter().map(argument).collect(),
                 array(target),
                 [together[0].source.dtype.into(), target.dtype.into()],
@@ -58,12 +59,6 @@ pub(crate) fn copy_all<R: CubeRuntime>(parts: &[Part<'_, R>], target: &CubeTenso
         }
     }
 }
-
-/// Units of a cube that copies.
-const UNITS: u32 = 256;
-
-/// Cubes that share a part at most; a larger one is gone through in several rounds.
-const MOST_CUBES: u32 = 32_768;
 
 /// A [`Part`] in a kernel.
 #[derive(CubeType, CubeLaunch)]

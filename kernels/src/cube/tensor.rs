@@ -9,7 +9,7 @@ use cubecl::prelude::*;
 use crate::fault;
 
 /// Units of a cube where every unit works for itself.
-const UNITS: u32 = 256;
+pub(crate) const UNITS: u32 = 256;
 
 /// Cubes along the first axis of a grid at most; every API allows 65535.
 const ROW_OF_CUBES: u32 = 32_768;
@@ -103,6 +103,13 @@ pub(crate) fn in_place<R: CubeRuntime>(tensor: &CubeTensor<R>) -> CubeTensor<R> 
 /// A grid of one unit for each of `count` elements.
 pub(crate) fn units(count: usize) -> (CubeCount, CubeDim) {
     (cubes((count as u32).div_ceil(UNITS)), CubeDim::new_1d(UNITS))
+}
+
+/// A grid with a column of cubes for each of `things`, the largest of which has `most` elements: units of a column go
+/// through their thing in as many rounds as it takes.
+pub(crate) fn columns(most: u32, things: usize) -> (CubeCount, CubeDim) {
+    let cubes = most.div_ceil(UNITS).clamp(1, ROW_OF_CUBES);
+    (CubeCount::Static(cubes, things as u32, 1), CubeDim::new_1d(UNITS))
 }
 
 /// A grid of one cube for each of `rows` rows of `width` elements, and the units of a cube. The grid may be larger than

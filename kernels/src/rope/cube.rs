@@ -6,13 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::Direction;
-use crate::cube::tensor::{array, dims, in_place};
-
-/// Units of a cube.
-const UNITS: u32 = 256;
-
-/// Cubes that share a tensor at most; a larger one is gone through in several rounds.
-const MOST_CUBES: u32 = 32_768;
+use crate::cube::tensor::{UNITS, array, columns, dims, in_place};
 
 /// [`super::rope_all`].
 pub(crate) fn rotate<R: CubeRuntime, const N: usize>(
@@ -31,13 +25,13 @@ pub(crate) fn rotate<R: CubeRuntime, const N: usize>(
     let argument = |((x, y), count): ((&CubeTensor<R>, &CubeTensor<R>), u32)| {
         TurnedLaunch::new(array(x), array(y), count, dims(x)[1] as u32)
     };
-    let most = counts.iter().max().map_or(0, |count| count.div_ceil(UNITS));
+    let (cubes, dim) = columns(counts.into_iter().max().unwrap_or(0), N);
     // SAFETY: a unit stays below the count of its tensor, and every position was found to be inside the table.
     unsafe {
         rope_kernel::launch_unchecked::<R>(
             &like.client,
-            CubeCount::Static(most.clamp(1, MOST_CUBES), N as u32, 1),
-            CubeDim::new_1d(UNITS),
+            cubes,
+            dim,
             x.iter().zip(&y).zip(counts).map(argument).collect(),
             array(cos),
             array(sin),
