@@ -5,12 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tune::recipe::RecipeFile;
 use tune::run::{Environment, Options, fine_tune};
 use tune::train::event::{Event, Observer};
 use tune_kernels::backend::readings;
+
+use source_code::{code, sources};
+
+#[path = "support/source_code.rs"]
+mod source_code;
 
 struct Silent;
 
@@ -66,31 +71,16 @@ fn a_step_is_read_once() {
     assert!(adapter == same);
 }
 
-/// The files of a folder, and of those in it.
-fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            found.push(path);
-        }
-    }
-}
-
 /// Whatever brings numbers from a device or waits for it stands in these places, and no step of training passes them but
 /// for `read_later`.
 #[test]
 fn nothing_else_waits_for_a_device() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut files = Vec::new();
-    for folder in ["src/train", "src/model", "src/objective", "src/adapter", "kernels/src"] {
-        sources(&root.join(folder), &mut files);
-    }
+    let folders = ["src/train", "src/model", "src/objective", "src/adapter", "kernels/src"];
     let mut found = BTreeMap::new();
-    for path in files {
+    for path in folders.into_iter().flat_map(|folder| sources(&root.join(folder))) {
         let text = fs::read_to_string(&path).unwrap();
-        let code = text.split("#[cfg(test)]").next().unwrap();
+        let code: String = code(&text).into_iter().map(|(_, line)| line).collect();
         let waits = ["into_data(", ".to_data(", "into_scalar(", "::sync(", "client.sync(", "block_on("];
         let count: usize = waits.iter().map(|wait| code.matches(wait).count()).sum();
         let name = path.strip_prefix(root).unwrap().to_string_lossy().into_owned();

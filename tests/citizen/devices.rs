@@ -69,10 +69,7 @@ fn require_all_right(device: &Value, at_least: usize) {
 #[test]
 fn the_doctor_finds_a_vulkan_device_well() {
     let folder = tempfile::tempdir().unwrap();
-    if let Err(why) = tune_kernels::gpu::wgpu_devices() {
-        println!("skipped: {why}; {}", why.help());
-        return;
-    }
+    let Some(_) = crate::vulkan::devices() else { return };
     let output = tune(folder.path(), &["doctor", "--device", "vulkan", "--json"]);
     assert_eq!(output.status.code(), Some(0), "{}\n{}", text(&output.stdout), text(&output.stderr));
     let events = events(&output);
@@ -99,10 +96,7 @@ fn trained(folder: &Path, device: &str, out: &str) -> (Vec<f64>, Vec<u8>) {
 #[cfg(feature = "vulkan")]
 #[test]
 fn a_run_on_vulkan_follows_one_on_the_processor() {
-    if let Err(why) = tune_kernels::gpu::wgpu_devices() {
-        println!("skipped: {why}; {}", why.help());
-        return;
-    }
+    let Some(_) = crate::vulkan::devices() else { return };
     let folder = small();
     let (expected, _) = trained(folder.path(), "cpu", "on-cpu");
     let (losses, adapter) = trained(folder.path(), "vulkan", "on-vulkan");
@@ -196,10 +190,7 @@ fn fit_makes_micro_batches_smaller_and_leaves_the_steps_as_they_are() {
 #[cfg(feature = "vulkan")]
 #[test]
 fn fit_on_vulkan_chooses_within_its_memory_and_a_refusal_names_what_takes_it() {
-    let Ok(devices) = tune_kernels::gpu::wgpu_devices() else {
-        println!("skipped: there is no Vulkan device");
-        return;
-    };
+    let Some(devices) = crate::vulkan::devices() else { return };
     let folder = small();
     wide(folder.path());
     let path = folder.path();

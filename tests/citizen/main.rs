@@ -19,3 +19,6 @@ mod reproduce;
 #[expect(dead_code, reason = "of the hub's troubles none is wanted here")]
 mod server;
 mod templates;
+#[cfg(feature = "vulkan")]
+#[path = "../support/vulkan.rs"]
+mod vulkan;

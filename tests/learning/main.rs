@@ -6,6 +6,7 @@ mod dora;
 mod gradients;
 mod kinds;
 mod peft_roundtrip;
+mod pins;
 #[path = "../support/mod.rs"]
 mod tensors;
 mod training;

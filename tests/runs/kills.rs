@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use crate::common::Bench;
 
-/// Interruptions of one run; many of them hit a checkpoint being written.
-const KILLS: u64 = 16;
+/// Interruptions of one run; many of them hit a checkpoint being written. `TUNE_KILLS` asks for more.
+fn kills() -> u64 {
+    std::env::var("TUNE_KILLS").map_or(6, |count| count.parse().unwrap())
+}
 
 /// Numbers that look random and are the same each time (SplitMix64).
 struct Random(u64);
@@ -72,7 +74,7 @@ fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
         let leftovers: Vec<String> = walk(&bench.run_dir("killed"));
         assert!(leftovers.is_empty(), "left behind: {leftovers:?}");
     };
-    while killed + stopped < KILLS {
+    while killed + stopped < kills() || killed < 3 || stopped < 1 {
         let after = Duration::from_millis(random.below(whole / 2 + 1));
         let gently = random.below(4) == 0;
         match run_for(&bench, "killed", 1 + random.below(3), after, gently) {
@@ -86,7 +88,6 @@ fn a_run_killed_again_and_again_ends_with_the_same_bytes() {
             Some(code) => panic!("exit code {code}"),
         }
     }
-    assert!(killed > 2 && stopped > 0, "{killed} kills and {stopped} terminations");
     let (code, error) = bench.output("killed", &["--resume"]);
     assert_eq!(code, 0, "{error}");
     check();

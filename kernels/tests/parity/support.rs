@@ -71,10 +71,13 @@ pub(crate) fn on_every_set(body: impl Fn(&Site)) {
     }
 }
 
-/// The Vulkan device, if there is one.
+/// The Vulkan device, if there is one. With `TUNE_REQUIRE_VULKAN` set, as in CI, a machine without one fails the test.
 #[cfg(feature = "vulkan")]
 pub(crate) fn vulkan() -> Option<Site> {
-    gpu::<burn_wgpu::WgpuRuntime>(tune_kernels::gpu::wgpu_devices())
+    let site = gpu::<burn_wgpu::WgpuRuntime>(tune_kernels::gpu::wgpu_devices());
+    let is_required = std::env::var_os("TUNE_REQUIRE_VULKAN").is_some();
+    assert!(site.is_some() || !is_required, "TUNE_REQUIRE_VULKAN is set, and there is no Vulkan device");
+    site
 }
 
 /// The CUDA device, if there is one.
