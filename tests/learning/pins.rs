@@ -31,35 +31,67 @@ const PLAIN: Pin = Pin {
     quantized: true,
     adapter: "",
     data: "packing = false",
-    sha256: "",
+    sha256: "1cefff1b6de72fefcc8b8238ab2456a74e356fb7b7247aca07a91a0015e9861a",
 };
 
 const PINS: [Pin; 10] = [
     PLAIN,
-    Pin { name: "dense", quantized: false, sha256: "", ..PLAIN },
-    Pin { name: "dora", adapter: "use_dora = true, dropout = 0.1", sha256: "", ..PLAIN },
-    Pin { name: "loraplus", adapter: "learning_rate_ratio = 16", sha256: "", ..PLAIN },
+    Pin {
+        name: "dense",
+        quantized: false,
+        sha256: "2fc7d2ac9593ebcd4f49e6c474abb0835a3b6868d2702d853b02571f9b6a9916",
+        ..PLAIN
+    },
+    Pin {
+        name: "dora",
+        adapter: "use_dora = true, dropout = 0.1",
+        sha256: "5e8b4bd43662fc00170b66b2af3c611ca2d5a607d2ad62ec90fe9012aac25765",
+        ..PLAIN
+    },
+    Pin {
+        name: "loraplus",
+        adapter: "learning_rate_ratio = 16",
+        sha256: "52750c8453536e014d0d35c1ae7a4de3ad334699ed4bec58de023b34f66b7768",
+        ..PLAIN
+    },
     Pin {
         name: "modules_to_save",
         adapter: "modules_to_save = [\"lm_head\", \"embed_tokens\"], use_rslora = true",
-        sha256: "",
+        sha256: "7f339cc682f12d5383cab590f513dba378a7d01002b9d4a6388620c93de3bf31",
         ..PLAIN
     },
-    Pin { name: "dropout", adapter: "dropout = 0.25", sha256: "", ..PLAIN },
-    Pin { name: "packing", adapter: "dropout = 0.1", data: "packing = true", sha256: "", ..PLAIN },
+    Pin {
+        name: "dropout",
+        adapter: "dropout = 0.25",
+        sha256: "404e2dcb0e5f792dabf649935e5084e4cbe244f67a3712c0e86ef3c627b5f63e",
+        ..PLAIN
+    },
+    Pin {
+        name: "packing",
+        adapter: "dropout = 0.1",
+        data: "packing = true",
+        sha256: "c2feac9c4ef4c94e3dd2f96d7710a3df69ebeeb03f6335b0cf5c828097d7294d",
+        ..PLAIN
+    },
     Pin {
         name: "some_targets",
         adapter: "target_modules = [\"q_proj\", \"v_proj\", \"down_proj\"], dropout = 0.1",
-        sha256: "",
+        sha256: "9b45e24175f18551bbc6125db911888e80bca42ef4e9faef7ec31fed22fb1dff",
         ..PLAIN
     },
-    Pin { name: "qwen2", base: "families/qwen2_sliding", quantized: false, sha256: "", ..PLAIN },
+    Pin {
+        name: "qwen2",
+        base: "families/qwen2_sliding",
+        quantized: false,
+        sha256: "0c22456e588251248abaf1100a7b7ac980895fab520d35f8a9759b36d3631feb",
+        ..PLAIN
+    },
     Pin {
         name: "qwen3",
         base: "families/qwen3",
         quantized: false,
         adapter: "use_dora = true",
-        sha256: "",
+        sha256: "c4609717d78e28cd4be4b5b732438e656c55071ff54efa430140e96cd38726ec",
         ..PLAIN
     },
 ];
@@ -135,21 +167,21 @@ fn adapters_have_the_tensors_that_they_had() {
 
 /// A recipe's text without the paths of a machine, and its hash.
 const RECIPES: [(&str, &str); 4] = [
-    ("adapter.lora = {}", ""),
+    ("adapter.lora = {}", "8b1d454b0696cbe42f78ce3fa6eaa25228f47534e66fb996da6890a80a7d218b"),
     (
         "quantization.nf4 = {}\nadapter.lora = { rank = 8, use_dora = true, dropout = 0.05, learning_rate_ratio = 16 }",
-        "",
+        "d7148e482c5a4bb8b81e6cc2f8cc69db96a6587b0855162cfbf4772cd6523fbe",
     ),
     (
         "seed = 7\ndata = { packing = false, val_split = 0.1, on_overflow = \"drop\", train_on = \"all\" }\n\
          adapter.lora = { target_modules = [\"q_proj\"], rank_pattern = { \"layers.1\" = 4 }, init_from = \"a\" }",
-        "",
+        "405cb735c83144b0b920f040e2abf97a1167e89d14ace76cb63e8fd402779157",
     ),
     (
         "device = \"cpu\"\nquantization.nf4 = { block_size = 128, double_quant = false }\n\
          adapter.lora = { modules_to_save = [\"lm_head\"] }\nsample = { prompts = [\"Hello\"] }\n\
-         gate = { max_eval_loss = 1.0 }",
-        "",
+         data = { val_split = 0.25 }\ngate = { max_eval_loss = 1.0 }",
+        "c600863069c3572f9eb0bf9b3b6bff145797a7e8237532284f0490f74225a8e6",
     ),
 ];
 
