@@ -9,6 +9,7 @@
 mod ci_job;
 mod commands;
 mod devices;
+mod earlier;
 mod envelope;
 mod events;
 mod exit_codes;
