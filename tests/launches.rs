@@ -17,6 +17,7 @@ use tune::adapter::spec::Spec as AdapterSpec;
 use tune::adapter::target;
 use tune::data::batch::MicroBatch;
 use tune::model::{FloatDtype, load, random, shapes};
+use tune::objective::Objective;
 use tune::quant;
 use tune::train::backward::{Gradients, Pass, forward_backward};
 use tune::train::optimizer::{Gradient, Optimizer};
@@ -118,12 +119,14 @@ fn check(counter: &mut Counter, dtype: FloatDtype) {
     // A whole step: the other launches are of embeddings, loss and update.
     let pass = Pass { dropout, keep: spec.layers };
     let mut gradients = Gradients::new(spec.layers);
-    let (loss, step) =
-        counter.count(|| forward_backward(&decoder, &adapters, &batch, pass, &mut gradients).unwrap());
+    let (loss, step) = counter.count(|| {
+        forward_backward(&decoder, &adapters, &Objective::Sft, &batch, pass, &mut gradients).unwrap()
+    });
     let pass = Pass { keep: 0, ..pass };
     let mut gradients = Gradients::new(spec.layers);
-    let (_, again) =
-        counter.count(|| forward_backward(&decoder, &adapters, &batch, pass, &mut gradients).unwrap());
+    let (_, again) = counter.count(|| {
+        forward_backward(&decoder, &adapters, &Objective::Sft, &batch, pass, &mut gradients).unwrap()
+    });
     let (_, update) = counter.count(|| {
         let values = gradients.by_parameter(&adapters);
         drop(gradients);

@@ -1,10 +1,13 @@
-//! Micro-batches and optimizer steps as training takes them: ids, targets and where documents begin, and the cursor
-//! behind each step. Knows no text and no threads.
+//! Micro-batches and optimizer steps as training takes them: ids, targets, where documents and groups begin, and the
+//! cursor after each step. Knows no text and no threads.
+
+use std::iter::Sum;
+use std::ops::Add;
 
 use serde::{Deserialize, Serialize};
 
 use super::example::RowId;
-use super::sequence::Sequence;
+use super::sequence::{Group, Sequence};
 
 /// How many examples go into a step, and when to end.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,19 +48,48 @@ impl Batching {
     }
 }
 
-/// Where a step begins: all that has to be kept to go on from there.
+/// What is in a micro-batch or a step, counted in the units that objectives divide by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Supervised tokens.
+    pub tokens: u64,
+    /// Documents.
+    pub documents: u64,
+    /// Groups of documents.
+    pub groups: u64,
+}
+
+impl Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            tokens: self.tokens + other.tokens,
+            documents: self.documents + other.documents,
+            groups: self.groups + other.groups,
+        }
+    }
+}
+
+impl Sum for Counts {
+    fn sum<I: Iterator<Item = Self>>(counts: I) -> Self {
+        counts.fold(Self::default(), Self::add)
+    }
+}
+
+/// Where a step begins: all that a resumed run needs to know of the data.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
     /// From 0.
     pub epoch: u64,
-    /// Of the next example in the order of the epoch.
+    /// Position of the next example in the order of the epoch.
     pub position: u64,
     /// Steps done.
     pub step: u64,
 }
 
-/// What one forward pass sees: documents one behind the other, without padding.
+/// What one forward pass sees: documents one after the other, without padding.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MicroBatch {
     /// Token ids of all documents, `[tokens]`.
@@ -70,13 +102,25 @@ pub struct MicroBatch {
     pub document_offsets: Vec<u32>,
     /// Where each document comes from, `[documents]`.
     pub rows: Vec<RowId>,
+    /// Where groups begin among the documents, `[groups + 1]`; empty: each document is a group of its own.
+    pub group_offsets: Vec<u32>,
     /// How many targets are not −100.
     pub supervised_tokens: u64,
 }
 
 impl MicroBatch {
-    /// Appends a document.
-    pub(super) fn push(&mut self, sequence: Sequence) {
+    /// Appends a group.
+    pub(super) fn push(&mut self, Group(documents): Group) {
+        if documents.len() != 1 && self.group_offsets.is_empty() {
+            self.group_offsets = (0..=self.rows.len() as u32).collect();
+        }
+        documents.into_iter().for_each(|document| self.push_document(document));
+        if !self.group_offsets.is_empty() {
+            self.group_offsets.push(self.rows.len() as u32);
+        }
+    }
+
+    fn push_document(&mut self, sequence: Sequence) {
         if self.document_offsets.is_empty() {
             self.document_offsets.push(0);
         }
@@ -92,6 +136,13 @@ impl MicroBatch {
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
     }
+
+    /// What it holds, in the units that objectives divide by.
+    pub fn counts(&self) -> Counts {
+        let documents = self.document_offsets.len().saturating_sub(1);
+        let groups = if self.group_offsets.is_empty() { documents } else { self.group_offsets.len() - 1 };
+        Counts { tokens: self.supervised_tokens, documents: documents as u64, groups: groups as u64 }
+    }
 }
 
 /// What one optimizer step sees.
@@ -103,8 +154,8 @@ pub struct StepBatch {
     pub epoch: f64,
     /// In order; the gradients of all of them are added up. Never empty.
     pub micro_batches: Vec<MicroBatch>,
-    /// Over all micro-batches: what the sum of losses is divided by. At least one.
-    pub supervised_tokens: u64,
+    /// Over all micro-batches.
+    pub counts: Counts,
     /// Where the next step begins.
     pub cursor: Cursor,
 }
@@ -120,20 +171,37 @@ impl StepBatch {
 mod tests {
     use super::*;
 
+    fn sequence(row: u64, ids: Vec<u32>) -> Sequence {
+        let targets = ids[1..].iter().map(|id| *id as i32).chain([-100]).collect();
+        let row = RowId { dataset: 1, row };
+        let supervised_tokens = ids.len() - 1;
+        Sequence { row, input_ids: ids, targets, supervised_tokens }
+    }
+
     #[test]
-    fn documents_lie_one_behind_the_other() {
+    fn documents_lie_one_after_the_other() {
         let mut batch = MicroBatch::default();
-        for (row, ids) in [(3, vec![5, 6, 7]), (9, vec![8, 9])] {
-            let targets = ids[1..].iter().map(|id| *id as i32).chain([-100]).collect();
-            let row = RowId { dataset: 1, row };
-            let supervised_tokens = ids.len() - 1;
-            batch.push(Sequence { row, input_ids: ids, targets, supervised_tokens });
-        }
+        batch.push(Group::from(sequence(3, vec![5, 6, 7])));
+        batch.push(Group::from(sequence(9, vec![8, 9])));
         assert_eq!(batch.input_ids, [5, 6, 7, 8, 9]);
         assert_eq!(batch.targets, [6, 7, -100, 9, -100]);
         assert_eq!(batch.position_ids, [0, 1, 2, 0, 1]);
         assert_eq!(batch.document_offsets, [0, 3, 5]);
-        assert_eq!((batch.supervised_tokens, batch.rows.len(), batch.tokens()), (3, 2, 5));
+        assert_eq!((batch.rows.len(), batch.tokens()), (2, 5));
+        assert_eq!(batch.counts(), Counts { tokens: 3, documents: 2, groups: 2 });
+    }
+
+    #[test]
+    fn groups_are_told_apart_once_one_has_several_documents() {
+        let mut batch = MicroBatch::default();
+        batch.push(Group::from(sequence(0, vec![5, 6])));
+        assert!(batch.group_offsets.is_empty());
+        batch.push(Group(vec![sequence(1, vec![7, 8, 9]), sequence(1, vec![7, 5])]));
+        batch.push(Group::from(sequence(2, vec![4, 3])));
+        assert_eq!(batch.group_offsets, [0, 1, 3, 4]);
+        assert_eq!(batch.counts(), Counts { tokens: 5, documents: 4, groups: 3 });
+        let both = [batch.counts(), batch.counts()].into_iter().sum::<Counts>();
+        assert_eq!(both, Counts { tokens: 10, documents: 8, groups: 6 });
     }
 
     #[test]

@@ -11,9 +11,9 @@ use super::batch::{Batching, Cursor, MicroBatch, StepBatch};
 use super::error::Error;
 use super::example::{Example, RowId};
 use super::order::{EpochPlan, HeldOut, Source, is_held_out};
-use super::pack::{Begins, Packer};
+use super::pack::{Boundary, Packer};
 use super::prefetch::{Outlet, Prefetched};
-use super::sequence::{Fate, Limits, Sequence};
+use super::sequence::{FitOutcome, Group, Limits};
 use super::source::{Dataset, RowError};
 use super::spec::{DatasetSpec, Format, Spec, Split, TrainOn};
 use super::template::ChatTemplate;
@@ -253,7 +253,7 @@ impl Inner {
         tokenized.map_err(|problem| self.row_error(id, problem))
     }
 
-    pub(super) fn fit(&self, id: RowId, tokenized: Tokenized) -> Result<Fate, RowError> {
+    pub(super) fn fit(&self, id: RowId, tokenized: Tokenized) -> Result<FitOutcome, RowError> {
         self.limits.fit(id, tokenized).map_err(|problem| self.row_error(id, problem))
     }
 
@@ -262,14 +262,14 @@ impl Inner {
         RowError { place: self.part(id).dataset.place(id.row), field, problem, cause }
     }
 
-    /// The sequences of some rows, in order; `None` for those that are left out.
-    fn sequences(
+    /// The groups of some rows, in order; `None` for those that are left out.
+    fn groups(
         &self,
         positions: Range<u64>,
         row: impl Fn(u64) -> Option<RowId> + Sync,
-    ) -> Vec<Result<Option<Sequence>, RowError>> {
+    ) -> Vec<Result<Option<Group>, RowError>> {
         let one = |position| match row(position) {
-            Some(id) => Ok(self.fit(id, self.tokenize(id)?)?.sequence()),
+            Some(id) => Ok(self.fit(id, self.tokenize(id)?)?.sequence().map(Group::from)),
             None => Ok(None),
         };
         self.pool.install(|| positions.into_par_iter().map(one).collect())
@@ -293,12 +293,12 @@ impl Inner {
                     return Ok(());
                 }
                 let chunk = start..end.min(start + CHUNK);
-                let sequences = self.sequences(chunk.clone(), |position| plan.at(position));
-                for (position, sequence) in chunk.zip(sequences) {
-                    let Some(sequence) = sequence? else { continue };
+                let groups = self.groups(chunk.clone(), |position| plan.at(position));
+                for (position, group) in chunk.zip(groups) {
+                    let Some(group) = group? else { continue };
                     examples += 1;
-                    let begins = packer.place(sequence.input_ids.len());
-                    if begins == Begins::Step
+                    let boundary = packer.place(group.tokens());
+                    if boundary == Boundary::Step
                         && let Some(batch) = step.finish(None)
                     {
                         let done = batching.done(batch.step);
@@ -306,7 +306,7 @@ impl Inner {
                             return Ok(());
                         }
                     }
-                    step.add(sequence, begins, position);
+                    step.add(group, boundary, position);
                 }
             }
             if examples == 0 && cursor.position == 0 && end == plan.len() {
@@ -347,15 +347,15 @@ impl Inner {
                 if outlet.is_closed() {
                     return Ok(());
                 }
-                for sequence in self.sequences(start..rows.min(start + CHUNK), row) {
-                    let Some(sequence) = sequence? else { continue };
-                    if packer.place(sequence.input_ids.len()) >= Begins::MicroBatch && open.tokens() > 0 {
+                for group in self.groups(start..rows.min(start + CHUNK), row) {
+                    let Some(group) = group? else { continue };
+                    if packer.place(group.tokens()) >= Boundary::MicroBatch && open.tokens() > 0 {
                         let full = std::mem::take(&mut open);
                         if !outlet.give(full) {
                             return Ok(());
                         }
                     }
-                    open.push(sequence);
+                    open.push(group);
                 }
             }
         }
@@ -379,12 +379,12 @@ impl StepBuilder {
         StepBuilder { micro_batches: Vec::new(), cursor, examples_per_epoch }
     }
 
-    fn add(&mut self, sequence: Sequence, begins: Begins, position: u64) {
-        if begins >= Begins::MicroBatch || self.micro_batches.is_empty() {
+    fn add(&mut self, group: Group, boundary: Boundary, position: u64) {
+        if boundary >= Boundary::MicroBatch || self.micro_batches.is_empty() {
             self.micro_batches.push(MicroBatch::default());
         }
         if let Some(open) = self.micro_batches.last_mut() {
-            open.push(sequence);
+            open.push(group);
         }
         self.cursor.position = position + 1;
     }
@@ -404,7 +404,7 @@ impl StepBuilder {
         Some(StepBatch {
             step: self.cursor.step,
             epoch: self.cursor.epoch as f64 + position as f64 / self.examples_per_epoch.max(1) as f64,
-            supervised_tokens: micro_batches.iter().map(|batch| batch.supervised_tokens).sum(),
+            counts: micro_batches.iter().map(MicroBatch::counts).sum(),
             micro_batches,
             cursor,
         })

@@ -4,7 +4,7 @@
 use super::corpus::Corpus;
 use super::error::Error;
 use super::example::RowId;
-use super::sequence::Fate;
+use super::sequence::FitOutcome;
 use super::source::{Place, RowError};
 use super::tokenize::{IGNORED, Supervision, Tokenized};
 
@@ -88,10 +88,10 @@ impl Corpus {
         let pieces = self.pieces(&tokenized);
         let supervision = tokenized.supervision;
         let (verdict, sequence) = match inner.fit(id, tokenized) {
-            Ok(Fate::Whole(sequence)) => (Verdict::Whole, Some(sequence)),
-            Ok(Fate::Truncated { sequence, .. }) => (Verdict::Truncated, Some(sequence)),
-            Ok(Fate::TooLong { .. }) => (Verdict::TooLong, None),
-            Ok(Fate::Empty { .. }) => (Verdict::Empty, None),
+            Ok(FitOutcome::Whole(sequence)) => (Verdict::Whole, Some(sequence)),
+            Ok(FitOutcome::Truncated { sequence, .. }) => (Verdict::Truncated, Some(sequence)),
+            Ok(FitOutcome::TooLong { .. }) => (Verdict::TooLong, None),
+            Ok(FitOutcome::Empty { .. }) => (Verdict::Empty, None),
             Err(error) => (Verdict::Refused(error), None),
         };
         let (kept_tokens, supervised_tokens) = match &sequence {

@@ -1,5 +1,5 @@
 //! A tokenized example made fit for training: cut to the sequence length, labels shifted onto the positions that
-//! predict them, and what happens to examples that are too long or teach nothing. Knows no files and no batches.
+//! predict them; examples that are too long or have no supervised token. Knows no files and no batches.
 
 use super::example::RowId;
 use super::spec::{OnEmpty, OnOverflow};
@@ -18,25 +18,42 @@ pub struct Sequence {
     pub supervised_tokens: usize,
 }
 
+/// The sequences of one example, which share a micro-batch: one, or the answers that are compared with each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group(pub Vec<Sequence>);
+
+impl Group {
+    /// Tokens of all its sequences together.
+    pub fn tokens(&self) -> usize {
+        self.0.iter().map(|sequence| sequence.input_ids.len()).sum()
+    }
+}
+
+impl From<Sequence> for Group {
+    fn from(sequence: Sequence) -> Self {
+        Self(vec![sequence])
+    }
+}
+
 /// The rules of the `[data]` table that concern single examples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Longest sequence in tokens.
     pub max_seq_len: usize,
-    /// What happens to a longer one.
+    /// What to do with a longer one.
     pub on_overflow: OnOverflow,
-    /// What happens to one without a supervised token.
+    /// What to do with one without a supervised token.
     pub on_empty: OnEmpty,
 }
 
-/// What becomes of an example.
+/// What the limits make of an example.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum FitOutcome {
     /// Trained on, whole.
     Whole(Sequence),
-    /// Trained on without its end.
+    /// Trained on, its end cut off.
     Truncated {
-        /// What is left.
+        /// The rest.
         sequence: Sequence,
         /// Its length before, in tokens.
         tokens: usize,
@@ -46,19 +63,19 @@ pub enum Fate {
         /// Its length in tokens.
         tokens: usize,
     },
-    /// Left out: nothing in it is supervised.
+    /// Left out: it has no supervised token.
     Empty {
         /// Its length in tokens, before it was cut.
         tokens: usize,
     },
 }
 
-impl Fate {
-    /// What is trained on, if anything.
+impl FitOutcome {
+    /// What is trained on; `None` if the example is left out.
     pub fn sequence(self) -> Option<Sequence> {
         match self {
-            Fate::Whole(sequence) | Fate::Truncated { sequence, .. } => Some(sequence),
-            Fate::TooLong { .. } | Fate::Empty { .. } => None,
+            FitOutcome::Whole(sequence) | FitOutcome::Truncated { sequence, .. } => Some(sequence),
+            FitOutcome::TooLong { .. } | FitOutcome::Empty { .. } => None,
         }
     }
 }
@@ -67,9 +84,9 @@ impl Limits {
     /// Fits an example to the limits.
     ///
     /// # Errors
-    /// It is too long under `on_overflow = "error"`, or teaches nothing (perhaps only once it is cut) under
+    /// It is too long under `on_overflow = "error"`, or has no supervised token (perhaps only once it is cut) under
     /// `on_empty = "error"`.
-    pub fn fit(&self, row: RowId, tokenized: Tokenized) -> Result<Fate, Problem> {
+    pub fn fit(&self, row: RowId, tokenized: Tokenized) -> Result<FitOutcome, Problem> {
         let Tokenized { mut input_ids, labels, .. } = tokenized;
         let tokens = input_ids.len();
         let truncated = tokens > self.max_seq_len;
@@ -85,7 +102,7 @@ impl Limits {
                         ),
                     ));
                 }
-                OnOverflow::Drop => return Ok(Fate::TooLong { tokens }),
+                OnOverflow::Drop => return Ok(FitOutcome::TooLong { tokens }),
                 OnOverflow::Truncate => input_ids.truncate(self.max_seq_len),
             }
         }
@@ -95,7 +112,7 @@ impl Limits {
         let supervised_tokens = targets.iter().filter(|target| **target != IGNORED).count();
         if supervised_tokens == 0 {
             return match self.on_empty {
-                OnEmpty::Drop => Ok(Fate::Empty { tokens }),
+                OnEmpty::Drop => Ok(FitOutcome::Empty { tokens }),
                 OnEmpty::Error => {
                     let cut = if truncated {
                         format!(" in its first {} of {tokens} tokens", self.max_seq_len)
@@ -110,7 +127,7 @@ impl Limits {
             };
         }
         let sequence = Sequence { row, input_ids, targets, supervised_tokens };
-        Ok(if truncated { Fate::Truncated { sequence, tokens } } else { Fate::Whole(sequence) })
+        Ok(if truncated { FitOutcome::Truncated { sequence, tokens } } else { FitOutcome::Whole(sequence) })
     }
 }
 
@@ -137,8 +154,8 @@ mod tests {
 
     #[test]
     fn a_position_predicts_the_label_of_the_next() {
-        let fate = limits(4, OnOverflow::Error, OnEmpty::Error).fit(ROW, tokenized(&[5, -100, 6, 7]));
-        let sequence = fate.unwrap().sequence().unwrap();
+        let outcome = limits(4, OnOverflow::Error, OnEmpty::Error).fit(ROW, tokenized(&[5, -100, 6, 7]));
+        let sequence = outcome.unwrap().sequence().unwrap();
         assert_eq!(sequence.targets, [-100, 6, 7, -100]);
         assert_eq!(sequence.supervised_tokens, 2);
     }
@@ -149,22 +166,22 @@ mod tests {
         assert!(
             fit(OnOverflow::Error).unwrap_err().problem.starts_with("4 tokens, more than max_seq_len = 3")
         );
-        assert_eq!(fit(OnOverflow::Drop), Ok(Fate::TooLong { tokens: 4 }));
-        let Ok(Fate::Truncated { sequence, tokens: 4 }) = fit(OnOverflow::Truncate) else { panic!() };
+        assert_eq!(fit(OnOverflow::Drop), Ok(FitOutcome::TooLong { tokens: 4 }));
+        let Ok(FitOutcome::Truncated { sequence, tokens: 4 }) = fit(OnOverflow::Truncate) else { panic!() };
         assert_eq!((sequence.input_ids.len(), sequence.targets), (3, vec![2, 3, -100]));
     }
 
     #[test]
-    fn what_teaches_nothing_obeys_its_rule_even_if_only_after_the_cut() {
+    fn an_example_without_supervised_tokens_obeys_its_rule_even_if_only_after_the_cut() {
         let truncate = |on_empty| limits(3, OnOverflow::Truncate, on_empty);
         let late = tokenized(&[-100, -100, -100, 4]);
         let error = truncate(OnEmpty::Error).fit(ROW, late.clone()).unwrap_err();
         assert!(error.problem.contains("first 3 of 4 tokens"), "{}", error.problem);
-        assert_eq!(truncate(OnEmpty::Drop).fit(ROW, late), Ok(Fate::Empty { tokens: 4 }));
+        assert_eq!(truncate(OnEmpty::Drop).fit(ROW, late), Ok(FitOutcome::Empty { tokens: 4 }));
         // The first label has no position that could predict it; an example without tokens has none at all.
         for labels in [&[1][..], &[1, -100], &[]] {
-            let fate = truncate(OnEmpty::Drop).fit(ROW, tokenized(labels));
-            assert_eq!(fate, Ok(Fate::Empty { tokens: labels.len() }));
+            let outcome = truncate(OnEmpty::Drop).fit(ROW, tokenized(labels));
+            assert_eq!(outcome, Ok(FitOutcome::Empty { tokens: labels.len() }));
         }
     }
 }

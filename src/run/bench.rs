@@ -20,20 +20,21 @@ use crate::adapter::projection::Projection;
 use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
 use crate::adapter::whole::Whole;
-use crate::data::batch::MicroBatch;
+use crate::data::batch::{Counts, MicroBatch};
 use crate::device::{Device, Failed, KernelTime, OnBackend, Profiler};
 use crate::model::{Decoder, DecoderSpec, FloatDtype, load, random, shapes};
+use crate::objective::Objective;
 use crate::quant;
 use crate::recipe::{DeviceSpec, RecipeFile};
 use crate::train::backward::{Gradients, Pass, forward_backward};
 use crate::train::event::{Event, Observer};
 use crate::train::memory::{self, Plan, Workload};
-use crate::train::optimizer::{Found, Gradient, Numbers, Optimizer};
+use crate::train::optimizer::{Gradient, Optimizer, PendingNumbers, StepNumbers};
 
 /// How long the ceiling is measured.
 const CEILING_TIME: Duration = Duration::from_millis(600);
 
-/// What is benched.
+/// The model and micro-batches to bench.
 pub enum Subject {
     /// A recipe: its base, its adapter, its micro-batches at their largest.
     Recipe(Box<RecipeFile>),
@@ -54,11 +55,11 @@ pub enum Subject {
     },
 }
 
-/// How it is benched.
+/// Number of steps, and whether kernels are profiled.
 #[derive(Clone, Copy, Debug)]
 pub struct Options<'a> {
-    /// The file that kernels of a GPU are timed into, as [`crate::device::configure`] was told: each launch is then waited
-    /// for, and no speed means anything.
+    /// The file that GPU kernels are timed into, as set up by [`crate::device::configure`]. Each launch is then waited for,
+    /// so the reported speeds are not those of training.
     pub profile: Option<&'a Path>,
     /// Steps that are timed.
     pub steps: usize,
@@ -66,14 +67,14 @@ pub struct Options<'a> {
     pub warmup: usize,
 }
 
-/// What a bench found.
+/// The result of a bench.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The recipe's base or the shape's name.
     pub model: String,
     /// Its size in parameters.
     pub parameters: u64,
-    /// What is trained.
+    /// Of them, trained.
     pub trainable_parameters: u64,
     /// The device.
     pub device: String,
@@ -95,10 +96,10 @@ pub struct Report {
     pub tokens_per_second_best: f64,
     /// Seconds of every timed step.
     pub step_seconds: Vec<f64>,
-    /// On a GPU, what the host took to launch the median step: the device waits for it where a step takes no longer. Not
-    /// known of a profile, whose launches are waited for.
+    /// On a GPU, the time the host takes to launch the median step; a step cannot be faster. `None` with a profile, whose
+    /// launches are waited for.
     pub launch_seconds: Option<f64>,
-    /// Seconds until the weights were there.
+    /// Seconds to load the weights.
     pub load_seconds: f64,
     /// Operations per second of the processor's microkernel alone, on all threads, which no step can exceed; on a GPU of the
     /// plain product of large square matrices.
@@ -109,24 +110,24 @@ pub struct Report {
     pub peak_memory_bytes: Option<u64>,
     /// The most that a device with memory of its own was seen to hold for tensors between two steps.
     pub device_memory_bytes: Option<u64>,
-    /// The most that it held at one time of a step; not known of a profile.
+    /// The most that it held at one time during a step; `None` with a profile.
     pub device_peak_bytes: Option<u64>,
     /// The most that was taken from it.
     pub device_reserved_bytes: Option<u64>,
-    /// What was planned.
+    /// Total of the memory plan.
     pub planned_memory_bytes: u64,
     /// The plan, term by term.
     pub plan: Vec<memory::Term>,
-    /// Layers whose forward pass was run again.
+    /// Layers whose forward pass was recomputed.
     pub recomputed_layers: usize,
-    /// With a profile: what each kernel took over all timed steps, the longest first.
+    /// With a profile: the time of each kernel over all timed steps, the longest first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernels: Option<Vec<KernelTime>>,
-    /// With a profile: what the products of one step with frozen weights take at the ceiling, those of layers that are run
-    /// forward twice included; nothing can be faster.
+    /// With a profile: the time that one step's products with frozen weights take at the ceiling, recomputed layers
+    /// included: a lower bound of a step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub floor_seconds: Option<f64>,
-    /// Loss of the last step, to see that it is one.
+    /// Loss of the last step: a check that it is finite.
     pub loss: f64,
 }
 
@@ -160,7 +161,7 @@ pub fn bench(
                 budget: recipe.train.memory_budget,
                 dtype,
                 opened: Some(opened),
-                // With what looking for devices loaded.
+                // Includes the libraries that device discovery loaded.
                 program: memory::resident_bytes().unwrap_or(0),
                 options,
                 environment,
@@ -178,7 +179,7 @@ pub fn bench(
             let dtype = compute_dtype.unwrap_or(fastest);
             require_dtype(&device, dtype)?;
             let adapter = AdapterSpec { rank, alpha: 2.0 * rank as f64, ..AdapterSpec::default() };
-            // All linear layers are there in every model.
+            // Every model has linear layers.
             let targets = target::resolve(&adapter, &spec.modules()).unwrap_or_default();
             Work {
                 device,
@@ -194,7 +195,7 @@ pub fn bench(
                 budget: None,
                 dtype,
                 opened: None,
-                // With what looking for devices loaded.
+                // Includes the libraries that device discovery loaded.
                 program: memory::resident_bytes().unwrap_or(0),
                 options,
                 environment,
@@ -237,7 +238,7 @@ impl OnBackend for Work<'_> {
             return Err(Error::NoProfile);
         }
         let mut profiler = profile.map(Profiler::new);
-        // What compiles and is tried out is no part of a step.
+        // Compiling and autotuning are not part of a step.
         let warmup = if profile.is_some() { warmup.max(1) } else { warmup };
         let workload = Workload {
             spec: &self.spec,
@@ -266,19 +267,21 @@ impl OnBackend for Work<'_> {
         decoder.init_wholes(&mut adapters);
         decoder.init_magnitudes(&mut adapters);
         let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);
-        let supervised = batch.supervised_tokens * self.accumulation as u64;
+        let objective = Objective::Sft;
+        let counts: Counts = std::iter::repeat_n(batch.counts(), self.accumulation).sum();
+        let count = objective.divisor(&counts) as f64;
         let mut seconds = Vec::with_capacity(steps);
         let mut launching = Vec::with_capacity(steps);
         let mut loss = f64::NAN;
         // As in training: a step of a GPU is launched before the numbers of the one before are read.
-        let mut launched: Option<Numbers> = None;
+        let mut launched: Option<PendingNumbers> = None;
         let mut since = Instant::now();
-        let mut learn = |launched: Option<Numbers>| {
+        let mut read_step = |launched: Option<PendingNumbers>| {
             let Some(numbers) = launched else { return Ok(()) };
-            let found = numbers.wait();
-            let found = found.map_err(|message| Failed::new(self.device.name(), &message))?;
-            if let Found::Finite { nll, .. } = found {
-                loss = nll / supervised.max(1) as f64;
+            let numbers = numbers.wait();
+            let numbers = numbers.map_err(|message| Failed::new(self.device.name(), &message))?;
+            if let StepNumbers::Finite { loss: sum, .. } = numbers {
+                loss = sum / count;
             }
             let now = Instant::now();
             seconds.push(now.duration_since(std::mem::replace(&mut since, now)).as_secs_f64());
@@ -286,9 +289,9 @@ impl OnBackend for Work<'_> {
         };
         let mut device_memory: Option<DeviceMemory> = None;
         let mut peak = None;
-        // A step counts as done when the next one is launched: behind the last one comes one more, whose memory is watched.
-        let behind = usize::from(on_device && profile.is_none());
-        for step in 0..warmup + steps + behind {
+        // A step is timed until the next one is launched, so one more step follows the last; its peak memory is recorded.
+        let extra = usize::from(on_device && profile.is_none());
+        for step in 0..warmup + steps + extra {
             if (self.environment.stop)() {
                 return Err(Error::Stopped);
             }
@@ -303,9 +306,11 @@ impl OnBackend for Work<'_> {
                     let dropout =
                         DropoutStep { seed: 0, step: step as u64 + 1, micro_batch: micro_batch as u32 };
                     let pass = Pass { dropout, keep: plan.kept_layers };
-                    losses.push(forward_backward(&decoder, &adapters, &batch, pass, &mut gradients)?);
+                    let losses_of =
+                        forward_backward(&decoder, &adapters, &objective, &batch, pass, &mut gradients);
+                    losses.push(losses_of?);
                 }
-                let scale = 1.0 / supervised.max(1) as f64;
+                let scale = 1.0 / count;
                 let values = gradients.by_parameter(&adapters);
                 drop(gradients);
                 Ok::<_, Error>(Gradient::new(losses, values, scale, device))
@@ -322,17 +327,17 @@ impl OnBackend for Work<'_> {
             if (warmup..warmup + steps).contains(&step) {
                 launching.push(began.elapsed().as_secs_f64());
             }
-            learn(launched.replace(numbers))?;
+            read_step(launched.replace(numbers))?;
             // With a profile every kernel is waited for anyway.
-            if behind == 0 {
-                learn(launched.take())?;
+            if extra == 0 {
+                read_step(launched.take())?;
             }
             if let Some(now) = B::device_memory(device) {
                 device_memory = Some(device_memory.unwrap_or_default().max(now));
             }
             self.observer.observe(&Event::Step { step: step as u64 + 1, logged: None });
         }
-        learn(launched)?;
+        read_step(launched)?;
         let kernels = match &mut profiler {
             Some(profiler) => Some(self.times::<B>(profiler, device)?),
             None => None,
@@ -402,7 +407,7 @@ fn layer_weights(spec: &DecoderSpec) -> u64 {
 }
 
 impl Work<'_> {
-    /// What each kernel took since the last call.
+    /// The time of each kernel since the last call.
     fn times<B: KernelBackend>(
         &self,
         profiler: &mut Profiler,

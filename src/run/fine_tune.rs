@@ -24,6 +24,7 @@ use crate::device::{Device, OnBackend};
 use crate::export::consumer::Compatibility;
 use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
+use crate::objective::Objective;
 use crate::recipe::RecipeFile;
 use crate::record::{self, End, Journal, Lock};
 use crate::train::budget::Clock;
@@ -329,6 +330,7 @@ impl OnBackend for Training<'_> {
         let place = |id| opened.place(id);
         let fit = Fit {
             decoder: &decoder,
+            objective: &Objective::Sft,
             spec: &recipe.train,
             seed: recipe.seed,
             schedule: Schedule::new(&recipe.train, total_steps),

@@ -30,7 +30,7 @@ pub use fine_tune::{Options, Outcome, fine_tune};
 use crate::device::{Device, Failed, Unavailable};
 use crate::model::FloatDtype;
 use crate::train::divergence::Fault;
-use crate::train::fit::FitError;
+use crate::train::error::FitError;
 use crate::train::folder::FolderError;
 use crate::train::memory::DoesNotFit;
 use crate::train::pieces::TooLargeAPiece;

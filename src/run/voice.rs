@@ -24,11 +24,12 @@ use crate::generate::answer::{Answer, Request, answer};
 use crate::generate::memory::{Extent, require};
 use crate::model::spec::ComputeDtype;
 use crate::model::{self, FloatDtype, load, tensors};
+use crate::objective::Objective;
 use crate::quant;
 use crate::recipe::{DeviceSpec, Recipe, RecipeFile};
 use crate::train::backward::evaluate;
+use crate::train::error::FitError;
 use crate::train::event::{Event, Observer};
-use crate::train::fit::FitError;
 use crate::train::memory::{Workload, resident_bytes};
 
 /// How the base is held in memory.
@@ -346,7 +347,7 @@ impl<O: Observer, R, F: FnOnce(&mut Voice<'_>, &mut O) -> R> OnBackend for Speak
                 (Who::Adapted, Some(adapters)) => adapters,
                 _ => &nothing,
             };
-            let loss = B::read_later(evaluate(&decoder, adapters, batch)?);
+            let loss = B::read_later(evaluate(&decoder, adapters, &Objective::Sft, batch)?);
             let losses = loss.wait().map_err(|message| FitError::device(&speaker.device.name(), message))?;
             Ok(losses.into_iter().map(f64::from).sum())
         };

@@ -6,13 +6,13 @@
 //! first, when the others come to need it.
 //!
 //! Below the lowest adapted layer nothing is differentiated, unless the embeddings are trained. Gradients are those of a
-//! sum over tokens; whoever wants a mean divides once, at the end.
+//! sum over tokens; the mean is taken once, at the end.
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 
-use super::fit::FitError;
+use super::error::FitError;
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::adapter::peft::keys::Part;
 use crate::adapter::projection::{LayerAdapters, LayerGradients};
@@ -20,9 +20,9 @@ use crate::adapter::whole::{Whole, WholeKind};
 use crate::data::batch::MicroBatch;
 use crate::model::Decoder;
 use crate::model::layers::{LayerInputs, LayerTape};
-use crate::objective::sft::{negative_log_likelihood, with_trained_head};
+use crate::objective::{Objective, TrainedHead};
 
-/// Adapter gradients of Σ nll, summed over the micro-batches of an optimizer step.
+/// Adapter gradients of the objective, summed over the micro-batches of an optimizer step.
 #[derive(Debug)]
 pub struct Gradients<B: KernelBackend> {
     layers: Vec<LayerGradients<B>>,
@@ -76,13 +76,15 @@ pub struct Pass {
     pub keep: usize,
 }
 
-/// Adds the adapter gradients of `Σ nll` over one micro-batch to `gradients` and returns `Σ nll`, `[1]`. Waits for no device.
+/// Adds the adapter gradients of the objective's sum over one micro-batch to `gradients` and returns that sum, `[1]`.
+/// Does not wait for the device.
 ///
 /// # Errors
 /// [`FitError::Model`] for token ids outside the vocabulary.
 pub fn forward_backward<B: KernelBackend>(
     decoder: &Decoder<B>,
     adapters: &LoraSet<B>,
+    objective: &Objective,
     batch: &MicroBatch,
     pass: Pass,
     gradients: &mut Gradients<B>,
@@ -115,18 +117,10 @@ pub fn forward_backward<B: KernelBackend>(
         hidden = layer.forward(hidden, adapters, &inputs, None);
     }
 
-    let targets = &batch.targets;
-    let (loss, mut upstream) = match head {
-        Some(head) => {
-            let found = with_trained_head(decoder, &hidden, &head, targets, gradients.head.take());
-            gradients.head = Some(found.head);
-            (found.loss, Some(found.hidden).filter(|_| !tapes.is_empty()))
-        }
-        None => {
-            let found = negative_log_likelihood(decoder, &hidden, targets, !tapes.is_empty());
-            (found.loss, found.gradient)
-        }
-    };
+    let head = head.map(|weight| TrainedHead { weight, sum: gradients.head.take() });
+    let found = objective.differentiate(decoder, &hidden, batch, head, !tapes.is_empty());
+    gradients.head = found.head;
+    let mut upstream = found.hidden;
     drop(hidden);
     for index in (lowest..layers).rev() {
         let (Some(tape), Some(dy)) = (tapes.pop(), upstream.take()) else { break };
@@ -142,16 +136,17 @@ pub fn forward_backward<B: KernelBackend>(
         let sum = gradients.embedding.take();
         gradients.embedding = Some(decoder.embed_backward(&batch.input_ids, dx, sum));
     }
-    Ok(loss)
+    Ok(found.value)
 }
 
-/// `Σ nll` of one micro-batch, `[1]`, without gradients and without dropout.
+/// The objective's sum over one micro-batch, `[1]`, without gradients and without dropout.
 ///
 /// # Errors
 /// [`FitError::Model`] for token ids outside the vocabulary.
 pub fn evaluate<B: KernelBackend>(
     decoder: &Decoder<B>,
     adapters: &LoraSet<B>,
+    objective: &Objective,
     batch: &MicroBatch,
 ) -> Result<Tensor<B, 1>, FitError> {
     let decoder = &decoder.adopting(adapters);
@@ -160,7 +155,7 @@ pub fn evaluate<B: KernelBackend>(
     for (index, layer) in decoder.layers().iter().enumerate() {
         hidden = layer.forward(hidden, &adapters.layer(index, None), &inputs, None);
     }
-    Ok(negative_log_likelihood(decoder, &hidden, &batch.targets, false).loss)
+    Ok(objective.loss(decoder, &hidden, batch))
 }
 
 fn layer_inputs<B: KernelBackend>(

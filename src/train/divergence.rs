@@ -1,16 +1,16 @@
-//! What becomes of a step whose loss or gradient is not finite, as `train.on_divergence` says.
+//! What happens after a step whose loss or gradient is not finite, as `train.on_divergence` says.
 //!
 //! - `"stop"`: the run ends.
 //! - `"skip"`: the step changes nothing; the run goes on with the next rows, and ends when more than
 //!   `divergence_patience` steps in a row diverge.
 //! - `"rollback"`: adapter and optimizer go back to where they were at the last multiple of `rollback_steps`; the run
-//!   goes on with the next rows, and ends when it would go back to one place more than `divergence_patience` times.
+//!   goes on with the next rows, and ends when it would roll back to one snapshot more than `divergence_patience` times.
 //!
-//! On a GPU a step's numbers are read when the next step is under way. Until then the device itself sees to it that a
-//! step that is not finite updates nothing, and what was computed behind such a step is computed anew.
+//! On a GPU a step's numbers are read when the next step is launched. Until then the device itself makes sure that a step
+//! that is not finite updates nothing, and what was computed ahead of such a step is recomputed.
 //!
-//! Steps count on in either case, and so does the learning-rate schedule: a step is what was read, not what was
-//! learned. All of it follows from the recipe and the numbers alone, never from where checkpoints happen to be.
+//! In either case the step counts, and the learning-rate schedule advances: a step is rows that were read, not an update
+//! that was made. All of it depends on the recipe and the numbers alone, not on where checkpoints are.
 
 use serde::Serialize;
 use tune_kernels::KernelBackend;
@@ -36,14 +36,14 @@ pub enum OnDivergence {
     Stop,
     /// Leave the step out.
     Skip {
-        /// Steps in a row that are borne.
+        /// Diverged steps in a row that are tolerated.
         patience: u64,
     },
     /// Return to an earlier adapter.
     Rollback {
-        /// Returns to one place that are borne.
+        /// Rollbacks to one snapshot that are tolerated.
         patience: u64,
-        /// Steps between the places one can return to.
+        /// Steps between snapshots.
         steps: u64,
     },
 }
@@ -98,7 +98,7 @@ impl OnDivergence {
         }
     }
 
-    /// How many divergences are borne.
+    /// How many divergences are tolerated.
     pub(super) fn patience(self) -> u64 {
         match self {
             Self::Stop => 0,
@@ -106,7 +106,7 @@ impl OnDivergence {
         }
     }
 
-    /// Whether the adapter after `step` is to be kept as a place to return to.
+    /// Whether a snapshot to roll back to is taken after `step`.
     pub(super) fn keeps(self, step: u64) -> bool {
         matches!(self, Self::Rollback { steps, .. } if step.is_multiple_of(steps.max(1)))
     }
@@ -114,7 +114,7 @@ impl OnDivergence {
 
 fn report_idle(table: &mut TableReader<'_, '_>, key: &'static str, condition: &str) {
     let Some(place) = table.place_of(key) else { return };
-    let message = format!("`train.{key}` means something only when {condition}");
+    let message = format!("`train.{key}` has an effect only when {condition}");
     table.report(
         Problem::new("recipe::contradiction", place, message)
             .label("has no effect here")
@@ -122,19 +122,19 @@ fn report_idle(table: &mut TableReader<'_, '_>, key: &'static str, condition: &s
     );
 }
 
-/// What can turn out not to be finite.
+/// What may not be finite.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantity {
-    /// Of a step's supervised tokens.
+    /// The loss of a step.
     Loss,
-    /// Of all adapter gradients together.
+    /// The norm of all adapter gradients together.
     GradientNorm,
-    /// Of an evaluation: the adapter itself is no good.
+    /// The loss of an evaluation: the adapter itself is damaged.
     HeldOutLoss,
 }
 
 impl Quantity {
-    /// Its name.
+    /// Its name in messages and in `metrics.jsonl`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Loss => "loss",
@@ -144,16 +144,16 @@ impl Quantity {
     }
 }
 
-/// A step that came out without a finite number.
+/// A step or an evaluation with a number that is not finite.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Fault {
     /// The step, from 1; of an evaluation, the steps done.
     pub step: u64,
-    /// What it is that is not finite.
+    /// Which number it is.
     pub what: Quantity,
-    /// What it is instead of a number.
+    /// Its value: NaN or an infinity.
     pub value: f64,
-    /// The rows it was made from, by file and line; of many, the first.
+    /// The rows it was computed from, by file and line; of many, the first.
     pub rows: Vec<String>,
 }
 
@@ -168,7 +168,7 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// The rows of some micro-batches, named by `place`; of many, the first, and how many more there are.
+/// The rows of some micro-batches, named by `place`; of many, the first and the number of the others.
 pub(super) fn named_rows(micro_batches: &[MicroBatch], place: &dyn Fn(RowId) -> String) -> Vec<String> {
     let rows = || micro_batches.iter().flat_map(|micro_batch| micro_batch.rows.iter().copied());
     let mut named: Vec<String> = rows().take(ROWS_NAMED).map(place).collect();
@@ -179,7 +179,7 @@ pub(super) fn named_rows(micro_batches: &[MicroBatch], place: &dyn Fn(RowId) -> 
     named
 }
 
-/// A diverged step that the run bore: its line in `metrics.jsonl`.
+/// A diverged step that was tolerated: its line in `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DivergenceReport {
     /// The step, from 1.
@@ -188,26 +188,26 @@ pub struct DivergenceReport {
     pub epoch: f64,
     /// `loss` or `gradient norm`.
     pub diverged: &'static str,
-    /// What it was instead of a number: `NaN`, `inf` or `-inf`.
+    /// `NaN`, `inf` or `-inf`.
     pub value: String,
-    /// The rows the step was made from, by file and line.
+    /// The rows of the step, by file and line.
     pub rows: Vec<String>,
-    /// The step whose adapter the run went on with: the one before, or the one it went back to.
+    /// The step whose adapter the run went on with: the one before, or that of the snapshot.
     pub continued_from: u64,
-    /// The adapter is an earlier one than before this step.
+    /// Whether the adapter was rolled back.
     pub rolled_back: bool,
 }
 
-/// Adapter and optimizer as they were after a step.
+/// Adapter and optimizer after a step.
 #[derive(Debug)]
 pub struct Snapshot<B: KernelBackend> {
-    /// After which step.
+    /// The step that it was taken after.
     pub step: u64,
     /// Updates made until then.
     pub updates: u64,
     /// In the order of [`LoraSet::parameters`].
     pub adapter: Vec<burn::tensor::Tensor<B, 2>>,
-    /// The same.
+    /// Likewise.
     pub moments: Vec<Moments<B>>,
 }
 
@@ -217,10 +217,10 @@ impl<B: KernelBackend> Snapshot<B> {
         Self { step, updates, adapter: adapters.tensors().to_vec(), moments: optimizer.moments().to_vec() }
     }
 
-    /// Puts everything back.
+    /// Restores adapter and optimizer.
     ///
     /// # Errors
-    /// The snapshot is of other adapters.
+    /// The snapshot belongs to other adapters.
     pub(super) fn restore(
         &self,
         adapters: &mut LoraSet<B>,

@@ -1,7 +1,7 @@
-//! What a run tells whoever watches it.
+//! What a run reports while it is under way.
 //!
 //! The library never prints. It hands events to an [`Observer`]; the command line draws progress from them, and the
-//! run folder's `metrics.jsonl` is written from the very same [`StepReport`] and [`EvaluationReport`].
+//! run folder's `metrics.jsonl` is written from the same [`StepReport`] and [`EvaluationReport`].
 
 use std::path::PathBuf;
 
@@ -20,24 +20,25 @@ pub struct StepReport {
     pub step: u64,
     /// Examples consumed over examples per epoch.
     pub epoch: f64,
-    /// Σ negative log-likelihood / supervised tokens over the steps since the last line, each before its update.
+    /// The objective's mean over the steps since the last line, each before its update: for SFT Σ negative log-likelihood /
+    /// supervised tokens.
     pub loss: f64,
     /// Global norm of all adapter gradients, before clipping.
     pub grad_norm: f64,
-    /// The rate this step was made with.
+    /// The learning rate of this step.
     pub learning_rate: f64,
     /// Tokens read since the start of the run.
     pub tokens: u64,
     /// Tokens per second of training time since the last line.
     pub tokens_per_second: f64,
-    /// Largest resident memory of the process so far, where the system tells.
+    /// Largest resident memory of the process so far; `None` where the system does not report it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub peak_memory_bytes: Option<u64>,
-    /// The most that tensors were seen to take on a device with memory of its own, in bytes: between forward and backward
-    /// passes, when a step's gradients are there.
+    /// The most memory that tensors took on a device with memory of its own, in bytes, sampled when a step's gradients are
+    /// computed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub device_memory_bytes: Option<u64>,
-    /// The most that was taken from such a device, in bytes: what its pools keep for later is included.
+    /// The most that was allocated on such a device, in bytes, the free part of its pools included.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub device_reserved_bytes: Option<u64>,
 }
@@ -49,7 +50,7 @@ pub struct EvaluationReport {
     pub step: u64,
     /// Examples consumed over examples per epoch.
     pub epoch: f64,
-    /// Σ negative log-likelihood / supervised tokens over all held-out examples.
+    /// The objective's mean over all held-out examples: for SFT Σ negative log-likelihood / supervised tokens.
     pub eval_loss: f64,
     /// Supervised tokens of the held-out examples.
     pub eval_tokens: u64,
@@ -58,15 +59,15 @@ pub struct EvaluationReport {
 /// The answer to one of the recipe's sample prompts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
-    /// What was asked.
+    /// The prompt.
     pub prompt: String,
-    /// What the base answered before training.
+    /// The answer of the base, before training.
     pub before: String,
-    /// What it answers with the adapter.
+    /// The answer with the adapter.
     pub after: String,
 }
 
-/// Something that happened in a run.
+/// A step of a run's progress.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// Weights are being read and quantized.
@@ -83,13 +84,13 @@ pub enum Event<'a> {
         /// Rows in all.
         total: u64,
     },
-    /// Every row was read, and all can be used.
+    /// Every row was read and can be used.
     Surveyed(&'a Survey),
     /// The base, not yet trained, has answered the recipe's sample prompts: prompt and answer in turn.
     Answered(&'a [(String, String)]),
     /// The projections that get an adapter.
     Targets(&'a [Target]),
-    /// All is ready; training is about to begin.
+    /// Training is about to begin.
     Start(&'a Start),
     /// A held-out evaluation is under way.
     Evaluating {
@@ -105,7 +106,7 @@ pub enum Event<'a> {
         /// The logged line.
         logged: Option<&'a StepReport>,
     },
-    /// A step whose loss or gradient is not finite, which the run bears.
+    /// A step whose loss or gradient is not finite, tolerated by `on_divergence`.
     Diverged(&'a DivergenceReport),
     /// An evaluation ended.
     Evaluated(&'a EvaluationReport),
@@ -113,16 +114,16 @@ pub enum Event<'a> {
     Checkpoint {
         /// Its folder.
         path: PathBuf,
-        /// It has the lowest held-out loss so far.
+        /// Whether it has the lowest held-out loss so far.
         best: bool,
     },
-    /// The run is over, and this is what its gates say.
+    /// The verdicts of the gates, after the run.
     Judged(&'a [Verdict]),
-    /// What the run was made of is not on disk any more as it was read: a dataset, a file of the base.
+    /// A dataset or a file of the base changed on disk after it was read.
     InputChanged(String),
-    /// Something worth knowing.
+    /// Information for people.
     Note(String),
-    /// Something a person should look at, that does not stop the run.
+    /// A problem that does not stop the run.
     Warning(String),
 }
 
@@ -131,13 +132,13 @@ pub enum Event<'a> {
 pub struct Start {
     /// Optimizer steps in all.
     pub total_steps: u64,
-    /// Step to begin after; 0 for a fresh run.
+    /// The step after which the run begins; 0 for a fresh run.
     pub done_steps: u64,
     /// Numbers that are trained.
     pub trainable_parameters: u64,
     /// Numbers in the base model.
     pub base_parameters: u64,
-    /// Memory of the frozen weights in the form they are held.
+    /// Memory of the frozen weights as they are stored on the device.
     pub frozen_bytes: u64,
     /// Examples of the training side, per epoch.
     pub training_examples: u64,
@@ -145,19 +146,19 @@ pub struct Start {
     pub held_out_examples: u64,
     /// Where the run writes.
     pub output_dir: PathBuf,
-    /// What the matmuls run in, and where.
+    /// Compute dtype and device.
     pub compute: String,
-    /// What it will hold in memory.
+    /// The memory plan.
     pub plan: Plan,
 }
 
-/// Watches a run.
+/// Receives the events of a run.
 pub trait Observer {
     /// Called on the training thread; must not block for long.
     fn observe(&mut self, event: &Event<'_>);
 }
 
-/// Two watchers of one run.
+/// Two observers of one run.
 pub struct Both<'a>(pub &'a mut dyn Observer, pub &'a mut dyn Observer);
 
 impl Observer for Both<'_> {

@@ -1,6 +1,6 @@
 //! `metrics.jsonl`: one JSON object a line for each logged step, evaluation and diverged step, flushed at once.
 //!
-//! A run that goes on from a checkpoint cuts off what lies behind it, so that each step stands here once.
+//! A resumed run removes the lines after its checkpoint, so that each step has one line.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, ErrorKind, Write};
@@ -19,7 +19,7 @@ pub struct Metrics {
     path: PathBuf,
 }
 
-/// What a line has to say of when it was written.
+/// The step of a line, and whether it is an evaluation.
 #[derive(Deserialize)]
 struct Line {
     step: u64,
@@ -27,7 +27,7 @@ struct Line {
 }
 
 impl Metrics {
-    /// Opens the metrics of a run that stands at `state`. Lines behind it, and what is no line, go.
+    /// Opens the metrics of a run at `state`. Removes later lines and incomplete ones.
     ///
     /// # Errors
     /// [`FolderError::File`] when the file cannot be read or written.
@@ -51,16 +51,16 @@ impl Metrics {
         Ok(written.map_err(files::Error::io(Action::Write, &self.path))?)
     }
 
-    /// Brings all lines to the disk: before a checkpoint that counts on them.
+    /// Flushes all lines to disk: before a checkpoint, which relies on them.
     ///
     /// # Errors
-    /// [`FolderError::File`] when the disk refuses.
+    /// [`FolderError::File`] when the disk reports an error.
     pub fn sync(&self) -> Result<(), FolderError> {
         Ok(self.file.sync_data().map_err(files::Error::io(Action::Write, &self.path))?)
     }
 }
 
-/// Rewrites the file without what a run at `state` has yet to do; leaves it alone when there is nothing of that.
+/// Rewrites the file without lines that a run at `state` will write again; leaves a file without such lines alone.
 fn cut(path: &Path, state: &State) -> Result<(), FolderError> {
     let read = files::Error::io(Action::Read, path);
     match is_up_to(path, state) {
@@ -80,7 +80,7 @@ fn cut(path: &Path, state: &State) -> Result<(), FolderError> {
     })?)
 }
 
-/// Every line belongs to a run that stands at `state`.
+/// Whether every line was written by `state`.
 fn is_up_to(path: &Path, state: &State) -> io::Result<bool> {
     let mut lines = Lines::open(path)?;
     while let Some(line) = lines.next()? {
@@ -91,7 +91,7 @@ fn is_up_to(path: &Path, state: &State) -> io::Result<bool> {
     Ok(true)
 }
 
-/// A whole line of a step that is done, or of an evaluation that is.
+/// Whether this is a complete line of a finished step or evaluation.
 fn belongs(line: &[u8], state: &State) -> bool {
     let Some(text) = line.strip_suffix(b"\n") else { return false };
     let Ok(line) = serde_json::from_slice::<Line>(text) else { return false };
@@ -102,7 +102,7 @@ fn belongs(line: &[u8], state: &State) -> bool {
     line.step <= state.step && is_done
 }
 
-/// The lines of a file with their ends, one at a time.
+/// The lines of a file with their line ends, one at a time.
 struct Lines {
     reader: BufReader<File>,
     line: Vec<u8>,
@@ -129,7 +129,7 @@ mod tests {
     use crate::train::event::EvaluationReport;
 
     #[test]
-    fn a_resumed_run_cuts_what_lies_behind_its_checkpoint_and_what_is_no_line() {
+    fn a_resumed_run_cuts_lines_after_its_checkpoint_and_incomplete_ones() {
         let outer = tempfile::tempdir().unwrap();
         let folder = RunFolder::claim(&outer.path().join("run")).unwrap();
         let whole = "{\"step\":0,\"eval_loss\":2.0,\"eval_tokens\":9}\n{\"step\":1,\"loss\":1.0}\n{\"step\":2,\"loss\":1.0}\n";

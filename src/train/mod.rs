@@ -1,8 +1,9 @@
-//! The training loop: one optimizer step after another, what is told of it, and the folder it writes.
+//! The training loop: one optimizer step after another, what it reports, and the folder it writes.
 
 pub mod backward;
 pub mod budget;
 pub mod divergence;
+pub mod error;
 pub mod event;
 pub mod fit;
 pub mod folder;
@@ -12,6 +13,7 @@ pub mod metrics;
 pub mod optimizer;
 pub mod pieces;
 pub mod resume;
+mod running;
 pub mod schedule;
 pub mod spec;
 pub mod state;

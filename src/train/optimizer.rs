@@ -18,8 +18,17 @@ use crate::adapter::peft::keys::Part;
 pub struct Optimizer<B: KernelBackend> {
     config: AdamWConfig,
     moments: Vec<Moments<B>>,
-    /// What each parameter's learning rate is multiplied by.
-    rate_factors: Vec<f64>,
+    /// Parameters by learning rate, the lowest rate first.
+    groups: Vec<RateGroup>,
+}
+
+/// Parameters that share a learning rate.
+#[derive(Clone, Debug)]
+struct RateGroup {
+    /// Their rate over that of A.
+    factor: f64,
+    /// Their places in the order of [`LoraSet::parameters`].
+    parameters: Vec<usize>,
 }
 
 impl<B: KernelBackend> Optimizer<B> {
@@ -34,11 +43,19 @@ impl<B: KernelBackend> Optimizer<B> {
             Part::A | Part::Whole => 1.0,
             Part::B | Part::Magnitude => learning_rate_ratio,
         };
-        let rate_factors = adapters.parameters().iter().map(factor).collect();
-        Self { config, moments, rate_factors }
+        let factors: Vec<f64> = adapters.parameters().iter().map(factor).collect();
+        let mut distinct = factors.clone();
+        distinct.sort_by(f64::total_cmp);
+        distinct.dedup();
+        let group = |factor: f64| {
+            let parameters = (0..factors.len()).filter(|index| factors[*index] == factor).collect();
+            RateGroup { factor, parameters }
+        };
+        let groups = distinct.into_iter().map(group).collect();
+        Self { config, moments, groups }
     }
 
-    /// Takes up saved moments, in the order of [`LoraSet::parameters`].
+    /// Replaces the moments by saved ones, in the order of [`LoraSet::parameters`].
     pub fn restore(&mut self, moments: Vec<Moments<B>>) {
         self.moments = moments;
     }
@@ -49,11 +66,11 @@ impl<B: KernelBackend> Optimizer<B> {
     }
 
     /// Updates every matrix of `adapters` once, in one pass for each learning rate; nothing changes when loss or gradient
-    /// is not finite, which is found out on the device. `update` counts the updates made, this one included;
+    /// is not finite, which the device itself checks. `update` counts the updates made, this one included;
     /// `learning_rate` is A's; `max_grad_norm` 0: no clipping.
     ///
     /// # Errors
-    /// [`adapter::Error`] when gradients and adapters do not belong together.
+    /// [`adapter::Error`] when gradients and adapters do not fit together.
     pub fn step(
         &mut self,
         adapters: &mut LoraSet<B>,
@@ -67,24 +84,16 @@ impl<B: KernelBackend> Optimizer<B> {
         let moments = std::mem::take(&mut self.moments);
         adapters.update(|parameters| {
             let parts = parameters.into_iter().zip(values).zip(moments);
-            let updates =
-                parts.map(|((parameter, gradient), moments)| Update { parameter, gradient, moments });
-            let mut rates: Vec<f64> = self.rate_factors.clone();
-            rates.sort_by(f64::total_cmp);
-            rates.dedup();
-            let mut groups: Vec<(Vec<usize>, Vec<Update<B>>)> = vec![Default::default(); rates.len()];
-            for (index, update) in updates.enumerate() {
-                let rate = rates.partition_point(|rate| *rate < self.rate_factors[index]);
-                groups[rate].0.push(index);
-                groups[rate].1.push(update);
+            let mut updates: Vec<Option<Update<B>>> = parts
+                .map(|((parameter, gradient), moments)| Some(Update { parameter, gradient, moments }))
+                .collect();
+            let mut updated = Vec::with_capacity(updates.len());
+            for RateGroup { factor, parameters } in &self.groups {
+                let group = parameters.iter().filter_map(|index| updates[*index].take()).collect();
+                let group = adamw(group, &guard, &self.config, factor * learning_rate, update);
+                updated.extend(parameters.iter().zip(group));
             }
-            let mut updated = Vec::with_capacity(self.rate_factors.len());
-            for (rate, (indices, updates)) in rates.into_iter().zip(groups) {
-                let rate = rate * learning_rate;
-                let group = adamw(updates, &guard, &self.config, rate, update);
-                updated.extend(indices.into_iter().zip(group));
-            }
-            updated.sort_by_key(|(index, _)| *index);
+            updated.sort_by_key(|(index, _)| **index);
             let (parameters, moments) = updated.into_iter().map(|(_, updated)| updated).unzip();
             self.moments = moments;
             parameters
@@ -102,7 +111,7 @@ pub struct Gradient<B: KernelBackend> {
 
 impl<B: KernelBackend> Gradient<B> {
     /// Of a step with `losses` `[1]`, one for each micro-batch, and the gradients of their sum, one for each parameter;
-    /// `None` counts as zero. `scale` is one over the supervised tokens.
+    /// `None` counts as zero. `scale` is one over the objective's count.
     pub fn new(
         losses: Vec<Tensor<B, 1>>,
         values: Vec<Option<Tensor<B, 2>>>,
@@ -114,52 +123,52 @@ impl<B: KernelBackend> Gradient<B> {
         Self { values, numbers, scale }
     }
 
-    /// Has the device hand out its numbers once they are there.
-    pub fn read_later(&self) -> Numbers {
-        Numbers { reading: B::read_later(self.numbers.clone()), scale: self.scale }
+    /// Starts to read its losses and norm, without waiting.
+    pub fn read_later(&self) -> PendingNumbers {
+        PendingNumbers { reading: B::read_later(self.numbers.clone()), scale: self.scale }
     }
 }
 
 /// Losses and norm of a step, on their way from the device.
 #[derive(Debug)]
-pub struct Numbers {
+pub struct PendingNumbers {
     reading: Reading,
     scale: f64,
 }
 
-/// What came of a step, as the device's own update judged it.
+/// Losses and norm of a step. The device's update used the same numbers to decide whether it changes anything.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Found {
-    /// All is finite.
+pub enum StepNumbers {
+    /// All are finite.
     Finite {
-        /// Σ nll over the supervised tokens.
-        nll: f64,
+        /// The summed loss.
+        loss: f64,
         /// Global gradient norm of the mean, before clipping.
         norm: f64,
     },
-    /// Something is not, and the update changed nothing.
-    Diverged(Quantity, f64),
+    /// One is not, and the update changed nothing.
+    NotFinite(Quantity, f64),
 }
 
-impl Numbers {
+impl PendingNumbers {
     /// Waits for them.
     ///
     /// # Errors
-    /// What went wrong on the device, in its own words.
-    pub fn wait(self) -> Result<Found, String> {
+    /// The device's own error message.
+    pub fn wait(self) -> Result<StepNumbers, String> {
         let numbers = self.reading.wait()?;
-        let Some((norm, losses)) = numbers.split_last() else { return Err("it gave no numbers".into()) };
-        let mut nll = 0.0;
+        let Some((norm, losses)) = numbers.split_last() else { return Err("no numbers to read".into()) };
+        let mut sum = 0.0;
         for loss in losses {
-            nll += f64::from(*loss);
-            if !nll.is_finite() {
-                return Ok(Found::Diverged(Quantity::Loss, self.scale * nll));
+            sum += f64::from(*loss);
+            if !sum.is_finite() {
+                return Ok(StepNumbers::NotFinite(Quantity::Loss, self.scale * sum));
             }
         }
         let norm = self.scale * f64::from(*norm);
         Ok(match norm.is_finite() {
-            true => Found::Finite { nll, norm },
-            false => Found::Diverged(Quantity::GradientNorm, norm),
+            true => StepNumbers::Finite { loss: sum, norm },
+            false => StepNumbers::NotFinite(Quantity::GradientNorm, norm),
         })
     }
 }

@@ -1,7 +1,7 @@
-//! Everything a run needs to go on after a step: adapter, moments, data cursor and counters, as a checkpoint.
+//! All that a run needs to resume after a step: adapter, moments, data cursor and counters, as a checkpoint.
 //!
-//! Tensors are named `adapter.KEY`, `first.KEY` and `second.KEY` by the adapter's PEFT keys; those of a place to roll
-//! back to are the same with `kept.` before them.
+//! Tensors are named `adapter.KEY`, `first.KEY` and `second.KEY` by the adapter's PEFT keys; those of the snapshot to
+//! roll back to have `kept.` before them.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -55,9 +55,9 @@ pub struct State {
     pub last_evaluation: Option<EvaluationReport>,
     /// Sums since the last logged line.
     pub window: Window,
-    /// Diverged steps in a row, or returns to the kept place.
+    /// Diverged steps in a row, or rollbacks to the same snapshot.
     pub divergences: u64,
-    /// The place to roll back to, where the recipe asks for one.
+    /// The snapshot to roll back to, where the recipe asks for one.
     pub kept: Option<Kept>,
     /// What the run is made from.
     pub origin: Origin,
@@ -67,11 +67,12 @@ pub struct State {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Window {
-    /// Σ negative log-likelihood.
-    #[serde(with = "exact")]
-    pub nll: f64,
-    /// Supervised tokens.
-    pub supervised_tokens: u64,
+    /// The summed loss.
+    #[serde(rename = "nll", with = "exact")]
+    pub loss: f64,
+    /// What it is divided by: the objective's count.
+    #[serde(rename = "supervised_tokens")]
+    pub count: u64,
     /// Gradient norm of the last step, before clipping.
     #[serde(with = "exact")]
     pub grad_norm: f64,
@@ -80,17 +81,17 @@ pub struct Window {
     pub learning_rate: f64,
 }
 
-/// Counters of the place to roll back to.
+/// Counters of the snapshot to roll back to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Kept {
-    /// After which step.
+    /// The step that it was taken after.
     pub step: u64,
     /// Updates made until then.
     pub updates: u64,
 }
 
-/// What a run is made from, to be compared when it goes on. Opaque here.
+/// What a run is made from, compared when it is resumed. Opaque here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
@@ -98,15 +99,15 @@ pub struct Origin {
     pub recipe: String,
     /// Hashes of all files that decide the adapter, by name.
     pub inputs: BTreeMap<String, String>,
-    /// What is computed in, and where.
+    /// Compute dtype and device.
     pub compute: String,
     /// The release that runs it.
     pub release: String,
-    /// Changes that were accepted on the way, each with the step behind which it took effect.
+    /// Changes that were accepted on resume, each with the step after which it took effect.
     pub changes: Vec<String>,
 }
 
-/// How a run came to its end.
+/// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     /// All steps are done.
@@ -120,8 +121,10 @@ pub enum Ended {
 /// Numbers of one step that was made.
 #[derive(Clone, Copy, Debug)]
 pub struct StepResult {
-    /// Σ nll over the supervised tokens.
-    pub nll: f64,
+    /// The summed loss.
+    pub loss: f64,
+    /// What it is divided by: the objective's count.
+    pub count: u64,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// The rate the step was made with.
@@ -150,12 +153,12 @@ impl State {
         }
     }
 
-    /// Why a run ends where it stands, whatever the time, if it does.
+    /// Why a run ends at the present step, if it does. Time is not considered.
     pub fn ended(&self, budget: &Budget) -> Option<Ended> {
         Self::ended_at(self.step, self.total_steps, self.tokens, budget)
     }
 
-    /// [`Self::ended`] of a run that stands behind `step`, having read `tokens`.
+    /// [`Self::ended`] of a run after `step` that has read `tokens`.
     pub(super) fn ended_at(step: u64, total_steps: u64, tokens: u64, budget: &Budget) -> Option<Ended> {
         if step >= total_steps {
             return Some(Ended::Done);
@@ -168,14 +171,14 @@ impl State {
     pub fn advance(&mut self, batch: &StepBatch, result: StepResult) {
         self.pass_over(batch);
         self.updates += 1;
-        self.last_loss = Some(result.nll / batch.supervised_tokens.max(1) as f64);
-        self.window.nll += result.nll;
-        self.window.supervised_tokens += batch.supervised_tokens;
+        self.last_loss = Some(result.loss / result.count.max(1) as f64);
+        self.window.loss += result.loss;
+        self.window.count += result.count;
         self.window.grad_norm = result.grad_norm;
         self.window.learning_rate = result.learning_rate;
     }
 
-    /// Counts one step that changed nothing: its rows are behind us all the same.
+    /// Counts one step that changed nothing: its rows are consumed all the same.
     pub fn pass_over(&mut self, batch: &StepBatch) {
         self.step = batch.step;
         self.epoch = batch.epoch;
@@ -183,7 +186,7 @@ impl State {
         self.cursor = batch.cursor;
     }
 
-    /// Counts an evaluation; whether its loss is the lowest of all after a step.
+    /// Counts an evaluation. Returns whether its loss is the lowest of all evaluations after a step.
     pub fn evaluated(&mut self, report: &EvaluationReport) -> bool {
         self.last_evaluation = Some(report.clone());
         if self.step == 0 {
@@ -197,7 +200,7 @@ impl State {
         is_best
     }
 
-    /// Writes adapter, moments and counters as a checkpoint folder; `kept` too, where there is a place to roll back to.
+    /// Writes adapter, moments and counters as a checkpoint folder; `kept`: the snapshot to roll back to.
     ///
     /// # Errors
     /// [`Error`] when it cannot be written.
@@ -226,7 +229,7 @@ impl State {
     }
 }
 
-/// A tensor of a checkpoint that is brought from the device when it is written.
+/// A tensor of a checkpoint that is read from the device when it is written.
 struct OnDevice<B: KernelBackend> {
     name: String,
     tensor: Tensor<B, 2>,
@@ -251,7 +254,7 @@ fn host_values<B: KernelBackend>(tensor: &Tensor<B, 2>) -> Result<Vec<f32>, Erro
     data.into_vec().map_err(|error| Error::Device(format!("{error:?}")))
 }
 
-/// A checkpoint that was read and is whole.
+/// A complete checkpoint.
 #[derive(Debug)]
 pub struct Saved {
     /// Its folder.
@@ -265,7 +268,7 @@ impl Saved {
     /// Reads the checkpoint in `folder`.
     ///
     /// # Errors
-    /// [`Error`] when anything in it is not as it was written.
+    /// [`Error`] when it is damaged.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let (tensors, counters) = checkpoint::read(folder)?;
         let state = serde_json::from_value(counters)
@@ -274,10 +277,10 @@ impl Saved {
         Ok(Self { path: folder.to_path_buf(), state, tensors })
     }
 
-    /// Puts the saved numbers into `adapters` and `optimizer`; the place to roll back to is returned.
+    /// Copies the saved numbers into `adapters` and `optimizer`; returns the snapshot to roll back to.
     ///
     /// # Errors
-    /// [`Error::DoesNotFit`] when the checkpoint is of another adapter, which is then untouched.
+    /// [`Error::DoesNotFit`] when the checkpoint belongs to a different adapter; `adapters` are then unchanged.
     pub fn restore<B: KernelBackend>(
         mut self,
         adapters: &mut LoraSet<B>,
@@ -293,9 +296,10 @@ impl Saved {
             None => None,
         };
         if let Some(name) = self.tensors.keys().next() {
-            return Err(self.misfit(format!("it has a tensor `{name}` that the recipe's adapter has not")));
+            return Err(self
+                .does_not_fit(format!("it has a tensor `{name}` that the recipe's adapter does not have")));
         }
-        adapters.update(|_| tensors).map_err(|error| self.misfit(error.to_string()))?;
+        adapters.update(|_| tensors).map_err(|error| self.does_not_fit(error.to_string()))?;
         optimizer.restore(moments);
         Ok((self.state, kept))
     }
@@ -316,11 +320,11 @@ impl Saved {
                         let data = TensorData::new(saved.values, parameter.shape);
                         Ok(Tensor::from_data(data, (device, DType::F32)))
                     }
-                    Some(saved) => Err(self.misfit(format!(
+                    Some(saved) => Err(self.does_not_fit(format!(
                         "its tensor `{name}` is {:?} where the recipe's adapter has {:?}",
                         saved.shape, parameter.shape
                     ))),
-                    None => Err(self.misfit(format!("it has no tensor `{name}`"))),
+                    None => Err(self.does_not_fit(format!("it has no tensor `{name}`"))),
                 }
             };
             tensors.push(tensor("adapter")?);
@@ -329,12 +333,12 @@ impl Saved {
         Ok((tensors, moments))
     }
 
-    fn misfit(&self, reason: String) -> Error {
+    fn does_not_fit(&self, reason: String) -> Error {
         Error::DoesNotFit { path: self.path.clone(), reason }
     }
 }
 
-/// An evaluation whose numbers come back as they were.
+/// Reads and writes an evaluation without rounding.
 mod evaluation {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 

@@ -99,7 +99,7 @@ fn given_labels_are_shifted_onto_the_position_that_predicts_them() {
     assert_eq!(documents[0].2, [-100, 9, 11, -100]);
     let ids = documents[1].1;
     assert_eq!(documents[1].2, [ids[1] as i32, ids[2] as i32, -100]);
-    assert_eq!(all[0].supervised_tokens, 4);
+    assert_eq!(all[0].counts.tokens, 4);
 }
 
 fn any_conversation() -> impl Strategy<Value = Vec<(String, String)>> {

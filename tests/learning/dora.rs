@@ -13,6 +13,7 @@ use tune::assets::ModelDir;
 use tune::data::batch::MicroBatch;
 use tune::device::Cpu;
 use tune::model::{Decoder, FloatDtype, family, load};
+use tune::objective::Objective;
 use tune::quant;
 use tune::train::backward::{Gradients, Pass, evaluate, forward_backward};
 
@@ -35,7 +36,8 @@ fn gradients(
 ) -> (f64, Vec<Vec<f32>>) {
     let mut gradients = Gradients::new(decoder.layers().len());
     let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep };
-    let sum = number(forward_backward(decoder, adapters, batch, pass, &mut gradients).unwrap());
+    let sum =
+        number(forward_backward(decoder, adapters, &Objective::Sft, batch, pass, &mut gradients).unwrap());
     let host = |tensor: Option<Tensor<Cpu, 2>>| tensor.unwrap().into_data().into_vec().unwrap();
     (sum, gradients.by_parameter(adapters).into_iter().map(host).collect())
 }
@@ -65,7 +67,7 @@ fn step_zero_gradients_are_those_of_peft() {
     for keep in [1, 2, 3] {
         assert_eq!(gradients(&decoder, &set, &batch, keep), (sum, gradients(&decoder, &set, &batch, 0).1));
     }
-    assert_eq!(number(evaluate(&decoder, &set, &batch).unwrap()), sum);
+    assert_eq!(number(evaluate(&decoder, &set, &Objective::Sft, &batch).unwrap()), sum);
 }
 
 /// A set with other values.
@@ -137,7 +139,7 @@ fn gradients_are_slopes_of_the_loss() {
                 if set.parameters()[index].part != Part::Magnitude {
                     with_factors_of(&decoder, &mut moved, &set);
                 }
-                number(evaluate(&decoder, &moved, &batch).unwrap())
+                number(evaluate(&decoder, &moved, &Objective::Sft, &batch).unwrap())
             };
             let step = 0.02 / norm.max(1.0);
             let slope = (loss(step) - loss(-step)) / (2.0 * step);

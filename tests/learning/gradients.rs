@@ -11,6 +11,7 @@ use tune::assets::ModelDir;
 use tune::data::batch::MicroBatch;
 use tune::device::Cpu;
 use tune::model::{Decoder, DecoderSpec, FloatDtype, family, load};
+use tune::objective::Objective;
 use tune::quant;
 use tune::train::backward::{Gradients, Pass, evaluate, forward_backward};
 
@@ -56,7 +57,10 @@ pub(crate) fn micro_batch(file: &str, rows: usize) -> MicroBatch {
 fn gradients(setup: &Setup, batch: &MicroBatch, keep: usize) -> (f64, BTreeMap<String, Vec<f32>>) {
     let mut gradients = Gradients::new(setup.decoder.layers().len());
     let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep };
-    let sum = number(forward_backward(&setup.decoder, &setup.adapters, batch, pass, &mut gradients).unwrap());
+    let sum = number(
+        forward_backward(&setup.decoder, &setup.adapters, &Objective::Sft, batch, pass, &mut gradients)
+            .unwrap(),
+    );
     let mean = 1.0 / batch.supervised_tokens as f32;
     let values = gradients.by_parameter(&setup.adapters).into_iter().map(|tensor| {
         let values: Vec<f32> = tensor.unwrap().into_data().into_vec().unwrap();
@@ -114,5 +118,5 @@ fn evaluation_sees_the_loss_that_training_sees() {
     let setup = setup(FloatDtype::F32, 0.0);
     let batch = micro_batch("tokens.jsonl", 5);
     let (sum, _) = gradients(&setup, &batch, 0);
-    assert_eq!(number(evaluate(&setup.decoder, &setup.adapters, &batch).unwrap()), sum);
+    assert_eq!(number(evaluate(&setup.decoder, &setup.adapters, &Objective::Sft, &batch).unwrap()), sum);
 }

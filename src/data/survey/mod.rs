@@ -13,7 +13,7 @@ use crate::data::batch::Batching;
 use crate::data::corpus::{Corpus, Inner, Part};
 use crate::data::error::Error;
 use crate::data::example::{Cause, RowId};
-use crate::data::sequence::Fate;
+use crate::data::sequence::FitOutcome;
 use crate::data::source::{BadRows, Place, RowError, SHOWN_BAD_ROWS};
 use crate::data::template::{EndOfTurn, SpanMethod};
 use crate::data::tokenize::{Supervision, Tokenized};
@@ -233,11 +233,11 @@ impl Seen {
         self.survey.bad.good();
         let place = || part.dataset.place(id.row);
         match &fate {
-            Fate::Whole(_) => {}
-            Fate::Truncated { tokens, .. } | Fate::TooLong { tokens } => {
+            FitOutcome::Whole(_) => {}
+            FitOutcome::Truncated { tokens, .. } | FitOutcome::TooLong { tokens } => {
                 self.survey.overflow.add(id, place, *tokens);
             }
-            Fate::Empty { tokens } => self.survey.empty.add(id, place, *tokens),
+            FitOutcome::Empty { tokens } => self.survey.empty.add(id, place, *tokens),
         }
         let Some(sequence) = fate.sequence() else { return 0 };
         let tokens = sequence.input_ids.len() as u32;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::data::batch::Batching;
 use crate::data::corpus::Inner;
 use crate::data::error::Error;
-use crate::data::pack::Begins;
+use crate::data::pack::Boundary;
 
 /// The shape of a run, found by placing the length of every example of every epoch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,15 +47,15 @@ pub(super) fn schedule(
             if tokens == 0 {
                 continue;
             }
-            let begins = packer.place(tokens as usize);
-            if begins == Begins::Step {
+            let boundary = packer.place(tokens as usize);
+            if boundary == Boundary::Step {
                 if batching.done(schedule.steps) {
                     break 'run;
                 }
                 schedule.steps += 1;
                 schedule.steps_per_epoch += u64::from(epoch == 0);
             }
-            if begins >= Begins::MicroBatch {
+            if boundary >= Boundary::MicroBatch {
                 micro_batch = 0;
             }
             examples += 1;

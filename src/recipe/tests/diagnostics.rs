@@ -184,7 +184,7 @@ fn budgets_gates_and_divergence_say_what_they_take() {
             "90: `train.max_time`: expected a time with a unit, as a string | write it as \"90s\", \"45m\", \"2h\" or \"1h30m\"",
             "0: `train.max_tokens`: 0 is out of range | allowed: at least 1 and at most 1000000000000000",
             "ignore: `train.on_divergence`: \"ignore\" is not one of its words | here it is \"skip\"; the choices are \"stop\", \"skip\", \"rollback\"",
-            "rollback_steps: `train.rollback_steps` means something only when `on_divergence` is \"rollback\" | remove it, or set `on_divergence`",
+            "rollback_steps: `train.rollback_steps` has an effect only when `on_divergence` is \"rollback\" | remove it, or set `on_divergence`",
             "0: `gate.max_eval_loss`: 0 is out of range | allowed: above 0 and at most 1000000",
             "eval_loss: unknown key `eval_loss` in `[gate]` | here it is `max_eval_loss`",
         ],
@@ -197,7 +197,7 @@ fn budgets_gates_and_divergence_say_what_they_take() {
             "gate.max_eval_loss=2",
         ],
         &[
-            "rollback_steps: `train.rollback_steps` means something only when `on_divergence` is \"rollback\" | remove it, or set `on_divergence`",
+            "rollback_steps: `train.rollback_steps` has an effect only when `on_divergence` is \"rollback\" | remove it, or set `on_divergence`",
             "gate: `[gate]` bounds the held-out loss, and no rows are held out | set `val_split` under `[data]`, or add a `[[dataset]]` with `split = \"validation\"`",
         ],
     );

@@ -1,0 +1,53 @@
+//! Why training stopped before its end.
+
+use std::path::PathBuf;
+
+use super::divergence::Fault;
+use super::folder::FolderError;
+use crate::adapter;
+use crate::checkpoint;
+use crate::data::error::Error as DataError;
+use crate::model;
+
+/// Why training stopped before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum FitError {
+    /// A row could not be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The run folder could not be written.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// A checkpoint could not be written.
+    #[error(transparent)]
+    Checkpoint(#[from] checkpoint::Error),
+    /// The model cannot take a batch.
+    #[error(transparent)]
+    Model(#[from] model::Error),
+    /// The adapters and their gradients do not fit together.
+    #[error(transparent)]
+    Adapter(#[from] adapter::Error),
+    /// The device failed.
+    #[error("{device} failed: {message}")]
+    Device {
+        /// The device's name.
+        device: String,
+        /// The error of its runtime.
+        message: String,
+    },
+    /// The loss or a gradient is not finite. The newest checkpoint holds the state before this step.
+    #[error("{fault}")]
+    Diverged {
+        /// The step, the value, and the rows it was computed from.
+        fault: Fault,
+        /// The checkpoint of the step before, where there is one.
+        checkpoint: Option<PathBuf>,
+    },
+}
+
+impl FitError {
+    /// `device` failed with its runtime's `message`.
+    pub fn device(device: &str, message: String) -> Self {
+        Self::Device { device: device.to_owned(), message }
+    }
+}
