@@ -1,5 +1,5 @@
-//! Is this the base that an adapter was trained on? Sizes and family always decide; hashes do where the adapter has
-//! them (`tune.base_sha256.<file>` in its metadata), and the user may overrule those alone.
+//! Checks that a base is the one an adapter was trained on. Family and tensor sizes must fit. File hashes must match
+//! where the adapter records them (`tune.base_sha256.<file>` in its metadata), unless the user overrides that.
 
 use std::collections::BTreeMap;
 
@@ -17,32 +17,32 @@ pub const HASH_PREFIX: &str = "tune.base_sha256.";
 pub const FAMILY_KEY: &str = "tune.base_family";
 /// Metadata key of the quantization that the base was trained on with.
 pub const QUANTIZATION_KEY: &str = "tune.quantization";
-/// Prefix of the metadata keys that hold hashes of the files that a 4-bit base was made from: in its own files, and in
-/// those of adapters trained on it.
+/// Prefix of the metadata keys that hold hashes of the files that a 4-bit base was made from. They are written into
+/// the 4-bit base and into adapters trained on it.
 pub const ORIGINAL_HASH_PREFIX: &str = "tune.original_sha256.";
-/// Metadata key, in the same places, of the quantization that made the base.
+/// Metadata key of the quantization that made a 4-bit base; written in the same places.
 pub const ORIGINAL_QUANTIZATION_KEY: &str = "tune.original_quantization";
 
 /// A base model, open, with its tensors checked.
 #[derive(Debug)]
 pub struct OpenedBase {
-    /// Where it came from.
+    /// Folder or hub snapshot that it was opened from.
     pub base: Base,
-    /// Its folder.
+    /// The opened model folder.
     pub folder: ModelDir,
-    /// What it is.
+    /// Architecture and sizes.
     pub spec: DecoderSpec,
     /// Whether any of its projections are stored in 4 bits.
     pub quantized: bool,
-    /// The blocks of the projections, where all of them are stored in 4 bits and alike.
+    /// The quantization of the projections, if all of them are stored in 4 bits with the same settings.
     pub blocks: Option<Spec>,
 }
 
 impl OpenedBase {
-    /// Opens a folder that was found; reads no tensor.
+    /// Opens a base and checks its tensor names and shapes; reads no tensor data.
     ///
     /// # Errors
-    /// Not a model that can be run, or tensors that do not fit it.
+    /// The architecture is not supported, or tensors do not fit it.
     pub fn open(base: Base) -> Result<Self, Error> {
         let folder = ModelDir::open(&base.folder)?;
         let spec = family::decoder_spec(folder.config())?;
@@ -51,7 +51,7 @@ impl OpenedBase {
         Ok(Self { base, folder, spec, quantized, blocks })
     }
 
-    /// Its name for people and model cards: the hub id, else the folder.
+    /// Name for messages and model cards: the hub id, else the folder.
     pub fn name(&self) -> String {
         match &self.base.hub {
             Some(hub) => hub.id.clone(),
@@ -60,20 +60,20 @@ impl OpenedBase {
     }
 }
 
-/// How sure it is that a base is the right one.
+/// Evidence that a base is the one an adapter was trained on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// Files whose content is what the adapter's metadata says.
+    /// Files whose hash matches the adapter's metadata.
     pub same: Vec<String>,
-    /// Weights or config.json that are not; they were let pass.
+    /// Weights or config.json whose hash differs, accepted at the user's request.
     pub overruled: Vec<String>,
-    /// Things to tell that decide nothing.
+    /// Remarks for the user.
     pub notes: Vec<String>,
 }
 
-/// Fits an adapter onto a base: its targets, and how sure it is that they belong together.
+/// Resolves an adapter's targets on a base and compares the recorded hashes.
 ///
-/// With `any_hash` other hashes than the recorded ones are let pass.
+/// `any_hash` accepts files whose hash differs from the recorded one.
 ///
 /// # Errors
 /// [`Error::WrongBase`]; [`Error::Adapter`] where tensors do not fit the model.
@@ -92,7 +92,11 @@ pub fn fit(
         && trained != base.spec.family
     {
         return Err(wrong(
-            vec![format!("it was trained on a {trained}; {} is a {}", base.name(), base.spec.family)],
+            vec![format!(
+                "the adapter's base is a {trained} model; {} is a {} model",
+                base.name(),
+                base.spec.family
+            )],
             false,
         ));
     }
@@ -112,9 +116,7 @@ fn identify(metadata: &BTreeMap<String, String>, base: &OpenedBase) -> Result<Id
         .filter_map(|(key, hash)| Some((key.strip_prefix(HASH_PREFIX)?, hash.as_str())))
         .collect();
     if recorded.is_empty() {
-        identity.notes.push(
-            "the adapter does not record hashes of its base; that its sizes fit is all that is known".into(),
-        );
+        identity.notes.push("the adapter records no hashes of its base, so only sizes were compared".into());
         return Ok(identity);
     }
     let mut found = BTreeMap::new();
@@ -131,35 +133,31 @@ fn identify(metadata: &BTreeMap<String, String>, base: &OpenedBase) -> Result<Id
         match found.get(*name) {
             Some(own) if own == hash => identity.same.push((*name).to_owned()),
             Some(own) if weights => identity.overruled.push(format!(
-                "{name} has SHA-256 {}…, the adapter records {}…",
+                "{name}: SHA-256 is {}…, the adapter records {}…",
                 short(own),
                 short(hash)
             )),
-            None if weights => {
-                identity.overruled.push(format!("{name}, which the adapter records, is not there"))
-            }
+            None if weights => identity.overruled.push(format!("{name} is missing; the adapter records it")),
             Some(_) => {
-                identity.notes.push(format!("{name} of the base is not the one that was trained with"))
+                identity.notes.push(format!("{name} of the base differs from the one used in training"))
             }
-            None => {
-                identity.notes.push(format!("{name}, which was trained with, is not in the base's folder"))
-            }
+            None => identity
+                .notes
+                .push(format!("{name} was used in training and is missing from the base's folder")),
         }
     }
     for name in deciding.iter().filter(|name| !recorded.contains_key(name.as_str())) {
-        identity.overruled.push(format!("{name} is not among the files that the adapter records"));
+        identity.overruled.push(format!("{name}: the adapter records no such file"));
     }
     if !identity.overruled.is_empty() && is_original(metadata, &deciding, &found) {
         identity.overruled.clear();
         identity.same.extend(deciding);
-        identity
-            .notes
-            .push("it was trained on these weights in 4 bits, as `tune quantize` wrote them".into());
+        identity.notes.push("the adapter was trained on these weights quantized by `tune quantize`".into());
     }
     Ok(identity)
 }
 
-/// Whether the files are those that the 4-bit base of the adapter was made from.
+/// Whether the files are the originals of the 4-bit base that the adapter was trained on.
 fn is_original(
     metadata: &BTreeMap<String, String>,
     deciding: &[String],
@@ -173,19 +171,19 @@ fn is_original(
     !originals.is_empty() && originals.len() == deciding.len() && deciding.iter().all(same)
 }
 
-/// Enough of a hash to tell two apart.
+/// The first 12 characters of a hash.
 fn short(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }
 
-/// What the adapter says of the quantization it was trained on.
+/// The quantization of the base in training, from the adapter's metadata.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trained {
-    /// On a dense base, or one taken as it was stored.
+    /// Dense, or used as stored.
     AsStored,
-    /// On a base quantized while it was loaded.
+    /// Quantized while loading.
     Quantized(Spec),
-    /// Nothing is known.
+    /// Not recorded.
     Unknown,
 }
 
@@ -195,7 +193,7 @@ impl Trained {
         let metadata = adapter.metadata();
         match metadata.get(QUANTIZATION_KEY).map(String::as_str) {
             Some("none") => match metadata.get(ORIGINAL_QUANTIZATION_KEY) {
-                // The quantization that its base went through before the run.
+                // The base had been quantized before the run.
                 Some(text) => Spec::from_text(text).map_or(Self::Unknown, Self::Quantized),
                 None => Self::AsStored,
             },

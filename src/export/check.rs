@@ -1,8 +1,8 @@
-//! Does a merged model compute what the adapter on its base does? Both are read from disk again, one layer at a time,
-//! and run side by side in f32 over the same rows.
+//! Compares a merged model with the adapter on its base. Both are read back from disk, one layer at a time, and run
+//! in f32 over the same rows.
 //!
-//! Logits are compared after their mean over the vocabulary is taken off, since a constant changes no probability.
-//! All figures are root mean squares over tokens and vocabulary:
+//! Each token's logits are compared after subtracting their mean over the vocabulary: a constant changes no
+//! probability. All figures are root mean squares over tokens and vocabulary:
 //!
 //! | figure | of |
 //! |---|---|
@@ -10,8 +10,8 @@
 //! | effect | adapter on base − base |
 //! | residual | merged − adapter on base |
 //!
-//! A merge is right when the residual is what rounding explains: `residual ≤ 4 · (‖rounding‖ / ‖delta‖) · effect +
-//! 1e-5 · spread`, norms over all weights. It is useful when the residual stays a fraction of the effect.
+//! A merge is correct if rounding explains the residual: `residual ≤ 4 · (‖rounding‖ / ‖delta‖) · effect +
+//! 1e-5 · spread`, norms over all weights. It is useful if the residual is a small fraction of the effect.
 
 use std::path::Path;
 
@@ -33,43 +33,43 @@ use crate::model::load::{Loader, Progress};
 use crate::model::{Decoder, DecoderSpec, FloatDtype, family};
 use crate::quant::spec::Spec;
 
-/// Most of the effect that a merge may lose, unless the user says otherwise.
+/// Default limit of [`Comparison::divergence`].
 pub const MAX_DIVERGENCE: f64 = 0.5;
 
 /// Rows of token ids to compare on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rows {
-    /// Each begins at position 0.
+    /// Token ids of each row; positions start at 0.
     pub ids: Vec<Vec<u32>>,
-    /// Where they come from, for people.
+    /// Origin of the rows, for messages.
     pub origin: String,
 }
 
 impl Rows {
-    /// Tokens in all.
+    /// Total number of tokens.
     pub fn tokens(&self) -> usize {
         self.ids.iter().map(Vec::len).sum()
     }
 }
 
-/// How close two models are.
+/// Differences between the merged model and the adapter on its base.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Comparison {
     /// Logits of adapter on base.
     pub spread: f64,
-    /// What the adapter changes.
+    /// Difference between adapter on base and the base alone.
     pub effect: f64,
-    /// What merging changes.
+    /// Difference between the merged model and adapter on base.
     pub residual: f64,
-    /// Share of tokens after which both put the same one first.
+    /// Share of positions at which both predict the same most likely token.
     pub agreement: f64,
-    /// What the merged model differs by from the adapter on the quantized base that it was trained on, where that is
-    /// another one than it was merged onto.
+    /// Difference between the merged model and the adapter on the quantized base of training, if it was merged onto
+    /// other weights.
     pub from_training: Option<f64>,
 }
 
 impl Comparison {
-    /// The residual as a share of the effect; 0 where neither is.
+    /// `residual / effect`; 0 if both are 0.
     pub fn divergence(&self) -> f64 {
         match self.residual > 0.0 {
             true => self.residual / self.effect,
@@ -77,7 +77,7 @@ impl Comparison {
         }
     }
 
-    /// Says what is wrong with a merge, if anything is.
+    /// Checks the comparison: `rounding` and `delta` are norms over all weights, `limit` the accepted divergence.
     ///
     /// # Errors
     /// [`Error::Diverged`].
@@ -85,22 +85,22 @@ impl Comparison {
         let Self { spread, effect, residual, .. } = *self;
         let fail = |message: String| Err(Error::Diverged { message });
         if !(spread.is_finite() && effect.is_finite() && residual.is_finite()) {
-            return fail("its logits are not finite".into());
+            return fail("the logits are not finite".into());
         }
         let noise = 1e-5 * spread;
         let rounding = if report.delta() > 0.0 { report.rounding / report.delta() } else { 0.0 };
         let explained = 4.0 * rounding * effect + noise;
-        // With no adapter to speak of, rounding to another dtype is all there is.
+        // An adapter without effect: only rounding to another dtype remains.
         if residual > explained && effect > noise {
             return fail(format!(
-                "its logits differ by {residual:.2e}, where rounding explains {explained:.2e}; the files of base or \
-                 adapter may have changed while they were read"
+                "the logits differ by {residual:.2e}, rounding explains {explained:.2e}; files of the base or the adapter \
+                 may have changed during the merge"
             ));
         }
         if residual > max_divergence * effect && residual > noise {
             return fail(format!(
-                "rounding takes {:.0} % of what the adapter does (at most {:.0} % may be lost): write a wider dtype \
-                 (`--dtype f32`), keep the adapter as it is, or allow more with `--max-divergence`",
+                "rounding loses {:.0} % of the adapter's effect (limit {:.0} %); write a wider dtype (`--dtype f32`), use \
+                 the adapter unmerged, or raise `--max-divergence`",
                 100.0 * self.divergence(),
                 100.0 * max_divergence
             ));
@@ -109,7 +109,7 @@ impl Comparison {
     }
 }
 
-/// What is compared.
+/// The models to compare.
 pub struct Sides<'a> {
     /// The base.
     pub base: &'a OpenedBase,
@@ -117,20 +117,20 @@ pub struct Sides<'a> {
     pub adapter: &'a peft::Adapter,
     /// Its targets.
     pub targets: &'a [Target],
-    /// The modules that it has as a whole.
+    /// Its modules to save.
     pub wholes: &'a [Whole],
-    /// What it was merged onto.
+    /// The weights it was merged onto.
     pub onto: Onto,
-    /// The quantization it was trained on, where that is known.
+    /// The quantization of the base in training, if known.
     pub trained: Option<Spec>,
     /// The merged folder.
     pub merged: &'a Path,
 }
 
-/// Runs all sides over `rows`. Memory is the embeddings and one layer in f32, and the hidden states of the rows.
+/// Runs every model over `rows`. Memory: embeddings, one layer in f32, and the hidden states of the rows.
 ///
 /// # Errors
-/// A folder that cannot be read back, a row the model has no tokens for, or `stop` says so.
+/// A folder cannot be read back, a token id is outside the vocabulary, or `stop` returned true.
 pub fn compare<B: KernelBackend>(
     sides: &Sides<'_>,
     rows: &Rows,
@@ -180,7 +180,7 @@ pub fn compare<B: KernelBackend>(
         adapted = layer.forward(adapted, &own, &inputs, None);
         drop(layer);
         if let (Some(loader), Some(x)) = (&mut trained, as_trained.take()) {
-            // Afresh: what DoRA computes belongs to one base.
+            // DoRA's norms belong to one base: computed anew.
             let own = adapters.layer(index, None);
             as_trained = Some(loader.layer(index)?.forward(x, &own, &inputs, None));
         }
@@ -204,7 +204,7 @@ pub fn compare<B: KernelBackend>(
     })
 }
 
-/// Embeddings of all rows one behind the other, and what every layer needs beside them.
+/// Embeddings of all rows, concatenated, and the inputs shared by all layers.
 fn begin<B: KernelBackend>(frame: &Decoder<B>, rows: &Rows) -> Result<(Tensor<B, 2>, LayerInputs<B>), Error> {
     let ids: Vec<u32> = rows.ids.iter().flatten().copied().collect();
     let positions: Vec<u32> = rows.ids.iter().flat_map(|row| 0..row.len() as u32).collect();
@@ -222,11 +222,11 @@ fn logits<B: KernelBackend>(frame: &Decoder<B>, x: Tensor<B, 2>) -> Result<Vec<f
     let values = data.map_err(|error| format!("{error:?}"));
     let values = values.and_then(|data| data.into_vec().map_err(|error| format!("{error:?}")));
     values.map_err(|reason| Error::Diverged {
-        message: format!("the device did not give its logits: {reason}"),
+        message: format!("cannot read the logits from the device: {reason}"),
     })
 }
 
-/// Root mean square of `left` (less `right`), the mean of each token's row taken off.
+/// Root mean square of `left` or `left - right`, after subtracting the mean of each token's row.
 fn root_mean_square(left: &[f32], right: Option<&[f32]>, spec: &DecoderSpec) -> f64 {
     let mut sum = 0.0;
     let mut row = Vec::with_capacity(spec.vocab_size);
@@ -246,7 +246,7 @@ fn root_mean_square(left: &[f32], right: Option<&[f32]>, spec: &DecoderSpec) -> 
     (sum / left.len().max(1) as f64).sqrt()
 }
 
-/// Share of tokens whose largest logit is the same one.
+/// Share of positions whose largest logit is at the same token.
 fn agreement(left: &[f32], right: &[f32], spec: &DecoderSpec) -> f64 {
     let first =
         |row: &[f32]| row.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(index, _)| index);

@@ -1,17 +1,17 @@
-//! Several adapters of one base as one: their weighted sum, side by side, or what is left after pruning and election.
+//! Combines several adapters of one base into one: weighted sum, concatenation, or TIES and DARE merging.
 //!
 //! The rules are those of PEFT's `add_weighted_adapter`. With `w` the weight of an adapter times its scaling:
 //!
 //! | combination | A and B of a module |
 //! |---|---|
 //! | `cat` | rows `w·A` below each other, columns `B` beside each other: the exact sum `Σ w·B·A` |
-//! | `linear` | `Σ ±√|w|·A` and `Σ √|w|·B`: cheap, with cross terms |
-//! | `ties` | of each tensor the largest values, then per element the mean of those that have the elected sign |
-//! | `dare-linear` | each value kept with the chance `density`, divided by it; then as `linear` |
-//! | `dare-ties` | the same, then as `ties` without its pruning |
+//! | `linear` | `Σ ±√|w|·A` and `Σ √|w|·B`: keeps the rank, adds cross terms |
+//! | `ties` | the largest values of each tensor, then per element the mean of those with the elected sign |
+//! | `dare-linear` | each value kept with probability `density` and divided by it, then as `linear` |
+//! | `dare-ties` | the same random pruning, then as `ties` without its own |
 //!
-//! A module that some adapters leave as it is takes what the others have. The result has the scaling 1. What is dropped
-//! at random is drawn from a counter keyed by the seed, the tensor and the adapter's place.
+//! A module that only some adapters target is combined from those. The result has scaling 1. Random pruning is drawn
+//! from a counter keyed by seed, tensor and the adapter's index.
 //!
 //! Yadav et al., *TIES-Merging* (<https://arxiv.org/abs/2306.01708>); Yu et al., *DARE*
 //! (<https://arxiv.org/abs/2311.03099>).
@@ -31,18 +31,18 @@ use crate::adapter::projection::Module;
 use crate::adapter::target::Target;
 use crate::assets::folder::digest;
 
-/// How adapters become one.
+/// How adapters are combined.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Combination {
     /// Weighted sums of A and of B.
     Linear,
-    /// Side by side: ranks add up.
+    /// Concatenation: ranks add up.
     Cat,
-    /// Pruned to this share of the largest values, then merged by elected sign.
+    /// Keeps this share of the values, the largest ones, then merges by elected sign.
     Ties(f64),
-    /// Pruned at random to about this share, rescaled, then summed.
+    /// Keeps about this share of the values at random, rescales, then sums.
     DareLinear(f64),
-    /// Pruned at random to about this share, rescaled, then merged by elected sign.
+    /// Keeps about this share of the values at random, rescales, then merges by elected sign.
     DareTies(f64),
 }
 
@@ -57,7 +57,7 @@ impl Combination {
         }
     }
 
-    /// The share of values that is kept, where any are dropped.
+    /// The share of values kept, for combinations that prune.
     fn density(self) -> Option<f64> {
         match self {
             Self::Linear | Self::Cat => None,
@@ -76,33 +76,33 @@ impl fmt::Display for Combination {
     }
 }
 
-/// An adapter and its weight in the whole.
+/// An adapter and its weight in the combination.
 #[derive(Debug)]
 pub struct Weighted {
     /// The adapter.
     pub adapter: peft::Adapter,
-    /// What its change is multiplied by; below zero it is taken away.
+    /// Factor on its delta; a negative one subtracts it.
     pub weight: f64,
 }
 
-/// Several adapters as one.
+/// The combined adapter.
 #[derive(Clone, Debug)]
 pub struct Combined {
-    /// What it says of itself.
+    /// Its PEFT configuration.
     pub config: Config,
     /// Its targets.
     pub targets: Vec<Target>,
-    /// For each target A, then B.
+    /// A, then B, of each target.
     pub values: Vec<Vec<f32>>,
-    /// Where it comes from.
+    /// Provenance metadata.
     pub metadata: BTreeMap<String, String>,
 }
 
-/// Combines adapters. `modules` are all projections of their base where that is known; `any_base` lets pass adapters
-/// that name different bases.
+/// Combines adapters. `modules` are all projections of their base, if it is known; `any_base` accepts adapters that
+/// name different bases.
 ///
 /// # Errors
-/// [`Error::Choice`]: adapters of different bases or ranks, or of a kind that has no sum. Tensors that cannot be read.
+/// [`Error::DifferentBases`]; [`Error::Choice`] for different ranks or DoRA; tensors that cannot be read.
 pub fn combine(
     adapters: &[Weighted],
     combination: Combination,
@@ -110,11 +110,11 @@ pub fn combine(
     modules: Option<&[Module]>,
     any_base: bool,
 ) -> Result<Combined, Error> {
-    let Some(first) = adapters.first() else { return refuse("no adapters were named".into()) };
+    let Some(first) = adapters.first() else { return refuse("no adapters given".into()) };
     for Weighted { adapter, .. } in adapters {
         if adapter.config().use_dora {
             return refuse(format!(
-                "{} is a DoRA adapter: magnitudes cannot be summed; merge it into the base first",
+                "{} is a DoRA adapter, and DoRA magnitudes cannot be combined; merge it into the base first",
                 adapter.folder().display()
             ));
         }
@@ -152,7 +152,7 @@ pub fn combine(
         };
         if combination != Combination::Cat && pieces.iter().any(|piece| piece.rank != rank) {
             return refuse(format!(
-                "the adapters have different ranks on `{}`; {} needs one rank, `--combine cat` does not",
+                "the adapters have different ranks on `{}`, and {} needs equal ranks; `--combine cat` accepts any",
                 module.path,
                 combination.name()
             ));
@@ -185,13 +185,13 @@ fn different_ranks(
     let each =
         parts.iter().zip(ranks).map(|((adapter, ..), rank)| format!("{} {rank}", adapter.folder().display()));
     format!(
-        "{} needs adapters of one rank, and theirs are: {}; `--combine cat` takes any",
+        "{} needs adapters of equal rank; given are: {}; `--combine cat` accepts any",
         combination.name(),
         each.collect::<Vec<_>>().join(", ")
     )
 }
 
-/// Every module that any adapter has, by layer and then in the order of the projections.
+/// The union of the adapters' modules, sorted by layer and projection.
 fn all_modules(parts: &[(&peft::Adapter, f64, Vec<Target>)]) -> Result<Vec<Module>, Error> {
     let mut modules: BTreeMap<(usize, _), Module> = BTreeMap::new();
     for (adapter, _, targets) in parts {
@@ -200,7 +200,7 @@ fn all_modules(parts: &[(&peft::Adapter, f64, Vec<Target>)]) -> Result<Vec<Modul
             let known = modules.entry((module.layer, module.projection)).or_insert_with(|| module.clone());
             if known != module {
                 return refuse(format!(
-                    "`{}` is {} by {} in {} and {} by {} before: these are adapters of different models",
+                    "`{}` is {} × {} in {} and {} × {} in another adapter: they belong to different models",
                     module.path,
                     module.out_features,
                     module.in_features,
@@ -214,14 +214,14 @@ fn all_modules(parts: &[(&peft::Adapter, f64, Vec<Target>)]) -> Result<Vec<Modul
     Ok(modules.into_values().collect())
 }
 
-/// What an adapter records of its base's weights and configuration.
+/// The hashes of weights and config.json that an adapter records of its base.
 fn recorded(adapter: &peft::Adapter) -> BTreeMap<&str, &str> {
     let metadata = adapter.metadata().iter();
     let files = metadata.filter_map(|(key, hash)| Some((key.strip_prefix(HASH_PREFIX)?, hash.as_str())));
     files.filter(|(file, _)| file.ends_with(".safetensors") || *file == "config.json").collect()
 }
 
-/// Holds the adapters to one base: by the hashes that they record, else by the name they give it.
+/// Checks that all adapters have one base: by recorded hashes, else by name.
 fn same_base(adapters: &[Weighted]) -> Result<(), Error> {
     let Some((first, others)) = adapters.split_first() else { return Ok(()) };
     let (first, name) = (&first.adapter, |adapter: &peft::Adapter| adapter.config().base_model.clone());
@@ -233,8 +233,7 @@ fn same_base(adapters: &[Weighted]) -> Result<(), Error> {
             false => one != other,
         };
         if differ {
-            let shown =
-                |adapter: &peft::Adapter| name(adapter).unwrap_or_else(|| "a base it does not name".into());
+            let shown = |adapter: &peft::Adapter| name(adapter).unwrap_or_else(|| "an unnamed base".into());
             differences.push(format!(
                 "{} was trained on {}, {} on {}{}",
                 first.folder().display(),
@@ -251,14 +250,14 @@ fn same_base(adapters: &[Weighted]) -> Result<(), Error> {
     }
 }
 
-/// Facts of all adapters, and how they were combined. Adapters are named by the hash of their tensors.
+/// Metadata common to all adapters, and how they were combined. Adapters are identified by the hash of their tensors.
 fn provenance(
     adapters: &[Weighted],
     combination: Combination,
     seed: u64,
 ) -> Result<BTreeMap<String, String>, Error> {
     let mut metadata: BTreeMap<String, String> = adapters[0].adapter.metadata().clone();
-    // What all say alike of their base is true of the whole, and nothing else is.
+    // Only what all adapters record alike is true of the combination.
     let of_base = |key: &str| {
         key.starts_with("tune.base_") || key.starts_with("tune.original") || key == QUANTIZATION_KEY
     };
@@ -280,7 +279,7 @@ fn provenance(
 
 /// One adapter's pair for a module.
 struct Piece {
-    /// The adapter's place among all.
+    /// The adapter's index.
     place: usize,
     weight: f64,
     scaling: f64,
@@ -289,7 +288,7 @@ struct Piece {
     b: Vec<f32>,
 }
 
-/// `w·A` below each other and `B` beside each other, with zeros up to the rank.
+/// `w·A` stacked by rows and `B` by columns, padded with zeros up to `rank`.
 fn beside_each_other(pieces: &[Piece], module: &Module, rank: usize) -> [Vec<f32>; 2] {
     let mut a = Vec::with_capacity(rank * module.in_features);
     let mut b = vec![0.0; module.out_features * rank];
@@ -306,12 +305,12 @@ fn beside_each_other(pieces: &[Piece], module: &Module, rank: usize) -> [Vec<f32
     [a, b]
 }
 
-/// A and B of a module, each from those of all pieces.
+/// Combines A and B of a module from those of all adapters.
 fn merged(pieces: Vec<Piece>, combination: Combination, seed: u64, path: &str) -> [Vec<f32>; 2] {
     let weights = |part: Part| -> Vec<f32> {
         let weight = |piece: &Piece| {
             let whole = piece.weight * piece.scaling;
-            // On one side alone, lest it cancel.
+            // The sign goes into A alone: in both it would cancel.
             let sign = if part == Part::A && whole < 0.0 { -1.0 } else { 1.0 };
             (whole.abs().sqrt() * sign) as f32
         };
@@ -336,7 +335,7 @@ fn merged(pieces: Vec<Piece>, combination: Combination, seed: u64, path: &str) -
     })
 }
 
-/// The share `density` of the values that are largest; of equals the first.
+/// Keeps the share `density` of the values with the largest magnitude; among equals, the first.
 fn largest(mut values: Vec<f32>, density: f64) -> Vec<f32> {
     let count = (density * values.len() as f64) as usize;
     if count >= values.len() {
@@ -350,7 +349,7 @@ fn largest(mut values: Vec<f32>, density: f64) -> Vec<f32> {
     values
 }
 
-/// Each value with the chance `density`, divided by it.
+/// Keeps each value with probability `density` and divides it by that.
 fn drawn(mut values: Vec<f32>, density: f64, seed: u64, place: usize, name: &str) -> Vec<f32> {
     if density >= 1.0 {
         return values;
@@ -375,7 +374,7 @@ fn sum(tensors: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
     (0..tensors[0].len()).map(element).collect()
 }
 
-/// Per element the sign of the sum is elected, and those that have it make a weighted mean.
+/// Per element: elects the sign of the sum and returns the weighted mean of the values with that sign.
 fn elected(tensors: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
     let element = |index: usize| {
         let sum: f32 = tensors.iter().map(|values| values[index]).sum();
@@ -393,7 +392,7 @@ fn elected(tensors: &[Vec<f32>], weights: &[f32]) -> Vec<f32> {
     (0..tensors[0].len()).map(element).collect()
 }
 
-/// The adapters' own tokenizers, where they have different ones: the folders whose differs from the first.
+/// The adapters whose tokenizer differs from that of the first.
 ///
 /// # Errors
 /// A file that cannot be read.

@@ -1,6 +1,6 @@
-//! The programs that load adapters, what each of them reads, and an adapter folder written for one of them.
+//! The programs that load adapters, what each of them supports, and writing an adapter folder for one of them.
 //!
-//! None but PEFT knows DoRA and modules that are trained as a whole: for the others such an adapter has to be merged.
+//! Only PEFT supports DoRA and `modules_to_save`: for the others such an adapter has to be merged.
 //!
 //! | consumer | scaling it computes | refuses |
 //! |---|---|---|
@@ -8,7 +8,7 @@
 //! | mistral.rs | patterns and rsLoRA included | tensors it does not know |
 //! | vLLM | one for all modules; rsLoRA, no patterns | ranks above 512 |
 //! | llama.cpp | `lora_alpha` / rank of the tensor; neither rsLoRA nor `alpha_pattern` | keys other than `lora_A`, `lora_B` |
-//! | mlx-lm | one, written as it is; a layout of its own | |
+//! | mlx-lm | one, stored in its own config; its own layout | |
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -22,9 +22,9 @@ use crate::adapter::target::Target;
 use crate::assets::folder::tokenizer_files;
 use crate::files::Existing;
 
-/// The largest rank that vLLM can be started for (`--max-lora-rank`).
+/// The largest `--max-lora-rank` of vLLM.
 const VLLM_LARGEST_RANK: usize = 512;
-/// The largest rank that vLLM takes without being told.
+/// vLLM's default `--max-lora-rank`.
 const VLLM_USUAL_RANK: usize = 16;
 
 /// A program that loads adapters.
@@ -68,23 +68,23 @@ impl Consumer {
         }
     }
 
-    /// Whether it can be given the adapter at all, in whatever form.
+    /// Whether it can load the adapter in any form.
     ///
     /// # Errors
-    /// Why it cannot, in a few words.
+    /// The unsupported feature, in a few words.
     pub fn knows(self, config: &Config) -> Result<(), &'static str> {
         match self {
             Self::Peft => Ok(()),
-            _ if config.use_dora => Err("DoRA is PEFT's alone"),
-            _ if !config.modules_to_save.is_empty() => Err("whole trained modules are PEFT's alone"),
+            _ if config.use_dora => Err("only PEFT supports DoRA"),
+            _ if !config.modules_to_save.is_empty() => Err("only PEFT supports modules_to_save"),
             _ => Ok(()),
         }
     }
 
-    /// Whether it computes the right thing from a PEFT folder as it is.
+    /// Whether it computes the right result from an unchanged PEFT folder.
     ///
     /// # Errors
-    /// Why it does not, in a few words.
+    /// The reason, in a few words.
     pub fn reads_as_is(self, config: &Config, targets: &[Target]) -> Result<(), &'static str> {
         let rank = |target: &Target| target.rank;
         let one_rank = targets.iter().all(|target| rank(target) == config.rank);
@@ -109,7 +109,7 @@ impl Consumer {
                     (false, false) => Err("it ignores alpha_pattern"),
                 }
             }
-            Self::Mlx => Err("it has a layout of its own"),
+            Self::Mlx => Err("it has its own layout"),
         }
     }
 }
@@ -120,19 +120,19 @@ impl fmt::Display for Consumer {
     }
 }
 
-/// Who reads an adapter folder as it is, and who does not and why.
+/// Which consumers can use an adapter folder, and in which form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compatibility {
-    /// Those who compute the right thing.
+    /// Consumers that load it unchanged.
     pub as_is: Vec<Consumer>,
-    /// Those for whom it has to be exported.
+    /// Consumers that need `tune export`, and why.
     pub exported: Vec<(Consumer, &'static str)>,
-    /// Those for whom it has to be merged.
+    /// Consumers that need `tune merge`, and why.
     pub merged: Vec<(Consumer, &'static str)>,
 }
 
 impl Compatibility {
-    /// Of an adapter with this configuration.
+    /// Sorts all consumers by the form that they need of an adapter.
     pub fn of(config: &Config, targets: &[Target]) -> Self {
         let mut compatibility = Self { as_is: Vec::new(), exported: Vec::new(), merged: Vec::new() };
         for consumer in Consumer::ALL {
@@ -149,32 +149,32 @@ impl Compatibility {
 impl fmt::Display for Compatibility {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = self.as_is.iter().map(|consumer| consumer.name()).collect();
-        let read = if names.len() == 1 { "reads" } else { "read" };
-        write!(formatter, "{} {read} it as it is", names.join(", "))?;
+        let load = if names.len() == 1 { "loads" } else { "load" };
+        write!(formatter, "{} {load} it unchanged", names.join(", "))?;
         for (consumer, reason) in &self.exported {
             write!(formatter, "; {consumer} after `tune export --for {}` ({reason})", consumer.word())?;
         }
         if let Some((_, reason)) = self.merged.first() {
             let names: Vec<&str> = self.merged.iter().map(|(consumer, _)| consumer.name()).collect();
-            write!(formatter, "; {} once it is merged by `tune merge` ({reason})", names.join(", "))?;
+            write!(formatter, "; {} after `tune merge` ({reason})", names.join(", "))?;
         }
         Ok(())
     }
 }
 
-/// What came of an export.
+/// The result of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Exported {
-    /// What was changed on the way, in words.
+    /// What was converted, in words; empty if values are unchanged.
     pub changes: Vec<String>,
-    /// How to load it.
+    /// The command or call that loads it.
     pub usage: String,
 }
 
-/// Writes an adapter as one consumer reads it; the folder is whole or absent.
+/// Writes an adapter for one consumer; the folder is complete or absent.
 ///
 /// # Errors
-/// The consumer cannot be given it in any form ([`Error::NotPortable`]), files cannot be read or written.
+/// [`Error::NotPortable`] if the consumer supports it in no form; files cannot be read or written.
 pub fn export(
     adapter: &peft::Adapter,
     targets: &[Target],
@@ -218,7 +218,7 @@ pub fn export(
             if consumer == Consumer::Vllm && rank > VLLM_LARGEST_RANK {
                 return Err(Error::NotPortable {
                     consumer: consumer.name(),
-                    reason: format!("its rank is {rank}, and vLLM takes at most {VLLM_LARGEST_RANK}"),
+                    reason: format!("its rank is {rank}, and vLLM supports at most {VLLM_LARGEST_RANK}"),
                     adapter: adapter.folder().to_path_buf(),
                 });
             }
@@ -243,8 +243,8 @@ pub fn export(
             let Some(base) = base else {
                 return Err(Error::Choice {
                     message: format!(
-                        "mlx-lm counts layers from the last one, so the base has to be known: give it with `--base` \
-                         (the adapter names `{base_name}`, which is not on this machine)"
+                        "mlx-lm counts layers from the last one, so the export needs the base model: add `--base MODEL` \
+                         (the adapter names `{base_name}`, which was not found here)"
                     ),
                 });
             };
@@ -252,7 +252,7 @@ pub fn export(
             mlx::write(&portable, base, &metadata, out, existing)?;
             let usage = format!("mlx_lm.generate --model {base_name} --adapter-path {shown}");
             let mut changes = portable.changes;
-            changes.push("matrices turned round, under mlx-lm's names".into());
+            changes.push("A and B transposed and renamed to mlx-lm's keys".into());
             Ok(Exported { changes, usage })
         }
     }

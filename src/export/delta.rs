@@ -1,7 +1,7 @@
-//! What an adapter adds to a weight: `scaling · B·A`, in f32, row by row and never as a whole. Under DoRA every row of
-//! the sum is then brought to its magnitude: `m · (W + scaling · B·A) / ‖W + scaling · B·A‖`.
+//! What an adapter adds to a weight: `scaling · B·A`, in f32, computed one row at a time. With DoRA every row of the
+//! sum is then rescaled to its magnitude: `m · (W + scaling · B·A) / ‖W + scaling · B·A‖`.
 //!
-//! Sums of squares are taken in f64 and in a fixed order, so that printed figures do not depend on the number of
+//! Sums of squares are accumulated in f64 in a fixed order, so that printed figures do not depend on the number of
 //! threads.
 
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
@@ -11,20 +11,20 @@ use crate::adapter;
 use crate::adapter::peft::Adapter;
 use crate::adapter::target::Target;
 
-/// The tensors of one target, on the host.
+/// The tensors of one target, in host memory.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pair {
     /// `[rank, in]`.
     pub a: Vec<f32>,
     /// `[out, rank]`.
     pub b: Vec<f32>,
-    /// Columns of A.
+    /// Columns of A (input features).
     pub in_features: usize,
     /// Rows of A.
     pub rank: usize,
     /// Factor on B·A.
     pub scaling: f32,
-    /// `[out]`, under DoRA.
+    /// `[out]`: DoRA's magnitudes, if the adapter uses DoRA.
     pub magnitude: Option<Vec<f32>>,
 }
 
@@ -61,8 +61,7 @@ impl Pair {
         }
     }
 
-    /// Puts the adapter into a weight `[out, in]` in place, and returns the square of the Frobenius norm of what that
-    /// changed.
+    /// Merges the adapter into a weight `[out, in]` in place. Returns the squared Frobenius norm of the change.
     pub fn add_to(&self, weight: &mut [f32]) -> f64 {
         let squares: Vec<f64> = weight
             .par_chunks_exact_mut(self.in_features)
@@ -105,7 +104,7 @@ impl Pair {
             .collect();
         let trace: f64 = b_gram.iter().zip(&a_gram).map(|(b, a)| b * a).sum();
         let diagonal = |gram: &[f64]| -> f64 { gram.iter().step_by(rank + 1).sum() };
-        // What is left of a product that vanishes is rounding.
+        // A result this small is the rounding error of a zero product.
         match trace > 1e-14 * diagonal(&a_gram) * diagonal(&b_gram) {
             true => f64::from(self.scaling).abs() * trace.sqrt(),
             false => 0.0,
@@ -113,7 +112,8 @@ impl Pair {
     }
 }
 
-/// Adds `delta` to a row and brings the sum to a magnitude; the square of what that changed. A sum of zeros stays one.
+/// Adds `delta` to a row and rescales the sum to `magnitude`. Returns the squared norm of the change. A zero sum stays
+/// zero.
 fn scale_row(weight: &mut [f32], delta: &[f32], magnitude: f32) -> f64 {
     let sum = |weight: f32, delta: f32| f64::from(weight) + f64::from(delta);
     let square: f64 = weight.iter().zip(delta).map(|(weight, delta)| sum(*weight, *delta).powi(2)).sum();
@@ -132,7 +132,7 @@ pub fn square(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum()
 }
 
-/// Sum of squares of a large slice, by pieces of fixed size on all cores.
+/// Sum of squares of a large slice, on all cores in chunks of fixed size.
 pub fn square_of(values: &[f32]) -> f64 {
     pieces(values.len()).into_par_iter().map(|piece| square(&values[piece])).collect::<Vec<_>>().iter().sum()
 }

@@ -1,10 +1,10 @@
-//! Why an adapter could not be merged, exported or trusted. Each message says what to do about it.
+//! Errors of merging, exporting and verifying. Each message says what to do about it.
 
 use std::path::PathBuf;
 
 use crate::{adapter, assets, data, files, model};
 
-/// What stopped a merge, an export or a check.
+/// Why a merge, an export or a check failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The adapter cannot be used.
@@ -16,86 +16,84 @@ pub enum Error {
     /// The destination cannot be written.
     #[error(transparent)]
     File(#[from] files::Error),
-    /// Tokenizer, template or rows are at fault.
+    /// The tokenizer, the chat template or a row is invalid.
     #[error(transparent)]
     Data(#[from] data::error::Error),
     /// The base differs from the one the adapter was trained on.
-    #[error("this is not the base that the adapter in `{}` was trained on:{}", adapter.display(), listed(differences))]
+    #[error("the adapter in `{}` was trained on another base model:{}", adapter.display(), listed(differences))]
     WrongBase {
         /// The adapter's folder.
         adapter: PathBuf,
         /// One line each.
         differences: Vec<String>,
-        /// Whether sizes and family fit, so that the user may insist.
+        /// Whether sizes and family fit, so that `--allow-other-base` may override the difference.
         overridable: bool,
     },
     /// Adapters to be combined belong to different bases.
-    #[error("adapters of different bases have no sum:{}", listed(differences))]
+    #[error("cannot combine adapters trained on different base models:{}", listed(differences))]
     DifferentBases {
         /// One line each.
         differences: Vec<String>,
     },
-    /// A choice that this base does not have.
+    /// An option that this base or adapter does not support.
     #[error("{message}")]
     Choice {
-        /// What was asked, why it cannot be, and what to do.
+        /// The option, why it does not apply, and what to do.
         message: String,
     },
-    /// A merged weight that its dtype cannot hold.
+    /// A merged weight is outside the range of its dtype.
     #[error(
-        "tensor `{tensor}` holds {value} at element {element} after merging, which {dtype} cannot hold; write another dtype (`--dtype f32`, `--dtype bf16`)"
+        "tensor `{tensor}` is {value} at element {element} after merging, outside the range of {dtype}; choose another dtype (`--dtype f32` or `--dtype bf16`)"
     )]
     Overflow {
         /// The tensor.
         tensor: String,
         /// Position in the flattened tensor.
         element: usize,
-        /// The number.
+        /// The value there.
         value: f32,
         /// The dtype that was to be written.
         dtype: &'static str,
     },
-    /// The merged model does not compute what the adapter on its base does.
-    #[error(
-        "the merged model does not compute what the adapter on its base does, so nothing was written: {message}"
-    )]
+    /// The logits of the merged model differ from those of the adapter on its base.
+    #[error("the merged model does not match the adapter on its base, so nothing was written: {message}")]
     Diverged {
-        /// The numbers, and what to do.
+        /// The difference, and what to do.
         message: String,
     },
-    /// What a consumer cannot be given.
-    #[error("{consumer} cannot load this adapter, in whatever form: {reason}; merge instead: `tune merge {}`", adapter.display())]
+    /// The consumer does not support this adapter in any form.
+    #[error("{consumer} cannot load this adapter in any form: {reason}; merge it instead: `tune merge {}`", adapter.display())]
     NotPortable {
         /// The consumer.
         consumer: &'static str,
-        /// What stands in the way.
+        /// The feature that it lacks.
         reason: String,
         /// The adapter's folder.
         adapter: PathBuf,
     },
-    /// Something that a GGUF file, or llama.cpp reading one, has no place for.
-    #[error("{subject} cannot be carried into a GGUF file: {reason}")]
+    /// Something that GGUF files or llama.cpp do not support.
+    #[error("{subject} cannot be exported to GGUF: {reason}")]
     NotInGguf {
-        /// What it is.
+        /// The model, tokenizer or part of it.
         subject: String,
-        /// Why not, and what is known.
+        /// Why, and what is supported.
         reason: String,
     },
-    /// A number that a block format cannot hold.
+    /// A value is outside the range of a block format.
     #[error(
-        "tensor `{tensor}` holds {value} in the block at element {element}, which {kind} cannot hold; choose another type (`--gguf bf16`, `--gguf f32`)"
+        "tensor `{tensor}` contains {value} in the block at element {element}, outside the range of {kind}; choose another type (`--gguf bf16` or `--gguf f32`)"
     )]
     OutOfRange {
         /// The tensor.
         tensor: String,
-        /// First position of the block in the flattened tensor, its rows in the order of the file.
+        /// First position of the block in the flattened tensor, rows in the file's order.
         element: usize,
-        /// The number of largest magnitude in it.
+        /// The value of largest magnitude in the block.
         value: f32,
         /// The block format.
         kind: &'static str,
     },
-    /// The work was asked to stop; nothing was written.
+    /// A signal stopped the work; nothing was written.
     #[error("stopped; nothing was written")]
     Stopped,
 }

@@ -1,4 +1,4 @@
-//! Everything in a merged folder that is not a weight: config.json, generation_config.json, tokenizer, template and
+//! Everything in a merged folder besides the weights: config.json, generation_config.json, tokenizer, template and
 //! a model card.
 
 use std::path::{Path, PathBuf};
@@ -16,21 +16,21 @@ use crate::data::tokenize::Tokenizer;
 use crate::files;
 use crate::model::FloatDtype;
 
-/// Where the text side of a merged model comes from.
+/// Tokenizer and chat template of a merged model.
 pub struct Text {
     /// Tokenizer and template files.
     pub files: Vec<PathBuf>,
-    /// The tokenizer, where there is one.
+    /// The tokenizer, if there is one.
     pub tokenizer: Option<Tokenizer>,
-    /// The chat template, where there is one.
+    /// The chat template, if there is one.
     pub template: Option<ChatTemplate>,
 }
 
 impl Text {
-    /// The tokenizer and template that the adapter was trained with, where its folder has them; else the base's.
+    /// Tokenizer and template from the adapter's folder if it has them, else from the base.
     ///
     /// # Errors
-    /// A file that cannot be read or understood.
+    /// A file cannot be read or is invalid.
     pub fn open(adapter: &peft::Adapter, base: &ModelDir) -> Result<Self, Error> {
         let own = tokenizer_files(adapter.folder())?;
         let has = |name: &str| own.iter().any(|file| file.file_name().is_some_and(|file| file == name));
@@ -46,7 +46,7 @@ impl Text {
                 (files, base.root())
             }
         };
-        // A template that stands by itself beside the adapter goes before the one in tokenizer_config.json.
+        // A template file beside the adapter takes precedence over the one in tokenizer_config.json.
         let template = if own_template { adapter.folder() } else { root };
         Self::from_files(files, root, template)
     }
@@ -54,7 +54,7 @@ impl Text {
     /// The tokenizer and template of a model.
     ///
     /// # Errors
-    /// A file that cannot be read or understood.
+    /// A file cannot be read or is invalid.
     pub fn of_model(model: &ModelDir) -> Result<Self, Error> {
         Self::from_files(model.tokenizer_files()?, model.root(), model.root())
     }
@@ -91,10 +91,10 @@ pub fn token_ids(value: Option<&Value>) -> Vec<u32> {
     }
 }
 
-/// Writes all that is not a weight into a folder.
+/// Writes everything besides the weights into a folder.
 ///
 /// # Errors
-/// The disk refuses, or a file of the base or the adapter cannot be read.
+/// A file cannot be written, or a file of the base or the adapter cannot be read.
 pub fn write(
     folder: &Path,
     base: &OpenedBase,
@@ -120,11 +120,11 @@ pub fn write(
     Ok(())
 }
 
-/// config.json of the base for dense weights of one dtype.
+/// The base's config.json, adjusted to dense weights of one dtype.
 fn config(base: &Value, dtype: FloatDtype) -> Value {
     let mut config = base.clone();
     let Value::Object(entries) = &mut config else { return config };
-    // The weights are dense now: a loader that found this key would quantize them or refuse them.
+    // The weights are dense now: with this key a loader would quantize or reject them.
     entries.shift_remove("quantization_config");
     let name = match dtype {
         FloatDtype::F32 => "float32",
@@ -137,8 +137,8 @@ fn config(base: &Value, dtype: FloatDtype) -> Value {
     config
 }
 
-/// The base's generation_config.json with the end tokens added that it lacks; one made from config.json where the
-/// base has none. `None` when there is nothing to say.
+/// The base's generation_config.json with missing end tokens added; derived from config.json if the base has none.
+/// `None` if it would be empty.
 fn generation_config(base: Option<&Value>, config: &Value, ends: &[u32]) -> Option<Value> {
     let mut generation = match base {
         Some(Value::Object(entries)) => entries.clone(),
@@ -152,7 +152,7 @@ fn generation_config(base: Option<&Value>, config: &Value, ends: &[u32]) -> Opti
             entries
         }
     };
-    // Those that are there stay first: some readers look at the first alone.
+    // Existing ids stay first: some readers use only the first.
     let known = generation.get("eos_token_id").filter(|value| !value.is_null());
     let mut ids = token_ids(known.or_else(|| config.get("eos_token_id")));
     let before = ids.len();
@@ -175,13 +175,13 @@ fn card(base: &OpenedBase, adapter: &peft::Adapter, onto: &str) -> String {
     let name = match (&base.base.hub, &adapter.config().base_model) {
         (Some(hub), _) => hub.id.clone(),
         (None, Some(name)) => name.clone(),
-        (None, None) => "a base without a name".into(),
+        (None, None) => "an unnamed base".into(),
     };
     format!(
         "---\nbase_model: {}\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- merged\n- tune\n---\n\n\
          # {name} with a LoRA adapter merged in\n\n\
-         Merged onto {onto}, in f32 with one rounding. What the adapter was trained with stands in the metadata of\n\
-         the safetensors files.\n",
+         Merged onto {onto}, in f32 with one rounding. The metadata of the safetensors files records how the adapter\n\
+         was trained.\n",
         Value::from(name.clone())
     )
 }

@@ -1,7 +1,7 @@
-//! Folding an adapter into its base: which weights, in which order, and when to refuse.
+//! Merging an adapter into its base: which weights, in which order, and when to refuse.
 //!
-//! The folder is filled beside its destination, read back, compared with the adapter on its base, and only then
-//! renamed into place.
+//! The folder is written under a temporary name, read back, compared with the adapter on its base, and only then
+//! renamed to its destination.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,29 +21,29 @@ use crate::files::{self, Existing};
 use crate::model::{FloatDtype, tensors};
 use crate::quant::spec::Spec;
 
-/// Which weights the user wants the adapter folded into.
+/// The weights to merge into, as the user chose them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wanted {
-    /// The weights as the checkpoint has them.
+    /// The checkpoint's own weights.
     Original,
-    /// Those weights after quantization to NF4 and back, which a QLoRA run trains on.
+    /// The weights after quantization to NF4 and back, as in QLoRA training.
     Nf4,
 }
 
-/// Choices of a merge.
+/// Options of a merge.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Which weights; left out, the original ones, or what a quantized checkpoint has.
+    /// The weights to merge into; `None`: the original ones, or a quantized checkpoint's dequantized ones.
     pub onto: Option<Wanted>,
-    /// The dtype of every tensor; left out, each keeps its own.
+    /// The dtype of every tensor; `None` keeps each tensor's own.
     pub dtype: Option<FloatDtype>,
-    /// Let pass a base whose files are not those that the adapter records.
+    /// Accept a base whose file hashes differ from those that the adapter records.
     pub any_hash: bool,
-    /// The share of the adapter's effect that may be lost.
+    /// Largest accepted share of the adapter's effect lost to rounding.
     pub max_divergence: f64,
-    /// Bytes of tensors a file may hold.
+    /// Largest file of weights, in bytes of tensors.
     pub shard_bytes: u64,
-    /// What to do when the destination is taken.
+    /// What to do if the destination exists.
     pub existing: Existing,
 }
 
@@ -60,33 +60,33 @@ impl Default for Options {
     }
 }
 
-/// How far a merge has come.
+/// Progress of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Tensors written, of how many.
+    /// Tensors written, and their total.
     Writing(usize, usize),
-    /// Layers compared, of how many.
+    /// Layers compared, and their total.
     Comparing(usize, usize),
 }
 
-/// What came of a merge.
+/// The result of a merge.
 #[derive(Clone, Debug)]
 pub struct Outcome {
-    /// What the merged weights are made from, for people.
+    /// The weights it was merged onto, for messages.
     pub onto: String,
-    /// What merging did to the weights.
+    /// Norms of the changes to the weights.
     pub report: Report,
-    /// The quantization whose error the report has.
+    /// The quantization whose error the report contains.
     pub measured: Option<Spec>,
-    /// The comparison, and on which rows.
+    /// The comparison with the adapter on its base.
     pub comparison: Comparison,
-    /// Bytes of the folder's files.
+    /// Total size of the folder's files, in bytes.
     pub bytes: u64,
-    /// Number of the folder's files.
+    /// Number of files in the folder.
     pub files: usize,
 }
 
-/// An adapter and its base, ready to be merged.
+/// An adapter and its base, opened and checked, ready to merge.
 pub struct Plan {
     /// The base.
     pub base: OpenedBase,
@@ -94,24 +94,24 @@ pub struct Plan {
     pub adapter: peft::Adapter,
     /// Its targets.
     pub targets: Vec<Target>,
-    /// The modules that it has as a whole.
+    /// Its modules to save.
     pub wholes: Vec<Whole>,
-    /// How sure it is that they belong together.
+    /// Evidence that adapter and base belong together.
     pub identity: Identity,
     /// Tokenizer and template of the merged model.
     pub text: Text,
-    /// What the delta is added to.
+    /// The weights that the delta is added to.
     pub onto: Onto,
-    /// What the adapter was trained on.
+    /// The quantization of the base in training.
     pub trained: Trained,
     options: Options,
 }
 
 impl Plan {
-    /// Opens everything and checks that it fits; writes nothing.
+    /// Opens adapter and base and checks that they fit; writes nothing.
     ///
     /// # Errors
-    /// Wrong base, unusable adapter, a choice this base does not have.
+    /// The base is the wrong one, the adapter is unusable, or an option does not apply to this base.
     pub fn new(adapter: peft::Adapter, base: OpenedBase, options: Options) -> Result<Self, Error> {
         let trained = Trained::of(&adapter);
         let onto = choose(options.onto, &base, trained)?;
@@ -121,10 +121,10 @@ impl Plan {
         Ok(Self { base, adapter, targets, wholes, identity, text, onto, trained, options })
     }
 
-    /// Merges into `out`: whole, and compared with the adapter on its base over `rows`, or not at all.
+    /// Merges into `out`. The folder appears only if the comparison with the adapter on its base over `rows` passes.
     ///
     /// # Errors
-    /// The destination is taken or cannot be written, files can no longer be read, the comparison fails.
+    /// The destination exists or cannot be written, a file cannot be read, or the comparison fails.
     pub fn run<B: KernelBackend>(
         &self,
         out: &Path,
@@ -184,7 +184,7 @@ impl Plan {
         finished.ok_or(Error::Stopped)
     }
 
-    /// What the weights are made from, in words.
+    /// The weights it is merged onto, in words.
     pub fn onto_name(&self) -> String {
         match self.onto {
             Onto::Original => "the original weights".into(),
@@ -196,12 +196,12 @@ impl Plan {
         }
     }
 
-    /// Whether the quantization that the weights go through is a guess.
+    /// Whether the quantization applied to the weights is an assumption.
     pub fn guesses_quantization(&self) -> bool {
         matches!(self.onto, Onto::Dequantized(_)) && self.trained == Trained::Unknown
     }
 
-    /// The adapter's provenance, and what it was merged onto.
+    /// The adapter's provenance metadata, and the weights it was merged onto.
     fn metadata(&self, onto: &str) -> BTreeMap<String, String> {
         let mut metadata = self.adapter.metadata().clone();
         metadata.insert("tune.merged_onto".into(), onto.to_owned());
@@ -214,8 +214,8 @@ fn choose(wanted: Option<Wanted>, base: &OpenedBase, trained: Trained) -> Result
         (None | Some(Wanted::Nf4), true) => Ok(Onto::Stored),
         (Some(Wanted::Original), true) => Err(Error::Choice {
             message: format!(
-                "{} is stored in 4 bits, so its original weights are not there: give the unquantized model as the \
-                 base, or leave `--onto` out to merge onto the dequantized weights",
+                "{} is stored in 4 bits and has no original weights; name the unquantized model with `--base`, or omit \
+                 `--onto` to merge onto the dequantized weights",
                 base.name()
             ),
         }),
@@ -224,7 +224,7 @@ fn choose(wanted: Option<Wanted>, base: &OpenedBase, trained: Trained) -> Result
             Trained::Quantized(spec) => Ok(Onto::Dequantized(spec)),
             Trained::Unknown => Ok(Onto::Dequantized(Spec::USUAL)),
             Trained::AsStored => Err(Error::Choice {
-                message: "the adapter was trained on a base that was not quantized; merge onto the original weights \
+                message: "the adapter was trained on an unquantized base; merge onto the original weights \
                           (`--onto original`)"
                     .into(),
             }),
@@ -232,7 +232,7 @@ fn choose(wanted: Option<Wanted>, base: &OpenedBase, trained: Trained) -> Result
     }
 }
 
-/// Number and length of a folder's files.
+/// Number and total size of a folder's files.
 fn size(folder: &Path) -> Result<(usize, u64), Error> {
     let fail = |source| files::Error::io(files::Action::Read, folder)(source);
     let (mut count, mut bytes) = (0, 0);

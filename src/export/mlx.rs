@@ -1,8 +1,8 @@
 //! Adapters as mlx-lm keeps them: `adapters.safetensors` with `….lora_a` `[in, rank]` and `….lora_b` `[rank, out]`,
 //! and an `adapter_config.json` of its own with the scaling written out.
 //!
-//! mlx-lm gives the named projections of the last `num_layers` layers an adapter. Here that is all layers, and where
-//! ours has none it is given one of zeros, so that no tensor is missing and none left over.
+//! mlx-lm adapts the named projections in each of the last `num_layers` layers. Here `num_layers` is all layers, and
+//! modules without an adapter get zeros, so that every tensor that mlx-lm expects is present.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -18,10 +18,10 @@ use crate::adapter::peft::{CONFIG_FILE, Numbers, write_numbers};
 use crate::adapter::projection::Module;
 use crate::files::{self, Existing};
 
-/// Writes the folder, whole or not at all.
+/// Writes the folder; it is complete or absent.
 ///
 /// # Errors
-/// The disk refuses, or a value is not finite.
+/// A file cannot be written, or a value is not finite.
 pub fn write(
     portable: &Portable,
     base: &OpenedBase,
@@ -58,7 +58,7 @@ pub fn write(
         let Some(target) = adapted.get(modules[index / 2].path.as_str()) else {
             return Ok(vec![0.0; rows * columns]);
         };
-        // On disk `[columns, rows]`: PEFT keeps both matrices the other way round.
+        // mlx-lm stores `[columns, rows]`: the transpose of PEFT's layout.
         let source = &portable.values[2 * target + index % 2];
         Ok((0..rows * columns).map(|at| source[(at % columns) * rows + at / columns]).collect())
     };

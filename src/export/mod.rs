@@ -1,18 +1,18 @@
-//! An adapter on its way to other tools: proven whole, folded into its base, or rewritten for one of them.
+//! Adapters for other tools: verified, merged into their base, or rewritten in another tool's layout.
 //!
 //! | file | owns |
 //! |---|---|
 //! | `base` | is this the base that the adapter was trained on? |
-//! | `combine` | several adapters of one base as one |
-//! | `delta` | `scaling · B·A`, its size and its sum with a weight |
+//! | `combine` | several adapters of one base combined into one |
+//! | `delta` | `scaling · B·A`, its norm, and adding it to a weight |
 //! | `shards` | weights streamed to disk, one tensor at a time |
-//! | `weights` | the numbers of merged weights |
-//! | `folder` | everything in a merged folder that is not a weight |
-//! | `check` | logits of adapter-on-base beside those of the merged model, one layer in memory at a time |
-//! | `merge` | the order of these |
-//! | `quantize` | a base written once in 4 bits, as bitsandbytes does |
-//! | `verify` | what an adapter says of itself, and whether every module of it does something |
-//! | `portable`, `consumer`, `mlx` | adapters for other tools, and what each of those reads |
+//! | `weights` | the values of merged weights |
+//! | `folder` | everything in a merged folder besides the weights |
+//! | `check` | compares the logits of the merged model with those of adapter on base, one layer in memory at a time |
+//! | `merge` | the steps of a merge, in order |
+//! | `quantize` | a base model saved in 4 bits, in bitsandbytes' layout |
+//! | `verify` | checks an adapter folder: files, metadata, and that every module has an effect |
+//! | `portable`, `consumer`, `mlx` | adapters for other tools, and what each tool supports |
 //! | `gguf` | models and adapters as llama.cpp and Ollama load them |
 
 pub mod base;

@@ -1,8 +1,8 @@
-//! An adapter rewritten so that readers which ignore patterns and rsLoRA compute the same.
+//! Rewrites an adapter so that readers without rank patterns, alpha patterns and rsLoRA compute the same.
 //!
-//! One rank for all: A gets rows of zeros and B columns of zeros up to the largest rank. One scaling for all: where
-//! the targets agree on it, `alpha = scaling · rank` says it without rsLoRA; where they do not, each target's goes
-//! into its B, and `alpha = rank`.
+//! One rank: A is padded with rows of zeros and B with columns of zeros up to the largest rank. One scaling: if all
+//! targets share it, `alpha = scaling · rank` without rsLoRA; else each target's scaling is multiplied into its B, and
+//! `alpha = rank`.
 
 use super::Error;
 use crate::adapter::peft::{self, Config};
@@ -15,16 +15,16 @@ use crate::adapter::target::Target;
 pub struct Portable {
     /// The targets, all of one rank, alpha and scaling.
     pub targets: Vec<Target>,
-    /// For each target A, then B, as [`peft::Adapter::values`] gives them.
+    /// A, then B, of each target, as [`peft::Adapter::values`] returns them.
     pub values: Vec<Vec<f32>>,
-    /// What was done, in words; empty when the adapter was portable as it was.
+    /// What was converted, in words; empty if the adapter needed no change.
     pub changes: Vec<String>,
 }
 
 /// Rewrites an adapter.
 ///
 /// # Errors
-/// Its tensors cannot be read.
+/// A tensor cannot be read.
 pub fn fold(adapter: &peft::Adapter, targets: &[Target]) -> Result<Portable, Error> {
     let mut values = adapter.values(targets)?;
     let mut changes = Vec::new();
@@ -58,7 +58,7 @@ pub fn fold(adapter: &peft::Adapter, targets: &[Target]) -> Result<Portable, Err
         changes.push("each module's scaling multiplied into its B".into());
     }
     if adapter.config().use_rslora {
-        changes.push(format!("rsLoRA said as alpha = {alpha}"));
+        changes.push(format!("rsLoRA expressed as alpha = {alpha}"));
     }
     let target =
         |target: &Target| Target { module: target.module.clone(), rank, alpha, scaling, use_dora: false };
@@ -80,8 +80,7 @@ pub fn config(original: &Config, targets: &[Target], modules: &[Module], use_rsl
     Config::new(&spec, targets, modules, base, original.revision.as_deref())
 }
 
-/// Every place where the projections of `targets` may stand in a model of which nothing else is known: their paths
-/// in all layers up to the last one named.
+/// The candidate modules of an unknown model: the projections of `targets` in every layer up to the last one named.
 pub fn lattice(targets: &[Target]) -> Vec<Module> {
     let layers = targets.iter().map(|target| target.module.layer + 1).max().unwrap_or(0);
     let mut modules: Vec<Module> = Vec::new();

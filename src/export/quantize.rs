@@ -1,11 +1,11 @@
-//! A base written once in 4 bits, as bitsandbytes and transformers save it: the next run need not read and quantize the
-//! original weights again.
+//! Saves a base model in 4 bits, as bitsandbytes and transformers do, so that later runs need not read and quantize
+//! the original weights again.
 //!
-//! Every projection of the decoder is quantized, by the rule that quantizes while loading, so that what is trained on
-//! the folder and on the original is the same. Embeddings, output head, norms and biases stay byte for byte. A file
-//! holds scales before codes and its header before both, so each weight is quantized once for its scales and once for
-//! its codes; under double quantization also once beforehand, for the mean of its scales, whose digits the header's
-//! sizes depend on. Memory is one tensor in f32 and what it becomes.
+//! Every projection of the decoder is quantized as it is while loading, so that training on the folder equals training
+//! on the original. Embeddings, output head, norms and biases are copied byte for byte. A file holds its header, then
+//! scales, then codes, so each weight is quantized once for its scales and once for its codes. Double quantization
+//! needs one more pass beforehand: the header's size depends on the digits of the mean of the scales. Memory: one
+//! tensor in f32 and its quantized form.
 
 mod beside;
 
@@ -25,48 +25,48 @@ use crate::model::tensors::{self, Expected};
 use crate::quant::bitsandbytes::write::{self, Plan};
 use crate::quant::{self, spec::Spec};
 
-/// Choices.
+/// Options of a quantization.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Blocks and double quantization.
+    /// Block size and double quantization.
     pub spec: Spec,
-    /// Bytes of tensors a file may hold.
+    /// Largest file of weights, in bytes of tensors.
     pub shard_bytes: u64,
-    /// What to do when the destination is taken.
+    /// What to do if the destination exists.
     pub existing: Existing,
 }
 
-/// How far it has come.
+/// Progress of a quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// Files of the original hashed and scales measured: steps done, of how many.
+    /// Hashing the original files and measuring scales: steps done, and their total.
     Measuring(usize, usize),
-    /// Tensors written, of how many.
+    /// Tensors written, and their total.
     Writing(usize, usize),
 }
 
-/// What came of it.
+/// The result of a quantization.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// Weights that are in 4 bits now.
+    /// Number of quantized weights.
     pub quantized: usize,
-    /// Tensors that stay as they were.
+    /// Number of tensors copied unchanged.
     pub kept: usize,
-    /// Bytes of the weight files before.
+    /// Size of the original weight files, in bytes.
     pub bytes_before: u64,
-    /// Bytes of the weight files now.
+    /// Size of the new weight files, in bytes.
     pub bytes: u64,
-    /// Norm of what quantizing changed, as a share of the norm of the quantized weights.
+    /// Relative error: norm of the quantization error over the norm of the weights.
     pub error: f64,
-    /// The weight whose share is largest, and that share.
+    /// The weight with the largest relative error, and that error.
     pub worst: Option<(String, f64)>,
 }
 
-/// Writes `base` in 4 bits to the folder `out`: whole or absent.
+/// Writes `base` in 4 bits to the folder `out`, which is complete or absent.
 ///
 /// # Errors
-/// The base is in 4 bits already, can no longer be read, holds a number that is not finite; the destination is taken or
-/// cannot be written; or `stop` says so.
+/// The base is in 4 bits already, cannot be read or contains a value that is not finite; the destination exists or
+/// cannot be written; or `stop` returned true.
 pub fn quantize(
     base: &OpenedBase,
     out: &Path,
@@ -77,7 +77,7 @@ pub fn quantize(
     if base.quantized {
         return Err(Error::Choice {
             message: format!(
-                "{} is stored in 4 bits already; a recipe takes it as its base as it is (`[model] base`)",
+                "{} is stored in 4 bits already; use it directly as `base` in a recipe's `[model]` table",
                 base.name()
             ),
         });
@@ -93,11 +93,11 @@ pub fn quantize(
     finished.ok_or(Error::Stopped)
 }
 
-/// Everything that the files follow from.
+/// The plan of the files to write.
 struct Work<'a> {
     base: &'a OpenedBase,
     spec: Spec,
-    /// The weights that are quantized, by the name of each of their tensors.
+    /// The quantized weights, by the name of each of their tensors.
     plans: BTreeMap<String, usize>,
     planned: Vec<Plan>,
     entries: Vec<Entry>,
@@ -106,7 +106,7 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// Lays out every tensor; under double quantization that takes the mean of each weight's scales.
+    /// Lays out every tensor; double quantization needs the mean of each weight's scales for that.
     fn plan(
         base: &'a OpenedBase,
         spec: Spec,
@@ -160,7 +160,7 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// A weight in 4 bits, and what it was in f32.
+    /// A weight in 4 bits, and its original values in f32.
     fn quantized(&self, weight: &str, shape: [usize; 2]) -> Result<(Quantized, Vec<f32>), Error> {
         let values = self.base.folder.weights().read_floats::<f32>(weight)?;
         Ok((quant::nf4::quantize(&values, shape, self.spec), values))
@@ -175,7 +175,7 @@ impl<'a> Work<'a> {
     ) -> Result<Outcome, Error> {
         let weights = self.base.folder.weights();
         let (mut errors, mut measured) = (Errors::default(), BTreeSet::new());
-        // Tensors of one weight follow each other among the scales, and again among the codes.
+        // The tensors of one weight are adjacent among the scales, and again among the codes.
         let mut last: Option<(usize, Quantized)> = None;
         let mut bytes = |header: &TensorHeader| -> Result<Vec<u8>, Error> {
             let Some(&index) = self.plans.get(&header.name) else { return Ok(weights.read(&header.name)?) };
@@ -228,7 +228,7 @@ impl Errors {
     }
 }
 
-/// What the files say of where they come from.
+/// Provenance metadata of the files.
 fn metadata(base: &OpenedBase, spec: Spec) -> Result<BTreeMap<String, String>, Error> {
     let mut metadata = BTreeMap::from([
         ("tune.version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),

@@ -1,7 +1,7 @@
-//! Weights streamed into a folder: the header first, then one tensor at a time; `model.safetensors`, or shards and
-//! their index as transformers names them.
+//! Streams weights into a folder: the header first, then one tensor at a time; `model.safetensors`, or shards and
+//! their index under transformers' names.
 //!
-//! Knows names, shapes and sizes; where the numbers come from is the caller's.
+//! Knows names, shapes and sizes; the caller provides the values.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -13,24 +13,24 @@ use super::Error;
 use crate::files;
 use crate::files::safetensors::{Layout, TensorHeader};
 
-/// Bytes of tensors a shard may hold by default, as in transformers.
+/// Default shard size in bytes of tensors, as in transformers.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// How far writing has come.
+/// Progress of writing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Written {
     /// Tensors written.
     pub done: usize,
-    /// Tensors in all.
+    /// Total number of tensors.
     pub total: usize,
 }
 
-/// Tensors that stay in one file.
+/// Tensors that must be in one file.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// The tensors.
     pub tensors: Vec<TensorHeader>,
-    /// Numbers of the model that they stand for.
+    /// Number of model parameters that they represent.
     pub parameters: u64,
 }
 
@@ -43,21 +43,21 @@ impl Entry {
     }
 }
 
-/// A model's tensors, on their way to a folder.
+/// A model's tensors to write into a folder.
 pub struct Shards<'a> {
-    /// What is written, in the order in which it is spread over files.
+    /// The entries, in file order.
     pub entries: Vec<Entry>,
-    /// Bytes of tensors that a file may hold; a larger entry has a file of its own.
+    /// Largest file in bytes of tensors; a larger entry gets its own file.
     pub limit: u64,
-    /// Metadata of the files; `format` is added.
+    /// Metadata of the files; `format` is added to it.
     pub metadata: &'a BTreeMap<String, String>,
 }
 
 impl Shards<'_> {
-    /// Writes the files; `bytes` gives the little-endian bytes of each tensor, once.
+    /// Writes the files; `bytes` returns the little-endian bytes of each tensor and is called once per tensor.
     ///
     /// # Errors
-    /// `bytes` fails, the disk refuses, or `stop` says so.
+    /// `bytes` failed, a file cannot be written, or `stop` returned true.
     pub fn write(
         &self,
         folder: &Path,
@@ -80,7 +80,7 @@ impl Shards<'_> {
             let mut metadata = self.metadata.clone();
             metadata.insert("format".into(), "pt".into());
             let layout = Layout::new(&metadata, headers)?;
-            // The writer speaks of I/O alone: what else goes wrong is kept here.
+            // The writer returns only I/O errors: others are stored here.
             let mut fault = None;
             let written = files::write_atomically(&folder.join(&name), |out: &mut dyn Write| {
                 layout.write(out, |header, out| {
@@ -114,7 +114,7 @@ impl Shards<'_> {
         Ok(())
     }
 
-    /// Runs of entries that fit a file each.
+    /// Ranges of entries that fit into one file each.
     fn files(&self) -> Vec<&[Entry]> {
         let mut files = Vec::new();
         let (mut start, mut bytes) = (0, 0);

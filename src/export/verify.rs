@@ -1,7 +1,7 @@
-//! What an adapter folder is, and whether all of it does something: every tensor consumed, every pair whole, no module
-//! whose product vanishes, the base the right one.
+//! Verifies an adapter folder: every tensor is used, every pair is complete, every module has an effect, and the base
+//! is the right one.
 //!
-//! Everything that is wrong is collected; nothing stops at the first fault.
+//! All problems are collected; the first one does not end the check.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,34 +20,34 @@ use crate::assets::folder::digest;
 pub struct ModuleReport {
     /// The target.
     pub target: Target,
-    /// Frobenius norm of `scaling · B·A`; `None` where its numbers cannot be used.
+    /// Frobenius norm of `scaling · B·A`; `None` if its tensors cannot be read.
     pub norm: Option<f64>,
 }
 
-/// All that was found out about an adapter folder.
+/// The result of verifying an adapter folder.
 #[derive(Clone, Debug)]
 pub struct Verification {
     /// The folder.
     pub folder: PathBuf,
-    /// What is wrong; empty when the adapter is good.
+    /// Problems found; empty if the adapter is good.
     pub problems: Vec<String>,
-    /// Hashes of its own files.
+    /// Names, sizes and hashes of its files.
     pub files: Vec<FileDigest>,
-    /// The base it names, and the revision.
+    /// The base that it names, and its revision.
     pub base: Option<(String, Option<String>)>,
     /// Its modules, by layer.
     pub modules: Vec<ModuleReport>,
-    /// The modules that it has as a whole.
+    /// Its modules to save.
     pub wholes: Vec<Whole>,
-    /// What it says of its making: metadata of the tensors' file.
+    /// Provenance: the metadata of adapter_model.safetensors.
     pub provenance: BTreeMap<String, String>,
-    /// How sure it is that it belongs to the base at hand, where one was given.
+    /// Evidence that it belongs to the given base, if one was given.
     pub identity: Option<Identity>,
-    /// Who reads it as it is.
+    /// The consumers that can load it, and in which form.
     pub compatibility: Option<Compatibility>,
 }
 
-/// Looks at an adapter folder from all sides; with a base, also at whether they fit.
+/// Verifies an adapter folder; with a base, also that they fit.
 pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
     let mut found = Verification {
         folder: folder.to_path_buf(),
@@ -76,14 +76,14 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
     let config = adapter.config();
     found.base = config.base_model.clone().map(|name| (name, config.revision.clone()));
     found.provenance = adapter.metadata().clone();
-    // With hashes that differ the modules are still worth looking at, so those are asked for first.
+    // Modules are examined even if hashes differ, so targets are resolved first.
     let targets = match base {
         Some(base) => match fit(&adapter, base, true) {
             Ok((targets, identity)) => {
                 let differences = identity.overruled.iter();
-                found
-                    .problems
-                    .extend(differences.map(|text| format!("not the base it was trained on: {text}")));
+                found.problems.extend(
+                    differences.map(|text| format!("not the base model of the training run: {text}")),
+                );
                 found.identity = Some(identity);
                 Ok(targets)
             }
@@ -102,7 +102,7 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
     found
 }
 
-/// Reads every module that the adapter has as a whole.
+/// Reads every module to save.
 fn look_at_wholes(adapter: &peft::Adapter, base: Option<&OpenedBase>, found: &mut Verification) {
     let candidates = base.map_or_else(|| adapter.own_wholes(), |base| base.spec.wholes());
     match adapter.wholes(&candidates) {
@@ -118,7 +118,7 @@ fn look_at_wholes(adapter: &peft::Adapter, base: Option<&OpenedBase>, found: &mu
     }
 }
 
-/// Reads every pair, one at a time, and measures what it does.
+/// Reads every pair of A and B, one at a time, and computes the norm of its delta.
 fn measure(adapter: &peft::Adapter, targets: Vec<Target>, found: &mut Verification) {
     let mut idle = Vec::new();
     for target in targets {
@@ -134,8 +134,8 @@ fn measure(adapter: &peft::Adapter, targets: Vec<Target>, found: &mut Verificati
         }
         found.modules.push(ModuleReport { target, norm });
     }
-    // Whether magnitudes are those of the base cannot be known without it.
-    let but = if adapter.config().use_dora { ", so that at most magnitudes do something" } else { "" };
+    // Whether DoRA's magnitudes differ from the base's norms is unknown without the base.
+    let but = if adapter.config().use_dora { "; at most its DoRA magnitudes have one" } else { "" };
     match idle.as_slice() {
         [] => {}
         [only] => found.problems.push(format!("module `{only}` has no effect: B·A is zero{but}")),

@@ -1,8 +1,8 @@
 //! Merged weights, streamed to disk: the header first, then one tensor at a time.
 //!
-//! `W′ = round(W + scaling · B·A)`, under DoRA each row at its magnitude: W is read (or dequantized) to f32, the sum is taken in f32, and rounded once to
-//! the dtype that is written. Tensors that no adapter touches are copied byte for byte where their dtype stays.
-//! Memory is one tensor in f32, and what it is made from. A tied output head is not written; it stays tied.
+//! `W′ = round(W + scaling · B·A)`, with DoRA each row rescaled to its magnitude: W is read (or dequantized) to f32,
+//! the sum is computed in f32 and rounded once to the output dtype. Tensors without an adapter are copied byte for byte
+//! if their dtype stays. Memory: one tensor in f32 and its sources. A tied output head stays tied and is not written.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,49 +24,49 @@ use crate::model::FloatDtype;
 use crate::model::tensors::{self, Checked, Expected};
 use crate::quant::{self, spec::Spec};
 
-/// What the delta is added to.
+/// The weights that the delta is added to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Onto {
-    /// The weights as the checkpoint has them.
+    /// The checkpoint's own weights.
     Original,
-    /// The weights after quantization and dequantization, which a QLoRA run trains on.
+    /// The weights after quantization and dequantization, as in QLoRA training.
     Dequantized(Spec),
-    /// The dequantized weights of a checkpoint that is stored in 4 bits.
+    /// The dequantized weights of a 4-bit checkpoint.
     Stored,
 }
 
-/// What merging did to the projections of one layer, as Frobenius norms over all of its targets.
+/// Changes to the projections of one layer, as Frobenius norms over all of its targets.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct LayerChange {
     /// The layer, from 0.
     pub layer: usize,
-    /// Of the weights before.
+    /// Norm of the weights before merging.
     pub weight: f64,
-    /// Of what the adapter adds.
+    /// Norm of the delta.
     pub delta: f64,
-    /// Of what the one rounding changed.
+    /// Norm of the rounding error.
     pub rounding: f64,
-    /// Of what quantization changes in the original weights; `None` where it is not known.
+    /// Norm of the quantization error of the original weights; `None` if unknown.
     pub quantization: Option<f64>,
 }
 
-/// What merging did to the weights.
+/// Changes to the weights.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// Layer by layer.
     pub layers: Vec<LayerChange>,
-    /// Frobenius norm of all that rounding changed, in every tensor written.
+    /// Frobenius norm of the rounding error over every tensor written.
     pub rounding: f64,
 }
 
 impl Report {
-    /// Frobenius norm of all that the adapter adds.
+    /// Frobenius norm of the delta over all targets.
     pub fn delta(&self) -> f64 {
         self.layers.iter().map(|layer| layer.delta.powi(2)).sum::<f64>().sqrt()
     }
 }
 
-/// Everything that the merged weights follow from.
+/// The inputs of the merged weights.
 pub struct Merged<'a> {
     /// The base.
     pub base: &'a OpenedBase,
@@ -74,15 +74,15 @@ pub struct Merged<'a> {
     pub adapter: &'a peft::Adapter,
     /// Its targets on this base.
     pub targets: &'a [Target],
-    /// The modules that it has as a whole, which take the place of the base's.
+    /// Its modules to save, which replace the base's.
     pub wholes: &'a [Whole],
-    /// What the delta is added to.
+    /// The weights that the delta is added to.
     pub onto: Onto,
-    /// The quantization whose error is measured, when the base is dense.
+    /// The quantization whose error is measured, if the base is dense.
     pub measured: Option<Spec>,
     /// The dtype of every tensor; `None` keeps each tensor's own.
     pub dtype: Option<FloatDtype>,
-    /// Bytes of tensors a file may hold.
+    /// Largest file of weights, in bytes of tensors.
     pub shard_bytes: u64,
     /// Metadata of the files.
     pub metadata: &'a BTreeMap<String, String>,
@@ -92,7 +92,7 @@ impl Merged<'_> {
     /// Writes the weights into a folder: `model.safetensors`, or shards and their index.
     ///
     /// # Errors
-    /// The base can no longer be read, the disk refuses, a sum does not fit its dtype, or `stop` says so.
+    /// The base cannot be read, a file cannot be written, a sum overflows its dtype, or `stop` returned true.
     pub fn write(
         &self,
         folder: &Path,
@@ -119,7 +119,7 @@ impl Merged<'_> {
         Ok(Report { layers, rounding: changes.rounding.sqrt() })
     }
 
-    /// The dtype a tensor is written in: the one asked for, else its own, else (of a quantized one) the model's.
+    /// The output dtype of a tensor: the requested one, else its own, else (if quantized) the model's.
     fn dtype_of(&self, tensor: &Expected, checked: &Checked) -> Dtype {
         let weights = self.base.folder.weights();
         match (self.dtype, weights.info(&tensor.name)) {
@@ -182,7 +182,7 @@ impl Merged<'_> {
         Ok(Sum { values, change: Some(change) })
     }
 
-    /// The quantization that a tensor goes through before anything is added to it.
+    /// The quantization that a tensor is passed through before the delta is added.
     fn requantized(&self, tensor: &Expected, checked: &Checked) -> Option<Spec> {
         match self.onto {
             Onto::Dequantized(spec) if tensor.projection && !checked.quantized.contains_key(&tensor.name) => {
@@ -192,7 +192,7 @@ impl Merged<'_> {
         }
     }
 
-    /// The whole module that the adapter brings for a tensor.
+    /// The adapter's saved module that replaces a tensor.
     fn whole(&self, name: &str) -> Option<&Whole> {
         self.wholes.iter().find(|whole| name.strip_suffix(".weight") == Some(&whole.path))
     }
@@ -205,13 +205,13 @@ impl Merged<'_> {
 
 /// A merged tensor in f32.
 pub(super) struct Sum {
-    /// Its numbers.
+    /// Its values.
     pub(super) values: Vec<f32>,
-    /// What merging did to it; `None` where no adapter touches it.
+    /// Squared norms of its changes; `None` for tensors without an adapter.
     change: Option<Change>,
 }
 
-/// One tensor of a base in f32, dequantized where it is stored in 4 bits.
+/// One tensor of a base in f32, dequantized if it is stored in 4 bits.
 pub(super) fn dense(base: &OpenedBase, checked: &Checked, name: &str) -> Result<Vec<f32>, Error> {
     let weights = base.folder.weights();
     let Some(stored) = checked.quantized.get(name) else { return Ok(weights.read_floats::<f32>(name)?) };
@@ -256,14 +256,14 @@ impl Changes {
                 sum.weight += more.weight;
                 sum.delta += more.delta;
                 sum.rounding += more.rounding;
-                // One projection whose error is unknown leaves that of the layer unknown.
+                // One unknown error makes that of the layer unknown.
                 sum.quantization = sum.quantization.zip(more.quantization).map(|(sum, more)| sum + more);
             }
         }
     }
 }
 
-/// Rounds to a dtype, once; also the square of what rounding changed.
+/// Rounds to a dtype, once; also returns the squared norm of the rounding error.
 fn encode(name: &str, values: &[f32], dtype: Dtype) -> Result<(Vec<u8>, f64), Error> {
     match dtype {
         Dtype::BF16 => round(name, values, "bf16", bf16::from_f32, bf16::to_f32, bf16::to_le_bytes),

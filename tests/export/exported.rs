@@ -170,7 +170,7 @@ fn what_cannot_be_carried_over_says_merge_instead() {
     let choice = BaseChoice::default();
     let error =
         export(&wide, choice, Consumer::Vllm, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
-    assert!(error.contains("merge instead") && error.contains("600"), "{error}");
+    assert!(error.contains("merge it instead") && error.contains("600"), "{error}");
     let error =
         export(&wide, choice, Consumer::Mlx, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
     assert!(error.contains("--base"), "{error}");
@@ -178,10 +178,10 @@ fn what_cannot_be_carried_over_says_merge_instead() {
     for consumer in [Consumer::MistralRs, Consumer::Vllm, Consumer::LlamaCpp, Consumer::Mlx] {
         let error =
             export(&dora, choice, consumer, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
-        assert!(error.contains("DoRA") && error.contains("merge instead: `tune merge"), "{error}");
+        assert!(error.contains("DoRA") && error.contains("merge it instead: `tune merge"), "{error}");
         let error =
             export(&wholes, choice, consumer, &to, Existing::Refuse, &environment()).unwrap_err().to_string();
-        assert!(error.contains("whole trained modules") && error.contains("merge instead"), "{error}");
+        assert!(error.contains("modules_to_save") && error.contains("merge it instead"), "{error}");
     }
     assert!(!to.exists());
 }

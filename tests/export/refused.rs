@@ -67,7 +67,7 @@ fn what_rounding_would_swallow_is_not_merged() {
     let base = golden("trajectory/base");
     write_adapter(&adapter, &base, 0.002, &[]);
     let error = merge(&adapter, &base, Options::default(), &folder).unwrap_err().to_string();
-    assert!(error.contains("rounding takes") && error.contains("--dtype f32"), "{error}");
+    assert!(error.contains("rounding loses") && error.contains("--dtype f32"), "{error}");
     assert_eq!(entries(out.path()), ["faint"], "something half-written was left");
     merge(&adapter, &base, f32_options(), &folder).unwrap();
     let options = Options { max_divergence: 1e9, ..Options::default() };

@@ -1,14 +1,14 @@
-//! The container: typed keys, a table of tensors, and their data, each aligned.
+//! The file format: typed keys, a table of tensors, and their data, each aligned.
 //!
 //! Layout: `GGUF`, version 3, counts, keys, tensor table, padding, data (ggml's `docs/gguf.md`; little-endian). As with
-//! safetensors, sizes follow from types and shapes, so the header is written first and the data streamed behind it.
+//! safetensors, sizes follow from types and shapes, so the header is written first and the data streamed after it.
 //! Knows no key and no model.
 
 use std::io::{self, Write};
 
 use tune_kernels::ggml::BlockType;
 
-/// Every tensor begins at a multiple of this from the start of the data.
+/// Alignment of every tensor from the start of the data, in bytes.
 const ALIGNMENT: usize = 32;
 /// Version of the container.
 const VERSION: u32 = 3;
@@ -52,20 +52,20 @@ pub type Keys = Vec<(String, Value)>;
 pub struct TensorHeader {
     /// Its name.
     pub name: String,
-    /// Rows first, as safetensors has it; written the other way round.
+    /// Rows first, as in safetensors; the file stores dimensions in reverse order.
     pub shape: Vec<usize>,
-    /// How its numbers are kept.
+    /// Its block format.
     pub kind: BlockType,
 }
 
 impl TensorHeader {
-    /// Length of its data.
+    /// Size of its data, in bytes.
     pub fn bytes(&self) -> usize {
         self.kind.bytes(self.shape.iter().product())
     }
 }
 
-/// A file laid out.
+/// The layout of a file: header, and the place of every tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
     header: Vec<u8>,
@@ -73,7 +73,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lays a file out; the data of `tensors` will come in their order.
+    /// Computes the layout; tensor data follows in the order of `tensors`.
     pub fn new(keys: &Keys, tensors: Vec<TensorHeader>) -> Self {
         let mut header = b"GGUF".to_vec();
         header.extend_from_slice(&VERSION.to_le_bytes());
@@ -98,21 +98,21 @@ impl Layout {
         Self { header, tensors }
     }
 
-    /// Its tensors.
+    /// The tensors, in file order.
     pub fn tensors(&self) -> &[TensorHeader] {
         &self.tensors
     }
 
-    /// Length of the whole file.
+    /// Size of the file, in bytes.
     pub fn bytes(&self) -> u64 {
         let data: usize = self.tensors.iter().map(|tensor| tensor.bytes().next_multiple_of(ALIGNMENT)).sum();
         (self.header.len() + data) as u64
     }
 
-    /// Writes the file; `data` gives the bytes of each tensor.
+    /// Writes the file; `data` returns the bytes of each tensor.
     ///
     /// # Errors
-    /// The writer's, those of `data`, and data of another length than the table says.
+    /// Errors of the writer and of `data`; data whose length differs from the table.
     pub fn write(
         &self,
         out: &mut dyn Write,
@@ -142,7 +142,7 @@ fn put_text(out: &mut Vec<u8>, text: &str) {
     out.extend_from_slice(text.as_bytes());
 }
 
-/// Numbers of the value types.
+/// Ids of the value types.
 const U32: u32 = 4;
 const I32: u32 = 5;
 const F32: u32 = 6;

@@ -1,12 +1,12 @@
-//! A decoder in llama.cpp's words: its architecture, hyperparameters, tensor names, and the order of the rows of q and k.
+//! A decoder in llama.cpp's terms: architecture, hyperparameters, tensor names, and the order of the rows of q and k.
 //!
 //! | family | architecture | rotation |
 //! |---|---|---|
-//! | llama, mistral | `llama` | neighbouring rows are a pair, so q and k are reordered |
-//! | qwen2, qwen3 | `qwen2`, `qwen3` | the halves of a head are a pair, as here |
+//! | llama, mistral | `llama` | rotates pairs of adjacent rows, so q and k are reordered |
+//! | qwen2, qwen3 | `qwen2`, `qwen3` | rotates pairs across the halves of a head, as here |
 //!
-//! What llama.cpp does not compute is an error, or (windows, dynamic scaling) the context is limited to where it makes
-//! no difference, and a note says so.
+//! A feature that llama.cpp lacks is an error; for sliding windows and dynamic scaling the context length is limited to
+//! where they have no effect, with a note.
 
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSliceMut;
@@ -19,7 +19,7 @@ use crate::model::DecoderSpec;
 use crate::model::rotary::{RotaryScaling, RotarySpec};
 use crate::model::tensors::{self, Expected, KEY_NORM, QUERY_NORM};
 
-/// What a tensor is for, as far as its type depends on it.
+/// The role of a tensor, as far as its type depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// A norm or a bias.
@@ -45,11 +45,11 @@ pub enum Role {
 /// A tensor of the decoder and its place in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tensor {
-    /// Its name in the file.
+    /// Its name in the GGUF file.
     pub name: String,
-    /// What it is in the checkpoint.
+    /// Its tensor in the checkpoint.
     pub source: Expected,
-    /// What it is for.
+    /// Its role.
     pub role: Role,
     /// Whether its rows are reordered.
     pub reordered: bool,
@@ -67,7 +67,7 @@ pub fn architecture(spec: &DecoderSpec) -> Result<&'static str, Error> {
         "qwen3" => Ok("qwen3"),
         other => Err(Error::NotInGguf {
             subject: format!("the family {other}"),
-            reason: "its architecture is known here for llama, mistral, qwen2 and qwen3 alone".into(),
+            reason: "supported are llama, mistral, qwen2 and qwen3".into(),
         }),
     }
 }
@@ -81,10 +81,10 @@ fn reorders(spec: &DecoderSpec) -> bool {
     matches!(spec.family, "llama" | "mistral")
 }
 
-/// Keys of the architecture, and what to tell about them.
+/// The architecture's keys, and notes for the user.
 ///
 /// # Errors
-/// Something that llama.cpp does not compute.
+/// The model has a feature that llama.cpp lacks.
 pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error> {
     let architecture = architecture(spec)?;
     let mut keys = Keys::new();
@@ -97,14 +97,14 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
     {
         context = *window;
         notes.push(format!(
-            "llama.cpp has no sliding window for {architecture}: the context length is the window, {window}, up to which \
-             there is no difference (the model was made for {})",
+            "llama.cpp has no sliding window for {architecture}, so the context length is limited to the window, {window} \
+             (the model supports {})",
             spec.max_position_embeddings
         ));
     }
     if let RotaryScaling::Dynamic { .. } = spec.rotary.scaling {
         notes.push(format!(
-            "llama.cpp has no dynamic rotary scaling; up to the context length of {context} there is no difference"
+            "llama.cpp has no dynamic rotary scaling; it has no effect up to the context length of {context}"
         ));
     }
     put("context_length", size(context));
@@ -126,7 +126,7 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
             return Err(not_carried(
                 spec,
                 format!(
-                    "llama.cpp has rope type llama3 for the llama architecture alone, not for {architecture}"
+                    "llama.cpp supports rope type llama3 only for the llama architecture, not for {architecture}"
                 ),
             ));
         }
@@ -153,7 +153,7 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
             put("rope.scaling.original_context_length", size(original_max_position_embeddings));
             put("rope.scaling.yarn_beta_fast", Value::F32(beta_fast as f32));
             put("rope.scaling.yarn_beta_slow", Value::F32(beta_slow as f32));
-            // llama.cpp multiplies by the usual temperature itself; this is what comes on top.
+            // llama.cpp multiplies by the usual temperature itself; this is the remaining factor.
             let usual = 0.1 * factor.max(1.0).ln() + 1.0;
             put("rope.scaling.attn_factor", Value::F32((attention_factor / usual) as f32));
         }
@@ -161,7 +161,7 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
     Ok((keys, notes))
 }
 
-/// What the rules of mixtures need to know.
+/// The properties of the model that the rules of mixtures depend on.
 pub fn mixed(spec: &DecoderSpec) -> mixture::Model {
     let shared = match spec.family {
         "qwen2" => true,
@@ -235,7 +235,7 @@ fn place(spec: &DecoderSpec, source: Expected) -> Option<Tensor> {
     Some(Tensor { name, source, role, reordered: is_reordered(spec, projection) })
 }
 
-/// Puts rows i and i + half of every head, which are rotated together, beside each other.
+/// Interleaves rows i and i + half of every head, which are rotated together.
 ///
 /// `columns` is the length of a row: 1 for a bias.
 pub fn reorder_rows(values: &mut [f32], head_dim: usize, columns: usize) {
@@ -249,7 +249,7 @@ pub fn reorder_rows(values: &mut [f32], head_dim: usize, columns: usize) {
     });
 }
 
-/// What llama.cpp divides each pair's frequency by (`rope_freqs.weight`), where the family's scaling is said that way.
+/// The divisors of each pair's frequency (`rope_freqs.weight`), for scalings that llama.cpp expresses that way.
 pub fn frequency_divisors(spec: &DecoderSpec) -> Option<Vec<f32>> {
     let RotaryScaling::Llama3 { .. } = spec.rotary.scaling else { return None };
     let unscaled = RotarySpec { scaling: RotaryScaling::None, ..spec.rotary.clone() };

@@ -1,8 +1,8 @@
 //! An adapter alone as a GGUF file: `<name of the weight>.lora_a` `[rank, in]` and `.lora_b` `[out, rank]`.
 //!
-//! llama.cpp computes `alpha / rank of the tensor · B·A` with one alpha for the whole file. Where the targets agree on
-//! scaling · rank, alpha says it (rsLoRA included, and ranks may differ); where they do not, the rest of each target's
-//! scaling goes into its B. B of q and k has its rows reordered as the weight has.
+//! llama.cpp computes `alpha / rank of the tensor · B·A` with one alpha for the file. If all targets share
+//! scaling · rank, that is alpha (with rsLoRA too, and ranks may differ); else the remaining factor of each target's
+//! scaling is multiplied into its B. The rows of B of q and k are reordered like those of the weight.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::adapter::target::Target;
 use crate::files::{self, Existing};
 use crate::model::FloatDtype;
 
-/// Everything that a file follows from.
+/// The inputs of the file.
 pub struct Lora<'a> {
     /// The adapter.
     pub adapter: &'a peft::Adapter,
@@ -33,26 +33,26 @@ pub struct Lora<'a> {
     pub text: &'a Text,
     /// The dtype of all matrices.
     pub dtype: FloatDtype,
-    /// Keys of where it comes from.
+    /// Provenance keys.
     pub provenance: Keys,
 }
 
-/// What came of it.
+/// The result of an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// Name of the file in the folder.
     pub file: String,
-    /// Its length.
+    /// Its size in bytes.
     pub bytes: u64,
-    /// What was changed on the way, in words.
+    /// What was converted, in words.
     pub changes: Vec<String>,
 }
 
 impl Lora<'_> {
-    /// Writes a folder of the file and its Modelfile; whole or absent.
+    /// Writes a folder with the file and its Modelfile; it is complete or absent.
     ///
     /// # Errors
-    /// A family that llama.cpp does not have, a number that the dtype cannot hold, files that cannot be read or written.
+    /// llama.cpp lacks the family, a value is outside the dtype's range, or a file cannot be read or written.
     pub fn write(&self, out: &Path, existing: Existing) -> Result<Outcome, Error> {
         let spec = &self.base.spec;
         let kind = match self.dtype {
@@ -67,7 +67,7 @@ impl Lora<'_> {
             ("adapter.type".into(), "lora".into()),
             ("adapter.lora.alpha".into(), Value::F32(alpha)),
         ];
-        // A base that llama.cpp does not compute is no better with an adapter.
+        // A base that llama.cpp does not support cannot be used with an adapter either.
         family::hyperparameters(spec)?;
         keys.extend(self.provenance.iter().cloned());
         let mut headers = Vec::with_capacity(2 * self.targets.len());
@@ -100,7 +100,7 @@ impl Lora<'_> {
             stops: &stops,
         };
         files::write_folder_atomically(out, existing, |inside| -> Result<(), Error> {
-            // The writer speaks of I/O alone: what else goes wrong is kept here.
+            // The writer returns only I/O errors: others are stored here.
             let mut fault = None;
             let written = files::write_atomically(&inside.join(&file), |out: &mut dyn Write| {
                 layout.write(out, |index| {
@@ -118,28 +118,32 @@ impl Lora<'_> {
         })?;
         let mut changes = Vec::new();
         if folded {
-            changes.push("what one alpha cannot say of a module's scaling multiplied into its B".to_owned());
+            changes.push(
+                "the part of each module's scaling that one alpha cannot express multiplied into its B"
+                    .to_owned(),
+            );
         } else if self.adapter.config().use_rslora {
-            changes.push(format!("rsLoRA said as alpha = {alpha}"));
+            changes.push(format!("rsLoRA expressed as alpha = {alpha}"));
         }
         if self.targets.iter().any(|target| family::is_reordered(spec, target.module.projection)) {
-            changes.push("rows of q and k reordered as llama.cpp rotates them".into());
+            changes.push("rows of q and k reordered for llama.cpp's rotary embedding".into());
         }
         Ok(Outcome { file, bytes: layout.bytes(), changes })
     }
 
-    /// The alpha of the file, and whether targets differ from what it says.
+    /// The alpha of the file, and whether any target needs another factor.
     fn alpha(&self) -> (f32, bool) {
         let own = |target: &Target| (target.scaling * target.rank as f64) as f32;
         let Some(first) = self.targets.first() else { return (1.0, false) };
-        // An alpha of 0 is none to llama.cpp.
+        // llama.cpp ignores an alpha of 0.
         match own(first) != 0.0 && self.targets.iter().all(|target| own(target) == own(first)) {
             true => (own(first), false),
             false => (first.rank as f32, true),
         }
     }
 
-    /// The bytes of A (even) or B (odd) of a target; `folded` is the alpha that its scaling is measured by.
+    /// The bytes of A (even index) or B (odd) of a target; `folded` is the file's alpha if B carries the remaining
+    /// factor.
     fn coded(&self, index: usize, folded: Option<f32>, kind: BlockType) -> Result<Vec<u8>, Error> {
         let target = &self.targets[index / 2];
         let mut values = self.adapter.values(std::slice::from_ref(target))?.swap_remove(index % 2);

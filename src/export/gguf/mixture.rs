@@ -1,15 +1,15 @@
-//! Which tensor is kept in which type: llama.cpp's rules for the file types that are offered here
+//! Which tensor is stored in which type: llama.cpp's rules for the supported file types
 //! (`llama_tensor_get_type` in its `llama-quant.cpp`).
 //!
-//! Norms and biases are f32. The output head (the embedding table, where it is the head too) gets at least six bits;
-//! in the `_m` mixtures values and `ffn_down` do in the layers where errors cost most: the first and last eighth, and
-//! every third between. A row that is no whole number of blocks falls back to a type with smaller blocks.
+//! Norms and biases are f32. The output head (or the embedding table, if tied) gets at least six bits. So do value and
+//! down projections of the `_m` mixtures in the layers where errors cost most: the first and last eighth, and every
+//! third between. A row whose length is no multiple of the block falls back to a type with smaller blocks.
 
 use tune_kernels::ggml::BlockType;
 
 use super::family::Role;
 
-/// A type of file: what most of its tensors are kept in.
+/// A file type, named after the type of most of its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FileType {
     /// 32-bit floats.
@@ -20,11 +20,11 @@ pub enum FileType {
     Bf16,
     /// 8 bits.
     Q8_0,
-    /// 4 bits, plain.
+    /// 4 bits for all tensors.
     Q4_0,
-    /// 4 bits, more where it counts.
+    /// 4 bits, 6 for the tensors where errors cost most.
     Q4KM,
-    /// 5 bits, more where it counts.
+    /// 5 bits, 6 for the tensors where errors cost most.
     Q5KM,
     /// 6 bits.
     Q6K,
@@ -59,7 +59,7 @@ impl FileType {
         }
     }
 
-    /// What most of its matrices are kept in.
+    /// The type of most of its matrices.
     fn usual(self) -> BlockType {
         match self {
             Self::F32 => BlockType::F32,
@@ -78,27 +78,27 @@ impl FileType {
     }
 }
 
-/// What the rules need to know of a model.
+/// The properties of a model that the rules depend on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Model {
-    /// Decoder layers.
+    /// Number of decoder layers.
     pub layers: usize,
-    /// The output head is the embedding table.
+    /// Whether the output head is tied to the embedding table.
     pub tied: bool,
-    /// Of the size at which llama.cpp gives the small value projections a bit more.
+    /// Whether llama.cpp gives the small value projections of this size more bits.
     pub shares_values_widely: bool,
 }
 
 /// The type chosen for a tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// What it is kept in.
+    /// The type it is stored in.
     pub kind: BlockType,
-    /// What it would have been kept in if its rows were whole blocks of that.
+    /// The type that the rules ask for, if its rows do not fill blocks of that.
     pub wanted: BlockType,
 }
 
-/// The type of a tensor whose rows have `columns` numbers.
+/// The type of a tensor with rows of `columns` values.
 pub fn choose(file: FileType, role: Role, columns: usize, model: Model) -> Choice {
     let usual = file.usual();
     if role == Role::Vector {
@@ -123,7 +123,7 @@ pub fn choose(file: FileType, role: Role, columns: usize, model: Model) -> Choic
     Choice { kind: fitting(wanted, columns), wanted }
 }
 
-/// The head of a quantized model: six bits at least.
+/// The type of a quantized model's head: at least six bits.
 fn head(usual: BlockType) -> BlockType {
     if usual == BlockType::Q8_0 { BlockType::Q8_0 } else { BlockType::Q6K }
 }
@@ -134,7 +134,7 @@ fn gets_more_bits(layer: usize, layers: usize) -> bool {
     layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
 }
 
-/// The type itself, or one of about its size whose blocks fill the rows.
+/// The type itself, or one of similar size whose blocks divide the rows.
 fn fitting(wanted: BlockType, columns: usize) -> BlockType {
     let fits = |kind: BlockType| columns.is_multiple_of(kind.block_size());
     let smaller = match wanted {

@@ -1,12 +1,12 @@
-//! GGUF files, as llama.cpp, Ollama and their kin load them: a model, an adapter folded into one, an adapter alone.
+//! GGUF files for llama.cpp, Ollama and others: a model, an adapter merged into one, or an adapter alone.
 //!
 //! | file | owns |
 //! |---|---|
 //! | `container` | the layout of the file |
 //! | `family` | architecture, hyperparameters, tensor names, the order of the rows of q and k |
-//! | `mixture` | which tensor is kept in which type |
+//! | `mixture` | which tensor is stored in which type |
 //! | `vocabulary`, `pre` | the tokenizer |
-//! | `provenance` | where it comes from |
+//! | `provenance` | metadata keys about the origin |
 //! | `model`, `lora` | the two kinds of files, streamed to disk |
 //! | `modelfile` | the Modelfile beside them |
 //!

@@ -1,7 +1,7 @@
-//! A whole model as one GGUF file, with an adapter folded in on the way if there is one; tensor by tensor.
+//! Exports a model to one GGUF file, tensor by tensor, with an adapter merged in if there is one.
 //!
-//! Memory is one tensor in f32 and what it is coded into. Every tensor is decoded again where it was coded, so that
-//! the error of the file is known and told.
+//! Memory: one tensor in f32 and its encoded form. Every quantized tensor is decoded again to report the error of the
+//! file.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -25,10 +25,10 @@ use crate::model::tensors::{self, Checked};
 
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
-/// Numbers that are decoded at once to measure an error.
+/// Values decoded at a time to measure an error.
 const PIECE: usize = 1 << 20;
 
-/// Everything that a file follows from.
+/// The inputs of the file.
 pub struct Model<'a> {
     /// The model, or the base of the adapter.
     pub base: &'a OpenedBase,
@@ -36,45 +36,45 @@ pub struct Model<'a> {
     pub merged: Option<&'a Merged<'a>>,
     /// Tokenizer and template.
     pub text: &'a Text,
-    /// What most tensors are kept in.
+    /// The type of most tensors.
     pub file_type: FileType,
-    /// Keys of where it comes from.
+    /// Provenance keys.
     pub provenance: Keys,
 }
 
-/// A tensor that is kept in another type than the file's rules ask for, its rows being no whole blocks.
+/// A tensor stored in another type than the rules ask for, because its rows do not fill blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fallback {
     /// The tensor's name in the file.
     pub tensor: String,
     /// Length of its rows.
     pub columns: usize,
-    /// What the rules ask for.
+    /// The type that the rules ask for.
     pub wanted: BlockType,
-    /// What it is kept in.
+    /// The type it is stored in.
     pub kind: BlockType,
 }
 
-/// What came of it.
+/// The result of an export.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
     /// Name of the file in the folder.
     pub file: String,
-    /// Its length.
+    /// Its size in bytes.
     pub bytes: u64,
-    /// How many tensors are kept in each type.
+    /// Number of tensors of each type.
     pub kinds: BTreeMap<BlockType, usize>,
     /// Tensors in another type than the rules ask for.
     pub fallbacks: Vec<Fallback>,
-    /// Norm of what coding changed, as a share of the norm of all weights.
+    /// Relative error: norm of the encoding error over the norm of all weights.
     pub error: f64,
-    /// The tensor whose share is largest, and that share.
+    /// The tensor with the largest relative error, and that error.
     pub worst: Option<(String, f64)>,
-    /// What to tell about the model in llama.cpp.
+    /// Notes about differences in llama.cpp.
     pub notes: Vec<String>,
 }
 
-/// A tensor of the file and where its numbers come from.
+/// A tensor of the file and the source of its values.
 enum Source {
     Weight(Tensor),
     FrequencyDivisors(Vec<f32>),
@@ -89,11 +89,11 @@ struct Measured {
 }
 
 impl Model<'_> {
-    /// Writes a folder of the file and its Modelfile; whole or absent.
+    /// Writes a folder with the file and its Modelfile; it is complete or absent.
     ///
     /// # Errors
-    /// Something that llama.cpp would not compute the same, a number that its type cannot hold, files that cannot be
-    /// read or written, or `stop` says so.
+    /// llama.cpp would compute something else, a value is outside its type's range, a file cannot be read or written,
+    /// or `stop` returned true.
     pub fn write(
         &self,
         out: &Path,
@@ -119,7 +119,7 @@ impl Model<'_> {
             Modelfile { file: &file, base: None, template: self.text.template.as_ref(), stops: &stops };
         let mut measured = Measured::default();
         files::write_folder_atomically(out, existing, |inside| -> Result<(), Error> {
-            // The writer speaks of I/O alone: what else goes wrong is kept here.
+            // The writer returns only I/O errors: others are stored here.
             let mut fault = None;
             let total = sources.len();
             let written = files::write_atomically(&inside.join(&file), |out: &mut dyn Write| {
@@ -170,7 +170,7 @@ impl Model<'_> {
         let (Some(file), Some(tokenizer)) = (file, &self.text.tokenizer) else {
             return Err(Error::NotInGguf {
                 subject: format!("a model without tokenizer.json ({})", self.base.folder.root().display()),
-                reason: "the file holds the tokenizer too; put one into the folder, in transformers with \
+                reason: "a GGUF file contains the tokenizer; write tokenizer.json into the folder with transformers: \
                          `AutoTokenizer.from_pretrained(…).save_pretrained(…)`"
                     .into(),
             });
@@ -199,7 +199,7 @@ impl Model<'_> {
         ends.iter().filter_map(|end| self.text.tokenizer.as_ref()?.token(*end)).collect()
     }
 
-    /// The tensors of the file, and how each is kept.
+    /// The tensors of the file, and the type of each.
     fn plan(&self, fallbacks: &mut Vec<Fallback>) -> (Vec<Source>, Vec<TensorHeader>) {
         let spec = &self.base.spec;
         let (mut sources, mut headers) = (Vec::new(), Vec::new());
@@ -263,7 +263,7 @@ impl Measured {
     }
 }
 
-/// Codes a tensor; `name` is its name in the checkpoint, for messages.
+/// Encodes a tensor; `name` is its name in the checkpoint, for messages.
 pub(super) fn encode(name: &str, values: &[f32], kind: BlockType) -> Result<Vec<u8>, Error> {
     kind.encode(values).map_err(|fault| Error::OutOfRange {
         tensor: name.to_owned(),
@@ -273,7 +273,7 @@ pub(super) fn encode(name: &str, values: &[f32], kind: BlockType) -> Result<Vec<
     })
 }
 
-/// The number of parameters in two digits or more, as in the names of models: 135M, 5.6M, 8.0B.
+/// The number of parameters with at least two digits, as in model names: 135M, 5.6M, 8.0B.
 fn size_label(parameters: u64) -> String {
     let (divisor, letter) = match parameters {
         1_000_000_000_000.. => (1e12, 'T'),

@@ -1,7 +1,7 @@
 //! The Modelfile beside a GGUF file, for `ollama create`.
 //!
-//! Ollama's templates are Go's, not Jinja. ChatML is written out where the model's template is proven to be that, by
-//! rendering; any other is left in the GGUF file, where Ollama recognises those it knows, and a comment says so.
+//! Ollama uses Go templates, not Jinja. If test renderings prove that the model's template is ChatML, a Go version of
+//! it is written. Any other template stays in the GGUF file, where Ollama recognises common ones; a comment says so.
 
 use crate::data::example::Message;
 use crate::data::template::ChatTemplate;
@@ -12,11 +12,11 @@ pub const FILE: &str = "Modelfile";
 /// ChatML as a Go template.
 const CHATML: &str = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n";
 
-/// What a Modelfile is written from.
+/// The inputs of a Modelfile.
 pub struct Modelfile<'a> {
     /// The file of the model, or of the adapter.
     pub file: &'a str,
-    /// The base's name, where the file is an adapter.
+    /// The base's name, if the file is an adapter.
     pub base: Option<&'a str>,
     /// The chat template.
     pub template: Option<&'a ChatTemplate>,
@@ -33,8 +33,8 @@ impl Modelfile<'_> {
             Some(base) => {
                 let base = one_line(base);
                 text.push_str(&format!(
-                    "# The base as a GGUF file: `tune export {base} --gguf f16 --out base`, or any of its quantizations;\n\
-                     # a name of Ollama's works too if it is the same model.\nFROM ./base/model-f16.gguf\nADAPTER ./{}\n",
+                    "# The base model as a GGUF file, from `tune export {base} --gguf f16 --out base` or quantized;\n\
+                     # the name of the same model in Ollama's library works too.\nFROM ./base/model-f16.gguf\nADAPTER ./{}\n",
                     self.file
                 ));
             }
@@ -42,21 +42,21 @@ impl Modelfile<'_> {
         match self.template {
             Some(template) if is_chatml(template) => text.push_str(&format!("TEMPLATE \"\"\"{CHATML}\"\"\"\n")),
             Some(_) if self.base.is_some() => text.push_str(
-                "# No TEMPLATE: the chat template is Jinja, which Ollama does not read. It takes the base's if it knows \
-                 it;\n# `ollama show --template NAME` shows what it took.\n",
+                "# No TEMPLATE: Ollama does not read Jinja, the language of the chat template. It uses the base's template \
+                 if it\n# knows that one; `ollama show --template NAME` shows the template in use.\n",
             ),
             Some(_) => text.push_str(
-                "# No TEMPLATE: the chat template is Jinja and stands in the GGUF file (tokenizer.chat_template). Ollama \
-                 takes\n# it from there if it knows it; `ollama show --template NAME` shows what it took.\n",
+                "# No TEMPLATE: the chat template is Jinja, stored in the GGUF file (tokenizer.chat_template). Ollama uses \
+                 it\n# if it recognises it; `ollama show --template NAME` shows the template in use.\n",
             ),
             None => text.push_str("# No TEMPLATE: the model has no chat template.\n"),
         }
         for stop in self.stops {
             match stop.contains(['"', '\n', '\r']) {
                 false => text.push_str(&format!("PARAMETER stop \"{stop}\"\n")),
-                true => {
-                    text.push_str(&format!("# Ends an answer too, but cannot be written here: {stop:?}\n"))
-                }
+                true => text.push_str(&format!(
+                    "# Another stop string, which a Modelfile cannot contain: {stop:?}\n"
+                )),
             }
         }
         text
@@ -67,8 +67,8 @@ fn one_line(text: &str) -> String {
     text.replace(['\n', '\r'], " ")
 }
 
-/// Whether a template renders what ChatML does: every order of roles, odd white space, no system message put in or
-/// taken out, nothing of an answer left out.
+/// Whether a template renders exactly ChatML: for every order of roles and unusual white space, without adding or
+/// dropping a system message or a part of an answer.
 pub fn is_chatml(template: &ChatTemplate) -> bool {
     let contents = ["Hello.", "  two\n\nlines {{ braces }} \n", "<think>\na\n</think>\n\nb", "ä\t", ""];
     let orders: [&[&str]; 5] = [
@@ -127,7 +127,7 @@ mod tests {
             model,
             "# ollama create NAME -f Modelfile\nFROM ./model-q8_0.gguf\nTEMPLATE \"\"\"{{- range .Messages }}\
              <|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n\"\"\"\n\
-             PARAMETER stop \"<|im_end|>\"\n# Ends an answer too, but cannot be written here: \"a\\\"b\"\n"
+             PARAMETER stop \"<|im_end|>\"\n# Another stop string, which a Modelfile cannot contain: \"a\\\"b\"\n"
         );
         let other = template("{{ messages[0].content }}");
         let adapter = Modelfile {

@@ -1,43 +1,43 @@
-//! The name that llama.cpp knows a pre-tokenizer by (`tokenizer.ggml.pre`), found by what tokenizer.json says it does.
+//! The name of a pre-tokenizer in llama.cpp (`tokenizer.ggml.pre`), recognised from the steps in tokenizer.json.
 //!
-//! llama.cpp has the splitting rules built in and looks them up by name; a wrong name gives other tokens without a
-//! word. So a tokenizer is recognised only if its steps are exactly those of a known one, expression by expression,
-//! and its `ignore_merges` is what llama.cpp does under that name. `tests/golden/gguf_tokens.py` compares the tokens of
-//! both for every entry; where llama.cpp's own rule is known to be another, a note says so.
+//! llama.cpp has the splitting rules built in and looks them up by name; a wrong name silently gives other tokens. So a
+//! tokenizer is recognised only if its steps equal those of a known one, expression by expression, and its
+//! `ignore_merges` equals llama.cpp's for that name. `tests/golden/gguf_tokens.py` compares the tokens of both for every
+//! entry; a note names known differences of llama.cpp's own rule.
 
 use serde_json::Value;
 
 /// One step of a pre-tokenizer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
-    /// Split at an expression, matches apart.
+    /// Split at an expression, keeping matches as pieces.
     Split(String),
-    /// Every digit apart.
+    /// Split off every digit.
     Digits,
-    /// Bytes as characters; with GPT-2's own expression before it.
+    /// Map bytes to characters.
     Bytes {
-        /// Whether that expression splits.
+        /// Whether GPT-2's expression splits first.
         splits: bool,
     },
     /// Anything else, in words.
     Other(String),
 }
 
-/// A pre-tokenizer that llama.cpp has.
+/// A pre-tokenizer of llama.cpp.
 struct Known {
     name: &'static str,
     steps: &'static [KnownStep],
     ignores_merges: bool,
-    /// llama.cpp's own expression does not know the case of letters beyond ASCII.
+    /// llama.cpp's expression ignores the case of letters beyond ASCII.
     ascii_case: bool,
 }
 
-/// A pre-tokenizer that was recognised.
+/// A recognised pre-tokenizer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Recognised {
-    /// What llama.cpp calls it.
+    /// Its name in llama.cpp.
     pub(super) name: &'static str,
-    /// In what it differs there all the same.
+    /// A known difference of llama.cpp's rule.
     pub(super) note: Option<&'static str>,
 }
 
@@ -54,7 +54,7 @@ const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}
 const GPT_4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const DEEPSEEK_V3_WORDS: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
 
-/// Bytes after splitting has been done.
+/// Maps bytes without splitting again.
 const BYTES: KnownStep = KnownStep::Bytes { splits: false };
 
 const KNOWN: [Known; 9] = [
@@ -122,7 +122,7 @@ const KNOWN: [Known; 9] = [
 /// The name of a pre-tokenizer.
 ///
 /// # Errors
-/// It is none that is known: what it does, and which are.
+/// It is not recognised: its steps, and the known names.
 pub(super) fn recognise(pre_tokenizer: &Value, ignores_merges: bool) -> Result<Recognised, String> {
     let mut steps = Vec::new();
     flatten(pre_tokenizer, &mut steps);
@@ -135,15 +135,15 @@ pub(super) fn recognise(pre_tokenizer: &Value, ignores_merges: bool) -> Result<R
         Some(known) => Ok(Recognised {
             name: known.name,
             note: known.ascii_case.then_some(
-                "llama.cpp's rule for this tokenizer does not tell upper from lower case beyond ASCII: words with such \
-                 letters may become other tokens",
+                "llama.cpp's rule for this tokenizer ignores the case of letters beyond ASCII: words with such letters \
+                 may become other tokens",
             ),
         }),
         None => {
             let steps: Vec<String> = steps.iter().map(Step::to_string).collect();
             let names: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
             Err(format!(
-                "its `pre_tokenizer` ({}{}) is none of those that llama.cpp has under a name known here ({})",
+                "its `pre_tokenizer` ({}{}) matches no known pre-tokenizer of llama.cpp ({})",
                 if steps.is_empty() { "nothing".to_owned() } else { steps.join(", then ") },
                 if ignores_merges { "; `ignore_merges`" } else { "" },
                 names.join(", ")
@@ -175,12 +175,12 @@ impl std::fmt::Display for Step {
     }
 }
 
-/// An expression with line ends written as escapes, as some files have them and some have not.
+/// An expression with line ends written as escapes, to compare files with and without escapes.
 fn spelled(expression: &str) -> String {
     expression.replace('\r', r"\r").replace('\n', r"\n")
 }
 
-/// The steps in order, nested sequences opened.
+/// The steps in order, nested sequences flattened.
 fn flatten(value: &Value, steps: &mut Vec<Step>) {
     let text = |key: &str| value.get(key).and_then(Value::as_str);
     let flag = |key: &str, default: bool| value.get(key).and_then(Value::as_bool).unwrap_or(default);

@@ -1,5 +1,5 @@
-//! Where a GGUF file comes from, as keys: its name, its base, the adapter's hash, and all that the adapter or the
-//! merged weights say of their training.
+//! Provenance keys of a GGUF file: its name, its base, the adapter's hash, and the training metadata of the adapter or
+//! the merged weights.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::assets::folder::digest;
 /// Prefix of our own keys, in safetensors metadata and here.
 const PREFIX: &str = "tune.";
 
-/// Keys of a model that stands by itself.
+/// Keys of a model without an adapter.
 pub fn of_model(model: &OpenedBase) -> Keys {
     let mut keys = vec![("general.name".to_owned(), last_part(&model.name()).into())];
     if let Some(hub) = &model.base.hub {
@@ -24,14 +24,14 @@ pub fn of_model(model: &OpenedBase) -> Keys {
     keys
 }
 
-/// Keys of an adapter, alone or folded in; `onto` says into what.
+/// Keys of an adapter, alone or merged; `onto` names the weights it was merged onto.
 ///
 /// # Errors
 /// The adapter's file cannot be read.
 pub fn of_adapter(base: &OpenedBase, adapter: &peft::Adapter, onto: Option<&str>) -> Result<Keys, Error> {
     let named = adapter.config().base_model.as_deref().filter(|name| !name.is_empty());
     let own_name = base.name();
-    // What the adapter names is what people know the base by, if it is no path of another machine.
+    // The adapter's name for its base is the well-known one, unless it is a path of another machine.
     let name = match (&base.base.hub, named) {
         (Some(hub), _) => hub.id.as_str(),
         (None, Some(named)) if is_hub_id(named) => named,

@@ -1,13 +1,13 @@
-//! A tokenizer in llama.cpp's words: its kind, its tokens with their types, merges or scores, and its special tokens.
+//! A tokenizer in llama.cpp's terms: its kind, its tokens with their types, merges or scores, and its special tokens.
 //!
 //! | tokenizer.json | `tokenizer.ggml.model` | carries |
 //! |---|---|---|
 //! | byte-level BPE | `gpt2` | merges, and the name of the pre-tokenizer (`pre.rs`) |
 //! | BPE on characters with byte fallback, converted from SentencePiece | `llama` | a score for each token |
 //!
-//! The `llama` kind knows no merges: of all pairs that make a token it merges the one with the highest score. That is
-//! the same only if every way to cut a token in two is a merge and the merges of one token follow each other, which is
-//! checked. What cannot be said in these words is an error.
+//! The `llama` kind has no merges: it merges the pair whose token has the highest score. That gives the same tokens
+//! only if every split of a token into two tokens is a merge and the merges of one token are adjacent, which is
+//! checked. A tokenizer without an equivalent is an error.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -20,7 +20,7 @@ use super::pre;
 use crate::assets::json::read_limited;
 use crate::data::tokenize::Tokenizer;
 
-/// Largest tokenizer.json read: those of 256 thousand tokens have about 35 MiB.
+/// Largest tokenizer.json read: 256 thousand tokens take about 35 MiB.
 const LIMIT: u64 = 256 << 20;
 
 /// The types of tokens (`enum llama_token_type`).
@@ -31,15 +31,15 @@ const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 const BYTE: i32 = 6;
 
-/// What stands for a space in SentencePiece.
+/// SentencePiece's symbol for a space.
 const SPACE: &str = "\u{2581}";
 
-/// A tokenizer, read and in llama.cpp's words.
+/// A tokenizer in llama.cpp's terms.
 #[derive(Debug)]
 pub struct Vocabulary {
-    /// Keys of kind, tokens, types, and merges or scores.
+    /// Keys for kind, tokens, types, and merges or scores.
     pub keys: Keys,
-    /// What to tell about it.
+    /// Notes about differences in llama.cpp.
     pub notes: Vec<String>,
     /// The text of every token.
     pub tokens: Vec<String>,
@@ -56,7 +56,7 @@ struct Source<'a> {
 /// Reads tokenizer.json for a model with `size` rows of embeddings.
 ///
 /// # Errors
-/// A tokenizer that llama.cpp would not compute the same tokens with, or more tokens than rows.
+/// llama.cpp would produce other tokens, or there are more tokens than rows of embeddings.
 pub fn read(path: &Path, size: usize) -> Result<Vocabulary, Error> {
     let bytes = read_limited(path, LIMIT)?;
     let json = serde_json::from_slice(&bytes).map_err(|error| crate::assets::Error::Json {
@@ -87,7 +87,7 @@ impl Source<'_> {
             Some("BPE") => {}
             other => {
                 return Err(self.fail(format!(
-                    "its model is {}; known here are byte-level BPE, and BPE with byte fallback converted from \
+                    "its model is {}; supported are byte-level BPE, and BPE with byte fallback converted from \
                      SentencePiece",
                     other.unwrap_or("not named")
                 )));
@@ -113,7 +113,7 @@ impl Source<'_> {
                  becomes other tokens"
                     .into(),
             ),
-            _ => return Err(self.fail("llama.cpp's byte-level BPE has no such `normalizer`")),
+            _ => return Err(self.fail("llama.cpp's byte-level BPE does not support this `normalizer`")),
         }
         let pre = pre::recognise(self.at("/pre_tokenizer"), self.flag("/model/ignore_merges"))
             .map_err(|reason| self.fail(reason))?;
@@ -142,7 +142,9 @@ impl Source<'_> {
             _ => NORMAL,
         })?;
         if types.iter().filter(|kind| **kind == BYTE).count() != bytes.len() {
-            return Err(self.fail("it has `byte_fallback`, but not all tokens from `<0x00>` to `<0xFF>`"));
+            return Err(
+                self.fail("`byte_fallback` is set, but some tokens from `<0x00>` to `<0xFF>` are missing")
+            );
         }
         let scores = self.scores(&tokens, &types)?;
         let keys = vec![
@@ -156,7 +158,7 @@ impl Source<'_> {
         Ok(Vocabulary { keys, notes, tokens })
     }
 
-    /// Whether a space goes before the text; in any case spaces have to become `▁` and nothing may split.
+    /// Whether a space is put before the text. Spaces must become `▁`, and nothing may split the text.
     fn prepends_space(&self, notes: &mut Vec<String>) -> Result<bool, Error> {
         let normalizers = self.normalizers()?;
         let pre = self.at("/pre_tokenizer");
@@ -172,11 +174,11 @@ impl Source<'_> {
                     (Some("Metaspace"), Some(SPACE), Some(scheme @ ("always" | "first")), false) => {
                         let only = if scheme == "first" { ", and none after special tokens" } else { "" };
                         notes.push(format!(
-                            "this tokenizer puts no space before a text that begins with one{only}; llama.cpp does"
+                            "this tokenizer adds no space before a text that starts with one{only}; llama.cpp does"
                         ));
                         Ok(true)
                     }
-                    _ => Err(self.fail(format!("llama.cpp's SentencePiece has no such `pre_tokenizer`: {pre}"))),
+                    _ => Err(self.fail(format!("llama.cpp's SentencePiece does not support this `pre_tokenizer`: {pre}"))),
                 }
             }
             _ => Err(self.fail(
@@ -206,7 +208,7 @@ impl Source<'_> {
                 {
                     Normalizer::Spaces
                 }
-                _ => return Err(self.fail(format!("llama.cpp has no normalizer that does this: {value}"))),
+                _ => return Err(self.fail(format!("llama.cpp does not support this normalizer: {value}"))),
             });
         }
         Ok(steps)
@@ -215,21 +217,21 @@ impl Source<'_> {
     /// Text and type of every id up to the rows of the embedding table; ids without a token are unused.
     fn tokens(&self, plain: impl Fn(&str) -> i32) -> Result<(Vec<String>, Vec<i32>), Error> {
         let Some(vocabulary) = self.at("/model/vocab").as_object() else {
-            return Err(self.fail("it has no `model.vocab`"));
+            return Err(self.fail("`model.vocab` is missing"));
         };
         let mut found: BTreeMap<usize, (String, i32)> = BTreeMap::new();
         for (token, id) in vocabulary {
             let Some(id) = id.as_u64().and_then(|id| usize::try_from(id).ok()) else {
-                return Err(self.fail(format!("token {token:?} has the id {id}, which is no whole number")));
+                return Err(self.fail(format!("the id of token {token:?} is {id}, not a whole number")));
             };
             if let Some((other, _)) = found.insert(id, (token.clone(), plain(token))) {
-                return Err(self.fail(format!("tokens {other:?} and {token:?} have one id, {id}")));
+                return Err(self.fail(format!("tokens {other:?} and {token:?} have the same id, {id}")));
             }
         }
         for added in self.at("/added_tokens").as_array().into_iter().flatten() {
             let id = added.get("id").and_then(Json::as_u64).and_then(|id| usize::try_from(id).ok());
             let (Some(id), Some(content)) = (id, added.get("content").and_then(Json::as_str)) else {
-                return Err(self.fail(format!("an added token has no `id` or no `content`: {added}")));
+                return Err(self.fail(format!("an added token lacks `id` or `content`: {added}")));
             };
             let special = added.get("special").and_then(Json::as_bool).unwrap_or(false);
             let kind = match plain(content) {
@@ -252,9 +254,7 @@ impl Source<'_> {
         for id in 0..self.size {
             let (token, kind) = found.remove(&id).unwrap_or_else(|| (format!("[PAD{id}]"), UNUSED));
             if !seen.insert(token.clone()) {
-                return Err(
-                    self.fail(format!("token {token:?} is there twice, the second time with the id {id}"))
-                );
+                return Err(self.fail(format!("token {token:?} occurs twice, again with the id {id}")));
             }
             tokens.push(token);
             types.push(kind);
@@ -265,7 +265,7 @@ impl Source<'_> {
     /// The merges, best first: pairs, or texts with a space between.
     fn merges(&self) -> Result<Vec<(String, String)>, Error> {
         let Some(merges) = self.at("/model/merges").as_array() else {
-            return Err(self.fail("it has no list `model.merges`"));
+            return Err(self.fail("the list `model.merges` is missing"));
         };
         merges
             .iter()
@@ -282,7 +282,10 @@ impl Source<'_> {
                     Some((left, right)) if !left.contains(' ') && !right.contains(' ') => {
                         Ok((left.to_owned(), right.to_owned()))
                     }
-                    _ => Err(self.fail(format!("`model.merges` holds {merge}, which is no pair of tokens"))),
+                    _ => {
+                        Err(self
+                            .fail(format!("`model.merges` contains {merge}, which is not a pair of tokens")))
+                    }
                 }
             })
             .collect()
@@ -300,7 +303,7 @@ impl Source<'_> {
             let place = *places.entry(token.clone()).or_insert(count);
             if place != count && last != Some(place) {
                 return Err(self.fail(format!(
-                    "its merges to {token:?} do not follow each other, so no score says the same"
+                    "the merges that make {token:?} are not adjacent, so no score is equivalent"
                 )));
             }
             last = Some(place);
@@ -319,8 +322,8 @@ impl Source<'_> {
                 let both = mergeable.contains(left) && mergeable.contains(right);
                 if both && !pairs.contains(&(left, right)) {
                     return Err(self.fail(format!(
-                        "{left:?} and {right:?} make the token {token:?}, but its merges do not say so: it is not \
-                         one converted from SentencePiece"
+                        "{left:?} and {right:?} make the token {token:?}, but there is no such merge: the tokenizer was \
+                         not converted from SentencePiece"
                     )));
                 }
             }
@@ -329,7 +332,7 @@ impl Source<'_> {
         let score = |(token, kind): (&String, &i32)| match (*kind, places.get(token)) {
             (NORMAL, Some(place)) => -(*place as f32),
             (NORMAL, None) => {
-                // Never made by a merge, so that its score is never asked for.
+                // No merge makes it, so its score is never used.
                 rest += 1;
                 -((rest - 1) as f32)
             }
@@ -340,7 +343,7 @@ impl Source<'_> {
     }
 }
 
-/// A step of a normalizer that llama.cpp has, or has no need of.
+/// A step of a normalizer that llama.cpp performs too, or does not need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Normalizer {
     Nfc,
@@ -348,7 +351,7 @@ enum Normalizer {
     Spaces,
 }
 
-/// Added tokens that are not declared special but are no text either; llama.cpp's converter takes them so too.
+/// Added tokens that are treated as special without being declared so, as in llama.cpp's converter.
 fn looks_special(token: &str) -> bool {
     let between = |open: &str, close: &str| token.starts_with(open) && token.ends_with(close);
     token == "<pad>" || token == "<mask>" || between("<|", "|>") || between("<｜", "｜>")
@@ -358,13 +361,13 @@ fn key(name: &str, value: Value) -> (String, Value) {
     (format!("tokenizer.ggml.{name}"), value)
 }
 
-/// Keys of the special tokens, of what is put around a text, and of the template.
+/// Keys for the special tokens, for tokens added around a text, and for the template.
 ///
-/// `ends` are the tokens that end an answer, and `config` is config.json, where a tokenizer that names no BOS, EOS or
-/// padding may have its ids.
+/// `ends` are the tokens that end an answer; `config` is config.json, which provides BOS, EOS and padding ids if the
+/// tokenizer names none.
 ///
 /// # Errors
-/// The tokenizer adds something else than a BOS before or an EOS behind a text.
+/// The tokenizer adds other tokens than a BOS before or an EOS after a text.
 pub fn special(
     tokenizer: &Tokenizer,
     template: Option<&str>,
@@ -382,7 +385,7 @@ pub fn special(
     let all = [
         ("bos_token_id", bos.or_else(|| configured("bos_token_id")).filter(inside)),
         ("eos_token_id", eos),
-        // llama.cpp stops at two tokens at most that it does not know by their text.
+        // llama.cpp stops at no more than two tokens that it does not recognise by their text.
         ("eot_token_id", ends.iter().copied().find(|end| Some(*end) != eos).filter(inside)),
         ("unknown_token_id", named("unk_token")),
         ("padding_token_id", named("pad_token").or_else(|| configured("pad_token_id")).filter(inside)),
@@ -394,13 +397,12 @@ pub fn special(
         _ => Err(Error::NotInGguf {
             subject: "the tokenizer".into(),
             reason: format!(
-                "it puts the tokens {ids:?} {place} every text; llama.cpp puts a BOS before and an EOS behind, or \
-                 nothing"
+                "it adds the tokens {ids:?} {place} every text; llama.cpp can add a BOS before and an EOS after, or nothing"
             ),
         }),
     };
     keys.push(key("add_bos_token", Value::Bool(added(tokenizer.prefix(), bos, "before")?)));
-    keys.push(key("add_eos_token", Value::Bool(added(tokenizer.suffix(), eos, "behind")?)));
+    keys.push(key("add_eos_token", Value::Bool(added(tokenizer.suffix(), eos, "after")?)));
     if let Some(template) = template {
         keys.push(("tokenizer.chat_template".into(), template.into()));
     }

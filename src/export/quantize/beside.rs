@@ -1,4 +1,4 @@
-//! What stands beside weights in 4 bits: the configuration that says so, tokenizer, licences and a model card.
+//! The files beside 4-bit weights: config.json with the quantization, tokenizer, licences and a model card.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -12,12 +12,12 @@ use crate::files;
 use crate::model::{FloatDtype, tensors};
 use crate::quant::spec::Spec;
 
-/// Beginnings of the names of files that a model may only be passed on with.
+/// Name prefixes of files that must accompany a redistributed model.
 const LICENCES: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
-/// Most bytes of a README that are looked through for what it says of the licence.
+/// Largest README, in bytes, that is searched for licence lines.
 const CARD_LIMIT: usize = 1 << 20;
 
-/// Everything in the folder that is not a weight.
+/// Writes everything in the folder besides the weights.
 pub(super) fn write(folder: &Path, base: &OpenedBase, spec: Spec) -> Result<(), Error> {
     let dtype = tensors::checkpoint_dtype(&base.spec, base.folder.weights());
     let config = config(base.folder.config(), spec, dtype);
@@ -36,7 +36,7 @@ pub(super) fn write(folder: &Path, base: &OpenedBase, spec: Spec) -> Result<(), 
     Ok(())
 }
 
-/// config.json of the base, with what transformers writes of such a quantization.
+/// The base's config.json with the `quantization_config` that transformers writes.
 fn config(base: &Value, spec: Spec, dtype: FloatDtype) -> Value {
     let Spec::Nf4 { double_quant, .. } = spec;
     let mut config = base.clone();
@@ -81,7 +81,7 @@ fn licences(root: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// A model card that says what this is, and of the licence what the base's own says.
+/// The model card, with the licence lines of the base's own card.
 fn card(base: &OpenedBase, spec: Spec) -> Result<String, Error> {
     let Spec::Nf4 { block_size, double_quant } = spec;
     let name = base.base.hub.as_ref().map(|hub| &hub.id);
@@ -100,7 +100,7 @@ fn card(base: &OpenedBase, spec: Spec) -> Result<String, Error> {
         "---\n{lines}library_name: transformers\npipeline_tag: text-generation\ntags:\n- bitsandbytes\n- 4-bit\n- tune\n---\n\n\
          # {} in 4 bits\n\n\
          NF4 in blocks of {block_size}{}, in the layout of bitsandbytes. Embeddings, output head and norms are as they \
-         were.\nHashes of the original files stand in the metadata of the safetensors files.\n",
+         were.\nThe metadata of the safetensors files records hashes of the original files.\n",
         name.map_or("A model", String::as_str),
         if double_quant { ", scales in 8 bits (double quantization)" } else { "" },
     ))
