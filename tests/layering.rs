@@ -174,7 +174,7 @@ const READERS: [&str; 7] = [
     "adapter/lora.rs",
     "export/check.rs",
     "generate/decode.rs",
-    "run/voice.rs",
+    "run/inference.rs",
     "train/fit.rs",
     "train/optimizer.rs",
     "train/state.rs",

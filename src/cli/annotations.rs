@@ -1,24 +1,24 @@
-//! Findings as a CI system reads them from a log. Writes text; knows nothing of what was wrong.
+//! Findings in the log format of a CI system.
 //!
 //! GitHub: `::error file=F,line=L,endLine=M,col=C,endColumn=D,title=T::MESSAGE`, in which `%` and line ends are
-//! percent-encoded, and in the properties `:` and `,` as well, so that no text of a file can end the command or start
-//! another.
+//! percent-encoded, and in the properties `:` and `,` as well, so that text from a file cannot end the command or start
+//! another one.
 
 use std::fmt::Write;
 
 use super::args::Annotations;
 use super::finding::Finding;
 
-/// How grave it is.
+/// Severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Level {
-    /// It stopped the command.
+    /// The command failed.
     Error,
-    /// It did not.
+    /// The command continues.
     Warning,
 }
 
-/// One finding as one line.
+/// A finding as one line.
 pub(super) fn line(system: Annotations, level: Level, finding: &Finding) -> String {
     match system {
         Annotations::Github => github(level, finding),
@@ -29,7 +29,7 @@ fn github(level: Level, finding: &Finding) -> String {
     let mut properties: Vec<(&str, String)> = Vec::new();
     if let Some(location) = &finding.location {
         properties.push(("file", location.file.clone()));
-        // Columns mean something to GitHub only when both ends lie on one line.
+        // GitHub accepts columns only if start and end are on one line.
         let one_line = location.end_line == location.line;
         let numbers = [
             ("line", location.line),
@@ -56,12 +56,12 @@ fn github(level: Level, finding: &Finding) -> String {
     line + "::" + &data(&message)
 }
 
-/// Text behind the second `::`.
+/// Encodes the text after the second `::`.
 fn data(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// Text in a property.
+/// Encodes a property's value.
 fn property(text: &str) -> String {
     data(text).replace(':', "%3A").replace(',', "%2C")
 }

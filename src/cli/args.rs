@@ -1,110 +1,25 @@
-//! What can be typed: the commands, their options and their help. Nothing is computed here.
+//! Arguments that several commands share, and the parsers of their values.
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, ValueEnum};
 
-use crate::model::FloatDtype;
-use crate::recipe::DeviceSpec;
+use crate::files::Existing;
+use crate::generate::Sampling;
+use crate::model::spec::ComputeDtype;
+use crate::recipe::{self, DeviceSpec, RecipeFile};
+use crate::run::adapters::BaseChoice;
+use crate::run::inference::{ModelChoice, Quantize};
+use crate::units::Bytes;
 
-use super::adapter_args::{ExportArguments, MergeArguments, VerifyArguments};
-use super::download::DownloadArguments;
-use super::import::ImportArguments;
-use super::quantize::QuantizeArguments;
-use super::talk_args::{ChatArguments, EvalArguments, GenerateArguments};
-
-/// Fine-tune an open-weight language model on one machine, from one recipe.
-#[derive(Debug, Parser)]
-#[command(
-    name = "tune",
-    version,
-    arg_required_else_help = true,
-    after_help = "Start here:\n  tune cp quickstart demo && cd demo && tune run quickstart.toml\n\n\
-                  Exit codes: 0 done, 1 other error, 2 command line or recipe, 3 data, 4 resources, 5 diverged,\n\
-                  6 gate failed, 130 interrupted, 143 terminated."
-)]
-pub struct Arguments {
-    /// What to do.
-    #[command(subcommand)]
-    pub command: Command,
-}
-
-/// The commands.
-#[derive(Debug, Subcommand)]
-pub enum Command {
-    /// Train the adapter that a recipe describes
-    Run(RunArguments),
-    /// Check recipe, model, tokenizer, data and targets; train nothing, write nothing
-    Validate(ValidateArguments),
-    /// Show, row by row, what the model will see and which tokens are supervised
-    Inspect(InspectArguments),
-    /// Train a finished run again and tell whether the adapter comes out the same, byte for byte
-    Reproduce(ReproduceArguments),
-    /// Write what a run folder tells as one HTML page that needs no network
-    Report(ReportArguments),
-    /// Measure how fast this machine trains, and in how much memory
-    Bench(BenchArguments),
-    /// Answer prompts, with a base model or with an adapter on it
-    Generate(GenerateArguments),
-    /// Talk with a base model or with an adapter on it
-    Chat(ChatArguments),
-    /// Measure loss and exact match on held-out rows, of a base and of an adapter on it
-    Eval(EvalArguments),
-    /// List what can be computed on and what is missing, and try every op out on it
-    Doctor(DoctorArguments),
-    /// Fold an adapter into its base model, and prove that the result computes the same
-    Merge(MergeArguments),
-    /// Write a base model once in 4 bits, so that the runs on it start sooner
-    Quantize(QuantizeArguments),
-    /// Check that all of an adapter is used and does something, and show where it comes from
-    Verify(VerifyArguments),
-    /// Write an adapter, or a model as GGUF, as another program reads it
-    Export(ExportArguments),
-    /// Fetch a model into the Hugging Face cache; no other command opens the network
-    Download(DownloadArguments),
-    /// Make a recipe of an Axolotl, LLaMA-Factory, TRL, Unsloth or torchtune configuration
-    Import(ImportArguments),
-    /// List the bundled recipes
-    Ls(OutputArguments),
-    /// Copy a bundled recipe, with the model and data it needs, into a folder
-    Cp(CopyArguments),
-}
-
-/// A recipe and changes to it.
-#[derive(Debug, Args)]
-pub struct RecipeArguments {
-    /// The recipe, a TOML file
-    pub recipe: PathBuf,
-    /// Change one key: `--set train.learning_rate=1e-4` (repeatable; the value is TOML, else a string)
-    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
-    pub overrides: Vec<String>,
-}
-
-impl RecipeArguments {
-    /// The changes to the recipe, that of `--device` last.
-    pub fn overrides_with(&self, device: &DeviceArguments) -> Vec<String> {
-        let mut overrides = self.overrides.clone();
-        overrides.extend(device.device.map(|device| format!("device=\"{device}\"")));
-        overrides
-    }
-}
-
-/// What a command computes on.
-#[derive(Clone, Copy, Debug, Default, Args)]
-pub struct DeviceArguments {
-    /// What to compute on: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the recipe's `device`]
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<DeviceSpec>,
-}
-
-/// How a command speaks to programs.
+/// Output for programs; valid before and after every command.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct OutputArguments {
-    /// Write events as JSON, one a line, and nothing else on standard output
-    #[arg(long)]
+    /// Write one JSON event per line to standard output, and nothing else
+    #[arg(long, global = true)]
     pub json: bool,
-    /// Also write problems to standard error as a CI system reads them
-    #[arg(long, value_enum, value_name = "SYSTEM")]
+    /// Also write problems to standard error in the format of a CI system
+    #[arg(long, value_enum, value_name = "SYSTEM", global = true)]
     pub annotations: Option<Annotations>,
 }
 
@@ -115,197 +30,206 @@ pub enum Annotations {
     Github,
 }
 
-/// Arguments of `tune run`.
+/// A recipe and changes to it.
 #[derive(Debug, Args)]
-pub struct RunArguments {
-    /// The recipe.
-    #[command(flatten)]
-    pub recipe: RecipeArguments,
-    /// What to compute on.
-    #[command(flatten)]
-    pub device: DeviceArguments,
-    /// Choose the micro-batches, up to the recipe's, that train fastest in the memory there is, with more accumulation
-    /// instead: the same optimizer steps
-    #[arg(long)]
-    pub fit: bool,
-    /// Go on with the run in the recipe's output folder from its newest checkpoint, if there is one
-    #[arg(long)]
-    pub resume: bool,
-    /// With --resume: go on although recipe, base or data have changed; the adapter will say so
-    #[arg(long, requires = "resume")]
-    pub accept_changes: bool,
-    /// Replace an earlier run in the recipe's output folder
-    #[arg(long, conflicts_with = "resume")]
-    pub overwrite: bool,
-    /// Also write TensorBoard event files, into `tensorboard/` of the run folder
-    #[arg(long)]
-    pub tensorboard: bool,
-    /// For programs.
-    #[command(flatten)]
-    pub output: OutputArguments,
-}
-
-/// Arguments of `tune validate`.
-#[derive(Debug, Args)]
-pub struct ValidateArguments {
-    /// The recipe.
-    #[command(flatten)]
-    pub recipe: RecipeArguments,
-    /// What to compute on.
-    #[command(flatten)]
-    pub device: DeviceArguments,
-    /// Show the micro-batches that `tune run --fit` would choose
-    #[arg(long)]
-    pub fit: bool,
-    /// For programs.
-    #[command(flatten)]
-    pub output: OutputArguments,
-}
-
-/// Arguments of `tune reproduce`.
-#[derive(Debug, Args)]
-pub struct ReproduceArguments {
-    /// The folder of a finished run
-    pub run: PathBuf,
-    /// Where the new run goes; left out: a temporary folder, kept only when the adapters differ
-    #[arg(long, value_name = "FOLDER")]
-    pub output: Option<PathBuf>,
-    /// For programs.
-    #[command(flatten)]
-    pub for_programs: OutputArguments,
-}
-
-/// Arguments of `tune report`.
-#[derive(Debug, Args)]
-pub struct ReportArguments {
-    /// The folder of a run, finished or not
-    pub run: PathBuf,
-    /// The file to write [default: report.html in the run folder]
-    #[arg(short, long, value_name = "FILE")]
-    pub output: Option<PathBuf>,
-    /// For programs.
-    #[command(flatten)]
-    pub for_programs: OutputArguments,
-}
-
-/// Arguments of `tune inspect`.
-#[derive(Debug, Args)]
-pub struct InspectArguments {
-    /// The recipe.
-    #[command(flatten)]
-    pub recipe: RecipeArguments,
-    /// First row to show, counted from 0 over all datasets in the recipe's order
-    #[arg(long, default_value_t = 0, value_name = "ROW")]
-    pub row: u64,
-    /// How many rows to show
-    #[arg(short, long, default_value_t = 3, value_name = "COUNT")]
-    pub n: u64,
-    /// For programs.
-    #[command(flatten)]
-    pub output: OutputArguments,
-}
-
-/// Arguments of `tune bench`.
-#[derive(Debug, Args)]
-pub struct BenchArguments {
-    /// A recipe: its base, adapter and micro-batches are measured, on random tokens
-    #[arg(conflicts_with_all = ["shape", "rank", "micro_batch_size", "seq_len", "compute_dtype"])]
-    pub recipe: Option<PathBuf>,
-    /// Change one key of the recipe (repeatable)
-    #[arg(long = "set", value_name = "KEY.PATH=VALUE", requires = "recipe")]
+pub struct RecipeArguments {
+    /// The recipe, a TOML file
+    pub recipe: PathBuf,
+    /// Change one key, as in `--set train.learning_rate=1e-4` (repeatable; VALUE is TOML, else a string)
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub overrides: Vec<String>,
-    /// A model's shape, with random weights and no files: llama-3.2-1b, qwen2.5-0.5b, …
-    #[arg(long, value_name = "NAME", default_value = "smollm2-135m")]
-    pub shape: String,
-    /// Rank of the adapters on all linear layers
-    #[arg(long, default_value_t = 16, value_parser = rank)]
-    pub rank: usize,
-    /// Documents of a step
-    #[arg(long, default_value_t = 4, value_name = "COUNT", value_parser = count)]
-    pub micro_batch_size: usize,
-    /// Tokens of a document
-    #[arg(long, default_value_t = 256, value_name = "TOKENS", value_parser = count)]
-    pub seq_len: usize,
-    /// What the matmuls run in; left out: what is fastest here
-    #[arg(long, value_name = "DTYPE")]
-    pub compute_dtype: Option<Dtype>,
-    /// What to compute on: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the recipe's `device`, else auto]
-    #[arg(long, value_name = "DEVICE")]
-    pub device: Option<DeviceSpec>,
-    /// Steps that are timed
-    #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = count)]
-    pub steps: usize,
-    /// Steps before those
-    #[arg(long, default_value_t = 1, value_name = "COUNT")]
-    pub warmup: usize,
-    /// Times every kernel of a GPU by itself, which makes each wait for the one before
-    #[arg(long)]
-    pub profile: bool,
-    /// Tells how long so many tokens would take
-    #[arg(long, default_value_t = 1_000_000, value_name = "COUNT")]
-    pub tokens: u64,
-    /// For programs.
-    #[command(flatten)]
-    pub output: OutputArguments,
 }
 
-/// Arguments of `tune doctor`.
+impl RecipeArguments {
+    /// Opens the recipe with its changes; that of `--device` comes last.
+    ///
+    /// # Errors
+    /// As [`RecipeFile::open`].
+    pub fn open(&self, device: Option<DeviceSpec>) -> Result<RecipeFile, recipe::Error> {
+        let mut overrides = self.overrides.clone();
+        overrides.extend(device.map(|device| format!("device=\"{device}\"")));
+        RecipeFile::open(&self.recipe, &overrides)
+    }
+}
+
+/// The device of a command that takes a recipe.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct DeviceArguments {
+    /// The device: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the recipe's `device`]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceSpec>,
+}
+
+/// The base of an adapter.
 #[derive(Debug, Args)]
-pub struct DoctorArguments {
-    /// Try this device alone: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the processor and every GPU
-    /// that it does not imitate]
+pub struct BaseArguments {
+    /// The base model: a folder, or a hub id in the local cache [default: the base that the adapter names]
+    #[arg(long, value_name = "FOLDER|ID")]
+    pub base: Option<String>,
+    /// A branch, tag or commit of the hub id
+    #[arg(long, requires = "base")]
+    pub revision: Option<String>,
+}
+
+impl BaseArguments {
+    pub(super) fn choice(&self) -> BaseChoice<'_> {
+        BaseChoice { base: self.base.as_deref(), revision: self.revision.as_deref() }
+    }
+}
+
+/// The folder that a command writes.
+#[derive(Debug, Args)]
+pub struct FolderArguments {
+    /// The folder to write
+    #[arg(long, value_name = "FOLDER")]
+    pub out: PathBuf,
+    /// Replace the folder if it exists
+    #[arg(long)]
+    pub overwrite: bool,
+}
+
+impl FolderArguments {
+    pub(super) fn existing(&self) -> Existing {
+        if self.overwrite { Existing::Replace } else { Existing::Refuse }
+    }
+}
+
+/// The model of `generate`, `chat` and `eval`.
+#[derive(Debug, Args)]
+pub struct ModelArguments {
+    /// The base model: a folder, or a hub id in the local cache [default: the base that the adapter or run names]
+    #[arg(long, value_name = "FOLDER|ID")]
+    pub base: Option<String>,
+    /// A branch, tag or commit of the hub id
+    #[arg(long, requires = "base")]
+    pub revision: Option<String>,
+    /// The folder of an adapter or of a finished run; a run also provides base and quantization
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
+    /// Storage of the base model in memory [default: as in the adapter's training; without an adapter, as stored]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub quantize: Option<Quantize>,
+    /// Compute dtype [default: the run's; without a run, the checkpoint's dtype if the device multiplies it natively]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub compute_dtype: Option<ComputeDtype>,
+    /// The device: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the run's; without a run, auto]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceSpec>,
-    /// For programs.
-    #[command(flatten)]
-    pub for_programs: OutputArguments,
+    /// Memory limit, as in 6GiB; a model that needs more is not loaded [default: 90 % of the free memory]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub memory_budget: Option<u64>,
 }
 
-/// A compute dtype on the command line.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub enum Dtype {
-    /// 32 bits.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half precision.
-    F16,
-}
-
-impl From<Dtype> for FloatDtype {
-    fn from(dtype: Dtype) -> Self {
-        match dtype {
-            Dtype::F32 => Self::F32,
-            Dtype::Bf16 => Self::Bf16,
-            Dtype::F16 => Self::F16,
+impl ModelArguments {
+    pub(super) fn choice(&self) -> ModelChoice<'_> {
+        ModelChoice {
+            base: self.base.as_deref(),
+            revision: self.revision.as_deref(),
+            adapter: self.adapter.as_deref(),
+            quantize: self.quantize.unwrap_or_default(),
+            compute_dtype: self.compute_dtype,
+            device: self.device,
+            memory_budget: self.memory_budget,
         }
     }
 }
 
-/// A count above zero, far from overflow.
-fn count(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(count @ 1..=1_000_000) => Ok(count),
-        _ => Err("expected a whole number from 1 to 1000000".into()),
-    }
-}
-
-/// A rank above zero.
-fn rank(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(rank @ 1..=4096) => Ok(rank),
-        _ => Err("expected a whole number from 1 to 4096".into()),
-    }
-}
-
-/// Arguments of `tune cp`.
+/// How tokens of an answer are chosen.
 #[derive(Debug, Args)]
-pub struct CopyArguments {
-    /// A name that `tune ls` shows
-    pub name: String,
-    /// The folder to write; it is created, and nothing in it is overwritten
-    pub folder: PathBuf,
-    /// For programs.
-    #[command(flatten)]
-    pub for_programs: OutputArguments,
+pub struct SamplingArguments {
+    /// Longest answer, in tokens
+    #[arg(long, default_value_t = 512, value_name = "COUNT", value_parser = length)]
+    pub max_new_tokens: usize,
+    /// Divisor of the logits; 0 always chooses the most likely token
+    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
+    pub temperature: f64,
+    /// Sample from this many of the most likely tokens; 0: from all
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub top_k: usize,
+    /// Sample from the smallest set of tokens with this total probability
+    #[arg(long, default_value_t = 1.0, value_name = "SHARE", value_parser = positive_share)]
+    pub top_p: f64,
+    /// Sample from tokens with at least this share of the most likely token's probability
+    #[arg(long, default_value_t = 0.0, value_name = "SHARE", value_parser = share)]
+    pub min_p: f64,
+    /// Above 1: makes tokens that occurred before less likely, at temperature 0 too
+    #[arg(long, default_value_t = 1.0, value_name = "FACTOR", value_parser = penalty)]
+    pub repetition_penalty: f64,
+    /// Seed of the sampling; the same seed, prompt and model give the same answer
+    #[arg(long, default_value_t = 42)]
+    pub seed: u64,
+    /// A text that ends the answer and is left out of it (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    pub stop: Vec<String>,
+}
+
+impl SamplingArguments {
+    /// The settings for a model whose answers end with one of these tokens.
+    pub(super) fn sampling(&self, end_tokens: &[u32]) -> Sampling {
+        Sampling {
+            max_new_tokens: self.max_new_tokens,
+            temperature: self.temperature,
+            top_k: self.top_k,
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            seed: self.seed,
+            answer: 0,
+            stop_tokens: end_tokens.to_vec(),
+        }
+    }
+}
+
+/// A length in tokens, above zero.
+pub(super) fn length(text: &str) -> Result<usize, String> {
+    whole(text, 1_048_576)
+}
+
+/// A whole number from 1 to `most`.
+pub(super) fn whole(text: &str, most: usize) -> Result<usize, String> {
+    match text.parse() {
+        Ok(value) if (1..=most).contains(&value) => Ok(value),
+        _ => Err(format!("expected a whole number from 1 to {most}")),
+    }
+}
+
+/// A number that `is_valid` accepts; `expected` describes those.
+pub(super) fn number(text: &str, is_valid: impl Fn(f64) -> bool, expected: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(value) if is_valid(value) => Ok(value),
+        _ => Err(format!("expected a number {expected}")),
+    }
+}
+
+/// Gigabytes above 0, as bytes.
+pub(super) fn gigabytes(text: &str) -> Result<u64, String> {
+    match text.parse::<f64>() {
+        Ok(size) if size > 0.0 && size <= 1e6 => Ok((size * 1e9) as u64),
+        _ => Err("expected gigabytes above 0".into()),
+    }
+}
+
+/// A size with its unit, as bytes.
+fn memory(text: &str) -> Result<u64, String> {
+    match Bytes::parse(text) {
+        Some(Bytes(bytes)) if bytes > 0 => Ok(bytes),
+        _ => Err("expected a size with its unit, as in 800MiB or 6GiB".into()),
+    }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    number(text, |value| (0.0..=100.0).contains(&value), "from 0 to 100")
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    number(text, |value| (0.0..=1.0).contains(&value), "from 0 to 1")
+}
+
+/// A share above 0.
+pub(super) fn positive_share(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0 && value <= 1.0, "above 0, at most 1")
+}
+
+fn penalty(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0 && value <= 100.0, "above 0, at most 100")
 }

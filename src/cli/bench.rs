@@ -2,53 +2,99 @@
 
 use std::io::{self, Write};
 
-use super::args::BenchArguments;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::args::whole;
 use super::console::Console;
-use super::environment::{Signals, hub_cache, profile_file};
+use super::environment::{Context, profile_file};
 use super::exit::Exit;
+use super::failure::Failure;
 use super::style::{STRONG, paint};
 use crate::device::KernelTime;
+use crate::model::FloatDtype;
 use crate::recipe::{DeviceSpec, RecipeFile};
 use crate::run::bench::{Options, Report, Subject, bench as measure};
-use crate::run::{self, Environment};
 use crate::train::event::{Event, Observer};
 use crate::units::{Bytes, Grouped};
 
-/// Measures, and shows what was found.
-pub(super) fn bench(arguments: &BenchArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+/// Arguments of `tune bench`.
+#[derive(Debug, Args)]
+pub struct BenchArguments {
+    /// A recipe whose base, adapter and micro-batches are measured, on random tokens
+    #[arg(conflicts_with_all = ["shape", "rank", "micro_batch_size", "seq_len", "compute_dtype"])]
+    pub recipe: Option<PathBuf>,
+    /// Change one key of the recipe (repeatable)
+    #[arg(long = "set", value_name = "KEY.PATH=VALUE", requires = "recipe")]
+    pub overrides: Vec<String>,
+    /// A model shape with random weights, which needs no files: llama-3.2-1b, qwen2.5-0.5b, …
+    #[arg(long, value_name = "NAME", default_value = "smollm2-135m")]
+    pub shape: String,
+    /// Rank of the adapters on all linear layers
+    #[arg(long, default_value_t = 16, value_parser = rank)]
+    pub rank: usize,
+    /// Documents per step
+    #[arg(long, default_value_t = 4, value_name = "COUNT", value_parser = count)]
+    pub micro_batch_size: usize,
+    /// Tokens per document
+    #[arg(long, default_value_t = 256, value_name = "TOKENS", value_parser = count)]
+    pub seq_len: usize,
+    /// Compute dtype [default: the fastest on this device]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub compute_dtype: Option<FloatDtype>,
+    /// The device: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the recipe's `device`, else auto]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceSpec>,
+    /// Number of timed steps
+    #[arg(long, default_value_t = 5, value_name = "COUNT", value_parser = count)]
+    pub steps: usize,
+    /// Number of steps before the timed ones
+    #[arg(long, default_value_t = 1, value_name = "COUNT")]
+    pub warmup: usize,
+    /// Time every GPU kernel separately; each then waits for the one before
+    #[arg(long)]
+    pub profile: bool,
+    /// Also show the time that this many tokens would take
+    #[arg(long, default_value_t = 1_000_000, value_name = "COUNT")]
+    pub tokens: u64,
+}
+
+/// A count above zero, far from overflow.
+fn count(text: &str) -> Result<usize, String> {
+    whole(text, 1_000_000)
+}
+
+/// A rank above zero.
+fn rank(text: &str) -> Result<usize, String> {
+    whole(text, 4096)
+}
+
+/// Measures, and shows the figures.
+pub(super) fn bench(
+    arguments: &BenchArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
     let mut overrides = arguments.overrides.clone();
     overrides.extend(arguments.device.map(|device| format!("device=\"{device}\"")));
     let subject = match &arguments.recipe {
-        Some(recipe) => match RecipeFile::open(recipe, &overrides) {
-            Ok(file) => Subject::Recipe(Box::new(file)),
-            Err(error) => return Ok(console.failure(&error.into())),
-        },
+        Some(recipe) => Subject::Recipe(Box::new(RecipeFile::open(recipe, &overrides)?)),
         None => Subject::Shape {
             name: arguments.shape.clone(),
             rank: arguments.rank,
             micro_batch_size: arguments.micro_batch_size,
             seq_len: arguments.seq_len,
-            compute_dtype: arguments.compute_dtype.map(Into::into),
+            compute_dtype: arguments.compute_dtype,
             device: arguments.device.unwrap_or(DeviceSpec::Auto),
         },
     };
-    let signals = Signals::listen();
-    let stop = || signals.raised();
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &stop };
     let profile = arguments.profile.then(profile_file);
     let options = Options { steps: arguments.steps, warmup: arguments.warmup, profile: profile.as_deref() };
-    match measure(subject, options, &environment, &mut Silent) {
-        Ok(report) => {
-            console.event("result", &report);
-            if !console.json() {
-                show(&report, arguments.tokens, console.out())?;
-            }
-            Ok(Exit::Done)
-        }
-        Err(run::Error::Stopped) => Ok(signals.exit()),
-        Err(error) => Ok(console.failure(&error)),
-    }
+    let report = measure(subject, options, &context.environment, &mut Silent)?;
+    console.event("result", &report);
+    show(&report, arguments.tokens, console.out())?;
+    Ok(Exit::Done)
 }
 
 struct Silent;
@@ -87,20 +133,20 @@ fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
             report.tokens_per_step as f64 / report.tokens_per_second,
             report.steps,
             match report.launch_seconds {
-                Some(seconds) => format!(", {seconds:.3} s of them to launch it"),
+                Some(seconds) => format!(", {seconds:.3} s of that to launch it"),
                 None => String::new(),
             }
         ),
     )?;
     line(
         "speed",
-        format!("{:.0} tokens/s, at best {:.0}", report.tokens_per_second, report.tokens_per_second_best),
+        format!("{:.0} tokens/s, best step {:.0}", report.tokens_per_second, report.tokens_per_second_best),
     )?;
     if let Some((ceiling, share)) = report.ceiling_flops.zip(report.share_of_ceiling) {
         line(
             "ceiling",
             format!(
-                "{:.0} GFLOP/s of {}; the step reaches {:.0} % of it, counting 4 operations a weight and token",
+                "{:.0} GFLOP/s of {}; the step reaches {:.0} % of it, counting 4 operations per weight and token",
                 ceiling / 1e9,
                 match report.device.as_str() {
                     "cpu" => "the microkernel alone",
@@ -113,11 +159,11 @@ fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
     let planned = Bytes(report.planned_memory_bytes);
     let again = match report.recomputed_layers {
         0 => String::new(),
-        layers => format!("; {layers} layers run forward twice"),
+        layers => format!("; {layers} layers recomputed"),
     };
     let peak = report.peak_memory_bytes.map_or("unknown".to_owned(), |peak| Bytes(peak).to_string());
     match report.device_memory_bytes.zip(report.device_reserved_bytes) {
-        None => line("memory", format!("{peak} at its peak, {planned} planned{again}"))?,
+        None => line("memory", format!("peak {peak}, planned {planned}{again}"))?,
         Some((between, reserved)) => {
             let held = match report.device_peak_bytes {
                 Some(peak) => format!("{} held at the peak of a step", Bytes(peak)),
@@ -135,17 +181,20 @@ fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
     match &report.kernels {
         None => {
             let time = tokens as f64 / report.tokens_per_second;
-            line("time", format!("{} tokens would take {}", Grouped(tokens), duration(time)))
+            line("time", format!("{} for {} tokens", duration(time), Grouped(tokens)))
         }
         Some(kernels) => show_kernels(report, kernels, out),
     }
 }
 
-/// What a step's kernels took, the longest first, and what they could not go below.
+/// The time of each kernel in a step, longest first, and the lower bound of their sum.
 fn show_kernels(report: &Report, kernels: &[KernelTime], out: &mut dyn Write) -> io::Result<()> {
     let steps = report.steps as f64;
     let all: f64 = kernels.iter().map(|kernel| kernel.seconds).sum();
-    writeln!(out, "\nEvery kernel was waited for: a step is faster without `--profile`. Of one step:\n")?;
+    writeln!(
+        out,
+        "\nWith `--profile` every kernel waits for the one before, so steps are slower. Per step:\n"
+    )?;
     let head = format!("{:>10}  {:>6}  {:>9}  kernel", "ms", "share", "launches");
     writeln!(out, "{}", paint(STRONG, head))?;
     let mut row = |seconds: f64, launches: f64, name: &str| {
@@ -168,7 +217,7 @@ fn show_kernels(report: &Report, kernels: &[KernelTime], out: &mut dyn Write) ->
     Ok(())
 }
 
-/// Seconds as people say them.
+/// Seconds in a readable unit.
 fn duration(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 120.0 => format!("{seconds:.0} s"),

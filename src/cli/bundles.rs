@@ -1,18 +1,28 @@
 //! `tune ls` and `tune cp`.
 
-use std::io;
+use std::path::PathBuf;
 
+use clap::Args;
 use serde_json::{Value, json};
 
-use super::args::CopyArguments;
 use super::console::Console;
 use super::exit::Exit;
+use super::failure::Failure;
 use super::style::{FAINT, STRONG, paint};
 use crate::bundled::{self, BUNDLES, CopyError};
 use crate::units::Bytes;
 
+/// Arguments of `tune cp`.
+#[derive(Debug, Args)]
+pub struct CopyArguments {
+    /// A name from `tune ls`
+    pub name: String,
+    /// The folder to write into; it is created, and existing files are kept
+    pub folder: PathBuf,
+}
+
 /// Lists the bundled recipes.
-pub(super) fn ls(console: &mut Console<'_>) -> io::Result<Exit> {
+pub(super) fn ls(console: &mut Console<'_>) -> Result<Exit, Failure> {
     let width = BUNDLES.iter().map(|bundle| bundle.name.len()).max().unwrap_or(0);
     let size =
         |bundle: &bundled::Bundle| bundle.files.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
@@ -34,13 +44,13 @@ pub(super) fn ls(console: &mut Console<'_>) -> io::Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// Copies a bundled recipe out.
-pub(super) fn cp(arguments: &CopyArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+/// Copies a bundled recipe into a folder.
+pub(super) fn cp(arguments: &CopyArguments, console: &mut Console<'_>) -> Result<Exit, Failure> {
     let Some(bundle) = bundled::find(&arguments.name) else {
         let names: Vec<&str> = BUNDLES.iter().map(|bundle| bundle.name).collect();
         console.error(
-            &format!("there is no bundled recipe `{}`", arguments.name),
-            Some(&format!("the bundled recipes are: {}", names.join(", "))),
+            &format!("unknown bundled recipe `{}`", arguments.name),
+            Some(&format!("bundled recipes: {}", names.join(", "))),
         );
         return Ok(Exit::Recipe);
     };

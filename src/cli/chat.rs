@@ -1,89 +1,102 @@
-//! `tune chat`: turns of a conversation, from a terminal or a pipe.
+//! `tune chat`: a conversation on a terminal or through a pipe.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
 
+use clap::Args;
 use serde_json::{Value, json};
 
+use super::args::{ModelArguments, SamplingArguments};
 use super::console::Console;
-use super::environment::{Interrupts, hub_cache};
+use super::environment::{Context, Interrupts};
 use super::exit::Exit;
+use super::failure::Failure;
 use super::speed;
 use super::style::{FAINT, STRONG, WARNING, paint, visible};
-use super::talk_args::ChatArguments;
 use crate::generate::memory::Extent;
 use crate::generate::{Answer, Ending, Sampling, answer::Request};
-use crate::run::prompts::{Manner, Prompt};
-use crate::run::voice::{Speaker, Voice, Who};
-use crate::run::{self, Environment};
+use crate::run;
+use crate::run::inference::{LoadedModel, OpenedModel, Side};
+use crate::run::prompts::{Prompt, PromptStyle};
+
+/// Arguments of `tune chat`.
+#[derive(Debug, Args)]
+pub struct ChatArguments {
+    /// The system message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// Print the speed of each answer to standard error
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// The model.
+    #[command(flatten, next_help_heading = "Model")]
+    pub model: ModelArguments,
+    /// The answers.
+    #[command(flatten, next_help_heading = "Answers")]
+    pub sampling: SamplingArguments,
+}
 
 const HELP: &str = "\
-/reset          forget the conversation
-/system TEXT    begin anew under this system message; without TEXT, under none
-/help           this
+/reset          start a new conversation
+/system TEXT    start a new conversation with this system message; without TEXT, with none
+/help           show this help
 /exit           leave, as Ctrl-D does
 
-Ctrl-C stops an answer. A line that begins with // is said with one slash.";
+Ctrl-C stops an answer. A line that starts with // is sent with one slash.";
 
-/// Tokens of a conversation that memory is planned for.
+/// Tokens of a conversation that memory is reserved for.
 const CONVERSATION: usize = 2048;
 
-/// Talks until the other end has nothing more to say.
-pub(super) fn chat(arguments: &ChatArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &|| false };
-    let speaker = match Speaker::open(arguments.model.choice(), &environment) {
-        Ok(speaker) => speaker,
-        Err(error) => return Ok(console.failure(&error)),
-    };
-    // Whether the template takes a conversation at all is told before minutes of loading.
-    if let Err(error) = speaker.encode(&Prompt::Text("Hello.".into()), Manner::default()) {
-        return Ok(console.failure(&error));
-    }
-    // How long a talk becomes, nobody knows: there is to be room for so much of it, and for one answer at least.
-    let conversation = speaker.context().min(CONVERSATION.max(2 * arguments.sampling.max_new_tokens));
-    let extent = Extent { conversation, row: 0, speakers: 1 };
-    let outcome = speaker.speak(extent, console, |voice, console| {
+/// Answers line by line until the input ends.
+pub(super) fn chat(
+    arguments: &ChatArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
+    let opened = OpenedModel::open(arguments.model.choice(), &context.environment)?;
+    // A template that cannot render a conversation fails here, before minutes of loading.
+    opened.encode(&Prompt::Text("Hello.".into()), PromptStyle::default())?;
+    // Conversations have no known length: reserve room for a usual one, or at least for one answer.
+    let conversation = opened.context().min(CONVERSATION.max(2 * arguments.sampling.max_new_tokens));
+    let extent = Extent { conversation, row: 0, models: 1 };
+    let outcome = opened.with_loaded(extent, console, |model, console| {
         console.quiet();
-        let people = io::stdin().is_terminal() && io::stdout().is_terminal() && !console.json();
+        let interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !console.json();
         let mut conversation = Conversation {
-            speaker: &speaker,
+            opened: &opened,
             arguments,
-            sampling: arguments.sampling.sampling(&speaker.end_tokens),
+            sampling: arguments.sampling.sampling(&opened.end_tokens),
             interrupts: Interrupts::listen(),
             system: arguments.system.clone(),
             turns: Vec::new(),
             answered: 0,
-            people,
+            interactive,
         };
-        let exit = conversation.run(voice, console)?;
+        let exit = conversation.run(model, console)?;
         if exit == Exit::Done {
             console.event("result", &json!({"turns": conversation.answered}));
         }
         Ok(exit)
     });
-    match outcome {
-        Ok(exit) => exit,
-        Err(error) => Ok(console.failure(&error)),
-    }
+    outcome?
 }
 
-/// Who said what so far, and how it goes on.
+/// The messages so far, and the settings of further answers.
 struct Conversation<'a> {
-    speaker: &'a Speaker,
+    opened: &'a OpenedModel,
     arguments: &'a ChatArguments,
     sampling: Sampling,
     interrupts: Interrupts,
     system: Option<String>,
     /// Messages of users and the model, in turn.
     turns: Vec<Value>,
-    /// How many turns were answered, the forgotten ones included.
+    /// Number of answered turns, before resets too.
     answered: u64,
-    /// A person sits at both ends.
-    people: bool,
+    /// Input and output are a terminal.
+    interactive: bool,
 }
 
-/// What a line asks for.
+/// What a line of input asks for.
 enum Line<'a> {
     Nothing,
     Say(String),
@@ -116,21 +129,21 @@ impl<'a> Line<'a> {
 }
 
 impl Conversation<'_> {
-    fn run(&mut self, voice: &mut Voice<'_>, console: &mut Console<'_>) -> io::Result<Exit> {
+    fn run(&mut self, model: &mut LoadedModel<'_>, console: &mut Console<'_>) -> Result<Exit, Failure> {
         self.greet();
         let mut number = 0;
         loop {
             self.prompt(console)?;
             let mut bytes = Vec::new();
             if io::stdin().lock().read_until(b'\n', &mut bytes)? == 0 {
-                if self.people {
+                if self.interactive {
                     writeln!(console.out())?;
                 }
                 return Ok(Exit::Done);
             }
             let Ok(line) = String::from_utf8(bytes) else {
-                console.error("standard input: a line that is not UTF-8 text", None);
-                if self.people {
+                console.error("standard input: a line is not UTF-8 text", None);
+                if self.interactive {
                     continue;
                 }
                 return Ok(Exit::Data);
@@ -138,32 +151,30 @@ impl Conversation<'_> {
             match Line::of(&line) {
                 Line::Nothing => {}
                 Line::Say(text) => {
-                    if let Some(exit) = self.say(&text, number, voice, console)? {
+                    if let Some(exit) = self.say(&text, number, model, console)? {
                         return Ok(exit);
                     }
                     number += 1;
                 }
                 Line::Reset => {
                     self.turns.clear();
-                    self.note("the conversation is forgotten");
+                    self.note("new conversation");
                 }
                 Line::System(text) => {
                     self.turns.clear();
                     self.note(match &text {
-                        Some(_) => "begins anew under this system message",
-                        None => "begins anew under no system message",
+                        Some(_) => "new conversation with this system message",
+                        None => "new conversation without a system message",
                     });
                     self.system = text;
                 }
                 Line::Help => self.note(HELP),
                 Line::Exit => return Ok(Exit::Done),
                 Line::Unknown(line) => {
-                    let message = format!(
-                        "there is no command `{}`; `/help` lists them, and `//` says a slash",
-                        visible(line)
-                    );
-                    console.error(&message, None);
-                    if !self.people {
+                    let message = format!("unknown command `{}`", visible(line));
+                    let help = "`/help` lists the commands; to send a line that starts with a slash, start it with `//`";
+                    console.error(&message, Some(help));
+                    if !self.interactive {
                         return Ok(Exit::Recipe);
                     }
                 }
@@ -172,24 +183,24 @@ impl Conversation<'_> {
     }
 
     fn greet(&self) {
-        if self.people {
-            let adapter = match &self.speaker.adapter {
+        if self.interactive {
+            let adapter = match &self.opened.adapter {
                 Some((adapter, _)) => format!(" with {}", adapter.folder().display()),
                 None => String::new(),
             };
-            self.note(&format!("{}{adapter}; /help for commands, Ctrl-D to leave", self.speaker.base.name()));
+            self.note(&format!("{}{adapter}; /help lists commands, Ctrl-D leaves", self.opened.base.name()));
         }
     }
 
-    /// Something for people at a terminal.
+    /// A remark, shown on a terminal only.
     fn note(&self, text: &str) {
-        if self.people {
+        if self.interactive {
             let _ = writeln!(anstream::stderr(), "{}", paint(FAINT, text));
         }
     }
 
     fn prompt(&self, console: &mut Console<'_>) -> io::Result<()> {
-        if self.people {
+        if self.interactive {
             write!(console.out(), "{} ", paint(STRONG, ">"))?;
             console.out().flush()?;
         }
@@ -201,39 +212,38 @@ impl Conversation<'_> {
         &mut self,
         text: &str,
         number: u64,
-        voice: &mut Voice<'_>,
+        model: &mut LoadedModel<'_>,
         console: &mut Console<'_>,
-    ) -> io::Result<Option<Exit>> {
+    ) -> Result<Option<Exit>, Failure> {
         self.turns.push(json!({"role": "user", "content": text}));
         let system = self.system.iter().map(|content| json!({"role": "system", "content": content}));
         let messages: Vec<Value> = system.chain(self.turns.iter().cloned()).collect();
         let answer = self
-            .speaker
-            .encode(&Prompt::Messages(messages), Manner::default())
-            .and_then(|ids| self.answer(&ids, number, voice, console));
+            .opened
+            .encode(&Prompt::Messages(messages), PromptStyle::default())
+            .and_then(|ids| self.answer(&ids, number, model, console));
         match answer {
             Ok(answer) => {
                 self.turns.push(json!({"role": "assistant", "content": answer.text}));
-                self.told(&answer, number, console)?;
+                self.show(&answer, number, console)?;
                 self.answered += 1;
                 Ok(None)
             }
-            Err(run::Error::Output(error)) => Err(error),
+            Err(error @ run::Error::Output(_)) => Err(error.into()),
             Err(error) => {
-                // What was not answered was not said: the conversation goes on from before it.
+                // An unanswered message is removed: the conversation continues from before it.
                 self.turns.pop();
                 let exit = match &error {
                     run::Error::Generate(crate::generate::Error::PromptTooLong { prompt, context }) => {
                         let message = format!(
-                            "the conversation has {prompt} tokens with this, and the model sees at most {context}: \
-                             it cannot go on"
+                            "with this message the conversation has {prompt} tokens; the model's context is {context}"
                         );
-                        console.error(&message, Some("`/reset` begins anew; nothing is dropped in silence"));
+                        console.error(&message, Some("`/reset` starts a new conversation"));
                         Exit::Other
                     }
                     error => console.failure(error),
                 };
-                Ok((!self.people).then_some(exit))
+                Ok((!self.interactive).then_some(exit))
             }
         }
     }
@@ -242,14 +252,14 @@ impl Conversation<'_> {
         &self,
         ids: &[u32],
         number: u64,
-        voice: &mut Voice<'_>,
+        model: &mut LoadedModel<'_>,
         console: &mut Console<'_>,
     ) -> Result<Answer, run::Error> {
         self.interrupts.forget();
         let sampling = Sampling { answer: number, ..self.sampling.clone() };
         let request = Request { prompt: ids, sampling: &sampling, stops: &self.arguments.sampling.stop };
         let mut fault = None;
-        let answer = voice.answer(Who::Adapted, request, &mut |piece| {
+        let answer = model.answer(Side::Adapted, request, &mut |piece| {
             if self.interrupts.raised() {
                 return ControlFlow::Break(());
             }
@@ -272,8 +282,8 @@ impl Conversation<'_> {
         }
     }
 
-    /// What is to be said behind an answer.
-    fn told(&self, answer: &Answer, number: u64, console: &mut Console<'_>) -> io::Result<()> {
+    /// Everything shown after the text of an answer.
+    fn show(&self, answer: &Answer, number: u64, console: &mut Console<'_>) -> io::Result<()> {
         if console.json() {
             console.event(
                 "answer",
@@ -291,9 +301,9 @@ impl Conversation<'_> {
         }
         let cut = match answer.ending {
             Ending::Length => Some("the answer was cut at --max-new-tokens"),
-            Ending::ContextFull => {
-                Some("the answer was cut: the conversation fills what the model sees; /reset begins anew")
-            }
+            Ending::ContextFull => Some(
+                "the answer was cut: the conversation fills the model's context; /reset starts a new one",
+            ),
             Ending::Interrupted => Some("stopped"),
             Ending::Stop | Ending::StopString(_) => None,
         };
@@ -301,7 +311,7 @@ impl Conversation<'_> {
             let _ = writeln!(anstream::stderr(), "{}", paint(WARNING, text));
         }
         if self.arguments.verbose {
-            speed::say("", answer);
+            speed::show("", answer);
         }
         Ok(())
     }

@@ -1,34 +1,34 @@
-//! Whom a command speaks to: people on standard error and output, or programs, as JSON lines on standard output.
+//! The output of a command: text for people on standard error and output, or JSON lines for programs on standard output.
 //!
 //! # The events
 //!
-//! With `--json` each line of standard output is one JSON object whose `event` says what it is. The first is `begin`
-//! and names the version of this format; the last is `end` and has the exit code, and what came of a command that exits
-//! with 0 is the one `result` in between. Within a version, keys and events are only added: skip what you do not know.
+//! With `--json` each line of standard output is one JSON object; its `event` names the kind. The first is `begin`, with
+//! the version of this format. The last is `end`, with the exit code. A command that exits with 0 emits exactly one
+//! `result` in between. Within a version, keys and events are only added: ignore unknown ones.
 //!
-//! A command line that cannot be read is told in the same way, when `--json` stands anywhere on it: `begin`, with `command`
-//! null where it is not known, a `problem`, `end`.
+//! An invalid command line with `--json` anywhere on it gives the same events: `begin`, with `command` null if it is
+//! unknown, a `problem`, and `end`.
 //!
 //! | event | of | keys |
 //! |---|---|---|
 //! | `begin` | all | `version` (1), `tune` (the program's version), `command` |
-//! | `progress` | all that take their time | `phase` (`surveying`, `loading`, `evaluating`, `answering`, `measuring`, `merging`, `comparing`, `writing`, `text`, `weights`), `done`, `total`; at most one a second |
+//! | `progress` | all long ones | `phase` (`surveying`, `loading`, `evaluating`, `answering`, `measuring`, `merging`, `comparing`, `writing`, `text`, `weights`), `done`, `total`; at most one a second |
 //! | `note`, `warning` | all | `message` |
 //! | `problem` | all | `message`, and where known `code`, `help`, `file`, `line`, `column`, `end_line`, `end_column` |
-//! | `data` | run, validate, reproduce | what the rows are like: `train`, `held_out`, `schedule`, … |
+//! | `data` | run, validate, reproduce | statistics of the rows: `train`, `held_out`, `schedule`, … |
 //! | `targets` | run, validate, reproduce | `targets`: projection, layers, shape, rank, parameters |
 //! | `start` | run, reproduce | `total_steps`, `done_steps`, `trainable_parameters`, `output_dir`, … |
 //! | `step` | run, reproduce | a line of `metrics.jsonl` |
 //! | `evaluation` | run, reproduce | an evaluation line of `metrics.jsonl` |
-//! | `diverged` | run, reproduce | a line of `metrics.jsonl` that tells of a step that was left out or undone |
-//! | `input_changed` | run, reproduce | `input`: what is not on disk any more as it was read |
+//! | `diverged` | run, reproduce | the line of `metrics.jsonl` about a skipped or reverted step |
+//! | `input_changed` | run, reproduce | `input`: the input that changed on disk after it was read |
 //! | `gate` | run, reproduce | `passed`, `message` |
 //! | `checkpoint` | run, reproduce | `path`, `best` |
 //! | `sample` | run, reproduce | `prompt`, `before`, `after` |
 //! | `row` | inspect | one row, token by token |
-//! | `text` | generate, chat | a piece of an answer: `row` or `turn` from 0, `text` |
+//! | `text` | generate, chat | a part of an answer: `row` or `turn` from 0, `text` |
 //! | `answer` | generate, chat | `row` or `turn`, `response`, `finish`, `prompt_tokens`, `response_tokens`; of generate also the keys of the prompt |
-//! | `result` | all | what came of the command |
+//! | `result` | all | the result of the command |
 //! | `end` | all | `exit_code`, `outcome` |
 
 use std::io::{self, ErrorKind, Write};
@@ -49,41 +49,42 @@ use crate::data::survey::Statistics;
 use crate::run;
 use crate::train::event::{Event, Observer};
 
-/// Version of the events.
+/// Version of the event format.
 const VERSION: u32 = 1;
-/// Progress of one phase is told to programs no more often than this.
+/// Shortest time between `progress` events of one phase.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// The two ends of a command's output.
+/// Writes a command's output, for people or as events.
 pub(super) struct Console<'a> {
     out: &'a mut dyn Write,
     nowhere: io::Sink,
     form: OutputArguments,
     progress: Option<Progress>,
-    told: Option<(&'static str, Instant)>,
+    reported: Option<(&'static str, Instant)>,
     fault: Option<io::Error>,
 }
 
 impl<'a> Console<'a> {
-    /// Begins to speak for `command`; `None`: for one that nobody could make out.
+    /// Starts the output of `command`; `None` if the command is unknown.
     pub(super) fn new(command: Option<&str>, form: OutputArguments, out: &'a mut dyn Write) -> Self {
-        let mut console = Self { out, nowhere: io::sink(), form, progress: None, told: None, fault: None };
+        let mut console =
+            Self { out, nowhere: io::sink(), form, progress: None, reported: None, fault: None };
         let tune = env!("CARGO_PKG_VERSION");
         console.event("begin", &json!({"version": VERSION, "tune": tune, "command": command}));
         console
     }
 
-    /// Standard output, for people: what is written there goes nowhere where programs listen.
+    /// Standard output for people; a sink with `--json`.
     pub(super) fn out(&mut self) -> &mut dyn Write {
         if self.form.json { &mut self.nowhere } else { self.out }
     }
 
-    /// Whether programs listen.
+    /// Whether the output is JSON.
     pub(super) fn json(&self) -> bool {
         self.form.json
     }
 
-    /// Tells programs of an event; nothing when people listen.
+    /// Emits an event; does nothing without `--json`.
     pub(super) fn event(&mut self, name: &str, fields: &impl Serialize) {
         if !self.form.json || self.fault.is_some() {
             return;
@@ -96,13 +97,13 @@ impl<'a> Console<'a> {
             Err(error) => self.fault = Some(error.into()),
         }
         let line = Value::Object(object).to_string() + "\n";
-        // Whoever reads may have seen enough: that is no reason to stop a training run.
+        // A closed pipe does not stop a training run.
         if let Err(error) = self.out.write_all(line.as_bytes()).and_then(|()| self.out.flush()) {
             self.fault = Some(error);
         }
     }
 
-    /// Shows why a use-case failed, to people, to the CI system and to programs; and the exit code for it.
+    /// Reports why a use case failed, as text, annotations and events; returns its exit code.
     pub(super) fn failure(&mut self, error: &run::Error) -> Exit {
         self.quiet();
         let exit = report::failure(error);
@@ -112,20 +113,20 @@ impl<'a> Console<'a> {
         exit
     }
 
-    /// Shows something wrong that no use-case found.
+    /// Reports an error that the command itself found.
     pub(super) fn error(&mut self, message: &str, help: Option<&str>) {
         self.quiet();
         report::error(message, help);
         self.problem(&Finding::new(message, help));
     }
 
-    /// Tells the CI system and programs of something wrong that people were shown already.
+    /// Reports a problem that was already shown as text, as an annotation and an event.
     pub(super) fn problem(&mut self, finding: &Finding) {
         self.annotate(Level::Error, finding);
         self.event("problem", finding);
     }
 
-    /// Something that a person should look at.
+    /// Reports a warning as an annotation and an event.
     pub(super) fn warning(&mut self, text: &str) {
         self.annotate(Level::Warning, &Finding::new(text, None));
         self.event("warning", &json!({"message": text}));
@@ -137,15 +138,15 @@ impl<'a> Console<'a> {
         }
     }
 
-    /// Takes the progress bars away.
+    /// Removes the progress bars.
     pub(super) fn quiet(&mut self) {
         self.progress = None;
     }
 
-    /// The last words.
+    /// Ends the output with the `end` event.
     ///
     /// # Errors
-    /// Standard output could not be written, for another reason than that nobody reads it any more.
+    /// Standard output could not be written, except because its reader closed it.
     pub(super) fn end(mut self, exit: Exit) -> io::Result<Exit> {
         self.quiet();
         self.event("end", &json!({"exit_code": exit as u8, "outcome": exit.name()}));
@@ -155,7 +156,7 @@ impl<'a> Console<'a> {
         }
     }
 
-    /// How many of something are done.
+    /// Progress in items.
     pub(super) fn count(&mut self, phase: &'static str, done: u64, total: u64) {
         match self.form.json {
             true => self.phase(phase, done, total),
@@ -163,7 +164,7 @@ impl<'a> Console<'a> {
         }
     }
 
-    /// How many bytes of something are done.
+    /// Progress in bytes.
     pub(super) fn bytes(&mut self, phase: &'static str, done: u64, total: u64) {
         match self.form.json {
             true => self.phase(phase, done, total),
@@ -172,17 +173,17 @@ impl<'a> Console<'a> {
     }
 
     fn phase(&mut self, phase: &'static str, done: u64, total: u64) {
-        let due = match self.told {
-            Some((told, at)) => told != phase || at.elapsed() >= INTERVAL || done >= total,
+        let due = match self.reported {
+            Some((reported, at)) => reported != phase || at.elapsed() >= INTERVAL || done >= total,
             None => true,
         };
         if due {
-            self.told = Some((phase, Instant::now()));
+            self.reported = Some((phase, Instant::now()));
             self.event("progress", &json!({"phase": phase, "done": done, "total": total}));
         }
     }
 
-    fn tell(&mut self, event: &Event<'_>) {
+    fn emit(&mut self, event: &Event<'_>) {
         match event {
             Event::Loading { done, total } => self.phase("loading", *done, *total),
             Event::Surveying { done, total } => self.phase("surveying", *done, *total),
@@ -203,7 +204,7 @@ impl<'a> Console<'a> {
             }
             Event::InputChanged(what) => self.event("input_changed", &json!({"input": what})),
             Event::Note(text) => self.event("note", &json!({"message": text})),
-            // Told by `warning`, and the answers with those after training.
+            // `warning` reports warnings; answers are reported with those after training.
             Event::Step { logged: None, .. } | Event::Answered(_) | Event::Warning(_) => {}
         }
     }
@@ -215,13 +216,13 @@ impl Observer for Console<'_> {
             self.warning(text);
         }
         match self.form.json {
-            true => self.tell(event),
+            true => self.emit(event),
             false => self.progress.get_or_insert_with(Progress::new).observe(event),
         }
     }
 }
 
-/// The projections that get an adapter, one entry for each kind.
+/// The adapted projections, one entry per kind.
 pub(super) fn targets_of(targets: &[Target]) -> Value {
     let rows: Vec<Value> = table::table(targets)
         .iter()

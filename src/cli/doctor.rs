@@ -2,56 +2,61 @@
 
 use std::io::{self, Write};
 
-use super::args::DoctorArguments;
+use clap::Args;
+
 use super::console::Console;
-use super::environment::{Signals, hub_cache};
+use super::environment::Context;
 use super::exit::Exit;
+use super::failure::Failure;
 use super::finding::Finding;
 use super::style::{ERROR, FAINT, GOOD, STRONG, WARNING, interactive, paint, visible};
-use crate::run::doctor::{Reached, Report, Tried, Verdict, doctor as look};
-use crate::run::{self, Environment};
+use crate::recipe::DeviceSpec;
+use crate::run::doctor::{Reached, Report, Tried, Verdict, doctor as examine};
 use crate::units::Bytes;
+
+/// Arguments of `tune doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArguments {
+    /// Test only this device: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the CPU and every GPU]
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<DeviceSpec>,
+}
 
 /// Dtypes in the order of the table's columns.
 const COLUMNS: [&str; 3] = ["f32", "bf16", "f16"];
 
-/// Looks at every device and tells what it is good for.
-pub(super) fn doctor(arguments: &DoctorArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let signals = Signals::listen();
-    let stop = || signals.raised();
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &stop };
-    // On a terminal, so that the wait has a reason; a closed one changes nothing.
-    let mut tell = |device: &str| {
+/// Tests every device and shows the results.
+pub(super) fn doctor(
+    arguments: &DoctorArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
+    let mut testing = |device: &str| {
         if interactive() {
-            let _ = writeln!(anstream::stderr(), "trying out {device} ...");
+            // Explains the wait; a closed terminal changes nothing.
+            let _ = writeln!(anstream::stderr(), "testing {device} ...");
         }
     };
-    let found = look(arguments.device, &environment, &mut tell);
-    let report = match found {
-        Ok(report) => report,
-        Err(run::Error::Stopped) => {
-            console.error("stopped before every device was tried out", None);
-            return Ok(signals.exit());
-        }
-        Err(error) => return Ok(console.failure(&error)),
-    };
+    let report = examine(arguments.device, &context.environment, &mut testing)?;
     console.event("result", &report);
     show(&report, console.out())?;
     for tried in report.devices.iter().filter(|tried| !tried.is_right()) {
-        console.problem(&Finding::new(format!("do not train on {}: {}", tried.device, why(tried)), None));
+        console.problem(&Finding::new(
+            format!("{} is not usable for training: {}", tried.device, why(tried)),
+            None,
+        ));
     }
     Ok(if report.is_right() { Exit::Done } else { Exit::Resources })
 }
 
-/// What is wrong with a device, in a line.
+/// The fault of a device, in one line.
 fn why(tried: &Tried) -> String {
     match &tried.fault {
         Some(fault) => format!("it does not start: {fault}"),
         None => {
             let of = |verdict: &Verdict| format!("{} in {}", verdict.op, verdict.dtype);
             let wrong: Vec<String> = tried.ops.iter().filter(|verdict| !verdict.is_right).map(of).collect();
-            format!("it computes wrongly: {}", wrong.join(", "))
+            format!("wrong results of {}", wrong.join(", "))
         }
     }
 }
@@ -77,15 +82,17 @@ fn show(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let wrong: Vec<&str> =
         report.devices.iter().filter(|tried| !tried.is_right()).map(|tried| tried.device.as_str()).collect();
     match wrong.as_slice() {
-        [] => writeln!(out, "\n{}", paint(GOOD, "Every op is right on every device that was tried out.")),
-        wrong => writeln!(out, "\n{}", paint(ERROR, format!("Do not train on {}.", wrong.join(", ")))),
+        [] => writeln!(out, "\n{}", paint(GOOD, "All ops are correct on all tested devices.")),
+        wrong => {
+            writeln!(out, "\n{}", paint(ERROR, format!("Not usable for training: {}.", wrong.join(", "))))
+        }
     }
 }
 
 fn show_api(api: &Reached, tried: &[Tried], out: &mut dyn Write) -> io::Result<()> {
     let name = paint(STRONG, format!("{:<10}", api.name));
     if !api.is_built {
-        let way = format!("not in this build: `cargo build --release --features {}` adds it", api.name);
+        let way = format!("not in this build; add it with `cargo build --release --features {}`", api.name);
         return writeln!(out, "{name} {}", paint(FAINT, way));
     }
     if let Some(missing) = &api.missing {
@@ -110,7 +117,7 @@ fn show_api(api: &Reached, tried: &[Tried], out: &mut dyn Write) -> io::Result<(
         )?;
         if gpu.kind == "software" && tried.iter().all(|tried| tried.device != gpu.device) {
             let text = format!(
-                "the processor imitates it: used only when it is named, `tune doctor --device {}` tries it out",
+                "emulated by the CPU; used only on request; test it with `tune doctor --device {}`",
                 gpu.device
             );
             writeln!(out, "{:<10} {}", "", paint(FAINT, text))?;
@@ -119,7 +126,7 @@ fn show_api(api: &Reached, tried: &[Tried], out: &mut dyn Write) -> io::Result<(
     Ok(())
 }
 
-/// A device's ops, a line each: the largest relative error in every dtype.
+/// One line per op: the largest relative error in every dtype.
 fn show_tried(tried: &Tried, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out)?;
     if let Some(fault) = &tried.fault {
@@ -148,22 +155,22 @@ fn show_tried(tried: &Tried, out: &mut dyn Write) -> io::Result<()> {
         };
         let cells: String = COLUMNS.iter().map(cell).collect();
         let wrong: Vec<&&Verdict> = of_op.iter().filter(|verdict| !verdict.is_right).collect();
-        let verdict = if wrong.is_empty() { paint(GOOD, "right") } else { paint(ERROR, "WRONG") };
+        let verdict = if wrong.is_empty() { paint(GOOD, "ok") } else { paint(ERROR, "WRONG") };
         writeln!(out, "  {op:<20}{cells}   {verdict}")?;
         for verdict in wrong {
             let why = match (&verdict.fault, verdict.error) {
-                (Some(fault), _) => format!("broke off: {}", first_line(fault)),
+                (Some(fault), _) => format!("failed: {}", first_line(fault)),
                 (None, Some(error)) => {
-                    format!("{}: {error:.1e}, at most {:.1e}", verdict.of, verdict.tolerance)
+                    format!("{}: error {error:.1e}, tolerance {:.1e}", verdict.of, verdict.tolerance)
                 }
-                (None, None) => format!("{}: not a number", verdict.of),
+                (None, None) => format!("{}: NaN", verdict.of),
             };
             writeln!(out, "    {} {}", verdict.dtype, visible(&why))?;
         }
     }
     let lacking: Vec<&str> = COLUMNS.into_iter().filter(|dtype| !tried.dtypes.contains(dtype)).collect();
     if !lacking.is_empty() {
-        writeln!(out, "  {}", paint(FAINT, format!("it does not compute in {}", lacking.join(", "))))?;
+        writeln!(out, "  {}", paint(FAINT, format!("not supported: {}", lacking.join(", "))))?;
     }
     Ok(())
 }

@@ -1,15 +1,13 @@
 //! `tune download`.
 
-use std::io;
-
 use clap::Args;
 use serde_json::json;
 
-use super::args::OutputArguments;
 use super::console::Console;
-use super::environment::{Signals, hub_cache, hub_endpoint, hub_token, is_offline};
+use super::environment::{Context, hub_endpoint, hub_token, is_offline};
 use super::exit::Exit;
-use super::merge::line;
+use super::failure::Failure;
+use super::lines::line;
 use super::style::{GOOD, STRONG, paint};
 use crate::hub::{self, Error, Request};
 use crate::units::Bytes;
@@ -17,21 +15,22 @@ use crate::units::Bytes;
 /// Arguments of `tune download`.
 #[derive(Debug, Args)]
 pub struct DownloadArguments {
-    /// A hub id, perhaps with a branch, tag or commit: `organization/name@revision`
+    /// A hub id, with an optional branch, tag or commit: `organization/name@revision`
     #[arg(value_name = "ID[@REVISION]")]
     pub model: String,
-    /// Files fetched at a time
+    /// Number of files to download at the same time
     #[arg(long, value_name = "COUNT", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub parallel: u8,
-    /// For programs.
-    #[command(flatten)]
-    pub for_programs: OutputArguments,
 }
 
-/// Fetches a model into the Hugging Face cache.
-pub(super) fn download(arguments: &DownloadArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+/// Downloads a model into the Hugging Face cache.
+pub(super) fn download(
+    arguments: &DownloadArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
     if is_offline() {
-        console.error("HF_HUB_OFFLINE forbids going online", Some("unset it to download"));
+        console.error("offline mode is on: HF_HUB_OFFLINE is set", Some("unset HF_HUB_OFFLINE to download"));
         return Ok(Exit::Recipe);
     }
     let mut request = match Request::new(&arguments.model, &hub_endpoint(), hub_token()) {
@@ -42,13 +41,12 @@ pub(super) fn download(arguments: &DownloadArguments, console: &mut Console<'_>)
         }
     };
     request.parallel = usize::from(arguments.parallel);
-    let signals = Signals::listen();
     let mut show = |event: hub::Progress| {
         let name = if event.weights { "weights" } else { "text" };
         console.bytes(name, event.done, event.total);
     };
-    let cache = hub_cache();
-    let outcome = hub::download(&request, &cache, &mut show, &|| signals.raised());
+    let environment = &context.environment;
+    let outcome = hub::download(&request, environment.hub_cache, &mut show, environment.stop);
     console.quiet();
     match outcome {
         Ok(found) => {
@@ -78,7 +76,7 @@ pub(super) fn download(arguments: &DownloadArguments, console: &mut Console<'_>)
         Err(error) => {
             console.error(&error.to_string(), None);
             Ok(match error {
-                Error::Stopped => signals.exit(),
+                Error::Stopped => context.signals.exit(),
                 Error::Request(_) => Exit::Recipe,
                 Error::File(_) => Exit::Resources,
                 _ => Exit::Other,

@@ -1,24 +1,93 @@
 //! `tune eval`.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
+use clap::Args;
 use serde_json::json;
 
+use super::args::{ModelArguments, length};
 use super::console::Console;
-use super::environment::{Signals, hub_cache};
+use super::environment::Context;
 use super::exit::Exit;
+use super::failure::Failure;
 use super::style::{FAINT, STRONG, paint};
-use super::talk_args::EvalArguments;
 use crate::data::spec::Format;
 use crate::files;
+use crate::run;
 use crate::run::evaluate::{
-    Evaluation, Extraction, Matching, Measured, Options, Report, Share, Subject, dataset,
+    Evaluation, Extraction, GSM8K_ANSWER, Matching, Measured, Options, Report, Share, Subject, dataset,
 };
-use crate::run::{self, Environment};
 use crate::units::Grouped;
 
+/// Arguments of `tune eval`.
+#[derive(Debug, Args)]
+pub struct EvalArguments {
+    /// A finished run's folder or a recipe, which provides model and held-out rows
+    #[arg(value_name = "RUN|RECIPE")]
+    pub subject: Option<PathBuf>,
+    /// Evaluate on this file, or on the files that match a glob, instead
+    #[arg(long, value_name = "PATH", requires = "format")]
+    pub data: Option<String>,
+    /// Record format of --data
+    #[arg(long, value_enum, value_name = "FORMAT", requires = "data")]
+    pub format: Option<Format>,
+    /// Map a field of the format to another name: `--field completion=answer` (repeatable)
+    #[arg(long, value_name = "OURS=THEIRS", requires = "data", value_parser = pair)]
+    pub field: Vec<(String, String)>,
+    /// Evaluate only the first COUNT rows
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub limit: Option<u64>,
+    /// Write one JSON object per row to this file: its loss, and the answers
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// The model.
+    #[command(flatten, next_help_heading = "Model")]
+    pub model: ModelArguments,
+    /// Also answer every row's prompt, and compare the value extracted from the answer with the expected one
+    #[arg(long, help_heading = "Exact match")]
+    pub exact_match: bool,
+    /// Regular expression that extracts the value; its first group, if it has one
+    #[arg(
+        long,
+        value_name = "REGEX",
+        requires = "exact_match",
+        default_value = GSM8K_ANSWER,
+        help_heading = "Exact match"
+    )]
+    pub extract: String,
+    /// Put text prompts into a user message of the chat template; else as in training
+    #[arg(long, requires = "exact_match", help_heading = "Exact match")]
+    pub chat: bool,
+    /// Longest answer, in tokens
+    #[arg(
+        long,
+        default_value_t = 512,
+        value_name = "COUNT",
+        value_parser = length,
+        requires = "exact_match",
+        help_heading = "Exact match"
+    )]
+    pub max_new_tokens: usize,
+    /// A text that ends an answer (repeatable)
+    #[arg(long, value_name = "TEXT", requires = "exact_match", help_heading = "Exact match")]
+    pub stop: Vec<String>,
+}
+
+/// `ours=theirs`.
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((ours, theirs)) if !ours.is_empty() && !theirs.is_empty() => Ok((ours.into(), theirs.into())),
+        _ => Err("expected OURS=THEIRS, as in completion=answer".into()),
+    }
+}
+
 /// Evaluates, and shows base and adapter side by side.
-pub(super) fn eval(arguments: &EvalArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+pub(super) fn eval(
+    arguments: &EvalArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
     let matching = match (arguments.exact_match, Extraction::new(&arguments.extract)) {
         (false, _) => None,
         (true, Ok(extraction)) => Some(Matching {
@@ -28,43 +97,33 @@ pub(super) fn eval(arguments: &EvalArguments, console: &mut Console<'_>) -> io::
             stops: arguments.stop.clone(),
         }),
         (true, Err(problem)) => {
-            console.error(&format!("`--extract` is not a regular expression: {problem}"), None);
+            console.error(&format!("`--extract` is not a valid regular expression: {problem}"), None);
             return Ok(Exit::Recipe);
         }
     };
     let data = arguments.data.as_deref().zip(arguments.format);
-    let data = data.map(|(path, format)| dataset(path, Format::from(format), &arguments.field));
-    let signals = Signals::listen();
-    let stop = || signals.raised();
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &stop };
+    let data = data.map(|(path, format)| dataset(path, format, &arguments.field));
     let options = Options { limit: arguments.limit, matching };
     let subject = Subject::of(arguments.subject.as_deref());
-    let found = Evaluation::open(subject, arguments.model.choice(), data, options, &environment)
-        .and_then(|evaluation| evaluation.run(console, &environment))
-        .and_then(|report| {
-            if let Some(path) = &arguments.out {
-                let lines: String = report.lines.iter().map(|line| format!("{line}\n")).collect();
-                files::write_bytes(path, lines.as_bytes())?;
-            }
-            Ok(report)
-        });
-    console.quiet();
-    match found {
-        Ok(report) => {
-            console.event("result", &report);
-            if !console.json() {
-                show(&report, console.out())?;
-            }
-            Ok(Exit::Done)
-        }
+    let environment = &context.environment;
+    let evaluated = Evaluation::open(subject, arguments.model.choice(), data, options, environment)
+        .and_then(|evaluation| evaluation.run(console, environment));
+    let report = match evaluated {
         Err(run::Error::Stopped) => {
             console.error("stopped before all rows were evaluated", None);
             console.event("note", &json!({"message": "nothing was written"}));
-            Ok(signals.exit())
+            return Ok(context.signals.exit());
         }
-        Err(error) => Ok(console.failure(&error)),
+        evaluated => evaluated?,
+    };
+    if let Some(path) = &arguments.out {
+        let lines: String = report.lines.iter().map(|line| format!("{line}\n")).collect();
+        files::write_bytes(path, lines.as_bytes())?;
     }
+    console.quiet();
+    console.event("result", &report);
+    show(&report, console.out())?;
+    Ok(Exit::Done)
 }
 
 fn show(report: &Report, out: &mut dyn Write) -> io::Result<()> {
@@ -108,7 +167,7 @@ fn show(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         line("exact match", &matched, change(&share, 1, " points"))?;
     }
     if let Some([base, adapter]) = report.only_one_right {
-        let text = format!("{base} rows are right without the adapter alone, {adapter} with it alone");
+        let text = format!("{base} rows are right only without the adapter, {adapter} only with it");
         writeln!(out, "{:<13} {}", "", paint(FAINT, text))?;
     }
     writeln!(out, "{:<13} {}", "", paint(FAINT, "± and (a to b): 95 % intervals over rows like these"))

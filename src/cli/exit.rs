@@ -1,22 +1,22 @@
-//! Exit codes: what a script or a CI job can tell apart.
+//! Exit codes, for scripts and CI jobs.
 
-/// How a command ended.
+/// The exit of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Exit {
-    /// Done.
+    /// Success.
     Done = 0,
-    /// Any error that has no code of its own.
+    /// Any error without its own code.
     Other = 1,
-    /// The command line or the recipe, missing files included.
+    /// An invalid command line or recipe, or a missing file that it names.
     Recipe = 2,
-    /// The data.
+    /// Invalid data.
     Data = 3,
-    /// Memory, disk or device.
+    /// Memory, disk or device failed or do not suffice.
     Resources = 4,
     /// The loss or a gradient is not finite.
     Diverged = 5,
-    /// The adapter is on disk, and a gate of the recipe is not met.
+    /// The adapter is on disk and fails a gate of the recipe.
     Gate = 6,
     /// SIGINT, with a checkpoint.
     Interrupted = 130,
@@ -25,7 +25,7 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// One word for programs.
+    /// The `outcome` of the `end` event.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Done => "done",

@@ -1,6 +1,4 @@
-//! What is wrong, in the few fields that every reader of it needs: people's annotations and programs' events.
-//!
-//! Knows how an error of the library falls apart into findings, each with its place; draws nothing.
+//! An error as a list of findings, each with message, help and location, for annotations and events.
 
 use serde::Serialize;
 
@@ -11,40 +9,40 @@ use crate::document::{Problem, Problems};
 use crate::recipe;
 use crate::run;
 
-/// The name under which an override of the command line is known as a source.
+/// The source name of an override on the command line.
 const OVERRIDE: &str = "--set";
 
-/// One thing wrong.
+/// One problem.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
-    /// Names the kind (`recipe::unknown_key`), where it has a name.
+    /// The kind (`recipe::unknown_key`), if it has a name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<String>,
-    /// What is wrong.
+    /// The problem.
     pub message: String,
-    /// The way out.
+    /// The remedy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub help: Option<String>,
-    /// Where it stands.
+    /// Its place in a file.
     #[serde(flatten)]
     pub location: Option<Location>,
 }
 
-/// A place in a file. Lines and columns count from 1, columns in characters; the end lies behind the last character.
+/// A place in a file. Lines and columns count from 1, columns in characters; the end is exclusive.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(super) struct Location {
-    /// The file, as it was named.
+    /// The file, as named by the user.
     pub file: String,
-    /// The line it begins on.
+    /// First line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub line: Option<u64>,
-    /// The column it begins at.
+    /// First column.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub column: Option<u64>,
-    /// The line it ends on.
+    /// Last line.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_line: Option<u64>,
-    /// The column behind its end.
+    /// Column after the last character.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub end_column: Option<u64>,
 }
@@ -56,7 +54,7 @@ impl Location {
 }
 
 impl Finding {
-    /// Something wrong that has no place.
+    /// A problem without a location.
     pub(super) fn new(message: impl Into<String>, help: Option<&str>) -> Self {
         Self { message: message.into(), help: help.map(str::to_owned), ..Self::default() }
     }
@@ -98,7 +96,7 @@ impl Finding {
     }
 }
 
-/// Everything that an error says, one thing at a time.
+/// Splits an error into its findings.
 pub(super) fn findings(error: &run::Error) -> Vec<Finding> {
     match error {
         run::Error::Recipe(recipe::Error::Problems(problems)) => of_problems(problems),
@@ -149,7 +147,7 @@ fn of_rows(rows: &BadRows) -> Vec<Finding> {
     let mut all: Vec<Finding> = rows.first().map(|(_, error)| Finding::of_row(error)).collect();
     let more = rows.count().saturating_sub(all.len() as u64);
     if more > 0 {
-        let message = format!("{more} more rows cannot be used, {} in all", rows.count());
+        let message = format!("{more} more rows cannot be used, {} in total", rows.count());
         all.push(Finding { code: Some("data::rows".into()), message, ..Finding::default() });
     }
     all

@@ -2,91 +2,113 @@
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::args::{ModelArguments, SamplingArguments};
 use super::console::Console;
-use super::environment::{Signals, hub_cache};
+use super::environment::{Context, Signals};
 use super::exit::Exit;
+use super::failure::Failure;
 use super::speed;
 use super::style::visible;
-use super::talk_args::GenerateArguments;
 use crate::files;
 use crate::generate::memory::Extent;
 use crate::generate::{Answer, Ending, Sampling, answer::Request};
-use crate::run::prompts::{Manner, Prompt, Record};
-use crate::run::voice::{Speaker, Voice, Who};
-use crate::run::{self, Environment};
+use crate::run;
+use crate::run::inference::{LoadedModel, OpenedModel, Side};
+use crate::run::prompts::{Prompt, PromptStyle, Record};
+
+/// Arguments of `tune generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArguments {
+    /// The prompt [default: all of standard input]
+    #[arg(conflicts_with = "prompts")]
+    pub prompt: Option<String>,
+    /// A file with one JSON object per line that has `prompt` or `messages`; each gets one line of output
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// Write the answers to --prompts into this file; it appears when all are there
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// Continue the text as it is, without a chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// A system message before each `prompt`
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    pub system: Option<String>,
+    /// Print the speed to standard error
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// The model.
+    #[command(flatten, next_help_heading = "Model")]
+    pub model: ModelArguments,
+    /// The answer.
+    #[command(flatten, next_help_heading = "Answer")]
+    pub sampling: SamplingArguments,
+}
 
 /// Answers one prompt, or a file of them.
-pub(super) fn generate(arguments: &GenerateArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+pub(super) fn generate(
+    arguments: &GenerateArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
     if arguments.out.is_some() && arguments.prompts.is_none() {
-        let message =
-            "`--out` takes the lines that answer `--prompts`; redirect standard output for a single answer";
-        console.error(message, None);
+        console.error("`--out` requires `--prompts`", Some("redirect standard output for a single answer"));
         return Ok(Exit::Recipe);
     }
-    let signals = Signals::listen();
-    let stop = || signals.raised();
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &stop };
-    let opened = Speaker::open(arguments.model.choice(), &environment)
-        .and_then(|speaker| Ok((read(arguments, &speaker)?, speaker)));
-    let (records, speaker) = match opened {
-        Ok(opened) => opened,
-        Err(error) => return Ok(console.failure(&error)),
-    };
-    let sampling = arguments.sampling.sampling(&speaker.end_tokens);
-    let context = speaker.context();
+    let model = OpenedModel::open(arguments.model.choice(), &context.environment)?;
+    let records = read(arguments, &model)?;
+    let sampling = arguments.sampling.sampling(&model.end_tokens);
     let longest = records.iter().map(|record| record.ids.len()).max().unwrap_or(0);
-    let conversation = context.min(longest.saturating_add(sampling.max_new_tokens));
-    let work = Work { arguments, signals: &signals, records: &records, sampling };
-    let extent = Extent { conversation, row: 0, speakers: 1 };
-    let outcome = speaker.speak(extent, console, |voice, console| match &arguments.out {
-        Some(path) => work.to_file(path, voice, console),
-        None => work.to_output(voice, console),
+    let conversation = model.context().min(longest.saturating_add(sampling.max_new_tokens));
+    let work = Work { arguments, signals: context.signals, records: &records, sampling };
+    let extent = Extent { conversation, row: 0, models: 1 };
+    let outcome = model.with_loaded(extent, console, |model, console| match &arguments.out {
+        Some(path) => work.to_file(path, model, console),
+        None => work.to_output(model, console),
     });
     match outcome.unwrap_or_else(Err) {
-        Ok(exit) => Ok(exit),
         Err(run::Error::Stopped) => {
             let written = match &arguments.out {
                 Some(path) => format!("; {} was not written", path.display()),
                 None => String::new(),
             };
             console.error(&format!("stopped before all prompts were answered{written}"), None);
-            Ok(signals.exit())
+            Ok(context.signals.exit())
         }
-        Err(run::Error::Output(error)) => Err(error),
-        Err(error) => Ok(console.failure(&error)),
+        outcome => Ok(outcome?),
     }
 }
 
 /// The prompts, as tokens.
-fn read(arguments: &GenerateArguments, speaker: &Speaker) -> Result<Vec<Record>, run::Error> {
-    let manner = Manner { raw: arguments.raw, system: arguments.system.as_deref() };
+fn read(arguments: &GenerateArguments, model: &OpenedModel) -> Result<Vec<Record>, run::Error> {
+    let style = PromptStyle { raw: arguments.raw, system: arguments.system.as_deref() };
     if let Some(path) = &arguments.prompts {
-        return speaker.read_prompts(path, manner);
+        return model.read_prompts(path, style);
     }
     let text = match &arguments.prompt {
         Some(text) => text.clone(),
         None => {
             if io::stdin().is_terminal() {
-                let _ = writeln!(io::stderr(), "reading the prompt from standard input, to its end (Ctrl-D)");
+                let _ = writeln!(io::stderr(), "reading the prompt from standard input; end it with Ctrl-D");
             }
             let mut bytes = Vec::new();
             let unreadable = |error: String| run::Error::Choice(format!("standard input: {error}"));
             io::stdin().lock().read_to_end(&mut bytes).map_err(|error| unreadable(error.to_string()))?;
             let text = String::from_utf8(bytes).map_err(|_| unreadable("not UTF-8 text".into()))?;
-            // The line end that a shell or an editor puts behind a text is not part of it.
+            // The line end that a shell or an editor appends is not part of the prompt.
             text.strip_suffix('\n').map_or(text.clone(), |text| text.trim_end_matches('\r').to_owned())
         }
     };
-    let ids = speaker.encode(&Prompt::Text(text.clone()), manner)?;
+    let ids = model.encode(&Prompt::Text(text.clone()), style)?;
     Ok(vec![Record { fields: Map::from_iter([("prompt".to_owned(), Value::from(text))]), ids }])
 }
 
-/// What is to be answered, and how.
+/// The prompts, and how to answer them.
 struct Work<'a> {
     arguments: &'a GenerateArguments,
     signals: &'a Signals,
@@ -95,8 +117,8 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// To standard output: events, the answers' lines, or the text of the only answer.
-    fn to_output(&self, voice: &mut Voice<'_>, console: &mut Console<'_>) -> Result<Exit, run::Error> {
+    /// Answers to standard output: as events, as lines, or as the text of the only answer.
+    fn to_output(&self, model: &mut LoadedModel<'_>, console: &mut Console<'_>) -> Result<Exit, run::Error> {
         console.quiet();
         let streams = self.arguments.prompts.is_none() && !console.json();
         let is_terminal = io::stdout().is_terminal();
@@ -105,7 +127,7 @@ impl Work<'_> {
             let answer = {
                 let console = &mut *console;
                 let fault = &mut fault;
-                self.answer(voice, row, record, &mut |piece: &str| {
+                self.answer(model, row, record, &mut |piece: &str| {
                     if piece.is_empty() {
                         return ControlFlow::Continue(());
                     }
@@ -132,7 +154,7 @@ impl Work<'_> {
                 event.insert("row".into(), row.into());
                 console.event("answer", &event);
             } else if streams {
-                // A text that ends its last line already needs no second end.
+                // A text that ends with a line end needs no second one.
                 let end = if answer.text.ends_with('\n') { "" } else { "\n" };
                 write!(console.out(), "{end}").map_err(run::Error::Output)?;
             } else {
@@ -148,17 +170,17 @@ impl Work<'_> {
         self.finish(None, console)
     }
 
-    /// To a file that is there when all answers are.
+    /// Answers into a file, which is written once all answers are there.
     fn to_file(
         &self,
         path: &Path,
-        voice: &mut Voice<'_>,
+        model: &mut LoadedModel<'_>,
         console: &mut Console<'_>,
     ) -> Result<Exit, run::Error> {
         let mut lines = String::new();
         for (row, record) in self.records.iter().enumerate() {
             console.count("answering", row as u64, self.records.len() as u64);
-            let answer = self.answer(voice, row, record, &mut |_| ControlFlow::Continue(()))?;
+            let answer = self.answer(model, row, record, &mut |_| ControlFlow::Continue(()))?;
             if answer.ending == Ending::Interrupted {
                 return Err(run::Error::Stopped);
             }
@@ -175,17 +197,17 @@ impl Work<'_> {
         self.finish(Some(path), console)
     }
 
-    /// All is answered.
+    /// The result, once all prompts are answered.
     fn finish(&self, out: Option<&Path>, console: &mut Console<'_>) -> Result<Exit, run::Error> {
         let out = out.map(|path| path.display().to_string());
         console.event("result", &json!({"out": out, "rows": self.records.len()}));
         Ok(Exit::Done)
     }
 
-    /// The answer to one prompt; that to row n of a seed is always the same.
+    /// The answer to one prompt. It depends on seed, row and prompt alone.
     fn answer(
         &self,
-        voice: &mut Voice<'_>,
+        model: &mut LoadedModel<'_>,
         row: usize,
         record: &Record,
         listen: &mut dyn FnMut(&str) -> ControlFlow<()>,
@@ -193,7 +215,7 @@ impl Work<'_> {
         let sampling = Sampling { answer: row as u64, ..self.sampling.clone() };
         let request =
             Request { prompt: &record.ids, sampling: &sampling, stops: &self.arguments.sampling.stop };
-        let answer = voice.answer(Who::Adapted, request, &mut |piece| match self.signals.raised() {
+        let answer = model.answer(Side::Adapted, request, &mut |piece| match self.signals.raised() {
             true => ControlFlow::Break(()),
             false => listen(piece),
         });
@@ -209,12 +231,12 @@ impl Work<'_> {
     fn say(&self, answer: &Answer, row: usize) {
         if self.arguments.verbose {
             let name = if self.records.len() > 1 { format!("{}: ", row + 1) } else { String::new() };
-            speed::say(&name, answer);
+            speed::show(&name, answer);
         }
     }
 }
 
-/// A prompt's line with its answer.
+/// The fields of a prompt, with those of its answer added.
 fn line(record: &Record, answer: &Answer) -> Map<String, Value> {
     let mut line = record.fields.clone();
     line.insert("response".into(), answer.text.clone().into());

@@ -4,18 +4,19 @@ use std::io;
 
 use serde_json::{Map, Value, json};
 
-use super::adapter_args::ExportArguments;
 use super::console::Console;
-use super::environment::{Signals, hub_cache};
+use super::environment::Context;
 use super::exit::Exit;
-use super::merge::{existing, failed, line, tell, warn};
-use super::style::{FAINT, GOOD, STRONG, paint};
+use super::export::ExportArguments;
+use super::failure::Failure;
+use super::lines::{changes, detail, identity, line, warn};
+use super::merge::ASSUMED;
+use super::style::{GOOD, STRONG, paint};
 use crate::export::gguf::FileType;
 use crate::export::gguf::model::{Fallback, Outcome};
 use crate::export::merge::Options;
 use crate::export::shards::Written;
 use crate::model::FloatDtype;
-use crate::run::Environment;
 use crate::run::gguf::{self, Source};
 use crate::units::Bytes;
 
@@ -23,67 +24,46 @@ use crate::units::Bytes;
 pub(super) fn model(
     arguments: &ExportArguments,
     file: FileType,
+    context: &Context<'_>,
     console: &mut Console<'_>,
-) -> io::Result<Exit> {
-    let signals = Signals::listen();
-    let stop = || signals.raised();
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &stop };
-    let options = Options {
-        onto: arguments.onto.map(Into::into),
-        any_hash: arguments.allow_other_base,
-        ..Options::default()
-    };
-    let source = match Source::open(&arguments.source, arguments.base.choice(), options, &environment) {
-        Ok(source) => source,
-        Err(error) => return Ok(failed(&error, &signals, console)),
-    };
+) -> Result<Exit, Failure> {
+    let options =
+        Options { onto: arguments.onto, any_hash: arguments.allow_other_base, ..Options::default() };
+    let source = Source::open(&arguments.source, arguments.base.choice(), options, &context.environment)?;
     let base = source.base();
+    let name = format!("{} ({})", base.name(), base.spec.family);
     match &source {
-        Source::Model { .. } => {
-            line(console.out(), "model", &format!("{} ({})", base.name(), base.spec.family))?
-        }
+        Source::Model { .. } => line(console.out(), "model", &name)?,
         Source::Adapter(plan) => {
-            line(console.out(), "base", &format!("{} ({})", base.name(), base.spec.family))?;
-            line(
-                console.out(),
-                "adapter",
-                &format!("{}, {} modules", arguments.source.display(), plan.targets.len()),
-            )?;
-            tell(&plan.identity, console)?;
+            line(console.out(), "base", &name)?;
+            let adapter = format!("{}, {} modules", arguments.source.display(), plan.targets.len());
+            line(console.out(), "adapter", &adapter)?;
+            identity(&plan.identity, console)?;
             line(console.out(), "onto", &plan.onto_name())?;
             if plan.guesses_quantization() {
-                warn(
-                    console,
-                    "the adapter does not say how its base was quantized; this is what QLoRA usually does",
-                )?;
+                warn(console, ASSUMED)?;
             }
         }
     }
     console.out().flush()?;
     let mut show = |written: Written| console.count("writing", written.done as u64, written.total as u64);
-    let existing = existing(arguments.overwrite);
-    let outcome = source.export(file, &arguments.out, existing, &mut show, &environment);
+    let (out, existing) = (&arguments.folder.out, arguments.folder.existing());
+    let outcome = source.export(file, out, existing, &mut show, &context.environment)?;
     console.quiet();
-    match outcome {
-        Ok(outcome) => {
-            finish(&outcome, arguments, console)?;
-            Ok(Exit::Done)
-        }
-        Err(error) => Ok(failed(&error, &signals, console)),
-    }
+    finish(&outcome, arguments, console)?;
+    Ok(Exit::Done)
 }
 
 fn finish(outcome: &Outcome, arguments: &ExportArguments, console: &mut Console<'_>) -> io::Result<()> {
     let kinds: Vec<String> =
         outcome.kinds.iter().map(|(kind, count)| format!("{count} in {}", kind.name())).collect();
-    let path = arguments.out.join(&outcome.file);
+    let path = arguments.folder.out.join(&outcome.file);
     let tensors: Map<String, Value> =
         outcome.kinds.iter().map(|(kind, count)| (kind.name().to_owned(), json!(count))).collect();
     console.event(
         "result",
         &json!({
-            "output_dir": arguments.out.display().to_string(),
+            "output_dir": arguments.folder.out.display().to_string(),
             "file": path.display().to_string(),
             "bytes": outcome.bytes,
             "tensors": tensors,
@@ -92,25 +72,25 @@ fn finish(outcome: &Outcome, arguments: &ExportArguments, console: &mut Console<
     );
     line(console.out(), "tensors", &kinds.join(", "))?;
     for group in groups(&outcome.fallbacks) {
-        writeln!(console.out(), "          {}", paint(FAINT, group))?;
+        detail(console.out(), group)?;
     }
     let error = match &outcome.worst {
         Some((tensor, share)) => {
-            format!("{:.2e} of the weights' norm; most in {tensor}, {share:.2e}", outcome.error)
+            format!("{:.2e} of the weights' norm; largest in {tensor}: {share:.2e}", outcome.error)
         }
-        None => "none: every number is as it was".to_owned(),
+        None => "none: lossless".to_owned(),
     };
     line(console.out(), "rounding", &error)?;
     for note in &outcome.notes {
         warn(console, note)?;
     }
     line(console.out(), "exported", &paint(GOOD, format!("{} ({})", path.display(), Bytes(outcome.bytes))))?;
-    let ollama = format!("ollama create NAME -f {}", arguments.out.join("Modelfile").display());
+    let ollama = format!("ollama create NAME -f {}", arguments.folder.out.join("Modelfile").display());
     writeln!(console.out(), "\nNext: {}", paint(STRONG, format!("llama-cli -m {}", path.display())))?;
     writeln!(console.out(), "  or: {}", paint(STRONG, ollama))
 }
 
-/// One line for all tensors that fell back in one way.
+/// One line for all tensors with the same fallback.
 fn groups(fallbacks: &[Fallback]) -> Vec<String> {
     let mut groups: Vec<(&Fallback, usize)> = Vec::new();
     for fallback in fallbacks {
@@ -122,7 +102,7 @@ fn groups(fallbacks: &[Fallback]) -> Vec<String> {
     }
     let line = |(first, count): &(&Fallback, usize)| {
         format!(
-            "{count} with rows of {}, no multiple of {}: {} instead of {} ({}{})",
+            "{count} with rows of {}, not a multiple of {}: {} instead of {} ({}{})",
             first.columns,
             first.wanted.block_size(),
             first.kind.name(),
@@ -138,46 +118,27 @@ fn groups(fallbacks: &[Fallback]) -> Vec<String> {
 pub(super) fn lora(
     arguments: &ExportArguments,
     dtype: FloatDtype,
+    context: &Context<'_>,
     console: &mut Console<'_>,
-) -> io::Result<Exit> {
-    let signals = Signals::listen();
-    let stop = || signals.raised();
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &stop };
-    let exported = gguf::export_lora(
-        &arguments.source,
-        arguments.base.choice(),
-        arguments.allow_other_base,
-        dtype,
-        &arguments.out,
-        existing(arguments.overwrite),
-        &environment,
+) -> Result<Exit, Failure> {
+    let (base, out) = (arguments.base.choice(), &arguments.folder.out);
+    let (any_hash, existing) = (arguments.allow_other_base, arguments.folder.existing());
+    let outcome =
+        gguf::export_lora(&arguments.source, base, any_hash, dtype, out, existing, &context.environment)?;
+    let path = out.join(&outcome.file);
+    console.event(
+        "result",
+        &json!({
+            "output_dir": out.display().to_string(),
+            "file": path.display().to_string(),
+            "bytes": outcome.bytes,
+            "changes": outcome.changes,
+        }),
     );
-    match exported {
-        Ok(outcome) => {
-            let path = arguments.out.join(&outcome.file);
-            console.event(
-                "result",
-                &json!({
-                    "output_dir": arguments.out.display().to_string(),
-                    "file": path.display().to_string(),
-                    "bytes": outcome.bytes,
-                    "changes": outcome.changes,
-                }),
-            );
-            match outcome.changes.as_slice() {
-                [] => line(console.out(), "changed", "nothing: its numbers are as they were")?,
-                changes => line(console.out(), "changed", &changes.join("; "))?,
-            }
-            line(
-                console.out(),
-                "exported",
-                &paint(GOOD, format!("{} ({})", path.display(), Bytes(outcome.bytes))),
-            )?;
-            let next = format!("llama-cli -m BASE.gguf --lora {}", path.display());
-            writeln!(console.out(), "\nNext: {}", paint(STRONG, next))?;
-            Ok(Exit::Done)
-        }
-        Err(error) => Ok(failed(&error, &signals, console)),
-    }
+    changes(console, &outcome.changes)?;
+    let written = format!("{} ({})", path.display(), Bytes(outcome.bytes));
+    line(console.out(), "exported", &paint(GOOD, written))?;
+    let next = format!("llama-cli -m BASE.gguf --lora {}", path.display());
+    writeln!(console.out(), "\nNext: {}", paint(STRONG, next))?;
+    Ok(Exit::Done)
 }

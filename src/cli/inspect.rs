@@ -1,33 +1,43 @@
-//! `tune inspect`: what the model will see, in colour on a terminal, in brackets elsewhere, or as JSON.
+//! `tune inspect`: tokenized rows with their supervised parts in colour, in brackets where there is no colour, or as JSON.
 
 use std::io::{self, IsTerminal, Write};
 
+use clap::Args;
 use serde_json::json;
 
-use super::args::InspectArguments;
+use super::args::RecipeArguments;
 use super::console::Console;
-use super::environment::hub_cache;
+use super::environment::Context;
 use super::exit::Exit;
+use super::failure::Failure;
 use super::style::{FAINT, GOOD, STRONG, WARNING, paint, visible};
 use crate::data::inspect::{InspectedRow, Piece, Verdict};
 use crate::data::template::SpanMethod;
 use crate::data::tokenize::Supervision;
-use crate::recipe::RecipeFile;
-use crate::run::{Environment, inspect as use_case};
+use crate::run;
+
+/// Arguments of `tune inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArguments {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// First row to show, counted from 0 over all datasets in the recipe's order
+    #[arg(long, default_value_t = 0, value_name = "ROW")]
+    pub row: u64,
+    /// Number of rows to show
+    #[arg(short, long, default_value_t = 3, value_name = "COUNT")]
+    pub n: u64,
+}
 
 /// Shows rows.
-pub(super) fn inspect(arguments: &InspectArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let file = match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides) {
-        Ok(file) => file,
-        Err(error) => return Ok(console.failure(&error.into())),
-    };
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &|| false };
-    let inspection = match use_case::inspect(file, &environment) {
-        Ok(inspection) => inspection,
-        Err(error) => return Ok(console.failure(&error)),
-    };
-    // Colour tells supervised text apart where it is shown; brackets do where it is not.
+pub(super) fn inspect(
+    arguments: &InspectArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
+    let inspection = run::inspect::inspect(arguments.recipe.open(None)?, &context.environment)?;
+    // Colour marks supervised text where it is shown, brackets elsewhere.
     let colored = io::stdout().is_terminal()
         && anstream::AutoStream::choice(&io::stdout()) != anstream::ColorChoice::Never;
     if !console.json() {
@@ -91,7 +101,7 @@ fn show(number: u64, row: &InspectedRow, colored: bool, out: &mut dyn Write) -> 
     writeln!(out, "{}\n", text.trim_end_matches('\n'))
 }
 
-/// Styles each line by itself, so that a pager cutting lines cuts no style.
+/// Styles each line separately, so that a pager that cuts lines keeps styles complete.
 fn lines(text: &str, style: impl Fn(&str) -> String) -> String {
     let style = |line: &str| if line.is_empty() { String::new() } else { style(line) };
     text.split('\n').map(style).collect::<Vec<_>>().join("\n")
@@ -106,10 +116,12 @@ fn spelled(piece: &Piece) -> String {
 
 fn method(supervision: Supervision) -> &'static str {
     match supervision {
-        Supervision::Template(SpanMethod::Prefix) => "by rendering each turn's beginning",
-        Supervision::Template(SpanMethod::Differential) => "by where the rendering changes with the answer",
-        Supervision::Completion => "all behind the prompt",
-        Supervision::Labels => "by the record's labels",
+        Supervision::Template(SpanMethod::Prefix) => "from the rendering of each turn's beginning",
+        Supervision::Template(SpanMethod::Differential) => {
+            "from the difference that the answer makes in the rendering"
+        }
+        Supervision::Completion => "everything after the prompt",
+        Supervision::Labels => "from the record's labels",
         Supervision::Everything => "everything",
     }
 }
@@ -117,10 +129,10 @@ fn method(supervision: Supervision) -> &'static str {
 fn verdict(verdict: &Verdict) -> Option<String> {
     match verdict {
         Verdict::Whole => None,
-        Verdict::Truncated => Some("longer than `max_seq_len`: what follows ✂ is cut off".into()),
-        Verdict::TooLong => Some("left out: longer than `max_seq_len`".into()),
-        Verdict::Empty => Some("left out: nothing in it is supervised".into()),
-        Verdict::Refused(error) => Some(format!("refused: {error}")),
+        Verdict::Truncated => Some("longer than `max_seq_len`: truncated at ✂".into()),
+        Verdict::TooLong => Some("dropped: longer than `max_seq_len`".into()),
+        Verdict::Empty => Some("dropped: no token is supervised".into()),
+        Verdict::Refused(error) => Some(format!("rejected: {error}")),
     }
 }
 

@@ -1,186 +1,171 @@
-//! `tune merge` and `tune export`.
+//! `tune merge`.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
+use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use super::adapter_args::{BaseArguments, ExportArguments, FormArguments, MergeArguments};
+use super::args::{BaseArguments, FolderArguments, gigabytes, number};
+use super::combine::{self, CombineArguments};
 use super::console::Console;
-use super::environment::{Signals, hub_cache};
+use super::environment::Context;
 use super::exit::Exit;
-use super::gguf;
-use super::style::{FAINT, GOOD, STRONG, WARNING, paint};
-use crate::adapter;
-use crate::export::base::Identity;
-use crate::export::check::Comparison;
-use crate::export::merge::{Options, Outcome, Progress as Event};
+use super::failure::Failure;
+use super::lines::{identity, line, warn};
+use super::style::{GOOD, STRONG, paint};
+use crate::export::check::{Comparison, MAX_DIVERGENCE};
+use crate::export::merge::{Options, Outcome, Progress, Wanted};
 use crate::export::weights::Report;
-use crate::files::Existing;
-use crate::run::adapters::{self, BaseChoice, Combination, Merge};
+use crate::model::FloatDtype;
+use crate::recipe::DeviceSpec;
+use crate::run::adapters::Merge;
 use crate::run::held_out::Source;
-use crate::run::{self, Environment};
 use crate::units::Bytes;
 
-/// Share of the adapter's effect from which on another base than that of training is worth a warning.
+/// Distance from the adapter on its base of training, as a share of its effect, from which a warning is printed.
 const FAR: f64 = 0.25;
-/// Most lines of the table of layers; more layers are shown in groups.
+/// Largest number of lines in the table of layers; more layers are grouped.
 const TABLE_LINES: usize = 16;
+/// Shown where the quantization of the base in training is assumed.
+pub(super) const ASSUMED: &str =
+    "the adapter does not record how its base was quantized; QLoRA's usual settings are assumed";
 
-impl BaseArguments {
-    pub(super) fn choice(&self) -> BaseChoice<'_> {
-        BaseChoice { base: self.base.as_deref(), revision: self.revision.as_deref() }
+/// Arguments of `tune merge`.
+#[derive(Debug, Args)]
+pub struct MergeArguments {
+    /// The adapter's folder
+    #[arg(required_unless_present = "adapters")]
+    pub adapter: Option<PathBuf>,
+    /// The base.
+    #[command(flatten)]
+    pub base: BaseArguments,
+    /// The merged folder.
+    #[command(flatten)]
+    pub folder: FolderArguments,
+    /// The weights to merge into [default: original; for a 4-bit checkpoint, its dequantized weights]
+    #[arg(long, value_enum)]
+    pub onto: Option<Wanted>,
+    /// Dtype of the merged weights
+    #[arg(long, value_enum, default_value = "auto")]
+    pub dtype: DtypeArgument,
+    /// Compare on the lines of this file instead of held-out or generated rows
+    #[arg(long, value_name = "FILE", conflicts_with = "recipe")]
+    pub prompts: Option<PathBuf>,
+    /// Compare on the held-out rows of this recipe
+    #[arg(long, value_name = "FILE")]
+    pub recipe: Option<PathBuf>,
+    /// Refuse the merge if rounding loses more than this share of the adapter's effect
+    #[arg(long, value_name = "SHARE", default_value_t = MAX_DIVERGENCE, value_parser = divergence)]
+    pub max_divergence: f64,
+    /// Merge even if the base's files differ from those that the adapter records (sizes and family must fit)
+    #[arg(long)]
+    pub allow_other_base: bool,
+    /// The device of the comparison: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceSpec,
+    /// Largest file of weights, in gigabytes
+    #[arg(long = "max-shard-gb", value_name = "GB", default_value = "5", value_parser = gigabytes)]
+    pub shard_bytes: u64,
+    /// Several adapters.
+    #[command(flatten)]
+    pub combine: CombineArguments,
+}
+
+/// `--dtype`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArgument {
+    /// Each tensor keeps its own; dequantized ones get the model's
+    Auto,
+    /// bfloat16
+    Bf16,
+    /// IEEE half precision
+    F16,
+    /// 32-bit floats
+    F32,
+}
+
+impl DtypeArgument {
+    fn dtype(self) -> Option<FloatDtype> {
+        match self {
+            Self::Auto => None,
+            Self::Bf16 => Some(FloatDtype::Bf16),
+            Self::F16 => Some(FloatDtype::F16),
+            Self::F32 => Some(FloatDtype::F32),
+        }
     }
 }
 
-pub(super) fn existing(overwrite: bool) -> Existing {
-    if overwrite { Existing::Replace } else { Existing::Refuse }
+fn divergence(text: &str) -> Result<f64, String> {
+    number(text, |value| value >= 0.0, "of at least 0")
 }
 
-/// Merges an adapter into its base.
-pub(super) fn merge(arguments: &MergeArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let shard = arguments.max_shard_gb;
-    let sensible = shard > 0.0 && shard <= 1e6 && arguments.max_divergence >= 0.0;
-    if !sensible {
-        console.error("`--max-shard-gb` has to be above 0, `--max-divergence` at least 0", None);
-        return Ok(Exit::Recipe);
-    }
+/// Merges an adapter, or several combined, into their base.
+pub(super) fn merge(
+    arguments: &MergeArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
     let options = Options {
-        onto: arguments.onto.map(Into::into),
+        onto: arguments.onto,
         dtype: arguments.dtype.dtype(),
         any_hash: arguments.allow_other_base,
         max_divergence: arguments.max_divergence,
-        shard_bytes: (shard * 1e9) as u64,
-        existing: existing(arguments.overwrite),
+        shard_bytes: arguments.shard_bytes,
+        existing: arguments.folder.existing(),
     };
     let source = match (&arguments.prompts, &arguments.recipe) {
         (Some(prompts), _) => Source::Prompts(prompts.clone()),
         (None, Some(recipe)) => Source::Recipe(recipe.clone()),
         (None, None) => Source::Any,
     };
-    let signals = Signals::listen();
-    let stop = || signals.raised();
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &stop };
-    let how = match arguments.combine.combination() {
-        Ok(how) => how,
+    let combination = match arguments.combine.combination(arguments.allow_other_base) {
+        Ok(combination) => combination,
         Err(message) => {
             console.error(message, None);
             return Ok(Exit::Recipe);
         }
     };
-    let base = arguments.base.choice();
-    let several = how.map(|how| Combination {
-        adapters: &arguments.combine.adapters,
-        combine: how,
-        seed: arguments.combine.seed,
-        any_base: arguments.allow_other_base,
-    });
-    if let Some(several) = several.as_ref().filter(|_| arguments.combine.as_adapter) {
-        return match several.write(base, &arguments.out, options.existing, &environment) {
-            Ok((combined, notes)) => {
-                tell_combined(several, &notes, console)?;
-                let rank = combined.targets.iter().map(|target| target.rank).max().unwrap_or(0);
-                console.event(
-                    "result",
-                    &json!({
-                        "output_dir": arguments.out.display().to_string(),
-                        "modules": combined.targets.len(),
-                        "rank": rank,
-                    }),
-                );
-                line(console.out(), "adapter", &format!("{} modules, rank {rank}", combined.targets.len()))?;
-                line(console.out(), "combined", &paint(GOOD, arguments.out.display()))?;
-                writeln!(
-                    console.out(),
-                    "\nNext: tune verify {0}; tune merge {0} --out FOLDER",
-                    arguments.out.display()
-                )?;
-                Ok(Exit::Done)
-            }
-            Err(error) => Ok(failed(&error, &signals, console)),
-        };
+    let (base, out, environment) = (arguments.base.choice(), &arguments.folder.out, &context.environment);
+    if let Some(combination) = combination.as_ref().filter(|_| arguments.combine.as_adapter) {
+        let (combined, notes) = combination.write(base, out, options.existing, environment)?;
+        combine::written(combination, &combined, &notes, out, console)?;
+        return Ok(Exit::Done);
     }
-    let opened = match (&several, &arguments.adapter) {
-        (Some(several), _) => {
-            Merge::open_combined(several, base, options, &source, &arguments.out, &environment)
+    let (merge, notes) = match (&combination, &arguments.adapter) {
+        (Some(combination), _) => {
+            Merge::open_combined(combination, base, options, &source, out, environment)?
         }
-        (None, Some(adapter)) => {
-            Merge::open(adapter, base, options, &source, &environment).map(|merge| (merge, Vec::new()))
-        }
+        (None, Some(adapter)) => (Merge::open(adapter, base, options, &source, environment)?, Vec::new()),
         (None, None) => {
-            console.error("name an adapter, or several with `--adapters` and `--combine`", None);
+            console.error(
+                "no adapter given",
+                Some("name its folder, or several with `--adapters` and `--combine`"),
+            );
             return Ok(Exit::Recipe);
         }
     };
-    let (merge, notes) = match opened {
-        Ok(opened) => opened,
-        Err(error) => return Ok(failed(&error, &signals, console)),
-    };
     let plan = &merge.plan;
     line(console.out(), "base", &format!("{} ({})", plan.base.name(), plan.base.spec.family))?;
-    if let Some(several) = &several {
-        tell_combined(several, &notes, console)?;
+    if let Some(combination) = &combination {
+        combine::describe(combination, &notes, console)?;
     }
     let name = arguments.adapter.as_ref().map_or(String::new(), |adapter| format!("{}, ", adapter.display()));
     line(console.out(), "adapter", &format!("{name}{} modules", plan.targets.len()))?;
-    tell(&plan.identity, console)?;
+    identity(&plan.identity, console)?;
     line(console.out(), "onto", &plan.onto_name())?;
     if plan.guesses_quantization() {
-        warn(
-            console,
-            "the adapter does not say how its base was quantized; this is what QLoRA usually does",
-        )?;
+        warn(console, ASSUMED)?;
     }
     console.out().flush()?;
-    let mut show = |event: Event| match event {
-        Event::Writing(done, total) => console.count("merging", done as u64, total as u64),
-        Event::Comparing(done, total) => console.count("comparing", done as u64, total as u64),
+    let mut show = |progress: Progress| match progress {
+        Progress::Writing(done, total) => console.count("merging", done as u64, total as u64),
+        Progress::Comparing(done, total) => console.count("comparing", done as u64, total as u64),
     };
-    let outcome = merge.run(&arguments.out, &mut show, arguments.device, &environment);
+    let outcome = merge.run(out, &mut show, arguments.device, environment)?;
     console.quiet();
-    match outcome {
-        Ok(outcome) => {
-            finish(&outcome, &merge, arguments, console)?;
-            Ok(Exit::Done)
-        }
-        Err(error) => Ok(failed(&error, &signals, console)),
-    }
-}
-
-/// What was combined, and how.
-fn tell_combined(
-    combination: &Combination<'_>,
-    notes: &[String],
-    console: &mut Console<'_>,
-) -> io::Result<()> {
-    for (folder, weight) in combination.adapters {
-        line(console.out(), "adapter", &format!("{weight:+} × {}", folder.display()))?;
-    }
-    line(console.out(), "combine", &combination.combine.to_string())?;
-    for text in notes {
-        note(console, text)?;
-    }
-    Ok(())
-}
-
-pub(super) fn failed(error: &run::Error, signals: &Signals, console: &mut Console<'_>) -> Exit {
-    match error {
-        run::Error::Stopped | run::Error::Export(crate::export::Error::Stopped) => {
-            console.error("stopped; nothing was written", None);
-            signals.exit()
-        }
-        run::Error::Export(crate::export::Error::WrongBase { overridable: true, .. }) => {
-            let help = "give the base it was trained on with `--base`; if you are sure, `--allow-other-base`";
-            console.error(&error.to_string(), Some(help));
-            Exit::Other
-        }
-        run::Error::Export(crate::export::Error::DifferentBases { .. }) => {
-            let help = "if you are sure that they belong together, `--allow-other-base`";
-            console.error(&error.to_string(), Some(help));
-            Exit::Other
-        }
-        _ => console.failure(error),
-    }
+    finish(&outcome, &merge, arguments, console)?;
+    Ok(Exit::Done)
 }
 
 fn finish(
@@ -190,10 +175,11 @@ fn finish(
     console: &mut Console<'_>,
 ) -> io::Result<()> {
     let (rows, found) = (&merge.rows, &outcome.comparison);
+    let folder = arguments.folder.out.display();
     console.event(
         "result",
         &json!({
-            "output_dir": arguments.out.display().to_string(),
+            "output_dir": folder.to_string(),
             "onto": outcome.onto,
             "modules": merge.plan.targets.len(),
             "files": outcome.files,
@@ -211,58 +197,51 @@ fn finish(
         }),
     );
     table(&outcome.report, console.out())?;
-    line(
-        console.out(),
-        "check",
-        &format!("{} tokens in {} rows: {}", rows.tokens(), rows.ids.len(), rows.origin),
-    )?;
+    let compared_on = format!("{} tokens in {} rows: {}", rows.tokens(), rows.ids.len(), rows.origin);
+    line(console.out(), "check", &compared_on)?;
     compared(&outcome.comparison, console)?;
-    let files = format!("{} ({} files, {})", arguments.out.display(), outcome.files, Bytes(outcome.bytes));
+    let files = format!("{folder} ({} files, {})", outcome.files, Bytes(outcome.bytes));
     line(console.out(), "merged", &paint(GOOD, files))?;
     writeln!(
         console.out(),
-        "\nNext: load it with transformers (`AutoModelForCausalLM.from_pretrained(\"{}\")`) or any server of models.",
-        arguments.out.display()
+        "\nNext: load it with transformers or any inference server:\n  AutoModelForCausalLM.from_pretrained(\"{folder}\")"
     )
 }
 
-/// What the comparison found, in logits.
+/// The comparison of merged model and adapter on base, in logits.
 fn compared(found: &Comparison, console: &mut Console<'_>) -> io::Result<()> {
     if found.effect == 0.0 {
-        warn(console, "the adapter changes no logit at all: see `tune verify`")?;
+        warn(console, "the adapter changes no logit; `tune verify` shows why")?;
     }
-    let detail = |text: String| format!("          {text}");
     writeln!(
         console.out(),
-        "{}",
-        detail(format!(
-            "the adapter moves logits by {:.3e}, merging by {:.3e} ({:.2} % of that); same first token after {:.1} %",
-            found.effect,
-            found.residual,
-            100.0 * found.divergence(),
-            100.0 * found.agreement
-        ))
+        "          logits change by {:.3e} through the adapter, by {:.3e} through merging ({:.2} %)",
+        found.effect,
+        found.residual,
+        100.0 * found.divergence(),
+    )?;
+    writeln!(
+        console.out(),
+        "          same most likely token at {:.1} % of positions",
+        100.0 * found.agreement
     )?;
     if let Some(distance) = found.from_training {
         let share = 100.0 * distance / found.effect;
         writeln!(
             console.out(),
-            "{}",
-            detail(format!(
-                "from the adapter on the quantized base it was trained on: {distance:.3e} ({share:.0} % of the effect)"
-            ))
+            "          from the adapter on the quantized base of its training: {distance:.3e} ({share:.0} % of the effect)"
         )?;
         if distance > FAR * found.effect {
             warn(
                 console,
-                "the original weights are far from those it was trained on; `--onto nf4` merges onto the latter",
+                "the original weights differ much from the quantized ones of training; `--onto nf4` merges onto those",
             )?;
         }
     }
     Ok(())
 }
 
-/// Layer by layer: how large the change is, and what quantization and rounding are beside it.
+/// Layer by layer: the relative size of the delta, and of the quantization and rounding errors.
 fn table(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     writeln!(out, "{}", paint(STRONG, "layer       delta/weight   nf4 error/delta   rounding/delta"))?;
     let group = report.layers.len().div_ceil(TABLE_LINES).max(1);
@@ -290,93 +269,4 @@ fn table(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         )?;
     }
     Ok(())
-}
-
-/// Writes an adapter for another program.
-pub(super) fn export(arguments: &ExportArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let consumer = match &arguments.form {
-        FormArguments { gguf: Some(file), .. } => return gguf::model(arguments, (*file).into(), console),
-        FormArguments { gguf_lora: Some(dtype), .. } => {
-            return gguf::lora(arguments, (*dtype).into(), console);
-        }
-        FormArguments { consumer: Some(consumer), .. } => (*consumer).into(),
-        FormArguments { consumer: None, gguf: None, gguf_lora: None } => {
-            console.error("name what to write: `--for`, `--gguf` or `--gguf-lora`", None);
-            return Ok(Exit::Recipe);
-        }
-    };
-    if arguments.onto.is_some() || arguments.allow_other_base {
-        console.error(
-            "`--onto` and `--allow-other-base` go with `--gguf`; `--for` asks nothing of the base",
-            None,
-        );
-        return Ok(Exit::Recipe);
-    }
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &|| false };
-    let exported = adapters::export(
-        &arguments.source,
-        arguments.base.choice(),
-        consumer,
-        &arguments.out,
-        existing(arguments.overwrite),
-        &environment,
-    );
-    match exported {
-        Ok(exported) => {
-            console.event(
-                "result",
-                &json!({
-                    "output_dir": arguments.out.display().to_string(),
-                    "for": consumer.word(),
-                    "changes": exported.changes,
-                    "usage": exported.usage,
-                }),
-            );
-            match exported.changes.as_slice() {
-                [] => line(console.out(), "changed", "nothing: its numbers are as they were")?,
-                changes => line(console.out(), "changed", &changes.join("; "))?,
-            }
-            line(console.out(), "exported", &paint(GOOD, arguments.out.display()))?;
-            writeln!(console.out(), "\nNext: {}", paint(STRONG, exported.usage))?;
-            Ok(Exit::Done)
-        }
-        Err(error @ run::Error::Adapter(adapter::Error::Unusable { .. })) => {
-            let help = "what cannot be carried over can be merged instead: in PEFT, `merge_and_unload()`";
-            console.error(&error.to_string(), Some(help));
-            Ok(Exit::Other)
-        }
-        Err(error) => Ok(console.failure(&error)),
-    }
-}
-
-/// Whether base and adapter belong together.
-pub(super) fn tell(identity: &Identity, console: &mut Console<'_>) -> io::Result<()> {
-    if !identity.same.is_empty() {
-        let text = format!("same as in training: {}", identity.same.join(", "));
-        writeln!(console.out(), "          {}", paint(FAINT, text))?;
-    }
-    for difference in &identity.overruled {
-        warn(console, &format!("not the base it was trained on: {difference}"))?;
-    }
-    for text in &identity.notes {
-        note(console, text)?;
-    }
-    Ok(())
-}
-
-pub(super) fn line(out: &mut dyn Write, name: &str, text: &str) -> io::Result<()> {
-    writeln!(out, "{} {text}", paint(STRONG, format!("{name:<9}")))
-}
-
-/// Something that a person should look at, among what is told of the files.
-pub(super) fn warn(console: &mut Console<'_>, text: &str) -> io::Result<()> {
-    console.warning(text);
-    writeln!(console.out(), "{} {text}", paint(WARNING, "warning:"))
-}
-
-/// Something worth knowing, below the line it belongs to.
-fn note(console: &mut Console<'_>, text: &str) -> io::Result<()> {
-    console.event("note", &json!({"message": text}));
-    writeln!(console.out(), "          {}", paint(FAINT, text))
 }

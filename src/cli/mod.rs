@@ -1,33 +1,37 @@
-//! The command line: the only part that prints, reads the environment and decides exit codes.
+//! The command line: the only room that prints, reads the environment and chooses exit codes.
 
-pub mod adapter_args;
 mod annotations;
 pub mod args;
 mod bench;
 mod bundles;
 mod chat;
+mod choices;
+mod combine;
+pub mod commands;
 mod console;
 mod doctor;
-pub mod download;
+mod download;
 mod environment;
 mod eval;
 mod exit;
+mod export;
+mod failure;
 mod finding;
 mod generate;
 mod gguf;
-pub mod import;
+mod import;
 mod inspect;
+mod lines;
 mod merge;
 mod page;
 mod progress;
-pub mod quantize;
+mod quantize;
 mod report;
 mod reproduce;
 mod run;
 mod speed;
 mod style;
 mod tables;
-pub mod talk_args;
 mod unread;
 mod validate;
 mod verify;
@@ -36,18 +40,21 @@ use std::io::{self, Write};
 use std::process::{self, ExitCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
-use args::{Arguments, Command, OutputArguments};
+use commands::{Arguments, Command};
 use console::Console;
+use environment::{Context, Signals};
 use exit::Exit;
+use failure::Failure;
 
 use crate::device;
+use crate::run::Environment;
 
-/// Parses the command line and does what it says.
+/// Parses the command line and runs its command.
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
+    let (name, arguments) = match parse() {
+        Ok(parsed) => parsed,
         Err(error) => return unread::refuse(&error).into(),
     };
     let profile = match &arguments.command {
@@ -56,9 +63,9 @@ pub fn main() -> ExitCode {
     };
     device::configure(environment::kernel_cache().as_deref(), profile.as_deref());
     let mut out = anstream::stdout().lock();
-    let exit = match dispatch(&arguments.command, &mut out).and_then(|exit| out.flush().map(|()| exit)) {
+    let exit = match dispatch(&name, &arguments, &mut out).and_then(|exit| out.flush().map(|()| exit)) {
         Ok(exit) => exit,
-        // Whoever read our output has seen enough, as `head` does.
+        // The reader of our output closed it, as `head` does.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
         Err(error) => {
             report::error(&format!("cannot write to standard output: {error}"), None);
@@ -66,93 +73,95 @@ pub fn main() -> ExitCode {
         }
     };
     if let Some(profile) = profile {
-        // Without a GPU nobody has written it.
+        // Without a GPU it does not exist.
         let _ = std::fs::remove_file(profile);
     }
     exit.into()
 }
 
-/// Memory is out: says so, and ends the program with the exit code of resources. Allocates nothing.
+/// Reports that memory ran out, and ends the program with the exit code of resources. Allocates nothing.
 pub fn out_of_memory(bytes: usize) -> ! {
     static SAID: AtomicBool = AtomicBool::new(false);
-    // Said once, whichever threads ask for memory while the program ends.
+    // Reported once, even if several threads run out of memory while the program ends.
     if SAID.swap(true, Ordering::Relaxed) {
         process::exit(Exit::Resources as i32);
     }
     let _ = writeln!(
         io::stderr(),
-        "error: out of memory: {bytes} bytes more could not be had\nhelp: `tune validate` tells what a run needs; a \
-         smaller `train.micro_batch_size` or `data.max_seq_len` needs less, and what is in the newest checkpoint is not \
-         lost (`--resume`)"
+        "error: out of memory: cannot allocate {bytes} bytes\nhelp: `tune validate` shows the memory that a run needs; \
+         lower `train.micro_batch_size` or `data.max_seq_len`, then continue from the newest checkpoint with `--resume`"
     );
     process::exit(Exit::Resources as i32)
 }
 
-fn dispatch(command: &Command, out: &mut impl Write) -> io::Result<Exit> {
+/// The name of the command, and everything that was typed.
+fn parse() -> Result<(String, Arguments), clap::Error> {
+    let mut command = Arguments::command();
+    let matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    let arguments = Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
+    Ok((matches.subcommand_name().unwrap_or_default().to_owned(), arguments))
+}
+
+/// Whether a command asks for signals while it works. They end the others at once.
+fn stops_at_signals(command: &Command) -> bool {
     match command {
-        Command::Run(arguments) => {
-            speak("run", arguments.output, out, |console| run::run(arguments, console))
-        }
-        Command::Validate(arguments) => {
-            speak("validate", arguments.output, out, |console| validate::validate(arguments, console))
-        }
-        Command::Inspect(arguments) => {
-            speak("inspect", arguments.output, out, |console| inspect::inspect(arguments, console))
-        }
-        Command::Reproduce(arguments) => speak("reproduce", arguments.for_programs, out, |console| {
-            reproduce::reproduce(arguments, console)
-        }),
-        Command::Report(arguments) => {
-            speak("report", arguments.for_programs, out, |console| page::report(arguments, console))
-        }
-        Command::Bench(arguments) => {
-            speak("bench", arguments.output, out, |console| bench::bench(arguments, console))
-        }
-        Command::Generate(arguments) => {
-            speak("generate", arguments.output, out, |console| generate::generate(arguments, console))
-        }
-        Command::Chat(arguments) => {
-            speak("chat", arguments.output, out, |console| chat::chat(arguments, console))
-        }
-        Command::Eval(arguments) => {
-            speak("eval", arguments.output, out, |console| eval::eval(arguments, console))
-        }
-        Command::Doctor(arguments) => {
-            speak("doctor", arguments.for_programs, out, |console| doctor::doctor(arguments, console))
-        }
-        Command::Merge(arguments) => {
-            speak("merge", arguments.for_programs, out, |console| merge::merge(arguments, console))
-        }
-        Command::Quantize(arguments) => {
-            speak("quantize", arguments.output, out, |console| quantize::quantize(arguments, console))
-        }
-        Command::Verify(arguments) => {
-            speak("verify", arguments.for_programs, out, |console| verify::verify(arguments, console))
-        }
-        Command::Export(arguments) => {
-            speak("export", arguments.for_programs, out, |console| merge::export(arguments, console))
-        }
-        Command::Download(arguments) => {
-            speak("download", arguments.for_programs, out, |console| download::download(arguments, console))
-        }
-        Command::Import(arguments) => {
-            speak("import", arguments.for_programs, out, |console| import::import(arguments, console))
-        }
-        Command::Ls(form) => speak("ls", *form, out, bundles::ls),
-        Command::Cp(arguments) => {
-            speak("cp", arguments.for_programs, out, |console| bundles::cp(arguments, console))
-        }
+        Command::Run(_)
+        | Command::Validate(_)
+        | Command::Reproduce(_)
+        | Command::Bench(_)
+        | Command::Generate(_)
+        | Command::Eval(_)
+        | Command::Doctor(_)
+        | Command::Merge(_)
+        | Command::Quantize(_)
+        | Command::Download(_) => true,
+        Command::Export(arguments) => arguments.form.consumer.is_none(),
+        Command::Inspect(_)
+        | Command::Report(_)
+        | Command::Chat(_)
+        | Command::Verify(_)
+        | Command::Import(_)
+        | Command::Ls
+        | Command::Cp(_) => false,
     }
 }
 
-/// Does what a command does between its first word and its last.
-fn speak(
-    command: &str,
-    form: OutputArguments,
-    out: &mut dyn Write,
-    act: impl FnOnce(&mut Console<'_>) -> io::Result<Exit>,
-) -> io::Result<Exit> {
-    let mut console = Console::new(Some(command), form, out);
-    let exit = act(&mut console)?;
+fn dispatch(name: &str, arguments: &Arguments, out: &mut dyn Write) -> io::Result<Exit> {
+    let signals = if stops_at_signals(&arguments.command) { Signals::listen() } else { Signals::default() };
+    let stop = || signals.raised();
+    let hub_cache = environment::hub_cache();
+    let context =
+        &Context { environment: Environment { hub_cache: &hub_cache, stop: &stop }, signals: &signals };
+    let mut console = Console::new(Some(name), arguments.output, out);
+    let to = &mut console;
+    let done = match &arguments.command {
+        Command::Run(arguments) => run::run(arguments, context, to),
+        Command::Validate(arguments) => validate::validate(arguments, context, to),
+        Command::Inspect(arguments) => inspect::inspect(arguments, context, to),
+        Command::Reproduce(arguments) => reproduce::reproduce(arguments, context, to),
+        Command::Report(arguments) => page::report(arguments, to),
+        Command::Bench(arguments) => bench::bench(arguments, context, to),
+        Command::Generate(arguments) => generate::generate(arguments, context, to),
+        Command::Chat(arguments) => chat::chat(arguments, context, to),
+        Command::Eval(arguments) => eval::eval(arguments, context, to),
+        Command::Doctor(arguments) => doctor::doctor(arguments, context, to),
+        Command::Merge(arguments) => merge::merge(arguments, context, to),
+        Command::Quantize(arguments) => quantize::quantize(arguments, context, to),
+        Command::Verify(arguments) => verify::verify(arguments, context, to),
+        Command::Export(arguments) => export::export(arguments, context, to),
+        Command::Download(arguments) => download::download(arguments, context, to),
+        Command::Import(arguments) => import::import(arguments, to),
+        Command::Ls => bundles::ls(to),
+        Command::Cp(arguments) => bundles::cp(arguments, to),
+    };
+    let exit = match done {
+        Ok(exit) => exit,
+        Err(Failure::Output(error)) => return Err(error),
+        Err(failure) if failure.is_stop() => {
+            console.error("stopped; nothing was written", None);
+            signals.exit()
+        }
+        Err(Failure::Run(error)) => console.failure(&error),
+    };
     console.end(exit)
 }

@@ -1,4 +1,4 @@
-//! Draws a run's events: bars on a terminal, plain lines everywhere else. The only place that knows indicatif.
+//! Shows a run's events: progress bars on a terminal, plain lines elsewhere. The only user of indicatif.
 
 use std::io::Write;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::train::divergence::DivergenceReport;
 use crate::train::event::{EvaluationReport, Event, Observer, Start, StepReport};
 use crate::units::{Bytes, Grouped};
 
-/// How often a plain log may repeat the progress of one long phase.
+/// Shortest time between progress lines of one phase in a plain log.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// An [`Observer`] that writes to standard error.
@@ -25,7 +25,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Bars when standard error is a terminal, lines otherwise.
+    /// Bars if standard error is a terminal, lines otherwise.
     pub(super) fn new() -> Self {
         Self {
             bar: None,
@@ -37,10 +37,10 @@ impl Progress {
         }
     }
 
-    /// A line that stays, above the bar where there is one.
+    /// A permanent line, above the bar if there is one.
     fn line(&self, text: &str) {
         let write = || {
-            // A closed pipe is no reason to stop a training run.
+            // A closed pipe does not stop a training run.
             let _ = writeln!(anstream::stderr(), "{text}");
         };
         match &self.bar {
@@ -49,19 +49,19 @@ impl Progress {
         }
     }
 
-    /// Progress of something that is counted.
+    /// Progress in items.
     pub(super) fn count(&mut self, name: &'static str, done: u64, total: u64) {
         self.phase(name, "{msg}  {wide_bar:.green/dim} {pos}/{len}", done, total);
     }
 
-    /// Progress of something that is measured in bytes.
+    /// Progress in bytes.
     pub(super) fn bytes(&mut self, name: &'static str, done: u64, total: u64) {
         let template =
             "{msg}  {wide_bar:.green/dim} {binary_bytes}/{binary_total_bytes}  {binary_bytes_per_sec}";
         self.phase(name, template, done, total);
     }
 
-    /// Progress of a phase that precedes or interrupts training.
+    /// Progress of a phase before or between training steps.
     fn phase(&mut self, name: &'static str, template: &str, done: u64, total: u64) {
         if self.phase != Some(name) {
             self.clear();
@@ -105,7 +105,7 @@ impl Progress {
             start.compute,
         ));
         self.line(&format!(
-            "{}   {} examples an epoch, {} held out",
+            "{}   {} examples per epoch, {} held out",
             paint(STRONG, "data"),
             Grouped(start.training_examples),
             Grouped(start.held_out_examples),
@@ -113,10 +113,10 @@ impl Progress {
         self.line(&format!("{} {}", paint(STRONG, "memory"), tables::plan_line(&start.plan)));
         let from = match start.done_steps {
             0 => String::new(),
-            done => format!(", going on after step {}", Grouped(done)),
+            done => format!(", continuing after step {}", Grouped(done)),
         };
         self.line(&format!(
-            "{}  {} steps into {}{from}",
+            "{}  {} steps, output in {}{from}",
             paint(STRONG, "train"),
             Grouped(start.total_steps),
             start.output_dir.display()
@@ -130,7 +130,7 @@ impl Progress {
                 self.phase = Some("training");
                 self.bar = Some(bar(
                     self.total_steps,
-                    "{msg}  {wide_bar:.green/dim} {pos}/{len}  {elapsed} gone, {eta} left",
+                    "{msg}  {wide_bar:.green/dim} {pos}/{len}  {elapsed} elapsed, about {eta} left",
                 ));
             }
             let Some(bar) = &self.bar else { return };
@@ -153,11 +153,11 @@ impl Progress {
 
     fn diverged(&mut self, report: &DivergenceReport) {
         let what_next = match report.rolled_back {
-            true => format!("back to the adapter of step {}", report.continued_from),
-            false => "the step is left out".to_owned(),
+            true => format!("rolled back to step {}", report.continued_from),
+            false => "step skipped".to_owned(),
         };
         self.line(&format!(
-            "{} the {} of step {} is {}: {what_next}; it was made from {}",
+            "{} the {} of step {} is {}: {what_next}; rows {}",
             paint(WARNING, "warning:"),
             report.diverged,
             report.step,
@@ -229,7 +229,7 @@ impl Observer for Progress {
                 let what = if *best { "best so far" } else { "checkpoint" };
                 self.line(&paint(FAINT, format!("saved  {} ({what})", path.display())));
             }
-            // Shown together with what follows.
+            // Shown together with later events.
             Event::Surveyed(_) | Event::Answered(_) | Event::InputChanged(_) => {}
             Event::Note(text) => self.line(&format!("{}   {text}", paint(STRONG, "note"))),
             Event::Warning(text) => self.line(&format!("{} {text}", paint(WARNING, "warning:"))),

@@ -1,4 +1,4 @@
-//! How errors look: one line with a way out, or a recipe's problems with an excerpt of its text.
+//! Prints errors: one line and a remedy, or a recipe's problems with excerpts of its text.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 
@@ -21,17 +21,17 @@ use crate::train::folder::FolderError;
 /// Widest line of an excerpt.
 const WIDTH: usize = 100;
 
-/// `error: …`, and the way out below it where there is one.
+/// Prints `error: …`, and `help: …` below it if there is a remedy.
 pub(super) fn error(message: &str, help: Option<&str>) {
     let mut stderr = anstream::stderr().lock();
-    // When nobody listens on stderr any more, the exit code still says what happened.
+    // If standard error is closed, the exit code still tells what happened.
     let _ = writeln!(stderr, "{} {}", paint(ERROR, "error:"), visible(message));
     if let Some(help) = help {
         let _ = writeln!(stderr, "{} {}", paint(STRONG, "help:"), visible(help));
     }
 }
 
-/// A diagnostic with its excerpts; colour and box drawing only where a terminal shows them.
+/// Prints a diagnostic with its excerpts; colour and box drawing only on a terminal.
 pub(super) fn diagnostic(problem: &dyn Diagnostic) {
     let theme = match (std::io::stderr().is_terminal(), colored_errors()) {
         (true, true) => GraphicalTheme::unicode(),
@@ -46,45 +46,52 @@ pub(super) fn diagnostic(problem: &dyn Diagnostic) {
     let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
 }
 
-/// What to do about a failure, where there is more to say than the error does.
+/// The remedy for a failure, if its message does not contain one.
 pub(super) fn way_out(failure: &run::Error) -> Option<String> {
-    let told = match failure {
+    let help = match failure {
         run::Error::Diverged { checkpoint, .. } => {
             let kept = checkpoint.as_ref().map_or_else(
-                || "nothing was learned yet that could be kept".to_owned(),
-                |path| format!("what was learned before is in {}", path.display()),
+                || "there is no checkpoint yet".to_owned(),
+                |path| format!("the last good state is in {}", path.display()),
             );
-            let way_out = "a lower `train.learning_rate`, or `train.max_grad_norm`, is the usual cure, and \
-                           `train.on_divergence = \"skip\"` leaves single bad steps out; look at the rows";
-            return Some(format!("{kept}; {way_out}"));
+            return Some(format!(
+                "{kept}. Lower `train.learning_rate` or set `train.max_grad_norm`; `train.on_divergence = \"skip\"` skips \
+                 single bad steps. Inspect the rows"
+            ));
         }
         run::Error::NotTheSameRun { .. } => {
-            "put it back as it was; or begin a new run with `--set output_dir=\"…\"`; or, if you mean it, go on with \
+            "undo the change, start a new run with `--set output_dir=\"…\"`, or continue anyway with \
              `--resume --accept-changes`"
         }
         run::Error::Device(unavailable) => return Some(unavailable.help()),
         run::Error::DeviceFailed(Failed::OutOfMemory { .. }) => {
-            "`--fit` chooses micro-batches that fit, and a smaller `train.memory_budget` leaves more free; what is in the \
-             newest checkpoint is not lost (`--resume`)"
+            "`--fit` chooses micro-batches that fit, and a lower `train.memory_budget` leaves more memory free; `--resume` \
+             continues from the newest checkpoint"
         }
         run::Error::DeviceFailed(Failed::Broken { .. }) => {
-            "`tune doctor` tries the device out op by op; what is in the newest checkpoint is not lost (`--resume`)"
+            "test the device with `tune doctor`; `--resume` continues from the newest checkpoint"
         }
         run::Error::Dtype { .. } => {
-            "leave `model.compute_dtype` at \"auto\", or choose one of those with `--set model.compute_dtype=f32`"
+            "set `model.compute_dtype` to \"auto\" or to one of those, as in `--set model.compute_dtype=f32`"
         }
         run::Error::Folder(folder) => way_out_of_folder(folder)?,
         run::Error::ChangedUnderWay { .. } => {
-            "let nothing write to the base while it is in use, and run again (`--resume`, if the run had begun)"
+            "keep the base model unchanged during a run, and run again (with `--resume` if training had begun)"
         }
-        run::Error::Changed { .. } => "put the inputs back as they were, or train anew with `tune run`",
-        run::Error::Unfinished(_) => "name the folder of a run that came to its end",
+        run::Error::Changed { .. } => "restore the inputs, or train again with `tune run`",
+        run::Error::Unfinished(_) => "name the folder of a finished run",
+        run::Error::Export(export::Error::WrongBase { overridable: true, .. }) => {
+            "name the right base with `--base`, or add `--allow-other-base` if you are sure that this one fits"
+        }
+        run::Error::Export(export::Error::DifferentBases { .. }) => {
+            "add `--allow-other-base` if you are sure that they have the same base"
+        }
         _ => return None,
     };
-    Some(told.to_owned())
+    Some(help.to_owned())
 }
 
-/// Shows why a use-case failed, and tells the exit code that belongs to it.
+/// Prints why a use case failed, and returns its exit code.
 pub(super) fn failure(failure: &run::Error) -> Exit {
     match failure {
         run::Error::Recipe(problems) => diagnostic(problems),
@@ -117,9 +124,9 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         ) => Exit::Recipe,
         run::Error::Checkpoint(checkpoint::Error::DoesNotFit { .. }) => Exit::Recipe,
         run::Error::Folder(FolderError::NoneUsable { .. }) => Exit::Other,
-        // It is the command line that names a row.
+        // The row is named on the command line.
         run::Error::Data(data::error::Error::NoSuchRow { .. }) => Exit::Recipe,
-        // Threads that cannot be had are memory that cannot.
+        // A thread that cannot be started is a lack of memory.
         run::Error::Data(data::error::Error::Threads { .. }) => Exit::Resources,
         run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
         run::Error::Diverged { .. } | run::Error::NotFinite { .. } => Exit::Diverged,
@@ -140,7 +147,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
     }
 }
 
-/// The command line names a file, folder or model that is not there, or a dataset that cannot be one.
+/// Whether the command line or recipe names a missing file, folder or model, or an impossible dataset.
 fn is_of_something_missing(failure: &run::Error) -> bool {
     match failure {
         run::Error::Model(model::Error::Assets(error))
@@ -161,21 +168,23 @@ fn is_of_something_missing(failure: &run::Error) -> bool {
     }
 }
 
-/// What to do about a folder that cannot be used.
+/// The remedy for an unusable run folder.
 fn way_out_of_folder(error: &FolderError) -> Option<&'static str> {
     Some(match error {
-        FolderError::InUse(_) => "wait for it to end, or choose another folder with `--set output_dir=\"…\"`",
+        FolderError::InUse(_) => {
+            "wait for that run to end, or choose another folder with `--set output_dir=\"…\"`"
+        }
         FolderError::Occupied(_) => {
             "choose another folder with `--set output_dir=\"…\"`, or replace that run with `--overwrite`"
         }
         FolderError::Unfinished(_) => {
-            "go on with it by `--resume`, choose another folder with `--set output_dir=\"…\"`, or replace it with \
-             `--overwrite`"
+            "continue that run with `--resume`, replace it with `--overwrite`, or choose another folder with \
+             `--set output_dir=\"…\"`"
         }
         FolderError::Foreign(_) => {
-            "choose another folder with `--set output_dir=\"…\"`; nothing here is touched"
+            "choose another folder with `--set output_dir=\"…\"`; this one is left untouched"
         }
-        FolderError::NoneUsable { .. } => "begin again with `--overwrite`, or in another folder",
+        FolderError::NoneUsable { .. } => "start again with `--overwrite`, or in another folder",
         FolderError::File(_) => return None,
     })
 }

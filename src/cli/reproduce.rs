@@ -4,59 +4,70 @@ use std::io;
 use std::path::PathBuf;
 use std::process;
 
+use clap::Args;
 use serde_json::json;
 
-use super::args::ReproduceArguments;
 use super::console::Console;
-use super::environment::{Signals, hub_cache};
+use super::environment::{Context, Signals};
 use super::exit::Exit;
+use super::failure::Failure;
 use super::run::result_of;
 use super::style::{ERROR, GOOD, STRONG, paint};
+use crate::run;
 use crate::run::reproduce::{Reproduction, reproduce as train_again};
-use crate::run::{self, Environment};
 
-/// Trains a run again and compares.
-pub(super) fn reproduce(arguments: &ReproduceArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let signals = Signals::listen();
-    let stop = || signals.raised();
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &stop };
+/// Arguments of `tune reproduce`.
+#[derive(Debug, Args)]
+pub struct ReproduceArguments {
+    /// The folder of a finished run
+    pub run: PathBuf,
+    /// The folder of the new run [default: a temporary folder, kept only if the adapters differ]
+    #[arg(long, value_name = "FOLDER")]
+    pub output: Option<PathBuf>,
+}
+
+/// Trains a run again and compares the adapters.
+pub(super) fn reproduce(
+    arguments: &ReproduceArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
     let into = match &arguments.output {
         Some(folder) => folder.clone(),
         None => match temporary() {
             Ok(folder) => folder,
             Err(error) => {
                 console.error(
-                    &format!("cannot make a temporary folder: {error}"),
+                    &format!("cannot create a temporary folder: {error}"),
                     Some("name one with `--output`"),
                 );
                 return Ok(Exit::Resources);
             }
         },
     };
-    let reproduction = train_again(&arguments.run, &into, &environment, console);
+    let reproduction = train_again(&arguments.run, &into, &context.environment, console);
     console.quiet();
     if arguments.output.is_none() {
-        // Goes only while it is empty: nothing was trained.
+        // Removes an empty folder only: nothing was trained.
         let _ = std::fs::remove_dir(&into);
     }
     let throw_away = |identical: bool| {
         if arguments.output.is_none() && identical {
-            // What is left in a folder for temporary files harms nobody.
+            // A leftover in the system's temporary folder is harmless.
             let _ = std::fs::remove_dir_all(&into);
         }
     };
     match reproduction {
         Ok(reproduction) => {
-            let exit = show(&reproduction, arguments, &signals, console)?;
+            let exit = show(&reproduction, arguments, context.signals, console)?;
             throw_away(reproduction.identical());
             Ok(exit)
         }
         Err(run::Error::Stopped) => {
             console.error("stopped before the first step; nothing was written", None);
-            Ok(signals.exit())
+            Ok(context.signals.exit())
         }
-        Err(error) => Ok(console.failure(&error)),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -77,7 +88,7 @@ fn show(
     }
     console.event("result", &result);
     let Some(found) = found else {
-        console.error("stopped before the end: there is no adapter to compare", None);
+        console.error("stopped before the end; there is no adapter to compare", None);
         return Ok(signals.exit());
     };
     let run = arguments.run.display();
@@ -86,7 +97,7 @@ fn show(
             let out = console.out();
             writeln!(
                 out,
-                "\n{} the adapter of {run} came out the same, byte for byte",
+                "\n{} the new adapter equals that of {run}, byte for byte",
                 paint(GOOD, "identical:")
             )?;
             writeln!(out, "{} {found}", paint(STRONG, "sha256"))?;
@@ -94,20 +105,20 @@ fn show(
         return Ok(Exit::Done);
     }
     let reasons = match differs.as_slice() {
-        [] => "inputs, program and processor are what they were: please report this as a defect".to_owned(),
-        differs => format!("what is not as it was:\n  {}", differs.join("\n  ")),
+        [] => "inputs, program and processor are the same: please report this as a bug".to_owned(),
+        differs => format!("these differ from the run:\n  {}", differs.join("\n  ")),
     };
-    let compare = format!("both are kept: {run} and {}; {reasons}", outcome.output_dir.display());
+    let compare = format!("both runs are kept: {run} and {}; {reasons}", outcome.output_dir.display());
     if !console.json() {
         let out = console.out();
         writeln!(out, "\n{} {expected}  {run}", paint(STRONG, "sha256"))?;
         writeln!(out, "{} {found}  {}", paint(ERROR, "sha256"), outcome.output_dir.display())?;
     }
-    console.error("the adapter came out different", Some(&compare));
+    console.error("the adapters differ", Some(&compare));
     Ok(Exit::Other)
 }
 
-/// A new folder that this user alone can look into.
+/// A new folder that only this user can read.
 fn temporary() -> io::Result<PathBuf> {
     let base = std::env::temp_dir();
     for number in 0..100 {

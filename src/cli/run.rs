@@ -2,38 +2,62 @@
 
 use std::io;
 
+use clap::Args;
 use serde_json::{Value, json};
 
-use super::args::RunArguments;
+use super::args::{DeviceArguments, RecipeArguments};
 use super::console::Console;
-use super::environment::{Signals, hub_cache};
+use super::environment::{Context, Signals};
 use super::exit::Exit;
+use super::failure::Failure;
 use super::style::{FAINT, GOOD, STRONG, paint, visible};
-use crate::recipe::RecipeFile;
-use crate::run::{self, Environment, Options, Outcome};
+use crate::run::{self, Options, Outcome};
 use crate::tensorboard::Recorder;
 use crate::train::event::Both;
 use crate::train::state::Ended;
 
-/// Trains, and says what came of it.
-pub(super) fn run(arguments: &RunArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let file =
-        match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides_with(&arguments.device))
-        {
-            Ok(file) => file,
-            Err(error) => return Ok(console.failure(&error.into())),
-        };
-    let signals = Signals::listen();
-    let stop = || signals.raised();
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &stop };
+/// Arguments of `tune run`.
+#[derive(Debug, Args)]
+pub struct RunArguments {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// The device.
+    #[command(flatten)]
+    pub device: DeviceArguments,
+    /// Choose the fastest micro-batches that fit into memory, up to the recipe's, with more accumulation: the optimizer
+    /// steps stay the same
+    #[arg(long)]
+    pub fit: bool,
+    /// Continue the run in the recipe's output folder from its newest checkpoint, if there is one
+    #[arg(long)]
+    pub resume: bool,
+    /// With --resume: continue even if the recipe, the base or the data have changed; the adapter records it
+    #[arg(long, requires = "resume")]
+    pub accept_changes: bool,
+    /// Replace an earlier run in the recipe's output folder
+    #[arg(long, conflicts_with = "resume")]
+    pub overwrite: bool,
+    /// Also write TensorBoard event files, into `tensorboard/` of the run folder
+    #[arg(long)]
+    pub tensorboard: bool,
+}
+
+/// Trains, and shows the result.
+pub(super) fn run(
+    arguments: &RunArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
+    let file = arguments.recipe.open(arguments.device.device)?;
+    let environment = &context.environment;
     let RunArguments { overwrite, resume, accept_changes, fit, .. } = *arguments;
     let options = Options { overwrite, resume, accept_changes, fit, ..Options::default() };
     let outcome = match arguments.tensorboard {
-        false => run::fine_tune(file, &environment, options, console),
+        false => run::fine_tune(file, environment, options, console),
         true => {
             let mut recorder = Recorder::default();
-            let outcome = run::fine_tune(file, &environment, options, &mut Both(console, &mut recorder));
+            let outcome = run::fine_tune(file, environment, options, &mut Both(console, &mut recorder));
             if let Some(fault) = recorder.fault() {
                 console.warning(&format!("the TensorBoard events are incomplete: {fault}"));
             }
@@ -42,24 +66,23 @@ pub(super) fn run(arguments: &RunArguments, console: &mut Console<'_>) -> io::Re
     };
     console.quiet();
     match outcome {
-        Ok(outcome) => finish(&outcome, &signals, arguments, console),
         Err(run::Error::Stopped) => {
             console.error("stopped before training began; nothing was written", None);
-            Ok(signals.exit())
+            Ok(context.signals.exit())
         }
-        Err(error) => Ok(console.failure(&error)),
+        outcome => Ok(finish(&outcome?, context.signals, arguments, console)?),
     }
 }
 
-/// What came of a run, for programs.
-pub(super) fn tell(outcome: &Outcome, console: &mut Console<'_>) {
+/// The result of a run, as events.
+fn events(outcome: &Outcome, console: &mut Console<'_>) {
     for sample in &outcome.samples {
         console.event("sample", sample);
     }
     console.event("result", &result_of(outcome));
 }
 
-/// What came of a run, as JSON.
+/// The result of a run, as JSON.
 pub(super) fn result_of(outcome: &Outcome) -> Value {
     let evaluations = outcome.evaluations.as_ref();
     let ended_by = match outcome.ended {
@@ -84,7 +107,7 @@ fn finish(
     arguments: &RunArguments,
     console: &mut Console<'_>,
 ) -> io::Result<Exit> {
-    tell(outcome, console);
+    events(outcome, console);
     let failed: Vec<String> =
         outcome.verdicts.iter().filter(|verdict| !verdict.passed).map(ToString::to_string).collect();
     if console.json() {
@@ -99,7 +122,7 @@ fn finish(
     let Some(adapter) = &outcome.adapter else {
         writeln!(
             out,
-            "stopped after step {} of {}; a checkpoint lies in {}/checkpoints\n\nNext: go on with `tune run {recipe} --resume`.",
+            "stopped after step {} of {}; checkpoint in {}/checkpoints\n\nNext: tune run {recipe} --resume",
             outcome.steps,
             outcome.total_steps,
             outcome.output_dir.display()
@@ -107,12 +130,12 @@ fn finish(
         return Ok(signals.exit());
     };
     if outcome.was_finished {
-        writeln!(out, "this run is finished already; nothing was done")?;
+        writeln!(out, "this run was finished before; nothing to do")?;
     }
     if let Ended::Budget(spent) = outcome.ended {
         writeln!(
             out,
-            "`{}` ended the run after step {} of {}: the adapter is that step's; `--resume` goes on from there",
+            "`{}` ended the run after step {} of {}; the adapter is that step's; `--resume` continues from it",
             spent.key(),
             outcome.steps,
             outcome.total_steps
@@ -140,24 +163,23 @@ fn finish(
     }
     writeln!(
         out,
-        "\nNext: load it with PEFT (`PeftModel.from_pretrained(base, \"{}\")`), fold it into its base (`tune merge {} \
+        "\nNext: load it with PEFT (`PeftModel.from_pretrained(base, \"{0}\")`), merge it into its base (`tune merge {0} \
          --out merged`), or change the recipe and train again with `tune run {recipe} --overwrite`.",
-        adapter.display(),
         adapter.display(),
     )?;
     Ok(Exit::Done)
 }
 
-/// Keeps the lines of a longer answer under its first one.
+/// Aligns further lines of an answer below its first one.
 fn indented(text: &str) -> String {
     visible(text.trim()).replace('\n', "\n        ")
 }
 
-/// The adapter is on disk, and is not good enough.
+/// The exit of a run whose adapter is written but fails a gate.
 fn gate_failed(failed: &[String], console: &mut Console<'_>) -> Exit {
     console.error(
-        &format!("a gate of the recipe is not met: {}", failed.join("; ")),
-        Some("the adapter is written and whole; it is not as good as the recipe's `[gate]` asks for"),
+        &format!("the adapter fails a gate of the recipe: {}", failed.join("; ")),
+        Some("the adapter is complete and on disk; it does not reach the recipe's `[gate]`"),
     );
     Exit::Gate
 }

@@ -1,4 +1,4 @@
-//! How fast an answer was, in a line on standard error.
+//! The speed of an answer, as a line on standard error.
 
 use std::io::Write;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use super::style::{FAINT, paint};
 use crate::generate::Answer;
 use crate::units::Grouped;
 
-/// Says it, after `name`.
-pub(super) fn say(name: &str, answer: &Answer) {
+/// Prints the speed after `name`.
+pub(super) fn show(name: &str, answer: &Answer) {
     let timing = answer.timing;
     let prompt = part(timing.prompt_tokens, timing.prompt);
     let decode = match timing.passes {
@@ -17,10 +17,10 @@ pub(super) fn say(name: &str, answer: &Answer) {
     };
     let known = match answer.prompt_tokens.saturating_sub(timing.prompt_tokens) {
         0 => String::new(),
-        known => format!(", {} more known before", Grouped(known as u64)),
+        known => format!(", {} more cached", Grouped(known as u64)),
     };
     let text = format!("{name}prompt {prompt}{known}{decode}; ended by {}", answer.ending.name());
-    // Nobody listening is no reason to stop.
+    // A closed pipe changes nothing.
     let _ = writeln!(anstream::stderr(), "{}", paint(FAINT, text));
 }
 

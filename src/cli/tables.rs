@@ -1,4 +1,4 @@
-//! Tables for people: what matched the target patterns, what memory is planned for.
+//! Tables for people: the adapted projections, and the memory plan.
 
 use super::style::{FAINT, STRONG, WARNING, paint};
 use crate::adapter::table;
@@ -6,7 +6,7 @@ use crate::adapter::target::Target;
 use crate::train::memory::{Plan, Term};
 use crate::units::{Bytes, Grouped};
 
-/// The projections that get an adapter, one line for each kind.
+/// The adapted projections, one line per kind.
 pub(super) fn targets(targets: &[Target]) -> Vec<String> {
     let rows = table::table(targets);
     let mut lines = vec![paint(STRONG, "adapter    layers      out × in    rank  scaling  parameters")];
@@ -34,13 +34,13 @@ pub(super) fn targets(targets: &[Target]) -> Vec<String> {
 /// A memory plan in one line.
 pub(super) fn plan_line(plan: &Plan) -> String {
     let kept = match plan.layers - plan.kept_layers {
-        0 => "every layer keeps its activations".to_owned(),
-        again => format!("{again} of {} layers are run forward again in the backward pass", plan.layers),
+        0 => "all layers save their activations".to_owned(),
+        again => format!("{again} of {} layers recompute theirs in the backward pass", plan.layers),
     };
     format!("{} planned; {kept}", Bytes(plan.total()))
 }
 
-/// A memory plan, one line for each term.
+/// A memory plan, one line per term.
 pub(super) fn plan(plan: &Plan) -> Vec<String> {
     let term = |term: &Term| format!("  {:<18}{:>12}", term.name, Bytes(term.bytes).to_string());
     plan.terms.iter().filter(|term| term.bytes > 0).map(term).collect()

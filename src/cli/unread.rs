@@ -1,6 +1,6 @@
-//! A command line that cannot be read: told to people as clap tells it, and to programs as any other error.
+//! Reports an invalid command line: as clap's text, and like any other error as annotations and events.
 //!
-//! What was typed is searched for the options that say who listens, since nothing of it was understood.
+//! Nothing is parsed at that point, so the typed words are searched for `--json` and `--annotations`.
 
 use std::env;
 use std::ffi::OsString;
@@ -8,12 +8,13 @@ use std::io;
 
 use clap::{CommandFactory, ValueEnum};
 
-use super::args::{Annotations, Arguments, OutputArguments};
+use super::args::{Annotations, OutputArguments};
+use super::commands::Arguments;
 use super::console::Console;
 use super::exit::Exit;
 use super::finding::Finding;
 
-/// Shows what is wrong; the exit code for it. Help and version are no error.
+/// Shows the error and returns its exit code. Help and version are not errors.
 pub(super) fn refuse(error: &clap::Error) -> Exit {
     // A closed pipe changes nothing.
     let _ = error.print();
@@ -24,17 +25,17 @@ pub(super) fn refuse(error: &clap::Error) -> Exit {
     let mut out = io::stdout().lock();
     let mut console = Console::new(command(&typed).as_deref(), form(&typed), &mut out);
     console.problem(&finding(error));
-    // Whoever reads may have left; the exit code says it all the same.
+    // The exit code stays the same if the reader has closed the output.
     console.end(Exit::Recipe).unwrap_or(Exit::Recipe)
 }
 
-/// The command that was meant, where there is one of that name.
+/// The command, if the first word names one.
 fn command(typed: &[OsString]) -> Option<String> {
     let first = typed.iter().find(|word| !word.to_string_lossy().starts_with('-'))?.to_str()?;
     Arguments::command().find_subcommand(first).map(|command| command.get_name().to_owned())
 }
 
-/// How the command would have spoken.
+/// The form of output that was asked for.
 fn form(typed: &[OsString]) -> OutputArguments {
     let words: Vec<&str> =
         typed.iter().filter_map(|word| word.to_str()).take_while(|word| *word != "--").collect();
@@ -50,7 +51,7 @@ fn form(typed: &[OsString]) -> OutputArguments {
     OutputArguments { json: words.contains(&"--json"), annotations }
 }
 
-/// What clap says, in one piece, without the word `error:` before it and the advice to ask for help behind it.
+/// clap's error, without its `error:` prefix and its closing advice.
 fn finding(error: &clap::Error) -> Finding {
     let said = error.to_string();
     let said = said.trim().strip_prefix("error: ").unwrap_or(said.trim());
@@ -77,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn who_listens_is_found_among_what_was_typed() {
+    fn the_form_of_output_is_found_among_the_typed_words() {
         let form = |words: &[&str]| form(&typed(words));
         assert!(form(&["run", "--jsonl", "x"]).annotations.is_none() && !form(&["run", "--jsonl"]).json);
         assert!(form(&["--json", "run"]).json && !form(&["run", "--", "--json"]).json);
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_told_apart_from_what_to_do() {
+    fn message_and_help_are_separated() {
         let said =
             |words: &[&str]| finding(&Arguments::try_parse_from([&["tune"], words].concat()).unwrap_err());
         let missing = said(&["run"]);

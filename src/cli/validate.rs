@@ -2,56 +2,56 @@
 
 use std::io::{self, Write};
 
+use clap::Args;
 use serde_json::{Value, json};
 
-use super::args::{RecipeArguments, ValidateArguments};
+use super::args::{DeviceArguments, RecipeArguments};
 use super::console::{Console, targets_of};
-use super::environment::{Signals, hub_cache};
+use super::environment::Context;
 use super::exit::Exit;
+use super::failure::Failure;
 use super::style::{GOOD, STRONG, WARNING, paint};
 use super::tables;
 use crate::adapter::target::Target;
 use crate::adapter::whole::Whole;
 use crate::data::survey::{Statistics, Tally};
-use crate::recipe::RecipeFile;
 use crate::run::validate::{Validation, validate as check};
-use crate::run::{self, Environment};
 use crate::units::Grouped;
 
-/// Checks a recipe and shows what its run would be.
-pub(super) fn validate(arguments: &ValidateArguments, console: &mut Console<'_>) -> io::Result<Exit> {
-    let file =
-        match RecipeFile::open(&arguments.recipe.recipe, &arguments.recipe.overrides_with(&arguments.device))
-        {
-            Ok(file) => file,
-            Err(error) => return Ok(console.failure(&error.into())),
-        };
-    let signals = Signals::listen();
-    let stop = || signals.raised();
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &stop };
-    let validation = check(file, &environment, arguments.fit, console);
-    console.quiet();
-    match validation {
-        Ok(validation) => {
-            for warning in &validation.warnings {
-                console.warning(warning);
-            }
-            if console.json() {
-                console.event("targets", &targets_of(&validation.targets));
-                console.event("data", &Statistics::of(&validation.survey));
-                console.event("result", &result_of(&validation));
-            } else {
-                show(&validation, &arguments.recipe, console.out())?;
-            }
-            Ok(Exit::Done)
-        }
-        Err(run::Error::Stopped) => Ok(signals.exit()),
-        Err(error) => Ok(console.failure(&error)),
-    }
+/// Arguments of `tune validate`.
+#[derive(Debug, Args)]
+pub struct ValidateArguments {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeArguments,
+    /// The device.
+    #[command(flatten)]
+    pub device: DeviceArguments,
+    /// Show the micro-batches that `tune run --fit` would choose
+    #[arg(long)]
+    pub fit: bool,
 }
 
-/// What a run would be, as JSON.
+/// Checks a recipe and shows the plan of its run.
+pub(super) fn validate(
+    arguments: &ValidateArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
+    let file = arguments.recipe.open(arguments.device.device)?;
+    let validation = check(file, &context.environment, arguments.fit, console)?;
+    console.quiet();
+    for warning in &validation.warnings {
+        console.warning(warning);
+    }
+    console.event("targets", &targets_of(&validation.targets));
+    console.event("data", &Statistics::of(&validation.survey));
+    console.event("result", &result_of(&validation));
+    show(&validation, &arguments.recipe, console.out())?;
+    Ok(Exit::Done)
+}
+
+/// The plan of a run, as JSON.
 fn result_of(validation: &Validation) -> Value {
     let (family, parameters) = validation.model;
     json!({
@@ -106,17 +106,21 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
         let size = Grouped(whole.parameters());
         line(
             out,
-            "whole",
-            format!("{} is trained as a whole: {rows} × {columns}, {size} parameters", whole.path),
+            "saved",
+            format!("{} is trained in full: {rows} × {columns}, {size} parameters", whole.path),
         )?;
     }
     if recipe.adapter.use_dora {
-        line(out, "DoRA", "a magnitude for every row of an adapted weight".to_owned())?;
+        line(out, "DoRA", "one magnitude per row of each adapted weight".to_owned())?;
     }
     let ratio = recipe.adapter.learning_rate_ratio;
     if ratio > 1.0 {
         let rate = recipe.train.learning_rate;
-        line(out, "LoRA+", format!("A learns at {rate:e}, B at {:e} ({ratio} times that)", ratio * rate))?;
+        line(
+            out,
+            "LoRA+",
+            format!("learning rate {rate:e} for A, {:e} for B ({ratio} times that)", ratio * rate),
+        )?;
     }
     line(out, "training", tally(&survey.train))?;
     line(out, "held out", tally(&survey.validation))?;
@@ -125,7 +129,7 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
             out,
             "schedule",
             format!(
-                "{} optimizer steps ({} of them warm-up), {} an epoch, {} tokens, largest micro-batch {} tokens",
+                "{} optimizer steps ({} of them warm-up), {} per epoch, {} tokens, largest micro-batch {} tokens",
                 Grouped(schedule.steps),
                 Grouped(validation.warmup_steps),
                 Grouped(schedule.steps_per_epoch),
@@ -150,10 +154,8 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
 
 fn tally(tally: &Tally) -> String {
     let supervised = 100.0 * tally.supervised_tokens as f64 / tally.tokens.max(1) as f64;
-    let longest = tally
-        .longest
-        .map(|(tokens, _)| format!(", the longest {}", Grouped(tokens.into())))
-        .unwrap_or_default();
+    let longest =
+        tally.longest.map(|(tokens, _)| format!(", longest {}", Grouped(tokens.into()))).unwrap_or_default();
     match tally.rows {
         0 => "none".to_owned(),
         rows => format!(

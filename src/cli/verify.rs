@@ -1,35 +1,48 @@
 //! `tune verify`.
 
 use std::io;
+use std::path::PathBuf;
 
+use clap::Args;
 use serde_json::{Value, json};
 
-use super::adapter_args::VerifyArguments;
 use super::console::Console;
-use super::environment::hub_cache;
+use super::environment::Context;
 use super::exit::Exit;
+use super::failure::Failure;
 use super::finding::Finding;
-use super::merge::{line, tell};
+use super::lines::{identity, line};
 use super::style::{ERROR, FAINT, GOOD, STRONG, paint};
 use crate::adapter::table::LayerRanges;
 use crate::export::verify::{ModuleReport, Verification};
-use crate::run::Environment;
 use crate::run::adapters::{self, BaseChoice};
 
-/// Looks at an adapter; the exit code says whether it is good.
-pub(super) fn verify(arguments: &VerifyArguments, console: &mut Console<'_>) -> io::Result<Exit> {
+/// Arguments of `tune verify`.
+#[derive(Debug, Args)]
+pub struct VerifyArguments {
+    /// The adapter's folder
+    pub adapter: PathBuf,
+    /// The base model to check it against
+    #[arg(long, value_name = "FOLDER|ID")]
+    pub base: Option<String>,
+    /// A branch, tag or commit of the hub id
+    #[arg(long, requires = "base")]
+    pub revision: Option<String>,
+}
+
+/// Verifies an adapter; the exit code tells whether it is good.
+pub(super) fn verify(
+    arguments: &VerifyArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
     if !arguments.adapter.is_dir() {
-        let message = format!("there is no folder {}", arguments.adapter.display());
-        console.error(&message, Some("name the folder of an adapter: `adapter/` of a run's"));
+        let message = format!("{} is not a folder", arguments.adapter.display());
+        console.error(&message, Some("name an adapter's folder, as in `tune verify runs/NAME/adapter`"));
         return Ok(Exit::Recipe);
     }
-    let cache = hub_cache();
-    let environment = Environment { hub_cache: &cache, stop: &|| false };
     let base = BaseChoice { base: arguments.base.as_deref(), revision: arguments.revision.as_deref() };
-    let found = match adapters::verify(&arguments.adapter, base, &environment) {
-        Ok(found) => found,
-        Err(error) => return Ok(console.failure(&error)),
-    };
+    let found = adapters::verify(&arguments.adapter, base, &context.environment)?;
     console.event("result", &as_json(&found));
     show(&found, console)?;
     for problem in &found.problems {
@@ -48,22 +61,22 @@ fn show(found: &Verification, console: &mut Console<'_>) -> io::Result<()> {
         let revision = revision.as_ref().map_or(String::new(), |revision| format!(" at {revision}"));
         line(out, "base", &format!("{name}{revision}"))?;
     }
-    if let Some(identity) = &found.identity {
-        tell(identity, console)?;
+    if let Some(evidence) = &found.identity {
+        identity(evidence, console)?;
     }
     let out = console.out();
     if !found.modules.is_empty() {
         writeln!(
             out,
             "{}",
-            paint(STRONG, "modules    layers      rank  scaling   ‖scaling·B·A‖, least to most")
+            paint(STRONG, "modules    layers      rank  scaling   ‖scaling·B·A‖, smallest to largest")
         )?;
         for row in rows(&found.modules) {
             writeln!(out, "{row}")?;
         }
     }
     for whole in &found.wholes {
-        line(out, "whole", &format!("{}, {} × {}", whole.path, whole.shape[0], whole.shape[1]))?;
+        line(out, "saved", &format!("{}, {} × {}", whole.path, whole.shape[0], whole.shape[1]))?;
     }
     for (key, value) in &found.provenance {
         writeln!(out, "          {} {value}", paint(FAINT, key))?;
@@ -75,11 +88,11 @@ fn show(found: &Verification, console: &mut Console<'_>) -> io::Result<()> {
         [] => line(
             out,
             "verified",
-            &paint(GOOD, "every tensor is used, every pair is whole, every module does something"),
+            &paint(GOOD, "every tensor is used, every pair is complete, every module has an effect"),
         ),
         problems => {
             for problem in problems {
-                writeln!(out, "{} {problem}", paint(ERROR, "wrong:"))?;
+                writeln!(out, "{} {problem}", paint(ERROR, "problem:"))?;
             }
             Ok(())
         }

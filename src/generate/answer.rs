@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use tune_kernels::KernelBackend;
 
-use super::decode::{Error, Finish, Heard, Session, Timing};
+use super::decode::{Error, Finish, GenerationEvent, Session, Timing};
 use super::sampling::Sampling;
 use super::text::{StopStrings, TextStream};
 use crate::data::tokenize::{Tokenizer, TokenizerError};
@@ -92,9 +92,9 @@ pub fn answer<B: KernelBackend>(
             ControlFlow::Break(())
         }
     };
-    let generation = session.generate(request.prompt, request.sampling, &mut |heard| match heard {
-        Heard::Prompt => take(String::new(), &mut text),
-        Heard::Token(id) => match stream.push(id) {
+    let generation = session.generate(request.prompt, request.sampling, &mut |event| match event {
+        GenerationEvent::Prompt => take(String::new(), &mut text),
+        GenerationEvent::Token(id) => match stream.push(id) {
             Ok(piece) => take(piece, &mut text),
             Err(error) => {
                 fault = Some(error);

@@ -90,20 +90,20 @@ pub enum Finish {
     Length,
     /// Prompt and answer fill the context the model was made for.
     ContextFull,
-    /// The listener asked for no more.
+    /// The listener stopped it.
     Interrupted,
 }
 
-/// What a listener hears.
+/// What a generation reports to its listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum GenerationEvent {
     /// A part of the prompt was read.
     Prompt,
     /// The next token of the answer.
     Token(u32),
 }
 
-/// A model that answers one prompt after another, and reads what two of them have in common once.
+/// A model that answers prompts in turn; a prefix shared with the previous prompt is reused.
 pub struct Session<'a, B: KernelBackend> {
     decoder: Cow<'a, Decoder<B>>,
     adapters: Option<Vec<LayerAdapters<B>>>,
@@ -130,7 +130,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         &mut self,
         prompt: &[u32],
         sampling: &Sampling,
-        listen: &mut dyn FnMut(Heard) -> ControlFlow<()>,
+        listen: &mut dyn FnMut(GenerationEvent) -> ControlFlow<()>,
     ) -> Result<Generation, Error> {
         let context = self.decoder.spec().max_position_embeddings;
         if prompt.is_empty() {
@@ -170,7 +170,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
             }
             tokens.push(id);
             seen.push(id);
-            if listen(Heard::Token(id)).is_break() {
+            if listen(GenerationEvent::Token(id)).is_break() {
                 break Finish::Interrupted;
             }
         };
@@ -188,7 +188,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
     fn read(
         &mut self,
         ids: &[u32],
-        listen: &mut dyn FnMut(Heard) -> ControlFlow<()>,
+        listen: &mut dyn FnMut(GenerationEvent) -> ControlFlow<()>,
     ) -> Result<Option<Vec<f32>>, Error> {
         loop {
             let start = self.cached.len();
@@ -208,7 +208,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
                     return Err(error);
                 }
             }
-            if listen(Heard::Prompt).is_break() {
+            if listen(GenerationEvent::Prompt).is_break() {
                 return Ok(None);
             }
         }
@@ -245,9 +245,9 @@ pub fn generate<B: KernelBackend>(
     sampling: &Sampling,
     mut on_token: impl FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generation, Error> {
-    Session::new(decoder, adapter).generate(prompt, sampling, &mut |heard| match heard {
-        Heard::Prompt => ControlFlow::Continue(()),
-        Heard::Token(id) => on_token(id),
+    Session::new(decoder, adapter).generate(prompt, sampling, &mut |event| match event {
+        GenerationEvent::Prompt => ControlFlow::Continue(()),
+        GenerationEvent::Token(id) => on_token(id),
     })
 }
 

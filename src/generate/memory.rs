@@ -1,8 +1,8 @@
-//! The memory of answering and of measuring losses, planned before anything is loaded: weights, the key-value cache of
-//! the longest conversation, and the largest moment of a pass.
+//! The memory plan of inference, made before loading: weights, the key-value cache of the longest conversation, and
+//! the peak of a forward pass.
 //!
-//! Weights and passes are counted as for training (`train::memory`), of whose backward pass nothing is needed here; its
-//! workspace bounds that of a forward pass.
+//! Weights and passes are counted as for training (`train::memory`), without the backward pass; its workspace bounds
+//! that of a forward pass.
 
 use serde::Serialize;
 
@@ -13,18 +13,18 @@ use crate::units::Bytes;
 
 const CACHE: &str = "key-value cache";
 const WORKSPACE: &str = "workspace";
-/// Share of all memory from which on a term is worth making smaller.
+/// Share of the total from which a term is worth reducing.
 const WORTH_IT: f64 = 0.1;
 
-/// How much is asked of a model.
+/// The extent of the work that a model is loaded for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Extent {
-    /// Tokens of prompt and answer together, at most; 0: nothing is answered.
+    /// Largest number of tokens of prompt and answer together; 0: no answers.
     pub conversation: usize,
-    /// Tokens of the longest row whose loss is measured; 0: none is.
+    /// Tokens of the longest row whose loss is measured; 0: none.
     pub row: usize,
-    /// Models that answer, each with a cache of its own: the base, and the base with its adapter.
-    pub speakers: usize,
+    /// Models that answer, each with its own cache: the base, and the base with its adapter.
+    pub models: usize,
 }
 
 /// A model that does not fit.
@@ -37,25 +37,25 @@ pub struct DoesNotFit {
     ways: Vec<String>,
 }
 
-/// What will be held, term by term. `workload` says of what model; its tokens are not asked.
+/// The memory plan, term by term, for the model of `workload`; its `tokens` are not used.
 pub fn plan(workload: &Workload<'_>, extent: Extent) -> Vec<Term> {
     let spec = workload.spec;
     let value = workload.dtype.bytes() as u64;
     let (layers, room) = (spec.layers as u64, cache_room(extent.conversation) as u64);
-    // Keys and values. Where room was doubled on the way, the halves that it was moved from stay in the pool.
+    // Keys and values. When a cache has been doubled, its previous halves stay in the pool.
     let row = 2 * (spec.key_value_heads * spec.head_dim) as u64 * value;
     let caches = match extent.conversation {
         0 => 0,
         _ => {
             let outgrown = if room > cache_room(1) as u64 { room / 2 } else { 0 };
-            extent.speakers as u64 * layers * row * (room + outgrown)
+            extent.models as u64 * layers * row * (room + outgrown)
         }
     };
     let tokens = (extent.conversation.min(PROMPT_CHUNK)).max(extent.row) as u64;
     let pass = Plan::pass_bytes(&Workload { tokens, ..*workload }, extent.row as u64);
     let logits = 2 * 4 * spec.vocab_size as u64;
     let adapters: u64 = workload.targets.iter().map(crate::adapter::target::Target::parameters).sum();
-    // What a tensor takes on its way: its numbers in f32, beside what they become.
+    // Loading a tensor: its values in f32, beside the quantized form.
     let loading = match workload.quantization {
         Some(_) => 4 * (spec.hidden_size * spec.intermediate_size) as u64,
         None => 0,
@@ -70,10 +70,10 @@ pub fn plan(workload: &Workload<'_>, extent: Extent) -> Vec<Term> {
     terms
 }
 
-/// The plan, where it fits into `budget` bytes.
+/// The memory plan, if it fits into `budget` bytes.
 ///
 /// # Errors
-/// [`DoesNotFit`], with what would make it smaller.
+/// [`DoesNotFit`], with remedies.
 pub fn require(workload: &Workload<'_>, extent: Extent, budget: u64) -> Result<Vec<Term>, DoesNotFit> {
     let terms = plan(workload, extent);
     let total = |terms: &[Term]| terms.iter().map(|term| term.bytes).sum::<u64>();

@@ -6,11 +6,11 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::inference::{LoadedModel, ModelChoice, OpenedModel, Side};
 use super::open::open;
-use super::prompts::{Manner, Prompt};
+use super::prompts::{Prompt, PromptStyle};
 use super::verdict::Losses;
 pub use super::verdict::{Extraction, Loss, Share};
-use super::voice::{Choice, Speaker, Voice, Who};
 use super::{Environment, Error};
 use crate::data::batch::MicroBatch;
 use crate::data::corpus::{Corpus, Language};
@@ -72,7 +72,7 @@ pub struct Options {
 /// Rows to evaluate, and the model that is to see them; nothing is loaded yet.
 pub struct Evaluation {
     /// The model.
-    pub speaker: Speaker,
+    pub opened: OpenedModel,
     /// Where the rows come from.
     pub origin: String,
     corpus: Corpus,
@@ -119,32 +119,32 @@ impl Evaluation {
     /// Either cannot be used; no row is held out; answers are to be matched in rows that have none.
     pub fn open(
         subject: Subject<'_>,
-        choice: Choice<'_>,
+        choice: ModelChoice<'_>,
         data: Option<DatasetSpec>,
         options: Options,
         environment: &Environment<'_>,
     ) -> Result<Self, Error> {
-        let (speaker, corpus, origin) = match (subject, data) {
+        let (opened, corpus, origin) = match (subject, data) {
             (Subject::Choice, None) => {
                 let message = "there are no rows to evaluate: name a run or a recipe, or a dataset (`--data`, `--format`)";
                 return Err(Error::Choice(message.into()));
             }
             (Subject::Choice, Some(data)) => {
-                let speaker = Speaker::open(choice, environment)?;
-                let corpus = corpus_of(&speaker, None, data.clone())?;
-                (speaker, corpus, data.path)
+                let opened = OpenedModel::open(choice, environment)?;
+                let corpus = corpus_of(&opened, None, data.clone())?;
+                (opened, corpus, data.path)
             }
             (Subject::Run(path), data) => {
-                let choice = Choice { adapter: choice.adapter.or(Some(path)), ..choice };
+                let choice = ModelChoice { adapter: choice.adapter.or(Some(path)), ..choice };
                 of_recipe(&path.join("recipe.toml"), choice, data, environment)?
             }
             (Subject::Recipe(path), data) => of_recipe(path, choice, data, environment)?,
         };
         if options.matching.is_some() {
             // Without a tokenizer no answer can be read, and that is told before loading.
-            speaker.tokenizer()?;
+            opened.tokenizer()?;
         }
-        Ok(Self { speaker, origin, corpus, options })
+        Ok(Self { opened, origin, corpus, options })
     }
 
     /// Rows that will be evaluated, but for those that are left out by `on_overflow` and `on_empty`.
@@ -159,14 +159,15 @@ impl Evaluation {
     /// The model cannot be loaded, a row cannot be used, a loss is not finite, or it was asked to stop.
     pub fn run<O: Observer>(&self, observer: &mut O, environment: &Environment<'_>) -> Result<Report, Error> {
         let extent = self.extent(environment)?;
-        self.speaker.speak(extent, observer, |voice, observer| self.rows_by(voice, observer, environment))?
+        self.opened
+            .with_loaded(extent, observer, |model, observer| self.rows_by(model, observer, environment))?
     }
 
     /// How long rows and conversations become; every row is read for it, so that what is wrong with one is told before the
     /// model is loaded.
     fn extent(&self, environment: &Environment<'_>) -> Result<Extent, Error> {
-        let speakers = if self.speaker.adapter.is_some() { 2 } else { 1 };
-        let mut extent = Extent { conversation: 0, row: 0, speakers };
+        let models = if self.opened.adapter.is_some() { 2 } else { 1 };
+        let mut extent = Extent { conversation: 0, row: 0, models };
         for (rows, batch) in self.corpus.validation(1)?.enumerate() {
             let batch = batch?;
             if rows as u64 >= self.rows() {
@@ -179,7 +180,7 @@ impl Evaluation {
             if let Some(matching) = &self.options.matching {
                 let question = self.question(&batch, matching, &self.place(&batch))?;
                 let tokens = question.prompt.len().saturating_add(matching.max_new_tokens);
-                extent.conversation = extent.conversation.max(tokens.min(self.speaker.context()));
+                extent.conversation = extent.conversation.max(tokens.min(self.opened.context()));
             }
         }
         Ok(extent)
@@ -187,15 +188,15 @@ impl Evaluation {
 
     fn rows_by(
         &self,
-        voice: &mut Voice<'_>,
+        model: &mut LoadedModel<'_>,
         observer: &mut dyn Observer,
         environment: &Environment<'_>,
     ) -> Result<Report, Error> {
-        let who: &[Who] = match self.speaker.adapter {
-            Some(_) => &[Who::Base, Who::Adapted],
-            None => &[Who::Base],
+        let sides: &[Side] = match self.opened.adapter {
+            Some(_) => &[Side::Base, Side::Adapted],
+            None => &[Side::Base],
         };
-        let mut tallies = vec![Tally::default(); who.len()];
+        let mut tallies = vec![Tally::default(); sides.len()];
         let (mut rows, mut supervised_tokens, mut lines, mut differ) = (0, 0, Vec::new(), [0, 0]);
         for batch in self.corpus.validation(1)? {
             let batch = batch?;
@@ -214,18 +215,18 @@ impl Evaluation {
                 line["expected"] = question.expected.clone().into();
             }
             let mut right = Vec::new();
-            for (who, tally) in who.iter().zip(&mut tallies) {
+            for (side, tally) in sides.iter().zip(&mut tallies) {
                 if (environment.stop)() {
                     return Err(Error::Stopped);
                 }
-                let value = voice.loss(*who, &batch)?;
+                let value = model.loss(*side, &batch)?;
                 if !value.is_finite() {
                     return Err(Error::NotFinite { place, value });
                 }
                 tally.losses.push(value, batch.supervised_tokens);
                 let mut said = json!({"loss": value / batch.supervised_tokens.max(1) as f64});
                 if let Some((question, matching)) = &asked {
-                    let judged = self.judge(question, matching, *who, voice, environment)?;
+                    let judged = self.judge(question, matching, *side, model, environment)?;
                     tally.right += u64::from(judged.correct);
                     right.push(judged.correct);
                     said["response"] = judged.response.into();
@@ -233,9 +234,9 @@ impl Evaluation {
                     said["extracted"] = judged.extracted.into();
                     said["correct"] = judged.correct.into();
                 }
-                line[match who {
-                    Who::Base => "base",
-                    Who::Adapted => "adapter",
+                line[match side {
+                    Side::Base => "base",
+                    Side::Adapted => "adapter",
                 }] = said;
             }
             if let [base, adapter] = right[..] {
@@ -284,16 +285,16 @@ impl Evaluation {
             return Err(Error::Unopened);
         };
         let example = dataset.example(id.row).map_err(crate::data::error::Error::from)?;
-        let raw = Manner { raw: true, system: None };
-        let (prompt, manner, reference) = match example {
+        let raw = PromptStyle { raw: true, system: None };
+        let (prompt, style, reference) = match example {
             Example::PromptCompletion { prompt, completion } => {
-                let manner = if matching.as_chat { Manner::default() } else { raw };
-                (Prompt::Text(prompt), manner, completion)
+                let style = if matching.as_chat { PromptStyle::default() } else { raw };
+                (Prompt::Text(prompt), style, completion)
             }
             Example::Messages(mut messages) => match messages.pop() {
                 Some(last) if last.role == "assistant" && !messages.is_empty() => (
                     Prompt::Messages(messages.into_iter().map(value_of).collect()),
-                    Manner::default(),
+                    PromptStyle::default(),
                     last.content,
                 ),
                 _ => return Err(wrong("the last message is not an assistant's answer to something".into())),
@@ -312,7 +313,7 @@ impl Evaluation {
                 matching.extraction.pattern()
             )));
         };
-        let prompt = self.speaker.encode(&prompt, manner).map_err(|error| wrong(error.to_string()))?;
+        let prompt = self.opened.encode(&prompt, style).map_err(|error| wrong(error.to_string()))?;
         Ok(Question { prompt, reference, expected })
     }
 
@@ -320,13 +321,13 @@ impl Evaluation {
         &self,
         question: &Question,
         matching: &Matching,
-        who: Who,
-        voice: &mut Voice<'_>,
+        side: Side,
+        model: &mut LoadedModel<'_>,
         environment: &Environment<'_>,
     ) -> Result<Judged, Error> {
-        let sampling = Sampling::greedy(matching.max_new_tokens, self.speaker.end_tokens.clone());
+        let sampling = Sampling::greedy(matching.max_new_tokens, self.opened.end_tokens.clone());
         let request = Request { prompt: &question.prompt, sampling: &sampling, stops: &matching.stops };
-        let answer = voice.answer(who, request, &mut |_| match (environment.stop)() {
+        let answer = model.answer(side, request, &mut |_| match (environment.stop)() {
             true => std::ops::ControlFlow::Break(()),
             false => std::ops::ControlFlow::Continue(()),
         })?;
@@ -370,16 +371,16 @@ fn value_of(message: Message) -> Value {
 /// Model and rows of a recipe, or its model and other rows.
 fn of_recipe(
     path: &Path,
-    choice: Choice<'_>,
+    choice: ModelChoice<'_>,
     data: Option<DatasetSpec>,
     environment: &Environment<'_>,
-) -> Result<(Speaker, Corpus, String), Error> {
+) -> Result<(OpenedModel, Corpus, String), Error> {
     let file = RecipeFile::open(path, &[])?;
     if let Some(data) = data {
         let recipe = file.finish().map_err(|problems| Error::Recipe(problems.into()))?;
-        let speaker = Speaker::of_recipe(&recipe, choice, environment)?;
-        let corpus = corpus_of(&speaker, Some(&recipe.data), data.clone())?;
-        return Ok((speaker, corpus, data.path));
+        let opened = OpenedModel::of_recipe(&recipe, choice, environment)?;
+        let corpus = corpus_of(&opened, Some(&recipe.data), data.clone())?;
+        return Ok((opened, corpus, data.path));
     }
     let opened = open(file, environment)?;
     let recipe = &opened.recipe;
@@ -390,26 +391,26 @@ fn of_recipe(
             path.display()
         )));
     }
-    let speaker = Speaker::of_recipe(recipe, choice, environment)?;
+    let opened = OpenedModel::of_recipe(recipe, choice, environment)?;
     let language = Language {
         tokenizer: opened.tokenizer.clone(),
         template: opened.template.clone(),
-        vocabulary_size: Some(speaker.base.spec.vocab_size),
+        vocabulary_size: Some(opened.base.spec.vocab_size),
     };
     // A row at a time, so that each has a loss of its own.
     let spec = Spec { packing: false, ..recipe.data.clone() };
     let corpus = Corpus::open(&spec, &recipe.datasets, recipe.seed, language)?;
-    Ok((speaker, corpus, format!("held-out rows of {}", path.display())))
+    Ok((opened, corpus, format!("held-out rows of {}", path.display())))
 }
 
 /// The rows of one dataset, as the recipe's `[data]` has them cut and masked.
-fn corpus_of(speaker: &Speaker, spec: Option<&Spec>, data: DatasetSpec) -> Result<Corpus, Error> {
-    let whole = || Spec { max_seq_len: speaker.context(), ..Spec::default() };
+fn corpus_of(opened: &OpenedModel, spec: Option<&Spec>, data: DatasetSpec) -> Result<Corpus, Error> {
+    let whole = || Spec { max_seq_len: opened.context(), ..Spec::default() };
     let spec = Spec { packing: false, val_split: 0.0, ..spec.cloned().unwrap_or_else(whole) };
     let language = Language {
-        tokenizer: speaker.tokenizer.clone(),
-        template: speaker.template.clone(),
-        vocabulary_size: Some(speaker.base.spec.vocab_size),
+        tokenizer: opened.tokenizer.clone(),
+        template: opened.template.clone(),
+        vocabulary_size: Some(opened.base.spec.vocab_size),
     };
     Ok(Corpus::held_out(&spec, &[data], 0, language)?)
 }

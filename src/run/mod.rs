@@ -7,6 +7,7 @@ pub mod evaluate;
 pub mod fine_tune;
 pub mod gguf;
 pub mod held_out;
+pub mod inference;
 mod inputs;
 pub mod inspect;
 pub mod open;
@@ -20,7 +21,7 @@ mod sample;
 mod survey;
 pub mod validate;
 mod verdict;
-pub mod voice;
+
 mod watch;
 
 use std::path::{Path, PathBuf};

@@ -1,65 +1,64 @@
-//! What is asked: a text or a conversation, turned into the tokens that the model reads; one by itself, or a file of
-//! them.
+//! Prompts: a text or a conversation, encoded into tokens; a single one, or a file of them.
 
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::Error;
-use super::voice::Speaker;
+use super::inference::OpenedModel;
 use crate::data::error::Error as DataError;
 use crate::data::template::TemplateError;
 use crate::files::{self, Action};
 
-/// Something to be answered.
+/// A prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Prompt {
-    /// Text: what a user says, or with `raw` what the model goes on from.
+    /// Text: a user message, or with `raw` the text to continue.
     Text(String),
-    /// A conversation, its messages as JSON objects with `role` and `content`.
+    /// A conversation: JSON objects with `role` and `content`.
     Messages(Vec<Value>),
 }
 
-/// How prompts are put to the model.
+/// How prompts are formatted.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Manner<'a> {
-    /// As they stand, without a chat template.
+pub struct PromptStyle<'a> {
+    /// Verbatim, without a chat template.
     pub raw: bool,
-    /// A system message before a prompt that is a text.
+    /// A system message before a text prompt.
     pub system: Option<&'a str>,
 }
 
 /// One line of a file of prompts.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// The line as it was, for the line that answers it.
+    /// The fields of the line, repeated in the answer's line.
     pub fields: Map<String, Value>,
     /// Its tokens.
     pub ids: Vec<u32>,
 }
 
-/// Keys that the line of an answer adds to those of its prompt.
+/// Keys that an answer's line adds to those of its prompt.
 pub const ADDED: [&str; 4] = ["response", "finish", "prompt_tokens", "response_tokens"];
 
-impl Speaker {
+impl OpenedModel {
     /// The tokens of a prompt.
     ///
     /// # Errors
-    /// There is no template to put it with, the template refuses it, or it leaves no room for an answer.
-    pub fn encode(&self, prompt: &Prompt, manner: Manner<'_>) -> Result<Vec<u32>, Error> {
+    /// There is no template, the template rejects the prompt, or the prompt leaves no room for an answer.
+    pub fn encode(&self, prompt: &Prompt, style: PromptStyle<'_>) -> Result<Vec<u32>, Error> {
         let tokenizer = self.tokenizer()?;
-        let text = match (prompt, manner.raw) {
+        let text = match (prompt, style.raw) {
             (Prompt::Text(text), true) => {
                 let mut ids = tokenizer.prefix().to_vec();
                 ids.extend(tokenizer.encode(text).map_err(DataError::from)?.ids);
                 return self.within_context(ids);
             }
             (Prompt::Messages(_), true) => {
-                let message = "`messages` need a chat template, and `--raw` asks for none";
+                let message = "`messages` need a chat template, which `--raw` turns off";
                 return Err(Error::Choice(message.into()));
             }
             (Prompt::Text(text), false) => {
-                let system = manner.system.map(|content| json!({"role": "system", "content": content}));
+                let system = style.system.map(|content| json!({"role": "system", "content": content}));
                 let user = json!({"role": "user", "content": text});
                 self.rendered(&system.into_iter().chain([user]).collect::<Vec<_>>())?
             }
@@ -71,8 +70,7 @@ impl Speaker {
     fn rendered(&self, messages: &[Value]) -> Result<String, Error> {
         let Some(template) = &self.template else {
             return Err(Error::Choice(format!(
-                "{} has no chat template, so it cannot be told who speaks; `--raw` of `tune generate` goes on from the \
-                 text as it stands",
+                "{} has no chat template, so it cannot take a conversation; `tune generate --raw` continues a text",
                 self.base.name()
             )));
         };
@@ -90,11 +88,11 @@ impl Speaker {
         }
     }
 
-    /// Reads a file of prompts, one JSON object a line with `prompt` or `messages`, and makes tokens of all of them.
+    /// Reads and encodes a file of prompts: one JSON object per line with `prompt` or `messages`.
     ///
     /// # Errors
-    /// The file cannot be read; or the first line that cannot be asked, by its place.
-    pub fn read_prompts(&self, path: &Path, manner: Manner<'_>) -> Result<Vec<Record>, Error> {
+    /// The file cannot be read, or a line is not a valid prompt; the error names the first such line.
+    pub fn read_prompts(&self, path: &Path, style: PromptStyle<'_>) -> Result<Vec<Record>, Error> {
         let text = std::fs::read_to_string(path).map_err(files::Error::io(Action::Read, path))?;
         let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
         let record = |(number, line): (usize, &str)| {
@@ -102,14 +100,15 @@ impl Speaker {
             let wrong = |message: String| Error::Prompt { place: place.clone(), message };
             let fields = object(line).map_err(&wrong)?;
             let prompt = Prompt::of(&fields).map_err(&wrong)?;
-            let ids = self.encode(&prompt, manner).map_err(|error| wrong(error.to_string()))?;
+            let ids = self.encode(&prompt, style).map_err(|error| wrong(error.to_string()))?;
             Ok(Record { fields, ids })
         };
         let records = lines.map(record).collect::<Result<Vec<_>, Error>>()?;
         match records.is_empty() {
             true => Err(Error::Prompt {
                 place: path.display().to_string(),
-                message: "no prompts: every line has to be an object with `prompt` or `messages`".into(),
+                message: "the file has no prompts: each line must be an object with `prompt` or `messages`"
+                    .into(),
             }),
             false => Ok(records),
         }
@@ -128,9 +127,7 @@ impl Prompt {
     /// The prompt of a record.
     fn of(fields: &Map<String, Value>) -> Result<Self, String> {
         if let Some(key) = ADDED.iter().find(|key| fields.contains_key(**key)) {
-            return Err(format!(
-                "has a key `{key}`, which the line of its answer needs: give it another name"
-            ));
+            return Err(format!("the key `{key}` is reserved for the answer's line; rename it"));
         }
         match (fields.get("prompt"), fields.get("messages")) {
             (Some(Value::String(text)), None) => Ok(Self::Text(text.clone())),
@@ -148,7 +145,7 @@ impl Prompt {
                 }
                 Ok(Self::Messages(messages.clone()))
             }
-            (Some(_), Some(_)) => Err("has both `prompt` and `messages`; which of them is meant?".into()),
+            (Some(_), Some(_)) => Err("expected `prompt` or `messages`, found both".into()),
             (Some(other), None) => Err(format!("/prompt: expected a text, found {other}")),
             (None, Some(other)) => Err(format!("/messages: expected a list of messages, found {other}")),
             (None, None) => Err("expected `prompt` or `messages`, found neither".into()),

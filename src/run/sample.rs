@@ -8,8 +8,8 @@ use std::ops::ControlFlow;
 use tune_kernels::KernelBackend;
 
 use super::Error;
+use super::inference::end_tokens;
 use super::open::Opened;
-use super::voice::end_tokens;
 use crate::adapter::lora::LoraSet;
 use crate::data::example::Message;
 use crate::data::schema::alpaca_prompt;

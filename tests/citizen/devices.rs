@@ -45,7 +45,7 @@ fn the_doctor_finds_the_processor_well() {
     assert!(!report["instruction_set"].as_str().unwrap().is_empty());
 
     let told = text(&expect(0, folder.path(), &["doctor", "--device", "cpu"]).stdout);
-    for word in ["attention", "linear_cross_entropy", "nf4", "right", "Every op is right"] {
+    for word in ["attention", "linear_cross_entropy", "nf4", "ok", "All ops are correct"] {
         assert!(told.contains(word), "no `{word}` in\n{told}");
     }
     assert!(!told.contains('\u{1b}'), "colour in a pipe");
@@ -183,7 +183,7 @@ fn fit_makes_micro_batches_smaller_and_leaves_the_steps_as_they_are() {
     assert!(resolved.contains("memory_budget = "), "{resolved}");
     // With more room it goes on with the micro-batches it was begun with.
     let again = expect(0, folder.path(), &["run", "wide.toml", "--fit", "--resume"]);
-    assert!(text(&again.stdout).contains("finished already"), "{}", text(&again.stdout));
+    assert!(text(&again.stdout).contains("was finished before"), "{}", text(&again.stdout));
 }
 
 /// The same on a GPU, whose plan counts its own memory alone. Whatever it says, it is chosen in less memory than is free.

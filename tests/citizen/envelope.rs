@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use clap::CommandFactory;
-use tune::cli::args::Arguments;
+use tune::cli::commands::Arguments;
 
 use super::fixture::{command, events, expect, files_below, named, small, text, tune};
 use super::server::{self, Hub};

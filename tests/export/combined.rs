@@ -95,7 +95,7 @@ fn side_by_side_is_the_exact_sum_and_merges_as_one() {
         .unwrap();
     let (stdout, stderr) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     assert_eq!(run.status.code(), Some(0), "{stderr}");
-    for promised in ["combine   cat", "+1 × ", "moves logits by", "merged"] {
+    for promised in ["combine   cat", "+1 × ", "logits change by", "merged"] {
         assert!(stdout.contains(promised), "no `{promised}` in:\n{stdout}");
     }
     assert!(largest_difference(&logits(&merged, &ids), &combined) < 1e-4);
@@ -186,7 +186,7 @@ fn the_command_line_is_held_to_what_makes_sense() {
         (&["--adapters", "a=0", "--combine", "cat"], "not 0"),
         (&["--adapters", "a=1"], "--combine"),
         (&["--adapters", "a=1", "--combine", "ties"], "need `--density`"),
-        (&["--adapters", "a=1", "--combine", "cat", "--density", "0.5"], "leave `--density` out"),
+        (&["--adapters", "a=1", "--combine", "cat", "--density", "0.5"], "remove `--density`"),
         (&["--adapters", "a=1", "--combine", "ties", "--density", "0"], "above 0"),
         (&["x", "--adapters", "a=1", "--combine", "cat"], "cannot be used with"),
         (&[], "<ADAPTER>"),

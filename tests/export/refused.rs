@@ -124,7 +124,7 @@ fn the_command_says_what_it_did_and_compared() {
         .unwrap();
     let (stdout, stderr) = (String::from_utf8(run.stdout).unwrap(), String::from_utf8(run.stderr).unwrap());
     assert_eq!(run.status.code(), Some(0), "{stderr}");
-    for promised in ["delta/weight", "nf4 error/delta", "token ids spread", "moves logits by", "merged"] {
+    for promised in ["delta/weight", "nf4 error/delta", "token ids spread", "logits change by", "merged"] {
         assert!(stdout.contains(promised), "no `{promised}` in:\n{stdout}");
     }
     assert_eq!(entries(&merged), ["README.md", "config.json", "generation_config.json", "model.safetensors"]);

@@ -97,5 +97,5 @@ fn the_exit_code_and_the_json_say_the_same() {
     let (code, json) = run(&adapter, &base);
     assert_eq!((code, &json["ok"]), (1, &Value::Bool(false)));
     assert_eq!(json["provenance"]["tune.seed"], "7");
-    assert!(json["problems"].to_string().contains("not the base it was trained on"), "{json}");
+    assert!(json["problems"].to_string().contains("not the base model of the training run"), "{json}");
 }

@@ -15,7 +15,7 @@ use tune::model::spec::ComputeDtype;
 use tune::model::{Decoder, FloatDtype, family, load};
 use tune::run::Environment;
 use tune::run::evaluate::{Evaluation, Options, Subject, dataset};
-use tune::run::voice::{Choice, Quantize};
+use tune::run::inference::{ModelChoice, Quantize};
 use tune::train::event::{Event, Observer};
 
 fn golden(name: &str) -> PathBuf {
@@ -79,12 +79,12 @@ fn losses_are_those_of_transformers() {
         let expected = |adapter: bool| {
             cases.iter().find(|case| case["nf4"] == nf4 && case["adapter"] == adapter).unwrap()
         };
-        let choice = Choice {
+        let choice = ModelChoice {
             base: Some(&base),
             adapter: Some(&adapter),
             quantize: if nf4 { Quantize::Nf4 } else { Quantize::No },
             compute_dtype: Some(ComputeDtype::F32),
-            ..Choice::default()
+            ..ModelChoice::default()
         };
         let data = dataset(&rows, Format::Tokens, &[]);
         let evaluation =

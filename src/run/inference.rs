@@ -1,5 +1,5 @@
-//! A model to talk to: base, adapter, tokenizer and chat template found and held against each other, then loaded once
-//! and asked as often as wanted. What `tune generate`, `tune chat` and `tune eval` have in common.
+//! A model for inference: base, adapter, tokenizer and chat template are opened and checked against each other, then
+//! loaded once and used for any number of prompts. Shared by `tune generate`, `tune chat` and `tune eval`.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -32,103 +32,103 @@ use crate::train::error::FitError;
 use crate::train::event::{Event, Observer};
 use crate::train::memory::{Workload, resident_bytes};
 
-/// How the base is held in memory.
+/// Storage of the base in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Quantize {
-    /// As the adapter was trained on it; without an adapter, as it is stored.
+    /// As in the adapter's training; without an adapter, as stored.
     #[default]
     Auto,
     /// In NF4, with double quantization.
     Nf4,
-    /// As it is stored.
+    /// As stored.
     No,
 }
 
-/// What to talk to, as a user names it.
+/// A model, as the user names it.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Choice<'a> {
-    /// A folder or a hub id; left out, what the adapter or its run names.
+pub struct ModelChoice<'a> {
+    /// A folder or a hub id; `None`: the base that the adapter or its run names.
     pub base: Option<&'a str>,
     /// A branch, tag or commit of a hub id.
     pub revision: Option<&'a str>,
     /// An adapter's folder, or that of a finished run.
     pub adapter: Option<&'a Path>,
-    /// How the base is held.
+    /// Storage of the base in memory.
     pub quantize: Quantize,
-    /// What the matmuls run in; left out, what the run's recipe says, else the checkpoint's own where that is fast.
+    /// Compute dtype; `None`: the run's, else the checkpoint's dtype if the device multiplies it natively.
     pub compute_dtype: Option<ComputeDtype>,
-    /// Where; left out, where the run's recipe says, else the best there is.
+    /// The device; `None`: the run's, else the best one.
     pub device: Option<DeviceSpec>,
-    /// Most memory that may be held, in bytes; left out, a share of what is free there.
+    /// Memory limit in bytes; `None`: a share of the free memory.
     pub memory_budget: Option<u64>,
 }
 
-/// A model to talk to, not loaded yet.
-pub struct Speaker {
+/// A model that is opened and checked; its weights are not loaded.
+pub struct OpenedModel {
     /// The base.
     pub base: OpenedBase,
-    /// The adapter on it, and what it is on.
+    /// The adapter and its targets, if there is one.
     pub adapter: Option<(peft::Adapter, Vec<Target>)>,
-    /// The tokenizer; `None` for a base without one, of which only the loss of `tokens` data can be measured.
+    /// The tokenizer; `None` for a base without one, which supports only the loss of `tokens` data.
     pub tokenizer: Option<Arc<Tokenizer>>,
-    /// The chat template, where there is one.
+    /// The chat template, if there is one.
     pub template: Option<Arc<ChatTemplate>>,
-    /// How the base is quantized while it is loaded.
+    /// Quantization applied while loading.
     pub quantization: Option<quant::spec::Spec>,
-    /// What the matmuls run in.
+    /// Compute dtype.
     pub dtype: FloatDtype,
-    /// Where.
+    /// The device.
     pub device: Device,
     /// Tokens that end an answer.
     pub end_tokens: Vec<u32>,
     memory_budget: Option<u64>,
 }
 
-/// Which of the two models is asked.
+/// The base alone, or the base with its adapter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
+pub enum Side {
     /// The base alone.
     Base,
-    /// The base with its adapter; where there is none, the base.
+    /// The base with its adapter, if there is one.
     Adapted,
 }
 
-/// Hears an answer's text as it comes, and may end it.
+/// Receives an answer's text while it is generated, and can end it.
 pub type Listener<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
 
-type Answering<'a> = dyn FnMut(Who, Request<'_>, &mut Listener<'_>) -> Result<Answer, Error> + 'a;
-type Judging<'a> = dyn FnMut(Who, &MicroBatch) -> Result<f64, Error> + 'a;
+type AnswerWith<'a> = dyn FnMut(Side, Request<'_>, &mut Listener<'_>) -> Result<Answer, Error> + 'a;
+type LossOf<'a> = dyn FnMut(Side, &MicroBatch) -> Result<f64, Error> + 'a;
 
-/// A loaded model, whatever the backend.
-pub struct Voice<'a> {
-    answer: &'a mut Answering<'a>,
-    loss: &'a mut Judging<'a>,
+/// A loaded model, on any backend.
+pub struct LoadedModel<'a> {
+    answer: &'a mut AnswerWith<'a>,
+    loss: &'a mut LossOf<'a>,
 }
 
-impl Voice<'_> {
-    /// Answers a prompt. What prompts in a row have in common is read once.
+impl LoadedModel<'_> {
+    /// Answers a prompt. The prefix shared with the previous prompt is reused from the cache.
     ///
     /// # Errors
-    /// A prompt without tokens, or one that fills the context; a damaged model; a model without a tokenizer.
+    /// The prompt is empty or fills the context; the model is damaged or has no tokenizer.
     pub fn answer(
         &mut self,
-        who: Who,
+        side: Side,
         request: Request<'_>,
         listen: &mut Listener<'_>,
     ) -> Result<Answer, Error> {
-        (self.answer)(who, request, listen)
+        (self.answer)(side, request, listen)
     }
 
     /// Σ negative log-likelihood of a batch's supervised tokens.
     ///
     /// # Errors
     /// Ids outside the vocabulary.
-    pub fn loss(&mut self, who: Who, batch: &MicroBatch) -> Result<f64, Error> {
-        (self.loss)(who, batch)
+    pub fn loss(&mut self, side: Side, batch: &MicroBatch) -> Result<f64, Error> {
+        (self.loss)(side, batch)
     }
 }
 
-/// What a run's recipe says of its model.
+/// The model settings of a run's recipe.
 struct Origin {
     base: String,
     revision: Option<String>,
@@ -149,12 +149,12 @@ impl Origin {
     }
 }
 
-impl Speaker {
-    /// Finds and checks what `choice` names; loads nothing.
+impl OpenedModel {
+    /// Opens and checks the model that `choice` names; loads no weights.
     ///
     /// # Errors
-    /// A part that is missing, cannot be used, or does not fit the others.
-    pub fn open(choice: Choice<'_>, environment: &Environment<'_>) -> Result<Self, Error> {
+    /// A part is missing, unusable, or does not fit the others.
+    pub fn open(choice: ModelChoice<'_>, environment: &Environment<'_>) -> Result<Self, Error> {
         let Some(folder) = choice.adapter else { return Self::new(choice, None, None, environment) };
         let adapter = peft::Adapter::open(&adapter_folder(folder)?)?;
         if !is_run(folder) {
@@ -165,32 +165,32 @@ impl Speaker {
         Self::new(choice, Some(adapter), Some(Origin::of(&recipe)), environment)
     }
 
-    /// The model of a recipe, but for what `choice` says otherwise, with the adapter that it names, or without one.
+    /// Opens the model of a recipe, with the overrides and the adapter of `choice`.
     ///
     /// # Errors
-    /// As [`Speaker::open`].
+    /// As [`OpenedModel::open`].
     pub fn of_recipe(
         recipe: &Recipe,
-        choice: Choice<'_>,
+        choice: ModelChoice<'_>,
         environment: &Environment<'_>,
     ) -> Result<Self, Error> {
         let adapter = match choice.adapter {
             Some(folder) => Some(peft::Adapter::open(&adapter_folder(folder)?)?),
             None => None,
         };
-        let mut speaker = Self::new(choice, adapter, Some(Origin::of(recipe)), environment)?;
-        if let (None, Some(tokenizer)) = (&speaker.adapter, &speaker.tokenizer) {
-            let root = speaker.base.folder.root();
+        let mut opened = Self::new(choice, adapter, Some(Origin::of(recipe)), environment)?;
+        if let (None, Some(tokenizer)) = (&opened.adapter, &opened.tokenizer) {
+            let root = opened.base.folder.root();
             let template = ChatTemplate::open(recipe.data.chat_template.as_ref(), root, tokenizer);
-            speaker.template = template.map_err(DataError::from)?.map(Arc::new);
-            let template = speaker.template.as_deref();
-            speaker.end_tokens = end_tokens(Some(tokenizer), template, &speaker.base.folder);
+            opened.template = template.map_err(DataError::from)?.map(Arc::new);
+            let template = opened.template.as_deref();
+            opened.end_tokens = end_tokens(Some(tokenizer), template, &opened.base.folder);
         }
-        Ok(speaker)
+        Ok(opened)
     }
 
     fn new(
-        choice: Choice<'_>,
+        choice: ModelChoice<'_>,
         adapter: Option<peft::Adapter>,
         origin: Option<Origin>,
         environment: &Environment<'_>,
@@ -241,20 +241,20 @@ impl Speaker {
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
         let missing = || {
             let folder = self.base.folder.root().display();
-            Error::Choice(format!("{folder} has no tokenizer.json, so there is no way to put text to it"))
+            Error::Choice(format!("{folder} has no tokenizer.json, so the model cannot read text"))
         };
         self.tokenizer.as_deref().ok_or_else(missing)
     }
 
-    /// Most tokens of prompt and answer together.
+    /// Largest number of tokens of prompt and answer together.
     pub fn context(&self) -> usize {
         self.base.spec.max_position_embeddings
     }
 
-    /// Makes sure that the model fits into memory, with what will be asked of it.
+    /// Checks that the model fits into memory for work of this extent.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], with the largest terms and ways out.
+    /// [`Error::TooLarge`], with the largest terms and remedies.
     pub fn require_memory(&self, extent: Extent) -> Result<(), Error> {
         let on_device = self.device.has_own_memory();
         let workload = Workload {
@@ -272,27 +272,27 @@ impl Speaker {
         Ok(())
     }
 
-    /// Loads the model, where it fits into memory with what `extent` says will be asked, and lets `body` talk to it.
+    /// Loads the model, if it fits into memory for work of this extent, and runs `body` with it.
     ///
     /// # Errors
     /// As [`Self::require_memory`]; the model cannot be loaded.
-    pub fn speak<O: Observer, R>(
+    pub fn with_loaded<O: Observer, R>(
         &self,
         extent: Extent,
         observer: &mut O,
-        body: impl FnOnce(&mut Voice<'_>, &mut O) -> R,
+        body: impl FnOnce(&mut LoadedModel<'_>, &mut O) -> R,
     ) -> Result<R, Error> {
         self.require_memory(extent)?;
-        self.device.run(Speaking { speaker: self, observer, body })?
+        self.device.run(Loading { opened: self, observer, body })?
     }
 }
 
-/// Whether a folder is that of a run.
+/// Whether a folder is a run folder.
 fn is_run(folder: &Path) -> bool {
     folder.join("recipe.toml").is_file()
 }
 
-/// The adapter's folder: the one that was named, or the one in the finished run that was.
+/// The adapter's folder: the named folder, or the one inside a finished run.
 fn adapter_folder(named: &Path) -> Result<PathBuf, Error> {
     let inside = named.join("adapter");
     match (is_run(named), inside.is_dir()) {
@@ -302,30 +302,30 @@ fn adapter_folder(named: &Path) -> Result<PathBuf, Error> {
     }
 }
 
-/// A conversation on its way to a backend.
-struct Speaking<'a, O, F> {
-    speaker: &'a Speaker,
+/// Loads the model and runs `body` on the chosen backend.
+struct Loading<'a, O, F> {
+    opened: &'a OpenedModel,
     observer: &'a mut O,
     body: F,
 }
 
-impl<O: Observer, R, F: FnOnce(&mut Voice<'_>, &mut O) -> R> OnBackend for Speaking<'_, O, F> {
+impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for Loading<'_, O, F> {
     type Output = Result<R, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { speaker, observer, body } = self;
-        let adapters: Option<LoraSet<B>> = match &speaker.adapter {
+        let Self { opened, observer, body } = self;
+        let adapters: Option<LoraSet<B>> = match &opened.adapter {
             Some((adapter, targets)) => {
                 Some(LoraSet::from_values(targets.clone(), 0.0, adapter.values(targets)?, device)?)
             }
             None => None,
         };
-        let base = &speaker.base;
+        let base = &opened.base;
         let decoder = load::load::<B>(
             base.folder.weights(),
             &base.spec,
-            speaker.quantization,
-            speaker.dtype,
+            opened.quantization,
+            opened.dtype,
             device,
             &mut |progress| {
                 let (done, total) = (progress.done as u64, progress.total as u64);
@@ -334,30 +334,30 @@ impl<O: Observer, R, F: FnOnce(&mut Voice<'_>, &mut O) -> R> OnBackend for Speak
         )?;
         let mut alone = Session::new(&decoder, None);
         let mut adapted = adapters.as_ref().map(|adapters| Session::new(&decoder, Some(adapters)));
-        let mut ask = |who: Who, request: Request<'_>, listen: &mut Listener<'_>| {
-            let session = match (who, &mut adapted) {
-                (Who::Adapted, Some(session)) => session,
+        let mut ask = |side: Side, request: Request<'_>, listen: &mut Listener<'_>| {
+            let session = match (side, &mut adapted) {
+                (Side::Adapted, Some(session)) => session,
                 _ => &mut alone,
             };
-            Ok(answer(session, speaker.tokenizer()?, request, listen)?)
+            Ok(answer(session, opened.tokenizer()?, request, listen)?)
         };
         let nothing = LoraSet::init(Vec::new(), 0.0, 0, device);
-        let mut loss = |who: Who, batch: &MicroBatch| {
-            let adapters = match (who, &adapters) {
-                (Who::Adapted, Some(adapters)) => adapters,
+        let mut loss = |side: Side, batch: &MicroBatch| {
+            let adapters = match (side, &adapters) {
+                (Side::Adapted, Some(adapters)) => adapters,
                 _ => &nothing,
             };
             let loss = B::read_later(evaluate(&decoder, adapters, &Objective::Sft, batch)?);
-            let losses = loss.wait().map_err(|message| FitError::device(&speaker.device.name(), message))?;
+            let losses = loss.wait().map_err(|message| FitError::device(&opened.device.name(), message))?;
             Ok(losses.into_iter().map(f64::from).sum())
         };
-        Ok(body(&mut Voice { answer: &mut ask, loss: &mut loss }, observer))
+        Ok(body(&mut LoadedModel { answer: &mut ask, loss: &mut loss }, observer))
     }
 }
 
-/// Name and revision of the base that is meant.
+/// Name and revision of the base.
 fn base_of(
-    choice: Choice<'_>,
+    choice: ModelChoice<'_>,
     adapter: Option<&peft::Adapter>,
     origin: Option<&Origin>,
 ) -> Result<(String, Option<String>), Error> {
@@ -368,8 +368,7 @@ fn base_of(
         return Ok((origin.base.clone(), origin.revision.clone()));
     }
     let Some(config) = adapter.map(peft::Adapter::config) else {
-        let message =
-            "there is nothing to talk to: name a base (`--base`), an adapter or a run (`--adapter`)";
+        let message = "no model given: add `--adapter RUN` or `--base MODEL`";
         return Err(Error::Choice(message.into()));
     };
     match config.base_model.as_deref().filter(|name| !name.is_empty()) {
@@ -377,18 +376,18 @@ fn base_of(
             let pinned = config.revision.clone().filter(|_| !Path::new(name).is_dir());
             Ok((name.to_owned(), pinned))
         }
-        None => Err(Error::Choice("the adapter does not name its base; give it with `--base`".into())),
+        None => Err(Error::Choice("the adapter does not name its base model: add `--base MODEL`".into())),
     }
 }
 
-/// An adapter and what it is on, where it fits the base. Hashes are `tune merge`'s business: reading all weights twice
-/// before a first word is too long.
+/// The adapter and its targets, if it fits the base. Hashes are left to `tune merge`: reading all weights twice would
+/// delay the first answer too long.
 fn fitted(adapter: peft::Adapter, base: &OpenedBase) -> Result<(peft::Adapter, Vec<Target>), Error> {
     if let Some(trained) = adapter.metadata().get(FAMILY_KEY)
         && trained != base.spec.family
     {
         return Err(Error::Choice(format!(
-            "the adapter in {} was trained on a {trained}, and {} is a {}; name its own base with `--base`",
+            "the adapter in {} was trained on a {trained} model; {} is a {} model. Name the adapter's base with `--base`",
             adapter.folder().display(),
             base.name(),
             base.spec.family
@@ -398,7 +397,7 @@ fn fitted(adapter: peft::Adapter, base: &OpenedBase) -> Result<(peft::Adapter, V
     Ok((adapter, targets))
 }
 
-/// Tokenizer and template of a base by itself.
+/// Tokenizer and template of a base.
 fn text_of(base: &ModelDir) -> Result<Text, Error> {
     let files = base.tokenizer_files()?;
     if base.tokenizer_json().is_none() {
@@ -409,8 +408,8 @@ fn text_of(base: &ModelDir) -> Result<Text, Error> {
     Ok(Text { files, tokenizer: Some(tokenizer), template })
 }
 
-/// What ends an answer: the tokenizer's EOS, the end tokens of generation_config.json (else config.json), and the
-/// template's end of turn.
+/// The tokens that end an answer: the tokenizer's EOS, the end tokens of generation_config.json (else config.json), and
+/// the template's end of turn.
 pub(super) fn end_tokens(
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,

@@ -1,0 +1,113 @@
+//! `tune export`: an adapter folder for another program. GGUF files are written by `gguf`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+
+use super::args::{BaseArguments, FolderArguments};
+use super::console::Console;
+use super::environment::Context;
+use super::exit::Exit;
+use super::failure::Failure;
+use super::gguf;
+use super::lines::{changes, line};
+use super::style::{GOOD, STRONG, paint};
+use crate::adapter;
+use crate::export::Consumer;
+use crate::export::gguf::FileType;
+use crate::export::merge::Wanted;
+use crate::model::FloatDtype;
+use crate::run::{self, adapters};
+
+/// Arguments of `tune export`.
+#[derive(Debug, Args)]
+pub struct ExportArguments {
+    /// The adapter's folder; with --gguf also a model: a folder, or a hub id in the local cache
+    #[arg(value_name = "ADAPTER|MODEL")]
+    pub source: PathBuf,
+    /// The form to write.
+    #[command(flatten)]
+    pub form: FormArguments,
+    /// The folder to write.
+    #[command(flatten)]
+    pub folder: FolderArguments,
+    /// The base.
+    #[command(flatten)]
+    pub base: BaseArguments,
+    /// With --gguf: the weights to merge into [default: original; for a 4-bit checkpoint, its dequantized weights]
+    #[arg(long, value_enum)]
+    pub onto: Option<Wanted>,
+    /// With --gguf and --gguf-lora: export even if the base's files differ from those that the adapter records
+    #[arg(long)]
+    pub allow_other_base: bool,
+}
+
+/// What `tune export` writes: one of these.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub struct FormArguments {
+    /// An adapter folder for this program
+    #[arg(long = "for", value_enum, value_name = "PROGRAM")]
+    pub consumer: Option<Consumer>,
+    /// A GGUF file for llama.cpp and Ollama: a model, or an adapter merged into its base
+    #[arg(long, value_enum, value_name = "TYPE")]
+    pub gguf: Option<FileType>,
+    /// The adapter alone as a GGUF file, for `--lora` of llama.cpp and ADAPTER of Ollama
+    #[arg(
+        long,
+        value_enum,
+        value_name = "DTYPE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "f32"
+    )]
+    pub gguf_lora: Option<FloatDtype>,
+}
+
+/// Writes an adapter for another program, or a GGUF file.
+pub(super) fn export(
+    arguments: &ExportArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
+    let consumer = match arguments.form {
+        FormArguments { gguf: Some(file), .. } => return gguf::model(arguments, file, context, console),
+        FormArguments { gguf_lora: Some(dtype), .. } => {
+            return gguf::lora(arguments, dtype, context, console);
+        }
+        FormArguments { consumer: Some(consumer), .. } => consumer,
+        FormArguments { consumer: None, gguf: None, gguf_lora: None } => {
+            console.error("nothing to write", Some("add `--for`, `--gguf` or `--gguf-lora`"));
+            return Ok(Exit::Recipe);
+        }
+    };
+    if arguments.onto.is_some() || arguments.allow_other_base {
+        console.error("`--onto` and `--allow-other-base` require `--gguf`", None);
+        return Ok(Exit::Recipe);
+    }
+    let (out, existing) = (&arguments.folder.out, arguments.folder.existing());
+    let base = arguments.base.choice();
+    let exported =
+        match adapters::export(&arguments.source, base, consumer, out, existing, &context.environment) {
+            Err(error @ run::Error::Adapter(adapter::Error::Unusable { .. })) => {
+                let help = "merge such an adapter with PEFT instead: `merge_and_unload()`";
+                console.error(&error.to_string(), Some(help));
+                return Ok(Exit::Other);
+            }
+            exported => exported?,
+        };
+    console.event(
+        "result",
+        &json!({
+            "output_dir": out.display().to_string(),
+            "for": consumer.word(),
+            "changes": exported.changes,
+            "usage": exported.usage,
+        }),
+    );
+    changes(console, &exported.changes)?;
+    line(console.out(), "exported", &paint(GOOD, out.display()))?;
+    writeln!(console.out(), "\nNext: {}", paint(STRONG, exported.usage))?;
+    Ok(Exit::Done)
+}
