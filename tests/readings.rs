@@ -10,7 +10,7 @@ use std::path::Path;
 use tune::recipe::RecipeFile;
 use tune::run::{Environment, Options, fine_tune};
 use tune::train::event::{Event, Observer};
-use tune_kernels::backend::readings;
+use tune_kernels::device::readings;
 
 use source_code::{code, sources};
 
@@ -93,7 +93,7 @@ fn nothing_else_waits_for_a_device() {
         ("src/train/state.rs", 1),
         ("src/adapter/lora.rs", 1),
         // `read_later`, of which each step has one; on a GPU its second half, when the numbers are wanted.
-        ("kernels/src/backend.rs", 1),
+        ("kernels/src/device.rs", 1),
         ("kernels/src/cube/read.rs", 1),
         // Once for each shape of a run: which of two ways is faster here.
         ("kernels/src/linear/choice.rs", 2),

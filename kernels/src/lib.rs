@@ -15,9 +15,10 @@
 //! | [`adamw`] | the optimizer's update, and the norm for clipping |
 //! | [`ggml`] | weights coded in the block formats of GGUF files |
 //!
-//! In each, `mod.rs` states formula and shapes, `reference.rs` is the slow oracle that judges the others, and
-//! `cpu.rs` is the fast path (the formats of [`ggml`] are judged by ggml's own bytes). On one machine results are the same, bit for bit, for any number of threads. All
-//! unsafe code of the project is in this crate.
+//! In each, `mod.rs` states formula and shapes and owns the op's trait, `reference.rs` is the slow oracle that judges the
+//! others, and `cpu.rs` and `cube.rs` implement the trait on the CPU and on GPUs (the formats of [`ggml`] are judged by
+//! ggml's own bytes). A [`KernelBackend`] has all of these traits. On one machine results are the same, bit for bit, for any
+//! number of threads. All unsafe code of the project is in this crate.
 
 pub mod adamw;
 pub mod allocator;
@@ -29,9 +30,9 @@ pub mod column_scale;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+pub mod device;
 pub mod dropout;
 pub mod fault;
-mod flex;
 pub mod ggml;
 #[cfg(feature = "cube")]
 pub mod gpu;
@@ -43,6 +44,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod swiglu;
 
-pub use backend::{KernelBackend, Reading};
+pub use backend::KernelBackend;
 pub use cpu::isa;
 pub use cpu::pool;
+pub use device::Reading;

@@ -3,29 +3,14 @@
 //! Each function names the buffers of its op's `cpu.rs` or `cube.rs`; `tests/memory.rs` of the root package holds plan and
 //! measurement together.
 
+pub use crate::device::DeviceMemory;
+
 use burn::tensor::DType;
 
 use crate::cpu::matmul::{self, Kernels};
 use crate::cpu::parallel;
 use crate::cpu::scalar::with_float;
 use crate::linear_cross_entropy;
-
-/// What tensors take on a device that has memory of its own, in bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DeviceMemory {
-    /// Held by tensors now.
-    pub in_use: u64,
-    /// Taken from the device: what tensors hold, and what the pools keep for those to come.
-    pub reserved: u64,
-}
-
-impl DeviceMemory {
-    /// The larger of each.
-    #[must_use]
-    pub fn max(self, other: Self) -> Self {
-        Self { in_use: self.in_use.max(other.in_use), reserved: self.reserved.max(other.reserved) }
-    }
-}
 
 /// Bytes that one value of a packed operand takes, for products of `dtype` on the instruction set in use.
 pub fn packed_value_bytes(dtype: DType) -> u64 {

@@ -3,54 +3,60 @@
 use burn::tensor::{DType, Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
 
-use super::{AdamWConfig, CLIP_EPSILON, Factors, Guard, Moments, Update};
+use super::{AdamWConfig, AdamWOps, CLIP_EPSILON, Factors, Guard, Moments, Update};
 use crate::cpu::scalar::{widen, with_float};
 use crate::cpu::{parallel, pool, tensor, vectorized};
 
 /// Elements per task.
 const TASK: usize = 1 << 14;
 
-/// `adamw` of the CPU backend.
-pub(crate) fn update(
-    updates: Vec<Update<Flex>>,
-    guard: &Guard<Flex>,
-    config: &AdamWConfig,
-    learning_rate: f64,
-    step: u64,
-) -> Vec<(Tensor<Flex, 2>, Moments<Flex>)> {
-    let Some(factor) = gradient_factor(guard) else {
-        return updates.into_iter().map(|update| (update.parameter, update.moments)).collect();
-    };
-    let factors = Factors::new(config, learning_rate, step);
-    let mut states: Vec<_> = updates
-        .into_iter()
-        .map(|Update { parameter, gradient, moments }| {
-            let state = [parameter, moments.first, moments.second].map(owned);
-            (state, gradient.map(tensor::primitive))
-        })
-        .collect();
-    let mut tasks = Vec::new();
-    let mut work = 0;
-    for (state, gradient) in &mut states {
-        let gradient = gradient.as_ref().map_or(&[][..], |gradient| gradient.storage::<f32>());
-        let [parameter, first, second] = state.each_mut().map(FlexTensor::storage_mut::<f32>);
-        work += 4 * parameter.len();
-        let chunks = parameter.chunks_mut(TASK).zip(first.chunks_mut(TASK)).zip(second.chunks_mut(TASK));
-        tasks.extend(chunks.enumerate().map(|(index, ((parameter, first), second))| {
-            (parameter, first, second, gradient.get(index * TASK..).unwrap_or(&[]))
-        }));
+impl AdamWOps for Flex {
+    fn adamw(
+        updates: Vec<Update<Flex>>,
+        guard: &Guard<Flex>,
+        config: &AdamWConfig,
+        learning_rate: f64,
+        step: u64,
+    ) -> Vec<(Tensor<Flex, 2>, Moments<Flex>)> {
+        let Some(factor) = gradient_factor(guard) else {
+            return updates.into_iter().map(|update| (update.parameter, update.moments)).collect();
+        };
+        let factors = Factors::new(config, learning_rate, step);
+        let mut states: Vec<_> = updates
+            .into_iter()
+            .map(|Update { parameter, gradient, moments }| {
+                let state = [parameter, moments.first, moments.second].map(owned);
+                (state, gradient.map(tensor::primitive))
+            })
+            .collect();
+        let mut tasks = Vec::new();
+        let mut work = 0;
+        for (state, gradient) in &mut states {
+            let gradient = gradient.as_ref().map_or(&[][..], |gradient| gradient.storage::<f32>());
+            let [parameter, first, second] = state.each_mut().map(FlexTensor::storage_mut::<f32>);
+            work += 4 * parameter.len();
+            let chunks = parameter.chunks_mut(TASK).zip(first.chunks_mut(TASK)).zip(second.chunks_mut(TASK));
+            tasks.extend(chunks.enumerate().map(|(index, ((parameter, first), second))| {
+                (parameter, first, second, gradient.get(index * TASK..).unwrap_or(&[]))
+            }));
+        }
+        parallel::for_each(tasks, work, |(parameter, first, second, gradient)| match gradient {
+            [] => decay_run(parameter, first, second, factors),
+            gradient => update_run(parameter, first, second, gradient, factor, factors),
+        });
+        states
+            .into_iter()
+            .map(|([parameter, first, second], _)| {
+                let moments = Moments { first: tensor::from_flex(first), second: tensor::from_flex(second) };
+                (tensor::from_flex(parameter), moments)
+            })
+            .collect()
     }
-    parallel::for_each(tasks, work, |(parameter, first, second, gradient)| match gradient {
-        [] => decay_run(parameter, first, second, factors),
-        gradient => update_run(parameter, first, second, gradient, factor, factors),
-    });
-    states
-        .into_iter()
-        .map(|([parameter, first, second], _)| {
-            let moments = Moments { first: tensor::from_flex(first), second: tensor::from_flex(second) };
-            (tensor::from_flex(parameter), moments)
-        })
-        .collect()
+
+    fn norm(tensors: &[&Tensor<Flex, 2>]) -> Tensor<Flex, 1> {
+        let sum: f64 = tensors.iter().map(|tensor| sum_of_squares(tensor)).sum();
+        Tensor::from_data(TensorData::from([sum.sqrt() as f32]), (&tensors[0].device(), DType::F32))
+    }
 }
 
 /// What each gradient is multiplied by; `None` when nothing may change.
@@ -100,12 +106,6 @@ vectorized! {
         }
         lanes.iter().sum::<f64>() + tail
     }
-}
-
-/// `norm` of the CPU backend.
-pub(crate) fn norm(tensors: &[&Tensor<Flex, 2>]) -> Tensor<Flex, 1> {
-    let sum: f64 = tensors.iter().map(|tensor| sum_of_squares(tensor)).sum();
-    Tensor::from_data(TensorData::from([sum.sqrt() as f32]), (&tensors[0].device(), DType::F32))
 }
 
 /// Σ x² in f64.

@@ -3,25 +3,59 @@
 //! A launch has a column of cubes for each tensor. What gradients are multiplied by is a number on the device: negative
 //! where nothing may change.
 
-use burn::tensor::DType;
-use burn_cubecl::CubeRuntime;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{CLIP_EPSILON, Factors};
+use super::{AdamWConfig, AdamWOps, CLIP_EPSILON, Factors, Guard, Moments, Update};
 use crate::cube::convert::scaled;
 use crate::cube::reduce::cube_sum;
-use crate::cube::tensor::{UNITS, array, columns, cubes, elements, empty, many};
+use crate::cube::tensor::{UNITS, array, columns, cubes, elements, empty, float, into_float, many, wrap};
+
+impl<R, F, I, T> AdamWOps for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn adamw(
+        updates: Vec<Update<Self>>,
+        guard: &Guard<Self>,
+        config: &AdamWConfig,
+        learning_rate: f64,
+        step: u64,
+    ) -> Vec<(Tensor<Self, 2>, Moments<Self>)> {
+        let factors = Factors::new(config, learning_rate, step);
+        let factor = gradient_factor(&float(&guard.numbers), guard.scale, guard.max_norm);
+        let trained = |Update { parameter, gradient, moments }: Update<Self>| Trained {
+            parameter: into_float(parameter),
+            gradient: gradient.map(into_float),
+            moments: [into_float(moments.first), into_float(moments.second)],
+        };
+        let updated = |(parameter, [first, second]): (CubeTensor<R>, [CubeTensor<R>; 2])| {
+            (wrap(parameter), Moments { first: wrap(first), second: wrap(second) })
+        };
+        let trained = updates.into_iter().map(trained).collect();
+        update(trained, &factor, factors).into_iter().map(updated).collect()
+    }
+
+    fn norm(tensors: &[&Tensor<Self, 2>]) -> Tensor<Self, 1> {
+        let tensors: Vec<_> = tensors.iter().map(|tensor| float(tensor)).collect();
+        wrap(norm(&tensors))
+    }
+}
 
 /// A parameter, its gradient (absent: zero), its first and second moment.
-pub(crate) struct Trained<R: CubeRuntime> {
-    pub(crate) parameter: CubeTensor<R>,
-    pub(crate) gradient: Option<CubeTensor<R>>,
-    pub(crate) moments: [CubeTensor<R>; 2],
+struct Trained<R: CubeRuntime> {
+    parameter: CubeTensor<R>,
+    gradient: Option<CubeTensor<R>>,
+    moments: [CubeTensor<R>; 2],
 }
 
 /// Updates all of `trained`, in place where nobody else holds a tensor.
-pub(crate) fn update<R: CubeRuntime>(
+fn update<R: CubeRuntime>(
     mut trained: Vec<Trained<R>>,
     gradient_factor: &CubeTensor<R>,
     factors: Factors,
@@ -122,11 +156,7 @@ fn adamw_kernel(
 }
 
 /// What each gradient is multiplied by, `[1]`; negative when nothing may change.
-pub(crate) fn gradient_factor<R: CubeRuntime>(
-    numbers: &CubeTensor<R>,
-    scale: f64,
-    max_norm: f64,
-) -> CubeTensor<R> {
+fn gradient_factor<R: CubeRuntime>(numbers: &CubeTensor<R>, scale: f64, max_norm: f64) -> CubeTensor<R> {
     let factor = empty(numbers, &[1], DType::F32);
     // SAFETY: one unit, which reads the numbers there are and writes the one that is.
     unsafe {
@@ -177,7 +207,7 @@ fn factor_kernel(
 const PART: u32 = 16_384;
 
 /// √(Σ x²) of all tensors, `[1]`: of sums over parts, all in compensated f32.
-pub(crate) fn norm<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> CubeTensor<R> {
+fn norm<R: CubeRuntime>(tensors: &[CubeTensor<R>]) -> CubeTensor<R> {
     let parts = |tensor: &CubeTensor<R>| (elements(tensor) as u32).div_ceil(PART);
     let like = &tensors[0];
     let total: u32 = tensors.iter().map(parts).sum();

@@ -13,14 +13,27 @@
 //!
 //! Loshchilov and Hutter, *Decoupled Weight Decay Regularization* (<https://arxiv.org/abs/1711.05101>).
 
-pub(crate) mod cpu;
+mod cpu;
 #[cfg(feature = "cube")]
-pub(crate) mod cube;
+mod cube;
 pub mod reference;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use crate::backend::KernelBackend;
+/// The optimizer's update on a backend.
+pub trait AdamWOps: Backend {
+    /// [`adamw`].
+    fn adamw(
+        updates: Vec<Update<Self>>,
+        guard: &Guard<Self>,
+        config: &AdamWConfig,
+        learning_rate: f64,
+        step: u64,
+    ) -> Vec<(Tensor<Self, 2>, Moments<Self>)>;
+
+    /// [`norm`] of at least one tensor.
+    fn norm(tensors: &[&Tensor<Self, 2>]) -> Tensor<Self, 1>;
+}
 
 /// The constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -96,7 +109,7 @@ impl<B: Backend> Guard<B> {
 ///
 /// # Panics
 /// If shapes differ, a dtype is not f32, or `step` is 0.
-pub fn adamw<B: KernelBackend>(
+pub fn adamw<B: AdamWOps>(
     updates: Vec<Update<B>>,
     guard: &Guard<B>,
     config: &AdamWConfig,
@@ -121,7 +134,7 @@ pub fn adamw<B: KernelBackend>(
 }
 
 /// √(Σ x²) over all tensors, `[1]`, f32, in an order that depends on their shapes alone; 0 for no tensor.
-pub fn norm<B: KernelBackend>(tensors: &[&Tensor<B, 2>], device: &B::Device) -> Tensor<B, 1> {
+pub fn norm<B: AdamWOps>(tensors: &[&Tensor<B, 2>], device: &B::Device) -> Tensor<B, 1> {
     match tensors {
         [] => Tensor::zeros([1], (device, DType::F32)),
         tensors => B::norm(tensors),

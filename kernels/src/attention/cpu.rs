@@ -10,11 +10,13 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
-use super::{AttentionBackward, AttentionOptions, few};
+use super::{AttentionBackward, AttentionOps, AttentionOptions, decode};
 use crate::cpu::disjoint::Disjoint;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::fast;
-use crate::cpu::matmul::{Columns, PackedColumns, PackedRows, RowSource, Side, Tile, multiply_packed};
+use crate::cpu::matmul::{
+    Columns, PackedColumns, PackedRows, RowSource, Side, Stored, Tile, multiply_packed,
+};
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, with_float};
 use crate::cpu::{math, parallel, tensor, vectorized};
@@ -111,7 +113,7 @@ impl<'a, T: Scalar> Head<'a, T> {
     fn columns(&self, rows: Range<usize>, side: Side) -> Columns<'a> {
         let values = self.values.get(rows.start * self.stride..).unwrap_or(&[]);
         let shape = [rows.len(), self.head_dim];
-        Columns { stored: T::stored(values), shape, stride: self.stride, side, factor: 1.0 }
+        Columns { stored: Stored::of::<T>(values), shape, stride: self.stride, side, factor: 1.0 }
     }
 
     /// Rows as a left operand.
@@ -144,50 +146,131 @@ fn collect(out: &mut [f32], stride: usize, add: bool) -> impl FnMut(Tile<'_>) {
     }
 }
 
-/// `attention` of the CPU backend.
-pub(crate) fn forward(
-    q: &Tensor<Flex, 3>,
-    k: &Tensor<Flex, 3>,
-    v: &Tensor<Flex, 3>,
-    options: &AttentionOptions,
-) -> (Tensor<Flex, 3>, Tensor<Flex, 2>) {
-    if few::applies(options) {
-        return few::forward(q, k, v, options);
-    }
-    let ([tokens, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
-    let [q, k, v] = [q, k, v].map(|tensor| tensor::primitive(tensor.clone()));
-    let (tasks, work) = tasks(options, heads, head_dim);
-    with_float!(q.dtype(), T => {
-        let (q, k, v) = (q.storage::<T>(), k.storage::<T>(), v.storage::<T>());
-        let mut y = pool::take::<T>(q.len());
-        let mut log_sum_exp = pool::take::<f32>(heads * tokens);
-        {
-            let (y, lse) = (Disjoint::new(&mut y), Disjoint::new(&mut log_sum_exp));
-            parallel::for_each(tasks, 2 * work, |task| {
-                let kv_head = task.head / (heads / kv_heads);
-                let keys = Head::new(k, kv_heads, head_dim, kv_head).blocks(&task.keys, Side::Transposed);
-                let values = Head::new(v, kv_heads, head_dim, kv_head).blocks(&task.keys, Side::Plain);
-                let queries = Head::new(q, heads, head_dim, task.head);
-                let mut strip = ForwardStrip::<T>::new(head_dim);
-                for rows in task.strips() {
-                    let tokens_here = task.queries.start + rows.start..task.queries.start + rows.end;
-                    queries.pack(tokens_here.clone(), &mut strip.queries);
-                    strip.run(&task, &rows, options, &keys, &values);
-                    // SAFETY: this head and these tokens belong to this task alone.
-                    let lse = unsafe { lse.slice(task.head * tokens + tokens_here.start, rows.len()) };
-                    for ((index, token), lse) in tokens_here.enumerate().zip(lse) {
-                        let (most, sum) = (strip.most[index], strip.sums[index]);
-                        *lse = most + sum.ln();
-                        let output = &mut strip.output[index * head_dim..][..head_dim];
-                        scale(output, 1.0 / sum);
-                        // SAFETY: as above.
-                        narrow(output, unsafe { y.slice((token * heads + task.head) * head_dim, head_dim) });
-                    }
-                }
-            });
+impl AttentionOps for Flex {
+    fn document_attention(
+        q: &Tensor<Flex, 3>,
+        k: &Tensor<Flex, 3>,
+        v: &Tensor<Flex, 3>,
+        options: &AttentionOptions,
+    ) -> (Tensor<Flex, 3>, Tensor<Flex, 2>) {
+        if decode::applies(options) {
+            return decode::forward(q, k, v, options);
         }
-        (tensor::from_buffer(y, [tokens, heads, head_dim]), tensor::from_buffer(log_sum_exp, [heads, tokens]))
-    })
+        let ([tokens, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
+        let [q, k, v] = [q, k, v].map(|tensor| tensor::primitive(tensor.clone()));
+        let (tasks, work) = tasks(options, heads, head_dim);
+        with_float!(q.dtype(), T => {
+            let (q, k, v) = (q.storage::<T>(), k.storage::<T>(), v.storage::<T>());
+            let mut y = pool::take::<T>(q.len());
+            let mut log_sum_exp = pool::take::<f32>(heads * tokens);
+            {
+                let (y, lse) = (Disjoint::new(&mut y), Disjoint::new(&mut log_sum_exp));
+                parallel::for_each(tasks, 2 * work, |task| {
+                    let kv_head = task.head / (heads / kv_heads);
+                    let keys = Head::new(k, kv_heads, head_dim, kv_head).blocks(&task.keys, Side::Transposed);
+                    let values = Head::new(v, kv_heads, head_dim, kv_head).blocks(&task.keys, Side::Plain);
+                    let queries = Head::new(q, heads, head_dim, task.head);
+                    let mut strip = ForwardStrip::<T>::new(head_dim);
+                    for rows in task.strips() {
+                        let tokens_here = task.queries.start + rows.start..task.queries.start + rows.end;
+                        queries.pack(tokens_here.clone(), &mut strip.queries);
+                        strip.run(&task, &rows, options, &keys, &values);
+                        // SAFETY: this head and these tokens belong to this task alone.
+                        let lse = unsafe { lse.slice(task.head * tokens + tokens_here.start, rows.len()) };
+                        for ((index, token), lse) in tokens_here.enumerate().zip(lse) {
+                            let (most, sum) = (strip.most[index], strip.sums[index]);
+                            *lse = most + sum.ln();
+                            let output = &mut strip.output[index * head_dim..][..head_dim];
+                            scale(output, 1.0 / sum);
+                            // SAFETY: as above.
+                            narrow(output, unsafe { y.slice((token * heads + task.head) * head_dim, head_dim) });
+                        }
+                    }
+                });
+            }
+            (tensor::from_buffer(y, [tokens, heads, head_dim]), tensor::from_buffer(log_sum_exp, [heads, tokens]))
+        })
+    }
+
+    fn document_attention_backward(request: AttentionBackward<'_, Flex>) -> [Tensor<Flex, 3>; 3] {
+        let AttentionBackward { q, k, v, output, log_sum_exp, options, dy } = request;
+        let ([tokens, heads, head_dim], [keys, kv_heads, _]) = (q.dims(), k.dims());
+        let [q, k, v, output, dy] = [q, k, v, output, dy].map(|tensor| tensor::primitive(tensor.clone()));
+        let log_sum_exp = tensor::primitive(log_sum_exp.clone());
+        let log_sum_exp = log_sum_exp.storage::<f32>();
+        let (tasks, work) = tasks(options, heads, head_dim);
+        with_float!(q.dtype(), T => {
+            let (q, k, v) = (q.storage::<T>(), k.storage::<T>(), v.storage::<T>());
+            let (output, dy) = (output.storage::<T>(), dy.storage::<T>());
+            let mut dq = pool::take::<T>(q.len());
+            // Per query head, summed over each group at the end: heads never add into one another's memory.
+            let mut dk_heads = pool::take::<f32>(heads * keys * head_dim);
+            let mut dv_heads = pool::take::<f32>(heads * keys * head_dim);
+            // No task has the keys that no query sees.
+            for (_, unseen) in options.documents.documents().filter(|(queries, _)| queries.is_empty()) {
+                for head in 0..heads {
+                    let range = (head * keys + unseen.start) * head_dim..(head * keys + unseen.end) * head_dim;
+                    dk_heads[range.clone()].fill(0.0);
+                    dv_heads[range].fill(0.0);
+                }
+            }
+            {
+                let dq = Disjoint::new(&mut dq);
+                let (dk, dv) = (Disjoint::new(&mut dk_heads), Disjoint::new(&mut dv_heads));
+                parallel::for_each(tasks, 5 * work, |task| {
+                    let kv_head = task.head / (heads / kv_heads);
+                    let start = (task.head * keys + task.keys.start) * head_dim;
+                    let length = task.keys.len() * head_dim;
+                    // SAFETY: this head and these keys belong to this task alone.
+                    let (dk, dv) = unsafe { (dk.slice(start, length), dv.slice(start, length)) };
+                    dk.fill(0.0);
+                    dv.fill(0.0);
+                    let key_head = Head::new(k, kv_heads, head_dim, kv_head);
+                    let value_head = Head::new(v, kv_heads, head_dim, kv_head);
+                    let packed = PackedHead {
+                        keys: key_head.blocks(&task.keys, Side::Transposed),
+                        keys_plain: key_head.blocks(&task.keys, Side::Plain),
+                        values: value_head.blocks(&task.keys, Side::Transposed),
+                    };
+                    let queries = Head::new(q, heads, head_dim, task.head);
+                    let upstream = Head::new(dy, heads, head_dim, task.head);
+                    let outputs = Head::new(output, heads, head_dim, task.head);
+                    let mut strip = BackwardStrip::<T>::new(head_dim);
+                    for rows in task.strips() {
+                        let tokens_here = task.queries.start + rows.start..task.queries.start + rows.end;
+                        strip.load(&queries, &upstream, &outputs, tokens_here.clone());
+                        let lse = &log_sum_exp[task.head * tokens + tokens_here.start..][..rows.len()];
+                        strip.run(&task, &rows, options, &packed, lse, (dk, dv));
+                        for (token, dq_row) in tokens_here.zip(strip.dq.chunks_exact(head_dim)) {
+                            // SAFETY: this head and these tokens belong to this task alone.
+                            narrow(dq_row, unsafe { dq.slice((token * heads + task.head) * head_dim, head_dim) });
+                        }
+                    }
+                });
+            }
+            let sum = |parts: &[f32]| {
+                let mut total = pool::take::<T>(keys * kv_heads * head_dim);
+                let rows = parallel::rows_per_task(kv_heads * head_dim);
+                let chunk = (rows * kv_heads * head_dim).max(1);
+                let tasks = total.chunks_mut(chunk).enumerate().collect();
+                parallel::for_each(tasks, parts.len(), |(task, total)| {
+                    let group = heads / kv_heads;
+                    let mut row_sum = pool::take::<f32>(head_dim);
+                    for (index, total) in total.chunks_exact_mut(head_dim).enumerate() {
+                        let (key, kv_head) = (task * rows + index / kv_heads, index % kv_heads);
+                        let part = |head: usize| &parts[(head * keys + key) * head_dim..][..head_dim];
+                        row_sum.copy_from_slice(part(kv_head * group));
+                        for head in kv_head * group + 1..(kv_head + 1) * group {
+                            add_to(&mut row_sum, part(head));
+                        }
+                        narrow(&row_sum, total);
+                    }
+                });
+                tensor::from_buffer(total, [keys, kv_heads, head_dim])
+            };
+            [tensor::from_buffer(dq, [tokens, heads, head_dim]), sum(&dk_heads), sum(&dv_heads)]
+        })
+    }
 }
 
 /// The forward's state for one strip of queries.
@@ -252,87 +335,6 @@ impl<T: Scalar> ForwardStrip<T> {
     }
 }
 
-/// `attention_backward` of the CPU backend.
-pub(crate) fn backward(request: AttentionBackward<'_, Flex>) -> [Tensor<Flex, 3>; 3] {
-    let AttentionBackward { q, k, v, output, log_sum_exp, options, dy } = request;
-    let ([tokens, heads, head_dim], [keys, kv_heads, _]) = (q.dims(), k.dims());
-    let [q, k, v, output, dy] = [q, k, v, output, dy].map(|tensor| tensor::primitive(tensor.clone()));
-    let log_sum_exp = tensor::primitive(log_sum_exp.clone());
-    let log_sum_exp = log_sum_exp.storage::<f32>();
-    let (tasks, work) = tasks(options, heads, head_dim);
-    with_float!(q.dtype(), T => {
-        let (q, k, v) = (q.storage::<T>(), k.storage::<T>(), v.storage::<T>());
-        let (output, dy) = (output.storage::<T>(), dy.storage::<T>());
-        let mut dq = pool::take::<T>(q.len());
-        // Per query head, summed over each group at the end: heads never add into one another's memory.
-        let mut dk_heads = pool::take::<f32>(heads * keys * head_dim);
-        let mut dv_heads = pool::take::<f32>(heads * keys * head_dim);
-        // No task has the keys that no query sees.
-        for (_, unseen) in options.documents.documents().filter(|(queries, _)| queries.is_empty()) {
-            for head in 0..heads {
-                let range = (head * keys + unseen.start) * head_dim..(head * keys + unseen.end) * head_dim;
-                dk_heads[range.clone()].fill(0.0);
-                dv_heads[range].fill(0.0);
-            }
-        }
-        {
-            let dq = Disjoint::new(&mut dq);
-            let (dk, dv) = (Disjoint::new(&mut dk_heads), Disjoint::new(&mut dv_heads));
-            parallel::for_each(tasks, 5 * work, |task| {
-                let kv_head = task.head / (heads / kv_heads);
-                let start = (task.head * keys + task.keys.start) * head_dim;
-                let length = task.keys.len() * head_dim;
-                // SAFETY: this head and these keys belong to this task alone.
-                let (dk, dv) = unsafe { (dk.slice(start, length), dv.slice(start, length)) };
-                dk.fill(0.0);
-                dv.fill(0.0);
-                let key_head = Head::new(k, kv_heads, head_dim, kv_head);
-                let value_head = Head::new(v, kv_heads, head_dim, kv_head);
-                let packed = PackedHead {
-                    keys: key_head.blocks(&task.keys, Side::Transposed),
-                    keys_plain: key_head.blocks(&task.keys, Side::Plain),
-                    values: value_head.blocks(&task.keys, Side::Transposed),
-                };
-                let queries = Head::new(q, heads, head_dim, task.head);
-                let upstream = Head::new(dy, heads, head_dim, task.head);
-                let outputs = Head::new(output, heads, head_dim, task.head);
-                let mut strip = BackwardStrip::<T>::new(head_dim);
-                for rows in task.strips() {
-                    let tokens_here = task.queries.start + rows.start..task.queries.start + rows.end;
-                    strip.load(&queries, &upstream, &outputs, tokens_here.clone());
-                    let lse = &log_sum_exp[task.head * tokens + tokens_here.start..][..rows.len()];
-                    strip.run(&task, &rows, options, &packed, lse, (dk, dv));
-                    for (token, dq_row) in tokens_here.zip(strip.dq.chunks_exact(head_dim)) {
-                        // SAFETY: this head and these tokens belong to this task alone.
-                        narrow(dq_row, unsafe { dq.slice((token * heads + task.head) * head_dim, head_dim) });
-                    }
-                }
-            });
-        }
-        let sum = |parts: &[f32]| {
-            let mut total = pool::take::<T>(keys * kv_heads * head_dim);
-            let rows = parallel::rows_per_task(kv_heads * head_dim);
-            let chunk = (rows * kv_heads * head_dim).max(1);
-            let tasks = total.chunks_mut(chunk).enumerate().collect();
-            parallel::for_each(tasks, parts.len(), |(task, total)| {
-                let group = heads / kv_heads;
-                let mut row_sum = pool::take::<f32>(head_dim);
-                for (index, total) in total.chunks_exact_mut(head_dim).enumerate() {
-                    let (key, kv_head) = (task * rows + index / kv_heads, index % kv_heads);
-                    let part = |head: usize| &parts[(head * keys + key) * head_dim..][..head_dim];
-                    row_sum.copy_from_slice(part(kv_head * group));
-                    for head in kv_head * group + 1..(kv_head + 1) * group {
-                        add_to(&mut row_sum, part(head));
-                    }
-                    narrow(&row_sum, total);
-                }
-            });
-            tensor::from_buffer(total, [keys, kv_heads, head_dim])
-        };
-        [tensor::from_buffer(dq, [tokens, heads, head_dim]), sum(&dk_heads), sum(&dv_heads)]
-    })
-}
-
 /// Keys and values of one head, packed by blocks.
 struct PackedHead {
     keys: Vec<PackedColumns>,
@@ -360,7 +362,7 @@ struct BackwardStrip<T: Scalar> {
 
 impl<T: Scalar> BackwardStrip<T> {
     fn new(head_dim: usize) -> Self {
-        let nothing = Columns::new(T::stored(&[]), [0, 0], Side::Plain);
+        let nothing = Columns::new(Stored::of::<T>(&[]), [0, 0], Side::Plain);
         Self {
             queries: PackedRows::reserve::<T>(STRIP, head_dim),
             queries_plain: PackedColumns::pack::<T>(&nothing),

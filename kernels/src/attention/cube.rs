@@ -31,28 +31,58 @@ mod tensor_cores;
 mod tensor_cores_backward;
 mod tensor_cores_forward;
 
-use burn::tensor::DType;
-use burn_cubecl::CubeRuntime;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::AttentionOptions;
-use crate::cube::tensor::{array, cubes, dims, elements, empty, empty_like};
+use super::{AttentionBackward, AttentionOps, AttentionOptions};
+use crate::cube::tensor::{array, cubes, dims, elements, empty, empty_like, float, wrap};
 use schedule::{Schedule, Side, window};
 use tensor_cores::{Tile, tile};
 
-/// What the forward left, and the upstream gradient.
-pub(crate) struct Saved<R: CubeRuntime> {
-    pub(crate) q: CubeTensor<R>,
-    pub(crate) k: CubeTensor<R>,
-    pub(crate) v: CubeTensor<R>,
-    pub(crate) output: CubeTensor<R>,
-    pub(crate) log_sum_exp: CubeTensor<R>,
-    pub(crate) dy: CubeTensor<R>,
+impl<R, F, I, T> AttentionOps for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn document_attention(
+        q: &Tensor<Self, 3>,
+        k: &Tensor<Self, 3>,
+        v: &Tensor<Self, 3>,
+        options: &AttentionOptions,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
+        let (output, log_sum_exp) = forward(&float(q), &float(k), &float(v), options);
+        (wrap(output), wrap(log_sum_exp))
+    }
+
+    fn document_attention_backward(request: AttentionBackward<'_, Self>) -> [Tensor<Self, 3>; 3] {
+        let AttentionBackward { q, k, v, output, log_sum_exp, options, dy } = request;
+        let saved = Saved {
+            q: float(q),
+            k: float(k),
+            v: float(v),
+            output: float(output),
+            log_sum_exp: float(log_sum_exp),
+            dy: float(dy),
+        };
+        backward(&saved, options).map(wrap)
+    }
 }
 
-/// [`super::attention`].
-pub(crate) fn forward<R: CubeRuntime>(
+/// What the forward left, and the upstream gradient.
+struct Saved<R: CubeRuntime> {
+    q: CubeTensor<R>,
+    k: CubeTensor<R>,
+    v: CubeTensor<R>,
+    output: CubeTensor<R>,
+    log_sum_exp: CubeTensor<R>,
+    dy: CubeTensor<R>,
+}
+
+fn forward<R: CubeRuntime>(
     q: &CubeTensor<R>,
     k: &CubeTensor<R>,
     v: &CubeTensor<R>,
@@ -117,8 +147,7 @@ pub(crate) fn forward<R: CubeRuntime>(
     (y, log_sum_exp)
 }
 
-/// [`super::attention_backward`].
-pub(crate) fn backward<R: CubeRuntime>(saved: &Saved<R>, options: &AttentionOptions) -> [CubeTensor<R>; 3] {
+fn backward<R: CubeRuntime>(saved: &Saved<R>, options: &AttentionOptions) -> [CubeTensor<R>; 3] {
     let Saved { q, k, v, output, log_sum_exp, dy } = saved;
     let gradients = [empty_like(q), empty_like(k), empty_like(v)];
     let [dq, dk, dv] = &gradients;

@@ -16,10 +16,10 @@
 //!
 //! Dao, *FlashAttention-2* (<https://arxiv.org/abs/2307.08691>), for the backward by log-sum-exp.
 
-pub(crate) mod cpu;
+mod cpu;
 #[cfg(feature = "cube")]
-pub(crate) mod cube;
-mod few;
+mod cube;
+mod decode;
 pub mod reference;
 
 use std::ops::Range;
@@ -27,7 +27,19 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::backend::KernelBackend;
+/// Attention on a backend.
+pub trait AttentionOps: Backend {
+    /// [`attention`].
+    fn document_attention(
+        q: &Tensor<Self, 3>,
+        k: &Tensor<Self, 3>,
+        v: &Tensor<Self, 3>,
+        options: &AttentionOptions,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 2>);
+
+    /// [`attention_backward`].
+    fn document_attention_backward(request: AttentionBackward<'_, Self>) -> [Tensor<Self, 3>; 3];
+}
 
 /// Where documents begin and end among queries and keys. Cloning is cheap.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +133,7 @@ impl AttentionOptions {
 ///
 /// # Panics
 /// If shapes, dtypes or document offsets do not fit, the window is 0, or the scaling is not positive.
-pub fn attention<B: KernelBackend>(
+pub fn attention<B: AttentionOps>(
     q: &Tensor<B, 3>,
     k: &Tensor<B, 3>,
     v: &Tensor<B, 3>,
@@ -174,7 +186,7 @@ pub struct AttentionBackward<'a, B: Backend> {
 ///
 /// # Panics
 /// As [`attention`].
-pub fn attention_backward<B: KernelBackend>(request: AttentionBackward<'_, B>) -> [Tensor<B, 3>; 3] {
+pub fn attention_backward<B: AttentionOps>(request: AttentionBackward<'_, B>) -> [Tensor<B, 3>; 3] {
     let AttentionBackward { q, k, v, output, log_sum_exp, options, dy } = &request;
     check_operands(q, k, v, options);
     for other in [output, dy] {

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{Deviation, On, random, values};
+use super::measure::{Deviation, On, random, values};
 use crate::KernelBackend;
 use crate::adamw::{AdamWConfig, CLIP_EPSILON, Guard, Moments, Update, adamw, norm, reference};
 

@@ -1,6 +1,6 @@
 //! Attention: documents, grouped queries, windows, key-value cache.
 
-use super::{Deviation, On, values};
+use super::measure::{Deviation, On, values};
 use crate::KernelBackend;
 use crate::attention::reference::{self, Sizes};
 use crate::attention::{AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward};

@@ -1,6 +1,6 @@
 //! RMSNorm, rotary embedding and SwiGLU.
 
-use super::{Deviation, On, random, values};
+use super::measure::{Deviation, On, random, values};
 use crate::KernelBackend;
 use crate::rms_norm::{self, rms_norm, rms_norm_backward};
 use crate::rope::reference::Sizes;

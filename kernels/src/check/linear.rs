@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::{Deviation, On, random, rounded, values};
+use super::measure::{Deviation, On, random, rounded, values};
 use crate::KernelBackend;
 use crate::dropout::{Dropout, DropoutKey};
 use crate::linear::reference::{self, LoraSlices, Sizes};

@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 
-use super::{Deviation, On, random, rounded, tolerance, values};
+use super::measure::{Deviation, On, random, rounded, tolerance, values};
 use crate::KernelBackend;
 use crate::linear::FrozenWeight;
 use crate::linear_cross_entropy::{IGNORED, linear_cross_entropy, reference};

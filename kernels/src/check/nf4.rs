@@ -1,6 +1,6 @@
 //! NF4: a quantized matrix, moved to the device and dequantized there.
 
-use super::{Deviation, On, random, values};
+use super::measure::{Deviation, On, random, values};
 use crate::KernelBackend;
 use crate::nf4::{self, Nf4Weight, reference};
 

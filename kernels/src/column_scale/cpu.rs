@@ -4,70 +4,71 @@
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
+use super::ColumnScaleOps;
 use crate::cpu::scalar::{Scalar, with_float};
 use crate::cpu::{parallel, pool, tensor, vectorized};
 
 /// Columns of a task of the factors' gradient.
 const COLUMNS: usize = 256;
 
-/// `column_scale` of the CPU backend.
-pub(crate) fn forward(
-    u: &Tensor<Flex, 2>,
-    factors: &Tensor<Flex, 2>,
-    bias: Option<&Tensor<Flex, 1>>,
-    residual: Option<&Tensor<Flex, 2>>,
-) -> Tensor<Flex, 2> {
-    let shape = u.dims();
-    let (u, factors) = (tensor::primitive(u.clone()), tensor::primitive(factors.clone()));
-    let factors = factors.storage::<f32>();
-    let bias = bias.map(|bias| tensor::primitive(bias.clone()));
-    let bias = bias.as_ref().map(tensor::floats);
-    let residual = residual.map(|residual| tensor::primitive(residual.clone()));
-    with_float!(u.dtype(), T => {
-        let u = u.storage::<T>();
-        let residual = residual.as_ref().map(|residual| residual.storage::<T>());
-        let width = shape[1].max(1);
-        let task = parallel::rows_per_task(width) * width;
-        let mut y = pool::take::<T>(u.len());
-        let tasks = u.chunks(task).zip(y.chunks_mut(task)).enumerate().collect();
-        parallel::for_each(tasks, 4 * u.len(), |(index, (u, y))| {
-            let rows = u.chunks_exact(width).zip(y.chunks_exact_mut(width)).enumerate();
-            for (row, (u, y)) in rows {
-                let start = index * task + row * width;
-                let residual = residual.map(|residual| &residual[start..][..width]);
-                forward_row::<T>(u, factors, bias.as_deref(), residual, y);
-            }
-        });
-        tensor::from_buffer(y, shape)
-    })
-}
+impl ColumnScaleOps for Flex {
+    fn column_scale(
+        u: &Tensor<Flex, 2>,
+        factors: &Tensor<Flex, 2>,
+        bias: Option<&Tensor<Flex, 1>>,
+        residual: Option<&Tensor<Flex, 2>>,
+    ) -> Tensor<Flex, 2> {
+        let shape = u.dims();
+        let (u, factors) = (tensor::primitive(u.clone()), tensor::primitive(factors.clone()));
+        let factors = factors.storage::<f32>();
+        let bias = bias.map(|bias| tensor::primitive(bias.clone()));
+        let bias = bias.as_ref().map(tensor::floats);
+        let residual = residual.map(|residual| tensor::primitive(residual.clone()));
+        with_float!(u.dtype(), T => {
+            let u = u.storage::<T>();
+            let residual = residual.as_ref().map(|residual| residual.storage::<T>());
+            let width = shape[1].max(1);
+            let task = parallel::rows_per_task(width) * width;
+            let mut y = pool::take::<T>(u.len());
+            let tasks = u.chunks(task).zip(y.chunks_mut(task)).enumerate().collect();
+            parallel::for_each(tasks, 4 * u.len(), |(index, (u, y))| {
+                let rows = u.chunks_exact(width).zip(y.chunks_exact_mut(width)).enumerate();
+                for (row, (u, y)) in rows {
+                    let start = index * task + row * width;
+                    let residual = residual.map(|residual| &residual[start..][..width]);
+                    forward_row::<T>(u, factors, bias.as_deref(), residual, y);
+                }
+            });
+            tensor::from_buffer(y, shape)
+        })
+    }
 
-/// `column_scale_backward` of the CPU backend.
-pub(crate) fn backward(
-    u: &Tensor<Flex, 2>,
-    factors: &Tensor<Flex, 2>,
-    dy: &Tensor<Flex, 2>,
-) -> (Tensor<Flex, 2>, Tensor<Flex, 2>) {
-    let shape = u.dims();
-    let du = forward(dy, factors, None, None);
-    let (u, dy) = (tensor::primitive(u.clone()), tensor::primitive(dy.clone()));
-    with_float!(u.dtype(), T => {
-        let (u, dy) = (u.storage::<T>(), dy.storage::<T>());
-        let width = shape[1];
-        let mut sums = pool::take::<f32>(width);
-        let tasks = sums.chunks_mut(COLUMNS).enumerate().collect();
-        parallel::for_each(tasks, 2 * u.len(), |(index, out)| {
-            let first = index * COLUMNS;
-            let mut sums = [0.0f64; COLUMNS];
-            for start in (first..u.len()).step_by(width.max(1)) {
-                add_products::<T>(&u[start..][..out.len()], &dy[start..][..out.len()], &mut sums);
-            }
-            for (out, sum) in out.iter_mut().zip(sums) {
-                *out = sum as f32;
-            }
-        });
-        (du, tensor::from_buffer(sums, [1, width]))
-    })
+    fn column_scale_backward(
+        u: &Tensor<Flex, 2>,
+        factors: &Tensor<Flex, 2>,
+        dy: &Tensor<Flex, 2>,
+    ) -> (Tensor<Flex, 2>, Tensor<Flex, 2>) {
+        let shape = u.dims();
+        let du = Self::column_scale(dy, factors, None, None);
+        let (u, dy) = (tensor::primitive(u.clone()), tensor::primitive(dy.clone()));
+        with_float!(u.dtype(), T => {
+            let (u, dy) = (u.storage::<T>(), dy.storage::<T>());
+            let width = shape[1];
+            let mut sums = pool::take::<f32>(width);
+            let tasks = sums.chunks_mut(COLUMNS).enumerate().collect();
+            parallel::for_each(tasks, 2 * u.len(), |(index, out)| {
+                let first = index * COLUMNS;
+                let mut sums = [0.0f64; COLUMNS];
+                for start in (first..u.len()).step_by(width.max(1)) {
+                    add_products::<T>(&u[start..][..out.len()], &dy[start..][..out.len()], &mut sums);
+                }
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = sum as f32;
+                }
+            });
+            (du, tensor::from_buffer(sums, [1, width]))
+        })
+    }
 }
 
 fn forward_row<T: Scalar>(

@@ -8,12 +8,34 @@
 //!
 //! Liu et al., *DoRA* (<https://arxiv.org/abs/2402.09353>), equation 5.
 
-pub(crate) mod cpu;
+mod cpu;
+#[cfg(feature = "cube")]
+mod cube;
 pub mod reference;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use crate::backend::KernelBackend;
+/// Scaled columns on a backend, composed of its own operations unless it has a faster way.
+pub trait ColumnScaleOps: Backend {
+    /// [`column_scale`].
+    fn column_scale(
+        u: &Tensor<Self, 2>,
+        factors: &Tensor<Self, 2>,
+        bias: Option<&Tensor<Self, 1>>,
+        residual: Option<&Tensor<Self, 2>>,
+    ) -> Tensor<Self, 2> {
+        composed(u, factors, bias, residual)
+    }
+
+    /// [`column_scale_backward`].
+    fn column_scale_backward(
+        u: &Tensor<Self, 2>,
+        factors: &Tensor<Self, 2>,
+        dy: &Tensor<Self, 2>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        composed_backward(u, factors, dy)
+    }
+}
 
 /// `u · factors + bias + residual`.
 ///
@@ -22,7 +44,7 @@ use crate::backend::KernelBackend;
 ///
 /// # Panics
 /// If shapes or dtypes do not fit.
-pub fn column_scale<B: KernelBackend>(
+pub fn column_scale<B: ColumnScaleOps>(
     u: &Tensor<B, 2>,
     factors: &Tensor<B, 2>,
     bias: Option<&Tensor<B, 1>>,
@@ -43,7 +65,7 @@ pub fn column_scale<B: KernelBackend>(
 ///
 /// # Panics
 /// As [`column_scale`].
-pub fn column_scale_backward<B: KernelBackend>(
+pub fn column_scale_backward<B: ColumnScaleOps>(
     u: &Tensor<B, 2>,
     factors: &Tensor<B, 2>,
     dy: &Tensor<B, 2>,
@@ -60,7 +82,7 @@ fn check<B: Backend>(u: &Tensor<B, 2>, factors: &Tensor<B, 2>) {
 }
 
 /// [`column_scale`] in the operations that every backend has.
-pub(crate) fn composed<B: Backend>(
+fn composed<B: Backend>(
     u: &Tensor<B, 2>,
     factors: &Tensor<B, 2>,
     bias: Option<&Tensor<B, 1>>,
@@ -77,7 +99,7 @@ pub(crate) fn composed<B: Backend>(
 }
 
 /// [`column_scale_backward`] in the operations that every backend has.
-pub(crate) fn composed_backward<B: Backend>(
+fn composed_backward<B: Backend>(
     u: &Tensor<B, 2>,
     factors: &Tensor<B, 2>,
     dy: &Tensor<B, 2>,

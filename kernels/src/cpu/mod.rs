@@ -4,10 +4,11 @@
 //! Two rules make results independent of the number of threads: how a number is computed follows from the shapes
 //! alone, and no two tasks add into the same number.
 
+mod device;
 pub(crate) mod disjoint;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod fast;
-pub(crate) mod few;
+pub(crate) mod gemv;
 pub mod isa;
 pub(crate) mod math;
 pub(crate) mod matmul;

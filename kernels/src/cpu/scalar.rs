@@ -5,7 +5,6 @@ use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
 use super::fast::Lanes;
-use super::matmul::Stored;
 
 /// Nothing more is asked of a number where no path is written by hand.
 #[cfg(not(target_arch = "x86_64"))]
@@ -30,8 +29,6 @@ pub(crate) trait Scalar: Element + bytemuck::Pod + Send + Sync + Lanes {
     fn as_f32(_: &[Self]) -> Option<&[f32]> {
         None
     }
-    /// Values as the right operand of a product.
-    fn stored(values: &[Self]) -> Stored<'_>;
     /// The nearest bf16 (ties to even), as bits.
     #[inline(always)]
     fn bf16_bits(self) -> u16 {
@@ -40,9 +37,6 @@ pub(crate) trait Scalar: Element + bytemuck::Pod + Send + Sync + Lanes {
 }
 
 impl Scalar for f32 {
-    fn stored(values: &[Self]) -> Stored<'_> {
-        Stored::F32(values)
-    }
     const DTYPE: DType = DType::F32;
     const IS_F32: bool = true;
     #[inline(always)]
@@ -59,9 +53,6 @@ impl Scalar for f32 {
 }
 
 impl Scalar for bf16 {
-    fn stored(values: &[Self]) -> Stored<'_> {
-        Stored::Bf16(values)
-    }
     const DTYPE: DType = DType::BF16;
     const IS_BF16: bool = true;
     #[inline(always)]
@@ -79,9 +70,6 @@ impl Scalar for bf16 {
 }
 
 impl Scalar for f16 {
-    fn stored(values: &[Self]) -> Stored<'_> {
-        Stored::F16(values)
-    }
     const DTYPE: DType = DType::F16;
     #[inline(always)]
     fn to_f32(self) -> f32 {

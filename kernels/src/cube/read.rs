@@ -10,7 +10,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::ComputeClient;
 use cubecl::server::ServerError;
 
-use crate::backend::Reading;
+use crate::device::Reading;
 use crate::fault;
 
 type Bytes = Result<Vec<cubecl::bytes::Bytes>, ServerError>;

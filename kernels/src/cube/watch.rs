@@ -5,7 +5,7 @@ use std::cell::Cell;
 use burn_cubecl::CubeRuntime;
 use cubecl::client::ComputeClient;
 
-use crate::memory::DeviceMemory;
+use crate::device::DeviceMemory;
 
 thread_local! {
     /// Of this thread, as its pools are; nothing where nobody watches.

@@ -1,6 +1,6 @@
 //! Blocks of 32 numbers under one scale. Element i and i + 16 share a byte; the fifth bits stand in one word.
 
-use super::{read_f16, write_f16};
+use super::numbers::{read_f16, write_f16};
 
 /// Numbers in a block.
 const SIZE: usize = 32;

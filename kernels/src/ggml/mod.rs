@@ -17,6 +17,7 @@
 //! multiply-add), which `tests/golden/gguf` proves. Refuses to know files and tensor names.
 
 mod blocks;
+mod numbers;
 mod super_blocks;
 #[cfg(test)]
 mod tests;
@@ -238,18 +239,4 @@ fn blocks_at_once(kind: BlockType) -> usize {
 
 fn largest(values: &[f32]) -> f32 {
     values.iter().copied().max_by(|left, right| left.abs().total_cmp(&right.abs())).unwrap_or_default()
-}
-
-/// Nearest integer, ties to even, for magnitudes below 2²²: adding 1.5·2²³ leaves it in the low bits.
-fn nearest(value: f32) -> i32 {
-    const SHIFT: f32 = 12_582_912.0;
-    ((value + SHIFT).to_bits() & 0x007f_ffff) as i32 - 0x0040_0000
-}
-
-fn read_f16(bytes: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
-}
-
-fn write_f16(bytes: &mut [u8], at: usize, value: f32) {
-    bytes[at..at + 2].copy_from_slice(&f16::from_f32(value).to_le_bytes());
 }

@@ -4,7 +4,7 @@
 //! scale by weighted least squares, and the one with the smallest error kept. Then the scales are rounded to 6 or 8
 //! bits under one f16, and the codes are taken anew with the rounded ones.
 
-use super::{nearest, read_f16, write_f16};
+use super::numbers::{nearest, read_f16, write_f16};
 
 /// Numbers in a super-block.
 const SIZE: usize = 256;

@@ -8,7 +8,8 @@ use cudarc::driver::result::{self, DriverError, device, primary_ctx};
 use cudarc::driver::sys::{self as driver, CUdevice_attribute as Attribute};
 use cudarc::nvrtc::sys as nvrtc;
 
-use super::{Found, Kind, Memory, Started, Unusable};
+use super::found::{Found, Kind, Memory, Unusable};
+use super::start::Started;
 
 /// Some of what kernels include: a folder that has these is the toolkit's.
 const HEADERS: [&str; 4] = ["cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "mma.h"];

@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use burn::tensor::{DType, Tensor, TensorData};
 use burn_cubecl::{CubeBackend, CubeRuntime};
 
+use super::dtypes::dtypes;
 use crate::fault;
 
 /// What starting a device shows.
@@ -21,7 +22,7 @@ pub(super) fn start<R: CubeRuntime>(device: &R::CubeDevice) -> Result<Started, S
     // Runtimes unwrap what their drivers return; nothing of ours is held across the call.
     let attempt = AssertUnwindSafe(|| {
         let largest_buffer = R::client(device).properties().memory.max_page_size;
-        let started = Started { dtypes: super::dtypes::<R>(device), largest_buffer };
+        let started = Started { dtypes: dtypes::<R>(device), largest_buffer };
         let data = TensorData::from([1.5f32, -2.0, 4.0]);
         let x = Tensor::<CubeBackend<R, f32, i32, u32>, 1>::from_data(data, device);
         let found: Vec<f32> = (x.clone() * x).into_data().iter::<f32>().collect();

@@ -3,7 +3,8 @@
 use burn_wgpu::WgpuDevice;
 use wgpu::DeviceType;
 
-use super::{Found, Kind, Memory, Started, Unusable};
+use super::found::{Found, Kind, Memory, Unusable};
+use super::start::Started;
 
 const BACKEND: (wgpu::Backends, &str) = if cfg!(target_os = "macos") {
     (wgpu::Backends::METAL, "Metal")

@@ -3,144 +3,15 @@
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
 
-use super::{
-    Down, FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected, few,
-};
+use super::operands::{Adapter, WeightTensors, add, finish};
+use super::{Down, Linear, LinearBackward, LinearGradients, LinearOps, LoraGradient, Projected, decode};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{
     Columns, PackedRows, Place, Product, RowSource, Side, Stored, Term, Tile, multiply,
 };
 use crate::cpu::pool::{self, Buffer};
-use crate::cpu::scalar::{Scalar, narrow, widen, with_float};
-use crate::cpu::{parallel, tensor, vectorized};
-use crate::dropout::Mask;
-use crate::nf4::cpu::{Nf4Rows, Nf4Tensors};
-
-/// A frozen weight's storage, held so that its values can be borrowed.
-pub(crate) struct WeightTensors<'a> {
-    shape: [usize; 2],
-    held: Held<'a>,
-}
-
-enum Held<'a> {
-    Dense(FlexTensor),
-    Nf4 { weight: &'a crate::nf4::Nf4Weight<Flex>, tensors: Box<Nf4Tensors>, scales: Option<Buffer<f32>> },
-}
-
-impl<'a> WeightTensors<'a> {
-    /// Holds a weight; packed scales of double quantization are unpacked for the length of the call.
-    pub(crate) fn new(weight: &'a FrozenWeight<Flex>) -> Self {
-        let mut tensors = Self::packed(weight);
-        if let Held::Nf4 { weight, tensors, scales } = &mut tensors.held {
-            *scales = tensors.rows(weight).expand();
-        }
-        tensors
-    }
-
-    /// Holds a weight as it is, packed scales included.
-    pub(super) fn packed(weight: &'a FrozenWeight<Flex>) -> Self {
-        let shape = weight.shape();
-        let held = match weight {
-            FrozenWeight::Dense(dense) => Held::Dense(tensor::primitive(dense.clone())),
-            FrozenWeight::Nf4(weight) => {
-                Held::Nf4 { weight, tensors: Box::new(Nf4Tensors::new(weight)), scales: None }
-            }
-        };
-        Self { shape, held }
-    }
-
-    /// The weight as the right operand of a product.
-    pub(crate) fn columns(&self, side: Side) -> Columns<'_> {
-        use burn::tensor::DType;
-        let stored = match &self.held {
-            Held::Dense(dense) => match dense.dtype() {
-                DType::BF16 => Stored::Bf16(dense.storage()),
-                DType::F16 => Stored::F16(dense.storage()),
-                _ => Stored::F32(dense.storage()),
-            },
-            Held::Nf4 { weight, tensors, scales } => {
-                let rows: Nf4Rows<'_> = tensors.rows(weight);
-                Stored::Nf4(rows.with_scales(scales.as_deref()))
-            }
-        };
-        Columns::new(stored, self.shape, side)
-    }
-
-    /// One row in f32, rounded as the product sees it.
-    pub(crate) fn row<T: Scalar>(&self, row: usize, out: &mut [f32]) {
-        let width = self.shape[1];
-        match self.columns(Side::Plain).stored {
-            Stored::F32(values) => out.copy_from_slice(&values[row * width..][..width]),
-            Stored::Bf16(values) => widen(&values[row * width..][..width], out),
-            Stored::F16(values) => widen(&values[row * width..][..width], out),
-            Stored::Nf4(rows) => rows.fill(row..row + 1, 0..width, out),
-        }
-        if !T::IS_F32 {
-            crate::cpu::scalar::round_as::<T>(out);
-        }
-    }
-}
-
-/// An adapter's values, and where its rank stands among those of all layers of the call.
-pub(super) struct Adapter<'a> {
-    pub(super) a: FlexTensor,
-    pub(super) b: FlexTensor,
-    pub(super) rank: usize,
-    pub(super) first: usize,
-    pub(super) lora: &'a Lora<Flex>,
-    mask: Option<Mask>,
-}
-
-impl<'a> Adapter<'a> {
-    /// The adapters of all layers.
-    pub(super) fn all(layers: &[Linear<'a, Flex>]) -> Vec<Option<Self>> {
-        let mut first = 0;
-        let mut adapter = |lora: &'a Lora<Flex>| {
-            let rank = lora.a.dims()[0];
-            let start = first;
-            first += rank;
-            let dropout = lora.dropout.filter(|dropout| dropout.probability > 0.0);
-            Self {
-                a: tensor::primitive(lora.a.clone()),
-                b: tensor::primitive(lora.b.clone()),
-                rank,
-                first: start,
-                lora,
-                mask: dropout.map(|dropout| Mask::new(&dropout)),
-            }
-        };
-        layers.iter().map(|layer| layer.lora.map(&mut adapter)).collect()
-    }
-
-    /// A `[rank, in]`.
-    fn a(&self, side: Side) -> Columns<'_> {
-        let values = self.a.storage::<f32>();
-        Columns::new(Stored::F32(values), [self.rank, values.len() / self.rank.max(1)], side)
-    }
-
-    /// scaling · B `[out, rank]`.
-    fn b(&self, side: Side) -> Columns<'_> {
-        let values = self.b.storage::<f32>();
-        let shape = [values.len() / self.rank.max(1), self.rank];
-        Columns::new(Stored::F32(values), shape, side).times(self.lora.scaling)
-    }
-
-    /// The adapter's input where that is not `x` itself: `x` after dropout.
-    fn dropped<T: Scalar>(&self, x: &[T], width: usize) -> Option<Buffer<T>> {
-        let mask = self.mask?;
-        let mut dropped = pool::take::<T>(x.len());
-        let rows = parallel::rows_per_task(width);
-        let chunk = (rows * width).max(1);
-        let tasks = x.chunks(chunk).zip(dropped.chunks_mut(chunk)).enumerate().collect();
-        parallel::for_each(tasks, 8 * x.len(), |(task, (x, dropped))| {
-            let mut wide = pool::take::<f32>(x.len());
-            widen(x, &mut wide);
-            mask.apply(task * chunk, &mut wide);
-            narrow(&wide, dropped);
-        });
-        Some(dropped)
-    }
-}
+use crate::cpu::scalar::{Scalar, narrow, with_float};
+use crate::cpu::tensor;
 
 /// Packs `x` `[tokens, width]` as a left operand.
 fn pack<T: Scalar>(x: &[T], tokens: usize, width: usize) -> PackedRows {
@@ -171,35 +42,6 @@ fn store<T: Scalar>(
     }
 }
 
-/// Rounds `values` into `out`, after adding what is given. All of one length.
-pub(super) fn finish<T: Scalar>(
-    values: &mut [f32],
-    out: &mut [T],
-    bias: Option<&[f32]>,
-    residual: Option<&[T]>,
-) {
-    #[cfg(target_arch = "x86_64")]
-    if crate::cpu::fast::available() {
-        // SAFETY: asked just before.
-        return unsafe { crate::cpu::fast::store(values, out, bias, residual) };
-    }
-    if let Some(bias) = bias {
-        add(values, bias);
-    }
-    if let Some(residual) = residual {
-        add(values, residual);
-    }
-    narrow(values, out);
-}
-
-vectorized! {
-    fn add<T: Scalar>(values: &mut [f32], other: &[T]) {
-        for (value, other) in values.iter_mut().zip(other) {
-            *value += other.to_f32();
-        }
-    }
-}
-
 /// A product, and what holds its terms and its end while it runs.
 struct Planned<'a> {
     terms: Vec<Term<'a>>,
@@ -215,76 +57,149 @@ fn run<T: Scalar>(planned: &[Planned<'_>]) {
     multiply::<T>(&products);
 }
 
-/// `linear` of the CPU backend.
-pub(crate) fn forward(
-    x: &Tensor<Flex, 2>,
-    layers: &[Linear<'_, Flex>],
-    residual: Option<&Tensor<Flex, 2>>,
-) -> Projected<Flex> {
-    let [tokens, width] = x.dims();
-    if few::applies(tokens, layers) {
-        return few::forward(x, layers, residual);
-    }
-    let x = tensor::primitive(x.clone());
-    let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
-    let biases: Vec<_> =
-        layers.iter().map(|layer| layer.bias.map(|bias| tensor::primitive(bias.clone()))).collect();
-    let biases: Vec<_> = biases.iter().map(|bias| bias.as_ref().map(tensor::floats)).collect();
-    let residual = residual.map(|residual| tensor::primitive(residual.clone()));
-    let adapters = Adapter::all(layers);
-    let ranks: usize = layers.iter().map(Linear::rank).sum();
-    with_float!(x.dtype(), T => {
-        let x = x.storage::<T>();
-        let residual = residual.as_ref().map(|residual| residual.storage::<T>());
-        let packed = pack(x, tokens, width);
-        let mut down = pool::take::<T>(tokens * ranks);
-        let dropped: Vec<_> = adapters
-            .iter()
-            .map(|adapter| adapter.as_ref()?.dropped(x, width).map(|dropped| pack(&dropped, tokens, width)))
-            .collect();
-        {
-            let out = Disjoint::new(&mut down);
-            let planned = adapters.iter().zip(&dropped).filter_map(|(adapter, dropped)| {
-                let (adapter, out) = (adapter.as_ref()?, &out);
-                let rows = dropped.as_ref().unwrap_or(&packed);
-                let first = adapter.first;
-                let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
-                Some(Planned { terms: vec![Term { rows, columns: adapter.a(Side::Transposed) }], finish, place: None })
-            });
-            run::<T>(&planned.collect::<Vec<_>>());
+impl LinearOps for Flex {
+    fn frozen_linear(
+        x: &Tensor<Flex, 2>,
+        layers: &[Linear<'_, Flex>],
+        residual: Option<&Tensor<Flex, 2>>,
+    ) -> Projected<Flex> {
+        let [tokens, width] = x.dims();
+        if decode::applies(tokens, layers) {
+            return decode::forward(x, layers, residual);
         }
-        drop(dropped);
-        let ts: Vec<_> = adapters
-            .iter()
-            .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&down, tokens, ranks, adapter)))
-            .collect();
-        let mut outputs: Vec<Buffer<T>> =
-            layers.iter().map(|layer| pool::take::<T>(tokens * layer.weight.shape()[0])).collect();
-        {
-            let places = outputs.iter().zip(layers);
-            let places: Vec<_> =
-                places.map(|(out, layer)| Place::of(out, layer.weight.shape()[0])).collect();
-            let outs: Vec<_> = outputs.iter_mut().map(|out| Disjoint::new(out)).collect();
-            let mut planned = Vec::with_capacity(layers.len());
-            for (index, weight) in weights.iter().enumerate() {
-                let mut terms = vec![Term { rows: &packed, columns: weight.columns(Side::Transposed) }];
-                if let (Some(t), Some(adapter)) = (&ts[index], &adapters[index]) {
-                    terms.push(Term { rows: t, columns: adapter.b(Side::Transposed) });
-                }
-                let (out, bias, stride) = (&outs[index], biases[index].as_deref(), layers[index].weight.shape()[0]);
-                let finish = Box::new(move |tile: Tile<'_>| store(tile, out, stride, bias, residual));
-                planned.push(Planned { terms, finish, place: Some(places[index]) });
+        let x = tensor::primitive(x.clone());
+        let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
+        let biases: Vec<_> =
+            layers.iter().map(|layer| layer.bias.map(|bias| tensor::primitive(bias.clone()))).collect();
+        let biases: Vec<_> = biases.iter().map(|bias| bias.as_ref().map(tensor::floats)).collect();
+        let residual = residual.map(|residual| tensor::primitive(residual.clone()));
+        let adapters = Adapter::all(layers);
+        let ranks: usize = layers.iter().map(Linear::rank).sum();
+        with_float!(x.dtype(), T => {
+            let x = x.storage::<T>();
+            let residual = residual.as_ref().map(|residual| residual.storage::<T>());
+            let packed = pack(x, tokens, width);
+            let mut down = pool::take::<T>(tokens * ranks);
+            let dropped: Vec<_> = adapters
+                .iter()
+                .map(|adapter| adapter.as_ref()?.dropped(x, width).map(|dropped| pack(&dropped, tokens, width)))
+                .collect();
+            {
+                let out = Disjoint::new(&mut down);
+                let planned = adapters.iter().zip(&dropped).filter_map(|(adapter, dropped)| {
+                    let (adapter, out) = (adapter.as_ref()?, &out);
+                    let rows = dropped.as_ref().unwrap_or(&packed);
+                    let first = adapter.first;
+                    let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
+                    Some(Planned { terms: vec![Term { rows, columns: adapter.a(Side::Transposed) }], finish, place: None })
+                });
+                run::<T>(&planned.collect::<Vec<_>>());
             }
-            run::<T>(&planned);
-        }
-        let outputs = outputs
-            .into_iter()
-            .zip(layers)
-            .map(|(out, layer)| tensor::from_buffer(out, [tokens, layer.weight.shape()[0]]))
-            .collect();
-        let down = (ranks > 0).then(|| Down { t: tensor::from_buffer(down, [tokens, ranks]), operands: None });
-        Projected { outputs, down }
-    })
+            drop(dropped);
+            let ts: Vec<_> = adapters
+                .iter()
+                .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&down, tokens, ranks, adapter)))
+                .collect();
+            let mut outputs: Vec<Buffer<T>> =
+                layers.iter().map(|layer| pool::take::<T>(tokens * layer.weight.shape()[0])).collect();
+            {
+                let places = outputs.iter().zip(layers);
+                let places: Vec<_> =
+                    places.map(|(out, layer)| Place::of(out, layer.weight.shape()[0])).collect();
+                let outs: Vec<_> = outputs.iter_mut().map(|out| Disjoint::new(out)).collect();
+                let mut planned = Vec::with_capacity(layers.len());
+                for (index, weight) in weights.iter().enumerate() {
+                    let mut terms = vec![Term { rows: &packed, columns: weight.columns(Side::Transposed) }];
+                    if let (Some(t), Some(adapter)) = (&ts[index], &adapters[index]) {
+                        terms.push(Term { rows: t, columns: adapter.b(Side::Transposed) });
+                    }
+                    let (out, bias, stride) = (&outs[index], biases[index].as_deref(), layers[index].weight.shape()[0]);
+                    let finish = Box::new(move |tile: Tile<'_>| store(tile, out, stride, bias, residual));
+                    planned.push(Planned { terms, finish, place: Some(places[index]) });
+                }
+                run::<T>(&planned);
+            }
+            let outputs = outputs
+                .into_iter()
+                .zip(layers)
+                .map(|(out, layer)| tensor::from_buffer(out, [tokens, layer.weight.shape()[0]]))
+                .collect();
+            let down = (ranks > 0).then(|| Down { t: tensor::from_buffer(down, [tokens, ranks]), operands: None });
+            Projected { outputs, down }
+        })
+    }
+
+    fn frozen_linear_backward(request: LinearBackward<'_, Flex>) -> LinearGradients<Flex> {
+        let LinearBackward { x, layers, down, dy, wants_x, sums } = request;
+        let tokens = dy[0].dims()[0];
+        let width = layers[0].weight.shape()[1];
+        let dy: Vec<_> = dy.iter().map(|dy| tensor::primitive(dy.clone())).collect();
+        let adapters = Adapter::all(layers);
+        let ranks: usize = layers.iter().map(Linear::rank).sum();
+        let adapted = x.zip(down).filter(|_| ranks > 0);
+        let adapted =
+            adapted.map(|(x, down)| (tensor::primitive(x.clone()), tensor::primitive(down.t.clone())));
+        with_float!(dy[0].dtype(), T => {
+            let dy: Vec<&[T]> = dy.iter().map(|dy| dy.storage::<T>()).collect();
+            let outs: Vec<usize> = layers.iter().map(|layer| layer.weight.shape()[0]).collect();
+            let packed: Vec<_> = dy.iter().zip(&outs).map(|(dy, out)| pack(dy, tokens, *out)).collect();
+            let mut slopes = pool::take::<T>(tokens * ranks);
+            {
+                let out = Disjoint::new(&mut slopes);
+                let planned = adapters.iter().zip(&packed).filter_map(|(adapter, rows)| {
+                    let (adapter, out) = (adapter.as_ref()?, &out);
+                    let first = adapter.first;
+                    let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
+                    Some(Planned { terms: vec![Term { rows, columns: adapter.b(Side::Plain) }], finish, place: None })
+                });
+                run::<T>(&planned.collect::<Vec<_>>());
+            }
+            let adapters_gradients = match &adapted {
+                Some((x, down)) => {
+                    let operands = Operands { x: x.storage::<T>(), down: down.storage::<T>(), slopes: &slopes, dy: &dy };
+                    adapter_gradients(&adapters, operands, [tokens, width, ranks], &outs, sums)
+                }
+                None => sums,
+            };
+            let x = wants_x.then(|| {
+                let dts: Vec<_> = adapters
+                    .iter()
+                    .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&slopes, tokens, ranks, adapter)))
+                    .collect();
+                let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
+                let masked = masked_input_gradient::<T>(&adapters, &dts, tokens, width);
+                let mut dx = pool::take::<T>(tokens * width);
+                let place = Some(Place::of(&dx, width));
+                {
+                    let out = Disjoint::new(&mut dx);
+                    let mut terms = Vec::with_capacity(2 * layers.len());
+                    for (index, weight) in weights.iter().enumerate() {
+                        terms.push(Term { rows: &packed[index], columns: weight.columns(Side::Plain) });
+                        if let (Some(dt), Some(adapter)) = (&dts[index], &adapters[index])
+                            && adapter.mask.is_none()
+                        {
+                            terms.push(Term { rows: dt, columns: adapter.a(Side::Plain) });
+                        }
+                    }
+                    let masked = masked.as_deref();
+                    let finish = |mut tile: Tile<'_>| {
+                        let columns = tile.columns.clone();
+                        for (row, values) in tile.iter_mut() {
+                            let start = row * width + columns.start;
+                            if let Some(masked) = masked {
+                                add(values, &masked[start..][..values.len()]);
+                            }
+                            // SAFETY: tiles do not overlap, nor do the rows of one.
+                            narrow(values, unsafe { out.slice(start, values.len()) });
+                        }
+                    };
+                    multiply::<T>(&[Product { terms: &terms, finish: &finish, place }]);
+                }
+                tensor::from_buffer(dx, [tokens, width])
+            });
+            LinearGradients { x, adapters: adapters_gradients }
+        })
+    }
 }
 
 /// Rounds a tile into columns `first..` of `out`.
@@ -294,78 +209,6 @@ fn store_at<T: Scalar>(mut tile: Tile<'_>, out: &Disjoint<'_, T>, stride: usize,
         // SAFETY: tiles do not overlap, nor do the rows of one.
         narrow(values, unsafe { out.slice(row * stride + start, values.len()) });
     }
-}
-
-/// `linear_backward` of the CPU backend.
-pub(crate) fn backward(request: LinearBackward<'_, Flex>) -> LinearGradients<Flex> {
-    let LinearBackward { x, layers, down, dy, wants_x, sums } = request;
-    let tokens = dy[0].dims()[0];
-    let width = layers[0].weight.shape()[1];
-    let dy: Vec<_> = dy.iter().map(|dy| tensor::primitive(dy.clone())).collect();
-    let adapters = Adapter::all(layers);
-    let ranks: usize = layers.iter().map(Linear::rank).sum();
-    let adapted = x.zip(down).filter(|_| ranks > 0);
-    let adapted = adapted.map(|(x, down)| (tensor::primitive(x.clone()), tensor::primitive(down.t.clone())));
-    with_float!(dy[0].dtype(), T => {
-        let dy: Vec<&[T]> = dy.iter().map(|dy| dy.storage::<T>()).collect();
-        let outs: Vec<usize> = layers.iter().map(|layer| layer.weight.shape()[0]).collect();
-        let packed: Vec<_> = dy.iter().zip(&outs).map(|(dy, out)| pack(dy, tokens, *out)).collect();
-        let mut slopes = pool::take::<T>(tokens * ranks);
-        {
-            let out = Disjoint::new(&mut slopes);
-            let planned = adapters.iter().zip(&packed).filter_map(|(adapter, rows)| {
-                let (adapter, out) = (adapter.as_ref()?, &out);
-                let first = adapter.first;
-                let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
-                Some(Planned { terms: vec![Term { rows, columns: adapter.b(Side::Plain) }], finish, place: None })
-            });
-            run::<T>(&planned.collect::<Vec<_>>());
-        }
-        let adapters_gradients = match &adapted {
-            Some((x, down)) => {
-                let operands = Operands { x: x.storage::<T>(), down: down.storage::<T>(), slopes: &slopes, dy: &dy };
-                adapter_gradients(&adapters, operands, [tokens, width, ranks], &outs, sums)
-            }
-            None => sums,
-        };
-        let x = wants_x.then(|| {
-            let dts: Vec<_> = adapters
-                .iter()
-                .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&slopes, tokens, ranks, adapter)))
-                .collect();
-            let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
-            let masked = masked_input_gradient::<T>(&adapters, &dts, tokens, width);
-            let mut dx = pool::take::<T>(tokens * width);
-            let place = Some(Place::of(&dx, width));
-            {
-                let out = Disjoint::new(&mut dx);
-                let mut terms = Vec::with_capacity(2 * layers.len());
-                for (index, weight) in weights.iter().enumerate() {
-                    terms.push(Term { rows: &packed[index], columns: weight.columns(Side::Plain) });
-                    if let (Some(dt), Some(adapter)) = (&dts[index], &adapters[index])
-                        && adapter.mask.is_none()
-                    {
-                        terms.push(Term { rows: dt, columns: adapter.a(Side::Plain) });
-                    }
-                }
-                let masked = masked.as_deref();
-                let finish = |mut tile: Tile<'_>| {
-                    let columns = tile.columns.clone();
-                    for (row, values) in tile.iter_mut() {
-                        let start = row * width + columns.start;
-                        if let Some(masked) = masked {
-                            add(values, &masked[start..][..values.len()]);
-                        }
-                        // SAFETY: tiles do not overlap, nor do the rows of one.
-                        narrow(values, unsafe { out.slice(start, values.len()) });
-                    }
-                };
-                multiply::<T>(&[Product { terms: &terms, finish: &finish, place }]);
-            }
-            tensor::from_buffer(dx, [tokens, width])
-        });
-        LinearGradients { x, adapters: adapters_gradients }
-    })
 }
 
 /// Σ dropout′(dt A) in f32 over the adapters that drop; `None` where none does.
@@ -476,7 +319,7 @@ fn adapter_gradients<T: Scalar>(
         let das = &das;
         let mut planned = Vec::with_capacity(groups.len() + adapters.len());
         for (rows, x, first) in &groups {
-            let columns = Columns::new(T::stored(x), [tokens, width], Side::Plain);
+            let columns = Columns::new(Stored::of::<T>(x), [tokens, width], Side::Plain);
             let finish = Box::new(move |mut tile: Tile<'_>| {
                 let column = tile.columns.start;
                 for (row, values) in tile.iter_mut() {
@@ -500,7 +343,7 @@ fn adapter_gradients<T: Scalar>(
             .filter_map(|(((adapter, rows), dy), out)| Some((adapter.as_ref()?, rows.as_ref()?, *dy, *out)));
         for ((adapter, rows, dy, out), (db, onto)) in parts.zip(&dbs) {
             let (rank, scaling, onto) = (adapter.rank, adapter.lora.scaling, *onto);
-            let columns = Columns::new(T::stored(dy), [tokens, out], Side::Plain);
+            let columns = Columns::new(Stored::of::<T>(dy), [tokens, out], Side::Plain);
             let finish = Box::new(move |mut tile: Tile<'_>| {
                 let column = tile.columns.start;
                 for (row, values) in tile.iter_mut() {

@@ -12,7 +12,9 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
 use super::choice::{DEQUANTIZE_FROM, over_nf4};
-use super::{Down, FrozenWeight, Linear, LinearBackward, LinearGradients, Lora, LoraGradient, Projected};
+use super::{
+    Down, FrozenWeight, Linear, LinearBackward, LinearGradients, LinearOps, Lora, LoraGradient, Projected,
+};
 use crate::cube::convert::{Part, add_dropped, cast, copy_all, dropped};
 use crate::cube::product::{Finish, Operand, Rows, Stored, product, product_into};
 use crate::cube::tensor::{empty, float, wrap};
@@ -189,103 +191,95 @@ impl<R: CubeRuntime> Adapter<R> {
     }
 }
 
-/// [`super::linear`].
-pub(crate) fn forward<R, F, I, T>(
-    x: &Tensor<CubeBackend<R, F, I, T>, 2>,
-    layers: &[Linear<'_, CubeBackend<R, F, I, T>>],
-    residual: Option<&Tensor<CubeBackend<R, F, I, T>, 2>>,
-) -> Projected<CubeBackend<R, F, I, T>>
+impl<R, F, I, T> LinearOps for CubeBackend<R, F, I, T>
 where
     R: CubeRuntime,
     F: FloatElement,
     I: IntElement,
     T: BoolElement,
 {
-    let x = Rows::all(float(x));
-    let dtype = x.tensor.dtype;
-    let residual = residual.map(float);
-    let adapters = Adapters::new(layers, &x.tensor, x.columns, None);
-    let down = adapters.as_ref().map(|adapters| adapters.down(&x));
-    let output = |(index, layer): (usize, &Linear<'_, CubeBackend<R, F, I, T>>)| {
-        let bias = layer.bias.map(|bias| cast(&float(bias), dtype));
-        let adapter = adapters.as_ref().and_then(|adapters| adapters.layers[index].as_ref());
-        let part = adapter.zip(down.as_ref()).map(|(adapter, down)| adapter.part(down));
-        let tail = adapter.map(|adapter| &adapter.b);
-        wrap(over(layer.weight, x.rows, dtype, true, |stored| {
-            let lhs = Operand { tail: part.as_ref(), ..Operand::dense(&x) };
-            let rhs = Operand { stored, transposed: true, tail };
-            let finish = Finish { factor: 1.0, bias: bias.as_ref(), residual: residual.as_ref() };
-            product(&x.tensor, lhs, rhs, finish, dtype)
-        }))
-    };
-    let outputs = layers.iter().enumerate().map(output).collect();
-    let down = down.zip(adapters);
-    let down = down.map(|(t, adapters)| Down { t: wrap(t), operands: Some(wrap(adapters.operands)) });
-    Projected { outputs, down }
-}
-
-/// [`super::linear_backward`].
-pub(crate) fn backward<R, F, I, T>(
-    request: LinearBackward<'_, CubeBackend<R, F, I, T>>,
-) -> LinearGradients<CubeBackend<R, F, I, T>>
-where
-    R: CubeRuntime,
-    F: FloatElement,
-    I: IntElement,
-    T: BoolElement,
-{
-    let LinearBackward { x, layers, down, dy, wants_x, sums } = request;
-    let x = x.map(|x| Rows::all(float(x)));
-    let operands = down.and_then(|down| down.operands.as_ref()).map(float);
-    let down = down.map(|down| float(&down.t));
-    let dy: Vec<_> = dy.iter().map(|dy| Rows::all(float(dy))).collect();
-    let (like, dtype) = (&dy[0].tensor, dy[0].tensor.dtype);
-    let width = layers[0].weight.shape()[1];
-    let adapters = Adapters::new(layers, like, width, operands);
-    // One layer's gradient is rounded as it is written; several are added up in f32 first.
-    let is_sum = layers.len() > 1 || layers[0].lora.is_some_and(|lora| lora.dropout.is_some());
-    let sum_dtype = if is_sum { DType::F32 } else { dtype };
-    let mut dx: Option<CubeTensor<R>> = None;
-    let mut gradients = Vec::with_capacity(layers.len());
-    for (index, (layer, sum)) in layers.iter().zip(sums).enumerate() {
-        let dy = &dy[index];
-        let adapter = adapters.as_ref().and_then(|adapters| adapters.layers[index].as_ref());
-        let dt = adapter.map(|adapter| {
-            let (lhs, rhs) = (Operand::dense(dy), Operand::dense(&adapter.b));
-            Rows::all(product(like, lhs, rhs, Finish::default(), dtype))
-        });
-        if wants_x {
-            // A dropped part cannot share the weight's reduction: it is masked first.
-            let joined = adapter.filter(|adapter| adapter.dropout.is_none());
-            let tail = joined.map(|adapter| &adapter.a);
-            let slope = over(layer.weight, dy.rows, dtype, false, |stored| {
-                let lhs = Operand { tail: joined.and(dt.as_ref()), ..Operand::dense(dy) };
-                let rhs = Operand { stored, transposed: false, tail };
-                let finish = Finish { residual: dx.as_ref(), ..Finish::default() };
-                product(like, lhs, rhs, finish, sum_dtype)
-            });
-            let dropout = adapter.and_then(|adapter| Some((adapter, adapter.dropout.as_ref()?)));
-            if let (Some((adapter, dropout)), Some(dt)) = (dropout, &dt) {
-                let (lhs, rhs) = (Operand::dense(dt), Operand::dense(&adapter.a));
-                let part = product(like, lhs, rhs, Finish::default(), DType::F32);
-                add_dropped(&part, dropout, &slope);
-            }
-            dx = Some(slope);
-        }
-        let saved = x.as_ref().zip(down.as_ref());
-        gradients.push(adapter.zip(dt).zip(saved).map(|((adapter, dt), (x, down))| {
-            let before = sum.map(|sum| (float(&sum.a), float(&sum.b)));
-            let (before_a, before_b) = before.as_ref().map_or((None, None), |(a, b)| (Some(a), Some(b)));
-            let dropped = adapter.dropped(x);
-            let (lhs, rhs) = (Operand::transposed(&dt), Operand::dense(&dropped));
-            let finish = Finish { residual: before_a, ..Finish::default() };
-            let a = product(like, lhs, rhs, finish, DType::F32);
-            let part = adapter.part(down);
-            let (lhs, rhs) = (Operand::transposed(dy), Operand::dense(&part));
-            let finish = Finish { factor: adapter.scaling, bias: None, residual: before_b };
-            let b = product(like, lhs, rhs, finish, DType::F32);
-            LoraGradient { a: wrap(a), b: wrap(b) }
-        }));
+    fn frozen_linear(
+        x: &Tensor<Self, 2>,
+        layers: &[Linear<'_, Self>],
+        residual: Option<&Tensor<Self, 2>>,
+    ) -> Projected<Self> {
+        let x = Rows::all(float(x));
+        let dtype = x.tensor.dtype;
+        let residual = residual.map(float);
+        let adapters = Adapters::new(layers, &x.tensor, x.columns, None);
+        let down = adapters.as_ref().map(|adapters| adapters.down(&x));
+        let output = |(index, layer): (usize, &Linear<'_, Self>)| {
+            let bias = layer.bias.map(|bias| cast(&float(bias), dtype));
+            let adapter = adapters.as_ref().and_then(|adapters| adapters.layers[index].as_ref());
+            let part = adapter.zip(down.as_ref()).map(|(adapter, down)| adapter.part(down));
+            let tail = adapter.map(|adapter| &adapter.b);
+            wrap(over(layer.weight, x.rows, dtype, true, |stored| {
+                let lhs = Operand { tail: part.as_ref(), ..Operand::dense(&x) };
+                let rhs = Operand { stored, transposed: true, tail };
+                let finish = Finish { factor: 1.0, bias: bias.as_ref(), residual: residual.as_ref() };
+                product(&x.tensor, lhs, rhs, finish, dtype)
+            }))
+        };
+        let outputs = layers.iter().enumerate().map(output).collect();
+        let down = down.zip(adapters);
+        let down = down.map(|(t, adapters)| Down { t: wrap(t), operands: Some(wrap(adapters.operands)) });
+        Projected { outputs, down }
     }
-    LinearGradients { x: dx.map(|dx| wrap(cast(&dx, dtype))), adapters: gradients }
+
+    fn frozen_linear_backward(request: LinearBackward<'_, Self>) -> LinearGradients<Self> {
+        let LinearBackward { x, layers, down, dy, wants_x, sums } = request;
+        let x = x.map(|x| Rows::all(float(x)));
+        let operands = down.and_then(|down| down.operands.as_ref()).map(float);
+        let down = down.map(|down| float(&down.t));
+        let dy: Vec<_> = dy.iter().map(|dy| Rows::all(float(dy))).collect();
+        let (like, dtype) = (&dy[0].tensor, dy[0].tensor.dtype);
+        let width = layers[0].weight.shape()[1];
+        let adapters = Adapters::new(layers, like, width, operands);
+        // One layer's gradient is rounded as it is written; several are added up in f32 first.
+        let is_sum = layers.len() > 1 || layers[0].lora.is_some_and(|lora| lora.dropout.is_some());
+        let sum_dtype = if is_sum { DType::F32 } else { dtype };
+        let mut dx: Option<CubeTensor<R>> = None;
+        let mut gradients = Vec::with_capacity(layers.len());
+        for (index, (layer, sum)) in layers.iter().zip(sums).enumerate() {
+            let dy = &dy[index];
+            let adapter = adapters.as_ref().and_then(|adapters| adapters.layers[index].as_ref());
+            let dt = adapter.map(|adapter| {
+                let (lhs, rhs) = (Operand::dense(dy), Operand::dense(&adapter.b));
+                Rows::all(product(like, lhs, rhs, Finish::default(), dtype))
+            });
+            if wants_x {
+                // A dropped part cannot share the weight's reduction: it is masked first.
+                let joined = adapter.filter(|adapter| adapter.dropout.is_none());
+                let tail = joined.map(|adapter| &adapter.a);
+                let slope = over(layer.weight, dy.rows, dtype, false, |stored| {
+                    let lhs = Operand { tail: joined.and(dt.as_ref()), ..Operand::dense(dy) };
+                    let rhs = Operand { stored, transposed: false, tail };
+                    let finish = Finish { residual: dx.as_ref(), ..Finish::default() };
+                    product(like, lhs, rhs, finish, sum_dtype)
+                });
+                let dropout = adapter.and_then(|adapter| Some((adapter, adapter.dropout.as_ref()?)));
+                if let (Some((adapter, dropout)), Some(dt)) = (dropout, &dt) {
+                    let (lhs, rhs) = (Operand::dense(dt), Operand::dense(&adapter.a));
+                    let part = product(like, lhs, rhs, Finish::default(), DType::F32);
+                    add_dropped(&part, dropout, &slope);
+                }
+                dx = Some(slope);
+            }
+            let saved = x.as_ref().zip(down.as_ref());
+            gradients.push(adapter.zip(dt).zip(saved).map(|((adapter, dt), (x, down))| {
+                let before = sum.map(|sum| (float(&sum.a), float(&sum.b)));
+                let (before_a, before_b) = before.as_ref().map_or((None, None), |(a, b)| (Some(a), Some(b)));
+                let dropped = adapter.dropped(x);
+                let (lhs, rhs) = (Operand::transposed(&dt), Operand::dense(&dropped));
+                let finish = Finish { residual: before_a, ..Finish::default() };
+                let a = product(like, lhs, rhs, finish, DType::F32);
+                let part = adapter.part(down);
+                let (lhs, rhs) = (Operand::transposed(dy), Operand::dense(&part));
+                let finish = Finish { factor: adapter.scaling, bias: None, residual: before_b };
+                let b = product(like, lhs, rhs, finish, DType::F32);
+                LoraGradient { a: wrap(a), b: wrap(b) }
+            }));
+        }
+        LinearGradients { x: dx.map(|dx| wrap(cast(&dx, dtype))), adapters: gradients }
+    }
 }

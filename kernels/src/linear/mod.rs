@@ -18,17 +18,30 @@
 
 #[cfg(feature = "cube")]
 mod choice;
-pub(crate) mod cpu;
+mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
-mod few;
+mod decode;
+pub(crate) mod operands;
 pub mod reference;
 
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::backend::KernelBackend;
 use crate::dropout::Dropout;
 use crate::nf4::Nf4Weight;
+
+/// Frozen linear layers on a backend.
+pub trait LinearOps: Backend {
+    /// [`linear`].
+    fn frozen_linear(
+        x: &Tensor<Self, 2>,
+        layers: &[Linear<'_, Self>],
+        residual: Option<&Tensor<Self, 2>>,
+    ) -> Projected<Self>;
+
+    /// [`linear_backward`].
+    fn frozen_linear_backward(request: LinearBackward<'_, Self>) -> LinearGradients<Self>;
+}
 
 /// A frozen matrix `[out, in]`. Cloning shares the storage.
 #[derive(Clone, Debug)]
@@ -117,7 +130,7 @@ pub struct Down<B: Backend> {
 ///
 /// # Panics
 /// If shapes do not fit, a dtype is none of f32, bf16, f16, or a residual comes with several layers.
-pub fn linear<B: KernelBackend>(
+pub fn linear<B: LinearOps>(
     x: &Tensor<B, 2>,
     layers: &[Linear<'_, B>],
     residual: Option<&Tensor<B, 2>>,
@@ -196,7 +209,7 @@ pub struct LinearGradients<B: Backend> {
 ///
 /// # Panics
 /// If shapes do not fit, or an adapter comes without `x` and `down`.
-pub fn linear_backward<B: KernelBackend>(request: LinearBackward<'_, B>) -> LinearGradients<B> {
+pub fn linear_backward<B: LinearOps>(request: LinearBackward<'_, B>) -> LinearGradients<B> {
     let LinearBackward { x, layers, down, dy, sums, .. } = &request;
     assert!(
         !layers.is_empty() && layers.len() == dy.len() && layers.len() == sums.len(),

@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
-use super::{LossAndGradient, Supervised};
+use super::{LossAndGradient, LossOps, Supervised};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{Kernels, PackedRows, Product, RowSource, Side, Term, Tile, multiply};
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, widen, with_float};
 use crate::cpu::{math, parallel, tensor, vectorized};
 use crate::linear::FrozenWeight;
-use crate::linear::cpu::WeightTensors;
+use crate::linear::operands::WeightTensors;
 
 /// Exponentials held at once, unless that is fewer than [`FEWEST_ROWS`] rows.
 const CHUNK_BYTES: usize = 96 << 20;
@@ -35,32 +35,33 @@ pub(super) fn chunk_rows(supervised: usize, vocabulary: usize, bytes_per_logit: 
     supervised.div_ceil(supervised.div_ceil(most).max(1)).max(1)
 }
 
-/// `linear_cross_entropy` of the CPU backend.
-pub(crate) fn loss_and_gradient(
-    hidden: &Tensor<Flex, 2>,
-    head: &FrozenWeight<Flex>,
-    supervised: &[Supervised],
-    wants_gradient: bool,
-) -> LossAndGradient<Flex> {
-    let [tokens, width] = hidden.dims();
-    let [vocabulary, _] = head.shape();
-    let hidden = tensor::primitive(hidden.clone());
-    let head = WeightTensors::new(head);
-    with_float!(hidden.dtype(), T => {
-        let hidden = hidden.storage::<T>();
-        let mut gradient = wants_gradient.then(|| pool::zeros::<T>(tokens * width));
-        let bytes = 4 / Kernels::of::<T>().element().indices();
-        let rows = chunk_rows(supervised.len(), vocabulary, bytes);
-        let mut loss = 0.0;
-        for supervised in supervised.chunks(rows) {
-            let chunk = Chunk::<T>::new(hidden, &head, supervised, [width, vocabulary]);
-            loss += chunk.run(&head, gradient.as_deref_mut());
-        }
-        LossAndGradient {
-            loss: tensor::from_vec(vec![loss as f32], [1]),
-            gradient: gradient.map(|gradient| tensor::from_buffer(gradient, [tokens, width])),
-        }
-    })
+impl LossOps for Flex {
+    fn linear_cross_entropy(
+        hidden: &Tensor<Flex, 2>,
+        head: &FrozenWeight<Flex>,
+        supervised: &[Supervised],
+        wants_gradient: bool,
+    ) -> LossAndGradient<Flex> {
+        let [tokens, width] = hidden.dims();
+        let [vocabulary, _] = head.shape();
+        let hidden = tensor::primitive(hidden.clone());
+        let head = WeightTensors::new(head);
+        with_float!(hidden.dtype(), T => {
+            let hidden = hidden.storage::<T>();
+            let mut gradient = wants_gradient.then(|| pool::zeros::<T>(tokens * width));
+            let bytes = 4 / Kernels::of::<T>().element().indices();
+            let rows = chunk_rows(supervised.len(), vocabulary, bytes);
+            let mut loss = 0.0;
+            for supervised in supervised.chunks(rows) {
+                let chunk = Chunk::<T>::new(hidden, &head, supervised, [width, vocabulary]);
+                loss += chunk.run(&head, gradient.as_deref_mut());
+            }
+            LossAndGradient {
+                loss: tensor::from_vec(vec![loss as f32], [1]),
+                gradient: gradient.map(|gradient| tensor::from_buffer(gradient, [tokens, width])),
+            }
+        })
+    }
 }
 
 /// Some supervised rows, and what is known of them before the products.

@@ -13,7 +13,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{LossAndGradient, Supervised};
+use super::{LossAndGradient, LossOps, Supervised};
 use crate::cube::product::{Finish, Operand, Rows, product};
 use crate::cube::reduce::{cube_max, cube_sum};
 use crate::cube::tensor::{array, cubes, dims, empty, float, into_float, units, wrap};
@@ -27,51 +27,52 @@ const FEWEST_ROWS: usize = 64;
 /// Units that share a row.
 const UNITS: u32 = 256;
 
-/// [`super::linear_cross_entropy`].
-pub(crate) fn loss_and_gradient<R, F, I, T>(
-    hidden: &Tensor<CubeBackend<R, F, I, T>, 2>,
-    head: &FrozenWeight<CubeBackend<R, F, I, T>>,
-    supervised: &[Supervised],
-    wants_gradient: bool,
-) -> LossAndGradient<CubeBackend<R, F, I, T>>
+impl<R, F, I, T> LossOps for CubeBackend<R, F, I, T>
 where
     R: CubeRuntime,
     F: FloatElement,
     I: IntElement,
     T: BoolElement,
 {
-    let device = hidden.device();
-    let gradient = wants_gradient.then(|| {
-        into_float(Tensor::<CubeBackend<R, F, I, T>, 2>::zeros(hidden.dims(), (&device, hidden.dtype())))
-    });
-    if supervised.is_empty() {
-        let loss = Tensor::zeros([1], (&device, DType::F32));
-        return LossAndGradient { loss, gradient: gradient.map(wrap) };
-    }
-    let hidden = float(hidden);
-    let dtype = hidden.dtype;
-    let vocabulary = head.shape()[0];
-    let rows = chunk_rows(supervised.len(), vocabulary, dtype.size());
-    let head = Weight::new(head, rows, dtype);
-    let losses = empty(&hidden, &[supervised.len()], DType::F32);
-    for (index, chunk) in supervised.chunks(rows).enumerate() {
-        let numbers = |of: fn(&Supervised) -> usize| {
-            let numbers: Vec<u32> = chunk.iter().map(|at| of(at) as u32).collect();
-            hidden.client.create_from_slice(bytemuck::cast_slice(&numbers))
-        };
-        let (at, targets) = (numbers(|at| at.row), numbers(|at| at.target));
-        let gathered = Rows::all(gather(&hidden, &at, chunk.len()));
-        let rhs = Operand { stored: head.stored(), transposed: true, tail: None };
-        let logits = product(&hidden, Operand::dense(&gathered), rhs, Finish::default(), DType::F32);
-        let slopes = slopes(&logits, &targets, &losses, index * rows, gradient.is_some().then_some(dtype));
-        if let (Some(gradient), Some(slopes)) = (&gradient, slopes) {
-            let slopes = Rows::all(slopes);
-            let rhs = Operand { stored: head.stored(), transposed: false, tail: None };
-            let part = product(&hidden, Operand::dense(&slopes), rhs, Finish::default(), dtype);
-            scatter(&part, &at, gradient);
+    fn linear_cross_entropy(
+        hidden: &Tensor<Self, 2>,
+        head: &FrozenWeight<Self>,
+        supervised: &[Supervised],
+        wants_gradient: bool,
+    ) -> LossAndGradient<Self> {
+        let device = hidden.device();
+        let gradient = wants_gradient
+            .then(|| into_float(Tensor::<Self, 2>::zeros(hidden.dims(), (&device, hidden.dtype()))));
+        if supervised.is_empty() {
+            let loss = Tensor::zeros([1], (&device, DType::F32));
+            return LossAndGradient { loss, gradient: gradient.map(wrap) };
         }
+        let hidden = float(hidden);
+        let dtype = hidden.dtype;
+        let vocabulary = head.shape()[0];
+        let rows = chunk_rows(supervised.len(), vocabulary, dtype.size());
+        let head = Weight::new(head, rows, dtype);
+        let losses = empty(&hidden, &[supervised.len()], DType::F32);
+        for (index, chunk) in supervised.chunks(rows).enumerate() {
+            let numbers = |of: fn(&Supervised) -> usize| {
+                let numbers: Vec<u32> = chunk.iter().map(|at| of(at) as u32).collect();
+                hidden.client.create_from_slice(bytemuck::cast_slice(&numbers))
+            };
+            let (at, targets) = (numbers(|at| at.row), numbers(|at| at.target));
+            let gathered = Rows::all(gather(&hidden, &at, chunk.len()));
+            let rhs = Operand { stored: head.stored(), transposed: true, tail: None };
+            let logits = product(&hidden, Operand::dense(&gathered), rhs, Finish::default(), DType::F32);
+            let slopes =
+                slopes(&logits, &targets, &losses, index * rows, gradient.is_some().then_some(dtype));
+            if let (Some(gradient), Some(slopes)) = (&gradient, slopes) {
+                let slopes = Rows::all(slopes);
+                let rhs = Operand { stored: head.stored(), transposed: false, tail: None };
+                let part = product(&hidden, Operand::dense(&slopes), rhs, Finish::default(), dtype);
+                scatter(&part, &at, gradient);
+            }
+        }
+        LossAndGradient { loss: wrap(sum(&losses)), gradient: gradient.map(wrap) }
     }
-    LossAndGradient { loss: wrap(sum(&losses)), gradient: gradient.map(wrap) }
 }
 
 /// Rows of the chunks that `supervised` rows are cut into.

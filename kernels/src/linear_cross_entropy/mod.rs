@@ -19,8 +19,18 @@ pub mod trained;
 
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::backend::KernelBackend;
 use crate::linear::FrozenWeight;
+
+/// Output head and loss on a backend.
+pub trait LossOps: Backend {
+    /// [`linear_cross_entropy()`].
+    fn linear_cross_entropy(
+        hidden: &Tensor<Self, 2>,
+        head: &FrozenWeight<Self>,
+        supervised: &[Supervised],
+        wants_gradient: bool,
+    ) -> LossAndGradient<Self>;
+}
 
 /// Rows of the chunks that `supervised` rows are cut into.
 pub(crate) fn chunk_rows(supervised: u64, vocabulary: u64, bytes_per_logit: u64) -> u64 {
@@ -56,7 +66,7 @@ pub struct LossAndGradient<B: Backend> {
 ///
 /// # Panics
 /// If shapes do not fit, a target is neither a token id nor [`IGNORED`], or a dtype is none of f32, bf16, f16.
-pub fn linear_cross_entropy<B: KernelBackend>(
+pub fn linear_cross_entropy<B: LossOps>(
     hidden: &Tensor<B, 2>,
     head: &FrozenWeight<B>,
     targets: &[i32],

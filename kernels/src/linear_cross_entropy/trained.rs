@@ -12,7 +12,6 @@
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
 
 use super::{chunk_rows, supervised};
-use crate::backend::KernelBackend;
 
 /// Bytes that a logit takes while its rows are worked on: itself, its probability, and one in between.
 pub(crate) const BYTES_PER_LOGIT: u64 = 12;
@@ -36,7 +35,7 @@ pub struct TrainedLoss<B: Backend> {
 ///
 /// # Panics
 /// If shapes do not fit, a target is neither a token id nor that, or the head is not f32.
-pub fn trained_linear_cross_entropy<B: KernelBackend>(
+pub fn trained_linear_cross_entropy<B: Backend>(
     hidden: &Tensor<B, 2>,
     head: &Tensor<B, 2>,
     targets: &[i32],

@@ -5,8 +5,8 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
 
-use super::weight::DeviceAbsmax;
-use super::{Absmax, Nf4Weight, Quantized};
+use super::quantized::{Absmax, Quantized};
+use super::weight::{DeviceAbsmax, Nf4Ops, Nf4Weight};
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::{parallel, tensor, vectorized};
 
@@ -67,23 +67,45 @@ impl Nf4Tensors {
     }
 }
 
-/// `nf4_dequantize` of the CPU backend.
-pub(crate) fn dequantize(weight: &Nf4Weight<Flex>) -> Tensor<Flex, 2> {
-    let [out, input] = weight.shape;
-    let mut dense = vec![0.0f32; out * input];
-    let tensors = Nf4Tensors::new(weight);
-    let rows = tensors.rows(weight);
-    let chunk = (1usize << 16).div_ceil(input.max(1));
-    let tasks: Vec<_> = dense.chunks_mut((chunk * input).max(1)).enumerate().collect();
-    parallel::for_each(tasks, out * input, |(index, dense)| {
-        let start = index * chunk;
-        rows.fill(start..(start + chunk).min(out), 0..input, dense);
-    });
-    tensor::from_vec(dense, weight.shape)
+impl Nf4Ops for Flex {
+    fn nf4_dequantize(weight: &Nf4Weight<Flex>) -> Tensor<Flex, 2> {
+        let [out, input] = weight.shape;
+        let mut dense = vec![0.0f32; out * input];
+        let tensors = Nf4Tensors::new(weight);
+        let rows = tensors.rows(weight);
+        let chunk = (1usize << 16).div_ceil(input.max(1));
+        let tasks: Vec<_> = dense.chunks_mut((chunk * input).max(1)).enumerate().collect();
+        parallel::for_each(tasks, out * input, |(index, dense)| {
+            let start = index * chunk;
+            rows.fill(start..(start + chunk).min(out), 0..input, dense);
+        });
+        tensor::from_vec(dense, weight.shape)
+    }
+}
+
+impl Quantized {
+    /// The weights in f32, `[out, in]` row-major.
+    pub fn dequantize(&self) -> Vec<f32> {
+        let [out, input] = self.shape;
+        let mut weights = vec![0.0; out * input];
+        Nf4Rows::from_host(self).fill(0..out, 0..input, &mut weights);
+        weights
+    }
+
+    /// One f32 scale per block, double quantization undone.
+    pub fn absmax_f32(&self) -> Vec<f32> {
+        match &self.absmax {
+            Absmax::F32(values) => values.clone(),
+            Absmax::Double { .. } => {
+                let rows = Nf4Rows::from_host(self);
+                (0..self.absmax.len()).map(|block| rows.block_scale(block)).collect()
+            }
+        }
+    }
 }
 
 impl<'a> Nf4Rows<'a> {
-    pub(crate) fn from_host(quantized: &'a Quantized) -> Self {
+    fn from_host(quantized: &'a Quantized) -> Self {
         let absmax = match &quantized.absmax {
             Absmax::F32(values) => Scales::F32(values),
             Absmax::Double { codes, nested_absmax, nested_map, offset, nested_block_size } => {
@@ -171,7 +193,7 @@ impl<'a> Nf4Rows<'a> {
 
     /// Scale of one block.
     #[inline]
-    pub(crate) fn block_scale(&self, block: usize) -> f32 {
+    fn block_scale(&self, block: usize) -> f32 {
         match self.absmax {
             Scales::F32(values) => values[block],
             Scales::Double { codes, nested, map, offset, block_size } => {

@@ -1,13 +1,24 @@
 //! NF4 on a GPU: a vector of weights out of its codes, for products that dequantize as they read, and whole matrices.
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::Nf4Weight;
-use super::weight::DeviceAbsmax;
-use crate::cube::tensor::{array, empty, float, int, units, vector_size};
+use super::weight::{DeviceAbsmax, Nf4Ops, Nf4Weight};
+use crate::cube::tensor::{array, empty, float, int, units, vector_size, wrap};
+
+impl<R, F, I, T> Nf4Ops for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2> {
+        wrap(dequantize(&Nf4Tensors::new(weight), DType::F32))
+    }
+}
 
 /// The device's buffers of an [`Nf4Weight`], and what a kernel must know of them.
 pub(crate) struct Nf4Tensors<R: CubeRuntime> {

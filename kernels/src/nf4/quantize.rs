@@ -1,7 +1,8 @@
 //! The NF4 quantizer: the rule of the reference, a run of blocks per task.
 
+use super::codebook::{CODEBOOK, MIDPOINTS, dynamic_map};
+use super::quantized::{Absmax, NESTED_BLOCK_SIZE, Quantized};
 use super::reference::pairwise_sum;
-use super::{Absmax, CODEBOOK, MIDPOINTS, NESTED_BLOCK_SIZE, Quantized, dynamic_map};
 use crate::cpu::parallel;
 use crate::cpu::vectorized;
 

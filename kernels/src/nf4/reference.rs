@@ -1,6 +1,7 @@
 //! The slow oracle of NF4: one weight at a time, straight from the formulas in the module's page.
 
-use super::{Absmax, CODEBOOK, MIDPOINTS, NESTED_BLOCK_SIZE, Quantized, dynamic_map};
+use super::codebook::{CODEBOOK, MIDPOINTS, dynamic_map};
+use super::quantized::{Absmax, NESTED_BLOCK_SIZE, Quantized};
 
 /// Quantizes `weights` (`[out, in]` row-major, finite) into NF4 blocks.
 pub fn quantize(weights: &[f32], shape: [usize; 2], block_size: usize, double_quant: bool) -> Quantized {

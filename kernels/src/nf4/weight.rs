@@ -2,8 +2,13 @@
 
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
-use super::{Absmax, Error, Quantized};
-use crate::backend::KernelBackend;
+use super::quantized::{Absmax, Error, Quantized};
+
+/// NF4 weights on a backend.
+pub trait Nf4Ops: Backend {
+    /// [`Nf4Weight::dequantize`]: f32 `[out, in]`.
+    fn nf4_dequantize(weight: &Nf4Weight<Self>) -> Tensor<Self, 2>;
+}
 
 /// A frozen NF4 matrix `[out, in]` on a device. Cloning shares the storage.
 #[derive(Clone, Debug)]
@@ -84,7 +89,7 @@ impl<B: Backend> Nf4Weight<B> {
     }
 }
 
-impl<B: KernelBackend> Nf4Weight<B> {
+impl<B: Nf4Ops> Nf4Weight<B> {
     /// The weights as a dense f32 tensor `[out, in]`; for export and tests, never inside a training step.
     pub fn dequantize(&self) -> Tensor<B, 2> {
         B::nf4_dequantize(self)

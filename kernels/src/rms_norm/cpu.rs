@@ -3,51 +3,52 @@
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
+use super::RmsNormOps;
 use crate::cpu::scalar::{Scalar, with_float};
 use crate::cpu::{math, parallel, pool, tensor, vectorized};
 
-/// `rms_norm` of the CPU backend.
-pub(crate) fn forward(x: &Tensor<Flex, 2>, weight: &Tensor<Flex, 1>, epsilon: f64) -> Tensor<Flex, 2> {
-    let shape = x.dims();
-    let x = tensor::primitive(x.clone());
-    let weight = tensor::primitive(weight.clone());
-    let weight = tensor::floats(&weight);
-    with_float!(x.dtype(), T => {
-        let x = x.storage::<T>();
-        let mut y = pool::take::<T>(x.len());
-        let chunk = (parallel::rows_per_task(shape[1]) * shape[1]).max(1);
-        let tasks = x.chunks(chunk).zip(y.chunks_mut(chunk)).collect();
-        parallel::for_each(tasks, 2 * x.len(), |(x, y)| forward_rows::<T>(x, &weight, epsilon as f32, y));
-        tensor::from_buffer(y, shape)
-    })
-}
+impl RmsNormOps for Flex {
+    fn rms_norm(x: &Tensor<Flex, 2>, weight: &Tensor<Flex, 1>, epsilon: f64) -> Tensor<Flex, 2> {
+        let shape = x.dims();
+        let x = tensor::primitive(x.clone());
+        let weight = tensor::primitive(weight.clone());
+        let weight = tensor::floats(&weight);
+        with_float!(x.dtype(), T => {
+            let x = x.storage::<T>();
+            let mut y = pool::take::<T>(x.len());
+            let chunk = (parallel::rows_per_task(shape[1]) * shape[1]).max(1);
+            let tasks = x.chunks(chunk).zip(y.chunks_mut(chunk)).collect();
+            parallel::for_each(tasks, 2 * x.len(), |(x, y)| forward_rows::<T>(x, &weight, epsilon as f32, y));
+            tensor::from_buffer(y, shape)
+        })
+    }
 
-/// `rms_norm_backward` of the CPU backend, in place of `dy`.
-pub(crate) fn backward(
-    x: &Tensor<Flex, 2>,
-    weight: &Tensor<Flex, 1>,
-    epsilon: f64,
-    dy: Tensor<Flex, 2>,
-    residual: Option<&Tensor<Flex, 2>>,
-) -> Tensor<Flex, 2> {
-    let shape = x.dims();
-    let x = tensor::primitive(x.clone());
-    let residual = residual.map(|residual| tensor::primitive(residual.clone()));
-    let weight = tensor::primitive(weight.clone());
-    let weight = tensor::floats(&weight);
-    let mut dy = tensor::owned(dy);
-    with_float!(x.dtype(), T => {
-        let x = x.storage::<T>();
-        let residual = residual.as_ref().map_or(&[][..], |residual| residual.storage::<T>());
-        let chunk = (parallel::rows_per_task(shape[1]) * shape[1]).max(1);
-        let tasks = x.chunks(chunk).zip(dy.storage_mut::<T>().chunks_mut(chunk)).enumerate().collect();
-        parallel::for_each(tasks, 4 * x.len(), |(task, (x, dy))| {
-            let mut wide = pool::take::<f32>(2 * weight.len());
-            let residual = residual.get(task * chunk..).unwrap_or(&[]);
-            backward_rows::<T>(x, &weight, epsilon as f32, dy, residual, &mut wide);
+    fn rms_norm_backward(
+        x: &Tensor<Flex, 2>,
+        weight: &Tensor<Flex, 1>,
+        epsilon: f64,
+        dy: Tensor<Flex, 2>,
+        residual: Option<&Tensor<Flex, 2>>,
+    ) -> Tensor<Flex, 2> {
+        let shape = x.dims();
+        let x = tensor::primitive(x.clone());
+        let residual = residual.map(|residual| tensor::primitive(residual.clone()));
+        let weight = tensor::primitive(weight.clone());
+        let weight = tensor::floats(&weight);
+        let mut dy = tensor::owned(dy);
+        with_float!(x.dtype(), T => {
+            let x = x.storage::<T>();
+            let residual = residual.as_ref().map_or(&[][..], |residual| residual.storage::<T>());
+            let chunk = (parallel::rows_per_task(shape[1]) * shape[1]).max(1);
+            let tasks = x.chunks(chunk).zip(dy.storage_mut::<T>().chunks_mut(chunk)).enumerate().collect();
+            parallel::for_each(tasks, 4 * x.len(), |(task, (x, dy))| {
+                let mut wide = pool::take::<f32>(2 * weight.len());
+                let residual = residual.get(task * chunk..).unwrap_or(&[]);
+                backward_rows::<T>(x, &weight, epsilon as f32, dy, residual, &mut wide);
+            });
         });
-    });
-    tensor::from_flex(dy)
+        tensor::from_flex(dy)
+    }
 }
 
 vectorized! {

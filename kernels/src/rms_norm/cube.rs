@@ -1,18 +1,38 @@
 //! RMS norm on a GPU: one cube for each row.
 
-use burn_cubecl::CubeRuntime;
+use burn::tensor::Tensor;
 use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
+use super::RmsNormOps;
 use crate::cube::reduce::cube_sum;
-use crate::cube::tensor::{array, dims, empty_like, rows};
+use crate::cube::tensor::{array, dims, empty_like, float, into_float, rows, wrap};
 
-/// [`super::rms_norm`].
-pub(crate) fn forward<R: CubeRuntime>(
-    x: &CubeTensor<R>,
-    weight: &CubeTensor<R>,
-    epsilon: f64,
-) -> CubeTensor<R> {
+impl<R, F, I, T> RmsNormOps for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn rms_norm(x: &Tensor<Self, 2>, weight: &Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
+        wrap(forward(&float(x), &float(weight), epsilon))
+    }
+
+    fn rms_norm_backward(
+        x: &Tensor<Self, 2>,
+        weight: &Tensor<Self, 1>,
+        epsilon: f64,
+        dy: Tensor<Self, 2>,
+        residual: Option<&Tensor<Self, 2>>,
+    ) -> Tensor<Self, 2> {
+        let residual = residual.map(float);
+        wrap(backward(&float(x), &float(weight), epsilon, &into_float(dy), residual.as_ref()))
+    }
+}
+
+fn forward<R: CubeRuntime>(x: &CubeTensor<R>, weight: &CubeTensor<R>, epsilon: f64) -> CubeTensor<R> {
     let y = empty_like(x);
     let [count, width] = shape(x);
     let (cubes, units) = rows(count, width);
@@ -35,8 +55,7 @@ pub(crate) fn forward<R: CubeRuntime>(
     y
 }
 
-/// [`super::rms_norm_backward`].
-pub(crate) fn backward<R: CubeRuntime>(
+fn backward<R: CubeRuntime>(
     x: &CubeTensor<R>,
     weight: &CubeTensor<R>,
     epsilon: f64,

@@ -11,14 +11,27 @@
 //!
 //! Zhang and Sennrich, *Root Mean Square Layer Normalization* (<https://arxiv.org/abs/1910.07467>).
 
-pub(crate) mod cpu;
+mod cpu;
 #[cfg(feature = "cube")]
-pub(crate) mod cube;
+mod cube;
 pub mod reference;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, backend::Backend};
 
-use crate::backend::KernelBackend;
+/// RMS normalisation on a backend.
+pub trait RmsNormOps: Backend {
+    /// [`rms_norm`].
+    fn rms_norm(x: &Tensor<Self, 2>, weight: &Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2>;
+
+    /// [`rms_norm_backward`].
+    fn rms_norm_backward(
+        x: &Tensor<Self, 2>,
+        weight: &Tensor<Self, 1>,
+        epsilon: f64,
+        dy: Tensor<Self, 2>,
+        residual: Option<&Tensor<Self, 2>>,
+    ) -> Tensor<Self, 2>;
+}
 
 /// `x / √(mean(x²) + epsilon) · weight`, row by row.
 ///
@@ -27,7 +40,7 @@ use crate::backend::KernelBackend;
 ///
 /// # Panics
 /// If the weight has another width, or a dtype is none of f32, bf16, f16.
-pub fn rms_norm<B: KernelBackend>(x: &Tensor<B, 2>, weight: &Tensor<B, 1>, epsilon: f64) -> Tensor<B, 2> {
+pub fn rms_norm<B: RmsNormOps>(x: &Tensor<B, 2>, weight: &Tensor<B, 1>, epsilon: f64) -> Tensor<B, 2> {
     assert_eq!(weight.dims(), [x.dims()[1]], "rms_norm: the weight does not fit x {:?}", x.dims());
     B::rms_norm(x, weight, epsilon)
 }
@@ -40,7 +53,7 @@ pub fn rms_norm<B: KernelBackend>(x: &Tensor<B, 2>, weight: &Tensor<B, 1>, epsil
 ///
 /// # Panics
 /// If shapes or dtypes do not fit.
-pub fn rms_norm_backward<B: KernelBackend>(
+pub fn rms_norm_backward<B: RmsNormOps>(
     x: &Tensor<B, 2>,
     weight: &Tensor<B, 1>,
     epsilon: f64,

@@ -3,12 +3,22 @@
 use burn::tensor::{Int, Tensor};
 use burn_flex::Flex;
 
-use super::{Direction, RotaryTable};
+use super::{Direction, RopeOps, RotaryTable};
 use crate::cpu::scalar::{Scalar, with_float};
 use crate::cpu::{parallel, tensor, vectorized};
 
-/// `rope` of the CPU backend.
-pub(crate) fn rotate(
+impl RopeOps for Flex {
+    fn rope<const N: usize>(
+        x: [Tensor<Self, 3>; N],
+        table: &RotaryTable<Self>,
+        position_ids: &Tensor<Self, 1, Int>,
+        direction: Direction,
+    ) -> [Tensor<Self, 3>; N] {
+        x.map(|x| rotate(x, table, position_ids, direction))
+    }
+}
+
+fn rotate(
     x: Tensor<Flex, 3>,
     table: &RotaryTable<Flex>,
     position_ids: &Tensor<Flex, 1, Int>,

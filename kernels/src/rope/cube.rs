@@ -1,15 +1,33 @@
 //! Rotary embedding on a GPU: one unit for each pair of dimensions, and for each that passes through; a column of cubes
 //! for each tensor.
 
-use burn_cubecl::CubeRuntime;
+use burn::tensor::{Int, Tensor};
 use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::Direction;
-use crate::cube::tensor::{UNITS, array, columns, dims, in_place};
+use super::{Direction, RopeOps, RotaryTable};
+use crate::cube::tensor::{UNITS, array, columns, dims, float, in_place, int, into_float, wrap};
 
-/// [`super::rope_all`].
-pub(crate) fn rotate<R: CubeRuntime, const N: usize>(
+impl<R, F, I, T> RopeOps for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn rope<const N: usize>(
+        x: [Tensor<Self, 3>; N],
+        table: &RotaryTable<Self>,
+        position_ids: &Tensor<Self, 1, Int>,
+        direction: Direction,
+    ) -> [Tensor<Self, 3>; N] {
+        let (cos, sin) = (float(&table.cos), float(&table.sin));
+        rotate(x.map(into_float), &cos, &sin, &int(position_ids), direction).map(wrap)
+    }
+}
+
+fn rotate<R: CubeRuntime, const N: usize>(
     x: [CubeTensor<R>; N],
     cos: &CubeTensor<R>,
     sin: &CubeTensor<R>,

@@ -13,14 +13,23 @@
 //!
 //! Su et al., *RoFormer* (<https://arxiv.org/abs/2104.09864>).
 
-pub(crate) mod cpu;
+mod cpu;
 #[cfg(feature = "cube")]
-pub(crate) mod cube;
+mod cube;
 pub mod reference;
 
 use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
 
-use crate::backend::KernelBackend;
+/// Rotary embedding on a backend.
+pub trait RopeOps: Backend {
+    /// [`rope_all`]; every position is inside the table.
+    fn rope<const N: usize>(
+        x: [Tensor<Self, 3>; N],
+        table: &RotaryTable<Self>,
+        position_ids: &Tensor<Self, 1, Int>,
+        direction: Direction,
+    ) -> [Tensor<Self, 3>; N];
+}
 
 /// Cosines and sines by position. Cloning shares the storage.
 #[derive(Clone, Debug)]
@@ -69,7 +78,7 @@ pub enum Direction {
 ///
 /// # Panics
 /// If shapes do not fit, a position is outside the table, or the dtype of `x` is none of f32, bf16, f16.
-pub fn rope<B: KernelBackend>(
+pub fn rope<B: RopeOps>(
     x: Tensor<B, 3>,
     table: &RotaryTable<B>,
     positions: &Positions<B>,
@@ -83,7 +92,7 @@ pub fn rope<B: KernelBackend>(
 ///
 /// # Panics
 /// As [`rope`], and if they differ in dtype or `head_dim`.
-pub fn rope_all<B: KernelBackend, const N: usize>(
+pub fn rope_all<B: RopeOps, const N: usize>(
     x: [Tensor<B, 3>; N],
     table: &RotaryTable<B>,
     positions: &Positions<B>,

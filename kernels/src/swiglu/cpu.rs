@@ -3,6 +3,7 @@
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
+use super::SwigluOps;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::fast;
 use crate::cpu::scalar::{Scalar, with_float};
@@ -13,32 +14,32 @@ const TASK: usize = 1 << 14;
 /// Elementary operations an element costs, in the currency of `parallel`.
 const COST: usize = 8;
 
-/// `swiglu` of the CPU backend.
-pub(crate) fn forward(gate: &Tensor<Flex, 2>, up: &Tensor<Flex, 2>) -> Tensor<Flex, 2> {
-    let shape = gate.dims();
-    let (gate, up) = (tensor::primitive(gate.clone()), tensor::primitive(up.clone()));
-    with_float!(gate.dtype(), T => {
-        let (gate, up) = (gate.storage::<T>(), up.storage::<T>());
-        let mut y = pool::take::<T>(gate.len());
-        let tasks = gate.chunks(TASK).zip(up.chunks(TASK)).zip(y.chunks_mut(TASK)).collect();
-        parallel::for_each(tasks, COST * gate.len(), |((gate, up), y)| forward_run::<T>(gate, up, y));
-        tensor::from_buffer(y, shape)
-    })
-}
+impl SwigluOps for Flex {
+    fn swiglu(gate: &Tensor<Flex, 2>, up: &Tensor<Flex, 2>) -> Tensor<Flex, 2> {
+        let shape = gate.dims();
+        let (gate, up) = (tensor::primitive(gate.clone()), tensor::primitive(up.clone()));
+        with_float!(gate.dtype(), T => {
+            let (gate, up) = (gate.storage::<T>(), up.storage::<T>());
+            let mut y = pool::take::<T>(gate.len());
+            let tasks = gate.chunks(TASK).zip(up.chunks(TASK)).zip(y.chunks_mut(TASK)).collect();
+            parallel::for_each(tasks, COST * gate.len(), |((gate, up), y)| forward_run::<T>(gate, up, y));
+            tensor::from_buffer(y, shape)
+        })
+    }
 
-/// `swiglu_backward` of the CPU backend, in place of gate and up.
-pub(crate) fn backward(
-    gate: Tensor<Flex, 2>,
-    up: Tensor<Flex, 2>,
-    dy: Tensor<Flex, 2>,
-) -> (Tensor<Flex, 2>, Tensor<Flex, 2>) {
-    let (mut gate, mut up, dy) = (tensor::owned(gate), tensor::owned(up), tensor::primitive(dy));
-    with_float!(gate.dtype(), T => {
-        let (gate, up, dy) = (gate.storage_mut::<T>(), up.storage_mut::<T>(), dy.storage::<T>());
-        let tasks = gate.chunks_mut(TASK).zip(up.chunks_mut(TASK)).zip(dy.chunks(TASK)).collect();
-        parallel::for_each(tasks, COST * dy.len(), |((gate, up), dy)| backward_run::<T>(gate, up, dy));
-    });
-    (tensor::from_flex(gate), tensor::from_flex(up))
+    fn swiglu_backward(
+        gate: Tensor<Flex, 2>,
+        up: Tensor<Flex, 2>,
+        dy: Tensor<Flex, 2>,
+    ) -> (Tensor<Flex, 2>, Tensor<Flex, 2>) {
+        let (mut gate, mut up, dy) = (tensor::owned(gate), tensor::owned(up), tensor::primitive(dy));
+        with_float!(gate.dtype(), T => {
+            let (gate, up, dy) = (gate.storage_mut::<T>(), up.storage_mut::<T>(), dy.storage::<T>());
+            let tasks = gate.chunks_mut(TASK).zip(up.chunks_mut(TASK)).zip(dy.chunks(TASK)).collect();
+            parallel::for_each(tasks, COST * dy.len(), |((gate, up), dy)| backward_run::<T>(gate, up, dy));
+        });
+        (tensor::from_flex(gate), tensor::from_flex(up))
+    }
 }
 
 fn forward_run<T: Scalar>(gate: &[T], up: &[T], y: &mut [T]) {

@@ -1,13 +1,35 @@
 //! SwiGLU on a GPU: one unit for each element.
 
-use burn_cubecl::CubeRuntime;
+use burn::tensor::Tensor;
 use burn_cubecl::tensor::CubeTensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use crate::cube::tensor::{array, elements, empty_like, in_place, units};
+use super::SwigluOps;
+use crate::cube::tensor::{array, elements, empty_like, float, in_place, into_float, units, wrap};
 
-/// [`super::swiglu`].
-pub(crate) fn forward<R: CubeRuntime>(gate: &CubeTensor<R>, up: &CubeTensor<R>) -> CubeTensor<R> {
+impl<R, F, I, T> SwigluOps for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn swiglu(gate: &Tensor<Self, 2>, up: &Tensor<Self, 2>) -> Tensor<Self, 2> {
+        wrap(forward(&float(gate), &float(up)))
+    }
+
+    fn swiglu_backward(
+        gate: Tensor<Self, 2>,
+        up: Tensor<Self, 2>,
+        dy: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        let (dgate, dup) = backward(into_float(gate), into_float(up), &into_float(dy));
+        (wrap(dgate), wrap(dup))
+    }
+}
+
+fn forward<R: CubeRuntime>(gate: &CubeTensor<R>, up: &CubeTensor<R>) -> CubeTensor<R> {
     let y = empty_like(gate);
     let count = elements(gate);
     let (cubes, dim) = units(count);
@@ -27,8 +49,7 @@ pub(crate) fn forward<R: CubeRuntime>(gate: &CubeTensor<R>, up: &CubeTensor<R>) 
     y
 }
 
-/// [`super::swiglu_backward`].
-pub(crate) fn backward<R: CubeRuntime>(
+fn backward<R: CubeRuntime>(
     gate: CubeTensor<R>,
     up: CubeTensor<R>,
     dy: &CubeTensor<R>,

@@ -9,20 +9,31 @@
 //!
 //! Shazeer, *GLU Variants Improve Transformer* (<https://arxiv.org/abs/2002.05202>).
 
-pub(crate) mod cpu;
+mod cpu;
 #[cfg(feature = "cube")]
-pub(crate) mod cube;
+mod cube;
 pub mod reference;
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, backend::Backend};
 
-use crate::backend::KernelBackend;
+/// The gated activation on a backend.
+pub trait SwigluOps: Backend {
+    /// [`swiglu`].
+    fn swiglu(gate: &Tensor<Self, 2>, up: &Tensor<Self, 2>) -> Tensor<Self, 2>;
+
+    /// [`swiglu_backward`].
+    fn swiglu_backward(
+        gate: Tensor<Self, 2>,
+        up: Tensor<Self, 2>,
+        dy: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>);
+}
 
 /// `silu(gate) · up`, element by element.
 ///
 /// # Panics
 /// If the operands differ in shape or dtype, or the dtype is none of f32, bf16, f16.
-pub fn swiglu<B: KernelBackend>(gate: &Tensor<B, 2>, up: &Tensor<B, 2>) -> Tensor<B, 2> {
+pub fn swiglu<B: SwigluOps>(gate: &Tensor<B, 2>, up: &Tensor<B, 2>) -> Tensor<B, 2> {
     assert_eq!(gate.dims(), up.dims(), "swiglu: gate and up differ in shape");
     assert_eq!(gate.dtype(), up.dtype(), "swiglu: gate and up differ in dtype");
     B::swiglu(gate, up)
@@ -32,7 +43,7 @@ pub fn swiglu<B: KernelBackend>(gate: &Tensor<B, 2>, up: &Tensor<B, 2>) -> Tenso
 ///
 /// # Panics
 /// As [`swiglu`].
-pub fn swiglu_backward<B: KernelBackend>(
+pub fn swiglu_backward<B: SwigluOps>(
     gate: Tensor<B, 2>,
     up: Tensor<B, 2>,
     dy: Tensor<B, 2>,

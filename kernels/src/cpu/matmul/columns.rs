@@ -10,9 +10,10 @@ use half::{bf16, f16};
 use super::super::pool::{self, Buffer};
 use super::super::scalar::{Scalar, round_as, widen};
 use super::super::vectorized;
-use super::kernel::{Element, Kernel, Kernels};
+use super::kernel::{Element, Kernel};
 use super::rows::{interleave, pack_pairs, pack_singles};
-use crate::nf4::cpu::Nf4Rows;
+use super::select::Kernels;
+use super::stored::Stored;
 
 /// Which way round a stored matrix enters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,15 +22,6 @@ pub(crate) enum Side {
     Transposed,
     /// `· W`: the gradient of its input.
     Plain,
-}
-
-/// The values of a stored matrix.
-#[derive(Clone, Copy)]
-pub(crate) enum Stored<'a> {
-    F32(&'a [f32]),
-    Bf16(&'a [bf16]),
-    F16(&'a [f16]),
-    Nf4(Nf4Rows<'a>),
 }
 
 /// A right operand.

@@ -1,12 +1,10 @@
-//! The microkernels: one register tile of `C += A · B` from packed operands, for each instruction set.
+//! The microkernels: one register tile of `C += A · B` from packed operands. Each instruction set
+//! has a file of its own, and `select` chooses.
 //!
 //! A packed operand is a sequence of *steps*. Where the machine multiplies bf16, a step is two neighbouring indices
 //! of the reduction, as a pair of bf16 in 32 bits; elsewhere it is one index in f32. Either way an element is 32
 //! bits. The left operand holds, step by step, one element for each row of the tile; the right one, one for each
 //! column.
-
-use super::super::isa::InstructionSet;
-use super::super::scalar::Scalar;
 
 /// What one packed element holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,45 +50,6 @@ pub(crate) struct Kernel {
     pub(crate) columns: usize,
     pub(crate) element: Element,
     pub(crate) multiply: Multiply,
-}
-
-/// The kernels for one compute dtype on one instruction set. They differ in their columns alone.
-#[derive(Clone, Copy)]
-pub(crate) struct Kernels {
-    pub(crate) wide: &'static Kernel,
-    /// For outputs of a few columns, such as a rank.
-    pub(crate) narrow: &'static Kernel,
-}
-
-impl Kernels {
-    /// The kernels for operands rounded to `T`, on the set in use.
-    pub(crate) fn of<T: Scalar>() -> Self {
-        match InstructionSet::current() {
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512Bf16 if T::IS_BF16 => {
-                Self { wide: &super::avx512_bf16::WIDE, narrow: &super::avx512_bf16::NARROW }
-            }
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 | InstructionSet::Avx512Bf16 => {
-                Self { wide: &super::avx512::WIDE, narrow: &super::avx512::NARROW }
-            }
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => Self { wide: &super::avx2::KERNEL, narrow: &super::avx2::KERNEL },
-            #[cfg(target_arch = "aarch64")]
-            InstructionSet::Neon => Self { wide: &super::neon::KERNEL, narrow: &super::neon::KERNEL },
-            _ => Self { wide: &super::portable::KERNEL, narrow: &super::portable::KERNEL },
-        }
-    }
-
-    /// The kernel for an output of so many columns.
-    pub(crate) fn for_columns(self, columns: usize) -> &'static Kernel {
-        if columns <= self.narrow.columns { self.narrow } else { self.wide }
-    }
-
-    /// What their operands hold.
-    pub(crate) fn element(self) -> Element {
-        self.wide.element
-    }
 }
 
 /// Calls `$kernel::<ROWS, $vectors>` with the run-time number of rows, one of those listed.

@@ -11,8 +11,9 @@ use super::super::disjoint::Disjoint;
 use super::super::pool::{self, Buffer};
 use super::super::scalar::{Scalar, narrow};
 use super::super::{parallel, vectorized};
-use super::kernel::{Element, Kernels};
-use super::{Blocks, Tile, tile_range};
+use super::blocks::{Blocks, Tile, tile_range};
+use super::kernel::Element;
+use super::select::Kernels;
 
 /// A matrix `[rows, depth]` to be packed.
 #[derive(Clone, Copy)]

@@ -77,7 +77,7 @@ pub(crate) struct Vectors<'a, T> {
 impl<'a, T: Scalar> Vectors<'a, T> {
     /// `count` vectors of `width` values, one behind the other. `parted`: 4-bit rows will be multiplied too.
     pub(crate) fn new(values: &'a [T], count: usize, width: usize, parted: bool) -> Self {
-        assert!(count <= MOST && values.len() == count * width, "few: {count} vectors of {width}");
+        assert!(count <= MOST && values.len() == count * width, "gemv: {count} vectors of {width}");
         let path = Path::of::<T>();
         let parts = |of: bool| if parted && of && width.is_multiple_of(RUN) { values.len() } else { 0 };
         let mut vectors = Self {
@@ -102,7 +102,7 @@ impl<'a, T: Scalar> Vectors<'a, T> {
     /// Writes the running sums of rows `rows` of `stored` times each vector: `lanes` is `[rows, count, LANES]`. The
     /// values of `stored` are rounded to `T`.
     pub(crate) fn times(&self, stored: &Stored<'_>, rows: Range<usize>, lanes: &mut [f32]) {
-        assert_eq!(lanes.len(), rows.len() * self.count * LANES, "few: room for the sums");
+        assert_eq!(lanes.len(), rows.len() * self.count * LANES, "gemv: room for the sums");
         if self.count == 0 {
             return;
         }
@@ -196,8 +196,8 @@ impl Packed<'_> {
     fn check(&self, runs: usize, rows: usize) {
         let last = (self.first_run + runs * rows).saturating_sub(1) >> self.shift;
         let first = self.first_run >> self.shift;
-        assert!(self.codes.len() == runs * rows * RUN / 2, "few: codes of {rows} rows");
-        assert!(rows * runs == 0 || last - first < self.scales.len(), "few: scales of {rows} rows");
+        assert!(self.codes.len() == runs * rows * RUN / 2, "gemv: codes of {rows} rows");
+        assert!(rows * runs == 0 || last - first < self.scales.len(), "gemv: scales of {rows} rows");
     }
 }
 

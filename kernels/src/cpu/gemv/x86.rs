@@ -38,7 +38,7 @@ macro_rules! with_count {
 /// How many vectors there are, and rows for the sums of which there is room.
 fn sizes<V>(vectors: &[V], width: usize, lanes: &[f32]) -> (usize, usize) {
     let count = vectors.len() / width.max(1);
-    assert!((1..=MOST).contains(&count) && vectors.len() == count * width, "few: vectors of {width}");
+    assert!((1..=MOST).contains(&count) && vectors.len() == count * width, "gemv: vectors of {width}");
     (count, lanes.len() / (count * LANES))
 }
 
@@ -89,7 +89,7 @@ pub(super) fn dense_pairs(
 ) {
     let values = &values[rows.start * width..rows.end * width];
     let (count, room) = sizes(vectors, width, lanes);
-    assert_eq!(room, rows.len(), "few: room for the sums");
+    assert_eq!(room, rows.len(), "gemv: room for the sums");
     // SAFETY: the set in use has these features; all slices are as long as `rows` and `count` ask for.
     unsafe { with_count!(count, dense_of, values, vectors, width, lanes) }
 }

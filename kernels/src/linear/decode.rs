@@ -5,10 +5,10 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
-use super::cpu::{Adapter, WeightTensors, finish};
+use super::operands::{Adapter, WeightTensors, finish};
 use super::{Down, Linear, Projected};
 use crate::cpu::disjoint::Disjoint;
-use crate::cpu::few::{self, LANES, MOST, Vectors};
+use crate::cpu::gemv::{self, LANES, MOST, Vectors};
 use crate::cpu::matmul::{Side, Stored};
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, widen, with_float};
@@ -63,10 +63,10 @@ pub(super) fn forward(
                 vectors.times(&stored[layer], rows.clone(), &mut lanes);
                 if let (Some(adapter), Some(t)) = (&adapters[layer], &ts[layer]) {
                     let b = &adapter.b_values()[rows.start * adapter.rank..rows.end * adapter.rank];
-                    few::add_dots::<T>(b, adapter.lora.scaling, t, adapter.rank, &mut lanes);
+                    gemv::add_dots::<T>(b, adapter.lora.scaling, t, adapter.rank, &mut lanes);
                 }
                 let mut sums = pool::take::<f32>(rows.len() * tokens);
-                few::join(&lanes, tokens, &mut sums);
+                gemv::join(&lanes, tokens, &mut sums);
                 let bias = biases[layer].as_deref().map(|bias| &bias[rows.clone()]);
                 for (token, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
                     let start = token * outs[layer] + rows.start;
@@ -104,7 +104,7 @@ fn down<T: Scalar>(
             let mut lanes = pool::take::<f32>(rows.len() * tokens * LANES);
             vectors.times(&Stored::F32(adapter.a_values()), rows.clone(), &mut lanes);
             let mut sums = pool::take::<f32>(rows.len() * tokens);
-            few::join(&lanes, tokens, &mut sums);
+            gemv::join(&lanes, tokens, &mut sums);
             for (token, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
                 let start = token * ranks + adapter.first + rows.start;
                 // SAFETY: these ranks belong to this task alone.

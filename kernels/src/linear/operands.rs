@@ -1,0 +1,167 @@
+//! What the CPU's products of a linear layer read and how they end: the frozen weight, the adapter, and the rounding of a
+//! row with bias and residual.
+
+use burn_flex::{Flex, FlexTensor};
+
+use super::{FrozenWeight, Linear, Lora};
+use crate::cpu::matmul::{Columns, Side, Stored};
+use crate::cpu::pool::{self, Buffer};
+use crate::cpu::scalar::{Scalar, narrow, widen};
+use crate::cpu::{parallel, tensor, vectorized};
+use crate::dropout::Mask;
+use crate::nf4::cpu::{Nf4Rows, Nf4Tensors};
+
+/// A frozen weight's storage, held so that its values can be borrowed.
+pub(crate) struct WeightTensors<'a> {
+    shape: [usize; 2],
+    held: Held<'a>,
+}
+
+enum Held<'a> {
+    Dense(FlexTensor),
+    Nf4 { weight: &'a crate::nf4::Nf4Weight<Flex>, tensors: Box<Nf4Tensors>, scales: Option<Buffer<f32>> },
+}
+
+impl<'a> WeightTensors<'a> {
+    /// Holds a weight; packed scales of double quantization are unpacked for the length of the call.
+    pub(crate) fn new(weight: &'a FrozenWeight<Flex>) -> Self {
+        let mut tensors = Self::packed(weight);
+        if let Held::Nf4 { weight, tensors, scales } = &mut tensors.held {
+            *scales = tensors.rows(weight).expand();
+        }
+        tensors
+    }
+
+    /// Holds a weight as it is, packed scales included.
+    pub(super) fn packed(weight: &'a FrozenWeight<Flex>) -> Self {
+        let shape = weight.shape();
+        let held = match weight {
+            FrozenWeight::Dense(dense) => Held::Dense(tensor::primitive(dense.clone())),
+            FrozenWeight::Nf4(weight) => {
+                Held::Nf4 { weight, tensors: Box::new(Nf4Tensors::new(weight)), scales: None }
+            }
+        };
+        Self { shape, held }
+    }
+
+    /// The weight as the right operand of a product.
+    pub(crate) fn columns(&self, side: Side) -> Columns<'_> {
+        use burn::tensor::DType;
+        let stored = match &self.held {
+            Held::Dense(dense) => match dense.dtype() {
+                DType::BF16 => Stored::Bf16(dense.storage()),
+                DType::F16 => Stored::F16(dense.storage()),
+                _ => Stored::F32(dense.storage()),
+            },
+            Held::Nf4 { weight, tensors, scales } => {
+                let rows: Nf4Rows<'_> = tensors.rows(weight);
+                Stored::Nf4(rows.with_scales(scales.as_deref()))
+            }
+        };
+        Columns::new(stored, self.shape, side)
+    }
+
+    /// One row in f32, rounded as the product sees it.
+    pub(crate) fn row<T: Scalar>(&self, row: usize, out: &mut [f32]) {
+        let width = self.shape[1];
+        match self.columns(Side::Plain).stored {
+            Stored::F32(values) => out.copy_from_slice(&values[row * width..][..width]),
+            Stored::Bf16(values) => widen(&values[row * width..][..width], out),
+            Stored::F16(values) => widen(&values[row * width..][..width], out),
+            Stored::Nf4(rows) => rows.fill(row..row + 1, 0..width, out),
+        }
+        if !T::IS_F32 {
+            crate::cpu::scalar::round_as::<T>(out);
+        }
+    }
+}
+
+/// An adapter's values, and where its rank stands among those of all layers of the call.
+pub(super) struct Adapter<'a> {
+    pub(super) a: FlexTensor,
+    pub(super) b: FlexTensor,
+    pub(super) rank: usize,
+    pub(super) first: usize,
+    pub(super) lora: &'a Lora<Flex>,
+    pub(super) mask: Option<Mask>,
+}
+
+impl<'a> Adapter<'a> {
+    /// The adapters of all layers.
+    pub(super) fn all(layers: &[Linear<'a, Flex>]) -> Vec<Option<Self>> {
+        let mut first = 0;
+        let mut adapter = |lora: &'a Lora<Flex>| {
+            let rank = lora.a.dims()[0];
+            let start = first;
+            first += rank;
+            let dropout = lora.dropout.filter(|dropout| dropout.probability > 0.0);
+            Self {
+                a: tensor::primitive(lora.a.clone()),
+                b: tensor::primitive(lora.b.clone()),
+                rank,
+                first: start,
+                lora,
+                mask: dropout.map(|dropout| Mask::new(&dropout)),
+            }
+        };
+        layers.iter().map(|layer| layer.lora.map(&mut adapter)).collect()
+    }
+
+    /// A `[rank, in]`.
+    pub(super) fn a(&self, side: Side) -> Columns<'_> {
+        let values = self.a.storage::<f32>();
+        Columns::new(Stored::F32(values), [self.rank, values.len() / self.rank.max(1)], side)
+    }
+
+    /// scaling · B `[out, rank]`.
+    pub(super) fn b(&self, side: Side) -> Columns<'_> {
+        let values = self.b.storage::<f32>();
+        let shape = [values.len() / self.rank.max(1), self.rank];
+        Columns::new(Stored::F32(values), shape, side).times(self.lora.scaling)
+    }
+
+    /// The adapter's input where that is not `x` itself: `x` after dropout.
+    pub(super) fn dropped<T: Scalar>(&self, x: &[T], width: usize) -> Option<Buffer<T>> {
+        let mask = self.mask?;
+        let mut dropped = pool::take::<T>(x.len());
+        let rows = parallel::rows_per_task(width);
+        let chunk = (rows * width).max(1);
+        let tasks = x.chunks(chunk).zip(dropped.chunks_mut(chunk)).enumerate().collect();
+        parallel::for_each(tasks, 8 * x.len(), |(task, (x, dropped))| {
+            let mut wide = pool::take::<f32>(x.len());
+            widen(x, &mut wide);
+            mask.apply(task * chunk, &mut wide);
+            narrow(&wide, dropped);
+        });
+        Some(dropped)
+    }
+}
+
+/// Rounds `values` into `out`, after adding what is given. All of one length.
+pub(super) fn finish<T: Scalar>(
+    values: &mut [f32],
+    out: &mut [T],
+    bias: Option<&[f32]>,
+    residual: Option<&[T]>,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::cpu::fast::available() {
+        // SAFETY: asked just before.
+        return unsafe { crate::cpu::fast::store(values, out, bias, residual) };
+    }
+    if let Some(bias) = bias {
+        add(values, bias);
+    }
+    if let Some(residual) = residual {
+        add(values, residual);
+    }
+    narrow(values, out);
+}
+
+vectorized! {
+    pub(super) fn add<T: Scalar>(values: &mut [f32], other: &[T]) {
+        for (value, other) in values.iter_mut().zip(other) {
+            *value += other.to_f32();
+        }
+    }
+}
