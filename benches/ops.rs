@@ -33,13 +33,13 @@ use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
 use tune_kernels::ceiling;
+use tune_kernels::gated::{Activation, gated, gated_backward};
 use tune_kernels::isa::InstructionSet;
 use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 use tune_kernels::nf4::{Nf4Weight, quantize};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
 use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
-use tune_kernels::swiglu::{swiglu, swiglu_backward};
 
 /// Tokens of a call, and the documents they belong to.
 const TOKENS: usize = 1024;
@@ -473,7 +473,7 @@ fn elementwise(bench: &Bench, model: &Model, dtype: DType) {
         let count = slots(work.bytes);
         let (gate, up) = (tensors(count, shape, dtype), tensors(count, shape, dtype));
         let mut y = vec![None; count];
-        move |call| y[call % count] = Some(swiglu(&gate[call % count], &up[call % count]))
+        move |call| y[call % count] = Some(gated(Activation::Silu, &gate[call % count], &up[call % count]))
     });
     let work = moved(5, model.intermediate);
     bench.line(["swiglu backward", model.name, ""], dtype, work, || {
@@ -486,7 +486,7 @@ fn elementwise(bench: &Bench, model: &Model, dtype: DType) {
         move |call| {
             let slot = call % count;
             let (gate, up) = operands[slot].take().expect("put back by the call before");
-            operands[slot] = Some(swiglu_backward(gate, up, dy[slot].clone()));
+            operands[slot] = Some(gated_backward(Activation::Silu, gate, up, dy[slot].clone()));
         }
     });
 }

@@ -4,12 +4,12 @@ use crate::adamw::AdamWOps;
 use crate::attention::AttentionOps;
 use crate::column_scale::ColumnScaleOps;
 use crate::device::DeviceOps;
+use crate::gated::GatedOps;
 use crate::linear::LinearOps;
 use crate::linear_cross_entropy::LossOps;
 use crate::nf4::Nf4Ops;
 use crate::rms_norm::RmsNormOps;
 use crate::rope::RopeOps;
-use crate::swiglu::SwigluOps;
 
 /// A backend with every op. Callers use the functions of the op modules, which check shapes; the methods of the ops'
 /// traits rely on that.
@@ -22,7 +22,7 @@ pub trait KernelBackend:
     + ColumnScaleOps
     + RmsNormOps
     + RopeOps
-    + SwigluOps
+    + GatedOps
     + AttentionOps
     + LossOps
     + AdamWOps
@@ -36,7 +36,7 @@ impl<B> KernelBackend for B where
         + ColumnScaleOps
         + RmsNormOps
         + RopeOps
-        + SwigluOps
+        + GatedOps
         + AttentionOps
         + LossOps
         + AdamWOps

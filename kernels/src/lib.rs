@@ -8,7 +8,7 @@
 //! | folder | op |
 //! |---|---|
 //! | [`linear`] | frozen weights (dense or [`nf4`]) over one input, bias, LoRA with dropout |
-//! | [`rms_norm`], [`rope`], [`swiglu`] | the rest of a decoder layer's arithmetic |
+//! | [`rms_norm`], [`rope`], [`gated`] | the rest of a decoder layer's arithmetic |
 //! | [`attention`] | causal, grouped-query, per document, sliding window |
 //! | [`column_scale`] | a factor for each column: DoRA's magnitudes |
 //! | [`linear_cross_entropy`] | output head and loss, never all logits |
@@ -33,6 +33,7 @@ mod cube;
 pub mod device;
 pub mod dropout;
 pub mod fault;
+pub mod gated;
 pub mod ggml;
 #[cfg(feature = "cube")]
 pub mod gpu;
@@ -42,7 +43,6 @@ pub mod memory;
 pub mod nf4;
 pub mod rms_norm;
 pub mod rope;
-pub mod swiglu;
 
 pub use backend::KernelBackend;
 pub use cpu::isa;

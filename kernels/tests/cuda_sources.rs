@@ -17,12 +17,12 @@ use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
 use tune_kernels::dropout::{Dropout, DropoutKey};
+use tune_kernels::gated::{Activation, gated, gated_backward};
 use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 use tune_kernels::nf4::{self, Nf4Weight};
-use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
+use tune_kernels::rms_norm::{NormWeight, RmsNorm, Rounding, rms_norm, rms_norm_backward, rms_norm_onto};
 use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
-use tune_kernels::swiglu::{swiglu, swiglu_backward};
 
 fn zeros<const D: usize>(shape: [usize; D], dtype: DType) -> Tensor<Compiled, D> {
     let count = shape.iter().product();
@@ -69,6 +69,9 @@ fn decoder_layer(dtype: DType) {
     let weight = zeros([hidden], dtype);
     rms_norm(&x, &weight, 1e-5);
     rms_norm_backward(&x, &weight, 1e-5, x.clone(), Some(&x));
+    let gemma = RmsNorm { rounding: Rounding::Last, weight: NormWeight::OnePlus, ..RmsNorm::from(1e-5) };
+    rms_norm_onto(&x, &weight, gemma, &x);
+    rms_norm_backward(&x, &weight, gemma, x.clone(), None);
     projections(tokens, hidden, &[hidden, 128, 128], None, dtype);
     projections(tokens, hidden, &[hidden], None, dtype);
     // So few tokens that weights are dequantized as they are read.
@@ -78,8 +81,10 @@ fn decoder_layer(dtype: DType) {
     let key = DropoutKey { seed: 1, step: 1, micro_batch: 0, layer: 0, projection: 0 };
     projections(tokens, hidden, &[hidden], Some(Dropout { probability: 0.1, key }), dtype);
     let gate = zeros([tokens, intermediate], dtype);
-    swiglu(&gate, &gate);
-    swiglu_backward(gate.clone(), gate.clone(), gate);
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        gated(activation, &gate, &gate);
+        gated_backward(activation, gate.clone(), gate.clone(), gate.clone());
+    }
     for head_dim in [64, 96, 128, 256] {
         let table = RotaryTable {
             cos: zeros([tokens, head_dim / 2], DType::F32),
@@ -138,7 +143,7 @@ fn every_kernel_becomes_cuda() {
         "rms_norm_backward",
         "rope",
         "attention_backward",
-        "swiglu_backward",
+        "gated_backward",
         "cross_entropy",
         "adamw",
         "factor",

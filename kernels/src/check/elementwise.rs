@@ -1,19 +1,22 @@
-//! RMSNorm, rotary embedding and SwiGLU.
+//! RMSNorm, rotary embedding and the gated activations.
 
 use super::measure::{Deviation, On, random, values};
 use crate::KernelBackend;
-use crate::rms_norm::{self, rms_norm, rms_norm_backward};
+use crate::gated::{self, Activation, gated, gated_backward};
+use crate::rms_norm::{self, NormWeight, RmsNorm, Rounding, rms_norm, rms_norm_backward, rms_norm_onto};
 use crate::rope::reference::Sizes;
 use crate::rope::{self, Direction, Positions, RotaryTable, rope};
-use crate::swiglu::{self, swiglu, swiglu_backward};
-
-const EPSILON: f64 = 1e-5;
 
 pub(super) fn all_rms_norm<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
-    [(1, 64), (3, 37), (7, 576)]
-        .into_iter()
-        .flat_map(|(rows, width)| check_rms_norm(on, rows, width))
-        .collect()
+    let cases = norms().into_iter().zip([(3, 37), (7, 576), (1, 64)]);
+    cases.flat_map(|(norm, (rows, width))| check_rms_norm(on, rows, width, norm)).collect()
+}
+
+/// Llama's, Gemma's, and one between them.
+pub fn norms() -> [RmsNorm; 3] {
+    let llama = RmsNorm::from(1e-5);
+    let gemma = RmsNorm { rounding: Rounding::Last, weight: NormWeight::OnePlus, ..llama };
+    [llama, gemma, RmsNorm { rounding: Rounding::Last, ..llama }]
 }
 
 pub(super) fn all_rope<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
@@ -22,36 +25,50 @@ pub(super) fn all_rope<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
     cases.into_iter().flat_map(|(tokens, sizes)| check_rope(on, tokens, sizes)).collect()
 }
 
-pub(super) fn all_swiglu<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
-    [(1, 1), (3, 173), (40, 256)]
-        .into_iter()
-        .flat_map(|(rows, width)| check_swiglu(on, rows, width))
-        .collect()
+pub(super) fn all_silu<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
+    all_gated(on, Activation::Silu)
 }
 
-/// [`rms_norm()`] and its backward, alone and added to a residual.
-pub fn check_rms_norm<B: KernelBackend>(on: On<'_, B>, rows: usize, width: usize) -> Vec<Deviation> {
+pub(super) fn all_gelu<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
+    all_gated(on, Activation::GeluTanh)
+}
+
+fn all_gated<B: KernelBackend>(on: On<'_, B>, activation: Activation) -> Vec<Deviation> {
+    let cases = [(1, 1), (3, 173), (40, 256)];
+    cases.into_iter().flat_map(|(rows, width)| check_gated(on, activation, rows, width)).collect()
+}
+
+/// [`rms_norm()`] and [`rms_norm_onto()`], and their backward, alone and added to a residual.
+pub fn check_rms_norm<B: KernelBackend>(
+    on: On<'_, B>,
+    rows: usize,
+    width: usize,
+    norm: RmsNorm,
+) -> Vec<Deviation> {
     use rms_norm::reference;
-    let case = format!("[{rows}, {width}]");
+    let case = format!("[{rows}, {width}], {norm:?}");
     let x = on.random(rows * width, 1, 2.0);
     let weight = on.random(width, 2, 1.0);
     let dy = on.random(rows * width, 3, 1.0);
     let residual = on.random(rows * width, 4, 1.0);
-    let forward = reference::forward(&x, &weight, EPSILON);
-    let slope = reference::backward(&x, &weight, EPSILON, &dy);
+    let forward = reference::forward(&x, &weight, norm, None);
+    let onto = reference::forward(&x, &weight, norm, Some(&residual));
+    let slope = reference::backward(&x, &weight, norm, &dy);
     let added: Vec<f32> = slope.iter().zip(&residual).map(|(a, b)| a + b).collect();
 
     let (x, weight) = (on.tensor::<2>(&x, [rows, width]), on.tensor::<1>(&weight, [width]));
     let upstream = on.tensor::<2>(&dy, [rows, width]);
-    let y = values(&rms_norm(&x, &weight, EPSILON));
-    let backward = |residual| values(&rms_norm_backward(&x, &weight, EPSILON, upstream.clone(), residual));
-    let alone = backward(None);
     let around = on.tensor::<2>(&residual, [rows, width]);
+    let y = values(&rms_norm(&x, &weight, norm));
+    let sum = values(&rms_norm_onto(&x, &weight, norm, &around));
+    let backward = |residual| values(&rms_norm_backward(&x, &weight, norm, upstream.clone(), residual));
+    let alone = backward(None);
     let with_residual = backward(Some(&around));
     // A single column normalises to its sign: the gradient is what is left of a cancellation.
     let tolerance = if width == 1 { 1.0 } else { on.tolerance() };
     vec![
         Deviation::new("y", &case, &y, &forward, on.tolerance()),
+        Deviation::new("onto + y", &case, &sum, &onto, on.tolerance()),
         Deviation::new("dx", &case, &alone, &slope, tolerance),
         Deviation::new("dx + residual", &case, &with_residual, &added, tolerance),
         // A tensor that is still held must not be written to.
@@ -87,16 +104,21 @@ pub fn check_rope<B: KernelBackend>(on: On<'_, B>, tokens: usize, sizes: Sizes) 
     ]
 }
 
-/// [`swiglu()`] and its backward.
-pub fn check_swiglu<B: KernelBackend>(on: On<'_, B>, rows: usize, width: usize) -> Vec<Deviation> {
-    use swiglu::reference;
-    let case = format!("[{rows}, {width}]");
+/// [`gated()`] and its backward.
+pub fn check_gated<B: KernelBackend>(
+    on: On<'_, B>,
+    activation: Activation,
+    rows: usize,
+    width: usize,
+) -> Vec<Deviation> {
+    use gated::reference;
+    let case = format!("[{rows}, {width}], {activation:?}");
     let [gate, up, dy] = [1, 2, 3].map(|seed| on.random(rows * width, seed, 4.0));
-    let forward = reference::forward(&gate, &up);
-    let (dgate, dup) = reference::backward(&gate, &up, &dy);
+    let forward = reference::forward(activation, &gate, &up);
+    let (dgate, dup) = reference::backward(activation, &gate, &up, &dy);
     let [gate, up, dy] = [&gate, &up, &dy].map(|numbers| on.tensor::<2>(numbers, [rows, width]));
-    let y = values(&swiglu(&gate, &up));
-    let (found_gate, found_up) = swiglu_backward(gate, up, dy);
+    let y = values(&gated(activation, &gate, &up));
+    let (found_gate, found_up) = gated_backward(activation, gate, up, dy);
     vec![
         Deviation::new("y", &case, &y, &forward, on.tolerance()),
         Deviation::new("dgate", &case, &values(&found_gate), &dgate, on.tolerance()),

@@ -6,7 +6,7 @@ use super::measure::{Deviation, On, random, rounded, values};
 use crate::KernelBackend;
 use crate::dropout::{Dropout, DropoutKey};
 use crate::linear::reference::{self, LoraSlices, Sizes};
-use crate::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};
+use crate::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward, linear_down};
 use crate::nf4::{self, Nf4Weight};
 
 /// How a frozen weight is stored.
@@ -101,7 +101,7 @@ fn mask<B: KernelBackend>(on: On<'_, B>, sizes: Sizes, dropout: Option<Dropout>)
     values(&linear::<B>(&ones, &[layer], None).outputs[0])
 }
 
-/// [`linear`], alone and added to a residual, and its backward.
+/// [`linear`], alone and added to a residual, its backward, and [`linear_down`].
 pub fn check<B: KernelBackend>(on: On<'_, B>, case: Case) -> Vec<Deviation> {
     let Case { sizes, storage, rank, probability, with_bias } = case;
     let Sizes { tokens, input, out } = sizes;
@@ -150,6 +150,9 @@ pub fn check<B: KernelBackend>(on: On<'_, B>, case: Case) -> Vec<Deviation> {
     });
     let deviation =
         |part, found: &[f32], expected: &[f32]| Deviation::new(part, &what, found, expected, on.tolerance());
+    // What was left alone is what the forward leaves, to the last bit.
+    let alone = linear_down(&x, &[layer]);
+    let [t, again] = [&projected.down, &alone].map(|down| down.as_ref().map(|down| values(&down.t)));
     let slope = gradients.x.as_ref().map(values).unwrap_or_default();
     let mut found = vec![
         deviation("y", &values(&projected.outputs[0]), &forward),
@@ -162,6 +165,8 @@ pub fn check<B: KernelBackend>(on: On<'_, B>, case: Case) -> Vec<Deviation> {
             adapter.map(|slopes| [values(&slopes.a), values(&slopes.b)]).unwrap_or_default();
         found.push(deviation("dA", &found_a, &da));
         found.push(deviation("dB", &found_b, &db));
+        let [t, again] = [t, again].map(Option::unwrap_or_default);
+        found.push(Deviation::new("t alone", &what, &again, &t, 0.0));
     }
     found
 }

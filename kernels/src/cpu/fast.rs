@@ -140,7 +140,7 @@ fn sigmoid(x: __m512) -> __m512 {
 /// # Safety
 /// [`available`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(crate) unsafe fn swiglu<T: Lanes>(gate: &[T], up: &[T], y: &mut [T]) {
+pub(crate) unsafe fn silu_gated<T: Lanes>(gate: &[T], up: &[T], y: &mut [T]) {
     assert!(gate.len() == up.len() && gate.len() == y.len());
     each_sixteen!(gate.len(), |start, mask| {
         // SAFETY: the mask keeps to the slices, which are of one length.
@@ -153,25 +153,82 @@ pub(crate) unsafe fn swiglu<T: Lanes>(gate: &[T], up: &[T], y: &mut [T]) {
     });
 }
 
+/// [`silu_gated`] for GELU; `gelu` holds v's linear and cubic coefficient, and from where on it saturates.
+///
+/// # Safety
+/// [`available`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(crate) unsafe fn gelu_gated<T: Lanes>(gate: &[T], up: &[T], y: &mut [T], gelu: [f32; 3]) {
+    assert!(gate.len() == up.len() && gate.len() == y.len());
+    each_sixteen!(gate.len(), |start, mask| {
+        // SAFETY: the mask keeps to the slices, which are of one length.
+        unsafe {
+            let x = T::load(gate.as_ptr().add(start), mask);
+            let up = T::load(up.as_ptr().add(start), mask);
+            let value = _mm512_mul_ps(x, sigmoid(gelu_argument(x, gelu).0));
+            T::store(y.as_mut_ptr().add(start), mask, _mm512_mul_ps(value, up));
+        }
+    });
+}
+
+/// GELU's v = x (linear + cubic · x²), and x v′ = x (linear + 3 · cubic · x²), of `x` cut off where v saturates.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn gelu_argument(x: __m512, [linear, cubic, saturated]: [f32; 3]) -> (__m512, __m512) {
+    let x = _mm512_max_ps(_mm512_set1_ps(-saturated), _mm512_min_ps(_mm512_set1_ps(saturated), x));
+    let cubic = _mm512_mul_ps(_mm512_mul_ps(_mm512_set1_ps(cubic), x), x);
+    let linear = _mm512_set1_ps(linear);
+    let v = _mm512_mul_ps(x, _mm512_add_ps(linear, cubic));
+    (v, _mm512_mul_ps(x, _mm512_fmadd_ps(_mm512_set1_ps(3.0), cubic, linear)))
+}
+
 /// Turns gate and up into their gradients for `dy`. All of one length.
 ///
 /// # Safety
 /// [`available`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
-pub(crate) unsafe fn swiglu_backward<T: Lanes>(gate: &mut [T], up: &mut [T], dy: &[T]) {
+pub(crate) unsafe fn silu_gated_backward<T: Lanes>(gate: &mut [T], up: &mut [T], dy: &[T]) {
     assert!(gate.len() == up.len() && gate.len() == dy.len());
     each_sixteen!(dy.len(), |start, mask| {
         // SAFETY: the mask keeps to the slices, which are of one length.
         unsafe {
             let (gate, up) = (gate.as_mut_ptr().add(start), up.as_mut_ptr().add(start));
             let (x, u, dy) = (T::load(gate, mask), T::load(up, mask), T::load(dy.as_ptr().add(start), mask));
-            let s = sigmoid(x);
-            let slope = _mm512_mul_ps(x, _mm512_sub_ps(_mm512_set1_ps(1.0), s));
-            let slope = _mm512_mul_ps(s, _mm512_add_ps(_mm512_set1_ps(1.0), slope));
-            T::store(gate, mask, _mm512_mul_ps(_mm512_mul_ps(dy, u), slope));
-            T::store(up, mask, _mm512_mul_ps(dy, _mm512_mul_ps(x, s)));
+            let (dgate, dup) = gated_slopes(x, x, sigmoid(x), u, dy);
+            T::store(gate, mask, dgate);
+            T::store(up, mask, dup);
         }
     });
+}
+
+/// [`silu_gated_backward`] for GELU, as [`gelu_gated`].
+///
+/// # Safety
+/// [`available`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(crate) unsafe fn gelu_gated_backward<T: Lanes>(gate: &mut [T], up: &mut [T], dy: &[T], gelu: [f32; 3]) {
+    assert!(gate.len() == up.len() && gate.len() == dy.len());
+    each_sixteen!(dy.len(), |start, mask| {
+        // SAFETY: the mask keeps to the slices, which are of one length.
+        unsafe {
+            let (gate, up) = (gate.as_mut_ptr().add(start), up.as_mut_ptr().add(start));
+            let (x, u, dy) = (T::load(gate, mask), T::load(up, mask), T::load(dy.as_ptr().add(start), mask));
+            let (v, slope) = gelu_argument(x, gelu);
+            let (dgate, dup) = gated_slopes(x, slope, sigmoid(v), u, dy);
+            T::store(gate, mask, dgate);
+            T::store(up, mask, dup);
+        }
+    });
+}
+
+/// dy · up · s · (1 + slope · (1 − s)), and dy · x · s.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn gated_slopes(x: __m512, slope: __m512, s: __m512, up: __m512, dy: __m512) -> (__m512, __m512) {
+    let one = _mm512_set1_ps(1.0);
+    let slope = _mm512_mul_ps(slope, _mm512_sub_ps(one, s));
+    let slope = _mm512_mul_ps(s, _mm512_add_ps(one, slope));
+    (_mm512_mul_ps(_mm512_mul_ps(dy, up), slope), _mm512_mul_ps(dy, _mm512_mul_ps(x, s)))
 }
 
 /// Turns values into exp(factor · value − shift). Returns their sum, and the largest exponent.

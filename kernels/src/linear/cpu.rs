@@ -79,23 +79,7 @@ impl LinearOps for Flex {
             let x = x.storage::<T>();
             let residual = residual.as_ref().map(|residual| residual.storage::<T>());
             let packed = pack(x, tokens, width);
-            let mut down = pool::take::<T>(tokens * ranks);
-            let dropped: Vec<_> = adapters
-                .iter()
-                .map(|adapter| adapter.as_ref()?.dropped(x, width).map(|dropped| pack(&dropped, tokens, width)))
-                .collect();
-            {
-                let out = Disjoint::new(&mut down);
-                let planned = adapters.iter().zip(&dropped).filter_map(|(adapter, dropped)| {
-                    let (adapter, out) = (adapter.as_ref()?, &out);
-                    let rows = dropped.as_ref().unwrap_or(&packed);
-                    let first = adapter.first;
-                    let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
-                    Some(Planned { terms: vec![Term { rows, columns: adapter.a(Side::Transposed) }], finish, place: None })
-                });
-                run::<T>(&planned.collect::<Vec<_>>());
-            }
-            drop(dropped);
+            let down = down::<T>(x, &packed, &adapters, ranks);
             let ts: Vec<_> = adapters
                 .iter()
                 .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&down, tokens, ranks, adapter)))
@@ -126,6 +110,21 @@ impl LinearOps for Flex {
                 .collect();
             let down = (ranks > 0).then(|| Down { t: tensor::from_buffer(down, [tokens, ranks]), operands: None });
             Projected { outputs, down }
+        })
+    }
+
+    fn frozen_linear_down(x: &Tensor<Flex, 2>, layers: &[Linear<'_, Flex>]) -> Option<Down<Flex>> {
+        let [tokens, width] = x.dims();
+        if decode::applies(tokens, layers) {
+            return decode::down_alone(x, layers);
+        }
+        let adapters = Adapter::all(layers);
+        let ranks: usize = layers.iter().map(Linear::rank).sum();
+        let x = tensor::primitive(x.clone());
+        with_float!(x.dtype(), T => {
+            let x = x.storage::<T>();
+            let t = (ranks > 0).then(|| down::<T>(x, &pack(x, tokens, width), &adapters, ranks));
+            t.map(|t| Down { t: tensor::from_buffer(t, [tokens, ranks]), operands: None })
         })
     }
 
@@ -200,6 +199,32 @@ impl LinearOps for Flex {
             LinearGradients { x, adapters: adapters_gradients }
         })
     }
+}
+
+/// t of all adapters side by side, `[tokens, ranks]`, of `x` and the same packed.
+fn down<T: Scalar>(
+    x: &[T],
+    packed: &PackedRows,
+    adapters: &[Option<Adapter<'_>>],
+    ranks: usize,
+) -> Buffer<T> {
+    let (tokens, width) = (packed.rows(), packed.depth());
+    let mut down = pool::take::<T>(tokens * ranks);
+    let dropped: Vec<_> = adapters
+        .iter()
+        .map(|adapter| adapter.as_ref()?.dropped(x, width).map(|dropped| pack(&dropped, tokens, width)))
+        .collect();
+    let out = Disjoint::new(&mut down);
+    let planned = adapters.iter().zip(&dropped).filter_map(|(adapter, dropped)| {
+        let (adapter, out) = (adapter.as_ref()?, &out);
+        let rows = dropped.as_ref().unwrap_or(packed);
+        let first = adapter.first;
+        let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
+        let terms = vec![Term { rows, columns: adapter.a(Side::Transposed) }];
+        Some(Planned { terms, finish, place: None })
+    });
+    run::<T>(&planned.collect::<Vec<_>>());
+    down
 }
 
 /// Rounds a tile into columns `first..` of `out`.

@@ -226,6 +226,12 @@ where
         Projected { outputs, down }
     }
 
+    fn frozen_linear_down(x: &Tensor<Self, 2>, layers: &[Linear<'_, Self>]) -> Option<Down<Self>> {
+        let x = Rows::all(float(x));
+        let adapters = Adapters::new(layers, &x.tensor, x.columns, None)?;
+        Some(Down { t: wrap(adapters.down(&x)), operands: Some(wrap(adapters.operands)) })
+    }
+
     fn frozen_linear_backward(request: LinearBackward<'_, Self>) -> LinearGradients<Self> {
         let LinearBackward { x, layers, down, dy, wants_x, sums } = request;
         let x = x.map(|x| Rows::all(float(x)));

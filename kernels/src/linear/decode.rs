@@ -86,6 +86,19 @@ pub(super) fn forward(
     })
 }
 
+/// `linear_down` of the CPU backend, where the decode path [`applies`].
+pub(super) fn down_alone(x: &Tensor<Flex, 2>, layers: &[Linear<'_, Flex>]) -> Option<Down<Flex>> {
+    let [tokens, width] = x.dims();
+    let adapters = Adapter::all(layers);
+    let ranks: usize = layers.iter().map(Linear::rank).sum();
+    let x = tensor::primitive(x.clone());
+    with_float!(x.dtype(), T => {
+        let vectors = Vectors::new(x.storage::<T>(), tokens, width, false);
+        let t = (ranks > 0).then(|| down(&vectors, &adapters, [tokens, width, ranks]));
+        t.map(|t| Down { t: tensor::from_buffer(t, [tokens, ranks]), operands: None })
+    })
+}
+
 /// t of all adapters side by side, `[tokens, Σ rank]`.
 fn down<T: Scalar>(
     vectors: &Vectors<'_, T>,

@@ -39,6 +39,9 @@ pub trait LinearOps: Backend {
         residual: Option<&Tensor<Self, 2>>,
     ) -> Projected<Self>;
 
+    /// [`linear_down`].
+    fn frozen_linear_down(x: &Tensor<Self, 2>, layers: &[Linear<'_, Self>]) -> Option<Down<Self>>;
+
     /// [`linear_backward`].
     fn frozen_linear_backward(request: LinearBackward<'_, Self>) -> LinearGradients<Self>;
 }
@@ -146,6 +149,21 @@ pub fn linear<B: LinearOps>(
         assert_eq!(residual.dtype(), x.dtype(), "linear: the residual has another dtype than x");
     }
     B::frozen_linear(x, layers, residual)
+}
+
+/// [`Projected::down`] of [`linear`] alone, in the same bits: what the backward of a recomputed layer needs where nothing
+/// reads its outputs.
+///
+/// # Shapes
+/// As [`linear`].
+///
+/// # Panics
+/// If shapes do not fit, or a dtype is none of f32, bf16, f16.
+pub fn linear_down<B: LinearOps>(x: &Tensor<B, 2>, layers: &[Linear<'_, B>]) -> Option<Down<B>> {
+    for layer in layers {
+        layer.check(x.dims()[1]);
+    }
+    B::frozen_linear_down(x, layers)
 }
 
 impl<B: Backend> Linear<'_, B> {

@@ -1,40 +1,53 @@
 //! RMS normalisation on the CPU, a run of rows per task.
 
-use burn::tensor::Tensor;
-use burn_flex::Flex;
+use std::borrow::Cow;
 
-use super::RmsNormOps;
+use burn::tensor::Tensor;
+use burn_flex::{Flex, FlexTensor};
+
+use super::{NormWeight, RmsNorm, RmsNormOps, Rounding};
 use crate::cpu::scalar::{Scalar, with_float};
 use crate::cpu::{math, parallel, pool, tensor, vectorized};
 
 impl RmsNormOps for Flex {
-    fn rms_norm(x: &Tensor<Flex, 2>, weight: &Tensor<Flex, 1>, epsilon: f64) -> Tensor<Flex, 2> {
+    fn rms_norm(
+        x: &Tensor<Self, 2>,
+        weight: &Tensor<Self, 1>,
+        norm: RmsNorm,
+        onto: Option<&Tensor<Self, 2>>,
+    ) -> Tensor<Self, 2> {
         let shape = x.dims();
         let x = tensor::primitive(x.clone());
+        let onto = onto.map(|onto| tensor::primitive(onto.clone()));
         let weight = tensor::primitive(weight.clone());
-        let weight = tensor::floats(&weight);
+        let weight = factors(&weight, norm.weight);
         with_float!(x.dtype(), T => {
             let x = x.storage::<T>();
+            let onto = onto.as_ref().map_or(&[][..], |onto| onto.storage::<T>());
             let mut y = pool::take::<T>(x.len());
             let chunk = (parallel::rows_per_task(shape[1]) * shape[1]).max(1);
-            let tasks = x.chunks(chunk).zip(y.chunks_mut(chunk)).collect();
-            parallel::for_each(tasks, 2 * x.len(), |(x, y)| forward_rows::<T>(x, &weight, epsilon as f32, y));
+            let tasks = x.chunks(chunk).zip(y.chunks_mut(chunk)).enumerate().collect();
+            parallel::for_each(tasks, 2 * x.len(), |(task, (x, y))| {
+                let onto = onto.get(task * chunk..).unwrap_or(&[]);
+                forward_rows::<T>(x, &weight, norm, onto, y);
+            });
             tensor::from_buffer(y, shape)
         })
     }
 
+    /// In place of `dy`.
     fn rms_norm_backward(
-        x: &Tensor<Flex, 2>,
-        weight: &Tensor<Flex, 1>,
-        epsilon: f64,
-        dy: Tensor<Flex, 2>,
-        residual: Option<&Tensor<Flex, 2>>,
-    ) -> Tensor<Flex, 2> {
+        x: &Tensor<Self, 2>,
+        weight: &Tensor<Self, 1>,
+        norm: RmsNorm,
+        dy: Tensor<Self, 2>,
+        residual: Option<&Tensor<Self, 2>>,
+    ) -> Tensor<Self, 2> {
         let shape = x.dims();
         let x = tensor::primitive(x.clone());
         let residual = residual.map(|residual| tensor::primitive(residual.clone()));
         let weight = tensor::primitive(weight.clone());
-        let weight = tensor::floats(&weight);
+        let weight = factors(&weight, norm.weight);
         let mut dy = tensor::owned(dy);
         with_float!(x.dtype(), T => {
             let x = x.storage::<T>();
@@ -44,21 +57,32 @@ impl RmsNormOps for Flex {
             parallel::for_each(tasks, 4 * x.len(), |(task, (x, dy))| {
                 let mut wide = pool::take::<f32>(2 * weight.len());
                 let residual = residual.get(task * chunk..).unwrap_or(&[]);
-                backward_rows::<T>(x, &weight, epsilon as f32, dy, residual, &mut wide);
+                backward_rows::<T>(x, &weight, norm.epsilon as f32, dy, residual, &mut wide);
             });
         });
         tensor::from_flex(dy)
     }
 }
 
+/// What each column is multiplied by, in f32.
+fn factors(weight: &FlexTensor, kind: NormWeight) -> Cow<'_, [f32]> {
+    let weight = tensor::floats(weight);
+    match kind {
+        NormWeight::Plain => weight,
+        NormWeight::OnePlus => weight.iter().map(|weight| 1.0 + weight).collect(),
+    }
+}
+
 vectorized! {
-    fn forward_rows<T: Scalar>(x: &[T], weight: &[f32], epsilon: f32, y: &mut [T]) {
+    /// `onto` is as long as `x`, or empty.
+    fn forward_rows<T: Scalar>(x: &[T], weight: &[f32], norm: RmsNorm, onto: &[T], y: &mut [T]) {
         let width = weight.len().max(1);
-        for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-            let r = inverse_rms(x, epsilon);
-            for ((x, y), weight) in x.iter().zip(y).zip(weight) {
-                let normalised = T::from_f32(x.to_f32() * r).to_f32();
-                *y = T::from_f32(normalised * weight);
+        for (row, (x, y)) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)).enumerate() {
+            let r = inverse_rms(x, norm.epsilon as f32);
+            let onto = onto.get(row * width..(row + 1) * width);
+            match norm.rounding {
+                Rounding::BeforeWeight => multiply(x, weight, onto, y, |x| T::from_f32(x * r).to_f32()),
+                Rounding::Last => multiply(x, weight, onto, y, |x| x * r),
             }
         }
     }
@@ -85,6 +109,30 @@ vectorized! {
                         dy[i] = T::from_f32(r * (g[i] - wide_x[i] * slope));
                     }
                 }
+            }
+        }
+    }
+}
+
+/// `onto` plus `weight` times the normalised values, rounded.
+#[inline(always)]
+fn multiply<T: Scalar>(
+    x: &[T],
+    weight: &[f32],
+    onto: Option<&[T]>,
+    y: &mut [T],
+    normalised: impl Fn(f32) -> f32,
+) {
+    let values = x.iter().zip(weight).map(|(x, weight)| normalised(x.to_f32()) * weight);
+    match onto {
+        Some(onto) => {
+            for ((y, value), onto) in y.iter_mut().zip(values).zip(onto) {
+                *y = T::from_f32(onto.to_f32() + value);
+            }
+        }
+        None => {
+            for (y, value) in y.iter_mut().zip(values) {
+                *y = T::from_f32(value);
             }
         }
     }

@@ -5,7 +5,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::RmsNormOps;
+use super::{NormWeight, RmsNorm, RmsNormOps, Rounding};
 use crate::cube::reduce::cube_sum;
 use crate::cube::tensor::{array, dims, empty_like, float, into_float, rows, wrap};
 
@@ -16,75 +16,72 @@ where
     I: IntElement,
     T: BoolElement,
 {
-    fn rms_norm(x: &Tensor<Self, 2>, weight: &Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 2> {
-        wrap(forward(&float(x), &float(weight), epsilon))
+    fn rms_norm(
+        x: &Tensor<Self, 2>,
+        weight: &Tensor<Self, 1>,
+        norm: RmsNorm,
+        onto: Option<&Tensor<Self, 2>>,
+    ) -> Tensor<Self, 2> {
+        let (x, weight, onto) = (float(x), float(weight), onto.map(float));
+        let y = empty_like(&x);
+        let [count, width] = shape(&x);
+        let (cubes, units) = rows(count, width);
+        // SAFETY: every unit stays below `rows · width`; without `onto` its place is taken by a tensor that is not read.
+        unsafe {
+            rms_norm_kernel::launch_unchecked::<R>(
+                &x.client,
+                cubes,
+                CubeDim::new_1d(units),
+                array(&x),
+                array(&weight),
+                array(onto.as_ref().unwrap_or(&x)),
+                array(&y),
+                count as u32,
+                width as u32,
+                norm.epsilon as f32,
+                onto.is_some(),
+                norm.rounding == Rounding::BeforeWeight,
+                norm.weight == NormWeight::OnePlus,
+                units,
+                [x.dtype.into(), weight.dtype.into()],
+            );
+        }
+        wrap(y)
     }
 
     fn rms_norm_backward(
         x: &Tensor<Self, 2>,
         weight: &Tensor<Self, 1>,
-        epsilon: f64,
+        norm: RmsNorm,
         dy: Tensor<Self, 2>,
         residual: Option<&Tensor<Self, 2>>,
     ) -> Tensor<Self, 2> {
-        let residual = residual.map(float);
-        wrap(backward(&float(x), &float(weight), epsilon, &into_float(dy), residual.as_ref()))
+        let (x, weight, dy, residual) = (float(x), float(weight), into_float(dy), residual.map(float));
+        let dx = empty_like(&x);
+        let [count, width] = shape(&x);
+        let (cubes, units) = rows(count, width);
+        // SAFETY: as above; so for a residual.
+        unsafe {
+            rms_norm_backward_kernel::launch_unchecked::<R>(
+                &x.client,
+                cubes,
+                CubeDim::new_1d(units),
+                array(&x),
+                array(&weight),
+                array(&dy),
+                array(residual.as_ref().unwrap_or(&dy)),
+                array(&dx),
+                count as u32,
+                width as u32,
+                norm.epsilon as f32,
+                residual.is_some(),
+                norm.weight == NormWeight::OnePlus,
+                units,
+                [x.dtype.into(), weight.dtype.into()],
+            );
+        }
+        wrap(dx)
     }
-}
-
-fn forward<R: CubeRuntime>(x: &CubeTensor<R>, weight: &CubeTensor<R>, epsilon: f64) -> CubeTensor<R> {
-    let y = empty_like(x);
-    let [count, width] = shape(x);
-    let (cubes, units) = rows(count, width);
-    // SAFETY: every unit stays below `rows · width`.
-    unsafe {
-        rms_norm_kernel::launch_unchecked::<R>(
-            &x.client,
-            cubes,
-            CubeDim::new_1d(units),
-            array(x),
-            array(weight),
-            array(&y),
-            count as u32,
-            width as u32,
-            epsilon as f32,
-            units,
-            [x.dtype.into(), weight.dtype.into()],
-        );
-    }
-    y
-}
-
-fn backward<R: CubeRuntime>(
-    x: &CubeTensor<R>,
-    weight: &CubeTensor<R>,
-    epsilon: f64,
-    dy: &CubeTensor<R>,
-    residual: Option<&CubeTensor<R>>,
-) -> CubeTensor<R> {
-    let dx = empty_like(x);
-    let [count, width] = shape(x);
-    let (cubes, units) = rows(count, width);
-    // SAFETY: as above; without a residual its place is taken by a tensor that is not read.
-    unsafe {
-        rms_norm_backward_kernel::launch_unchecked::<R>(
-            &x.client,
-            cubes,
-            CubeDim::new_1d(units),
-            array(x),
-            array(weight),
-            array(dy),
-            array(residual.unwrap_or(dy)),
-            array(&dx),
-            count as u32,
-            width as u32,
-            epsilon as f32,
-            residual.is_some(),
-            units,
-            [x.dtype.into(), weight.dtype.into()],
-        );
-    }
-    dx
 }
 
 fn shape<R: CubeRuntime>(x: &CubeTensor<R>) -> [usize; 2] {
@@ -113,14 +110,28 @@ fn inverse_rms<F: Float>(
     1.0f32 / (sum / f32::cast_from(width) + epsilon).sqrt()
 }
 
+/// What a column is multiplied by.
+#[cube]
+fn factor<W: Float>(weight: &Array<W>, column: u32, #[comptime] one_plus: bool) -> f32 {
+    let mut factor = f32::cast_from(weight[column as usize]);
+    if comptime!(one_plus) {
+        factor += 1.0f32;
+    }
+    factor
+}
+
 #[cube(launch_unchecked)]
 fn rms_norm_kernel<F: Float, W: Float>(
     x: &Array<F>,
     weight: &Array<W>,
+    onto: &Array<F>,
     y: &mut Array<F>,
     rows: u32,
     width: u32,
     epsilon: f32,
+    #[comptime] has_onto: bool,
+    #[comptime] rounds_before: bool,
+    #[comptime] one_plus: bool,
     #[comptime] units: u32,
     #[define(F, W)] _dtypes: [StorageType; 2],
 ) {
@@ -133,8 +144,15 @@ fn rms_norm_kernel<F: Float, W: Float>(
     let mut column = UNIT_POS;
     while column < width {
         let at = start + column as usize;
-        let normal = F::cast_from(f32::cast_from(x[at]) * inverse);
-        y[at] = F::cast_from(f32::cast_from(normal) * f32::cast_from(weight[column as usize]));
+        let mut value = f32::cast_from(x[at]) * inverse;
+        if comptime!(rounds_before) {
+            value = f32::cast_from(F::cast_from(value));
+        }
+        value *= factor::<W>(weight, column, one_plus);
+        if comptime!(has_onto) {
+            value += f32::cast_from(onto[at]);
+        }
+        y[at] = F::cast_from(value);
         column += units;
     }
 }
@@ -150,6 +168,7 @@ fn rms_norm_backward_kernel<F: Float, W: Float>(
     width: u32,
     epsilon: f32,
     #[comptime] has_residual: bool,
+    #[comptime] one_plus: bool,
     #[comptime] units: u32,
     #[define(F, W)] _dtypes: [StorageType; 2],
 ) {
@@ -163,7 +182,7 @@ fn rms_norm_backward_kernel<F: Float, W: Float>(
     let mut column = UNIT_POS;
     while column < width {
         let at = start + column as usize;
-        let g = f32::cast_from(dy[at]) * f32::cast_from(weight[column as usize]);
+        let g = f32::cast_from(dy[at]) * factor::<W>(weight, column, one_plus);
         products += g * f32::cast_from(x[at]);
         column += units;
     }
@@ -172,7 +191,7 @@ fn rms_norm_backward_kernel<F: Float, W: Float>(
     let mut column = UNIT_POS;
     while column < width {
         let at = start + column as usize;
-        let g = f32::cast_from(dy[at]) * f32::cast_from(weight[column as usize]);
+        let g = f32::cast_from(dy[at]) * factor::<W>(weight, column, one_plus);
         let mut slope = inverse * (g - f32::cast_from(x[at]) * factor);
         if comptime!(has_residual) {
             slope += f32::cast_from(residual[at]);

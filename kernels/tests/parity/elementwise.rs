@@ -1,12 +1,13 @@
-//! RMSNorm, rotary embedding, SwiGLU and scaled columns.
+//! RMSNorm, rotary embedding, gated activations and scaled columns.
 
 use burn::tensor::DType;
 use tune_kernels::KernelBackend;
 use tune_kernels::check::elementwise;
 use tune_kernels::column_scale::{column_scale, column_scale_backward};
+use tune_kernels::gated::{Activation, gated, gated_backward};
+use tune_kernels::rms_norm::{RmsNorm, Rounding, rms_norm};
 use tune_kernels::rope::reference::Sizes;
 use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
-use tune_kernels::swiglu::swiglu;
 
 use crate::support::{
     Site, assert_close, assert_within, everywhere, random, random_in, tensor, tolerance, values,
@@ -21,10 +22,40 @@ fn check_rms_norm<B: KernelBackend>(site: &Site) {
     for dtype in site.dtypes.clone() {
         for (rows, width) in [(1, 1), (1, 64), (3, 37), (7, 576), (300, 96), (130, 1000)] {
             let device = B::Device::default();
-            let found = elementwise::check_rms_norm::<B>(Site::on(&device, dtype), rows, width);
-            assert_within(&format!("rms_norm in {dtype:?} on {}", site.name), found);
+            for norm in elementwise::norms() {
+                let found = elementwise::check_rms_norm::<B>(Site::on(&device, dtype), rows, width, norm);
+                assert_within(&format!("rms_norm in {dtype:?} on {}", site.name), found);
+            }
         }
     }
+}
+
+/// One rounding more shows in the last digit of a product.
+#[test]
+fn rms_norm_rounds_where_it_says() {
+    everywhere!(check_rounding);
+}
+
+fn check_rounding<B: KernelBackend>(site: &Site) {
+    if !site.dtypes.contains(&DType::BF16) {
+        return;
+    }
+    let x = tensor::<B, 2>(&[1.0, 1.0078125, 0.5, 1.3203125], [1, 4], DType::BF16);
+    let weight_values = [1.0078125f32, 1.0078125, 1.9921875, 1.6640625];
+    let weight = tensor::<B, 1>(&weight_values, [4], DType::BF16);
+    let row = values(&x);
+    let mean = row.iter().map(|x| f64::from(x * x)).sum::<f64>() / 4.0;
+    let r = (1.0 / (mean + 1e-5).sqrt()) as f32;
+    let bf16 = |value: f32| half::bf16::from_f32(value).to_f32();
+    let products = |round: &dyn Fn(f32) -> f32| -> Vec<f32> {
+        row.iter().zip(weight_values).map(|(x, weight)| bf16(round(x * r) * weight)).collect()
+    };
+    let (before, last) = (products(&bf16), products(&|value| value));
+    assert_ne!(before, last);
+    let llama = RmsNorm::from(1e-5);
+    assert_eq!(values(&rms_norm(&x, &weight, llama)), before, "on {}", site.name);
+    let late = RmsNorm { rounding: Rounding::Last, ..llama };
+    assert_eq!(values(&rms_norm(&x, &weight, late)), last, "on {}", site.name);
 }
 
 #[test]
@@ -68,32 +99,43 @@ fn check_outside<B: KernelBackend>(site: &Site) {
 }
 
 #[test]
-fn swiglu_agrees_with_the_oracle() {
-    everywhere!(check_swiglu);
+fn gated_activations_agree_with_the_oracle() {
+    everywhere!(check_gated);
 }
 
-fn check_swiglu<B: KernelBackend>(site: &Site) {
+fn check_gated<B: KernelBackend>(site: &Site) {
     for dtype in site.dtypes.clone() {
         for (rows, width) in [(1, 1), (3, 173), (40, 1536)] {
             let device = B::Device::default();
-            let found = elementwise::check_swiglu::<B>(Site::on(&device, dtype), rows, width);
-            assert_within(&format!("swiglu in {dtype:?} on {}", site.name), found);
+            for activation in [Activation::Silu, Activation::GeluTanh] {
+                let on = Site::on(&device, dtype);
+                let found = elementwise::check_gated::<B>(on, activation, rows, width);
+                assert_within(&format!("{activation:?} in {dtype:?} on {}", site.name), found);
+            }
         }
     }
 }
 
-/// Far from zero the sigmoid saturates, without infinities or NaN.
+/// Far from zero the activations and their slopes are zero or linear, without infinities or NaN.
 #[test]
-fn swiglu_saturates() {
+fn gated_activations_saturate() {
     everywhere!(check_saturation);
 }
 
 fn check_saturation<B: KernelBackend>(_: &Site) {
-    let gate = tensor::<B, 2>(&[-1000.0, -100.0, 0.0, 100.0, 1000.0], [1, 5], DType::F32);
-    let up = tensor::<B, 2>(&[2.0; 5], [1, 5], DType::F32);
-    let y = values(&swiglu(&gate, &up));
-    assert_eq!(y[2..], [0.0, 200.0, 2000.0]);
-    assert!(y[..2].iter().all(|y| y.abs() < 1e-30), "{y:?}");
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let gate = tensor::<B, 2>(&[-1e30, -1000.0, -100.0, 0.0, 100.0, 1000.0, 1e30], [1, 7], DType::F32);
+        let up = tensor::<B, 2>(&[2.0; 7], [1, 7], DType::F32);
+        let y = values(&gated(activation, &gate, &up));
+        assert_eq!(y[3..], [0.0, 200.0, 2000.0, 2e30], "{activation:?}");
+        assert!(y[..3].iter().all(|y| y.abs() < 1e-20), "{activation:?}: {y:?}");
+        let dy = tensor::<B, 2>(&[1.0; 7], [1, 7], DType::F32);
+        let (dgate, dup) = gated_backward(activation, gate, up, dy);
+        let (dgate, dup) = (values(&dgate), values(&dup));
+        assert_eq!(dgate[3..], [1.0, 2.0, 2.0, 2.0], "{activation:?}");
+        assert!(dgate[..3].iter().all(|slope| slope.abs() < 1e-20), "{activation:?}: {dgate:?}");
+        assert_eq!(dup[3..], [0.0, 100.0, 1000.0, 1e30], "{activation:?}");
+    }
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! The oracles' gradients against finite differences of their forwards.
 
 use tune_kernels::attention::{AttentionOptions, DocumentOffsets};
+use tune_kernels::gated::{self, Activation};
 use tune_kernels::linear::reference::LoraSlices;
-use tune_kernels::{attention, linear, linear_cross_entropy, rms_norm, rope, swiglu};
+use tune_kernels::{attention, check, linear, linear_cross_entropy, rms_norm, rope};
 
 use crate::support::random;
 
 /// Checks `slope` of Σ weights · f(x) by central differences. f works in f64 but gives f32, which limits how far
 /// the two can agree.
-fn check(what: &str, x: &[f32], upstream: &[f32], slope: &[f32], f: impl Fn(&[f32]) -> Vec<f32>) {
+fn agrees(what: &str, x: &[f32], upstream: &[f32], slope: &[f32], f: impl Fn(&[f32]) -> Vec<f32>) {
     let objective = |x: &[f32]| -> f64 {
         f(x).iter().zip(upstream).map(|(y, upstream)| f64::from(*y) * f64::from(*upstream)).sum()
     };
@@ -42,26 +43,32 @@ fn linear_slopes() {
             sizes,
         )
     };
-    check("dx", &x, &dy, &dx, |x| f(x, &a, &b));
-    check("dA", &a, &dy, &da, |a| f(&x, a, &b));
-    check("dB", &b, &dy, &db, |b| f(&x, &a, b));
+    agrees("dx", &x, &dy, &dx, |x| f(x, &a, &b));
+    agrees("dA", &a, &dy, &da, |a| f(&x, a, &b));
+    agrees("dB", &b, &dy, &db, |b| f(&x, &a, b));
 }
 
 #[test]
 fn elementwise_slopes() {
     let [x, weight, dy] = [(14, 1), (7, 2), (14, 3)].map(|(n, seed)| random(n, seed, 1.0));
-    let dx = rms_norm::reference::backward(&x, &weight, 1e-5, &dy);
-    check("rms_norm", &x, &dy, &dx, |x| rms_norm::reference::forward(x, &weight, 1e-5));
+    for norm in check::elementwise::norms() {
+        let dx = rms_norm::reference::backward(&x, &weight, norm, &dy);
+        for onto in [None, Some(dy.as_slice())] {
+            agrees("rms_norm", &x, &dy, &dx, |x| rms_norm::reference::forward(x, &weight, norm, onto));
+        }
+    }
 
     let up = random(14, 4, 1.0);
-    let (dgate, dup) = swiglu::reference::backward(&x, &up, &dy);
-    check("swiglu gate", &x, &dy, &dgate, |gate| swiglu::reference::forward(gate, &up));
-    check("swiglu up", &up, &dy, &dup, |up| swiglu::reference::forward(&x, up));
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let (dgate, dup) = gated::reference::backward(activation, &x, &up, &dy);
+        agrees("gate", &x, &dy, &dgate, |gate| gated::reference::forward(activation, gate, &up));
+        agrees("up", &up, &dy, &dup, |up| gated::reference::forward(activation, &x, up));
+    }
 
     let sizes = rope::reference::Sizes { heads: 1, head_dim: 7, width: 3 };
     let (cos, sin) = (random(12, 5, 1.0), random(12, 6, 1.0));
     let dx = rope::reference::backward(&cos, &sin, &[3, 1], &dy, sizes);
-    check("rope", &x, &dy, &dx, |x| rope::reference::forward(x, &cos, &sin, &[3, 1], sizes));
+    agrees("rope", &x, &dy, &dx, |x| rope::reference::forward(x, &cos, &sin, &[3, 1], sizes));
 }
 
 #[test]
@@ -73,9 +80,9 @@ fn attention_slopes() {
         let [q, k, v, dy] = [(60, 1), (36, 2), (36, 3), (60, 4)].map(|(n, seed)| random(n, seed, 1.0));
         let slopes = attention::reference::backward(&q, &k, &v, &dy, &options, sizes);
         let f = |q: &[f32], k: &[f32], v: &[f32]| attention::reference::forward(q, k, v, &options, sizes);
-        check("dq", &q, &dy, &slopes.q, |q| f(q, &k, &v));
-        check("dk", &k, &dy, &slopes.k, |k| f(&q, k, &v));
-        check("dv", &v, &dy, &slopes.v, |v| f(&q, &k, v));
+        agrees("dq", &q, &dy, &slopes.q, |q| f(q, &k, &v));
+        agrees("dk", &k, &dy, &slopes.k, |k| f(&q, k, &v));
+        agrees("dv", &v, &dy, &slopes.v, |v| f(&q, &k, v));
     }
 }
 
@@ -85,5 +92,5 @@ fn linear_cross_entropy_slopes() {
     let targets = [Some(3), None, Some(6)];
     let oracle =
         |hidden: &[f32]| linear_cross_entropy::reference::loss_and_gradient(hidden, &head, &targets, 4);
-    check("dhidden", &hidden, &[1.0], &oracle(&hidden).1, |hidden| vec![oracle(hidden).0 as f32]);
+    agrees("dhidden", &hidden, &[1.0], &oracle(&hidden).1, |hidden| vec![oracle(hidden).0 as f32]);
 }

@@ -7,12 +7,12 @@ use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
 use tune_kernels::dropout::{Dropout, DropoutKey};
+use tune_kernels::gated::{Activation, gated, gated_backward};
 use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 use tune_kernels::nf4::{self, Nf4Weight};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
 use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
-use tune_kernels::swiglu::{swiglu, swiglu_backward};
 
 use crate::support::{random, tensor, values};
 
@@ -59,11 +59,12 @@ fn all_ops(dtype: DType) -> Vec<Vec<f32>> {
     let feed = [packed(400, WIDTH, 9), packed(400, WIDTH, 10), packed(WIDTH, 400, 11)];
     let plain = |index: usize| Linear { weight: &feed[index], bias: None, lora: None };
     let inner = linear(&y, &[plain(0), plain(1)], None).outputs;
-    let y = linear(&swiglu(&inner[0], &inner[1]), &[plain(2)], Some(&y)).outputs.remove(0);
+    let y = linear(&gated(Activation::Silu, &inner[0], &inner[1]), &[plain(2)], Some(&y)).outputs.remove(0);
     let targets: Vec<_> = (0..TOKENS as i32).collect();
     let found = linear_cross_entropy(&y, &packed(777, WIDTH, 12), &targets, true);
     let gradient = found.gradient.expect("asked for");
-    let (dgate, dup) = swiglu_backward(inner[0].clone(), inner[1].clone(), inner[0].clone());
+    let (dgate, dup) =
+        gated_backward(Activation::GeluTanh, inner[0].clone(), inner[1].clone(), inner[0].clone());
     let request = LinearBackward {
         x: None,
         layers: &[plain(0), plain(1)],

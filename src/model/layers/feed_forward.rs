@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
-use tune_kernels::swiglu::{swiglu, swiglu_backward};
+use tune_kernels::gated::{Activation, gated, gated_backward};
 
 use super::adapted::{ProjectedTape, project, project_backward};
 use super::{Adapted, FrozenProjection};
@@ -43,7 +43,7 @@ impl<B: KernelBackend> FeedForward<B> {
         let mut inner = project(x, &self.inner(adapters), None);
         let (up, gate) = (inner.outputs.remove(1), inner.outputs.remove(0));
         let down = [self.down.with(adapters.down.as_ref())];
-        let mut down = project(&swiglu(&gate, &up), &down, Some(residual));
+        let mut down = project(&gated(Activation::Silu, &gate, &up), &down, Some(residual));
         let (gate, up) = (inner.tape.keep(0, gate), inner.tape.keep(1, up));
         let tape = FeedForwardTape { gate, up, inner: inner.tape, down: down.tape };
         (down.outputs.remove(0), tape)
@@ -62,12 +62,12 @@ impl<B: KernelBackend> FeedForward<B> {
         let FeedForwardTape { gate, up, inner, down } = tape;
         let [gate_layer, up_layer] = self.inner(adapters);
         let (gate, up) = (inner.output(0, gate_layer, gate), inner.output(1, up_layer, up));
-        let activated = swiglu(&gate, &up);
+        let activated = gated(Activation::Silu, &gate, &up);
         let layer = [(Projection::Down, self.down.with(adapters.down.as_ref()))];
         let found = project_backward(&activated, layer, down, [dy.clone()], true, gradients);
         drop(activated);
         let Some(activated_gradient) = found else { unreachable!("asked for") };
-        let (dgate, dup) = swiglu_backward(gate, up, activated_gradient);
+        let (dgate, dup) = gated_backward(Activation::Silu, gate, up, activated_gradient);
         let layers = [(Projection::Gate, gate_layer), (Projection::Up, up_layer)];
         match project_backward(x, layers, inner, [dgate, dup], true, gradients) {
             Some(dx) => dx,

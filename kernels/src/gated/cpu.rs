@@ -1,0 +1,137 @@
+//! The gated activation on the CPU, a run of elements per task.
+
+use burn::tensor::Tensor;
+use burn_flex::Flex;
+
+use super::{Activation, GELU_CUBIC, GELU_LINEAR, GELU_SATURATED, GatedOps};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::fast;
+use crate::cpu::scalar::{Scalar, with_float};
+use crate::cpu::{math, parallel, pool, tensor, vectorized};
+
+/// Elements per task.
+const TASK: usize = 1 << 14;
+/// Elementary operations an element costs, in the currency of `parallel`.
+const COST: usize = 8;
+
+impl GatedOps for Flex {
+    fn gated(activation: Activation, gate: &Tensor<Self, 2>, up: &Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let shape = gate.dims();
+        let (gate, up) = (tensor::primitive(gate.clone()), tensor::primitive(up.clone()));
+        with_float!(gate.dtype(), T => {
+            let (gate, up) = (gate.storage::<T>(), up.storage::<T>());
+            let mut y = pool::take::<T>(gate.len());
+            let tasks = gate.chunks(TASK).zip(up.chunks(TASK)).zip(y.chunks_mut(TASK)).collect();
+            parallel::for_each(tasks, COST * gate.len(), |((gate, up), y)| {
+                forward_run::<T>(activation, gate, up, y);
+            });
+            tensor::from_buffer(y, shape)
+        })
+    }
+
+    /// In place of gate and up.
+    fn gated_backward(
+        activation: Activation,
+        gate: Tensor<Self, 2>,
+        up: Tensor<Self, 2>,
+        dy: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        let (mut gate, mut up, dy) = (tensor::owned(gate), tensor::owned(up), tensor::primitive(dy));
+        with_float!(gate.dtype(), T => {
+            let (gate, up, dy) = (gate.storage_mut::<T>(), up.storage_mut::<T>(), dy.storage::<T>());
+            let tasks = gate.chunks_mut(TASK).zip(up.chunks_mut(TASK)).zip(dy.chunks(TASK)).collect();
+            parallel::for_each(tasks, COST * dy.len(), |((gate, up), dy)| {
+                backward_run::<T>(activation, gate, up, dy);
+            });
+        });
+        (tensor::from_flex(gate), tensor::from_flex(up))
+    }
+}
+
+fn forward_run<T: Scalar>(activation: Activation, gate: &[T], up: &[T], y: &mut [T]) {
+    #[cfg(target_arch = "x86_64")]
+    if fast::available() {
+        return match activation {
+            // SAFETY: asked just before.
+            Activation::Silu => unsafe { fast::silu_gated(gate, up, y) },
+            // SAFETY: as above.
+            Activation::GeluTanh => unsafe { fast::gelu_gated(gate, up, y, GELU) },
+        };
+    }
+    match activation {
+        Activation::Silu => silu::<T>(gate, up, y),
+        Activation::GeluTanh => gelu::<T>(gate, up, y),
+    }
+}
+
+/// Turns gate and up into their gradients.
+fn backward_run<T: Scalar>(activation: Activation, gate: &mut [T], up: &mut [T], dy: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    if fast::available() {
+        return match activation {
+            // SAFETY: asked just before.
+            Activation::Silu => unsafe { fast::silu_gated_backward(gate, up, dy) },
+            // SAFETY: as above.
+            Activation::GeluTanh => unsafe { fast::gelu_gated_backward(gate, up, dy, GELU) },
+        };
+    }
+    match activation {
+        Activation::Silu => silu_backward::<T>(gate, up, dy),
+        Activation::GeluTanh => gelu_backward::<T>(gate, up, dy),
+    }
+}
+
+/// GELU's constants, as the functions by hand take them.
+#[cfg(target_arch = "x86_64")]
+const GELU: [f32; 3] = [GELU_LINEAR, GELU_CUBIC, GELU_SATURATED];
+
+/// SiLU's v, and gate · v′.
+#[inline(always)]
+fn silu_argument(x: f32) -> (f32, f32) {
+    (x, x)
+}
+
+/// GELU's v, and gate · v′, as far as they matter.
+#[inline(always)]
+fn gelu_argument(x: f32) -> (f32, f32) {
+    let x = x.clamp(-GELU_SATURATED, GELU_SATURATED);
+    let cubic = GELU_CUBIC * x * x;
+    (x * (GELU_LINEAR + cubic), x * (GELU_LINEAR + 3.0 * cubic))
+}
+
+#[inline(always)]
+fn forward_each<T: Scalar>(gate: &[T], up: &[T], y: &mut [T], argument: impl Fn(f32) -> (f32, f32)) {
+    for ((gate, up), y) in gate.iter().zip(up).zip(y) {
+        let x = gate.to_f32();
+        *y = T::from_f32(x * math::sigmoid(argument(x).0) * up.to_f32());
+    }
+}
+
+#[inline(always)]
+fn backward_each<T: Scalar>(gate: &mut [T], up: &mut [T], dy: &[T], argument: impl Fn(f32) -> (f32, f32)) {
+    for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
+        let (x, dy) = (gate.to_f32(), dy.to_f32());
+        let (v, slope) = argument(x);
+        let s = math::sigmoid(v);
+        *gate = T::from_f32(dy * up.to_f32() * s * (1.0 + slope * (1.0 - s)));
+        *up = T::from_f32(dy * x * s);
+    }
+}
+
+vectorized! {
+    fn silu<T: Scalar>(gate: &[T], up: &[T], y: &mut [T]) {
+        forward_each(gate, up, y, silu_argument);
+    }
+
+    fn gelu<T: Scalar>(gate: &[T], up: &[T], y: &mut [T]) {
+        forward_each(gate, up, y, gelu_argument);
+    }
+
+    fn silu_backward<T: Scalar>(gate: &mut [T], up: &mut [T], dy: &[T]) {
+        backward_each(gate, up, dy, silu_argument);
+    }
+
+    fn gelu_backward<T: Scalar>(gate: &mut [T], up: &mut [T], dy: &[T]) {
+        backward_each(gate, up, dy, gelu_argument);
+    }
+}

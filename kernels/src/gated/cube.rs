@@ -1,0 +1,133 @@
+//! The gated activation on a GPU: one unit for each element.
+
+use burn::tensor::Tensor;
+use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use cubecl::prelude::*;
+
+use super::{Activation, GELU_CUBIC, GELU_LINEAR, GELU_SATURATED, GatedOps};
+use crate::cube::tensor::{array, elements, empty_like, float, in_place, into_float, units, wrap};
+
+impl<R, F, I, T> GatedOps for CubeBackend<R, F, I, T>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    fn gated(activation: Activation, gate: &Tensor<Self, 2>, up: &Tensor<Self, 2>) -> Tensor<Self, 2> {
+        let (gate, up) = (float(gate), float(up));
+        let y = empty_like(&gate);
+        let count = elements(&gate);
+        let (cubes, dim) = units(count);
+        // SAFETY: units from `count` on do nothing.
+        unsafe {
+            gated_kernel::launch_unchecked::<R>(
+                &gate.client,
+                cubes,
+                dim,
+                array(&gate),
+                array(&up),
+                array(&y),
+                count as u32,
+                activation,
+                gate.dtype.into(),
+            );
+        }
+        wrap(y)
+    }
+
+    fn gated_backward(
+        activation: Activation,
+        gate: Tensor<Self, 2>,
+        up: Tensor<Self, 2>,
+        dy: Tensor<Self, 2>,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        let (gate, up, dy) = (into_float(gate), into_float(up), into_float(dy));
+        let (dgate, dup) = (in_place(&gate), in_place(&up));
+        let count = elements(&gate);
+        let (cubes, dim) = units(count);
+        // SAFETY: as above; an element is read before the same unit writes it.
+        unsafe {
+            gated_backward_kernel::launch_unchecked::<R>(
+                &gate.client,
+                cubes,
+                dim,
+                array(&gate),
+                array(&up),
+                array(&dy),
+                array(&dgate),
+                array(&dup),
+                count as u32,
+                activation,
+                gate.dtype.into(),
+            );
+        }
+        (wrap(dgate), wrap(dup))
+    }
+}
+
+/// v of the gate.
+#[cube]
+fn argument(x: f32, #[comptime] activation: Activation) -> f32 {
+    let mut v = x;
+    if comptime!(activation == Activation::GeluTanh) {
+        let x = clamp(x, -GELU_SATURATED, GELU_SATURATED);
+        v = x * (GELU_LINEAR + GELU_CUBIC * x * x);
+    }
+    v
+}
+
+/// gate · v′.
+#[cube]
+fn slope(x: f32, #[comptime] activation: Activation) -> f32 {
+    let mut slope = x;
+    if comptime!(activation == Activation::GeluTanh) {
+        let x = clamp(x, -GELU_SATURATED, GELU_SATURATED);
+        slope = x * (GELU_LINEAR + 3.0f32 * (GELU_CUBIC * x * x));
+    }
+    slope
+}
+
+#[cube]
+fn sigmoid(x: f32) -> f32 {
+    1.0f32 / (1.0f32 + (-x).exp())
+}
+
+#[cube(launch_unchecked)]
+fn gated_kernel<F: Float>(
+    gate: &Array<F>,
+    up: &Array<F>,
+    y: &mut Array<F>,
+    count: u32,
+    #[comptime] activation: Activation,
+    #[define(F)] _dtype: StorageType,
+) {
+    if ABSOLUTE_POS >= count as usize {
+        terminate!();
+    }
+    let g = f32::cast_from(gate[ABSOLUTE_POS]);
+    let s = sigmoid(argument(g, activation));
+    y[ABSOLUTE_POS] = F::cast_from(g * s * f32::cast_from(up[ABSOLUTE_POS]));
+}
+
+#[cube(launch_unchecked)]
+fn gated_backward_kernel<F: Float>(
+    gate: &Array<F>,
+    up: &Array<F>,
+    dy: &Array<F>,
+    dgate: &mut Array<F>,
+    dup: &mut Array<F>,
+    count: u32,
+    #[comptime] activation: Activation,
+    #[define(F)] _dtype: StorageType,
+) {
+    if ABSOLUTE_POS >= count as usize {
+        terminate!();
+    }
+    let g = f32::cast_from(gate[ABSOLUTE_POS]);
+    let u = f32::cast_from(up[ABSOLUTE_POS]);
+    let dy = f32::cast_from(dy[ABSOLUTE_POS]);
+    let s = sigmoid(argument(g, activation));
+    dgate[ABSOLUTE_POS] = F::cast_from(dy * u * s * (1.0f32 + slope(g, activation) * (1.0f32 - s)));
+    dup[ABSOLUTE_POS] = F::cast_from(dy * g * s);
+}
