@@ -3,7 +3,8 @@
 //! stand beside it.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rayon::prelude::*;
 
@@ -17,6 +18,7 @@ use super::sequence::{FitOutcome, Group, Limits};
 use super::source::{Dataset, RowError};
 use super::spec::{DatasetSpec, Format, Spec, Split, TrainOn};
 use super::template::ChatTemplate;
+use super::token_store::TokenStore;
 use super::tokenize::{Examples, Problem, Tokenized, Tokenizer};
 
 /// Optimizer steps that are kept ready.
@@ -50,6 +52,10 @@ pub(super) struct Inner {
     val_split: f64,
     /// In the first epoch.
     examples_per_epoch: u64,
+    /// Bytes of tokens that a survey may keep.
+    token_budget: AtomicU64,
+    /// The sequences of all rows, where a survey kept them.
+    tokens: Mutex<Option<Arc<TokenStore>>>,
 }
 
 /// One `[[dataset]]` entry.
@@ -95,11 +101,29 @@ impl Corpus {
         seed: u64,
         language: Language,
     ) -> Result<Corpus, Error> {
-        let corpus = Self::index(spec, datasets, seed, language)?;
-        if corpus.inner.examples_per_epoch == 0 {
-            return Err(Error::NothingLeft { rows: corpus.inner.training_rows() });
+        Self::index(spec, datasets.iter().map(|entry| (entry, None)), seed, language)?.require_examples()
+    }
+
+    /// As [`Corpus::open`], of datasets that are open already.
+    ///
+    /// # Errors
+    /// As [`Corpus::open`].
+    pub fn of_opened(
+        spec: &Spec,
+        datasets: Vec<(DatasetSpec, Dataset)>,
+        seed: u64,
+        language: Language,
+    ) -> Result<Corpus, Error> {
+        let (entries, opened): (Vec<DatasetSpec>, Vec<Dataset>) = datasets.into_iter().unzip();
+        let entries = entries.iter().zip(opened.into_iter().map(Some));
+        Self::index(spec, entries, seed, language)?.require_examples()
+    }
+
+    fn require_examples(self) -> Result<Corpus, Error> {
+        match self.inner.examples_per_epoch {
+            0 => Err(Error::NothingLeft { rows: self.inner.training_rows() }),
+            _ => Ok(self),
         }
-        Ok(corpus)
     }
 
     /// As [`Corpus::open`], where nothing is to be trained on: datasets to evaluate on are enough.
@@ -112,16 +136,21 @@ impl Corpus {
         seed: u64,
         language: Language,
     ) -> Result<Corpus, Error> {
-        Self::index(spec, datasets, seed, language)
+        Self::index(spec, datasets.iter().map(|entry| (entry, None)), seed, language)
     }
 
-    fn index(spec: &Spec, datasets: &[DatasetSpec], seed: u64, language: Language) -> Result<Corpus, Error> {
-        let mut parts = Vec::with_capacity(datasets.len());
+    fn index<'a>(
+        spec: &Spec,
+        datasets: impl Iterator<Item = (&'a DatasetSpec, Option<Dataset>)>,
+        seed: u64,
+        language: Language,
+    ) -> Result<Corpus, Error> {
+        let mut parts = Vec::new();
         let mut sources = Vec::new();
-        for (index, entry) in (0_u32..).zip(datasets) {
+        for (index, (entry, opened)) in (0_u32..).zip(datasets) {
             check_language(entry, &language)?;
             let train_on = train_on(spec, entry)?;
-            let dataset = Dataset::open(entry)?;
+            let dataset = opened.map_or_else(|| Dataset::open(entry), Ok)?;
             let held_out = match entry.split {
                 Split::Train => HeldOut::new(seed, index, dataset.rows(), spec.val_split),
                 Split::Validation => HeldOut::nothing(dataset.rows()),
@@ -163,8 +192,22 @@ impl Corpus {
                 seed,
                 val_split: spec.val_split,
                 examples_per_epoch: plan.len(),
+                token_budget: AtomicU64::new(0),
+                tokens: Mutex::new(None),
             }),
         })
+    }
+
+    /// Lets the next survey keep the tokens of all rows, if they take at most `budget` bytes: training and evaluation then
+    /// read and tokenize nothing again. The batches are the same either way.
+    pub fn keep_tokens(&self, budget: u64) {
+        self.inner.token_budget.store(budget, Ordering::Relaxed);
+    }
+
+    /// Gives the memory of kept tokens back: rows are read and tokenized again when they are needed. Returns whether there
+    /// were any.
+    pub fn forget_tokens(&self) -> bool {
+        self.inner.lock_tokens().take().is_some()
     }
 
     /// The optimizer steps of a run, from a cursor on ([`Cursor::default`]: from the start). Tokenizing runs on its
@@ -253,6 +296,21 @@ impl Inner {
         tokenized.map_err(|problem| self.row_error(id, problem))
     }
 
+    /// A place for the tokens of all rows, where they may be kept.
+    pub(super) fn new_token_store(&self) -> Option<TokenStore> {
+        let rows: Vec<u64> = self.datasets.iter().map(|part| part.dataset.rows()).collect();
+        TokenStore::new(&rows, self.token_budget.load(Ordering::Relaxed))
+    }
+
+    /// Keeps the tokens of all rows, if all of them fit.
+    pub(super) fn keep_tokens(&self, store: Option<TokenStore>) {
+        *self.lock_tokens() = store.filter(TokenStore::is_whole).map(Arc::new);
+    }
+
+    fn lock_tokens(&self) -> std::sync::MutexGuard<'_, Option<Arc<TokenStore>>> {
+        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn fit(&self, id: RowId, tokenized: Tokenized) -> Result<FitOutcome, RowError> {
         self.limits.fit(id, tokenized).map_err(|problem| self.row_error(id, problem))
     }
@@ -268,9 +326,13 @@ impl Inner {
         positions: Range<u64>,
         row: impl Fn(u64) -> Option<RowId> + Sync,
     ) -> Vec<Result<Option<Group>, RowError>> {
-        let one = |position| match row(position) {
-            Some(id) => Ok(self.fit(id, self.tokenize(id)?)?.sequence().map(Group::from)),
-            None => Ok(None),
+        let kept = self.lock_tokens().clone();
+        let one = |position| {
+            let Some(id) = row(position) else { return Ok(None) };
+            match kept.as_ref().and_then(|kept| kept.get(id)) {
+                Some(sequence) => Ok(sequence.map(Group::from)),
+                None => Ok(self.fit(id, self.tokenize(id)?)?.sequence().map(Group::from)),
+            }
         };
         self.pool.install(|| positions.into_par_iter().map(one).collect())
     }

@@ -14,4 +14,5 @@ pub mod source;
 pub mod spec;
 pub mod survey;
 pub mod template;
+mod token_store;
 pub mod tokenize;

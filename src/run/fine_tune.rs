@@ -1,18 +1,18 @@
 //! `tune run`: from an opened recipe to an adapter on disk.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Instant;
 
 use burn::tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 
-use super::inputs::Inputs;
+use super::inputs::{self, Inputs};
 use super::open::{Opened, open};
 use super::provenance::Provenance;
 use super::resume::{self, Beginning};
 use super::sample::Sampler;
 use super::survey::{self, Extent};
-use super::watch::Watch;
 use super::{Environment, Error, plan, require_dtype};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
@@ -32,7 +32,7 @@ use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
 use crate::train::fit::{Fit, Position};
 use crate::train::folder::RunFolder;
 use crate::train::gate::{self, Verdict};
-use crate::train::memory::Plan;
+use crate::train::memory::{self, Plan};
 use crate::train::optimizer::Optimizer;
 use crate::train::schedule::Schedule;
 use crate::train::state::{Ended, Origin, Saved, State};
@@ -51,6 +51,9 @@ pub struct Options {
     pub runs_ahead: bool,
     /// Choose the micro-batches that train fastest in the memory there is, optimizer steps staying what they are.
     pub fit: bool,
+    /// Bytes of tokens that are kept from the survey; `None`: a quarter of the free memory. If they do not suffice, rows
+    /// are read and tokenized again. The adapter is the same either way.
+    pub token_budget: Option<u64>,
 }
 
 /// What came of a run.
@@ -177,6 +180,8 @@ fn train(
         observer.observe(&Event::Warning(note.clone()));
     }
     let dtype = opened.compute_dtype(&device)?;
+    let quarter = || memory::available_bytes().unwrap_or(0) / 4;
+    opened.corpus.keep_tokens(options.token_budget.unwrap_or_else(quarter));
     let mut extent = None;
     if options.fit && !(options.resume && resume::adopt_micro_batches(&mut opened, folder)) {
         let mut found = survey::extent(&opened, &opened.batching(), environment, observer)?;
@@ -216,7 +221,12 @@ fn train(
         (_, Some(fitted)) => fitted,
         (_, None) => survey::extent(&opened, &batching, environment, observer)?,
     };
-    let plan = plan::plan(&opened, &device, dtype, extent.largest_micro_batch)?;
+    let planned = || plan::plan(&opened, &device, dtype, extent.largest_micro_batch);
+    // Kept tokens are a convenience: a run that fits only without them goes without.
+    let plan = match planned() {
+        Err(_) if opened.corpus.forget_tokens() => planned()?,
+        planned => planned?,
+    };
     let (opened, inputs) = (&opened, &inputs);
     let outcome = device.run(Training {
         opened,
@@ -345,9 +355,9 @@ impl OnBackend for Training<'_> {
             runs_ahead: self.runs_ahead,
         };
         let steps = corpus.steps(&self.batching, position.state.cursor)?;
-        let mut watch = Watch::new(inputs, opened, observer);
-        let fitted = fit.run(&mut adapters, &mut optimizer, position, steps, &mut watch);
-        watch.look();
+        let fitted = fit.run(&mut adapters, &mut optimizer, position, steps, observer);
+        let changed = inputs.changed(opened);
+        report_changed(&changed, opened, observer);
         let summary = match fitted {
             Ok(summary) => summary,
             Err(error) => {
@@ -360,7 +370,7 @@ impl OnBackend for Training<'_> {
         if summary.ended == Ended::Stopped {
             return Ok(outcome);
         }
-        inputs.require_same_tokenizer(opened)?;
+        inputs.require_same_tokenizer(&changed, opened)?;
         let template = opened.template.as_deref().map(ChatTemplate::source);
         let family = opened.spec.family;
         let provenance = Provenance { recipe, family, inputs: inputs.hashes(), summary: &summary }.metadata();
@@ -382,6 +392,20 @@ impl OnBackend for Training<'_> {
             Err(error) => return Err(error),
         }
         Ok(outcome)
+    }
+}
+
+/// Reports the inputs that changed on disk during the run, of which the record keeps the names.
+fn report_changed(changed: &BTreeSet<&str>, opened: &Opened, observer: &mut dyn Observer) {
+    let datasets: Vec<String> = opened.recipe.datasets.iter().map(|dataset| dataset.path.clone()).collect();
+    for name in changed {
+        let what = inputs::what(name, &datasets);
+        let text = format!(
+            "{what} changed on disk during the run; the adapter is made from what was read before, which is what recipe.lock \
+             names"
+        );
+        observer.observe(&Event::InputChanged(what));
+        observer.observe(&Event::Warning(text));
     }
 }
 

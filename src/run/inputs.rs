@@ -1,10 +1,11 @@
 //! What a run is made from: a hash of every file that decides the adapter, taken before the first step.
 //!
-//! They are those of the run's lock, and stand in every checkpoint and in the adapter as well. A file that changes while
-//! it is being read is noticed by its [`Stamp`]; one that changed between two commands, by its hash. What becomes of it
-//! once it was read is [`watch`](super::watch)'s.
+//! The hashes are those of the run's lock, and stand in every checkpoint and in the adapter as well. A file that changes
+//! between two commands is noticed by its hash. During a run, a base that changes before it is loaded and rows that change
+//! before they are read end it, noticed by length and time of change; at the end of the run all files are compared once
+//! more, and what changed is recorded: the adapter is made from what was read, but cannot be made again from what is there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -33,41 +34,28 @@ pub(super) struct Inputs {
     files: Vec<InputFile>,
 }
 
-/// One of the files that the hashes are of.
-pub(super) struct InputFile {
-    /// The file.
-    pub path: PathBuf,
-    /// What it was when it was hashed.
-    pub stamp: Stamp,
+/// A file of which the hashes are taken.
+struct InputFile {
+    path: PathBuf,
+    /// When it was hashed.
+    stamp: Stamp,
     /// Name of its hash; a dataset has one for all its files.
-    pub hash: String,
+    hash: String,
 }
 
-/// What tells that a file is still the one that was read, without reading it again.
+/// Length and time of change of a file: if they are the same, it is not read again to be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stamp {
+struct Stamp {
     bytes: u64,
     modified: Option<SystemTime>,
-    /// Where the system numbers its files: another one may have come under the same name.
-    number: Option<u64>,
 }
 
 impl Stamp {
-    /// What the file is now.
-    pub(super) fn of(path: &Path) -> Result<Self, assets::Error> {
+    /// Of the file as it is now.
+    fn of(path: &Path) -> Result<Self, assets::Error> {
         let about = fs::metadata(path).map_err(assets::Error::io(path))?;
-        Ok(Self { bytes: about.len(), modified: about.modified().ok(), number: number(&about) })
+        Ok(Self { bytes: about.len(), modified: about.modified().ok() })
     }
-}
-
-#[cfg(unix)]
-fn number(about: &fs::Metadata) -> Option<u64> {
-    Some(std::os::unix::fs::MetadataExt::ino(about))
-}
-
-#[cfg(not(unix))]
-fn number(_: &fs::Metadata) -> Option<u64> {
-    None
 }
 
 /// The files that decide an adapter, each with the name of its hash.
@@ -95,7 +83,7 @@ fn files(opened: &Opened) -> Result<Vec<(PathBuf, String)>, Error> {
 
 impl Inputs {
     /// Hashes everything that `opened` names: the base with its tokenizer, the datasets, the chat template, the adapter
-    /// to start from. Reads every file once.
+    /// to start from. Reads every file once, except what was hashed when it was opened.
     pub(super) fn of(opened: &Opened, device: &Device, dtype: FloatDtype) -> Result<Self, Error> {
         let stamped = |(path, hash): (PathBuf, String)| -> Result<InputFile, assets::Error> {
             Ok(InputFile { stamp: Stamp::of(&path)?, path, hash })
@@ -104,7 +92,7 @@ impl Inputs {
 
         let lock = opened.lock(device, dtype)?;
         let mut hashes = hashes_of(&lock);
-        // What a 4-bit base says of the files it was made from, so that the adapter is known to belong to those too.
+        // A 4-bit base names the files it was made from: the adapter belongs to those too.
         for (key, value) in opened.model.weights().metadata().into_iter().flatten() {
             if let Some(name) = key.strip_prefix("tune.").filter(|name| name.starts_with(ORIGINAL)) {
                 hashes.insert(name.to_owned(), value.clone());
@@ -123,13 +111,11 @@ impl Inputs {
         &self.hashes
     }
 
-    /// The files that the hashes are of.
-    pub(super) fn files(&self) -> &[InputFile] {
-        &self.files
-    }
-
-    /// Makes sure, once the base is loaded, that its files are those that were hashed. What changes in a dataset, its
-    /// reader notices.
+    /// Makes sure, once the base is loaded, that its files are those that were hashed. The reader of a dataset checks its
+    /// own files.
+    ///
+    /// # Errors
+    /// [`Error::ChangedUnderWay`].
     pub(super) fn require_unchanged(&self) -> Result<(), Error> {
         for InputFile { path, stamp, hash } in &self.files {
             if !hash.starts_with(DATASET) && Stamp::of(path)? != *stamp {
@@ -139,27 +125,45 @@ impl Inputs {
         Ok(())
     }
 
-    /// Whether what lies on disk now is other than what the hash of that name is of. Reads it all.
-    pub(super) fn is_other_now(&self, name: &str, opened: &Opened) -> bool {
-        let now = match dataset_index(name) {
-            Some(index) => opened.corpus.datasets().nth(index).and_then(|dataset| dataset.sha256_now().ok()),
-            None => {
-                let file = self.files.iter().find(|file| file.hash == name);
-                file.and_then(|file| Some(assets::folder::digest(&file.path).ok()?.sha256))
-            }
-        };
-        now.as_ref() != self.hashes.get(name)
+    /// Names of the hashes whose files have another content now, at the end of the run. Reads a file only if its length or
+    /// time of change differs.
+    pub(super) fn changed(&self, opened: &Opened) -> BTreeSet<&str> {
+        let has_moved = |file: &&InputFile| Stamp::of(&file.path).ok() != Some(file.stamp);
+        let moved: BTreeSet<&str> =
+            self.files.iter().filter(has_moved).map(|file| file.hash.as_str()).collect();
+        moved
+            .into_iter()
+            .filter(|name| self.hash_now(name, opened).as_ref() != self.hashes.get(*name))
+            .collect()
     }
 
-    /// Makes sure that the tokenizer's files, which go beside the adapter, are those that the run was made with.
-    pub(super) fn require_same_tokenizer(&self, opened: &Opened) -> Result<(), Error> {
-        for path in opened.model.tokenizer_files()? {
-            let file = assets::folder::digest(&path)?;
-            if self.hashes.get(&format!("{BASE}{}", file.name)) != Some(&file.sha256) {
-                return Err(Error::ChangedUnderWay { path });
+    /// The hash of that name, of what lies on disk now.
+    fn hash_now(&self, name: &str, opened: &Opened) -> Option<String> {
+        match dataset_index(name) {
+            Some(index) => opened.corpus.datasets().nth(index)?.sha256_now().ok(),
+            None => {
+                let file = self.files.iter().find(|file| file.hash == name)?;
+                Some(assets::folder::digest(&file.path).ok()?.sha256)
             }
         }
-        Ok(())
+    }
+
+    /// Makes sure that the tokenizer's files, which are copied beside the adapter, are not among those that `changed`.
+    ///
+    /// # Errors
+    /// [`Error::ChangedUnderWay`].
+    pub(super) fn require_same_tokenizer(
+        &self,
+        changed: &BTreeSet<&str>,
+        opened: &Opened,
+    ) -> Result<(), Error> {
+        let of_tokenizer = opened.model.tokenizer_files()?;
+        let is_changed =
+            |file: &&InputFile| changed.contains(file.hash.as_str()) && of_tokenizer.contains(&file.path);
+        match self.files.iter().find(is_changed) {
+            Some(file) => Err(Error::ChangedUnderWay { path: file.path.clone() }),
+            None => Ok(()),
+        }
     }
 }
 
@@ -181,7 +185,7 @@ pub(super) fn hashes_of(lock: &Lock) -> BTreeMap<String, String> {
     hashes
 }
 
-/// What two sets of hashes have different, in words. `datasets` are the paths of the second, in the recipe's order.
+/// The differences between two sets of hashes, in words. `datasets` are the paths of the second, in the recipe's order.
 pub(super) fn differences(
     was: &BTreeMap<String, String>,
     is: &BTreeMap<String, String>,
@@ -189,7 +193,7 @@ pub(super) fn differences(
 ) -> Vec<String> {
     let all = was.keys().chain(is.keys().filter(|name| !was.contains_key(*name)));
     let differing = all.filter(|name| was.get(*name) != is.get(*name));
-    let told = differing.map(|name| {
+    let described = differing.map(|name| {
         let what = what(name, datasets);
         match (was.contains_key(name), is.contains_key(name)) {
             (true, true) => format!("{what} has another content"),
@@ -197,10 +201,10 @@ pub(super) fn differences(
             (false, _) => format!("{what} is new"),
         }
     });
-    told.collect()
+    described.collect()
 }
 
-/// The hash is not of a file, but what the base says of files that it was made from.
+/// Whether the hash is not of a file, but recorded in the base, of a file that it was made from.
 pub(super) fn is_said_by_base(name: &str) -> bool {
     name.starts_with(ORIGINAL)
 }

@@ -22,8 +22,6 @@ mod survey;
 pub mod validate;
 mod verdict;
 
-mod watch;
-
 use std::path::{Path, PathBuf};
 
 pub use fine_tune::{Options, Outcome, fine_tune};

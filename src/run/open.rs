@@ -242,19 +242,20 @@ fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
     Text { tokenizer: Some(tokenizer), template, template_is_broken: false }
 }
 
-/// Opens every dataset by itself first, so that a fault in one does not hide those of the others.
+/// Opens every dataset by itself, so that a fault in one does not hide those of the others.
 fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Option<Corpus> {
     let datasets: Vec<Option<DatasetSpec>> = file.parts().datasets.clone();
-    let mut faults = false;
-    for (index, dataset) in datasets.iter().enumerate() {
+    let (mut opened, mut faults) = (Vec::with_capacity(datasets.len()), false);
+    for (index, dataset) in datasets.into_iter().enumerate() {
         let position = index.to_string();
         match dataset {
             None => faults = true,
-            // What a fault in the model folder already explains is not told a second time here.
+            // A fault in the model folder that explains this one is reported already.
             Some(dataset) if dataset.format != Format::Tokens && text.tokenizer.is_none() => faults = true,
             Some(dataset) if dataset.format == Format::Messages && text.template_is_broken => faults = true,
-            Some(dataset) => {
-                if let Err(error) = source::Dataset::open(dataset) {
+            Some(dataset) => match source::Dataset::open(&dataset) {
+                Ok(files) => opened.push((dataset, files)),
+                Err(error) => {
                     let place = file.place(&["dataset", &position, "path"]);
                     report_new(
                         file,
@@ -262,19 +263,19 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
                     );
                     faults = true;
                 }
-            }
+            },
         }
     }
     if faults {
         return None;
     }
-    let datasets: Vec<DatasetSpec> = datasets.into_iter().flatten().collect();
+    let paths: Vec<String> = opened.iter().map(|(dataset, _)| dataset.path.clone()).collect();
     let language = Language {
         tokenizer: text.tokenizer.clone(),
         template: text.template.clone(),
         vocabulary_size: Some(model.spec.vocab_size),
     };
-    match Corpus::open(&file.parts().data, &datasets, file.parts().seed, language) {
+    match Corpus::of_opened(&file.parts().data, opened, file.parts().seed, language) {
         Ok(corpus) => {
             if !file.parts().gate.is_empty() && corpus.validation_rows() == 0 {
                 let place = file.place(&["gate"]);
@@ -291,7 +292,7 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
                 DataError::NoTemplate { path }
                 | DataError::NoTokenizer { path, .. }
                 | DataError::TrainOn { path, .. } => {
-                    let index = datasets.iter().position(|dataset| dataset.path == *path).unwrap_or_default();
+                    let index = paths.iter().position(|known| known == path).unwrap_or_default();
                     file.place(&["dataset", &index.to_string(), "format"])
                 }
                 _ => file.place(&["dataset"]),

@@ -483,3 +483,48 @@ fn weights_and_globs_make_one_epoch() {
     assert_eq!(times, BTreeMap::from([(0, 2), (1, 2), (2, 2)]));
     assert!(fs::exists(folder.path("x-1.jsonl")).unwrap());
 }
+
+#[test]
+fn rows_are_read_and_tokenized_once_where_their_tokens_are_kept() {
+    let folder = Folder::new();
+    let turns = |row: usize| {
+        let say = |role: &str, times| (role.to_owned(), format!("{row} ").repeat(times));
+        let row = conversation_row(&[say("user", 1), say("assistant", 1 + row % 5)]);
+        // More than the reader keeps in memory.
+        format!("{},\"filler\":\"{}\"}}", row.strip_suffix('}').unwrap(), "x".repeat(20_000))
+    };
+    folder.write("a.jsonl", &(0..200).map(turns).collect::<Vec<_>>());
+    let spec = Spec { val_split: 0.1, on_overflow: OnOverflow::Truncate, ..spec() };
+    let corpus = || folder.corpus(&spec, &[("a.jsonl", Format::Messages)]);
+    let batching = Batching { epochs: Some(2.5), ..batching(2, 2) };
+    let held_out =
+        |corpus: &Corpus| -> Vec<MicroBatch> { corpus.validation(2).unwrap().map(Result::unwrap).collect() };
+    let again = corpus();
+    survey(&again, &batching);
+    let expected = (steps(&again, &batching, Cursor::default()), held_out(&again));
+    let kept = corpus();
+    kept.keep_tokens(1 << 20);
+    survey(&kept, &batching);
+    let too_small = corpus();
+    too_small.keep_tokens(10_000);
+    survey(&too_small, &batching);
+    assert!(!too_small.forget_tokens(), "all tokens are kept, or none");
+    fs::remove_file(folder.path("a.jsonl")).unwrap();
+    // Without the file: every row was read and tokenized by the survey, and never since.
+    assert_eq!((steps(&kept, &batching, Cursor::default()), held_out(&kept)), expected);
+    assert!(kept.forget_tokens());
+    assert!(kept.steps(&batching, Cursor::default()).unwrap().any(|step| step.is_err()));
+}
+
+#[test]
+fn steps_an_epoch_are_those_of_a_whole_epoch() {
+    let folder = Folder::new();
+    folder.write("a.jsonl", &(0..100).map(|row| tokens_row(row, 5, None)).collect::<Vec<_>>());
+    let corpus = folder.corpus(&Spec { packing: false, ..spec() }, &[("a.jsonl", Format::Tokens)]);
+    for (epochs, max_steps, steps) in
+        [(Some(1.0), None, 50), (None, Some(7), 7), (Some(3.0), Some(60), 60), (Some(0.5), None, 25)]
+    {
+        let schedule = survey(&corpus, &Batching { epochs, max_steps, ..batching(2, 1) }).schedule.unwrap();
+        assert_eq!((schedule.steps, schedule.steps_per_epoch), (steps, 50), "{epochs:?} {max_steps:?}");
+    }
+}

@@ -34,12 +34,24 @@ pub(crate) const TRAIN: &str = "epochs = 3\nmicro_batch_size = 2\ngradient_accum
 /// What `stop` answers when a run is to go on to its end.
 pub(crate) const GO_ON: &dyn Fn() -> bool = &|| false;
 
-pub(crate) const RESUME: Options =
-    Options { overwrite: false, resume: true, accept_changes: false, runs_ahead: false, fit: false };
+pub(crate) const RESUME: Options = Options {
+    overwrite: false,
+    resume: true,
+    accept_changes: false,
+    runs_ahead: false,
+    fit: false,
+    token_budget: None,
+};
 
 /// As on a GPU: a step's numbers are read when the next is launched.
-pub(crate) const AHEAD: Options =
-    Options { overwrite: false, resume: false, accept_changes: false, runs_ahead: true, fit: false };
+pub(crate) const AHEAD: Options = Options {
+    overwrite: false,
+    resume: false,
+    accept_changes: false,
+    runs_ahead: true,
+    fit: false,
+    token_budget: None,
+};
 
 impl Bench {
     pub(crate) fn new() -> Self {

@@ -2,7 +2,6 @@
 //! each finds on this machine, asked without starting any. What is missing is told with what brings it: a runtime that
 //! is started without its driver would panic.
 
-mod cache;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod dtypes;
@@ -49,8 +48,7 @@ pub type Wgpu = CubeBackend<cubecl::wgpu::WgpuRuntime, f32, i32, u32>;
 pub type Cuda = CubeBackend<cubecl::cuda::CudaRuntime, f32, i32, u8>;
 
 /// Sets CubeCL up, before any device is started; later calls change nothing. Compiled kernels are kept in the folder
-/// `cache`, if there is one, apart from those of any other version of their code, which are removed when nobody has used
-/// them for a month. With the file `profile` every launch is timed by itself, and waited for ([`Profile`]).
+/// `cache`, if there is one, in a folder for each version of their code; nothing there is ever removed. With the file `profile` every launch is timed by itself, and waited for ([`Profile`]).
 ///
 /// Without this CubeCL would look for a file of settings in the working directory and above.
 pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
@@ -59,8 +57,7 @@ pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
         config.profiling.logger.level = ProfilingLogLevel::Basic;
         config.profiling.logger.file = Some(file.to_path_buf());
     }
-    config.compilation.cache =
-        cache.map(|folder| CacheConfig::File(cache::take(folder, env!("TUNE_KERNELS"))));
+    config.compilation.cache = cache.map(|folder| CacheConfig::File(folder.join(env!("TUNE_KERNELS"))));
     // `CubeClRuntimeConfig::set` panics where this does nothing.
     let mut slot = CubeClRuntimeConfig::storage().lock();
     slot.get_or_insert_with(|| Arc::new(config));

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{Array, RecordBatch, StructArray};
+use arrow::array::{Array, StructArray};
 use arrow::datatypes::Schema;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -68,7 +68,35 @@ enum SourceFile {
 #[derive(Debug)]
 enum Block {
     Text(TextBlock),
-    Columns(StructArray),
+    Columns(Columns),
+}
+
+/// Consecutive rows as arrays of columns.
+#[derive(Debug)]
+struct Columns {
+    batches: Vec<StructArray>,
+    /// First row of each batch.
+    starts: Vec<u64>,
+    /// Memory held.
+    bytes: usize,
+}
+
+impl Columns {
+    fn new(batches: Vec<StructArray>, bytes: usize) -> Columns {
+        let rows_before = |rows: &mut u64, batch: &StructArray| {
+            let start = *rows;
+            *rows += batch.len() as u64;
+            Some(start)
+        };
+        let starts = batches.iter().scan(0, rows_before).collect();
+        Columns { batches, starts, bytes }
+    }
+
+    fn row(&self, index: u64) -> Option<Object<'_>> {
+        let at = self.starts.partition_point(|&start| start <= index).checked_sub(1)?;
+        let (array, row) = (&self.batches[at], (index - self.starts[at]) as usize);
+        (row < array.len()).then_some(Object::Struct { array, row })
+    }
 }
 
 impl Dataset {
@@ -81,8 +109,10 @@ impl Dataset {
     pub fn open(spec: &DatasetSpec) -> Result<Dataset, Error> {
         let fields = Fields::new(spec)?;
         let paths = path::resolve(&spec.path)?;
-        let files: Vec<Result<SourceFile, Error>> =
-            paths.par_iter().map(|(path, kind)| SourceFile::open(path, *kind, &fields)).collect();
+        let files: Vec<Result<SourceFile, Error>> = paths
+            .par_iter()
+            .map(|(path, kind)| SourceFile::open(path, *kind, &fields, paths.len() == 1))
+            .collect();
         let files = files.into_iter().collect::<Result<Vec<_>, _>>()?;
         let mut starts = vec![0];
         let mut rows = 0_u64;
@@ -125,10 +155,12 @@ impl Dataset {
                     }
                 }
             }
-            (_, Block::Columns(array)) => {
+            (_, Block::Columns(columns)) => {
                 // Arrays were checked when they were built; this wall stands behind that check.
-                let object = Object::Struct { array, row: index as usize };
-                let read = || Ok(self.fields.example(object, most));
+                let read = || {
+                    let object = columns.row(index).ok_or_else(|| Fault::new("no such row"))?;
+                    Ok(self.fields.example(object, most))
+                };
                 guard("Arrow", read).map_err(|fault| self.error(row, fault.to_string()))?
             }
             (_, Block::Text(_)) => Err(RowFault { field: String::new(), problem: "no such row".to_owned() }),
@@ -175,15 +207,18 @@ impl Dataset {
     }
 
     /// SHA-256 (hex) of the files in order: of each its name (without folder) and its bytes, both preceded by
-    /// their lengths as 64-bit little-endian integers. Reads every byte, in pieces.
+    /// their lengths as 64-bit little-endian integers. Reads every byte, in pieces; of a single text file, opening it did.
     ///
     /// # Errors
     /// A file can no longer be read.
     pub fn sha256(&self) -> Result<String, Error> {
-        self.digest(Location::open)
+        match &self.files[..] {
+            [SourceFile::Text(file)] if let Some(hash) = file.hash() => Ok(hex(hash.clone())),
+            _ => self.digest(Location::open),
+        }
     }
 
-    /// [`sha256`](Self::sha256) of what lies under the files' names now, be it what was opened or not.
+    /// [`sha256`](Self::sha256) of the files that lie under these names now, whether they have changed or not.
     ///
     /// # Errors
     /// A file can no longer be read.
@@ -195,13 +230,10 @@ impl Dataset {
         let mut hash = Sha256::new();
         let mut piece = vec![0; 1 << 20];
         for (path, file) in self.paths.iter().zip(&self.files) {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
             let io = |problem: String| Error::Io { file: path.to_path_buf(), problem };
             let mut input = open(file.location()).map_err(|fault| io(fault.to_string()))?;
             let length = input.metadata().map_err(|error| io(error.to_string()))?.len();
-            hash.update((name.len() as u64).to_le_bytes());
-            hash.update(name.as_bytes());
-            hash.update(length.to_le_bytes());
+            begin_file(&mut hash, path, length);
             loop {
                 match input.read(&mut piece) {
                     Ok(0) => break,
@@ -211,7 +243,7 @@ impl Dataset {
                 }
             }
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(hash))
     }
 
     /// The file that holds `row`, and the row in it.
@@ -240,21 +272,27 @@ impl Dataset {
 }
 
 impl SourceFile {
-    fn open(path: &Arc<Path>, kind: Kind, fields: &Fields) -> Result<SourceFile, Error> {
+    /// `is_alone`: it is the dataset's only file, so that a pass over all of it gives the dataset's hash.
+    fn open(path: &Arc<Path>, kind: Kind, fields: &Fields, is_alone: bool) -> Result<SourceFile, Error> {
         let corrupt = |fault: Fault| Error::Corrupt { file: path.to_path_buf(), problem: fault.to_string() };
         let location = Location::new(path.clone()).map_err(corrupt)?;
         let empty = || Error::Empty { file: path.to_path_buf() };
         if location.len() == 0 {
             return Err(empty());
         }
+        let hash = is_alone.then(|| {
+            let mut hash = Sha256::new();
+            begin_file(&mut hash, path, location.len());
+            hash
+        });
         let mut file = match kind {
             Kind::Ipc => guard("Arrow", || IpcFile::open(location).map(SourceFile::Ipc)),
             Kind::Parquet => guard("Parquet", || ParquetFile::open(location).map(SourceFile::Parquet)),
-            Kind::JsonLines => TextFile::open(location, Syntax::Lines).map(SourceFile::Text),
+            Kind::JsonLines => TextFile::open(location, Syntax::Lines, hash).map(SourceFile::Text),
             Kind::Json => TextFile::json_syntax(&location)
-                .and_then(|syntax| TextFile::open(location, syntax))
+                .and_then(|syntax| TextFile::open(location, syntax, hash))
                 .map(SourceFile::Text),
-            Kind::Csv => TextFile::open(location, Syntax::Csv).map(SourceFile::Text),
+            Kind::Csv => TextFile::open(location, Syntax::Csv, hash).map(SourceFile::Text),
         }
         .map_err(corrupt)?;
         if file.rows() == 0 {
@@ -312,10 +350,14 @@ impl SourceFile {
     }
 
     fn load(&self, rows: Range<u64>) -> Result<Block, Fault> {
-        let columns = |batch: RecordBatch| Block::Columns(batch.into());
+        let columns = |(batches, bytes)| Block::Columns(Columns::new(batches, bytes));
         match self {
             SourceFile::Text(text) => text.load(rows).map(Block::Text),
-            SourceFile::Ipc(ipc) => guard("Arrow", || ipc.load(rows).map(columns)),
+            SourceFile::Ipc(ipc) => guard("Arrow", || {
+                let batch = StructArray::from(ipc.load(rows)?);
+                let bytes = batch.get_array_memory_size();
+                Ok(columns((vec![batch], bytes)))
+            }),
             SourceFile::Parquet(parquet) => guard("Parquet", || parquet.load(rows).map(columns)),
         }
     }
@@ -325,9 +367,21 @@ impl Block {
     fn size(&self) -> usize {
         match self {
             Block::Text(text) => text.size(),
-            Block::Columns(array) => array.get_array_memory_size(),
+            Block::Columns(columns) => columns.bytes,
         }
     }
+}
+
+/// What stands before a file's bytes in the hash of its dataset.
+fn begin_file(hash: &mut Sha256, path: &Path, length: u64) {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    hash.update((name.len() as u64).to_le_bytes());
+    hash.update(name.as_bytes());
+    hash.update(length.to_le_bytes());
+}
+
+fn hex(hash: Sha256) -> String {
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn typed_columns(schema: &Schema) -> Vec<(&str, Option<&arrow::datatypes::DataType>)> {

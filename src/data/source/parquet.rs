@@ -1,49 +1,46 @@
-//! Parquet: row groups, cut into units small enough to hold in memory; a unit is decoded as one. Reads the
-//! footer when opened (and the heads of pages, where the footer does not say how long texts are that stand in the file once
-//! and in many rows, as a system prompt does), and of the rest only the columns that are asked for.
+//! Parquet: row groups, cut into units small enough to hold in memory; a unit is decoded as one, a few rows at a time.
+//! Reads the footer when opened, and of the rest only the columns that are asked for.
+//!
+//! Texts are read as views: a value that stands in a dictionary once, and in thousands of rows (a system prompt), is held
+//! once. What grows all the same (values that share their beginnings, pages that become gibibytes) meets a cap.
 
-mod delta;
-mod measure;
 mod nesting;
-mod numbers;
-mod pages;
-mod runs;
-mod takes;
 mod thrift;
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::ops::Range;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
-use arrow::array::{RecordBatch, RecordBatchReader};
-use arrow::compute::concat_batches;
-use arrow::datatypes::Schema;
+use arrow::array::{Array, ArrayData, StructArray};
+use arrow::buffer::Buffer;
+use arrow::datatypes::{DataType, FieldRef, Schema};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder, RowSelection, RowSelector,
 };
+use parquet::basic::{ConvertedType, Type};
 use parquet::file::metadata::{ColumnChunkMetaData, PageIndexPolicy, RowGroupMetaData};
 
 use super::fault::Fault;
 use super::read_at::Location;
-use measure::Column;
-use takes::Takes;
+use crate::units::Bytes;
 
-/// Decoded size that a unit should not exceed, by what the file says of its sizes.
+/// Decoded size that a unit should not exceed, by what the footer says of its sizes.
 const UNIT: u64 = 16 << 20;
 /// Rows of a unit at most.
 const UNIT_ROWS: u64 = 1 << 16;
+/// Rows decoded at a time: what they take is known before the next are decoded.
+const BATCH_ROWS: usize = 64;
 
 /// A Parquet file and its units.
 #[derive(Debug)]
 pub(super) struct ParquetFile {
     location: Location,
     metadata: ArrowReaderMetadata,
-    /// Of each row group, what was found of the sizes of its pages.
-    checked: Vec<OnceLock<Result<(), Fault>>>,
     units: Vec<Unit>,
     /// First row of each unit, ending with the number of rows.
     starts: Vec<u64>,
@@ -67,18 +64,20 @@ impl ParquetFile {
         check_nesting(&location, &input)?;
         // Offsets of pages, where the file has them, let a unit be reached without reading those before it.
         let options = ArrowReaderOptions::new().with_offset_index_policy(PageIndexPolicy::Optional);
-        let metadata = ArrowReaderMetadata::load(&input, options)?;
+        let metadata = ArrowReaderMetadata::load(&input, options.clone())?;
+        let views: Vec<FieldRef> = metadata.schema().fields().iter().map(with_views).collect();
+        let schema = Schema::new_with_metadata(views, metadata.schema().metadata().clone());
+        let options = options.with_schema(Arc::new(schema));
+        let metadata = ArrowReaderMetadata::try_new(metadata.metadata().clone(), options)?;
         let mut rows = 0_u64;
         for group in metadata.metadata().row_groups() {
             check_ranges(group, location.len())?;
             rows = rows.saturating_add(u64::try_from(group.num_rows()).unwrap_or(0));
         }
         location.require_rows(rows)?;
-        let checked = metadata.metadata().row_groups().iter().map(|_| OnceLock::new()).collect();
         Ok(ParquetFile {
             location,
             metadata,
-            checked,
             units: Vec::new(),
             starts: vec![0, rows],
             projection: Vec::new(),
@@ -105,11 +104,11 @@ impl ParquetFile {
             let rows = u64::try_from(group.num_rows()).ok().ok_or_else(|| {
                 Fault::new(format!("corrupt Parquet data: a group of {} rows", group.num_rows()))
             })?;
-            let size = match decoded_size(group, &columns) {
-                Some(size) => size,
-                None => self.at_most(row_group, rows, &columns)?,
-            };
-            let pieces = (size / UNIT + 1).max(rows.div_ceil(UNIT_ROWS)).min(rows);
+            for chunk in projected(group, &columns) {
+                let values = u64::try_from(chunk.num_values()).unwrap_or(0);
+                self.location.require_values(values, &chunk.column_path().string())?;
+            }
+            let pieces = (decoded_size(group, &columns) / UNIT + 1).max(rows.div_ceil(UNIT_ROWS)).min(rows);
             for piece in 0..pieces {
                 let bound = |piece: u64| (u128::from(rows) * u128::from(piece) / u128::from(pieces)) as u64;
                 let (skip, end) = (bound(piece), bound(piece + 1));
@@ -132,13 +131,15 @@ impl ParquetFile {
         self.starts[at]..self.starts.get(at + 1).copied().unwrap_or(self.rows())
     }
 
-    /// Decodes a unit, as given by [`block_of`](Self::block_of).
-    pub(super) fn load(&self, rows: Range<u64>) -> Result<RecordBatch, Fault> {
+    /// Decodes a unit, as given by [`block_of`](Self::block_of). Returns its rows in order, and the bytes that they hold.
+    ///
+    /// # Errors
+    /// The file is corrupt, or the rows take more memory than a block of this file may.
+    pub(super) fn load(&self, rows: Range<u64>) -> Result<(Vec<StructArray>, usize), Fault> {
         let at = self.starts.partition_point(|&start| start < rows.start);
         let Some(unit) = self.units.get(at) else { return Err(Fault::new("no such row")) };
         // A file of its own: the reader moves the cursor of the file that it is given.
         let input = self.location.open()?;
-        self.check_pages(unit.row_group, &input)?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(input, self.metadata.clone());
         let mask = ProjectionMask::roots(builder.parquet_schema(), self.projection.iter().copied());
         let selection = RowSelection::from(vec![
@@ -149,76 +150,84 @@ impl ParquetFile {
             .with_projection(mask)
             .with_row_groups(vec![unit.row_group])
             .with_row_selection(selection)
-            .with_batch_size(unit.rows as usize)
+            .with_batch_size(BATCH_ROWS)
             .build()?;
-        let schema = reader.schema();
-        let batches = reader.collect::<Result<Vec<_>, _>>()?;
-        let batch = match <[RecordBatch; 1]>::try_from(batches) {
-            Ok([batch]) => batch,
-            Err(batches) => concat_batches(&schema, &batches)?,
-        };
-        if batch.num_rows() as u64 == unit.rows {
-            Ok(batch)
+        let is_checked = self.texts_are_checked(unit.row_group);
+        let most = self.location.largest_block();
+        let (mut batches, mut held, mut read) = (Vec::new(), Held::default(), 0_u64);
+        for batch in reader {
+            let batch = StructArray::from(batch?);
+            let data = batch.to_data();
+            if !is_checked {
+                data.validate_full()?;
+            }
+            held.add(&data);
+            read += batch.len() as u64;
+            if held.bytes as u64 > most {
+                return Err(Fault::new(format!(
+                    "rows {} to {} take more than {} in memory, the most that a file of {} may; write the file again with \
+                     fewer rows in a row group (`row_group_size` in pyarrow), or as JSON lines",
+                    rows.start,
+                    (rows.start + read).saturating_sub(1),
+                    Bytes(most),
+                    Bytes(self.location.len())
+                )));
+            }
+            batches.push(batch);
+        }
+        if read == unit.rows {
+            Ok((batches, held.bytes))
         } else {
-            Err(Fault::new(format!(
-                "corrupt Parquet data: {} rows where its footer says {}",
-                batch.num_rows(),
-                unit.rows
-            )))
+            let said = unit.rows;
+            Err(Fault::new(format!("corrupt Parquet data: {read} rows where its footer says {said}")))
         }
     }
 
-    /// Checks, once, what the columns of a row group that are read will take, unit by unit.
-    fn check_pages(&self, row_group: usize, input: &File) -> Result<(), Fault> {
+    /// Whether the decoder checks that the texts are UTF-8. It does not for columns of JSON.
+    fn texts_are_checked(&self, row_group: usize) -> bool {
         let group = self.metadata.metadata().row_group(row_group);
-        let index = self.metadata.metadata().page_index_for_row_group(row_group);
-        let check = || {
-            let mut takes = self.takes(row_group);
-            let rows = u64::try_from(group.num_rows()).unwrap_or(0);
-            self.bound(row_group, rows, &self.projection, input, &mut takes)?;
-            if takes.all_fit() {
-                return Ok(());
-            }
-            let mut takes = self.takes(row_group);
-            projected(group, &self.projection).try_for_each(|(leaf, chunk)| {
-                Column::new(chunk, rows).measure(input, index.offset_index(leaf), &mut takes)
-            })
-        };
-        self.checked.get(row_group).map_or(Ok(()), |checked| checked.get_or_init(check).clone())
+        projected(group, &self.projection)
+            .all(|chunk| chunk.column_descr().converted_type() != ConvertedType::JSON)
+    }
+}
+
+/// The field with its texts as views.
+fn with_views(field: &FieldRef) -> FieldRef {
+    let data_type = match field.data_type() {
+        DataType::Utf8 | DataType::LargeUtf8 => DataType::Utf8View,
+        DataType::Dictionary(_, values) if values.is_string() => DataType::Utf8View,
+        DataType::List(item) => DataType::List(with_views(item)),
+        DataType::LargeList(item) => DataType::LargeList(with_views(item)),
+        DataType::ListView(item) => DataType::ListView(with_views(item)),
+        DataType::LargeListView(item) => DataType::LargeListView(with_views(item)),
+        DataType::FixedSizeList(item, len) => DataType::FixedSizeList(with_views(item), *len),
+        DataType::Map(entries, sorted) => DataType::Map(with_views(entries), *sorted),
+        DataType::Struct(fields) => DataType::Struct(fields.iter().map(with_views).collect()),
+        _ => return field.clone(),
+    };
+    Arc::new(field.as_ref().clone().with_data_type(data_type))
+}
+
+/// Bytes that some arrays hold. A buffer that several of them share counts once.
+#[derive(Default)]
+struct Held {
+    buffers: HashSet<usize>,
+    bytes: usize,
+}
+
+impl Held {
+    fn add(&mut self, data: &ArrayData) {
+        let nulls = data.nulls().map(|nulls| nulls.buffer());
+        for buffer in data.buffers().iter().chain(nulls) {
+            self.add_buffer(buffer);
+        }
+        data.child_data().iter().for_each(|child| self.add(child));
     }
 
-    /// What some columns of a row group take at most when decoded.
-    fn at_most(&self, row_group: usize, rows: u64, columns: &[usize]) -> Result<u64, Fault> {
-        let mut takes = Takes::new(0, vec![0, rows], UNIT);
-        self.bound(row_group, rows, columns, &self.location.open()?, &mut takes)?;
-        Ok(takes.bytes().iter().sum())
-    }
-
-    /// Counts what some columns of a row group take at most, by the heads of their pages.
-    fn bound(
-        &self,
-        row_group: usize,
-        rows: u64,
-        columns: &[usize],
-        input: &File,
-        takes: &mut Takes,
-    ) -> Result<(), Fault> {
-        let metadata = self.metadata.metadata();
-        let index = metadata.page_index_for_row_group(row_group);
-        projected(metadata.row_group(row_group), columns).try_for_each(|(leaf, chunk)| {
-            let (column, index) = (Column::new(chunk, rows), index.offset_index(leaf));
-            let heads = pages::heads(&self.location, input, &column, index)?;
-            pages::bound(&heads, &column, takes, || column.longest(input, index))
-        })
-    }
-
-    /// Nothing yet, for each unit of a row group.
-    fn takes(&self, row_group: usize) -> Takes {
-        let first = self.units.partition_point(|unit| unit.row_group < row_group);
-        let units = self.units[first..].iter().take_while(|unit| unit.row_group == row_group);
-        let mut starts = vec![0];
-        starts.extend(units.map(|unit| unit.skip + unit.rows));
-        Takes::new(self.starts[first], starts, self.location.largest_block())
+    fn add_buffer(&mut self, buffer: &Buffer) {
+        if self.buffers.insert(buffer.data_ptr().as_ptr() as usize) {
+            self.bytes += buffer.capacity();
+        }
     }
 }
 
@@ -253,29 +262,32 @@ fn check_ranges(group: &RowGroupMetaData, file_len: u64) -> Result<(), Fault> {
     Ok(())
 }
 
-/// The columns of a row group that are read, with their numbers.
+/// The columns of a row group that are read.
 fn projected<'a>(
     group: &'a RowGroupMetaData,
     projection: &'a [usize],
-) -> impl Iterator<Item = (usize, &'a ColumnChunkMetaData)> {
+) -> impl Iterator<Item = &'a ColumnChunkMetaData> {
     let schema = group.schema_descr();
     let leaves = group.columns().iter().enumerate();
-    leaves.filter(move |(leaf, _)| projection.contains(&schema.get_column_root_idx(*leaf)))
+    leaves
+        .filter(move |(leaf, _)| projection.contains(&schema.get_column_root_idx(*leaf)))
+        .map(|(_, chunk)| chunk)
 }
 
-/// What the columns of a row group take when decoded, as the footer says. `None`: it does not say of all texts how long they
-/// are, however often each stands in the file.
-fn decoded_size(group: &RowGroupMetaData, projection: &[usize]) -> Option<u64> {
-    let rows = u64::try_from(group.num_rows()).unwrap_or(0);
-    let size = |(_, chunk): (usize, &ColumnChunkMetaData)| {
-        let column = Column::new(chunk, rows);
-        let encoded = u64::try_from(chunk.uncompressed_size()).unwrap_or(0);
-        let values = u64::try_from(chunk.num_values()).unwrap_or(0).saturating_mul(column.least());
-        let texts = match column.is_text() {
-            true => u64::try_from(chunk.unencoded_byte_array_data_bytes()?).unwrap_or(0),
-            false => 0,
+/// Bytes that the columns of a row group take when each row has values of its own, as far as the footer says.
+fn decoded_size(group: &RowGroupMetaData, projection: &[usize]) -> u64 {
+    let size = |chunk: &ColumnChunkMetaData| {
+        let width = match chunk.column_type() {
+            Type::BOOLEAN => 1,
+            Type::INT32 | Type::FLOAT | Type::BYTE_ARRAY => 4,
+            Type::INT64 | Type::DOUBLE => 8,
+            Type::INT96 => 12,
+            Type::FIXED_LEN_BYTE_ARRAY => chunk.column_descr().type_length().max(1).unsigned_abs().into(),
         };
-        Some(encoded.max(texts).max(values))
+        let values = u64::try_from(chunk.num_values()).unwrap_or(0).saturating_mul(width);
+        let encoded = u64::try_from(chunk.uncompressed_size()).unwrap_or(0);
+        let texts = u64::try_from(chunk.unencoded_byte_array_data_bytes().unwrap_or(0)).unwrap_or(0);
+        encoded.max(texts).max(values)
     };
-    projected(group, projection).map(size).try_fold(0_u64, |sum, size| Some(sum.saturating_add(size?)))
+    projected(group, projection).map(size).fold(0, u64::saturating_add)
 }

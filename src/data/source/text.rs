@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use memchr::memchr;
 use serde_json::{Map, Value as Json};
+use sha2::{Digest, Sha256};
 
 use super::fault::Fault;
 use super::read_at::Location;
@@ -31,6 +32,8 @@ pub(super) struct TextFile {
     rows: u64,
     /// Names of the columns, for CSV.
     header: Option<Vec<String>>,
+    /// Over what it began with and every byte of the file.
+    hash: Option<Sha256>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,8 +58,12 @@ pub(super) struct RecordFault {
 }
 
 impl TextFile {
-    /// Reads the file once, from end to end.
-    pub(super) fn open(location: Location, syntax: Syntax) -> Result<TextFile, Fault> {
+    /// Reads the file once, from end to end, and adds its bytes to `hash`, if there is one.
+    pub(super) fn open(
+        location: Location,
+        syntax: Syntax,
+        mut hash: Option<Sha256>,
+    ) -> Result<TextFile, Fault> {
         let mut input = location.open()?;
         let mut piece = vec![0; PIECE];
         let mut filled = fill(&mut input, &mut piece)?;
@@ -69,6 +76,9 @@ impl TextFile {
         let mut scanner = Scanner::begin(syntax, skip as u64);
         let mut unread = skip;
         while filled > 0 {
+            if let Some(hash) = &mut hash {
+                hash.update(&piece[..filled]);
+            }
             scanner.feed(&piece[unread..filled], |record| index.add(record)).map_err(malformed)?;
             if let Some(record) = index.too_long {
                 return Err(Fault::new(format!(
@@ -84,7 +94,8 @@ impl TextFile {
         }
         scanner.finish(|record| index.add(record)).map_err(malformed)?;
 
-        let mut file = TextFile { location, syntax, blocks: index.blocks, rows: index.rows, header: None };
+        let (blocks, rows) = (index.blocks, index.rows);
+        let mut file = TextFile { location, syntax, blocks, rows, header: None, hash };
         if let Some(record) = index.header {
             let (start, len) = (record.start, record.end - record.start);
             let bytes = file.location.read(&input, start, len)?;
@@ -112,6 +123,11 @@ impl TextFile {
 
     pub(super) fn rows(&self) -> u64 {
         self.rows
+    }
+
+    /// The hash that the file was opened with, and its bytes.
+    pub(super) fn hash(&self) -> Option<&Sha256> {
+        self.hash.as_ref()
     }
 
     /// The columns: those of the header, or those of the records in the first block, whatever can be read of
@@ -342,7 +358,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, text).unwrap();
-        let file = TextFile::open(Location::new(path.as_path().into())?, syntax)?;
+        let file = TextFile::open(Location::new(path.as_path().into())?, syntax, None)?;
         Ok((folder, file))
     }
 

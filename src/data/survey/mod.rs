@@ -16,6 +16,7 @@ use crate::data::example::{Cause, RowId};
 use crate::data::sequence::FitOutcome;
 use crate::data::source::{BadRows, Place, RowError, SHOWN_BAD_ROWS};
 use crate::data::template::{EndOfTurn, SpanMethod};
+use crate::data::token_store::TokenStore;
 use crate::data::tokenize::{Supervision, Tokenized};
 pub use note::Note;
 pub use schedule::Schedule;
@@ -156,6 +157,7 @@ impl Corpus {
             return Err(Error::Endless);
         }
         let inner = self.inner();
+        let store = inner.new_token_store();
         let total = inner.datasets.iter().map(|part| part.dataset.rows()).sum();
         let done = AtomicU64::new(0);
         let mut all = Seen::default();
@@ -168,7 +170,7 @@ impl Corpus {
                     return seen;
                 }
                 for (row, length) in (chunk as u64 * CHUNK..).zip(lengths.iter_mut()) {
-                    *length = seen.look(inner, part, RowId { dataset, row });
+                    *length = seen.look(inner, part, RowId { dataset, row }, store.as_ref());
                     if seen.stopped.is_some() {
                         return seen;
                     }
@@ -201,6 +203,7 @@ impl Corpus {
         }
         let mut survey = all.finish(inner);
         if survey.bad.is_empty() {
+            inner.keep_tokens(store);
             survey.schedule = Some(schedule::schedule(inner, batching, &lengths, cancel)?);
         }
         Ok(survey)
@@ -208,8 +211,9 @@ impl Corpus {
 }
 
 impl Seen {
-    /// Looks at one row; its length in tokens as it will be used, 0 if it will not be.
-    fn look(&mut self, inner: &Inner, part: &Part, id: RowId) -> u32 {
+    /// Looks at one row, and keeps its sequence where there is a `store`. Returns its length in tokens as it will be used,
+    /// 0 if it will not be.
+    fn look(&mut self, inner: &Inner, part: &Part, id: RowId, store: Option<&TokenStore>) -> u32 {
         let held = inner.is_held_out(id);
         if held {
             self.survey.validation.rows += 1
@@ -239,10 +243,15 @@ impl Seen {
             }
             FitOutcome::Empty { tokens } => self.survey.empty.add(id, place, *tokens),
         }
-        let Some(sequence) = fate.sequence() else { return 0 };
-        let tokens = sequence.input_ids.len() as u32;
-        let tally = if held { &mut self.survey.validation } else { &mut self.survey.train };
-        tally.add(id, tokens, sequence.supervised_tokens as u64);
+        let sequence = fate.sequence();
+        let tokens = sequence.as_ref().map_or(0, |sequence| sequence.input_ids.len() as u32);
+        if let Some(sequence) = &sequence {
+            let tally = if held { &mut self.survey.validation } else { &mut self.survey.train };
+            tally.add(id, tokens, sequence.supervised_tokens as u64);
+        }
+        if let Some(store) = store {
+            store.keep(id, sequence);
+        }
         tokens
     }
 

@@ -12,7 +12,7 @@ use crate::data::pack::Boundary;
 pub struct Schedule {
     /// Optimizer steps of the whole run.
     pub steps: u64,
-    /// Optimizer steps of the first epoch, as far as the run reaches.
+    /// Optimizer steps of the whole first epoch, even if the run ends within it.
     pub steps_per_epoch: u64,
     /// Examples seen.
     pub examples: u64,
@@ -53,7 +53,6 @@ pub(super) fn schedule(
                     break 'run;
                 }
                 schedule.steps += 1;
-                schedule.steps_per_epoch += u64::from(epoch == 0);
             }
             if boundary >= Boundary::MicroBatch {
                 micro_batch = 0;
@@ -70,5 +69,14 @@ pub(super) fn schedule(
         }
         epoch += 1;
     }
+    schedule.steps_per_epoch = steps_per_epoch(inner, batching, lengths)?;
     Ok(schedule)
+}
+
+/// Optimizer steps of the whole first epoch.
+fn steps_per_epoch(inner: &Inner, batching: &Batching, lengths: &[Vec<u32>]) -> Result<u64, Error> {
+    let (plan, mut packer) = (inner.plan(0)?, inner.packer(batching));
+    let rows = (0..plan.len()).filter_map(|position| plan.at(position));
+    let used = rows.map(|id| lengths[id.dataset as usize][id.row as usize]).filter(|tokens| *tokens > 0);
+    Ok(used.filter(|tokens| packer.place(*tokens as usize) == Boundary::Step).count() as u64)
 }

@@ -53,7 +53,7 @@ pub struct LengthBin {
 pub struct Shape {
     /// Optimizer steps of the whole run.
     pub steps: u64,
-    /// Optimizer steps of the first epoch, as far as the run reaches.
+    /// Optimizer steps of the whole first epoch, even if the run ends within it.
     pub steps_per_epoch: u64,
     /// Examples seen.
     pub examples: u64,

@@ -1,197 +1,152 @@
-//! What the rows of a file take, as it is counted before they are decoded, against what they take once they are.
+//! What is written is read, whatever the type and the encoding of a text; and what a dictionary holds is held once.
 
-use std::sync::Arc;
+use std::path::Path;
 
-use arrow::array::cast::AsArray;
-use arrow::array::{Array, ArrayRef, Int64Array, LargeStringArray, ListArray, StringArray, StructArray};
+use arrow::array::{
+    ArrayRef, DictionaryArray, FixedSizeListArray, Int32Array, Int64Array, LargeStringArray, ListArray,
+    MapArray, RecordBatch, StringArray, StringViewArray, StructArray,
+};
 use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::{DataType, Field};
+use arrow::datatypes::{Field, Int32Type};
+use arrow::util::display::array_value_to_string;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{WriterProperties, WriterVersion};
 
 use super::*;
 
-/// Rows of which some are absent, some empty, and some say what others said: flat texts, lists of texts, lists of integers.
-fn table(rows: usize) -> RecordBatch {
-    let text = |number: usize| match number % 7 {
+fn open(path: &Path) -> ParquetFile {
+    let mut file = ParquetFile::open(Location::new(path.into()).unwrap()).unwrap();
+    let columns = (0..file.schema().fields().len()).collect();
+    file.project(columns).unwrap();
+    file
+}
+
+fn field(name: &str, values: &ArrayRef) -> FieldRef {
+    Arc::new(Field::new(name, values.data_type().clone(), true))
+}
+
+fn text(number: usize) -> Option<String> {
+    match number % 7 {
         0 => None,
         1 => Some(String::new()),
         2 | 3 => Some("the same ".repeat(9)),
         _ => Some(format!("{}{number}", "beginning ".repeat(number % 5))),
-    };
+    }
+}
+
+/// Texts of every type and in every kind of list, some of them absent.
+fn table(rows: usize) -> RecordBatch {
     let flat: ArrayRef = Arc::new((0..rows).map(text).collect::<StringArray>());
-    let there: ArrayRef =
-        Arc::new((0..rows).map(|row| Some(format!("row {}", row / 3))).collect::<LargeStringArray>());
+    let large: ArrayRef = Arc::new((0..rows).map(|row| text(row / 3)).collect::<LargeStringArray>());
+    let view: ArrayRef = Arc::new((0..rows).map(text).collect::<StringViewArray>());
+    let dictionary: ArrayRef = Arc::new(
+        (0..rows)
+            .map(|row| ["one", "a text beyond twelve bytes"].get(row % 3).copied())
+            .collect::<DictionaryArray<Int32Type>>(),
+    );
     let lengths: Vec<usize> = (0..rows).map(|row| row * 5 % 4).collect();
     let total = lengths.iter().sum();
-    let list = |values: ArrayRef| -> ArrayRef {
-        let item = Arc::new(Field::new("item", values.data_type().clone(), true));
-        let nulls = (0..rows).map(|row| row % 11 != 3).collect::<Vec<bool>>();
-        let lengths = lengths.iter().zip(&nulls).map(|(length, there)| if *there { *length } else { 0 });
-        let offsets = OffsetBuffer::from_lengths(lengths);
-        Arc::new(ListArray::new(item, offsets, values, Some(nulls.into())))
-    };
+    let offsets = OffsetBuffer::from_lengths(lengths);
     let texts: ArrayRef = Arc::new((0..total).map(text).collect::<StringArray>());
-    let parts =
-        Arc::new(StructArray::from(vec![(Arc::new(Field::new("text", DataType::Utf8, true)), texts)]));
-    let integers =
-        Arc::new((0..total as i64).map(|at| (at % 5 != 2).then_some(at % 9)).collect::<Int64Array>());
+    let parts: ArrayRef = Arc::new(StructArray::from(vec![(field("text", &texts), texts)]));
+    let parts: ArrayRef = Arc::new(ListArray::new(field("item", &parts), offsets.clone(), parts, None));
+    let pairs: ArrayRef = Arc::new((0..2 * rows).map(text).collect::<StringArray>());
+    let fixed: ArrayRef = Arc::new(FixedSizeListArray::new(field("item", &pairs), 2, pairs, None));
+    let keys: ArrayRef = Arc::new((0..total).map(|at| Some(format!("key {at}"))).collect::<StringArray>());
+    let values: ArrayRef = Arc::new((0..total).map(text).collect::<LargeStringArray>());
+    let key = Arc::new(Field::new("key", keys.data_type().clone(), false));
+    let entries = StructArray::from(vec![(key, keys), (field("value", &values), values)]);
+    let entry = Arc::new(Field::new("entries", entries.data_type().clone(), false));
+    let map: ArrayRef = Arc::new(MapArray::new(entry, offsets, entries, None, false));
+    let numbers: ArrayRef =
+        Arc::new((0..rows as i64).map(|row| (row % 5 != 2).then_some(row)).collect::<Int64Array>());
     RecordBatch::try_from_iter([
         ("flat", flat),
-        ("there", there),
-        ("parts", list(parts)),
-        ("ids", list(integers)),
+        ("large", large),
+        ("view", view),
+        ("dictionary", dictionary),
+        ("parts", parts),
+        ("fixed", fixed),
+        ("map", map),
+        ("numbers", numbers),
     ])
     .unwrap()
 }
 
-/// Bytes of all texts in an array, and its values at the bottom, an empty or absent list counting for one.
-fn contents(array: &ArrayRef) -> (u64, u64) {
-    let texts = |lengths: &mut dyn Iterator<Item = Option<usize>>| lengths.flatten().sum::<usize>() as u64;
-    let count = array.len() as u64;
-    match array.data_type() {
-        DataType::Utf8 => (texts(&mut array.as_string::<i32>().iter().map(|text| text.map(str::len))), count),
-        DataType::LargeUtf8 => {
-            (texts(&mut array.as_string::<i64>().iter().map(|text| text.map(str::len))), count)
-        }
-        DataType::Struct(_) => contents(array.as_struct().column(0)),
-        DataType::List(_) => {
-            let list = array.as_list::<i32>();
-            let sums = list.iter().map(|values| values.map_or((0, 0), |values| contents(&values)));
-            sums.fold((0, 0), |sum, (bytes, count)| (sum.0 + bytes, sum.1 + count.max(1)))
-        }
-        _ => (0, count),
-    }
-}
-
-fn written(properties: WriterProperties, rows: usize) -> (tempfile::TempDir, ParquetFile) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.parquet");
-    let table = table(rows);
-    let mut writer = ArrowWriter::try_new(Vec::new(), table.schema(), Some(properties)).unwrap();
-    writer.write(&table).unwrap();
-    std::fs::write(&path, writer.into_inner().unwrap()).unwrap();
-    (folder, open(&path))
-}
-
-fn open(path: &std::path::Path) -> ParquetFile {
-    let mut file = ParquetFile::open(Location::new(path.into()).unwrap()).unwrap();
-    file.project(vec![0, 1, 2, 3]).unwrap();
-    file
-}
-
 #[test]
-fn what_is_counted_is_what_is_decoded() {
-    const ROWS: usize = 3000;
+fn texts_of_every_type_and_encoding_are_read_as_written() {
+    const ROWS: usize = 700;
+    let written = table(ROWS);
     let encodings = [
         None,
         Some(Encoding::PLAIN),
         Some(Encoding::DELTA_LENGTH_BYTE_ARRAY),
         Some(Encoding::DELTA_BYTE_ARRAY),
     ];
-    let mut seen = 0;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.parquet");
     for version in [WriterVersion::PARQUET_1_0, WriterVersion::PARQUET_2_0] {
-        // The second: a dictionary that soon is full, and plain pages behind it.
-        for (encoding, full) in
-            encodings.into_iter().map(|encoding| (encoding, 1 << 20)).chain([(None, 2000)])
-        {
-            for index_off in [false, true] {
-                let mut properties = WriterProperties::builder()
-                    .set_writer_version(version)
-                    .set_compression(Compression::ZSTD(ZstdLevel::default()))
-                    .set_dictionary_page_size_limit(full)
-                    .set_data_page_row_count_limit(317)
-                    .set_write_batch_size(64)
-                    .set_max_row_group_row_count(Some(1100))
-                    .set_offset_index_disabled(index_off)
-                    .set_dictionary_enabled(encoding.is_none());
-                if let Some(encoding) = encoding {
-                    for column in ["flat", "there", "parts.list.item.text", "parts.list.element.text"] {
-                        properties = properties.set_column_encoding(column.into(), encoding);
+        for encoding in encodings {
+            let mut properties = WriterProperties::builder()
+                .set_writer_version(version)
+                .set_compression(Compression::ZSTD(ZstdLevel::default()))
+                .set_data_page_row_count_limit(97)
+                .set_write_batch_size(50)
+                .set_max_row_group_row_count(Some(400))
+                .set_dictionary_enabled(encoding.is_none());
+            if let Some(encoding) = encoding {
+                properties = properties.set_column_encoding("flat".into(), encoding);
+                properties = properties.set_column_encoding("parts.list.item.text".into(), encoding);
+            }
+            let mut writer =
+                ArrowWriter::try_new(Vec::new(), written.schema(), Some(properties.build())).unwrap();
+            writer.write(&written).unwrap();
+            std::fs::write(&path, writer.into_inner().unwrap()).unwrap();
+            let file = open(&path);
+            let mut row = 0;
+            for start in file.units() {
+                let (batches, bytes) = file.load(file.block_of(*start)).unwrap();
+                assert!(bytes > 0);
+                for batch in batches {
+                    for (column, expected) in batch.columns().iter().zip(written.columns()) {
+                        assert!(
+                            !format!("{}", column.data_type()).contains("Utf8,"),
+                            "{}",
+                            column.data_type()
+                        );
+                        for at in 0..batch.len() {
+                            let read = array_value_to_string(column, at).unwrap();
+                            let expected = array_value_to_string(expected, row + at).unwrap();
+                            assert_eq!(read, expected, "{version:?} {encoding:?} row {}", row + at);
+                        }
                     }
-                }
-                let (_folder, mut file) = written(properties.build(), ROWS);
-                for columns in [vec![0], vec![1], vec![2], vec![3], vec![0, 1, 2, 3]] {
-                    file.project(columns.clone()).unwrap();
-                    // Units of a few rows, cut inside of pages.
-                    (file.units, file.starts) = small_units(&file, 97);
-                    seen +=
-                        compare(&file, &format!("{version:?} {encoding:?} {full} {index_off} {columns:?}"));
+                    row += batch.len();
                 }
             }
+            assert_eq!(row, ROWS);
         }
     }
-    assert_eq!(seen, 2 * 5 * 2 * 5 * (12 + 12 + 9));
-}
-
-/// Cuts the units of a file anew.
-fn small_units(file: &ParquetFile, rows: u64) -> (Vec<Unit>, Vec<u64>) {
-    let (mut units, mut starts) = (Vec::new(), vec![0]);
-    for (row_group, group) in file.metadata.metadata().row_groups().iter().enumerate() {
-        let of_group = group.num_rows() as u64;
-        for skip in (0..of_group).step_by(rows as usize) {
-            units.push(Unit { row_group, skip, rows: rows.min(of_group - skip) });
-            starts.push(starts[starts.len() - 1] + rows.min(of_group - skip));
-        }
-    }
-    (units, starts)
-}
-
-/// Counts and decodes every unit. How many there are.
-fn compare(file: &ParquetFile, what: &str) -> usize {
-    let input = file.location.open().unwrap();
-    let metadata = file.metadata.metadata();
-    let mut units = 0;
-    for (row_group, group) in metadata.row_groups().iter().enumerate() {
-        let index = metadata.page_index_for_row_group(row_group);
-        let (mut most, mut exactly) = (file.takes(row_group), file.takes(row_group));
-        let mut each = Vec::new();
-        for (leaf, chunk) in projected(group, &file.projection) {
-            let (column, index) = (Column::new(chunk, group.num_rows() as u64), index.offset_index(leaf));
-            let heads = pages::heads(&file.location, &input, &column, index).unwrap();
-            pages::bound(&heads, &column, &mut most, || column.longest(&input, index)).unwrap();
-            column.measure(&input, index, &mut exactly).unwrap_or_else(|fault| panic!("{what}: {fault}"));
-            each.push(column.each());
-        }
-        let first = file.units.partition_point(|unit| unit.row_group < row_group);
-        // Left open where texts share their beginnings.
-        let is_open = !most.all_fit();
-        for (unit, (most, exactly)) in most.bytes().iter().zip(exactly.bytes()).enumerate() {
-            let batch = file.load(file.starts[first + unit]..file.starts[first + unit + 1]).unwrap();
-            let decoded = batch.columns().iter().zip(&each).map(|(column, each)| {
-                let (bytes, count) = contents(column);
-                bytes + count * each
-            });
-            assert_eq!(*exactly, decoded.sum::<u64>(), "{what}: unit {unit} of group {row_group}");
-            assert!(
-                is_open || most >= exactly,
-                "{what}: unit {unit} of group {row_group}: {most} < {exactly}"
-            );
-            units += 1;
-        }
-    }
-    units
 }
 
 #[test]
-fn what_an_index_says_of_rows_is_not_believed() {
-    let properties =
-        WriterProperties::builder().set_data_page_row_count_limit(100).set_write_batch_size(50).build();
-    let (folder, file) = written(properties, 250);
-    assert!(file.load(0..250).is_ok());
+fn a_value_of_a_dictionary_is_held_once() {
+    const ROWS: usize = 4096;
+    let long = "x".repeat(64 << 10);
+    let keys = Int32Array::from(vec![0; ROWS]);
+    let values = Arc::new(StringArray::from(vec![long.as_str()]));
+    let column: ArrayRef = Arc::new(DictionaryArray::<Int32Type>::try_new(keys, values).unwrap());
+    let batch = RecordBatch::try_from_iter([("text", column)]).unwrap();
+    let mut writer = ArrowWriter::try_new(Vec::new(), batch.schema(), None).unwrap();
+    writer.write(&batch).unwrap();
+    let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.parquet");
-    let good = std::fs::read(&path).unwrap();
-    let index = file.metadata.metadata().page_index_for_row_group(0);
-    // The last of the first column's pages begins with row 200, which the index has as 400 in zigzag: two bytes.
-    let range = file.metadata.metadata().row_group(0).column(0).offset_index_range().unwrap();
-    assert_eq!(index.offset_index(0).unwrap().page_locations().last().unwrap().first_row_index, 200);
-    let range = range.start as usize..range.end as usize;
-    let at = good[range.clone()].windows(2).rposition(|word| word == [0x90, 3]).unwrap() + range.start;
-    let mut bytes = good.clone();
-    bytes[at..at + 2].copy_from_slice(&[0x92, 3]);
-    std::fs::write(&path, bytes).unwrap();
+    std::fs::write(&path, writer.into_inner().unwrap()).unwrap();
     let file = open(&path);
-    let fault = file.load(0..250).unwrap_err().to_string();
-    assert!(fault.contains("column `flat` begins with row 201 of its group; it is row 200"), "{fault}");
+    let (batches, bytes) = file.load(file.block_of(0)).unwrap();
+    assert!(
+        batches.iter().map(StructArray::len).sum::<usize>() >= BATCH_ROWS * 2,
+        "several batches share it"
+    );
+    assert!(bytes < 2 * long.len(), "{bytes} bytes");
 }

@@ -1,8 +1,6 @@
 //! Thrift's compact protocol, in which a Parquet file says what it holds: just enough to walk through it before its decoder
 //! does. Knows no structure by name.
 
-use super::numbers::{varint, zigzag};
-
 /// Levels of values within one field that is skipped.
 const DEEPEST_FIELD: usize = 32;
 
@@ -107,12 +105,21 @@ impl Thrift<'_> {
         Some(())
     }
 
+    /// A number in groups of seven bits, the lowest first.
     fn varint(&mut self) -> Option<u64> {
-        varint(&mut self.rest)
+        let mut value = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Some(value);
+            }
+        }
+        None
     }
 
-    /// The sign in the lowest bit.
+    /// A number whose lowest bit is its sign.
     pub(super) fn integer(&mut self) -> Option<i64> {
-        self.varint().map(zigzag)
+        self.varint().map(|value| (value >> 1) as i64 ^ -((value & 1) as i64))
     }
 }
