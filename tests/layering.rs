@@ -175,7 +175,7 @@ const READERS: [&str; 7] = [
     "export/check.rs",
     "generate/decode.rs",
     "run/inference.rs",
-    "train/fit.rs",
+    "train/running.rs",
     "train/optimizer.rs",
     "train/state.rs",
 ];
