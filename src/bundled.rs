@@ -1,6 +1,6 @@
-//! What the binary carries: every recipe of `recipes/`, and the model and data that the quickstart needs.
+//! Files embedded in the binary: the recipes of `recipes/`, and model and data of the quickstart.
 //!
-//! Copied out by `tune cp`; knows nothing of what a recipe means.
+//! `tune cp` copies them into a folder; the contents of a recipe are opaque here.
 
 use std::path::{Path, PathBuf};
 
@@ -9,11 +9,11 @@ use crate::files;
 /// One bundled recipe.
 #[derive(Clone, Copy, Debug)]
 pub struct Bundle {
-    /// What `tune cp` calls it.
+    /// Its name for `tune cp`.
     pub name: &'static str,
     /// The recipe's text.
     pub recipe: &'static str,
-    /// Files it needs, as paths below the folder it runs in.
+    /// Files it needs, as paths relative to the folder that it runs in.
     pub files: &'static [(&'static str, &'static [u8])],
 }
 
@@ -53,7 +53,7 @@ pub const BUNDLES: &[Bundle] = &[
 ];
 
 impl Bundle {
-    /// What the recipe says of itself: the first sentence of its opening comment, after the command that runs it.
+    /// The first sentence of the recipe's opening comment, after the command that runs it.
     pub fn summary(&self) -> String {
         let comment = self.recipe.lines().map_while(|line| line.strip_prefix('#')).map(str::trim);
         let paragraph: Vec<&str> = comment
@@ -77,11 +77,11 @@ pub fn find(name: &str) -> Option<&'static Bundle> {
     BUNDLES.iter().find(|bundle| bundle.name == name)
 }
 
-/// A bundle could not be copied out.
+/// Why a bundle could not be copied.
 #[derive(Debug, thiserror::Error)]
 pub enum CopyError {
-    /// Files of that name are there already; nothing was written.
-    #[error("{} is there already; nothing was written. Choose an empty folder", .0.display())]
+    /// A file exists; nothing was written.
+    #[error("{} exists; nothing was written. Choose an empty folder", .0.display())]
     Exists(PathBuf),
     /// Writing failed.
     #[error(transparent)]
@@ -91,7 +91,7 @@ pub enum CopyError {
 /// Writes a bundle's recipe and files into `folder`, which is created. Returns the paths written.
 ///
 /// # Errors
-/// [`CopyError::Exists`] before anything is written when any of the files is there already.
+/// [`CopyError::Exists`], before anything is written, if any of the files exists.
 pub fn copy(bundle: &Bundle, folder: &Path) -> Result<Vec<PathBuf>, CopyError> {
     let name = bundle.file_name();
     let files: Vec<(PathBuf, &[u8])> = std::iter::once((name.as_str(), bundle.recipe.as_bytes()))

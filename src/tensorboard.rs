@@ -1,10 +1,10 @@
-//! TensorBoard event files: the scalars of a run, written as they come.
+//! TensorBoard event files: the scalars of a run, written as they occur.
 //!
 //! A file is a sequence of TFRecords. Each is its payload's length (u64, little-endian), the masked CRC-32C of those
 //! eight bytes, the payload, and the masked CRC-32C of the payload; the payload is an `Event` message of protocol
 //! buffers (`tensorflow/core/util/event.proto`), of which the few fields used here are written by hand. Each session
-//! of a run writes a file of its own; a resumed one begins by telling TensorBoard from which step on it replaces what
-//! an earlier session wrote. Knows nothing of how a run trains.
+//! of a run writes its own file; a resumed one first marks the step from which on it replaces earlier events. Knows
+//! nothing of training.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,7 +16,7 @@ use crate::train::event::{Event, Observer};
 
 /// Folder of the event files in the run folder.
 pub const FOLDER: &str = "tensorboard";
-/// Sessions that begin in the same second.
+/// Largest number of sessions that start in the same second.
 const MOST_FILES_A_SECOND: u32 = 1000;
 
 /// An event file, open for appending.
@@ -30,7 +30,7 @@ impl EventFile {
     /// Creates a new file in `folder`, under the name that TensorBoard looks for.
     ///
     /// # Errors
-    /// The folder or the file cannot be made.
+    /// The folder or the file cannot be created.
     pub fn create(folder: &Path) -> Result<Self, files::Error> {
         files::create_folder(folder)?;
         let seconds = now() as u64;
@@ -46,7 +46,7 @@ impl EventFile {
                 Err(error) => return Err(files::Error::io(files::Action::Create, &path)(error)),
             }
         }
-        let taken = io::Error::new(io::ErrorKind::AlreadyExists, "every name of this second is taken");
+        let taken = io::Error::new(io::ErrorKind::AlreadyExists, "too many event files of this second exist");
         Err(files::Error::io(files::Action::Create, folder)(taken))
     }
 
@@ -55,7 +55,7 @@ impl EventFile {
         &self.path
     }
 
-    /// Tells that what earlier files hold of `step` and later ones is void.
+    /// Marks the events of `step` and later ones in earlier files as replaced.
     ///
     /// # Errors
     /// The file cannot be written.
@@ -86,7 +86,7 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Why the events are not complete, where they are not. A full disk here is no reason to stop training.
+    /// Why the events are incomplete, if they are. A full disk here does not stop training.
     pub fn fault(&self) -> Option<&files::Error> {
         self.fault.as_ref()
     }
@@ -148,7 +148,7 @@ const DELIMITED: u8 = 2;
 /// Wire type of four bytes.
 const FIXED_32: u8 = 5;
 
-/// An event: when, at which step, and what.
+/// An event: time, step and content.
 fn event(wall_time: f64, step: u64, what: &[u8]) -> Vec<u8> {
     let mut event = vec![1 << 3 | FIXED_64];
     event.extend(wall_time.to_le_bytes());
@@ -159,12 +159,12 @@ fn event(wall_time: f64, step: u64, what: &[u8]) -> Vec<u8> {
     event
 }
 
-/// What every event file begins with.
+/// The first event of every file.
 fn file_version() -> Vec<u8> {
     message(3, b"brain.Event:2")
 }
 
-/// A session begins: what earlier files hold of its step and later ones is void.
+/// The start of a session, which replaces earlier events of its step and later ones.
 fn session_start() -> Vec<u8> {
     const START: u64 = 1;
     message(7, &number(1, START))

@@ -1,6 +1,6 @@
-//! Quantities with a unit: what would otherwise be a bare integer whose meaning lives in its name.
+//! Quantities with a unit, and how they are written.
 //!
-//! Knows how each quantity is written for people; knows nothing of where it comes from.
+//! Parses and formats; knows nothing of where a quantity comes from.
 
 use std::fmt;
 

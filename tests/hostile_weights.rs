@@ -366,7 +366,7 @@ fn hub_ids_are_found_in_the_cache() {
     refused("org/other", None, &["models--org--other", "download org/other"]);
     refused("org/name", Some("v2"), &["v2", "download org/name@v2"]);
     refused("org/name", Some("gone"), &["snapshots", "gone"]);
-    refused("org/name", Some("broken"), &["broken", "does not hold a commit"]);
+    refused("org/name", Some("broken"), &["broken", "does not contain a commit"]);
     refused("org/name", Some("../main"), &["not a branch"]);
     refused("./org/name", None, &["no folder"]);
     refused("a/b/c", None, &["no folder"]);

@@ -1,12 +1,12 @@
-//! What can be wrong with a model folder. Every message names the file, what was expected and the way out.
+//! Errors of model folders. Every message names the file, what was expected, and the remedy.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// A model folder that cannot be used.
+/// Why a model folder is unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused.
+    /// An error of the operating system.
     #[error("cannot read {}: {source}", path.display())]
     Io {
         /// The file or folder.
@@ -14,24 +14,24 @@ pub enum Error {
         /// Why.
         source: io::Error,
     },
-    /// A file that has to be there is not.
+    /// A required file is missing.
     #[error("{} has no {file}: {help}", folder.display())]
     MissingFile {
         /// The model folder.
         folder: PathBuf,
         /// The file's name in it.
         file: String,
-        /// What to do.
+        /// The remedy.
         help: String,
     },
-    /// Something other than a regular file stands under a file's name.
+    /// The path of a file is not a regular file.
     #[error("{} is not a regular file", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
     },
-    /// A JSON file larger than any real one.
-    #[error("{} holds {bytes} bytes, more than the {limit} such a file may have", path.display())]
+    /// A JSON file is implausibly large.
+    #[error("{} has {bytes} bytes; the limit for such a file is {limit}", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// A file that is not JSON, or JSON of another shape than its name promises.
+    /// A file is not JSON, or not of the expected structure.
     #[error("{}: {message}", path.display())]
     Json {
         /// The file.
@@ -48,7 +48,7 @@ pub enum Error {
         /// What is wrong with it.
         message: String,
     },
-    /// A safetensors file whose header does not describe its content.
+    /// A safetensors file has an invalid header.
     #[error("{} is not a valid safetensors file: {message}", path.display())]
     Safetensors {
         /// The file.
@@ -57,25 +57,25 @@ pub enum Error {
         message: String,
     },
     /// The file is shorter than when it was opened.
-    #[error("{} ended {missing} bytes early while tensor `{tensor}` was read: it changed since it was opened", path.display())]
+    #[error("{} ended {missing} bytes too early while tensor `{tensor}` was read: the file changed after it was opened", path.display())]
     Truncated {
         /// The file.
         path: PathBuf,
         /// The tensor being read.
         tensor: String,
-        /// Bytes that were not there.
+        /// Missing bytes.
         missing: u64,
     },
     /// No such tensor.
-    #[error("{} holds no tensor `{tensor}`", path.display())]
+    #[error("{} contains no tensor `{tensor}`", path.display())]
     MissingTensor {
         /// The file or folder.
         path: PathBuf,
         /// The tensor's name.
         tensor: String,
     },
-    /// A tensor whose numbers cannot be read as floats.
-    #[error("tensor `{tensor}` in {} is {dtype}; F32, F16 and BF16 can be read", path.display())]
+    /// A tensor whose dtype is not a supported float type.
+    #[error("tensor `{tensor}` in {} is {dtype}; supported are F32, F16 and BF16", path.display())]
     UnsupportedDtype {
         /// The file.
         path: PathBuf,
@@ -84,8 +84,8 @@ pub enum Error {
         /// Its dtype.
         dtype: String,
     },
-    /// A number that has no place in a weight, or in the dtype it is wanted in.
-    #[error("tensor `{tensor}` in {} holds {value} at element {element}, which {reason}", path.display())]
+    /// A value that is not finite, or outside the range of the requested dtype.
+    #[error("tensor `{tensor}` in {} is {value} at element {element}, which {reason}", path.display())]
     BadNumber {
         /// The file.
         path: PathBuf,
@@ -98,7 +98,7 @@ pub enum Error {
         /// What is wrong with it.
         reason: &'static str,
     },
-    /// An index that contradicts its shards.
+    /// An index contradicts its shards.
     #[error("{}: {message}", path.display())]
     Index {
         /// The index file.
@@ -109,7 +109,7 @@ pub enum Error {
     /// The base of a recipe was not found.
     #[error("{message}")]
     BaseNotFound {
-        /// What was looked for, where, and what to do.
+        /// What was searched where, and the remedy.
         message: String,
     },
 }

@@ -1,6 +1,6 @@
-//! A Hugging Face model folder proven complete: config.json, weights, and whatever tokenizer files it has.
+//! A Hugging Face model folder, checked for completeness: config.json, weights, and its tokenizer files.
 //!
-//! Refuses to know what the configuration means (`model::family`) or what a tokenizer does (`data`).
+//! `model::family` interprets the configuration, `data` the tokenizer.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::weights::exists;
 use super::{Error, WeightFiles, json};
 
-/// Tokenizer files that belong beside an adapter, when the base has them.
+/// Tokenizer files to copy beside an adapter, if the base has them.
 const TOKENIZER_FILES: [&str; 9] = [
     "added_tokens.json",
     "chat_template.jinja",
@@ -38,7 +38,7 @@ pub struct ModelDir {
     generation_config: Option<Value>,
 }
 
-/// One file of a model, identified by its content.
+/// A file of a model, identified by its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileDigest {
     /// File name in the folder.
@@ -55,7 +55,7 @@ impl ModelDir {
     /// config.json and weights are enough; tokenizer files may be missing.
     ///
     /// # Errors
-    /// No such folder, a file that is missing, damaged or larger than any real one.
+    /// The folder does not exist, or a file is missing, damaged or implausibly large.
     pub fn open(root: &Path) -> Result<Self, Error> {
         let metadata = fs::metadata(root).map_err(Error::io(root))?;
         if !metadata.is_dir() {
@@ -150,10 +150,10 @@ impl ModelDir {
         default_template(config, &self.root.join("tokenizer_config.json"))
     }
 
-    /// The tokenizer's files that are there, to be copied beside an adapter; in alphabetical order.
+    /// The existing tokenizer files, to copy beside an adapter; in alphabetical order.
     ///
     /// # Errors
-    /// A file that is a link to nothing.
+    /// A file is a dangling link.
     pub fn tokenizer_files(&self) -> Result<Vec<PathBuf>, Error> {
         tokenizer_files(&self.root)
     }
@@ -161,7 +161,7 @@ impl ModelDir {
     /// SHA-256 of config.json and every weight file, in that order; reads all weights once.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file cannot be read.
     pub fn files_sha256(&self) -> Result<Vec<FileDigest>, Error> {
         let mut paths = vec![self.root.join("config.json")];
         paths.extend(self.weights.paths().map(Path::to_path_buf));
@@ -170,10 +170,10 @@ impl ModelDir {
     }
 }
 
-/// The tokenizer's files that a folder has, in alphabetical order.
+/// The tokenizer files of a folder, in alphabetical order.
 ///
 /// # Errors
-/// A file that is a link to nothing.
+/// A file is a dangling link.
 pub fn tokenizer_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     let mut found = Vec::new();
     for name in TOKENIZER_FILES {
@@ -185,7 +185,7 @@ pub fn tokenizer_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(found)
 }
 
-/// Hashes one file without holding it.
+/// Hashes a file without reading it whole into memory.
 ///
 /// # Errors
 /// The file cannot be read.
@@ -218,7 +218,7 @@ fn default_template(value: Option<&Value>, path: &Path) -> Result<Option<String>
             match default.and_then(|entry| entry.get("template")).and_then(Value::as_str) {
                 Some(text) => Ok(Some(text.to_owned())),
                 None => Err(fail(
-                    "`chat_template` lists templates but none named `default`; name a file in `data.chat_template`",
+                    "`chat_template` lists templates but none named `default`; set `data.chat_template` to a file",
                 )),
             }
         }

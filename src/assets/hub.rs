@@ -1,4 +1,4 @@
-//! From the `base` of a recipe to a folder: a folder as it is, or a hub id looked up in the local cache.
+//! Resolves the `base` of a recipe to a folder: a path, or a hub id in the local cache.
 //!
 //! Never opens the network. Layout of the cache: `models--{org}--{name}/refs/{revision}` is a file that holds a
 //! commit, `models--{org}--{name}/snapshots/{commit}/` the files of that commit.
@@ -14,11 +14,11 @@ use super::{Error, json};
 pub struct Base {
     /// The model folder.
     pub folder: PathBuf,
-    /// Its hub id and commit, when it came from the cache.
+    /// Its hub id and commit, if it is in the hub cache.
     pub hub: Option<HubSnapshot>,
 }
 
-/// What identifies a model on the hub.
+/// The identity of a model on the hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HubSnapshot {
     /// `organization/name`, or a bare name.
@@ -30,8 +30,8 @@ pub struct HubSnapshot {
 /// Finds the folder of a base model. `hub_cache` is the folder that holds `models--…` entries.
 ///
 /// # Errors
-/// Neither a folder nor a model in the cache; a revision given for a folder. The message says where was looked
-/// and which command would fetch the model.
+/// The base is neither a folder nor a model in the cache, or a revision is given for a folder. The message names the
+/// searched place and the command that downloads the model.
 pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Result<Base, Error> {
     let not_found = |message: String| Error::BaseNotFound { message };
     let folder = Path::new(base);
@@ -50,7 +50,7 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
     }
     if !is_hub_id(base) {
         return Err(not_found(format!(
-            "there is no folder `{base}`, and it is not a hub id (`organization/name`) either"
+            "`{base}` is neither an existing folder nor a hub id (`organization/name`)"
         )));
     }
     let repository = hub_cache.join(format!("models--{}", base.replace('/', "--")));
@@ -59,11 +59,10 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
         return Err(not_found(format!("`{wanted}` is not a branch, tag or commit")));
     }
     let at = revision.map(|revision| format!("@{revision}")).unwrap_or_default();
-    let fetch =
-        format!("to fetch it into the cache: `tune download {base}{at}`; or give the path of a folder");
+    let fetch = format!("download it with `tune download {base}{at}`, or name a folder");
     if !repository.is_dir() {
         return Err(not_found(format!(
-            "`{base}` is neither a folder nor in the hub cache (looked for {}); {fetch}",
+            "`{base}` is neither a folder nor in the hub cache ({} does not exist); {fetch}",
             repository.display()
         )));
     }
@@ -77,8 +76,8 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
     };
     if commit.is_empty() || !commit.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         let place = match reference.is_file() {
-            true => format!("{} does not hold a commit", reference.display()),
-            false => format!("no revision `{wanted}` (looked for {})", reference.display()),
+            true => format!("{} does not contain a commit", reference.display()),
+            false => format!("revision `{wanted}` is not ({} does not exist)", reference.display()),
         };
         return Err(not_found(format!("`{base}` is in the hub cache, but {place}; {fetch}")));
     }
@@ -88,7 +87,7 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
             Ok(Base { folder: snapshot, hub: Some(HubSnapshot { id: base.to_owned(), commit }) })
         }
         _ => Err(not_found(format!(
-            "`{base}` is in the hub cache, but revision `{wanted}` is not (looked for {}); {fetch}",
+            "`{base}` is in the hub cache, but revision `{wanted}` is not ({} does not exist); {fetch}",
             snapshot.display()
         ))),
     }

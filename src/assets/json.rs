@@ -1,4 +1,4 @@
-//! JSON files of a model folder, read whole under a size limit.
+//! JSON files of a model folder, read under a size limit.
 //!
 //! Nesting is limited by serde_json (128 levels), so a hostile file cannot exhaust the stack.
 
@@ -20,7 +20,7 @@ pub const INDEX_LIMIT: u64 = 128 << 20;
 /// # Errors
 /// The file is missing, is not regular, is larger than `limit`, or cannot be read.
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
-    // Looked at before it is opened: opening a named pipe would wait for a writer.
+    // Checked before opening: opening a named pipe would wait for a writer.
     let metadata = fs::metadata(path).map_err(Error::io(path))?;
     if !metadata.is_file() {
         return Err(Error::NotAFile { path: path.to_path_buf() });
@@ -58,7 +58,7 @@ pub(super) fn entries(value: &Value) -> impl Iterator<Item = (&String, &Value)> 
     value.as_object().into_iter().flat_map(Map::iter)
 }
 
-/// What a JSON value is, in words.
+/// The kind of a JSON value, in words.
 pub fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",

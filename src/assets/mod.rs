@@ -1,7 +1,7 @@
-//! Model folders as they lie on disk, proven whole before anything is read from them.
+//! Model folders on disk, checked for completeness before anything is read from them.
 //!
 //! Knows the Hugging Face layouts: config.json, safetensors files (one, or shards with an index), tokenizer
-//! files, the local hub cache. Refuses to know what a tensor means, what a tokenizer does, and any tensor
+//! files, the local hub cache. Knows no meaning of a tensor, no tokenizer and no tensor
 //! engine.
 
 pub mod error;

@@ -1,8 +1,8 @@
-//! One safetensors file: its header proven against the file's length, its tensors read one at a time.
+//! One safetensors file: its header is checked against the file's length, its tensors are read one at a time.
 //!
-//! The header is untrusted: every length, offset and shape is checked before anything of that size is
-//! allocated, and each message names the tensor. Reads are positional (no memory map: a file that is cut short
-//! while it is read is an error, not a fault). Knows nothing of what a tensor is for.
+//! The header is untrusted: every length, offset and shape is checked before anything of that size is allocated, and
+//! each message names the tensor. Reads are positional instead of memory-mapped, so that truncation during a read is an
+//! error and not a fault.
 //!
 //! Layout: `u64` little-endian header length, that many bytes of JSON
 //! (`{"name": {"dtype", "shape", "data_offsets": [begin, end]}, "__metadata__": {..}}`), then the data, to
@@ -29,7 +29,7 @@ const HEADER_LIMIT: u64 = 100_000_000;
 /// Bytes read at a time while a tensor is converted or compared.
 const CHUNK: usize = 1 << 20;
 
-/// Where a tensor lies and how its bytes are to be read.
+/// The place, dtype and shape of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorInfo {
     /// Element type.
@@ -98,7 +98,7 @@ impl SafetensorsFile {
     /// Opens a file and checks its header; reads no tensor.
     ///
     /// # Errors
-    /// The file cannot be read, or its header does not describe it.
+    /// The file cannot be read, or its header is invalid.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let metadata = fs::metadata(path).map_err(Error::io(path))?;
         if !metadata.is_file() {
@@ -110,26 +110,25 @@ impl SafetensorsFile {
 
         let mut prefix = [0; 8];
         if length < 8 {
-            return Err(invalid(format!("{length} bytes are too few to hold a header")));
+            return Err(invalid(format!("{length} bytes are too few for a header")));
         }
         read_at(&file, &mut prefix, 0).map_err(Error::io(path))?;
         let header_length = u64::from_le_bytes(prefix);
         if header_length > length - 8 {
             return Err(invalid(format!(
-                "its header claims {header_length} bytes, but {} follow; the file is cut short, or is another \
-                 format",
+                "its header should have {header_length} bytes, but {} follow; the file is truncated or has another format",
                 length - 8
             )));
         }
         if header_length > HEADER_LIMIT {
             return Err(invalid(format!(
-                "a header of {header_length} bytes is over the limit {HEADER_LIMIT}"
+                "its header has {header_length} bytes; the limit is {HEADER_LIMIT}"
             )));
         }
         let mut header = vec![0; header_length as usize];
         read_at(&file, &mut header, 8).map_err(Error::io(path))?;
         let header: Header = serde_json::from_slice(&header)
-            .map_err(|error| invalid(format!("its header cannot be understood: {error}")))?;
+            .map_err(|error| invalid(format!("its header is not valid: {error}")))?;
         let tensors = check(header.tensors, 8 + header_length, length).map_err(invalid)?;
         Ok(Self { path: path.to_path_buf(), file, length, tensors, metadata: header.metadata })
     }
@@ -154,7 +153,7 @@ impl SafetensorsFile {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// What the header says of one tensor.
+    /// The header's entry for a tensor.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.tensors.get(name)
     }
@@ -162,7 +161,7 @@ impl SafetensorsFile {
     /// The bytes of one tensor, little-endian.
     ///
     /// # Errors
-    /// No such tensor, or the file can no longer be read.
+    /// The tensor does not exist, or the file cannot be read.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
         let info = self.require(name)?;
         let mut bytes = vec![0; info.bytes() as usize];
@@ -173,8 +172,8 @@ impl SafetensorsFile {
     /// One float tensor, converted piece by piece on all cores; holds the result and a small buffer per core.
     ///
     /// # Errors
-    /// No such tensor, its dtype is not F32, F16 or BF16, the file can no longer be read, or a number is not
-    /// finite or does not fit `T`.
+    /// The tensor does not exist, its dtype is not F32, F16 or BF16, the file cannot be read, or a value is not finite
+    /// or outside the range of `T`.
     pub fn read_floats<T: Float>(&self, name: &str) -> Result<Vec<T>, Error> {
         let info = self.require(name)?;
         match info.dtype {
@@ -213,8 +212,8 @@ impl SafetensorsFile {
                 element: chunk * (CHUNK / W) + bad,
                 value,
                 reason: match value.is_finite() {
-                    true => "does not fit the compute dtype: choose `compute_dtype = \"f32\"`",
-                    false => "no weight can be: the checkpoint is damaged",
+                    true => "is outside the range of the compute dtype; set `compute_dtype = \"f32\"`",
+                    false => "is not a valid weight; the checkpoint is damaged",
                 },
             })
         })?;
@@ -224,7 +223,7 @@ impl SafetensorsFile {
     /// Whether two tensors (perhaps of different files) have the same dtype, shape and bytes.
     ///
     /// # Errors
-    /// No such tensor, or a file can no longer be read.
+    /// A tensor does not exist, or a file cannot be read.
     pub fn same_tensor(&self, name: &str, other: &Self, other_name: &str) -> Result<bool, Error> {
         let (left, right) = (self.require(name)?, other.require(other_name)?);
         if left.dtype != right.dtype || left.shape != right.shape {
@@ -286,7 +285,7 @@ fn read_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()
     Ok(())
 }
 
-/// The header as written: names may repeat, numbers may be anything.
+/// The unchecked header: names may repeat, numbers may have any value.
 struct Header {
     tensors: Vec<(String, Entry)>,
     metadata: BTreeMap<String, String>,
@@ -328,7 +327,7 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// Proves that the tensors cover the data, `data_start..file_length`, once each byte.
+/// Checks that the tensors cover every byte of the data, `data_start..file_length`, exactly once.
 fn check(
     mut entries: Vec<(String, Entry)>,
     data_start: u64,
@@ -342,11 +341,12 @@ fn check(
     for (name, Entry { dtype, shape, data_offsets: [begin, end] }) in entries {
         if end < begin || end > data_length {
             return Err(format!(
-                "tensor `{name}` claims bytes {begin} to {end} of {data_length}; the file is cut short or damaged"
+                "tensor `{name}` should be at bytes {begin} to {end} of {data_length}; the file is truncated or damaged"
             ));
         }
         if begin != covered {
-            let fault = if begin > covered { "leaves a gap before" } else { "overlaps the tensor before" };
+            let fault =
+                if begin > covered { "leaves a gap before" } else { "overlaps the previous tensor at" };
             return Err(format!("tensor `{name}` {fault} its first byte, {begin} (expected {covered})"));
         }
         let extents: Option<Vec<usize>> = shape.iter().map(|&extent| usize::try_from(extent).ok()).collect();
@@ -358,16 +358,16 @@ fn check(
             return Err(format!("the shape {shape:?} of tensor `{name}` overflows"));
         };
         if bits % 8 != 0 || bits / 8 != end - begin {
-            return Err(format!("tensor `{name}` is {dtype:?} {shape:?} but holds {} bytes", end - begin));
+            return Err(format!("tensor `{name}` is {dtype:?} {shape:?} but has {} bytes", end - begin));
         }
         covered = end;
         let info = TensorInfo { dtype, shape: extents, range: data_start + begin..data_start + end };
         if tensors.insert(name.clone(), info).is_some() {
-            return Err(format!("tensor `{name}` is described twice"));
+            return Err(format!("tensor `{name}` occurs twice"));
         }
     }
     match covered == data_length {
         true => Ok(tensors),
-        false => Err(format!("its tensors cover {covered} bytes of data, but {data_length} are there")),
+        false => Err(format!("its tensors cover {covered} of {data_length} bytes of data")),
     }
 }

@@ -1,6 +1,6 @@
 //! All weights of a model folder: one safetensors file, or shards and the index that joins them.
 //!
-//! Knows which file holds which tensor; refuses to know what tensors a model needs.
+//! Knows which file contains which tensor; knows nothing of the tensors that a model needs.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -33,7 +33,7 @@ impl WeightFiles {
     /// As in transformers, `model.safetensors` wins over an index beside it.
     ///
     /// # Errors
-    /// No safetensors weights, a shard that is missing or not what the index says, an invalid header.
+    /// There are no safetensors weights, a shard is missing or contradicts the index, or a header is invalid.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         if exists(&folder.join(SINGLE))? {
             let file = SafetensorsFile::open(&folder.join(SINGLE))?;

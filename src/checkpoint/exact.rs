@@ -1,7 +1,7 @@
-//! Floats in a JSON of counters, as text: the shortest that reads back to the very same number, whatever it is.
+//! Floats as text in JSON: the shortest text that parses to exactly the same number, NaN included.
 //!
-//! serde_json may read a number back one unit in the last place off, and has no word for NaN; a run that goes on from
-//! a checkpoint needs the number that was written.
+//! serde_json may parse a number one unit in the last place off, and cannot represent NaN; a resumed run needs the
+//! exact number.
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serializer};
@@ -9,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serializer};
 /// Writes a float as text.
 ///
 /// # Errors
-/// What the serializer returns.
+/// Errors of the serializer.
 pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&format!("{value:?}"))
 }
@@ -17,7 +17,7 @@ pub fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::
 /// Reads a float from text.
 ///
 /// # Errors
-/// The text is no number.
+/// The text is not a number.
 pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
     let text = String::deserialize(deserializer)?;
     text.parse().map_err(|_| D::Error::custom(format!("`{text}` is not a number")))
@@ -33,7 +33,7 @@ pub mod optional {
     /// Writes a float as text, or null.
     ///
     /// # Errors
-    /// What the serializer returns.
+    /// Errors of the serializer.
     pub fn serialize<S: Serializer>(value: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
         value.map(Exact).serialize(serializer)
     }

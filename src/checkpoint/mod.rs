@@ -1,4 +1,4 @@
-//! A checkpoint on disk: named tensors, a JSON of counters, and a manifest of their hashes. Whole or absent.
+//! A checkpoint on disk: named tensors, a JSON of counters, and a manifest of their hashes. Complete or absent.
 //!
 //! ```text
 //! state.safetensors   the tensors
@@ -6,7 +6,7 @@
 //! manifest.json       layout version, and size and SHA-256 of the two
 //! ```
 //!
-//! Knows no optimizer, no adapter and no data: what the tensors and counters mean is the training loop's business.
+//! Knows no optimizer, no adapter and no data: the training loop gives tensors and counters their meaning.
 
 pub mod exact;
 
@@ -23,47 +23,47 @@ use sha2::{Digest, Sha256};
 use crate::files::safetensors::{Dtype, Layout, TensorHeader, write_f32};
 use crate::files::{self, Action, Existing};
 
-/// The layout written here; another number is refused.
+/// The layout version; other versions are refused.
 const VERSION: u32 = 2;
 const TENSORS: &str = "state.safetensors";
 const COUNTERS: &str = "counters.json";
 const MANIFEST: &str = "manifest.json";
 
-/// A checkpoint that cannot be written or trusted.
+/// Why a checkpoint cannot be written or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Reading or writing a file failed.
     #[error(transparent)]
     File(#[from] files::Error),
-    /// A file is not what the manifest says, or not what a checkpoint holds.
+    /// A file differs from the manifest, or is not part of a checkpoint.
     #[error("{} is damaged: {reason}", path.display())]
     Damaged {
         /// Which file.
         path: PathBuf,
-        /// In what way.
+        /// The problem.
         reason: String,
     },
     /// Another release wrote it.
     #[error(
-        "{} has checkpoint layout {found}, and this release of tune reads layout {VERSION}; go on with the release that \
+        "{} has checkpoint layout {found}, and this release of tune reads layout {VERSION}; resume with the release that \
          wrote it",
         path.display()
     )]
     OtherLayout {
         /// Its manifest.
         path: PathBuf,
-        /// The layout it has.
+        /// Its layout version.
         found: u32,
     },
-    /// It is whole, and belongs to something else.
+    /// It is complete, but belongs to another run.
     #[error("{} does not fit this run: {reason}", path.display())]
     DoesNotFit {
         /// Its folder.
         path: PathBuf,
-        /// In what way.
+        /// The problem.
         reason: String,
     },
-    /// The device does not give its numbers up.
+    /// The tensors cannot be read from the device.
     #[error("cannot read back from the device: {0}")]
     Device(String),
 }
@@ -73,9 +73,9 @@ pub enum Error {
 pub struct NamedTensor {
     /// Its name.
     pub name: String,
-    /// Its extents.
+    /// Its shape.
     pub shape: Vec<usize>,
-    /// Its numbers, row-major.
+    /// Its values, row-major.
     pub values: Vec<f32>,
 }
 
@@ -97,16 +97,16 @@ impl FileRecord {
     }
 }
 
-/// A tensor that is about to be written.
+/// A tensor to write.
 pub trait Source {
     /// Its name.
     fn name(&self) -> String;
-    /// Its extents.
+    /// Its shape.
     fn shape(&self) -> Vec<usize>;
-    /// Its numbers, row-major: asked for once, when they are written.
+    /// Its values, row-major; called once, when it is written.
     ///
     /// # Errors
-    /// A device cannot give them.
+    /// They cannot be read from the device.
     fn values(&self) -> Result<Cow<'_, [f32]>, Error>;
 }
 
@@ -124,10 +124,10 @@ impl Source for NamedTensor {
     }
 }
 
-/// Writes a checkpoint folder, in the place of an earlier one of that name. One tensor at a time is held.
+/// Writes a checkpoint folder, replacing an earlier one of that name. Holds one tensor at a time.
 ///
 /// # Errors
-/// [`Error::File`] when it cannot be written; what stood there before is then untouched.
+/// [`Error::File`] if it cannot be written; an earlier folder is then untouched.
 pub fn write(folder: &Path, tensors: &[impl Source], counters: &impl Serialize) -> Result<(), Error> {
     if let Some(parent) = folder.parent() {
         files::create_folder(parent)?;
@@ -148,7 +148,7 @@ pub fn write(folder: &Path, tensors: &[impl Source], counters: &impl Serialize) 
     })
 }
 
-/// Writes the tensors as one safetensors file, and tells its size and hash.
+/// Writes the tensors as one safetensors file, and returns its size and hash.
 fn write_tensors(path: &Path, tensors: &[impl Source]) -> Result<FileRecord, Error> {
     let headers = tensors
         .iter()
@@ -160,13 +160,13 @@ fn write_tensors(path: &Path, tensors: &[impl Source]) -> Result<FileRecord, Err
     let mut refused = None;
     let written = layout.write(&mut out, |header, out| {
         let Some(tensor) = by_name.get(&header.name) else {
-            return Err(io::Error::other("a tensor that was never given"));
+            return Err(io::Error::other("a tensor is missing"));
         };
         match tensor.values() {
             Ok(values) => write_f32(out, &values),
             Err(error) => {
                 refused = Some(error);
-                Err(io::Error::other("the device did not give a tensor"))
+                Err(io::Error::other("cannot read a tensor from the device"))
             }
         }
     });
@@ -177,7 +177,7 @@ fn write_tensors(path: &Path, tensors: &[impl Source]) -> Result<FileRecord, Err
     Ok(FileRecord { bytes: layout.bytes(), sha256: hex(&out.digest.finalize()) })
 }
 
-/// Hashes what goes through.
+/// A writer that hashes its bytes.
 struct Hashing<W> {
     out: W,
     digest: Sha256,
@@ -198,8 +198,8 @@ impl<W: Write> Write for Hashing<W> {
 /// Reads a checkpoint back and checks it against its manifest.
 ///
 /// # Errors
-/// [`Error::File`] for a missing file, [`Error::Damaged`] for one whose content is not what was written,
-/// [`Error::OtherLayout`] for one of another release.
+/// [`Error::File`] for a missing file, [`Error::Damaged`] for changed content, [`Error::OtherLayout`] for a checkpoint
+/// of another release.
 pub fn read(folder: &Path) -> Result<(Vec<NamedTensor>, Value), Error> {
     let manifest_path = folder.join(MANIFEST);
     let damaged = |path: &Path, reason: String| Error::Damaged { path: path.to_path_buf(), reason };
@@ -213,8 +213,8 @@ pub fn read(folder: &Path) -> Result<(Vec<NamedTensor>, Value), Error> {
         let bytes = read_file(&path)?;
         match manifest.files.get(name) {
             Some(record) if *record == FileRecord::of(&bytes) => Ok((path, bytes)),
-            Some(_) => Err(damaged(&path, "its size or hash is not the manifest's".into())),
-            None => Err(damaged(&manifest_path, format!("it does not name {name}"))),
+            Some(_) => Err(damaged(&path, "its size or hash differs from the manifest".into())),
+            None => Err(damaged(&manifest_path, format!("it does not list {name}"))),
         }
     };
     let (path, bytes) = verified(COUNTERS)?;
@@ -243,7 +243,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     Ok(fs::read(path).map_err(files::Error::io(Action::Read, path))?)
 }
 
-/// JSON for people to look at, ending in a newline.
+/// Indented JSON that ends with a newline.
 fn pretty(value: &impl Serialize, name: &str) -> Result<Vec<u8>, Error> {
     let fail = |error: serde_json::Error| files::Error::io(Action::Write, Path::new(name))(error.into());
     let mut bytes = serde_json::to_vec_pretty(value).map_err(fail)?;

@@ -1,10 +1,11 @@
-//! The output of a command: text for people on standard error and output, or JSON lines for programs on standard output.
+//! The output of a command: text for people on standard error and output, or JSON lines for programs on standard
+//! output.
 //!
 //! # The events
 //!
-//! With `--json` each line of standard output is one JSON object; its `event` names the kind. The first is `begin`, with
-//! the version of this format. The last is `end`, with the exit code. A command that exits with 0 emits exactly one
-//! `result` in between. Within a version, keys and events are only added: ignore unknown ones.
+//! With `--json` each line of standard output is one JSON object; its `event` names the kind. The first is `begin`,
+//! with the version of this format. The last is `end`, with the exit code. A command that exits with 0 emits exactly
+//! one `result` in between. Within a version, keys and events are only added: ignore unknown ones.
 //!
 //! An invalid command line with `--json` anywhere on it gives the same events: `begin`, with `command` null if it is
 //! unknown, a `problem`, and `end`.

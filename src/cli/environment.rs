@@ -41,8 +41,8 @@ pub(super) fn hub_cache() -> PathBuf {
     variable("HF_HUB_CACHE").unwrap_or_else(|| hub_home().join("hub"))
 }
 
-/// The folder of compiled kernels, created if missing; `None` if there is no place for it. Only this user can access it,
-/// because its contents are executed.
+/// The folder of compiled kernels, created if missing; `None` if there is no place for it. Only this user can access
+/// it, because its contents are executed.
 pub(super) fn kernel_cache() -> Option<PathBuf> {
     if cfg!(not(any(feature = "cuda", feature = "vulkan", feature = "metal"))) {
         return None;
@@ -89,8 +89,8 @@ pub(super) fn is_offline() -> bool {
     env::var("HF_HUB_OFFLINE").is_ok_and(set)
 }
 
-/// Listens for SIGINT and SIGTERM. The first one stops the run at the end of its step; a second one ends the process. The
-/// default listens for none.
+/// Listens for SIGINT and SIGTERM. The first one stops the run at the end of its step; a second one ends the process.
+/// The default listens for none.
 #[derive(Default)]
 pub(super) struct Signals {
     received: Arc<AtomicUsize>,

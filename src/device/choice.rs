@@ -1,24 +1,24 @@
-//! From what a recipe asks for and what there is to one device, or to an error that says what to do.
+//! Chooses a device from the requested and the available ones, or returns an error with a remedy.
 
 use super::discovery::{Api, Found, Listed};
 use super::{Device, Started};
 use crate::recipe::{DeviceId, DeviceSpec};
 
-/// Why a run cannot compute on the device it asks for.
+/// Why the requested device is unusable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
-    /// This program cannot reach such devices.
-    #[error("`{device}` is asked for, and this program was built without {feature}; there is {there}")]
+    /// This build does not support its interface.
+    #[error("`{device}` is not available: this build has no {feature} support (available: {there})")]
     NotBuilt {
         /// The device.
         device: DeviceId,
-        /// What the build lacks.
+        /// The missing build feature.
         feature: &'static str,
-        /// What can be used instead.
+        /// The available devices.
         there: String,
     },
-    /// It is not there.
-    #[error("`{device}` is asked for: {why}; there is {there}")]
+    /// It was not found.
+    #[error("`{device}` is not available: {why} (available: {there})")]
     Missing {
         /// The device.
         device: DeviceId,
@@ -26,47 +26,45 @@ pub enum Unavailable {
         why: String,
         /// What to install.
         help: Option<&'static str>,
-        /// What can be used instead.
+        /// The available devices.
         there: String,
     },
-    /// It is there, and does not compute.
-    #[error("`{device}` ({model}) does not work: {why}; there is {there}")]
+    /// It was found but does not work.
+    #[error("`{device}` ({model}) does not work: {why} (available: {there})")]
     Broken {
         /// The device.
         device: DeviceId,
         /// What its driver calls it.
         model: String,
-        /// What went wrong.
+        /// The error.
         why: String,
-        /// What can be used instead.
+        /// The available devices.
         there: String,
     },
 }
 
 impl Unavailable {
-    /// What to do.
+    /// The remedy.
     pub fn help(&self) -> String {
         match self {
             Self::NotBuilt { feature, .. } => {
                 let way_out = format!("build it with `cargo build --release --features {feature}`");
                 match *feature {
-                    "metal" if !cfg!(target_os = "macos") => "only a Mac has Metal: use `vulkan`".to_owned(),
-                    "vulkan" if cfg!(target_os = "macos") => "a Mac's GPU is `metal`".to_owned(),
+                    "metal" if !cfg!(target_os = "macos") => {
+                        "Metal exists only on a Mac; use `vulkan`".to_owned()
+                    }
+                    "vulkan" if cfg!(target_os = "macos") => "use `metal` on a Mac".to_owned(),
                     _ => way_out,
                 }
             }
             Self::Missing { help: Some(help), .. } => (*help).to_owned(),
-            Self::Missing { help: None, .. } => {
-                "`tune doctor` lists every device by the name it has here".to_owned()
-            }
-            Self::Broken { .. } => {
-                "`tune doctor` tries it out op by op; a newer driver often helps".to_owned()
-            }
+            Self::Missing { help: None, .. } => "`tune doctor` lists the devices of this machine".to_owned(),
+            Self::Broken { .. } => "test it with `tune doctor`; a newer driver often helps".to_owned(),
         }
     }
 }
 
-/// The first device that `spec` allows and `start` gets to work.
+/// The first device that `spec` allows and `start` can start.
 pub(super) fn choose(
     spec: DeviceSpec,
     apis: Vec<Api>,
@@ -92,7 +90,7 @@ pub(super) fn choose(
         Some(Found::Devices(devices)) => devices,
     };
     match devices.iter().find(|listed| listed.id == id) {
-        None => Err(missing("it is not among the devices found".to_owned(), None)),
+        None => Err(missing("no such device was found".to_owned(), None)),
         Some(listed) => match start(listed) {
             Ok(started) => Ok(device(listed, started, Vec::new())),
             Err(why) => Err(Unavailable::Broken { device: id, model: listed.name.clone(), why, there }),
@@ -100,12 +98,12 @@ pub(super) fn choose(
     }
 }
 
-/// The best that works; the processor always does. Tells what it passed over.
+/// The best device that works, the CPU as a last resort, and notes about skipped ones.
 fn best(apis: &[Api], mut start: impl FnMut(&Listed) -> Result<Started, String>) -> Device {
     let mut notes = Vec::new();
     for api in apis {
         if let Found::Nothing { why, .. } = &api.found {
-            notes.push(format!("no GPU is used: {why}; `tune doctor` says what to install"));
+            notes.push(format!("training without a GPU: {why}; `tune doctor` shows what to install"));
         }
         for listed in api.devices().iter().filter(|listed| !listed.is_software) {
             match start(listed) {
@@ -123,7 +121,7 @@ fn device(listed: &Listed, started: Started, notes: Vec<String>) -> Device {
     Device { id: listed.id, handle, model, dtypes, largest_buffer, notes }
 }
 
-/// All that can be named, in words.
+/// The available devices, in words.
 fn there(apis: &[Api]) -> String {
     let listed = apis.iter().flat_map(Api::devices);
     let named = listed.map(|listed| format!(", `{}` ({})", listed.id, listed.name));
@@ -193,7 +191,7 @@ mod tests {
         let apis = || vec![api("cuda", Found::NotBuilt), api("vulkan", software())];
         assert_eq!(choose_from("auto", apis(), |_| true), Ok((DeviceId::Cpu, vec![])));
         assert_eq!(choose_from("vulkan", apis(), |_| true), Ok((DeviceId::Vulkan(0), vec![])));
-        // A build for the processor alone has nothing to tell.
+        // A build without GPU support gives no notes.
         let none = vec![api("cuda", Found::NotBuilt), api("vulkan", Found::NotBuilt)];
         assert_eq!(choose_from("auto", none, |_| true), Ok((DeviceId::Cpu, vec![])));
         let (id, notes) = choose_from("auto", vec![api("cuda", nothing())], |_| true).unwrap();
@@ -213,7 +211,7 @@ mod tests {
         assert_eq!(missing.help(), "install it");
         let not_built = choose_from("vulkan", apis.clone(), |_| true).unwrap_err();
         assert!(not_built.help().contains("--features vulkan") || cfg!(target_os = "macos"));
-        assert!(not_built.to_string().contains("there is `cpu`"), "{not_built}");
+        assert!(not_built.to_string().contains("(available: `cpu`"), "{not_built}");
         assert_eq!(choose_from("cpu", apis, |_| false), Ok((DeviceId::Cpu, vec![])));
     }
 }

@@ -1,14 +1,14 @@
-//! What there is to compute on: every way to reach a GPU, whether this build has it, and the devices behind it.
+//! Discovery of devices: the GPU interfaces, whether this build supports them, and their devices.
 
 use super::Started;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 use crate::model::FloatDtype;
 use crate::recipe::DeviceId;
 
-/// What a backend knows a device by.
+/// A backend's id of a device.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Handle {
-    /// The processor.
+    /// The CPU.
     Cpu,
     /// CUDA.
     #[cfg(feature = "cuda")]
@@ -21,52 +21,52 @@ pub(super) enum Handle {
 /// Memory of a device, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// All of it.
+    /// Total memory.
     pub total: u64,
-    /// What is free of it, where the driver tells.
+    /// Free memory, if the driver reports it.
     pub free: Option<u64>,
 }
 
-/// A GPU that was found.
+/// A GPU.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Listed {
-    /// What it is called in a recipe.
+    /// Its name in a recipe.
     pub id: DeviceId,
-    /// What its driver calls it.
+    /// Its name from the driver.
     pub name: String,
     /// The driver, with its version.
     pub driver: String,
-    /// What it is made of: discrete, integrated, virtual, software.
+    /// Its kind: discrete, integrated, virtual or software.
     pub kind: &'static str,
-    /// Whether the processor imitates it.
+    /// Whether it is emulated by the CPU.
     pub is_software: bool,
-    /// Its memory, where the driver tells.
+    /// Its memory, if the driver reports it.
     pub memory: Option<DeviceMemory>,
     pub(super) handle: Handle,
 }
 
-/// What was found through one way to reach GPUs.
+/// The result of discovery through one GPU interface.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Found {
-    /// This build does not have it.
+    /// This build does not support it.
     NotBuilt,
-    /// Something is missing.
+    /// A driver or library is missing.
     Nothing {
         /// What.
         why: String,
         /// What to install.
         help: &'static str,
     },
-    /// These devices, the most capable first.
+    /// The devices, most capable first.
     Devices(Vec<Listed>),
 }
 
-/// A way to reach GPUs.
+/// A GPU interface.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Api {
-    /// Its name, which is that of the build's feature too.
+    /// Its name, also that of the build feature.
     pub name: &'static str,
-    /// What was found.
+    /// The result of discovery.
     pub found: Found,
 }
 
@@ -80,7 +80,7 @@ impl Api {
     }
 }
 
-/// Every way to reach GPUs on this system, the fastest first. Starts no device.
+/// The GPU interfaces of this system, fastest first. Starts no device.
 pub fn list() -> Vec<Api> {
     let mut apis = vec![Api { name: "cuda", found: cuda() }];
     apis.push(match cfg!(target_os = "macos") {
@@ -135,7 +135,7 @@ fn all<D>(
     Found::Devices(devices.into_iter().enumerate().map(listed).collect())
 }
 
-/// Starts a device and tells what it can do, or what went wrong.
+/// Starts a device and returns its capabilities, or the error.
 pub(super) fn start(listed: &Listed) -> Result<Started, String> {
     match &listed.handle {
         Handle::Cpu => Ok(Started { dtypes: super::Device::cpu().dtypes, largest_buffer: None }),
@@ -155,7 +155,7 @@ fn ours(started: tune_kernels::gpu::Started) -> Started {
 
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 impl Handle {
-    /// The device's memory, asked anew.
+    /// Queries the device's memory.
     pub(super) fn memory(&self) -> Option<DeviceMemory> {
         let memory = match self {
             Self::Cpu => None,

@@ -1,41 +1,40 @@
-//! A device that gave up, in words: the runtimes of GPUs say what a driver says, and where they are out of memory they say
-//! so in many ways.
+//! Failures of a device, recognised from the messages of GPU runtimes, which report lack of memory in many ways.
 
 use crate::units::Bytes;
 
-/// A device gave up.
+/// A failure of a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failed {
-    /// It has no more memory.
+    /// Out of memory.
     #[error("{device} is out of memory{}", wanted(*bytes))]
     OutOfMemory {
-        /// Which one.
+        /// The device.
         device: String,
-        /// What was asked for in one piece, in bytes, where the runtime tells.
+        /// Size of the requested buffer in bytes, if the runtime reports it.
         bytes: Option<u64>,
     },
     /// Anything else.
     #[error("{device} failed: {message}")]
     Broken {
-        /// Which one.
+        /// The device.
         device: String,
-        /// What its runtime says.
+        /// The runtime's message.
         message: String,
     },
 }
 
 fn wanted(bytes: Option<u64>) -> String {
-    bytes.map_or(String::new(), |bytes| format!(": a buffer of {} could not be had", Bytes(bytes)))
+    bytes.map_or(String::new(), |bytes| format!(": cannot allocate a buffer of {}", Bytes(bytes)))
 }
 
-/// What CubeCL says of a buffer that cannot be had, before its size.
+/// CubeCL's message for a failed allocation, before the size.
 const NO_BUFFER: &str = "can't allocate buffer of size: ";
 
-/// What drivers and runtimes say where memory is out, in lower case and without what stands between words.
+/// Messages of drivers and runtimes for lack of memory, in lower case and without separators.
 const OUT_OF_MEMORY: [&str; 4] = ["outofmemory", "outofdevicememory", "outofhostmemory", "notenoughmemory"];
 
 impl Failed {
-    /// Of what a runtime said.
+    /// Classifies a runtime's message.
     pub fn new(device: String, said: &str) -> Self {
         let size = said.split_once(NO_BUFFER).map(|(_, rest)| rest);
         if let Some(rest) = size {
@@ -51,7 +50,7 @@ impl Failed {
     }
 }
 
-/// In one line, without the frames that runtimes put behind their words.
+/// Joins a message into one line, without the stack frames that runtimes append.
 fn without_backtrace(said: &str) -> String {
     let is_frame = |line: &str| {
         let (number, _) = line.split_once(':').unwrap_or(("", ""));
@@ -73,10 +72,7 @@ mod tests {
         let of = |said: &str| Failed::new("cuda:0".into(), said);
         let cubecl = "called `Result::unwrap()` on an `Err` value: can't allocate buffer of size: 188743680\n\
                       No backtrace available";
-        assert_eq!(
-            of(cubecl).to_string(),
-            "cuda:0 is out of memory: a buffer of 180.00 MiB could not be had"
-        );
+        assert_eq!(of(cubecl).to_string(), "cuda:0 is out of memory: cannot allocate a buffer of 180.00 MiB");
         for said in [
             "wgpu error: Out of Memory",
             "CUDA allocation error: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",

@@ -1,8 +1,7 @@
-//! Which backend a run computes on: the only place that names concrete ones.
+//! Devices and their backends: the only room that names concrete backends.
 //!
-//! A device is found ([`list`]), chosen by the recipe's word and tried out ([`Device::choose`]), and then runs work that
-//! is generic over its backend ([`Device::run`]). What it works on, it works on from the calling thread: the memory
-//! pools of a GPU belong to a thread.
+//! Devices are discovered ([`list`]), one is chosen and tested ([`Device::choose`]), and then runs work that is generic
+//! over its backend ([`Device::run`]) on the calling thread, because the memory pools of a GPU belong to a thread.
 
 mod choice;
 mod discovery;
@@ -25,47 +24,47 @@ use crate::recipe::{DeviceId, DeviceSpec};
 use crate::train::memory;
 use discovery::Handle;
 
-/// The processor, through burn's Flex backend and our own kernels.
+/// The CPU: burn's Flex backend with our own kernels.
 pub type Cpu = burn_flex::Flex;
 
-/// Share of the free memory that a run takes at most, unless it is told how much it may use: the rest of the machine
-/// needs some, and no plan is exact.
+/// Largest share of the free memory for a run without a memory budget: other processes need some, and plans are not
+/// exact.
 pub const SHARE: f64 = 0.9;
 
-/// A device that a run can compute on: it was there when it was chosen, and computed.
+/// A device that was found and computed correctly when it was chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
     id: DeviceId,
     handle: Handle,
-    /// What its driver calls it; empty for the processor.
+    /// Its name from the driver; empty for the CPU.
     model: String,
     dtypes: Vec<FloatDtype>,
-    /// The most bytes that one buffer may have; `None` for the processor.
+    /// Largest buffer in bytes; `None` for the CPU.
     largest_buffer: Option<u64>,
     notes: Vec<String>,
 }
 
-/// What starting a device shows.
+/// Capabilities of a started device.
 #[derive(Clone, Debug, PartialEq)]
 struct Started {
-    /// The types that it computes in.
+    /// Supported compute dtypes.
     dtypes: Vec<FloatDtype>,
-    /// The most bytes that one buffer may have; `None` for the processor.
+    /// Largest buffer in bytes; `None` for the CPU.
     largest_buffer: Option<u64>,
 }
 
-/// Something to be done on whichever backend a device has.
+/// Work that is generic over the backend.
 pub trait OnBackend {
-    /// What comes of it.
+    /// Its result.
     type Output;
 
-    /// Does it on backend `B`.
+    /// Runs it on backend `B`.
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output;
 }
 
-/// Sets the GPU runtimes up, before any device is started: kernels that were compiled once are kept in the folder
-/// `cache`; with the file `profile` every launch of a kernel is timed by itself ([`Profiler`]), which is slow. Nothing to
-/// do in a build for the processor alone.
+/// Configures the GPU runtimes before any device is started: compiled kernels are stored in the folder `cache`; with
+/// the file `profile` every kernel launch is timed separately ([`Profiler`]), which is slow. Does nothing in a build
+/// without GPU support.
 pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
     #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
     tune_kernels::gpu::configure(cache, profile);
@@ -73,18 +72,18 @@ pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
     let _ = (cache, profile);
 }
 
-/// What one kernel did on a GPU.
+/// The launches of one GPU kernel.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct KernelTime {
     /// Its name in the source.
     pub name: String,
-    /// How often it was launched.
+    /// Number of launches.
     pub launches: u64,
-    /// What all launches took, by the device's clock.
+    /// Total seconds of its launches, by the device's clock.
     pub seconds: f64,
 }
 
-/// The file that kernels are timed into, as [`configure`] was told.
+/// Reads the kernel times from the `profile` file of [`configure`].
 #[derive(Debug)]
 pub struct Profiler {
     #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
@@ -92,7 +91,7 @@ pub struct Profiler {
 }
 
 impl Profiler {
-    /// Of that file.
+    /// A profiler that reads this file.
     pub fn new(file: &Path) -> Self {
         let _ = file;
         Self {
@@ -101,7 +100,7 @@ impl Profiler {
         }
     }
 
-    /// What ran since the last call, once the device has been waited for.
+    /// The kernels since the last call, after waiting for the device.
     ///
     /// # Errors
     /// The times cannot be read.
@@ -131,25 +130,25 @@ impl Device {
         }
     }
 
-    /// The device a recipe asks for, started and tried out. `auto` is the best that works: CUDA, then a GPU of Vulkan or
-    /// Metal, then the processor; a GPU that the processor imitates is used only when it is named.
+    /// The device that a recipe requests, started and tested. `auto` is the best that works: CUDA, then a GPU of Vulkan
+    /// or Metal, then the CPU; an emulated GPU is used only if it is named.
     ///
     /// # Errors
-    /// [`Unavailable`]: what is missing, what there is instead, and what to install.
+    /// [`Unavailable`]: the cause, the available devices, and the remedy.
     pub fn choose(spec: DeviceSpec) -> Result<Self, Unavailable> {
         match spec {
-            // Nothing to look for.
+            // Needs no discovery.
             DeviceSpec::Named(DeviceId::Cpu) => Ok(Self::cpu()),
             _ => choice::choose(spec, list(), discovery::start),
         }
     }
 
-    /// Which one it is.
+    /// The device's id: its kind, and the index of a GPU.
     pub fn id(&self) -> DeviceId {
         self.id
     }
 
-    /// Its name for people and records: `cpu`, `cuda:0 (NVIDIA …)`.
+    /// Its name for messages and records: `cpu`, `cuda:0 (NVIDIA …)`.
     pub fn name(&self) -> String {
         match self.model.as_str() {
             "" => self.id.to_string(),
@@ -157,17 +156,17 @@ impl Device {
         }
     }
 
-    /// What a person should know of the choice: a GPU that was passed over.
+    /// Notes about the choice: GPUs that were skipped, and why.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Whether its tensors lie in memory of its own, not the process's.
+    /// Whether its tensors are in its own memory instead of the process's.
     pub fn has_own_memory(&self) -> bool {
         self.handle != Handle::Cpu
     }
 
-    /// Whether it multiplies numbers of this type without converting them first.
+    /// Whether it multiplies this dtype without converting it first.
     pub fn is_native(&self, dtype: FloatDtype) -> bool {
         match self.id {
             DeviceId::Cpu => match dtype {
@@ -179,23 +178,23 @@ impl Device {
         }
     }
 
-    /// Whether it can compute in this type at all.
+    /// Whether it supports this dtype.
     pub fn supports(&self, dtype: FloatDtype) -> bool {
         self.dtypes.contains(&dtype)
     }
 
-    /// The types it can compute in.
+    /// The supported dtypes.
     pub fn dtypes(&self) -> &[FloatDtype] {
         &self.dtypes
     }
 
-    /// The most bytes that a tensor may have in one piece, where the device sets a limit below its memory.
+    /// Largest tensor in bytes, if the device has such a limit below its memory.
     pub fn largest_buffer(&self) -> Option<u64> {
         self.largest_buffer
     }
 
-    /// Memory that a run may plan with now, in bytes: a share of what is free, with what the process holds already where
-    /// that is the memory in question. `None` where the driver does not tell.
+    /// Memory that a run may plan with now, in bytes: a share of the free memory, plus what the process holds already
+    /// if it is the same memory. `None` if the driver does not report it.
     pub fn memory_for_a_run(&self) -> Option<u64> {
         let share = |free: u64| (free as f64 * SHARE) as u64;
         match self.handle {
@@ -214,7 +213,7 @@ impl Device {
     /// Runs `work` on the backend of this device.
     ///
     /// # Errors
-    /// [`Failed`]: the device gave up under way, out of memory for one.
+    /// [`Failed`]: the device failed during the work, for example out of memory.
     pub fn run<W: OnBackend>(&self, work: W) -> Result<W::Output, Failed> {
         match &self.handle {
             Handle::Cpu => Ok(work.call::<Cpu>(&Default::default())),
@@ -225,13 +224,13 @@ impl Device {
         }
     }
 
-    /// Does `work` on a GPU. The runtimes' answer to a device that gives up is to panic, here or in a thread of theirs,
-    /// where nobody hears of it but [`fault`]. `work` and its tensors are dropped, and the device is not used again.
+    /// Runs `work` on a GPU. When a device fails, its runtime panics on this thread or on one of its own, where only
+    /// [`fault`] notices. `work` and its tensors are then dropped, and the device is not used again.
     #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
     fn guarded<T>(&self, work: impl FnOnce() -> T) -> Result<T, Failed> {
         fault::listen();
         let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
-        // What failed first, whatever came of it: what was made without a buffer is not what it should be.
+        // The first failure decides, even if the work returned: results computed after it are wrong.
         match (fault::raised(), done) {
             (Some(fault), _) => Err(Failed::new(self.name(), &fault)),
             (None, Ok(done)) => Ok(done),

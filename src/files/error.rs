@@ -1,52 +1,52 @@
-//! What can go wrong when writing to disk; each message names the path and, where one is known, the way out.
+//! Errors of writing to disk; each message names the path and, if there is one, the remedy.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// A file or folder that could not be written, and why.
+/// Why a file or folder could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused.
+    /// An error of the operating system.
     #[error("cannot {action} `{}`: {}", path.display(), reason(source))]
     Io {
-        /// What was tried.
+        /// The attempted action.
         action: Action,
-        /// On what: the destination, not the hidden file beside it.
+        /// The destination, not the hidden file beside it.
         path: PathBuf,
-        /// The system's own words.
+        /// The system's error.
         source: io::Error,
     },
-    /// The destination of a folder holds something.
-    #[error("`{}` exists and is not empty; it is left as it is", path.display())]
+    /// The destination of a folder is not empty.
+    #[error("`{}` exists and is not empty; it is left unchanged", path.display())]
     NotEmpty {
         /// The destination.
         path: PathBuf,
     },
-    /// A folder is wanted where something else stands.
-    #[error("`{}` exists and is not a folder; it is left as it is", path.display())]
+    /// The destination of a folder is not a folder.
+    #[error("`{}` exists and is not a folder; it is left unchanged", path.display())]
     NotAFolder {
         /// The destination.
         path: PathBuf,
     },
-    /// A file is wanted where something else stands.
+    /// The path of a file is not a regular file.
     #[error("`{}` is not a regular file", path.display())]
     NotAFile {
         /// The path.
         path: PathBuf,
     },
     /// A path such as `/` or `..`, beside which nothing can be written.
-    #[error("`{}` does not end in a name that can be written to", path.display())]
+    #[error("`{}` does not end in the name of a file or folder", path.display())]
     NoName {
         /// The path.
         path: PathBuf,
     },
-    /// Tensors that cannot stand in one safetensors file.
+    /// Tensors that a safetensors file cannot contain.
     #[error("tensor `{tensor}` cannot be written: {reason}")]
     Tensor {
         /// Its name.
         tensor: String,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
 }
@@ -69,7 +69,7 @@ impl Error {
     }
 }
 
-/// What was tried when the system refused.
+/// An action of the operating system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Opening or reading.
@@ -99,18 +99,18 @@ impl fmt::Display for Action {
     }
 }
 
-/// The cause in words a person can act on.
+/// The cause, with a remedy.
 fn reason(error: &io::Error) -> String {
     match error.kind() {
         ErrorKind::StorageFull => {
-            "the disk is full; free some space, or choose a place on another disk".into()
+            "the disk is full; free some space, or choose a folder on another disk".into()
         }
         ErrorKind::QuotaExceeded => {
-            "your disk quota is used up; free some space, or choose another place".into()
+            "the disk quota is used up; free some space, or choose another folder".into()
         }
-        ErrorKind::ReadOnlyFilesystem => "the file system is read-only; choose another place".into(),
+        ErrorKind::ReadOnlyFilesystem => "the file system is read-only; choose another folder".into(),
         ErrorKind::PermissionDenied => "permission denied".into(),
-        ErrorKind::NotFound => "there is no such file or folder".into(),
+        ErrorKind::NotFound => "no such file or folder".into(),
         _ => error.to_string(),
     }
 }

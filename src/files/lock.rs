@@ -1,4 +1,4 @@
-//! A file whose lock says that a folder is in use. The system gives the lock up when its process ends, however it ends.
+//! A lock file that marks a folder as in use. The system releases the lock when the process ends, for whatever reason.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -6,20 +6,20 @@ use std::path::{Path, PathBuf};
 
 use super::{Action, Error};
 
-/// Whoever takes and loses the file this often in a row is up against something else than a run that ends.
+/// Losing the file this often in a row has another cause than a run that ends.
 const ATTEMPTS: usize = 100;
 
 /// A lock held by this process. Dropping it removes the file.
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
-    /// Keeps the lock; closed behind the removal of the file.
+    /// Holds the lock; closed after the removal of the file.
     _file: File,
     effective: bool,
 }
 
 impl Lock {
-    /// Takes the lock at `path`; `None` when another process, or another part of this one, has it.
+    /// Takes the lock at `path`; `None` if another process, or another part of this one, has it.
     ///
     /// # Errors
     /// The file cannot be created or locked.
@@ -32,8 +32,8 @@ impl Lock {
                 Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => false,
                 Err(TryLockError::Error(error)) => return Err(Error::io(Action::Lock, path)(error)),
             };
-            // Between opening and locking, the holder may have ended and removed the file: a lock on what has no
-            // name any more keeps nobody out.
+            // Between opening and locking, the holder may have removed the file: a lock on a nameless file has no
+            // effect.
             if is_still_there(&file, path).map_err(Error::io(Action::Lock, path))? {
                 return Ok(Some(Self { path: path.to_path_buf(), _file: file, effective }));
             }
@@ -41,7 +41,7 @@ impl Lock {
         Ok(None)
     }
 
-    /// Whether the lock keeps others out. Some network file systems have no locks.
+    /// Whether the lock has an effect. Some network file systems do not support locks.
     pub fn is_effective(&self) -> bool {
         self.effective
     }
@@ -49,12 +49,12 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // While it is still locked. A file that stays behind is locked by nobody and stands in nobody's way.
+        // Removed while still locked. A leftover file is unlocked and harmless.
         _ = fs::remove_file(&self.path);
     }
 }
 
-/// Whether `path` still leads to the open file.
+/// Whether `path` still refers to the open file.
 #[cfg(unix)]
 fn is_still_there(file: &File, path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::MetadataExt;

@@ -1,9 +1,8 @@
-//! Writing to disk so that a file or folder is whole or absent.
+//! Atomic writing: a file or folder is complete or absent.
 //!
-//! Everything is written beside its destination under a hidden name, flushed to the disk, and renamed into
-//! place; on any error the hidden file is removed and what stood there before is untouched. What a killed process
-//! leaves under hidden names goes with the next [`sweep`]. Created files are 0644 and folders 0755, less the umask.
-//! Knows nothing of what is in the files.
+//! Everything is written beside its destination under a hidden name, flushed to disk, and renamed into place. On an
+//! error the hidden file is removed and the destination is untouched. [`sweep`] removes the hidden files of killed
+//! processes. Created files have mode 0644 and folders 0755, less the umask. Knows nothing of the contents.
 
 pub mod lock;
 pub mod safetensors;
@@ -21,24 +20,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use error::{Action, Error};
 
-/// Purposes of hidden names: not yet whole, being replaced, being removed.
+/// Purposes of hidden names: being written, being replaced, being removed.
 const NEW: &str = "tmp";
 const OLD: &str = "old";
 const GONE: &str = "gone";
 
-/// What to do when a folder's destination is taken.
+/// What to do if a folder's destination exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Existing {
-    /// A folder that holds anything is an error.
+    /// A non-empty folder is an error.
     Refuse,
-    /// The new folder takes the place of the old one, which is then removed.
+    /// The new folder replaces the old one, which is removed.
     Replace,
 }
 
 /// Creates or replaces one file with what `write` writes to it.
 ///
 /// # Errors
-/// The file cannot be created, written, flushed or renamed; or `write` fails. The destination is then as it was.
+/// The file cannot be created, written, flushed or renamed, or `write` fails; the destination is then unchanged.
 pub fn write_atomically(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
@@ -71,7 +70,7 @@ pub fn write_inside(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     create_inside(path)?.write_all(bytes).map_err(Error::io(Action::Write, path))
 }
 
-/// As [`write_inside`], the content to be written by the caller.
+/// As [`write_inside`]; the caller writes the content.
 ///
 /// # Errors
 /// The file exists, or cannot be created.
@@ -79,15 +78,15 @@ pub fn create_inside(path: &Path) -> Result<File, Error> {
     create_new(path).map_err(Error::io(Action::Create, path))
 }
 
-/// Opens a file for appending, and creates it when there is none.
+/// Opens a file for appending, and creates it if it does not exist.
 ///
 /// # Errors
-/// The system refuses.
+/// The file cannot be opened or created.
 pub fn append(path: &Path) -> Result<File, Error> {
     owners(OpenOptions::new().append(true).create(true)).open(path).map_err(Error::io(Action::Write, path))
 }
 
-/// Creates or replaces `to` with the content of `from`; permissions are those of a new file.
+/// Creates or replaces `to` with the content of `from`, with the permissions of a new file.
 ///
 /// # Errors
 /// `from` cannot be read, or as [`write_atomically`].
@@ -103,7 +102,7 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<(), Error> {
 /// Creates a folder and those above it that are missing.
 ///
 /// # Errors
-/// A folder cannot be created, or something else stands in its place.
+/// A folder cannot be created, or its path exists and is not a folder.
 pub fn create_folder(path: &Path) -> Result<(), Error> {
     match folder_builder().recursive(true).create(path) {
         Err(source) if source.kind() == ErrorKind::AlreadyExists => {
@@ -113,14 +112,14 @@ pub fn create_folder(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Makes a folder whose content is what `fill` puts into the path it is given; whole or absent.
+/// Creates a folder with the content that `fill` writes into the given path; it is complete or absent.
 ///
-/// The folder above must exist. `fill` sees an empty folder beside the destination, and everything it leaves
-/// there is flushed to the disk before the rename. With [`Existing::Replace`] there is one instant, between two
-/// renames, at which neither folder has the name; the old one then still lies beside it.
+/// The parent folder must exist. `fill` gets an empty folder beside the destination; its content is flushed to disk
+/// before the rename. With [`Existing::Replace`] there is an instant between two renames at which neither folder has
+/// the name; the old one then still exists beside it.
 ///
 /// # Errors
-/// The destination is taken (see [`Existing`]), the folder cannot be written, or `fill` fails.
+/// The destination exists (see [`Existing`]), the folder cannot be written, or `fill` fails.
 pub fn write_folder_atomically<E: From<Error>>(
     path: &Path,
     existing: Existing,
@@ -148,14 +147,14 @@ pub fn write_folder_atomically<E: From<Error>>(
     Ok(())
 }
 
-/// A folder beside `path`, on its file system, that is gone with all that is in it when this is dropped.
+/// A temporary folder beside `path`, on the same file system, removed with its content when dropped.
 pub struct Scratch(Temporary);
 
 impl Scratch {
-    /// Names the folder; whoever writes there makes it.
+    /// Chooses the folder's name; the folder is created by its first writer.
     ///
     /// # Errors
-    /// `path` ends in no name.
+    /// `path` does not end in a name.
     pub fn beside(path: &Path) -> Result<Self, Error> {
         Ok(Self(Temporary::beside(path, NEW)?))
     }
@@ -166,7 +165,7 @@ impl Scratch {
     }
 }
 
-/// Removes a folder and all that is in it; whole or absent. One that is not there is no error.
+/// Removes a folder and its content atomically. A missing folder is not an error.
 ///
 /// # Errors
 /// It cannot be renamed or removed.
@@ -180,11 +179,11 @@ pub fn remove_folder(path: &Path) -> Result<(), Error> {
     fs::remove_dir_all(&gone).map_err(Error::io(Action::Remove, &gone))
 }
 
-/// Clears what killed processes left of their writing directly in `folder`: what was half-written or half-removed
-/// goes, and a folder that was being replaced comes back under its name. Only where nobody else writes.
+/// Cleans up directly in `folder` after killed processes: removes half-written and half-removed files, and restores a
+/// folder that was being replaced. No other process may write to the folder meanwhile.
 ///
 /// # Errors
-/// The folder cannot be listed, or something in it cannot be renamed or removed.
+/// The folder cannot be listed, or an entry cannot be renamed or removed.
 pub fn sweep(folder: &Path) -> Result<(), Error> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -208,12 +207,12 @@ pub fn sweep(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Whether a file name is one of the hidden names that are written under here.
+/// Whether a file name is one of the hidden names used here.
 pub fn is_leftover(name: &str) -> bool {
     leftover(name).is_some()
 }
 
-/// The name that a hidden name stands for, and what it is for.
+/// Splits a hidden name into the destination's name and the purpose.
 fn leftover(name: &str) -> Option<(&str, &str)> {
     let (rest, number) = name.strip_prefix('.')?.rsplit_once('-')?;
     let (rest, process) = rest.rsplit_once('-')?;
@@ -223,13 +222,13 @@ fn leftover(name: &str) -> Option<(&str, &str)> {
     (known && is_number(number) && is_number(process)).then_some((name, purpose))
 }
 
-/// Puts a finished folder in the place of another, and removes the other.
+/// Replaces a folder by a finished one, and removes the old one.
 fn replace_folder(new: Temporary, path: &Path) -> Result<(), Error> {
     let aside = Temporary::beside(path, OLD)?;
     let renamed = fs::rename(path, &aside.path)
         .and_then(|()| fs::rename(&new.path, path).inspect_err(|_| _ = fs::rename(&aside.path, path)));
     if let Err(source) = renamed {
-        // The old folder may not be back under its name: nothing of it is removed.
+        // If the old folder could not be restored, its content is kept.
         aside.keep();
         return Err(Error::io(Action::Write, path)(source));
     }
@@ -239,7 +238,7 @@ fn replace_folder(new: Temporary, path: &Path) -> Result<(), Error> {
     fs::remove_dir_all(&old).map_err(Error::io(Action::Remove, &old))
 }
 
-/// Whether anything but an empty folder stands at `path`.
+/// Whether `path` exists and is not an empty folder.
 fn occupied(path: &Path) -> Result<bool, Error> {
     match fs::read_dir(path) {
         Ok(mut entries) => Ok(entries.next().is_some()),
@@ -271,7 +270,7 @@ impl Temporary {
         Ok(Self { path: path.with_file_name(hidden), armed: true })
     }
 
-    /// Leaves what lies at the path alone.
+    /// Keeps the file or folder at the path.
     fn keep(mut self) -> PathBuf {
         self.armed = false;
         std::mem::take(&mut self.path)
@@ -280,14 +279,14 @@ impl Temporary {
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // The error that brought us here is the one to report; there may be nothing to remove.
+        // The original error is the one to report; there may be nothing to remove.
         if self.armed && fs::remove_file(&self.path).is_err() {
             _ = fs::remove_dir_all(&self.path);
         }
     }
 }
 
-/// A new file that nobody but its owner can write. It grows in the open, for logs that are read while they grow.
+/// A new file that only its owner can write, created under its final name, for logs that are read while they grow.
 ///
 /// # Errors
 /// The system's own, `AlreadyExists` among them.
@@ -295,7 +294,7 @@ pub fn create_new(path: &Path) -> io::Result<File> {
     owners(OpenOptions::new().write(true).create_new(true)).open(path)
 }
 
-/// Opens a file for reading and writing, and creates it when there is none; what it holds stays.
+/// Opens a file for reading and writing, and creates it if it does not exist; its content is kept.
 ///
 /// # Errors
 /// The system's own.
@@ -303,7 +302,7 @@ pub fn open_or_create(path: &Path) -> io::Result<File> {
     owners(OpenOptions::new().read(true).write(true).create(true).truncate(false)).open(path)
 }
 
-/// Files that are made are 0644, less the umask.
+/// Created files have mode 0644, less the umask.
 fn owners(options: &mut OpenOptions) -> &OpenOptions {
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(options, 0o644);
@@ -318,7 +317,7 @@ fn folder_builder() -> DirBuilder {
     builder
 }
 
-/// The folder a path lies in.
+/// The parent folder of a path.
 fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -335,7 +334,7 @@ fn sync_tree(folder: &Path) -> Result<(), Error> {
         if kind.is_dir() {
             sync_tree(&path)?;
         } else if kind.is_file() {
-            // Opened for writing, since Windows flushes nothing else; the content is left alone.
+            // Opened for writing, because Windows flushes only such files; the content is unchanged.
             let file =
                 OpenOptions::new().append(true).open(&path).map_err(Error::io(Action::Write, &path))?;
             file.sync_all().map_err(Error::io(Action::Write, &path))?;
@@ -351,7 +350,7 @@ fn sync_folder(folder: &Path) -> Result<(), Error> {
     }
     let opened = File::open(folder).map_err(Error::io(Action::Read, folder))?;
     match opened.sync_all() {
-        // Some network file systems cannot flush a folder; the rename has happened all the same.
+        // Some network file systems cannot flush a folder; the rename is done in any case.
         Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => Ok(()),
         result => result.map_err(Error::io(Action::Write, folder)),
     }

@@ -1,10 +1,9 @@
-//! Writing safetensors files whose bytes depend on their content alone.
+//! Writes safetensors files whose bytes depend only on their content.
 //!
 //! The format's own writer keeps `__metadata__` in a hash map, so that two runs write different files. Here the
-//! metadata comes first, its keys sorted; tensors follow as the format's own writer orders them, widest dtype
-//! first (which keeps every tensor aligned), then by name; and the header is padded with spaces to 8 bytes.
-//! Tensors are streamed, one at a time. Knows nothing of what a tensor is for; reading is
-//! `assets::safetensors`.
+//! metadata comes first, with sorted keys. Tensors follow in the order of the format's own writer: widest dtype first
+//! (which keeps every tensor aligned), then by name. The header is padded with spaces to a multiple of 8 bytes. Tensors
+//! are streamed one at a time. Reading is in `assets::safetensors`.
 //!
 //! Layout: `u64` little-endian header length, the JSON header, the data.
 
@@ -31,7 +30,7 @@ pub struct TensorHeader {
     pub shape: Vec<usize>,
 }
 
-/// A safetensors file planned in full: its header, and the order of its tensors.
+/// The layout of a safetensors file: its header, and the order of its tensors.
 #[derive(Clone, Debug)]
 pub struct Layout {
     header: Vec<u8>,
@@ -42,7 +41,7 @@ impl Layout {
     /// Plans a file.
     ///
     /// # Errors
-    /// Two tensors of one name, a reserved name, or more bytes than an offset or a header can hold.
+    /// Two tensors have the same name, a name is reserved, or a size exceeds the format's limits.
     pub fn new(metadata: &BTreeMap<String, String>, mut tensors: Vec<TensorHeader>) -> Result<Self, Error> {
         tensors.sort_by(|left, right| right.dtype.cmp(&left.dtype).then_with(|| left.name.cmp(&right.name)));
         let refuse = |tensor: &TensorHeader, reason: &str| Error::Tensor {
@@ -57,9 +56,10 @@ impl Layout {
                 return Err(refuse(tensor, "the format reserves this name"));
             }
             if !seen.insert(tensor.name.as_str()) {
-                return Err(refuse(tensor, "there are two of this name"));
+                return Err(refuse(tensor, "two tensors have this name"));
             }
-            let bytes = data_bytes(tensor).ok_or_else(|| refuse(tensor, "its shape fills no whole bytes"))?;
+            let bytes = data_bytes(tensor)
+                .ok_or_else(|| refuse(tensor, "its size is not a whole number of bytes"))?;
             let end =
                 offset.checked_add(bytes).ok_or_else(|| refuse(tensor, "the file would be too large"))?;
             entries.push(Entry { tensor, data_offsets: [offset, end] });
@@ -83,7 +83,7 @@ impl Layout {
         Ok(Self { header, tensors: tensors.into_iter().zip(lengths).collect() })
     }
 
-    /// The tensors in the order their data is asked for.
+    /// The tensors in file order.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = &TensorHeader> {
         self.tensors.iter().map(|(tensor, _)| tensor)
     }
@@ -96,7 +96,7 @@ impl Layout {
     /// Writes the file; `data` is called once for each tensor, in order, and writes its little-endian bytes.
     ///
     /// # Errors
-    /// Writing fails, or `data` writes another number of bytes than dtype and shape say.
+    /// Writing fails, or `data` writes another number of bytes than dtype and shape require.
     pub fn write(
         &self,
         out: &mut dyn Write,
@@ -132,7 +132,7 @@ pub fn write_f32(out: &mut dyn Write, values: &[f32]) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes of a tensor's data; `None` when they overflow or end inside a byte.
+/// Size of a tensor's data in bytes; `None` if it overflows or is not a whole number.
 fn data_bytes(tensor: &TensorHeader) -> Option<u64> {
     let elements = tensor
         .shape
@@ -176,7 +176,7 @@ impl Serialize for Entry<'_> {
     }
 }
 
-/// A writer that counts what passes through it.
+/// A writer that counts its bytes.
 struct Counted<'a> {
     out: &'a mut dyn Write,
     bytes: u64,

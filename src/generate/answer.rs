@@ -1,4 +1,4 @@
-//! An answer as text, told while it is made.
+//! An answer as text, streamed while it is generated.
 
 use std::ops::ControlFlow;
 
@@ -12,26 +12,26 @@ use crate::data::tokenize::{Tokenizer, TokenizerError};
 /// An answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// Its text, special tokens and whatever ended it left out.
+    /// Its text, without special tokens and stop strings.
     pub text: String,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens that were made, those behind a stop string's begin included, but for a token that ended it.
+    /// Generated tokens, including those of a stop string, without an end token.
     pub tokens: usize,
     /// Why it ends there.
     pub ending: Ending,
-    /// How long it took.
+    /// Its speed.
     pub timing: Timing,
 }
 
 /// Why an answer ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// The model said so, with an end token.
+    /// An end token.
     Stop,
-    /// One of the stop strings came.
+    /// A stop string.
     StopString(String),
-    /// It has as many tokens as it may have.
+    /// The length limit.
     Length,
     /// Prompt and answer fill the context the model was made for.
     ContextFull,
@@ -40,7 +40,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// One word for programs.
+    /// The `finish` value of an answer's event.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -52,19 +52,19 @@ impl Ending {
     }
 }
 
-/// What one answer is made of.
+/// A prompt, and how to answer it.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
     /// The prompt's tokens.
     pub prompt: &'a [u32],
-    /// How tokens are chosen.
+    /// The sampling settings.
     pub sampling: &'a Sampling,
-    /// Strings that end the answer; they are not part of it.
+    /// Stop strings; they are not part of the answer.
     pub stops: &'a [String],
 }
 
-/// Answers a prompt. `listen` hears the text as it becomes certain, an empty piece where none does, so that it may end the
-/// answer at any token.
+/// Answers a prompt. `listen` receives the text as soon as it is final, and an empty string for other tokens, so that
+/// it can stop the answer at any token.
 ///
 /// # Errors
 /// As [`Session::generate`]; or a token that the tokenizer cannot turn into text.
@@ -79,7 +79,7 @@ pub fn answer<B: KernelBackend>(
     let mut text = String::new();
     let mut stopped: Option<String> = None;
     let mut fault: Option<TokenizerError> = None;
-    // Whether more is wanted after a piece of text.
+    // Passes text on; `Break` ends the answer.
     let mut take = |piece: String, text: &mut String| match stops.push(&piece) {
         ControlFlow::Continue(certain) => {
             text.push_str(&certain);

@@ -1,4 +1,4 @@
-//! One repository in the Hugging Face cache, laid out as the hub's own tools do, so that both find each other's files:
+//! One repository in the Hugging Face cache, in huggingface_hub's layout, so that both share files:
 //!
 //! ```text
 //! models--org--name/blobs/<etag>                   the content, once
@@ -33,12 +33,12 @@ impl Repository {
         Ok(Self { root, locks })
     }
 
-    /// Where a content lies when it is whole.
+    /// The path of a complete blob.
     pub(super) fn blob(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(etag)
     }
 
-    /// Where it is gathered until then.
+    /// The path of an incomplete blob.
     pub(super) fn incomplete(&self, etag: &str) -> PathBuf {
         self.root.join("blobs").join(format!("{etag}.incomplete"))
     }
@@ -48,7 +48,7 @@ impl Repository {
         self.root.join("snapshots").join(commit)
     }
 
-    /// Waits until nobody else writes a blob; the lock ends with the file.
+    /// Waits for the exclusive right to write a blob; the lock is released with the file.
     pub(super) fn lock(&self, etag: &str, stop: &AtomicBool) -> Result<File, Error> {
         let path = self.locks.join(format!("{etag}.lock"));
         let file = files::open_or_create(&path).map_err(files::Error::io(Action::Create, &path))?;
@@ -56,7 +56,7 @@ impl Repository {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
                 Err(TryLockError::WouldBlock) => {}
-                // A file system without locks: two downloads at once would still end in a checked file.
+                // Without locks, two simultaneous downloads still end in a verified file.
                 Err(TryLockError::Error(_)) => return Ok(file),
             }
             if stop.load(Ordering::Relaxed) {
@@ -66,7 +66,7 @@ impl Repository {
         }
     }
 
-    /// Gives a blob its name in a snapshot: a relative link, or a copy where links are not to be had.
+    /// Adds a blob to a snapshot: as a relative link, or as a copy where links are not supported.
     pub(super) fn link(&self, commit: &str, path: &str, etag: &str) -> Result<(), Error> {
         let name = self.snapshot(commit).join(path);
         let blob = self.blob(etag);
@@ -92,7 +92,7 @@ impl Repository {
         }
     }
 
-    /// Says which commit a branch or tag is at.
+    /// Records the commit of a branch or tag.
     pub(super) fn set_ref(&self, revision: &str, commit: &str) -> Result<(), Error> {
         if revision == commit {
             return Ok(());

@@ -1,5 +1,5 @@
-//! HTTP as a hub needs it: every redirect looked at before it is followed, the token sent to the hub's own address and
-//! nowhere else, silence limited, failures told apart into those worth another attempt and those that are final.
+//! HTTP for a hub: redirects are checked before they are followed, the token is sent to the hub's own address only,
+//! connections time out, and failures are either retried or final.
 
 use std::io::Read;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ const REDIRECTS: usize = 10;
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
-/// A hub, reachable.
+/// A client of one hub.
 pub(super) struct Client {
     agent: Agent,
     origin: Option<Origin>,
@@ -25,7 +25,7 @@ pub(super) struct Client {
     pub(super) patience: Patience,
 }
 
-/// Scheme, host and port: what a token is meant for.
+/// Scheme, host and port: the origin that a token is valid for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Origin {
     scheme: String,
@@ -45,7 +45,7 @@ impl Origin {
     }
 }
 
-/// What a server sent.
+/// A server's answer.
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) headers: HeaderMap,
@@ -59,11 +59,11 @@ impl Answer {
     }
 }
 
-/// Why an attempt came to nothing.
+/// Why an attempt failed.
 pub(super) enum Failure {
-    /// Worth another attempt.
+    /// Temporary: try again.
     Passing(String),
-    /// Not.
+    /// Final.
     Final(Error),
 }
 
@@ -85,17 +85,17 @@ impl Client {
         Self { agent: config.new_agent(), origin, token: request.token.clone(), patience: request.patience }
     }
 
-    /// Ends whatever is being read, in every thread.
+    /// Ends all reads, in every thread.
     pub(super) fn shutdown(&self) {
         self.agent.clone().shutdown();
     }
 
-    /// What the hub itself says of a file, without the file: redirects within the hub are followed, others are not.
+    /// The hub's own answer about a file, without its content: redirects within the hub are followed, others are not.
     pub(super) fn head(&self, url: &str) -> Result<Answer, Failure> {
         self.send(url, |agent, url| agent.head(url), None, false)
     }
 
-    /// A file from byte `start` on, from wherever the hub sends us.
+    /// A file from byte `start` on, following the hub's redirects.
     pub(super) fn get(&self, url: &str, start: u64) -> Result<Answer, Failure> {
         let range = (start > 0).then(|| format!("bytes={start}-"));
         self.send(url, |agent, url| agent.get(url), range, true)
@@ -135,26 +135,27 @@ impl Client {
                 }
             }
             let Some(location) = answer.header("location") else {
-                return Err(self::answer(&url, "redirects to nowhere"));
+                return Err(self::answer(&url, "redirects without an address"));
             };
-            let to = resolve(&uri, location).ok_or_else(|| self::answer(&url, "redirects to no address"))?;
+            let to = resolve(&uri, location)
+                .ok_or_else(|| self::answer(&url, "redirects to an invalid address"))?;
             let target = to.parse().ok().and_then(|uri: Uri| Origin::of(&uri));
             let refuse =
                 |reason| Err(Failure::Final(Error::Redirect { url: shown(&url), to: shown(&to), reason }));
             match (&origin, &target) {
-                (_, None) => return refuse("only http and https are followed"),
+                (_, None) => return refuse("only http and https are allowed"),
                 (Some(from), Some(to)) if from.scheme == "https" && to.scheme == "http" => {
                     return refuse("it leaves an encrypted connection");
                 }
-                // The answer that sends a file elsewhere is the one that describes it.
+                // The redirecting answer contains the file's description.
                 (Some(from), Some(to)) if from != to && !leave => return Ok(answer),
                 _ => url = to,
             }
         }
-        Err(answer(&url, "redirects in a circle"))
+        Err(answer(&url, "redirects too often"))
     }
 
-    /// Tries again and again, with pauses, as long as failures are passing ones.
+    /// Retries temporary failures, with pauses.
     pub(super) fn persist<T>(
         &self,
         url: &str,
@@ -177,7 +178,7 @@ impl Client {
         }
     }
 
-    /// After the `failed`-th failure in a row: an error, or a pause.
+    /// After the `failed`-th failure in a row: pauses, or returns the error.
     pub(super) fn give_up_or_wait(
         &self,
         url: &str,
@@ -199,7 +200,7 @@ impl Client {
         Ok(())
     }
 
-    /// A small file as a whole.
+    /// The content of a small file.
     pub(super) fn read(&self, url: &str, limit: u64, stop: &AtomicBool) -> Result<Vec<u8>, Error> {
         self.persist(url, stop, || {
             let mut bytes = Vec::new();
@@ -207,7 +208,7 @@ impl Client {
             let read = reader.take(limit + 1).read_to_end(&mut bytes);
             read.map_err(|error| Failure::Passing(error.to_string()))?;
             match bytes.len() as u64 > limit {
-                true => Err(answer(url, "the answer is larger than any real one")),
+                true => Err(answer(url, "the answer is implausibly large")),
                 false => Ok(bytes),
             }
         })
@@ -218,12 +219,12 @@ fn answer(url: &str, reason: &str) -> Failure {
     Failure::Final(Error::Answer { url: shown(url), reason: reason.to_owned() })
 }
 
-/// An address for people: without its query, which may hold a signature.
+/// An address without its query, which may contain a signature.
 pub(super) fn shown(url: &str) -> String {
     url.split(['?', '#']).next().unwrap_or(url).to_owned()
 }
 
-/// Where a `Location` leads from `base`.
+/// Resolves a `Location` against `base`.
 fn resolve(base: &Uri, location: &str) -> Option<String> {
     let scheme = base.scheme_str()?;
     let authority = base.authority()?;

@@ -1,5 +1,5 @@
-//! All of a model, several files at a time: text first, then the weights that its index names; links last, and the
-//! branch's commit after those, so that nobody finds a snapshot that is not whole.
+//! Downloads all files of a model, several at a time: text first, then the weights that its index names. The snapshot's
+//! links come last and the branch's commit after those, so that a visible snapshot is complete.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -18,21 +18,21 @@ use super::request::Request;
 const LISTING_LIMIT: u64 = 64 << 20;
 /// Longest index accepted.
 const INDEX_LIMIT: u64 = 128 << 20;
-/// How often progress is told.
-const TELL: Duration = Duration::from_millis(50);
+/// Time between progress reports.
+const REPORT: Duration = Duration::from_millis(50);
 
-/// How far a download has come.
+/// Progress of a download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Whether these are the weights; before them come the small files.
+    /// Whether these are the weights; the small files come first.
     pub weights: bool,
-    /// Bytes on the disk.
+    /// Bytes on disk.
     pub done: u64,
-    /// Bytes in all.
+    /// Total bytes.
     pub total: u64,
 }
 
-/// What came of a download.
+/// The result of a download.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Downloaded {
     /// The snapshot's folder.
@@ -41,14 +41,14 @@ pub struct Downloaded {
     pub commit: String,
     /// Number of its files.
     pub files: usize,
-    /// Their length.
+    /// Their total size in bytes.
     pub bytes: u64,
 }
 
-/// Fetches a model into the cache. `stop` is asked again and again.
+/// Downloads a model into the cache; `stop` is polled.
 ///
 /// # Errors
-/// [`Error`]; what arrived so far stays, and the next call goes on from there.
+/// [`Error`]; the data received so far is kept, and the next call continues from it.
 pub fn download(
     request: &Request,
     hub_cache: &Path,
@@ -101,7 +101,7 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Describes and then fetches files, a few at a time.
+    /// Queries and then downloads files, a few at a time.
     fn get(
         &mut self,
         paths: Vec<String>,
@@ -117,18 +117,18 @@ impl Work<'_> {
         let total = files.iter().map(|file| file.size).sum();
         let arrived = AtomicU64::new(0);
         let get = |file: &Remote| fetch(self.client, file, self.repository, &arrived, self.stopped);
-        let mut tell = || progress(Progress { weights, done: arrived.load(Ordering::Relaxed), total });
-        self.each(&files, get, &mut tell, stop)?;
+        let mut report = || progress(Progress { weights, done: arrived.load(Ordering::Relaxed), total });
+        self.each(&files, get, &mut report, stop)?;
         progress(Progress { weights, done: total, total });
         Ok(files)
     }
 
-    /// Does something to each item on a few threads; this one tells how far they are. The first error ends all.
+    /// Processes each item on a few threads; this thread reports progress. The first error ends all.
     fn each<I: Sync, O: Send>(
         &self,
         items: &[I],
         work: impl Fn(&I) -> Result<O, Error> + Sync,
-        tell: &mut dyn FnMut(),
+        report: &mut dyn FnMut(),
         stop: &dyn Fn() -> bool,
     ) -> Result<Vec<O>, Error> {
         let next = AtomicUsize::new(0);
@@ -154,13 +154,13 @@ impl Work<'_> {
                     self.stopped.store(true, Ordering::Relaxed);
                     self.client.shutdown();
                 }
-                tell();
-                thread::sleep(TELL);
+                report();
+                thread::sleep(REPORT);
             }
         });
         let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner);
         results.sort_by_key(|(index, _)| *index);
-        // What others report after the first fault is only that they were stopped.
+        // After the first error, the other threads only report that they were stopped.
         let mut fault = None;
         let mut done = Vec::with_capacity(items.len());
         for (_, result) in results {

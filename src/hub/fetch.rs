@@ -1,5 +1,5 @@
-//! One file: its checksum and length asked for first, its bytes gathered in `<etag>.incomplete` over as many
-//! connections as it takes, compared with the checksum, and only then given its name.
+//! Downloads one file: queries its checksum and size, collects its bytes in `<etag>.incomplete` over as many
+//! connections as needed, verifies the checksum, and only then gives it its name.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
@@ -22,7 +22,7 @@ const CHUNK: usize = 1 << 18;
 pub(super) struct Remote {
     /// Its path in the repository.
     pub(super) path: String,
-    /// Where it is fetched from.
+    /// Its address.
     pub(super) url: String,
     /// Its checksum: SHA-256 (64 digits), or the SHA-1 of its Git blob (40 digits).
     pub(super) etag: String,
@@ -30,7 +30,7 @@ pub(super) struct Remote {
     pub(super) size: u64,
 }
 
-/// Asks the hub for checksum and length of a file.
+/// Queries checksum and size of a file.
 pub(super) fn describe(
     client: &Client,
     url: String,
@@ -44,18 +44,18 @@ pub(super) fn describe(
     let hexadecimal = etag.bytes().all(|byte| byte.is_ascii_hexdigit());
     if !hexadecimal || !matches!(etag.len(), 40 | 64) {
         return fail(format!(
-            "the hub gives no checksum (its ETag is `{}`); is this the address of a hub?",
+            "the server sends no checksum (its ETag is `{}`); check that HF_ENDPOINT is a hub",
             etag.chars().take(80).collect::<String>().escape_debug()
         ));
     }
     let size = answer.header("x-linked-size").or_else(|| answer.header("content-length"));
     match size.and_then(|size| size.parse().ok()) {
         Some(size) => Ok(Remote { path, url, etag, size }),
-        None => fail("the hub does not say how long the file is".into()),
+        None => fail("the server does not send the file's size".into()),
     }
 }
 
-/// Fetches one file into the cache; `arrived` counts its bytes as they come.
+/// Downloads one file into the cache; `arrived` counts its bytes.
 pub(super) fn fetch(
     client: &Client,
     remote: &Remote,
@@ -67,7 +67,7 @@ pub(super) fn fetch(
     let whole = || fs::metadata(&blob).is_ok_and(|about| about.is_file() && about.len() == remote.size);
     if !whole() {
         let _lock = repository.lock(&remote.etag, stop)?;
-        // Whoever held the lock may have fetched it.
+        // The previous holder of the lock may have downloaded it.
         if !whole() {
             let path = repository.incomplete(&remote.etag);
             let mut partial = Partial::open(&path, arrived)?;
@@ -82,7 +82,7 @@ pub(super) fn fetch(
     Ok(())
 }
 
-/// A file that is being gathered.
+/// An incomplete file.
 struct Partial<'a> {
     path: &'a Path,
     file: File,
@@ -98,7 +98,7 @@ impl<'a> Partial<'a> {
         Ok(Self { path, file, length, arrived })
     }
 
-    /// Begins again at `length`.
+    /// Truncates the file to `length`.
     fn truncate(&mut self, length: u64) -> Result<(), Error> {
         self.file.set_len(length).map_err(files::Error::io(Action::Write, self.path))?;
         self.arrived.fetch_sub(self.length - length, Ordering::Relaxed);
@@ -106,14 +106,14 @@ impl<'a> Partial<'a> {
         Ok(())
     }
 
-    /// Connects until all bytes are there. Attempts that bring nothing new are counted; progress forgives them.
+    /// Connects until all bytes are there. Attempts without progress are counted; progress resets the count.
     fn gather(&mut self, client: &Client, remote: &Remote, stop: &AtomicBool) -> Result<(), Error> {
         if self.length > remote.size {
             self.truncate(0)?;
         }
         let mut failed = 0;
         let mut most = self.length;
-        // An empty file has to be asked for as well: nothing else says that the hub has it.
+        // An empty file is requested too, to check that the hub has it.
         while self.length < remote.size {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Stopped);
@@ -138,7 +138,7 @@ impl<'a> Partial<'a> {
         Ok(())
     }
 
-    /// Takes what one answer brings; `Some` says why it brought less than all.
+    /// Appends the content of one answer; `Some` is the reason if it is incomplete.
     fn take(&mut self, answer: Answer, remote: &Remote, stop: &AtomicBool) -> Result<Option<String>, Error> {
         match answer.status {
             206 => {
@@ -146,16 +146,14 @@ impl<'a> Partial<'a> {
                 if begin_and_total(&range) != Some((self.length, remote.size)) {
                     let asked = self.length;
                     self.truncate(0)?;
-                    return Ok(Some(format!(
-                        "bytes from {asked} on were asked for, and the answer is `{range}`"
-                    )));
+                    return Ok(Some(format!("requested bytes from {asked} on, got `{range}`")));
                 }
             }
-            // What was gathered is of no use to a server that begins at the beginning.
+            // The server restarts from the beginning: discard the collected bytes.
             200 => self.truncate(0)?,
             status => {
                 self.truncate(0)?;
-                return Ok(Some(format!("the hub answers {status} to a request for the rest of the file")));
+                return Ok(Some(format!("status {status} for the rest of the file")));
             }
         }
         self.file.seek(SeekFrom::Start(self.length)).map_err(files::Error::io(Action::Write, self.path))?;
@@ -170,7 +168,7 @@ impl<'a> Partial<'a> {
             };
             if self.length + count as u64 > remote.size {
                 self.truncate(0)?;
-                let reason = format!("more than the {} bytes arrive that the hub announces", remote.size);
+                let reason = format!("received more than the announced {} bytes", remote.size);
                 return Err(Error::Answer { url: shown(&remote.url), reason });
             }
             self.file.write_all(&buffer[..count]).map_err(files::Error::io(Action::Write, self.path))?;
@@ -181,10 +179,10 @@ impl<'a> Partial<'a> {
             }
         }
         Ok((self.length < remote.size)
-            .then(|| format!("it ended after {} of {} bytes", self.length, remote.size)))
+            .then(|| format!("the connection ended after {} of {} bytes", self.length, remote.size)))
     }
 
-    /// Compares the content with its checksum; what differs is removed.
+    /// Verifies the checksum; a file that differs is removed.
     fn check(&mut self, remote: &Remote) -> Result<(), Error> {
         let failed = files::Error::io(Action::Read, self.path);
         let (algorithm, found) = self.hash(remote).map_err(failed)?;
@@ -221,7 +219,7 @@ fn digest(mut hasher: impl Digest, file: &mut File) -> std::io::Result<String> {
     Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-/// First byte and whole length of `bytes 5-9/10`.
+/// First byte and total length of `bytes 5-9/10`.
 fn begin_and_total(range: &str) -> Option<(u64, u64)> {
     let (span, total) = range.strip_prefix("bytes ")?.split_once('/')?;
     Some((span.split_once('-')?.0.parse().ok()?, total.parse().ok()?))

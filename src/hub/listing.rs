@@ -1,5 +1,5 @@
-//! A repository's files as the hub lists them, and which of them a model needs: safetensors weights, and text. Never
-//! pickles or code, which could run when they are read.
+//! The hub's listing of a repository, and the files of it that a model needs: safetensors weights and text, but no
+//! pickles or code, which could execute when read.
 
 use std::collections::BTreeSet;
 
@@ -26,35 +26,35 @@ pub(super) struct Listed {
     pub(super) path: String,
 }
 
-/// Endings of text files that models come with.
+/// Extensions of a model's text files.
 const TEXT: [&str; 5] = [".json", ".jinja", ".txt", ".md", ".tiktoken"];
-/// Files that are wanted by their name: licences, and a tokenizer that is data without code.
+/// Further files to download: licences, and SentencePiece tokenizers.
 const NAMES: [&str; 4] = ["LICENSE", "NOTICE", "tokenizer.model", "USE_POLICY"];
 /// The index that names a model's shards.
 pub(super) const INDEX: &str = "model.safetensors.index.json";
-/// The weights of a model that has one file of them.
+/// The weights of an unsharded model.
 const SINGLE: &str = "model.safetensors";
 
 impl Listing {
-    /// Checks that every path stays inside the folder it will be written to, and that the commit is one.
+    /// Checks the commit, and that every path stays inside the folder that it will be written to.
     ///
     /// # Errors
-    /// A path that escapes: such a repository is not touched at all.
+    /// A path leads out of the folder; nothing is downloaded from such a repository.
     pub(super) fn check(&self, url: &str) -> Result<(), Error> {
         let fail = |reason: String| Err(Error::Answer { url: url.to_owned(), reason });
         if self.commit.len() < 7 || !self.commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return fail("the hub's listing names no commit".into());
+            return fail("the hub's listing contains no commit".into());
         }
         match self.files.iter().find(|file| !is_inside(&file.path)) {
             Some(file) => fail(format!(
-                "the hub lists a file `{}`, whose path leads out of the folder; nothing was fetched",
+                "the path of the file `{}` leads out of the model's folder; nothing was downloaded",
                 file.path.escape_debug()
             )),
             None => Ok(()),
         }
     }
 
-    /// Whether a file of this name lies at the top.
+    /// Whether the repository has this file at its top level.
     pub(super) fn has(&self, name: &str) -> bool {
         self.files.iter().any(|file| file.path == name)
     }
@@ -68,7 +68,7 @@ impl Listing {
         self.top().filter(|path| wanted(path)).map(str::to_owned).collect()
     }
 
-    /// The weight files. Of a sharded model those that its index names; copies in other layouts are left out.
+    /// The weight files; of a sharded model those that its index names, without copies in other layouts.
     ///
     /// # Errors
     /// There are none.
@@ -79,10 +79,10 @@ impl Listing {
             None => Vec::new(),
         };
         if let Some(missing) = weights.iter().find(|name| !self.has(name)) {
-            let reason = format!("{INDEX} names `{missing}`, which the repository does not have");
+            let reason = format!("{INDEX} names `{missing}`, which is missing from the repository");
             return Err(Error::Answer { url: url.to_owned(), reason });
         }
-        // An adapter's, or whatever a repository that is no model calls its tensors.
+        // An adapter, or safetensors under other names.
         let all = self.top().filter(|path| path.ends_with(".safetensors"));
         if weights.is_empty() {
             weights = all.map(str::to_owned).collect();
@@ -95,8 +95,8 @@ impl Listing {
                 .any(|path| path.ends_with(".bin") || path.ends_with(".pt") || path.ends_with(".pth"));
             let reason = match pickled {
                 true => {
-                    "its weights are PyTorch pickles, which can run code when they are read; look for a safetensors \
-                         version of the model"
+                    "its weights are PyTorch pickles, which can execute code when read; look for a safetensors version of \
+                         the model"
                 }
                 false => "it has no safetensors weights",
             };
@@ -105,7 +105,7 @@ impl Listing {
         Ok(weights)
     }
 
-    /// Files that lie in no folder.
+    /// Files at the top level.
     fn top(&self) -> impl Iterator<Item = &str> {
         self.files
             .iter()
@@ -121,15 +121,17 @@ fn shards(index: &[u8]) -> Result<Vec<String>, String> {
         weight_map: std::collections::BTreeMap<String, String>,
     }
     let index: Index =
-        serde_json::from_slice(index).map_err(|error| format!("{INDEX} cannot be understood: {error}"))?;
+        serde_json::from_slice(index).map_err(|error| format!("{INDEX} is not valid: {error}"))?;
     let names: BTreeSet<String> = index.weight_map.into_values().collect();
     match names.iter().find(|name| !name.ends_with(".safetensors") || name.contains('/')) {
-        Some(name) => Err(format!("{INDEX} names `{}`, which is no safetensors file", name.escape_debug())),
+        Some(name) => {
+            Err(format!("{INDEX} names `{}`, which is not a safetensors file", name.escape_debug()))
+        }
         None => Ok(names.into_iter().collect()),
     }
 }
 
-/// A relative path of plain components, on any operating system.
+/// Whether a path is relative and made of plain names, on any operating system.
 pub(super) fn is_inside(path: &str) -> bool {
     !path.is_empty()
         && !path.contains(['\\', ':', '\0'])

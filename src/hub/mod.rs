@@ -1,14 +1,14 @@
-//! Fetching a model from a hub into the Hugging Face cache: the only room that opens the network, and only `tune
-//! download` enters it.
+//! Downloads a model from a hub into the Hugging Face cache. The only room that opens the network; only `tune download`
+//! uses it.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `request` | what is asked for: id, revision, endpoint, token |
+//! | `request` | the request: id, revision, endpoint, token |
 //! | `client` | HTTP: retries, and redirects that never carry the token to another host |
 //! | `listing` | a repository's files, and which of them a model needs |
-//! | `cache` | blobs, snapshots and refs, as the hub's own tools lay them out |
-//! | `fetch` | one file: resumed, checked, whole or absent |
-//! | `download` | all of them, several at a time |
+//! | `cache` | blobs, snapshots and refs, in huggingface_hub's layout |
+//! | `fetch` | one file: resumed, verified, complete or absent |
+//! | `download` | all files, several at a time |
 
 mod cache;
 mod client;

@@ -1,4 +1,4 @@
-//! What is asked for: a repository at a revision, of which hub, with which token.
+//! A download request: repository, revision, hub and token.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,12 +6,12 @@ use std::time::Duration;
 use super::Error;
 use crate::assets::hub::{is_hub_id, is_revision};
 
-/// A secret that gives access to private and gated models. It is sent to the hub alone, and never shown.
+/// A secret that gives access to private and gated models. It is sent only to the hub, and never printed.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
 
 impl Token {
-    /// Takes a token; `None` for one that no header can hold (nothing, or with spaces or control characters inside).
+    /// Checks a token; `None` if it is empty or contains spaces or control characters.
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
         let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
@@ -30,14 +30,14 @@ impl fmt::Debug for Token {
     }
 }
 
-/// How long to wait, and how often to try.
+/// Timeouts and retries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Patience {
-    /// For a connection, for an answer, and between two pieces of one.
+    /// Timeout of connecting, and of waiting for data.
     pub silence: Duration,
-    /// Attempts without a new byte before giving up.
+    /// Number of attempts without progress before giving up.
     pub attempts: u32,
-    /// Before the second attempt; doubled for each further one.
+    /// Pause before the second attempt; doubled for each further one.
     pub pause: Duration,
 }
 
@@ -47,7 +47,7 @@ impl Default for Patience {
     }
 }
 
-/// A model to fetch.
+/// A model to download.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// `organization/name`, or a bare name.
@@ -58,9 +58,9 @@ pub struct Request {
     pub endpoint: String,
     /// Access to private models.
     pub token: Option<Token>,
-    /// How long to wait.
+    /// Timeouts and retries.
     pub patience: Patience,
-    /// Files fetched at a time.
+    /// Number of files to download at the same time.
     pub parallel: usize,
 }
 
@@ -68,12 +68,12 @@ impl Request {
     /// Reads `id` or `id@revision`.
     ///
     /// # Errors
-    /// Not a hub id, a revision or an endpoint.
+    /// An invalid hub id, revision or endpoint.
     pub fn new(model: &str, endpoint: &str, token: Option<Token>) -> Result<Self, Error> {
         let (id, revision) = model.split_once('@').unwrap_or((model, "main"));
         if !is_hub_id(id) {
             return Err(Error::Request(format!(
-                "`{id}` is not a hub id: `organization/name`, perhaps with `@revision`"
+                "`{id}` is not a hub id; expected `organization/name` or `organization/name@revision`"
             )));
         }
         if !is_revision(revision) {
@@ -83,7 +83,7 @@ impl Request {
         let known = ["https://", "http://"].iter().any(|scheme| endpoint.starts_with(scheme));
         if !known || endpoint.contains(['?', '#', '@']) {
             return Err(Error::Request(format!(
-                "`{endpoint}` is not the address of a hub: `https://huggingface.co`, without a query or a user"
+                "`{endpoint}` is not a hub's address; expected one like `https://huggingface.co`, without query or user"
             )));
         }
         Ok(Self {
@@ -96,7 +96,7 @@ impl Request {
         })
     }
 
-    /// Where the repository's files are listed.
+    /// The address of the repository's listing.
     pub(super) fn listing_url(&self) -> String {
         format!(
             "{}/api/models/{}/revision/{}?blobs=true",
@@ -106,13 +106,13 @@ impl Request {
         )
     }
 
-    /// Where one file lies.
+    /// The address of a file.
     pub(super) fn file_url(&self, commit: &str, path: &str) -> String {
         format!("{}/{}/resolve/{commit}/{}", self.endpoint, self.id, escaped(path, true))
     }
 }
 
-/// Percent-encodes what has a meaning of its own in an address.
+/// Percent-encodes reserved characters of an address.
 fn escaped(text: &str, keep_slashes: bool) -> String {
     let mut escaped = String::with_capacity(text.len());
     for byte in text.bytes() {

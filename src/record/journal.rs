@@ -1,7 +1,7 @@
-//! `run.json`: what came of a run, written when it starts and again when it ends.
+//! `run.json`: the record of a run, written when it starts and again when it ends.
 //!
-//! A [`Journal`] stands between a run and whoever watches it, and keeps of the events what the metrics do not hold.
-//! A run that is under way, or that was cut off, has a record whose last session has no end.
+//! A [`Journal`] records what the metrics do not contain from a run's events, and passes all events on. The last
+//! session of a running or killed run has no end.
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -18,7 +18,7 @@ use crate::units::Utc;
 
 /// Layout of the file.
 const VERSION: u32 = 1;
-/// A run that warns again and again does not grow its record without end.
+/// Largest number of recorded warnings.
 const MOST_WARNINGS: usize = 200;
 
 /// The record of a run.
@@ -28,32 +28,32 @@ pub struct Record {
     pub version: u32,
     /// Version of the program.
     pub tune: String,
-    /// Each time the run was started: once, and once more for every resume.
+    /// The starts of the run: the first, and one for every resume.
     pub sessions: Vec<Session>,
-    /// Optimizer steps in all.
+    /// Total number of optimizer steps.
     pub total_steps: u64,
-    /// Numbers that are trained.
+    /// Trained parameters.
     pub trainable_parameters: u64,
-    /// Numbers in the base model.
+    /// Parameters of the base model.
     pub base_parameters: u64,
-    /// Memory of the frozen weights.
+    /// Memory of the frozen weights, in bytes.
     pub frozen_bytes: u64,
-    /// Examples of the training side, per epoch.
+    /// Training examples per epoch.
     pub training_examples: u64,
     /// Held-out examples.
     pub held_out_examples: u64,
-    /// What the matmuls run in, and where.
+    /// Compute dtype and device.
     pub compute: String,
-    /// What the rows are like, where they were read before training.
+    /// Statistics of the rows, if they were read before training.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub data: Option<Statistics>,
     /// The recipe's sample prompts and their answers.
     #[serde(default)]
     pub samples: Vec<SampleRecord>,
-    /// What a person was warned of.
+    /// Warnings.
     #[serde(default)]
     pub warnings: Vec<String>,
-    /// Inputs that changed on disk once the run had read them: it is made of what `recipe.lock` names all the same.
+    /// Inputs that changed on disk after they were read; the run used the versions in `recipe.lock`.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub changed_on_disk: Vec<String>,
     /// SHA-256 of the finished adapter's tensors.
@@ -72,15 +72,15 @@ pub struct Record {
 pub struct Session {
     /// When it started, in UTC.
     pub started: String,
-    /// When it ended; absent while it goes on, or when it was cut off.
+    /// When it ended; absent while it runs, or if it was killed.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ended: Option<String>,
     /// How it ended.
     pub status: Status,
-    /// What went wrong, where something did.
+    /// The error, if there was one.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub problem: Option<String>,
-    /// Steps that were done before it.
+    /// Steps done before it.
     pub from_step: u64,
     /// The last step done when it ended.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -89,29 +89,29 @@ pub struct Session {
     pub machine: Machine,
 }
 
-/// How a session stands.
+/// The status of a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It goes on, or was cut off.
+    /// Running, or killed.
     #[default]
     Running,
-    /// It came to its last step, and the adapter is written.
+    /// Finished; the adapter is written.
     Done,
-    /// It was asked to stop, and can be resumed.
+    /// Stopped by a signal; can be resumed.
     Stopped,
-    /// An error ended it.
+    /// Ended by an error.
     Failed,
 }
 
 /// A sample prompt with its answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SampleRecord {
-    /// What was asked.
+    /// The prompt.
     pub prompt: String,
-    /// What the base answered before training.
+    /// The answer of the base before training.
     pub before: String,
-    /// What it answers with the adapter, once it is trained.
+    /// The answer with the trained adapter.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub after: Option<String>,
 }
@@ -125,7 +125,7 @@ pub enum End<'a> {
         /// The samples, where there are any.
         samples: &'a [Sample],
     },
-    /// When it was asked to.
+    /// Stopped by a signal.
     Stopped,
     /// With an error.
     Failed(String),
@@ -135,15 +135,14 @@ impl Record {
     /// Reads the record of a run folder.
     ///
     /// # Errors
-    /// There is none, or it is not one that this program wrote.
+    /// It does not exist, or is not a record of this version.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(RECORD_FILE);
         let damaged = |reason: String| Error::Damaged { path: path.clone(), reason };
         let record: Self =
             serde_json::from_str(&super::read(&path)?).map_err(|error| damaged(error.to_string()))?;
         if record.version != VERSION {
-            let reason =
-                format!("it has version {}, and this program knows version {VERSION}", record.version);
+            let reason = format!("it has version {}; this release reads version {VERSION}", record.version);
             return Err(damaged(reason));
         }
         Ok(record)
@@ -158,7 +157,7 @@ impl Record {
     }
 }
 
-/// Writes the record of a run from its events, and hands each on.
+/// Writes the record of a run from its events, and passes each event on.
 pub struct Journal<'a> {
     watcher: &'a mut dyn Observer,
     record: Record,
@@ -167,14 +166,14 @@ pub struct Journal<'a> {
 }
 
 impl<'a> Journal<'a> {
-    /// A journal that nothing was written into. It stays so until training starts.
+    /// An empty journal; nothing is written before training starts.
     pub fn new(watcher: &'a mut dyn Observer) -> Self {
         let record =
             Record { version: VERSION, tune: env!("CARGO_PKG_VERSION").to_owned(), ..Record::default() };
         Self { watcher, record, folder: None, step: 0 }
     }
 
-    /// Writes how the run ended. Does nothing for one that ended before its folder was made.
+    /// Writes the end of the run. Does nothing if the run ended before its folder was created.
     pub fn end(&mut self, end: End<'_>) {
         let Some(folder) = self.folder.clone() else { return };
         let mut faults = Vec::new();
@@ -236,7 +235,7 @@ impl<'a> Journal<'a> {
         }
     }
 
-    /// Takes over what an earlier session wrote. Where that cannot be read, the record begins anew.
+    /// Continues the record of an earlier session; starts a new one if that cannot be read.
     fn go_on(&mut self, folder: &Path) {
         let Ok(earlier) = Record::read(folder) else { return };
         let fresh = std::mem::replace(&mut self.record, earlier);

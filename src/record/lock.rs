@@ -1,7 +1,7 @@
-//! `recipe.lock`: the hash of everything that a run reads, and what it computes with. Compares two of them.
+//! `recipe.lock`: the hashes of all inputs of a run, its compute settings, and the comparison of two locks.
 //!
-//! Inputs that differ make another run. Surroundings (the program's version, the processor) may make another adapter:
-//! the promise of equal bytes is for one device and one build.
+//! Different inputs make another run. Different surroundings (the program's version, the processor) may give another
+//! adapter: equal bytes are guaranteed for one device and one build.
 
 use std::path::{Path, PathBuf};
 
@@ -19,22 +19,22 @@ use crate::recipe::Recipe;
 /// Layout of the file.
 const VERSION: u32 = 1;
 
-/// Written above the values.
-const HEAD: &str = "# What this run was made of. `tune reproduce` checks every line of it and trains again.\n\
-                    # The adapter does not depend on the number of threads, nor on where the files lie.\n\n";
+/// Comment at the top of the file.
+const HEAD: &str = "# The inputs of this run. `tune reproduce` checks each of them and trains again.\n\
+                    # The adapter does not depend on the number of threads or on the paths of the files.\n\n";
 
-/// Everything a run reads, and what it computes with.
+/// The inputs of a run, and its compute settings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lock {
     /// Layout of the file.
     pub version: u32,
     /// Version of the program.
     pub tune: String,
-    /// The recipe's own hash: everything in it that can change the adapter.
+    /// The recipe's canonical hash, over everything that can change the adapter.
     pub recipe_sha256: String,
-    /// What the run computes with.
+    /// The compute settings.
     pub compute: Compute,
-    /// The chat template, where one is used.
+    /// The chat template, if one is used.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub chat_template: Option<Template>,
     /// The base model.
@@ -51,12 +51,12 @@ pub struct Lock {
     pub dataset: Vec<LockedDataset>,
 }
 
-/// What a run computes with.
+/// The compute settings of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Compute {
     /// The device.
     pub device: String,
-    /// The dtype of its matmuls.
+    /// The compute dtype.
     pub dtype: String,
     /// Processor architecture.
     pub architecture: String,
@@ -64,10 +64,10 @@ pub struct Compute {
     pub processor_features: Vec<String>,
 }
 
-/// Which base model, by name.
+/// The name of a base model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseModel {
-    /// As the recipe names it.
+    /// As in the recipe.
     pub name: String,
     /// Commit of the hub's snapshot, for a hub model.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -77,7 +77,7 @@ pub struct BaseModel {
 /// A chat template.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Template {
-    /// Where it comes from, for people.
+    /// Its origin, for messages.
     pub origin: String,
     /// SHA-256 of its text.
     pub sha256: String,
@@ -97,7 +97,7 @@ pub struct LockedFile {
 /// One dataset.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LockedDataset {
-    /// As the recipe names it.
+    /// As in the recipe.
     pub path: String,
     /// Rows of all its files.
     pub rows: u64,
@@ -105,15 +105,15 @@ pub struct LockedDataset {
     pub sha256: String,
 }
 
-/// What a lock is made of.
+/// The inputs of a lock.
 pub struct Inputs<'a> {
     /// The recipe.
     pub recipe: &'a Recipe,
-    /// Where the base lies.
+    /// Folder or hub snapshot of the base.
     pub base: &'a Base,
     /// The base's folder.
     pub model: &'a ModelDir,
-    /// The chat template, where one is used.
+    /// The chat template, if one is used.
     pub template: Option<&'a ChatTemplate>,
     /// The examples.
     pub corpus: &'a Corpus,
@@ -123,20 +123,20 @@ pub struct Inputs<'a> {
     pub dtype: &'a str,
 }
 
-/// One input that is not what the lock says.
+/// An input that differs from the lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// Which.
+    /// The input.
     pub what: String,
-    /// What the lock says.
+    /// Its value in the lock.
     pub locked: String,
-    /// What is found now.
+    /// Its present value.
     pub found: String,
 }
 
 impl std::fmt::Display for Difference {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{}: the lock says {}, now it is {}", self.what, self.locked, self.found)
+        write!(formatter, "{}: {} in the lock, now {}", self.what, self.locked, self.found)
     }
 }
 
@@ -203,19 +203,19 @@ impl Lock {
     /// Reads the lock of a run folder.
     ///
     /// # Errors
-    /// There is none, or it is not one that this program wrote.
+    /// It does not exist, or is not a lock of this version.
     pub fn read(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(LOCK_FILE);
         let damaged = |reason: String| Error::Damaged { path: path.clone(), reason };
         let lock: Self = toml::from_str(&super::read(&path)?).map_err(|error| damaged(error.to_string()))?;
         if lock.version != VERSION {
-            let reason = format!("it has version {}, and this program knows version {VERSION}", lock.version);
+            let reason = format!("it has version {}; this release reads version {VERSION}", lock.version);
             return Err(damaged(reason));
         }
         Ok(lock)
     }
 
-    /// Every input that is not the one locked here.
+    /// The inputs that differ from this lock.
     pub fn differences(&self, now: &Self) -> Vec<Difference> {
         let mut found = Vec::new();
         let mut compare = |what: String, locked: &str, now: &str| {
@@ -253,7 +253,7 @@ impl Lock {
         found
     }
 
-    /// What else is not as it was, and may change an adapter although every input is the same.
+    /// Differences in version, device and processor, which may change the adapter even with equal inputs.
     pub fn surroundings(&self, now: &Self) -> Vec<Difference> {
         let pairs = [
             ("the version of tune", self.tune.clone(), now.tune.clone()),
@@ -283,7 +283,7 @@ impl From<LockedFile> for FileDigest {
     }
 }
 
-/// Each name once, in the order in which they come.
+/// Each name once, in order of first occurrence.
 fn union<'a>(names: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut once: Vec<&str> = Vec::new();
     for name in names {
@@ -371,8 +371,8 @@ mod tests {
         assert_eq!(
             said,
             [
-                "the version of tune: the lock says 0.1.0, now it is 0.2.0",
-                "the processor's instruction sets: the lock says avx2, now it is avx2 avx512f",
+                "the version of tune: 0.1.0 in the lock, now 0.2.0",
+                "the processor's instruction sets: avx2 in the lock, now avx2 avx512f",
             ]
         );
     }

@@ -1,4 +1,4 @@
-//! What a run ran on, as far as it can matter to its speed or its numbers. Names no host and no user.
+//! The machine of a run, as far as it affects speed or results. Contains no host or user name.
 
 use std::thread;
 
@@ -11,14 +11,14 @@ pub struct Machine {
     pub os: String,
     /// Processor architecture.
     pub architecture: String,
-    /// Model of the processor, where the system tells.
+    /// Model of the processor, if the system reports it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub processor: Option<String>,
     /// Instruction sets that the kernels choose between.
     pub processor_features: Vec<String>,
-    /// Threads that run at once.
+    /// Number of hardware threads.
     pub threads: u64,
-    /// Memory in all, where the system tells.
+    /// Total memory in bytes, if the system reports it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory_bytes: Option<u64>,
 }
@@ -44,7 +44,7 @@ fn processor() -> Option<String> {
     Some(line.trim_start_matches([':', ' ', '\t']).to_owned())
 }
 
-/// What follows `name` on the first line that begins with it.
+/// The rest of the first line that starts with `name`.
 fn field(path: &str, name: &str) -> Option<String> {
     let text = std::fs::read_to_string(path).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix(name))?;

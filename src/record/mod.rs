@@ -1,8 +1,8 @@
-//! What a run folder says of itself beside its numbers: the lock of every input, and the record of how the run went.
+//! The metadata of a run folder: the lock of all inputs, and the record of the run.
 //!
-//! `recipe.lock` holds the hashes of everything that decides the adapter; whoever trains again compares with it.
-//! `run.json` holds what came of the run and where it ran: sessions, data statistics, samples, machine. Neither names
-//! a host or a user, and neither holds a value of the environment.
+//! `recipe.lock` contains the hashes of everything that determines the adapter; `tune reproduce` compares with it.
+//! `run.json` contains sessions, data statistics, samples and machine of the run. Neither contains a host name, a user name
+//! or an environment variable.
 
 mod journal;
 mod lock;
@@ -20,10 +20,10 @@ use crate::{assets, data, files};
 pub const LOCK_FILE: &str = "recipe.lock";
 /// Name of the record in the run folder.
 pub const RECORD_FILE: &str = "run.json";
-/// Larger than any lock or record.
+/// Largest lock or record read, in bytes.
 const LARGEST_FILE: u64 = 16 << 20;
 
-/// A lock or record that cannot be made, read or believed.
+/// Why a lock or record cannot be written, read or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file of the base or of an adapter cannot be hashed.
@@ -35,12 +35,12 @@ pub enum Error {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] files::Error),
-    /// A file is there, and is not what was written.
-    #[error("{} cannot be used: {reason}", path.display())]
+    /// A file exists, but its content is invalid.
+    #[error("{} is not valid: {reason}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The problem.
         reason: String,
     },
 }
@@ -50,7 +50,7 @@ fn read(path: &std::path::Path) -> Result<String, Error> {
     let io = || files::Error::io(files::Action::Read, path);
     let bytes = std::fs::metadata(path).map_err(io())?.len();
     if bytes > LARGEST_FILE {
-        let reason = format!("it has {bytes} bytes, and at most {LARGEST_FILE} are expected");
+        let reason = format!("it has {bytes} bytes; the limit is {LARGEST_FILE}");
         return Err(Error::Damaged { path: path.to_path_buf(), reason });
     }
     Ok(std::fs::read_to_string(path).map_err(io())?)

@@ -1,4 +1,4 @@
-//! Line charts as inline SVG. Colours and type are the page's; nothing here knows what the numbers mean.
+//! Line charts as inline SVG. The page's style sheet defines colours and fonts.
 
 use std::fmt::Write;
 
@@ -6,17 +6,17 @@ use super::html::escape;
 
 /// A chart over optimizer steps.
 pub(super) struct Chart<'a> {
-    /// Names it, also to those who cannot see it.
+    /// Its title, also for screen readers.
     pub title: &'a str,
-    /// What is to be seen, in a sentence.
+    /// A sentence that describes the data, for screen readers.
     pub summary: String,
     /// The lines.
     pub series: Vec<Series>,
-    /// Whether the vertical axis begins at zero.
+    /// Whether the vertical axis starts at zero.
     pub from_zero: bool,
-    /// How a value is written at the vertical axis.
+    /// Format of values on the vertical axis.
     pub format: fn(f64) -> String,
-    /// Width against height.
+    /// Whether the chart spans the full width.
     pub wide: bool,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct Series {
     pub class: &'static str,
     /// Step and value, ascending by step.
     pub points: Vec<(f64, f64)>,
-    /// Whether each point is marked: for the few.
+    /// Whether points are marked; for few points.
     pub marked: bool,
 }
 
@@ -36,11 +36,11 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
-/// More points than this are thinned: a screen has no more columns.
+/// Largest number of points drawn; a screen has no more columns.
 const MOST_POINTS: usize = 900;
 
 impl Chart<'_> {
-    /// The chart as a figure; nothing where there is nothing to draw.
+    /// The chart as a figure; empty if there is nothing to draw.
     pub(super) fn figure(mut self) -> String {
         for series in &mut self.series {
             series.points.retain(|(step, value)| step.is_finite() && value.is_finite());
@@ -56,7 +56,7 @@ impl Chart<'_> {
         );
         if self.wide {
             html += &self.svg(x, y, (1080.0, 340.0), "broad", &id);
-            // The same on a narrow screen, where the broad one could not be read.
+            // A variant for narrow screens, on which the broad one is illegible.
             html += &self.svg(x, y, (540.0, 300.0), "slim", &format!("{id}-slim"));
         } else {
             html += &self.svg(x, y, (540.0, 260.0), "only", &id);
@@ -67,7 +67,7 @@ impl Chart<'_> {
     fn svg(&self, x: Extent, y: Extent, (width, height): (f64, f64), class: &str, id: &str) -> String {
         let place = |(step, value): (f64, f64)| {
             let across = LEFT + (step - x.low) / (x.high - x.low) * (width - LEFT - RIGHT);
-            // Numbers beyond what an axis can span stand at its end.
+            // Values outside the axis are drawn at its end.
             let value = value.clamp(y.low, y.high);
             let up = height - BOTTOM - (value - y.low) / (y.high - y.low) * (height - TOP - BOTTOM);
             (across, up)
@@ -184,7 +184,7 @@ impl Extent {
             let around = (self.high.abs() * 0.5).clamp(0.5, 1e300);
             return Self { low: self.low.max(-1e300) - around, high: self.high.min(1e300) + around };
         }
-        // A range that begins at nothing stays there.
+        // A range that starts at zero keeps its start.
         let low = if self.low == 0.0 { 0.0 } else { self.low - span * share };
         Self { low, high: self.high + span * share }
     }

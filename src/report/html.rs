@@ -1,7 +1,7 @@
-//! Text as HTML: escaping, and the few elements that occur again and again.
+//! HTML: escaping, and common elements.
 
-/// Text that means nothing but itself, between tags and in quoted attributes. Control characters, which HTML does not
-/// have, show as replacement characters.
+/// Escapes text for use between tags and in quoted attributes. Control characters, which HTML forbids, become
+/// replacement characters.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + text.len() / 8);
     for character in text.chars() {
@@ -13,7 +13,7 @@ pub(super) fn escape(text: &str) -> String {
             '\'' => escaped.push_str("&#39;"),
             '\n' | '\t' => escaped.push(character),
             '\r' => {}
-            // Marks that turn the reading order round would let a text pretend to stand elsewhere.
+            // Bidirectional marks could make a text appear elsewhere.
             '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => escaped.push('\u{fffd}'),
             control if control.is_control() => escaped.push('\u{fffd}'),
             other => escaped.push(other),

@@ -1,7 +1,7 @@
 //! A run folder as one HTML page: no network, no server, no script; charts are drawn inline.
 //!
-//! Reads what a run folder holds, whatever of it is there yet, so that a run under way has a page too. Everything that
-//! comes from a file is escaped, and the page forbids itself to load anything.
+//! Uses the files that exist so far, so that a running run has a page too. Everything from a file is escaped, and the
+//! page's security policy forbids loading anything.
 
 mod chart;
 mod html;
@@ -19,26 +19,26 @@ use crate::record;
 /// Name of the page in the run folder.
 pub const FILE: &str = "report.html";
 
-/// A page that cannot be made.
+/// Why a page cannot be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The folder holds nothing that a run writes.
-    #[error("{} holds no run: neither recipe.toml nor metrics.jsonl is there", .0.display())]
+    /// The folder contains no files of a run.
+    #[error("{} is not a run folder: it has neither recipe.toml nor metrics.jsonl", .0.display())]
     NoRun(PathBuf),
-    /// A file is there and cannot be read, or the page cannot be written.
+    /// A file cannot be read, or the page cannot be written.
     #[error(transparent)]
     File(#[from] files::Error),
-    /// A file is there, and is not what a run writes.
+    /// A file is invalid.
     #[error(transparent)]
     Record(#[from] record::Error),
-    /// A file of the run is larger than any that a run writes.
-    #[error("{} has {bytes} bytes, more than the {most} that are read", path.display())]
+    /// A file is implausibly large.
+    #[error("{} has {bytes} bytes; the limit is {most}", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size.
+        /// Its size in bytes.
         bytes: u64,
-        /// The most.
+        /// The limit in bytes.
         most: u64,
     },
 }
@@ -46,7 +46,7 @@ pub enum Error {
 /// Writes the page of the run in the folder `run` to the file `output`.
 ///
 /// # Errors
-/// The folder holds no run, one of its files cannot be read or believed, or the page cannot be written.
+/// The folder is not a run folder, one of its files is invalid, or the page cannot be written.
 pub fn write(run: &Path, output: &Path) -> Result<(), Error> {
     let page = page(run)?;
     Ok(files::write_bytes(output, page.as_bytes())?)
@@ -55,7 +55,7 @@ pub fn write(run: &Path, output: &Path) -> Result<(), Error> {
 /// The page of the run in the folder `run`.
 ///
 /// # Errors
-/// As [`write()`], but for writing.
+/// As [`write()`], except those of writing.
 pub fn page(run: &Path) -> Result<String, Error> {
     Ok(page::page(&read::Run::read(run)?))
 }

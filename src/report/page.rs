@@ -1,4 +1,4 @@
-//! The page as a whole: head, figures at a glance, charts, and the sections below them.
+//! The page: head, key figures, charts, and the sections below them.
 
 use super::chart::{Chart, Series};
 use super::html::escape;
@@ -8,10 +8,10 @@ use crate::record::Status;
 use crate::units::{Bytes, Grouped};
 
 const STYLE: &str = include_str!("style.css");
-/// With more logged steps than this, a mean runs through the loss.
+/// With more logged steps than this, the loss chart shows a running mean.
 const SMOOTHED_FROM: usize = 50;
 
-/// Title and points of a chart of one line, and how its numbers are written.
+/// Title, points and number format of a chart with one line.
 type Single<'a> = (&'a str, Vec<(f64, f64)>, fn(f64) -> String);
 
 /// The whole page.
@@ -39,13 +39,13 @@ pub(super) fn page(run: &Run) -> String {
     html + "</main>\n</body>\n</html>\n"
 }
 
-/// How the run stands: the word, and its class.
+/// The status of the run: its word and its CSS class.
 fn status(run: &Run) -> (&'static str, &'static str) {
     match run.record.as_ref().and_then(|record| record.sessions.last()).map(|session| session.status) {
         Some(Status::Done) => ("finished", "done"),
         Some(Status::Stopped) => ("stopped, can be resumed", "stopped"),
         Some(Status::Failed) => ("failed", "failed"),
-        Some(Status::Running) => ("under way, or cut off", "running"),
+        Some(Status::Running) => ("running or killed", "running"),
         None => ("no record", "running"),
     }
 }
@@ -75,7 +75,7 @@ fn readable(instant: &str) -> String {
     instant.trim_end_matches('Z').replacen('T', " ", 1)
 }
 
-/// From one instant to another; the day once where it is the same.
+/// A time span; a common day is written once.
 fn period(started: &str, ended: &str) -> String {
     let (started, ended) = (readable(started), readable(ended));
     let end = match (started.split_once(' '), ended.split_once(' ')) {
@@ -93,7 +93,7 @@ fn problem(run: &Run) -> String {
     }
 }
 
-/// What one wants to know first.
+/// The key figures.
 fn figures(run: &Run) -> String {
     let mut rows: Vec<(&str, String, String)> = Vec::new();
     let evaluations = (run.evaluations.first(), run.evaluations.last());
@@ -212,7 +212,7 @@ fn charts(run: &Run) -> String {
     }
 }
 
-/// Each value averaged with those around it, over about a fortieth of the run.
+/// Running mean over about a fortieth of the run.
 fn running_mean(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let reach = (points.len() / 80).clamp(2, 250);
     let mut sums = vec![0.0];
@@ -221,7 +221,7 @@ fn running_mean(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
         Some(*sum)
     }));
     let mean = |(index, (step, _)): (usize, &(f64, f64))| {
-        // As far to either side, so that the mean of a falling line is not above it.
+        // A symmetric window, so that the mean of a falling line is not above it.
         let reach = reach.min(index).min(points.len() - 1 - index);
         let (from, to) = (index - reach, index + reach + 1);
         (*step, (sums[to] - sums[from]) / (to - from) as f64)

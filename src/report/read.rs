@@ -1,4 +1,4 @@
-//! What a run folder holds, as far as it is there.
+//! Reads the files of a run folder that exist so far.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,62 +13,62 @@ use crate::files::{self, Action};
 use crate::record::{LOCK_FILE, Lock, RECORD_FILE, Record};
 use crate::train::event::{EvaluationReport, StepReport};
 
-/// A gibibyte of metrics is some four million lines.
+/// Largest metrics file read, in bytes: about four million lines.
 const LARGEST_METRICS: u64 = 1 << 30;
-/// Larger than any recipe, and than any plan.
+/// Largest recipe or plan read, in bytes.
 const LARGEST_TEXT: u64 = 16 << 20;
 
 /// A run folder.
 #[derive(Debug, Default)]
 pub(super) struct Run {
-    /// Where it lies.
+    /// Its path.
     pub folder: PathBuf,
     /// The resolved recipe.
     pub recipe: Option<String>,
     /// The lock of its inputs.
     pub lock: Option<Lock>,
-    /// How it went.
+    /// The record of the run.
     pub record: Option<Record>,
     /// The logged steps, ascending, each once.
     pub steps: Vec<StepReport>,
     /// The evaluations, ascending, each once.
     pub evaluations: Vec<EvaluationReport>,
-    /// The steps that diverged and were borne, as they came; one that was gone back to may stand here again.
+    /// Diverged steps that were tolerated, in order; a step can occur again after a rollback.
     pub diverged: Vec<Diverged>,
-    /// Lines of the metrics that say none of these.
+    /// Number of other lines in the metrics.
     pub unreadable_lines: u64,
-    /// What memory was planned for: names and bytes.
+    /// The terms of the memory plan: names and bytes.
     pub plan: Vec<(String, u64)>,
 }
 
-/// A line of a step that diverged.
+/// A diverged step.
 #[derive(Debug, Deserialize)]
 pub(super) struct Diverged {
     /// The step, from 1.
     pub step: u64,
-    /// What was no number.
+    /// The quantity that was not finite.
     pub diverged: String,
-    /// What it was instead.
+    /// Its value.
     pub value: String,
-    /// The rows it was made from.
+    /// The rows of the step.
     pub rows: Vec<String>,
-    /// The step whose adapter the run went on with.
+    /// The step whose adapter the run continued with.
     pub continued_from: u64,
-    /// That is an earlier adapter than the step began with.
+    /// Whether that is an earlier adapter than the one before the step.
     pub rolled_back: bool,
 }
 
-/// The most memory that was measured.
+/// Measured peak memory.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Peak {
-    /// Tensors on a device with memory of its own, and what was taken from it for them.
+    /// Tensors on a device with its own memory, and the memory reserved for them.
     pub device: Option<(u64, u64)>,
     /// The process.
     pub process: Option<u64>,
 }
 
 impl Peak {
-    /// What the plan is of: the device's memory where it has its own, else that of the process.
+    /// The peak to compare with the plan: the device's if it has its own memory, else the process's.
     pub(super) fn of_plan(self) -> Option<u64> {
         self.device.map(|(tensors, _)| tensors).or(self.process)
     }
@@ -99,7 +99,7 @@ impl Run {
 
     fn read_metrics(&mut self, text: &str) {
         let (mut steps, mut evaluations) = (BTreeMap::new(), BTreeMap::new());
-        // Half a line at the end is a line that is being written.
+        // An incomplete line at the end is still being written.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         for line in whole.lines().filter(|line| !line.trim().is_empty()) {
             if let Ok(report) = serde_json::from_str::<StepReport>(line) {
@@ -116,12 +116,12 @@ impl Run {
         self.evaluations = evaluations.into_values().collect();
     }
 
-    /// All that memory was planned for, in bytes.
+    /// Total of the memory plan in bytes.
     pub(super) fn planned(&self) -> u64 {
         self.plan.iter().fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
     }
 
-    /// The most memory that was measured.
+    /// Measured peak memory.
     pub(super) fn peak_memory(&self) -> Peak {
         let most = |of: fn(&StepReport) -> Option<u64>| self.steps.iter().filter_map(of).max();
         let device = most(|step| step.device_memory_bytes);
@@ -133,7 +133,7 @@ impl Run {
     }
 }
 
-/// A file's text; `None` when there is no such file. What is not UTF-8 is replaced.
+/// A file's text; `None` if it does not exist. Invalid UTF-8 is replaced.
 fn text(path: &Path, most: u64) -> Result<Option<String>, Error> {
     let read = || files::Error::io(Action::Read, path);
     match fs::metadata(path) {
@@ -148,8 +148,7 @@ fn text(path: &Path, most: u64) -> Result<Option<String>, Error> {
     Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
 }
 
-/// The terms of a memory plan: a list of objects with a name and `bytes`, or an object of numbers, whatever stands
-/// around it.
+/// The terms of a memory plan: a list of objects with a name and `bytes`, or an object of numbers, perhaps nested.
 fn terms(plan: &Value) -> Vec<(String, u64)> {
     let of_list = |list: &Vec<Value>| -> Vec<(String, u64)> {
         let term = |entry: &Value| {

@@ -1,4 +1,4 @@
-//! The sections below the charts: samples, data, memory, provenance, and the numbers themselves.
+//! The sections below the charts: samples, data, memory, provenance, and the numbers.
 
 use super::html::{escape, facts, table};
 use super::read::{Diverged, Run};
@@ -6,16 +6,16 @@ use crate::data::survey::Side;
 use crate::record::{LOCK_FILE, RECORD_FILE};
 use crate::units::{Bytes, Grouped};
 
-/// Logged steps that the table of numbers shows.
+/// Largest number of steps in the table of numbers.
 const MOST_ROWS: usize = 300;
 
-/// Steps that were left out or undone.
+/// Skipped and reverted steps.
 pub(super) fn diverged(run: &Run) -> String {
     if run.diverged.is_empty() {
         return String::new();
     }
     let row = |report: &Diverged| {
-        let what = if report.rolled_back { "gone back to step" } else { "left out; went on from step" };
+        let what = if report.rolled_back { "rolled back to step" } else { "skipped; continued from step" };
         vec![
             report.step.to_string(),
             escape(&format!("{} {}", report.diverged, report.value)),
@@ -23,7 +23,7 @@ pub(super) fn diverged(run: &Run) -> String {
             escape(&report.rows.join(", ")),
         ]
     };
-    let head = [("step", true), ("what was no number", false), ("what was done", false), ("rows", false)];
+    let head = [("step", true), ("non-finite value", false), ("action", false), ("rows", false)];
     let rows: Vec<Vec<String>> = run.diverged.iter().take(MOST_ROWS).map(row).collect();
     let caption = match run.diverged.len() - rows.len() {
         0 => "Steps that diverged".to_owned(),
@@ -54,7 +54,7 @@ pub(super) fn samples(run: &Run) -> String {
     html
 }
 
-/// What the rows are like.
+/// Statistics of the rows.
 pub(super) fn data(run: &Run) -> String {
     let Some(record) = &run.record else { return String::new() };
     let Some(data) = &record.data else { return String::new() };
@@ -82,7 +82,7 @@ pub(super) fn data(run: &Run) -> String {
     ];
     let mut html = String::from("<h2>Data</h2>\n");
     html += &table(
-        "Rows as they are trained on, each counted once",
+        "Rows as trained on, each counted once",
         &head,
         &[row("training", &data.train), row("held out", &data.held_out)],
     );
@@ -133,7 +133,7 @@ pub(super) fn data(run: &Run) -> String {
     html
 }
 
-/// The plan of the memory against what was measured.
+/// The memory plan and the measured peaks.
 pub(super) fn memory(run: &Run) -> String {
     if run.plan.is_empty() {
         return String::new();
@@ -157,7 +157,7 @@ pub(super) fn memory(run: &Run) -> String {
     match (peak.device, peak.process) {
         (Some((tensors, reserved)), process) => {
             measured("measured peak of tensors on the device", tensors, against(tensors));
-            measured("taken from the device for them", reserved, String::new());
+            measured("reserved on the device", reserved, String::new());
             if let Some(process) = process {
                 measured("measured peak of the process", process, String::new());
             }
@@ -166,13 +166,10 @@ pub(super) fn memory(run: &Run) -> String {
         (None, None) => {}
     }
     let head = [("term", false), ("memory", true), ("", false)];
-    format!(
-        "<h2>Memory</h2>\n{}",
-        table("What was planned before the run, and what was measured", &head, &rows)
-    )
+    format!("<h2>Memory</h2>\n{}", table("Planned before the run, and measured", &head, &rows))
 }
 
-/// What the run was made of, and where it ran.
+/// The inputs of the run, and its machine.
 pub(super) fn provenance(run: &Run) -> String {
     let mut html = String::from("<h2>Provenance</h2>\n");
     if let Some(record) = &run.record {
@@ -224,25 +221,25 @@ pub(super) fn provenance(run: &Run) -> String {
         }));
         html += "<h3>Inputs</h3>\n";
         let head = [("input", false), ("size", true), ("SHA-256", false)];
-        html += &table(&format!("Everything the run read, as {LOCK_FILE} has it"), &head, &rows);
+        html += &table(&format!("All inputs of the run, from {LOCK_FILE}"), &head, &rows);
         html += &format!(
-            "<p class=\"soft\">Check and repeat: <code>tune reproduce {}</code></p>\n",
+            "<p class=\"soft\">Reproduce with: <code>tune reproduce {}</code></p>\n",
             escape(&run.folder.display().to_string())
         );
     }
     if let Some(recipe) = &run.recipe {
         html += &format!(
-            "<details>\n<summary>The recipe, every default written out</summary>\n<pre tabindex=\"0\">{}</pre>\n</details>\n",
+            "<details>\n<summary>The recipe with all defaults</summary>\n<pre tabindex=\"0\">{}</pre>\n</details>\n",
             escape(recipe)
         );
     }
     if run.record.is_none() {
-        html += &format!("<p class=\"soft\">There is no {RECORD_FILE} in the folder.</p>\n");
+        html += &format!("<p class=\"soft\">The folder has no {RECORD_FILE}.</p>\n");
     }
     html
 }
 
-/// The numbers behind the charts, for those who read them.
+/// The numbers of the charts as tables.
 pub(super) fn numbers(run: &Run) -> String {
     if run.steps.is_empty() {
         return String::new();

@@ -1,4 +1,4 @@
-//! `tune merge`, `tune verify`, `tune export`: what is done with an adapter after training.
+//! `tune merge`, `tune verify` and `tune export`: work on an adapter after training.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use crate::files::{Existing, Scratch};
 use crate::recipe::DeviceSpec;
 use crate::{export, model};
 
-/// A base as the user names it; left out, the one that the adapter names.
+/// A base as the user names it; by default the one that the adapter names.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BaseChoice<'a> {
     /// A folder or a hub id.
@@ -45,7 +45,7 @@ impl BaseChoice<'_> {
                     (name, self.revision.or(pinned))
                 }
                 None => {
-                    let message = "the adapter does not name its base; give it with `--base`".to_owned();
+                    let message = "the adapter does not name its base model: add `--base MODEL`".to_owned();
                     return Err(export::Error::Choice { message }.into());
                 }
             },
@@ -54,7 +54,7 @@ impl BaseChoice<'_> {
         Ok(OpenedBase::open(found)?)
     }
 
-    /// Opens the base that was named, or the adapter's own if it happens to be on this machine.
+    /// Opens the named base, or the adapter's own if it is on this machine.
     fn open_if_there(
         &self,
         adapter: &peft::Adapter,
@@ -68,13 +68,13 @@ impl BaseChoice<'_> {
     }
 }
 
-/// A merge that is ready to run, and the rows it will be compared on.
+/// A merge that is ready to run, and the rows to compare on.
 pub struct Merge {
-    /// What was combined to be merged, which is gone with this.
+    /// The folder of the combined adapter, removed with this.
     _combined: Option<Scratch>,
-    /// What will be merged.
+    /// Adapter and base.
     pub plan: Plan,
-    /// What it will be compared on.
+    /// The rows to compare on.
     pub rows: Rows,
 }
 
@@ -82,7 +82,7 @@ impl Merge {
     /// Opens adapter, base and rows; writes nothing.
     ///
     /// # Errors
-    /// Any of them cannot be used, or they do not belong together.
+    /// One of them is unusable, or they do not belong together.
     pub fn open(
         adapter: &Path,
         base: BaseChoice<'_>,
@@ -99,7 +99,7 @@ impl Merge {
         Ok(Self { _combined: None, plan, rows })
     }
 
-    /// As [`Self::open`], of several adapters combined into one; that one lies beside `out` as long as this lives.
+    /// As [`Self::open`], for several adapters; the combined one is kept beside `out` while this value exists.
     ///
     /// # Errors
     /// As [`Self::open`] and [`Combination::write`].
@@ -117,7 +117,7 @@ impl Merge {
         Ok((Self { _combined: Some(scratch), ..merge }, notes))
     }
 
-    /// Merges into `out`, whole and compared on `device` with the adapter on its base, or not at all.
+    /// Merges into `out`, which appears only after the comparison on `device` with the adapter on its base.
     ///
     /// # Errors
     /// As [`Plan::run`], and [`Error::Device`].
@@ -134,24 +134,24 @@ impl Merge {
     }
 }
 
-/// Adapters to be combined.
+/// Adapters to combine.
 pub struct Combination<'a> {
     /// Folders and weights.
     pub adapters: &'a [(PathBuf, f64)],
-    /// How they become one.
+    /// The rule.
     pub combine: combine::Combination,
-    /// Of what is drawn at random.
+    /// Seed of random pruning.
     pub seed: u64,
-    /// Let pass adapters of different bases, as far as sizes fit.
+    /// Accept adapters that name different bases, if sizes fit.
     pub any_base: bool,
 }
 
 impl Combination<'_> {
-    /// Writes the combined adapter to `out`, whole or not at all; also what should be known about it. The base is held
-    /// against the adapters where it is on this machine.
+    /// Writes the combined adapter to `out`, which is complete or absent; also returns notes for the user. The adapters
+    /// are checked against the base if it is on this machine.
     ///
     /// # Errors
-    /// The base that was named cannot be used, adapters that cannot be combined, a folder that is taken.
+    /// The named base is unusable, the adapters cannot be combined, or the folder exists.
     pub fn write(
         &self,
         base: BaseChoice<'_>,
@@ -176,9 +176,9 @@ impl Combination<'_> {
                     fit(adapter, base, self.any_base)?;
                 }
             }
-            None => notes.push(
-                "the base is not on this machine; that the adapters' sizes fit is all that is known".into(),
-            ),
+            None => {
+                notes.push("the base was not found here, so only the adapters' sizes were compared".into())
+            }
         }
         let modules = base.map(|base| base.spec.modules());
         let combined =
@@ -186,7 +186,7 @@ impl Combination<'_> {
         let others = combine::other_tokenizers(&adapters)?;
         if !others.is_empty() {
             notes.push(format!(
-                "tokenizer and template are the first adapter's; those of {} differ",
+                "tokenizer and template are taken from the first adapter; those of {} differ",
                 others.join(", ")
             ));
         }
@@ -217,9 +217,9 @@ impl OnBackend for Merging<'_> {
     }
 }
 
-/// Refuses to write over what is being read, which replacing a folder would do.
+/// Refuses an output folder whose replacement would remove an input.
 pub(super) fn keep_sources(out: &Path, sources: &[&Path]) -> Result<(), Error> {
-    // What cannot be resolved is not there yet, and holds nothing.
+    // A path that cannot be resolved does not exist yet.
     let Ok(out) = out.canonicalize() else { return Ok(()) };
     let lost =
         sources.iter().find(|source| source.canonicalize().is_ok_and(|source| source.starts_with(&out)));
@@ -227,7 +227,7 @@ pub(super) fn keep_sources(out: &Path, sources: &[&Path]) -> Result<(), Error> {
         None => Ok(()),
         Some(source) => {
             let message = format!(
-                "writing to {} would remove {}; choose another folder",
+                "writing to {} would remove the input {}; choose another folder",
                 out.display(),
                 source.display()
             );
@@ -236,10 +236,10 @@ pub(super) fn keep_sources(out: &Path, sources: &[&Path]) -> Result<(), Error> {
     }
 }
 
-/// Looks at an adapter from all sides; what is wrong with it stands in the result.
+/// Verifies an adapter; the result lists its problems.
 ///
 /// # Errors
-/// The base that was named cannot be used.
+/// The named base is unusable.
 pub fn verify(
     adapter: &Path,
     base: BaseChoice<'_>,
@@ -252,10 +252,10 @@ pub fn verify(
     Ok(look_at(adapter, base.as_ref()))
 }
 
-/// Writes an adapter as `consumer` reads it.
+/// Writes an adapter for `consumer`.
 ///
 /// # Errors
-/// The adapter cannot be used, does not fit the base, or cannot be given to that consumer.
+/// The adapter is unusable, does not fit the base, or the consumer does not support it.
 pub fn export(
     adapter: &Path,
     base: BaseChoice<'_>,

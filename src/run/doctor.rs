@@ -1,7 +1,7 @@
-//! `tune doctor`: what this machine can compute on, and whether each op comes out right on it.
+//! `tune doctor`: the devices of this machine, and whether every op is correct on them.
 //!
-//! Every op runs forward and backward on a few odd shapes in every dtype that a device has, and is measured against its
-//! slow oracle. Nothing of the user's is read and nothing is written.
+//! Every op runs forward and backward on a few odd shapes in every dtype of a device, and is compared with its slow
+//! oracle. No user file is read or written.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -17,114 +17,114 @@ use crate::model::load::burn_dtype;
 use crate::recipe::{DeviceId, DeviceSpec};
 use crate::record::Machine;
 
-/// How much further than rounding an op may be off on a GPU: its exponentials, quotients and square roots are not rounded
-/// to the last digit, and its sums run in another order.
+/// Factor on the tolerance for a GPU: its exponentials, quotients and square roots are not rounded to the last digit,
+/// and its sums run in another order.
 const GPU_ROOM: f64 = 8.0;
 
-/// What there is, and how it computes.
+/// The devices found, and their test results.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The processor and its memory.
     pub machine: Machine,
     /// The instruction set that the ops use.
     pub instruction_set: &'static str,
-    /// Each way to reach GPUs.
+    /// The GPU interfaces.
     pub apis: Vec<Reached>,
-    /// Each device that was tried out.
+    /// The tested devices.
     pub devices: Vec<Tried>,
 }
 
-/// One way to reach GPUs.
+/// A GPU interface.
 #[derive(Clone, Debug, Serialize)]
 pub struct Reached {
     /// Its name.
     pub name: &'static str,
-    /// Whether this build has it.
+    /// Whether this build supports it.
     pub is_built: bool,
-    /// What is missing.
+    /// The missing driver or library.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
-    /// What to install.
+    /// The package to install.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub help: Option<&'static str>,
-    /// What was found.
+    /// The GPUs found.
     pub devices: Vec<Gpu>,
 }
 
-/// A GPU that was found.
+/// A GPU.
 #[derive(Clone, Debug, Serialize)]
 pub struct Gpu {
-    /// What a recipe calls it.
+    /// Name in a recipe.
     pub device: String,
-    /// What its driver calls it.
+    /// Name from its driver.
     pub name: String,
-    /// Its driver.
+    /// Name and version of the driver.
     pub driver: String,
-    /// What it is made of.
+    /// The kind of device: discrete, integrated or software.
     pub kind: &'static str,
-    /// All of its memory, in bytes, where the driver tells.
+    /// Total memory in bytes, if the driver reports it.
     pub memory_bytes: Option<u64>,
-    /// What is free of it.
+    /// Free memory in bytes, if the driver reports it.
     pub free_memory_bytes: Option<u64>,
 }
 
-/// A device that was tried out.
+/// A tested device.
 #[derive(Clone, Debug, Serialize)]
 pub struct Tried {
-    /// What a recipe calls it.
+    /// Name in a recipe.
     pub device: String,
-    /// The dtypes that it computes in.
+    /// The dtypes it supports.
     pub dtypes: Vec<&'static str>,
     /// Why it could not be started.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
-    /// What came of each op in each dtype.
+    /// The result of each op in each dtype.
     pub ops: Vec<Verdict>,
 }
 
-/// What came of one op in one dtype.
+/// The result of one op in one dtype.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     /// The op.
     pub op: &'static str,
     /// The compute dtype.
     pub dtype: &'static str,
-    /// Whether every result is right.
+    /// Whether every result is within its tolerance.
     pub is_right: bool,
-    /// The largest relative error, beside what it may be; `None` if the op broke off, or a result was no number.
+    /// The largest error relative to its tolerance; `None` if the op failed or a result was NaN.
     pub error: Option<f64>,
-    /// The most that it may be.
+    /// The tolerance of that result.
     pub tolerance: f64,
-    /// Which result of which case that is.
+    /// The result and the case it belongs to.
     pub of: String,
-    /// Why the op broke off.
+    /// Why the op failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fault: Option<String>,
 }
 
 impl Tried {
-    /// Whether it can be computed on.
+    /// Whether it starts and all its ops are correct.
     pub fn is_right(&self) -> bool {
         self.fault.is_none() && self.ops.iter().all(|verdict| verdict.is_right)
     }
 }
 
 impl Report {
-    /// Whether every device that was tried out can be computed on.
+    /// Whether every tested device is correct.
     pub fn is_right(&self) -> bool {
         self.devices.iter().all(Tried::is_right)
     }
 }
 
-/// Looks around, and tries out the processor and every GPU but those that the processor imitates; with `device`, that one
-/// alone. `tell` hears of each device before it is tried.
+/// Tests the CPU and every GPU that is not emulated by it; with `device`, only that one. `testing` is called with each
+/// device before its test.
 ///
 /// # Errors
-/// [`Error::Device`] if the device that is named cannot be used.
+/// [`Error::Device`] if the named device is unusable.
 pub fn doctor(
     device: Option<DeviceSpec>,
     environment: &super::Environment<'_>,
-    tell: &mut dyn FnMut(&str),
+    testing: &mut dyn FnMut(&str),
 ) -> Result<Report, Error> {
     let apis = list();
     let specs: Vec<DeviceSpec> = match device {
@@ -137,10 +137,10 @@ pub fn doctor(
     };
     let mut devices = Vec::new();
     for spec in specs {
-        tell(&spec.to_string());
+        testing(&spec.to_string());
         match Device::choose(spec) {
             Ok(device) => devices.push(try_out(&device, environment.stop)?),
-            // One that was found by looking around is a finding; one that was asked for is not there.
+            // A discovered device that fails is a finding; a requested one is an error.
             Err(Unavailable::Broken { device, why, .. }) => devices.push(Tried {
                 device: device.to_string(),
                 dtypes: Vec::new(),
@@ -189,7 +189,7 @@ fn try_out(device: &Device, stop: &dyn Fn() -> bool) -> Result<Tried, Error> {
     })
 }
 
-/// All checks, on their way to a backend.
+/// Runs all checks on a backend.
 struct Checks<'a> {
     dtypes: &'a [FloatDtype],
     room: f64,
@@ -207,9 +207,8 @@ impl OnBackend for Checks<'_> {
                     return Err(Error::Stopped);
                 }
                 let on = On { device, dtype: burn_dtype(*dtype) };
-                // The runtime of a device that does not work panics, on this thread or on its own. That is what a doctor
-                // is to find, so the op has failed and the next one has its turn; whatever the panic left behind belongs
-                // to this op's own tensors.
+                // The runtime of a broken device panics, on this thread or on its own. The op then counts as failed and
+                // the next one runs; the panic affects only this op's own tensors.
                 let found = fault::silently(|| catch_unwind(AssertUnwindSafe(|| check.run(on))));
                 let found = match fault::take() {
                     Some(fault) => Err(fault),
@@ -222,7 +221,7 @@ impl OnBackend for Checks<'_> {
     }
 }
 
-/// The result that is furthest off for what it may be.
+/// The result with the largest error relative to its tolerance.
 fn verdict(
     op: &'static str,
     dtype: &'static str,
@@ -238,7 +237,7 @@ fn verdict(
     let share = |deviation: &Deviation| deviation.error / deviation.tolerance.max(f64::MIN_POSITIVE);
     let worst = found.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
     match worst {
-        None => Verdict { fault: Some("it has no cases".into()), ..nothing },
+        None => Verdict { fault: Some("the op has no test cases".into()), ..nothing },
         Some(worst) => Verdict {
             is_right: worst.error <= worst.tolerance * room,
             error: worst.error.is_finite().then_some(worst.error),
@@ -265,7 +264,7 @@ mod tests {
         let wrong = verdict("rope", "f32", Ok(vec![deviation(0.0, 1.0), deviation(1e-3, 1e-6)]), 8.0);
         assert!(!wrong.is_right && wrong.of == "y of [1, 2]");
         assert!(!verdict("rope", "f32", Ok(vec![deviation(f64::INFINITY, 1.0)]), 8.0).is_right);
-        // What has to be exact is not given room.
+        // A zero tolerance stays zero.
         assert!(!verdict("rope", "f32", Ok(vec![deviation(1e-9, 0.0)]), 8.0).is_right);
         let broken = verdict("rope", "f32", Err("lost".into()), 8.0);
         assert!(!broken.is_right && broken.fault.as_deref() == Some("lost"));

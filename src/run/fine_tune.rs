@@ -1,4 +1,4 @@
-//! `tune run`: from an opened recipe to an adapter on disk.
+//! `tune run`: trains the adapter of a recipe.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -37,54 +37,54 @@ use crate::train::optimizer::Optimizer;
 use crate::train::schedule::Schedule;
 use crate::train::state::{Ended, Origin, Saved, State};
 
-/// Choices of a run that are not the recipe's.
+/// Options of a run from the command line.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
     /// Replace an earlier run in the output folder.
     pub overwrite: bool,
-    /// Go on with the run in the output folder, from its newest checkpoint.
+    /// Continue the run in the output folder from its newest checkpoint.
     pub resume: bool,
-    /// Go on although recipe, base or data are not what the run was begun with.
+    /// Continue even if recipe, base or data differ from those the run started with.
     pub accept_changes: bool,
-    /// Learn the numbers of a step only when the next is launched, as on a GPU, on the processor too, where it gains
-    /// nothing: the run comes out the same.
+    /// Read the results of a step only after launching the next, as on a GPU, on the CPU too. For tests: the results
+    /// are the same.
     pub runs_ahead: bool,
-    /// Choose the micro-batches that train fastest in the memory there is, optimizer steps staying what they are.
+    /// Choose the fastest micro-batches that fit into memory, for the same optimizer steps.
     pub fit: bool,
     /// Bytes of tokens that are kept from the survey; `None`: a quarter of the free memory. If they do not suffice, rows
     /// are read and tokenized again. The adapter is the same either way.
     pub token_budget: Option<u64>,
 }
 
-/// What came of a run.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Outcome {
     /// The run folder.
     pub output_dir: PathBuf,
-    /// The adapter's folder; `None` when the run was stopped before its last step.
+    /// The adapter's folder; `None` if the run was stopped before its last step.
     pub adapter: Option<PathBuf>,
-    /// Which programs load the adapter as it is.
+    /// The programs that load the adapter unchanged.
     pub readers: Compatibility,
     /// How it ended.
     pub ended: Ended,
-    /// It had ended before this command, which did nothing.
+    /// Whether the run was finished before; nothing was done.
     pub was_finished: bool,
     /// Optimizer steps done.
     pub steps: u64,
-    /// Optimizer steps that the whole run has.
+    /// Optimizer steps of the whole run.
     pub total_steps: u64,
-    /// Tokens read.
+    /// Tokens trained on.
     pub tokens: u64,
     /// Held-out loss before the first step and after the last.
     pub evaluations: Option<(EvaluationReport, EvaluationReport)>,
-    /// What the recipe's gates say of the adapter.
+    /// The verdicts of the recipe's gates.
     pub verdicts: Vec<Verdict>,
     /// Answers to the recipe's sample prompts, before and after.
     pub samples: Vec<Sample>,
 }
 
 impl Outcome {
-    /// Of a run that stands at `state`; nothing said of adapter and samples.
+    /// The outcome at `state`, without adapter and samples.
     fn of(opened: &Opened, state: &State, ended: Ended) -> Self {
         Self {
             output_dir: opened.recipe.output_dir.clone(),
@@ -101,7 +101,7 @@ impl Outcome {
         }
     }
 
-    /// The adapter is on disk: judges it.
+    /// Applies the recipe's gates to the finished adapter.
     fn deliver(mut self, folder: &RunFolder, gate: &gate::Spec, observer: &mut dyn Observer) -> Self {
         self.adapter = Some(folder.adapter());
         if let Some((first, last)) = &self.evaluations {
@@ -117,8 +117,8 @@ impl Outcome {
 /// Trains the adapter that a recipe describes.
 ///
 /// # Errors
-/// [`Error`]: everything wrong with the recipe or the data, before anything is written; afterwards what stopped the
-/// run, with what was learned so far in a checkpoint.
+/// [`Error`]: all problems of recipe and data, before anything is written; later errors leave the progress so far in a
+/// checkpoint.
 pub fn fine_tune(
     file: RecipeFile,
     environment: &Environment<'_>,
@@ -128,15 +128,15 @@ pub fn fine_tune(
     run(file, environment, options, None, observer)
 }
 
-/// A run that is to come out as an earlier one did.
+/// Reproduction of an earlier run.
 pub(super) struct Again<'a> {
-    /// Compares what the earlier run was made of with what there is now, before anything is trained.
+    /// Compares the inputs of the earlier run with the present ones, before training.
     pub(super) check: &'a mut dyn FnMut(&Lock) -> Result<(), Error>,
-    /// The optimizer step behind which the earlier run's `max_time` was spent, where it was.
+    /// The optimizer step at which `max_time` ended the earlier run, if it did.
     pub(super) time_spent_after: Option<u64>,
 }
 
-/// [`fine_tune`], or an earlier run once more.
+/// [`fine_tune`], or the reproduction of an earlier run.
 pub(super) fn run(
     file: RecipeFile,
     environment: &Environment<'_>,
@@ -145,7 +145,7 @@ pub(super) fn run(
     observer: &mut dyn Observer,
 ) -> Result<Outcome, Error> {
     let mut journal = Journal::new(observer);
-    // Given back once the record is written: until then nobody else may write there.
+    // Released once the record is written: until then no other process may write there.
     let mut folder = None;
     let result = train(file, environment, options, again, &mut folder, &mut journal);
     journal.end(match &result {
@@ -172,7 +172,8 @@ fn train(
         folder.require_free(options.overwrite)?;
     }
     if !folder.is_exclusive() {
-        let text = "the file system has no locks: make sure that no other run writes to this folder";
+        let text =
+            "the file system does not support locks; make sure that no other run writes to this folder";
         observer.observe(&Event::Warning(text.into()));
     }
     let device = Device::choose(recipe.device)?;
@@ -186,7 +187,7 @@ fn train(
     if options.fit && !(options.resume && resume::adopt_micro_batches(&mut opened, folder)) {
         let mut found = survey::extent(&opened, &opened.batching(), environment, observer)?;
         let chosen = plan::fit(&mut opened, &device, dtype, &mut found.largest_micro_batch)?;
-        observer.observe(&Event::Note(format!("fitted: {chosen}")));
+        observer.observe(&Event::Note(format!("--fit: {chosen}")));
         extent = Some(found);
     }
     let recipe = &opened.recipe;
@@ -208,13 +209,13 @@ fn train(
     };
     observer.observe(&Event::Targets(&opened.targets));
     if let (Some(start), Some(folder)) = (&opened.start, &recipe.adapter.init_from) {
-        let base = start.config().base_model.as_deref().unwrap_or("a base it does not name");
+        let base = start.config().base_model.as_deref().unwrap_or("an unnamed base");
         let text = format!("starts from the adapter in {}, which was trained on {base}", folder.display());
         observer.observe(&Event::Note(text));
     }
     let batching = opened.batching();
     let extent = match (&saved, extent) {
-        // The very same rows, counted and measured when the run began.
+        // The same rows, counted and measured when the run started.
         (Some(Saved { state, .. }), _) if !is_changed => {
             Extent { steps: state.total_steps, largest_micro_batch: state.largest_micro_batch }
         }
@@ -248,7 +249,7 @@ fn train(
     outcome?
 }
 
-/// Everything that training needs, on its way to a backend.
+/// Runs training on a backend.
 struct Training<'a> {
     opened: &'a Opened,
     environment: &'a Environment<'a>,
@@ -257,7 +258,7 @@ struct Training<'a> {
     batching: Batching,
     origin: Origin,
     extent: Extent,
-    /// The checkpoint that the run goes on from.
+    /// The checkpoint to continue from.
     saved: Option<Saved>,
     clock: Clock,
     compute: String,
@@ -312,9 +313,9 @@ impl OnBackend for Training<'_> {
 
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
-        sampler.tell(&before, observer);
+        sampler.report_before(&before, observer);
 
-        // Nothing is written before this point, but for the lock.
+        // Nothing but the lock is written before this point.
         folder.begin(goes_on)?;
         if let Some(path) = &position.saved {
             folder.set_aside(position.state.step, path)?;
@@ -361,7 +362,7 @@ impl OnBackend for Training<'_> {
         let summary = match fitted {
             Ok(summary) => summary,
             Err(error) => {
-                tell_where_to_go_on(folder, observer);
+                note_how_to_resume(folder, observer);
                 return Err(error.into());
             }
         };
@@ -376,7 +377,7 @@ impl OnBackend for Training<'_> {
         let provenance = Provenance { recipe, family, inputs: inputs.hashes(), summary: &summary }.metadata();
         peft::write(
             &folder.adapter(),
-            // A run that goes on has told of the adapter that it replaces.
+            // A resumed run has already announced the adapter that it replaces.
             if goes_on { Existing::Replace } else { Existing::Refuse },
             &adapters,
             &opened.peft_config(),
@@ -387,7 +388,7 @@ impl OnBackend for Training<'_> {
         let mut outcome = outcome.deliver(folder, &recipe.gate, observer);
         match sampler.answers(&decoder, Some(&adapters), environment.stop) {
             Ok(after) => outcome.samples = sampler.pair(before, after),
-            // The adapter is on disk: the run is done, whatever becomes of the samples.
+            // The adapter is on disk: the run is finished even if sampling fails.
             Err(Error::Stopped) => {}
             Err(error) => return Err(error),
         }
@@ -409,27 +410,27 @@ fn report_changed(changed: &BTreeSet<&str>, opened: &Opened, observer: &mut dyn 
     }
 }
 
-/// A run broke off: names its newest checkpoint, if there is one.
-fn tell_where_to_go_on(folder: &RunFolder, observer: &mut dyn Observer) {
-    // The error that brought us here is the one to report.
+/// After a failure: names the newest checkpoint, if there is one.
+fn note_how_to_resume(folder: &RunFolder, observer: &mut dyn Observer) {
+    // The original error is the one to report.
     if let Some(step) = folder.checkpoint_steps().ok().and_then(|steps| steps.last().copied()) {
         let path = folder.checkpoint(step);
         observer.observe(&Event::Note(format!(
-            "`--resume` goes on from {}, once the cause is gone",
+            "fix the cause, then continue from {} with `--resume`",
             path.display()
         )));
     }
 }
 
 impl Opened {
-    /// The dtype that the matmuls of a run on `device` use.
+    /// The compute dtype of a run on `device`.
     ///
     /// # Errors
-    /// [`Error::Dtype`] if the recipe asks for one that the device does not have.
+    /// [`Error::Dtype`] if the device does not support the recipe's dtype.
     pub(super) fn compute_dtype(&self, device: &Device) -> Result<FloatDtype, Error> {
         let checkpoint = crate::model::tensors::checkpoint_dtype(&self.spec, self.model.weights());
         let asked = self.recipe.model.compute_dtype;
-        // Whether the device has it is asked afterwards, to name what it has instead.
+        // Device support is checked afterwards, so that the error lists the supported dtypes.
         let dtype = FloatDtype::resolve(asked, checkpoint, |dtype| device.is_native(dtype), |_| true)?;
         require_dtype(device, dtype)?;
         Ok(dtype)
@@ -449,7 +450,7 @@ impl Opened {
         Ok(Lock::new(&inputs)?)
     }
 
-    /// A row as people find it: its file and line.
+    /// The place of a row: file and line.
     fn place(&self, id: RowId) -> String {
         match self.corpus.datasets().nth(id.dataset as usize) {
             Some(dataset) => dataset.place(id.row).to_string(),
@@ -457,7 +458,7 @@ impl Opened {
         }
     }
 
-    /// How examples become optimizer steps.
+    /// How examples are divided into optimizer steps.
     pub(super) fn batching(&self) -> Batching {
         let train = &self.recipe.train;
         Batching {
@@ -468,8 +469,8 @@ impl Opened {
         }
     }
 
-    /// What the adapter folder says of itself. A hub model is named by its id and pinned to its commit, since other
-    /// tools look the base up by that name.
+    /// The configuration of the adapter folder. A hub model is named by its id and pinned to its commit, because other
+    /// tools look up the base by that name.
     fn peft_config(&self) -> peft::Config {
         let (name, revision) = match &self.base.hub {
             Some(hub) => (hub.id.as_str(), Some(hub.commit.as_str())),
@@ -478,7 +479,7 @@ impl Opened {
         peft::Config::new(&self.recipe.adapter, &self.targets, &self.spec.modules(), name, revision)
     }
 
-    /// New adapters, or those the recipe starts from.
+    /// New adapters, or those that the recipe starts from.
     pub(super) fn adapters<B: KernelBackend>(&self, device: &B::Device) -> Result<LoraSet<B>, Error> {
         let dropout = self.recipe.adapter.dropout;
         let targets = self.targets.clone();

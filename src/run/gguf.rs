@@ -1,4 +1,4 @@
-//! `tune export --gguf` and `--gguf-lora`: models and adapters as llama.cpp and Ollama load them.
+//! `tune export --gguf` and `--gguf-lora`: models and adapters for llama.cpp and Ollama.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::files::Existing;
 use crate::model::FloatDtype;
 use crate::{export, model as decoder};
 
-/// What becomes a file: a model as it is, or an adapter folded into its base.
+/// The source of a GGUF file: a model, or an adapter merged into its base.
 pub enum Source {
     /// A model.
     Model {
@@ -35,7 +35,7 @@ impl Source {
     /// Opens an adapter's folder with its base, or a model: a folder, or a hub id in the local cache. Writes nothing.
     ///
     /// # Errors
-    /// Neither can be used, they do not belong together, or a base or a choice of its weights is given for a model.
+    /// The folder is unusable, adapter and base do not belong together, or `--base` or `--onto` is given for a model.
     pub fn open(
         source: &Path,
         base: BaseChoice<'_>,
@@ -50,7 +50,7 @@ impl Source {
         if base.base.is_some() || options.onto.is_some() {
             let option = if base.base.is_some() { "--base" } else { "--onto" };
             let message = format!(
-                "{} holds no adapter ({}), so `{option}` has no meaning for it",
+                "`{option}` applies to adapters, and {} contains none ({})",
                 source.display(),
                 peft::CONFIG_FILE
             );
@@ -72,7 +72,7 @@ impl Source {
         }
     }
 
-    /// Writes the file and its Modelfile into a folder `out`, whole or not at all.
+    /// Writes the file and its Modelfile into a folder `out`, which is complete or absent.
     ///
     /// # Errors
     /// As [`Model::write`].
@@ -119,10 +119,10 @@ impl Source {
     }
 }
 
-/// Writes an adapter alone, and its Modelfile, into a folder `out`, whole or not at all.
+/// Writes an adapter alone, and its Modelfile, into a folder `out`, which is complete or absent.
 ///
 /// # Errors
-/// Adapter or base cannot be used or do not belong together; as [`Lora::write`].
+/// Adapter or base is unusable, or they do not belong together; as [`Lora::write`].
 pub fn export_lora(
     adapter: &Path,
     base: BaseChoice<'_>,
@@ -135,8 +135,8 @@ pub fn export_lora(
     let adapter = peft::Adapter::open(adapter)?;
     if let Err(reason) = Consumer::LlamaCpp.knows(adapter.config()) {
         let message = format!(
-            "{}: {reason}, llama.cpp cannot be given it as an adapter; export it with its base (`--gguf`) or merge it first \
-             (`tune merge`)",
+            "{}: {reason}, so llama.cpp cannot load it as an adapter; export it merged into its base with `--gguf q8_0`, or \
+             merge it with `tune merge`",
             adapter.folder().display()
         );
         return Err(export::Error::Choice { message }.into());

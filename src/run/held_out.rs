@@ -1,5 +1,4 @@
-//! Rows to compare two models on: prompts of the user, held-out rows of a recipe, or a text of our own; and which of
-//! them it was.
+//! Rows to compare two models on: the user's prompts, held-out rows of a recipe, or built-in texts.
 
 use std::path::{Path, PathBuf};
 
@@ -9,24 +8,24 @@ use crate::data::tokenize::Tokenizer;
 use crate::export::check::Rows;
 use crate::recipe::RecipeFile;
 
-/// Most rows taken.
+/// Largest number of rows.
 const ROWS: usize = 8;
-/// Most tokens taken of one row.
+/// Largest number of tokens per row.
 const ROW_TOKENS: usize = 64;
 
-/// Where the user wants rows from.
+/// The source of the rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Source {
-    /// The recipe beside the adapter, else a text of our own.
+    /// The recipe beside the adapter, else built-in texts.
     #[default]
     Any,
-    /// A file with one prompt a line.
+    /// A file with one prompt per line.
     Prompts(PathBuf),
     /// Held-out rows of a recipe.
     Recipe(PathBuf),
 }
 
-/// Text of many kinds, so that many parts of a model are asked for something.
+/// Texts of many kinds, so that many parts of a model are used.
 const TEXT: [&str; 6] = [
     "The harbour lay quiet in the early light, and the boats that had come in overnight were still wet. A woman in a \
      blue coat counted crates on the quay while her brother tied the last rope.",
@@ -40,9 +39,9 @@ const TEXT: [&str; 6] = [
      air presses on it less.",
 ];
 
-/// Finds rows, each cut to what the model can see.
+/// Finds rows, each truncated to the model's context.
 ///
-/// `adapter` is the adapter's folder; `positions` is how far the model was made to see.
+/// `adapter` is the adapter's folder; `positions` is the model's context length in tokens.
 pub(super) fn rows(
     source: &Source,
     adapter: &Path,
@@ -56,7 +55,7 @@ pub(super) fn rows(
         Source::Prompts(path) => prompts(path, tokenizer)?,
         Source::Recipe(path) => of_recipe(path, environment)?,
         Source::Any => {
-            // A run folder has its recipe beside the adapter; its data may have moved since.
+            // A run folder has its recipe beside the adapter; its data may have been moved.
             let beside = match adapter.parent().filter(|above| !above.as_os_str().is_empty()) {
                 Some(above) => above.join("recipe.toml"),
                 None => adapter.join("../recipe.toml"),
@@ -66,7 +65,7 @@ pub(super) fn rows(
                 Some(Err(Error::Stopped)) => return Err(Error::Stopped),
                 Some(Err(_)) => {
                     let mut rows = own(tokenizer, vocabulary)?;
-                    rows.origin.push_str(" (the recipe beside the adapter gave no held-out rows)");
+                    rows.origin.push_str(" (the recipe beside the adapter has no held-out rows)");
                     rows
                 }
                 None => own(tokenizer, vocabulary)?,
@@ -99,7 +98,7 @@ fn of_recipe(path: &Path, environment: &Environment<'_>) -> Result<Rows, Error> 
     let opened = open(RecipeFile::open(path, &[])?, environment)?;
     let corpus = &opened.corpus;
     if corpus.validation_rows() == 0 {
-        return Err(Error::NoRows { origin: format!("{} (it holds no rows out)", path.display()) });
+        return Err(Error::NoRows { origin: format!("{} (it has no held-out rows)", path.display()) });
     }
     let mut ids = Vec::new();
     for batch in corpus.validation(1)? {
@@ -113,7 +112,7 @@ fn of_recipe(path: &Path, environment: &Environment<'_>) -> Result<Rows, Error> 
     Ok(Rows { ids, origin: format!("held-out rows of {}", path.display()) })
 }
 
-/// Rows of our own text; without a tokenizer, of ids spread over the vocabulary.
+/// Rows of the built-in texts; without a tokenizer, of ids spread over the vocabulary.
 fn own(tokenizer: Option<&Tokenizer>, vocabulary: usize) -> Result<Rows, Error> {
     match tokenizer {
         Some(tokenizer) => {
@@ -121,7 +120,7 @@ fn own(tokenizer: Option<&Tokenizer>, vocabulary: usize) -> Result<Rows, Error> 
             Ok(Rows { ids, origin: "built-in texts".into() })
         }
         None => {
-            // A step that shares no factor with a vocabulary of usual size visits ids everywhere in it.
+            // A step without common factors with usual vocabulary sizes visits ids everywhere in it.
             let id = |row: usize, at: usize| ((row * 7919 + at * 104_729 + 1) % vocabulary) as u32;
             let ids = (0..4).map(|row| (0..32).map(|at| id(row, at)).collect()).collect();
             Ok(Rows { ids, origin: "token ids spread over the vocabulary (there is no tokenizer)".into() })

@@ -1,11 +1,11 @@
-//! `tune inspect`: rows exactly as the model will see them.
+//! `tune inspect`: rows exactly as training uses them.
 
 use super::open::open;
 use super::{Environment, Error};
 use crate::data::inspect::InspectedRow;
 use crate::recipe::RecipeFile;
 
-/// Rows to look at, one at a time.
+/// An opened recipe whose rows can be read one at a time.
 pub struct Inspection {
     corpus: crate::data::corpus::Corpus,
     template: Option<String>,
@@ -22,20 +22,20 @@ pub fn inspect(file: RecipeFile, environment: &Environment<'_>) -> Result<Inspec
 }
 
 impl Inspection {
-    /// Rows of all datasets together.
+    /// Total number of rows of all datasets.
     pub fn rows(&self) -> u64 {
         self.corpus.rows()
     }
 
-    /// Where the chat template comes from, where there is one.
+    /// Origin of the chat template, if there is one.
     pub fn template(&self) -> Option<&str> {
         self.template.as_deref()
     }
 
-    /// The row of that number, from 0, through the datasets in the recipe's order.
+    /// Row `number`, from 0 over all datasets in the recipe's order.
     ///
     /// # Errors
-    /// [`Error::Data`] when there is no such row or it cannot be read.
+    /// [`Error::Data`] if the row does not exist or cannot be read.
     pub fn row(&self, number: u64) -> Result<InspectedRow, Error> {
         Ok(self.corpus.row(number)?)
     }

@@ -1,4 +1,4 @@
-//! The use-cases behind the commands: each opens what a recipe names, does one thing, and returns what came of it.
+//! The use cases behind the commands: each opens the files that a recipe names, does one thing, and returns its result.
 
 pub mod adapters;
 pub mod bench;
@@ -35,22 +35,22 @@ use crate::train::memory::DoesNotFit;
 use crate::train::pieces::TooLargeAPiece;
 use crate::{adapter, assets, checkpoint, data, export, files, generate, model, recipe, record};
 
-/// What a use-case takes from its surroundings instead of looking for it.
+/// What a use case needs from the process that it runs in.
 #[derive(Clone, Copy)]
 pub struct Environment<'a> {
-    /// The folder that holds the `models--…` entries of the Hugging Face cache.
+    /// The folder of the `models--…` entries of the Hugging Face cache.
     pub hub_cache: &'a Path,
-    /// Asked again and again: should the work stop?
+    /// Polled during work; true asks it to stop.
     pub stop: &'a dyn Fn() -> bool,
 }
 
-/// Why a use-case did not come to its end.
+/// Why a use case failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Something is wrong with the recipe, or with what it names.
+    /// The recipe, or a file that it names, has problems.
     #[error(transparent)]
     Recipe(#[from] recipe::Error),
-    /// Something is wrong with the examples.
+    /// The examples have problems.
     #[error(transparent)]
     Data(#[from] data::error::Error),
     /// The base model cannot be used.
@@ -71,108 +71,108 @@ pub enum Error {
     /// An adapter could not be merged or exported.
     #[error(transparent)]
     Export(#[from] export::Error),
-    /// There is nothing to compare two models on.
-    #[error("no rows to compare the merged model on: {origin}; name a file of prompts (`--prompts`)")]
+    /// There are no rows to compare two models on.
+    #[error("no rows to compare the merged model on: {origin}; add `--prompts FILE`")]
     NoRows {
-        /// Where rows were looked for.
+        /// Where rows were searched.
         origin: String,
     },
     /// A sample could not be generated.
     #[error(transparent)]
     Generate(#[from] generate::Error),
-    /// Parts that a command was given do not go together.
+    /// The arguments of a command do not fit together.
     #[error("{0}")]
     Choice(String),
-    /// A line of a file of prompts cannot be asked.
+    /// A line of a file of prompts is invalid.
     #[error("{place}: {message}")]
     Prompt {
         /// File and line.
         place: String,
-        /// What is wrong with it.
+        /// The problem.
         message: String,
     },
     /// The loss of a row is not finite.
-    #[error("{place}: the loss is {value}: the weights of the base, or the adapter's, are damaged")]
+    #[error("{place}: the loss is {value}; the weights of the base or the adapter are damaged")]
     NotFinite {
         /// The row.
         place: String,
-        /// What came out.
+        /// The loss.
         value: f64,
     },
-    /// Whoever hears what is said cannot be reached.
+    /// Standard output cannot be written.
     #[error("cannot write to standard output: {0}")]
     Output(std::io::Error),
-    /// A bench of a model that is not known by name.
-    #[error("no shape is called `{0}`; there are {names}", names = model::shapes::names().collect::<Vec<_>>().join(", "))]
+    /// The bench has no model shape of this name.
+    #[error("unknown shape `{0}`; available: {names}", names = model::shapes::names().collect::<Vec<_>>().join(", "))]
     UnknownShape(String),
-    /// More memory is needed than there is.
+    /// The run needs more memory than available.
     #[error(transparent)]
     Memory(#[from] DoesNotFit),
-    /// A tensor is larger than any buffer of the device.
+    /// A tensor is larger than the device's largest buffer.
     #[error(transparent)]
     Piece(#[from] TooLargeAPiece),
-    /// A model to be asked needs more memory than there is.
+    /// Inference needs more memory than available.
     #[error(transparent)]
     TooLarge(#[from] generate::memory::DoesNotFit),
-    /// The device that is asked for cannot be used.
+    /// The requested device is unusable.
     #[error(transparent)]
     Device(#[from] Unavailable),
-    /// Times by kernel are a GPU's.
-    #[error("the time of each kernel is measured on a GPU alone, by its own clock")]
+    /// Profiling needs a GPU.
+    #[error("`--profile` needs a GPU: kernels are timed by its clock")]
     NoProfile,
-    /// The device gave up under way.
+    /// The device failed during work.
     #[error(transparent)]
     DeviceFailed(#[from] Failed),
-    /// The device does not compute in the dtype that is asked for.
-    #[error("{device} cannot compute in {dtype}: it has {there}")]
+    /// The device does not support the requested dtype.
+    #[error("{device} does not support {dtype}; it supports {there}")]
     Dtype {
         /// The dtype.
         dtype: &'static str,
         /// The device.
         device: String,
-        /// What it has instead.
+        /// The supported dtypes.
         there: String,
     },
     /// The loss or a gradient is not finite.
     #[error("{fault}")]
     Diverged {
-        /// Which step, what it was, and the rows it was made from.
+        /// The step, the value, and the rows of the step.
         fault: Fault,
-        /// The newest checkpoint, which holds what was good.
+        /// The newest checkpoint, from before the divergence.
         checkpoint: Option<PathBuf>,
     },
-    /// A run cannot go on as if nothing had changed.
-    #[error("the run in {} was made from something else:{}", folder.display(), bullets(differences))]
+    /// The inputs of a resumed run have changed.
+    #[error("the inputs of the run in {} have changed:{}", folder.display(), bullets(differences))]
     NotTheSameRun {
         /// The run folder.
         folder: PathBuf,
-        /// What is different, each in words.
+        /// The differences, in words.
         differences: Vec<String>,
     },
-    /// A file of the base changed under way.
-    #[error("{} changed while the run was under way", path.display())]
+    /// A file of the base changed during the run.
+    #[error("{} changed during the run", path.display())]
     ChangedUnderWay {
         /// The file.
         path: PathBuf,
     },
-    /// The lock or the record of a run cannot be made, read or believed.
+    /// The lock or the record of a run cannot be written or read, or is invalid.
     #[error(transparent)]
     Record(#[from] record::Error),
-    /// A run to be repeated has no finished adapter.
-    #[error("{} holds no finished run: there is no adapter in it", .0.display())]
+    /// A run to reproduce has no finished adapter.
+    #[error("{} is not a finished run: it contains no adapter", .0.display())]
     Unfinished(PathBuf),
-    /// What a run to be repeated was made of is not what it was.
-    #[error("{} cannot be reproduced, its inputs have changed:\n  {}", run.display(), listed(differences))]
+    /// The inputs of a run to reproduce have changed.
+    #[error("cannot reproduce {}: its inputs have changed:\n  {}", run.display(), listed(differences))]
     Changed {
         /// The run.
         run: PathBuf,
-        /// Each input that changed.
+        /// The inputs that changed.
         differences: Vec<record::Difference>,
     },
-    /// The work was asked to stop before anything was written.
+    /// A signal stopped the work before anything was written.
     #[error("stopped")]
     Stopped,
-    /// A part could not be opened, although nothing was found wrong.
+    /// A part could not be opened although no problem was found.
     #[error("a part of the recipe could not be opened")]
     Unopened,
 }

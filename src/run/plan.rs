@@ -1,4 +1,4 @@
-//! The memory plan of an opened recipe, before anything is loaded; and micro-batches chosen so that it fits.
+//! The memory plan of an opened recipe, made before loading, and the choice of micro-batches that fit.
 
 use super::Error;
 use super::open::Opened;
@@ -7,7 +7,7 @@ use crate::model::FloatDtype;
 use crate::train::memory::{self, Plan, Workload};
 use crate::units::{Bytes, Grouped};
 
-/// Memory that the run may take: what the recipe allows, else what the device has free.
+/// The memory limit of the run: the recipe's budget, else the device's free memory.
 fn budget(opened: &Opened, device: &Device) -> u64 {
     opened.recipe.train.memory_budget.or_else(|| device.memory_for_a_run()).unwrap_or(u64::MAX)
 }
@@ -29,7 +29,7 @@ fn workload<'a>(opened: &'a Opened, device: &Device, dtype: FloatDtype, tokens: 
 /// The plan of a run whose largest micro-batch has `tokens` tokens.
 ///
 /// # Errors
-/// [`Error::Memory`] if it does not fit, with what would; [`Error::Piece`] if the device has no buffer that large.
+/// [`Error::Memory`] with remedies if it does not fit; [`Error::Piece`] if a buffer is too large for the device.
 pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: u64) -> Result<Plan, Error> {
     let (workload, budget) = (workload(opened, device, dtype, tokens), budget(opened, device));
     workload.require_pieces(device.largest_buffer())?;
@@ -54,34 +54,34 @@ pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: 
     })
 }
 
-/// Micro-batch sizes, not above what is asked for, with the accumulation that makes the same optimizer step of them: their
-/// product stays what it is. The largest first.
+/// Micro-batch sizes up to the requested one, each with the accumulation that keeps their product, the optimizer step.
+/// Largest first.
 fn same_steps((micro_batch_size, accumulation): (usize, usize)) -> impl Iterator<Item = (usize, usize)> {
     let sequences = micro_batch_size * accumulation;
     let sizes = (1..=micro_batch_size).rev().filter(move |size| sequences.is_multiple_of(*size));
     sizes.map(move |size| (size, sequences / size))
 }
 
-/// The largest of them of at most `most` sequences.
+/// The largest of them with at most `most` sequences.
 fn smaller(asked: (usize, usize), most: u64) -> Option<(usize, usize)> {
     same_steps(asked).find(|(size, _)| *size as u64 <= most)
 }
 
-/// What a pass over the weights costs whatever its tokens, in tokens: a weight is read, dequantized and written once (4.5
-/// bytes), in a time in which a GPU of today does two operations with it for so many tokens.
+/// Fixed cost of a pass over the weights, in tokens: reading, dequantizing and writing a weight once (4.5 bytes) takes
+/// as long as a current GPU needs for two operations with it for this many tokens.
 const TOKENS_OF_A_PASS: f64 = 170.0;
 
-/// What a token costs with micro-batches of so many tokens, and some layers' forward pass run twice: passes, each with its
-/// share of what a pass costs by itself.
+/// Relative cost of a token, for micro-batches of this many tokens and some recomputed layers: passes, each with its
+/// share of the fixed cost.
 fn cost(tokens: u64, plan: &Plan) -> f64 {
     let again = (plan.layers - plan.kept_layers) as f64 / plan.layers.max(1) as f64;
     (2.0 + again) * (1.0 + TOKENS_OF_A_PASS / tokens.max(1) as f64)
 }
 
-/// Chooses the micro-batches that train fastest in the memory that there is, at most as large as the recipe says, and lets
-/// the budget be what it is now, so that the recipe as it is written down plans the same again. Small ones that keep what
-/// their backward passes need may be faster than large ones that run layers twice. `largest` is the tokens of the largest
-/// micro-batch as the recipe has them, and becomes that of those chosen. Tells what was chosen.
+/// Chooses the fastest micro-batches that fit into memory, at most as large as the recipe's, and stores the present
+/// budget in the recipe, so that the written recipe gives the same plan again. Small ones that save their activations
+/// can be faster than large ones that recompute layers. `largest` is the number of tokens in the recipe's largest
+/// micro-batch, and is updated for the chosen ones. Returns a description of the choice.
 ///
 /// # Errors
 /// [`Error::Memory`] or [`Error::Piece`] if a micro-batch of one sequence does not fit.
@@ -102,17 +102,17 @@ pub(super) fn fit(
         Some(((size, accumulation), Plan::new(&workload, budget).ok()?))
     };
     let by_cost = |((size, _), plan): &((usize, usize), Plan)| cost(tokens_of(*size), plan);
-    // Of equals the largest, which comes first.
+    // Among equals the largest, which comes first.
     let best = same_steps(asked).filter_map(planned).min_by(|a, b| by_cost(a).total_cmp(&by_cost(b)));
     let (chosen, plan) = match best {
         Some(best) => best,
-        // Told as without `--fit`, of a single sequence.
+        // Reported as without `--fit`, for a single sequence.
         None => ((1, asked.0 * asked.1), plan(opened, device, dtype, longest)?),
     };
     *largest = tokens_of(chosen.0);
     let change = match asked == chosen {
-        true => "as the recipe says".to_owned(),
-        false => format!("not {} and {}", asked.0, asked.1),
+        true => "as in the recipe".to_owned(),
+        false => format!("instead of {} and {}", asked.0, asked.1),
     };
     let train = &mut opened.recipe.train;
     (train.micro_batch_size, train.gradient_accumulation_steps) = chosen;
@@ -120,8 +120,8 @@ pub(super) fn fit(
         train.memory_budget = Some(budget);
     }
     Ok(format!(
-        "micro_batch_size = {} and gradient_accumulation_steps = {}, {change}; {} of {} layers run forward twice; {} \
-         planned of {}, for {} tokens",
+        "micro_batch_size = {} and gradient_accumulation_steps = {}, {change}; {} of {} layers recomputed; {} planned of \
+         {}, for {} tokens",
         chosen.0,
         chosen.1,
         plan.layers - plan.kept_layers,
@@ -132,7 +132,7 @@ pub(super) fn fit(
     ))
 }
 
-/// The most tokens that a micro-batch of the recipe can have, where the rows have not been looked at.
+/// Upper bound of the tokens in a micro-batch of the recipe, if the rows have not been read.
 pub(super) fn most_tokens(opened: &Opened) -> u64 {
     let recipe = &opened.recipe;
     recipe.train.micro_batch_size as u64 * recipe.data.max_seq_len as u64
@@ -142,8 +142,8 @@ pub(super) fn most_tokens(opened: &Opened) -> u64 {
 mod tests {
     use super::{Plan, cost, smaller};
 
-    /// Small micro-batches that keep everything are faster than large ones that run every layer twice, unless they are so
-    /// small that reading the weights is what takes the time.
+    /// Small micro-batches that save all activations are faster than large ones that recompute every layer, unless they
+    /// are so small that reading the weights dominates.
     #[test]
     fn what_is_fastest_weighs_passes_against_layers_run_twice() {
         let plan = |kept_layers| Plan { terms: Vec::new(), kept_layers, layers: 32 };

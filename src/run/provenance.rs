@@ -1,8 +1,8 @@
-//! Where an adapter comes from, as safetensors metadata: what a run was made of, and nothing of how it went by.
+//! The provenance of an adapter as safetensors metadata: the inputs of its run, and nothing that varies between runs.
 //!
-//! Two runs of one recipe on one machine write the same bytes, so there is no date, path, speed or host here, and no
-//! trace of an interruption. A run that its recipe alone does not explain says so: `ended_by` names the budget that
-//! ended it, `changes` what was changed on the way.
+//! Two runs of one recipe on one machine write the same bytes, so there is no date, path, speed, host or interruption
+//! here. Deviations from the recipe are recorded: `ended_by` names the budget that ended the run, `changes` lists the
+//! changed inputs.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use crate::train::state::Ended;
 
 /// Prefix of every key.
 const PREFIX: &str = "tune.";
-/// Key of the optimizer steps that an adapter has behind it.
+/// Key of the number of optimizer steps.
 pub(super) const STEPS: &str = "tune.steps";
 
 /// Key of the budget that ended a run.
@@ -26,7 +26,7 @@ pub(super) struct Provenance<'a> {
     pub family: &'a str,
     /// Hashes of all inputs by name.
     pub inputs: &'a BTreeMap<String, String>,
-    /// How the run went.
+    /// The state at the end of the run.
     pub summary: &'a Summary,
 }
 

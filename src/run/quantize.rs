@@ -1,4 +1,4 @@
-//! `tune quantize`: a base written once in 4 bits, for the runs that follow.
+//! `tune quantize`: saves a base model in 4 bits.
 
 use std::path::Path;
 
@@ -9,19 +9,19 @@ use crate::export::base::OpenedBase;
 use crate::export::quantize::{self, Options, Outcome, Progress};
 use crate::model;
 
-/// Finds and checks a base: a folder, or a hub id in the local cache. Reads no tensor.
+/// Opens and checks a base: a folder, or a hub id in the local cache. Reads no tensor data.
 ///
 /// # Errors
-/// There is none, or it is not a model that can be trained on.
+/// It does not exist, or its architecture is not supported.
 pub fn open(base: &str, revision: Option<&str>, environment: &Environment<'_>) -> Result<OpenedBase, Error> {
     let found = resolve_base(base, revision, environment.hub_cache).map_err(model::Error::from)?;
     Ok(OpenedBase::open(found)?)
 }
 
-/// Writes it in 4 bits to the folder `out`, whole or not at all.
+/// Writes it in 4 bits to the folder `out`, which is complete or absent.
 ///
 /// # Errors
-/// As [`quantize::quantize`]; `out` holds the base.
+/// As [`quantize::quantize`]; `out` contains the base.
 pub fn quantize(
     base: &OpenedBase,
     out: &Path,

@@ -1,4 +1,4 @@
-//! `tune reproduce`: train a finished run again from what its folder holds, and compare the adapters byte for byte.
+//! `tune reproduce`: trains a finished run again from its folder, and compares the adapters byte for byte.
 
 use std::path::{Path, PathBuf};
 
@@ -12,21 +12,21 @@ use crate::record::{Difference, Lock, Record};
 use crate::train::budget::Spent;
 use crate::train::event::{Event, Observer};
 
-/// What came of training again.
+/// The result of a reproduction.
 #[derive(Clone, Debug)]
 pub struct Reproduction {
     /// The new run.
     pub outcome: Outcome,
-    /// SHA-256 of the first run's `adapter_model.safetensors`, as it lies in its folder.
+    /// SHA-256 of the first run's `adapter_model.safetensors`.
     pub expected: String,
-    /// SHA-256 of the new run's; `None` when it was stopped before its end.
+    /// SHA-256 of the new run's; `None` if it was stopped before its end.
     pub found: Option<String>,
-    /// What is not an input, is not as it was, and may explain a difference.
+    /// Changes of version, device or processor that may explain a difference.
     pub surroundings: Vec<Difference>,
 }
 
 impl Reproduction {
-    /// Whether the two adapters have the same bytes.
+    /// Whether the two adapters are equal byte for byte.
     pub fn identical(&self) -> bool {
         self.found.as_ref() == Some(&self.expected)
     }
@@ -34,13 +34,12 @@ impl Reproduction {
 
 /// Trains the run in the folder `run` again, into the folder `into`.
 ///
-/// A run that its `max_time` ended is replayed to the step it came to: another machine, or this one on another day,
-/// would come to another step in that time.
+/// A run that `max_time` ended is replayed to its last step, because the number of steps in that time varies between
+/// machines.
 ///
 /// # Errors
-/// [`Error::Unfinished`] and [`Error::Changed`] before anything is trained: the run has no adapter, its adapter is not
-/// the one that it wrote, or an input is not what the lock says. Afterwards what
-/// [`fine_tune`](super::fine_tune::fine_tune) returns.
+/// Before training, [`Error::Unfinished`] if the run has no adapter, and [`Error::Changed`] if the adapter or an input
+/// differs from the record or the lock; then those of [`fine_tune`](super::fine_tune::fine_tune).
 pub fn reproduce(
     run: &Path,
     into: &Path,
@@ -58,7 +57,7 @@ pub fn reproduce(
     let recipe = run.join("recipe.toml");
     let output_dir = format!("output_dir={}", toml::Value::String(into.display().to_string()));
     let file = RecipeFile::open(&recipe, std::slice::from_ref(&output_dir))?;
-    // An adapter that is not the run's own says nothing about the run.
+    // A replaced adapter cannot be compared.
     let time_spent_after = if recorded == expected { time_spent_after(&tensors)? } else { None };
     let mut surroundings = Vec::new();
     let mut check = |now: &Lock| {
@@ -75,7 +74,7 @@ pub fn reproduce(
     };
     if let Some(step) = time_spent_after {
         let text = format!(
-            "`train.max_time` ended this run behind step {step}: it is replayed to that step, however long it takes"
+            "`train.max_time` ended this run at step {step}: it is replayed to that step without a time limit"
         );
         observer.observe(&Event::Note(text));
     }
@@ -86,7 +85,7 @@ pub fn reproduce(
     Ok(Reproduction { outcome, expected, found, surroundings })
 }
 
-/// The optimizer step behind which `max_time` was spent, where it ended the run that wrote these tensors.
+/// The optimizer step at which `max_time` ended the run that wrote these tensors, if it did.
 fn time_spent_after(tensors: &Path) -> Result<Option<u64>, Error> {
     let file = SafetensorsFile::open(tensors)?;
     let metadata = file.metadata();

@@ -1,7 +1,7 @@
-//! How a run begins in its folder: at its first step, at a checkpoint, or not at all because it is finished.
+//! Where a run in a folder starts: at its first step, at a checkpoint, or not at all because it is finished.
 //!
-//! A checkpoint knows what its run was made from. Whatever would give another adapter than the one that was begun is
-//! refused with its name, unless the user insists; then the adapter will say that it was changed on the way.
+//! A checkpoint records the inputs of its run. A change that would give another adapter is refused and named, unless
+//! the user accepts changes; then the adapter records them.
 
 use std::io::ErrorKind;
 
@@ -19,22 +19,22 @@ use crate::train::folder::{FolderError, RunFolder, Standing};
 use crate::train::resume::{Found, find};
 use crate::train::state::{Origin, Saved, State};
 
-/// Where a run begins.
+/// Where a run starts.
 pub(super) enum Beginning {
-    /// It is over, and its adapter is on disk.
+    /// It is finished, and its adapter is on disk.
     Finished(State),
-    /// There are steps to be made.
+    /// Steps remain.
     Trains {
-        /// The checkpoint to go on from; `None`: at the first step.
+        /// The checkpoint to continue from; `None`: start at the first step.
         saved: Option<Saved>,
-        /// The run is something else than it was until that checkpoint.
+        /// Whether inputs have changed since that checkpoint.
         is_changed: bool,
     },
 }
 
 const FRESH: Beginning = Beginning::Trains { saved: None, is_changed: false };
 
-/// Looks at the folder and decides. Changes nothing in it.
+/// Decides from the folder's contents, without changing them.
 pub(super) fn beginning(
     folder: &RunFolder,
     opened: &Opened,
@@ -51,7 +51,7 @@ pub(super) fn beginning(
     let standing = folder.standing()?;
     match standing {
         Standing::Empty => {
-            note(format!("there is no run in {root} to go on with: this one begins at its first step"));
+            note(format!("no run to resume in {root}: starting at the first step"));
             return Ok(FRESH);
         }
         Standing::Foreign => return Err(FolderError::Foreign(folder.root().to_path_buf()).into()),
@@ -70,17 +70,17 @@ pub(super) fn beginning(
             observer.observe(&Event::Warning(format!("changed before the first step: {difference}")));
         }
         observer.observe(&Event::Note(format!(
-            "the run in {root} had not written a checkpoint yet: it begins again at its first step"
+            "the run in {root} has no checkpoint yet: starting at the first step"
         )));
         return Ok(FRESH);
     };
     for fault in &passed_over {
-        observer.observe(&Event::Warning(format!("passing over a checkpoint that cannot be used: {fault}")));
+        observer.observe(&Event::Warning(format!("skipping an unusable checkpoint: {fault}")));
     }
     let state = &mut saved.state;
     if state.origin.release != origin.release {
         observer.observe(&Event::Warning(format!(
-            "the run was begun by tune {} and goes on with tune {}: the adapter may come out differently",
+            "the run was started by tune {} and continues with tune {}; the adapter may differ",
             state.origin.release, origin.release
         )));
     }
@@ -103,15 +103,15 @@ pub(super) fn beginning(
         }
         let of = steps.map(|steps| format!(" of step {steps}")).unwrap_or_default();
         observer.observe(&Event::Note(format!(
-            "{} holds an adapter{of}; the new one takes its place when the run ends",
+            "{} contains an adapter{of}; it is replaced when the run ends",
             folder.adapter().display()
         )));
     }
     Ok(Beginning::Trains { saved: Some(saved), is_changed })
 }
 
-/// Takes over the micro-batches that the run in `folder` was fitted to, if they make the same optimizer steps as those of
-/// the recipe. Whatever else differs, [`beginning`] tells.
+/// Uses the micro-batches that `--fit` chose for the run in `folder`, if they give the same optimizer steps as the
+/// recipe's. [`beginning`] reports other differences.
 pub(super) fn adopt_micro_batches(opened: &mut Opened, folder: &RunFolder) -> bool {
     let Ok(file) = recipe::RecipeFile::open(&folder.recipe(), &[]) else { return false };
     let Some(fitted) = &file.parts().train else { return false };
@@ -125,25 +125,25 @@ pub(super) fn adopt_micro_batches(opened: &mut Opened, folder: &RunFolder) -> bo
     true
 }
 
-/// What would give another adapter than the run in a folder that has a recipe and a lock, and no checkpoint yet.
+/// The changes since a run was started that has a recipe and a lock but no checkpoint.
 fn differences_without_checkpoint(folder: &RunFolder, origin: &Origin, opened: &Opened) -> Vec<String> {
-    let mut told = Vec::new();
+    let mut found = Vec::new();
     let was = recipe::RecipeFile::open(&folder.recipe(), &[]);
     let recipe = match was.map(recipe::RecipeFile::finish) {
         Ok(Ok(was)) => was.essentials(),
         Ok(Err(_)) | Err(_) => {
-            told.push(format!("{} is not a recipe that can be read any more", folder.recipe().display()));
+            found.push(format!("{} is no longer a valid recipe", folder.recipe().display()));
             origin.recipe.clone()
         }
     };
-    // The lock is written behind the recipe; a run that was killed in between had read nothing for its first step.
+    // The lock is written after the recipe; a run killed in between has read no input yet.
     let lock = match Lock::read(folder.root()) {
         Ok(lock) => Some(lock),
         Err(record::Error::File(files::Error::Io { source, .. })) if source.kind() == ErrorKind::NotFound => {
             None
         }
         Err(error) => {
-            told.push(error.to_string());
+            found.push(error.to_string());
             None
         }
     };
@@ -156,42 +156,42 @@ fn differences_without_checkpoint(folder: &RunFolder, origin: &Origin, opened: &
         },
         None => Origin { recipe, ..origin.clone() },
     };
-    // What a base says of its origin is part of its files.
+    // The provenance of a base is part of its files.
     let mut is = origin.clone();
     is.inputs.retain(|name, _| was.inputs.contains_key(name) || !inputs::is_said_by_base(name));
-    told.extend(differences(&was, 0, &is, opened));
-    told
+    found.extend(differences(&was, 0, &is, opened));
+    found
 }
 
-/// What a run that has read so many tokens would give another adapter by, in words.
+/// The changes that would give another adapter after this many tokens, in words.
 fn differences(was: &Origin, tokens: u64, origin: &Origin, opened: &Opened) -> Vec<String> {
     let max_tokens = opened.recipe.train.budget.max_tokens;
-    let mut told: Vec<String> = recipe::differences(&was.recipe, &origin.recipe)
+    let mut found: Vec<String> = recipe::differences(&was.recipe, &origin.recipe)
         .into_iter()
-        // A later end changes nothing of what came before it.
+        // A later end does not change earlier steps.
         .filter(|d| d.key != "train.max_tokens" || max_tokens.is_some_and(|limit| limit <= tokens))
         .map(|difference| difference.to_string())
         .collect();
     let datasets: Vec<String> = opened.recipe.datasets.iter().map(|dataset| dataset.path.clone()).collect();
-    told.extend(inputs::differences(&was.inputs, &origin.inputs, &datasets));
+    found.extend(inputs::differences(&was.inputs, &origin.inputs, &datasets));
     if was.compute != origin.compute {
-        told.push(format!("it was computed in {} and would go on in {}", was.compute, origin.compute));
+        found.push(format!("it was computed in {} and would continue in {}", was.compute, origin.compute));
     }
-    told
+    found
 }
 
-/// The optimizer steps behind the adapter in the folder, when there is one and it says so.
+/// The optimizer steps of the adapter in the folder, if there is one that records them.
 fn adapter_steps(folder: &RunFolder) -> Option<u64> {
     let file = SafetensorsFile::open(&folder.adapter().join(peft::TENSORS_FILE)).ok()?;
     file.metadata().get(STEPS)?.parse().ok()
 }
 
-/// What a run computes in, and where, in words.
+/// Compute dtype and device, in words.
 pub(super) fn compute(dtype: &str, device: &str) -> String {
     format!("{dtype} on {device}")
 }
 
-/// What a run of `opened` is made from.
+/// The inputs of a run of `opened`.
 pub(super) fn origin(opened: &Opened, inputs: &Inputs, compute: &str) -> Origin {
     Origin {
         recipe: opened.recipe.essentials(),

@@ -1,7 +1,7 @@
 //! Answers to the recipe's sample prompts, before and after training.
 //!
-//! A prompt is put to the model as the first training dataset's format puts its own: as a user turn, an Alpaca
-//! instruction, or the plain beginning of a text.
+//! A prompt is formatted as in the first training dataset: as a user turn, an Alpaca instruction, or the beginning of a
+//! text.
 
 use std::ops::ControlFlow;
 
@@ -26,7 +26,7 @@ pub(super) struct Sampler<'a> {
 }
 
 impl<'a> Sampler<'a> {
-    /// Tokenizes the prompts. Without a tokenizer or a template to put them with there are none.
+    /// Tokenizes the prompts. There are none without a tokenizer or the template that their format needs.
     pub(super) fn new(opened: &'a Opened) -> Result<Self, Error> {
         let spec = &opened.recipe.sample;
         let mut prompts = Vec::new();
@@ -59,14 +59,14 @@ impl<'a> Sampler<'a> {
         Ok(answers)
     }
 
-    /// Tells the answers of the untrained base.
-    pub(super) fn tell(&self, answers: &[String], observer: &mut dyn Observer) {
+    /// Reports the answers of the untrained base.
+    pub(super) fn report_before(&self, answers: &[String], observer: &mut dyn Observer) {
         let prompts = self.opened.recipe.sample.prompts.iter().cloned();
-        let told: Vec<(String, String)> = prompts.zip(answers.iter().cloned()).collect();
-        observer.observe(&Event::Answered(&told));
+        let answered: Vec<(String, String)> = prompts.zip(answers.iter().cloned()).collect();
+        observer.observe(&Event::Answered(&answered));
     }
 
-    /// Puts the answers beside their prompts.
+    /// Combines the answers with their prompts.
     pub(super) fn pair(&self, before: Vec<String>, after: Vec<String>) -> Vec<Sample> {
         let prompts = self.opened.recipe.sample.prompts.iter().cloned();
         prompts
@@ -76,7 +76,7 @@ impl<'a> Sampler<'a> {
     }
 }
 
-/// The ids of one prompt; `None` when the model has no way to be asked.
+/// The ids of one prompt; `None` if the model cannot be prompted in this format.
 fn encode(opened: &Opened, prompt: &str) -> Result<Option<Vec<u32>>, Error> {
     let Some(tokenizer) = &opened.tokenizer else { return Ok(None) };
     let datasets = &opened.recipe.datasets;

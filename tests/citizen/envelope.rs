@@ -116,7 +116,7 @@ fn require_own(folder: &Path, brought: &[PathBuf], words: &[&str]) {
     }
 }
 
-/// What a command line that cannot be read comes to.
+/// The output of an invalid command line.
 #[track_caller]
 fn unread(arguments: &[&str]) -> Output {
     let folder = tempfile::tempdir().unwrap();
@@ -124,7 +124,7 @@ fn unread(arguments: &[&str]) -> Output {
 }
 
 #[test]
-fn a_command_line_that_cannot_be_read_is_told_to_programs() {
+fn an_invalid_command_line_is_reported_as_events() {
     for (arguments, command, word) in [
         (&["run", "--json"][..], Some("run"), "<RECIPE>"),
         (&["run", "x.toml", "--json", "--no-such-flag"], Some("run"), "--no-such-flag"),
@@ -132,8 +132,8 @@ fn a_command_line_that_cannot_be_read_is_told_to_programs() {
         (&["run", "x.toml", "--device", "abacus", "--json"], Some("run"), "abacus"),
         (&["bench", "--json", "--rank", "0"], Some("bench"), "4096"),
         (&["rum", "--json"], None, "rum"),
-        (&["--json"], None, "--json"),
-        (&["--json", "validate", "x.toml"], Some("validate"), "--json"),
+        (&["--json"], None, "requires a subcommand"),
+        (&["--json", "validate", "x.toml"], Some("validate"), "x.toml"),
     ] {
         let output = unread(arguments);
         let told = events(&output);
@@ -143,9 +143,9 @@ fn a_command_line_that_cannot_be_read_is_told_to_programs() {
         let said = format!("{} {}", told[1]["message"], told[1]["help"]);
         assert!(said.contains(word), "{arguments:?}: {said}");
         assert_eq!((&told[2]["exit_code"], &told[2]["outcome"]), (&2.into(), &"recipe".into()));
-        assert!(text(&output.stderr).contains("error: "), "people are told as well");
+        assert!(text(&output.stderr).contains("error: "), "no text for people");
     }
-    // Where nobody asked for events there are none, and help stays help.
+    // Without --json there are no events, and help stays help.
     for arguments in [&["run"][..], &["generate", "--", "--json"], &["run", "--jsonl"]] {
         assert!(unread(arguments).stdout.is_empty(), "{arguments:?}");
     }

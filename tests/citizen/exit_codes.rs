@@ -126,7 +126,7 @@ fn six_for_a_gate_that_is_not_met() {
     assert_eq!(events.last().unwrap()["outcome"], "gate");
     assert_eq!(super::fixture::named(&events, "gate")[0]["passed"], false);
     assert!(
-        text(&failed.stderr).contains("::error::a gate of the recipe is not met"),
+        text(&failed.stderr).contains("::error::the adapter fails a gate of the recipe"),
         "{}",
         text(&failed.stderr)
     );

@@ -49,7 +49,7 @@ fn a_run_folder_explains_itself() {
         "% of the plan",
         "planned",
         "measured peak",
-        "Rows as they are trained on",
+        "Rows as trained on",
         "train.jsonl",
         &lock.recipe_sha256,
         &lock.base_file[1].sha256,

@@ -40,7 +40,7 @@ fn a_run_that_time_ended_is_replayed_to_the_step_it_came_to() {
     let result = named(&again, "result")[0];
     assert_eq!((&result["identical"], &result["steps"]), (&true.into(), steps));
     let told = named(&again, "note");
-    let why = format!("`train.max_time` ended this run behind step {steps}");
+    let why = format!("`train.max_time` ended this run at step {steps}");
     assert!(told.iter().any(|note| note["message"].as_str().unwrap().starts_with(&why)), "{told:?}");
 }
 
@@ -84,7 +84,7 @@ fn every_input_that_changed_is_named_before_anything_is_trained() {
         fs::write(path(file), changed).unwrap();
         let refused = expect(2, folder.path(), &["reproduce", "run", "--output", "again"]);
         let said = text(&refused.stderr);
-        assert!(said.contains(named) && said.contains("the lock says"), "{said}");
+        assert!(said.contains(named) && said.contains("in the lock"), "{said}");
         assert!(!path("again").exists());
         fs::write(path(file), original).unwrap();
     }

@@ -124,7 +124,7 @@ fn the_command_writes_a_recipe_and_tells_what_is_different() {
     assert_eq!(fs::read_to_string(here.path().join("new.toml")).unwrap(), text);
     // Nothing is overwritten, and nothing half-written.
     for (arguments, word) in [
-        (&["import", "old.yml", "--out", "new.toml"][..], "is there already"),
+        (&["import", "old.yml", "--out", "new.toml"][..], "exists"),
         (&["import", "none.yml"], "cannot read none.yml"),
         (&["import", ".", "--out", "other.toml"], "it is a folder"),
         (&["import", "old.yml", "--from", "torchtune", "--out", "other.toml"], "it has no `model`"),

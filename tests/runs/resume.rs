@@ -124,7 +124,7 @@ fn there_need_be_nothing_to_go_on_with() {
         }
     });
     bench.try_run("new", RESUME, GO_ON, &mut watch).unwrap();
-    assert!(notes.iter().any(|note| note.contains("begins at its first step")), "{notes:?}");
+    assert!(notes.iter().any(|note| note.contains("starting at the first step")), "{notes:?}");
     bench.assert_same("whole", "new");
     // Killed before its first checkpoint: a recipe, some metrics, and nothing else.
     let run = bench.run_dir("early");

@@ -150,7 +150,7 @@ fn a_model_that_cannot_be_asked_says_why() {
     fs::create_dir(&run).unwrap();
     fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/recipes/quickstart.toml"), run.join("recipe.toml"))
         .unwrap();
-    assert!(refused(&["--adapter", "run", "Hello."], 2).contains("no finished run"));
+    assert!(refused(&["--adapter", "run", "Hello."], 2).contains("not a finished run"));
 }
 
 /// The largest terms and ways out, before anything is loaded or answered.
