@@ -10,6 +10,8 @@ use crate::linear_cross_entropy::LossOps;
 use crate::nf4::Nf4Ops;
 use crate::rms_norm::RmsNormOps;
 use crate::rope::RopeOps;
+use crate::row_scale::RowScaleOps;
+use crate::segment_sum::SegmentOps;
 
 /// A backend with every op. Callers use the functions of the op modules, which check shapes; the methods of the ops'
 /// traits rely on that.
@@ -25,6 +27,8 @@ pub trait KernelBackend:
     + GatedOps
     + AttentionOps
     + LossOps
+    + SegmentOps
+    + RowScaleOps
     + AdamWOps
 {
 }
@@ -39,6 +43,8 @@ impl<B> KernelBackend for B where
         + GatedOps
         + AttentionOps
         + LossOps
+        + SegmentOps
+        + RowScaleOps
         + AdamWOps
 {
 }

@@ -1,7 +1,7 @@
 //! The numerical operations that tune owns: one op, one folder, one scalar oracle.
 //!
 //! Hidden states are `[tokens, hidden]`, always flat: a micro-batch is the concatenation of its documents without
-//! padding, told apart by [`attention::DocumentOffsets`]. The compute dtype is that of `x` (f32, bf16 or f16);
+//! padding; [`attention::DocumentOffsets`] separates them. The compute dtype is that of `x` (f32, bf16 or f16);
 //! every sum is accumulated in f32. Each op is a function over a [`KernelBackend`], and so is its backward: the
 //! trainer calls both itself, there is no graph.
 //!
@@ -12,6 +12,7 @@
 //! | [`attention`] | causal, grouped-query, per document, sliding window |
 //! | [`column_scale`] | a factor for each column: DoRA's magnitudes |
 //! | [`linear_cross_entropy`] | output head and loss, never all logits |
+//! | [`segment_sum`], [`row_scale`] | losses by document, and gradients weighed by row |
 //! | [`adamw`] | the optimizer's update, and the norm for clipping |
 //! | [`ggml`] | weights coded in the block formats of GGUF files |
 //!
@@ -43,6 +44,8 @@ pub mod memory;
 pub mod nf4;
 pub mod rms_norm;
 pub mod rope;
+pub mod row_scale;
+pub mod segment_sum;
 
 pub use backend::KernelBackend;
 pub use cpu::isa;

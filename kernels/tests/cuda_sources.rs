@@ -19,10 +19,12 @@ use tune_kernels::attention::{
 use tune_kernels::dropout::{Dropout, DropoutKey};
 use tune_kernels::gated::{Activation, gated, gated_backward};
 use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};
-use tune_kernels::linear_cross_entropy::linear_cross_entropy;
+use tune_kernels::linear_cross_entropy::{linear_cross_entropy, weighted_linear_cross_entropy};
 use tune_kernels::nf4::{self, Nf4Weight};
 use tune_kernels::rms_norm::{NormWeight, RmsNorm, Rounding, rms_norm, rms_norm_backward, rms_norm_onto};
 use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
+use tune_kernels::row_scale::row_scale;
+use tune_kernels::segment_sum::segment_sum;
 
 fn zeros<const D: usize>(shape: [usize; D], dtype: DType) -> Tensor<Compiled, D> {
     let count = shape.iter().product();
@@ -123,7 +125,10 @@ fn every_kernel_becomes_cuda() {
         }
         let hidden = zeros([80, 512], dtype);
         let head = FrozenWeight::Dense(zeros([1024, 512], dtype));
-        linear_cross_entropy(&hidden, &head, &[3; 80], true);
+        let found = linear_cross_entropy(&hidden, &head, &[3; 80], true);
+        weighted_linear_cross_entropy(&hidden, &head, &[3; 80], &found.rows);
+        segment_sum(&found.rows, &[0, 30, 80]);
+        row_scale(hidden, &found.rows);
     }
     let parameter = zeros([16, 512], DType::F32);
     let moments = Moments::zeros_like(&parameter);
@@ -145,6 +150,8 @@ fn every_kernel_becomes_cuda() {
         "attention_backward",
         "gated_backward",
         "cross_entropy",
+        "segment_sum",
+        "row_scale",
         "adamw",
         "factor",
         "sum_of_squares",

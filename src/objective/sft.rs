@@ -20,7 +20,7 @@ pub(super) fn with_trained_head<B: KernelBackend>(
     targets: &[i32],
 ) -> Differentiated<B> {
     let normed = decoder.final_norm(hidden);
-    let found = trained_linear_cross_entropy(&normed, &weight, targets, sum);
+    let found = trained_linear_cross_entropy(&normed, &weight, targets, None, sum);
     drop(normed);
     let dhidden = final_norm_backward(decoder, hidden, found.hidden);
     Differentiated { value: found.loss, hidden: Some(dhidden), head: Some(found.head) }
@@ -35,7 +35,7 @@ pub(super) fn with_frozen_head<B: KernelBackend>(
     wants_gradient: bool,
 ) -> Differentiated<B> {
     let normed = decoder.final_norm(hidden);
-    let LossAndGradient { loss, gradient } =
+    let LossAndGradient { loss, gradient, .. } =
         linear_cross_entropy(&normed, decoder.head(), targets, wants_gradient);
     drop(normed);
     let gradient = gradient.map(|gradient| final_norm_backward(decoder, hidden, gradient));

@@ -1,11 +1,11 @@
-//! Output head and loss: dense and NF4 heads, rows without a target.
+//! Output head and loss: dense and NF4 heads, rows without a target, rows with weights.
 
 use burn::tensor::DType;
 
 use super::measure::{Deviation, On, random, rounded, tolerance, values};
 use crate::KernelBackend;
 use crate::linear::FrozenWeight;
-use crate::linear_cross_entropy::{IGNORED, linear_cross_entropy, reference};
+use crate::linear_cross_entropy::{IGNORED, linear_cross_entropy, reference, weighted_linear_cross_entropy};
 use crate::nf4::{self, Nf4Weight};
 
 pub(super) fn all<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
@@ -13,7 +13,7 @@ pub(super) fn all<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
     cases.into_iter().flat_map(|(shape, packed)| check(on, shape, packed)).collect()
 }
 
-/// [`linear_cross_entropy`] with and without a gradient: (tokens, width, vocabulary), the head in NF4 or dense.
+/// [`linear_cross_entropy`] without a gradient, with it, and with that of weighted rows: (tokens, width, vocabulary), the head in NF4 or dense.
 pub fn check<B: KernelBackend>(
     on: On<'_, B>,
     (tokens, width, vocabulary): (usize, usize, usize),
@@ -33,17 +33,29 @@ pub fn check<B: KernelBackend>(
     let hidden = on.random(tokens * width, 1, 1.0);
     let targets: Vec<Option<usize>> =
         (0..tokens).map(|i| (i % 5 != 3).then_some(i * 31 % vocabulary)).collect();
-    let (loss, slope) = reference::loss_and_gradient(&hidden, &dense, &targets, width);
+    let supervised = targets.iter().flatten().count();
+    let weights = random(supervised, 3, 2.0);
+    let rows = reference::Rows { head: &dense, targets: &targets, weights: None };
+    let losses = reference::row_losses(&hidden, rows, width);
+    let (loss, slope, _) = reference::loss_and_gradients(&hidden, rows, width);
+    let weighed = reference::Rows { weights: Some(&weights), ..rows };
+    let (_, weighed, _) = reference::loss_and_gradients(&hidden, weighed, width);
     let on_device: Vec<i32> = targets.iter().map(|t| t.map_or(IGNORED, |t| t as i32)).collect();
     let hidden = on.tensor::<2>(&hidden, [tokens, width]);
     let found = linear_cross_entropy(&hidden, &head, &on_device, true);
     let alone = linear_cross_entropy(&hidden, &head, &on_device, false);
+    let weights = on.single::<1>(&weights, [supervised]);
+    let weighted = weighted_linear_cross_entropy(&hidden, &head, &on_device, &weights);
     let sum = values(&found.loss);
     let gradient = found.gradient.as_ref().map(values).unwrap_or_default();
+    let weighted_gradient = weighted.gradient.as_ref().map(values).unwrap_or_default();
     vec![
         Deviation::new("loss", &case, &sum, &[loss as f32], tolerance(DType::F32)),
         Deviation::new("dhidden", &case, &gradient, &slope, on.tolerance()),
-        // The same bits, whether or not anyone asks for the gradient.
+        Deviation::new("losses of rows", &case, &values(&found.rows), &losses, 2.0 * tolerance(DType::F32)),
+        Deviation::new("weighted dhidden", &case, &weighted_gradient, &weighed, on.tolerance()),
+        // The same bits with a gradient of any kind or without.
         Deviation::new("loss alone", &case, &values(&alone.loss), &sum, 0.0),
+        Deviation::new("loss with weights", &case, &values(&weighted.loss), &sum, 0.0),
     ]
 }

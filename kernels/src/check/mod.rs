@@ -12,6 +12,7 @@ pub mod linear;
 pub mod linear_cross_entropy;
 mod measure;
 pub mod nf4;
+pub mod rows;
 
 use burn::tensor::backend::Backend;
 
@@ -51,6 +52,8 @@ pub fn all<B: KernelBackend>() -> Vec<Check<B>> {
         check("geglu", elementwise::all_gelu::<B>),
         check("attention", attention::all::<B>),
         check("linear_cross_entropy", linear_cross_entropy::all::<B>),
+        single("segment_sum", rows::all_segment_sum::<B>),
+        check("row_scale", rows::all_row_scale::<B>),
         single("adamw", adamw::all::<B>),
     ]
 }

@@ -20,7 +20,7 @@ use crate::cube::product::{Rows, Stored};
 use crate::nf4::cube::{Nf4Tensors, dequantize};
 
 /// Rows from which on a weight is dequantized beforehand where nothing was measured.
-pub(super) const DEQUANTIZE_FROM: usize = 256;
+const DEQUANTIZE_FROM: usize = 256;
 
 /// Runs of each way that are timed, after one that compiles its kernels.
 const RUNS: u32 = 3;

@@ -11,7 +11,7 @@ use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 
-use super::choice::{DEQUANTIZE_FROM, over_nf4};
+use super::choice::over_nf4;
 use super::{
     Down, FrozenWeight, Linear, LinearBackward, LinearGradients, LinearOps, Lora, LoraGradient, Projected,
 };
@@ -21,43 +21,18 @@ use crate::cube::tensor::{empty, float, wrap};
 use crate::dropout::Dropout;
 use crate::nf4::cube::{Nf4Tensors, dequantize};
 
-/// A frozen weight that several products read, ready to be an operand in the compute dtype.
-pub(crate) enum Weight<R: CubeRuntime> {
-    Dense(Box<Rows<R>>),
-    Nf4(Box<Nf4Tensors<R>>),
-}
-
-impl<R: CubeRuntime> Weight<R> {
-    /// For a product with `rows` rows in `dtype`.
-    pub(crate) fn new<F, I, T>(
-        weight: &FrozenWeight<CubeBackend<R, F, I, T>>,
-        rows: usize,
-        dtype: DType,
-    ) -> Self
-    where
-        F: FloatElement,
-        I: IntElement,
-        T: BoolElement,
-    {
-        match weight {
-            FrozenWeight::Dense(weight) => Self::Dense(Box::new(Rows::all(cast(&float(weight), dtype)))),
-            FrozenWeight::Nf4(weight) => {
-                let weight = Nf4Tensors::new(weight);
-                if rows >= DEQUANTIZE_FROM {
-                    Self::Dense(Box::new(Rows::all(dequantize(&weight, dtype))))
-                } else {
-                    Self::Nf4(Box::new(weight))
-                }
-            }
-        }
-    }
-
-    pub(crate) fn stored(&self) -> Stored<'_, R> {
-        match self {
-            Self::Dense(rows) => Stored::Dense(rows),
-            Self::Nf4(weight) => Stored::Nf4(weight),
-        }
-    }
+/// A frozen weight, dense in the compute dtype: for a caller all of whose products read it.
+pub(crate) fn dense<R, F, I, T>(weight: &FrozenWeight<CubeBackend<R, F, I, T>>, dtype: DType) -> Rows<R>
+where
+    R: CubeRuntime,
+    F: FloatElement,
+    I: IntElement,
+    T: BoolElement,
+{
+    Rows::all(match weight {
+        FrozenWeight::Dense(weight) => cast(&float(weight), dtype),
+        FrozenWeight::Nf4(weight) => dequantize(&Nf4Tensors::new(weight), dtype),
+    })
 }
 
 /// `product` of `rows` rows over a weight, which is made an operand in `dtype`.
@@ -75,7 +50,7 @@ where
     T: BoolElement,
 {
     match weight {
-        FrozenWeight::Dense(weight) => product(Stored::Dense(&Rows::all(cast(&float(weight), dtype)))),
+        FrozenWeight::Dense(_) => product(Stored::Dense(&dense(weight, dtype))),
         FrozenWeight::Nf4(weight) => over_nf4(&Nf4Tensors::new(weight), rows, dtype, transposed, product),
     }
 }

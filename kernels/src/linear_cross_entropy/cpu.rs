@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
-use super::{LossAndGradient, LossOps, Supervised};
+use super::{HiddenGradient, LossAndGradient, LossOps, Supervised};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{Kernels, PackedRows, Product, RowSource, Side, Term, Tile, multiply};
 use crate::cpu::pool::{self, Buffer};
@@ -40,34 +40,53 @@ impl LossOps for Flex {
         hidden: &Tensor<Flex, 2>,
         head: &FrozenWeight<Flex>,
         supervised: &[Supervised],
-        wants_gradient: bool,
+        gradient: HiddenGradient<'_, Flex>,
     ) -> LossAndGradient<Flex> {
         let [tokens, width] = hidden.dims();
         let [vocabulary, _] = head.shape();
         let hidden = tensor::primitive(hidden.clone());
         let head = WeightTensors::new(head);
+        let weights = match gradient {
+            HiddenGradient::Weighted(weights) => Some(tensor::primitive(weights.clone())),
+            HiddenGradient::None | HiddenGradient::OfSum => None,
+        };
+        let mut weights = weights.as_ref().map(|weights| weights.storage::<f32>());
         with_float!(hidden.dtype(), T => {
             let hidden = hidden.storage::<T>();
-            let mut gradient = wants_gradient.then(|| pool::zeros::<T>(tokens * width));
+            let wanted = !matches!(gradient, HiddenGradient::None);
+            let mut gradient = wanted.then(|| pool::zeros::<T>(tokens * width));
             let bytes = 4 / Kernels::of::<T>().element().indices();
-            let rows = chunk_rows(supervised.len(), vocabulary, bytes);
-            let mut loss = 0.0;
-            for supervised in supervised.chunks(rows) {
-                let chunk = Chunk::<T>::new(hidden, &head, supervised, [width, vocabulary]);
-                loss += chunk.run(&head, gradient.as_deref_mut());
+            let chunk_rows = chunk_rows(supervised.len(), vocabulary, bytes);
+            let (mut loss, mut rows) = (0.0, Vec::with_capacity(supervised.len()));
+            for supervised in supervised.chunks(chunk_rows) {
+                let weights = weights.as_mut().map(|weights| take(weights, supervised.len()));
+                let chunk = Chunk::<T>::new(hidden, &head, supervised, weights, [width, vocabulary]);
+                let losses = chunk.run(&head, gradient.as_deref_mut());
+                loss += losses.iter().sum::<f64>();
+                rows.extend(losses.iter().map(|loss| *loss as f32));
             }
             LossAndGradient {
                 loss: tensor::from_vec(vec![loss as f32], [1]),
+                rows: tensor::from_vec(rows, [supervised.len()]),
                 gradient: gradient.map(|gradient| tensor::from_buffer(gradient, [tokens, width])),
             }
         })
     }
 }
 
+/// The first `count` values, which are left behind.
+fn take<'a>(values: &mut &'a [f32], count: usize) -> &'a [f32] {
+    let (taken, rest) = values.split_at(count);
+    *values = rest;
+    taken
+}
+
 /// Some supervised rows, and what is known of them before the products.
 struct Chunk<'a, T: Scalar> {
     /// (row of the batch, target).
     supervised: &'a [Supervised],
+    /// What each row's gradient is multiplied by; `None`: by nothing.
+    weights: Option<&'a [f32]>,
     width: usize,
     vocabulary: usize,
     /// The rows' hidden states.
@@ -92,6 +111,7 @@ impl<'a, T: Scalar> Chunk<'a, T> {
         hidden: &[T],
         head: &WeightTensors<'_>,
         supervised: &'a [Supervised],
+        weights: Option<&'a [f32]>,
         [width, vocabulary]: [usize; 2],
     ) -> Self {
         let rows = supervised.len();
@@ -109,11 +129,20 @@ impl<'a, T: Scalar> Chunk<'a, T> {
         });
         let source = RowSource::RowMajor { values: &gathered, stride: width };
         let hidden = PackedRows::pack::<T, T>(rows, width, source);
-        Self { supervised, width, vocabulary, hidden, target_rows, target_logits, dtype: Default::default() }
+        Self {
+            supervised,
+            weights,
+            width,
+            vocabulary,
+            hidden,
+            target_rows,
+            target_logits,
+            dtype: Default::default(),
+        }
     }
 
-    /// The loss of the chunk; its gradient is written to the rows of `gradient`.
-    fn run(&self, head: &WeightTensors<'_>, gradient: Option<&mut [T]>) -> f64 {
+    /// The loss of each row; the gradient is written to the rows of `gradient`.
+    fn run(&self, head: &WeightTensors<'_>, gradient: Option<&mut [T]>) -> Vec<f64> {
         let rows = self.supervised.len();
         let mut exponentials = gradient.as_ref().map(|_| PackedRows::reserve::<T>(rows, self.vocabulary));
         let sums = self.exponentials(head, exponentials.as_mut());
@@ -128,7 +157,7 @@ impl<'a, T: Scalar> Chunk<'a, T> {
                 (sums.others[row] + (target - reference).exp()).ln() + reference - target
             }
         };
-        (0..rows).map(loss).sum()
+        (0..rows).map(loss).collect()
     }
 
     /// Exponentials of all logits but the targets', packed into `out`, and their sums.
@@ -182,14 +211,15 @@ impl<'a, T: Scalar> Chunk<'a, T> {
         Sums { references, others: parts.chunks_exact(panels).map(sum).collect() }
     }
 
-    /// Writes `(Σ e[j] head[j] − S head[t]) / (e[t] + S)` to the rows' places in `gradient`.
+    /// Writes `weight · (Σ e[j] head[j] − S head[t]) / (e[t] + S)` to the rows' places in `gradient`.
     fn gradient(&self, head: &WeightTensors<'_>, sums: &Sums, exponentials: &PackedRows, gradient: &mut [T]) {
         let factors: Vec<(f32, f32)> = (0..self.supervised.len())
             .map(|row| {
                 let reference = f64::from(sums.references[row]);
                 let at_target = (f64::from(self.target_logits[row]) - reference).exp();
                 let whole = at_target + sums.others[row];
-                ((1.0 / whole) as f32, (-sums.others[row] / whole) as f32)
+                let weight = self.weights.map_or(1.0, |weights| f64::from(weights[row]));
+                ((weight / whole) as f32, (-weight * sums.others[row] / whole) as f32)
             })
             .collect();
         let out = Disjoint::new(gradient);

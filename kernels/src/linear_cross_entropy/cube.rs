@@ -13,12 +13,12 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{LossAndGradient, LossOps, Supervised};
+use super::{HiddenGradient, LossAndGradient, LossOps, Supervised};
 use crate::cube::product::{Finish, Operand, Rows, product};
 use crate::cube::reduce::{cube_max, cube_sum};
 use crate::cube::tensor::{array, cubes, dims, empty, float, into_float, units, wrap};
 use crate::linear::FrozenWeight;
-use crate::linear::cube::Weight;
+use crate::linear::cube::dense;
 
 /// Bytes of logits and their slopes held at once, unless that is fewer than [`FEWEST_ROWS`] rows.
 const CHUNK_BYTES: usize = 256 << 20;
@@ -38,20 +38,20 @@ where
         hidden: &Tensor<Self, 2>,
         head: &FrozenWeight<Self>,
         supervised: &[Supervised],
-        wants_gradient: bool,
+        gradient: HiddenGradient<'_, Self>,
     ) -> LossAndGradient<Self> {
         let device = hidden.device();
         let gradient = wants_gradient
             .then(|| into_float(Tensor::<Self, 2>::zeros(hidden.dims(), (&device, hidden.dtype()))));
         if supervised.is_empty() {
-            let loss = Tensor::zeros([1], (&device, DType::F32));
-            return LossAndGradient { loss, gradient: gradient.map(wrap) };
+            let zeros = |count: usize| Tensor::zeros([count], (&device, DType::F32));
+            return LossAndGradient { loss: zeros(1), rows: zeros(0), gradient: gradient.map(wrap) };
         }
         let hidden = float(hidden);
         let dtype = hidden.dtype;
         let vocabulary = head.shape()[0];
         let rows = chunk_rows(supervised.len(), vocabulary, dtype.size());
-        let head = Weight::new(head, rows, dtype);
+        let head = dense(head, dtype);
         let losses = empty(&hidden, &[supervised.len()], DType::F32);
         for (index, chunk) in supervised.chunks(rows).enumerate() {
             let numbers = |of: fn(&Supervised) -> usize| {
@@ -60,18 +60,23 @@ where
             };
             let (at, targets) = (numbers(|at| at.row), numbers(|at| at.target));
             let gathered = Rows::all(gather(&hidden, &at, chunk.len()));
-            let rhs = Operand { stored: head.stored(), transposed: true, tail: None };
+            let rhs = Operand::transposed(&head);
             let logits = product(&hidden, Operand::dense(&gathered), rhs, Finish::default(), DType::F32);
-            let slopes =
-                slopes(&logits, &targets, &losses, index * rows, gradient.is_some().then_some(dtype));
+            let rows = ChunkRows {
+                targets: &targets,
+                losses: &losses,
+                weights: weights.as_ref(),
+                first: index * rows,
+            };
+            let slopes = slopes(&logits, &rows, gradient.is_some().then_some(dtype));
             if let (Some(gradient), Some(slopes)) = (&gradient, slopes) {
                 let slopes = Rows::all(slopes);
-                let rhs = Operand { stored: head.stored(), transposed: false, tail: None };
+                let rhs = Operand::dense(&head);
                 let part = product(&hidden, Operand::dense(&slopes), rhs, Finish::default(), dtype);
                 scatter(&part, &at, gradient);
             }
         }
-        LossAndGradient { loss: wrap(sum(&losses)), gradient: gradient.map(wrap) }
+        LossAndGradient { loss: wrap(sum(&losses)), rows: wrap(losses), gradient: gradient.map(wrap) }
     }
 }
 
@@ -141,31 +146,43 @@ fn move_rows_kernel<F: Float>(
     }
 }
 
-/// The slopes of `logits` in `dtype`, if asked for, and the rows' losses into `losses` from `first` on.
+/// What the rows of a chunk have beside their logits.
+struct ChunkRows<'a, R: CubeRuntime> {
+    targets: &'a cubecl::server::Handle,
+    /// Where the losses of all chunks go.
+    losses: &'a CubeTensor<R>,
+    /// What the slopes of all chunks are multiplied by.
+    weights: Option<&'a CubeTensor<R>>,
+    /// The chunk's first row among those of all chunks.
+    first: usize,
+}
+
+/// The slopes of `logits` in `dtype`, if asked for, times the rows' weights; the rows' losses are written.
 fn slopes<R: CubeRuntime>(
     logits: &CubeTensor<R>,
-    targets: &cubecl::server::Handle,
-    losses: &CubeTensor<R>,
-    first: usize,
+    rows: &ChunkRows<'_, R>,
     dtype: Option<DType>,
 ) -> Option<CubeTensor<R>> {
     let shape = dims(logits);
     let slopes = dtype.map(|dtype| empty(logits, &shape, dtype));
-    let target = slopes.as_ref().unwrap_or(losses);
-    // SAFETY: every unit stays in its row, and cubes beyond the rows do nothing.
+    let target = slopes.as_ref().unwrap_or(rows.losses);
+    // SAFETY: every unit stays in its row, and cubes beyond the rows do nothing; without weights their place is taken by a
+    // tensor that is not read.
     unsafe {
         cross_entropy_kernel::launch_unchecked::<R>(
             &logits.client,
             cubes(shape[0] as u32),
             CubeDim::new_1d(UNITS),
             array(logits),
-            ArrayArg::from_raw_parts(targets.clone(), shape[0]),
-            array(losses),
+            ArrayArg::from_raw_parts(rows.targets.clone(), shape[0]),
+            array(rows.weights.unwrap_or(logits)),
+            array(rows.losses),
             array(target),
             shape[0] as u32,
             shape[1] as u32,
-            first as u32,
+            rows.first as u32,
             slopes.is_some(),
+            rows.weights.is_some(),
             target.dtype.into(),
         );
     }
@@ -176,12 +193,14 @@ fn slopes<R: CubeRuntime>(
 fn cross_entropy_kernel<F: Float>(
     logits: &Array<f32>,
     targets: &Array<u32>,
+    weights: &Array<f32>,
     losses: &mut Array<f32>,
     slopes: &mut Array<F>,
     rows: u32,
     vocabulary: u32,
     first: u32,
     #[comptime] wants_slopes: bool,
+    #[comptime] has_weights: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     if CUBE_POS >= rows as usize {
@@ -219,7 +238,10 @@ fn cross_entropy_kernel<F: Float>(
         losses[first as usize + CUBE_POS] = loss;
     }
     if comptime!(wants_slopes) {
-        let factor = 1.0f32 / (others + own);
+        let mut factor = 1.0f32 / (others + own);
+        if comptime!(has_weights) {
+            factor *= weights[first as usize + CUBE_POS];
+        }
         let mut token = UNIT_POS;
         while token < vocabulary {
             let at = start + token as usize;

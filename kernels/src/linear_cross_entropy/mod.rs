@@ -6,7 +6,8 @@
 //! loss = Σᵢ ln Σⱼ exp z[i, j] − z[i, t]          dhidden[i] = Σⱼ (softmax(z[i])[j] − [j = t]) · head[j]
 //! ```
 //!
-//! Rows without supervision cost nothing. The gradient is computed with the loss, chunk by chunk, so that the logits
+//! Rows without supervision cost nothing. The loss of each supervised row comes with the sum. Where an objective weighs
+//! rows, the gradient is that of `Σᵢ weight[i] · lossᵢ`, and the sum stays unweighted. The gradient is computed with the loss, chunk by chunk, so that the logits
 //! are computed once; nothing is computed for the head.
 //!
 //! Hsu et al., *Liger Kernel* (<https://arxiv.org/abs/2410.10989>), for computing the gradient in the forward.
@@ -17,7 +18,7 @@ pub(crate) mod cube;
 pub mod reference;
 pub mod trained;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::linear::FrozenWeight;
 
@@ -28,7 +29,7 @@ pub trait LossOps: Backend {
         hidden: &Tensor<Self, 2>,
         head: &FrozenWeight<Self>,
         supervised: &[Supervised],
-        wants_gradient: bool,
+        gradient: HiddenGradient<'_, Self>,
     ) -> LossAndGradient<Self>;
 }
 
@@ -49,11 +50,24 @@ pub struct Supervised {
     pub target: usize,
 }
 
+/// The gradient that a call computes beside the losses.
+#[derive(Clone, Copy, Debug)]
+pub enum HiddenGradient<'a, B: Backend> {
+    /// None.
+    None,
+    /// Of the sum of the rows' losses.
+    OfSum,
+    /// Of the sum of the rows' losses, each times its weight: f32 `[supervised]`, in the rows' order.
+    Weighted(&'a Tensor<B, 1>),
+}
+
 /// What [`linear_cross_entropy()`] computes.
 #[derive(Clone, Debug)]
 pub struct LossAndGradient<B: Backend> {
     /// f32 `[1]`: a sum, never a mean.
     pub loss: Tensor<B, 1>,
+    /// The loss of each supervised row, in the rows' order: f32 `[supervised]`.
+    pub rows: Tensor<B, 1>,
     /// The gradient of `hidden` `[tokens, hidden]`, in its dtype; zero in rows without supervision. `None` unless
     /// asked for.
     pub gradient: Option<Tensor<B, 2>>,
@@ -72,13 +86,42 @@ pub fn linear_cross_entropy<B: LossOps>(
     targets: &[i32],
     wants_gradient: bool,
 ) -> LossAndGradient<B> {
+    let gradient = if wants_gradient { HiddenGradient::OfSum } else { HiddenGradient::None };
+    B::linear_cross_entropy(hidden, head, &checked(hidden, head, targets), gradient)
+}
+
+/// [`linear_cross_entropy()`] with the gradient of the weighted losses, `Σᵢ weights[i] · lossᵢ`; `loss` is the unweighted sum.
+///
+/// # Shapes
+/// As [`linear_cross_entropy()`]; `weights` f32 `[supervised]`, in the rows' order.
+///
+/// # Panics
+/// As [`linear_cross_entropy()`], and if `weights` is not f32 or has another length.
+pub fn weighted_linear_cross_entropy<B: LossOps>(
+    hidden: &Tensor<B, 2>,
+    head: &FrozenWeight<B>,
+    targets: &[i32],
+    weights: &Tensor<B, 1>,
+) -> LossAndGradient<B> {
+    let supervised = checked(hidden, head, targets);
+    check_weights(weights, supervised.len());
+    B::linear_cross_entropy(hidden, head, &supervised, HiddenGradient::Weighted(weights))
+}
+
+/// The rows that count, of operands that fit each other.
+fn checked<B: Backend>(hidden: &Tensor<B, 2>, head: &FrozenWeight<B>, targets: &[i32]) -> Vec<Supervised> {
     let ([tokens, width], shape) = (hidden.dims(), head.shape());
     assert_eq!(
         shape[1], width,
         "linear_cross_entropy: hidden states of {width} do not fit the head {shape:?}"
     );
     assert_eq!(targets.len(), tokens, "linear_cross_entropy: one target per token");
-    B::linear_cross_entropy(hidden, head, &supervised(targets, shape[0]), wants_gradient)
+    supervised(targets, shape[0])
+}
+
+fn check_weights<B: Backend>(weights: &Tensor<B, 1>, supervised: usize) {
+    assert_eq!(weights.dims(), [supervised], "linear_cross_entropy: one weight per supervised row");
+    assert_eq!(weights.dtype(), DType::F32, "linear_cross_entropy: weights are f32");
 }
 
 /// The rows that count.
@@ -94,7 +137,7 @@ fn supervised(targets: &[i32], vocabulary: usize) -> Vec<Supervised> {
             let target = usize::try_from(*target).unwrap_or(usize::MAX);
             assert!(
                 target < vocabulary,
-                "linear_cross_entropy: the target of row {row} is no id below {vocabulary}"
+                "linear_cross_entropy: the target of row {row} is not an id below {vocabulary}"
             );
             Supervised { row, target }
         })

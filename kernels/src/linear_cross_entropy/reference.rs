@@ -1,53 +1,67 @@
 //! The slow oracle of head and loss: all logits of a row, f32 in, f64 inside, f32 out.
+//!
+//! Everywhere `hidden` is `[tokens, width]`, `head` `[vocabulary, width]`, and a target of `None` is not supervised.
 
-/// The gradient of `head` `[vocabulary, width]` for upstream 1.
-pub fn head_gradient(hidden: &[f32], head: &[f32], targets: &[Option<usize>], width: usize) -> Vec<f32> {
-    let mut gradient = vec![0.0f64; head.len()];
-    for (hidden, target) in hidden.chunks_exact(width).zip(targets) {
-        let Some(target) = *target else { continue };
-        let dot = |row: &[f32]| row.iter().zip(hidden).map(|(w, h)| f64::from(*w) * f64::from(*h)).sum();
-        let logits: Vec<f64> = head.chunks_exact(width).map(dot).collect();
-        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = logits.iter().map(|z| (z - max).exp()).sum();
-        for (token, (z, gradient)) in logits.iter().zip(gradient.chunks_exact_mut(width)).enumerate() {
-            let slope = (z - max).exp() / sum - if token == target { 1.0 } else { 0.0 };
-            for (gradient, h) in gradient.iter_mut().zip(hidden) {
-                *gradient += slope * f64::from(*h);
-            }
-        }
-    }
-    gradient.into_iter().map(|value| value as f32).collect()
+/// Head, targets, and what each row's loss is weighed by in a gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// `[vocabulary, width]`.
+    pub head: &'a [f32],
+    /// One for each token.
+    pub targets: &'a [Option<usize>],
+    /// One for each supervised row; `None`: all 1.
+    pub weights: Option<&'a [f32]>,
 }
 
-/// Loss, and the gradient of `hidden` `[tokens, width]` for upstream 1. `head` is `[vocabulary, width]`; a target
-/// of `None` is not supervised.
-pub fn loss_and_gradient(
-    hidden: &[f32],
-    head: &[f32],
-    targets: &[Option<usize>],
-    width: usize,
-) -> (f64, Vec<f32>) {
-    let mut loss = 0.0;
-    let mut gradient = vec![0.0f32; hidden.len()];
-    for ((hidden, target), gradient) in
-        hidden.chunks_exact(width).zip(targets).zip(gradient.chunks_exact_mut(width))
-    {
-        let Some(target) = *target else { continue };
-        let logits: Vec<f64> = head
-            .chunks_exact(width)
-            .map(|row| row.iter().zip(hidden).map(|(w, h)| f64::from(*w) * f64::from(*h)).sum())
-            .collect();
-        let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let sum: f64 = logits.iter().map(|z| (z - max).exp()).sum();
-        loss += max + sum.ln() - logits[target];
-        for (i, gradient) in gradient.iter_mut().enumerate() {
-            let mut total = 0.0;
-            for (token, z) in logits.iter().enumerate() {
-                let slope = (z - max).exp() / sum - if token == target { 1.0 } else { 0.0 };
-                total += slope * f64::from(head[token * width + i]);
+impl Rows<'_> {
+    /// Of each supervised row: its number, its target and its weight.
+    fn supervised(&self) -> impl Iterator<Item = (usize, usize, f64)> {
+        let targets = self.targets.iter().enumerate();
+        let supervised = targets.filter_map(|(row, target)| Some((row, (*target)?)));
+        supervised.enumerate().map(|(index, (row, target))| {
+            (row, target, self.weights.map_or(1.0, |weights| f64::from(weights[index])))
+        })
+    }
+}
+
+/// The loss of each supervised row.
+pub fn row_losses(hidden: &[f32], rows: Rows<'_>, width: usize) -> Vec<f32> {
+    let loss = |(row, target, _): (usize, usize, f64)| {
+        let (logits, log_sum_exp) = logits(&hidden[row * width..][..width], rows.head);
+        (log_sum_exp - logits[target]) as f32
+    };
+    rows.supervised().map(loss).collect()
+}
+
+/// Σ weight · loss over the rows, and its gradients: of `hidden` and of `head`.
+pub fn loss_and_gradients(hidden: &[f32], rows: Rows<'_>, width: usize) -> (f64, Vec<f32>, Vec<f32>) {
+    let head = rows.head;
+    let mut sum = 0.0;
+    let (mut dhidden, mut dhead) = (vec![0.0f32; hidden.len()], vec![0.0f64; head.len()]);
+    for (row, target, weight) in rows.supervised() {
+        let hidden = &hidden[row * width..][..width];
+        let (logits, log_sum_exp) = logits(hidden, head);
+        sum += weight * (log_sum_exp - logits[target]);
+        let mut slopes = vec![0.0f64; width];
+        for (token, z) in logits.iter().enumerate() {
+            let slope = weight * ((z - log_sum_exp).exp() - if token == target { 1.0 } else { 0.0 });
+            for i in 0..width {
+                slopes[i] += slope * f64::from(head[token * width + i]);
+                dhead[token * width + i] += slope * f64::from(hidden[i]);
             }
-            *gradient = total as f32;
+        }
+        for (gradient, slope) in dhidden[row * width..].iter_mut().zip(slopes) {
+            *gradient = slope as f32;
         }
     }
-    (loss, gradient)
+    (sum, dhidden, dhead.into_iter().map(|value| value as f32).collect())
+}
+
+/// The logits of one row, and ln Σ exp of them.
+fn logits(hidden: &[f32], head: &[f32]) -> (Vec<f64>, f64) {
+    let dot = |row: &[f32]| row.iter().zip(hidden).map(|(w, h)| f64::from(*w) * f64::from(*h)).sum();
+    let logits: Vec<f64> = head.chunks_exact(hidden.len()).map(dot).collect();
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let sum: f64 = logits.iter().map(|z| (z - max).exp()).sum();
+    (logits, max + sum.ln())
 }

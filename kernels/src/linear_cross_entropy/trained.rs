@@ -11,7 +11,7 @@
 
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
 
-use super::{chunk_rows, supervised};
+use super::{check_weights, chunk_rows, supervised};
 
 /// Bytes that a logit takes while its rows are worked on: itself, its probability, and one in between.
 pub(crate) const BYTES_PER_LOGIT: u64 = 12;
@@ -21,24 +21,41 @@ pub(crate) const BYTES_PER_LOGIT: u64 = 12;
 pub struct TrainedLoss<B: Backend> {
     /// f32 `[1]`: a sum, never a mean.
     pub loss: Tensor<B, 1>,
+    /// The losses of the supervised rows, a chunk after the other.
+    chunks: Vec<Tensor<B, 1>>,
     /// The gradient of `hidden`, in its dtype; zero in rows without supervision.
     pub hidden: Tensor<B, 2>,
     /// The gradient of the head `[vocabulary, hidden]`, f32, added to the sum that came with the request.
     pub head: Tensor<B, 2>,
 }
 
+impl<B: Backend> TrainedLoss<B> {
+    /// The loss of each supervised row, in the rows' order: f32 `[supervised]`.
+    pub fn rows(&self) -> Tensor<B, 1> {
+        match self.chunks.as_slice() {
+            [] => Tensor::zeros([0], (&self.loss.device(), DType::F32)),
+            [all] => all.clone(),
+            chunks => Tensor::cat(chunks.to_vec(), 0),
+        }
+    }
+}
+
 /// Σ over supervised rows of −ln softmax(hidden · headᵀ)\[target\], and the gradients of both.
+///
+/// With `weights` the gradients are those of the weighted losses, `Σᵢ weights[i] · lossᵢ`; the loss stays the unweighted
+/// sum. Weights that follow from the losses take a call without gradients before.
 ///
 /// # Shapes
 /// `hidden` `[tokens, hidden]`, `head` and `sum` `[vocabulary, hidden]` in f32, `targets` `[tokens]` (a token id or
-/// [`IGNORED`](super::IGNORED)).
+/// [`IGNORED`](super::IGNORED)), `weights` f32 `[supervised]`, in the rows' order.
 ///
 /// # Panics
-/// If shapes do not fit, a target is neither a token id nor that, or the head is not f32.
+/// If shapes do not fit, a target is neither a token id nor that, or head or weights are not f32.
 pub fn trained_linear_cross_entropy<B: Backend>(
     hidden: &Tensor<B, 2>,
     head: &Tensor<B, 2>,
     targets: &[i32],
+    weights: Option<&Tensor<B, 1>>,
     sum: Option<Tensor<B, 2>>,
 ) -> TrainedLoss<B> {
     let ([tokens, width], [vocabulary, columns]) = (hidden.dims(), head.dims());
@@ -47,6 +64,9 @@ pub fn trained_linear_cross_entropy<B: Backend>(
     assert_eq!(head.dtype(), DType::F32, "linear_cross_entropy: a trained head is f32");
     let device = hidden.device();
     let rows = supervised(targets, vocabulary);
+    if let Some(weights) = weights {
+        check_weights(weights, rows.len());
+    }
     let integers = |values: Vec<usize>| -> Tensor<B, 1, Int> {
         let (values, length): (Vec<i32>, _) =
             (values.iter().map(|value| *value as i32).collect(), values.len());
@@ -57,7 +77,8 @@ pub fn trained_linear_cross_entropy<B: Backend>(
     let mut dhidden = zeros([tokens, width]);
     let mut dhead = sum.unwrap_or_else(|| zeros([vocabulary, width]));
     let chunk = chunk_rows(rows.len() as u64, vocabulary as u64, BYTES_PER_LOGIT) as usize;
-    for rows in rows.chunks(chunk.max(1)) {
+    let mut chunks = Vec::new();
+    for (index, rows) in rows.chunks(chunk.max(1)).enumerate() {
         let places = integers(rows.iter().map(|supervised| supervised.row).collect());
         let targets = integers(rows.iter().map(|supervised| supervised.target).collect()).unsqueeze_dim(1);
         let x = hidden.clone().select(0, places.clone()).cast(DType::F32);
@@ -67,12 +88,21 @@ pub fn trained_linear_cross_entropy<B: Backend>(
         let at_target = logits.clone().gather(1, targets.clone());
         let exponentials = logits.exp();
         let whole = exponentials.clone().sum_dim(1);
-        loss = loss + (whole.clone().log() - at_target).sum();
+        let losses = whole.clone().log() - at_target;
+        loss = loss + losses.clone().sum();
+        chunks.push(losses.reshape([rows.len()]));
         let minus_one = -Tensor::<B, 2>::ones([rows.len(), 1], (&device, DType::F32));
         let slopes = (exponentials / whole).scatter(1, targets, minus_one, IndexingUpdateOp::Add);
+        let slopes = match weights {
+            Some(weights) => {
+                let first = index * chunk;
+                slopes * weights.clone().narrow(0, first, rows.len()).unsqueeze_dim(1)
+            }
+            None => slopes,
+        };
         dhidden =
             dhidden.select_assign(0, places, slopes.clone().matmul(head.clone()), IndexingUpdateOp::Add);
         dhead = dhead + slopes.transpose().matmul(x);
     }
-    TrainedLoss { loss, hidden: dhidden.cast(hidden.dtype()), head: dhead }
+    TrainedLoss { loss, chunks, hidden: dhidden.cast(hidden.dtype()), head: dhead }
 }

@@ -3,6 +3,7 @@
 use tune_kernels::attention::{AttentionOptions, DocumentOffsets};
 use tune_kernels::gated::{self, Activation};
 use tune_kernels::linear::reference::LoraSlices;
+use tune_kernels::linear_cross_entropy::reference::Rows;
 use tune_kernels::{attention, check, linear, linear_cross_entropy, rms_norm, rope};
 
 use crate::support::random;
@@ -90,7 +91,17 @@ fn attention_slopes() {
 fn linear_cross_entropy_slopes() {
     let (hidden, head) = (random(12, 1, 1.0), random(28, 2, 1.0));
     let targets = [Some(3), None, Some(6)];
-    let oracle =
-        |hidden: &[f32]| linear_cross_entropy::reference::loss_and_gradient(hidden, &head, &targets, 4);
-    agrees("dhidden", &hidden, &[1.0], &oracle(&hidden).1, |hidden| vec![oracle(hidden).0 as f32]);
+    for weights in [None, Some([1.5, -0.5].as_slice())] {
+        let oracle = |hidden: &[f32], head: &[f32]| {
+            let rows = Rows { head, targets: &targets, weights };
+            linear_cross_entropy::reference::loss_and_gradients(hidden, rows, 4)
+        };
+        let (_, dhidden, dhead) = oracle(&hidden, &head);
+        agrees("dhidden", &hidden, &[1.0], &dhidden, |hidden| vec![oracle(hidden, &head).0 as f32]);
+        agrees("dhead", &head, &[1.0], &dhead, |head| vec![oracle(&hidden, head).0 as f32]);
+    }
+    let rows = Rows { head: &head, targets: &targets, weights: None };
+    let losses = linear_cross_entropy::reference::row_losses(&hidden, rows, 4);
+    let (sum, ..) = linear_cross_entropy::reference::loss_and_gradients(&hidden, rows, 4);
+    assert!((f64::from(losses[0]) + f64::from(losses[1]) - sum).abs() < 1e-6, "{losses:?} and {sum}");
 }

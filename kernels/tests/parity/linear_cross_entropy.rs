@@ -1,4 +1,5 @@
-//! Head and loss: dense and NF4 heads, ignored rows, more rows than one chunk.
+//! Head and loss: dense and NF4 heads, ignored rows, weighted rows, more rows than one chunk; sums over segments of rows,
+//! and scaled rows.
 
 use burn::tensor::{DType, Tensor};
 use tune_kernels::linear::FrozenWeight;
@@ -39,11 +40,17 @@ fn check_extreme_logits<B: KernelBackend>(site: &Site) {
         let head = [1.0f32, -1.0, 0.5];
         let hidden = [1000.0f32, 64.0, 4.0, 4.0];
         let targets = [Some(1), Some(1), Some(0), Some(2)];
-        let (loss, slope) = reference::loss_and_gradient(&hidden, &head, &targets, 1);
+        let rows = reference::Rows { head: &head, targets: &targets, weights: None };
+        let losses = reference::row_losses(&hidden, rows, 1);
+        let (loss, slope, _) = reference::loss_and_gradients(&hidden, rows, 1);
         let on_device = tensor::<B, 2>(&hidden, [4, 1], dtype);
         let weight = FrozenWeight::Dense(tensor(&head, [3, 1], dtype));
         let found = linear_cross_entropy(&on_device, &weight, &[1, 1, 0, 2], true);
         assert_close("loss", &values(&found.loss), &[loss as f32], 2e-6);
+        for (found, expected) in values(&found.rows).iter().zip(losses) {
+            let error = (found - expected).abs();
+            assert!(error <= 4e-6 * expected.abs(), "a loss of {found} instead of {expected}");
+        }
         let gradient = values(&found.gradient.expect("it was asked for"));
         for (found, expected) in gradient.iter().zip(slope) {
             let error = f64::from((found - expected).abs());
@@ -65,6 +72,7 @@ fn check_nothing_supervised<B: KernelBackend>(_: &Site) {
     let head = FrozenWeight::Dense(Tensor::ones([7, 4], &Default::default()));
     let found = linear_cross_entropy(&hidden, &head, &[IGNORED; 3], true);
     assert_eq!(values(&found.loss), [0.0]);
+    assert_eq!(found.rows.dims(), [0]);
     assert_eq!(values(&found.gradient.expect("it was asked for")), [0.0; 12]);
 }
 
@@ -98,21 +106,57 @@ fn check_trained_head<B: KernelBackend>(site: &Site) {
             let hidden = random_in(tokens * width, 1, 1.0, dtype);
             let targets: Vec<Option<usize>> =
                 (0..tokens).map(|i| (i % 5 != 3).then_some(i * 31 % vocabulary)).collect();
-            let (loss, dhidden) = reference::loss_and_gradient(&hidden, &head, &targets, width);
-            let dhead = reference::head_gradient(&hidden, &head, &targets, width);
+            let supervised = targets.iter().flatten().count();
+            let weights = random(supervised, 3, 2.0);
+            let rows = reference::Rows { head: &head, targets: &targets, weights: None };
+            let losses = reference::row_losses(&hidden, rows, width);
+            let (loss, dhidden, dhead) = reference::loss_and_gradients(&hidden, rows, width);
+            let weighed = reference::Rows { weights: Some(&weights), ..rows };
+            let (_, weighed_hidden, weighed_head) = reference::loss_and_gradients(&hidden, weighed, width);
+            let weights = tensor::<B, 1>(&weights, [supervised], DType::F32);
             let on_device: Vec<i32> = targets.iter().map(|t| t.map_or(IGNORED, |t| t as i32)).collect();
             let hidden = tensor::<B, 2>(&hidden, [tokens, width], dtype);
             let head = tensor::<B, 2>(&head, [vocabulary, width], DType::F32);
-            let found = trained_linear_cross_entropy(&hidden, &head, &on_device, None);
+            let found = trained_linear_cross_entropy(&hidden, &head, &on_device, None, None);
             assert_close(&format!("loss, {what}"), &values(&found.loss), &[loss as f32], 4e-6);
             assert_eq!(found.hidden.dtype(), dtype);
             // A GPU adds up the vocabulary in one row of f32.
             let allowed = tolerance(dtype) * if site.is_gpu { 8.0 } else { 1.0 };
             assert_close(&format!("dhidden, {what}"), &values(&found.hidden), &dhidden, allowed);
             assert_close(&format!("dhead, {what}"), &values(&found.head), &dhead, 4e-6);
-            let twice = trained_linear_cross_entropy(&hidden, &head, &on_device, Some(found.head.clone()));
+            assert_close(&format!("losses, {what}"), &values(&found.rows()), &losses, 4e-6);
+            let weighed = trained_linear_cross_entropy(&hidden, &head, &on_device, Some(&weights), None);
+            assert_eq!(values(&weighed.loss), values(&found.loss), "{what}");
+            assert_close(
+                &format!("weighted dhidden, {what}"),
+                &values(&weighed.hidden),
+                &weighed_hidden,
+                allowed,
+            );
+            assert_close(&format!("weighted dhead, {what}"), &values(&weighed.head), &weighed_head, 4e-6);
+            let sum = Some(found.head.clone());
+            let twice = trained_linear_cross_entropy(&hidden, &head, &on_device, None, sum);
             let doubled: Vec<f32> = dhead.iter().map(|value| 2.0 * value).collect();
             assert_close(&format!("sum, {what}"), &values(&twice.head), &doubled, 4e-6);
+        }
+    }
+}
+
+#[test]
+fn sums_and_scaled_rows_agree_with_the_oracle() {
+    everywhere!(check_rows);
+}
+
+fn check_rows<B: KernelBackend>(site: &Site) {
+    let device = B::Device::default();
+    for offsets in [vec![0, 1], vec![0, 0, 5, 5, 70, 1000], (0..=300).map(|end| end * end).collect()] {
+        let found = check::rows::check_segment_sum::<B>(Site::on(&device, DType::F32), &offsets);
+        assert_within(&format!("segment_sum on {}", site.name), found);
+    }
+    for dtype in site.dtypes.clone() {
+        for (rows, width) in [(1, 1), (7, 37), (300, 513)] {
+            let found = check::rows::check_row_scale::<B>(Site::on(&device, dtype), rows, width);
+            assert_within(&format!("row_scale in {dtype:?} on {}", site.name), found);
         }
     }
 }

@@ -1,0 +1,42 @@
+//! Sums over segments of rows, and scaled rows.
+
+use burn::tensor::DType;
+
+use super::measure::{Deviation, On, random, tolerance, values};
+use crate::KernelBackend;
+use crate::row_scale::{self, row_scale};
+use crate::segment_sum::{self, segment_sum};
+
+pub(super) fn all_segment_sum<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
+    check_segment_sum(on, &[0, 1, 1, 300, 364])
+}
+
+pub(super) fn all_row_scale<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
+    [(1, 1), (3, 173)].into_iter().flat_map(|(rows, width)| check_row_scale(on, rows, width)).collect()
+}
+
+/// [`segment_sum()`] of as many rows as the offsets end at.
+pub fn check_segment_sum<B: KernelBackend>(on: On<'_, B>, offsets: &[u32]) -> Vec<Deviation> {
+    let rows = offsets.last().map_or(0, |last| *last as usize);
+    let numbers = random(rows, 1, 3.0);
+    let expected = segment_sum::reference::forward(&numbers, offsets);
+    let found = values(&segment_sum(&on.single::<1>(&numbers, [rows]), offsets));
+    vec![Deviation::new("sums", &format!("segments {offsets:?}"), &found, &expected, tolerance(DType::F32))]
+}
+
+/// [`row_scale()`], in place and beside a tensor that is still held.
+pub fn check_row_scale<B: KernelBackend>(on: On<'_, B>, rows: usize, width: usize) -> Vec<Deviation> {
+    let case = format!("[{rows}, {width}]");
+    let (numbers, factors) = (on.random(rows * width, 1, 2.0), random(rows, 2, 1.5));
+    let expected = row_scale::reference::forward(&numbers, &factors);
+    let x = on.tensor::<2>(&numbers, [rows, width]);
+    let factors = on.single::<1>(&factors, [rows]);
+    let beside = values(&row_scale(x.clone(), &factors));
+    let held = values(&x);
+    let in_place = values(&row_scale(x, &factors));
+    vec![
+        Deviation::new("y", &case, &beside, &expected, on.tolerance()),
+        Deviation::new("x, held", &case, &held, &numbers, 0.0),
+        Deviation::new("y, in place", &case, &in_place, &beside, 0.0),
+    ]
+}
