@@ -15,7 +15,7 @@
 //! Ops that the floor says are bound by memory find their operands in memory, not in a cache; ops that overwrite an
 //! operand spare the read of a result's cache lines that a copy pays for, and may therefore fall below the floor.
 //!
-//! The ceilings are measured again at the end, which tells whether the machine was quiet.
+//! The ceilings are measured again at the end: they show whether the machine was quiet.
 //!
 //! Without `--bench`, as `cargo test --bench ops` calls it, every op runs once and nothing is measured.
 #![expect(clippy::print_stdout, clippy::print_stderr, clippy::expect_used, reason = "a bench")]
@@ -110,7 +110,7 @@ impl Model {
     }
 }
 
-/// What an op has to do, whoever does it.
+/// The operations and bytes that an op needs at least.
 #[derive(Clone, Copy)]
 struct Work {
     /// Floating-point operations of its products; a multiply-add is two.

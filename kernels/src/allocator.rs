@@ -12,7 +12,7 @@ pub struct Allocator {
 }
 
 impl Allocator {
-    /// `out_of_memory` is told how many bytes could not be had. It must not allocate: more would not be had either.
+    /// `out_of_memory` receives the number of bytes that could not be allocated. It must not allocate itself.
     pub const fn new(out_of_memory: fn(usize) -> !) -> Allocator {
         Allocator { out_of_memory }
     }

@@ -1,9 +1,9 @@
 //! What goes wrong on the threads that drive GPUs.
 //!
 //! CubeCL works for a device on a thread of its own, and swallows what panics there: where a buffer could not be had, all
-//! that is computed with it afterwards is wrong, and nobody hears of it. So the process listens to its panics. The first
+//! computed with it afterwards is wrong, and no error is reported. So the process listens to its panics. The first
 //! one of such a thread is kept, and ends the work that asked for it at its next op ([`check`]) or when it reads numbers
-//! back; whoever began that work asks [`raised`] when it is done. A device that failed is not used again.
+//! back; the caller checks [`raised`] at the end. A device that failed is not used again.
 
 use std::cell::Cell;
 use std::panic::{self, PanicHookInfo};
@@ -18,12 +18,12 @@ static IS_RAISED: AtomicBool = AtomicBool::new(false);
 static FAULT: Mutex<Option<String>> = Mutex::new(None);
 
 thread_local! {
-    /// Whether panics of this thread are its own business.
+    /// Whether panics of this thread are left to its caller.
     static IS_SILENT: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Begins to listen; later calls change nothing. Panics of other threads are treated as before, but for those that follow
-/// from a device's: they are not told of twice.
+/// from a device's: they are not reported twice.
 pub fn listen() {
     static LISTENS: Once = Once::new();
     LISTENS.call_once(|| {
@@ -44,7 +44,7 @@ fn drives_a_device(name: &str) -> bool {
 }
 
 fn message(info: &PanicHookInfo<'_>) -> String {
-    info.payload_as_str().unwrap_or("it panicked without a word").trim().to_owned()
+    info.payload_as_str().unwrap_or("it panicked without a message").trim().to_owned()
 }
 
 fn raise(message: String) {
@@ -77,7 +77,7 @@ pub(crate) fn check() {
     }
 }
 
-/// Does `work`, whose panics on this thread are not printed: whoever calls this catches them and tells of them.
+/// Does `work`, whose panics on this thread are not printed: the caller catches and reports them.
 pub fn silently<T>(work: impl FnOnce() -> T) -> T {
     listen();
     let before = IS_SILENT.replace(true);

@@ -1,7 +1,7 @@
-//! The names of CubeCL's threads that work for devices: by them a device's panic is told from any other. Threads are
+//! The names of CubeCL's threads that work for devices: they identify a device's panic. Threads are
 //! started as CubeCL's runtimes start them, so that a version that names them otherwise fails here. One test, for a fault
 //! is the whole process's.
-#![expect(clippy::panic, reason = "what is noticed is a panic")]
+#![expect(clippy::panic, reason = "the test raises a panic to be noticed")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

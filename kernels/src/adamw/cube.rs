@@ -54,7 +54,7 @@ struct Trained<R: CubeRuntime> {
     moments: [CubeTensor<R>; 2],
 }
 
-/// Updates all of `trained`, in place where nobody else holds a tensor.
+/// Updates all of `trained`; tensors held by this call alone are updated in place.
 fn update<R: CubeRuntime>(
     mut trained: Vec<Trained<R>>,
     gradient_factor: &CubeTensor<R>,

@@ -1,7 +1,7 @@
 //! The AdamW update, as `torch.optim.AdamW` computes it, and the norm that gradients are clipped by.
 //!
-//! Loss and norm stay on the device: the update itself looks at them, clips by the norm, and changes nothing when one of
-//! them is no finite number.
+//! Loss and norm stay on the device: the update reads them, clips by the norm, and changes nothing unless all of them are
+//! finite.
 //!
 //! ```text
 //! p ← p · (1 − η λ)
@@ -82,7 +82,7 @@ pub struct Update<B: Backend> {
     pub moments: Moments<B>,
 }
 
-/// What a step's update hangs on, which only the device knows when the update is asked for: nobody waits for it.
+/// What decides a step's update. The values stay on the device, so that the host need not wait for them.
 #[derive(Clone, Debug)]
 pub struct Guard<B: Backend> {
     /// Losses of the step, and behind them [`norm`] of its gradients, `[losses + 1]`, f32. When one of them is not
@@ -105,7 +105,7 @@ impl<B: Backend> Guard<B> {
 }
 
 /// Updates all parameters in one pass; `step` counts from 1. Gradients are scaled and clipped as `guard` says while they
-/// are read, and nothing changes where it forbids. In place where a tensor is held by nobody else.
+/// are read; with a number that is not finite nothing changes. A tensor held by this call alone is updated in place.
 ///
 /// # Panics
 /// If shapes differ, a dtype is not f32, or `step` is 0.

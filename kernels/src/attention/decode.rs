@@ -1,4 +1,4 @@
-//! Attention on the CPU for documents with a few queries each, as in decoding: every key and value is read once, by one
+//! The decode path of attention on the CPU, for documents with a few queries each: every key and value is read once, by one
 //! thread, for all heads that share it.
 
 use std::ops::Range;
@@ -15,7 +15,7 @@ use crate::cpu::{math, parallel, tensor, vectorized};
 /// Most queries of a document.
 const MOST: usize = 4;
 
-/// Whether this is the way to compute a call: for more queries keys and values are worth packing.
+/// Whether a call takes the decode path: with more queries, packing keys and values pays.
 pub(super) fn applies(options: &AttentionOptions) -> bool {
     options.documents.documents().all(|(queries, _)| queries.len() <= MOST)
 }

@@ -105,10 +105,10 @@ fn check(name: &str, offsets: &[u32]) {
     assert!(offsets.is_sorted(), "document offsets: {name} ascend");
 }
 
-/// What attention is told beside its tensors.
+/// Documents, scaling and window of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionOptions {
-    /// Who belongs together.
+    /// Which tokens attend to each other.
     pub documents: DocumentOffsets,
     /// Factor of the scores, usually 1 / √head_dim; positive.
     pub scaling: f32,

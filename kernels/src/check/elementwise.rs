@@ -93,14 +93,14 @@ pub fn check_rope<B: KernelBackend>(on: On<'_, B>, tokens: usize, sizes: Sizes) 
     let shape = [tokens, heads, head_dim];
     let x = on.random(tokens * heads * head_dim, 1, 1.0);
     let dy = on.random(x.len(), 2, 1.0);
-    let turn = |numbers: &[f32], direction| {
+    let rotate = |numbers: &[f32], direction| {
         values(&rope(on.tensor::<3>(numbers, shape), &table, &on_device, direction))
     };
     let forward = reference::forward(&x, &cos, &sin, &position_ids, sizes);
     let backward = reference::backward(&cos, &sin, &position_ids, &dy, sizes);
     vec![
-        Deviation::new("y", &case, &turn(&x, Direction::Forward), &forward, on.tolerance()),
-        Deviation::new("dx", &case, &turn(&dy, Direction::Backward), &backward, on.tolerance()),
+        Deviation::new("y", &case, &rotate(&x, Direction::Forward), &forward, on.tolerance()),
+        Deviation::new("dx", &case, &rotate(&dy, Direction::Backward), &backward, on.tolerance()),
     ]
 }
 

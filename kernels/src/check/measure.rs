@@ -30,7 +30,7 @@ pub struct Deviation {
     /// Shapes and options it was computed with.
     pub case: String,
     /// The norm of the difference over the norm of what is expected, or, if larger, a quarter of the largest difference
-    /// over the largest number expected. Infinite where a result is no number.
+    /// over the largest number expected. Infinite where a result is not finite.
     pub error: f64,
     /// What rounding explains.
     pub tolerance: f64,
@@ -69,10 +69,11 @@ impl std::fmt::Display for Deviation {
     }
 }
 
-/// What a caught panic said.
+/// The message of a caught panic.
 pub fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked without a word");
+    let text =
+        text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it panicked without a message");
     text.trim().to_owned()
 }
 

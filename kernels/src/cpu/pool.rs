@@ -1,7 +1,7 @@
 //! Reused memory: what one step took is what the next one takes, so that steps do not allocate.
 //!
 //! One pool for the process, behind tensors and scratch alike. A buffer goes back when it is dropped, and is handed
-//! out again to whoever asks for about its size. The pool never holds more than the largest amount that was in use
+//! out again for requests of about its size. The pool never holds more than the largest amount that was in use
 //! at one time, plus an eighth. Buffers begin on a cache line and hold whatever the last user left in them.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -25,7 +25,7 @@ const MAPPED: usize = 1 << 18;
 /// What the pool has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolUse {
-    /// Bytes in buffers that somebody holds.
+    /// Bytes in buffers in use.
     pub in_use: usize,
     /// Bytes in all buffers, those that wait for their next user included.
     pub held: usize,
@@ -53,7 +53,7 @@ struct Block {
     map: Option<MmapMut>,
 }
 
-// SAFETY: a block is memory that nobody else points to.
+// SAFETY: a block is the only pointer to its memory.
 unsafe impl Send for Block {}
 
 static POOL: Mutex<State> =

@@ -24,7 +24,7 @@ pub(crate) struct Dense<E: CubePrimitive> {
     stride: u32,
 }
 
-/// For the `#[cube]` code that hands it on; nothing is cloned outside a kernel.
+/// The `#[cube]` expansion needs `Clone`; values are cloned inside kernels alone.
 impl<E: CubePrimitive> Clone for Dense<E> {
     fn clone(&self) -> Self {
         unreachable!("only expanded")

@@ -349,7 +349,7 @@ pub(crate) struct Operands<L: CubePrimitive, W: CubePrimitive> {
     rhs: Input<W>,
 }
 
-/// What cubek's kernels are told of our operands.
+/// Our operands as cubek's problem description.
 #[derive(Clone)]
 pub(crate) struct ProductArgs;
 

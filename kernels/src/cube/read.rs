@@ -1,7 +1,7 @@
 //! Numbers from a device, asked for now and waited for later.
 //!
-//! A copy stands in the device's queue where it was asked for: what is launched behind it does not hold it up, and whoever
-//! waits late waits for nothing.
+//! A copy takes its place in the device's queue when it is asked for: later launches do not delay it, and a late wait is
+//! short.
 
 use std::pin::Pin;
 
@@ -25,8 +25,8 @@ struct Copy<R: CubeRuntime> {
 /// The values of an f32 tensor without gaps.
 pub(super) fn later<R: CubeRuntime>(numbers: CubeTensor<R>) -> Reading {
     let client = Box::new(numbers.client.clone());
-    // A launch that was refused is told of when everything before it is sent off: CUDA does that whenever numbers are
-    // read, the others are to be asked.
+    // Refused launches are reported when the queue is flushed: CUDA flushes on every read, the other runtimes need a
+    // call.
     let sent = match R::name(&client) {
         "cuda" => Ok(()),
         _ => client.flush(),
@@ -38,7 +38,7 @@ pub(super) fn later<R: CubeRuntime>(numbers: CubeTensor<R>) -> Reading {
     Reading::new(move || {
         let Copy { bytes, _client } = copy;
         let parts = cubecl::future::block_on(bytes);
-        // What failed first, not what came of it.
+        // The first failure, rather than its consequences.
         match fault::raised() {
             Some(fault) => return Err(fault),
             None => sent.map_err(|error| error.to_string())?,

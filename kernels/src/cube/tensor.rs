@@ -25,7 +25,7 @@ where
     into_contiguous(tensor.clone().into_primitive().tensor())
 }
 
-/// The buffer behind `tensor`, given up, row-major and without gaps.
+/// The buffer behind an owned `tensor`, row-major and without gaps.
 pub(crate) fn into_float<R, F, I, T, const D: usize>(
     tensor: Tensor<CubeBackend<R, F, I, T>, D>,
 ) -> CubeTensor<R>
@@ -95,7 +95,7 @@ pub(crate) fn elements<R: CubeRuntime>(tensor: &CubeTensor<R>) -> usize {
     count
 }
 
-/// Where the result may go: the buffer of `tensor` if nobody else holds it, else a new one.
+/// The buffer for a result in place of `tensor`: its own if this is the only holder, else a new one.
 pub(crate) fn in_place<R: CubeRuntime>(tensor: &CubeTensor<R>) -> CubeTensor<R> {
     if tensor.can_mut() { tensor.clone() } else { empty_like(tensor) }
 }

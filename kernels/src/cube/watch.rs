@@ -8,11 +8,11 @@ use cubecl::client::ComputeClient;
 use crate::device::DeviceMemory;
 
 thread_local! {
-    /// Of this thread, as its pools are; nothing where nobody watches.
+    /// Per thread, as the pools are; `None` outside of [`watched`].
     static MOST: Cell<Option<DeviceMemory>> = const { Cell::new(None) };
 }
 
-/// Does `work` and tells the most that was held in it.
+/// Runs `work` and returns the largest memory held during it.
 pub(super) fn watched<T>(work: impl FnOnce() -> T) -> (T, Option<DeviceMemory>) {
     MOST.set(Some(DeviceMemory::default()));
     let done = work();

@@ -30,7 +30,7 @@ pub fn cuda_devices() -> Result<Vec<Found<CudaDevice>>, Unusable> {
     Ok(found)
 }
 
-/// Starts a CUDA device, has it multiply a few numbers, and tells what it can do.
+/// Starts a CUDA device, tests it with a small multiplication, and returns what it supports.
 ///
 /// # Errors
 /// What went wrong, in words.
@@ -48,7 +48,7 @@ fn refused(error: DriverError) -> Unusable {
     Unusable::CudaDriver(error.to_string())
 }
 
-/// Loads and initialises the driver; tells the newest CUDA it knows.
+/// Loads and initialises the driver; returns the newest CUDA it supports.
 fn require_driver() -> Result<(i32, i32), Unusable> {
     // SAFETY: loads the library, whose initialisers are NVIDIA's.
     if !unsafe { driver::is_culib_present() } {
@@ -111,7 +111,7 @@ fn describe(index: c_int, (major, minor): (i32, i32)) -> Result<Found<CudaDevice
     })
 }
 
-/// All memory of a device, and what is free of it, which only a context tells.
+/// All memory of a device, and what is free of it, which needs a context.
 fn memory(raw: driver::CUdevice) -> Result<Memory, DriverError> {
     // SAFETY: the device is one that the driver handed out.
     let total = unsafe { device::total_mem(raw) }? as u64;

@@ -1,6 +1,6 @@
 //! A GPU as it is found on a machine, and why there is none.
 
-/// What a device is made of.
+/// What kind of hardware a device is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// A card with memory of its own.
@@ -30,7 +30,7 @@ impl Kind {
 pub struct Memory {
     /// All of it.
     pub total: u64,
-    /// What this process may still take, where the driver tells.
+    /// Free for this process, if the driver reports it.
     pub free: Option<u64>,
 }
 
@@ -43,9 +43,9 @@ pub struct Found<D> {
     pub name: String,
     /// The driver, with its version.
     pub driver: String,
-    /// What it is made of.
+    /// The kind of hardware.
     pub kind: Kind,
-    /// How much memory it has, where the driver tells.
+    /// Its memory, if the driver reports it.
     pub memory: Option<Memory>,
 }
 
@@ -56,7 +56,7 @@ impl<D> Found<D> {
     }
 }
 
-/// Why there is no GPU to be used.
+/// Why no GPU is usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
     /// No driver, or no device that it knows.

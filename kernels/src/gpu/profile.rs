@@ -1,7 +1,7 @@
 //! Time by kernel, as the device's own clock has it.
 //!
-//! CubeCL times each launch by itself when it is told to before a device is started ([`super::configure`]), which makes
-//! every launch wait for the one before, and writes a table of what ran since the last one whenever somebody waits for the
+//! CubeCL times each launch by itself when this is set before a device is started ([`super::configure`]), which makes
+//! every launch wait for the one before, and writes a table of what ran since the last one at each wait for the
 //! device. That table is a file's text: this module reads it back.
 
 use std::fs;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// How long nothing may be written before everything is taken to be: what is left to write has run by then.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// How long nothing may be written before the times are given up.
+/// How long to wait for the next table before giving up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What one kernel did.

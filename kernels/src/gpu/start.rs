@@ -8,7 +8,7 @@ use burn_cubecl::{CubeBackend, CubeRuntime};
 use super::dtypes::dtypes;
 use crate::fault;
 
-/// What starting a device shows.
+/// What a started device supports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Started {
     /// Of f32, bf16 and f16 those that it computes in.
@@ -17,7 +17,7 @@ pub struct Started {
     pub largest_buffer: u64,
 }
 
-/// Starts a device, has it multiply a few numbers, and tells what it can do, or in words what went wrong.
+/// Starts a device, tests it with a small multiplication, and returns what it supports, or a description of the failure.
 pub(super) fn start<R: CubeRuntime>(device: &R::CubeDevice) -> Result<Started, String> {
     // Runtimes unwrap what their drivers return; nothing of ours is held across the call.
     let attempt = AssertUnwindSafe(|| {

@@ -1,4 +1,4 @@
-//! Devices of Vulkan and Metal, as wgpu lists them; memory as Vulkan itself tells it.
+//! Devices of Vulkan and Metal, as wgpu lists them; memory as Vulkan itself reports it.
 
 use burn_wgpu::WgpuDevice;
 use wgpu::DeviceType;
@@ -50,7 +50,7 @@ pub fn wgpu_devices() -> Result<Vec<Found<WgpuDevice>>, Unusable> {
     if found.is_empty() { Err(Unusable::NoDevice(api)) } else { Ok(found) }
 }
 
-/// Starts one of those devices, has it multiply a few numbers, and tells what it can do.
+/// Starts one of these devices, tests it with a small multiplication, and returns what it supports.
 ///
 /// # Errors
 /// What went wrong, in words.
@@ -99,7 +99,7 @@ fn memory(adapter: &wgpu::Adapter) -> Option<Memory> {
     Some(Memory { total: heap.size, free })
 }
 
-/// Metal's memory is the machine's: wgpu does not tell how much of it a GPU may take.
+/// Metal uses the machine's memory; wgpu does not report how much of it a GPU may take.
 #[cfg(not(all(feature = "vulkan", not(target_os = "macos"))))]
 fn memory(_: &wgpu::Adapter) -> Option<Memory> {
     None

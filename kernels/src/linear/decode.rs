@@ -1,4 +1,4 @@
-//! The linear op on the CPU for a few rows of `x`, as in decoding: every row of the weights is read once.
+//! The decode path of the linear op on the CPU, for a few rows of `x`: every row of the weights is read once.
 
 use std::ops::Range;
 
@@ -17,7 +17,7 @@ use crate::cpu::{parallel, tensor};
 /// Weights of one task.
 const TASK: usize = 1 << 16;
 
-/// Whether this is the way to compute a call: more rows are worth unpacking the weights for, and dropout is training's.
+/// Whether a call takes the decode path: with more rows, unpacking the weights pays, and dropout belongs to training.
 pub(super) fn applies(tokens: usize, layers: &[Linear<'_, Flex>]) -> bool {
     let drops = |layer: &Linear<'_, Flex>| {
         layer.lora.and_then(|lora| lora.dropout).is_some_and(|dropout| dropout.probability > 0.0)

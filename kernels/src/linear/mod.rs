@@ -105,23 +105,23 @@ impl<B: Backend> Clone for Linear<'_, B> {
 
 impl<B: Backend> Copy for Linear<'_, B> {}
 
-/// What [`linear`] computes.
+/// The outputs of [`linear`], and what its backward needs.
 #[derive(Clone, Debug)]
 pub struct Projected<B: Backend> {
     /// `[tokens, out]` of each layer.
     pub outputs: Vec<Tensor<B, 2>>,
-    /// What [`linear_backward`] wants back. `None` where no layer has an adapter.
+    /// For [`linear_backward`]. `None` where no layer has an adapter.
     pub down: Option<Down<B>>,
 }
 
-/// What the adapters of [`linear`] leave for its backward.
+/// The adapters' inner activations `t = x̃ Aᵀ`, which the backward needs.
 #[derive(Clone, Debug)]
 pub struct Down<B: Backend> {
     /// `t` of all layers side by side, `[tokens, Σ rank]`.
     pub(crate) t: Tensor<B, 2>,
-    /// The adapters' matrices as the products read them, if the backend keeps them: one behind the other, in the compute
+    /// The adapters' matrices as the products read them, if the backend saves them: one behind the other, in the compute
     /// dtype.
-    #[cfg_attr(not(feature = "cube"), expect(dead_code, reason = "the CPU keeps none"))]
+    #[cfg_attr(not(feature = "cube"), expect(dead_code, reason = "the CPU saves none"))]
     pub(crate) operands: Option<Tensor<B, 1>>,
 }
 
@@ -188,7 +188,7 @@ impl<B: Backend> Linear<'_, B> {
     }
 }
 
-/// What [`linear_backward`] is given.
+/// The arguments of [`linear_backward`].
 #[derive(Debug)]
 pub struct LinearBackward<'a, B: Backend> {
     /// The input of the forward; needed where a layer has an adapter.

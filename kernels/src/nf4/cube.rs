@@ -108,7 +108,7 @@ pub(crate) struct Nf4Data {
     transposed: bool,
 }
 
-/// For the `#[cube]` code that hands it on; nothing is cloned outside a kernel.
+/// The `#[cube]` expansion needs `Clone`; values are cloned inside kernels alone.
 impl Clone for Nf4Data {
     fn clone(&self) -> Self {
         unreachable!("only expanded")

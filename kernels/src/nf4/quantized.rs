@@ -32,7 +32,7 @@ impl Absmax {
         }
     }
 
-    /// Whether there is no block at all.
+    /// Whether the tensor has no blocks.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

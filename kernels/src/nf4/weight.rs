@@ -63,7 +63,7 @@ impl<B: Backend> Nf4Weight<B> {
     /// Moves a quantized matrix to `device`.
     ///
     /// # Panics
-    /// If the parts do not fit each other: [`Self::try_new`] is for what came from outside.
+    /// If the parts do not fit each other; use [`Self::try_new`] for data from a file.
     pub fn new(quantized: Quantized, device: &B::Device) -> Self {
         let fits = quantized.validate();
         assert!(fits.is_ok(), "NF4 weight: {fits:?}");

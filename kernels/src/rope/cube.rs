@@ -41,7 +41,7 @@ fn rotate<R: CubeRuntime, const N: usize>(
     let lanes = head_dim - width;
     let counts = x.each_ref().map(|x| (dims(x)[0] * dims(x)[1] * lanes) as u32);
     let argument = |((x, y), count): ((&CubeTensor<R>, &CubeTensor<R>), u32)| {
-        TurnedLaunch::new(array(x), array(y), count, dims(x)[1] as u32)
+        RotatedLaunch::new(array(x), array(y), count, dims(x)[1] as u32)
     };
     let (cubes, dim) = columns(counts.into_iter().max().unwrap_or(0), N);
     // SAFETY: a unit stays below the count of its tensor, and every position was found to be inside the table.
@@ -63,9 +63,9 @@ fn rotate<R: CubeRuntime, const N: usize>(
     y
 }
 
-/// A tensor on its way, in a kernel.
+/// A tensor being rotated, in a kernel.
 #[derive(CubeType, CubeLaunch)]
-struct Turned<F: Float> {
+struct Rotated<F: Float> {
     x: Array<F>,
     y: Array<F>,
     /// Units that it takes.
@@ -75,7 +75,7 @@ struct Turned<F: Float> {
 
 #[cube(launch_unchecked)]
 fn rope_kernel<F: Float, P: Int>(
-    tensors: &mut Sequence<Turned<F>>,
+    tensors: &mut Sequence<Rotated<F>>,
     cos: &Array<f32>,
     sin: &Array<f32>,
     position_ids: &Array<P>,

@@ -40,8 +40,8 @@ pub struct RotaryTable<B: Backend> {
     pub sin: Tensor<B, 2>,
 }
 
-/// Where tokens stand in their documents, on a device. How far they reach is kept on the host, so that a table that is
-/// too short is refused at once and everywhere: no kernel looks, and nobody waits for a device to be told.
+/// Positions of tokens in their documents, on a device. The largest is known on the host too, so that every backend refuses
+/// a table that is too short before a launch, without waiting for the device.
 #[derive(Clone, Debug)]
 pub struct Positions<B: Backend> {
     /// `[tokens]`.
@@ -60,7 +60,7 @@ impl<B: Backend> Positions<B> {
     }
 }
 
-/// Which way to turn.
+/// The sign of the angle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// By the position's angle.
@@ -69,8 +69,8 @@ pub enum Direction {
     Backward,
 }
 
-/// Rotates every head of every token to its position, or a gradient back from it; in place where nobody else holds
-/// `x`.
+/// Rotates every head of every token to its position, or a gradient back from it; in place where this call is
+/// the only holder of `x`.
 ///
 /// # Shapes
 /// `x` `[tokens, heads, head_dim]`, `positions` of as many tokens (each below the table's length), result like `x`, dtype
@@ -108,7 +108,7 @@ pub fn rope_all<B: RopeOps, const N: usize>(
         );
         assert_eq!(positions.ids.dims(), [tokens], "rope: one position per token");
         let alike = (one.dtype(), head_dim) == (x[0].dtype(), x[0].dims()[2]);
-        assert!(alike, "rope: tensors that are turned at once differ in dtype or head_dim");
+        assert!(alike, "rope: tensors rotated together differ in dtype or head_dim");
     }
     let (end, rows) = (positions.end, table.cos.dims()[0]);
     assert!(end <= rows, "rope: positions up to {} in a table of {rows}", end.saturating_sub(1));

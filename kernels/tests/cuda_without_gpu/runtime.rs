@@ -232,7 +232,7 @@ impl ComputeServer for Server {
     fn initialize_memory(&mut self, memory: ManagedMemoryHandle, size: u64, _: StreamId) {
         let reserved = self.memory.reserve(size).expect("host memory");
         self.memory.bind(reserved, memory.clone(), 0).expect("a reservation is bound once");
-        // As on a card, what nobody wrote is anything.
+        // As on a card, unwritten memory holds anything.
         let mut resource = self.memory.get_resource(memory.binding(), None, None).expect("bound memory");
         resource.write().fill(0xff);
     }

@@ -84,17 +84,17 @@ fn rope_refuses_positions_outside_its_table() {
 }
 
 fn check_outside<B: KernelBackend>(site: &Site) {
-    let turn = |last: u32| {
+    let rotate = |last: u32| {
         let angles = || tensor::<B, 2>(&random(3 * 2, 4, 3.0), [3, 2], DType::F32);
         let table = RotaryTable { cos: angles(), sin: angles() };
         let positions = Positions::new(&[last, 0], &Default::default());
         let x = tensor::<B, 3>(&random(2 * 4, 1, 1.0), [2, 1, 4], DType::F32);
         values(&rope(x, &table, &positions, Direction::Forward))
     };
-    assert_eq!(turn(2).len(), 8, "on {}", site.name);
+    assert_eq!(rotate(2).len(), 8, "on {}", site.name);
     for last in [3, u32::MAX] {
-        let turned = std::panic::catch_unwind(|| turn(last));
-        assert!(turned.is_err(), "position {last} in a table of 3 on {}", site.name);
+        let rotated = std::panic::catch_unwind(|| rotate(last));
+        assert!(rotated.is_err(), "position {last} in a table of 3 on {}", site.name);
     }
 }
 

@@ -206,7 +206,7 @@ fn check_group<B: KernelBackend>(site: &str, dtype: DType, probability: f32) {
     assert_close(&what, &values(&gradients.x.expect("asked for")), &dx, tolerance(dtype));
 }
 
-/// The gradient of the input is left out where nobody asks, and adapters are still served.
+/// Without `wants_x` the input's gradient is left out; adapters still get theirs.
 #[test]
 fn the_input_gradient_may_be_left_out() {
     everywhere!(check_no_input_gradient);
@@ -290,12 +290,12 @@ fn operands_need_not_be_contiguous() {
 
 fn check_strides<B: KernelBackend>(_: &Site) {
     let x = random(6 * 10, 1, 1.0);
-    let turned = tensor::<B, 2>(&x, [10, 6], DType::F32).transpose();
-    let copied = tensor::<B, 2>(&values(&turned), [6, 10], DType::F32);
+    let transposed = tensor::<B, 2>(&x, [10, 6], DType::F32).transpose();
+    let copied = tensor::<B, 2>(&values(&transposed), [6, 10], DType::F32);
     let weight = FrozenWeight::Dense(tensor::<B, 2>(&random(40, 2, 1.0), [10, 4], DType::F32).transpose());
     let layer = Linear { weight: &weight, bias: None, lora: None };
     let run = |x| values(&linear::<B>(x, &[layer], None).outputs[0]);
-    assert_eq!(run(&turned), run(&copied));
+    assert_eq!(run(&transposed), run(&copied));
 }
 
 /// An NF4 weight that is unpacked as it is read gives the bits of the dense matrix it stands for.

@@ -105,7 +105,7 @@ fn gpu<R: burn_cubecl::CubeRuntime>(
     }
 }
 
-/// What a check measured is no more than rounding.
+/// Asserts that rounding alone explains what a check measured.
 #[track_caller]
 pub(crate) fn assert_within(what: &str, found: Vec<Deviation>) {
     assert!(!found.is_empty(), "{what}: nothing was measured");

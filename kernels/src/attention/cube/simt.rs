@@ -221,7 +221,7 @@ pub(super) fn attention_backward_kernel<F: Float>(
                         let column = first + across * 4 + j;
                         let query = query_of(row, column, side);
                         let p = probability[j as usize];
-                        // Behind the block and for what is not seen p is 0, and δ may lie outside its buffer.
+                        // Past the block and for masked pairs p is 0, and δ may lie outside its buffer.
                         let at = select(p > 0.0f32, query_head * tokens + query, 0u32);
                         slope[j as usize] = p * (slope[j as usize] - delta[at as usize]);
                     }

@@ -170,7 +170,7 @@ pub(super) fn sync_strip(#[comptime] tile: Tile) {
     }
 }
 
-/// Stages `staged` rows of a head from row `at` of shared memory on; what is not there is 0.
+/// Stages `staged` rows of a head from row `at` of shared memory on; rows past the end are 0.
 #[cube]
 pub(super) fn stage<F: Float, N: Size>(
     x: &Array<Vector<F, N>>,

@@ -223,7 +223,7 @@ fn slopes(
             Side::Keys => statistics[(comptime!(tile.columns) + column) as usize],
         };
         let p = held[i as usize];
-        // Behind the last query δ is whatever lay in shared memory, which may be no number.
+        // Past the last query δ is uninitialised shared memory, possibly NaN.
         slopes[i as usize] = select(p > 0.0f32, p * (slope - delta), 0.0f32);
     }
     slopes

@@ -12,7 +12,7 @@ unsafe fn multiply(rows: usize, runs: &[Run], accumulators: *mut f32, load: bool
 }
 
 unsafe fn tile<const M: usize, const N: usize>(runs: &[Run], accumulators: *mut f32, load: bool) {
-    // SAFETY: the caller answers for the length of the accumulators, which nobody else writes.
+    // SAFETY: the caller answers for the length of the accumulators, and is their only writer.
     let accumulators = unsafe { std::slice::from_raw_parts_mut(accumulators.cast::<[f32; N]>(), M) };
     let mut c = [[0.0f32; N]; M];
     if load {
