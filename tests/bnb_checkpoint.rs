@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use burn_flex::Flex;
 use tempfile::TempDir;
+use tune::adapter::projection::Role;
 use tune::assets::{ModelDir, SafetensorsFile, WeightFiles};
 use tune::model::{FloatDtype, family, load};
 use tune::quant::bitsandbytes::{Kind, Stored};
@@ -46,8 +47,13 @@ fn logits_agree_with_the_dequantized_checkpoint() {
         let expected: Vec<f32> = file.read_floats("logits").unwrap();
         let decoder = load_model(&folder, None).unwrap();
         // What llm_int8_skip_modules left alone is dense, the rest in 4 bits.
-        assert!(matches!(decoder.layers()[0].feed_forward.down.weight, FrozenWeight::Dense(_)));
-        assert!(matches!(decoder.layers()[0].feed_forward.up.weight, FrozenWeight::Nf4(_)));
+        let (_, layer) = decoder.layers().up().next().unwrap().unwrap();
+        let weight = |role: Role| {
+            let projection = layer.spec().projections().find(|projection| projection.role == role);
+            &layer.projection(projection.unwrap().slot).weight
+        };
+        assert!(matches!(weight(Role::Down), FrozenWeight::Dense(_)));
+        assert!(matches!(weight(Role::Up), FrozenWeight::Nf4(_)));
         let logits: Vec<f32> = decoder.logits(&ids, None).unwrap().into_data().into_vec().unwrap();
         let difference = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
         assert!(logits.len() == expected.len() && difference <= 1e-4, "{name}: {difference}");

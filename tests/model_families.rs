@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
-use tune::adapter::projection::{LayerAdapters, LayerGradients, Projection};
+use tune::adapter::projection::{LayerAdapters, LayerGradients};
 use tune::assets::{ModelDir, SafetensorsFile};
+use tune::model::layers::{Guard, Order};
 use tune::model::{Decoder, DecoderSpec, FloatDtype, family, load, tensors};
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::linear::Lora;
@@ -27,6 +28,10 @@ fn decoder(folder: &Path, dtype: FloatDtype) -> Decoder<Flex> {
     .unwrap();
     assert_eq!(seen, (1..=total).collect::<Vec<_>>());
     decoder
+}
+
+fn layer(decoder: &Decoder<Flex>, index: usize) -> Guard<Flex> {
+    decoder.layers().walk(Order::Up(index..index + 1)).next().unwrap().unwrap().1
 }
 
 struct Golden {
@@ -147,7 +152,7 @@ fn packed_documents_do_not_see_each_other() {
         let inputs = decoder.inputs(&positions, documents).unwrap();
         let none = LayerAdapters::none();
         let x = decoder.embed(&ids).unwrap();
-        let x = decoder.layers().iter().fold(x, |x, layer| layer.forward(x, &none, &inputs, None));
+        let x = decoder.layers().up().fold(x, |x, step| step.unwrap().1.forward(x, &none, &inputs, None));
         let packed = values(decoder.logits_of(decoder.final_norm(&x)));
         let mut apart = values(decoder.logits(first, None).unwrap());
         apart.extend(values(decoder.logits(second, None).unwrap()));
@@ -167,7 +172,7 @@ fn a_layers_backward_is_the_slope_of_its_forward() {
         let count = ids.len() as u32;
         let positions: Vec<u32> = (0..3).chain(0..count - 3).collect();
         let inputs = decoder.inputs(&positions, DocumentOffsets::packed(&[0, 3, count])).unwrap();
-        let layer = &decoder.layers()[1];
+        let layer = layer(&decoder, 1);
         let x = decoder.embed(&ids).unwrap();
         let random = |rows: usize, columns: usize, seed: u32| {
             let value = |i: u32| {
@@ -178,18 +183,18 @@ fn a_layers_backward_is_the_slope_of_its_forward() {
             Tensor::<Flex, 2>::from_data(TensorData::new(values, [rows, columns]), &Default::default())
         };
         // Every projection moved along its own direction, by so much.
-        let adapters = |moved: Option<(Projection, bool, f32)>| {
+        let adapters = |moved: Option<(usize, bool, f32)>| {
             let mut adapters = LayerAdapters::none();
-            for projection in Projection::ALL {
-                let [out, input] = decoder.spec().projection_shape(projection);
-                let seed = 10 * projection.index() as u32;
+            for projection in layer.spec().projections() {
+                let [out, input] = projection.shape;
+                let seed = 10 * projection.slot as u32;
                 let step = |is_a| match moved {
-                    Some((at, a, step)) if at == projection && a == is_a => step,
+                    Some((at, a, step)) if at == projection.slot && a == is_a => step,
                     _ => 0.0,
                 };
                 let a = random(4, input, seed) * 0.2 + random(4, input, seed + 1) * step(true);
                 let b = random(out, 4, seed + 2) * 0.2 + random(out, 4, seed + 3) * step(false);
-                *adapters.slot(projection) = Some(Lora { a, b, scaling: 0.5, dropout: None }.into());
+                adapters.set(projection.slot, Lora { a, b, scaling: 0.5, dropout: None }.into());
             }
             adapters
         };
@@ -216,15 +221,16 @@ fn a_layers_backward_is_the_slope_of_its_forward() {
         let moved = |step: f32| objective(x.clone() + direction.clone() * step, &still);
         let slope = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);
         check("x", along(dx, direction), slope);
-        for projection in Projection::ALL {
-            let found = gradients.get(projection).unwrap();
+        for projection in layer.spec().projections() {
+            let slot = projection.slot;
+            let found = gradients.get(slot).unwrap();
             for (is_a, gradient) in [(true, &found.a), (false, &found.b)] {
-                let moved = |step: f32| objective(x.clone(), &adapters(Some((projection, is_a, step))));
+                let moved = |step: f32| objective(x.clone(), &adapters(Some((slot, is_a, step))));
                 let slope = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);
                 let [rows, columns] = gradient.dims();
-                let seed = 10 * projection.index() as u32 + if is_a { 1 } else { 3 };
+                let seed = 10 * slot as u32 + if is_a { 1 } else { 3 };
                 let found = along(gradient.clone(), random(rows, columns, seed));
-                check(&format!("{projection}, A {is_a}"), found, slope);
+                check(&format!("{}, A {is_a}", projection.path), found, slope);
             }
         }
     }

@@ -16,10 +16,9 @@ use tune_kernels::linear::Lora;
 
 use super::dora::Dora;
 use super::error::Error;
-use super::peft::keys::{Part, key};
-use super::peft::whole_parameter;
-use super::projection::{Adapter, LayerAdapters, Projection};
-use super::target::Target;
+use super::parameter::{Parameter, Part};
+use super::projection::{Adapter, LayerAdapters, Slot};
+use super::target::{Target, tensors};
 use super::whole::{Whole, WholeKind};
 
 /// Which dropout masks a forward pass draws: the same for a recomputed layer and a resumed run.
@@ -33,21 +32,10 @@ pub struct DropoutStep {
     pub micro_batch: u32,
 }
 
-/// Name and shape of one tensor of an adapter.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parameter {
-    /// Its key in a PEFT file.
-    pub name: String,
-    /// Which of its target's tensors it is.
-    pub part: Part,
-    /// `[rank, in]` for A, `[out, rank]` for B, `[1, out]` for magnitudes, `[vocab, hidden]` for a whole module.
-    pub shape: [usize; 2],
-}
-
 /// All adapters of a run.
 ///
 /// Parameters are numbered: for each target A, then B, then magnitudes if it has them; targets by layer and then in
-/// the order of [`Projection::ALL`]; behind them the whole modules. A clone shares the tensors; an update leaves the clone's as they are.
+/// by slot; behind them the whole modules. A clone shares the tensors; an update leaves the clone's as they are.
 #[derive(Clone, Debug)]
 pub struct LoraSet<B: KernelBackend> {
     targets: Vec<Target>,
@@ -66,7 +54,7 @@ impl<B: KernelBackend> LoraSet<B> {
     /// [`Self::set_magnitudes`].
     pub fn init(targets: Vec<Target>, dropout: f64, seed: u64, device: &B::Device) -> Self {
         let targets = ordered(targets);
-        let parameters = parameters(&targets);
+        let parameters = tensors(&targets);
         let values = parameters.iter().map(|parameter| match parameter.part {
             Part::A => kaiming_uniform(&parameter.name, parameter.shape, seed),
             Part::B => vec![0.0; parameter.shape[0] * parameter.shape[1]],
@@ -95,7 +83,7 @@ impl<B: KernelBackend> LoraSet<B> {
         device: &B::Device,
     ) -> Result<Self, Error> {
         let targets = ordered(targets);
-        let parameters = parameters(&targets);
+        let parameters = tensors(&targets);
         if values.len() != parameters.len() {
             return Err(Error::WrongCount { expected: parameters.len(), found: values.len() });
         }
@@ -125,7 +113,7 @@ impl<B: KernelBackend> LoraSet<B> {
     pub fn with_wholes(mut self, wholes: Vec<Whole>, mut of: impl FnMut(&Whole) -> Tensor<B, 2>) -> Self {
         for whole in wholes {
             self.tensors.push(of(&whole));
-            self.parameters.push(whole_parameter(&whole));
+            self.parameters.push(whole.parameter());
             self.wholes.push(whole);
         }
         self
@@ -219,16 +207,24 @@ impl<B: KernelBackend> LoraSet<B> {
     pub fn layer(&self, layer: usize, dropout: Option<DropoutStep>) -> LayerAdapters<B> {
         let mut adapters = LayerAdapters::none();
         for index in self.layer_targets(layer) {
-            let projection = self.targets[index].module.projection;
-            let dropout = dropout
-                .filter(|_| self.dropout > 0.0)
-                .map(|step| Dropout { probability: self.dropout, key: dropout_key(step, layer, projection) });
-            let lora = Lora { dropout, ..self.lora(index) };
+            let slot = self.targets[index].module.slot;
+            let lora = Lora { dropout: self.dropout_of(dropout, layer, slot), ..self.lora(index) };
             let magnitude =
                 self.targets[index].use_dora.then(|| self.tensors[self.offsets[index] + 2].clone());
-            *adapters.slot(projection) = Some(Adapter { lora, dora: magnitude.map(Dora::new) });
+            adapters.set(slot, Adapter { lora, dora: magnitude.map(Dora::new) });
         }
         adapters
+    }
+
+    /// The adapters as they are until the next update.
+    pub fn until_update(&self) -> StepAdapters<'_, B> {
+        let layers = self.targets.last().map_or(0, |target| target.module.layer + 1);
+        StepAdapters { set: self, layers: (0..layers).map(|layer| self.layer(layer, None)).collect() }
+    }
+
+    fn dropout_of(&self, step: Option<DropoutStep>, layer: usize, slot: Slot) -> Option<Dropout> {
+        let step = step.filter(|_| self.dropout > 0.0)?;
+        Some(Dropout { probability: self.dropout, key: dropout_key(step, layer, slot) })
     }
 
     /// A, B and scaling of a target, by its number.
@@ -237,9 +233,9 @@ impl<B: KernelBackend> LoraSet<B> {
         Lora { a, b, scaling: self.targets[target].scaling as f32, dropout: None }
     }
 
-    /// Gives every target under DoRA the magnitudes, `[1, out]`, that `of` finds for it.
-    pub fn set_magnitudes(&mut self, mut of: impl FnMut(&Target, &Lora<B>) -> Tensor<B, 2>) {
-        for index in 0..self.targets.len() {
+    /// Gives every target of a layer under DoRA the magnitudes, `[1, out]`, that `of` computes for it.
+    pub fn set_magnitudes(&mut self, layer: usize, mut of: impl FnMut(&Target, &Lora<B>) -> Tensor<B, 2>) {
+        for index in self.layer_targets(layer) {
             if self.targets[index].use_dora {
                 let magnitude = of(&self.targets[index], &self.lora(index));
                 self.tensors[self.offsets[index] + 2] = magnitude;
@@ -260,8 +256,31 @@ impl<B: KernelBackend> LoraSet<B> {
     }
 }
 
+/// The adapters between two updates: what DoRA computes from a weight and its adapter is computed for the first
+/// micro-batch and serves the others, so that they belong to one model.
+#[derive(Debug)]
+pub struct StepAdapters<'a, B: KernelBackend> {
+    set: &'a LoraSet<B>,
+    layers: Vec<LayerAdapters<B>>,
+}
+
+impl<B: KernelBackend> StepAdapters<'_, B> {
+    /// All of them, as they are trained.
+    pub fn set(&self) -> &LoraSet<B> {
+        self.set
+    }
+
+    /// As [`LoraSet::layer`].
+    pub fn layer(&self, layer: usize, dropout: Option<DropoutStep>) -> LayerAdapters<B> {
+        match self.layers.get(layer) {
+            Some(adapters) => adapters.with_dropout(|slot| self.set.dropout_of(dropout, layer, slot)),
+            None => LayerAdapters::none(),
+        }
+    }
+}
+
 fn ordered(mut targets: Vec<Target>) -> Vec<Target> {
-    targets.sort_by_key(|target| (target.module.layer, target.module.projection));
+    targets.sort_by_key(|target| (target.module.layer, target.module.slot));
     targets
 }
 
@@ -275,27 +294,18 @@ fn offsets(targets: &[Target]) -> Vec<usize> {
     offsets
 }
 
-/// The tensors of each target, in order.
-pub(super) fn parameters(targets: &[Target]) -> Vec<Parameter> {
-    let parts = |target: &Target| {
-        let path = target.module.path.clone();
-        target.parts().map(move |(part, shape)| Parameter { name: key(&path, part), part, shape })
-    };
-    targets.iter().flat_map(parts).collect()
-}
-
 fn upload<B: KernelBackend>(values: Vec<f32>, parameter: &Parameter, device: &B::Device) -> Tensor<B, 2> {
     // Whatever the backend's own float type: these are the master values.
     Tensor::from_data(TensorData::new(values, parameter.shape), (device, DType::F32))
 }
 
-fn dropout_key(step: DropoutStep, layer: usize, projection: Projection) -> DropoutKey {
+fn dropout_key(step: DropoutStep, layer: usize, slot: Slot) -> DropoutKey {
     DropoutKey {
         seed: step.seed,
         step: step.step,
         micro_batch: step.micro_batch,
         layer: layer as u32,
-        projection: projection.index() as u32,
+        projection: slot as u32,
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod dora;
 pub mod error;
 pub mod lora;
+pub mod parameter;
 pub mod peft;
 pub mod projection;
 pub mod spec;

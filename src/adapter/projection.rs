@@ -1,10 +1,8 @@
-//! The seven linear projections of a decoder layer: their names, their place in a model, and the adapters of
-//! one layer.
+//! The linear projections of a decoder layer as adapters see them: the role of each, its place in the layer, and the
+//! adapters and gradients of one layer by that place.
 //!
-//! Knows the spelling that Hugging Face checkpoints use; refuses to know which projections a recipe adapts
-//! (`target.rs`) and where the numbers of an adapter come from (`lora.rs`).
-
-use std::fmt;
+//! A layer lists its projections in the order of use (`model::parts`); a *slot* is a place in that list. Refuses to
+//! know which projections a recipe adapts (`target`) and where the numbers of an adapter come from (`lora`).
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
@@ -12,9 +10,12 @@ use tune_kernels::linear::{Lora, LoraGradient};
 
 use super::dora::Dora;
 
-/// One of the linear projections of a decoder layer.
+/// The place of a projection in its layer's list, from 0; also its number in a dropout key.
+pub type Slot = usize;
+
+/// What a projection does in its layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Projection {
+pub enum Role {
     /// Hidden state to queries.
     Query,
     /// Hidden state to keys.
@@ -25,39 +26,33 @@ pub enum Projection {
     Output,
     /// Hidden state to the gate of the feed-forward block.
     Gate,
-    /// Hidden state to the values of the feed-forward block.
+    /// Hidden state to the values that the gate multiplies.
     Up,
     /// Feed-forward block back to hidden state.
     Down,
+    /// Hidden state to queries, keys and values, stacked in this order.
+    QueryKeyValue,
+    /// Hidden state to gate and up, stacked in this order.
+    GateUp,
 }
 
-impl Projection {
-    /// Every projection, in the order a layer applies them.
-    pub const ALL: [Self; 7] =
-        [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
+impl Role {
+    /// The names that Hugging Face checkpoints give the last component of a module path.
+    const NAMES: [(&'static str, Self); 9] = [
+        ("q_proj", Self::Query),
+        ("k_proj", Self::Key),
+        ("v_proj", Self::Value),
+        ("o_proj", Self::Output),
+        ("gate_proj", Self::Gate),
+        ("up_proj", Self::Up),
+        ("down_proj", Self::Down),
+        ("qkv_proj", Self::QueryKeyValue),
+        ("gate_up_proj", Self::GateUp),
+    ];
 
-    /// The last component of the module path (`q_proj`).
-    pub fn hf_name(self) -> &'static str {
-        match self {
-            Self::Query => "q_proj",
-            Self::Key => "k_proj",
-            Self::Value => "v_proj",
-            Self::Output => "o_proj",
-            Self::Gate => "gate_proj",
-            Self::Up => "up_proj",
-            Self::Down => "down_proj",
-        }
-    }
-
-    /// Position in [`Self::ALL`]; also the projection's number in a dropout key.
-    pub fn index(self) -> usize {
-        self as usize
-    }
-}
-
-impl fmt::Display for Projection {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.hf_name())
+    /// The role of a module by the last component of its path, for use without a model.
+    pub(super) fn of_name(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, role)| *role)
     }
 }
 
@@ -76,85 +71,71 @@ impl<T: KernelBackend> From<Lora<T>> for Adapter<T> {
     }
 }
 
-/// The adapters of one decoder layer; `None` where a projection is left as it is.
+/// The adapters of one decoder layer by slot.
 #[derive(Clone, Debug)]
-pub struct LayerAdapters<T: KernelBackend> {
-    /// On `q_proj`.
-    pub query: Option<Adapter<T>>,
-    /// On `k_proj`.
-    pub key: Option<Adapter<T>>,
-    /// On `v_proj`.
-    pub value: Option<Adapter<T>>,
-    /// On `o_proj`.
-    pub output: Option<Adapter<T>>,
-    /// On `gate_proj`.
-    pub gate: Option<Adapter<T>>,
-    /// On `up_proj`.
-    pub up: Option<Adapter<T>>,
-    /// On `down_proj`.
-    pub down: Option<Adapter<T>>,
-}
+pub struct LayerAdapters<T: KernelBackend>(Vec<Option<Adapter<T>>>);
 
 impl<T: KernelBackend> LayerAdapters<T> {
     /// A layer without adapters: the base model as it is.
     pub fn none() -> Self {
-        Self { query: None, key: None, value: None, output: None, gate: None, up: None, down: None }
+        Self(Vec::new())
     }
 
-    /// The adapter on one projection.
-    pub fn get(&self, projection: Projection) -> Option<&Adapter<T>> {
-        match projection {
-            Projection::Query => self.query.as_ref(),
-            Projection::Key => self.key.as_ref(),
-            Projection::Value => self.value.as_ref(),
-            Projection::Output => self.output.as_ref(),
-            Projection::Gate => self.gate.as_ref(),
-            Projection::Up => self.up.as_ref(),
-            Projection::Down => self.down.as_ref(),
-        }
+    /// The adapter on the projection in `slot`, if it has one.
+    pub fn get(&self, slot: Slot) -> Option<&Adapter<T>> {
+        self.0.get(slot)?.as_ref()
     }
 
-    /// The place of one projection's adapter.
-    pub fn slot(&mut self, projection: Projection) -> &mut Option<Adapter<T>> {
-        match projection {
-            Projection::Query => &mut self.query,
-            Projection::Key => &mut self.key,
-            Projection::Value => &mut self.value,
-            Projection::Output => &mut self.output,
-            Projection::Gate => &mut self.gate,
-            Projection::Up => &mut self.up,
-            Projection::Down => &mut self.down,
+    /// Puts an adapter on the projection in `slot`.
+    pub fn set(&mut self, slot: Slot, adapter: Adapter<T>) {
+        grow(&mut self.0, slot);
+        self.0[slot] = Some(adapter);
+    }
+
+    /// The same adapters with another dropout on each input, `dropout` of the slot.
+    #[must_use]
+    pub(super) fn with_dropout(
+        &self,
+        dropout: impl Fn(Slot) -> Option<tune_kernels::dropout::Dropout>,
+    ) -> Self {
+        let mut adapters = self.clone();
+        for (slot, adapter) in adapters.0.iter_mut().enumerate() {
+            if let Some(adapter) = adapter {
+                adapter.lora.dropout = dropout(slot);
+            }
         }
+        adapters
     }
 }
 
-/// The adapter gradients of one decoder layer, summed over micro-batches.
+/// The adapter gradients of one decoder layer by slot, summed over micro-batches.
 #[derive(Clone, Debug)]
 pub struct LayerGradients<B: KernelBackend> {
-    sums: [Option<LoraGradient<B>>; 7],
-    magnitudes: [Option<Tensor<B, 2>>; 7],
+    pairs: Vec<Option<LoraGradient<B>>>,
+    magnitudes: Vec<Option<Tensor<B, 2>>>,
 }
 
 impl<B: KernelBackend> Default for LayerGradients<B> {
     fn default() -> Self {
-        Self { sums: [const { None }; 7], magnitudes: [const { None }; 7] }
+        Self { pairs: Vec::new(), magnitudes: Vec::new() }
     }
 }
 
 impl<B: KernelBackend> LayerGradients<B> {
-    /// The gradient of one projection's adapter; `None` before the first micro-batch, and without an adapter.
-    pub fn get(&self, projection: Projection) -> Option<&LoraGradient<B>> {
-        self.sums[projection.index()].as_ref()
+    /// The gradient of the A and B in `slot`; `None` before the first micro-batch, and without an adapter.
+    pub fn get(&self, slot: Slot) -> Option<&LoraGradient<B>> {
+        self.pairs.get(slot)?.as_ref()
     }
 
-    /// The gradient of one projection's magnitudes, `[1, out]`; `None` likewise.
-    pub fn magnitude(&self, projection: Projection) -> Option<&Tensor<B, 2>> {
-        self.magnitudes[projection.index()].as_ref()
+    /// The gradient of the magnitudes in `slot`, `[1, out]`; `None` likewise.
+    pub fn magnitude(&self, slot: Slot) -> Option<&Tensor<B, 2>> {
+        self.magnitudes.get(slot)?.as_ref()
     }
 
-    /// Adds to the gradient of one projection's magnitudes.
-    pub fn add_magnitude(&mut self, projection: Projection, gradient: Tensor<B, 2>) {
-        let sum = &mut self.magnitudes[projection.index()];
+    /// Adds to the gradient of the magnitudes in `slot`.
+    pub fn add_magnitude(&mut self, slot: Slot, gradient: Tensor<B, 2>) {
+        grow(&mut self.magnitudes, slot);
+        let sum = &mut self.magnitudes[slot];
         *sum = Some(match sum.take() {
             Some(sum) => sum + gradient,
             None => gradient,
@@ -162,29 +143,51 @@ impl<B: KernelBackend> LayerGradients<B> {
     }
 
     /// Takes sums out, to be added to.
-    pub fn take<const N: usize>(&mut self, projections: [Projection; N]) -> Vec<Option<LoraGradient<B>>> {
-        projections.iter().map(|projection| self.sums[projection.index()].take()).collect()
+    pub fn take(&mut self, slots: &[Slot]) -> Vec<Option<LoraGradient<B>>> {
+        slots.iter().map(|slot| self.pairs.get_mut(*slot).and_then(Option::take)).collect()
     }
 
     /// Puts sums back.
-    pub fn put<const N: usize>(&mut self, projections: [Projection; N], sums: Vec<Option<LoraGradient<B>>>) {
-        for (projection, sum) in projections.iter().zip(sums) {
-            self.sums[projection.index()] = sum;
+    pub fn put(&mut self, slots: &[Slot], sums: Vec<Option<LoraGradient<B>>>) {
+        for (slot, sum) in slots.iter().zip(sums) {
+            grow(&mut self.pairs, *slot);
+            self.pairs[*slot] = sum;
         }
     }
 }
 
-/// A projection of the model at hand, as target patterns see it.
+/// Makes room for `slot`.
+fn grow<T>(slots: &mut Vec<Option<T>>, slot: Slot) {
+    if slots.len() <= slot {
+        slots.resize_with(slot + 1, || None);
+    }
+}
+
+/// A projection of a model, as target patterns see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Module {
     /// Module path in the Hugging Face model (`model.layers.3.self_attn.q_proj`).
     pub path: String,
     /// Decoder layer, from 0.
     pub layer: usize,
-    /// Which projection of that layer.
-    pub projection: Projection,
+    /// What it does in that layer.
+    pub role: Role,
+    /// Its place in that layer; where no model is at hand, the number of the role.
+    pub slot: Slot,
     /// Rows of the weight.
     pub out_features: usize,
     /// Columns of the weight.
     pub in_features: usize,
+}
+
+impl Module {
+    /// The part of the path behind the layer's number (`self_attn.q_proj`): the same in every layer.
+    pub fn path_in_layer(&self) -> &str {
+        self.path.split_once(&format!(".{}.", self.layer)).map_or(&self.path, |(_, inside)| inside)
+    }
+
+    /// The last component of the path (`q_proj`).
+    pub fn name(&self) -> &str {
+        self.path.rsplit('.').next().unwrap_or(&self.path)
+    }
 }

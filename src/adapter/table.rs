@@ -4,14 +4,13 @@
 
 use std::fmt;
 
-use super::projection::Projection;
 use super::target::Target;
 
 /// One line of the table of what matched: a projection, over the layers in which all its numbers agree.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TableRow {
-    /// The projection.
-    pub projection: Projection,
+    /// The last component of the module paths (`q_proj`).
+    pub name: String,
     /// Its layers, ascending.
     pub layers: Vec<usize>,
     /// Rows of the weight.
@@ -37,33 +36,37 @@ impl TableRow {
 
 /// What matched, compactly: usually one row for each projection.
 pub fn table(targets: &[Target]) -> Vec<TableRow> {
-    let mut rows: Vec<TableRow> = Vec::new();
+    let mut rows: Vec<((&str, usize), TableRow)> = Vec::new();
     for target in targets {
         let module = &target.module;
-        let same = |row: &&mut TableRow| {
-            row.projection == module.projection
+        let path = module.path_in_layer();
+        let same = |((known, _), row): &&mut ((&str, usize), TableRow)| {
+            *known == path
                 && (row.out_features, row.in_features) == (module.out_features, module.in_features)
                 && (row.rank, row.alpha, row.scaling) == (target.rank, target.alpha, target.scaling)
         };
         match rows.iter_mut().find(same) {
-            Some(row) => {
+            Some((_, row)) => {
                 row.layers.push(module.layer);
                 row.parameters += target.parameters();
             }
-            None => rows.push(TableRow {
-                projection: module.projection,
-                layers: vec![module.layer],
-                out_features: module.out_features,
-                in_features: module.in_features,
-                rank: target.rank,
-                alpha: target.alpha,
-                scaling: target.scaling,
-                parameters: target.parameters(),
-            }),
+            None => {
+                let row = TableRow {
+                    name: module.name().to_owned(),
+                    layers: vec![module.layer],
+                    out_features: module.out_features,
+                    in_features: module.in_features,
+                    rank: target.rank,
+                    alpha: target.alpha,
+                    scaling: target.scaling,
+                    parameters: target.parameters(),
+                };
+                rows.push(((path, module.slot), row));
+            }
         }
     }
-    rows.sort_by_key(|row| (row.projection, row.layers[0]));
-    rows
+    rows.sort_by_key(|((_, slot), row)| (*slot, row.layers[0]));
+    rows.into_iter().map(|(_, row)| row).collect()
 }
 
 /// Layer numbers as people write them: `0-11, 14`.

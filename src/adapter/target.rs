@@ -11,7 +11,7 @@ use std::fmt;
 
 use regex::Regex;
 
-use super::peft::keys::Part;
+use super::parameter::{Parameter, Part, key};
 use super::projection::Module;
 use super::spec::{Spec, TargetModules};
 
@@ -45,6 +45,15 @@ impl Target {
         let pair = [(Part::A, [self.rank, in_features]), (Part::B, [out_features, self.rank])];
         pair.into_iter().chain(magnitude)
     }
+}
+
+/// The tensors of all targets, in order.
+pub fn tensors(targets: &[Target]) -> Vec<Parameter> {
+    let parts = |target: &Target| {
+        let path = target.module.path.clone();
+        target.parts().map(move |(part, shape)| Parameter { name: key(&path, part), part, shape })
+    };
+    targets.iter().flat_map(parts).collect()
 }
 
 /// The factor on B·A (Hu et al. 2021, section 4.1; with rsLoRA, Kalajdzievski 2023).
@@ -87,7 +96,7 @@ pub enum At {
     AlphaPattern(usize),
 }
 
-/// The targets of a recipe, by layer and then in the order of [`Projection::ALL`](super::projection::Projection::ALL).
+/// The targets of a recipe, by layer and then by slot.
 ///
 /// `modules` are all projections of the model.
 ///
@@ -137,7 +146,7 @@ pub fn resolve(spec: &Spec, modules: &[Module]) -> Result<Vec<Target>, Vec<Probl
     if !problems.is_empty() {
         return Err(problems);
     }
-    targets.sort_by_key(|target| (target.module.layer, target.module.projection));
+    targets.sort_by_key(|target| (target.module.layer, target.module.slot));
     Ok(targets)
 }
 

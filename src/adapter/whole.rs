@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use super::parameter::{Parameter, Part, key};
+
 /// A module that can be trained as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WholeKind {
@@ -48,6 +50,11 @@ impl Whole {
     /// Its elements.
     pub fn parameters(&self) -> u64 {
         self.shape[0] as u64 * self.shape[1] as u64
+    }
+
+    /// Its tensor.
+    pub fn parameter(&self) -> Parameter {
+        Parameter { name: key(&self.path, Part::Whole), part: Part::Whole, shape: self.shape }
     }
 }
 

@@ -229,7 +229,7 @@ pub(super) fn targets_of(targets: &[Target]) -> Value {
         .iter()
         .map(|row| {
             json!({
-                "projection": row.projection.hf_name(),
+                "projection": row.name,
                 "layers": row.layers,
                 "out_features": row.out_features,
                 "in_features": row.in_features,

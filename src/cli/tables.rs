@@ -18,7 +18,7 @@ pub(super) fn targets(targets: &[Target]) -> Vec<String> {
         };
         lines.push(format!(
             "{:<11}{:<8}{:>14}{:>8}{:>9.4}{:>12}{warning}",
-            row.projection.hf_name(),
+            row.name,
             table::LayerRanges(&row.layers).to_string(),
             shape,
             row.rank,

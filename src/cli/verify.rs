@@ -105,7 +105,7 @@ fn rows(modules: &[ModuleReport]) -> Vec<String> {
     for module in modules {
         let same = |first: &ModuleReport| {
             let (left, right) = (&first.target, &module.target);
-            left.module.projection == right.module.projection
+            left.module.path_in_layer() == right.module.path_in_layer()
                 && (left.rank, left.scaling) == (right.rank, right.scaling)
         };
         match groups.iter_mut().find(|(first, ..)| same(first)) {
@@ -118,7 +118,7 @@ fn rows(modules: &[ModuleReport]) -> Vec<String> {
             }
         }
     }
-    groups.sort_by_key(|(first, ..)| first.target.module.projection);
+    groups.sort_by_key(|(first, ..)| first.target.module.slot);
     let row = |(first, layers, norms): &(&ModuleReport, Vec<usize>, Vec<f64>)| {
         let least = norms.iter().copied().fold(f64::INFINITY, f64::min);
         let most = norms.iter().copied().fold(0.0, f64::max);
@@ -128,7 +128,7 @@ fn rows(modules: &[ModuleReport]) -> Vec<String> {
         };
         format!(
             "{:<11}{:<10}{:>6}{:>9.4}   {span}",
-            first.target.module.projection.hf_name(),
+            first.target.module.name(),
             LayerRanges(layers).to_string(),
             first.target.rank,
             first.target.scaling,

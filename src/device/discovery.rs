@@ -149,7 +149,7 @@ pub(super) fn start(listed: &Listed) -> Result<Started, String> {
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 fn ours(started: tune_kernels::gpu::Started) -> Started {
     let all = [FloatDtype::F32, FloatDtype::Bf16, FloatDtype::F16];
-    let has = |dtype: &FloatDtype| started.dtypes.contains(&crate::model::load::burn_dtype(*dtype));
+    let has = |dtype: &FloatDtype| started.dtypes.contains(&crate::model::dtype::burn_dtype(*dtype));
     Started { dtypes: all.into_iter().filter(has).collect(), largest_buffer: Some(started.largest_buffer) }
 }
 

@@ -21,7 +21,7 @@ pub use failure::Failed;
 
 use crate::model::FloatDtype;
 use crate::recipe::{DeviceId, DeviceSpec};
-use crate::train::memory;
+use crate::train::process;
 use discovery::Handle;
 
 /// The CPU: burn's Flex backend with our own kernels.
@@ -199,8 +199,8 @@ impl Device {
         let share = |free: u64| (free as f64 * SHARE) as u64;
         match self.handle {
             Handle::Cpu => {
-                let program = memory::resident_bytes().unwrap_or(0);
-                memory::available_bytes().map(|free| program + share(free))
+                let program = process::resident_bytes().unwrap_or(0);
+                process::available_bytes().map(|free| program + share(free))
             }
             #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
             _ => {

@@ -28,7 +28,7 @@ use crate::adapter::projection::LayerAdapters;
 use crate::adapter::target::Target;
 use crate::adapter::whole::Whole;
 use crate::assets::ModelDir;
-use crate::model::layers::LayerInputs;
+use crate::model::layers::{LayerInputs, Order};
 use crate::model::load::{Loader, Progress};
 use crate::model::{Decoder, DecoderSpec, FloatDtype, family};
 use crate::quant::spec::Spec;
@@ -170,23 +170,28 @@ pub fn compare<B: KernelBackend>(
     let mut as_trained = trained.is_some().then(|| adapted.clone());
     let (mut folded, folded_inputs) = begin(&merged.frame()?, rows)?;
     let none = LayerAdapters::none();
-    for index in 0..spec.layers {
+    let all = || Order::Up(0..spec.layers.len());
+    let mut trained_layers = trained.as_mut().map(|loader| loader.walk(all()));
+    for (step, merged_step) in base.walk(all()).zip(merged.walk(all())) {
         if stop() {
             return Err(Error::Stopped);
         }
+        let (index, layer) = step?;
         let own = adapters.layer(index, None);
-        let layer = base.layer(index)?;
         plain = layer.forward(plain, &none, &inputs, None);
         adapted = layer.forward(adapted, &own, &inputs, None);
         drop(layer);
-        if let (Some(loader), Some(x)) = (&mut trained, as_trained.take()) {
+        let trained_step = trained_layers.as_mut().and_then(Iterator::next).transpose()?;
+        if let (Some((_, layer)), Some(x)) = (trained_step, as_trained.take()) {
             // DoRA's norms belong to one base: computed anew.
             let own = adapters.layer(index, None);
-            as_trained = Some(loader.layer(index)?.forward(x, &own, &inputs, None));
+            as_trained = Some(layer.forward(x, &own, &inputs, None));
         }
-        folded = merged.layer(index)?.forward(folded, &none, &folded_inputs, None);
-        progress(index + 1, spec.layers);
+        let (_, layer) = merged_step?;
+        folded = layer.forward(folded, &none, &folded_inputs, None);
+        progress(index + 1, spec.layers.len());
     }
+    drop(trained_layers);
     let frame = base.frame()?;
     let plain = logits(&frame, plain)?;
     let frame = frame.adopting(&adapters);

@@ -25,9 +25,9 @@ use tune_kernels::dropout::philox;
 use super::Error;
 use super::base::{HASH_PREFIX, QUANTIZATION_KEY};
 use super::portable;
-use crate::adapter::peft::keys::{Part, key};
+use crate::adapter::parameter::{Part, key};
 use crate::adapter::peft::{self, Config, TENSORS_FILE};
-use crate::adapter::projection::Module;
+use crate::adapter::projection::{Module, Role};
 use crate::adapter::target::Target;
 use crate::assets::folder::digest;
 
@@ -191,13 +191,14 @@ fn different_ranks(
     )
 }
 
-/// The union of the adapters' modules, sorted by layer and projection.
+/// The union of the adapters' modules, sorted by layer, role and path.
 fn all_modules(parts: &[(&peft::Adapter, f64, Vec<Target>)]) -> Result<Vec<Module>, Error> {
-    let mut modules: BTreeMap<(usize, _), Module> = BTreeMap::new();
+    let mut modules: BTreeMap<(usize, Role, String), Module> = BTreeMap::new();
     for (adapter, _, targets) in parts {
         for target in targets {
             let module = &target.module;
-            let known = modules.entry((module.layer, module.projection)).or_insert_with(|| module.clone());
+            let place = (module.layer, module.role, module.path.clone());
+            let known = modules.entry(place).or_insert_with(|| module.clone());
             if known != module {
                 return refuse(format!(
                     "`{}` is {} × {} in {} and {} × {} in another adapter: they belong to different models",

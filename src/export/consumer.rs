@@ -18,7 +18,7 @@ use super::base::OpenedBase;
 use super::portable::{self, Portable};
 use super::{Error, mlx};
 use crate::adapter::peft::{self, Config, Numbers};
-use crate::adapter::target::Target;
+use crate::adapter::target::{Target, tensors};
 use crate::assets::folder::tokenizer_files;
 use crate::files::Existing;
 
@@ -267,11 +267,11 @@ fn write_peft(
     out: &Path,
     existing: Existing,
 ) -> Result<(), Error> {
-    let mut parameters = peft::parameters(targets);
+    let mut parameters = tensors(targets);
     let mut values = values.to_vec();
     for whole in adapter.wholes(&adapter.own_wholes())? {
         values.push(adapter.whole_values(&whole)?);
-        parameters.push(peft::whole_parameter(&whole));
+        parameters.push(whole.parameter());
     }
     let value = |index: usize| Ok(values[index].clone());
     let numbers = Numbers { parameters: &parameters, values: &value };

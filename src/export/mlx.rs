@@ -12,8 +12,7 @@ use serde_json::json;
 use super::Error;
 use super::base::OpenedBase;
 use super::portable::Portable;
-use crate::adapter::lora::Parameter;
-use crate::adapter::peft::keys::Part;
+use crate::adapter::parameter::{Parameter, Part};
 use crate::adapter::peft::{CONFIG_FILE, Numbers, write_numbers};
 use crate::adapter::projection::Module;
 use crate::files::{self, Existing};
@@ -37,16 +36,9 @@ pub fn write(
         .enumerate()
         .map(|(index, target)| (target.module.path.as_str(), index))
         .collect();
-    let projections: BTreeSet<_> = portable.targets.iter().map(|target| target.module.projection).collect();
+    let keys: BTreeSet<&str> = portable.targets.iter().map(|target| target.module.path_in_layer()).collect();
     let modules: Vec<Module> =
-        base.spec.modules().into_iter().filter(|module| projections.contains(&module.projection)).collect();
-    let keys: BTreeSet<String> = modules
-        .iter()
-        .filter_map(|module| {
-            let (_, inside) = module.path.split_once(&format!(".{}.", module.layer))?;
-            Some(inside.to_owned())
-        })
-        .collect();
+        base.spec.modules().into_iter().filter(|module| keys.contains(module.path_in_layer())).collect();
     let mut parameters = Vec::with_capacity(2 * modules.len());
     for module in &modules {
         let (a, b) = ([module.in_features, rank], [rank, module.out_features]);
@@ -64,7 +56,7 @@ pub fn write(
     };
     let config = json!({
         "fine_tune_type": "lora",
-        "num_layers": base.spec.layers,
+        "num_layers": base.spec.layers.len(),
         "lora_parameters": {"rank": rank, "scale": scaling, "dropout": 0.0, "keys": keys},
     });
     let mut metadata = metadata.clone();

@@ -86,7 +86,7 @@ pub fn lattice(targets: &[Target]) -> Vec<Module> {
     let mut modules: Vec<Module> = Vec::new();
     for target in targets {
         let module = &target.module;
-        if modules.iter().any(|known| known.projection == module.projection) {
+        if modules.iter().any(|known| known.path_in_layer() == module.path_in_layer()) {
             continue;
         }
         let (own, any) = (format!(".{}.", module.layer), |layer: usize| format!(".{layer}."));

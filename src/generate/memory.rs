@@ -40,15 +40,14 @@ pub struct DoesNotFit {
 /// The memory plan, term by term, for the model of `workload`; its `tokens` are not used.
 pub fn plan(workload: &Workload<'_>, extent: Extent) -> Vec<Term> {
     let spec = workload.spec;
-    let value = workload.dtype.bytes() as u64;
-    let (layers, room) = (spec.layers as u64, cache_room(extent.conversation) as u64);
+    let room = cache_room(extent.conversation) as u64;
     // Keys and values. When a cache has been doubled, its previous halves stay in the pool.
-    let row = 2 * (spec.key_value_heads * spec.head_dim) as u64 * value;
+    let row: u64 = spec.layers.iter().map(|layer| layer.state(workload.dtype)).sum();
     let caches = match extent.conversation {
         0 => 0,
         _ => {
             let outgrown = if room > cache_room(1) as u64 { room / 2 } else { 0 };
-            extent.models as u64 * layers * row * (room + outgrown)
+            extent.models as u64 * row * (room + outgrown)
         }
     };
     let tokens = (extent.conversation.min(PROMPT_CHUNK)).max(extent.row) as u64;
@@ -57,7 +56,10 @@ pub fn plan(workload: &Workload<'_>, extent: Extent) -> Vec<Term> {
     let adapters: u64 = workload.targets.iter().map(crate::adapter::target::Target::parameters).sum();
     // Loading a tensor: its values in f32, beside the quantized form.
     let loading = match workload.quantization {
-        Some(_) => 4 * (spec.hidden_size * spec.intermediate_size) as u64,
+        Some(_) => {
+            let projections = spec.layers.iter().flat_map(|layer| layer.projections());
+            4 * projections.map(|projection| projection.elements()).max().unwrap_or(0)
+        }
         None => 0,
     };
     let mut terms = workload.weight_terms().to_vec();

@@ -10,13 +10,13 @@ use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::linear::{FrozenWeight, Linear, linear};
-use tune_kernels::rms_norm::rms_norm;
 use tune_kernels::rope::{Positions, RotaryTable};
 
 use super::Error;
-use super::decoder_spec::{DecoderSpec, FloatDtype};
-use super::layers::{DecoderLayer, KeyValueCache, LayerInputs};
-use super::load::burn_dtype;
+use super::decoder_spec::DecoderSpec;
+use super::dtype::{FloatDtype, burn_dtype};
+use super::layers::norm::Norm;
+use super::layers::{KeyValueCache, LayerInputs, Layers};
 use crate::adapter::dora::row_norms;
 use crate::adapter::lora::LoraSet;
 use crate::adapter::projection::LayerAdapters;
@@ -30,7 +30,7 @@ pub struct Decoder<B: KernelBackend> {
     pub(super) device: B::Device,
     /// `[vocab, hidden]`.
     pub(super) embedding: Tensor<B, 2>,
-    pub(super) layers: Vec<DecoderLayer<B>>,
+    pub(super) layers: Layers<B>,
     /// `[hidden]`.
     pub(super) final_norm: Tensor<B, 1>,
     /// `[vocab, hidden]`; shares the embedding's storage when tied.
@@ -54,14 +54,9 @@ impl<B: KernelBackend> Decoder<B> {
         &self.device
     }
 
-    /// The layers, from the embeddings up.
-    pub fn layers(&self) -> &[DecoderLayer<B>] {
+    /// The layers.
+    pub fn layers(&self) -> &Layers<B> {
         &self.layers
-    }
-
-    /// Weight of the norm after the last layer, `[hidden]`.
-    pub fn final_norm_weight(&self) -> &Tensor<B, 1> {
-        &self.final_norm
     }
 
     /// The output head, `[vocab, hidden]`.
@@ -72,19 +67,25 @@ impl<B: KernelBackend> Decoder<B> {
     /// Bytes of all frozen weights; a tied head is counted once.
     pub fn frozen_bytes(&self) -> u64 {
         let size = self.dtype.bytes();
-        let layers: u64 = self.layers.iter().map(|layer| layer_bytes(layer, size)).sum();
         let embedding = self.embedding.shape().num_elements() * size;
         let head = if self.spec.tied { 0 } else { self.head.bytes() };
-        (embedding + head + self.spec.hidden_size * size) as u64 + layers
+        (embedding + head + self.spec.hidden_size * size) as u64 + self.layers.bytes()
     }
 
     /// Gives the targets under DoRA the magnitudes that the model's own rows have, so that a new adapter changes
     /// nothing.
-    pub fn init_magnitudes(&self, adapters: &mut LoraSet<B>) {
-        adapters.set_magnitudes(|target, lora| {
-            let projection = self.layers[target.module.layer].projection(target.module.projection);
-            row_norms(&projection.weight, projection.row_squares().clone(), lora)
-        });
+    ///
+    /// # Errors
+    /// A layer cannot be read.
+    pub fn init_magnitudes(&self, adapters: &mut LoraSet<B>) -> Result<(), Error> {
+        for step in self.layers.up() {
+            let (index, layer) = step?;
+            adapters.set_magnitudes(index, |target, lora| {
+                let projection = layer.projection(target.module.slot);
+                row_norms(&projection.weight, projection.row_squares().clone(), lora)
+            });
+        }
+        Ok(())
     }
 
     /// Gives the modules that are trained as a whole the numbers that the model has for them.
@@ -162,7 +163,16 @@ impl<B: KernelBackend> Decoder<B> {
 
     /// The norm after the last layer, `[tokens, hidden]` → `[tokens, hidden]`.
     pub fn final_norm(&self, x: &Tensor<B, 2>) -> Tensor<B, 2> {
-        rms_norm(x, &self.final_norm, self.spec.rms_norm_epsilon)
+        self.final_norm_part().forward(x, None)
+    }
+
+    /// The gradient of [`Self::final_norm`]'s input for that of its output.
+    pub fn final_norm_backward(&self, x: &Tensor<B, 2>, dy: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.final_norm_part().backward(x, dy, None)
+    }
+
+    fn final_norm_part(&self) -> Norm<'_, B> {
+        Norm { spec: &self.spec.final_norm, weight: &self.final_norm }
     }
 
     /// An empty cache for [`Self::hidden`].
@@ -194,7 +204,8 @@ impl<B: KernelBackend> Decoder<B> {
         let documents = DocumentOffsets::with_cache(&[0, ids.len() as u32], &[0, (past + ids.len()) as u32]);
         let inputs = self.inputs(&positions, documents)?;
         let none = LayerAdapters::none();
-        for (index, layer) in self.layers.iter().enumerate() {
+        for step in self.layers.up() {
+            let (index, layer) = step?;
             let adapters = adapters.map_or(&none, |adapters| &adapters[index]);
             let cache = cache.as_mut().and_then(|cache| cache.layer(index));
             x = layer.forward(x, adapters, &inputs, cache);
@@ -222,14 +233,6 @@ impl<B: KernelBackend> Decoder<B> {
         let length = values.len();
         Tensor::from_data(TensorData::new(values, [length]), &self.device)
     }
-}
-
-fn layer_bytes<B: KernelBackend>(layer: &DecoderLayer<B>, size: usize) -> u64 {
-    use crate::adapter::projection::Projection;
-    let projections: u64 =
-        Projection::ALL.iter().map(|&projection| layer.projection(projection).bytes()).sum();
-    let head_norms = layer.attention.head_norms.as_ref().map_or(0, |_| 2 * layer.attention.head_dim);
-    projections + ((2 * layer.attention_norm.dims()[0] + head_norms) * size) as u64
 }
 
 /// Cosines and sines of the positions met so far, kept from one batch to the next, and shared by clones.
@@ -273,7 +276,7 @@ fn build_table<B: KernelBackend>(
 ) -> RotaryTable<B> {
     let (cosines, sines) = spec.rotary.tables(rows, longest);
     let upload = |values: Vec<f32>| {
-        let data = TensorData::new(values, [rows, spec.head_dim / 2]);
+        let data = TensorData::new(values, [rows, spec.rotary.head_dim / 2]);
         Tensor::<B, 2>::from_data(data, (device, DType::F32))
     };
     RotaryTable { cos: upload(cosines), sin: upload(sines) }

@@ -4,7 +4,9 @@
 //! moved to the device and dropped before the next. Only the projections of the layers are ever quantized;
 //! embeddings, norms, biases and the output head stay in the compute dtype.
 
-use burn::tensor::{DType, Tensor, TensorData};
+use std::sync::Arc;
+
+use burn::tensor::{Tensor, TensorData};
 use half::{bf16, f16};
 use tune_kernels::KernelBackend;
 use tune_kernels::linear::FrozenWeight;
@@ -12,12 +14,11 @@ use tune_kernels::nf4::{Nf4Weight, Quantized};
 
 use super::Error;
 use super::decoder::{Decoder, RotaryCache};
-use super::decoder_spec::{DecoderSpec, FloatDtype};
-use super::layers::attention::{Attention, HeadNorms};
-use super::layers::feed_forward::FeedForward;
-use super::layers::{DecoderLayer, FrozenProjection};
-use super::tensors::{self, Checked, KEY_NORM, QUERY_NORM};
-use crate::adapter::projection::Projection;
+use super::decoder_spec::DecoderSpec;
+use super::dtype::{FloatDtype, burn_dtype};
+use super::layers::{FrozenProjection, Layer, Layers, Order, Walk};
+use super::parts::{LayerTensor, ProjectionSpec};
+use super::tensors::{self, Checked};
 use crate::assets::WeightFiles;
 use crate::quant;
 
@@ -51,7 +52,7 @@ pub fn load<B: KernelBackend>(
     Loader::new(weights, spec, quantization, dtype, device, progress)?.decoder()
 }
 
-/// Loads a decoder part by part, for those who must not hold it whole.
+/// Loads a decoder part by part, without ever holding it whole.
 pub struct Loader<'a, B: KernelBackend> {
     weights: &'a WeightFiles,
     spec: &'a DecoderSpec,
@@ -86,7 +87,8 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
 
     fn decoder(mut self) -> Result<Decoder<B>, Error> {
         let mut decoder = self.frame()?;
-        decoder.layers = (0..self.spec.layers).map(|layer| self.layer(layer)).collect::<Result<_, _>>()?;
+        let layers = (0..self.spec.layers.len()).map(|layer| self.layer(layer));
+        decoder.layers = Layers::resident(layers.collect::<Result<_, _>>()?);
         Ok(decoder)
     }
 
@@ -95,73 +97,52 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
     /// # Errors
     /// As [`load`].
     pub fn frame(&mut self) -> Result<Decoder<B>, Error> {
-        let (spec, names) = (self.spec, self.spec.names);
+        let (spec, paths) = (self.spec, self.spec.paths);
+        let weight = |path: &str| format!("{path}.weight");
         let table = [spec.vocab_size, spec.hidden_size];
-        let embedding = self.dense(names.embedding, table)?;
-        let final_norm = self.dense(names.final_norm, [spec.hidden_size])?;
+        let embedding = self.dense(&weight(paths.embedding), table)?;
+        let final_norm = self.dense(&weight(spec.final_norm.path), [spec.hidden_size])?;
         let head = match spec.tied {
             true => embedding.clone(),
-            false => self.dense(names.head, table)?,
+            false => self.dense(&weight(paths.head), table)?,
         };
         Ok(Decoder {
             spec: spec.clone(),
             dtype: self.dtype,
             device: self.device.clone(),
             embedding,
-            layers: Vec::new(),
+            layers: Layers::resident(Vec::new()),
             final_norm,
             head: FrozenWeight::Dense(head),
             rotary: RotaryCache::new(),
         })
     }
 
-    /// One decoder layer.
-    ///
-    /// # Errors
-    /// As [`load`].
-    pub fn layer(&mut self, layer: usize) -> Result<DecoderLayer<B>, Error> {
-        let (spec, names) = (self.spec, self.spec.names);
-        let hidden = [spec.hidden_size];
-        let norm = |name: &str| format!("{}.{layer}.{name}", names.layers);
-        let attention_norm = self.dense(&norm(names.attention_norm), hidden)?;
-        let query = self.projection(layer, Projection::Query)?;
-        let key = self.projection(layer, Projection::Key)?;
-        let value = self.projection(layer, Projection::Value)?;
-        let output = self.projection(layer, Projection::Output)?;
-        let head_norms = match spec.query_key_norm {
-            true => Some(HeadNorms {
-                query: self.dense(&tensors::head_norm(spec, layer, QUERY_NORM), [spec.head_dim])?,
-                key: self.dense(&tensors::head_norm(spec, layer, KEY_NORM), [spec.head_dim])?,
-                epsilon: spec.rms_norm_epsilon,
-            }),
-            false => None,
-        };
-        let feed_forward_norm = self.dense(&norm(names.feed_forward_norm), hidden)?;
-        let gate = self.projection(layer, Projection::Gate)?;
-        let up = self.projection(layer, Projection::Up)?;
-        let down = self.projection(layer, Projection::Down)?;
-        Ok(DecoderLayer {
-            attention_norm,
-            attention: Attention {
-                query,
-                key,
-                value,
-                output,
-                head_norms,
-                heads: spec.attention_heads,
-                key_value_heads: spec.key_value_heads,
-                head_dim: spec.head_dim,
-                sliding_window: spec.sliding_window.get(layer).copied().flatten(),
-            },
-            feed_forward_norm,
-            feed_forward: FeedForward { gate, up, down },
-            rms_norm_epsilon: spec.rms_norm_epsilon,
-        })
+    /// Some layers in some order, each read when the walk comes to it.
+    pub fn walk(&mut self, order: Order) -> Walk<'_, B> {
+        Walk::reading(order, |layer| self.layer(layer))
     }
 
-    fn projection(&mut self, layer: usize, projection: Projection) -> Result<FrozenProjection<B>, Error> {
-        let module = self.spec.names.projection(layer, projection);
-        let shape = self.spec.projection_shape(projection);
+    fn layer(&mut self, layer: usize) -> Result<Layer<B>, Error> {
+        let spec = Arc::clone(&self.spec.layers[layer]);
+        let (mut projections, mut norms) = (Vec::new(), Vec::new());
+        for tensor in spec.tensors() {
+            match tensor {
+                LayerTensor::Norm(norm) => {
+                    let name = format!("{}.weight", self.spec.path(layer, norm.path));
+                    norms.push(self.dense(&name, [norm.width])?);
+                }
+                LayerTensor::Projection(projection) => {
+                    let module = self.spec.path(layer, &projection.path);
+                    projections.push(self.projection(&module, projection)?);
+                }
+            }
+        }
+        Ok(Layer::new(spec, projections, norms))
+    }
+
+    fn projection(&mut self, module: &str, spec: &ProjectionSpec) -> Result<FrozenProjection<B>, Error> {
+        let shape = spec.shape;
         let name = format!("{module}.weight");
         let weight = match (self.checked.quantized.get(&name), self.quantization) {
             (Some(stored), _) => {
@@ -176,7 +157,7 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
             }
             (None, None) => FrozenWeight::Dense(self.dense(&name, shape)?),
         };
-        let bias = match self.spec.has_bias(projection) {
+        let bias = match spec.bias {
             true => Some(self.dense(&format!("{module}.bias"), [shape[0]])?),
             false => None,
         };
@@ -212,14 +193,5 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
     fn report(&mut self, tensor: &str) {
         self.done += 1;
         (self.progress)(Progress { tensor, done: self.done, total: self.total });
-    }
-}
-
-/// The dtype as the tensor engine names it.
-pub fn burn_dtype(dtype: FloatDtype) -> DType {
-    match dtype {
-        FloatDtype::F32 => DType::F32,
-        FloatDtype::Bf16 => DType::BF16,
-        FloatDtype::F16 => DType::F16,
     }
 }

@@ -3,10 +3,12 @@
 mod config;
 pub mod decoder;
 pub mod decoder_spec;
+pub mod dtype;
 pub mod error;
 pub mod family;
 pub mod layers;
 pub mod load;
+pub mod parts;
 pub mod random;
 pub mod rotary;
 pub mod shapes;
@@ -14,5 +16,6 @@ pub mod spec;
 pub mod tensors;
 
 pub use decoder::Decoder;
-pub use decoder_spec::{Biases, DecoderSpec, FloatDtype, TensorNames};
+pub use decoder_spec::DecoderSpec;
+pub use dtype::FloatDtype;
 pub use error::Error;

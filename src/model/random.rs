@@ -2,6 +2,8 @@
 //!
 //! The codes of quantized weights are random bytes. Values are small enough that activations and losses stay finite.
 
+use std::sync::Arc;
+
 use burn::tensor::{Tensor, TensorData};
 use half::{bf16, f16};
 use tune_kernels::KernelBackend;
@@ -9,12 +11,10 @@ use tune_kernels::linear::FrozenWeight;
 use tune_kernels::nf4::{self, Absmax, Nf4Weight, Quantized};
 
 use super::decoder::{Decoder, RotaryCache};
-use super::decoder_spec::{DecoderSpec, FloatDtype};
-use super::layers::attention::{Attention, HeadNorms};
-use super::layers::feed_forward::FeedForward;
-use super::layers::{DecoderLayer, FrozenProjection};
-use super::load::burn_dtype;
-use crate::adapter::projection::Projection;
+use super::decoder_spec::DecoderSpec;
+use super::dtype::{FloatDtype, burn_dtype};
+use super::layers::{FrozenProjection, Layer, Layers};
+use super::parts::{LayerSpec, LayerTensor, ProjectionSpec};
 use crate::quant;
 
 /// A decoder of `spec` whose projections are stored as `quantization` says.
@@ -43,7 +43,7 @@ impl<B: KernelBackend> Maker<'_, B> {
         let size = 1.0 / (spec.hidden_size as f32).sqrt();
         let embedding = self.dense(table, 0.0, size);
         let head = if spec.tied { embedding.clone() } else { self.dense(table, 0.0, size) };
-        let layers = (0..spec.layers).map(|layer| self.layer(layer)).collect();
+        let layers = Layers::resident(spec.layers.iter().map(|layer| self.layer(layer)).collect());
         Decoder {
             spec: spec.clone(),
             dtype: self.dtype,
@@ -56,38 +56,19 @@ impl<B: KernelBackend> Maker<'_, B> {
         }
     }
 
-    fn layer(&mut self, layer: usize) -> DecoderLayer<B> {
-        let spec = self.spec;
-        let head_norms = spec.query_key_norm.then(|| HeadNorms {
-            query: self.dense([spec.head_dim], 1.0, 0.1),
-            key: self.dense([spec.head_dim], 1.0, 0.1),
-            epsilon: spec.rms_norm_epsilon,
-        });
-        DecoderLayer {
-            attention_norm: self.dense([spec.hidden_size], 1.0, 0.1),
-            attention: Attention {
-                query: self.projection(Projection::Query),
-                key: self.projection(Projection::Key),
-                value: self.projection(Projection::Value),
-                output: self.projection(Projection::Output),
-                head_norms,
-                heads: spec.attention_heads,
-                key_value_heads: spec.key_value_heads,
-                head_dim: spec.head_dim,
-                sliding_window: spec.sliding_window.get(layer).copied().flatten(),
-            },
-            feed_forward_norm: self.dense([spec.hidden_size], 1.0, 0.1),
-            feed_forward: FeedForward {
-                gate: self.projection(Projection::Gate),
-                up: self.projection(Projection::Up),
-                down: self.projection(Projection::Down),
-            },
-            rms_norm_epsilon: spec.rms_norm_epsilon,
+    fn layer(&mut self, spec: &Arc<LayerSpec>) -> Layer<B> {
+        let (mut projections, mut norms) = (Vec::new(), Vec::new());
+        for tensor in spec.tensors() {
+            match tensor {
+                LayerTensor::Norm(norm) => norms.push(self.dense([norm.width], 1.0, 0.1)),
+                LayerTensor::Projection(projection) => projections.push(self.projection(projection)),
+            }
         }
+        Layer::new(Arc::clone(spec), projections, norms)
     }
 
-    fn projection(&mut self, projection: Projection) -> FrozenProjection<B> {
-        let shape = self.spec.projection_shape(projection);
+    fn projection(&mut self, spec: &ProjectionSpec) -> FrozenProjection<B> {
+        let shape = spec.shape;
         let size = 1.0 / (shape[1] as f32).sqrt();
         let weight = match self.quantization {
             Some(quant::spec::Spec::Nf4 { block_size, double_quant }) => {
@@ -95,7 +76,7 @@ impl<B: KernelBackend> Maker<'_, B> {
             }
             None => FrozenWeight::Dense(self.dense(shape, 0.0, size)),
         };
-        let bias = self.spec.has_bias(projection).then(|| self.dense([shape[0]], 0.0, 0.1));
+        let bias = spec.bias.then(|| self.dense([shape[0]], 0.0, 0.1));
         FrozenProjection::new(weight, bias)
     }
 

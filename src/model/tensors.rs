@@ -5,8 +5,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Error;
-use super::decoder_spec::{DecoderSpec, FloatDtype};
-use crate::adapter::projection::Projection;
+use super::decoder_spec::DecoderSpec;
+use super::dtype::FloatDtype;
+use super::parts::LayerTensor;
 use crate::assets::{Dtype, WeightFiles};
 use crate::quant::bitsandbytes::Stored;
 use crate::quant::spec::Spec;
@@ -27,45 +28,39 @@ pub struct Expected {
 
 /// Every tensor of a decoder, in the order a forward pass meets them; a tied head is not listed.
 pub fn expected(spec: &DecoderSpec) -> Vec<Expected> {
-    let names = &spec.names;
-    let dense = |name: String, shape: Vec<usize>| Expected { name, shape, projection: false };
-    let mut tensors = vec![dense(names.embedding.into(), vec![spec.vocab_size, spec.hidden_size])];
-    for layer in 0..spec.layers {
-        let norm = |name: &str| dense(format!("{}.{layer}.{name}", names.layers), vec![spec.hidden_size]);
-        tensors.push(norm(names.attention_norm));
-        for projection in Projection::ALL {
-            if projection == Projection::Gate {
-                tensors.push(norm(names.feed_forward_norm));
-            }
-            let module = names.projection(layer, projection);
-            let [out, input] = spec.projection_shape(projection);
-            let name = format!("{module}.weight");
-            tensors.push(Expected { name, shape: vec![out, input], projection: true });
-            if spec.has_bias(projection) {
-                tensors.push(dense(format!("{module}.bias"), vec![out]));
-            }
-        }
-        if spec.query_key_norm {
-            for name in [QUERY_NORM, KEY_NORM] {
-                tensors.push(dense(head_norm(spec, layer, name), vec![spec.head_dim]));
-            }
-        }
+    let mut tensors = vec![table(spec, spec.paths.embedding)];
+    for (layer, layer_spec) in spec.layers.iter().enumerate() {
+        tensors.extend(layer_spec.tensors().iter().flat_map(|tensor| of_layer(spec, layer, tensor)));
     }
-    tensors.push(dense(names.final_norm.into(), vec![spec.hidden_size]));
+    tensors.push(weight(spec.final_norm.path, vec![spec.hidden_size]));
     if !spec.tied {
-        tensors.push(dense(names.head.into(), vec![spec.vocab_size, spec.hidden_size]));
+        tensors.push(table(spec, spec.paths.head));
     }
     tensors
 }
 
-/// The norm over a head's queries.
-pub const QUERY_NORM: &str = "q_norm.weight";
-/// The norm over a head's keys.
-pub const KEY_NORM: &str = "k_norm.weight";
+/// The embedding table or the output head.
+pub(crate) fn table(spec: &DecoderSpec, path: &str) -> Expected {
+    weight(path, vec![spec.vocab_size, spec.hidden_size])
+}
 
-/// Name of a norm over the heads of one layer.
-pub(super) fn head_norm(spec: &DecoderSpec, layer: usize, name: &str) -> String {
-    format!("{}.{layer}.{}.{name}", spec.names.layers, spec.names.attention)
+/// The dense weight of a module.
+pub(crate) fn weight(path: &str, shape: Vec<usize>) -> Expected {
+    Expected { name: format!("{path}.weight"), shape, projection: false }
+}
+
+/// The tensors of a part of a layer: its weight, then its bias if it has one.
+pub(crate) fn of_layer(spec: &DecoderSpec, layer: usize, tensor: &LayerTensor) -> Vec<Expected> {
+    match tensor {
+        LayerTensor::Norm(norm) => vec![weight(&spec.path(layer, norm.path), vec![norm.width])],
+        LayerTensor::Projection(projection) => {
+            let path = spec.path(layer, &projection.path);
+            let [out, _] = projection.shape;
+            let own = Expected { projection: true, ..weight(&path, projection.shape.to_vec()) };
+            let bias = Expected { name: format!("{path}.bias"), shape: vec![out], projection: false };
+            [Some(own), projection.bias.then_some(bias)].into_iter().flatten().collect()
+        }
+    }
 }
 
 /// Proof that a checkpoint holds a decoder: which of its projections are stored in 4 bits.
@@ -80,7 +75,8 @@ impl Checked {
     pub fn blocks(&self, spec: &DecoderSpec) -> Option<Spec> {
         let mut stored = self.quantized.values().map(Stored::blocks_of);
         let first = stored.next()?;
-        let all = self.quantized.len() == spec.layers * Projection::ALL.len();
+        let projections: usize = spec.layers.iter().map(|layer| layer.projections().count()).sum();
+        let all = self.quantized.len() == projections;
         (all && stored.all(|other| other == first)).then_some(first)
     }
 }
@@ -142,15 +138,15 @@ fn ignorable(spec: &DecoderSpec, weights: &WeightFiles, name: &str) -> Result<bo
     if name.ends_with(".rotary_emb.inv_freq") {
         return Ok(true);
     }
-    if spec.tied && name == spec.names.head {
-        return match weights.info(spec.names.embedding).is_some() {
-            true if weights.same_tensor(name, spec.names.embedding)? => Ok(true),
+    let embedding = embedding_name(spec);
+    if spec.tied && name == format!("{}.weight", spec.paths.head) {
+        return match weights.info(&embedding).is_some() {
+            true if weights.same_tensor(name, &embedding)? => Ok(true),
             _ => Err(Error::Tensors {
                 folder: weights.folder().display().to_string(),
                 problems: vec![format!(
-                    "config.json ties the output head to the embeddings, but `{name}` differs from `{}`; set \
-                     `tie_word_embeddings` to false if both are meant",
-                    spec.names.embedding
+                    "config.json ties the output head to the embeddings, but `{name}` differs from `{embedding}`; \
+                     set `tie_word_embeddings` to false if both are meant"
                 )],
             }),
         };
@@ -160,8 +156,12 @@ fn ignorable(spec: &DecoderSpec, weights: &WeightFiles, name: &str) -> Result<bo
 
 /// The dtype the weights have: what config.json says, else that of the embedding table.
 pub fn checkpoint_dtype(spec: &DecoderSpec, weights: &WeightFiles) -> FloatDtype {
-    let embedding = || weights.info(spec.names.embedding).and_then(|info| float_dtype(info.dtype));
+    let embedding = || weights.info(&embedding_name(spec)).and_then(|info| float_dtype(info.dtype));
     spec.dtype.or_else(embedding).unwrap_or(FloatDtype::F32)
+}
+
+fn embedding_name(spec: &DecoderSpec) -> String {
+    format!("{}.weight", spec.paths.embedding)
 }
 
 fn float_dtype(dtype: Dtype) -> Option<FloatDtype> {

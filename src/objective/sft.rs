@@ -7,7 +7,6 @@ use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::linear_cross_entropy::trained::trained_linear_cross_entropy;
 use tune_kernels::linear_cross_entropy::{LossAndGradient, linear_cross_entropy};
-use tune_kernels::rms_norm::rms_norm_backward;
 
 use super::{Differentiated, TrainedHead};
 use crate::model::Decoder;
@@ -22,7 +21,7 @@ pub(super) fn with_trained_head<B: KernelBackend>(
     let normed = decoder.final_norm(hidden);
     let found = trained_linear_cross_entropy(&normed, &weight, targets, None, sum);
     drop(normed);
-    let dhidden = final_norm_backward(decoder, hidden, found.hidden);
+    let dhidden = decoder.final_norm_backward(hidden, found.hidden);
     Differentiated { value: found.loss, hidden: Some(dhidden), head: Some(found.head) }
 }
 
@@ -38,15 +37,6 @@ pub(super) fn with_frozen_head<B: KernelBackend>(
     let LossAndGradient { loss, gradient, .. } =
         linear_cross_entropy(&normed, decoder.head(), targets, wants_gradient);
     drop(normed);
-    let gradient = gradient.map(|gradient| final_norm_backward(decoder, hidden, gradient));
+    let gradient = gradient.map(|gradient| decoder.final_norm_backward(hidden, gradient));
     Differentiated { value: loss, hidden: gradient, head: None }
-}
-
-fn final_norm_backward<B: KernelBackend>(
-    decoder: &Decoder<B>,
-    hidden: &Tensor<B, 2>,
-    gradient: Tensor<B, 2>,
-) -> Tensor<B, 2> {
-    let (weight, epsilon) = (decoder.final_norm_weight(), decoder.spec().rms_norm_epsilon);
-    rms_norm_backward(hidden, weight, epsilon, gradient, None)
 }

@@ -7,6 +7,7 @@ use tune_kernels::KernelBackend;
 use super::held_out::{self, Source};
 use super::{Environment, Error};
 use crate::adapter::peft::{self, Numbers};
+use crate::adapter::target::tensors;
 use crate::assets::folder::tokenizer_files;
 use crate::assets::resolve_base;
 use crate::device::{Device, OnBackend};
@@ -190,7 +191,7 @@ impl Combination<'_> {
                 others.join(", ")
             ));
         }
-        let parameters = peft::parameters(&combined.targets);
+        let parameters = tensors(&combined.targets);
         let values = |index: usize| Ok(combined.values[index].clone());
         let numbers = Numbers { parameters: &parameters, values: &values };
         let beside = match folders.first() {

@@ -16,12 +16,12 @@ use tune_kernels::memory::DeviceMemory;
 use super::open::{Opened, open};
 use super::{Environment, Error, require_dtype};
 use crate::adapter::lora::{DropoutStep, LoraSet};
-use crate::adapter::projection::Projection;
 use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
 use crate::adapter::whole::Whole;
 use crate::data::batch::{Counts, MicroBatch};
 use crate::device::{Device, Failed, KernelTime, OnBackend, Profiler};
+use crate::model::dtype::burn_dtype;
 use crate::model::{Decoder, DecoderSpec, FloatDtype, load, random, shapes};
 use crate::objective::Objective;
 use crate::quant;
@@ -30,6 +30,7 @@ use crate::train::backward::{Gradients, Pass, forward_backward};
 use crate::train::event::{Event, Observer};
 use crate::train::memory::{self, Plan, Workload};
 use crate::train::optimizer::{Gradient, Optimizer, PendingNumbers, StepNumbers};
+use crate::train::process;
 
 /// How long the ceiling is measured.
 const CEILING_TIME: Duration = Duration::from_millis(600);
@@ -162,7 +163,7 @@ pub fn bench(
                 dtype,
                 opened: Some(opened),
                 // Includes the libraries that device discovery loaded.
-                program: memory::resident_bytes().unwrap_or(0),
+                program: process::resident_bytes().unwrap_or(0),
                 options,
                 environment,
                 observer,
@@ -196,7 +197,7 @@ pub fn bench(
                 dtype,
                 opened: None,
                 // Includes the libraries that device discovery loaded.
-                program: memory::resident_bytes().unwrap_or(0),
+                program: process::resident_bytes().unwrap_or(0),
                 options,
                 environment,
                 observer,
@@ -254,7 +255,7 @@ impl OnBackend for Work<'_> {
         let free = match on_device {
             true => self.device.memory_for_a_run(),
             // A bench has the machine to itself.
-            false => memory::available_bytes().map(|free| self.program + free),
+            false => process::available_bytes().map(|free| self.program + free),
         };
         let plan = Plan::new(&workload, self.budget.or(free).unwrap_or(u64::MAX))?;
         let batch = self.micro_batch();
@@ -265,7 +266,7 @@ impl OnBackend for Work<'_> {
         let adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
         let mut adapters = adapters.with_wholes(self.wholes.clone(), unset);
         decoder.init_wholes(&mut adapters);
-        decoder.init_magnitudes(&mut adapters);
+        decoder.init_magnitudes(&mut adapters)?;
         let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);
         let objective = Objective::Sft;
         let counts: Counts = std::iter::repeat_n(batch.counts(), self.accumulation).sum();
@@ -300,8 +301,9 @@ impl OnBackend for Work<'_> {
             }
             let began = Instant::now();
             let gradient = || {
-                let mut gradients = Gradients::new(self.spec.layers);
+                let mut gradients = Gradients::new(self.spec.layers.len());
                 let mut losses = Vec::with_capacity(self.accumulation);
+                let adapters = adapters.until_update();
                 for micro_batch in 0..self.accumulation {
                     let dropout =
                         DropoutStep { seed: 0, step: step as u64 + 1, micro_batch: micro_batch as u32 };
@@ -311,7 +313,7 @@ impl OnBackend for Work<'_> {
                     losses.push(losses_of?);
                 }
                 let scale = 1.0 / count;
-                let values = gradients.by_parameter(&adapters);
+                let values = gradients.by_parameter(adapters.set());
                 drop(gradients);
                 Ok::<_, Error>(Gradient::new(losses, values, scale, device))
             };
@@ -344,8 +346,8 @@ impl OnBackend for Work<'_> {
         };
         seconds.drain(..warmup.min(seconds.len()));
         seconds.truncate(steps);
-        let peak_memory_bytes = memory::peak_resident_bytes();
-        let dtype = load::burn_dtype(self.dtype);
+        let peak_memory_bytes = process::peak_resident_bytes();
+        let dtype = burn_dtype(self.dtype);
         let ceiling_flops = match on_device {
             false => Some(ceiling::matmul_flops(dtype, CEILING_TIME)),
             true => ceiling::device_matmul_flops::<B>(device, dtype, CEILING_TIME),
@@ -384,8 +386,8 @@ impl OnBackend for Work<'_> {
             recomputed_layers: plan_layers - kept_layers,
             plan: plan.terms,
             floor_seconds: kernels.is_some().then_some(ceiling_flops).flatten().map(|ceiling| {
-                let again =
-                    self.spec.layers.min(plan_layers - kept_layers) as u64 * layer_weights(&self.spec);
+                let recomputed = self.spec.layers.iter().take(plan_layers - kept_layers);
+                let again: u64 = recomputed.map(|layer| layer.projection_elements()).sum();
                 tokens_per_step as f64 * (4 * multiplied_weights(&self.spec) + 2 * again) as f64 / ceiling
             }),
             kernels,
@@ -397,13 +399,8 @@ impl OnBackend for Work<'_> {
 
 /// Frozen weights that every token is multiplied by: all projections and the output head.
 fn multiplied_weights(spec: &DecoderSpec) -> u64 {
-    spec.layers as u64 * layer_weights(spec) + (spec.vocab_size * spec.hidden_size) as u64
-}
-
-/// Those of one layer.
-fn layer_weights(spec: &DecoderSpec) -> u64 {
-    let projection = |projection| spec.projection_shape(projection).iter().product::<usize>() as u64;
-    Projection::ALL.into_iter().map(projection).sum()
+    let layers = spec.layers.iter().map(|layer| layer.projection_elements());
+    layers.sum::<u64>() + (spec.vocab_size * spec.hidden_size) as u64
 }
 
 impl Work<'_> {

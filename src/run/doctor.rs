@@ -13,7 +13,7 @@ use tune_kernels::{KernelBackend, fault};
 use super::Error;
 use crate::device::{Api, Device, Found, Listed, OnBackend, Unavailable, list};
 use crate::model::FloatDtype;
-use crate::model::load::burn_dtype;
+use crate::model::dtype::burn_dtype;
 use crate::recipe::{DeviceId, DeviceSpec};
 use crate::record::Machine;
 

@@ -32,8 +32,9 @@ use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
 use crate::train::fit::{Fit, Position};
 use crate::train::folder::RunFolder;
 use crate::train::gate::{self, Verdict};
-use crate::train::memory::{self, Plan};
+use crate::train::memory::Plan;
 use crate::train::optimizer::Optimizer;
+use crate::train::process;
 use crate::train::schedule::Schedule;
 use crate::train::state::{Ended, Origin, Saved, State};
 
@@ -181,7 +182,7 @@ fn train(
         observer.observe(&Event::Warning(note.clone()));
     }
     let dtype = opened.compute_dtype(&device)?;
-    let quarter = || memory::available_bytes().unwrap_or(0) / 4;
+    let quarter = || process::available_bytes().unwrap_or(0) / 4;
     opened.corpus.keep_tokens(options.token_budget.unwrap_or_else(quarter));
     let mut extent = None;
     if options.fit && !(options.resume && resume::adopt_micro_batches(&mut opened, folder)) {
@@ -307,7 +308,7 @@ impl OnBackend for Training<'_> {
         )?;
         inputs.require_unchanged()?;
         if !goes_on && opened.start.is_none() {
-            decoder.init_magnitudes(&mut adapters);
+            decoder.init_magnitudes(&mut adapters)?;
             decoder.init_wholes(&mut adapters);
         }
 

@@ -30,7 +30,8 @@ use crate::recipe::{DeviceSpec, Recipe, RecipeFile};
 use crate::train::backward::evaluate;
 use crate::train::error::FitError;
 use crate::train::event::{Event, Observer};
-use crate::train::memory::{Workload, resident_bytes};
+use crate::train::memory::Workload;
+use crate::train::process::resident_bytes;
 
 /// Storage of the base in memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -342,6 +343,7 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
             Ok(answer(session, opened.tokenizer()?, request, listen)?)
         };
         let nothing = LoraSet::init(Vec::new(), 0.0, 0, device);
+        let (nothing, adapters) = (nothing.until_update(), adapters.as_ref().map(LoraSet::until_update));
         let mut loss = |side: Side, batch: &MicroBatch| {
             let adapters = match (side, &adapters) {
                 (Side::Adapted, Some(adapters)) => adapters,

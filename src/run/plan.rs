@@ -5,6 +5,7 @@ use super::open::Opened;
 use crate::device::Device;
 use crate::model::FloatDtype;
 use crate::train::memory::{self, Plan, Workload};
+use crate::train::process;
 use crate::units::{Bytes, Grouped};
 
 /// The memory limit of the run: the recipe's budget, else the device's free memory.
@@ -21,7 +22,7 @@ fn workload<'a>(opened: &'a Opened, device: &Device, dtype: FloatDtype, tokens: 
         targets: &opened.targets,
         wholes: &opened.wholes,
         tokens,
-        program: if on_device { 0 } else { memory::resident_bytes().unwrap_or(0) },
+        program: if on_device { 0 } else { process::resident_bytes().unwrap_or(0) },
         on_device,
     }
 }

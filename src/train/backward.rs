@@ -1,9 +1,9 @@
 //! One micro-batch, forward and backward: the loop over layers.
 //!
-//! The backward pass walks the layers from the top. A layer has kept what its backward needs (`Tape::Kept`), or only
-//! its input, and its forward is run again first (`Tape::Input`): memory for time. Both ways run the same operations
-//! on the same numbers, so the gradients are the same bit for bit. The layers at the top keep: theirs is given back
-//! first, when the others come to need it.
+//! The backward pass walks the layers from the top. The forward pass of a layer saved what its backward needs
+//! (`Tape::Saved`), or only its input, and is run again first (`Tape::Input`): memory for time. Both ways run the same
+//! operations on the same numbers, so the gradients are the same bit for bit. The layers at the top save: their memory is
+//! free again before the others need it.
 //!
 //! Below the lowest adapted layer nothing is differentiated, unless the embeddings are trained. Gradients are those of a
 //! sum over tokens; the mean is taken once, at the end.
@@ -13,13 +13,14 @@ use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 
 use super::error::FitError;
-use crate::adapter::lora::{DropoutStep, LoraSet};
-use crate::adapter::peft::keys::Part;
-use crate::adapter::projection::{LayerAdapters, LayerGradients};
+use crate::adapter::lora::{DropoutStep, LoraSet, StepAdapters};
+use crate::adapter::parameter::Part;
+use crate::adapter::projection::LayerGradients;
+use crate::adapter::target::Target;
 use crate::adapter::whole::{Whole, WholeKind};
 use crate::data::batch::MicroBatch;
 use crate::model::Decoder;
-use crate::model::layers::{LayerInputs, LayerTape};
+use crate::model::layers::{LayerInputs, LayerTape, Order};
 use crate::objective::{Objective, TrainedHead};
 
 /// Adapter gradients of the objective, summed over the micro-batches of an optimizer step.
@@ -38,11 +39,11 @@ impl<B: KernelBackend> Gradients<B> {
 
     /// One entry for each parameter of `adapters`, in their order; `None` where no micro-batch was added.
     pub fn by_parameter(&self, adapters: &LoraSet<B>) -> Vec<Option<Tensor<B, 2>>> {
-        let parts = |target: &crate::adapter::target::Target| {
+        let parts = |target: &Target| {
             let module = &target.module;
             let layer = self.layers.get(module.layer);
-            let pair = layer.and_then(|layer| layer.get(module.projection));
-            let magnitude = layer.and_then(|layer| layer.magnitude(module.projection));
+            let pair = layer.and_then(|layer| layer.get(module.slot));
+            let magnitude = layer.and_then(|layer| layer.magnitude(module.slot));
             let gradient = |(part, _)| match part {
                 Part::A => pair.map(|gradient| gradient.a.clone()),
                 Part::B => pair.map(|gradient| gradient.b.clone()),
@@ -59,12 +60,12 @@ impl<B: KernelBackend> Gradients<B> {
     }
 }
 
-/// What the forward pass leaves behind for the backward pass of one layer.
+/// What the forward pass saves for the backward pass of one layer.
 enum Tape<B: KernelBackend> {
     /// The layer's input; its forward pass is run again.
     Input(Tensor<B, 2>),
     /// All that its backward needs.
-    Kept(Box<LayerTape<B>>),
+    Saved(Box<LayerTape<B>>),
 }
 
 /// How a micro-batch is run.
@@ -72,7 +73,7 @@ enum Tape<B: KernelBackend> {
 pub struct Pass {
     /// Names the dropout masks.
     pub dropout: DropoutStep,
-    /// How many of the top layers keep what their backward needs.
+    /// How many of the top layers save what their backward needs.
     pub keep: usize,
 }
 
@@ -80,41 +81,42 @@ pub struct Pass {
 /// Does not wait for the device.
 ///
 /// # Errors
-/// [`FitError::Model`] for token ids outside the vocabulary.
+/// Token ids outside the vocabulary, or a layer that cannot be read.
 pub fn forward_backward<B: KernelBackend>(
     decoder: &Decoder<B>,
-    adapters: &LoraSet<B>,
+    adapters: &StepAdapters<'_, B>,
     objective: &Objective,
     batch: &MicroBatch,
     pass: Pass,
     gradients: &mut Gradients<B>,
 ) -> Result<Tensor<B, 1>, FitError> {
+    let set = adapters.set();
     let layers = decoder.layers().len();
-    let decoder = &decoder.adopting(adapters);
-    let trains_embedding = adapters.whole(WholeKind::Embedding).is_some();
+    let decoder = &decoder.adopting(set);
+    let trains_embedding = set.whole(WholeKind::Embedding).is_some();
     let lowest = match trains_embedding {
         true => 0,
-        false => adapters.targets().first().map_or(layers, |target| target.module.layer),
+        false => set.targets().first().map_or(layers, |target| target.module.layer),
     };
-    let head = adapters.whole(WholeKind::Head).cloned();
+    let head = set.whole(WholeKind::Head).cloned();
     let inputs = layer_inputs(decoder, batch)?;
-    // Made once: what DoRA computes from a weight is kept with them.
-    let adapters: Vec<LayerAdapters<B>> =
-        (0..layers).map(|index| adapters.layer(index, Some(pass.dropout))).collect();
+    let adapters_of = |layer: usize| adapters.layer(layer, Some(pass.dropout));
 
     let mut tapes = Vec::with_capacity(layers - lowest);
     let mut hidden = decoder.embed(&batch.input_ids)?;
-    for (index, (layer, adapters)) in decoder.layers().iter().zip(&adapters).enumerate() {
+    for step in decoder.layers().up() {
+        let (index, layer) = step?;
+        let adapters = adapters_of(index);
         if index >= lowest && index + pass.keep >= layers {
-            let (output, tape) = layer.forward_with_tape(hidden, adapters, &inputs);
-            tapes.push(Tape::Kept(Box::new(tape)));
+            let (output, tape) = layer.forward_with_tape(hidden, &adapters, &inputs);
+            tapes.push(Tape::Saved(Box::new(tape)));
             hidden = output;
             continue;
         }
         if index >= lowest {
             tapes.push(Tape::Input(hidden.clone()));
         }
-        hidden = layer.forward(hidden, adapters, &inputs, None);
+        hidden = layer.forward(hidden, &adapters, &inputs, None);
     }
 
     let head = head.map(|weight| TrainedHead { weight, sum: gradients.head.take() });
@@ -122,15 +124,16 @@ pub fn forward_backward<B: KernelBackend>(
     gradients.head = found.head;
     let mut upstream = found.hidden;
     drop(hidden);
-    for index in (lowest..layers).rev() {
+    for step in decoder.layers().walk(Order::Down(lowest..layers)) {
+        let (index, layer) = step?;
         let (Some(tape), Some(dy)) = (tapes.pop(), upstream.take()) else { break };
-        let (layer, adapters) = (&decoder.layers()[index], &adapters[index]);
+        let adapters = adapters_of(index);
         let tape = match tape {
-            Tape::Kept(tape) => *tape,
-            Tape::Input(hidden) => layer.forward_with_tape(hidden, adapters, &inputs).1,
+            Tape::Saved(tape) => *tape,
+            Tape::Input(hidden) => layer.forward_with_tape(hidden, &adapters, &inputs).1,
         };
         let sums = &mut gradients.layers[index];
-        upstream = layer.backward(tape, adapters, &inputs, dy, index > lowest || trains_embedding, sums);
+        upstream = layer.backward(tape, &adapters, &inputs, dy, index > lowest || trains_embedding, sums);
     }
     if let Some(dx) = upstream.filter(|_| trains_embedding) {
         let sum = gradients.embedding.take();
@@ -142,17 +145,18 @@ pub fn forward_backward<B: KernelBackend>(
 /// The objective's sum over one micro-batch, `[1]`, without gradients and without dropout.
 ///
 /// # Errors
-/// [`FitError::Model`] for token ids outside the vocabulary.
+/// As [`forward_backward`].
 pub fn evaluate<B: KernelBackend>(
     decoder: &Decoder<B>,
-    adapters: &LoraSet<B>,
+    adapters: &StepAdapters<'_, B>,
     objective: &Objective,
     batch: &MicroBatch,
 ) -> Result<Tensor<B, 1>, FitError> {
-    let decoder = &decoder.adopting(adapters);
+    let decoder = &decoder.adopting(adapters.set());
     let inputs = layer_inputs(decoder, batch)?;
     let mut hidden = decoder.embed(&batch.input_ids)?;
-    for (index, layer) in decoder.layers().iter().enumerate() {
+    for step in decoder.layers().up() {
+        let (index, layer) = step?;
         hidden = layer.forward(hidden, &adapters.layer(index, None), &inputs, None);
     }
     Ok(objective.loss(decoder, &hidden, batch))

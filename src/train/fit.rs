@@ -105,6 +105,7 @@ impl<B: KernelBackend> Fit<'_, B> {
     ) -> Result<Option<Gradient<B>>, FitError> {
         let mut gradients = Gradients::new(self.decoder.layers().len());
         let mut losses = Vec::with_capacity(batch.micro_batches.len());
+        let adapters = adapters.until_update();
         for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
             if index > 0 && (self.stop)() {
                 return Ok(None);
@@ -112,10 +113,10 @@ impl<B: KernelBackend> Fit<'_, B> {
             let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
             let pass = Pass { dropout, keep: self.kept_layers };
             let (decoder, objective) = (self.decoder, self.objective);
-            losses.push(forward_backward(decoder, adapters, objective, micro_batch, pass, &mut gradients)?);
+            losses.push(forward_backward(decoder, &adapters, objective, micro_batch, pass, &mut gradients)?);
         }
         let scale = 1.0 / self.objective.divisor(&batch.counts) as f64;
-        let values = gradients.by_parameter(adapters);
+        let values = gradients.by_parameter(adapters.set());
         Ok(Some(Gradient::new(losses, values, scale, self.decoder.device())))
     }
 }

@@ -1,16 +1,16 @@
-//! The memory of a run, planned before it begins: every term by name, and how many layers may keep what their backward
+//! The memory of a run, planned before it begins: every term by name, and how many layers may save what their backward
 //! pass needs.
 //!
-//! The plan is for the largest micro-batch. Its terms follow from the shapes alone, but for the program's own memory,
-//! which is measured; `tests/memory.rs` holds plan and measured peak within a tenth of each other.
+//! The plan is for the largest micro-batch, and sums what the parts of the layers state. Its terms follow from the shapes
+//! alone, except the program's own memory, which is measured; `tests/memory.rs` holds plan and measured peak within a tenth of each other.
 
 use serde::Serialize;
 use tune_kernels::memory;
 
-use crate::adapter::projection::Projection;
 use crate::adapter::target::Target;
 use crate::adapter::whole::{Whole, WholeKind};
-use crate::model::load::burn_dtype;
+use crate::model::dtype::burn_dtype;
+use crate::model::parts::{Load, WeightBytes, Workspace};
 use crate::model::{DecoderSpec, FloatDtype};
 use crate::quant;
 
@@ -18,28 +18,6 @@ use crate::quant;
 /// pools of a GPU hold pages, of which some are half empty: a quarter, a sixteenth and less of its memory's quarter each,
 /// a twelfth of its memory in all. That is no term of the plan but part of what a run leaves free (`device::SHARE`).
 const POOL_SLACK: f64 = 1.125;
-
-/// Largest resident set of this process so far in bytes; `None` where the system does not tell.
-pub fn peak_resident_bytes() -> Option<u64> {
-    kilobytes_field("/proc/self/status", "VmHWM:")
-}
-
-/// Resident set of this process in bytes; `None` where the system does not tell.
-pub fn resident_bytes() -> Option<u64> {
-    kilobytes_field("/proc/self/status", "VmRSS:")
-}
-
-/// Memory that can be had without swapping, in bytes; `None` where the system does not tell.
-pub fn available_bytes() -> Option<u64> {
-    kilobytes_field("/proc/meminfo", "MemAvailable:")
-}
-
-fn kilobytes_field(path: &str, field: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let line = text.lines().find(|line| line.starts_with(field))?;
-    let kilobytes: u64 = line.split_ascii_whitespace().nth(1)?.parse().ok()?;
-    kilobytes.checked_mul(1024)
-}
 
 /// What has to be held.
 #[derive(Clone, Copy, Debug)]
@@ -155,21 +133,11 @@ impl Plan {
     /// # Errors
     /// [`DoesNotFit`] if none is enough.
     pub fn new(workload: &Workload<'_>, budget: u64) -> Result<Self, DoesNotFit> {
-        let layers = workload.spec.layers;
-        let fits = |kept: usize| Self::keeping(workload, kept).total() <= budget;
-        if fits(layers) {
-            return Ok(Self::keeping(workload, layers));
-        }
-        // Each layer kept costs the same.
-        let (mut low, mut high) = (0, layers);
-        while high - low > 1 {
-            let middle = low.midpoint(high);
-            if fits(middle) { low = middle } else { high = middle }
-        }
-        let plan = Self::keeping(workload, low);
-        if plan.total() <= budget {
+        let plans = (0..=workload.spec.layers.len()).rev().map(|kept| Self::keeping(workload, kept));
+        if let Some(plan) = plans.into_iter().find(|plan| plan.total() <= budget) {
             return Ok(plan);
         }
+        let plan = Self::keeping(workload, 0);
         Err(DoesNotFit {
             needed: crate::units::Bytes(plan.total()),
             budget: crate::units::Bytes(budget),
@@ -183,18 +151,19 @@ impl Plan {
     pub fn keeping(workload: &Workload<'_>, kept_layers: usize) -> Self {
         let Workload { spec, dtype, targets, wholes, tokens, program, .. } = *workload;
         let value = dtype.bytes() as u64;
-        let layers = spec.layers;
+        let layers = spec.layers.len();
         let whole: u64 = wholes.iter().map(Whole::parameters).sum();
         let trained = targets.iter().map(Target::parameters).sum::<u64>() + whole;
         let lowest = match wholes.iter().any(|whole| whole.kind == WholeKind::Embedding) {
             true => 0,
             false => targets.first().map_or(layers, |target| target.module.layer),
         };
-        let kept = kept_layers.min(layers - lowest) as u64;
-        let inputs = (layers - lowest) as u64 - kept;
+        let kept = kept_layers.min(layers - lowest);
+        let (recomputed, saving) = (lowest..layers - kept, layers - kept..layers);
         let hidden = tokens * spec.hidden_size as u64 * value;
-        let activations = kept * workload.tape() + inputs * hidden + 2 * hidden;
-        let again = if inputs > 0 { workload.tape() } else { 0 };
+        let saved: u64 = saving.map(|layer| workload.saved(layer)).sum();
+        let activations = saved + recomputed.len() as u64 * hidden + 2 * hidden;
+        let again = recomputed.map(|layer| workload.saved(layer)).max().unwrap_or(0);
         let slack = |bytes: u64| match workload.on_device {
             true => bytes,
             false => (bytes as f64 * POOL_SLACK) as u64,
@@ -221,7 +190,7 @@ impl Plan {
             Term { name: "loss chunk", bytes: slack(loss) },
             Term { name: "program and data", bytes: program },
         ]);
-        Self { terms, kept_layers: kept as usize, layers }
+        Self { terms, kept_layers: kept, layers }
     }
 
     /// The plan as it is kept in the run folder.
@@ -244,7 +213,12 @@ impl Plan {
 impl Workload<'_> {
     /// What the base's weights take, loaded.
     pub fn weight_terms(&self) -> [Term; 3] {
-        let (packed, scales, dense) = self.weights();
+        let (spec, value) = (self.spec, self.dtype.bytes() as u64);
+        let layers = spec.layers.iter().map(|layer| layer.weights(self.quantization, self.dtype));
+        let WeightBytes { packed, scales, dense } = layers.sum();
+        let table = (spec.vocab_size * spec.hidden_size) as u64;
+        let tables = if spec.tied { table } else { 2 * table };
+        let dense = dense + value * (tables + spec.final_norm.width as u64);
         [
             Term { name: "packed weights", bytes: packed },
             Term { name: "scales", bytes: scales },
@@ -252,121 +226,33 @@ impl Workload<'_> {
         ]
     }
 
-    /// Bytes of codes, of their scales, and of what stays in the compute dtype.
-    fn weights(&self) -> (u64, u64, u64) {
-        let (spec, value) = (self.spec, self.dtype.bytes() as u64);
-        let (mut packed, mut scales, mut dense) = (0, 0, 0);
-        for projection in Projection::ALL {
-            let [out, input] = spec.projection_shape(projection).map(|length| length as u64);
-            let weights = out * input;
-            match self.quantization {
-                Some(quant::spec::Spec::Nf4 { block_size, double_quant }) => {
-                    let blocks = weights.div_ceil(block_size as u64);
-                    packed += weights.div_ceil(2);
-                    scales +=
-                        if double_quant { blocks + 4 * blocks.div_ceil(256) + 1024 } else { 4 * blocks };
-                }
-                None => dense += value * weights,
-            }
-            dense += if spec.has_bias(projection) { value * out } else { 0 };
+    /// What a layer is run on.
+    fn load(&self, layer: usize) -> Load<'_> {
+        let first = self.targets.partition_point(|target| target.module.layer < layer);
+        let last = self.targets.partition_point(|target| target.module.layer <= layer);
+        Load {
+            tokens: self.tokens,
+            dtype: self.dtype,
+            quantization: self.quantization,
+            on_device: self.on_device,
+            targets: &self.targets[first..last],
         }
-        let hidden = spec.hidden_size as u64;
-        let layers = spec.layers as u64;
-        let head_norms = if spec.query_key_norm { 2 * spec.head_dim as u64 } else { 0 };
-        let table = spec.vocab_size as u64 * hidden;
-        let tables = if spec.tied { table } else { 2 * table };
-        let dense = layers * (dense + value * (2 * hidden + head_norms)) + value * (tables + hidden);
-        (layers * packed, layers * scales, dense)
     }
 
-    /// Bytes that a kept layer holds for its backward pass: `model/layers` says of what.
-    fn tape(&self) -> u64 {
-        let spec = self.spec;
-        let (queries, keys) = self.head_widths();
-        // The layers of one run are adapted alike, or not at all.
-        let last = self.targets.last().map(|target| target.module.layer);
-        let adapted = || self.targets.iter().filter(|target| Some(target.module.layer) == last);
-        let ranks: u64 = adapted().map(|target| target.rank as u64).sum();
-        // A and B in the compute dtype, as the products of a GPU read them.
-        let operands: u64 = match self.on_device {
-            true => adapted()
-                .map(|target| (target.rank * (target.module.in_features + target.module.out_features)) as u64)
-                .sum(),
-            false => 0,
-        };
-        let hidden = spec.hidden_size as u64;
-        // Under DoRA the outputs of two projections as they are before their magnitudes; those of the others take the
-        // place of what is kept anyway.
-        let magnitudes = if self.uses_dora() { 2 * hidden } else { 0 };
-        let values =
-            magnitudes + 2 * hidden + 2 * queries + 2 * keys + 2 * spec.intermediate_size as u64 + ranks;
-        let value = self.dtype.bytes() as u64;
-        self.tokens * (values * value + 4 * spec.attention_heads as u64) + operands * value
+    /// Bytes that a layer saves for its backward pass.
+    fn saved(&self, layer: usize) -> u64 {
+        self.spec.layers[layer].saved(&self.load(layer))
     }
 
-    fn uses_dora(&self) -> bool {
-        self.targets.iter().any(|target| target.use_dora)
-    }
-
-    fn head_widths(&self) -> (u64, u64) {
-        let head_dim = self.spec.head_dim as u64;
-        (self.spec.attention_heads as u64 * head_dim, self.spec.key_value_heads as u64 * head_dim)
-    }
-
-    /// Bytes of the largest moment of a layer's backward pass, beyond tape and gradients.
+    /// Bytes of the largest moment of a layer's backward pass, beyond what was saved and gradients.
     fn workspace(&self) -> u64 {
-        if self.on_device {
-            return self.workspace_on_gpu();
-        }
-        let (spec, value) = (self.spec, self.dtype.bytes() as u64);
-        let packed = memory::packed_value_bytes(burn_dtype(self.dtype));
-        let (hidden, intermediate) = (spec.hidden_size as u64, spec.intermediate_size as u64);
-        let (queries, keys) = self.head_widths();
-        // The gradient that comes from above, and the norm's output; under DoRA outputs that are made again.
-        let around = 2 * hidden * value + if self.uses_dora() { 2 * intermediate * value } else { 0 };
-        // Activation and its gradient, beside the packed gradient from above.
-        let down = around + 2 * intermediate * value + hidden * packed;
-        // The packed gradients of gate and up, beside that of their input.
-        let gate_up = around + 2 * intermediate * packed + hidden * value;
-        // Gradients of queries, keys and values, those of keys and values in f32 for each query head.
-        let attention = around + (2 * queries + 2 * keys) * value + 8 * queries;
-        let largest = down.max(gate_up).max(attention);
-        let blocks = match self.quantization {
-            Some(quant::spec::Spec::Nf4 { block_size, .. }) => 2 * hidden * intermediate / block_size as u64,
-            None => 0,
+        let layers = self.spec.layers.iter().enumerate();
+        let largest = layers.map(|(index, layer)| layer.workspace(&self.load(index)));
+        let Workspace { activations, scratch } = largest.fold(Workspace::default(), Workspace::max);
+        let panels = match self.on_device {
+            true => 0,
+            false => memory::panel_bytes(self.tokens, burn_dtype(self.dtype)),
         };
-        self.tokens * largest + 4 * blocks + memory::panel_bytes(self.tokens, burn_dtype(self.dtype))
-    }
-
-    /// The same on a GPU, where operands are not packed, gradients of one input are added up in f32, and a weight is
-    /// dequantized as a whole.
-    fn workspace_on_gpu(&self) -> u64 {
-        let (spec, value) = (self.spec, self.dtype.bytes() as u64);
-        let (hidden, intermediate) = (spec.hidden_size as u64, spec.intermediate_size as u64);
-        let (queries, keys) = self.head_widths();
-        let around = 2 * hidden * value;
-        let down = around + 2 * intermediate * value;
-        // The sum before and after one more layer's part.
-        let gate_up = around + 2 * intermediate * value + 8 * hidden;
-        let attention = around + (2 * queries + 2 * keys) * value + 8 * queries + 8 * hidden;
-        let largest = down.max(gate_up).max(attention);
-        let scratch = match self.quantization {
-            Some(_) => memory::weight_scratch_on_gpu(hidden * intermediate, burn_dtype(self.dtype)),
-            None => 0,
-        };
-        self.tokens * largest + scratch
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_resident_process_has_memory() {
-        if cfg!(target_os = "linux") {
-            assert!(resident_bytes() <= peak_resident_bytes());
-            assert!(available_bytes() > Some(0));
-        }
+        activations + scratch + panels
     }
 }

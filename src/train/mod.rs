@@ -12,6 +12,7 @@ pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod pieces;
+pub mod process;
 pub mod resume;
 mod running;
 pub mod schedule;

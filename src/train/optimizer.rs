@@ -10,8 +10,8 @@ use tune_kernels::{KernelBackend, Reading};
 
 use super::divergence::Quantity;
 use crate::adapter;
-use crate::adapter::lora::{LoraSet, Parameter};
-use crate::adapter::peft::keys::Part;
+use crate::adapter::lora::LoraSet;
+use crate::adapter::parameter::{Parameter, Part};
 
 /// The optimizer's state: first and second moments of every adapter matrix.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use tune_kernels::memory;
 use super::memory::Workload;
 use crate::adapter::whole::WholeKind;
 use crate::model::FloatDtype;
-use crate::model::load::burn_dtype;
+use crate::model::dtype::burn_dtype;
 use crate::units::Bytes;
 
 /// What it would take for a piece to be smaller.
@@ -21,9 +21,9 @@ enum Smaller {
 }
 
 /// A tensor, and what would make it smaller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Piece {
-    name: &'static str,
+    name: String,
     bytes: u64,
     smaller: Smaller,
 }
@@ -35,7 +35,7 @@ struct Piece {
     Bytes(*bytes), Bytes(*most), way_out(*smaller)
 )]
 pub struct TooLargeAPiece {
-    name: &'static str,
+    name: String,
     bytes: u64,
     most: u64,
     smaller: Smaller,
@@ -66,26 +66,22 @@ impl Workload<'_> {
     /// The tensors that may be the largest, on a GPU.
     fn pieces(&self) -> Vec<Piece> {
         let (spec, value) = (self.spec, self.dtype.bytes() as u64);
-        let (hidden, intermediate) = (spec.hidden_size as u64, spec.intermediate_size as u64);
-        let queries = (spec.attention_heads * spec.head_dim) as u64;
+        let hidden = spec.hidden_size as u64;
+        let projections = || spec.layers.iter().flat_map(|layer| layer.projections());
         let table = spec.vocab_size as u64 * hidden;
         let of_dtype = if self.dtype == FloatDtype::F32 { Smaller::Dtype } else { Smaller::Nothing };
         // Gradients of one input are added up in f32.
-        let widest = (intermediate.max(queries) * value).max(4 * hidden);
+        let width = projections().flat_map(|projection| projection.shape).max().unwrap_or(0) as u64;
+        let widest = (width * value).max(4 * hidden);
         let mut pieces = vec![
-            Piece { name: "the token embeddings", bytes: table * value, smaller: of_dtype },
+            Piece { name: "the token embeddings".into(), bytes: table * value, smaller: of_dtype },
             Piece {
-                name: "the weights of an MLP projection",
-                bytes: hidden * intermediate * value,
-                smaller: of_dtype,
-            },
-            Piece {
-                name: "the activations of a micro-batch",
+                name: "the activations of a micro-batch".into(),
                 bytes: self.tokens * widest,
                 smaller: Smaller::Tokens,
             },
             Piece {
-                name: "the logits of a chunk of the loss",
+                name: "the logits of a chunk of the loss".into(),
                 bytes: memory::logits_bytes_on_gpu(
                     self.tokens,
                     spec.vocab_size as u64,
@@ -94,10 +90,14 @@ impl Workload<'_> {
                 smaller: Smaller::Tokens,
             },
         ];
+        if let Some(projection) = projections().max_by_key(|projection| projection.elements()) {
+            let name = format!("the weights of `{}`", projection.path);
+            pieces.push(Piece { name, bytes: projection.elements() * value, smaller: of_dtype });
+        }
         // What is trained is trained in f32.
         let is_table = |kind| matches!(kind, WholeKind::Embedding | WholeKind::Head);
         if self.wholes.iter().any(|whole| is_table(whole.kind)) {
-            let name = "the trained token embeddings, or those of the head,";
+            let name = "the trained token embeddings, or those of the head,".into();
             pieces.push(Piece { name, bytes: 4 * table, smaller: Smaller::Nothing });
         }
         pieces

@@ -18,9 +18,9 @@ use super::divergence::{DivergenceReport, Fault, OnDivergence, Quantity, Snapsho
 use super::error::FitError;
 use super::event::{EvaluationReport, Event, Observer, StepReport};
 use super::fit::{Fit, Position, Summary};
-use super::memory;
 use super::metrics::Metrics;
 use super::optimizer::{Gradient, Optimizer, PendingNumbers, StepNumbers};
+use super::process;
 use super::state::{Ended, Kept, State, StepResult};
 use crate::adapter::lora::LoraSet;
 use crate::data::batch::{Counts, MicroBatch, StepBatch};
@@ -310,7 +310,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
             learning_rate: window.learning_rate,
             tokens: self.state.tokens,
             tokens_per_second: pace.tokens as f64 / pace.time.as_secs_f64().max(1e-9),
-            peak_memory_bytes: memory::peak_resident_bytes(),
+            peak_memory_bytes: process::peak_resident_bytes(),
             device_memory_bytes: self.device_memory.map(|memory| memory.in_use),
             device_reserved_bytes: self.device_memory.map(|memory| memory.reserved),
         }
@@ -322,13 +322,14 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         let (mut sum, mut counts, mut examples) = (0.0, Counts::default(), 0);
         // Read when the next one is launched, as the steps are.
         let mut launched: Option<(MicroBatch, Reading)> = None;
+        let adapters = self.adapters.until_update();
         for micro_batch in held_out()? {
             let micro_batch = micro_batch?;
             if (self.fit.stop)() {
                 return Ok(ControlFlow::Break(()));
             }
             self.observer.observe(&Event::Evaluating { done: examples, total: self.fit.held_out_examples });
-            let loss = evaluate(self.fit.decoder, self.adapters, self.fit.objective, &micro_batch)?;
+            let loss = evaluate(self.fit.decoder, &adapters, self.fit.objective, &micro_batch)?;
             let loss = B::read_later(loss);
             self.add_held_out(launched.take(), &mut sum)?;
             counts = counts + micro_batch.counts();

@@ -10,29 +10,19 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tune::adapter::lora::LoraSet;
 use tune::adapter::peft::{self, Adapter, CONFIG_FILE, Config, TENSORS_FILE};
-use tune::adapter::projection::{Module, Projection};
+use tune::adapter::projection::Module;
 use tune::adapter::spec::{Spec, TargetModules};
 use tune::adapter::target::{Target, resolve};
 use tune::adapter::whole::{self, Whole, WholeKind};
+use tune::assets::ModelDir;
 use tune::files::Existing;
 use tune::files::safetensors::{Dtype, Layout, TensorHeader};
+use tune::model::family;
 
 /// The projections of `tests/golden/peft/base`.
 pub(crate) fn modules() -> Vec<Module> {
-    let mut modules = Vec::new();
-    for layer in 0..2 {
-        for projection in Projection::ALL {
-            let (block, out_features, in_features) = match projection {
-                Projection::Query | Projection::Output => ("self_attn", 32, 32),
-                Projection::Key | Projection::Value => ("self_attn", 16, 32),
-                Projection::Gate | Projection::Up => ("mlp", 48, 32),
-                Projection::Down => ("mlp", 32, 48),
-            };
-            let path = format!("model.layers.{layer}.{block}.{projection}");
-            modules.push(Module { path, layer, projection, out_features, in_features });
-        }
-    }
-    modules
+    let base = ModelDir::open(&golden("base")).unwrap();
+    family::decoder_spec(base.config()).unwrap().modules()
 }
 
 pub(crate) fn golden(name: &str) -> PathBuf {

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use burn_flex::Flex;
 use tune::adapter::lora::LoraSet;
-use tune::adapter::peft::{self, Adapter, Config, Numbers, parameters};
+use tune::adapter::peft::{self, Adapter, Config, Numbers};
 use tune::adapter::projection::Module;
 use tune::adapter::spec::{Spec, TargetModules};
-use tune::adapter::target::{Target, resolve};
+use tune::adapter::target::{Target, resolve, tensors};
 use tune::assets::{ModelDir, SafetensorsFile};
 use tune::export::merge::{Options, Outcome};
 use tune::files::Existing;
@@ -63,7 +63,7 @@ pub(crate) fn adapted_logits(base: &Path, adapter: &Path, ids: &[u32]) -> Vec<f3
     let wholes = adapter.wholes(&decoder.spec().wholes()).unwrap();
     let set = adapter.with_own_wholes(set, wholes, decoder.device()).unwrap();
     let decoder = decoder.adopting(&set);
-    let layers: Vec<_> = (0..decoder.spec().layers).map(|layer| set.layer(layer, None)).collect();
+    let layers: Vec<_> = (0..decoder.layers().len()).map(|layer| set.layer(layer, None)).collect();
     decoder.logits(ids, Some(&layers)).unwrap().into_data().into_vec().unwrap()
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn write_adapter(folder: &Path, base: &Path, size: f32, metadata: &[(
     let modules: Vec<Module> = spec_of(base).modules();
     let spec = Spec { rank: 4, alpha: 8.0, target_modules: TargetModules::AllLinear, ..Spec::default() };
     let targets = resolve(&spec, &modules).unwrap();
-    let parameters = parameters(&targets);
+    let parameters = tensors(&targets);
     let values = |index: usize| {
         let [rows, columns] = parameters[index].shape;
         let value = |at: usize| (((at * 37 + index * 11) % 101) as f32 / 50.0 - 1.0) * size;

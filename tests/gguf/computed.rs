@@ -25,7 +25,7 @@ fn greedy(decoder: &Decoder<Flex>, adapter: Option<&Path>, prompt: &[u32], count
         LoraSet::from_values(targets, 0.0, values, decoder.device()).unwrap()
     });
     let layers: Option<Vec<_>> =
-        set.as_ref().map(|set| (0..decoder.spec().layers).map(|layer| set.layer(layer, None)).collect());
+        set.as_ref().map(|set| (0..decoder.layers().len()).map(|layer| set.layer(layer, None)).collect());
     let mut ids = prompt.to_vec();
     for _ in 0..count {
         let logits: Vec<f32> =

@@ -5,13 +5,14 @@ use std::path::Path;
 use burn::tensor::{Tensor, TensorData};
 use tune::adapter::dora::row_norms;
 use tune::adapter::lora::{DropoutStep, LoraSet};
+use tune::adapter::parameter::Part;
 use tune::adapter::peft::Adapter;
-use tune::adapter::peft::keys::Part;
 use tune::adapter::spec::Spec;
 use tune::adapter::target;
 use tune::assets::ModelDir;
 use tune::data::batch::MicroBatch;
 use tune::device::Cpu;
+use tune::model::layers::Order;
 use tune::model::{Decoder, FloatDtype, family, load};
 use tune::objective::Objective;
 use tune::quant;
@@ -36,8 +37,10 @@ fn gradients(
 ) -> (f64, Vec<Vec<f32>>) {
     let mut gradients = Gradients::new(decoder.layers().len());
     let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep };
-    let sum =
-        number(forward_backward(decoder, adapters, &Objective::Sft, batch, pass, &mut gradients).unwrap());
+    let sum = number(
+        forward_backward(decoder, &adapters.until_update(), &Objective::Sft, batch, pass, &mut gradients)
+            .unwrap(),
+    );
     let host = |tensor: Option<Tensor<Cpu, 2>>| tensor.unwrap().into_data().into_vec().unwrap();
     (sum, gradients.by_parameter(adapters).into_iter().map(host).collect())
 }
@@ -67,7 +70,7 @@ fn step_zero_gradients_are_those_of_peft() {
     for keep in [1, 2, 3] {
         assert_eq!(gradients(&decoder, &set, &batch, keep), (sum, gradients(&decoder, &set, &batch, 0).1));
     }
-    assert_eq!(number(evaluate(&decoder, &set, &Objective::Sft, &batch).unwrap()), sum);
+    assert_eq!(number(evaluate(&decoder, &set.until_update(), &Objective::Sft, &batch).unwrap()), sum);
 }
 
 /// A set with other values.
@@ -83,17 +86,23 @@ fn values(set: &LoraSet<Cpu>) -> Vec<Vec<f32>> {
 fn with_factors_of(decoder: &Decoder<Cpu>, set: &mut LoraSet<Cpu>, before: &LoraSet<Cpu>) {
     let mut factors = Vec::new();
     let norm = |target: &target::Target, lora: &_| {
-        let projection = decoder.layers()[target.module.layer].projection(target.module.projection);
+        let at = target.module.layer;
+        let (_, layer) = decoder.layers().walk(Order::Up(at..at + 1)).next().unwrap().unwrap();
+        let projection = layer.projection(target.module.slot);
         row_norms(&projection.weight, projection.row_squares().clone(), lora)
     };
     let mut magnitudes = before.tensors().iter().skip(2).step_by(3);
-    before.clone().set_magnitudes(|target, lora| {
-        let magnitude = magnitudes.next().unwrap().clone();
-        factors.push(magnitude.clone() / norm(target, lora));
-        magnitude
-    });
+    for layer in 0..decoder.layers().len() {
+        before.clone().set_magnitudes(layer, |target, lora| {
+            let magnitude = magnitudes.next().unwrap().clone();
+            factors.push(magnitude.clone() / norm(target, lora));
+            magnitude
+        });
+    }
     let mut factors = factors.into_iter();
-    set.set_magnitudes(|target, lora| factors.next().unwrap() * norm(target, lora));
+    for layer in 0..decoder.layers().len() {
+        set.set_magnitudes(layer, |target, lora| factors.next().unwrap() * norm(target, lora));
+    }
 }
 
 /// Each gradient is the slope of the loss along itself; biases (qwen2) and norms of heads (qwen3) stand between.
@@ -114,7 +123,7 @@ fn gradients_are_slopes_of_the_loss() {
         let spec = Spec { rank: 4, alpha: 8.0, use_dora: true, ..Spec::default() };
         let targets = target::resolve(&spec, &decoder.spec().modules()).unwrap();
         let mut set: LoraSet<Cpu> = LoraSet::init(targets, 0.0, 3, &Default::default());
-        decoder.init_magnitudes(&mut set);
+        decoder.init_magnitudes(&mut set).unwrap();
         let mut start = values(&set);
         for (index, (parameter, values)) in set.parameters().iter().zip(&mut start).enumerate() {
             for (at, value) in values.iter_mut().enumerate() {
@@ -139,7 +148,7 @@ fn gradients_are_slopes_of_the_loss() {
                 if set.parameters()[index].part != Part::Magnitude {
                     with_factors_of(&decoder, &mut moved, &set);
                 }
-                number(evaluate(&decoder, &moved, &Objective::Sft, &batch).unwrap())
+                number(evaluate(&decoder, &moved.until_update(), &Objective::Sft, &batch).unwrap())
             };
             let step = 0.02 / norm.max(1.0);
             let slope = (loss(step) - loss(-step)) / (2.0 * step);
@@ -155,7 +164,7 @@ fn a_new_adapter_changes_nothing() {
     let spec = Spec { rank: 4, use_dora: true, ..Spec::default() };
     let targets = target::resolve(&spec, &decoder.spec().modules()).unwrap();
     let mut set: LoraSet<Cpu> = LoraSet::init(targets, 0.0, 3, &Default::default());
-    decoder.init_magnitudes(&mut set);
+    decoder.init_magnitudes(&mut set).unwrap();
     let layers: Vec<_> = (0..decoder.layers().len()).map(|layer| set.layer(layer, None)).collect();
     let ids: Vec<u32> = (0..20).collect();
     let host = |logits: Tensor<Cpu, 2>| -> TensorData { logits.into_data() };

@@ -32,7 +32,7 @@ fn logits(adapter: &Path, rows: usize) -> Vec<Vec<f32>> {
     let nf4 = quant::spec::Spec::Nf4 { block_size: 64, double_quant: true };
     let decoder =
         load::load::<Cpu>(folder.weights(), &spec, Some(nf4), FloatDtype::F32, &device, &mut |_| {}).unwrap();
-    let layers: Vec<_> = (0..spec.layers).map(|layer| adapters.layer(layer, None)).collect();
+    let layers: Vec<_> = (0..spec.layers.len()).map(|layer| adapters.layer(layer, None)).collect();
     let text = fs::read_to_string(golden("trajectory/tokens.jsonl")).unwrap();
     text.lines()
         .take(rows)

@@ -4,7 +4,7 @@ use std::process::{Child, Stdio};
 
 use tune::run::Options;
 use tune::train::event::Event;
-use tune::train::memory::peak_resident_bytes;
+use tune::train::process::peak_resident_bytes;
 
 use crate::common::{Bench, GO_ON, Watch, ended};
 

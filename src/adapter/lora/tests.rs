@@ -4,30 +4,26 @@ use burn::tensor::Device;
 use burn_flex::Flex;
 
 use super::*;
-use crate::adapter::projection::Module;
+use crate::adapter::projection::{Module, Role};
 use crate::adapter::target::scaling;
 
 fn device() -> Device<Flex> {
     Device::<Flex>::default()
 }
 
-fn target(
-    layer: usize,
-    projection: Projection,
-    [out_features, in_features]: [usize; 2],
-    rank: usize,
-) -> Target {
-    let path = format!("model.layers.{layer}.self_attn.{projection}");
-    let module = Module { path, layer, projection, out_features, in_features };
+fn target(layer: usize, role: Role, [out_features, in_features]: [usize; 2], rank: usize) -> Target {
+    let name = if role == Role::Query { "q_proj" } else { "v_proj" };
+    let path = format!("model.layers.{layer}.self_attn.{name}");
+    let module = Module { path, layer, role, slot: role as usize, out_features, in_features };
     Target { module, rank, alpha: 8.0, scaling: scaling(8.0, rank, false), use_dora: false }
 }
 
 /// Layers 0 and 2 adapted, layer 1 not; handed over out of order.
 fn targets() -> Vec<Target> {
     vec![
-        target(2, Projection::Value, [5, 12], 2),
-        target(0, Projection::Query, [12, 12], 4),
-        target(2, Projection::Query, [12, 12], 4),
+        target(2, Role::Value, [5, 12], 2),
+        target(0, Role::Query, [12, 12], 4),
+        target(2, Role::Query, [12, 12], 4),
     ]
 }
 
@@ -59,7 +55,7 @@ fn parameters_stand_in_one_order() {
 
 #[test]
 fn a_is_uniform_within_its_bound_and_b_is_zero() {
-    let wide = target(0, Projection::Query, [64, 4096], 16);
+    let wide = target(0, Role::Query, [64, 4096], 16);
     let set: LoraSet<Flex> = LoraSet::init(vec![wide], 0.0, 7, &device());
     let a = set.values(0).unwrap();
     let bound = 1.0 / 64.0;
@@ -95,13 +91,13 @@ fn the_first_values_stay_what_they_are() {
 fn a_layer_holds_its_adapters_and_no_others() {
     let set = set(1, 0.25);
     let layer = set.layer(2, None);
-    let value = layer.get(Projection::Value).unwrap();
+    let value = layer.get(2).unwrap();
     assert_eq!((value.lora.a.dims(), value.lora.b.dims()), ([2, 12], [5, 2]));
     assert_eq!(value.lora.scaling, 4.0);
     assert!(value.lora.dropout.is_none());
-    assert!(layer.get(Projection::Key).is_none());
-    assert!(Projection::ALL.iter().all(|projection| set.layer(1, None).get(*projection).is_none()));
-    assert!(Projection::ALL.iter().all(|projection| set.layer(9, None).get(*projection).is_none()));
+    assert!(layer.get(1).is_none());
+    assert!((0..7).all(|slot| set.layer(1, None).get(slot).is_none()));
+    assert!((0..7).all(|slot| set.layer(9, None).get(slot).is_none()));
 }
 
 #[test]
@@ -109,10 +105,11 @@ fn a_layer_names_its_masks() {
     let set = set(1, 0.25);
     let step = DropoutStep { seed: 3, step: 4, micro_batch: 5 };
     let key = DropoutKey { seed: 3, step: 4, micro_batch: 5, layer: 2, projection: 2 };
-    let dropout = set.layer(2, Some(step)).value.unwrap().lora.dropout;
+    let dropout = set.layer(2, Some(step)).get(2).unwrap().lora.dropout;
+    assert_eq!(set.until_update().layer(2, Some(step)).get(2).unwrap().lora.dropout, dropout);
     assert_eq!(dropout, Some(Dropout { probability: 0.25, key }));
     let without = LoraSet::<Flex>::init(targets(), 0.0, 1, &device());
-    assert!(without.layer(2, Some(step)).value.unwrap().lora.dropout.is_none());
+    assert!(without.layer(2, Some(step)).get(2).unwrap().lora.dropout.is_none());
 }
 
 #[test]
@@ -159,11 +156,13 @@ fn magnitudes_stand_behind_their_pair() {
     assert_eq!(set.count(), (4 * 24 + 12 + 4 * 24 + 12 + 2 * 17 + 5) as u64);
     // Without the weights that they follow from they are no numbers, lest anybody train on something else.
     assert!(set.values(2).unwrap().iter().all(|value| value.is_nan()));
-    set.set_magnitudes(|target, lora| {
+    set.set_magnitudes(2, |target, lora| {
         assert_eq!(lora.a.dims(), [target.rank, target.module.in_features]);
         Tensor::ones([1, target.module.out_features], &device()) * target.rank as f32
     });
+    assert!(set.values(2).unwrap().iter().all(|value| value.is_nan()), "another layer's");
     assert_eq!(set.values(8).unwrap(), [2.0; 5]);
-    let dora = set.layer(2, None).value.unwrap().dora.unwrap();
+    let layer = set.layer(2, None);
+    let dora = layer.get(2).unwrap().dora.as_ref().unwrap();
     assert_eq!(dora.magnitude.dims(), [1, 5]);
 }

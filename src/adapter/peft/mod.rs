@@ -7,7 +7,6 @@
 
 mod card;
 pub mod config;
-pub mod keys;
 mod modules;
 mod patterns;
 mod read;
@@ -22,9 +21,8 @@ pub use config::Config;
 pub use read::Adapter;
 
 use super::error::Error;
-use super::lora::{LoraSet, Parameter};
-use super::target::Target;
-use super::whole::Whole;
+use super::lora::LoraSet;
+use super::parameter::Parameter;
 use crate::files::safetensors::{Dtype, Layout, TensorHeader, write_f32};
 use crate::files::{self, Existing};
 
@@ -57,16 +55,6 @@ pub fn write<B: KernelBackend>(
     let values = |index: usize| adapter.values(index);
     let numbers = Numbers { parameters: adapter.parameters(), values: &values };
     write_folder(folder, existing, &numbers, config, provenance, beside, chat_template)
-}
-
-/// Names and shapes of all tensors of an adapter: A, B and under DoRA the magnitudes of each target.
-pub fn parameters(targets: &[Target]) -> Vec<Parameter> {
-    super::lora::parameters(targets)
-}
-
-/// Name and shape of a module that is trained as a whole.
-pub fn whole_parameter(whole: &Whole) -> Parameter {
-    Parameter { name: keys::key(&whole.path, keys::Part::Whole), part: keys::Part::Whole, shape: whole.shape }
 }
 
 /// The tensors of an adapter, wherever they come from.

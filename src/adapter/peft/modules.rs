@@ -1,11 +1,11 @@
-//! The modules that an adapter's own tensors speak of, for use where its base model is not at hand.
+//! The modules that an adapter's own tensors name, for use without its base model.
 
 use std::collections::BTreeSet;
 
-use super::keys::{Part, key, parse};
 use super::read::{Adapter, Groups, target_of};
 use crate::adapter::error::Error;
-use crate::adapter::projection::{Module, Projection};
+use crate::adapter::parameter::{Part, key, parse};
+use crate::adapter::projection::{Module, Role};
 use crate::adapter::whole::{Whole, WholeKind};
 
 impl Adapter {
@@ -23,8 +23,8 @@ impl Adapter {
         WholeKind::ALL.into_iter().filter_map(whole).collect()
     }
 
-    /// Every module that has a whole pair of tensors, by layer and then in the order of [`Projection::ALL`], with
-    /// the sizes that the tensors give it.
+    /// Every module that has a whole pair of tensors, by layer, role and path, with the
+    /// sizes that the tensors give it.
     ///
     /// # Errors
     /// Half a pair, two halves of different rank, a path that is no projection of a decoder layer (all of them
@@ -53,17 +53,20 @@ impl Adapter {
                 faults.add(format!("lora_A has rank {} and lora_B {}", a[0], b[1]), path);
             }
             match place(path) {
-                Some((layer, projection)) => modules.push(Module {
+                Some((layer, role)) => modules.push(Module {
                     path: path.to_owned(),
                     layer,
-                    projection,
+                    role,
+                    slot: role as usize,
                     out_features: b[0],
                     in_features: a[1],
                 }),
-                None => faults.add("it is no projection of a decoder layer".into(), path),
+                None => faults.add("it is not a projection of a decoder layer".into(), path),
             }
         }
-        modules.sort_by_key(|module| (module.layer, module.projection));
+        modules.sort_by(|one: &Module, other| {
+            (one.layer, one.role, &one.path).cmp(&(other.layer, other.role, &other.path))
+        });
         let problems = faults.lines("module");
         match problems.is_empty() {
             true => Ok(modules),
@@ -72,12 +75,12 @@ impl Adapter {
     }
 }
 
-/// Layer and projection of a path such as `model.layers.3.self_attn.q_proj`.
-fn place(path: &str) -> Option<(usize, Projection)> {
+/// Layer and role of a path such as `model.layers.3.self_attn.q_proj`.
+fn place(path: &str) -> Option<(usize, Role)> {
     let (before, last) = path.rsplit_once('.')?;
-    let projection = Projection::ALL.into_iter().find(|projection| projection.hf_name() == last)?;
+    let role = Role::of_name(last)?;
     let mut parts = before.split('.').skip_while(|part| *part != "layers").skip(1);
-    Some((parts.next()?.parse().ok()?, projection))
+    Some((parts.next()?.parse().ok()?, role))
 }
 
 #[cfg(test)]
@@ -85,8 +88,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_give_layer_and_projection() {
-        assert_eq!(place("model.layers.12.mlp.down_proj"), Some((12, Projection::Down)));
+    fn paths_give_layer_and_role() {
+        assert_eq!(place("model.layers.12.mlp.down_proj"), Some((12, Role::Down)));
         assert_eq!(place("lm_head"), None);
         assert_eq!(place("model.layers.x.mlp.down_proj"), None);
         assert_eq!(place("model.layers.1.mlp.router"), None);

@@ -12,13 +12,13 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::Value;
 use tune_kernels::KernelBackend;
 
-use super::keys::{Part, key, parse};
 use super::{CONFIG_FILE, Config, TENSORS_FILE};
 use crate::adapter::error::Error;
-use crate::adapter::lora::{LoraSet, parameters};
+use crate::adapter::lora::LoraSet;
+use crate::adapter::parameter::{Parameter, Part, key, parse};
 use crate::adapter::projection::Module;
 use crate::adapter::spec::Spec;
-use crate::adapter::target::Target;
+use crate::adapter::target::{Target, tensors};
 use crate::adapter::whole::{Whole, resolve};
 use crate::assets::json::{CONFIG_LIMIT, read_object};
 use crate::assets::{Dtype, SafetensorsFile};
@@ -137,7 +137,7 @@ impl Adapter {
     /// # Errors
     /// A tensor is missing, has another shape, or holds a number that is not finite.
     pub fn values(&self, targets: &[Target]) -> Result<Vec<Vec<f32>>, Error> {
-        let read = |parameter: &crate::adapter::lora::Parameter| {
+        let read = |parameter: &Parameter| {
             let values = self.file.read_floats::<f32>(&parameter.name)?;
             match values.len() == parameter.shape[0] * parameter.shape[1] {
                 true => Ok(values),
@@ -148,7 +148,7 @@ impl Adapter {
                 }),
             }
         };
-        parameters(targets).iter().map(read).collect()
+        tensors(targets).iter().map(read).collect()
     }
 
     /// The modules that are trained as a whole, of those in `candidates`.

@@ -3,22 +3,25 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::adapter::projection::Projection;
+use crate::adapter::projection::Role;
 use crate::adapter::table::{LayerRanges, table};
 
 /// The projections of a small model with grouped-query attention.
 fn modules(layers: usize) -> Vec<Module> {
     let mut modules = Vec::new();
     for layer in 0..layers {
-        for projection in Projection::ALL {
-            let (block, out_features, in_features) = match projection {
-                Projection::Query | Projection::Output => ("self_attn", 32, 32),
-                Projection::Key | Projection::Value => ("self_attn", 16, 32),
-                Projection::Gate | Projection::Up => ("mlp", 48, 32),
-                Projection::Down => ("mlp", 32, 48),
-            };
-            let path = format!("model.layers.{layer}.{block}.{projection}");
-            modules.push(Module { path, layer, projection, out_features, in_features });
+        let projections = [
+            ("self_attn.q_proj", Role::Query, 32, 32),
+            ("self_attn.k_proj", Role::Key, 16, 32),
+            ("self_attn.v_proj", Role::Value, 16, 32),
+            ("self_attn.o_proj", Role::Output, 32, 32),
+            ("mlp.gate_proj", Role::Gate, 48, 32),
+            ("mlp.up_proj", Role::Up, 48, 32),
+            ("mlp.down_proj", Role::Down, 32, 48),
+        ];
+        for (slot, (path, role, out_features, in_features)) in projections.into_iter().enumerate() {
+            let path = format!("model.layers.{layer}.{path}");
+            modules.push(Module { path, layer, role, slot, out_features, in_features });
         }
     }
     modules
@@ -156,8 +159,8 @@ fn ranks_that_cannot_be_meant_are_problems() {
     let spec = Spec { rank_pattern: Vec::new(), ..spec };
     let rows = table(&resolve(&spec, &modules(2)).unwrap());
     let wasted: Vec<_> =
-        rows.iter().filter(|row| row.exceeds_full_rank()).map(|row| row.projection).collect();
-    assert_eq!(wasted, [Projection::Key, Projection::Value]);
+        rows.iter().filter(|row| row.exceeds_full_rank()).map(|row| row.name.as_str()).collect();
+    assert_eq!(wasted, ["k_proj", "v_proj"]);
 }
 
 #[test]

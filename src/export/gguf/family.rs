@@ -8,16 +8,20 @@
 //! A feature that llama.cpp lacks is an error; for sliding windows and dynamic scaling the context length is limited to
 //! where they have no effect, with a note.
 
+use std::sync::Arc;
+
 use rayon::iter::ParallelIterator;
 use rayon::slice::ParallelSliceMut;
 
 use super::super::Error;
 use super::container::{Keys, Value};
 use super::mixture;
-use crate::adapter::projection::Projection;
-use crate::model::DecoderSpec;
+use crate::adapter::projection;
+use crate::model::decoder_spec::RotaryPairs;
+use crate::model::parts::{LayerSpec, LayerTensor};
 use crate::model::rotary::{RotaryScaling, RotarySpec};
-use crate::model::tensors::{self, Expected, KEY_NORM, QUERY_NORM};
+use crate::model::tensors::{self, Expected};
+use crate::model::{DecoderSpec, family};
 
 /// The role of a tensor, as far as its type depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,29 +60,29 @@ pub struct Tensor {
 }
 
 /// llama.cpp's name of the architecture.
+///
+/// # Errors
+/// A family or a variant of one that llama.cpp does not have.
 pub fn architecture(spec: &DecoderSpec) -> Result<&'static str, Error> {
-    match spec.family {
-        "llama" | "mistral" => Ok("llama"),
-        "qwen2" => Ok("qwen2"),
-        "qwen3" if spec.biases.attention_output => Err(not_carried(
+    let Some(gguf) = spec.gguf else {
+        let known = family::FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", ");
+        return Err(Error::NotInGguf {
+            subject: format!("the family {}", spec.family),
+            reason: format!("its architecture is not known; known families are {known}"),
+        });
+    };
+    let biased = |layer: &Arc<LayerSpec>| layer.attention().is_some_and(|attention| attention.output.bias);
+    if gguf.architecture == "qwen3" && spec.layers.iter().any(biased) {
+        return Err(not_carried(
             spec,
             "llama.cpp has no bias on the attention output of a qwen3 (`attention_bias` in config.json)",
-        )),
-        "qwen3" => Ok("qwen3"),
-        other => Err(Error::NotInGguf {
-            subject: format!("the family {other}"),
-            reason: "supported are llama, mistral, qwen2 and qwen3".into(),
-        }),
+        ));
     }
+    Ok(gguf.architecture)
 }
 
 fn not_carried(spec: &DecoderSpec, reason: impl Into<String>) -> Error {
     Error::NotInGguf { subject: format!("this {}", spec.family), reason: reason.into() }
-}
-
-/// Whether the rows of q and k are reordered.
-fn reorders(spec: &DecoderSpec) -> bool {
-    matches!(spec.family, "llama" | "mistral")
 }
 
 /// The architecture's keys, and notes for the user.
@@ -87,15 +91,18 @@ fn reorders(spec: &DecoderSpec) -> bool {
 /// The model has a feature that llama.cpp lacks.
 pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error> {
     let architecture = architecture(spec)?;
+    let parts = spec.layers.first().and_then(|layer| Some((layer.attention()?.heads, layer.gated()?)));
+    let Some((heads, gated)) = parts else { return Err(not_carried(spec, "it has no layers")) };
     let mut keys = Keys::new();
     let mut put = |key: &str, value: Value| keys.push((format!("{architecture}.{key}"), value));
     let size = |size: usize| Value::U32(u32::try_from(size).unwrap_or(u32::MAX));
     let mut notes = Vec::new();
     let mut context = spec.max_position_embeddings;
-    if let Some(window) = spec.sliding_window.iter().flatten().min()
-        && *window < context
+    let windows = spec.layers.iter().filter_map(|layer| layer.attention()?.window);
+    if let Some(window) = windows.min()
+        && window < context
     {
-        context = *window;
+        context = window;
         notes.push(format!(
             "llama.cpp has no sliding window for {architecture}, so the context length is limited to the window, {window} \
              (the model supports {})",
@@ -109,15 +116,15 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
     }
     put("context_length", size(context));
     put("embedding_length", size(spec.hidden_size));
-    put("block_count", size(spec.layers));
-    put("feed_forward_length", size(spec.intermediate_size));
-    put("attention.head_count", size(spec.attention_heads));
-    put("attention.head_count_kv", size(spec.key_value_heads));
-    put("attention.key_length", size(spec.head_dim));
-    put("attention.value_length", size(spec.head_dim));
-    put("attention.layer_norm_rms_epsilon", Value::F32(spec.rms_norm_epsilon as f32));
+    put("block_count", size(spec.layers.len()));
+    put("feed_forward_length", size(gated.intermediate()));
+    put("attention.head_count", size(heads.queries));
+    put("attention.head_count_kv", size(heads.keys));
+    put("attention.key_length", size(heads.dim));
+    put("attention.value_length", size(heads.dim));
+    put("attention.layer_norm_rms_epsilon", Value::F32(spec.final_norm.epsilon as f32));
     put("vocab_size", size(spec.vocab_size));
-    put("rope.dimension_count", size(spec.head_dim));
+    put("rope.dimension_count", size(heads.dim));
     put("rope.freq_base", Value::F32(spec.rotary.theta as f32));
     match spec.rotary.scaling {
         RotaryScaling::None | RotaryScaling::Dynamic { .. } => {}
@@ -163,76 +170,90 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
 
 /// The properties of the model that the rules of mixtures depend on.
 pub fn mixed(spec: &DecoderSpec) -> mixture::Model {
-    let shared = match spec.family {
-        "qwen2" => true,
-        _ => reorders(spec) && spec.attention_heads != spec.key_value_heads,
+    let heads = spec.layers.first().and_then(|layer| layer.attention()).map(|attention| attention.heads);
+    let shared = match spec.gguf.map(|gguf| gguf.architecture) {
+        Some("qwen2") => true,
+        Some("llama") => heads.is_some_and(|heads| heads.queries != heads.keys),
+        _ => false,
     };
-    mixture::Model { layers: spec.layers, tied: spec.tied, shares_values_widely: spec.layers == 80 && shared }
+    let layers = spec.layers.len();
+    mixture::Model { layers, tied: spec.tied, shares_values_widely: layers == 80 && shared }
 }
 
 /// Every tensor of the decoder, in the order of a forward pass.
-pub fn tensors(spec: &DecoderSpec) -> Vec<Tensor> {
-    tensors::expected(spec).into_iter().filter_map(|source| place(spec, source)).collect()
+///
+/// # Errors
+/// A projection that llama.cpp has under no name known here.
+pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
+    let plain = |name: &str, role: Role, source: Expected| Tensor {
+        name: format!("{name}.weight"),
+        source,
+        role,
+        reordered: false,
+    };
+    let table = |path: &str| tensors::table(spec, path);
+    let mut all = vec![plain("token_embd", Role::Embedding, table(spec.paths.embedding))];
+    for (layer, layer_spec) in spec.layers.iter().enumerate() {
+        for tensor in layer_spec.tensors() {
+            let sources = tensors::of_layer(spec, layer, tensor).into_iter();
+            match tensor {
+                LayerTensor::Norm(norm) => {
+                    let name = format!("blk.{layer}.{}", norm.gguf);
+                    all.extend(sources.map(|source| plain(&name, Role::Vector, source)));
+                }
+                LayerTensor::Projection(projection) => {
+                    let name = projection_name(spec, layer, projection.role)?;
+                    let role = match projection.role {
+                        projection::Role::Value => Role::Value { layer },
+                        projection::Role::Down => Role::Down { layer },
+                        _ => Role::Matrix,
+                    };
+                    let reordered = is_reordered(spec, projection.role);
+                    all.extend(sources.map(|source| match source.projection {
+                        true => Tensor { reordered, ..plain(&name, role, source) },
+                        false => {
+                            Tensor { name: format!("{name}.bias"), source, role: Role::Vector, reordered }
+                        }
+                    }));
+                }
+            }
+        }
+    }
+    all.push(plain("output_norm", Role::Vector, final_norm(spec)));
+    if !spec.tied {
+        all.push(plain("output", Role::Head, table(spec.paths.head)));
+    }
+    Ok(all)
+}
+
+fn final_norm(spec: &DecoderSpec) -> Expected {
+    tensors::weight(spec.final_norm.path, vec![spec.final_norm.width])
 }
 
 /// llama.cpp's name of a projection's weight, without `.weight`.
-pub fn projection_name(layer: usize, projection: Projection) -> String {
-    let name = match projection {
-        Projection::Query => "attn_q",
-        Projection::Key => "attn_k",
-        Projection::Value => "attn_v",
-        Projection::Output => "attn_output",
-        Projection::Gate => "ffn_gate",
-        Projection::Up => "ffn_up",
-        Projection::Down => "ffn_down",
+///
+/// # Errors
+/// A projection whose name is not known here.
+pub fn projection_name(spec: &DecoderSpec, layer: usize, role: projection::Role) -> Result<String, Error> {
+    let name = match role {
+        projection::Role::Query => "attn_q",
+        projection::Role::Key => "attn_k",
+        projection::Role::Value => "attn_v",
+        projection::Role::Output => "attn_output",
+        projection::Role::Gate => "ffn_gate",
+        projection::Role::Up => "ffn_up",
+        projection::Role::Down => "ffn_down",
+        projection::Role::QueryKeyValue | projection::Role::GateUp => {
+            return Err(not_carried(spec, "stacked projections have no place in the file yet"));
+        }
     };
-    format!("blk.{layer}.{name}")
+    Ok(format!("blk.{layer}.{name}"))
 }
 
 /// Whether the rows of a projection are reordered.
-pub fn is_reordered(spec: &DecoderSpec, projection: Projection) -> bool {
-    reorders(spec) && matches!(projection, Projection::Query | Projection::Key)
-}
-
-fn place(spec: &DecoderSpec, source: Expected) -> Option<Tensor> {
-    let names = &spec.names;
-    let plain = |name: &str, role: Role, source: Expected| {
-        Some(Tensor { name: name.to_owned(), source, role, reordered: false })
-    };
-    if source.name == names.embedding {
-        return plain("token_embd.weight", Role::Embedding, source);
-    }
-    if source.name == names.final_norm {
-        return plain("output_norm.weight", Role::Vector, source);
-    }
-    if source.name == names.head {
-        return plain("output.weight", Role::Head, source);
-    }
-    let inside = source.name.strip_prefix(names.layers)?.strip_prefix('.')?;
-    let (layer, inside) = inside.split_once('.')?;
-    let layer: usize = layer.parse().ok()?;
-    let attention = inside.strip_prefix(names.attention).and_then(|rest| rest.strip_prefix('.'));
-    let norm = match (inside, attention) {
-        (name, _) if name == names.attention_norm => Some("attn_norm"),
-        (name, _) if name == names.feed_forward_norm => Some("ffn_norm"),
-        (_, Some(QUERY_NORM)) => Some("attn_q_norm"),
-        (_, Some(KEY_NORM)) => Some("attn_k_norm"),
-        _ => None,
-    };
-    if let Some(norm) = norm {
-        return plain(&format!("blk.{layer}.{norm}.weight"), Role::Vector, source);
-    }
-    let (module, part) = source.name.rsplit_once('.')?;
-    let projection =
-        Projection::ALL.into_iter().find(|projection| names.projection(layer, *projection) == module)?;
-    let role = match (part, projection) {
-        ("bias", _) => Role::Vector,
-        (_, Projection::Value) => Role::Value { layer },
-        (_, Projection::Down) => Role::Down { layer },
-        _ => Role::Matrix,
-    };
-    let name = format!("{}.{part}", projection_name(layer, projection));
-    Some(Tensor { name, source, role, reordered: is_reordered(spec, projection) })
+pub fn is_reordered(spec: &DecoderSpec, role: projection::Role) -> bool {
+    let neighbours = spec.gguf.is_some_and(|gguf| gguf.pairs == RotaryPairs::Neighbours);
+    neighbours && matches!(role, projection::Role::Query | projection::Role::Key)
 }
 
 /// Interleaves rows i and i + half of every head, which are rotated together.
@@ -282,9 +303,12 @@ mod tests {
             json!({"model_type": "mistral"}),
         ] {
             let spec = spec(extra);
-            assert_eq!(tensors(&spec).len(), tensors::expected(&spec).len());
+            let sources: Vec<Expected> =
+                tensors(&spec).unwrap().into_iter().map(|tensor| tensor.source).collect();
+            assert_eq!(sources, tensors::expected(&spec));
         }
-        let names: Vec<String> = tensors(&spec(json!({}))).into_iter().map(|tensor| tensor.name).collect();
+        let names: Vec<String> =
+            tensors(&spec(json!({}))).unwrap().into_iter().map(|tensor| tensor.name).collect();
         assert_eq!(
             names,
             [

@@ -73,7 +73,7 @@ impl Lora<'_> {
         let mut headers = Vec::with_capacity(2 * self.targets.len());
         for target in self.targets {
             let module = &target.module;
-            let name = family::projection_name(module.layer, module.projection);
+            let name = family::projection_name(spec, module.layer, module.role)?;
             let mut push = |half: &str, shape: [usize; 2]| {
                 headers.push(TensorHeader {
                     name: format!("{name}.weight.{half}"),
@@ -125,7 +125,7 @@ impl Lora<'_> {
         } else if self.adapter.config().use_rslora {
             changes.push(format!("rsLoRA expressed as alpha = {alpha}"));
         }
-        if self.targets.iter().any(|target| family::is_reordered(spec, target.module.projection)) {
+        if self.targets.iter().any(|target| family::is_reordered(spec, target.module.role)) {
             changes.push("rows of q and k reordered for llama.cpp's rotary embedding".into());
         }
         Ok(Outcome { file, bytes: layout.bytes(), changes })
@@ -154,8 +154,8 @@ impl Lora<'_> {
                     *value = (f64::from(*value) * factor) as f32;
                 }
             }
-            if family::is_reordered(&self.base.spec, target.module.projection) {
-                family::reorder_rows(&mut values, self.base.spec.head_dim, target.rank);
+            if family::is_reordered(&self.base.spec, target.module.role) {
+                family::reorder_rows(&mut values, self.base.spec.rotary.head_dim, target.rank);
             }
         }
         let half = if index.is_multiple_of(2) { "lora_A" } else { "lora_B" };

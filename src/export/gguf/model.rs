@@ -106,7 +106,7 @@ impl Model<'_> {
         let ends = self.ends();
         let keys = self.keys(&ends, &mut notes)?;
         let mut fallbacks = Vec::new();
-        let (sources, headers) = self.plan(&mut fallbacks);
+        let (sources, headers) = self.plan(&mut fallbacks)?;
         let layout = Layout::new(&keys, headers);
         let mut kinds = BTreeMap::new();
         for tensor in layout.tensors() {
@@ -200,7 +200,7 @@ impl Model<'_> {
     }
 
     /// The tensors of the file, and the type of each.
-    fn plan(&self, fallbacks: &mut Vec<Fallback>) -> (Vec<Source>, Vec<TensorHeader>) {
+    fn plan(&self, fallbacks: &mut Vec<Fallback>) -> Result<(Vec<Source>, Vec<TensorHeader>), Error> {
         let spec = &self.base.spec;
         let (mut sources, mut headers) = (Vec::new(), Vec::new());
         if let Some(divisors) = family::frequency_divisors(spec) {
@@ -208,7 +208,7 @@ impl Model<'_> {
             headers.push(TensorHeader { name: "rope_freqs.weight".into(), shape, kind: BlockType::F32 });
             sources.push(Source::FrequencyDivisors(divisors));
         }
-        for tensor in family::tensors(spec) {
+        for tensor in family::tensors(spec)? {
             let columns = tensor.source.shape.last().copied().unwrap_or(1);
             let choice = mixture::choose(self.file_type, tensor.role, columns, family::mixed(spec));
             if choice.kind != choice.wanted {
@@ -219,7 +219,7 @@ impl Model<'_> {
             headers.push(TensorHeader { name, shape, kind: choice.kind });
             sources.push(Source::Weight(tensor));
         }
-        (sources, headers)
+        Ok((sources, headers))
     }
 
     /// The bytes of one tensor.
@@ -240,7 +240,7 @@ impl Model<'_> {
         };
         if tensor.reordered {
             let columns = if tensor.role == Role::Vector { 1 } else { tensor.source.shape[1] };
-            family::reorder_rows(&mut values, self.base.spec.head_dim, columns);
+            family::reorder_rows(&mut values, self.base.spec.rotary.head_dim, columns);
         }
         let coded = encode(&tensor.source.name, &values, kind)?;
         measured.add(&tensor.name, &values, &coded, kind);

@@ -1,31 +1,39 @@
-//! Llama: full attention, optional biases everywhere at once. Defaults: `LlamaConfig`.
+//! Llama 2 to 3.2, SmolLM2 and other models that call themselves Llama: full attention, optional biases everywhere at
+//! once. Defaults: `LlamaConfig`.
+
+use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Family, Own, Shared, uniform_layer_types};
+use super::Declared;
+use super::layer_types::uniform_layer_types;
+use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{Biases, DecoderSpec};
+use crate::model::decoder_spec::{DecoderSpec, GgufSpec};
+use crate::model::parts::{LayerSpec, pre};
 
-pub(super) fn decoder_spec(config: &ConfigReader<'_>, shared: Shared) -> Result<DecoderSpec, Error> {
+pub(super) const LLAMA: Declared = Declared { model_type: "llama", architecture: "LlamaForCausalLM", read };
+
+fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     // Above 1 the projections were once split and summed in another order.
     config.must_be("pretraining_tp", &[json!(1)])?;
     config.must_be("use_sliding_window", &[json!(false)])?;
-    uniform_layer_types(config, shared.layers, false)?;
-    let attention_bias = config.flag("attention_bias")?.unwrap_or(false);
-    let own = Own {
+    let defaults = Defaults {
         vocab_size: 32_000,
         intermediate_size: 11_008,
+        key_value_heads: None,
+        head_dim: None,
         max_position_embeddings: 2048,
-        key_value_heads: shared.key_value_heads.unwrap_or(shared.attention_heads),
-        head_dim: shared.head_dim.map_or_else(|| shared.divided_head_dim(), Ok)?,
-        sliding_window: vec![None; shared.layers],
-        query_key_norm: false,
-        biases: Biases {
-            query_key_value: attention_bias,
-            attention_output: attention_bias,
-            feed_forward: config.flag("mlp_bias")?.unwrap_or(false),
-        },
     };
-    shared.into_spec(config, Family::Llama, own)
+    let shared = Shared::read(config, &defaults)?;
+    uniform_layer_types(config, shared.layers, false)?;
+    let bias = config.flag("attention_bias")?.unwrap_or(false);
+    let gated = shared.gated("mlp").biased(config.flag("mlp_bias")?.unwrap_or(false));
+    let blocks = [
+        pre(shared.norm("input_layernorm", "attn_norm"), shared.attention().biased(bias, bias)),
+        pre(shared.norm("post_attention_layernorm", "ffn_norm"), gated),
+    ];
+    let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
+    shared.decoder(config, &LLAMA, vec![layer; shared.layers], Some(GgufSpec::LLAMA))
 }

@@ -1,34 +1,41 @@
-//! Mistral: one sliding window for all layers (or none), no biases. Defaults: `MistralConfig`.
+//! Mistral 7B: one sliding window for all layers (or none), no biases. Defaults: `MistralConfig`.
+
+use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{Family, Own, Shared, uniform_layer_types};
+use super::Declared;
+use super::layer_types::uniform_layer_types;
+use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{Biases, DecoderSpec};
+use crate::model::decoder_spec::{DecoderSpec, GgufSpec};
+use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
-pub(super) fn decoder_spec(config: &ConfigReader<'_>, shared: Shared) -> Result<DecoderSpec, Error> {
+pub(super) const MISTRAL: Declared =
+    Declared { model_type: "mistral", architecture: "MistralForCausalLM", read };
+
+fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("attention_bias", &[json!(false)])?;
     config.must_be("mlp_bias", &[json!(false)])?;
+    let defaults = Defaults {
+        vocab_size: 32_000,
+        intermediate_size: 14_336,
+        key_value_heads: Some(8),
+        head_dim: None,
+        max_position_embeddings: 4096 * 32,
+    };
+    let shared = Shared::read(config, &defaults)?;
     // Absent means the default of 4096; null means none.
     let window = match config.is_null("sliding_window") {
         true => None,
         false => Some(config.size("sliding_window")?.unwrap_or(4096)),
     };
     uniform_layer_types(config, shared.layers, window.is_some())?;
-    let key_value_heads = match config.is_null("num_key_value_heads") {
-        true => shared.attention_heads,
-        false => shared.key_value_heads.unwrap_or(8),
-    };
-    let own = Own {
-        vocab_size: 32_000,
-        intermediate_size: 14_336,
-        max_position_embeddings: 4096 * 32,
-        key_value_heads,
-        head_dim: shared.head_dim.map_or_else(|| shared.divided_head_dim(), Ok)?,
-        sliding_window: vec![window; shared.layers],
-        query_key_norm: false,
-        biases: Biases::default(),
-    };
-    shared.into_spec(config, Family::Mistral, own)
+    let blocks = [
+        pre(shared.norm("input_layernorm", "attn_norm"), AttentionSpec { window, ..shared.attention() }),
+        pre(shared.norm("post_attention_layernorm", "ffn_norm"), shared.gated("mlp")),
+    ];
+    let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
+    shared.decoder(config, &MISTRAL, vec![layer; shared.layers], Some(GgufSpec::LLAMA))
 }

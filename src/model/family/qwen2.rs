@@ -2,29 +2,38 @@
 
 use serde_json::json;
 
-use super::{Family, Own, Shared, windows_by_layer};
+use super::Declared;
+use super::layer_types::{by_kind, windows_by_layer};
+use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{Biases, DecoderSpec};
+use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs};
+use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
-pub(super) fn decoder_spec(config: &ConfigReader<'_>, shared: Shared) -> Result<DecoderSpec, Error> {
+pub(super) const QWEN2: Declared = Declared { model_type: "qwen2", architecture: "Qwen2ForCausalLM", read };
+
+fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("use_mrope", &[json!(false)])?;
     config.must_be("mlp_bias", &[json!(false)])?;
     // Its projections have their biases whatever such a key would say.
     config.must_be("attention_bias", &[json!(true)])?;
-    let key_value_heads = match config.is_null("num_key_value_heads") {
-        true => shared.attention_heads,
-        false => shared.key_value_heads.unwrap_or(32),
-    };
-    let own = Own {
+    let defaults = Defaults {
         vocab_size: 151_936,
         intermediate_size: 22_016,
+        key_value_heads: Some(32),
+        head_dim: None,
         max_position_embeddings: 32_768,
-        key_value_heads,
-        head_dim: shared.head_dim.map_or_else(|| shared.divided_head_dim(), Ok)?,
-        sliding_window: windows_by_layer(config, shared.layers, 4096, 28)?,
-        query_key_norm: false,
-        biases: Biases { query_key_value: true, attention_output: false, feed_forward: false },
     };
-    shared.into_spec(config, Family::Qwen2, own)
+    let shared = Shared::read(config, &defaults)?;
+    let windows = windows_by_layer(config, shared.layers, 4096, 28)?;
+    let layers = by_kind(&windows, |window| {
+        let attention = AttentionSpec { window, ..shared.attention() }.biased(true, false);
+        let blocks = [
+            pre(shared.norm("input_layernorm", "attn_norm"), attention),
+            pre(shared.norm("post_attention_layernorm", "ffn_norm"), shared.gated("mlp")),
+        ];
+        LayerSpec::of(shared.hidden_size, blocks)
+    });
+    let gguf = GgufSpec { architecture: "qwen2", pairs: RotaryPairs::Halves };
+    shared.decoder(config, &QWEN2, layers, Some(gguf))
 }

@@ -2,32 +2,38 @@
 
 use serde_json::json;
 
-use super::{Family, Own, Shared, windows_by_layer};
+use super::Declared;
+use super::layer_types::{by_kind, windows_by_layer};
+use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{Biases, DecoderSpec};
+use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs};
+use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
-pub(super) fn decoder_spec(config: &ConfigReader<'_>, shared: Shared) -> Result<DecoderSpec, Error> {
+pub(super) const QWEN3: Declared = Declared { model_type: "qwen3", architecture: "Qwen3ForCausalLM", read };
+
+fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("mlp_bias", &[json!(false)])?;
-    let attention_bias = config.flag("attention_bias")?.unwrap_or(false);
-    let key_value_heads = match config.is_null("num_key_value_heads") {
-        true => shared.attention_heads,
-        false => shared.key_value_heads.unwrap_or(32),
-    };
-    let own = Own {
+    let bias = config.flag("attention_bias")?.unwrap_or(false);
+    let defaults = Defaults {
         vocab_size: 151_936,
         intermediate_size: 22_016,
-        max_position_embeddings: 32_768,
-        key_value_heads,
+        key_value_heads: Some(32),
         // Not derived from the hidden size.
-        head_dim: shared.head_dim.unwrap_or(128),
-        sliding_window: windows_by_layer(config, shared.layers, 4096, 28)?,
-        query_key_norm: true,
-        biases: Biases {
-            query_key_value: attention_bias,
-            attention_output: attention_bias,
-            feed_forward: false,
-        },
+        head_dim: Some(128),
+        max_position_embeddings: 32_768,
     };
-    shared.into_spec(config, Family::Qwen3, own)
+    let shared = Shared::read(config, &defaults)?;
+    let windows = windows_by_layer(config, shared.layers, 4096, 28)?;
+    let layers = by_kind(&windows, |window| {
+        let head_norms = Some(shared.head_norms("self_attn.q_norm", "self_attn.k_norm"));
+        let attention = AttentionSpec { window, head_norms, ..shared.attention() }.biased(bias, bias);
+        let blocks = [
+            pre(shared.norm("input_layernorm", "attn_norm"), attention),
+            pre(shared.norm("post_attention_layernorm", "ffn_norm"), shared.gated("mlp")),
+        ];
+        LayerSpec::of(shared.hidden_size, blocks)
+    });
+    let gguf = GgufSpec { architecture: "qwen3", pairs: RotaryPairs::Halves };
+    shared.decoder(config, &QWEN3, layers, Some(gguf))
 }

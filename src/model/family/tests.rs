@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::decoder_spec;
-use crate::adapter::projection::Projection;
-use crate::model::decoder_spec::{Biases, DecoderSpec, FloatDtype};
+use crate::model::decoder_spec::DecoderSpec;
+use crate::model::dtype::FloatDtype;
+use crate::model::parts::Heads;
 use crate::model::rotary::RotaryScaling;
 
 fn config(model_type: &str, changes: Value) -> Value {
@@ -39,29 +40,38 @@ fn refused(model_type: &str, changes: Value, expected: &[&str]) {
 
 #[test]
 fn absent_keys_have_the_defaults_of_transformers() {
+    let parts = |spec: &DecoderSpec| {
+        let layer = spec.layers.last().unwrap();
+        let (attention, gated) = (layer.attention().unwrap().clone(), layer.gated().unwrap());
+        (attention, gated.intermediate())
+    };
     let llama = decoder_spec(&json!({"model_type": "llama"})).unwrap();
+    let (attention, intermediate) = parts(&llama);
     assert_eq!(
-        (llama.vocab_size, llama.hidden_size, llama.intermediate_size, llama.layers),
+        (llama.vocab_size, llama.hidden_size, intermediate, llama.layers.len()),
         (32_000, 4096, 11_008, 32)
     );
-    assert_eq!((llama.attention_heads, llama.key_value_heads, llama.head_dim), (32, 32, 128));
+    assert_eq!(attention.heads, Heads { queries: 32, keys: 32, dim: 128 });
     assert_eq!(
-        (llama.rms_norm_epsilon, llama.rotary.theta, llama.max_position_embeddings),
+        (llama.final_norm.epsilon, llama.rotary.theta, llama.max_position_embeddings),
         (1e-6, 1e4, 2048)
     );
-    assert_eq!((llama.tied, llama.biases, llama.dtype), (false, Biases::default(), None));
+    assert!(llama.layers.iter().all(|layer| layer.projections().all(|projection| !projection.bias)));
+    assert_eq!((llama.tied, llama.dtype), (false, None));
 
     let mistral = decoder_spec(&json!({"model_type": "mistral"})).unwrap();
-    assert_eq!((mistral.intermediate_size, mistral.key_value_heads), (14_336, 8));
-    assert_eq!((mistral.max_position_embeddings, mistral.sliding_window[31]), (131_072, Some(4096)));
+    let (attention, intermediate) = parts(&mistral);
+    assert_eq!((intermediate, attention.heads.keys), (14_336, 8));
+    assert_eq!((mistral.max_position_embeddings, attention.window), (131_072, Some(4096)));
 
     let qwen2 = decoder_spec(&json!({"model_type": "qwen2"})).unwrap();
-    assert_eq!((qwen2.vocab_size, qwen2.intermediate_size, qwen2.key_value_heads), (151_936, 22_016, 32));
-    assert_eq!(qwen2.sliding_window, vec![None; 32]);
-    assert!(qwen2.has_bias(Projection::Value) && !qwen2.has_bias(Projection::Output));
+    let (attention, intermediate) = parts(&qwen2);
+    assert_eq!((qwen2.vocab_size, intermediate, attention.heads.keys), (151_936, 22_016, 32));
+    assert_eq!(attention.window, None);
+    assert!(attention.inner.projections()[2].bias && !attention.output.bias);
 
-    let qwen3 = spec("qwen3", json!({"num_key_value_heads": 2}));
-    assert_eq!((qwen3.head_dim, qwen3.query_key_norm), (128, true));
+    let (attention, _) = parts(&spec("qwen3", json!({"num_key_value_heads": 2})));
+    assert_eq!((attention.heads.dim, attention.head_norms.is_some()), (128, true));
 }
 
 #[test]
@@ -130,7 +140,10 @@ fn dynamic_scaling_follows_the_longest_document() {
 
 #[test]
 fn windows_per_layer() {
-    let windows = |model_type, changes| spec(model_type, changes).sliding_window;
+    let windows = |model_type, changes| -> Vec<Option<usize>> {
+        let layers = spec(model_type, changes).layers;
+        layers.iter().map(|layer| layer.attention().unwrap().window).collect()
+    };
     let sliding = json!({"use_sliding_window": true, "sliding_window": 7, "max_window_layers": 1,
         "num_key_value_heads": 4});
     assert_eq!(windows("qwen2", sliding.clone()), [None, Some(7), Some(7)]);

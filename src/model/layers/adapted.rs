@@ -1,8 +1,8 @@
 //! Frozen projections of one input with the adapters on them, forward and backward.
 //!
 //! Where an adapter has magnitudes (DoRA), the op's output `u = W·x + scaling · B·A·x` is scaled by column before bias
-//! and residual are added. The backward pass wants `u`, from which the output is then made again: what a projection
-//! keeps is one or the other.
+//! and residual are added. The backward pass needs `u`, and scales it again where it needs the output too: a tape saves
+//! one or the other.
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
@@ -11,7 +11,7 @@ use tune_kernels::linear::{Down, Linear, LinearBackward, linear, linear_backward
 
 use super::FrozenProjection;
 use crate::adapter::dora::Scale;
-use crate::adapter::projection::{Adapter, LayerGradients, Projection};
+use crate::adapter::projection::{Adapter, LayerGradients, Slot};
 
 /// A projection and the adapter on it.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub struct Adapted<'a, B: KernelBackend> {
     pub projection: &'a FrozenProjection<B>,
     /// The adapter, if any.
     pub adapter: Option<&'a Adapter<B>>,
+    /// The projection's place in its layer.
+    pub slot: Slot,
 }
 
 impl<B: KernelBackend> Clone for Adapted<'_, B> {
@@ -30,7 +32,7 @@ impl<B: KernelBackend> Clone for Adapted<'_, B> {
 
 impl<B: KernelBackend> Copy for Adapted<'_, B> {}
 
-/// What the backward pass of some projections wants of their forward pass.
+/// What the forward pass of some projections saves for their backward pass.
 #[derive(Clone, Debug)]
 pub struct ProjectedTape<B: KernelBackend> {
     /// Of the adapters.
@@ -56,7 +58,7 @@ impl<'a, B: KernelBackend> Adapted<'a, B> {
         Some(dora.scale(&projection.weight, || projection.row_squares().clone(), &adapter.lora))
     }
 
-    /// As the op sees it; a bias waits for the magnitudes.
+    /// As the op takes it; a bias is added after the magnitudes.
     fn linear(&self) -> Linear<'a, B> {
         let lora = self.adapter.map(|adapter| &adapter.lora);
         let is_scaled = self.adapter.is_some_and(|adapter| adapter.dora.is_some());
@@ -75,15 +77,15 @@ impl<'a, B: KernelBackend> Adapted<'a, B> {
 }
 
 /// Projects `x` `[tokens, in]`; a residual belongs to the one projection that it comes with.
-pub fn project<B: KernelBackend, const N: usize>(
+pub fn project<B: KernelBackend>(
     x: &Tensor<B, 2>,
-    layers: &[Adapted<'_, B>; N],
+    layers: &[Adapted<'_, B>],
     residual: Option<&Tensor<B, 2>>,
 ) -> Projected<B> {
-    let scales = layers.each_ref().map(Adapted::scale);
+    let scales: Vec<_> = layers.iter().map(Adapted::scale).collect();
     let early = residual.filter(|_| scales.iter().all(Option::is_none));
-    let mut projected = linear(x, &layers.each_ref().map(Adapted::linear), early);
-    let mut unscaled = vec![None; N];
+    let mut projected = linear(x, &layers.iter().map(Adapted::linear).collect::<Vec<_>>(), early);
+    let mut unscaled = vec![None; layers.len()];
     for (index, scale) in scales.into_iter().enumerate() {
         let Some(scale) = scale else { continue };
         let output = layers[index].scaled(&projected.outputs[index], scale, residual);
@@ -93,50 +95,50 @@ pub fn project<B: KernelBackend, const N: usize>(
 }
 
 impl<B: KernelBackend> ProjectedTape<B> {
-    /// `output` of the projection at `index`, unless it can be made again.
-    pub fn keep<const D: usize>(&self, index: usize, output: Tensor<B, D>) -> Option<Tensor<B, D>> {
+    /// What the tape of a block saves of the output of the projection at `index`: `None` where the output follows from
+    /// the unscaled one.
+    pub fn saved<const D: usize>(&self, index: usize, output: Tensor<B, D>) -> Option<Tensor<B, D>> {
         match self.unscaled[index] {
             Some(_) => None,
             None => Some(output),
         }
     }
 
-    /// The output of the projection at `index`, which comes without a residual: as it was kept, or made again.
-    pub fn output(&self, index: usize, layer: Adapted<'_, B>, kept: Option<Tensor<B, 2>>) -> Tensor<B, 2> {
-        match (kept, &self.unscaled[index], layer.scale()) {
-            (Some(kept), ..) => kept,
-            (None, Some(unscaled), Some(scale)) => layer.scaled(unscaled, scale, None),
-            (None, ..) => unreachable!("an output is kept, or what it is made from"),
-        }
+    /// The outputs of the projections with magnitudes, scaled again; `None` for the others.
+    pub fn scaled_again(&self, layers: &[Adapted<'_, B>]) -> Vec<Option<Tensor<B, 2>>> {
+        let of = |(layer, unscaled): (&Adapted<'_, B>, &Option<Tensor<B, 2>>)| {
+            Some(layer.scaled(unscaled.as_ref()?, layer.scale()?, None))
+        };
+        layers.iter().zip(&self.unscaled).map(of).collect()
     }
 }
 
-/// The gradient of `x` for upstream `dy` of each projection, if it is wanted; those of the adapters are added to
-/// `gradients`.
-pub fn project_backward<B: KernelBackend, const N: usize>(
+/// Returns dL/dx for upstream gradients `dy` of each projection, or `None` if `wants_x` is false; adds the gradients of
+/// the adapters to `gradients`.
+pub fn project_backward<B: KernelBackend>(
     x: &Tensor<B, 2>,
-    layers: [(Projection, Adapted<'_, B>); N],
+    layers: &[Adapted<'_, B>],
     tape: ProjectedTape<B>,
-    mut dy: [Tensor<B, 2>; N],
+    mut dy: Vec<Tensor<B, 2>>,
     wants_x: bool,
     gradients: &mut LayerGradients<B>,
 ) -> Option<Tensor<B, 2>> {
     for (index, unscaled) in tape.unscaled.into_iter().enumerate() {
-        let (projection, layer) = layers[index];
+        let layer = layers[index];
         let (Some(unscaled), Some(scale)) = (unscaled, layer.scale()) else { continue };
         let (scaled, factors) = column_scale_backward(&unscaled, &scale.factors, &dy[index]);
         dy[index] = scaled;
-        gradients.add_magnitude(projection, factors / scale.norm.clone());
+        gradients.add_magnitude(layer.slot, factors / scale.norm.clone());
     }
-    let projections = layers.map(|(projection, _)| projection);
+    let slots: Vec<Slot> = layers.iter().map(|layer| layer.slot).collect();
     let found = linear_backward(LinearBackward {
         x: Some(x),
-        layers: &layers.map(|(_, layer)| layer.linear()),
+        layers: &layers.iter().map(Adapted::linear).collect::<Vec<_>>(),
         down: tape.down.as_ref(),
         dy: &dy,
         wants_x,
-        sums: gradients.take(projections),
+        sums: gradients.take(&slots),
     });
-    gradients.put(projections, found.adapters);
+    gradients.put(&slots, found.adapters);
     found.x
 }

@@ -1,16 +1,18 @@
-//! One decoder layer: pre-norm attention and a gated feed-forward block, each added to the hidden state; forward, and
-//! backward from what the forward kept.
+//! The decoder layers: frozen weights, forward passes, and backward passes from what a forward pass saved.
 //!
-//! Refuses to know the loop over layers (`train`) and where weights come from (`load`).
+//! `parts` says what a layer is made of; here it is computed. Refuses to know where weights come from (`load`).
 
 pub mod adapted;
 pub mod attention;
 pub mod cache;
-pub mod decoder_layer;
-pub mod feed_forward;
+pub mod gated;
+pub mod layer;
+pub mod norm;
 pub mod projection;
+pub mod walk;
 
 pub use adapted::Adapted;
 pub use cache::{KeyValueCache, cache_room};
-pub use decoder_layer::{DecoderLayer, LayerInputs, LayerTape};
+pub use layer::{Layer, LayerInputs, LayerTape};
 pub use projection::FrozenProjection;
+pub use walk::{Guard, Layers, Order, Walk};

@@ -1,4 +1,4 @@
-//! A frozen linear projection, and at call time the adapter on it.
+//! A frozen linear projection.
 
 use std::sync::OnceLock;
 
@@ -6,9 +6,7 @@ use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::linear::FrozenWeight;
 
-use super::Adapted;
 use crate::adapter::dora::row_squares;
-use crate::adapter::projection::Adapter;
 
 /// Frozen weight and bias of one projection.
 #[derive(Clone, Debug)]
@@ -26,13 +24,8 @@ impl<B: KernelBackend> FrozenProjection<B> {
         Self { weight, bias, squares: OnceLock::new() }
     }
 
-    /// The projection with an adapter on it.
-    pub fn with<'a>(&'a self, adapter: Option<&'a Adapter<B>>) -> Adapted<'a, B> {
-        Adapted { projection: self, adapter }
-    }
-
-    /// ‖W‖² of every row, f32 `[1, out]`: what DoRA's norms begin with. Computed when it is first asked for, through a
-    /// copy of the weight in f32.
+    /// ‖W‖² of every row, f32 `[1, out]`: what DoRA's norms begin with. Computed at the first call, through a copy of the
+    /// weight in f32.
     pub fn row_squares(&self) -> &Tensor<B, 2> {
         self.squares.get_or_init(|| row_squares(&self.weight))
     }

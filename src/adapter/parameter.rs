@@ -1,9 +1,21 @@
-//! The keys of `adapter_model.safetensors`: `base_model.model.<module path>.lora_A.weight`.
+//! One tensor of an adapter: which part of its module it is, its shape, and its key in PEFT's
+//! `adapter_model.safetensors` (`base_model.model.<module path>.lora_A.weight`).
 
 /// What PEFT puts before every module path.
 const PREFIX: &str = "base_model.model.";
 
-/// What a tensor of an adapter is.
+/// Name and shape of one tensor of an adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// Its key in a PEFT file.
+    pub name: String,
+    /// Which part of its module it is.
+    pub part: Part,
+    /// `[rank, in]` for A, `[out, rank]` for B, `[1, out]` for magnitudes, `[vocab, hidden]` for a module to save.
+    pub shape: [usize; 2],
+}
+
+/// Which part of its module a tensor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// `[rank, in]`.
@@ -12,7 +24,7 @@ pub enum Part {
     B,
     /// DoRA's magnitudes: `[out]` in a file, a row `[1, out]` in memory.
     Magnitude,
-    /// The weight of a module that is trained as a whole, `[vocab, hidden]`; no target's.
+    /// The weight of a module to save, `[vocab, hidden]`; never part of a target.
     Whole,
 }
 
@@ -20,7 +32,7 @@ impl Part {
     /// Every part of a target, in order.
     pub const ALL: [Self; 3] = [Self::A, Self::B, Self::Magnitude];
 
-    /// The name that PEFT has for it.
+    /// PEFT's name for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::A => "lora_A",
@@ -48,12 +60,15 @@ impl Part {
     }
 }
 
-/// The key of one part.
+/// The key of one part of the module at a path.
 pub fn key(module: &str, part: Part) -> String {
     format!("{PREFIX}{module}{}", part.suffix())
 }
 
-/// What a key names, or what it is instead and why that cannot be used.
+/// Module path and part that a key names.
+///
+/// # Errors
+/// Why a key of another kind is not supported.
 pub(super) fn parse(key: &str) -> Result<(&str, Part), &'static str> {
     let Some(rest) = key.strip_prefix(PREFIX) else {
         return Err("its key does not begin with `base_model.model.`, as PEFT's do");
@@ -77,7 +92,7 @@ pub(super) fn parse(key: &str) -> Result<(&str, Part), &'static str> {
         _ if rest.contains(".lora_A.") || rest.contains(".lora_B.") => {
             "its key names an adapter inside the file, as PEFT does in memory only; save it with save_pretrained"
         }
-        _ => "it is no part of a LoRA adapter",
+        _ => "it is not part of a LoRA adapter",
     })
 }
 
@@ -104,7 +119,7 @@ mod tests {
             (format!("{layer}.lora_A.default.weight"), "save_pretrained"),
             ("base_model.model.model.embed_tokens.lora_embedding_A".into(), "embedding"),
             ("model.layers.0.self_attn.q_proj.lora_A.weight".into(), "does not begin with"),
-            ("base_model.model.x".into(), "no part"),
+            ("base_model.model.x".into(), "not part"),
         ] {
             let reason = parse(&key).unwrap_err();
             assert!(reason.contains(word), "{key}: {reason}");

@@ -1,0 +1,233 @@
+//! The keys of config.json that families share, and the parts that they describe.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::Declared;
+use crate::adapter::projection::Role;
+use crate::model::Error;
+use crate::model::config::ConfigReader;
+use crate::model::decoder_spec::{DecoderSpec, GgufSpec, Paths};
+use crate::model::dtype::FloatDtype;
+use crate::model::parts::{
+    AttentionSpec, GatedInner, GatedSpec, HeadNorms, Heads, Inner, LayerSpec, NormSpec, ProjectionSpec,
+};
+use crate::model::rotary::RotarySpec;
+
+/// Values of a family for keys that are absent.
+pub(super) struct Defaults {
+    pub(super) vocab_size: usize,
+    pub(super) intermediate_size: usize,
+    /// `None`: as many as attention heads.
+    pub(super) key_value_heads: Option<usize>,
+    /// `None`: hidden_size / num_attention_heads.
+    pub(super) head_dim: Option<usize>,
+    pub(super) max_position_embeddings: usize,
+}
+
+/// Values that every family reads under the same key.
+pub(super) struct Shared {
+    pub(super) hidden_size: usize,
+    pub(super) layers: usize,
+    vocab_size: usize,
+    intermediate_size: usize,
+    heads: Heads,
+    max_position_embeddings: usize,
+    epsilon: f64,
+    tied: bool,
+    dtype: Option<FloatDtype>,
+}
+
+impl Shared {
+    /// Reads the shared keys and proves that sizes are consistent and small enough for arithmetic on them not to
+    /// overflow.
+    pub(super) fn read(config: &ConfigReader<'_>, defaults: &Defaults) -> Result<Self, Error> {
+        config.must_be("hidden_act", &[json!("silu"), json!("swish")])?;
+        config.must_be("attention_dropout", &[json!(0)])?;
+        config.must_be("is_encoder_decoder", &[json!(false)])?;
+        config.must_be("is_decoder", &[json!(false), json!(true)])?;
+        config.must_be("add_cross_attention", &[json!(false)])?;
+        config.must_be("tie_encoder_decoder", &[json!(false), json!(true)])?;
+        config.must_be("pruned_heads", &[json!({})])?;
+        if config.get("auto_map").is_some() {
+            return Err(config.fail(
+                "auto_map",
+                "names modelling code of its own, which is not run; remove the key if the model is a plain one",
+            ));
+        }
+        check_quantization(config)?;
+        let size = |key: &str, default: usize| Ok::<_, Error>(config.size(key)?.unwrap_or(default));
+        let vocab_size = plausible_size("vocab_size", size("vocab_size", defaults.vocab_size)?)?;
+        let hidden_size = plausible_size("hidden_size", size("hidden_size", 4096)?)?;
+        let intermediate_size =
+            plausible_size("intermediate_size", size("intermediate_size", defaults.intermediate_size)?)?;
+        let layers = plausible_count("num_hidden_layers", size("num_hidden_layers", 32)?)?;
+        let max_position_embeddings = size("max_position_embeddings", defaults.max_position_embeddings)?;
+        Ok(Self {
+            hidden_size,
+            layers,
+            vocab_size,
+            intermediate_size,
+            heads: heads(config, defaults, hidden_size)?,
+            max_position_embeddings: plausible_size("max_position_embeddings", max_position_embeddings)?,
+            epsilon: config.positive("rms_norm_eps")?.unwrap_or(1e-6),
+            tied: config.flag("tie_word_embeddings")?.unwrap_or(false),
+            dtype: dtype(config)?,
+        })
+    }
+
+    /// A norm of the hidden state, by its path in a layer and its name in GGUF files.
+    pub(super) fn norm(&self, path: &'static str, gguf: &'static str) -> NormSpec {
+        NormSpec { path, gguf, width: self.hidden_size, epsilon: self.epsilon, place: 0 }
+    }
+
+    /// Attention over all keys, with separate projections, no biases and no norms over heads.
+    pub(super) fn attention(&self) -> AttentionSpec {
+        let (heads, hidden) = (self.heads, self.hidden_size);
+        let [queries, keys, values] = heads.widths();
+        let projection =
+            |name: &str, shape, role| ProjectionSpec::new(format!("self_attn.{name}"), shape, role);
+        AttentionSpec {
+            heads,
+            inner: Inner::Separate {
+                query: projection("q_proj", [queries, hidden], Role::Query),
+                key: projection("k_proj", [keys, hidden], Role::Key),
+                value: projection("v_proj", [values, hidden], Role::Value),
+            },
+            head_norms: None,
+            output: projection("o_proj", [hidden, queries], Role::Output),
+            scaling: 1.0 / (heads.dim as f32).sqrt(),
+            window: None,
+        }
+    }
+
+    /// Norms over single heads.
+    pub(super) fn head_norms(&self, query: &'static str, key: &'static str) -> HeadNorms {
+        let norm = |path, gguf| NormSpec { width: self.heads.dim, ..self.norm(path, gguf) };
+        HeadNorms { query: norm(query, "attn_q_norm"), key: norm(key, "attn_k_norm") }
+    }
+
+    /// A gated feed-forward block under `module`, with separate projections and no biases.
+    pub(super) fn gated(&self, module: &str) -> GatedSpec {
+        let (hidden, intermediate) = (self.hidden_size, self.intermediate_size);
+        let projection =
+            |name: &str, shape, role| ProjectionSpec::new(format!("{module}.{name}"), shape, role);
+        GatedSpec {
+            inner: GatedInner::Separate {
+                gate: projection("gate_proj", [intermediate, hidden], Role::Gate),
+                up: projection("up_proj", [intermediate, hidden], Role::Up),
+            },
+            down: projection("down_proj", [hidden, intermediate], Role::Down),
+        }
+    }
+
+    /// The decoder of these layers.
+    pub(super) fn decoder(
+        &self,
+        config: &ConfigReader<'_>,
+        family: &Declared,
+        layers: Vec<Arc<LayerSpec>>,
+        gguf: Option<GgufSpec>,
+    ) -> Result<DecoderSpec, Error> {
+        Ok(DecoderSpec {
+            family: family.model_type,
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            layers,
+            rotary: RotarySpec::read(config, self.heads.dim, self.max_position_embeddings)?,
+            final_norm: self.norm("model.norm", "output_norm"),
+            tied: self.tied,
+            max_position_embeddings: self.max_position_embeddings,
+            dtype: self.dtype,
+            paths: Paths::LLAMA,
+            gguf,
+        })
+    }
+}
+
+fn heads(config: &ConfigReader<'_>, defaults: &Defaults, hidden_size: usize) -> Result<Heads, Error> {
+    let queries = plausible_count("num_attention_heads", config.size("num_attention_heads")?.unwrap_or(32))?;
+    // An explicit null stands for one key head per query head; an absent key for the default.
+    let keys = match config.is_null("num_key_value_heads") {
+        true => queries,
+        false => config.size("num_key_value_heads")?.or(defaults.key_value_heads).unwrap_or(queries),
+    };
+    let dim = match config.size("head_dim")?.or(defaults.head_dim) {
+        Some(dim) => dim,
+        None if hidden_size.is_multiple_of(queries) => hidden_size / queries,
+        None => {
+            let message = format!("is {queries}, which does not divide hidden_size {hidden_size}");
+            return Err(Error::config("num_attention_heads", message));
+        }
+    };
+    let dim = plausible_count("head_dim", dim)?;
+    if !queries.is_multiple_of(keys) {
+        let message = format!("is {keys}, which does not divide {queries} attention heads");
+        return Err(Error::config("num_key_value_heads", message));
+    }
+    if !dim.is_multiple_of(2) {
+        let message = format!("is {dim}; rotary positions pair the halves of a head, so it has to be even");
+        return Err(Error::config("head_dim", message));
+    }
+    Ok(Heads { queries, keys, dim })
+}
+
+/// Refuses a size that would overflow arithmetic on it.
+fn plausible_size(key: &str, size: usize) -> Result<usize, Error> {
+    // Far above any real model; keeps every product of two within 2^56.
+    const LIMIT: usize = 1 << 28;
+    match size {
+        0..=LIMIT => Ok(size),
+        _ => Err(Error::config(key, format!("is {size}; sizes above {LIMIT} are not plausible"))),
+    }
+}
+
+/// Refuses a count for which things would be allocated that no model has.
+fn plausible_count(key: &str, count: usize) -> Result<usize, Error> {
+    const LIMIT: usize = 1 << 14;
+    match count {
+        0..=LIMIT => Ok(count),
+        _ => Err(Error::config(key, format!("is {count}; more than {LIMIT} is not plausible"))),
+    }
+}
+
+/// `dtype` (transformers 5), else `torch_dtype`.
+fn dtype(config: &ConfigReader<'_>) -> Result<Option<FloatDtype>, Error> {
+    let old = config.text("torch_dtype")?;
+    let (key, name) = match config.text("dtype")? {
+        Some(name) => ("dtype", Some(name)),
+        None => ("torch_dtype", old),
+    };
+    match name.map(|name| name.trim_start_matches("torch.")) {
+        None | Some("auto") => Ok(None),
+        Some("float32" | "float") => Ok(Some(FloatDtype::F32)),
+        Some("bfloat16") => Ok(Some(FloatDtype::Bf16)),
+        Some("float16" | "half") => Ok(Some(FloatDtype::F16)),
+        Some(other) => {
+            Err(config.fail(key, format!("is {other:?}; implemented are float32, bfloat16 and float16")))
+        }
+    }
+}
+
+/// Only bitsandbytes' quantization can be read. Whether a tensor is quantized, and how, the tensor itself says.
+fn check_quantization(config: &ConfigReader<'_>) -> Result<(), Error> {
+    let Some(quantization) = config.object("quantization_config")? else { return Ok(()) };
+    let method = quantization.text("quant_method")?;
+    let bitsandbytes = match method {
+        Some(method) => method == "bitsandbytes",
+        // Written before the key existed.
+        None => quantization.get("load_in_4bit").is_some() || quantization.get("load_in_8bit").is_some(),
+    };
+    match bitsandbytes {
+        true => Ok(()),
+        false => Err(quantization.fail(
+            "quant_method",
+            format!(
+                "is {}; checkpoints of that kind cannot be trained on: take the unquantized model, or one that \
+                 bitsandbytes quantized to 4 bits",
+                method.map_or("missing".to_owned(), |method| format!("{method:?}"))
+            ),
+        )),
+    }
+}

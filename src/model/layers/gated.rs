@@ -1,0 +1,95 @@
+//! The gated feed-forward block: down(silu(gate(x)) · up(x)).
+
+use burn::tensor::Tensor;
+use tune_kernels::KernelBackend;
+use tune_kernels::gated::{Activation, gated, gated_backward};
+
+use super::Adapted;
+use super::adapted::{ProjectedTape, project, project_backward};
+use super::layer::{Call, Upstream};
+use crate::adapter::projection::LayerGradients;
+use crate::model::parts::{GatedInner, GatedSpec};
+
+/// What the forward pass saves; the input and silu(gate) · up are computed again.
+#[derive(Clone, Debug)]
+pub struct GatedTape<B: KernelBackend> {
+    /// `[tokens, intermediate]`, unless DoRA's unscaled output is saved.
+    gate: Option<Tensor<B, 2>>,
+    /// `[tokens, intermediate]`, likewise.
+    up: Option<Tensor<B, 2>>,
+    /// Of gate and up.
+    inner: ProjectedTape<B>,
+    /// Of down.
+    down: ProjectedTape<B>,
+}
+
+/// block(x), `[tokens, hidden]`, added to `onto` where that is given.
+pub(super) fn forward<B: KernelBackend>(
+    spec: &GatedSpec,
+    x: &Tensor<B, 2>,
+    call: &Call<'_, B>,
+    onto: Option<&Tensor<B, 2>>,
+) -> (Tensor<B, 2>, GatedTape<B>) {
+    let projected = project(x, &inner(spec, call), None);
+    let tape = projected.tape;
+    let [gate, up] = split(spec, projected.outputs.into_iter().map(Some).collect());
+    let (Some(gate), Some(up)) = (gate, up) else { unreachable!("every output is there") };
+    let mut down = project(&gated(Activation::Silu, &gate, &up), &[call.adapted(&spec.down)], onto);
+    let up_index = match spec.inner {
+        GatedInner::Separate { .. } => 1,
+        GatedInner::Fused(_) => 0,
+    };
+    let (gate, up) = (tape.saved(0, gate), tape.saved(up_index, up));
+    (down.outputs.remove(0), GatedTape { gate, up, inner: tape, down: down.tape })
+}
+
+/// Returns dL/dx, or `None` if it is not wanted. `x` is the forward's input, needed where gate or up have adapters.
+pub(super) fn backward<B: KernelBackend>(
+    spec: &GatedSpec,
+    tape: GatedTape<B>,
+    x: &Tensor<B, 2>,
+    call: &Call<'_, B>,
+    upstream: Upstream<'_, B>,
+    gradients: &mut LayerGradients<B>,
+) -> Option<Tensor<B, 2>> {
+    let GatedTape { gate, up, inner: inner_tape, down } = tape;
+    let layers = inner(spec, call);
+    let [gate_again, up_again] = split(spec, inner_tape.scaled_again(&layers));
+    let (Some(gate), Some(up)) = (gate.or(gate_again), up.or(up_again)) else {
+        unreachable!("an output is saved, or scaled again")
+    };
+    let activated = gated(Activation::Silu, &gate, &up);
+    let layer = [call.adapted(&spec.down)];
+    let dy = vec![upstream.dy.clone()];
+    let found = project_backward(&activated, &layer, down, dy, true, gradients);
+    drop(activated);
+    let Some(dactivated) = found else { unreachable!("the gradient was asked for") };
+    let (dgate, dup) = gated_backward(Activation::Silu, gate, up, dactivated);
+    let dy = match spec.inner {
+        GatedInner::Separate { .. } => vec![dgate, dup],
+        GatedInner::Fused(_) => vec![Tensor::cat(vec![dgate, dup], 1)],
+    };
+    project_backward(x, &layers, inner_tape, dy, upstream.wants_x, gradients)
+}
+
+fn inner<'a, B: KernelBackend>(spec: &GatedSpec, call: &Call<'a, B>) -> Vec<Adapted<'a, B>> {
+    spec.inner.projections().into_iter().map(|projection| call.adapted(projection)).collect()
+}
+
+/// Gate and up, `[tokens, intermediate]`, from the outputs of the projections.
+fn split<B: KernelBackend>(
+    spec: &GatedSpec,
+    mut outputs: Vec<Option<Tensor<B, 2>>>,
+) -> [Option<Tensor<B, 2>>; 2] {
+    match spec.inner {
+        GatedInner::Separate { .. } => {
+            let up = outputs.pop().flatten();
+            [outputs.pop().flatten(), up]
+        }
+        GatedInner::Fused(_) => {
+            let both = outputs.pop().flatten();
+            let width = spec.intermediate();
+            [0, width].map(|start| both.as_ref().map(|both| both.clone().narrow(1, start, width)))
+        }
+    }
+}

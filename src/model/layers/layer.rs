@@ -1,0 +1,277 @@
+//! One decoder layer: its frozen weights, and its forward and backward pass, block by block.
+//!
+//! `y = x + scale · Σᵢ postᵢ(bodyᵢ(preᵢ(x)))`. Where nothing stands between a body and the residual, its last product adds
+//! onto the residual itself.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use tune_kernels::KernelBackend;
+use tune_kernels::attention::DocumentOffsets;
+use tune_kernels::rope::{Positions, RotaryTable};
+
+use super::attention::{self, AttentionTape};
+use super::cache::LayerCache;
+use super::gated::{self, GatedTape};
+use super::norm::Norm;
+use super::{Adapted, FrozenProjection};
+use crate::adapter::projection::{LayerAdapters, LayerGradients, Slot};
+use crate::model::parts::{BlockSpec, BodySpec, LayerSpec, NormSpec, ProjectionSpec};
+
+/// What every layer of a forward pass is given beside the hidden state.
+#[derive(Clone, Debug)]
+pub struct LayerInputs<B: KernelBackend> {
+    /// Cosines and sines by position.
+    pub rotary: RotaryTable<B>,
+    /// Of each token in its document.
+    pub positions: Positions<B>,
+    /// Where documents begin and end.
+    pub documents: DocumentOffsets,
+}
+
+/// One layer's frozen weights.
+#[derive(Clone, Debug)]
+pub struct Layer<B: KernelBackend> {
+    spec: Arc<LayerSpec>,
+    /// By slot.
+    projections: Vec<FrozenProjection<B>>,
+    /// By place.
+    norms: Vec<Tensor<B, 1>>,
+}
+
+/// What a forward pass saves for the backward pass of a layer. Norms and activations are computed again: they cost little
+/// beside the matrix products, and half the memory.
+#[derive(Clone, Debug)]
+pub struct LayerTape<B: KernelBackend>(Vec<BlockTape<B>>);
+
+#[derive(Clone, Debug)]
+struct BlockTape<B: KernelBackend> {
+    /// The block's input, `[tokens, hidden]`.
+    x: Tensor<B, 2>,
+    branches: Vec<BranchTape<B>>,
+}
+
+#[derive(Clone, Debug)]
+struct BranchTape<B: KernelBackend> {
+    body: BodyTape<B>,
+    /// The body's output, where a norm follows.
+    output: Option<Tensor<B, 2>>,
+}
+
+#[derive(Clone, Debug)]
+enum BodyTape<B: KernelBackend> {
+    Attention(Box<AttentionTape<B>>),
+    Gated(Box<GatedTape<B>>),
+}
+
+/// What a layer is called with.
+pub(super) struct Call<'a, B: KernelBackend> {
+    layer: &'a Layer<B>,
+    adapters: &'a LayerAdapters<B>,
+    pub(super) inputs: &'a LayerInputs<B>,
+    pub(super) cache: Option<&'a mut LayerCache<B>>,
+}
+
+/// The gradient of a body's output, `[tokens, hidden]`, and whether that of its input is wanted.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Upstream<'a, B: KernelBackend> {
+    pub(super) dy: &'a Tensor<B, 2>,
+    pub(super) wants_x: bool,
+}
+
+impl<'a, B: KernelBackend> Call<'a, B> {
+    /// A projection with its weight and adapter.
+    pub(super) fn adapted(&self, spec: &ProjectionSpec) -> Adapted<'a, B> {
+        let (layer, adapters) = (self.layer, self.adapters);
+        Adapted {
+            projection: &layer.projections[spec.slot],
+            adapter: adapters.get(spec.slot),
+            slot: spec.slot,
+        }
+    }
+
+    /// A norm with its weight.
+    pub(super) fn norm<'s>(&self, spec: &'s NormSpec) -> Norm<'s, B>
+    where
+        'a: 's,
+    {
+        Norm { spec, weight: &self.layer.norms[spec.place] }
+    }
+}
+
+impl<B: KernelBackend> Layer<B> {
+    /// Of the weights of its projections by slot, and of its norms by place.
+    pub(in crate::model) fn new(
+        spec: Arc<LayerSpec>,
+        projections: Vec<FrozenProjection<B>>,
+        norms: Vec<Tensor<B, 1>>,
+    ) -> Self {
+        Self { spec, projections, norms }
+    }
+
+    /// What it is made of.
+    pub fn spec(&self) -> &LayerSpec {
+        &self.spec
+    }
+
+    /// The projection in `slot`, which is one of [`Self::spec`]'s.
+    pub fn projection(&self, slot: Slot) -> &FrozenProjection<B> {
+        &self.projections[slot]
+    }
+
+    /// Bytes of its weights.
+    pub fn bytes(&self) -> u64 {
+        let norms: usize = self.norms.iter().map(|norm| norm.dims()[0] * norm.dtype().size()).sum();
+        self.projections.iter().map(FrozenProjection::bytes).sum::<u64>() + norms as u64
+    }
+
+    /// `[tokens, hidden]` → `[tokens, hidden]`, with what a backward pass needs.
+    pub fn forward_with_tape(
+        &self,
+        mut x: Tensor<B, 2>,
+        adapters: &LayerAdapters<B>,
+        inputs: &LayerInputs<B>,
+    ) -> (Tensor<B, 2>, LayerTape<B>) {
+        let mut call = Call { layer: self, adapters, inputs, cache: None };
+        let mut tapes = Vec::with_capacity(self.spec.blocks().len());
+        for block in self.spec.blocks() {
+            let (y, branches) = forward(block, &x, &mut call);
+            tapes.push(BlockTape { x: std::mem::replace(&mut x, y), branches });
+        }
+        (x, LayerTape(tapes))
+    }
+
+    /// `[tokens, hidden]` → `[tokens, hidden]`. With a cache the tokens continue the sequence in it.
+    pub fn forward(
+        &self,
+        mut x: Tensor<B, 2>,
+        adapters: &LayerAdapters<B>,
+        inputs: &LayerInputs<B>,
+        cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 2> {
+        let mut call = Call { layer: self, adapters, inputs, cache };
+        for block in self.spec.blocks() {
+            x = forward(block, &x, &mut call).0;
+        }
+        x
+    }
+
+    /// From the gradient `dy` of the layer's output to that of its input, or `None` if `wants_x` is false. Adds the
+    /// gradients of adapters to `gradients`.
+    pub fn backward(
+        &self,
+        tape: LayerTape<B>,
+        adapters: &LayerAdapters<B>,
+        inputs: &LayerInputs<B>,
+        mut dy: Tensor<B, 2>,
+        wants_x: bool,
+        gradients: &mut LayerGradients<B>,
+    ) -> Option<Tensor<B, 2>> {
+        let call = Call { layer: self, adapters, inputs, cache: None };
+        for (index, (block, tape)) in self.spec.blocks().iter().zip(tape.0).enumerate().rev() {
+            dy = backward(block, tape, &call, dy, wants_x || index > 0, gradients)?;
+        }
+        Some(dy)
+    }
+}
+
+/// A block's output, and the tapes of its branches.
+fn forward<B: KernelBackend>(
+    block: &BlockSpec,
+    x: &Tensor<B, 2>,
+    call: &mut Call<'_, B>,
+) -> (Tensor<B, 2>, Vec<BranchTape<B>>) {
+    let mut sum: Option<Tensor<B, 2>> = None;
+    let mut tapes = Vec::with_capacity(block.branches.len());
+    let is_scaled = block.scale != 1.0;
+    for branch in &block.branches {
+        let normed = match &branch.pre {
+            Some(norm) => call.norm(norm).forward(x, None),
+            None => x.clone(),
+        };
+        let residual = sum.as_ref().unwrap_or(x);
+        let onto = Some(residual).filter(|_| !is_scaled);
+        let (y, body) = body_forward(&branch.body, &normed, call, onto.filter(|_| branch.post.is_none()));
+        drop(normed);
+        let (y, output) = match &branch.post {
+            Some(norm) => (call.norm(norm).forward(&y, onto), Some(y)),
+            None => (y, None),
+        };
+        let y = if is_scaled { y * block.scale + residual.clone() } else { y };
+        sum = Some(y);
+        tapes.push(BranchTape { body, output });
+    }
+    (sum.unwrap_or_else(|| x.clone()), tapes)
+}
+
+/// dL/dx of a block, or `None` if it is not wanted.
+fn backward<B: KernelBackend>(
+    block: &BlockSpec,
+    tape: BlockTape<B>,
+    call: &Call<'_, B>,
+    dy: Tensor<B, 2>,
+    wants_x: bool,
+    gradients: &mut LayerGradients<B>,
+) -> Option<Tensor<B, 2>> {
+    let BlockTape { x, branches } = tape;
+    let scaled = (block.scale != 1.0).then(|| dy.clone() * block.scale);
+    let above = scaled.as_ref().unwrap_or(&dy);
+    let mut sum: Option<Tensor<B, 2>> = None;
+    for (branch, tape) in block.branches.iter().zip(branches).rev() {
+        let behind_norm = match (&branch.post, tape.output) {
+            (Some(norm), Some(output)) => Some(call.norm(norm).backward(&output, above.clone(), None)),
+            _ => None,
+        };
+        let normed = match &branch.pre {
+            Some(norm) => call.norm(norm).forward(&x, None),
+            None => x.clone(),
+        };
+        let upstream = Upstream { dy: behind_norm.as_ref().unwrap_or(above), wants_x };
+        let found = body_backward(&branch.body, tape.body, &normed, call, upstream, gradients);
+        drop(normed);
+        let Some(dnormed) = found else { continue };
+        let onto = sum.as_ref().unwrap_or(&dy);
+        sum = Some(match &branch.pre {
+            Some(norm) => call.norm(norm).backward(&x, dnormed, Some(onto)),
+            None => dnormed + onto.clone(),
+        });
+    }
+    sum
+}
+
+fn body_forward<B: KernelBackend>(
+    body: &BodySpec,
+    x: &Tensor<B, 2>,
+    call: &mut Call<'_, B>,
+    onto: Option<&Tensor<B, 2>>,
+) -> (Tensor<B, 2>, BodyTape<B>) {
+    match body {
+        BodySpec::Attention(spec) => {
+            let (y, tape) = attention::forward(spec, x, call, onto);
+            (y, BodyTape::Attention(Box::new(tape)))
+        }
+        BodySpec::Gated(spec) => {
+            let (y, tape) = gated::forward(spec, x, call, onto);
+            (y, BodyTape::Gated(Box::new(tape)))
+        }
+    }
+}
+
+fn body_backward<B: KernelBackend>(
+    body: &BodySpec,
+    tape: BodyTape<B>,
+    x: &Tensor<B, 2>,
+    call: &Call<'_, B>,
+    upstream: Upstream<'_, B>,
+    gradients: &mut LayerGradients<B>,
+) -> Option<Tensor<B, 2>> {
+    match (body, tape) {
+        (BodySpec::Attention(spec), BodyTape::Attention(tape)) => {
+            attention::backward(spec, *tape, x, call, upstream, gradients)
+        }
+        (BodySpec::Gated(spec), BodyTape::Gated(tape)) => {
+            gated::backward(spec, *tape, x, call, upstream, gradients)
+        }
+        _ => unreachable!("a tape is read by the body that wrote it"),
+    }
+}

@@ -1,0 +1,51 @@
+//! A norm with its weight.
+
+use burn::tensor::Tensor;
+use tune_kernels::KernelBackend;
+use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
+
+use crate::model::parts::NormSpec;
+
+/// A norm and its weight, `[width]`.
+#[derive(Debug)]
+pub struct Norm<'a, B: KernelBackend> {
+    /// What kind it is.
+    pub spec: &'a NormSpec,
+    /// `[width]`.
+    pub weight: &'a Tensor<B, 1>,
+}
+
+impl<B: KernelBackend> Norm<'_, B> {
+    /// norm(x), `[rows, width]`; added to `onto` where that is given.
+    pub fn forward(&self, x: &Tensor<B, 2>, onto: Option<&Tensor<B, 2>>) -> Tensor<B, 2> {
+        let normed = rms_norm(x, self.weight, self.spec.epsilon);
+        match onto {
+            Some(onto) => normed + onto.clone(),
+            None => normed,
+        }
+    }
+
+    /// dL/dx for the upstream gradient `dy`; added to `onto` where that is given.
+    pub fn backward(&self, x: &Tensor<B, 2>, dy: Tensor<B, 2>, onto: Option<&Tensor<B, 2>>) -> Tensor<B, 2> {
+        rms_norm_backward(x, self.weight, self.spec.epsilon, dy, onto)
+    }
+
+    /// [`Self::forward`] over the heads of `x` `[tokens, heads, width]`.
+    pub fn forward_heads(&self, x: &Tensor<B, 3>) -> Tensor<B, 3> {
+        let shape = x.dims();
+        self.forward(&rows(x), None).reshape(shape)
+    }
+
+    /// [`Self::backward`] over the heads of `x` `[tokens, heads, width]`.
+    pub fn backward_heads(&self, x: &Tensor<B, 3>, dy: Tensor<B, 3>) -> Tensor<B, 3> {
+        let shape = x.dims();
+        let [tokens, heads, width] = shape;
+        self.backward(&rows(x), dy.reshape([tokens * heads, width]), None).reshape(shape)
+    }
+}
+
+/// One row for each head of each token.
+fn rows<B: KernelBackend>(x: &Tensor<B, 3>) -> Tensor<B, 2> {
+    let [tokens, heads, width] = x.dims();
+    x.clone().reshape([tokens * heads, width])
+}

@@ -1,0 +1,135 @@
+//! Grouped-query self-attention with rotary positions: heads, projections, norms over heads, window.
+
+use super::memory::Load;
+use super::{NormSpec, ProjectionSpec, TensorMut};
+use crate::model::dtype::FloatDtype;
+
+/// Self-attention within each document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// How many, and how wide.
+    pub heads: Heads,
+    /// Hidden state to queries, keys and values.
+    pub inner: Inner,
+    /// Norms over single heads before the rotation.
+    pub head_norms: Option<HeadNorms>,
+    /// All heads to hidden state.
+    pub output: ProjectionSpec,
+    /// Factor on the scores.
+    pub scaling: f32,
+    /// Keys a query may look back at, itself included; `None`: all of its document.
+    pub window: Option<usize>,
+}
+
+/// Numbers and width of heads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub queries: usize,
+    /// Key and value heads; divides `queries`.
+    pub keys: usize,
+    /// Width of one head; even.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Numbers in a token's queries, keys and values.
+    pub fn widths(&self) -> [usize; 3] {
+        [self.queries, self.keys, self.keys].map(|heads| heads * self.dim)
+    }
+}
+
+/// The projections to queries, keys and values.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Inner {
+    /// One each.
+    Separate {
+        /// `[queries · dim, hidden]`.
+        query: ProjectionSpec,
+        /// `[keys · dim, hidden]`.
+        key: ProjectionSpec,
+        /// `[keys · dim, hidden]`.
+        value: ProjectionSpec,
+    },
+    /// One weight: rows of queries, then keys, then values.
+    Fused(ProjectionSpec),
+}
+
+impl Inner {
+    /// The projections by slot.
+    pub fn projections(&self) -> Vec<&ProjectionSpec> {
+        match self {
+            Self::Separate { query, key, value } => vec![query, key, value],
+            Self::Fused(all) => vec![all],
+        }
+    }
+}
+
+/// Norms over single heads, of queries and of keys.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeadNorms {
+    /// Of queries.
+    pub query: NormSpec,
+    /// Of keys.
+    pub key: NormSpec,
+}
+
+impl AttentionSpec {
+    /// The same with biases on queries, keys and values, and on the output.
+    #[must_use]
+    pub fn biased(mut self, inner: bool, output: bool) -> Self {
+        match &mut self.inner {
+            Inner::Separate { query, key, value } => {
+                for projection in [query, key, value] {
+                    projection.bias = inner;
+                }
+            }
+            Inner::Fused(all) => all.bias = inner,
+        }
+        self.output.bias = output;
+        self
+    }
+
+    pub(super) fn tensors_mut(&mut self) -> Vec<TensorMut<'_>> {
+        let Self { inner, head_norms, output, .. } = self;
+        let mut tensors = match inner {
+            Inner::Separate { query, key, value } => [query, key, value].map(TensorMut::Projection).into(),
+            Inner::Fused(all) => vec![TensorMut::Projection(all)],
+        };
+        if let Some(HeadNorms { query, key }) = head_norms {
+            tensors.extend([query, key].map(TensorMut::Norm));
+        }
+        tensors.push(TensorMut::Projection(output));
+        tensors
+    }
+
+    /// Bytes that the forward pass saves: queries, keys, values, the mixed heads and ln Σ exp of the scores in f32;
+    /// under DoRA the unscaled output.
+    pub(super) fn saved(&self, load: &Load<'_>) -> u64 {
+        let [queries, keys, values] = self.heads.widths().map(|width| width as u64);
+        let output = load.scaled_again(std::iter::once(&self.output));
+        let numbers = 2 * queries + keys + values + output;
+        let adapters = self.inner.projections().into_iter().chain([&self.output]);
+        load.tokens * (numbers * load.value() + 4 * self.heads.queries as u64) + load.adapters(adapters)
+    }
+
+    /// Bytes for each token of the largest moment of the backward pass: gradients of queries, keys and values, those of
+    /// keys and values in f32 for each query head; under DoRA the outputs that are scaled again. A GPU adds the
+    /// gradients of one input up in f32.
+    pub(super) fn workspace(&self, load: &Load<'_>, width: u64) -> u64 {
+        let [queries, keys, values] = self.heads.widths().map(|width| width as u64);
+        let again = load.scaled_again(self.inner.projections().into_iter());
+        let stacked = match self.inner {
+            Inner::Separate { .. } => 0,
+            Inner::Fused(_) => queries + keys + values,
+        };
+        let sums = if load.on_device { 8 * width } else { 0 };
+        (again + stacked + 2 * queries + keys + values) * load.value() + 8 * queries + sums
+    }
+
+    /// Bytes of a token's keys and values.
+    pub(super) fn state(&self, dtype: FloatDtype) -> u64 {
+        let [_, keys, values] = self.heads.widths();
+        ((keys + values) * dtype.bytes()) as u64
+    }
+}

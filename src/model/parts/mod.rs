@@ -1,0 +1,178 @@
+//! What a decoder layer is made of: values that a family composes from config.json.
+//!
+//! A layer is a list of residual blocks, a block a sum of branches:
+//!
+//! ```text
+//! y = x + scale · Σᵢ postᵢ(bodyᵢ(preᵢ(x)))        block after block
+//! ```
+//!
+//! Which norms exist says whether a block is pre-norm, post-norm or both. Each part states its tensors and the memory
+//! that it takes; `model/layers` computes it. Refuses to know config.json (`family`), files (`load`) and tensors.
+
+pub mod attention;
+pub mod gated;
+pub mod memory;
+pub mod norm;
+pub mod projection;
+
+pub use attention::{AttentionSpec, HeadNorms, Heads, Inner};
+pub use gated::{GatedInner, GatedSpec};
+pub use memory::{Load, WeightBytes, Workspace};
+pub use norm::NormSpec;
+pub use projection::ProjectionSpec;
+
+/// One decoder layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerSpec {
+    width: usize,
+    blocks: Vec<BlockSpec>,
+    tensors: Vec<LayerTensor>,
+}
+
+/// A residual block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BlockSpec {
+    /// The terms of its sum; all see the block's input.
+    pub branches: Vec<BranchSpec>,
+    /// Factor on the sum before it joins the residual.
+    pub scale: f32,
+}
+
+/// One term of a residual block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BranchSpec {
+    /// Norm of the block's input.
+    pub pre: Option<NormSpec>,
+    /// What is computed from it.
+    pub body: BodySpec,
+    /// Norm of the result.
+    pub post: Option<NormSpec>,
+}
+
+/// What a branch computes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum BodySpec {
+    /// Self-attention.
+    Attention(AttentionSpec),
+    /// A gated feed-forward block.
+    Gated(GatedSpec),
+}
+
+/// A part of a layer that has tensors.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LayerTensor {
+    /// The weight of a norm.
+    Norm(NormSpec),
+    /// Weight and bias of a projection.
+    Projection(ProjectionSpec),
+}
+
+/// A part of a layer that has tensors, to be given its place.
+pub(in crate::model) enum TensorMut<'a> {
+    Norm(&'a mut NormSpec),
+    Projection(&'a mut ProjectionSpec),
+}
+
+impl From<AttentionSpec> for BodySpec {
+    fn from(spec: AttentionSpec) -> Self {
+        Self::Attention(spec)
+    }
+}
+
+impl From<GatedSpec> for BodySpec {
+    fn from(spec: GatedSpec) -> Self {
+        Self::Gated(spec)
+    }
+}
+
+/// A block of one branch, with a norm before it.
+pub fn pre(norm: NormSpec, body: impl Into<BodySpec>) -> BlockSpec {
+    BlockSpec { branches: vec![BranchSpec { pre: Some(norm), body: body.into(), post: None }], scale: 1.0 }
+}
+
+impl LayerSpec {
+    /// A layer of `blocks` over hidden states of `width` numbers. Gives projections their slots and norms their places,
+    /// in the order of use.
+    pub fn of(width: usize, blocks: impl Into<Vec<BlockSpec>>) -> Self {
+        let mut blocks = blocks.into();
+        let mut tensors = Vec::new();
+        let (mut slots, mut places) = (0.., 0..);
+        for tensor in blocks.iter_mut().flat_map(BlockSpec::tensors_mut) {
+            tensors.push(match tensor {
+                TensorMut::Norm(norm) => {
+                    norm.place = places.next().unwrap_or_default();
+                    LayerTensor::Norm(norm.clone())
+                }
+                TensorMut::Projection(projection) => {
+                    projection.slot = slots.next().unwrap_or_default();
+                    LayerTensor::Projection(projection.clone())
+                }
+            });
+        }
+        Self { width, blocks, tensors }
+    }
+
+    /// Numbers of a token's hidden state.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// The residual blocks, in order.
+    pub fn blocks(&self) -> &[BlockSpec] {
+        &self.blocks
+    }
+
+    /// Everything that has tensors, in the order of use.
+    pub fn tensors(&self) -> &[LayerTensor] {
+        &self.tensors
+    }
+
+    /// The projections by slot.
+    pub fn projections(&self) -> impl Iterator<Item = &ProjectionSpec> {
+        self.tensors.iter().filter_map(|tensor| match tensor {
+            LayerTensor::Projection(projection) => Some(projection),
+            LayerTensor::Norm(_) => None,
+        })
+    }
+
+    /// The bodies of all branches, in order.
+    pub fn bodies(&self) -> impl Iterator<Item = &BodySpec> {
+        self.blocks.iter().flat_map(|block| block.branches.iter().map(|branch| &branch.body))
+    }
+
+    /// The first attention.
+    pub fn attention(&self) -> Option<&AttentionSpec> {
+        self.bodies().find_map(|body| match body {
+            BodySpec::Attention(attention) => Some(attention),
+            BodySpec::Gated(_) => None,
+        })
+    }
+
+    /// The first gated feed-forward block.
+    pub fn gated(&self) -> Option<&GatedSpec> {
+        self.bodies().find_map(|body| match body {
+            BodySpec::Gated(gated) => Some(gated),
+            BodySpec::Attention(_) => None,
+        })
+    }
+
+    /// Elements of all projections.
+    pub fn projection_elements(&self) -> u64 {
+        self.projections().map(ProjectionSpec::elements).sum()
+    }
+}
+
+impl BlockSpec {
+    fn tensors_mut(&mut self) -> Vec<TensorMut<'_>> {
+        let mut tensors = Vec::new();
+        for BranchSpec { pre, body, post } in &mut self.branches {
+            tensors.extend(pre.as_mut().map(TensorMut::Norm));
+            match body {
+                BodySpec::Attention(attention) => tensors.extend(attention.tensors_mut()),
+                BodySpec::Gated(gated) => tensors.extend(gated.tensors_mut()),
+            }
+            tensors.extend(post.as_mut().map(TensorMut::Norm));
+        }
+        tensors
+    }
+}

@@ -1,0 +1,36 @@
+//! The memory of this process and of its machine, as the system tells it.
+
+/// Largest resident set of this process so far in bytes; `None` where the system does not tell.
+pub fn peak_resident_bytes() -> Option<u64> {
+    kilobytes_field("/proc/self/status", "VmHWM:")
+}
+
+/// Resident set of this process in bytes; `None` where the system does not tell.
+pub fn resident_bytes() -> Option<u64> {
+    kilobytes_field("/proc/self/status", "VmRSS:")
+}
+
+/// Memory that can be had without swapping, in bytes; `None` where the system does not tell.
+pub fn available_bytes() -> Option<u64> {
+    kilobytes_field("/proc/meminfo", "MemAvailable:")
+}
+
+fn kilobytes_field(path: &str, field: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find(|line| line.starts_with(field))?;
+    let kilobytes: u64 = line.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    kilobytes.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resident_process_has_memory() {
+        if cfg!(target_os = "linux") {
+            assert!(resident_bytes() <= peak_resident_bytes());
+            assert!(available_bytes() > Some(0));
+        }
+    }
+}
