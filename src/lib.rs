@@ -52,6 +52,7 @@
 //! |---|---|
 //! | a model family | `model/family/x.rs` and a variant; a layer file only if the maths is new |
 //! | a file format, a record shape | `data/source/`, `data/schema.rs` |
+//! | a recipe key | one declaration in the `spec.rs` of its room |
 //! | a quantization | `kernels/src/x/`, `quant/x.rs` and a variant |
 //! | a loss | `objective/x.rs` |
 //! | a tool to import from | `import/x.rs` and a variant |

@@ -154,7 +154,7 @@ fn problems_of_every_table_are_told_together() {
     let run = tune(folder.path(), &["validate", "bad.toml"]);
     let error = text(&run.stderr);
     assert_eq!(run.status.code(), Some(2), "{error}");
-    for expected in ["lora_r", "here it is `rank`", "qproj", "learning_rate", "missing.arrow"] {
+    for expected in ["lora_r", "tune calls it `rank`", "qproj", "learning_rate", "missing.arrow"] {
         assert!(error.contains(expected), "no `{expected}` in:\n{error}");
     }
 }

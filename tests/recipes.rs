@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use miette::{GraphicalReportHandler, GraphicalTheme, NarratableReportHandler};
+use serde_json::Value as Json;
 use tune::recipe::{Error, RecipeFile};
 
 /// The recipes in `folder` and below.
@@ -176,4 +177,138 @@ fn a_recipe_that_cannot_be_read_says_why() {
     let large = folder.path().join("model.safetensors");
     fs::write(&large, vec![b'x'; (1 << 20) + 1]).unwrap();
     assert!(matches!(RecipeFile::open(&large, &[]).unwrap_err(), Error::TooLarge { .. }));
+}
+
+/// What is wrong with `value` under the few words of JSON schema that ours uses.
+fn violation(schema: &Json, value: &Json, path: &str) -> Option<String> {
+    let wrong = |what: &str| Some(format!("{path}: {value} against {what} {}", schema[what]));
+    let number = value.as_f64();
+    for (word, bound) in schema.as_object().unwrap() {
+        let fits = match word.as_str() {
+            "type" => match bound.as_str().unwrap() {
+                "object" => value.is_object(),
+                "array" => value.is_array(),
+                "string" => value.is_string(),
+                "boolean" => value.is_boolean(),
+                "integer" => value.is_i64() || value.is_u64(),
+                "number" => value.is_number(),
+                other => panic!("{other}"),
+            },
+            "const" => value == bound,
+            "enum" => bound.as_array().unwrap().contains(value),
+            "minimum" => number.unwrap() >= bound.as_f64().unwrap(),
+            "maximum" => number.unwrap() <= bound.as_f64().unwrap(),
+            "exclusiveMinimum" => number.unwrap() > bound.as_f64().unwrap(),
+            "exclusiveMaximum" => number.unwrap() < bound.as_f64().unwrap(),
+            "minLength" => value.as_str().unwrap().len() as u64 >= bound.as_u64().unwrap(),
+            "minItems" => value.as_array().unwrap().len() as u64 >= bound.as_u64().unwrap(),
+            "pattern" => value
+                .as_str()
+                .is_none_or(|text| regex::Regex::new(bound.as_str().unwrap()).unwrap().is_match(text)),
+            "anyOf" => bound.as_array().unwrap().iter().any(|one| violation(one, value, path).is_none()),
+            "required" => {
+                bound.as_array().unwrap().iter().all(|key| value.get(key.as_str().unwrap()).is_some())
+            }
+            "$schema"
+            | "title"
+            | "description"
+            | "default"
+            | "properties"
+            | "items"
+            | "additionalProperties" => true,
+            other => panic!("the schema says `{other}`, which this test does not know"),
+        };
+        if !fits {
+            return wrong(word);
+        }
+    }
+    if let Some(entries) = value.as_object() {
+        for (key, value) in entries {
+            let path = format!("{path}.{key}");
+            let inner = schema["properties"].get(key).or_else(|| schema.get("additionalProperties"));
+            match inner {
+                Some(Json::Bool(false)) | None => return Some(format!("{path}: no such key")),
+                Some(inner) => {
+                    if let Some(wrong) = violation(inner, value, &path) {
+                        return Some(wrong);
+                    }
+                }
+            }
+        }
+    }
+    let items = value.as_array().into_iter().flatten().enumerate();
+    items.filter_map(|(index, item)| violation(schema.get("items")?, item, &format!("{path}.{index}"))).next()
+}
+
+fn schema_violation(text: &str) -> Option<String> {
+    let toml: toml::Value = toml::from_str(text).unwrap();
+    violation(&tune::recipe::schema(), &serde_json::to_value(toml).unwrap(), "recipe")
+}
+
+#[test]
+fn every_shipped_recipe_fits_the_schema_as_written_and_resolved() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for path in recipes_below(&root.join("recipes")) {
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(schema_violation(&text), None, "{}", path.display());
+        let resolved = RecipeFile::parse("recipe", text.as_bytes(), &[]).finish().unwrap().to_toml();
+        assert_eq!(schema_violation(&resolved), None, "{}", path.display());
+    }
+}
+
+#[test]
+fn the_schema_refuses_what_the_reader_refuses() {
+    let good = "version = 1\noutput_dir = \"x\"\n[model]\nbase = \"a/b\"\n[[dataset]]\npath = \"c\"\nformat = \"text\"\n\
+        [train]\nmax_steps = 1\nlearning_rate = 1e-4\nmax_time = \"1h30m\"\nmemory_budget = \"12 GiB\"\n";
+    assert_eq!(schema_violation(good), None);
+    for (from, to) in [
+        ("version = 1", "version = 2"),
+        ("version = 1", "version = 1\nsede = 1"),
+        ("version = 1", "version = 1\ndevice = \"gpu\""),
+        ("\"text\"", "\"chat\""),
+        ("max_steps = 1", "max_steps = 0"),
+        ("max_steps = 1", "max_steps = \"1\""),
+        ("1e-4", "1.5"),
+        ("learning_rate = 1e-4\n", ""),
+        ("\"1h30m\"", "\"90\""),
+        ("\"12 GiB\"", "\"12\""),
+        ("[train]", "[adapter.lora]\ndropout = 1.0\n[train]"),
+        ("[train]", "[adapter.lora]\ntarget_modules = []\n[train]"),
+        ("[train]", "[adapter.lora]\nrank_pattern = { q_proj = 0 }\n[train]"),
+        ("[train]", "[quantization.nf4]\nblock_size = 96\n[train]"),
+        ("[train]", "[quantization.nf5]\n[train]"),
+    ] {
+        let changed = good.replace(from, to);
+        assert_ne!(changed, good);
+        assert!(schema_violation(&changed).is_some(), "{to}");
+        assert!(RecipeFile::parse("recipe", changed.as_bytes(), &[]).finish().is_err(), "{to}");
+    }
+}
+
+#[test]
+fn every_key_has_a_meaning_and_says_what_its_absence_means() {
+    let mut count = 0;
+    for table in tune::recipe::tables() {
+        assert!(table.meaning.ends_with('.'), "`{}`: {}", table.path, table.meaning);
+        for key in &table.keys {
+            let sentence = |text: &str| {
+                text.len() > 8 && text.ends_with('.') && text.len() < 140 && !text.contains('\n')
+            };
+            assert!(sentence(key.meaning), "`{}`: {}", key.path, key.meaning);
+            assert_ne!(key.absence, tune::document::Absence::Means(""), "`{}`", key.path);
+            count += 1;
+        }
+    }
+    assert!(count >= 58, "{count}");
+}
+
+#[test]
+fn the_page_of_keys_is_as_tune_prints_it() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("recipes/KEYS.md");
+    let printed =
+        std::process::Command::new(env!("CARGO_BIN_EXE_tune")).args(["keys", "--markdown"]).output().unwrap();
+    assert!(printed.status.success());
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    let is_current = fs::read_to_string(&page).unwrap_or_default().replace("\r\n", "\n") == printed;
+    assert!(is_current, "recipes/KEYS.md is not current: tune keys --markdown > recipes/KEYS.md");
 }

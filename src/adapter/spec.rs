@@ -1,14 +1,16 @@
-//! The `[adapter.lora]` table of a recipe, as a typed value, and the meaning of its patterns.
+//! The `[adapter.lora]` table of a recipe: its keys, their values as a [`Spec`], and the meaning of its patterns.
 //!
-//! Knows no module of any model; whether a pattern matches one is for those who have the model to say.
+//! Knows no module of any model; whether a pattern matches one is checked against the model later.
 
-use std::ops::Bound;
 use std::path::PathBuf;
 
 use regex::{Regex, RegexBuilder};
 
+use serde_json::{Value as Json, json};
+
 use crate::document::{
-    Kind, Misfit, TableReader, Value, Writer, integer, list, number, one_of, pairs, path, text, truth,
+    Key, KeyTable, Kind, Limits, Parsed, Shaped, TableReader, Value, ValueError, Writer, Written, integer,
+    list, number, one_of, pairs, text,
 };
 
 /// Above the size of any matrix worth adapting; a rank near it is a slip.
@@ -78,52 +80,78 @@ impl Default for Spec {
     }
 }
 
-impl Spec {
-    /// Reads the `[adapter]` table; left out, every value is its default.
-    pub fn read(adapter: &mut TableReader<'_, '_>) -> Self {
-        adapter.table("lora", |lora| {
-            let default = Self::default();
-            let positive = (Bound::Excluded(0.0), Bound::Unbounded);
-            Self {
-                rank: lora.key("rank", integer(1..=LARGEST_RANK)).or(default.rank),
-                alpha: lora.key("alpha", number(positive)).or(default.alpha),
-                dropout: lora.key("dropout", number(0.0..1.0)).or(default.dropout),
-                target_modules: lora.key("target_modules", target_modules).or(default.target_modules),
-                use_rslora: lora.key("use_rslora", truth).or(default.use_rslora),
-                use_dora: lora.key("use_dora", truth).or(default.use_dora),
-                learning_rate_ratio: lora
-                    .key("learning_rate_ratio", number(1.0..=LARGEST_RATIO))
-                    .or(default.learning_rate_ratio),
-                rank_pattern: lora
-                    .key("rank_pattern", patterns(integer(1..=LARGEST_RANK)))
-                    .or(default.rank_pattern),
-                alpha_pattern: lora
-                    .key("alpha_pattern", patterns(number(positive)))
-                    .or(default.alpha_pattern),
-                modules_to_save: lora.key("modules_to_save", list(module_name)).or(Vec::new()),
-                init_from: lora.key("init_from", path).optional(),
-            }
+type K = Key<Spec>;
+
+pub(crate) static TABLE: KeyTable<Spec> = KeyTable {
+    path: "adapter.lora",
+    meaning: "The adapter that is trained.",
+    also: &["lora", "peft", "peft_config", "lora_config", "lora_parameters", "lora_model"],
+    keys: &[
+        K::count("rank", 1..=LARGEST_RANK, |lora| &mut lora.rank)
+            .means("Rows of A and columns of B.")
+            .also(&["r", "lora_r", "lora_rank", "peft_lora_r"]),
+        K::number("alpha", Limits::above(0.0), |lora| &mut lora.alpha)
+            .means("Numerator of the scaling, alpha / rank.")
+            .also(&["lora_alpha", "alpha_lora"]),
+        K::number("dropout", Limits::from(0.0).below(1.0), |lora| &mut lora.dropout)
+            .means("Probability of zeroing an element of A's input.")
+            .also(&["lora_dropout", "drop_out"]),
+        K::parsed("target_modules", |lora| &mut lora.target_modules)
+            .means("The projections that get an adapter.")
+            .also(&[
+                "lora_target_modules",
+                "lora_target",
+                "targets",
+                "modules",
+                "lora_attn_modules",
+                "lora_target_linear",
+                "apply_lora_to_mlp",
+                "lora_modules",
+                "lora_layers",
+                "keys",
+            ]),
+        K::flag("use_rslora", |lora| &mut lora.use_rslora)
+            .means("Scale by alpha / √rank instead of alpha / rank.")
+            .also(&["rslora", "peft_use_rslora", "use_rs_lora"]),
+        K::flag("use_dora", |lora| &mut lora.use_dora)
+            .means("Train a magnitude for every row of an adapted weight too (DoRA).")
+            .also(&["peft_use_dora", "dora"]),
+        K::number("learning_rate_ratio", Limits::from(1.0).to(LARGEST_RATIO), |lora| {
+            &mut lora.learning_rate_ratio
         })
+        .means("B's learning rate over A's (LoRA+).")
+        .also(&[
+            "loraplus_lr_ratio",
+            "loraplus_ratio",
+            "lora_plus_ratio",
+            "lora_plus_lr_ratio",
+            "lr_ratio",
+            "loraplus",
+        ]),
+        K::parsed("rank_pattern", |lora| &mut lora.rank_pattern)
+            .means("Ranks of single modules: a pattern for the end of a module's path, and its rank; the first match wins."),
+        K::parsed("alpha_pattern", |lora| &mut lora.alpha_pattern)
+            .means("Alphas of single modules: a pattern for the end of a module's path, and its alpha; the first match wins."),
+        K::list("modules_to_save", module_name, |lora| &mut lora.modules_to_save)
+            .means("Modules outside the layers that are trained in full: \"lm_head\", \"embed_tokens\".")
+            .also(&["lora_modules_to_save", "additional_target", "modules_to_train"]),
+        K::path("init_from", |lora| &mut lora.init_from)
+            .optional("a new adapter that changes nothing at first")
+            .means("A PEFT adapter folder to start from.")
+            .also(&["lora_model_dir", "adapter_name_or_path", "resume_adapter_file", "init_adapter"]),
+    ],
+    ..KeyTable::NEW
+};
+
+impl Spec {
+    /// Reads the `[adapter]` table; absent, every key has its default.
+    pub fn read(adapter: &mut TableReader<'_, '_>) -> Self {
+        adapter.table("lora", |lora| TABLE.read(lora))
     }
 
-    /// Writes the table with every value.
+    /// Writes the table.
     pub fn write(&self, writer: &mut Writer) {
-        writer.table("adapter.lora");
-        writer.key("rank", self.rank);
-        writer.key("alpha", self.alpha);
-        writer.key("dropout", self.dropout);
-        match &self.target_modules {
-            TargetModules::AllLinear => writer.key("target_modules", ALL_LINEAR),
-            TargetModules::Names(names) => writer.key("target_modules", names),
-            TargetModules::Pattern(pattern) => writer.key("target_modules", pattern),
-        }
-        writer.key("use_rslora", self.use_rslora);
-        writer.key("use_dora", self.use_dora);
-        writer.key("learning_rate_ratio", self.learning_rate_ratio);
-        writer.key("rank_pattern", self.rank_pattern.as_slice());
-        writer.key("alpha_pattern", self.alpha_pattern.as_slice());
-        writer.key("modules_to_save", &self.modules_to_save);
-        writer.optional("init_from", self.init_from.as_ref());
+        TABLE.write(&mut self.clone(), writer);
     }
 }
 
@@ -153,32 +181,92 @@ fn anchored(pattern: &str, prefix: &str) -> Result<Regex, regex::Error> {
 
 pub(crate) const ALL_LINEAR: &str = "all-linear";
 
-fn target_modules(value: &Value) -> Result<TargetModules, Vec<Misfit>> {
-    let expected = "\"all-linear\", a list of module names, or a regular expression";
-    one_of(expected, |value| match &value.kind {
-        Kind::String(written) if written == ALL_LINEAR => Some(Ok(TargetModules::AllLinear)),
-        Kind::String(_) => Some(text(value).and_then(|pattern| target_pattern(value, pattern))),
-        Kind::Array(items) if items.is_empty() => {
-            let help = "name modules, or write \"all-linear\"";
-            Some(Err(vec![Misfit::new(value, "names no module", "empty").help(help)]))
+impl Parsed for TargetModules {
+    fn expected() -> String {
+        "\"all-linear\", a list of module names, or a regular expression".to_owned()
+    }
+
+    fn schema() -> Json {
+        let name = json!({"type": "string", "pattern": "^[A-Za-z0-9._-]+$"});
+        json!({"anyOf": [
+            {"type": "string", "minLength": 1},
+            {"type": "array", "items": name, "minItems": 1},
+        ]})
+    }
+
+    fn read(value: &Value) -> Shaped<Self> {
+        let expected = "\"all-linear\", a list of module names, or a regular expression";
+        one_of(expected, |value| match &value.kind {
+            Kind::String(written) if written == ALL_LINEAR => Some(Ok(Self::AllLinear)),
+            Kind::String(_) => Some(text(value).and_then(|pattern| target_pattern(value, pattern))),
+            Kind::Array(items) if items.is_empty() => {
+                let help = "name modules, or write \"all-linear\"";
+                Some(Err(vec![ValueError::new(value, "names no module", "empty").help(help)]))
+            }
+            Kind::Array(_) => Some(list(module_name)(value).map(Self::Names)),
+            _ => None,
+        })(value)
+    }
+
+    fn written(&self) -> String {
+        match self {
+            Self::AllLinear => ALL_LINEAR.written(),
+            Self::Names(names) => names.written(),
+            Self::Pattern(pattern) => pattern.written(),
         }
-        Kind::Array(_) => Some(list(module_name)(value).map(TargetModules::Names)),
-        _ => None,
-    })(value)
+    }
 }
 
-fn target_pattern(value: &Value, pattern: String) -> Result<TargetModules, Vec<Misfit>> {
-    let misfit =
-        |message: &str, label: &str, help: String| Err(vec![Misfit::new(value, message, label).help(help)]);
+impl Parsed for Vec<(String, usize)> {
+    fn expected() -> String {
+        "table of pattern = rank".to_owned()
+    }
+
+    fn schema() -> Json {
+        let rank = json!({"type": "integer", "minimum": 1, "maximum": LARGEST_RANK});
+        json!({"type": "object", "additionalProperties": rank})
+    }
+
+    fn read(value: &Value) -> Shaped<Self> {
+        patterns(integer(1..=LARGEST_RANK))(value)
+    }
+
+    fn written(&self) -> String {
+        self.as_slice().written()
+    }
+}
+
+impl Parsed for Vec<(String, f64)> {
+    fn expected() -> String {
+        "table of pattern = alpha".to_owned()
+    }
+
+    fn schema() -> Json {
+        json!({"type": "object", "additionalProperties": {"type": "number", "exclusiveMinimum": 0}})
+    }
+
+    fn read(value: &Value) -> Shaped<Self> {
+        patterns(number(Limits::above(0.0)))(value)
+    }
+
+    fn written(&self) -> String {
+        self.as_slice().written()
+    }
+}
+
+fn target_pattern(value: &Value, pattern: String) -> Result<TargetModules, Vec<ValueError>> {
+    let error = |message: &str, label: &str, help: String| {
+        Err(vec![ValueError::new(value, message, label).help(help)])
+    };
     if strsim::damerau_levenshtein(&pattern.to_lowercase(), ALL_LINEAR) <= 2 {
-        return misfit("unknown word", "unknown word", format!("did you mean \"{ALL_LINEAR}\"?"));
+        return error("unknown word", "unknown word", format!("did you mean \"{ALL_LINEAR}\"?"));
     }
     let is_name =
         |name: &str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
     if pattern.split(',').all(|name| is_name(name.trim())) {
         let names =
             pattern.split(',').map(|name| format!("\"{}\"", name.trim())).collect::<Vec<_>>().join(", ");
-        return misfit(
+        return error(
             "a string is a regular expression over whole module paths, and this one matches none",
             "a name, not a path",
             format!("to name modules, write a list: [{names}]"),
@@ -190,44 +278,46 @@ fn target_pattern(value: &Value, pattern: String) -> Result<TargetModules, Vec<M
     }
 }
 
-fn module_name(value: &Value) -> Result<String, Vec<Misfit>> {
+fn module_name(value: &Value) -> Result<String, Vec<ValueError>> {
     let name = text(value)?;
     if name == ALL_LINEAR {
         let help = "write target_modules = \"all-linear\", without the list";
-        return Err(vec![Misfit::new(value, "`all-linear` is not a module name", "not a name").help(help)]);
+        return Err(vec![
+            ValueError::new(value, "`all-linear` is not a module name", "not a name").help(help),
+        ]);
     }
     if let Some(character) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
         let message = format!("a module name holds no `{character}`");
         let help = "entries of a list are names; for a regular expression write a single string, no list";
-        return Err(vec![Misfit::new(value, message, "not a name").help(help)]);
+        return Err(vec![ValueError::new(value, message, "not a name").help(help)]);
     }
     Ok(name)
 }
 
 /// Pairs of pattern and value, each pattern checked.
 fn patterns<T>(
-    element: impl Fn(&Value) -> Result<T, Vec<Misfit>>,
-) -> impl Fn(&Value) -> Result<Vec<(String, T)>, Vec<Misfit>> {
+    element: impl Fn(&Value) -> Result<T, Vec<ValueError>>,
+) -> impl Fn(&Value) -> Result<Vec<(String, T)>, Vec<ValueError>> {
     let pairs = pairs(element);
     move |value| {
         let shaped = pairs(value);
         let Kind::Table(table) = &value.kind else { return shaped };
-        let mut misfits = Vec::new();
+        let mut errors = Vec::new();
         for entry in table.entries() {
             if let Err(error) = pattern_regex(&entry.key) {
                 let key = Value { kind: Kind::String(entry.key.clone()), place: entry.key_place.clone() };
-                misfits.push(bad_pattern(&key, &error));
+                errors.push(bad_pattern(&key, &error));
             }
         }
         match shaped {
-            Ok(shaped) if misfits.is_empty() => Ok(shaped),
-            Ok(_) => Err(misfits),
-            Err(more) => Err(misfits.into_iter().chain(more).collect()),
+            Ok(shaped) if errors.is_empty() => Ok(shaped),
+            Ok(_) => Err(errors),
+            Err(more) => Err(errors.into_iter().chain(more).collect()),
         }
     }
 }
 
-fn bad_pattern(value: &Value, error: &regex::Error) -> Misfit {
+fn bad_pattern(value: &Value, error: &regex::Error) -> ValueError {
     let reason = match error {
         regex::Error::CompiledTooBig(_) => "it is too large".to_owned(),
         other => {
@@ -240,5 +330,5 @@ fn bad_pattern(value: &Value, error: &regex::Error) -> Misfit {
         true => "list the modules by name instead",
         false => "the syntax is that of the regex crate; a literal dot is written \\. inside '…'",
     };
-    Misfit::new(value, format!("not a regular expression: {reason}"), "this pattern").help(help)
+    ValueError::new(value, format!("not a regular expression: {reason}"), "this pattern").help(help)
 }

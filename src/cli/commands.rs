@@ -13,6 +13,7 @@ use super::export::ExportArguments;
 use super::generate::GenerateArguments;
 use super::import::ImportArguments;
 use super::inspect::InspectArguments;
+use super::keys::KeysArguments;
 use super::merge::MergeArguments;
 use super::page::ReportArguments;
 use super::quantize::QuantizeArguments;
@@ -75,6 +76,8 @@ pub enum Command {
     Download(DownloadArguments),
     /// Convert an Axolotl, LLaMA-Factory, TRL, Unsloth or torchtune config
     Import(ImportArguments),
+    /// List the keys of a recipe: type, default and meaning
+    Keys(KeysArguments),
     /// List the bundled recipes
     Ls,
     /// Copy a bundled recipe and the files it needs into a folder

@@ -21,6 +21,7 @@ mod generate;
 mod gguf;
 mod import;
 mod inspect;
+mod keys;
 mod lines;
 mod merge;
 mod page;
@@ -121,6 +122,7 @@ fn stops_at_signals(command: &Command) -> bool {
         | Command::Chat(_)
         | Command::Verify(_)
         | Command::Import(_)
+        | Command::Keys(_)
         | Command::Ls
         | Command::Cp(_) => false,
     }
@@ -151,6 +153,7 @@ fn dispatch(name: &str, arguments: &Arguments, out: &mut dyn Write) -> io::Resul
         Command::Export(arguments) => export::export(arguments, context, to),
         Command::Download(arguments) => download::download(arguments, context, to),
         Command::Import(arguments) => import::import(arguments, to),
+        Command::Keys(arguments) => keys::keys(arguments, to),
         Command::Ls => bundles::ls(to),
         Command::Cp(arguments) => bundles::cp(arguments, to),
     };

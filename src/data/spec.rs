@@ -1,11 +1,13 @@
-//! The `[data]` table and the `[[dataset]]` entries of a recipe, as typed values.
+//! The `[data]` table and the `[[dataset]]` entries of a recipe: their keys, and their values.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::path::PathBuf;
 
+use serde_json::{Value as Json, json};
+
 use crate::document::{
-    Kind, Misfit, Problem, TableReader, Value, Word, Writer, integer, number, pairs, path, text, truth, word,
+    Key, KeyTable, Kind, Limits, Parsed, Problem, Shaped, TableReader, Value, ValueError, Word, Writer,
+    Written, pairs, path, text,
 };
 
 /// The `[data]` table.
@@ -220,102 +222,219 @@ impl Default for Spec {
     }
 }
 
+type D = Key<Spec>;
+
+pub(crate) static DATA: KeyTable<Spec> = KeyTable {
+    path: "data",
+    meaning: "How rows become the sequences that are trained on.",
+    keys: &[
+        D::count("max_seq_len", 2..=16_777_216, |data| &mut data.max_seq_len)
+            .means("Longest sequence in tokens, and the size of a pack.")
+            .also(&[
+                "sequence_len",
+                "max_length",
+                "cutoff_len",
+                "max_seq_length",
+                "model_max_length",
+                "max_sequence_length",
+                "block_len",
+                "seq_len",
+                "context_length",
+            ]),
+        D::flag("packing", |data| &mut data.packing)
+            .means("Put several rows into one sequence; attention never crosses from one row to another.")
+            .also(&["sample_packing", "pack", "packed", "neat_packing", "use_packing", "multipack"]),
+        D::parsed("on_overflow", |data| &mut data.on_overflow)
+            .means("What happens to a row longer than max_seq_len.")
+            .also(&["excess_length_strategy", "truncation", "overflow"]),
+        D::parsed("on_empty", |data| &mut data.on_empty)
+            .means("What happens to a row in which no token is supervised."),
+        D::parsed("train_on", |data| &mut data.train_on)
+            .optional("messages: assistant; alpaca and prompt-completion: completion; text: all")
+            .means("The tokens that the loss is taken over.")
+            .also(&[
+                "train_on_inputs",
+                "train_on_prompt",
+                "train_on_input",
+                "completion_only_loss",
+                "assistant_only_loss",
+                "mask_prompt",
+                "train_on_responses_only",
+                "roles_to_train",
+                "mask_history",
+                "train_on_completions",
+            ]),
+        D::number("val_split", Limits::from(0.0).below(1.0), |data| &mut data.val_split)
+            .means("Share of the training rows that is held out for evaluation.")
+            .also(&[
+                "val_set_size",
+                "val_size",
+                "eval_split",
+                "validation_split",
+                "test_size",
+                "eval_split_ratio",
+                "test_split",
+            ]),
+        D::flag("shuffle", |data| &mut data.shuffle)
+            .means("Visit the rows of each epoch in a pseudo-random order instead of file order.")
+            .also(&["shuffle_dataset", "shuffle_merged_datasets", "shuffle_data", "disable_shuffling"]),
+        D::parsed("chat_template", |data| &mut data.chat_template)
+            .optional("the tokenizer's own")
+            .means("Chat template that replaces the tokenizer's own.")
+            .also(&["template", "chat_template_jinja", "chat_template_path", "prompt_template"]),
+    ],
+    ..KeyTable::NEW
+};
+
 impl Spec {
-    /// Reads the `[data]` table; left out, every value is its default.
+    /// Reads the `[data]` table; absent, every key has its default.
     pub fn read(table: &mut TableReader<'_, '_>) -> Self {
-        let default = Self::default();
-        Self {
-            max_seq_len: table.key("max_seq_len", integer(2..=16_777_216)).or(default.max_seq_len),
-            packing: table.key("packing", truth).or(default.packing),
-            on_overflow: table.key("on_overflow", word).or(default.on_overflow),
-            on_empty: table.key("on_empty", word).or(default.on_empty),
-            train_on: table.key("train_on", word).optional(),
-            val_split: table.key("val_split", number(0.0..1.0)).or(default.val_split),
-            shuffle: table.key("shuffle", truth).or(default.shuffle),
-            chat_template: table.key("chat_template", chat_template).optional(),
-        }
+        DATA.read(table)
     }
 
-    /// Writes the table with every value.
+    /// Writes the table.
     pub fn write(&self, writer: &mut Writer) {
-        writer.table("data");
-        writer.key("max_seq_len", self.max_seq_len);
-        writer.key("packing", self.packing);
-        writer.key("on_overflow", self.on_overflow.word());
-        writer.key("on_empty", self.on_empty.word());
-        writer.optional("train_on", self.train_on.map(Word::word));
-        writer.key("val_split", self.val_split);
-        writer.key("shuffle", self.shuffle);
-        match &self.chat_template {
-            None => {}
-            Some(ChatTemplateSource::ChatMl) => writer.key("chat_template", CHATML),
-            Some(ChatTemplateSource::File(file)) => writer.key("chat_template", file),
-        }
+        DATA.write(&mut self.clone(), writer);
     }
 }
 
 /// The name of the built-in chat template.
 const CHATML: &str = "chatml";
 
-fn chat_template(value: &Value) -> Result<ChatTemplateSource, Vec<Misfit>> {
-    match &value.kind {
-        Kind::String(name) if name == CHATML => Ok(ChatTemplateSource::ChatMl),
-        Kind::String(template) if template.contains("{%") || template.contains("{{") => Err(vec![
-            Misfit::new(value, "the template itself does not stand in a recipe", "a template")
-                .help("save it as a .jinja file and name that file"),
-        ]),
-        _ => Ok(ChatTemplateSource::File(path(value)?)),
+impl Parsed for ChatTemplateSource {
+    fn expected() -> String {
+        "\"chatml\" or the path of a Jinja file".to_owned()
+    }
+
+    fn schema() -> Json {
+        json!({"type": "string", "minLength": 1})
+    }
+
+    fn read(value: &Value) -> Shaped<Self> {
+        match &value.kind {
+            Kind::String(name) if name == CHATML => Ok(Self::ChatMl),
+            Kind::String(template) if template.contains("{%") || template.contains("{{") => Err(vec![
+                ValueError::new(value, "the text of a template does not belong in a recipe", "a template")
+                    .help("save it as a .jinja file and name that file"),
+            ]),
+            _ => Ok(Self::File(path(value)?)),
+        }
+    }
+
+    fn written(&self) -> String {
+        match self {
+            Self::ChatMl => CHATML.written(),
+            Self::File(file) => file.written(),
+        }
     }
 }
+
+impl Parsed for BTreeMap<String, String> {
+    fn expected() -> String {
+        "table of field = \"column\"".to_owned()
+    }
+
+    fn schema() -> Json {
+        json!({"type": "object", "additionalProperties": {"type": "string", "minLength": 1}})
+    }
+
+    fn read(value: &Value) -> Shaped<Self> {
+        Ok(pairs(text)(value)?.into_iter().collect())
+    }
+
+    fn written(&self) -> String {
+        let pairs: Vec<_> = self.iter().map(|(ours, theirs)| (ours.clone(), theirs)).collect();
+        pairs.as_slice().written()
+    }
+}
+
+/// A `[[dataset]]` while it is read: without a path or a format there is no [`DatasetSpec`].
+pub(crate) struct Draft {
+    path: Option<String>,
+    format: Option<Format>,
+    weight: f64,
+    split: Split,
+    train_on: Option<TrainOn>,
+    fields: Option<BTreeMap<String, String>>,
+}
+
+impl Default for Draft {
+    fn default() -> Self {
+        Self { path: None, format: None, weight: 1.0, split: Split::Train, train_on: None, fields: None }
+    }
+}
+
+type K = Key<Draft>;
+
+pub(crate) static DATASET: KeyTable<Draft> = KeyTable {
+    path: "dataset",
+    meaning: "Files of rows; a recipe has one or more of these tables.",
+    also: &[
+        "datasets",
+        "data_files",
+        "train_file",
+        "dataset_name",
+        "dataset_path",
+        "dataset_dir",
+        "train_data",
+    ],
+    keys: &[
+        K::text("path", |dataset| &mut dataset.path)
+            .required("\"data/train.jsonl\"")
+            .means("A file (.jsonl, .json, .parquet, .arrow, .csv), or a glob over files.")
+            .also(&["file", "file_name", "filename", "source"]),
+        K::parsed("format", |dataset| &mut dataset.format)
+            .required("\"messages\"")
+            .means("What a row holds.")
+            .also(&["type", "ds_type", "formatting", "kind", "style"]),
+        K::number("weight", Limits::above(0.0).to(1e6), |dataset| &mut dataset.weight)
+            .means("How often each row is seen in an epoch; a fraction by a deterministic draw.")
+            .also(&["probability", "mix_ratio", "interleave_probs", "ratio"]),
+        K::parsed("split", |dataset| &mut dataset.split)
+            .means("Whether the rows are trained on or held out for evaluation."),
+        K::parsed("train_on", |dataset| &mut dataset.train_on)
+            .optional("data.train_on")
+            .means("The tokens of these rows that the loss is taken over."),
+        K::parsed("fields", |dataset| &mut dataset.fields)
+            .optional("each field is a column of the same name")
+            .means("Names of the columns where they differ from the format's fields: { ours = \"theirs\" }.")
+            .also(&[
+                "columns",
+                "field",
+                "column_map",
+                "column_mapping",
+                "message_property_mappings",
+                "field_messages",
+                "field_instruction",
+                "field_output",
+                "prompt_column",
+                "completion_column",
+            ]),
+    ],
+    checks: &[report_foreign_fields, report_misplaced_train_on, report_weight_of_held_out],
+    repeated: true,
+    ..KeyTable::NEW
+};
 
 impl DatasetSpec {
-    /// Reads one `[[dataset]]`; nothing, when it has no path or no format.
+    /// Reads one `[[dataset]]`; `None` if it has no path or no format.
     pub fn read(table: &mut TableReader<'_, '_>) -> Option<Self> {
-        let path = table.key("path", text).required("\"data/train.jsonl\"");
-        let format = table.key("format", word::<Format>).required("\"messages\"");
-        let weights = (Bound::Excluded(0.0), Bound::Included(1e6));
-        let weight = table.key("weight", number(weights)).or(1.0);
-        let split = table.key("split", word).or(Split::Train);
-        let train_on = table.key("train_on", word).optional();
-        let fields = table.key("fields", pairs(text)).or(Vec::new());
-        if let Some(format) = format {
-            report_foreign_fields(table, format);
-            report_misplaced_train_on(table, format, train_on);
-        }
-        if let (Split::Validation, true, Some(place)) = (split, weight != 1.0, table.place_of("weight")) {
-            let message = "`weight` says how often a row is trained on, and these rows are held out";
-            table.report(
-                Problem::new("recipe::contradiction", place, message)
-                    .label("has no meaning here")
-                    .help("remove it, or `split = \"validation\"`"),
-            );
-        }
-        Some(Self {
-            path: path?,
-            format: format?,
-            weight,
-            split,
-            train_on,
-            fields: fields.into_iter().collect(),
-        })
+        let Draft { path, format, weight, split, train_on, fields } = DATASET.read(table);
+        let fields = fields.unwrap_or_default();
+        Some(Self { path: path?, format: format?, weight, split, train_on, fields })
     }
 
-    /// Writes the entry with every value.
+    /// Writes the entry.
     pub fn write(&self, writer: &mut Writer) {
-        writer.repeated_table("dataset");
-        writer.key("path", &self.path);
-        writer.key("format", self.format.word());
-        writer.key("weight", self.weight);
-        writer.key("split", self.split.word());
-        writer.optional("train_on", self.train_on.map(Word::word));
-        let fields: Vec<_> = self.fields.iter().map(|(ours, theirs)| (ours.clone(), theirs)).collect();
-        if !fields.is_empty() {
-            writer.key("fields", fields.as_slice());
-        }
+        let Self { path, format, weight, split, train_on, fields } = self.clone();
+        let fields = Some(fields).filter(|fields| !fields.is_empty());
+        let mut draft = Draft { path: Some(path), format: Some(format), weight, split, train_on, fields };
+        DATASET.write(&mut draft, writer);
     }
 }
 
-fn report_foreign_fields(table: &mut TableReader<'_, '_>, format: Format) {
+fn report_foreign_fields(table: &mut TableReader<'_, '_>, dataset: &Draft) {
+    let Some(format) = dataset.format else { return };
     let Some(Kind::Table(fields)) = table.value("fields").map(|value| &value.kind) else { return };
     let (word, names) = (format.word(), format.field_names());
     for entry in fields.entries().iter().filter(|entry| !names.contains(&entry.key.as_str())) {
@@ -331,14 +450,27 @@ fn report_foreign_fields(table: &mut TableReader<'_, '_>, format: Format) {
     }
 }
 
-fn report_misplaced_train_on(table: &mut TableReader<'_, '_>, format: Format, train_on: Option<TrainOn>) {
-    let (Some(train_on), Some(value)) = (train_on, table.value("train_on")) else { return };
+fn report_misplaced_train_on(table: &mut TableReader<'_, '_>, dataset: &Draft) {
+    let (Some(format), Some(train_on)) = (dataset.format, dataset.train_on) else { return };
+    let Some(value) = table.value("train_on") else { return };
     if !format.train_on_choices().contains(&train_on) {
         table.report(train_on_problem(value, format, train_on));
     }
 }
 
-/// What to say about a `train_on` that the records of `format` cannot obey.
+fn report_weight_of_held_out(table: &mut TableReader<'_, '_>, dataset: &Draft) {
+    let Some(place) = table.place_of("weight") else { return };
+    if dataset.split == Split::Validation && dataset.weight != 1.0 {
+        let message = "`weight` says how often a row is trained on, and these rows are held out";
+        table.report(
+            Problem::new("recipe::contradiction", place, message)
+                .label("has no meaning here")
+                .help("remove it, or `split = \"validation\"`"),
+        );
+    }
+}
+
+/// The problem of a `train_on` that does not apply to the rows of `format`.
 pub(crate) fn train_on_problem(value: &Value, format: Format, train_on: TrainOn) -> Problem {
     let (word, chosen) = (format.word(), train_on.word());
     let choices: Vec<_> = format.train_on_choices().iter().map(|c| format!("\"{}\"", c.word())).collect();

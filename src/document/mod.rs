@@ -5,6 +5,8 @@
 //! every problem in a [`Findings`] instead of stopping at the first. This module knows no key of any
 //! recipe and opens no file.
 
+mod describe;
+mod key;
 mod parse;
 mod place;
 mod problem;
@@ -16,11 +18,13 @@ mod unknown;
 mod value;
 mod writer;
 
+pub use describe::{Absence, KeyDescription, KeyKind, TableDescription};
+pub use key::{Check, Key, KeyTable, Limits, Parsed, ParsedSlot, Slot};
 pub use parse::{parse, parse_value};
 pub use place::{Place, Source};
 pub use problem::{Problem, Problems};
-pub use reader::{Field, Findings, TableReader};
-pub use shape::{Misfit, Word, integer, list, number, one_of, pairs, path, text, truth, word};
-pub use unknown::{Alias, Meaning};
+pub use reader::{Findings, TableReader};
+pub use shape::{Shaped, ValueError, Word, integer, list, number, one_of, pairs, path, text, truth, word};
+pub use unknown::Meaning;
 pub use value::{Entry, Kind, Table, Value};
 pub use writer::{Writer, Written};

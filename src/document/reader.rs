@@ -1,12 +1,10 @@
-//! Reading a table key by key: types, ranges, what is missing and what nobody asked for.
+//! Reading a table key by key: types, ranges, missing and unknown keys.
 //!
-//! A value that does not fit is reported, and its default stands in for it, so that what follows can still
-//! be checked. A recipe with a problem is never run, so the stand-in is never used for more than that.
+//! A value that does not fit is reported and replaced by its default, so that the rest can still be checked. A recipe
+//! with a problem is never run, so such a default is used for nothing else.
 
-use std::fmt::Display;
-
-use super::shape::Misfit;
-use super::unknown::{Alias, Unknown, Vocabulary, join};
+use super::shape::{Shaped, ValueError};
+use super::unknown::{Meaning, Unknown, Vocabulary, join};
 use super::value::{Entry, Kind, Table, Value};
 use super::{Place, Problem};
 
@@ -21,7 +19,7 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Nothing found yet but `syntax`, in a document that ends at `end`.
+    /// The syntax errors of a document that ends at `end`, and nothing more yet.
     pub fn new(end: Place, syntax: Vec<Problem>) -> Self {
         let broken_from = syntax
             .iter()
@@ -41,19 +39,19 @@ impl Findings {
         self.read_table(table, String::new(), String::new(), header, read)
     }
 
-    /// All problems, unknown keys explained with the names of other tools in `aliases`.
-    pub fn into_problems(self, aliases: &[Alias]) -> Vec<Problem> {
+    /// All problems. Unknown keys are explained by `foreign`, which knows the names of other tools.
+    pub fn into_problems(self, foreign: impl Fn(&str) -> Option<Meaning>) -> Vec<Problem> {
         let Self { mut problems, unknown, vocabulary, .. } = self;
         let of_the_broken_part = |unknown: &&Unknown| {
-            // After a broken table header, the keys below it stand in the wrong table by no fault of theirs.
+            // Below a broken table header, keys are read as part of the table before it.
             self.broken_from.is_some_and(|from| {
                 unknown.place.same_source(&self.end)
                     && unknown.place.span().start >= from
                     && vocabulary.belongs_elsewhere(&unknown.table, &unknown.key)
             })
         };
-        let told = unknown.iter().filter(|unknown| !of_the_broken_part(unknown));
-        problems.extend(told.map(|unknown| vocabulary.explain(unknown, aliases)));
+        let explained = unknown.iter().filter(|unknown| !of_the_broken_part(unknown));
+        problems.extend(explained.map(|unknown| vocabulary.explain(unknown, &foreign)));
         problems
     }
 
@@ -81,7 +79,7 @@ impl Findings {
         result
     }
 
-    /// Whether a key that seems to be missing was swallowed by a slip of syntax before it.
+    /// Whether a key that seems to be missing stands behind a syntax error.
     fn swallowed(&self, key: &str) -> bool {
         let Some(from) = self.broken_from else { return false };
         let text = self.end.source().text();
@@ -93,11 +91,11 @@ impl Findings {
         })
     }
 
-    fn misfits(&mut self, path: &str, misfits: Vec<Misfit>) {
-        self.problems.extend(misfits.into_iter().map(|misfit| {
-            let message = format!("`{path}{}`: {}", misfit.inside, misfit.message);
-            let problem = Problem::new(misfit.code, misfit.place, message).label(misfit.label);
-            match misfit.help {
+    fn errors(&mut self, path: &str, errors: Vec<ValueError>) {
+        self.problems.extend(errors.into_iter().map(|error| {
+            let message = format!("`{path}`: {}", error.message);
+            let problem = Problem::new(error.code, error.place, message).label(error.label);
+            match error.help {
                 Some(help) => problem.help(help),
                 None => problem,
             }
@@ -105,7 +103,7 @@ impl Findings {
     }
 }
 
-/// Whether a value is a table under a header of its own, not one in braces.
+/// Whether a value is a table under a header, not one in braces.
 fn is_headed(value: &Value) -> bool {
     match &value.kind {
         Kind::Table(_) => !value.place.text().starts_with('{'),
@@ -116,7 +114,7 @@ fn is_headed(value: &Value) -> bool {
     }
 }
 
-/// One table while it is read. Keys that were never asked for are reported when the reading is over.
+/// One table while it is read. Keys that were not read are reported at the end.
 #[derive(Debug)]
 pub struct TableReader<'t, 'f> {
     findings: &'f mut Findings,
@@ -130,31 +128,36 @@ pub struct TableReader<'t, 'f> {
 }
 
 impl<'t> TableReader<'t, '_> {
-    /// Reads the value of `key` through a shape.
-    pub fn key<T>(
-        &mut self,
-        key: &'static str,
-        shape: impl FnOnce(&Value) -> Result<T, Vec<Misfit>>,
-    ) -> Field<'_, T> {
-        let read = match self.entry(key) {
-            None => Read::Absent,
-            Some(entry) => match shape(&entry.value) {
-                Ok(value) => Read::Value(value),
-                Err(misfits) => {
-                    let path = join(&self.display, key);
-                    self.findings.misfits(&path, misfits);
-                    Read::Unfit
-                }
-            },
-        };
-        Field {
-            read,
-            key,
-            table: &self.path,
-            header: &self.header,
-            is_absent: self.table.is_none(),
-            findings: self.findings,
+    /// The value of `key` through a shape; `None` if it is absent, or does not fit, which is reported.
+    pub(super) fn key<T>(&mut self, key: &'static str, shape: impl FnOnce(&Value) -> Shaped<T>) -> Option<T> {
+        let entry = self.entry(key)?;
+        match shape(&entry.value) {
+            Ok(value) => Some(value),
+            Err(errors) => {
+                let path = join(&self.display, key);
+                self.findings.errors(&path, errors);
+                None
+            }
         }
+    }
+
+    /// Reports `key` as missing if it is absent; `example` is a value in TOML.
+    pub(super) fn require(&mut self, key: &'static str, example: &str) {
+        if self.value(key).is_some() || self.findings.swallowed(key) {
+            return;
+        }
+        let table = &self.path;
+        let written = self.findings.vocabulary.header(table);
+        let (label, place) = match (table.is_empty(), self.table.is_none()) {
+            (true, _) => ("the recipe ends here".to_owned(), "at the top, above the first table".to_owned()),
+            (false, true) => (format!("the recipe has no `{written}`"), format!("under `{written}`")),
+            (false, false) => (format!("this table has no `{key}`"), format!("under `{written}`")),
+        };
+        let message = format!("missing key `{}`", join(table, key));
+        let problem = Problem::new("recipe::missing_key", self.header.clone(), message)
+            .label(label)
+            .help(format!("write `{key} = {example}` {place}"));
+        self.findings.problems.push(problem);
     }
 
     /// Reads the table under `key`; an absent one as if it were empty.
@@ -221,7 +224,7 @@ impl<'t> TableReader<'t, '_> {
                 self.findings.problems.push(problem.label(found).help(help));
             }
             return match &value.kind {
-                // One pair of brackets too few: what stands in the table can be checked all the same.
+                // `[dataset]` for `[[dataset]]`: its keys can be checked.
                 Kind::Table(table) => {
                     let place = value.place.clone();
                     vec![self.findings.read_table(Some(table), path, display, place, read)]
@@ -257,37 +260,37 @@ impl<'t> TableReader<'t, '_> {
         results
     }
 
-    /// Whether the table is written at all.
+    /// Whether the document has the table.
     pub fn is_present(&self) -> bool {
         self.table.is_some()
     }
 
-    /// Whether anything at all is written in the table.
+    /// Whether the table has no key.
     pub fn is_empty(&self) -> bool {
         self.table.is_none_or(|table| table.entries().is_empty())
     }
 
-    /// The value of `key` and its place, without judging it.
+    /// The value of `key` as it is written, unchecked.
     pub fn value(&self, key: &str) -> Option<&'t Value> {
         self.table.and_then(|table| table.get(key)).map(|entry| &entry.value)
     }
 
-    /// Where `key` stands, if it does.
+    /// The place of `key`, if the table has it.
     pub fn place_of(&self, key: &str) -> Option<Place> {
         self.table.and_then(|table| table.get(key)).map(|entry| entry.key_place.clone())
     }
 
-    /// Where the table begins: its header, or the end of the document when it is absent.
+    /// The table's header, or the end of the document if the table is absent.
     pub fn header(&self) -> Place {
         self.header.clone()
     }
 
-    /// Adds a problem of the table's own.
+    /// Adds a problem.
     pub fn report(&mut self, problem: Problem) {
         self.findings.problems.push(problem);
     }
 
-    /// Adds a problem about keys that seem to be missing, unless a slip of syntax swallowed one of them.
+    /// Adds a problem about missing `keys`, unless one of them stands behind a syntax error.
     pub fn report_missing(&mut self, keys: &[&str], problem: Problem) {
         if !keys.iter().any(|key| self.findings.swallowed(key)) {
             self.findings.problems.push(problem);
@@ -300,7 +303,7 @@ impl<'t> TableReader<'t, '_> {
         self.table.and_then(|table| table.get(key))
     }
 
-    /// Lets a room say which keys a table has that is not there to be read; finds no problems.
+    /// Records which keys an absent table has; reports no problems.
     fn vocabulary_of<T>(&mut self, path: String, read: impl FnOnce(&mut TableReader<'_, '_>) -> T) -> T {
         let (problems, unknown) = (self.findings.problems.len(), self.findings.unknown.len());
         let end = self.findings.end.clone();
@@ -308,71 +311,5 @@ impl<'t> TableReader<'t, '_> {
         self.findings.problems.truncate(problems);
         self.findings.unknown.truncate(unknown);
         result
-    }
-}
-
-#[derive(Debug)]
-enum Read<T> {
-    Absent,
-    Unfit,
-    Value(T),
-}
-
-/// A key that was read, and what to make of it when it is absent.
-#[derive(Debug)]
-#[must_use = "say what an absent key means: `or`, `optional` or `required`"]
-pub struct Field<'a, T> {
-    read: Read<T>,
-    key: &'static str,
-    table: &'a str,
-    header: &'a Place,
-    is_absent: bool,
-    findings: &'a mut Findings,
-}
-
-impl<T> Field<'_, T> {
-    /// The value, or `default`.
-    pub fn or(self, default: T) -> T {
-        self.optional().unwrap_or(default)
-    }
-
-    /// The value, if there is one.
-    pub fn optional(self) -> Option<T> {
-        match self.read {
-            Read::Value(value) => Some(value),
-            Read::Absent | Read::Unfit => None,
-        }
-    }
-
-    /// The value; its absence is a problem, whose way out shows `example`.
-    pub fn required(self, example: impl Display) -> Option<T> {
-        match self.read {
-            Read::Value(value) => Some(value),
-            Read::Unfit => None,
-            Read::Absent => {
-                if !self.findings.swallowed(self.key) {
-                    let Self { key, table, .. } = self;
-                    let written = self.findings.vocabulary.header(table);
-                    let (label, place) = match (table.is_empty(), self.is_absent) {
-                        (true, _) => (
-                            "the recipe ends here".to_owned(),
-                            "at the top, above the first table".to_owned(),
-                        ),
-                        (false, true) => {
-                            (format!("the recipe has no `{written}`"), format!("under `{written}`"))
-                        }
-                        (false, false) => {
-                            (format!("this table has no `{key}`"), format!("under `{written}`"))
-                        }
-                    };
-                    let message = format!("missing key `{}`", join(table, key));
-                    let problem = Problem::new("recipe::missing_key", self.header.clone(), message)
-                        .label(label)
-                        .help(format!("write `{key} = {example}` {place}"));
-                    self.findings.problems.push(problem);
-                }
-                None
-            }
-        }
     }
 }

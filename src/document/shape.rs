@@ -1,6 +1,6 @@
-//! What a value may be: functions from a [`Value`] to a Rust type, put together from small ones.
+//! Functions from a [`Value`] to a Rust type, composed from small ones.
 //!
-//! A shape says everything that is wrong with a value, and nothing about where in the recipe it stands.
+//! Each reports everything that is wrong with a value; the reader adds the key that the value belongs to.
 
 use std::fmt::Display;
 use std::ops::{Bound, RangeBounds, RangeInclusive};
@@ -10,20 +10,18 @@ use super::Place;
 use super::unknown::closest;
 use super::value::{Kind, Value};
 
-/// Why a value does not fit; the key it belongs to is added by the reader.
+/// Why a value does not fit its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Misfit {
+pub struct ValueError {
     pub(super) place: Place,
     pub(super) code: &'static str,
     pub(super) message: String,
     pub(super) label: String,
     pub(super) help: Option<String>,
-    /// The key inside the value that it is about (`.text`), empty for the value itself.
-    pub(super) inside: String,
 }
 
-impl Misfit {
-    /// A value that does not fit. `message` reads on after the key's name (`train.epochs`: …).
+impl ValueError {
+    /// An error at `value`. `message` continues the sentence that the reader begins with the key (`train.epochs`: …).
     pub fn new(value: &Value, message: impl Into<String>, label: impl Into<String>) -> Self {
         Self {
             place: value.place.clone(),
@@ -31,7 +29,6 @@ impl Misfit {
             message: message.into(),
             label: label.into(),
             help: None,
-            inside: String::new(),
         }
     }
 
@@ -48,27 +45,27 @@ impl Misfit {
     }
 }
 
-/// The value, or everything wrong with it; nothing, when that has been told already.
-type Shaped<T> = Result<T, Vec<Misfit>>;
+/// The value, or everything that is wrong with it; the list is empty where a syntax error was reported already.
+pub type Shaped<T> = Result<T, Vec<ValueError>>;
 
-/// The wrong type altogether.
+/// The error of a value of another type.
 fn wrong_type<T>(value: &Value, expected: &str) -> Shaped<T> {
     match value.kind {
         Kind::Broken => Err(Vec::new()),
-        _ => Err(vec![type_misfit(value, expected)]),
+        _ => Err(vec![type_error(value, expected)]),
     }
 }
 
-fn type_misfit(value: &Value, expected: &str) -> Misfit {
+fn type_error(value: &Value, expected: &str) -> ValueError {
     let found = value.kind.noun();
-    Misfit::new(value, format!("expected {expected}, found {found}"), found).coded("recipe::wrong_type")
+    ValueError::new(value, format!("expected {expected}, found {found}"), found).coded("recipe::wrong_type")
 }
 
-/// `"…"` around what would have fitted without.
+/// The error of a value that is a text, and would fit without its quotes if `unquoted`.
 fn needless_quotes<T>(value: &Value, expected: &str, unquoted: bool) -> Shaped<T> {
     match &value.kind {
         Kind::String(text) if unquoted => {
-            Err(vec![type_misfit(value, expected).help(format!("remove the quotes: {text}"))])
+            Err(vec![type_error(value, expected).help(format!("remove the quotes: {text}"))])
         }
         _ => wrong_type(value, expected),
     }
@@ -89,12 +86,12 @@ pub fn truth(value: &Value) -> Shaped<bool> {
 pub fn text(value: &Value) -> Shaped<String> {
     match &value.kind {
         Kind::String(text) if text.trim().is_empty() => {
-            Err(vec![Misfit::new(value, "must not be empty", "empty")])
+            Err(vec![ValueError::new(value, "must not be empty", "empty")])
         }
         Kind::String(text) => Ok(text.clone()),
         Kind::Integer(_) | Kind::Float(_) | Kind::Boolean(_) | Kind::Date => {
             let quoted = format!("put it in quotes: \"{}\"", value.place.text());
-            Err(vec![type_misfit(value, "a string").help(quoted)])
+            Err(vec![type_error(value, "a string").help(quoted)])
         }
         _ => wrong_type(value, "a string"),
     }
@@ -104,7 +101,7 @@ pub fn text(value: &Value) -> Shaped<String> {
 pub fn path(value: &Value) -> Shaped<PathBuf> {
     let text = text(value)?;
     if text.contains('\0') {
-        return Err(vec![Misfit::new(value, "a path holds no NUL character", "not a path")]);
+        return Err(vec![ValueError::new(value, "a path holds no NUL character", "not a path")]);
     }
     Ok(PathBuf::from(text))
 }
@@ -120,10 +117,27 @@ where
             _ => Err(vec![out_of_range(value, number, &range)]),
         },
         Kind::Float(float) if float.fract() == 0.0 && float.abs() < 1e15 => {
-            Err(vec![type_misfit(value, "an integer").help(format!("write it as one: {float:.0}"))])
+            Err(vec![type_error(value, "an integer").help(format!("write it as one: {float:.0}"))])
         }
         Kind::String(text) => needless_quotes(value, "an integer", text.trim().parse::<i128>().is_ok()),
         _ => wrong_type(value, "an integer"),
+    }
+}
+
+/// A power of two in `range`.
+pub(super) fn power_of_two(range: RangeInclusive<usize>) -> impl Fn(&Value) -> Shaped<usize> {
+    move |value| {
+        let number = integer(range.clone())(value)?;
+        if number.is_power_of_two() {
+            return Ok(number);
+        }
+        let powers = std::iter::successors(Some(1_usize), |power| power.checked_mul(2));
+        let choices: Vec<_> =
+            powers.filter(|power| range.contains(power)).map(|power| power.to_string()).collect();
+        Err(vec![
+            ValueError::new(value, format!("{number} is not a power of two"), "not a power of two")
+                .help(format!("one of {}", choices.join(", "))),
+        ])
     }
 }
 
@@ -145,7 +159,7 @@ pub fn number(range: impl RangeBounds<f64>) -> impl Fn(&Value) -> Shaped<f64> {
     }
 }
 
-fn out_of_range<T: Display>(value: &Value, found: &impl Display, range: &impl RangeBounds<T>) -> Misfit {
+fn out_of_range<T: Display>(value: &Value, found: &impl Display, range: &impl RangeBounds<T>) -> ValueError {
     let from = match range.start_bound() {
         Bound::Included(bound) => Some(format!("at least {bound}")),
         Bound::Excluded(bound) => Some(format!("above {bound}")),
@@ -161,7 +175,7 @@ fn out_of_range<T: Display>(value: &Value, found: &impl Display, range: &impl Ra
         (Some(one), None) | (None, Some(one)) => one,
         (None, None) => "finite".into(),
     };
-    Misfit::new(value, format!("{found} is out of range"), "out of range")
+    ValueError::new(value, format!("{found} is out of range"), "out of range")
         .coded("recipe::out_of_range")
         .help(format!("allowed: {allowed}"))
 }
@@ -171,7 +185,7 @@ pub trait Word: Copy + PartialEq + 'static {
     /// Each word and what it means.
     const WORDS: &'static [(&'static str, Self)];
 
-    /// Words of other tools, and ours for the same.
+    /// Words of other tools, each with ours for the same choice.
     const ALIASES: &'static [(&'static str, &'static str)] = &[];
 
     /// The word for a choice.
@@ -187,7 +201,7 @@ pub fn word<T: Word>(value: &Value) -> Shaped<T> {
     let Kind::String(found) = &value.kind else {
         return match value.kind {
             Kind::Broken => Err(Vec::new()),
-            _ => Err(vec![type_misfit(value, "a word").help(format!("one of {expected}"))]),
+            _ => Err(vec![type_error(value, "a word").help(format!("one of {expected}"))]),
         };
     };
     if let Some((_, choice)) = T::WORDS.iter().find(|(word, _)| word == found) {
@@ -197,15 +211,15 @@ pub fn word<T: Word>(value: &Value) -> Shaped<T> {
     let known = words.clone().find(|word| *word == lower);
     let alias = T::ALIASES.iter().find(|(alias, _)| alias.replace('_', "-") == lower).map(|(_, ours)| *ours);
     let help = match (known.or(alias), closest(found, words)) {
-        (Some(ours), _) => format!("here it is \"{ours}\"; the choices are {expected}"),
+        (Some(ours), _) => format!("tune calls it \"{ours}\"; the choices are {expected}"),
         (None, Some(close)) => format!("did you mean \"{close}\"? The choices are {expected}"),
         (None, None) => format!("the choices are {expected}"),
     };
-    let misfit = Misfit::new(value, format!("\"{found}\" is not one of its words"), "unknown word");
-    Err(vec![misfit.coded("recipe::unknown_word").help(help)])
+    let error = ValueError::new(value, format!("unknown value \"{found}\""), "unknown value");
+    Err(vec![error.coded("recipe::unknown_word").help(help)])
 }
 
-/// A list of one shape; every element that does not fit is told.
+/// A list of one shape; every element that does not fit is reported.
 pub fn list<T>(element: impl Fn(&Value) -> Shaped<T>) -> impl Fn(&Value) -> Shaped<Vec<T>> {
     move |value| {
         let Kind::Array(items) = &value.kind else { return wrong_type(value, "a list") };
@@ -222,11 +236,11 @@ pub fn pairs<T>(element: impl Fn(&Value) -> Shaped<T>) -> impl Fn(&Value) -> Sha
         collect(table.entries().iter().map(|entry| {
             match element(&entry.value) {
                 Ok(shaped) => Ok((entry.key.clone(), shaped)),
-                Err(misfits) => Err(misfits
+                Err(errors) => Err(errors
                     .into_iter()
-                    .map(|misfit| Misfit {
-                        message: format!("`{}`: {}", entry.key, misfit.message),
-                        ..misfit
+                    .map(|error| ValueError {
+                        message: format!("`{}`: {}", entry.key, error.message),
+                        ..error
                     })
                     .collect()),
             }
@@ -234,7 +248,7 @@ pub fn pairs<T>(element: impl Fn(&Value) -> Shaped<T>) -> impl Fn(&Value) -> Sha
     }
 }
 
-/// One of several shapes, told apart by the kind of value; `expected` names them all.
+/// One of several shapes, chosen by the kind of the value; `expected` names all of them.
 pub fn one_of<T>(
     expected: &'static str,
     choose: impl Fn(&Value) -> Option<Shaped<T>>,
@@ -242,17 +256,17 @@ pub fn one_of<T>(
     move |value| choose(value).unwrap_or_else(|| wrong_type(value, expected))
 }
 
-/// All that fit, or all that do not.
+/// All values, or all errors.
 fn collect<T>(shaped: impl Iterator<Item = Shaped<T>>) -> Shaped<Vec<T>> {
-    let (mut fitting, mut misfits, mut failed) = (Vec::new(), Vec::new(), false);
+    let (mut fitting, mut errors, mut failed) = (Vec::new(), Vec::new(), false);
     for item in shaped {
         match item {
             Ok(item) => fitting.push(item),
             Err(more) => {
                 failed = true;
-                misfits.extend(more);
+                errors.extend(more);
             }
         }
     }
-    if failed { Err(misfits) } else { Ok(fitting) }
+    if failed { Err(errors) } else { Ok(fitting) }
 }

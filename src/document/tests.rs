@@ -88,18 +88,85 @@ fn suggestions_are_near_and_never_the_whole_word() {
     assert_eq!(near("temperature"), None);
 }
 
+/// A table of an imagined release after the first.
+#[derive(Default)]
+struct Toy {
+    size: f64,
+    name: Option<String>,
+    colour: bool,
+    newer: u64,
+}
+
+type K = Key<Toy>;
+
+const TOY: KeyTable<Toy> = KeyTable {
+    path: "toy",
+    meaning: "A toy.",
+    keys: &[
+        K::number("size", Limits::from(0.0).below(9.0), |toy| &mut toy.size).means("Its size."),
+        K::text("name", |toy| &mut toy.name).required("\"duck\"").means("Its name."),
+        K::flag("colour", |toy| &mut toy.colour).bookkeeping().means("Whether it has one."),
+        K::integer("newer", 0..=7, |toy| &mut toy.newer).added().means("Came later."),
+    ],
+    ..KeyTable::NEW
+};
+
+fn toy(text: &str) -> (Toy, Vec<String>) {
+    let source = Source::new(0, "text", text.to_owned());
+    let (root, syntax) = parse(&source);
+    let mut findings = Findings::new(Place::end_of(&source), syntax);
+    let toy = findings.read(&root, |top| top.table("toy", |table| TOY.read(table)));
+    (toy, findings.into_problems(|_| None).iter().map(ToString::to_string).collect())
+}
+
+fn write(table: &KeyTable<Toy>, mut writer: Writer, toy: &mut Toy) -> String {
+    table.write(toy, &mut writer);
+    writer.finish()
+}
+
 #[test]
-fn tables_that_hold_only_bookkeeping_are_left_out_of_the_essentials() {
-    let write = |mut writer: Writer| {
-        writer.bookkeeping("a", 1_u64);
-        writer.key("b", true);
-        writer.bookkeeping_table("c");
-        writer.key("d", 2.0);
-        writer.table("e");
-        writer.optional("f", None::<bool>);
-        writer.key("g", "x");
-        writer.finish()
+fn a_declared_table_is_read_with_its_defaults_and_every_problem() {
+    let (read, problems) = toy("[toy]\nsize = 2\nname = \"duck\"\n");
+    assert_eq!((read.size, read.name.as_deref(), read.newer, problems.len()), (2.0, Some("duck"), 0, 0));
+    let (read, problems) = toy("[toy]\nsize = 9\nnewer = -1\nnew = 1\n");
+    assert_eq!((read.size, read.name, read.newer), (0.0, None, 0));
+    assert_eq!(
+        problems,
+        [
+            "`toy.size`: 9 is out of range",
+            "missing key `toy.name`",
+            "`toy.newer`: -1 is out of range",
+            "unknown key `new` in `[toy]`",
+        ]
+    );
+}
+
+#[test]
+fn the_canonical_text_has_what_shapes_weights_and_a_later_key_only_off_its_default() {
+    let (mut read, _) = toy("[toy]\nname = \"duck\"\ncolour = true\n");
+    let whole = "[toy]\nsize = 0.0\nname = \"duck\"\ncolour = true\nnewer = 0\n";
+    assert_eq!(write(&TOY, Writer::everything(), &mut read), whole);
+    assert_eq!(write(&TOY, Writer::canonical(), &mut read), "[toy]\nsize = 0.0\nname = \"duck\"\n");
+    read.newer = 3;
+    let changed = "[toy]\nsize = 0.0\nname = \"duck\"\nnewer = 3\n";
+    assert_eq!(write(&TOY, Writer::canonical(), &mut read), changed);
+}
+
+#[test]
+fn a_later_table_at_its_defaults_is_not_in_the_canonical_text() {
+    const LATER: KeyTable<Toy> = KeyTable { added: true, ..TOY };
+    assert_eq!(write(&LATER, Writer::canonical(), &mut Toy::default()), "");
+    let mut sized = Toy { size: 1.0, ..Toy::default() };
+    assert_eq!(write(&LATER, Writer::canonical(), &mut sized), "[toy]\nsize = 1.0\n");
+}
+
+#[test]
+fn a_table_of_bookkeeping_is_not_in_the_canonical_text() {
+    const IDLE: KeyTable<Toy> = KeyTable {
+        path: "idle",
+        keys: &[Key::flag("colour", |toy: &mut Toy| &mut toy.colour).bookkeeping()],
+        ..KeyTable::NEW
     };
-    assert_eq!(write(Writer::everything()), "a = 1\nb = true\n\n[c]\nd = 2.0\n\n[e]\ng = \"x\"\n");
-    assert_eq!(write(Writer::essentials()), "b = true\n\n[e]\ng = \"x\"\n");
+    assert_eq!(write(&IDLE, Writer::canonical(), &mut Toy::default()), "");
+    assert_eq!(write(&IDLE, Writer::everything(), &mut Toy::default()), "[idle]\ncolour = false\n");
 }

@@ -1,30 +1,21 @@
-//! A key nobody asked for: what its writer most likely meant.
+//! Unknown keys: which key was most likely meant.
 
 use std::collections::BTreeMap;
 
 use super::{Place, Problem};
 
-/// Names other tools use, and what becomes of them here.
-#[derive(Clone, Copy, Debug)]
-pub struct Alias {
-    /// The names, in lower case with underscores.
-    pub names: &'static [&'static str],
-    /// Ours for the same.
-    pub meaning: Meaning,
-}
-
-/// What a foreign name means here.
-#[derive(Clone, Copy, Debug)]
+/// What another tool's name means here.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Meaning {
     /// A key, by its full path (`adapter.lora.rank`).
-    Key(&'static str),
+    Key(String),
     /// A table, by its full path (`quantization.nf4`).
     Table(&'static str),
-    /// Nothing: why, and what to do.
+    /// Neither: why, and what to do.
     Note(&'static str),
 }
 
-/// A key that no reader asked for.
+/// A key that no reader read.
 #[derive(Clone, Debug)]
 pub(super) struct Unknown {
     /// The path of its table, without indices; empty at the top level.
@@ -34,7 +25,7 @@ pub(super) struct Unknown {
     pub(super) place: Place,
 }
 
-/// The tables of a document and the keys each was asked for.
+/// The tables of a document and the keys that each of them has.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Vocabulary {
     tables: BTreeMap<String, Known>,
@@ -69,7 +60,7 @@ impl Vocabulary {
         self.tables.iter().find(holds).map(|(path, _)| path.as_str())
     }
 
-    /// A table as it is written.
+    /// The header of a table, as it is written.
     pub(super) fn header(&self, table: &str) -> String {
         match self.tables.get(table) {
             _ if table.is_empty() => "the top level".into(),
@@ -84,8 +75,8 @@ impl Vocabulary {
         if self.tables.contains_key(&path) { format!("`{}`", self.header(&path)) } else { format!("`{key}`") }
     }
 
-    /// What to say about a key that nobody asked for.
-    pub(super) fn explain(&self, unknown: &Unknown, aliases: &[Alias]) -> Problem {
+    /// The problem of an unknown key.
+    pub(super) fn explain(&self, unknown: &Unknown, foreign: &dyn Fn(&str) -> Option<Meaning>) -> Problem {
         let Unknown { table, key, is_table, place } = unknown;
         let known = self.tables.get(table).map(|known| known.keys.as_slice()).unwrap_or_default();
         let what = match is_table {
@@ -95,14 +86,13 @@ impl Vocabulary {
         let what =
             if *is_table || table.is_empty() { what } else { format!("{what} in `{}`", self.header(table)) };
         let normal = key.to_lowercase().replace('-', "_");
-        let alias = aliases.iter().find(|alias| alias.names.contains(&normal.as_str()));
         let help = if let Some(home) = self.elsewhere(table, key) {
             match self.tables.contains_key(&join(home, key)) {
-                true => format!("here it is {}", self.written(home, key)),
+                true => format!("write {}", self.written(home, key)),
                 false => format!("`{key}` belongs {}", self.place_name(home)),
             }
-        } else if let Some(alias) = alias {
-            self.translate(table, alias.meaning)
+        } else if let Some(meaning) = foreign(&normal) {
+            self.translate(table, meaning)
         } else if let Some(close) = closest(key, known.iter().copied()) {
             format!("did you mean {}?", self.written(table, close))
         } else if let Some((home, close)) = self.closest_elsewhere(table, key) {
@@ -110,8 +100,8 @@ impl Vocabulary {
         } else {
             let list = known.iter().map(|key| self.written(table, key)).collect::<Vec<_>>().join(", ");
             match table.is_empty() {
-                true => format!("the top level knows {list}"),
-                false => format!("`{}` knows {list}", self.header(table)),
+                true => format!("the keys at the top level are {list}"),
+                false => format!("the keys of `{}` are {list}", self.header(table)),
             }
         };
         let code = if *is_table { "recipe::unknown_table" } else { "recipe::unknown_key" };
@@ -129,11 +119,11 @@ impl Vocabulary {
     fn translate(&self, table: &str, meaning: Meaning) -> String {
         match meaning {
             Meaning::Note(note) => note.into(),
-            Meaning::Table(path) => format!("here it is `{}`", self.header(path)),
-            Meaning::Key(path) => match path.rsplit_once('.').unwrap_or(("", path)) {
-                (home, key) if home == table => format!("here it is `{key}`"),
-                ("", key) => format!("here it is `{key}`, at the top level"),
-                (home, key) => format!("here it is `{key}` in `{}`", self.header(home)),
+            Meaning::Table(path) => format!("tune calls it `{}`", self.header(path)),
+            Meaning::Key(path) => match path.rsplit_once('.').unwrap_or(("", &path)) {
+                (home, key) if home == table => format!("tune calls it `{key}`"),
+                ("", key) => format!("tune calls it `{key}`, at the top level"),
+                (home, key) => format!("tune calls it `{key}` in `{}`", self.header(home)),
             },
         }
     }
@@ -151,7 +141,7 @@ pub(super) fn join(table: &str, key: &str) -> String {
     if table.is_empty() { key.to_owned() } else { format!("{table}.{key}") }
 }
 
-/// The word nearest to `typed`, when it is near enough to be a slip of the fingers.
+/// The word nearest to `typed`, if it is near enough for a typing error.
 pub(super) fn closest<'w>(typed: &str, words: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let typed = typed.to_lowercase().replace('-', "_");
     words

@@ -1,79 +1,45 @@
 //! Writing values back as TOML, in one canonical spelling, so that the text can be parsed again and hashed.
 //!
 //! Numbers are written as the shortest text that reads back to the same value; strings always in `"…"`.
-//! The spelling is this module's own and must not change: recipe hashes are made from it.
+//! The spelling must not change: recipe hashes are made from it.
 
 use std::fmt::Write;
 
-/// Builds a document table by table.
-///
-/// A key is written with [`key`](Self::key) when it can change the result of a run and with
-/// [`bookkeeping`](Self::bookkeeping) when it cannot; a writer made for hashing leaves the second kind out.
+/// A document under way, table by table: whole, or its canonical text, which has only what can change the weights.
 #[derive(Debug)]
 pub struct Writer {
     text: String,
-    with_bookkeeping: bool,
-    in_bookkeeping_table: bool,
+    is_canonical: bool,
 }
 
 impl Writer {
-    /// Writes everything.
+    /// A writer of everything.
     pub fn everything() -> Self {
-        Self { text: String::new(), with_bookkeeping: true, in_bookkeeping_table: false }
+        Self { text: String::new(), is_canonical: false }
     }
 
-    /// Writes only what can change the result of a run.
-    pub fn essentials() -> Self {
-        Self { text: String::new(), with_bookkeeping: false, in_bookkeeping_table: false }
+    /// A writer of the canonical text.
+    pub fn canonical() -> Self {
+        Self { text: String::new(), is_canonical: true }
     }
 
-    /// Begins `[path]`.
-    pub fn table(&mut self, path: &str) {
-        self.header(&format!("[{path}]"), false);
+    /// Whether the text is the canonical one.
+    pub(super) fn is_canonical(&self) -> bool {
+        self.is_canonical
     }
 
-    /// Begins one `[[path]]`.
-    pub fn repeated_table(&mut self, path: &str) {
-        self.header(&format!("[[{path}]]"), false);
-    }
-
-    /// Begins `[path]`, nothing in which can change the result of a run.
-    pub fn bookkeeping_table(&mut self, path: &str) {
-        self.header(&format!("[{path}]"), true);
-    }
-
-    /// Writes `key = value`.
-    pub fn key(&mut self, key: &str, value: impl Written) {
-        if self.with_bookkeeping || !self.in_bookkeeping_table {
-            let _infallible = writeln!(self.text, "{key} = {}", value.written());
+    /// Adds a table: its header, if it has one, and its lines.
+    pub(super) fn table(&mut self, header: &str, lines: &str) {
+        if !header.is_empty() {
+            let gap = if self.text.is_empty() { "" } else { "\n" };
+            let _infallible = writeln!(self.text, "{gap}{header}");
         }
-    }
-
-    /// Writes `key = value` when there is a value.
-    pub fn optional(&mut self, key: &str, value: Option<impl Written>) {
-        if let Some(value) = value {
-            self.key(key, value);
-        }
-    }
-
-    /// Writes `key = value`, which cannot change the result of a run.
-    pub fn bookkeeping(&mut self, key: &str, value: impl Written) {
-        if self.with_bookkeeping {
-            self.key(key, value);
-        }
+        self.text += lines;
     }
 
     /// The text.
     pub fn finish(self) -> String {
         self.text
-    }
-
-    fn header(&mut self, header: &str, is_bookkeeping: bool) {
-        self.in_bookkeeping_table = is_bookkeeping;
-        if self.with_bookkeeping || !is_bookkeeping {
-            let gap = if self.text.is_empty() { "" } else { "\n" };
-            let _infallible = writeln!(self.text, "{gap}{header}");
-        }
     }
 }
 

@@ -1,20 +1,20 @@
-//! The `[sample]` table of a recipe, as a typed value.
+//! The `[sample]` table of a recipe: its keys, and their values as a [`Spec`].
 
-use crate::document::{TableReader, Writer, integer, list, number, text};
+use crate::document::{Key, KeyTable, Limits, TableReader, Writer, text};
 
-/// Prompts answered before and after training, to see what it changed.
+/// Prompts that the model answers before and after training, to show what training changed.
 ///
-/// A prompt is put to the model as the first training dataset's format puts its own: as a user turn, an
-/// Alpaca instruction, or the plain beginning of a text.
+/// A prompt takes the format of the first training dataset: a user turn, an Alpaca instruction, or the beginning of a
+/// plain text.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
-    /// The prompts, in the order they are answered.
+    /// The prompts, in the order in which they are answered.
     pub prompts: Vec<String>,
     /// Longest answer, in tokens.
     pub max_new_tokens: usize,
-    /// Divides the logits before sampling; 0: always the likeliest token.
+    /// Divides the logits before sampling; 0: always the most likely token.
     pub temperature: f64,
-    /// Seeds the sampling.
+    /// Seed of the sampling.
     pub seed: u64,
 }
 
@@ -24,24 +24,39 @@ impl Default for Spec {
     }
 }
 
+type K = Key<Spec>;
+
+/// Sampling changes no weight.
+pub(crate) static TABLE: KeyTable<Spec> = KeyTable {
+    path: "sample",
+    meaning: "Prompts that the model answers before and after training.",
+    keys: &[
+        K::list("prompts", text, |sample| &mut sample.prompts)
+            .bookkeeping()
+            .means("The prompts, as a user would write them.")
+            .also(&["sample_prompts", "eval_prompts"]),
+        K::count("max_new_tokens", 1..=1_048_576, |sample| &mut sample.max_new_tokens)
+            .bookkeeping()
+            .means("Longest answer, in tokens.")
+            .also(&["max_tokens", "max_completion_length", "num_predict"]),
+        K::number("temperature", Limits::from(0.0).to(100.0), |sample| &mut sample.temperature)
+            .bookkeeping()
+            .means("Randomness of the answers; 0 always takes the most likely token."),
+        K::integer("seed", 0..=i64::MAX as u64, |sample| &mut sample.seed)
+            .bookkeeping()
+            .means("Seed of the sampling."),
+    ],
+    ..KeyTable::NEW
+};
+
 impl Spec {
-    /// Reads the `[sample]` table; left out, nothing is asked.
+    /// Reads the `[sample]` table; absent, there are no prompts.
     pub fn read(table: &mut TableReader<'_, '_>) -> Self {
-        let default = Self::default();
-        Self {
-            prompts: table.key("prompts", list(text)).or(default.prompts),
-            max_new_tokens: table.key("max_new_tokens", integer(1..=1_048_576)).or(default.max_new_tokens),
-            temperature: table.key("temperature", number(0.0..=100.0)).or(default.temperature),
-            seed: table.key("seed", integer(0..=i64::MAX as u64)).or(default.seed),
-        }
+        TABLE.read(table)
     }
 
-    /// Writes the table with every value. Asking changes no weight, so all of it is bookkeeping.
+    /// Writes the table.
     pub fn write(&self, writer: &mut Writer) {
-        writer.bookkeeping_table("sample");
-        writer.key("prompts", &self.prompts);
-        writer.key("max_new_tokens", self.max_new_tokens);
-        writer.key("temperature", self.temperature);
-        writer.key("seed", self.seed);
+        TABLE.write(&mut self.clone(), writer);
     }
 }

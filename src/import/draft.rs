@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeBounds;
 
 use toml::Value as Toml;
 
 use super::source::{Node, Value};
 use super::tool::Tool;
-use crate::document::Meaning;
-use crate::recipe::{VERSION, foreign};
+use crate::document::{KeyDescription, KeyKind, Meaning, TableDescription};
+use crate::recipe::{self, VERSION, foreign};
 
 /// What a note is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -72,69 +73,24 @@ pub(super) struct Dataset {
 /// A recipe under way.
 #[derive(Debug, Default)]
 pub(super) struct Draft {
-    keys: BTreeMap<&'static str, Toml>,
+    keys: BTreeMap<String, Toml>,
     tables: Vec<&'static str>,
     pub(super) datasets: Vec<Dataset>,
     pub(super) notes: Vec<Note>,
 }
 
-/// What a value of one of our keys is. Any other key takes no foreign value as it stands.
-#[derive(Clone, Copy)]
-enum Shape {
-    Text,
-    Truth,
-    Integer,
-    Number,
-    /// Modules that can be trained as a whole.
-    Modules,
+/// Our keys that other tools have too, in the order of a recipe. Datasets are written apart; limits and samples are ours
+/// alone.
+fn keys() -> impl Iterator<Item = KeyDescription> {
+    let ours = |table: &TableDescription| !matches!(table.path, "dataset" | "gate" | "sample");
+    recipe::tables().into_iter().filter(ours).flat_map(|table| table.keys)
 }
-
-/// Our keys, in the order of a recipe. Those without a shape take only values that were turned into ours.
-const KEYS: [(&str, Option<Shape>); 37] = [
-    ("output_dir", Some(Shape::Text)),
-    ("seed", Some(Shape::Integer)),
-    ("model.base", Some(Shape::Text)),
-    ("model.revision", Some(Shape::Text)),
-    ("model.compute_dtype", None),
-    ("quantization.nf4.block_size", Some(Shape::Integer)),
-    ("quantization.nf4.double_quant", Some(Shape::Truth)),
-    ("adapter.lora.rank", Some(Shape::Integer)),
-    ("adapter.lora.alpha", Some(Shape::Number)),
-    ("adapter.lora.dropout", Some(Shape::Number)),
-    ("adapter.lora.target_modules", None),
-    ("adapter.lora.use_rslora", Some(Shape::Truth)),
-    ("adapter.lora.use_dora", Some(Shape::Truth)),
-    ("adapter.lora.learning_rate_ratio", Some(Shape::Number)),
-    ("adapter.lora.modules_to_save", Some(Shape::Modules)),
-    ("adapter.lora.init_from", Some(Shape::Text)),
-    ("data.max_seq_len", Some(Shape::Integer)),
-    ("data.packing", Some(Shape::Truth)),
-    ("data.on_overflow", None),
-    ("data.train_on", None),
-    ("data.val_split", None),
-    ("data.shuffle", Some(Shape::Truth)),
-    ("data.chat_template", None),
-    ("train.epochs", Some(Shape::Number)),
-    ("train.max_steps", Some(Shape::Integer)),
-    ("train.micro_batch_size", Some(Shape::Integer)),
-    ("train.gradient_accumulation_steps", Some(Shape::Integer)),
-    ("train.learning_rate", Some(Shape::Number)),
-    ("train.lr_scheduler", None),
-    ("train.warmup_ratio", Some(Shape::Number)),
-    ("train.warmup_steps", Some(Shape::Integer)),
-    ("train.weight_decay", Some(Shape::Number)),
-    ("train.max_grad_norm", Some(Shape::Number)),
-    ("train.logging_steps", Some(Shape::Integer)),
-    ("train.eval_steps", Some(Shape::Integer)),
-    ("train.save_steps", Some(Shape::Integer)),
-    ("train.save_total_limit", Some(Shape::Integer)),
-];
 
 impl Draft {
     /// Gives one of our keys its value, unless it has one.
-    pub(super) fn set(&mut self, key: &'static str, value: impl Into<Toml>) {
-        debug_assert!(KEYS.iter().any(|(known, _)| *known == key), "{key}");
-        self.keys.entry(key).or_insert_with(|| value.into());
+    pub(super) fn set(&mut self, key: &str, value: impl Into<Toml>) {
+        debug_assert!(keys().any(|known| known.path == key), "{key}");
+        self.keys.entry(key.to_owned()).or_insert_with(|| value.into());
     }
 
     /// What one of our keys has.
@@ -176,38 +132,25 @@ impl Draft {
             return;
         }
         let name = key.rsplit('.').next().unwrap_or(key).to_lowercase();
-        let own = |(ours, _): &&(&'static str, Option<Shape>)| ours.rsplit('.').next() == Some(name.as_str());
-        let ours = match KEYS.iter().find(own) {
-            Some((ours, _)) => Some(*ours),
+        let path = match keys().find(|key| key.name == name) {
+            Some(key) => Some(key.path),
             None => match foreign::meaning(&name) {
-                Some(Meaning::Key(ours)) => Some(ours),
+                Some(Meaning::Key(path)) => Some(path),
                 Some(Meaning::Note(reason)) => return self.left(key, node, reason),
                 Some(Meaning::Table(_)) | None => None,
             },
         };
-        let Some((ours, shape)) = ours.and_then(|ours| KEYS.iter().find(|(known, _)| *known == ours)) else {
-            let reason = match ours {
-                Some(ours) => format!("set `{ours}` by hand"),
-                None => "tune has no such setting".to_owned(),
-            };
-            return self.left(key, node, &reason);
+        let Some(path) = path else { return self.left(key, node, "tune has no such setting") };
+        let Some(ours) = keys().find(|key| key.path == path) else {
+            return self.left(key, node, &format!("set `{path}` by hand"));
         };
-        let value: Option<Toml> = match shape {
-            Some(Shape::Text) => node.text().map(Into::into),
-            Some(Shape::Truth) => node.truth().map(Into::into),
-            Some(Shape::Integer) => node.integer().filter(|number| *number >= 0).map(Into::into),
-            Some(Shape::Number) => node.number().map(Into::into),
-            Some(Shape::Modules) => node
-                .texts()
-                .filter(|names| names.iter().all(|name| matches!(name.as_str(), "lm_head" | "embed_tokens")))
-                .map(|names| names.into_iter().map(Toml::from).collect::<Vec<_>>().into()),
-            None => None,
-        };
+        let value = value_of(&ours, node);
+        let ours = ours.path;
         match value {
-            Some(value) if self.get(ours).is_some_and(|set| *set != value) => {
+            Some(value) if self.get(&ours).is_some_and(|set| *set != value) => {
                 self.left(key, node, &format!("another key has set `{ours}` already"));
             }
-            Some(value) => self.set(ours, value),
+            Some(value) => self.set(&ours, value),
             None => self.left(key, node, &format!("`{ours}` does not take that; set it by hand")),
         }
     }
@@ -225,17 +168,18 @@ impl Draft {
             text += &format!("#   {}\n", one_line(&note.to_string()));
         }
         text += &format!("\nversion = {VERSION}\n");
-        let mut table = "";
-        for (key, _) in KEYS {
-            let (of, name) = key.rsplit_once('.').unwrap_or(("", key));
+        let mut table = String::new();
+        for key in keys().filter(|key| key.path != "version") {
+            let KeyDescription { path, name, .. } = key;
+            let of = path.rsplit_once('.').map_or("", |(of, _)| of);
             // Datasets stand between `[data]` and `[train]`, as in every recipe.
             if of == "train" && table != "train" {
                 self.write_datasets(&mut text);
             }
             let is_first = of != table;
-            let value = self.keys.get(key);
+            let value = self.keys.get(&path);
             if is_first && (value.is_some() || of == "train" || self.tables.contains(&of)) {
-                table = of;
+                table = of.to_owned();
                 text += &format!("\n[{of}]\n");
             }
             if let Some(value) = value {
@@ -265,6 +209,27 @@ impl Draft {
                 *text += &format!("fields = {{ {} }}\n", fields.join(", "));
             }
         }
+    }
+}
+
+/// A value of another tool as one of our keys takes it as it stands; `None` if it does not, or if the key takes values
+/// with a spelling of our own.
+fn value_of(key: &KeyDescription, node: &Node) -> Option<Toml> {
+    match &key.kind {
+        KeyKind::Text | KeyKind::Path => node.text().map(Into::into),
+        KeyKind::Flag => node.truth().map(Into::into),
+        KeyKind::Integer(from, to) | KeyKind::PowerOfTwo(from, to) => {
+            let fits =
+                |number: &i64| u64::try_from(*number).is_ok_and(|number| (*from..=*to).contains(&number));
+            node.integer().filter(fits).map(Into::into)
+        }
+        KeyKind::Number(limits) => node.number().filter(|number| limits.contains(number)).map(Into::into),
+        // Modules that can be trained in full.
+        KeyKind::List => node
+            .texts()
+            .filter(|names| names.iter().all(|name| matches!(name.as_str(), "lm_head" | "embed_tokens")))
+            .map(|names| names.into_iter().map(Toml::from).collect::<Vec<_>>().into()),
+        KeyKind::Parsed(..) => None,
     }
 }
 

@@ -1,6 +1,6 @@
-//! The `[model]` table of a recipe, as a typed value.
+//! The `[model]` table of a recipe: its keys, and their values as a [`Spec`].
 
-use crate::document::{TableReader, Word, Writer, text, word};
+use crate::document::{Key, KeyTable, TableReader, Word, Writer};
 
 /// The base model of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -9,14 +9,15 @@ pub struct Spec {
     pub base: String,
     /// Branch, tag or commit of a hub id.
     pub revision: Option<String>,
-    /// What the matmuls run in.
+    /// What matrix products are computed in.
     pub compute_dtype: ComputeDtype,
 }
 
-/// What the matmuls run in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What matrix products are computed in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ComputeDtype {
     /// The checkpoint's dtype where the device multiplies it natively, else f32.
+    #[default]
     Auto,
     /// bfloat16 with f32 accumulation.
     Bf16,
@@ -43,20 +44,66 @@ impl Word for ComputeDtype {
     ];
 }
 
+/// The table while it is read: without a base there is no [`Spec`].
+#[derive(Default)]
+pub(crate) struct Draft {
+    base: Option<String>,
+    revision: Option<String>,
+    compute_dtype: ComputeDtype,
+}
+
+type K = Key<Draft>;
+
+pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
+    path: "model",
+    meaning: "The base model.",
+    keys: &[
+        K::text("base", |model| &mut model.base)
+            .required("\"Qwen/Qwen3-0.6B\"")
+            .means("A model folder, or a hub id that is looked up in the local Hugging Face cache.")
+            .also(&[
+                "base_model",
+                "model_name_or_path",
+                "model_name",
+                "model_id",
+                "model_path",
+                "pretrained_model",
+                "name_or_path",
+                "base_model_name_or_path",
+                "checkpoint_dir",
+            ]),
+        K::text("revision", |model| &mut model.revision)
+            .optional("\"main\" for a hub id")
+            .means("Branch, tag or commit of a hub id.")
+            .also(&["model_revision", "revision_of_model", "base_model_revision"]),
+        K::parsed("compute_dtype", |model| &mut model.compute_dtype)
+            .means("What matrix products are computed in; auto: the checkpoint's dtype where the device has it, else f32.")
+            .also(&[
+                "dtype",
+                "torch_dtype",
+                "compute_type",
+                "precision",
+                "mixed_precision",
+                "bf16",
+                "fp16",
+                "tf32",
+                "pure_bf16",
+                "bnb_4bit_compute_dtype",
+            ]),
+    ],
+    ..KeyTable::NEW
+};
+
 impl Spec {
-    /// Reads the `[model]` table; nothing, when it names no base.
+    /// Reads the `[model]` table; `None` if it names no base.
     pub fn read(table: &mut TableReader<'_, '_>) -> Option<Self> {
-        let base = table.key("base", text).required("\"Qwen/Qwen3-0.6B\"");
-        let revision = table.key("revision", text).optional();
-        let compute_dtype = table.key("compute_dtype", word).or(ComputeDtype::Auto);
+        let Draft { base, revision, compute_dtype } = TABLE.read(table);
         Some(Self { base: base?, revision, compute_dtype })
     }
 
-    /// Writes the table with every value.
+    /// Writes the table.
     pub fn write(&self, writer: &mut Writer) {
-        writer.table("model");
-        writer.key("base", &self.base);
-        writer.optional("revision", self.revision.as_ref());
-        writer.key("compute_dtype", self.compute_dtype.word());
+        let Self { base, revision, compute_dtype } = self.clone();
+        TABLE.write(&mut Draft { base: Some(base), revision, compute_dtype }, writer);
     }
 }

@@ -1,8 +1,12 @@
-//! The `[quantization.*]` table of a recipe, as a typed value.
+//! The `[quantization.*]` tables of a recipe: their keys, and their values as a [`Spec`].
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
-use crate::document::{Kind, Misfit, Problem, TableReader, Value, Writer, integer, truth};
+use crate::document::{Key, KeyTable, Problem, TableReader, Writer};
+
+/// Weights per absmax; a power of two among these.
+const BLOCK_SIZES: RangeInclusive<usize> = 64..=4096;
 
 /// How the frozen projections are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,9 +20,48 @@ pub enum Spec {
     },
 }
 
+/// `[quantization.nf4]`.
+pub(crate) struct Nf4 {
+    block_size: usize,
+    double_quant: bool,
+}
+
+impl Default for Nf4 {
+    fn default() -> Self {
+        Self { block_size: 64, double_quant: true }
+    }
+}
+
+type K = Key<Nf4>;
+
+pub(crate) static NF4: KeyTable<Nf4> = KeyTable {
+    path: "quantization.nf4",
+    meaning: "Stores the frozen projections in 4 bits (NF4); without this table they keep the checkpoint's dtype.",
+    also: &[
+        "load_in_4bit",
+        "quantize",
+        "quantization_bit",
+        "bnb_4bit_quant_type",
+        "bnb_config",
+        "bnb",
+        "quantization_config",
+        "qlora",
+        "nf4",
+    ],
+    keys: &[
+        K::power_of_two("block_size", BLOCK_SIZES, |nf4| &mut nf4.block_size)
+            .means("Weights that share one absmax.")
+            .also(&["blocksize", "bnb_4bit_blocksize"]),
+        K::flag("double_quant", |nf4| &mut nf4.double_quant)
+            .means("Quantize the absmax values too, to 8 bits.")
+            .also(&["bnb_4bit_use_double_quant", "double_quantization", "use_double_quant"]),
+    ],
+    ..KeyTable::NEW
+};
+
 impl Spec {
-    /// Reads the `[quantization]` table, in which the table's name is the kind; nothing, when it is left out:
-    /// the base stays as dense as it is.
+    /// Reads the `[quantization]` table, in which the table's name is the kind; `None` if it is absent: the base stays
+    /// dense.
     pub fn read(quantization: &mut TableReader<'_, '_>) -> Option<Self> {
         if quantization.is_present() && quantization.is_empty() {
             let problem = Problem::new(
@@ -31,19 +74,16 @@ impl Spec {
             ));
         }
         quantization.table("nf4", |nf4| {
-            let block_size = nf4.key("block_size", block_size).or(64);
-            let double_quant = nf4.key("double_quant", truth).or(true);
+            let Nf4 { block_size, double_quant } = NF4.read(nf4);
             nf4.is_present().then_some(Self::Nf4 { block_size, double_quant })
         })
     }
 
-    /// Writes the table with every value.
+    /// Writes the table.
     pub fn write(&self, writer: &mut Writer) {
-        match self {
+        match *self {
             Self::Nf4 { block_size, double_quant } => {
-                writer.table("quantization.nf4");
-                writer.key("block_size", *block_size);
-                writer.key("double_quant", *double_quant);
+                NF4.write(&mut Nf4 { block_size, double_quant }, writer);
             }
         }
     }
@@ -60,7 +100,7 @@ impl fmt::Display for Spec {
 }
 
 impl Spec {
-    /// What QLoRA and bitsandbytes do where nothing else is said.
+    /// What QLoRA and bitsandbytes use by default.
     pub const USUAL: Self = Self::Nf4 { block_size: 64, double_quant: true };
 
     /// Reads what [`Display`](fmt::Display) writes.
@@ -68,20 +108,8 @@ impl Spec {
         let mut words = text.strip_prefix("nf4 ")?.split(' ');
         let block_size: usize = words.next()?.strip_prefix("block_size=")?.parse().ok()?;
         let double_quant = words.next()?.strip_prefix("double_quant=")?.parse().ok()?;
-        let plausible = block_size.is_power_of_two() && (64..=4096).contains(&block_size);
+        let plausible = block_size.is_power_of_two() && BLOCK_SIZES.contains(&block_size);
         (plausible && words.next().is_none()).then_some(Self::Nf4 { block_size, double_quant })
-    }
-}
-
-/// A power of two, 64 to 4096.
-fn block_size(value: &Value) -> Result<usize, Vec<Misfit>> {
-    let size = integer(64..=4096)(value)?;
-    match value.kind {
-        Kind::Integer(_) if !usize::is_power_of_two(size) => Err(vec![
-            Misfit::new(value, format!("{size} is not a power of two"), "not a power of two")
-                .help("one of 64, 128, 256, 512, 1024, 2048, 4096"),
-        ]),
-        _ => Ok(size),
     }
 }
 

@@ -1,4 +1,4 @@
-//! A recipe written out: the resolved text that is saved with a run, and the hash that names what was run.
+//! A recipe written out: the resolved text that is saved with a run, and the hash that identifies it.
 
 use std::fmt::Write;
 
@@ -6,7 +6,8 @@ use sha2::{Digest, Sha256};
 
 use crate::document::Writer;
 
-use super::{Recipe, VERSION};
+use super::Recipe;
+use super::keys::{TOP, Top, Version};
 
 impl Recipe {
     /// The recipe as TOML with every default written out; read again, it is the same recipe.
@@ -19,8 +20,7 @@ impl Recipe {
     /// SHA-256, in hexadecimal, of everything in the recipe that can change the adapter.
     ///
     /// The order of keys and tables, comments, spelled-out defaults and the way a value came in (file or
-    /// override) make no difference, and neither do `output_dir`, `max_time`, `logging_steps`, `eval_steps`,
-    /// `save_steps`, `save_total_limit`, `on_divergence = "stop"`, `[gate]` and `[sample]`.
+    /// override) make no difference, and neither do keys that are declared as bookkeeping.
     pub fn sha256(&self) -> String {
         let digest = Sha256::digest(self.essentials());
         digest.iter().fold(String::with_capacity(64), |mut text, byte| {
@@ -31,14 +31,13 @@ impl Recipe {
 
     /// The canonical text that the hash is made of, which [`differences`](super::differences) reads.
     pub fn essentials(&self) -> String {
-        self.write(Writer::essentials())
+        self.write(Writer::canonical())
     }
 
     fn write(&self, mut writer: Writer) -> String {
-        writer.key("version", VERSION);
-        writer.bookkeeping("output_dir", &self.output_dir);
-        writer.key("seed", self.seed);
-        writer.key("device", self.device.to_string());
+        let output_dir = Some(self.output_dir.clone());
+        let mut top = Top { version: Some(Version), output_dir, seed: self.seed, device: self.device };
+        TOP.write(&mut top, &mut writer);
         self.model.write(&mut writer);
         if let Some(quantization) = &self.quantization {
             quantization.write(&mut writer);

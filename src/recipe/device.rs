@@ -1,16 +1,16 @@
-//! `device = "…"`: what a run computes on, by name. Whether it is there is for others to find out.
+//! `device = "…"`: what a run computes on, by name. Whether the machine has it is checked where it is opened.
 
 use std::fmt;
 use std::str::FromStr;
 
-use crate::document::{Kind, Misfit, Value};
+use crate::document::{Kind, Parsed, Shaped, Value, ValueError, Written};
 
 /// What a run computes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceSpec {
-    /// The best there is.
+    /// The best device of the machine.
     Auto,
-    /// This one.
+    /// This device.
     Named(DeviceId),
 }
 
@@ -27,12 +27,12 @@ pub enum DeviceId {
     Metal,
 }
 
-/// What a device is called.
+/// The names of devices.
 const FORMS: &str = "auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal";
 
-/// Not the name of a device.
+/// A text that is not the name of a device.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` names no device{hint}; the choices are {FORMS}")]
+#[error("`{text}` is not a device{hint}; the choices are {FORMS}")]
 pub struct NoDeviceName {
     text: String,
     hint: &'static str,
@@ -65,14 +65,14 @@ impl FromStr for DeviceSpec {
     }
 }
 
-/// Ours for what other tools say.
+/// The device that another tool's name means here.
 fn hint(kind: &str) -> &'static str {
     match kind.to_lowercase().as_str() {
         "gpu" | "nvidia" => ": an NVIDIA GPU is `cuda`, or `vulkan` without the CUDA toolkit",
         "rocm" | "hip" | "amd" | "xpu" | "intel" | "wgpu" => ": GPUs of AMD and Intel are `vulkan`",
         "mps" | "apple" => ": a Mac's GPU is `metal`",
-        "cuda" | "vulkan" => ": its number is a whole one from 0 to 255, as in `cuda:1`",
-        "cpu" | "auto" | "metal" => ": it is not written so",
+        "cuda" | "vulkan" => ": its index is a whole number from 0 to 255, as in `cuda:1`",
+        "cpu" | "auto" | "metal" => ": it is written in lower case and takes no index",
         _ => "",
     }
 }
@@ -97,19 +97,33 @@ impl fmt::Display for DeviceId {
     }
 }
 
-/// Reads the value of `device`.
-pub(super) fn device(value: &Value) -> Result<DeviceSpec, Vec<Misfit>> {
-    match &value.kind {
-        Kind::String(text) => text.parse().map_err(|error: NoDeviceName| {
-            let NoDeviceName { text, hint } = error;
-            let misfit = Misfit::new(value, format!("`{text}` names no device{hint}"), "no device");
-            vec![misfit.help(format!("the choices are {FORMS}"))]
-        }),
-        Kind::Broken => Err(Vec::new()),
-        kind => {
-            let misfit = Misfit::new(value, format!("expected a device, found {}", kind.noun()), kind.noun());
-            Err(vec![misfit.help(format!("the choices are {FORMS}"))])
+impl Parsed for DeviceSpec {
+    fn expected() -> String {
+        FORMS.replace(", ", " or ")
+    }
+
+    fn schema() -> serde_json::Value {
+        serde_json::json!({"type": "string", "pattern": "^(auto|cpu|metal|(cuda|vulkan)(:[0-9]+)?)$"})
+    }
+
+    fn read(value: &Value) -> Shaped<Self> {
+        match &value.kind {
+            Kind::String(text) => text.parse().map_err(|error: NoDeviceName| {
+                let NoDeviceName { text, hint } = error;
+                let error = ValueError::new(value, format!("`{text}` is not a device{hint}"), "not a device");
+                vec![error.help(format!("the choices are {FORMS}"))]
+            }),
+            Kind::Broken => Err(Vec::new()),
+            kind => {
+                let error =
+                    ValueError::new(value, format!("expected a device, found {}", kind.noun()), kind.noun());
+                Err(vec![error.help(format!("the choices are {FORMS}"))])
+            }
         }
+    }
+
+    fn written(&self) -> String {
+        self.to_string().written()
     }
 }
 
@@ -137,15 +151,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_device_is_told_with_ours() {
+    fn wrong_devices_are_explained() {
         for (text, hint) in [
             ("gpu", "`cuda`"),
             ("CUDA", "the choices are"),
-            ("cuda:", "whole one"),
-            ("cuda:-1", "whole one"),
-            ("cuda:+1", "whole one"),
-            ("vulkan:999999999999999999999", "whole one"),
-            ("cpu:1", "not written so"),
+            ("cuda:", "whole number"),
+            ("cuda:-1", "whole number"),
+            ("cuda:+1", "whole number"),
+            ("vulkan:999999999999999999999", "whole number"),
+            ("cpu:1", "takes no index"),
             ("mps", "`metal`"),
             ("", "the choices are"),
         ] {

@@ -4,12 +4,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::document::{Findings, Kind, Misfit, Place, Problem, Problems, Source, Value, integer, path};
+use crate::document::{Findings, Kind, Place, Problem, Problems, Source, Value};
 use crate::{adapter, data, generate, model, quant, train};
 
-use super::device::device;
-use super::foreign::ALIASES;
-use super::{DeviceSpec, Recipe, VERSION, check, files, overrides};
+use super::keys::{TOP, Top};
+use super::{DeviceSpec, Recipe, check, files, foreign, overrides};
 
 /// Larger than any recipe, smaller than what would take long to refuse.
 const LARGEST_FILE: u64 = 256 << 10;
@@ -195,11 +194,11 @@ impl RecipeFile {
 fn read(source: &Arc<Source>, root: &Value, syntax: Vec<Problem>) -> (Parts, Vec<Problem>) {
     let mut findings = Findings::new(Place::end_of(source), syntax);
     let parts = findings.read(root, |top| {
-        top.key("version", version).required(VERSION);
+        let Top { version: _, output_dir, seed, device } = TOP.read(top);
         let parts = Parts {
-            output_dir: top.key("output_dir", path).required("\"runs/my-first-run\""),
-            seed: top.key("seed", integer(0..=i64::MAX as u64)).or(42),
-            device: top.key("device", device).or(DeviceSpec::Auto),
+            output_dir,
+            seed,
+            device,
             model: top.table("model", model::spec::Spec::read),
             quantization: top.table("quantization", quant::spec::Spec::read),
             adapter: top.table("adapter", adapter::spec::Spec::read),
@@ -223,18 +222,5 @@ fn read(source: &Arc<Source>, root: &Value, syntax: Vec<Problem>) -> (Parts, Vec
         }
         parts
     });
-    (parts, findings.into_problems(ALIASES))
-}
-
-fn version(value: &Value) -> Result<u32, Vec<Misfit>> {
-    let version = integer(0..=u32::MAX)(value)?;
-    if version == VERSION {
-        return Ok(version);
-    }
-    let message = format!("this program reads version {VERSION}, and the recipe says {version}");
-    let help = match version > VERSION {
-        true => "use a newer release of tune".to_owned(),
-        false => format!("write `version = {VERSION}`"),
-    };
-    Err(vec![Misfit::new(value, message, "unknown version").help(help)])
+    (parts, findings.into_problems(foreign::meaning))
 }

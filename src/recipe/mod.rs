@@ -1,9 +1,9 @@
 //! A whole recipe: the tables of all rooms put together, checked against each other and against the disk.
 //!
-//! A [`RecipeFile`] is the text with everything wrong about it; a [`Recipe`] is what remains when nothing
-//! is. Each room reads its own table ([`crate::document`]); this one owns the few keys that belong to no
-//! room, what must hold between tables, the overrides of the command line, and the canonical text from
-//! which a recipe's hash is made. It opens no model, no tokenizer and no data.
+//! A [`RecipeFile`] is the text with all its problems; a [`Recipe`] is the value of a text without any. Each room declares
+//! the keys of its own table ([`crate::document::KeyTable`]); this one owns the few keys that belong to no room, what must
+//! hold between tables, the overrides of the command line, and the canonical text from which a recipe's hash is made. It
+//! opens no model, no tokenizer and no data.
 
 mod canonical;
 mod check;
@@ -12,6 +12,7 @@ mod differences;
 mod file;
 mod files;
 pub(crate) mod foreign;
+mod keys;
 mod overrides;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use std::path::PathBuf;
 pub use device::{DeviceId, DeviceSpec, NoDeviceName};
 pub use differences::{Difference, differences};
 pub use file::{Error, Parts, RecipeFile};
+pub use keys::{schema, tables};
 
 use crate::{adapter, data, generate, model, quant, train};
 

@@ -6,12 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use crate::document::{Kind, Misfit, TableReader, Value, Writer, integer};
+use crate::document::{Kind, Parsed, Shaped, Value, ValueError, Written};
 
 /// Longer than any run; every sum of times stays far from overflow.
 const LONGEST: u64 = 10 * 365 * 24 * 3600;
 /// More tokens than any run reads.
-const MOST_TOKENS: u64 = 1_000_000_000_000_000;
+pub(super) const MOST_TOKENS: u64 = 1_000_000_000_000_000;
 const EXAMPLE: &str = "write it as \"90s\", \"45m\", \"2h\" or \"1h30m\"";
 
 /// What a run may use before it ends.
@@ -70,32 +70,31 @@ impl Spent {
     }
 }
 
-impl Budget {
-    /// Reads the two keys of `[train]`.
-    pub(super) fn read(table: &mut TableReader<'_, '_>) -> Self {
-        Self {
-            max_time: table.key("max_time", duration).optional(),
-            max_tokens: table.key("max_tokens", integer(1..=MOST_TOKENS)).optional(),
-        }
+/// A time such as `"1h30m"`: numbers with units from large to small, each at most once.
+impl Parsed for Duration {
+    fn expected() -> String {
+        "time such as \"45m\" or \"1h30m\"".to_owned()
     }
 
-    /// Writes the keys that are there.
-    pub(super) fn write(&self, writer: &mut Writer) {
-        // How far a run gets in a time is not the recipe's to decide; the adapter says how many steps it had.
-        if let Some(max_time) = self.max_time {
-            writer.bookkeeping("max_time", written(max_time));
-        }
-        writer.optional("max_tokens", self.max_tokens);
+    fn schema() -> serde_json::Value {
+        serde_json::json!({"type": "string", "pattern": "^([0-9]+d)?([0-9]+h)?([0-9]+m)?([0-9]+s)?$", "minLength": 2})
+    }
+
+    fn read(value: &Value) -> Shaped<Self> {
+        duration(value)
+    }
+
+    fn written(&self) -> String {
+        written(*self).written()
     }
 }
 
-/// A time such as `"1h30m"`: numbers with units from large to small, each at most once.
-fn duration(value: &Value) -> Result<Duration, Vec<Misfit>> {
-    let misfit = |message: &str| vec![Misfit::new(value, message, "not a time").help(EXAMPLE)];
+fn duration(value: &Value) -> Shaped<Duration> {
+    let error = |message: &str| vec![ValueError::new(value, message, "not a time").help(EXAMPLE)];
     let text = match &value.kind {
         Kind::String(text) => text.trim(),
         Kind::Broken => return Err(Vec::new()),
-        _ => return Err(misfit("expected a time with a unit, as a string")),
+        _ => return Err(error("expected a time with a unit, as a string")),
     };
     let mut rest = text;
     let mut seconds = 0_u64;
@@ -108,23 +107,22 @@ fn duration(value: &Value) -> Result<Duration, Vec<Misfit>> {
             Some('h') => 3600,
             Some('m') => 60,
             Some('s') => 1,
-            _ => return Err(misfit("a time is a number and a unit: d, h, m or s")),
+            _ => return Err(error("a time is a number and a unit: d, h, m or s")),
         };
-        let number: u64 =
-            number.parse().map_err(|_| misfit("a time is a number and a unit: d, h, m or s"))?;
+        let number: u64 = number.parse().map_err(|_| error("a time is a number and a unit: d, h, m or s"))?;
         if unit >= smallest {
-            return Err(misfit("units go from large to small, each once"));
+            return Err(error("units go from large to small, each once"));
         }
         smallest = unit;
         seconds = number
             .checked_mul(unit)
             .and_then(|more| seconds.checked_add(more))
             .filter(|seconds| *seconds <= LONGEST)
-            .ok_or_else(|| misfit("longer than ten years"))?;
+            .ok_or_else(|| error("longer than ten years"))?;
         rest = &behind[1..];
     }
     match seconds {
-        0 => Err(misfit("a run needs some time")),
+        0 => Err(error("a run needs some time")),
         seconds => Ok(Duration::from_secs(seconds)),
     }
 }
@@ -150,7 +148,7 @@ mod tests {
     fn read(text: &str) -> Result<u64, String> {
         let source = Source::new(0, "test", format!("\"{text}\""));
         let (value, _) = parse_value(&source, 0..text.len() + 2).unwrap();
-        duration(&value).map(|time| time.as_secs()).map_err(|misfits| format!("{misfits:?}"))
+        duration(&value).map(|time| time.as_secs()).map_err(|errors| format!("{errors:?}"))
     }
 
     #[test]

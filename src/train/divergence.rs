@@ -21,7 +21,7 @@ use crate::adapter;
 use crate::adapter::lora::LoraSet;
 use crate::data::batch::MicroBatch;
 use crate::data::example::RowId;
-use crate::document::{Problem, TableReader, Word, Writer, integer, word};
+use crate::document::Word;
 
 /// At most this many rows of a step are named.
 const ROWS_NAMED: usize = 20;
@@ -48,8 +48,10 @@ pub enum OnDivergence {
     },
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Choice {
+/// The value of `train.on_divergence`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) enum Choice {
+    #[default]
     Stop,
     Skip,
     Rollback,
@@ -63,38 +65,22 @@ impl Word for Choice {
 }
 
 impl OnDivergence {
-    /// Reads its keys of `[train]`.
-    pub(super) fn read(table: &mut TableReader<'_, '_>) -> Self {
-        let choice = table.key("on_divergence", word).or(Choice::Stop);
-        let patience = table.key("divergence_patience", integer(0..=1_000_000)).or(DEFAULT_PATIENCE);
-        let steps = table.key("rollback_steps", integer(1..=1_000_000_000)).or(DEFAULT_ROLLBACK_STEPS);
-        if choice == Choice::Stop {
-            report_idle(table, "divergence_patience", "`on_divergence` is \"skip\" or \"rollback\"");
-        }
-        if choice != Choice::Rollback {
-            report_idle(table, "rollback_steps", "`on_divergence` is \"rollback\"");
-        }
+    /// From the three keys of `[train]`; an absent number has its default.
+    pub(super) fn of(choice: Choice, patience: Option<u64>, steps: Option<u64>) -> Self {
+        let patience = patience.unwrap_or(DEFAULT_PATIENCE);
         match choice {
             Choice::Stop => Self::Stop,
             Choice::Skip => Self::Skip { patience },
-            Choice::Rollback => Self::Rollback { patience, steps },
+            Choice::Rollback => Self::Rollback { patience, steps: steps.unwrap_or(DEFAULT_ROLLBACK_STEPS) },
         }
     }
 
-    /// Writes the keys that mean something.
-    pub(super) fn write(self, writer: &mut Writer) {
+    /// The three keys of `[train]`; a number that has no effect is absent.
+    pub(super) fn keys(self) -> (Choice, Option<u64>, Option<u64>) {
         match self {
-            // A run that ends at its first divergence has the adapter it would have with any other choice.
-            Self::Stop => writer.bookkeeping("on_divergence", Choice::Stop.word()),
-            Self::Skip { patience } => {
-                writer.key("on_divergence", Choice::Skip.word());
-                writer.key("divergence_patience", patience);
-            }
-            Self::Rollback { patience, steps } => {
-                writer.key("on_divergence", Choice::Rollback.word());
-                writer.key("divergence_patience", patience);
-                writer.key("rollback_steps", steps);
-            }
+            Self::Stop => (Choice::Stop, None, None),
+            Self::Skip { patience } => (Choice::Skip, Some(patience), None),
+            Self::Rollback { patience, steps } => (Choice::Rollback, Some(patience), Some(steps)),
         }
     }
 
@@ -110,16 +96,6 @@ impl OnDivergence {
     pub(super) fn keeps(self, step: u64) -> bool {
         matches!(self, Self::Rollback { steps, .. } if step.is_multiple_of(steps.max(1)))
     }
-}
-
-fn report_idle(table: &mut TableReader<'_, '_>, key: &'static str, condition: &str) {
-    let Some(place) = table.place_of(key) else { return };
-    let message = format!("`train.{key}` has an effect only when {condition}");
-    table.report(
-        Problem::new("recipe::contradiction", place, message)
-            .label("has no effect here")
-            .help("remove it, or set `on_divergence`"),
-    );
 }
 
 /// What may not be finite.

@@ -1,16 +1,14 @@
-//! The `[gate]` table of a recipe: what the held-out loss must be for a run to count as a success.
+//! The `[gate]` table of a recipe: limits of the held-out loss for a run to count as a success.
 //!
 //! A gate is judged when the run is over and its adapter is on disk, by the evaluations before the first step and
 //! after the last.
 
-use std::ops::Bound;
-
 use serde::Serialize;
 
 use super::event::EvaluationReport;
-use crate::document::{TableReader, Writer, number};
+use crate::document::{Key, KeyTable, Limits, TableReader, Writer};
 
-/// Bounds that the held-out loss must keep; without one there is no gate.
+/// Limits of the held-out loss; without one there is no gate.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Spec {
     /// Nats per supervised token after the last step, at most.
@@ -20,22 +18,22 @@ pub struct Spec {
     pub max_eval_loss_ratio: Option<f64>,
 }
 
-/// One bound and what was held against it.
+/// One limit and the value that was compared with it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
     /// The recipe's key, `max_eval_loss` or `max_eval_loss_ratio`.
     pub gate: &'static str,
-    /// What the recipe allows.
+    /// The highest value that passes.
     pub limit: f64,
-    /// What came out.
+    /// The value that was measured.
     pub value: f64,
-    /// Within the limit.
+    /// Whether the value is within the limit.
     pub passed: bool,
 }
 
 impl Verdict {
     fn new(gate: &'static str, limit: f64, value: f64) -> Self {
-        // What is no number is within no limit.
+        // NaN fails every gate.
         Self { gate, limit, value, passed: value <= limit }
     }
 }
@@ -47,27 +45,40 @@ impl std::fmt::Display for Verdict {
     }
 }
 
+type K = Key<Spec>;
+
+/// A gate judges an adapter and does not change it.
+pub(crate) static TABLE: KeyTable<Spec> = KeyTable {
+    path: "gate",
+    meaning: "Limits of the held-out loss; a run above one ends with exit code 6.",
+    keys: &[
+        K::number("max_eval_loss", Limits::above(0.0).to(1e6), |gate| &mut gate.max_eval_loss)
+            .bookkeeping()
+            .optional("no limit")
+            .means("Highest held-out loss after the last step, in nats per supervised token.")
+            .also(&["eval_loss", "fail_if", "max_loss", "max_val_loss"]),
+        K::number("max_eval_loss_ratio", Limits::above(0.0).to(1e6), |gate| &mut gate.max_eval_loss_ratio)
+            .bookkeeping()
+            .optional("no limit")
+            .means("Highest held-out loss after the last step, as a factor of the loss before the first."),
+    ],
+    ..KeyTable::NEW
+};
+
 impl Spec {
     /// Reads the `[gate]` table.
     pub fn read(table: &mut TableReader<'_, '_>) -> Self {
-        let bound = || number((Bound::Excluded(0.0), Bound::Included(1e6)));
-        Self {
-            max_eval_loss: table.key("max_eval_loss", bound()).optional(),
-            max_eval_loss_ratio: table.key("max_eval_loss_ratio", bound()).optional(),
-        }
+        TABLE.read(table)
     }
 
-    /// Writes the table when it says something. A gate judges an adapter and does not change it.
+    /// Writes the table if it has a key.
     pub fn write(&self, writer: &mut Writer) {
-        if self.is_empty() {
-            return;
+        if !self.is_empty() {
+            TABLE.write(&mut self.clone(), writer);
         }
-        writer.bookkeeping_table("gate");
-        writer.optional("max_eval_loss", self.max_eval_loss);
-        writer.optional("max_eval_loss_ratio", self.max_eval_loss_ratio);
     }
 
-    /// There is no gate.
+    /// Whether there is no gate.
     pub fn is_empty(&self) -> bool {
         self.max_eval_loss.is_none() && self.max_eval_loss_ratio.is_none()
     }
@@ -86,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_loss_at_its_limit_passes_and_what_is_no_number_does_not() {
+    fn a_loss_at_its_limit_passes_and_nan_does_not() {
         let evaluation = |eval_loss| EvaluationReport { step: 0, epoch: 0.0, eval_loss, eval_tokens: 1 };
         let spec = Spec { max_eval_loss: Some(1.5), max_eval_loss_ratio: Some(0.75) };
         let passed = |first, last| -> Vec<bool> {

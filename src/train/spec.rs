@@ -1,14 +1,18 @@
-//! The `[train]` table of a recipe, as a typed value.
+//! The `[train]` table of a recipe: its keys, and their values as a [`Spec`].
 
-use std::ops::Bound;
-
-use super::budget::Budget;
-use super::divergence::OnDivergence;
-use crate::document::{Kind, Misfit, Problem, TableReader, Value, Word, Writer, integer, number, word};
+use super::budget::{Budget, MOST_TOKENS};
+use super::divergence::{Choice, OnDivergence};
+use crate::document::{
+    Key, KeyTable, Kind, Limits, Parsed, Problem, Shaped, TableReader, Value, ValueError, Word, Writer,
+    Written,
+};
 use crate::units::Bytes;
 
 /// Steps and counts beyond this are slips; every sum of them stays far from overflow.
 const LARGEST_STEP: u64 = 1_000_000_000_000;
+
+/// Share of the steps that warm up where no key says otherwise.
+const WARMUP_RATIO: f64 = 0.03;
 
 /// How long, how fast, how often.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,100 +78,269 @@ impl Word for LrScheduler {
         &[("constant_with_warmup", "constant"), ("cosine_with_warmup", "cosine"), ("none", "constant")];
 }
 
+/// The table while it is read: without a learning rate there is no [`Spec`].
+pub(crate) struct Draft {
+    /// The fields that are one key each; the others have their keys below.
+    spec: Spec,
+    learning_rate: Option<f64>,
+    warmup_ratio: Option<f64>,
+    warmup_steps: Option<u64>,
+    on_divergence: Choice,
+    divergence_patience: Option<u64>,
+    rollback_steps: Option<u64>,
+    memory_budget: Option<Bytes>,
+}
+
+impl Default for Draft {
+    fn default() -> Self {
+        let spec = Spec {
+            epochs: None,
+            max_steps: None,
+            budget: Budget::default(),
+            micro_batch_size: 4,
+            gradient_accumulation_steps: 1,
+            memory_budget: None,
+            learning_rate: 0.0,
+            lr_scheduler: LrScheduler::Cosine,
+            warmup: Warmup::Ratio(WARMUP_RATIO),
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            on_divergence: OnDivergence::Stop,
+            logging_steps: 1,
+            eval_steps: 200,
+            save_steps: 200,
+            save_total_limit: 3,
+        };
+        Self {
+            spec,
+            learning_rate: None,
+            warmup_ratio: None,
+            warmup_steps: None,
+            on_divergence: Choice::Stop,
+            divergence_patience: None,
+            rollback_steps: None,
+            memory_budget: None,
+        }
+    }
+}
+
+type K = Key<Draft>;
+
+pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
+    path: "train",
+    meaning: "How long, how fast, how often.",
+    also: &["training", "trainer", "training_args", "training_arguments", "train_config"],
+    keys: &[
+        K::number("epochs", Limits::above(0.0).to(1e6), |train| &mut train.spec.epochs)
+            .optional("as many as `max_steps` needs; one of the two is required")
+            .means("Passes over the training rows.")
+            .also(&["num_train_epochs", "num_epochs", "epoch", "n_epochs", "max_epochs"]),
+        K::integer("max_steps", 1..=LARGEST_STEP, |train| &mut train.spec.max_steps)
+            .optional("as many as `epochs` needs")
+            .means("Optimizer steps; the first of `epochs` and `max_steps` to be reached ends the run.")
+            .also(&[
+                "max_train_steps",
+                "iters",
+                "num_steps",
+                "total_steps",
+                "max_iters",
+                "steps",
+                "max_steps_per_epoch",
+            ]),
+        // How far a run gets in a time is not the recipe's to decide; the adapter says how many steps it had.
+        K::parsed("max_time", |train| &mut train.spec.budget.max_time)
+            .bookkeeping()
+            .optional("no limit")
+            .means("Time after which the command ends with a checkpoint and the adapter, loading included.")
+            .also(&["max_runtime", "max_train_time", "time_limit", "max_seconds", "timeout"]),
+        K::integer("max_tokens", 1..=MOST_TOKENS, |train| &mut train.spec.budget.max_tokens)
+            .optional("no limit")
+            .means("Tokens, supervised or not, after which the run ends.")
+            .also(&["max_train_tokens", "token_budget", "num_tokens"]),
+        K::count("micro_batch_size", 1..=65_536, |train| &mut train.spec.micro_batch_size)
+            .means("Sequences (packs) in a forward pass.")
+            .also(&[
+                "per_device_train_batch_size",
+                "batch_size",
+                "train_batch_size",
+                "micro_batch",
+                "device_batch_size",
+                "per_device_batch_size",
+            ]),
+        K::count("gradient_accumulation_steps", 1..=1_048_576, |train| {
+            &mut train.spec.gradient_accumulation_steps
+        })
+        .means("Micro-batches in an optimizer step.")
+        .also(&[
+            "gradient_accumulation",
+            "grad_accumulation_steps",
+            "accumulation_steps",
+            "grad_accum",
+            "accumulate_grad_batches",
+            "gradient_accumulation_step",
+        ]),
+        K::number("learning_rate", Limits::above(0.0).to(1.0), |train| &mut train.learning_rate)
+            .required("2e-4")
+            .means("Peak learning rate.")
+            .also(&["lr", "peak_lr", "max_lr"]),
+        K::parsed("lr_scheduler", |train| &mut train.spec.lr_scheduler)
+            .means("Shape of the learning rate after the warm-up: constant, or falling to zero.")
+            .also(&["lr_scheduler_type", "scheduler", "lr_schedule", "schedule", "lr_decay_style"]),
+        K::number("warmup_ratio", Limits::from(0.0).to(1.0), |train| &mut train.warmup_ratio)
+            .optional("0.03, unless `warmup_steps` is set")
+            .means("Share of all steps over which the learning rate rises from zero.")
+            .also(&["warmup_fraction", "warmup_proportion", "lr_warmup_ratio"]),
+        K::integer("warmup_steps", 0..=LARGEST_STEP, |train| &mut train.warmup_steps)
+            .optional("as `warmup_ratio` says")
+            .means("Steps over which the learning rate rises from zero.")
+            .also(&["warmup", "num_warmup_steps", "warmup_iters", "lr_warmup_steps"]),
+        K::number("weight_decay", Limits::from(0.0).to(1.0), |train| &mut train.spec.weight_decay)
+            .means("Decoupled weight decay of AdamW.")
+            .also(&["wd"]),
+        K::number("max_grad_norm", Limits::from(0.0), |train| &mut train.spec.max_grad_norm)
+            .means("Gradients are scaled down to this global norm; 0 turns clipping off.")
+            .also(&[
+                "max_norm",
+                "gradient_clipping",
+                "clip_grad_norm",
+                "grad_clip",
+                "max_gradient_norm",
+                "gradient_clip_val",
+            ]),
+        // A run that ends at its first divergence has the adapter that it would have with any other choice.
+        K::parsed("on_divergence", |train| &mut train.on_divergence)
+            .bookkeeping_unless(|train| train.on_divergence != Choice::Stop)
+            .means("What happens when a loss or gradient is not finite: end, leave the step out, or go back.")
+            .also(&["skip_nan", "skip_nan_steps", "nan_policy", "on_nan"]),
+        K::integer("divergence_patience", 0..=1_000_000, |train| &mut train.divergence_patience)
+            .optional("3")
+            .means("Diverged steps in a row (skip) or returns to one place (rollback) before the run ends."),
+        K::integer("rollback_steps", 1..=1_000_000_000, |train| &mut train.rollback_steps)
+            .optional("50")
+            .means("Steps between the places that \"rollback\" can go back to."),
+        // Recomputing a layer gives the same bits as saving its activations.
+        K::parsed("memory_budget", |train| &mut train.memory_budget)
+            .bookkeeping()
+            .optional("the memory that is free")
+            .means("Memory that the run may use; with less, more activations are recomputed."),
+        K::integer("logging_steps", 1..=LARGEST_STEP, |train| &mut train.spec.logging_steps)
+            .bookkeeping()
+            .means("Optimizer steps between two lines of metrics.jsonl.")
+            .also(&["log_steps", "log_every", "log_every_n_steps", "log_interval", "steps_per_report"]),
+        // Evaluating reads the adapter and leaves it as it was.
+        K::integer("eval_steps", 1..=LARGEST_STEP, |train| &mut train.spec.eval_steps)
+            .bookkeeping()
+            .means("Optimizer steps between two evaluations of the held-out rows.")
+            .also(&[
+                "eval_interval",
+                "steps_per_eval",
+                "evals_per_epoch",
+                "evaluation_steps",
+                "eval_every",
+                "eval_frequency",
+                "eval_strategy",
+                "evaluation_strategy",
+            ]),
+        K::integer("save_steps", 1..=LARGEST_STEP, |train| &mut train.spec.save_steps)
+            .bookkeeping()
+            .means("Optimizer steps between two checkpoints.")
+            .also(&[
+                "save_every",
+                "saves_per_epoch",
+                "checkpoint_steps",
+                "save_interval",
+                "save_frequency",
+                "save_strategy",
+                "checkpointing_steps",
+            ]),
+        K::count("save_total_limit", 1..=1_000_000, |train| &mut train.spec.save_total_limit)
+            .bookkeeping()
+            .means("Checkpoints to keep; the best and the newest are always kept.")
+            .also(&["max_checkpoints", "keep_checkpoints", "keep_last", "save_limit"]),
+    ],
+    checks: &[report_no_end, report_two_warmups, report_idle],
+    ..KeyTable::NEW
+};
+
 impl Spec {
-    /// Reads the `[train]` table; nothing, when it names no learning rate.
+    /// Reads the `[train]` table; `None` if it names no learning rate.
     pub fn read(table: &mut TableReader<'_, '_>) -> Option<Self> {
-        let steps = || integer(1..=LARGEST_STEP);
-        let epochs = table.key("epochs", number((Bound::Excluded(0.0), Bound::Included(1e6)))).optional();
-        let max_steps = table.key("max_steps", steps()).optional();
-        let budget = Budget::read(table);
-        let micro_batch_size = table.key("micro_batch_size", integer(1..=65_536)).or(4);
-        let accumulation = table.key("gradient_accumulation_steps", integer(1..=1_048_576)).or(1);
-        let memory_budget = table.key("memory_budget", size).optional();
-        let rates = (Bound::Excluded(0.0), Bound::Included(1.0));
-        let learning_rate = table.key("learning_rate", number(rates)).required("2e-4");
-        let lr_scheduler = table.key("lr_scheduler", word).or(LrScheduler::Cosine);
-        let warmup_ratio = table.key("warmup_ratio", number(0.0..=1.0)).optional();
-        let warmup_steps = table.key("warmup_steps", integer(0..=LARGEST_STEP)).optional();
-        let weight_decay = table.key("weight_decay", number(0.0..=1.0)).or(0.0);
-        let max_grad_norm = table.key("max_grad_norm", number(0.0..)).or(1.0);
-        let on_divergence = OnDivergence::read(table);
-        let logging_steps = table.key("logging_steps", steps()).or(1);
-        let eval_steps = table.key("eval_steps", steps()).or(200);
-        let save_steps = table.key("save_steps", steps()).or(200);
-        let save_total_limit = table.key("save_total_limit", integer(1..=1_000_000)).or(3);
-        report_no_end(table);
-        report_two_warmups(table);
+        let Draft {
+            spec,
+            learning_rate,
+            warmup_ratio,
+            warmup_steps,
+            on_divergence,
+            divergence_patience,
+            rollback_steps,
+            memory_budget,
+        } = TABLE.read(table);
         let warmup = match (warmup_steps, warmup_ratio) {
             (Some(steps), _) => Warmup::Steps(steps),
-            (None, ratio) => Warmup::Ratio(ratio.unwrap_or(0.03)),
+            (None, ratio) => Warmup::Ratio(ratio.unwrap_or(WARMUP_RATIO)),
         };
         Some(Self {
-            epochs,
-            max_steps,
-            budget,
-            micro_batch_size,
-            gradient_accumulation_steps: accumulation,
-            memory_budget,
             learning_rate: learning_rate?,
-            lr_scheduler,
             warmup,
-            weight_decay,
-            max_grad_norm,
-            on_divergence,
-            logging_steps,
-            eval_steps,
-            save_steps,
-            save_total_limit,
+            on_divergence: OnDivergence::of(on_divergence, divergence_patience, rollback_steps),
+            memory_budget: memory_budget.map(|Bytes(bytes)| bytes),
+            ..spec
         })
     }
 
-    /// Writes the table with every value.
+    /// Writes the table.
     pub fn write(&self, writer: &mut Writer) {
-        writer.table("train");
-        writer.optional("epochs", self.epochs);
-        writer.optional("max_steps", self.max_steps);
-        self.budget.write(writer);
-        writer.key("micro_batch_size", self.micro_batch_size);
-        writer.key("gradient_accumulation_steps", self.gradient_accumulation_steps);
-        writer.key("learning_rate", self.learning_rate);
-        writer.key("lr_scheduler", self.lr_scheduler.word());
-        match self.warmup {
-            Warmup::Ratio(ratio) => writer.key("warmup_ratio", ratio),
-            Warmup::Steps(steps) => writer.key("warmup_steps", steps),
-        }
-        writer.key("weight_decay", self.weight_decay);
-        writer.key("max_grad_norm", self.max_grad_norm);
-        self.on_divergence.write(writer);
-        // Recomputing a layer gives the same bits as keeping it.
-        if let Some(budget) = self.memory_budget {
-            writer.bookkeeping("memory_budget", format!("{budget} B"));
-        }
-        writer.bookkeeping("logging_steps", self.logging_steps);
-        // Evaluating reads the adapter and leaves it as it was.
-        writer.bookkeeping("eval_steps", self.eval_steps);
-        writer.bookkeeping("save_steps", self.save_steps);
-        writer.bookkeeping("save_total_limit", self.save_total_limit);
+        let spec = self.clone();
+        let (warmup_ratio, warmup_steps) = match spec.warmup {
+            Warmup::Ratio(ratio) => (Some(ratio), None),
+            Warmup::Steps(steps) => (None, Some(steps)),
+        };
+        let (on_divergence, divergence_patience, rollback_steps) = spec.on_divergence.keys();
+        let mut draft = Draft {
+            learning_rate: Some(spec.learning_rate),
+            memory_budget: spec.memory_budget.map(Bytes),
+            spec,
+            warmup_ratio,
+            warmup_steps,
+            on_divergence,
+            divergence_patience,
+            rollback_steps,
+        };
+        TABLE.write(&mut draft, writer);
     }
 }
 
-/// A size such as `"12GiB"`, in bytes.
-fn size(value: &Value) -> Result<u64, Vec<Misfit>> {
-    let misfit = |message: &str| {
-        let help = "write it as \"12GiB\", \"800MiB\" or \"16GB\"";
-        vec![Misfit::new(value, message, "not a size").help(help)]
-    };
-    match &value.kind {
-        Kind::String(text) => match Bytes::parse(text) {
-            Some(Bytes(bytes)) if bytes > 0 => Ok(bytes),
-            _ => Err(misfit("expected a size above zero, with a unit")),
-        },
-        Kind::Broken => Err(Vec::new()),
-        _ => Err(misfit("expected a size with a unit, as a string")),
+/// A size such as `"12GiB"`.
+impl Parsed for Bytes {
+    fn expected() -> String {
+        "size such as \"12GiB\"".to_owned()
+    }
+
+    fn schema() -> serde_json::Value {
+        serde_json::json!({"type": "string", "pattern": "^ *[0-9.]+ *([kKMGT]B|[KMGT]iB|B) *$"})
+    }
+
+    fn read(value: &Value) -> Shaped<Self> {
+        let error = |message: &str| {
+            let help = "write it as \"12GiB\", \"800MiB\" or \"16GB\"";
+            vec![ValueError::new(value, message, "not a size").help(help)]
+        };
+        match &value.kind {
+            Kind::String(text) => match Self::parse(text) {
+                Some(bytes) if bytes.0 > 0 => Ok(bytes),
+                _ => Err(error("expected a size above zero, with a unit")),
+            },
+            Kind::Broken => Err(Vec::new()),
+            _ => Err(error("expected a size with a unit, as a string")),
+        }
+    }
+
+    fn written(&self) -> String {
+        format!("{} B", self.0).written()
     }
 }
 
-fn report_no_end(table: &mut TableReader<'_, '_>) {
+fn report_no_end(table: &mut TableReader<'_, '_>, _: &Draft) {
     if table.place_of("epochs").is_none() && table.place_of("max_steps").is_none() {
         let problem = Problem::new(
             "recipe::missing_key",
@@ -180,7 +353,7 @@ fn report_no_end(table: &mut TableReader<'_, '_>) {
     }
 }
 
-fn report_two_warmups(table: &mut TableReader<'_, '_>) {
+fn report_two_warmups(table: &mut TableReader<'_, '_>, _: &Draft) {
     if let (Some(ratio), Some(steps)) = (table.place_of("warmup_ratio"), table.place_of("warmup_steps")) {
         let problem = Problem::new(
             "recipe::contradiction",
@@ -191,5 +364,22 @@ fn report_two_warmups(table: &mut TableReader<'_, '_>) {
         .also(ratio, "and so large a share")
         .help("keep one of them");
         table.report(problem);
+    }
+}
+
+/// Keys that have no effect beside this `on_divergence`.
+fn report_idle(table: &mut TableReader<'_, '_>, train: &Draft) {
+    let choice = train.on_divergence;
+    for (key, has_effect, condition) in [
+        ("divergence_patience", choice != Choice::Stop, "`on_divergence` is \"skip\" or \"rollback\""),
+        ("rollback_steps", choice == Choice::Rollback, "`on_divergence` is \"rollback\""),
+    ] {
+        let Some(place) = table.place_of(key).filter(|_| !has_effect) else { continue };
+        let message = format!("`train.{key}` has an effect only when {condition}");
+        table.report(
+            Problem::new("recipe::contradiction", place, message)
+                .label("has no effect here")
+                .help("remove it, or set `on_divergence`"),
+        );
     }
 }

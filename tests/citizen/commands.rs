@@ -100,6 +100,13 @@ fn what_is_bundled_and_imported_is_told_to_programs() {
         assert!(folder.join(file.as_str().unwrap()).is_file(), "{copied}");
     }
 
+    let keys = result(folder, "keys", &["train.learning_rate"]);
+    assert_eq!(keys["keys"][0]["key"], "train.learning_rate");
+    assert_eq!(keys["keys"][0]["required"], true);
+    assert_eq!(keys["keys"][0]["schema"]["maximum"], 1.0);
+    assert!(keys["keys"].as_array().unwrap().len() == 1, "{keys}");
+    assert_eq!(result(folder, "keys", &["--schema"])["schema"]["title"], "tune recipe");
+
     let config = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/import/axolotl.yml");
     let shown = result(folder, "import", &[config]);
     assert_eq!(shown["tool"], "axolotl");
@@ -126,6 +133,7 @@ fn what_goes_wrong_is_told_to_programs() {
         (2, &["export", "nowhere", "--gguf-lora", "--out", "out"], "nowhere"),
         (2, &["cp", "no-such", "copy"], "no-such"),
         (2, &["import", "nowhere.yml"], "nowhere.yml"),
+        (2, &["keys", "trian"], "trian"),
         (4, &["doctor", "--device", "cuda:200"], "cuda:200"),
         (2, &["report", "nowhere"], "nowhere"),
         (2, &["download", "../x"], "../x"),

@@ -15,8 +15,9 @@ use super::server::{self, Hub};
 const CONFIGURATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/import/axolotl.yml");
 
 /// Every command with `--json`, in an order in which each finds what it needs.
-const COMMANDS: [&[&str]; 23] = [
+const COMMANDS: [&[&str]; 24] = [
     &["ls"],
+    &["keys", "train"],
     &["cp", "quickstart", "copy"],
     &["validate", "small.toml"],
     &["inspect", "small.toml", "-n", "1"],
