@@ -158,8 +158,8 @@ fn files_that_exist_are_found_and_others_are_named() {
         told,
         [
             "a.jsonl is a file, and the run needs a folder",
-            "`revision` is for a hub id, and `base` is a folder",
-            "adapter holds no adapter_config.json",
+            "`revision` belongs to a hub id, and `base` is a folder",
+            "adapter has no adapter_config.json",
             "no file matches *.parquet",
             "base is a folder",
         ]

@@ -13,13 +13,13 @@ use crate::document::{
     list, number, one_of, pairs, text,
 };
 
-/// Above the size of any matrix worth adapting; a rank near it is a slip.
+/// Above the size of any matrix; a rank near it is a mistake.
 const LARGEST_RANK: usize = 65_536;
 
-/// The paper tries ratios up to 64; far beyond, B's rate is a slip.
+/// The paper tries ratios up to 64.
 const LARGEST_RATIO: f64 = 1e6;
 
-/// Memory a compiled pattern may take, in bytes: patterns come from files we did not write.
+/// Memory that a compiled pattern may take, in bytes: adapters of others bring patterns.
 const PATTERN_SIZE_LIMIT: usize = 1 << 20;
 
 /// LoRA as Hu et al. 2021 define it, with the options PEFT gives it.
@@ -201,7 +201,7 @@ impl Parsed for TargetModules {
             Kind::String(_) => Some(text(value).and_then(|pattern| target_pattern(value, pattern))),
             Kind::Array(items) if items.is_empty() => {
                 let help = "name modules, or write \"all-linear\"";
-                Some(Err(vec![ValueError::new(value, "names no module", "empty").help(help)]))
+                Some(Err(vec![ValueError::new(value, "must not be empty", "empty").help(help)]))
             }
             Kind::Array(_) => Some(list(module_name)(value).map(Self::Names)),
             _ => None,
@@ -267,7 +267,7 @@ fn target_pattern(value: &Value, pattern: String) -> Result<TargetModules, Vec<V
         let names =
             pattern.split(',').map(|name| format!("\"{}\"", name.trim())).collect::<Vec<_>>().join(", ");
         return error(
-            "a string is a regular expression over whole module paths, and this one matches none",
+            "a string is a regular expression for whole module paths, and this one matches none",
             "a name, not a path",
             format!("to name modules, write a list: [{names}]"),
         );
@@ -287,7 +287,7 @@ fn module_name(value: &Value) -> Result<String, Vec<ValueError>> {
         ]);
     }
     if let Some(character) = name.chars().find(|c| !(c.is_ascii_alphanumeric() || "._-".contains(*c))) {
-        let message = format!("a module name holds no `{character}`");
+        let message = format!("`{character}` cannot be part of a module name");
         let help = "entries of a list are names; for a regular expression write a single string, no list";
         return Err(vec![ValueError::new(value, message, "not a name").help(help)]);
     }

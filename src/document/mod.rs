@@ -1,9 +1,8 @@
-//! TOML as people write it: values that remember where they stand, and problems that point there.
+//! TOML with the place of every value, keys by their declarations, and problems that point at their places.
 //!
 //! A file and its command-line overrides become one [`Table`]; rooms read their own part of it through a
-//! [`TableReader`], which checks types and ranges, remembers which keys it was asked for, and collects
-//! every problem in a [`Findings`] instead of stopping at the first. This module knows no key of any
-//! recipe and opens no file.
+//! [`KeyTable`], whose reader checks types and ranges, remembers which keys it has read, and collects every problem in a
+//! [`Findings`] instead of stopping at the first. This module knows no key of any recipe and opens no file.
 
 mod describe;
 mod key;

@@ -1,7 +1,7 @@
 //! From text to the tree, through the `toml` crate's parser, which goes on after an error.
 //!
-//! What could not be read becomes [`Kind::Broken`], so that one slip is told once: where it is, and not
-//! again as a wrong type or a missing key. Owns the wording of syntax problems.
+//! A value that cannot be read becomes [`Kind::Broken`], so that one syntax error is reported once, and not again as a
+//! wrong type or a missing key. Owns the wording of syntax errors.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,26 +11,26 @@ use toml::de::{DeTable, DeValue};
 use super::value::{Entry, Kind, Table, Value};
 use super::{Place, Problem, Source};
 
-/// Nesting beyond this is refused; no recipe comes near, and every walk over the tree is recursive.
+/// Deepest nesting that is read: every walk over the tree is recursive, and no recipe comes near.
 const DEPTH_LIMIT: usize = 32;
 
-/// Syntax problems told before the rest is only counted.
-const TOLD: usize = 20;
+/// Syntax errors that are reported; the rest is counted.
+const REPORTED: usize = 20;
 
-/// Errors of the parser looked at; a text with more is no recipe, and needs no better explanation.
-const LOOKED_AT: usize = 200;
+/// Errors of the parser that are examined; a text with more is not a recipe.
+const EXAMINED: usize = 200;
 
-/// Where the parser stumbled, and its words for it.
+/// The place and message of an error of the parser.
 type Fault<'e> = (Range<usize>, &'e str);
 
-/// Reads a whole document. The returned value is always a table, as much of it as could be read.
+/// Reads a whole document. The returned value is always a table, of what could be read.
 pub fn parse(source: &Arc<Source>) -> (Value, Vec<Problem>) {
     let (document, errors) = DeTable::parse_recoverable(source.text());
     let mut faults: Vec<Fault<'_>> =
         errors.iter().map(|error| (error.span().unwrap_or(0..0), error.message())).collect();
     faults.sort_by_key(|(span, _)| (span.start, span.end));
-    let uncounted = faults.len().saturating_sub(LOOKED_AT);
-    faults.truncate(LOOKED_AT);
+    let uncounted = faults.len().saturating_sub(EXAMINED);
+    faults.truncate(EXAMINED);
     let spans = faults.iter().map(|(span, _)| span.clone()).collect();
     let mut reading = Reading { source, faults: spans, problems: Vec::new(), enclosures: Vec::new() };
     let kind = Kind::Table(reading.table(document.into_inner(), 0));
@@ -40,7 +40,7 @@ pub fn parse(source: &Arc<Source>) -> (Value, Vec<Problem>) {
     (root, problems)
 }
 
-/// Reads the single value at `span` of `source`, when what stands there is one TOML value and no more.
+/// Reads the text at `span` of `source`, if it is exactly one TOML value.
 pub fn parse_value(source: &Arc<Source>, span: Range<usize>) -> Option<(Value, Vec<Problem>)> {
     let parsed = DeValue::parse(source.text().get(span.clone())?).ok()?;
     let mut reading = Reading { source, faults: Vec::new(), problems: Vec::new(), enclosures: Vec::new() };
@@ -59,7 +59,7 @@ pub fn parse_value(source: &Arc<Source>, span: Range<usize>) -> Option<(Value, V
     Some((value, problems))
 }
 
-/// Moves every place of a tree that was parsed out of the middle of its source.
+/// Moves every place of a tree that was parsed from the middle of its source.
 fn shift(value: &mut Value, source: &Arc<Source>, by: usize) {
     let moved = |place: &Place| Place::new(source, place.span().start + by..place.span().end + by);
     value.place = moved(&value.place);
@@ -153,8 +153,8 @@ impl Reading<'_> {
     }
 }
 
-/// One problem per slip: the parser reports an unclosed bracket once per line that follows it, and some
-/// slips in two ways.
+/// One problem for each error: the parser reports an unclosed bracket once for each line behind it, and some errors in
+/// two ways.
 fn explain_all(
     source: &Arc<Source>,
     root: &Value,
@@ -164,15 +164,15 @@ fn explain_all(
 ) -> Vec<Problem> {
     let enclosures: Vec<_> = enclosures.iter().map(|span| Enclosure::new(source, span, faults)).collect();
     let mut problems: Vec<Problem> = Vec::new();
-    let mut told: Vec<usize> = Vec::new();
+    let mut reported: Vec<usize> = Vec::new();
     let mut last_line = 0;
-    let mut untold = uncounted;
+    let mut unreported = uncounted;
     for (span, message) in faults {
         let enclosure = enclosures.iter().find(|enclosure| enclosure.holds(span));
         let problem = match enclosure {
-            Some(enclosure) if told.contains(&enclosure.span.start) => continue,
+            Some(enclosure) if reported.contains(&enclosure.span.start) => continue,
             Some(enclosure) => {
-                told.push(enclosure.span.start);
+                reported.push(enclosure.span.start);
                 match enclosure.is_unclosed {
                     true => unclosed(source, &enclosure.span),
                     false => explain(source, root, span, message),
@@ -187,14 +187,14 @@ fn explain_all(
                 explain(source, root, span, message)
             }
         };
-        if problems.len() < TOLD {
+        if problems.len() < REPORTED {
             problems.push(problem);
         } else {
-            untold += 1;
+            unreported += 1;
         }
     }
-    if untold > 0 {
-        let message = format!("and {untold} more syntax errors; is this a recipe?");
+    if unreported > 0 {
+        let message = format!("{unreported} more syntax errors; is this file a recipe?");
         problems.push(Problem::new("document::syntax", Place::end_of(source), message).label("up to here"));
     }
     problems
@@ -207,7 +207,7 @@ struct Enclosure {
 }
 
 impl Enclosure {
-    /// Where the parser finds no closing bracket, all that follows belongs to the slip.
+    /// Where the parser finds no closing bracket, everything behind the opening one belongs to the error.
     fn new(source: &Arc<Source>, span: &Range<usize>, faults: &[Fault<'_>]) -> Self {
         let bytes = source.text().as_bytes();
         let closing = if bytes.get(span.start) == Some(&b'{') { b'}' } else { b']' };
@@ -228,7 +228,7 @@ impl Enclosure {
     }
 }
 
-/// A bracket that is never closed, told at the bracket and not at the end of the file.
+/// The problem of an unclosed bracket, at the bracket and not at the end of the file.
 fn unclosed(source: &Arc<Source>, span: &Range<usize>) -> Problem {
     let (thing, bracket) = match source.text().as_bytes().get(span.start) {
         Some(b'{') => ("inline table", '}'),
@@ -240,19 +240,19 @@ fn unclosed(source: &Arc<Source>, span: &Range<usize>) -> Problem {
         .help(format!("add the missing `{bracket}`"))
 }
 
-/// The parser's message in words that help.
+/// The problem of an error of the parser, with the remedy.
 fn explain(source: &Arc<Source>, root: &Value, span: &Range<usize>, message: &str) -> Problem {
     let place = Place::new(source, span.clone());
     let text = place.text().to_owned();
     let line = line_around(source.text(), span.start);
     let problem = |message: &str| Problem::new("document::syntax", place.clone(), message);
     if message.starts_with("duplicate key") {
-        let told = problem(&format!("`{text}` is written twice")).label("again here");
-        let told = match first_writing(root, &text, &place) {
-            Some(first) => told.also(first, "first here"),
-            None => told,
+        let twice = problem(&format!("`{text}` is written twice")).label("again here");
+        let twice = match first_writing(root, &text, &place) {
+            Some(first) => twice.also(first, "first here"),
+            None => twice,
         };
-        return told.help("keep one of them");
+        return twice.help("keep one of them");
     }
     if span.is_empty() && message.starts_with("string values must be quoted") {
         return problem("a value is missing")
@@ -271,11 +271,11 @@ fn explain(source: &Arc<Source>, root: &Value, span: &Range<usize>, message: &st
         && (message.starts_with("invalid boolean") || message.starts_with("invalid float"));
     if is_word || message.starts_with("string values must be quoted") {
         let quoted = if text.contains('\\') { format!("'{text}'") } else { format!("\"{text}\"") };
-        return problem("text stands in quotes").label("not quoted").help(format!("write `{quoted}`"));
+        return problem("a string needs quotes").label("not quoted").help(format!("write `{quoted}`"));
     }
     if message.contains("escaped value") || message.contains("unicode") {
-        return problem("inside \"…\" a backslash begins an escape")
-            .help("put text with backslashes in single quotes: '…'");
+        return problem("a backslash in \"…\" begins an escape")
+            .help("put a string with backslashes in single quotes: '…'");
     }
     if !line.contains('=') && line.contains(':') {
         return problem("a key and its value are separated by `=`").help("write `key = value`");
@@ -291,7 +291,7 @@ fn line_around(text: &str, at: usize) -> &str {
     text.get(start..).and_then(|rest| rest.lines().next()).unwrap_or_default()
 }
 
-/// Where else `key` is written, when there is exactly one other place.
+/// The other place where `key` is written, if there is exactly one.
 fn first_writing(value: &Value, key: &str, not_here: &Place) -> Option<Place> {
     fn collect(value: &Value, key: &str, found: &mut Vec<Place>) {
         match &value.kind {

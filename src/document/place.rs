@@ -1,4 +1,4 @@
-//! Where something was written: a named text, and a range of bytes in it.
+//! Places: a named text, and a range of bytes in it.
 
 use std::fmt;
 use std::ops::Range;
@@ -13,12 +13,12 @@ pub struct Source {
 }
 
 impl Source {
-    /// A text and the name people know it by. `order` sorts the problems of several sources.
+    /// A text and its name for messages. `order` sorts the problems of several sources.
     pub fn new(order: usize, name: &str, text: String) -> Arc<Self> {
         Arc::new(Self { order, text: NamedSource::new(name, text) })
     }
 
-    /// The name people know it by.
+    /// Its name for messages.
     pub fn name(&self) -> &str {
         self.text.name()
     }
@@ -68,7 +68,7 @@ impl Place {
         Self::new(source, end..end)
     }
 
-    /// The text this place lies in.
+    /// The text that this place is in.
     pub fn source(&self) -> &Arc<Source> {
         &self.source
     }
@@ -78,7 +78,7 @@ impl Place {
         self.span.clone()
     }
 
-    /// What is written there.
+    /// The text at this place.
     pub fn text(&self) -> &str {
         self.source.text().get(self.span()).unwrap_or_default()
     }

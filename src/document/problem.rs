@@ -1,4 +1,4 @@
-//! What is wrong, where, and the way out; and all of it together.
+//! Problems: what is wrong, where, and the remedy; one, or all of a document.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use miette::{Diagnostic, LabeledSpan, Severity, SourceCode};
 
 use super::Place;
 
-/// One thing wrong with a document, as a miette diagnostic.
+/// One problem of a document, as a miette diagnostic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     code: &'static str,
@@ -49,24 +49,24 @@ impl Problem {
         self
     }
 
-    /// The way out.
+    /// Sets the remedy.
     #[must_use]
     pub fn help(mut self, text: impl Into<String>) -> Self {
         self.help = Some(text.into());
         self
     }
 
-    /// Names the kind of problem.
+    /// The code of its kind.
     pub fn kind(&self) -> &'static str {
         self.code
     }
 
-    /// Where it stands.
+    /// Its place.
     pub fn place(&self) -> &Place {
         &self.label.place
     }
 
-    /// The way out, when there is one to name.
+    /// The remedy, if there is one.
     pub fn way_out(&self) -> Option<&str> {
         self.help.as_deref()
     }
@@ -107,7 +107,7 @@ impl Diagnostic for Problem {
     }
 }
 
-/// A place with a few words: a label, or a diagnostic of its own when it lies in another text.
+/// A place with a few words: a label, or a diagnostic of its own if it is in another text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Note {
     place: Place,
@@ -142,7 +142,7 @@ impl Diagnostic for Note {
     }
 }
 
-/// Everything wrong with a document, in the order it was written.
+/// All problems of a document, in the order of their places.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problems {
     name: String,
@@ -150,14 +150,14 @@ pub struct Problems {
 }
 
 impl Problems {
-    /// The problems of the document `name`, sorted by where they stand; equal ones are kept once.
+    /// The problems of the document `name`, sorted by place and without repetitions.
     pub fn new(name: impl Into<String>, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.place().order());
         problems.dedup();
         Self { name: name.into(), problems }
     }
 
-    /// How many there are.
+    /// Their number.
     pub fn len(&self) -> usize {
         self.problems.len()
     }
@@ -167,7 +167,7 @@ impl Problems {
         self.problems.is_empty()
     }
 
-    /// Each of them, in order.
+    /// The problems, in order.
     pub fn iter(&self) -> impl Iterator<Item = &Problem> {
         self.problems.iter()
     }

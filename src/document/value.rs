@@ -1,17 +1,17 @@
-//! A TOML document as a tree in which every key and every value knows its place.
+//! A TOML document as a tree in which every key and every value has its place.
 
 use super::Place;
 
-/// A value and where it stands.
+/// A value and its place.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Value {
-    /// What it is.
+    /// Its kind and content.
     pub kind: Kind,
-    /// Where it stands; for a table written with a header, the header.
+    /// Its place; of a table with a header, the header.
     pub place: Place,
 }
 
-/// What a value is.
+/// Kind and content of a value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kind {
     /// A string.
@@ -28,12 +28,12 @@ pub enum Kind {
     Array(Vec<Value>),
     /// A table in any of its spellings.
     Table(Table),
-    /// Not TOML: the problem has been reported, nothing more is to be said about it.
+    /// Not TOML; its syntax error is reported.
     Broken,
 }
 
 impl Kind {
-    /// The kind with its article, as an error names it.
+    /// The kind with its article, for messages.
     pub fn noun(&self) -> &'static str {
         match self {
             Self::String(_) => "a string",
@@ -59,7 +59,7 @@ pub struct Table {
 pub struct Entry {
     /// The key, unquoted.
     pub key: String,
-    /// Where the key stands.
+    /// The key's place.
     pub key_place: Place,
     /// The value.
     pub value: Value,
@@ -86,12 +86,12 @@ impl Table {
         &mut self.entries
     }
 
-    /// Adds an entry whose key is known to be new.
+    /// Adds an entry whose key is new.
     pub(super) fn push(&mut self, entry: Entry) {
         self.entries.push(entry);
     }
 
-    /// Adds an entry, or replaces the one of the same key where it stands.
+    /// Adds an entry, or replaces the one of the same key.
     pub fn set(&mut self, entry: Entry) {
         match self.get_mut(&entry.key) {
             Some(standing) => *standing = entry,
@@ -101,7 +101,7 @@ impl Table {
 }
 
 impl Value {
-    /// Follows keys and, in arrays, indices. Where the path leaves the tree: the last value on it.
+    /// The value at a path of keys and, in arrays, indices; if the tree ends before the path does, the last value on it.
     pub fn nearest(&self, path: &[&str]) -> &Self {
         let Some((first, rest)) = path.split_first() else { return self };
         let next = match &self.kind {

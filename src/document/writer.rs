@@ -43,7 +43,7 @@ impl Writer {
     }
 }
 
-/// What can stand behind an `=`.
+/// A type that can be written as a TOML value.
 pub trait Written {
     /// Its TOML.
     fn written(&self) -> String;

@@ -124,6 +124,8 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
     if let Some(node) = settings.take("chat_template_jinja") {
         hf::template("chat_template_jinja", node, draft);
     }
+    special_tokens(settings, draft);
+    let default = template.and_then(Node::text).unwrap_or("tokenizer_default").to_owned();
     for (key, is_held_out) in [("datasets", false), ("test_datasets", true)] {
         let Some(node) = settings.take(key) else { continue };
         let Value::List(entries) = &node.value else {
@@ -131,12 +133,37 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
             continue;
         };
         for (index, entry) in entries.iter().enumerate() {
-            dataset(&format!("{key}[{index}]"), entry, is_held_out, on_inputs, draft);
+            dataset(&format!("{key}[{index}]"), entry, is_held_out, on_inputs, &default, draft);
         }
     }
 }
 
-fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, draft: &mut Draft) {
+/// Tokens that the configuration gives the tokenizer.
+fn special_tokens(settings: &mut Settings<'_>, draft: &mut Draft) {
+    for (key, token) in settings.take("special_tokens").map(Node::entries).unwrap_or_default() {
+        let name = format!("special_tokens.{key}");
+        match key.as_str() {
+            "pad_token" => draft.carry(&name, token),
+            _ => draft.note(
+                Kind::Decide,
+                &name,
+                token,
+                format!("`{token}`: the tokenizer's own `{key}` is used; set it in the base model's tokenizer_config.json"),
+            ),
+        }
+    }
+    if let Some(node) = settings.take("eot_tokens") {
+        draft.left("eot_tokens", node, "the chat template says where a turn ends");
+    }
+    for key in ["tokens", "added_tokens_overrides"] {
+        if let Some(node) = settings.take(key) {
+            let text = format!("`{node}`: no token is added to a vocabulary; add it to the base model first");
+            draft.note(Kind::Decide, key, node, text);
+        }
+    }
+}
+
+fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, template: &str, draft: &mut Draft) {
     let mut all = Settings::of(entry, name);
     let settings = &mut all;
     let mut dataset = Dataset { is_held_out, ..Dataset::default() };
@@ -150,6 +177,11 @@ fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, draft: 
         "completion" => "text",
         _ => {
             let text = match kind {
+                Some(kind) if !kind.entries().is_empty() => {
+                    "a prompt of its own: write the rows as prompt and completion, with the prompt filled in, and name \
+                     the format `prompt-completion`"
+                        .to_owned()
+                }
                 Some(kind) => format!("`{kind}` is not there: bring the rows into one of messages, alpaca, prompt-completion, text, tokens, and name it in `format`"),
                 None => "the dataset has no type: name one of messages, alpaca, prompt-completion, text, tokens in `format`".to_owned(),
             };
@@ -157,9 +189,42 @@ fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, draft: 
             "messages"
         }
     };
-    if strategy != shape && dataset.format == "alpaca" {
-        let text = format!("`{strategy}` is a prompt of axolotl's; here it is Alpaca's published one");
-        draft.note(Kind::Changed, &settings.name("type"), kind.unwrap_or(entry), text);
+    let key = settings.name("type");
+    let node = kind.unwrap_or(entry);
+    let own = settings.take("chat_template").and_then(Node::text).map(str::to_owned);
+    let template = own.as_deref().unwrap_or(template);
+    match (dataset.format, shape) {
+        ("alpaca", _) => {
+            let there = match strategy == shape {
+                true => "Alpaca's, with a line break after `### Response:`".to_owned(),
+                false => format!("axolotl's `{strategy}`"),
+            };
+            draft.prompt(
+                &key,
+                node,
+                &mut dataset,
+                there,
+                Some("Alpaca's as published, without that line break"),
+            );
+        }
+        ("text", _) => draft.prompt(&key, node, &mut dataset, "none, the text as it stands", None),
+        (_, "chat_template") if template.starts_with("tokenizer_default") => {
+            draft.prompt(&key, node, &mut dataset, "the base model's chat template", None);
+        }
+        (_, "chat_template") if matches!(template, "chatml" | "jinja") && own.is_none() => {
+            draft.prompt(&key, node, &mut dataset, format!("the chat template `{template}`"), None);
+        }
+        (_, "chat_template" | "sharegpt") => {
+            let there = format!("axolotl's chat template `{template}`");
+            draft.prompt(
+                &key,
+                node,
+                &mut dataset,
+                there,
+                Some("the chat template of the recipe, or the base model's"),
+            );
+        }
+        _ => {}
     }
     if on_inputs && matches!(dataset.format, "messages" | "alpaca") {
         dataset.train_on = Some("all");
@@ -219,6 +284,8 @@ fn fields(settings: &mut Settings<'_>, dataset: &mut Dataset, draft: &mut Draft)
         for (key, column) in node.entries() {
             match (key.as_str(), column.text()) {
                 ("role" | "content", Some(column)) if column == key => {}
+                // The other widespread layout, in which speakers have names of their own.
+                ("role", Some("from")) | ("content", Some("value")) => {}
                 ("role", Some(column)) => _ = dataset.fields.insert("role", column.to_owned()),
                 ("content", Some(column)) => _ = dataset.fields.insert("content", column.to_owned()),
                 _ => draft.left(&settings.name(key), column, "messages have a role and a content"),
@@ -240,6 +307,21 @@ fn fields(settings: &mut Settings<'_>, dataset: &mut Dataset, draft: &mut Draft)
                     other.join("`, `")
                 ),
             );
+        }
+    }
+    for (key, what) in [
+        ("message_field_training", "whether a turn is trained on"),
+        ("message_field_training_detail", "which part of a turn is trained on"),
+        ("field_tools", "the tools of a conversation"),
+        ("field_system", "a system prompt"),
+        ("field_thinking", "the thoughts of a turn"),
+        ("template_thinking_key", "the template's key of the thoughts"),
+    ] {
+        if let Some(node) = settings.take(key) {
+            let text = format!(
+                "`{node}` names {what}: check with `tune inspect` that the rows are read as they are meant"
+            );
+            draft.note(Kind::Decide, &settings.name(key), node, text);
         }
     }
     let others = |node: &&Node| {

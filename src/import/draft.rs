@@ -16,14 +16,14 @@ use crate::recipe::{self, VERSION, foreign};
 pub enum Kind {
     /// Something to decide or fill in before the recipe runs.
     Decide,
-    /// It carried over and means something else here.
+    /// It carried over, and means something else here.
     Changed,
     /// It did not carry over.
     Left,
 }
 
 impl Kind {
-    /// What a list of such notes is headed with.
+    /// The heading of such notes.
     pub fn title(self) -> &'static str {
         match self {
             Kind::Decide => "To decide before the first run",
@@ -42,7 +42,7 @@ pub struct Note {
     pub key: String,
     /// Its line in the configuration, from 1; 0 where it has none.
     pub line: usize,
-    /// What it said, and why that is so; or what it means.
+    /// Its value and why it did not carry over; or what it means here.
     pub text: String,
 }
 
@@ -53,7 +53,7 @@ impl fmt::Display for Note {
     }
 }
 
-/// A configuration that trains what no recipe trains.
+/// A configuration that trains what no recipe can.
 pub(super) struct NotTrained {
     pub(super) line: usize,
     pub(super) reason: String,
@@ -68,6 +68,8 @@ pub(super) struct Dataset {
     pub(super) weight: Option<f64>,
     pub(super) train_on: Option<&'static str>,
     pub(super) fields: BTreeMap<&'static str, String>,
+    /// How the other tool makes a prompt of a row.
+    pub(super) prompt: String,
 }
 
 /// A recipe under way.
@@ -93,7 +95,7 @@ impl Draft {
         self.keys.entry(key.to_owned()).or_insert_with(|| value.into());
     }
 
-    /// What one of our keys has.
+    /// The value of one of our keys.
     pub(super) fn get(&self, key: &str) -> Option<&Toml> {
         self.keys.get(key)
     }
@@ -110,23 +112,40 @@ impl Draft {
         }
     }
 
-    /// Notes something of a setting.
+    /// Adds a note on a setting.
     pub(super) fn note(&mut self, kind: Kind, key: &str, node: &Node, text: impl Into<String>) {
         self.notes.push(Note { kind, key: key.to_owned(), line: node.line, text: text.into() });
     }
 
-    /// Notes something that no setting says.
+    /// Adds a note on a setting that the configuration does not have.
     pub(super) fn remark(&mut self, kind: Kind, key: &str, text: impl Into<String>) {
         self.notes.push(Note { kind, key: key.to_owned(), line: 0, text: text.into() });
     }
 
-    /// A setting that did not carry over: what it said, and why not.
+    /// States how the other tool makes a prompt of a dataset's rows, and notes it where a prompt `here` is another.
+    pub(super) fn prompt(
+        &mut self,
+        key: &str,
+        node: &Node,
+        dataset: &mut Dataset,
+        there: impl Into<String>,
+        here: Option<&str>,
+    ) {
+        dataset.prompt = there.into();
+        if let Some(here) = here {
+            let text =
+                format!("the prompt there: {}; here: {here}; compare with `tune inspect`", dataset.prompt);
+            self.note(Kind::Changed, key, node, text);
+        }
+    }
+
+    /// Notes a setting that did not carry over, and why.
     pub(super) fn left(&mut self, key: &str, node: &Node, reason: &str) {
         self.note(Kind::Left, key, node, format!("`{node}`: {reason}"));
     }
 
-    /// Moves a setting by its name alone: to the key of ours that has the same name or that the recipe's table of
-    /// foreign names gives, as it stands. What does not fit is noted.
+    /// Moves a setting by its name alone, as it stands: to the key of ours of the same name, or that declares the name as
+    /// foreign. A value that does not fit is noted.
     pub(super) fn carry(&mut self, key: &str, node: &Node) {
         if node.is_empty() {
             return;
@@ -191,7 +210,11 @@ impl Draft {
 
     fn write_datasets(&self, text: &mut String) {
         for dataset in &self.datasets {
-            *text += &format!("\n[[dataset]]\npath = {}\n", Toml::from(dataset.path.as_str()));
+            *text += "\n";
+            if !dataset.prompt.is_empty() {
+                *text += &format!("# The prompt there: {}.\n", one_line(&dataset.prompt));
+            }
+            *text += &format!("[[dataset]]\npath = {}\n", Toml::from(dataset.path.as_str()));
             *text += &format!("format = \"{}\"\n", dataset.format);
             if dataset.is_held_out {
                 *text += "split = \"validation\"\n";
@@ -266,14 +289,14 @@ impl<'a> Settings<'a> {
         Self { prefix: String::new(), entries }
     }
 
-    /// A setting that says something, taken out.
+    /// Takes a setting out; `None` if it is absent or empty.
     pub(super) fn take(&mut self, key: &str) -> Option<&'a Node> {
         let at = self.entries.iter().position(|(name, _)| *name == key)?;
         let (_, node) = self.entries.remove(at);
         (!node.is_empty()).then_some(node)
     }
 
-    /// The first of several names that is there; the others are taken out as well.
+    /// Takes several settings out and returns the first that is set.
     pub(super) fn any(&mut self, keys: &[&'static str]) -> Option<(&'static str, &'a Node)> {
         let mut found = None;
         for key in keys {
@@ -288,7 +311,7 @@ impl<'a> Settings<'a> {
         format!("{}{key}", self.prefix)
     }
 
-    /// Carries all that is left by its name.
+    /// Carries all remaining settings by their names.
     pub(super) fn carry_rest(self, draft: &mut Draft) {
         for (key, node) in &self.entries {
             draft.carry(&format!("{}{key}", self.prefix), node);

@@ -1,12 +1,11 @@
-//! Settings that the tools built on transformers and PEFT share: precision, schedule, optimizer, what is due when.
+//! Settings that the tools built on transformers and PEFT share: precision, schedule, optimizer, intervals.
 
 use super::draft::{Draft, Kind, NotTrained, Settings};
 use super::source::{Node, Value};
 use crate::adapter::spec::ALL_LINEAR;
 use crate::recipe::foreign;
 
-/// What a tool does where its configuration is silent, as transformers' `TrainingArguments` has it unless a tool says
-/// otherwise. Silence here would mean something else.
+/// A tool's values for settings that its configuration leaves out. They are written out, since tune's defaults differ.
 pub(super) struct Defaults {
     pub(super) epochs: f64,
     pub(super) micro_batch_size: i64,
@@ -16,7 +15,7 @@ pub(super) struct Defaults {
     pub(super) warmup_ratio: f64,
 }
 
-/// Everything of training that the tools have in common. What `defaults` give is noted nowhere: it is what the
+/// All settings of training that the tools have in common. Values of `defaults` need no note: they are what the
 /// configuration means.
 pub(super) fn training(settings: &mut Settings<'_>, draft: &mut Draft, defaults: &Defaults) {
     precision(settings, draft);
@@ -190,7 +189,7 @@ fn optimizer(settings: &mut Settings<'_>, draft: &mut Draft) {
     }
 }
 
-/// What is due every so many steps: the counts carry by name, where steps are what is counted.
+/// Intervals of evaluation, checkpoints and log lines: those in steps carry over by name.
 fn due(settings: &mut Settings<'_>, draft: &mut Draft) {
     for (keys, ours, counted) in [
         (&["eval_strategy", "evaluation_strategy"][..], "train.eval_steps", "eval_steps"),
@@ -233,7 +232,8 @@ fn due(settings: &mut Settings<'_>, draft: &mut Draft) {
     }
 }
 
-/// 4 bits with or without double quantization, `doubled` where nothing is said; what is not NF4 is noted.
+/// 4 bits, with double quantization if the configuration or, where it is silent, `doubled` says so; types other than NF4
+/// are noted.
 pub(super) fn quantization(
     settings: &mut Settings<'_>,
     draft: &mut Draft,
@@ -304,11 +304,18 @@ pub(super) fn targets(key: &str, node: &Node, draft: &mut Draft) {
 pub(super) fn held_out(key: &str, node: &Node, draft: &mut Draft) {
     match node.number() {
         Some(share) if (0.0..1.0).contains(&share) => draft.set("data.val_split", share),
-        _ => draft.left(key, node, "`data.val_split` is a share of the rows, not a number of them"),
+        _ => draft.note(
+            Kind::Decide,
+            key,
+            node,
+            format!(
+                "`{node}` rows were held out, and `data.val_split` is a share: set it to {node} divided by the number of rows"
+            ),
+        ),
     }
 }
 
-/// Settings that are on only when they are true, and that nothing here stands for.
+/// Settings without a counterpart here, which matter only if they are not false.
 pub(super) fn switched_off(keys: &[&'static str], settings: &mut Settings<'_>, draft: &mut Draft) {
     for key in keys {
         if let Some(node) = settings.take(key).filter(|node| node.truth() != Some(false)) {
@@ -322,7 +329,7 @@ pub(super) fn template(key: &str, node: &Node, draft: &mut Draft) {
     match node.text() {
         Some("chatml") => draft.set("data.chat_template", "chatml"),
         Some(file) if file.ends_with(".jinja") || file.ends_with(".j2") => draft.set("data.chat_template", file),
-        Some(name) if name.starts_with("tokenizer_default") || name == "default" => {}
+        Some(name) if name.starts_with("tokenizer_default") => {}
         Some(name) if name.contains("{%") || name.contains("{{") => {
             draft.note(Kind::Decide, key, node, "save the template to a .jinja file and name it in `data.chat_template`");
         }
@@ -331,14 +338,14 @@ pub(super) fn template(key: &str, node: &Node, draft: &mut Draft) {
             key,
             node,
             format!(
-                "`{node}` is a template of the other tool; here the base model's own is used, which may differ: look at \
+                "`{node}` is a template of the other tool; here the base model's own is used, which may differ: compare with \
                  `tune inspect`"
             ),
         ),
     }
 }
 
-/// Refuses what is not supervised fine-tuning.
+/// Refuses a configuration whose `key` has a value that is not `allowed`.
 pub(super) fn require(
     settings: &mut Settings<'_>,
     key: &str,
@@ -353,7 +360,7 @@ pub(super) fn require(
     }
 }
 
-/// Whether a dataset is named by a file here; a name of the hub is noted.
+/// Notes a dataset whose path is not a file of a known kind.
 pub(super) fn dataset_path(key: &str, node: &Node, path: &str, draft: &mut Draft) {
     let known = [".jsonl", ".json", ".parquet", ".arrow", ".csv"];
     if !known.iter().any(|ending| path.ends_with(ending)) {
@@ -369,7 +376,7 @@ pub(super) fn dataset_path(key: &str, node: &Node, path: &str, draft: &mut Draft
     }
 }
 
-/// What the table of foreign names says of a name, for settings that several tools spell alike.
+/// The note on a foreign name, for settings that several tools spell alike.
 pub(super) fn reason(name: &str) -> &'static str {
     match foreign::meaning(name) {
         Some(crate::document::Meaning::Note(reason)) => reason,

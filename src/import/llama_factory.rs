@@ -95,15 +95,13 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
         Some(node) => hf::held_out("val_size", node, draft),
         None => draft.set("data.val_split", 0.0),
     }
-    if let Some(node) = settings.take("template") {
-        hf::template("template", node, draft);
-    }
     let is_on = |node: Option<&Node>| node.and_then(Node::truth) == Some(true);
     let train_on = match (is_on(settings.take("train_on_prompt")), is_on(settings.take("mask_history"))) {
         (true, _) => Some("all"),
         (false, true) => Some("last-assistant"),
         (false, false) => None,
     };
+    let template = settings.take("template").and_then(Node::text).unwrap_or("default").to_owned();
     let folder = settings.take("dataset_dir").and_then(Node::text).unwrap_or("data").to_owned();
     let info = info(Path::new(&folder));
     for key in ["mix_strategy", "interleave_probs"] {
@@ -127,14 +125,14 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
                 &folder,
                 info.as_ref(),
                 Dataset { is_held_out, ..Dataset::default() },
-                train_on,
+                (train_on, &template),
                 draft,
             );
         }
     }
 }
 
-/// The list of datasets, if it lies where the tool looks for it.
+/// The list of datasets, if it is where the tool reads it.
 fn info(folder: &Path) -> Option<Node> {
     let file = folder.join("dataset_info.json");
     let is_small = std::fs::metadata(&file).is_ok_and(|about| about.len() <= LARGEST_INFO);
@@ -144,7 +142,7 @@ fn info(folder: &Path) -> Option<Node> {
 
 #[expect(
     clippy::too_many_arguments,
-    reason = "a dataset is told from its key, its list and what the whole says of it"
+    reason = "a dataset depends on its key, its list and settings of the whole"
 )]
 fn dataset(
     key: &str,
@@ -153,7 +151,7 @@ fn dataset(
     folder: &str,
     info: Option<&Node>,
     mut dataset: Dataset,
-    train_on: Option<&'static str>,
+    (train_on, template): (Option<&'static str>, &str),
     draft: &mut Draft,
 ) {
     let entry = info.and_then(|info| info.get(name));
@@ -179,32 +177,117 @@ fn dataset(
         (Some("last-assistant"), "alpaca") => None,
         (train_on, _) => train_on,
     };
-    let columns = entry.and_then(|entry| entry.get("columns"));
-    let tags = entry.and_then(|entry| entry.get("tags"));
-    let mut map =
-        |table: Option<&Node>, theirs: &str, usual: Option<&str>, ours: &'static str, is_usual_here: &str| {
-            let column = table.and_then(|table| table.get(theirs)).and_then(Node::text).or(usual);
-            if let Some(column) = column.filter(|column| *column != is_usual_here) {
-                dataset.fields.insert(ours, column.to_owned());
-            }
-        };
+    let at = format!("{key}.{name}");
     match is_chat {
-        true => {
-            map(columns, "messages", None, "messages", "conversations");
-            map(tags, "role_tag", None, "role", "from");
-            map(tags, "content_tag", None, "content", "value");
-        }
-        false => {
-            map(columns, "prompt", None, "instruction", "instruction");
-            map(columns, "query", None, "input", "input");
-            map(columns, "response", None, "output", "output");
-        }
+        true => draft.prompt(
+            &at,
+            node,
+            &mut dataset,
+            format!("LLaMA-Factory's template `{template}`, its system prompt included"),
+            Some("the base model's chat template"),
+        ),
+        false => draft.prompt(
+            &at,
+            node,
+            &mut dataset,
+            format!("a user turn of `instruction`, a line break and `input`, in LLaMA-Factory's template `{template}`"),
+            Some("Alpaca's published prompt, without turns; rows in the format `messages` get the chat template"),
+        ),
     }
-    let known = ["prompt", "query", "response", "messages"];
-    for (column, node) in columns.map(Node::entries).unwrap_or_default() {
-        if !known.contains(&column.as_str()) {
-            draft.left(&format!("{key}.{name}.columns.{column}"), node, "the format has no such field");
-        }
+    if let Some(entry) = entry {
+        describe(&at, entry, is_chat, &mut dataset, draft);
     }
     draft.datasets.push(dataset);
+}
+
+/// Reads an entry of the list of datasets, every key of it.
+fn describe(at: &str, entry: &Node, is_chat: bool, dataset: &mut Dataset, draft: &mut Draft) {
+    let mut all = Settings::of(entry, at);
+    settings_taken(&mut all, &["file_name", "formatting"]);
+    // Where the columns and tags of each layout go, and what they are called where nothing is said.
+    let fields: &[(&str, &str, &str, &str)] = match is_chat {
+        true => &[
+            ("columns", "messages", "messages", "conversations"),
+            ("tags", "role_tag", "role", "from"),
+            ("tags", "content_tag", "content", "value"),
+        ],
+        false => &[
+            ("columns", "prompt", "instruction", "instruction"),
+            ("columns", "query", "input", "input"),
+            ("columns", "response", "output", "output"),
+        ],
+    };
+    for table in ["columns", "tags"] {
+        let Some(node) = all.take(table) else { continue };
+        let mut inner = Settings::of(node, &all.name(table));
+        for (_, theirs, ours, usual) in fields.iter().filter(|(of, ..)| *of == table) {
+            let column = inner.take(theirs).and_then(Node::text).filter(|column| column != usual);
+            if let Some(column) = column {
+                dataset.fields.insert(ours, column.to_owned());
+            }
+        }
+        for (tag, known) in [
+            ("user_tag", &["user", "human"][..]),
+            ("assistant_tag", &["assistant", "gpt"]),
+            ("system_tag", &["system"]),
+            ("observation_tag", &["tool"]),
+            ("function_tag", &[]),
+        ] {
+            let name = inner.name(tag);
+            let node = inner.take(tag).filter(|node| !node.text().is_some_and(|tag| known.contains(&tag)));
+            if let Some(node) = node {
+                let text =
+                    format!("`{node}`: rename this role in the rows to one of system, user, assistant, tool");
+                draft.note(Kind::Decide, &name, node, text);
+            }
+        }
+        for (column, what) in [
+            ("system", "a system prompt"),
+            ("history", "earlier turns"),
+            ("tools", "the tools of a conversation"),
+            ("images", "images"),
+            ("videos", "videos"),
+            ("audios", "sound"),
+            ("chosen", "preferred answers"),
+            ("rejected", "rejected answers"),
+            ("kto_tag", "judgements"),
+        ] {
+            let name = inner.name(column);
+            if let Some(node) = inner.take(column) {
+                let text = format!(
+                    "`{node}` holds {what}: check with `tune inspect` that the rows are read as they are meant"
+                );
+                draft.note(Kind::Decide, &name, node, text);
+            }
+        }
+        inner.carry_rest(draft);
+    }
+    for (key, reason) in [
+        ("subset", "a file is taken whole: name the file of that subset in `path`"),
+        ("split", "a file is taken whole: name the file of that split in `path`"),
+        ("folder", "name the files of that folder in `path`"),
+        ("num_samples", "every row is taken; `weight` says how often"),
+        ("hf_hub_url", "fetch the dataset and name its file in `path`"),
+        ("ms_hub_url", "fetch the dataset and name its file in `path`"),
+        ("om_hub_url", "fetch the dataset and name its file in `path`"),
+        ("script_url", "no code of a dataset is run; write its rows to a file"),
+        ("cloud_file_name", "fetch the dataset and name its file in `path`"),
+    ] {
+        let name = all.name(key);
+        if let Some(node) = all.take(key).filter(|node| key != "split" || node.text() != Some("train")) {
+            draft.left(&name, node, reason);
+        }
+    }
+    if let Some(node) = all.take("ranking").filter(|node| node.truth() != Some(false)) {
+        let text = "pairs of answers are not trained on by supervised fine-tuning: choose the rows to learn";
+        draft.note(Kind::Decide, &all.name("ranking"), node, text);
+    }
+    all.carry_rest(draft);
+}
+
+/// Takes settings that have been read already.
+fn settings_taken(settings: &mut Settings<'_>, keys: &[&str]) {
+    for key in keys {
+        settings.take(key);
+    }
 }

@@ -1,9 +1,9 @@
-//! Configurations of other tools as recipes: what they say in our words, and every word that has none.
+//! Configurations of other tools as recipes, with a note on every setting that is different here.
 //!
-//! A configuration is read as a tree (`source`), its tool is told from its keys (`tool`), and that tool's own file
-//! here moves each key into a `draft`. Names that mean the same are taken from the recipe's own table of foreign names.
-//! Nothing is dropped in silence: a key that set something ends in the recipe or in a [`Note`]. Opens no model and no
-//! data; whether what the recipe names is there, `tune validate` tells.
+//! A configuration is read as a tree (`source`, `yaml`), its tool is recognised by its keys (`tool`), and that tool's own
+//! file here moves each key into a `draft`. Names that mean the same come from the declarations of our keys. No setting is
+//! dropped in silence: it ends in the recipe or in a [`Note`]. Opens no model and no data; `tune validate` checks whether
+//! the files that the recipe names exist.
 
 mod axolotl;
 mod draft;
@@ -13,6 +13,7 @@ mod source;
 mod tool;
 mod torchtune;
 mod trl;
+mod yaml;
 
 use std::path::Path;
 
@@ -34,7 +35,7 @@ pub enum Error {
         /// What is wrong.
         fault: Fault,
     },
-    /// Which tool it is of cannot be told.
+    /// Its tool cannot be recognised.
     #[error("{name}: {unclear}")]
     Unclear {
         /// The file.
@@ -42,7 +43,7 @@ pub enum Error {
         /// Why not.
         unclear: Unclear,
     },
-    /// The configuration trains something that no recipe does.
+    /// The configuration trains something that no recipe can.
     #[error("{name}{}: {reason}", at_line(*.line))]
     NotTrained {
         /// The file.
@@ -52,8 +53,8 @@ pub enum Error {
         /// What, and what to do.
         reason: String,
     },
-    /// What came out is no recipe: the configuration says things that cannot be.
-    #[error("{name} does not make a recipe:\n{}", told(problems))]
+    /// The recipe has problems: the configuration has values that no recipe takes.
+    #[error("{name} does not make a recipe:\n{}", listed(problems))]
     Refused {
         /// The file.
         name: String,
@@ -66,12 +67,12 @@ fn at_line(line: usize) -> String {
     if line == 0 { String::new() } else { format!(", line {line}") }
 }
 
-fn told(problems: &Problems) -> String {
-    let told = problems.iter().map(|problem| match problem.way_out() {
+fn listed(problems: &Problems) -> String {
+    let lines = problems.iter().map(|problem| match problem.way_out() {
         Some(help) => format!("  - {problem} ({help})"),
         None => format!("  - {problem}"),
     });
-    told.collect::<Vec<_>>().join("\n")
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// A configuration as a recipe.
@@ -81,18 +82,18 @@ pub struct Imported {
     pub tool: Tool,
     /// The recipe's text, with the notes as comments at its head. The recipe reader accepts it.
     pub recipe: String,
-    /// What did not carry over, what means something else, what is left to decide.
+    /// Settings that did not carry over, that mean something else, or that are left to decide.
     pub notes: Vec<Note>,
 }
 
 /// Makes a recipe of a configuration. `name` is the file's, for messages; `from` its tool, where it is known.
 ///
-/// LLaMA-Factory keeps the files of its datasets in a `dataset_info.json`; it is looked for where that tool looks, from
-/// the working directory.
+/// LLaMA-Factory keeps the files of its datasets in a `dataset_info.json`, which is read from where that tool reads it,
+/// relative to the working directory.
 ///
 /// # Errors
-/// [`Error`]: not YAML or JSON, a tool that cannot be told, a configuration that trains something else, or values that
-/// no recipe takes.
+/// [`Error`]: not YAML or JSON, a tool that cannot be recognised, a configuration that trains something else, or values
+/// that no recipe takes.
 pub fn import(text: &str, name: &str, from: Option<Tool>) -> Result<Imported, Error> {
     let root =
         source::read(text, name).map_err(|fault| Error::Unreadable { name: name.to_owned(), fault })?;
@@ -100,7 +101,22 @@ pub fn import(text: &str, name: &str, from: Option<Tool>) -> Result<Imported, Er
         Some(tool) => tool,
         None => tool::detect(&root).map_err(|unclear| Error::Unclear { name: name.to_owned(), unclear })?,
     };
+    // These two read their files with OmegaConf.
+    let root = match tool {
+        Tool::LlamaFactory | Tool::Torchtune => source::resolved(&root, &root),
+        Tool::Axolotl | Tool::Trl => root,
+    };
     let mut draft = draft::Draft::default();
+    let mut variables = Vec::new();
+    source::variables(&root, "", &mut variables);
+    for (key, node) in variables {
+        draft.note(
+            Kind::Decide,
+            &key,
+            node,
+            format!("`{node}` has a variable of the environment: write its value"),
+        );
+    }
     let moved = match tool {
         Tool::Axolotl => axolotl::import(&root, &mut draft),
         Tool::LlamaFactory => llama_factory::import(&root, &mut draft),

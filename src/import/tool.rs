@@ -1,4 +1,4 @@
-//! Which tool a configuration is of, told from keys that it shares with no other.
+//! The tool that a configuration is for, recognised by keys that only its configurations have.
 
 use std::fmt;
 
@@ -75,36 +75,44 @@ impl Tool {
 /// What torchtune calls the class that a table is for.
 pub(super) const COMPONENT: &str = "_component_";
 
-/// Why a tool cannot be told.
+/// Why the tool cannot be recognised.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unclear {
-    /// Tools that it may be of, each with keys that say so.
+    /// Tools that it may be for, each with the keys that say so.
     candidates: Vec<(Tool, Vec<&'static str>)>,
+    is_mlx: bool,
 }
 
 impl fmt::Display for Unclear {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&str> = Tool::ALL.iter().map(|tool| tool.name()).collect();
+        if self.is_mlx {
+            return write!(
+                formatter,
+                "this is a configuration of mlx-lm, which `tune import` does not read; it reads those of {}",
+                names.join(", ")
+            );
+        }
         if self.candidates.is_empty() {
             return write!(
                 formatter,
-                "no key of it tells which tool it is of; name the tool: `--from {}`",
+                "no key says which tool this configuration is for; name the tool: `--from {}`",
                 names.join("|")
             );
         }
-        let told =
+        let listed =
             self.candidates.iter().map(|(tool, keys)| format!("{} (`{}`)", tool.name(), keys.join("`, `")));
-        let told: Vec<String> = told.collect();
+        let listed: Vec<String> = listed.collect();
         write!(
             formatter,
-            "it may be of {}; name the tool: `--from {}`",
-            told.join(" or "),
+            "it may be for {}; name the tool: `--from {}`",
+            listed.join(" or "),
             self.candidates.iter().map(|(tool, _)| tool.name()).collect::<Vec<_>>().join("|")
         )
     }
 }
 
-/// The one tool that a configuration can be of.
+/// The one tool that a configuration can be for.
 pub(super) fn detect(root: &Node) -> Result<Tool, Unclear> {
     // Only these two put their keys into tables.
     let is_nested = |tool| matches!(tool, Tool::Trl | Tool::Torchtune);
@@ -119,6 +127,11 @@ pub(super) fn detect(root: &Node) -> Result<Tool, Unclear> {
         .collect();
     match candidates.as_slice() {
         [(tool, _)] => Ok(*tool),
-        _ => Err(Unclear { candidates }),
+        _ => {
+            // Keys of mlx-lm's `lora_config.yaml`.
+            let is_mlx = candidates.is_empty()
+                && ["fine_tune_type", "iters", "steps_per_eval"].iter().any(|key| root.get(key).is_some());
+            Err(Unclear { candidates, is_mlx })
+        }
     }
 }

@@ -7,7 +7,6 @@ use super::source::{Node, Value};
 use super::tool::COMPONENT;
 
 pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
-    let root = &resolved(root, root, 0);
     let mut all = Settings::of(root, "");
     let settings = &mut all;
     if let Some(node) = settings.take("output_dir") {
@@ -15,8 +14,8 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     }
     model(settings, draft)?;
     checkpointer(settings, draft);
-    let max_seq_len = tokenizer(settings, draft);
-    dataset(settings, max_seq_len, draft);
+    let (max_seq_len, prompt) = tokenizer(settings, draft);
+    dataset(settings, max_seq_len, &prompt, draft);
     training(settings, draft);
     hf::batch(draft);
     for (key, reason) in [
@@ -43,47 +42,6 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     );
     all.carry_rest(draft);
     Ok(())
-}
-
-/// The same with `${a.b}` replaced by what stands at `a.b`. What is not there stays as it is written.
-fn resolved(node: &Node, root: &Node, depth: usize) -> Node {
-    let value = match &node.value {
-        Value::Text(text) if depth < 8 && text.contains("${") => {
-            let at = |path: &str| path.split('.').try_fold(root, |node, key| node.get(key));
-            match text
-                .strip_prefix("${")
-                .and_then(|rest| rest.strip_suffix('}'))
-                .filter(|path| !path.contains("${"))
-            {
-                // The whole value: it keeps its kind.
-                Some(path) => match at(path) {
-                    Some(found) => resolved(found, root, depth + 1).value,
-                    None => node.value.clone(),
-                },
-                None => {
-                    let mut parts = text.split("${");
-                    let mut whole = parts.next().unwrap_or_default().to_owned();
-                    for part in parts {
-                        match part.split_once('}').and_then(|(path, rest)| Some((at(path)?, rest))) {
-                            Some((found, rest)) => {
-                                let found = resolved(found, root, depth + 1);
-                                whole += &found.text().map_or_else(|| found.to_string(), str::to_owned);
-                                whole += rest;
-                            }
-                            None => whole += &format!("${{{part}"),
-                        }
-                    }
-                    Value::Text(whole)
-                }
-            }
-        }
-        Value::List(items) => Value::List(items.iter().map(|item| resolved(item, root, depth)).collect()),
-        Value::Map(entries) => {
-            Value::Map(entries.iter().map(|(key, node)| (key.clone(), resolved(node, root, depth))).collect())
-        }
-        other => other.clone(),
-    };
-    Node { line: node.line, value }
 }
 
 /// The last part of a component's name.
@@ -177,11 +135,12 @@ fn checkpointer(settings: &mut Settings<'_>, draft: &mut Draft) {
     all.carry_rest(draft);
 }
 
-fn tokenizer<'a>(settings: &mut Settings<'a>, draft: &mut Draft) -> Option<&'a Node> {
-    let node = settings.take("tokenizer")?;
+/// The longest row, and how turns are written.
+fn tokenizer<'a>(settings: &mut Settings<'a>, draft: &mut Draft) -> (Option<&'a Node>, String) {
+    let Some(node) = settings.take("tokenizer") else { return (None, "the tokenizer's turns".to_owned()) };
     let mut all = Settings::of(node, "tokenizer");
     let settings = &mut all;
-    component(settings);
+    let mut prompt = format!("the turns of torchtune's `{}`", component(settings));
     for key in ["path", "merges_file"] {
         if let Some(node) = settings.take(key) {
             draft.left(&settings.name(key), node, hf::reason("tokenizer"));
@@ -189,13 +148,14 @@ fn tokenizer<'a>(settings: &mut Settings<'a>, draft: &mut Draft) -> Option<&'a N
     }
     if let Some(node) = settings.take("prompt_template") {
         hf::template("tokenizer.prompt_template", node, draft);
+        prompt += &format!(" with its prompt template `{node}`");
     }
     let max_seq_len = settings.take("max_seq_len");
     all.carry_rest(draft);
-    max_seq_len
+    (max_seq_len, prompt)
 }
 
-fn dataset(settings: &mut Settings<'_>, max_seq_len: Option<&Node>, draft: &mut Draft) {
+fn dataset(settings: &mut Settings<'_>, max_seq_len: Option<&Node>, prompt: &str, draft: &mut Draft) {
     match max_seq_len {
         Some(node) => {
             draft.carry("tokenizer.max_seq_len", node);
@@ -216,14 +176,14 @@ fn dataset(settings: &mut Settings<'_>, max_seq_len: Option<&Node>, draft: &mut 
         _ => std::slice::from_ref(node),
     };
     for entry in entries {
-        one_dataset(entry, draft);
+        one_dataset(entry, prompt, draft);
     }
     settings.take("dataset_val").inspect(|node| {
         draft.left("dataset_val", node, "a held-out file is a `[[dataset]]` with `split = \"validation\"`");
     });
 }
 
-fn one_dataset(node: &Node, draft: &mut Draft) {
+fn one_dataset(node: &Node, prompt: &str, draft: &mut Draft) {
     let mut all = Settings::of(node, "dataset");
     let settings = &mut all;
     let builder = component(settings);
@@ -243,6 +203,40 @@ fn one_dataset(node: &Node, draft: &mut Draft) {
         }
     };
     let mut dataset = Dataset { format, ..Dataset::default() };
+    match format {
+        "alpaca" => draft.prompt(
+            "dataset",
+            node,
+            &mut dataset,
+            format!("Alpaca's, with a line break after `### Response:`, as a user turn in {prompt}"),
+            Some("Alpaca's as published, without turns"),
+        ),
+        "prompt-completion" => draft.prompt(
+            "dataset",
+            node,
+            &mut dataset,
+            format!("a user turn in {prompt}"),
+            Some("prompt and completion, joined as they stand; rows in the format `messages` get the chat template"),
+        ),
+        "messages" => draft.prompt(
+            "dataset",
+            node,
+            &mut dataset,
+            prompt,
+            Some("the base model's chat template, its system prompt included"),
+        ),
+        _ => draft.prompt("dataset", node, &mut dataset, "none, the text as it stands", None),
+    }
+    match settings.take("masking_strategy").map(|node| (node, node.text())) {
+        Some((_, Some("train_on_last"))) if format == "messages" => dataset.train_on = Some("last-assistant"),
+        Some((_, Some("train_on_all"))) => dataset.train_on = Some("all"),
+        None | Some((_, Some("train_on_assistant"))) => {}
+        Some((node, _)) => draft.left("dataset.masking_strategy", node, "set `train_on` by hand"),
+    }
+    if let Some(node) = settings.take("new_system_prompt") {
+        let text = format!("`{node}` stands before every row there: put it into the rows");
+        draft.note(Kind::Decide, "dataset.new_system_prompt", node, text);
+    }
     let on_input = settings.take("train_on_input").and_then(Node::truth).unwrap_or(on_input);
     if on_input && format != "text" {
         dataset.train_on = Some("all");

@@ -135,6 +135,12 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
     if let Some(node) = settings.take("chat_template") {
         hf::template("chat_template", node, draft);
     }
+    if let Some(node) = settings.take("eos_token") {
+        let text = format!(
+            "`{node}`: the tokenizer's own end token is used; set it in the base model's tokenizer_config.json"
+        );
+        draft.note(Kind::Decide, "eos_token", node, text);
+    }
     // Rows are always drawn in a random order there; `shuffle_dataset` shuffles once more before that.
     settings.take("shuffle_dataset");
     let text_field = settings.take("dataset_text_field");
@@ -142,13 +148,13 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
     let on_assistant = settings.take("assistant_only_loss");
     let is_on = |node: Option<&Node>| node.and_then(Node::truth) == Some(true);
     let mut dataset = Dataset::default();
-    let told = match () {
+    let shape = match () {
         () if is_on(on_assistant) => "messages",
         () if on_completion.is_some() => "prompt-completion",
         () if text_field.is_some() => "text",
         () => "",
     };
-    dataset.format = if told.is_empty() { "messages" } else { told };
+    dataset.format = if shape.is_empty() { "messages" } else { shape };
     match dataset.format {
         "messages" if is_on(on_assistant) => {}
         "messages" => {
@@ -168,7 +174,7 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
     {
         dataset.fields.insert("text", column.to_owned());
     }
-    datasets(settings, &dataset, told.is_empty(), draft);
+    datasets(settings, &dataset, shape.is_empty(), draft);
 }
 
 /// One dataset by name, or a mixture of several.
@@ -177,11 +183,36 @@ fn datasets(settings: &mut Settings<'_>, of_all: &Dataset, is_guessed: bool, dra
     if let Some((_, node)) = settings.any(&["dataset_name", "dataset_path", "train_file", "dataset"]) {
         found.push((node, node.text().unwrap_or_default().to_owned()));
     }
-    if let Some(Value::List(mixture)) = settings.take("datasets").map(|node| &node.value) {
-        for entry in mixture {
+    let mixture = settings.take("dataset_mixture");
+    for (key, node) in mixture.map(Node::entries).unwrap_or_default() {
+        match (key.as_str(), node.integer()) {
+            ("datasets", _) => {}
+            ("seed", Some(seed)) => draft.set("seed", seed),
+            ("test_split_size", _) => hf::held_out("dataset_mixture.test_split_size", node, draft),
+            _ => draft.carry(&format!("dataset_mixture.{key}"), node),
+        }
+    }
+    if let Some(node) = settings.take("test_split_size") {
+        hf::held_out("test_split_size", node, draft);
+    }
+    let listed = mixture.and_then(|node| node.get("datasets")).or_else(|| settings.take("datasets"));
+    if let Some(Value::List(entries)) = listed.map(|node| &node.value) {
+        for entry in entries {
             let mut of = Settings::of(entry, "datasets");
-            if let Some(node) = of.take("path") {
+            if let Some((_, node)) = of.any(&["path", "id"]) {
                 found.push((node, node.text().unwrap_or_default().to_owned()));
+            }
+            for key in ["name", "config", "data_dir", "columns", "weight"] {
+                if let Some(node) = of.take(key) {
+                    let reason = match key {
+                        "columns" => "columns are found by their names; `fields` says others",
+                        "weight" => {
+                            "`weight` of a `[[dataset]]` says how often each row is seen an epoch: set it by hand"
+                        }
+                        _ => "name the file of that part in `path`",
+                    };
+                    draft.left(&of.name(key), node, reason);
+                }
             }
             of.take("split").filter(|node| node.text() != Some("train")).inspect(|node| {
                 draft.left(
@@ -208,6 +239,13 @@ fn datasets(settings: &mut Settings<'_>, of_all: &Dataset, is_guessed: bool, dra
             });
     }
     for (node, path) in found {
+        let mut dataset = Dataset { path: path.clone(), ..of_all.clone() };
+        let there = match dataset.format {
+            "messages" => "the tokenizer's chat template",
+            "prompt-completion" => "prompt and completion, joined as they stand",
+            _ => "none, the text as it stands",
+        };
+        draft.prompt("dataset_name", node, &mut dataset, there, None);
         hf::dataset_path("dataset_name", node, &path, draft);
         if is_guessed {
             draft.note(
@@ -217,6 +255,6 @@ fn datasets(settings: &mut Settings<'_>, of_all: &Dataset, is_guessed: bool, dra
                 "TRL tells the shape of the rows from their columns; the recipe says `format = \"messages\"`",
             );
         }
-        draft.datasets.push(Dataset { path, ..of_all.clone() });
+        draft.datasets.push(dataset);
     }
 }

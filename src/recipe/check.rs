@@ -1,4 +1,4 @@
-//! What must hold between tables. Each check goes on although others have failed.
+//! Checks across tables. Each runs although others have failed.
 
 use crate::data::spec::{DatasetSpec, Split, train_on_problem};
 use crate::document::Problem;
@@ -24,7 +24,7 @@ fn nothing_trained_on(file: &mut RecipeFile) {
             Problem::new(
                 "recipe::contradiction",
                 place,
-                "every `[[dataset]]` is held out: there is nothing to train on",
+                "every `[[dataset]]` is held out: no rows are left to train on",
             )
             .label("held out")
             .help("add a `[[dataset]]` without `split = \"validation\"`"),
@@ -32,7 +32,7 @@ fn nothing_trained_on(file: &mut RecipeFile) {
     }
 }
 
-/// Two answers to which rows are held out would make `eval_loss` ambiguous.
+/// `eval_loss` would be ambiguous if two keys said which rows are held out.
 fn held_out_twice(file: &mut RecipeFile) {
     let is_held_out = |dataset: &Option<DatasetSpec>| {
         dataset.as_ref().is_some_and(|dataset| dataset.split == Split::Validation)
@@ -45,7 +45,7 @@ fn held_out_twice(file: &mut RecipeFile) {
             Problem::new(
                 "recipe::contradiction",
                 share,
-                "`val_split` and a validation dataset both say what is held out",
+                "`val_split` and a validation dataset both hold rows out",
             )
             .label("this share of the training rows")
             .also(split, "and all of this file")
@@ -54,7 +54,7 @@ fn held_out_twice(file: &mut RecipeFile) {
     }
 }
 
-/// A gate looks at a loss that nothing would measure.
+/// A gate needs a held-out loss.
 fn gate_without_rows(file: &mut RecipeFile) {
     let parts = file.parts();
     // A dataset that could not be read may be the one that is held out.
@@ -70,15 +70,15 @@ fn gate_without_rows(file: &mut RecipeFile) {
         Problem::new(
             "recipe::contradiction",
             place,
-            "`[gate]` bounds the held-out loss, and no rows are held out",
+            "`[gate]` limits the held-out loss, and no rows are held out",
         )
-        .label("nothing would be measured")
+        .label("no held-out loss")
         .help("set `val_split` under `[data]`, or add a `[[dataset]]` with `split = \"validation\"`"),
     );
 }
 
-/// Writes into every dataset what is supervised in it, from its own `train_on`, from `data.train_on`, or by
-/// its format; `tokens` bring their labels with them and get none.
+/// Sets `train_on` of every dataset: its own, that of `[data]`, or its format's default; `tokens` have labels and get
+/// none.
 fn resolve_train_on(file: &mut RecipeFile) {
     let general = file.parts_mut().data.train_on.take();
     let mut misfit = None;
@@ -94,7 +94,7 @@ fn resolve_train_on(file: &mut RecipeFile) {
     }
     if let (Some((index, format, train_on)), Some(value)) = (misfit, file.value(&["data", "train_on"])) {
         let format_place = file.place(&["dataset", &index.to_string(), "format"]);
-        let problem = train_on_problem(value, format, train_on).also(format_place, "to which it would apply");
+        let problem = train_on_problem(value, format, train_on).also(format_place, "of this dataset");
         file.report(problem);
     }
 }

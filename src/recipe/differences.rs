@@ -1,14 +1,14 @@
-//! What two recipes have different, key by key, as far as it can change an adapter.
+//! The keys that differ between two recipes, of those that can change the weights.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// A key that two recipes do not agree on.
+/// A key that differs between two recipes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// Its path, as `--set` takes it (`train.learning_rate`, `dataset.0.path`).
     pub key: String,
-    /// The value of the first recipe as TOML; `None` when it has no such key.
+    /// The value of the first recipe as TOML; `None` if it has no such key.
     pub was: Option<String>,
     /// The value of the second.
     pub is: Option<String>,
@@ -41,8 +41,7 @@ pub fn differences(was: &str, is: &str) -> Vec<Difference> {
     found
 }
 
-/// Paths and values of a canonical text: one key a line, under headers. A table that is there has a value of its own,
-/// so that an empty one is not the same as none.
+/// Paths and values of a canonical text. A header counts as a key, so that an empty table differs from none.
 fn keys(text: &str) -> BTreeMap<String, String> {
     let mut keys = BTreeMap::new();
     let mut repeated: BTreeMap<&str, usize> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! A recipe as it lies on disk: read, overridden, judged; with a place for problems that others find.
+//! A recipe's file: read, overridden, checked; other rooms add the problems that they find.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::{adapter, data, generate, model, quant, train};
 use super::keys::{TOP, Top};
 use super::{DeviceSpec, Recipe, check, files, foreign, overrides};
 
-/// Larger than any recipe, smaller than what would take long to refuse.
+/// Larger than any recipe.
 const LARGEST_FILE: u64 = 256 << 10;
 
 /// Why there is no recipe.
@@ -22,11 +22,11 @@ pub enum Error {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why. No source, which would be told once more.
+        /// Why. Not the error's source, since the message has it.
         reason: io::Error,
     },
     /// The file is far larger than any recipe.
-    #[error("{path} is no recipe: it has {bytes} bytes, and a recipe has at most {LARGEST_FILE}", path = path.display())]
+    #[error("{path} is not a recipe: it has {bytes} bytes, and a recipe has at most {LARGEST_FILE}", path = path.display())]
     #[diagnostic(code(recipe::too_large), help("was a dataset or a model named instead of a recipe?"))]
     TooLarge {
         /// The file.
@@ -34,16 +34,16 @@ pub enum Error {
         /// Its size.
         bytes: u64,
     },
-    /// The file was read, and this is wrong with it.
+    /// The file was read and has these problems.
     #[error(transparent)]
     #[diagnostic(transparent)]
     Problems(#[from] Problems),
 }
 
-/// What could be read of a recipe, for checks that go on although something is wrong elsewhere.
+/// The values that could be read, for checks that run although there are problems elsewhere.
 ///
-/// Where a value was wrong its default stands in, so never run from this: [`RecipeFile::finish`] hands out
-/// the [`Recipe`] once nothing is wrong.
+/// A wrong value is replaced by its default, so this is never run: [`RecipeFile::finish`] returns the [`Recipe`] if there
+/// are no problems.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parts {
     /// The run folder.
@@ -70,7 +70,7 @@ pub struct Parts {
     pub sample: generate::spec::Spec,
 }
 
-/// A recipe's text, what could be read of it, and everything wrong with it.
+/// A recipe's text, the values that could be read, and all problems.
 #[derive(Debug)]
 pub struct RecipeFile {
     name: String,
@@ -83,7 +83,7 @@ impl RecipeFile {
     /// Reads the recipe at `path` and lays `overrides` (`key.path=VALUE`) over it.
     ///
     /// # Errors
-    /// Only when the file cannot be read; what is wrong with its text is collected in the result.
+    /// Only if the file cannot be read; problems of its text are collected in the result.
     pub fn open(path: &Path, overrides: &[String]) -> Result<Self, Error> {
         let unreadable = |reason| Error::Unreadable { path: path.to_owned(), reason };
         let metadata = std::fs::metadata(path).map_err(unreadable)?;
@@ -97,7 +97,7 @@ impl RecipeFile {
         Ok(Self::parse(&path.display().to_string(), &bytes, overrides))
     }
 
-    /// Reads a recipe from the bytes of a file that people know as `name`.
+    /// Reads a recipe from the bytes of a file, which messages call `name`.
     pub fn parse(name: &str, bytes: &[u8], overrides: &[String]) -> Self {
         let source = Source::new(0, name, String::from_utf8_lossy(bytes).into_owned());
         let (mut root, mut syntax) = crate::document::parse(&source);
@@ -141,26 +141,26 @@ impl RecipeFile {
         }
     }
 
-    /// Where to point for the value at a path of keys: the value as it was written, in the file or in an
-    /// override; when it was left to its default, the table it would stand in, or the end of the file.
+    /// The place of the value at a path of keys, in the file or in an override; of an absent value, its table's header or
+    /// the end of the file.
     pub fn place(&self, path: &[&str]) -> Place {
         self.root.nearest(path).place.clone()
     }
 
-    /// Adds what another room found wrong, so that all of it is told together.
+    /// Adds a problem that another room found, so that all are reported together.
     pub fn report(&mut self, problem: Problem) {
         self.problems.push(problem);
     }
 
-    /// What is known to be wrong so far, in no order.
+    /// The problems so far, in no order.
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
 
-    /// The recipe, when nothing is wrong with it.
+    /// The recipe, if it has no problems.
     ///
     /// # Errors
-    /// Everything that is wrong, in the order it was written.
+    /// All problems, in the order of their places.
     pub fn finish(self) -> Result<Recipe, Problems> {
         let Self { name, root, parts, mut problems } = self;
         let datasets: Option<Vec<_>> = parts.datasets.into_iter().collect();
@@ -182,7 +182,7 @@ impl RecipeFile {
             });
         }
         if problems.is_empty() {
-            // A required value is missing only after it was reported, or lost to a slip of syntax that was.
+            // A missing value was reported, or stands behind a syntax error that was.
             let message = "a required value could not be read";
             problems.push(Problem::new("recipe::incomplete", root.place, message));
         }
@@ -215,7 +215,7 @@ fn read(source: &Arc<Source>, root: &Value, syntax: Vec<Problem>) -> (Parts, Vec
         };
         if has_none {
             let place = top.value("dataset").map_or_else(|| top.header(), |value| value.place.clone());
-            let problem = Problem::new("recipe::missing_table", place, "there is nothing to train on")
+            let problem = Problem::new("recipe::missing_table", place, "the recipe has no dataset")
                 .label("no `[[dataset]]`")
                 .help("add a `[[dataset]]` with `path` and `format`");
             top.report_missing(&["dataset"], problem);

@@ -1,4 +1,4 @@
-//! Whether what the recipe names is there. Looks at names only; opens nothing.
+//! Checks that the files and folders of the recipe exist. Looks at names only; opens nothing.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use crate::document::Problem;
 
 use super::RecipeFile;
 
-/// A problem for each file or folder that is not there.
+/// A problem for each missing file or folder.
 pub(super) fn missing(file: &RecipeFile) -> Vec<Problem> {
     let mut problems = Vec::new();
     problems.extend(base(file));
@@ -37,10 +37,10 @@ pub(super) fn missing(file: &RecipeFile) -> Vec<Problem> {
                     .help("name a PEFT adapter folder, such as the `adapter` folder of an earlier run"),
             );
         } else if !folder.join("adapter_config.json").is_file() {
-            let message = format!("{} holds no adapter_config.json", folder.display());
+            let message = format!("{} has no adapter_config.json", folder.display());
             problems.push(
                 Problem::new("recipe::missing_file", place(), message)
-                    .label("no PEFT adapter")
+                    .label("not a PEFT adapter")
                     .help("name the folder that holds adapter_config.json and adapter_model.safetensors"),
             );
         }
@@ -58,9 +58,9 @@ fn base(file: &RecipeFile) -> Option<Problem> {
             Problem::new(
                 "recipe::contradiction",
                 file.place(&["model", "revision"]),
-                "`revision` is for a hub id, and `base` is a folder",
+                "`revision` belongs to a hub id, and `base` is a folder",
             )
-            .label("has no meaning here")
+            .label("has no effect here")
             .also(place(), "a folder")
             .help("remove `revision`"),
         );
@@ -76,12 +76,15 @@ fn base(file: &RecipeFile) -> Option<Problem> {
         return None;
     }
     let problem = Problem::new("recipe::missing_file", place(), format!("there is no folder {base}"));
-    Some(problem.label("no such folder").help(match base.starts_with('~') {
-        true => "`~` is the shell's word; write the folder out".to_owned(),
-        false => {
-            "name a folder, from the working directory on, or a hub id such as \"Qwen/Qwen3-0.6B\"".to_owned()
-        }
-    }))
+    Some(
+        problem.label("no such folder").help(match base.starts_with('~') {
+            true => "tune does not expand `~`; write the whole path".to_owned(),
+            false => {
+                "name a folder, relative to the working directory, or a hub id such as \"Qwen/Qwen3-0.6B\""
+                    .to_owned()
+            }
+        }),
+    )
 }
 
 /// Whether `base` can be a name on the Hugging Face hub: `name` or `organisation/name`.
@@ -117,8 +120,8 @@ fn dataset_path(file: &RecipeFile, index: usize, path: &str) -> Option<Problem> 
     }
     if !path.contains(['*', '?', '[']) {
         let help = match path.starts_with('~') {
-            true => "`~` is the shell's word; write the folder out",
-            false => "paths start at the working directory",
+            true => "tune does not expand `~`; write the whole path",
+            false => "paths are relative to the working directory",
         };
         return Some(problem(format!("there is no file {path}")).label("no such file").help(help));
     }
@@ -137,7 +140,9 @@ fn dataset_path(file: &RecipeFile, index: usize, path: &str) -> Option<Problem> 
                 return None;
             }
             let message = format!("no file matches {path}");
-            Some(problem(message).label("matches nothing").help("paths start at the working directory"))
+            Some(
+                problem(message).label("matches nothing").help("paths are relative to the working directory"),
+            )
         }
     }
 }

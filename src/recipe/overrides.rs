@@ -1,7 +1,7 @@
 //! `--set key.path=VALUE`: values of the command line laid over those of the file.
 //!
-//! Each override is a source of its own, so that what is wrong with its value points at what was typed.
-//! The result is judged like a file: nothing here knows a key or its type.
+//! Each override is a source of its own, so that its problems point at the command line. The result is checked like a
+//! file: this module knows no key and no type.
 
 use std::sync::Arc;
 

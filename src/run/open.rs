@@ -280,7 +280,7 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
             if !file.parts().gate.is_empty() && corpus.validation_rows() == 0 {
                 let place = file.place(&["gate"]);
                 let message =
-                    "`[gate]` bounds the held-out loss, and `val_split` holds out none of so few rows";
+                    "`[gate]` limits the held-out loss, and `val_split` holds out none of so few rows";
                 let problem =
                     Problem::new("recipe::contradiction", place, message).label("nothing would be measured");
                 report_new(file, problem.help("hold out a larger share, or a `[[dataset]]` of its own"));

@@ -1,4 +1,4 @@
-//! Budgets of a run, `train.max_time` and `train.max_tokens`: when to end early, cleanly, with checkpoint and adapter.
+//! Budgets of a run, `train.max_time` and `train.max_tokens`: the run ends early, with a checkpoint and its adapter.
 //!
 //! Tokens are counted over the whole run, resumed or not, so that a run bounded by them always ends at the same step.
 //! Time is that of one command: a run that is resumed gets it anew, and one that is replayed ends behind the step that
@@ -14,7 +14,7 @@ const LONGEST: u64 = 10 * 365 * 24 * 3600;
 pub(super) const MOST_TOKENS: u64 = 1_000_000_000_000_000;
 const EXAMPLE: &str = "write it as \"90s\", \"45m\", \"2h\" or \"1h30m\"";
 
-/// What a run may use before it ends.
+/// Limits at which a run ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Budget {
     /// Wall-clock time of one command, loading included. The step under way is finished, and so are the last
@@ -36,21 +36,21 @@ pub enum Spent {
 /// When `train.max_time` is spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
-    /// Never: there is no such budget.
+    /// Never: the recipe has no `max_time`.
     Still,
-    /// At a moment; at least one step is made all the same.
+    /// At a moment, but not before the command has made a step.
     Until(Instant),
-    /// Behind this optimizer step, as it was in the run that is replayed.
+    /// After this optimizer step, at which the replayed run ended.
     Replayed(u64),
 }
 
 impl Clock {
-    /// Of a command that began at `began`.
+    /// The clock of a command that began at `began`.
     pub fn of(max_time: Option<Duration>, began: Instant) -> Self {
         max_time.and_then(|time| began.checked_add(time)).map_or(Self::Still, Self::Until)
     }
 
-    /// Whether the time is spent behind `step`, before which this command made a step or did not.
+    /// Whether the time is spent after `step`; `has_stepped`: this command has made a step.
     pub(super) fn is_spent(self, step: u64, has_stepped: bool) -> bool {
         match self {
             Self::Still => false,
@@ -122,7 +122,7 @@ fn duration(value: &Value) -> Shaped<Duration> {
         rest = &behind[1..];
     }
     match seconds {
-        0 => Err(error("a run needs some time")),
+        0 => Err(error("the time must be above zero")),
         seconds => Ok(Duration::from_secs(seconds)),
     }
 }

@@ -39,7 +39,7 @@ pub enum OnDivergence {
         /// Diverged steps in a row that are tolerated.
         patience: u64,
     },
-    /// Return to an earlier adapter.
+    /// Go back to an earlier adapter.
     Rollback {
         /// Rollbacks to one snapshot that are tolerated.
         patience: u64,

@@ -19,7 +19,7 @@ fn recipe(file: &str, tool: Tool) -> String {
     let text = fs::read_to_string(folder().join(file)).unwrap();
     let imported = import(&text, file, None).unwrap();
     assert_eq!(imported.tool, tool);
-    // Whoever names the tool gets the same.
+    // Naming the tool gives the same.
     assert_eq!(import(&text, file, Some(tool)).unwrap().recipe, imported.recipe);
     RecipeFile::parse(file, imported.recipe.as_bytes(), &[]).finish().unwrap();
     imported.recipe
@@ -59,7 +59,6 @@ fn nothing_is_dropped_in_silence() {
         "no_such_key: 1",
         "relora_steps: 5",
         "lora_r: many",
-        "val_set_size: 200",
         "num_epochs: soon",
         "lora_modules_to_save: [norm]",
         "fp8: {a: 1}",
@@ -69,19 +68,207 @@ fn nothing_is_dropped_in_silence() {
         let key = line.split(':').next().unwrap();
         let imported = import(&format!("{base}{line}\n"), "c.yml", Some(Tool::Axolotl)).unwrap();
         let note = imported.notes.iter().find(|note| note.key == key);
-        let note = note.unwrap_or_else(|| panic!("`{line}` went without a word:\n{}", imported.recipe));
+        let note = note.unwrap_or_else(|| panic!("`{line}` was dropped in silence:\n{}", imported.recipe));
         assert_eq!((note.kind, note.line), (Kind::Left, 7), "{note}");
         assert!(imported.recipe.contains(&format!("#   {note}")), "{}", imported.recipe);
     }
-    // What sets nothing needs no word.
+    // A key that sets nothing needs no note.
     let quiet = import(&format!("{base}wandb_project:\nspecial_tokens: {{}}\n"), "c.yml", None).unwrap();
     assert!(quiet.notes.iter().all(|note| note.kind != Kind::Left), "{:?}", quiet.notes);
+}
+
+/// The recipe of an axolotl configuration with these lines, and its notes.
+fn axolotl_with(lines: &str) -> (String, Vec<String>) {
+    let text = format!(
+        "base_model: org/name\nadapter: lora\noutput_dir: out\nlearning_rate: 1e-4\nmicro_batch_size: 1\n{lines}"
+    );
+    let imported = import(&text, "c.yml", Some(Tool::Axolotl)).unwrap();
+    (imported.recipe, imported.notes.iter().map(ToString::to_string).collect())
+}
+
+#[track_caller]
+fn has(lines: &[String], parts: &[&str]) {
+    assert!(lines.iter().any(|line| parts.iter().all(|part| line.contains(part))), "{parts:?} in\n{lines:#?}");
+}
+
+const CHAT: &str = "datasets: [{path: a.jsonl, type: chat_template}]\n";
+
+#[test]
+fn anchors_and_merge_keys_are_read_as_pyyaml_reads_them() {
+    let (recipe, _) = axolotl_with(
+        "lora_r: &r 24\nlora_alpha: *r\nx-data: &data {type: chat_template, field_messages: turns}\ndatasets:\n  \
+         - {<<: *data, path: a.jsonl}\n  - <<: *data\n    path: b.jsonl\n    field_messages: talk\n",
+    );
+    assert!(recipe.contains("rank = 24\nalpha = 24.0\n"), "{recipe}");
+    assert!(recipe.contains("path = \"a.jsonl\"\nformat = \"messages\"\nfields = { messages = \"turns\" }"), "{recipe}");
+    assert!(recipe.contains("path = \"b.jsonl\"\nformat = \"messages\"\nfields = { messages = \"talk\" }"), "{recipe}");
+}
+
+#[test]
+fn numbers_are_what_pyyaml_and_the_tool_make_of_them() {
+    let (recipe, notes) = axolotl_with(&format!(
+        "warmup_steps: 010\nmax_steps: 1_000\nsave_steps: 0x10\nweight_decay: .01\nseed: 0o17\nmax_grad_norm: .inf\n{CHAT}"
+    ));
+    for line in ["warmup_steps = 8", "max_steps = 1000", "save_steps = 16", "weight_decay = 0.01"] {
+        assert!(recipe.contains(line), "{line} in\n{recipe}");
+    }
+    // Python's octal digits are a text in YAML 1.1, and no finite number means no clipping.
+    has(&notes, &["seed: `0o17`", "set it by hand"]);
+    has(&notes, &["max_grad_norm", "set it by hand"]);
+}
+
+#[test]
+fn a_byte_order_mark_resets_no_key() {
+    let text = "\u{feff}sequence_len: 4096\nbase_model: a/b\nadapter: lora\noutput_dir: o\nlearning_rate: 1e-4\n";
+    let recipe = import(&format!("{text}{CHAT}"), "c.yml", None).unwrap().recipe;
+    assert!(recipe.contains("max_seq_len = 4096"), "{recipe}");
+}
+
+#[test]
+fn variables_of_the_environment_are_named() {
+    let text = format!("base_model: ${{BASE}}/base\nadapter: lora\noutput_dir: o\nlearning_rate: 1e-4\n{CHAT}");
+    let imported = import(&text, "c.yml", Some(Tool::Axolotl)).unwrap();
+    let notes: Vec<String> = imported.notes.iter().map(ToString::to_string).collect();
+    has(&notes, &["base_model: `${BASE}/base`", "write its value", "line 1"]);
+    // LLaMA-Factory reads its files with OmegaConf, which knows the other keys.
+    let text = "stage: sft\nfinetuning_type: lora\nmodel_name_or_path: m\nname: x\noutput_dir: runs/${name}\ndataset: d\n";
+    let recipe = import(text, "c.yml", None).unwrap().recipe;
+    assert!(recipe.contains("output_dir = \"runs/x\""), "{recipe}");
+}
+
+#[test]
+fn every_dataset_states_the_prompt_of_the_other_tool() {
+    let (recipe, notes) = axolotl_with(
+        "datasets:\n  - {path: a.jsonl, type: chat_template}\n  - {path: b.jsonl, type: alpaca}\n  \
+         - {path: c.jsonl, type: completion}\n  - {path: d.jsonl, type: chat_template, chat_template: llama3}\n",
+    );
+    let stated: Vec<&str> = recipe.lines().filter_map(|line| line.strip_prefix("# The prompt there: ")).collect();
+    assert_eq!(
+        stated,
+        [
+            "the base model's chat template.",
+            "Alpaca's, with a line break after `### Response:`.",
+            "none, the text as it stands.",
+            "axolotl's chat template `llama3`.",
+        ]
+    );
+    let differs = |key: &str| notes.iter().any(|note| note.starts_with(key) && note.contains("here: "));
+    assert_eq!(
+        [0, 1, 2, 3].map(|index| differs(&format!("datasets[{index}].type"))),
+        [false, true, false, true],
+        "{notes:#?}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let info = r#"{"mine": {"file_name": "mine.json"}, "talk": {"file_name": "t.json", "formatting": "sharegpt"}}"#;
+    fs::write(folder.path().join("dataset_info.json"), info).unwrap();
+    let text = format!(
+        "stage: sft\nfinetuning_type: lora\nmodel_name_or_path: m\noutput_dir: o\ntemplate: qwen\ndataset: mine,talk\n\
+         dataset_dir: {}\n",
+        folder.path().display()
+    );
+    let imported = import(&text, "c.yml", None).unwrap();
+    let notes: Vec<String> = imported.notes.iter().map(ToString::to_string).collect();
+    has(&notes, &["dataset.mine", "a user turn of `instruction`, a line break and `input`", "`qwen`", "here: "]);
+    has(&notes, &["dataset.talk", "`qwen`, its system prompt included", "here: the base model's chat template"]);
+}
+
+#[test]
+fn every_key_of_a_list_of_datasets_carries_over_or_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let info = r#"{"talk": {"file_name": "t.json", "formatting": "sharegpt", "subset": "en", "num_samples": 9,
+        "ranking": true, "no_such_key": 1,
+        "columns": {"messages": "talk", "system": "persona", "tools": "functions", "no_such_column": "x"},
+        "tags": {"role_tag": "who", "content_tag": "said", "user_tag": "customer", "assistant_tag": "gpt"}}}"#;
+    fs::write(folder.path().join("dataset_info.json"), info).unwrap();
+    let text = format!(
+        "stage: sft\nfinetuning_type: lora\nmodel_name_or_path: m\noutput_dir: o\ndataset: talk\ndataset_dir: {}\n",
+        folder.path().display()
+    );
+    let imported = import(&text, "c.yml", None).unwrap();
+    assert!(
+        imported.recipe.contains("fields = { content = \"said\", messages = \"talk\", role = \"who\" }"),
+        "{}",
+        imported.recipe
+    );
+    let notes: Vec<String> = imported.notes.iter().map(ToString::to_string).collect();
+    for key in
+        ["subset", "num_samples", "ranking", "no_such_key", "columns.system", "columns.tools", "columns.no_such_column"]
+    {
+        has(&notes, &[&format!("dataset.talk.{key}: ")]);
+    }
+    has(&notes, &["dataset.talk.tags.user_tag: `customer`", "rename this role"]);
+    assert!(!notes.iter().any(|note| note.contains("assistant_tag")), "{notes:#?}");
+}
+
+#[test]
+fn the_usual_mapping_of_sharegpt_keys_is_the_reader_s_own() {
+    let (recipe, _) = axolotl_with(
+        "datasets:\n  - path: a.jsonl\n    type: chat_template\n    field_messages: conversations\n    \
+         message_property_mappings: {role: from, content: value}\n",
+    );
+    assert!(recipe.contains("format = \"messages\"\nfields = { messages = \"conversations\" }"), "{recipe}");
+}
+
+#[test]
+fn notes_say_what_a_setting_did() {
+    let (recipe, notes) = axolotl_with(&format!(
+        "val_set_size: 100\nspecial_tokens: {{pad_token: <pad>, eos_token: <end>}}\ntokens: [<new>]\n{CHAT}"
+    ));
+    assert!(!recipe.contains("val_split = 100"), "{recipe}");
+    has(&notes, &["val_set_size: `100` rows were held out", "divided by the number of rows"]);
+    has(&notes, &["special_tokens.pad_token", "nothing is padded"]);
+    has(&notes, &["special_tokens.eos_token: `<end>`", "tokenizer_config.json"]);
+    has(&notes, &["tokens: ", "no token is added"]);
+    let (_, notes) = axolotl_with(
+        "datasets:\n  - {path: a.jsonl, type: chat_template, message_field_training: train, field_tools: functions}\n  \
+         - {path: b.jsonl, type: {field_instruction: q, field_output: a, format: 'Q: {instruction}'}}\n",
+    );
+    has(&notes, &["datasets[0].message_field_training: `train` names whether a turn is trained on"]);
+    has(&notes, &["datasets[0].field_tools", "tools"]);
+    has(&notes, &["datasets[1].type: a prompt of its own", "`prompt-completion`"]);
+}
+
+#[test]
+fn a_mixture_of_datasets_and_an_end_token_carry_over_or_are_named() {
+    let text = "use_peft: true\nmodel_name_or_path: m\noutput_dir: o\neos_token: <end>\ndataset_mixture:\n  seed: 7\n  \
+                test_split_size: 0.25\n  datasets:\n    - {id: a.jsonl, config: en, columns: [messages], weight: 0.5}\n    \
+                - {path: b.jsonl}\n";
+    let imported = import(text, "c.yml", None).unwrap();
+    let notes: Vec<String> = imported.notes.iter().map(ToString::to_string).collect();
+    for line in ["path = \"a.jsonl\"", "path = \"b.jsonl\"", "seed = 7", "val_split = 0.25"] {
+        assert!(imported.recipe.contains(line), "{line} in\n{}", imported.recipe);
+    }
+    for key in ["datasets.config", "datasets.columns", "datasets.weight", "eos_token"] {
+        has(&notes, &[&format!("{key}: ")]);
+    }
+}
+
+#[test]
+fn a_masking_strategy_is_what_is_trained_on() {
+    let recipe = |strategy: &str| {
+        let text = format!(
+            "output_dir: o\nmodel: {{_component_: torchtune.models.llama3.lora_llama3_8b, lora_attn_modules: [q_proj]}}\n\
+             checkpointer: {{_component_: x.FullModelHFCheckpointer, checkpoint_dir: m}}\nepochs: 1\nbatch_size: 1\n\
+             optimizer: {{_component_: torch.optim.AdamW, lr: 1e-4}}\ndataset:\n  _component_: torchtune.datasets.chat_dataset\n  \
+             source: json\n  data_files: t.json\n  conversation_column: messages\n  masking_strategy: {strategy}\n"
+        );
+        import(&text, "c.yml", None).unwrap().recipe
+    };
+    assert!(recipe("train_on_last").contains("train_on = \"last-assistant\""), "{}", recipe("train_on_last"));
+    assert!(recipe("train_on_all").contains("train_on = \"all\""));
+    assert!(!recipe("train_on_assistant").contains("train_on"));
+}
+
+#[test]
+fn a_configuration_of_mlx_lm_is_recognised() {
+    let said = import("model: m\nfine_tune_type: lora\niters: 1000\n", "c.yml", None).unwrap_err().to_string();
+    assert!(said.contains("mlx-lm") && said.contains("does not read"), "{said}");
 }
 
 #[test]
 fn what_cannot_be_a_recipe_is_refused() {
     let said = |text: &str, from| import(text, "c.yml", from).unwrap_err().to_string();
-    assert!(said("epochs: 1\n", None).contains("no key of it tells"), "{}", said("epochs: 1\n", None));
+    assert!(said("epochs: 1\n", None).contains("no key says which tool"), "{}", said("epochs: 1\n", None));
     let both = said("base_model: a\ncutoff_len: 5\n", None);
     assert!(
         both.contains("axolotl (`base_model`)") && both.contains("--from axolotl|llama-factory"),
@@ -93,8 +280,8 @@ fn what_cannot_be_a_recipe_is_refused() {
     assert!(said("use_peft: false\n", None).contains("`use_peft` is false"));
     let full = "model: {_component_: torchtune.models.llama3.llama3_8b}\n";
     assert!(said(full, None).contains("trains all weights"), "{}", said(full, None));
-    // Without data there is nothing to train on, and values that cannot be are the recipe reader's to refuse.
-    assert!(said("base_model: a\nadapter: lora\noutput_dir: o\n", None).contains("nothing to train on"));
+    // A missing dataset and wrong values are refused by the reader of recipes.
+    assert!(said("base_model: a\nadapter: lora\noutput_dir: o\n", None).contains("the recipe has no dataset"));
     let rank =
         "base_model: a\nadapter: lora\noutput_dir: o\nlora_r: 0\ndatasets: [{path: a.csv, type: alpaca}]\n";
     assert!(said(rank, None).contains("does not make a recipe"), "{}", said(rank, None));

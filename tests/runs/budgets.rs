@@ -101,7 +101,7 @@ fn a_gate_needs_something_to_judge_by() {
         bench.data = data.into();
         let (code, error) = bench.output("run", &[]);
         assert_eq!(code, 2, "{error}");
-        assert!(error.contains("`[gate]` bounds the held-out loss"), "{error}");
+        assert!(error.contains("`[gate]` limits the held-out loss"), "{error}");
         assert!(!bench.run_dir("run").exists());
     }
 }

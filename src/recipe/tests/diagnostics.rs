@@ -198,7 +198,7 @@ fn budgets_gates_and_divergence_say_what_they_take() {
         ],
         &[
             "rollback_steps: `train.rollback_steps` has an effect only when `on_divergence` is \"rollback\" | remove it, or set `on_divergence`",
-            "gate: `[gate]` bounds the held-out loss, and no rows are held out | set `val_split` under `[data]`, or add a `[[dataset]]` with `split = \"validation\"`",
+            "gate: `[gate]` limits the held-out loss, and no rows are held out | set `val_split` under `[data]`, or add a `[[dataset]]` with `split = \"validation\"`",
         ],
     );
     told(
@@ -229,16 +229,16 @@ fn target_modules_are_names_or_a_pattern() {
     told("all_linear", "all_linear: unknown word | did you mean \"all-linear\"?");
     told(
         "q_proj",
-        "q_proj: a string is a regular expression over whole module paths, and this one matches none | to name modules, write a list: [\"q_proj\"]",
+        "q_proj: a string is a regular expression for whole module paths, and this one matches none | to name modules, write a list: [\"q_proj\"]",
     );
     told(
         "'q_proj,v_proj'",
-        "'q_proj,v_proj': a string is a regular expression over whole module paths, and this one matches none | to name modules, write a list: [\"q_proj\", \"v_proj\"]",
+        "'q_proj,v_proj': a string is a regular expression for whole module paths, and this one matches none | to name modules, write a list: [\"q_proj\", \"v_proj\"]",
     );
-    told("[]", "[]: names no module | name modules, or write \"all-linear\"");
+    told("[]", "[]: must not be empty | name modules, or write \"all-linear\"");
     told(
         "['.*_proj']",
-        "'.*_proj': a module name holds no `*` | entries of a list are names; for a regular expression write a single string, no list",
+        "'.*_proj': `*` cannot be part of a module name | entries of a list are names; for a regular expression write a single string, no list",
     );
     told(
         "'(q_proj'",
@@ -267,13 +267,13 @@ fn contradictions() {
     told(
         &["dataset.0.split=validation"],
         &[
-            "validation: every `[[dataset]]` is held out: there is nothing to train on | add a `[[dataset]]` without `split = \"validation\"`",
+            "validation: every `[[dataset]]` is held out: no rows are left to train on | add a `[[dataset]]` without `split = \"validation\"`",
         ],
     );
     told(
         &["data.val_split=0.5", "dataset.1={path='x', format='text', split='validation'}"],
         &[
-            "0.5: `val_split` and a validation dataset both say what is held out | remove `val_split`, or train on that dataset",
+            "0.5: `val_split` and a validation dataset both hold rows out | remove `val_split`, or train on that dataset",
         ],
     );
     told(
@@ -332,9 +332,11 @@ fn what_is_missing_is_told_where_it_belongs() {
     );
     let nothing = problems("", &[]);
     assert_eq!(nothing.len(), 6);
-    assert!(nothing.contains(
-        &": there is nothing to train on | add a `[[dataset]]` with `path` and `format`".to_owned()
-    ));
+    assert!(
+        nothing.contains(
+            &": the recipe has no dataset | add a `[[dataset]]` with `path` and `format`".to_owned()
+        )
+    );
 }
 
 #[test]
@@ -347,12 +349,12 @@ fn a_slip_of_syntax_is_told_once_and_hides_nothing_else() {
     one("epochs = 1", "epochs = None", "None: TOML has no `None` | leave the key out to get its default");
     one("epochs = 1", "epochs = True", "True: `True` is not TOML | write `true`");
     one("epochs = 1", "epochs: 1", ":: a key and its value are separated by `=` | write `key = value`");
-    one("\"messages\"", "messages", "messages: text stands in quotes | write `\"messages\"`");
-    one("\"train.jsonl\"", r"C:\data\x", r"C:\data\x: text stands in quotes | write `'C:\data\x'`");
+    one("\"messages\"", "messages", "messages: a string needs quotes | write `\"messages\"`");
+    one("\"train.jsonl\"", r"C:\data\x", r"C:\data\x: a string needs quotes | write `'C:\data\x'`");
     one(
         "\"train.jsonl\"",
         r#""C:\data\x""#,
-        ": inside \"…\" a backslash begins an escape | put text with backslashes in single quotes: '…'",
+        ": a backslash in \"…\" begins an escape | put a string with backslashes in single quotes: '…'",
     );
     one("\"train.jsonl\"", "[\"train.jsonl\"", "[: this array is never closed | add the missing `]`");
     one("\"train.jsonl\"", "{ a = 1", "{: this inline table is never closed | add the missing `}`");
