@@ -128,7 +128,6 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
     settings
         .take("packing_strategy")
         .inspect(|node| draft.left("packing_strategy", node, "rows are packed in their order"));
-    draft.set("data.val_split", 0.0);
     if let Some(node) = settings.take("chat_template_path") {
         hf::template("chat_template_path", node, draft);
     }
@@ -175,6 +174,7 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
         dataset.fields.insert("text", column.to_owned());
     }
     datasets(settings, &dataset, shape.is_empty(), draft);
+    draft.set("data.val_split", 0.0);
 }
 
 /// One dataset by name, or a mixture of several.

@@ -16,12 +16,12 @@ fn json(bytes: &[u8]) -> Value {
 fn a_device_that_does_not_exist_is_a_slip_and_one_that_is_not_there_is_a_lack() {
     let folder = small();
     let slip = text(&expect(2, folder.path(), &["run", "small.toml", "--device", "gpu"]).stderr);
-    assert!(slip.contains("names no device") && slip.contains("vulkan"), "{slip}");
+    assert!(slip.contains("is not a device") && slip.contains("vulkan"), "{slip}");
     let recipe = fs::read_to_string(folder.path().join("small.toml")).unwrap();
     fs::write(folder.path().join("slip.toml"), recipe.replace("\n[model]", "device = \"cuda:x\"\n\n[model]"))
         .unwrap();
     let slip = text(&expect(2, folder.path(), &["validate", "slip.toml"]).stderr);
-    assert!(slip.contains("slip.toml:3") && slip.contains("whole one"), "{slip}");
+    assert!(slip.contains("slip.toml:3") && slip.contains("whole number"), "{slip}");
     for command in ["run", "validate", "bench"] {
         let lack = text(&expect(4, folder.path(), &[command, "small.toml", "--device", "cuda:200"]).stderr);
         assert!(

@@ -59,6 +59,7 @@ fn nothing_is_dropped_in_silence() {
         "no_such_key: 1",
         "relora_steps: 5",
         "lora_r: many",
+        "lora_dropout: 1.5",
         "num_epochs: soon",
         "lora_modules_to_save: [norm]",
         "fp8: {a: 1}",
@@ -88,7 +89,10 @@ fn axolotl_with(lines: &str) -> (String, Vec<String>) {
 
 #[track_caller]
 fn has(lines: &[String], parts: &[&str]) {
-    assert!(lines.iter().any(|line| parts.iter().all(|part| line.contains(part))), "{parts:?} in\n{lines:#?}");
+    assert!(
+        lines.iter().any(|line| parts.iter().all(|part| line.contains(part))),
+        "{parts:?} in\n{lines:#?}"
+    );
 }
 
 const CHAT: &str = "datasets: [{path: a.jsonl, type: chat_template}]\n";
@@ -100,8 +104,14 @@ fn anchors_and_merge_keys_are_read_as_pyyaml_reads_them() {
          - {<<: *data, path: a.jsonl}\n  - <<: *data\n    path: b.jsonl\n    field_messages: talk\n",
     );
     assert!(recipe.contains("rank = 24\nalpha = 24.0\n"), "{recipe}");
-    assert!(recipe.contains("path = \"a.jsonl\"\nformat = \"messages\"\nfields = { messages = \"turns\" }"), "{recipe}");
-    assert!(recipe.contains("path = \"b.jsonl\"\nformat = \"messages\"\nfields = { messages = \"talk\" }"), "{recipe}");
+    assert!(
+        recipe.contains("path = \"a.jsonl\"\nformat = \"messages\"\nfields = { messages = \"turns\" }"),
+        "{recipe}"
+    );
+    assert!(
+        recipe.contains("path = \"b.jsonl\"\nformat = \"messages\"\nfields = { messages = \"talk\" }"),
+        "{recipe}"
+    );
 }
 
 #[test]
@@ -119,14 +129,16 @@ fn numbers_are_what_pyyaml_and_the_tool_make_of_them() {
 
 #[test]
 fn a_byte_order_mark_resets_no_key() {
-    let text = "\u{feff}sequence_len: 4096\nbase_model: a/b\nadapter: lora\noutput_dir: o\nlearning_rate: 1e-4\n";
+    let text =
+        "\u{feff}sequence_len: 4096\nbase_model: a/b\nadapter: lora\noutput_dir: o\nlearning_rate: 1e-4\n";
     let recipe = import(&format!("{text}{CHAT}"), "c.yml", None).unwrap().recipe;
     assert!(recipe.contains("max_seq_len = 4096"), "{recipe}");
 }
 
 #[test]
 fn variables_of_the_environment_are_named() {
-    let text = format!("base_model: ${{BASE}}/base\nadapter: lora\noutput_dir: o\nlearning_rate: 1e-4\n{CHAT}");
+    let text =
+        format!("base_model: ${{BASE}}/base\nadapter: lora\noutput_dir: o\nlearning_rate: 1e-4\n{CHAT}");
     let imported = import(&text, "c.yml", Some(Tool::Axolotl)).unwrap();
     let notes: Vec<String> = imported.notes.iter().map(ToString::to_string).collect();
     has(&notes, &["base_model: `${BASE}/base`", "write its value", "line 1"]);
@@ -142,7 +154,8 @@ fn every_dataset_states_the_prompt_of_the_other_tool() {
         "datasets:\n  - {path: a.jsonl, type: chat_template}\n  - {path: b.jsonl, type: alpaca}\n  \
          - {path: c.jsonl, type: completion}\n  - {path: d.jsonl, type: chat_template, chat_template: llama3}\n",
     );
-    let stated: Vec<&str> = recipe.lines().filter_map(|line| line.strip_prefix("# The prompt there: ")).collect();
+    let stated: Vec<&str> =
+        recipe.lines().filter_map(|line| line.strip_prefix("# The prompt there: ")).collect();
     assert_eq!(
         stated,
         [
@@ -159,7 +172,8 @@ fn every_dataset_states_the_prompt_of_the_other_tool() {
         "{notes:#?}"
     );
     let folder = tempfile::tempdir().unwrap();
-    let info = r#"{"mine": {"file_name": "mine.json"}, "talk": {"file_name": "t.json", "formatting": "sharegpt"}}"#;
+    let info =
+        r#"{"mine": {"file_name": "mine.json"}, "talk": {"file_name": "t.json", "formatting": "sharegpt"}}"#;
     fs::write(folder.path().join("dataset_info.json"), info).unwrap();
     let text = format!(
         "stage: sft\nfinetuning_type: lora\nmodel_name_or_path: m\noutput_dir: o\ntemplate: qwen\ndataset: mine,talk\n\
@@ -168,8 +182,14 @@ fn every_dataset_states_the_prompt_of_the_other_tool() {
     );
     let imported = import(&text, "c.yml", None).unwrap();
     let notes: Vec<String> = imported.notes.iter().map(ToString::to_string).collect();
-    has(&notes, &["dataset.mine", "a user turn of `instruction`, a line break and `input`", "`qwen`", "here: "]);
-    has(&notes, &["dataset.talk", "`qwen`, its system prompt included", "here: the base model's chat template"]);
+    has(
+        &notes,
+        &["dataset.mine", "a user turn of `instruction`, a line break and `input`", "`qwen`", "here: "],
+    );
+    has(
+        &notes,
+        &["dataset.talk", "`qwen`, its system prompt included", "here: the base model's chat template"],
+    );
 }
 
 #[test]
@@ -191,9 +211,15 @@ fn every_key_of_a_list_of_datasets_carries_over_or_is_named() {
         imported.recipe
     );
     let notes: Vec<String> = imported.notes.iter().map(ToString::to_string).collect();
-    for key in
-        ["subset", "num_samples", "ranking", "no_such_key", "columns.system", "columns.tools", "columns.no_such_column"]
-    {
+    for key in [
+        "subset",
+        "num_samples",
+        "ranking",
+        "no_such_key",
+        "columns.system",
+        "columns.tools",
+        "columns.no_such_column",
+    ] {
         has(&notes, &[&format!("dataset.talk.{key}: ")]);
     }
     has(&notes, &["dataset.talk.tags.user_tag: `customer`", "rename this role"]);
@@ -261,7 +287,8 @@ fn a_masking_strategy_is_what_is_trained_on() {
 
 #[test]
 fn a_configuration_of_mlx_lm_is_recognised() {
-    let said = import("model: m\nfine_tune_type: lora\niters: 1000\n", "c.yml", None).unwrap_err().to_string();
+    let said =
+        import("model: m\nfine_tune_type: lora\niters: 1000\n", "c.yml", None).unwrap_err().to_string();
     assert!(said.contains("mlx-lm") && said.contains("does not read"), "{said}");
 }
 
@@ -281,10 +308,13 @@ fn what_cannot_be_a_recipe_is_refused() {
     let full = "model: {_component_: torchtune.models.llama3.llama3_8b}\n";
     assert!(said(full, None).contains("trains all weights"), "{}", said(full, None));
     // A missing dataset and wrong values are refused by the reader of recipes.
-    assert!(said("base_model: a\nadapter: lora\noutput_dir: o\n", None).contains("the recipe has no dataset"));
-    let rank =
-        "base_model: a\nadapter: lora\noutput_dir: o\nlora_r: 0\ndatasets: [{path: a.csv, type: alpaca}]\n";
-    assert!(said(rank, None).contains("does not make a recipe"), "{}", said(rank, None));
+    assert!(
+        said("base_model: a\nadapter: lora\noutput_dir: o\n", None).contains("the recipe has no dataset")
+    );
+    let held_out_twice = "base_model: a\nadapter: lora\noutput_dir: o\nval_set_size: 0.1\ndatasets: [{path: a.csv, type: \
+                          alpaca}]\ntest_datasets: [{path: b.csv, type: alpaca}]\n";
+    let refused = said(held_out_twice, None);
+    assert!(refused.contains("does not make a recipe") && refused.contains("hold rows out"), "{refused}");
 }
 
 fn tune(folder: &Path, arguments: &[&str]) -> Output {
@@ -311,7 +341,7 @@ fn the_command_writes_a_recipe_and_tells_what_is_different() {
     assert_eq!(fs::read_to_string(here.path().join("new.toml")).unwrap(), text);
     // Nothing is overwritten, and nothing half-written.
     for (arguments, word) in [
-        (&["import", "old.yml", "--out", "new.toml"][..], "exists"),
+        (&["import", "old.yml", "--out", "new.toml"][..], "new.toml exists"),
         (&["import", "none.yml"], "cannot read none.yml"),
         (&["import", ".", "--out", "other.toml"], "it is a folder"),
         (&["import", "old.yml", "--from", "torchtune", "--out", "other.toml"], "it has no `model`"),
