@@ -74,8 +74,9 @@
 //! - A run goes on from something else than it was begun with, unless it was told to, and then the adapter says so.
 //! - Two processes write to one run folder.
 //! - A file is made that others can write.
-//! - A file from a stranger takes more memory than its length accounts for, or a chat template more time than the
-//!   conversations that it is given do, however many there are.
+//! - A file from a stranger takes more memory than its length accounts for, or ends the program in a panic.
+//! - A chat template ends a run that has begun: it may cost the process, but every row that the survey covers is rendered
+//!   before the first step.
 //! - The same recipe, seed and device give another adapter: the bytes are the same, whatever the number of threads.
 //! - Training opens the network: nothing but `hub` does, for `tune download`.
 //! - A Hugging Face weight, `[out, in]` on disk, is turned round anywhere but in `model/load.rs`, `adapter/peft` and

@@ -116,11 +116,6 @@ pub(super) fn findings(error: &run::Error) -> Vec<Finding> {
             }]
         }
         run::Error::Data(DataError::Rows(rows)) => of_rows(rows),
-        run::Error::Data(DataError::TemplateSpent { at, bad, .. }) => {
-            let mut all = vec![Finding::of_row(at)];
-            all.extend(of_rows(bad));
-            all
-        }
         run::Error::Data(DataError::Row(row)) => vec![Finding::of_row(row)],
         run::Error::Data(DataError::Source(error)) => {
             let location = match error {

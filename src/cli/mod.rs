@@ -49,6 +49,7 @@ use environment::{Context, Signals};
 use exit::Exit;
 use failure::Failure;
 
+use crate::data::template::being_rendered;
 use crate::device;
 use crate::run::Environment;
 
@@ -80,18 +81,27 @@ pub fn main() -> ExitCode {
     exit.into()
 }
 
-/// Reports that memory ran out, and ends the program with the exit code of resources. Allocates nothing.
+/// Reports that memory ran out, with the chat template that is being rendered, and ends the program with the exit code of
+/// resources. Allocates nothing.
 pub fn out_of_memory(bytes: usize) -> ! {
     static SAID: AtomicBool = AtomicBool::new(false);
     // Reported once, even if several threads run out of memory while the program ends.
     if SAID.swap(true, Ordering::Relaxed) {
         process::exit(Exit::Resources as i32);
     }
-    let _ = writeln!(
-        io::stderr(),
-        "error: out of memory: cannot allocate {bytes} bytes\nhelp: `tune validate` shows the memory that a run needs; \
-         lower `train.micro_batch_size` or `data.max_seq_len`, then continue from the newest checkpoint with `--resume`"
-    );
+    let _ = match being_rendered() {
+        Some(origin) => writeln!(
+            io::stderr(),
+            "error: out of memory: the chat template of {origin} asked for {bytes} bytes\nhelp: name another template in \
+             `data.chat_template`"
+        ),
+        None => writeln!(
+            io::stderr(),
+            "error: out of memory: cannot allocate {bytes} bytes\nhelp: `tune validate` shows the memory that a run \
+             needs; lower `train.micro_batch_size` or `data.max_seq_len`, then continue from the newest checkpoint with \
+             `--resume`"
+        ),
+    };
     process::exit(Exit::Resources as i32)
 }
 

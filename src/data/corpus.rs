@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::batch::{Batching, Cursor, MicroBatch, StepBatch};
 use super::error::Error;
-use super::example::{Example, RowId};
+use super::example::{Example, RowId, RowProblem};
 use super::order::{EpochPlan, HeldOut, Source, is_held_out};
 use super::pack::{Boundary, Packer};
 use super::prefetch::{Outlet, Prefetched};
@@ -19,7 +19,7 @@ use super::source::{Dataset, RowError};
 use super::spec::{DatasetSpec, Format, Spec, Split, TrainOn};
 use super::template::ChatTemplate;
 use super::token_store::TokenStore;
-use super::tokenize::{Examples, Problem, Tokenized, Tokenizer};
+use super::tokenize::{Examples, Tokenized, Tokenizer};
 
 /// Optimizer steps that are kept ready.
 const STEPS_AHEAD: usize = 4;
@@ -315,9 +315,8 @@ impl Inner {
         self.limits.fit(id, tokenized).map_err(|problem| self.row_error(id, problem))
     }
 
-    fn row_error(&self, id: RowId, problem: Problem) -> RowError {
-        let Problem { field, problem, cause } = problem;
-        RowError { place: self.part(id).dataset.place(id.row), field, problem, cause }
+    fn row_error(&self, id: RowId, problem: RowProblem) -> RowError {
+        RowError::new(self.part(id).dataset.place(id.row), problem)
     }
 
     /// The groups of some rows, in order; `None` for those that are left out.

@@ -1,12 +1,9 @@
-//! What can go wrong between the files and the micro-batches, in one place. Knows how each is said to a person.
-
-use std::fmt;
+//! Every error between the files and the micro-batches, and its text.
 
 use super::order::OrderError;
 use super::source::{self, BadRows, RowError};
 use super::template::TemplateError;
 use super::tokenize::TokenizerError;
-use crate::units::Grouped;
 
 /// Data that cannot be trained on.
 #[derive(Debug, thiserror::Error)]
@@ -29,22 +26,10 @@ pub enum Error {
     /// Many rows, found by the survey.
     #[error(transparent)]
     Rows(#[from] BadRows),
-    /// The chat template was stopped under way.
-    #[error("{at}\n  {} of {} rows were looked at until then{}", Grouped(*seen), Grouped(*rows), Below(bad))]
-    TemplateSpent {
-        /// The row at which it was stopped, and why.
-        at: Box<RowError>,
-        /// Rows looked at until then.
-        seen: u64,
-        /// Rows in all.
-        rows: u64,
-        /// Those of them that cannot be used, be it that the template went to the limit of a single render.
-        bad: Box<BadRows>,
-    },
     /// A format that needs a tokenizer, and a model without one.
     #[error(
-        "dataset `{path}` has format `{format}`, which needs a tokenizer, and the model's folder has no tokenizer.json; \
-         add one, or use format `tokens`"
+        "dataset `{path}` has format `{format}`, which needs a tokenizer, but the model's folder has no tokenizer.json; \
+         add the file, or use format `tokens`"
     )]
     NoTokenizer {
         /// The dataset's path, as the recipe has it.
@@ -54,16 +39,16 @@ pub enum Error {
     },
     /// Conversations, and a tokenizer without a chat template.
     #[error(
-        "dataset `{path}` has format `messages`, and the model's tokenizer has no chat template; name one in \
+        "dataset `{path}` has format `messages`, but the model's tokenizer has no chat template; name one in \
          `data.chat_template`: a Jinja file, or \"chatml\""
     )]
     NoTemplate {
         /// The dataset's path, as the recipe has it.
         path: String,
     },
-    /// `train_on` at a dataset whose format has no such parts.
+    /// `train_on` for a format that has no turns.
     #[error(
-        "dataset `{path}`: `train_on` has no meaning for format `{format}`, {reason}; leave it out of this `[[dataset]]`"
+        "dataset `{path}`: `train_on` has no meaning for format `{format}`, {reason}; remove it from this `[[dataset]]`"
     )]
     TrainOn {
         /// The dataset's path, as the recipe has it.
@@ -87,27 +72,18 @@ pub enum Error {
     /// There is no such row.
     #[error("no row {row}: the datasets have {rows} rows, counted from 0")]
     NoSuchRow {
-        /// As asked for.
+        /// The row that was asked for.
         row: u64,
-        /// How many there are.
+        /// Number of rows.
         rows: u64,
     },
     /// The caller asked to stop.
     #[error("stopped")]
     Cancelled,
-    /// The threads that tokenize could not be started, or broke down.
-    #[error("the tokenizing threads: {problem}")]
+    /// The tokenizing threads could not be started, or panicked.
+    #[error("the tokenizing threads failed: {problem}")]
     Threads {
         /// What happened.
         problem: String,
     },
-}
-
-/// Bad rows below something else that is wrong; nothing where there are none.
-struct Below<'a>(&'a BadRows);
-
-impl fmt::Display for Below<'_> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.is_empty() { Ok(()) } else { write!(formatter, "\n{}", self.0) }
-    }
 }

@@ -1,5 +1,5 @@
-//! One training example as the files hold it, before any template or tokenizer: what every record shape
-//! becomes. Knows nothing of files, columns or tokens to come.
+//! One training example, before any template or tokenizer: the common form of all record shapes. Knows nothing of
+//! files, columns or tokens.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,13 +12,25 @@ pub struct RowId {
     pub row: u64,
 }
 
-/// Why a row cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cause {
-    /// What stands in it.
-    Row,
-    /// The chat template is asked no more, since it took too much before. The row may be as good as any.
-    SpentTemplate,
+/// What is wrong with a row, before it is known where the row stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowProblem {
+    /// JSON pointer of the field within the row (`/messages/0/content`); empty: the row as a whole.
+    pub field: String,
+    /// What was expected and what was found.
+    pub problem: String,
+}
+
+impl RowProblem {
+    /// A problem of one field.
+    pub(crate) fn at(field: impl Into<String>, problem: impl ToString) -> RowProblem {
+        RowProblem { field: field.into(), problem: problem.to_string() }
+    }
+
+    /// A problem of the row as a whole.
+    pub(crate) fn whole(problem: impl ToString) -> RowProblem {
+        RowProblem::at("", problem)
+    }
 }
 
 /// One turn of a conversation.
@@ -26,7 +38,7 @@ pub enum Cause {
 pub struct Message {
     /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
-    /// What was said; empty where a record gives `null` because the turn only calls tools.
+    /// The text; empty where a record gives `null` because the turn only calls tools.
     pub content: String,
     /// All other keys of the message that are not null (`name`, `tool_calls`, …), for the template.
     pub extra: serde_json::Map<String, serde_json::Value>,
@@ -37,16 +49,16 @@ pub struct Message {
 pub enum Example {
     /// A conversation of at least one message, to be rendered by the chat template.
     Messages(Vec<Message>),
-    /// Two strings, joined as they stand (Alpaca's prompt is already filled in).
+    /// Two strings, joined without a separator (Alpaca's prompt is already filled in).
     PromptCompletion {
-        /// What is given.
+        /// The given text.
         prompt: String,
-        /// What is to be learned.
+        /// The text to be learned.
         completion: String,
     },
     /// Running text.
     Text(String),
-    /// Token ids, taken as they are. May be empty.
+    /// Token ids. May be empty.
     Tokens {
         /// One id per token.
         input_ids: Vec<u32>,

@@ -1,7 +1,7 @@
-//! What a record means: from the columns of a row to an [`Example`], for every record shape. Knows columns by
-//! name and type; where a row lies and in which kind of file, it does not ask.
+//! The meaning of a record: from the columns of a row to an [`Example`], for every record shape. Knows columns by name
+//! and type, but neither files nor their kinds.
 
-use super::example::{Example, Message};
+use super::example::{Example, Message, RowProblem};
 use super::source::value::{List, Object, Value, excerpt};
 use super::spec::Format;
 pub(super) use columns::Fields;
@@ -32,17 +32,9 @@ pub fn alpaca_prompt(instruction: &str, input: &str) -> String {
     }
 }
 
-/// What is wrong with one row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct RowFault {
-    /// JSON pointer of the field.
-    pub(super) field: String,
-    pub(super) problem: String,
-}
-
 impl Fields {
-    /// The example that a row holds. `most`: the bytes that it may take in memory.
-    pub(super) fn example(&self, row: Object<'_>, most: u64) -> Result<Example, RowFault> {
+    /// The example in a row, which may take `most` bytes of memory.
+    pub(super) fn example(&self, row: Object<'_>, most: u64) -> Result<Example, RowProblem> {
         let size = &mut RowSize::new(most);
         Ok(match self.format {
             Format::Messages => Example::Messages(self.messages(row, size)?),
@@ -75,14 +67,14 @@ impl Fields {
         (Value::Null, pointer("", columns.first().map_or(canonical, String::as_str)))
     }
 
-    fn text<'a>(&self, row: Object<'a>, canonical: &str) -> Result<&'a str, RowFault> {
+    fn text<'a>(&self, row: Object<'a>, canonical: &str) -> Result<&'a str, RowProblem> {
         match self.value(row, canonical) {
             (Value::Text(text), _) => Ok(text),
             (other, field) => Err(unexpected(field, "a string", other)),
         }
     }
 
-    fn optional_text<'a>(&self, row: Object<'a>, canonical: &str) -> Result<Option<&'a str>, RowFault> {
+    fn optional_text<'a>(&self, row: Object<'a>, canonical: &str) -> Result<Option<&'a str>, RowProblem> {
         match self.value(row, canonical) {
             (Value::Null, _) => Ok(None),
             (Value::Text(text), _) => Ok(Some(text)),
@@ -90,7 +82,7 @@ impl Fields {
         }
     }
 
-    fn tokens(&self, row: Object<'_>) -> Result<Example, RowFault> {
+    fn tokens(&self, row: Object<'_>) -> Result<Example, RowProblem> {
         let id = |value: i128| u32::try_from(value).ok();
         let label = |value: i128| {
             let label = i64::try_from(value).ok()?;
@@ -106,12 +98,12 @@ impl Fields {
         if labels.len() != input_ids.len() {
             let problem =
                 format!("expected {} labels, one for each token, found {}", input_ids.len(), labels.len());
-            return Err(RowFault { field, problem });
+            return Err(RowProblem { field, problem });
         }
         Ok(Example::Tokens { input_ids, labels: Some(labels) })
     }
 
-    fn messages(&self, row: Object<'_>, size: &mut RowSize) -> Result<Vec<Message>, RowFault> {
+    fn messages(&self, row: Object<'_>, size: &mut RowSize) -> Result<Vec<Message>, RowProblem> {
         let (value, field) = self.value(row, "messages");
         let list = match value {
             Value::List(list) if !list.is_empty() => list,
@@ -121,7 +113,7 @@ impl Fields {
         list.iter().enumerate().map(message).collect()
     }
 
-    fn message(&self, value: Value<'_>, at: &str, size: &mut RowSize) -> Result<Message, RowFault> {
+    fn message(&self, value: Value<'_>, at: &str, size: &mut RowSize) -> Result<Message, RowProblem> {
         let Value::Object(message) = value else {
             return Err(unexpected(at.to_owned(), "a message with a role and a content", value));
         };
@@ -129,7 +121,7 @@ impl Fields {
             let field = self.fields.iter().find(|field| field.canonical == canonical);
             field.map_or("", |field| &field.columns[0])
         };
-        // `from` and `value` are the keys of the other widespread layout, whose speakers have other names.
+        // `from` and `value` are the keys of the other widespread layout, whose roles have other names.
         let openai = !message.get(key("role")).is_null() || message.get("from").is_null();
         let (role_key, content_key) = if openai { (key("role"), key("content")) } else { ("from", "value") };
         let role_at = pointer(at, role_key);
@@ -144,7 +136,7 @@ impl Fields {
                         "expected a role (system, user, assistant, tool{known}), found {}",
                         excerpt(other)
                     );
-                    return Err(RowFault { field: role_at, problem });
+                    return Err(RowProblem { field: role_at, problem });
                 }
             },
             other => return Err(unexpected(role_at, "a role", other)),
@@ -164,8 +156,8 @@ impl Fields {
     }
 }
 
-/// The text of `[{"type": "text", "text": …}, …]`, joined as it stands.
-fn joined_parts(parts: List<'_>, at: &str, size: &mut RowSize) -> Result<String, RowFault> {
+/// The texts of `[{"type": "text", "text": …}, …]`, joined without a separator.
+fn joined_parts(parts: List<'_>, at: &str, size: &mut RowSize) -> Result<String, RowProblem> {
     // Joined at once: a text that grows takes twice its length.
     let mut texts = Vec::new();
     for (index, part) in parts.iter().enumerate() {
@@ -194,7 +186,7 @@ fn integers<T>(
     field: &str,
     expected: &str,
     convert: impl Fn(i128) -> Option<T>,
-) -> Result<Vec<T>, RowFault> {
+) -> Result<Vec<T>, RowProblem> {
     let Value::List(list) = value else {
         return Err(unexpected(field.to_owned(), "a list of integers", value));
     };
@@ -208,8 +200,8 @@ fn integers<T>(
     list.iter().enumerate().map(integer).collect()
 }
 
-fn unexpected(field: String, expected: &str, found: Value<'_>) -> RowFault {
-    RowFault { field, problem: format!("expected {expected}, found {}", found.describe()) }
+fn unexpected(field: String, expected: &str, found: Value<'_>) -> RowProblem {
+    RowProblem { field, problem: format!("expected {expected}, found {}", found.describe()) }
 }
 
 /// A JSON pointer (RFC 6901), one step further.

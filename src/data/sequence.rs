@@ -1,18 +1,18 @@
 //! A tokenized example made fit for training: cut to the sequence length, labels shifted onto the positions that
 //! predict them; examples that are too long or have no supervised token. Knows no files and no batches.
 
-use super::example::RowId;
+use super::example::{RowId, RowProblem};
 use super::spec::{OnEmpty, OnOverflow};
-use super::tokenize::{IGNORED, Problem, Tokenized};
+use super::tokenize::{IGNORED, Tokenized};
 
 /// One example, ready to be packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
-    /// Where it comes from.
+    /// The example.
     pub row: RowId,
     /// Token ids.
     pub input_ids: Vec<u32>,
-    /// `targets[t]` is what position *t* has to predict, `labels[t + 1]`; −100: nothing. The last is always −100.
+    /// `targets[t]` is `labels[t + 1]`, which position *t* has to predict; −100: none. The last is always −100.
     pub targets: Vec<i32>,
     /// How many targets are not −100. At least one.
     pub supervised_tokens: usize,
@@ -86,21 +86,18 @@ impl Limits {
     /// # Errors
     /// It is too long under `on_overflow = "error"`, or has no supervised token (perhaps only once it is cut) under
     /// `on_empty = "error"`.
-    pub fn fit(&self, row: RowId, tokenized: Tokenized) -> Result<FitOutcome, Problem> {
+    pub fn fit(&self, row: RowId, tokenized: Tokenized) -> Result<FitOutcome, RowProblem> {
         let Tokenized { mut input_ids, labels, .. } = tokenized;
         let tokens = input_ids.len();
         let truncated = tokens > self.max_seq_len;
         if truncated {
             match self.on_overflow {
                 OnOverflow::Error => {
-                    return Err(Problem::at(
-                        String::new(),
-                        format!(
-                            "{tokens} tokens, more than max_seq_len = {}; raise it, or set on_overflow to \"drop\" or \
+                    return Err(RowProblem::whole(format!(
+                        "{tokens} tokens, more than max_seq_len = {}; raise it, or set on_overflow to \"drop\" or \
                              \"truncate\"",
-                            self.max_seq_len
-                        ),
-                    ));
+                        self.max_seq_len
+                    )));
                 }
                 OnOverflow::Drop => return Ok(FitOutcome::TooLong { tokens }),
                 OnOverflow::Truncate => input_ids.truncate(self.max_seq_len),
@@ -119,10 +116,9 @@ impl Limits {
                     } else {
                         format!(" in its {tokens} tokens")
                     };
-                    Err(Problem::at(
-                        String::new(),
-                        format!("nothing is supervised{cut}; mend the row, or set on_empty to \"drop\""),
-                    ))
+                    Err(RowProblem::whole(format!(
+                        "nothing is supervised{cut}; correct the row, or set on_empty to \"drop\""
+                    )))
                 }
             };
         }

@@ -22,7 +22,7 @@ use parquet::basic::Compression;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use rayon::prelude::*;
 use serde_json::json;
-use tune::data::example::{Cause, Example, Message, RowId};
+use tune::data::example::{Example, Message, RowId};
 use tune::data::order::{EpochPlan, HeldOut, Permutation, Source};
 use tune::data::source::{BadRows, Dataset, Error, Place, Position, RowError};
 use tune::data::spec::{DatasetSpec, Format, Split};
@@ -232,7 +232,6 @@ fn bad_rows_are_counted_and_the_first_are_kept_in_order() {
         place: Place { file: Path::new("a.parquet").into(), position: Position::Row(row) },
         field: "/text".into(),
         problem: "expected a string, found null".into(),
-        cause: Cause::Row,
     };
     let (mut one, mut other) = (BadRows::default(), BadRows::default());
     for row in (0..60).rev() {

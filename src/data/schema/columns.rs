@@ -1,5 +1,5 @@
-//! Which columns of a file hold the fields of a record shape: names, their mapping by the recipe, and what an
-//! absent or unfitting column is answered with. Knows nothing of rows.
+//! Which columns of a file hold the fields of a record shape: names, their mapping by the recipe, and the errors of
+//! absent and unfit columns. Knows nothing of rows.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use arrow::datatypes::DataType;
 use super::super::source::Error;
 use super::super::spec::{DatasetSpec, Format};
 
-/// What a field holds.
+/// The type of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Text,
@@ -24,9 +24,9 @@ pub(super) struct Field {
     pub(super) canonical: &'static str,
     kind: Kind,
     required: bool,
-    /// The columns that may hold it; the first that is there and not null does.
+    /// The columns that may hold the field; the first one that is present and not null does.
     pub(super) columns: Vec<String>,
-    /// The recipe named the column.
+    /// Whether the recipe names the column.
     mapped: bool,
 }
 
@@ -89,14 +89,14 @@ impl Fields {
         Ok(Fields { format: spec.format, fields })
     }
 
-    /// The columns of CSV files whose cells hold JSON, a table of text having no lists.
+    /// The columns of CSV files whose cells hold JSON, since CSV has no lists.
     pub(in crate::data) fn json_columns(&self) -> Vec<&str> {
         let lists = self.fields.iter().filter(|field| matches!(field.kind, Kind::Messages | Kind::Integers));
         lists.flat_map(|field| &field.columns).map(String::as_str).collect()
     }
 
-    /// Which of a file's columns are read. Checks that those the format needs are there, and, where columns
-    /// have types, that they fit.
+    /// The columns of a file that are read. Checks that the required ones are present and, where columns have types,
+    /// that the types fit.
     pub(in crate::data) fn choose(
         &self,
         file: &Path,
@@ -135,7 +135,7 @@ impl Fields {
         let suggestion = match nearest(wanted, &names).or(usual) {
             Some(name) if field.mapped => format!("; did you mean `{name}`?"),
             Some(name) => format!("; did you mean `fields = {{ {} = \"{name}\" }}`?", field.canonical),
-            None => format!("; if one of them is it, say `fields = {{ {} = \"…\" }}`", field.canonical),
+            None => format!("; if another column holds it, add `fields = {{ {} = \"…\" }}`", field.canonical),
         };
         Error::MissingColumn {
             file: file.to_owned(),
@@ -156,7 +156,7 @@ impl Kind {
         }
     }
 
-    /// Whether values of that type can be what the field holds. A column of nulls can: each row will say so.
+    /// Whether a column of that type can hold the field. A column of nulls can; each row then has its own error.
     fn accepts(self, data_type: &DataType) -> bool {
         let item = match data_type {
             DataType::Null => return true,
@@ -189,7 +189,7 @@ fn format_name(format: Format) -> &'static str {
     }
 }
 
-/// Other names under which datasets have a field, to suggest them; never to take them unasked.
+/// Other usual names of a field, for suggestions only.
 fn usual_names(canonical: &str) -> &'static [&'static str] {
     match canonical {
         "messages" => &["conversation", "dialog", "chat", "turns"],

@@ -1,16 +1,16 @@
-//! What one row takes in memory as an example. A file may say a long text once and mean it a thousand times in one row: each
-//! time it becomes a text of its own. Counted before it is made.
+//! The memory that one row takes as an example. A columnar file may store a long text once and refer to it a thousand
+//! times in one row, and each reference becomes a text of its own; memory is counted before it is allocated.
 
 use serde_json::{Map, Value as Json};
 
 use super::super::source::value::Value;
-use super::RowFault;
+use crate::data::example::RowProblem;
 use crate::units::Bytes;
 
-/// Bytes of a value beside its text, about; and those of a member's name beside it, or of a message.
+/// About the bytes of a value beside its text, of a member's name beside its text, and of a message.
 const VALUE: u64 = 80;
 
-/// What a row takes so far, and what it may take.
+/// The memory that a row takes so far, and its limit.
 pub(super) struct RowSize {
     taken: u64,
     most: u64,
@@ -21,33 +21,33 @@ impl RowSize {
         RowSize { taken: 0, most }
     }
 
-    /// Counts bytes, before memory is taken for them.
-    pub(super) fn add(&mut self, bytes: u64, field: &str) -> Result<(), RowFault> {
+    /// Counts bytes before they are allocated.
+    pub(super) fn add(&mut self, bytes: u64, field: &str) -> Result<(), RowProblem> {
         self.taken = self.taken.saturating_add(bytes);
         if self.taken <= self.most {
             return Ok(());
         }
         let problem = format!(
-            "the row takes more than {} in memory, the most that its file accounts for: values that stand in the file once \
-             are in the row over and over; leave it out, or make it shorter",
+            "the row takes more than {} in memory, more than its file accounts for: the row refers to the same values many \
+             times; remove the row or shorten it",
             Bytes(self.most)
         );
-        Err(RowFault { field: field.to_owned(), problem })
+        Err(RowProblem { field: field.to_owned(), problem })
     }
 
-    /// Counts values that take little beside themselves, before they are made.
-    pub(super) fn values(&mut self, count: usize, field: &str) -> Result<(), RowFault> {
+    /// Counts values without their texts, before they are allocated.
+    pub(super) fn values(&mut self, count: usize, field: &str) -> Result<(), RowProblem> {
         self.add(VALUE.saturating_mul(count as u64), field)
     }
 
     /// A text of the row.
-    pub(super) fn text(&mut self, text: &str, field: &str) -> Result<String, RowFault> {
+    pub(super) fn text(&mut self, text: &str, field: &str) -> Result<String, RowProblem> {
         self.add(text.len() as u64, field)?;
         Ok(text.to_owned())
     }
 
-    /// A value as JSON, itself counted by the caller; object members that are null are left out.
-    fn json(&mut self, value: Value<'_>, field: &str) -> Result<Json, RowFault> {
+    /// A value as JSON, itself counted by the caller. Members of objects that are null are left out.
+    fn json(&mut self, value: Value<'_>, field: &str) -> Result<Json, RowProblem> {
         Ok(match value {
             Value::Null => Json::Null,
             Value::Bool(value) => Json::Bool(value),
@@ -59,7 +59,7 @@ impl RowSize {
             Value::Text(text) => Json::String(self.text(text, field)?),
             Value::List(list) => {
                 self.values(list.len(), field)?;
-                // Not collected: a list that grows takes twice its length.
+                // With the exact capacity: a list that grows takes twice its length.
                 let mut made = Vec::with_capacity(list.len());
                 for value in list.iter() {
                     made.push(self.json(value, field)?);
@@ -71,12 +71,12 @@ impl RowSize {
         })
     }
 
-    /// Members of an object as JSON; those that are null are left out.
+    /// Members of an object as JSON, without those that are null.
     pub(super) fn members<'a>(
         &mut self,
         members: impl Iterator<Item = (&'a str, Value<'a>)>,
         field: &str,
-    ) -> Result<Map<String, Json>, RowFault> {
+    ) -> Result<Map<String, Json>, RowProblem> {
         let mut made = Map::new();
         for (name, value) in members.filter(|(_, value)| !value.is_null()) {
             self.values(2, field)?;

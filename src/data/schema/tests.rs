@@ -15,7 +15,7 @@ fn fields(format: Format, mapping: &[(&str, &str)]) -> Result<Fields, Error> {
     Fields::new(&DatasetSpec { path, format, weight: 1.0, split: Split::Train, train_on: None, fields })
 }
 
-fn read(format: Format, mapping: &[(&str, &str)], row: &Json) -> Result<Example, RowFault> {
+fn read(format: Format, mapping: &[(&str, &str)], row: &Json) -> Result<Example, RowProblem> {
     fields(format, mapping).unwrap().example(Object::Json(row.as_object().unwrap()), 1 << 20)
 }
 
@@ -186,7 +186,7 @@ fn missing_columns_say_which_there_are() {
     );
     assert_eq!(
         choose(Format::Text, &[], &["x"]).unwrap_err().to_string(),
-        "a.csv: no column `text`; it has `x`; if one of them is it, say `fields = { text = \"…\" }`"
+        "a.csv: no column `text`; it has `x`; if another column holds it, add `fields = { text = \"…\" }`"
     );
     // An optional field may be absent, but not one that the recipe names.
     assert_eq!(choose(Format::Alpaca, &[], &["output", "instruction"]).unwrap(), [1, 0]);

@@ -23,8 +23,8 @@ use arrow::datatypes::Schema;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::example::{Cause, Example};
-use super::schema::{Fields, RowFault};
+use super::example::{Example, RowProblem};
+use super::schema::Fields;
 use super::spec::DatasetSpec;
 use cache::Cache;
 use fault::{Fault, guard};
@@ -147,12 +147,8 @@ impl Dataset {
             (SourceFile::Text(text), Block::Text(block)) => {
                 match text.record(block, index, &self.fields.json_columns()) {
                     Ok(record) => self.fields.example(Object::Json(&record.0), most),
-                    Err(fault) if fault.column.is_empty() => {
-                        Err(RowFault { field: String::new(), problem: fault.problem })
-                    }
-                    Err(fault) => {
-                        Err(RowFault { field: format!("/{}", fault.column), problem: fault.problem })
-                    }
+                    Err(fault) if fault.column.is_empty() => Err(RowProblem::whole(fault.problem)),
+                    Err(fault) => Err(RowProblem::at(format!("/{}", fault.column), fault.problem)),
                 }
             }
             (_, Block::Columns(columns)) => {
@@ -163,13 +159,9 @@ impl Dataset {
                 };
                 guard("Arrow", read).map_err(|fault| self.error(row, fault.to_string()))?
             }
-            (_, Block::Text(_)) => Err(RowFault { field: String::new(), problem: "no such row".to_owned() }),
+            (_, Block::Text(_)) => Err(RowProblem::whole("no such row")),
         };
-        let of_row = |RowFault { field, problem }| {
-            let place = self.place(row);
-            RowError { place, field, problem, cause: Cause::Row }
-        };
-        example.map_err(of_row)
+        example.map_err(|problem| RowError::new(self.place(row), problem))
     }
 
     /// Where `row` stands: its file, and the line or row in that file.
@@ -267,7 +259,7 @@ impl Dataset {
     }
 
     fn error(&self, row: u64, problem: String) -> RowError {
-        RowError { place: self.place(row), field: String::new(), problem, cause: Cause::Row }
+        RowError::new(self.place(row), RowProblem::whole(problem))
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::data::example::{Cause, RowId};
+use crate::data::example::{RowId, RowProblem};
 use crate::units::Grouped;
 
 /// How many bad rows are kept to be shown; the others are only counted.
@@ -49,8 +49,12 @@ pub struct RowError {
     pub field: String,
     /// What was expected and what was found.
     pub problem: String,
-    /// Whether the row is to blame.
-    pub cause: Cause,
+}
+
+impl RowError {
+    pub(crate) fn new(place: Place, problem: RowProblem) -> RowError {
+        RowError { place, field: problem.field, problem: problem.problem }
+    }
 }
 
 struct Field<'a>(&'a str);

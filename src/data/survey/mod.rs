@@ -1,5 +1,5 @@
-//! One pass over every row before training: which rows cannot be used, what is left out or cut, how long the rest is,
-//! and from the lengths the exact number of optimizer steps. Trains nothing and keeps four bytes a row.
+//! One pass over every row before training: which rows cannot be used, are left out or cut, how long the others are, and
+//! from the lengths the exact number of optimizer steps. Keeps four bytes a row.
 
 mod note;
 mod schedule;
@@ -12,9 +12,9 @@ use rayon::prelude::*;
 use crate::data::batch::Batching;
 use crate::data::corpus::{Corpus, Inner, Part};
 use crate::data::error::Error;
-use crate::data::example::{Cause, RowId};
+use crate::data::example::RowId;
 use crate::data::sequence::FitOutcome;
-use crate::data::source::{BadRows, Place, RowError, SHOWN_BAD_ROWS};
+use crate::data::source::{BadRows, Place, SHOWN_BAD_ROWS};
 use crate::data::template::{EndOfTurn, SpanMethod};
 use crate::data::token_store::TokenStore;
 use crate::data::tokenize::{Supervision, Tokenized};
@@ -22,10 +22,10 @@ pub use note::Note;
 pub use schedule::Schedule;
 pub use statistics::{LengthBin, Shape, Side, Statistics};
 
-/// Rows looked at as one piece of work.
+/// Rows per task of the thread pool.
 const CHUNK: u64 = 256;
 
-/// What the rows of a recipe are like.
+/// The rows of a recipe in numbers.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
     /// Rows that are trained on.
@@ -40,7 +40,7 @@ pub struct Survey {
     pub empty: NamedRows,
     /// The shape of the run; absent while there are bad rows.
     pub schedule: Option<Schedule>,
-    /// What is no error, but should be known.
+    /// What is not an error but should be known.
     pub notes: Vec<Note>,
 }
 
@@ -57,17 +57,17 @@ impl Survey {
 /// Some rows, counted. Each row counts once, whatever the weight of its dataset.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
-    /// All of them, the unusable included.
+    /// All rows, the unusable included.
     pub rows: u64,
-    /// Those that are used.
+    /// Rows that are used.
     pub used: u64,
-    /// Tokens in those, after cutting.
+    /// Tokens in the used rows, after cutting.
     pub tokens: u64,
-    /// Supervised tokens in those.
+    /// Supervised tokens in the used rows.
     pub supervised_tokens: u64,
-    /// The longest of those, in tokens.
+    /// The longest used row, in tokens.
     pub longest: Option<(u32, RowId)>,
-    /// How many of those have a length in tokens in `[2^k, 2^(k+1))`, for each k.
+    /// How many used rows have a length in tokens in `[2^k, 2^(k+1))`, for each k.
     pub histogram: [u64; 32],
 }
 
@@ -97,12 +97,12 @@ fn longer(left: Option<(u32, RowId)>, right: Option<(u32, RowId)>) -> Option<(u3
     [left, right].into_iter().flatten().min_by_key(|(tokens, row)| (u32::MAX - tokens, *row))
 }
 
-/// Rows that share a fate: the first of them by name, all of them counted.
+/// Rows of one kind: the first ones by place, all of them counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NamedRows {
-    /// The first twenty, by row number: where each stands, and its length in tokens.
+    /// The first twenty by row number, each with its place and its length in tokens.
     pub first: Vec<(RowId, Place, usize)>,
-    /// All.
+    /// Number of rows.
     pub count: u64,
 }
 
@@ -125,7 +125,7 @@ impl NamedRows {
     }
 }
 
-/// What one thread saw.
+/// The results of one thread.
 #[derive(Debug, Default)]
 struct Seen {
     survey: Survey,
@@ -134,19 +134,17 @@ struct Seen {
     differential: u64,
     dropped_thoughts: u64,
     not_spelled: NamedRows,
-    /// The first row seen that the chat template was not asked to render any more.
-    stopped: Option<(RowId, RowError)>,
 }
 
 impl Corpus {
     /// Reads, renders and tokenizes every row once, in parallel, and computes the shape of the run.
     ///
-    /// `progress` is called now and then, from any thread, with the rows done and the rows in total. Setting `cancel`
-    /// ends the survey soon.
+    /// `progress` is called from any thread with the rows done and the rows in total. Setting `cancel` ends the survey
+    /// soon.
     ///
     /// # Errors
-    /// [`Error::Cancelled`], [`Error::Endless`], [`Error::NothingLeft`], [`Error::TemplateSpent`]. Bad rows are no error
-    /// here: see [`Survey::accept`].
+    /// [`Error::Cancelled`], [`Error::Endless`], [`Error::NothingLeft`]. Bad rows are reported in the survey: see
+    /// [`Survey::accept`].
     pub fn survey(
         &self,
         batching: &Batching,
@@ -171,9 +169,6 @@ impl Corpus {
                 }
                 for (row, length) in (chunk as u64 * CHUNK..).zip(lengths.iter_mut()) {
                     *length = seen.look(inner, part, RowId { dataset, row }, store.as_ref());
-                    if seen.stopped.is_some() {
-                        return seen;
-                    }
                 }
                 let rows = lengths.len() as u64;
                 progress(done.fetch_add(rows, Ordering::Relaxed) + rows, total);
@@ -190,15 +185,6 @@ impl Corpus {
                 return Err(Error::Cancelled);
             }
             all = all.merged(seen);
-            if let Some((_, at)) = all.stopped {
-                let bad = all.survey.bad;
-                return Err(Error::TemplateSpent {
-                    at: Box::new(at),
-                    seen: bad.seen(),
-                    rows: total,
-                    bad: Box::new(bad),
-                });
-            }
             lengths.push(of_dataset);
         }
         let mut survey = all.finish(inner);
@@ -227,10 +213,7 @@ impl Seen {
         let fate = match fate {
             Ok(fate) => fate,
             Err(error) => {
-                match error.cause {
-                    Cause::SpentTemplate => self.stopped = Some((id, error)),
-                    Cause::Row => self.survey.bad.bad(id, error),
-                }
+                self.survey.bad.bad(id, error);
                 return 0;
             }
         };
@@ -279,7 +262,6 @@ impl Seen {
         self.differential += other.differential;
         self.dropped_thoughts += other.dropped_thoughts;
         self.not_spelled.merge(other.not_spelled);
-        self.stopped = [self.stopped, other.stopped].into_iter().flatten().min_by_key(|(row, _)| *row);
         self
     }
 

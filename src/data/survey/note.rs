@@ -1,4 +1,4 @@
-//! What the survey found that is no error, but should be known; and how each is said.
+//! Notes of the survey: what is not an error but should be known, and its text.
 
 use std::fmt;
 
@@ -6,44 +6,44 @@ use crate::data::source::Place;
 use crate::data::template::CLOCK;
 use crate::units::Grouped;
 
-/// Something about the data that is no error, but should be known.
+/// Something about the data that is not an error but should be known.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Note {
     /// The template writes today's date.
     Clock {
-        /// Of the template.
+        /// The template's file.
         origin: String,
     },
     /// The tokenizer puts a BOS before plain text, but the template writes none.
     LacksBos {
-        /// Of the template.
+        /// The template's file.
         origin: String,
     },
-    /// Turns end in text that is no special token.
+    /// Turns end in text that is not a special token.
     EndIsText {
-        /// That text.
+        /// The text that ends a turn.
         end: String,
     },
-    /// Turns end in nothing.
+    /// Nothing ends a turn.
     NoEnd {
-        /// Of the template.
+        /// The template's file.
         origin: String,
     },
     /// The template is not prefix-stable.
     Differential {
-        /// In so many rows.
+        /// Number of rows.
         rows: u64,
     },
     /// The template dropped thoughts of turns that are supervised.
     DroppedThoughts {
-        /// In so many rows.
+        /// Number of rows.
         rows: u64,
     },
     /// The tokenizer cannot spell some supervised text.
     NotSpelled {
-        /// In so many rows.
+        /// Number of rows.
         rows: u64,
-        /// The first of them.
+        /// The first such row.
         first: Place,
     },
 }
@@ -53,41 +53,40 @@ impl fmt::Display for Note {
         match self {
             Note::Clock { origin } => write!(
                 formatter,
-                "the chat template of {origin} writes today's date; training always sees {}, so that it can be \
-                 repeated on any day",
-                CLOCK
+                "the chat template of {origin} writes today's date; training always sees {CLOCK}, so that a run can be \
+                 repeated on any day"
             ),
             Note::LacksBos { origin } => write!(
                 formatter,
                 "the tokenizer puts a BOS before plain text, but the chat template of {origin} writes none; \
-                 conversations are trained without, as transformers would feed them"
+                 conversations are trained without BOS, as in transformers"
             ),
             Note::EndIsText { end } => write!(
                 formatter,
-                "assistant turns end in `{end}`, which is no special token of this tokenizer: it is learned as text, \
-                 and whoever generates has to stop at it as text"
+                "assistant turns end in `{end}`, which is not a special token of this tokenizer: the model learns \
+                 it as text, and generation has to stop at this text"
             ),
             Note::NoEnd { origin } => write!(
                 formatter,
-                "the chat template of {origin} ends assistant turns with nothing that can be seen: the model will not \
+                "the chat template of {origin} writes nothing at the end of an assistant turn: the model will not \
                  learn where to stop"
             ),
             Note::Differential { rows } => write!(
                 formatter,
-                "the chat template is not prefix-stable; in {} rows the supervised text was found by where the \
-                 rendering changes with the answer",
+                "the chat template is not prefix-stable; in {} rows the supervised text was found by rendering \
+                 the conversation again with other answers",
                 Grouped(*rows)
             ),
             Note::DroppedThoughts { rows } => write!(
                 formatter,
-                "in {} rows the chat template drops the thoughts of earlier assistant turns; what is left of those \
-                 turns is supervised (`train_on = \"last-assistant\"` leaves them out)",
+                "in {} rows the chat template drops the thoughts of earlier assistant turns; the rest of those \
+                 turns is supervised (`train_on = \"last-assistant\"` leaves these turns out)",
                 Grouped(*rows)
             ),
             Note::NotSpelled { rows, first } => write!(
                 formatter,
-                "in {} rows the supervised tokens do not spell the text they stand for (the first: {first}): the \
-                 tokenizer does not know some characters, or changes them",
+                "in {} rows the supervised tokens do not decode to their text (the first: {first}): the tokenizer does \
+                 not know some characters, or changes them",
                 Grouped(*rows)
             ),
         }

@@ -18,7 +18,7 @@ pub struct Schedule {
     pub examples: u64,
     /// Tokens seen.
     pub tokens: u64,
-    /// Tokens in the largest micro-batch: what memory has to be planned for.
+    /// Tokens in the largest micro-batch, which memory is planned for.
     pub largest_micro_batch: u64,
     /// Tokens in the longest document.
     pub longest_document: u64,

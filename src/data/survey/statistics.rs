@@ -1,10 +1,10 @@
-//! The survey in plain numbers, as they are kept with a run and handed to programs.
+//! The survey in plain numbers, as they are stored with a run and printed for programs.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Survey, Tally};
 
-/// What the rows of a run are like.
+/// The rows of a run in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statistics {
     /// Rows that are trained on.
@@ -18,7 +18,7 @@ pub struct Statistics {
     /// The shape of the run.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub schedule: Option<Shape>,
-    /// What is no error, but should be known.
+    /// What is not an error but should be known.
     pub notes: Vec<String>,
 }
 
@@ -27,24 +27,24 @@ pub struct Statistics {
 pub struct Side {
     /// All rows.
     pub rows: u64,
-    /// Those that are used.
+    /// Rows that are used.
     pub used: u64,
-    /// Tokens in those.
+    /// Tokens in the used rows.
     pub tokens: u64,
-    /// Supervised tokens in those.
+    /// Supervised tokens in the used rows.
     pub supervised_tokens: u64,
-    /// Tokens of the longest.
+    /// Tokens of the longest used row.
     pub longest: u64,
-    /// How many of them are how long, in powers of two, the empty powers at both ends left out.
+    /// Used rows by length, in powers of two, without the empty powers at both ends.
     pub lengths: Vec<LengthBin>,
 }
 
 /// Rows of similar length.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LengthBin {
-    /// At least so many tokens, and fewer than twice as many.
+    /// Least number of tokens; the rows have fewer than twice as many.
     pub tokens: u64,
-    /// How many rows.
+    /// Number of rows.
     pub rows: u64,
 }
 

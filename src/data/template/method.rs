@@ -1,11 +1,12 @@
-//! Python's methods, each asking `budget` and `effort` first: our own where the Python-compatibility helpers of minijinja
-//! count bytes instead of characters, or differ on characters without case and on empty strings, theirs otherwise.
+//! Python's methods: our own where minijinja's Python-compatibility helpers count bytes instead of characters, or differ
+//! on characters without case and on empty strings, theirs otherwise.
 
 use minijinja::value::{Value, ValueKind, from_args};
 use minijinja::{Error, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
-use super::{budget, effort, filters, operators};
+/// The method that stands for `[::-1]`.
+pub(super) const REVERSED: &str = "__reversed__";
 
 /// Calls a method that minijinja does not know by itself.
 pub(super) fn call(
@@ -14,24 +15,25 @@ pub(super) fn call(
     method: &str,
     arguments: &[Value],
 ) -> Result<Value, Error> {
-    let Some(text) = value.as_str() else {
-        match method {
-            "get" => arguments.first().map_or(Ok(()), effort::require_key)?,
-            "count" if value.kind() == ValueKind::Seq => {
-                let (sought,): (&Value,) = from_args(arguments)?;
-                return operators::found("`count`", sought, value).map(Value::from);
-            }
-            _ => {}
-        }
-        return budget::eager(method, unknown_method_callback(state, value, method, arguments)?);
-    };
-    effort::spend(method, read(text, method))?;
-    effort::spend_on(method, arguments)?;
-    let took = charge(text, value, method, arguments)?;
-    compute(state, text, value, method, arguments).map(|result| budget::text(result, took))
+    if method == REVERSED {
+        return list(value.reverse()?);
+    }
+    match value.as_str() {
+        Some(text) => of_text(state, text, value, method, arguments),
+        None => list(unknown_method_callback(state, &list(value.clone())?, method, arguments)?),
+    }
 }
 
-fn compute(
+/// A list in place of a lazy sequence: the engine's slices, sums of lists and views of dictionaries, which have fewer
+/// methods than lists have.
+fn list(value: Value) -> Result<Value, Error> {
+    match value.kind() {
+        ValueKind::Iterable => Ok(Value::from(value.try_iter()?.collect::<Vec<Value>>())),
+        _ => Ok(value),
+    }
+}
+
+fn of_text(
     state: &State<'_, '_>,
     text: &str,
     value: &Value,
@@ -81,44 +83,14 @@ fn compute(
     }
 }
 
-/// What a method reads of its text.
-fn read(text: &str, method: &str) -> u64 {
-    let length = text.len() as u64;
-    match method {
-        "startswith" | "endswith" | "removeprefix" | "removesuffix" => 0,
-        "count" | "find" | "rfind" | "replace" | "split" | "join" | "format" => length,
-        _ => length.saturating_mul(effort::CHARACTER),
-    }
-}
-
-/// Takes what a method of a text can build, and says how much. Those that are not here build nothing.
-fn charge(text: &str, value: &Value, method: &str, arguments: &[Value]) -> Result<u64, Error> {
-    let need: filters::Need = match method {
-        "upper" | "lower" | "title" | "capitalize" => filters::changed_case,
-        "strip" | "lstrip" | "rstrip" => filters::trimmed,
-        "replace" => filters::replaced,
-        "split" => filters::split,
-        "splitlines" => filters::lines,
-        "format" => filters::formatted,
-        "removeprefix" | "removesuffix" => return budget::charge(method, text.len() as u64),
-        "join" => {
-            let items = arguments.first().map_or(0, |items| filters::joined_size(items, text.len() as u64));
-            return budget::charge("`join`", items);
-        }
-        _ => return Ok(0),
-    };
-    let all: Vec<Value> = [value].into_iter().chain(arguments).cloned().collect();
-    need(&format!("`{method}`"), &all)
-}
-
-/// At least one character has case, and all that do have this one.
+/// At least one character has case, and all that have case have the wanted one.
 fn cased(text: &str, arguments: &[Value], wanted: fn(char) -> bool) -> Result<Value, Error> {
     let () = from_args(arguments)?;
     let mut with_case = text.chars().filter(|c| c.is_lowercase() || c.is_uppercase()).peekable();
     Ok(Value::from(with_case.peek().is_some() && with_case.all(wanted)))
 }
 
-/// Index in characters, -1 if it is not there. Bounds count from the end where they are negative.
+/// Index in characters, or -1. Negative bounds count from the end.
 fn find(text: &str, sought: &str, start: Option<i64>, end: Option<i64>, last: bool) -> i64 {
     let length = text.chars().count() as i64;
     let bound = |bound: i64| if bound < 0 { (length + bound).max(0) } else { bound };
@@ -132,13 +104,13 @@ fn find(text: &str, sought: &str, start: Option<i64>, end: Option<i64>, last: bo
     found.map_or(-1, |at| start + within[..at].chars().count() as i64)
 }
 
-pub(super) fn capitalize(text: &str) -> String {
+fn capitalize(text: &str) -> String {
     let mut characters = text.chars();
     let first = characters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
     first + &characters.as_str().to_lowercase()
 }
 
-/// A letter after anything that is no letter in upper case, the others in lower case.
+/// Upper case for a letter behind anything but a letter, lower case for all others.
 fn title(text: &str) -> String {
     let mut titled = String::with_capacity(text.len());
     let mut within = false;
@@ -153,7 +125,7 @@ fn title(text: &str) -> String {
     titled
 }
 
-/// The lines of a text, at every character that Python takes for the end of one.
+/// The lines of a text, split at every character at which Python splits.
 fn lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let is_end = |c| matches!(c, '\n'..='\r' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}');
     let mut lines = Vec::new();

@@ -1,48 +1,55 @@
-//! Chat templates: the tokenizer's own Jinja, rendered as transformers renders it. Knows conversations and text;
-//! which part of the text is supervised is `spans`' business, and tokens are the tokenizer's.
+//! Chat templates: the tokenizer's own Jinja, rendered as transformers renders it. Knows conversations and text; which
+//! part of the text is supervised is found in `spans`, and tokens belong to the tokenizer.
 //!
 //! The environment is transformers': `trim_blocks`, `lstrip_blocks`, lenient undefined values, Python's string
 //! methods, `tojson` without HTML escapes, `raise_exception`, `strftime_now`, `{% break %}`, `{% continue %}`, and
-//! `{% generation %}`, whose body is rendered as it stands. Two things differ, on purpose:
+//! `{% generation %}`, whose body is rendered as it is. Two things differ, on purpose:
 //!
 //! - the clock stands still (see [`CLOCK`]), so that training sees the same bytes on every day;
-//! - a render may take no more than five million instructions, no more memory than `budget` lets it have and no more time
-//!   than `effort` does, and all renders together no more time than `allowance` does, whatever the template does: it
-//!   comes with a model, from strangers. Nothing of the engine is offered to a template that does not ask them: filters,
-//!   tests and functions are named one by one.
+//! - a render ends with an error after five million instructions, or when it writes more than 128 MiB.
+//!
+//! A template comes with the model and is trusted as far as the model is: one that builds too much in memory ends the
+//! process, which then names the template ([`being_rendered`]). It does so before training begins, since the survey
+//! renders every row first.
 
-mod allowance;
-mod budget;
-mod constants;
-mod effort;
-mod filters;
+mod environment;
+mod message;
 mod method;
-mod namespace;
-mod operators;
-mod program;
 mod python;
 mod source;
 mod spans;
+mod text;
 
+use std::cell::Cell;
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use minijinja::value::Value;
-use minijinja::{Environment, ErrorKind, UndefinedBehavior};
-use regex::Regex;
+use minijinja::{Environment, ErrorKind};
 
 use crate::data::example::Message;
-use allowance::Allowance;
-use program::Program;
+use environment::{FUEL, REFUSAL};
 pub use source::CHATML;
 pub use spans::{EndOfTurn, Rendered, SpanMethod};
+use text::Text;
 
-/// The moment that `strftime_now` speaks of.
+/// The time that `strftime_now` returns.
 pub const CLOCK: &str = "2024-07-26 12:30";
 
-/// Instructions that one render may take. A conversation of a thousand turns takes some hundred thousand.
-const FUEL: u64 = 5_000_000;
+/// The name of the template in the engine.
+const NAME: &str = "chat_template";
+
+thread_local! {
+    static BEING_RENDERED: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// The origin of the template that this thread is rendering. Allocates nothing, so that the handler of exhausted memory
+/// can name the template.
+pub fn being_rendered() -> Option<&'static str> {
+    BEING_RENDERED.get()
+}
 
 /// A compiled chat template, and the special tokens that it may write.
 ///
@@ -50,20 +57,19 @@ const FUEL: u64 = 5_000_000;
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    program: Program,
     source: String,
-    origin: String,
+    /// Leaked, for [`being_rendered`]; a process opens few templates.
+    origin: &'static str,
     special_tokens: Vec<(String, String)>,
     end_tokens: Vec<String>,
     asked_the_date: Arc<AtomicBool>,
-    allowance: Allowance,
 }
 
-/// A template that cannot be used, or a conversation that it will not render.
+/// A template that cannot be used, or a conversation that it does not render.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TemplateError {
     /// The file that the recipe names cannot be read.
-    #[error("chat template {file}: cannot be read: {problem}")]
+    #[error("cannot read the chat template {file}: {problem}")]
     Io {
         /// The file.
         file: String,
@@ -79,11 +85,11 @@ pub enum TemplateError {
         problem: String,
     },
     /// Not valid Jinja.
-    #[error("chat template of {origin}, line {line}: {problem}")]
+    #[error("the chat template of {origin} is not valid Jinja{}: {problem}", Line(*.line))]
     Syntax {
         /// Where the template comes from.
         origin: String,
-        /// From 1.
+        /// From 1; 0 where it is not known.
         line: usize,
         /// What the parser said.
         problem: String,
@@ -97,7 +103,7 @@ pub enum TemplateError {
         message: String,
     },
     /// The template failed on this conversation.
-    #[error("the chat template of {origin} fails on this conversation (line {line}): {problem}")]
+    #[error("the chat template of {origin} fails on this conversation{}: {problem}", Line(*.line))]
     Render {
         /// Where the template comes from.
         origin: String,
@@ -106,27 +112,18 @@ pub enum TemplateError {
         /// What went wrong.
         problem: String,
     },
-    /// The renders so far took more than any honest template needs for all of them; there will be no others.
-    #[error(
-        "the chat template of {origin} takes far more time than the conversations that it is given account for; name \
-         another template (`data.chat_template`)"
-    )]
-    Spent {
-        /// Where the template comes from.
-        origin: String,
-    },
     /// No method finds the assistant's words in what the template wrote.
     #[error(
-        "the chat template of {origin} does not show the content of message {turn} as it stands ({problem}), so what \
-         is to be learned cannot be told from its frame; name a template that does (`data.chat_template`), or train \
-         on all tokens (`train_on = \"all\"`)"
+        "the chat template of {origin} does not show the content of message {turn} unchanged ({problem}), so the \
+         supervised part of its text cannot be found; name another template in `data.chat_template`, or train on all \
+         tokens with `train_on = \"all\"`"
     )]
     Spans {
         /// Where the template comes from.
         origin: String,
         /// The message's index, from 0.
         turn: usize,
-        /// What was tried and what came of it.
+        /// Why the content was not found.
         problem: String,
     },
 }
@@ -145,24 +142,19 @@ impl ChatTemplate {
         special_tokens: impl IntoIterator<Item = (String, String)>,
         end_tokens: impl IntoIterator<Item = String>,
     ) -> Result<ChatTemplate, TemplateError> {
-        let origin = origin.into();
+        let origin: &'static str = origin.into().leak();
         let asked_the_date = Arc::new(AtomicBool::new(false));
-        let environment = transformers_environment(Arc::clone(&asked_the_date));
-        let syntax = |line, problem| TemplateError::Syntax { origin: origin.clone(), line, problem };
-        let program = match catch_unwind(|| Program::compile(prepared(&source))) {
-            Ok(compiled) => compiled.map_err(|fault| syntax(fault.line, detail(&fault.error)))?,
-            // The compiler has limits that it asserts, such as 65,535 arguments.
-            Err(_) => return Err(syntax(0, "the template engine broke down on it".to_owned())),
-        };
+        let mut environment = environment::transformers_environment(Arc::clone(&asked_the_date));
+        let prepared = environment::prepared(&source);
+        in_engine(origin, || environment.add_template_owned(NAME, prepared))
+            .map_err(|(line, problem)| TemplateError::Syntax { origin: origin.to_owned(), line, problem })?;
         Ok(ChatTemplate {
             environment,
-            program,
             source,
             origin,
             special_tokens: special_tokens.into_iter().collect(),
             end_tokens: end_tokens.into_iter().filter(|token| !token.is_empty()).collect(),
             asked_the_date,
-            allowance: Allowance::new(),
         })
     }
 
@@ -173,7 +165,7 @@ impl ChatTemplate {
 
     /// Where the template comes from: a file, or `chatml (built-in)`.
     pub fn origin(&self) -> &str {
-        &self.origin
+        self.origin
     }
 
     /// Renders a conversation; with `add_generation_prompt`, up to where the assistant begins to write.
@@ -181,7 +173,7 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError::Refused`], [`TemplateError::Render`].
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        self.render_values(values(messages), add_generation_prompt)
+        self.render_values(messages.iter().map(message::value).collect(), add_generation_prompt)
     }
 
     /// As [`render`](Self::render), for messages as JSON objects with whatever keys and contents they have.
@@ -193,13 +185,7 @@ impl ChatTemplate {
         messages: &[serde_json::Value],
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let message = |message: &serde_json::Value| match message.as_object() {
-            Some(keys) => {
-                with_reasoning(keys.iter().map(|(name, value)| (name.as_str(), value.into())), keys)
-            }
-            None => Value::from_serialize(message),
-        };
-        self.render_values(messages.iter().map(message).collect(), add_generation_prompt)
+        self.render_values(messages.iter().map(message::of_json).collect(), add_generation_prompt)
     }
 
     /// The token that ends an assistant's turn, as text, where the template writes one after a short exchange.
@@ -217,20 +203,9 @@ impl ChatTemplate {
         (!token.is_empty()).then(|| token.to_owned())
     }
 
-    /// Some render so far asked for today's date, and got [`CLOCK`].
+    /// Whether a render so far asked for today's date (and got [`CLOCK`]).
     pub fn asked_the_date(&self) -> bool {
         self.asked_the_date.load(Ordering::Relaxed)
-    }
-
-    /// [`TemplateError::Spent`], once all that the renders of this template may take together was taken.
-    ///
-    /// # Errors
-    /// That one.
-    pub fn require_unspent(&self) -> Result<(), TemplateError> {
-        match self.allowance.is_spent() {
-            true => Err(TemplateError::Spent { origin: self.origin.clone() }),
-            false => Ok(()),
-        }
     }
 
     fn render_values(
@@ -238,8 +213,6 @@ impl ChatTemplate {
         messages: Vec<Value>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        self.require_unspent()?;
-        self.allowance.begin(effort::size(&messages));
         let variables = self
             .special_tokens
             .iter()
@@ -251,131 +224,63 @@ impl ChatTemplate {
                 ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
             ])
             .collect::<Value>();
-        let rendered = catch_unwind(AssertUnwindSafe(|| self.program.render(&self.environment, variables)));
-        let written = rendered.as_ref().map_or(0, |text| text.as_ref().map_or(0, String::len));
-        self.allowance.end(effort::taken(), written);
-        match rendered {
-            Ok(Ok(text)) => Ok(text),
-            Ok(Err(error)) => Err(self.render_error(&error)),
-            // minijinja has corners that panic, such as the reverse of an empty list (`[][::-1]`).
-            Err(_) => Err(TemplateError::Render {
-                origin: self.origin.clone(),
-                line: 0,
-                problem: "the template engine broke down on it".to_owned(),
-            }),
-        }
-    }
-
-    fn render_error(&self, error: &minijinja::Error) -> TemplateError {
-        let problem = detail(error);
-        let origin = self.origin.clone();
-        match problem.strip_prefix(REFUSAL) {
-            Some(message) => TemplateError::Refused { origin, message: message.to_owned() },
-            None => TemplateError::Render { origin, line: error.line().unwrap_or(0), problem },
-        }
+        in_engine(self.origin, || {
+            let mut text = Text::default();
+            self.environment.get_template(NAME)?.render_captured_to(variables, &mut text)?;
+            Ok(text.finish())
+        })
+        .map_err(|(line, problem)| {
+            let origin = self.origin.to_owned();
+            match problem.strip_prefix(REFUSAL) {
+                Some(message) => TemplateError::Refused { origin, message: message.to_owned() },
+                None => TemplateError::Render { origin, line, problem },
+            }
+        })
     }
 }
 
-/// Marks the errors that `raise_exception` makes, among minijinja's own.
-const REFUSAL: &str = "\u{1}raise_exception\u{1}";
-
-fn transformers_environment(asked_the_date: Arc<AtomicBool>) -> Environment<'static> {
-    let mut environment = Environment::empty();
-    environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-    environment.set_fuel(Some(FUEL));
-    environment.set_debug(false);
-    environment.set_unknown_method_callback(method::call);
-    environment.set_formatter(|output, _, value| {
-        let mut write = |text: &str| {
-            budget::charge("writing text", text.len() as u64)?;
-            output.write_str(text).map_err(minijinja::Error::from)
-        };
-        match value.as_str() {
-            Some(text) => write(text),
-            None => write(&python::str_of(value)?),
-        }
-    });
-    filters::offer(&mut environment);
-    operators::add_to(&mut environment);
-    environment.add_filter("tojson", python::tojson);
-    environment.add_filter("string", |value: &Value| python::str_of(value));
-    // Python cannot iterate over None; minijinja can.
-    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
-    environment.add_function("raise_exception", |message: &Value| -> Result<Value, minijinja::Error> {
-        Err(python::invalid(format!("{REFUSAL}{}", filters::message(message)?)))
-    });
-    environment.add_function("strftime_now", move |format: &str| {
-        asked_the_date.store(true, Ordering::Relaxed);
-        python::strftime_now(format)
-    });
-    environment
-}
-
-/// The source as minijinja has to see it to read it as Jinja2 does.
+/// Runs the engine on a template. An error is the line (0: unknown) and what is wrong there.
 ///
-/// Jinja2 takes every line ending for `\n`. `{% generation %}` marks what the assistant wrote, for those who mask by
-/// it; we find that by other means (`spans`), so the tag becomes a condition that always holds, its white-space control
-/// kept.
-fn prepared(source: &str) -> String {
-    let source = source.replace("\r\n", "\n").replace('\r', "\n");
-    let Ok(tag) = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}") else { return source };
-    tag.replace_all(&source, |found: &regex::Captures<'_>| {
-        let statement = if found.get(2).is_some() { "endif" } else { "if true" };
-        format!("{{%{} {statement} {}%}}", &found[1], &found[3])
-    })
-    .into_owned()
-}
-
-/// The messages as a template sees them.
-fn values(messages: &[Message]) -> Vec<Value> {
-    messages.iter().map(value).collect()
-}
-
-fn value(message: &Message) -> Value {
-    let said = [("role", Key::Text(&message.role)), ("content", Key::Text(&message.content))];
-    let extra = message.extra.iter().map(|(name, value)| (name.as_str(), value.into()));
-    with_reasoning(said.into_iter().chain(extra), &message.extra)
-}
-
-/// What a key of a message holds.
-enum Key<'a> {
-    Text(&'a str),
-    Json(&'a serde_json::Value),
-}
-
-impl<'a> From<&'a serde_json::Value> for Key<'a> {
-    fn from(value: &'a serde_json::Value) -> Self {
-        Key::Json(value)
+/// minijinja panics in some corners: 65,535 arguments of a call, every second item of an empty list from its end.
+fn in_engine<T>(
+    origin: &'static str,
+    work: impl FnOnce() -> Result<T, minijinja::Error>,
+) -> Result<T, (usize, String)> {
+    BEING_RENDERED.set(Some(origin));
+    let result = catch_unwind(AssertUnwindSafe(work));
+    BEING_RENDERED.set(None);
+    match result {
+        Ok(result) => result.map_err(|error| (error.line().unwrap_or(0), detail(&error))),
+        Err(_) => Err((0, "the template engine panicked".to_owned())),
     }
-}
-
-/// A message from its keys. Reasoning goes by three names in the wild; as transformers does, a message that has it
-/// under one of them gets it under the two that templates read.
-fn with_reasoning<'a>(
-    keys: impl Iterator<Item = (&'a str, Key<'a>)>,
-    named: &serde_json::Map<String, serde_json::Value>,
-) -> Value {
-    let reasoning = ["reasoning_content", "thinking", "reasoning"]
-        .iter()
-        .find_map(|name| named.get(*name).filter(|value| !value.is_null()))
-        .map(Value::from_serialize);
-    let keys = keys.map(|(name, key)| {
-        let value = match key {
-            Key::Text(text) => Value::from(text),
-            Key::Json(value) => Value::from_serialize(value),
-        };
-        (name.to_owned(), value)
-    });
-    let first = reasoning.clone().map(|reasoning| ("thinking".to_owned(), reasoning));
-    let last = reasoning.map(|reasoning| ("reasoning_content".to_owned(), reasoning));
-    first.into_iter().chain(keys).chain(last).collect()
 }
 
 fn detail(error: &minijinja::Error) -> String {
     match (error.kind(), error.detail()) {
-        (ErrorKind::OutOfFuel, _) => format!("more than {FUEL} instructions: it seems to loop without end"),
-        (_, Some(detail)) => filters::shortened(detail),
+        (ErrorKind::OutOfFuel, _) => {
+            format!("more than {FUEL} instructions; the template seems to loop without end")
+        }
+        (ErrorKind::WriteFailure, _) => text::too_long(),
+        (_, Some(detail)) => shortened(detail),
         (kind, None) => kind.to_string(),
+    }
+}
+
+/// Errors may quote the value that they fail on, however long it is.
+fn shortened(message: &str) -> String {
+    const LONGEST: usize = 2_000;
+    match message.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &message[..end]),
+        None => message.to_owned(),
+    }
+}
+
+/// ` (line 3)`; nothing where the line is not known.
+struct Line(usize);
+
+impl fmt::Display for Line {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0 == 0 { Ok(()) } else { write!(formatter, " (line {})", self.0) }
     }
 }
 

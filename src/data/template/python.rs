@@ -4,12 +4,12 @@
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
-use super::budget::Text;
+use super::text::Text;
 
-/// The day `strftime_now` speaks of: Friday, 26 July 2024, half past noon (see `CLOCK`).
+/// The time that `strftime_now` returns: Friday, 26 July 2024, 12:30 (see `CLOCK`).
 ///
-/// Training must give the same bytes on every day, so the clock stands still. It stands on the day that
-/// Llama 3.1's and 3.2's templates write on their own where no clock is offered.
+/// Training must give the same bytes on every day, so the clock stands still, on the day that the templates of
+/// Llama 3.1 and 3.2 write by themselves where no clock is offered.
 const YEAR: u32 = 2024;
 const MONTH: u32 = 7;
 const DAY: u32 = 26;
@@ -19,7 +19,7 @@ const MINUTE: u32 = 30;
 
 /// `strftime` for the fixed day. English names, as in Python's default locale.
 pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
-    let mut text = Text::new("`strftime_now`");
+    let mut text = Text::default();
     let mut characters = format.chars();
     while let Some(character) = characters.next() {
         if character != '%' {
@@ -64,7 +64,7 @@ pub(super) fn strftime_now(format: &str) -> Result<String, Error> {
             }
         }
     }
-    text.finish()
+    Ok(text.finish())
 }
 
 /// The `tojson` filter as transformers defines it: `json.dumps(x, ensure_ascii=False, indent=…, separators=…,
@@ -101,9 +101,9 @@ pub(super) fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> R
     let sort_keys = argument(3, "sort_keys")?.is_some_and(|value| value.is_true());
     named.assert_all_used()?;
     let style = JsonStyle { ensure_ascii, indent, separators, sort_keys };
-    let mut text = Text::of(value, "`tojson`")?;
+    let mut text = Text::default();
     write_json(&mut text, value, &style, 0)?;
-    Ok(Value::from(text.finish()?))
+    Ok(Value::from(text.finish()))
 }
 
 struct JsonStyle {
@@ -240,17 +240,13 @@ fn number(value: &Value) -> String {
 /// Python's `str()`: strings as they are, everything inside a list or dictionary by `repr()`.
 pub(super) fn str_of(value: &Value) -> Result<String, Error> {
     match value.kind() {
-        ValueKind::Seq | ValueKind::Map => {
-            let mut text = Text::of(value, "writing a list or dictionary")?;
+        ValueKind::Seq | ValueKind::Iterable | ValueKind::Map => {
+            let mut text = Text::default();
             repr(&mut text, value, 0)?;
-            text.finish()
+            Ok(text.finish())
         }
         ValueKind::Number => Ok(number(value)),
-        _ => {
-            let mut text = Text::new("writing a value");
-            text.push_value(value)?;
-            text.finish()
-        }
+        _ => Ok(value.to_string()),
     }
 }
 
@@ -261,7 +257,7 @@ fn repr(text: &mut Text, value: &Value, depth: usize) -> Result<(), Error> {
     match value.kind() {
         ValueKind::String => repr_string(text, value.as_str().unwrap_or_default())?,
         ValueKind::Number => text.push_str(&number(value))?,
-        ValueKind::Seq => {
+        ValueKind::Seq | ValueKind::Iterable => {
             text.push('[')?;
             for (position, item) in value.try_iter()?.enumerate() {
                 if position > 0 {
@@ -283,7 +279,7 @@ fn repr(text: &mut Text, value: &Value, depth: usize) -> Result<(), Error> {
             }
             text.push('}')?;
         }
-        _ => text.push_value(value)?,
+        _ => text.push_str(&value.to_string())?,
     }
     Ok(())
 }
@@ -337,9 +333,9 @@ mod tests {
 
     fn dump(json: &str, style: JsonStyle) -> String {
         let value = Value::from_serialize(serde_json::from_str::<serde_json::Value>(json).unwrap());
-        let mut text = Text::new("a test");
+        let mut text = Text::default();
         write_json(&mut text, &value, &style, 0).unwrap();
-        text.finish().unwrap()
+        text.finish()
     }
 
     fn style(indent: Option<&str>) -> JsonStyle {

@@ -1,5 +1,5 @@
 //! Which template a run uses: the recipe's, else `chat_template.jinja`, else the one in tokenizer_config.json.
-//! Reads files; renders nothing.
+//! Reads files and renders nothing.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::{ChatTemplate, TemplateError};
 use crate::data::spec::ChatTemplateSource;
 use crate::data::tokenize::Tokenizer;
 
-/// ChatML, as OpenAI published it and most open models since have taken it up. It writes no BOS.
+/// ChatML, as OpenAI published it and most open models use it. It writes no BOS.
 pub const CHATML: &str = "\
 {%- for message in messages -%}
 {{ '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}

@@ -1,5 +1,5 @@
 //! Which characters of a rendered conversation are supervised. Finds them by rendering again and comparing, never
-//! by searching for marker tokens; knows no token ids.
+//! by searching for marker tokens. Knows no token ids.
 //!
 //! For an assistant turn *i* of a conversation, with `F` the whole rendering:
 //!
@@ -7,19 +7,20 @@
 //!    with *i*. If `F` begins with `Q` and `Q` with `P`, then `Q − P` is what the model would write at inference:
 //!    the content and the end of the turn.
 //! 2. **Differential.** Some templates are not prefix-stable: Phi 3 ends a conversation with a token that is not
-//!    there while it goes on, Qwen 3 drops the thoughts of earlier turns, Mistral moves the system text to the last
+//!    there while it continues, Qwen 3 drops the thoughts of earlier turns, Mistral moves the system text to the last
 //!    question. Then the content of turn *i* alone is replaced by two probes; what stays the same before (`A`) and
 //!    behind (`B`) the probes frames the content in `F`.
 //!
-//! Either way the turn ends behind its *end token*, the first special token that follows the content: what a template
-//! writes after it (ChatML's newline, Phi 3's `<|endoftext|>`) is never generated, and not supervised. And either
-//! way the characters found must be the message's content, white space at its ends aside; else it is an error.
+//! Either way the turn ends behind its *end token*, the first special token that follows the content: text that a
+//! template writes after it (ChatML's newline, Phi 3's `<|endoftext|>`) is never generated, and not supervised. And
+//! either way the characters found must be the message's content, white space aside; else it is an error.
 
 use std::ops::Range;
 
 use minijinja::value::Value;
 
-use super::{ChatTemplate, TemplateError, value, values};
+use super::message::value;
+use super::{ChatTemplate, TemplateError};
 use crate::data::example::Message;
 use crate::data::spec::TrainOn;
 
@@ -37,7 +38,7 @@ pub enum SpanMethod {
 pub enum EndOfTurn {
     /// A special token of the tokenizer.
     Special,
-    /// Text that is no special token of this tokenizer (ChatML on a tokenizer without `<|im_end|>`).
+    /// Text that is not a special token of this tokenizer (ChatML on a tokenizer without `<|im_end|>`).
     Text,
     /// Nothing but white space: the model cannot learn where to stop.
     Nothing,
@@ -46,7 +47,7 @@ pub enum EndOfTurn {
 /// A rendered conversation and its supervised spans.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
-    /// All of it, without a generation prompt.
+    /// The whole rendering, without a generation prompt.
     pub text: String,
     /// Supervised byte ranges of `text`, ascending, not overlapping, on character borders.
     pub spans: Vec<Range<usize>>,
@@ -73,13 +74,14 @@ impl ChatTemplate {
     /// - `completion`: the assistant turns after the last user turn (what tools return between them is not);
     /// - `all`: every character.
     ///
-    /// No such turn is no error: `spans` is then empty.
+    /// Without such a turn, `spans` is empty.
     ///
     /// # Errors
-    /// The template does not render the conversation, or shows a supervised turn in a way that neither method can
-    /// follow ([`TemplateError::Spans`]).
+    /// The template does not render the conversation, or neither method finds a supervised turn in the text
+    /// ([`TemplateError::Spans`]).
     pub fn supervise(&self, messages: &[Message], train_on: TrainOn) -> Result<Rendered, TemplateError> {
-        let conversation = Conversation { template: self, messages, values: values(messages) };
+        let conversation =
+            Conversation { template: self, messages, values: messages.iter().map(value).collect() };
         let text = conversation.render(0..messages.len(), None, false)?;
         let mut rendered =
             Rendered { text, spans: Vec::new(), method: None, end_of_turn: None, dropped_thoughts: false };
@@ -93,15 +95,14 @@ impl ChatTemplate {
             }
             let turn = conversation.turn(&rendered.text, index)?;
             if rendered.spans.last().is_some_and(|span| span.end > turn.span.start) {
-                return Err(self.spans_error(index, "its text overlaps that of an earlier turn"));
+                return Err(self.spans_error(index, "its text overlaps the text of an earlier turn"));
             }
             rendered.spans.push(turn.span);
             rendered.method = rendered.method.max(Some(turn.method));
             rendered.end_of_turn = rendered.end_of_turn.max(Some(turn.end));
             rendered.dropped_thoughts |= turn.dropped_thoughts;
         }
-        // A render that was not begun for that reason may have looked like one that the template refuses.
-        self.require_unspent().map(|()| rendered)
+        Ok(rendered)
     }
 
     /// Where the turn ends in `tail`, the text that follows its content.
@@ -119,7 +120,7 @@ impl ChatTemplate {
     }
 
     fn spans_error(&self, turn: usize, problem: impl Into<String>) -> TemplateError {
-        TemplateError::Spans { origin: self.origin.clone(), turn, problem: problem.into() }
+        TemplateError::Spans { origin: self.origin.to_owned(), turn, problem: problem.into() }
     }
 }
 
@@ -176,7 +177,7 @@ impl Conversation<'_> {
         self.template.render_values(values, add_generation_prompt)
     }
 
-    /// A template that knows no tools shows a turn that calls some as if it had not: it would teach silence.
+    /// A template without tool support would show a turn that calls tools as an empty answer.
     fn require_tool_calls(&self, whole: &str, index: usize) -> Result<(), TemplateError> {
         let mut message = self.messages[index].clone();
         if !calls_tools(&message) {
@@ -185,13 +186,13 @@ impl Conversation<'_> {
         message.extra.shift_remove("tool_calls");
         match self.render(0..self.messages.len(), Some((index, value(&message))), false) {
             Ok(without) if without == whole => {
-                Err(self.template.spans_error(index, "it does not show its tool calls"))
+                Err(self.template.spans_error(index, "its tool calls are not shown"))
             }
             _ => Ok(()),
         }
     }
 
-    /// The template does not show the turn at all, as some do with those that say nothing.
+    /// Whether the template leaves the turn out, as some do with empty turns.
     fn leaves_out(&self, whole: &str, index: usize) -> bool {
         self.messages[index].content.trim().is_empty() && {
             let mut values = self.values.clone();
@@ -202,7 +203,7 @@ impl Conversation<'_> {
 
     fn turn(&self, whole: &str, index: usize) -> Result<Turn, TemplateError> {
         let last = index + 1 == self.messages.len();
-        // A template may refuse a conversation that is cut off here; that only rules the first method out.
+        // A template may refuse a conversation that is cut off here; this only excludes the first method.
         let prompt = if index == 0 { None } else { self.render(0..index, None, true).ok() };
         let through = if last { Some(whole.to_owned()) } else { self.render(0..index + 1, None, false).ok() };
         if let (Some(prompt), Some(through)) = (&prompt, &through)
@@ -216,7 +217,7 @@ impl Conversation<'_> {
         self.differential(whole, index, prompt.as_deref())
     }
 
-    /// Where the turn ends in what the template wrote for it; `None` if its content is not there as it stands.
+    /// Where the turn ends in the template's text for it; `None` if its content is not there unchanged.
     fn close_difference(&self, difference: &str, index: usize, prompt: &str) -> Option<(usize, EndOfTurn)> {
         let message = &self.messages[index];
         // A turn that also calls tools, or only does, shows more than its content.
@@ -239,13 +240,12 @@ impl Conversation<'_> {
         Some((body.len() + closing.length, closing.end))
     }
 
-    /// What the template writes behind the content of an assistant's turn that says nothing but its content and
-    /// ends the conversation.
+    /// The text behind the content of an assistant's turn that has nothing but its content and ends the conversation.
     fn plain_tail(&self, index: usize) -> Option<String> {
         self.behind_plain_in(index, index + 1)
     }
 
-    /// The same where the turn stands.
+    /// The same for the turn at its place in the whole conversation.
     fn behind_plain(&self, index: usize) -> Option<String> {
         self.behind_plain_in(index, self.messages.len())
     }
@@ -268,38 +268,37 @@ impl Conversation<'_> {
             None => ("", message.content.as_str()),
         };
         let (before, behind) = self.frame(index, thought)?;
-        // Around nothing at all, templates leave out the white space that would set it off.
+        // Templates leave out white space around an empty answer.
         let behind = if answer.trim().is_empty() { behind.trim_start() } else { behind.as_str() };
         let body = whole
             .strip_prefix(before.as_str())
             .and_then(|rest| rest.strip_suffix(behind))
-            .ok_or_else(|| error("what surrounds it depends on what it says"))?;
+            .ok_or_else(|| error("the text around it depends on the content"))?;
         if !same_text(body, answer) {
-            return Err(error("it is shown altered"));
+            return Err(error("the content is altered"));
         }
         let mut said = before.len() + body.trim_end().len();
         if calls_tools(message) {
             let behind = self.behind_plain(index).and_then(|behind| whole.strip_suffix(behind.as_str()));
             match behind {
                 Some(until) if until.len() >= said => said = until.len(),
-                _ => return Err(error("where its tool calls end cannot be told")),
+                _ => return Err(error("the end of its tool calls was not found")),
             }
         }
-        let (closing, end) = self
-            .close_in_place(&whole[said..], index)
-            .ok_or_else(|| error("the turn's end is not where it is when the turn is the last"))?;
+        let (closing, end) =
+            self.close_in_place(&whole[said..], index).ok_or_else(|| error("its end was not found"))?;
         let header = if thought.is_empty() { before.clone() } else { self.frame(index, "")?.0 };
         let start = match self.start(whole, index, prompt, &header) {
             Some(start) => start.min(before.len()),
             None if header == before => before.len(),
-            None => return Err(error("where it begins cannot be told")),
+            None => return Err(error("its beginning was not found")),
         };
         let thinking = thought.trim_end_matches(END_OF_THOUGHT).trim().trim_start_matches("<think>");
         let dropped_thoughts = !without_space(&whole[start..before.len()]).contains(&without_space(thinking));
         Ok(Turn { span: start..said + closing, method: SpanMethod::Differential, end, dropped_thoughts })
     }
 
-    /// What stands before and behind the content of turn `index` as far as it follows `thought`, whatever it says.
+    /// The text before and behind the content of turn `index` that follows `thought`, whatever the content is.
     fn frame(&self, index: usize, thought: &str) -> Result<(String, String), TemplateError> {
         let error = |problem: &str| self.template.spans_error(index, problem);
         let with = |probe: &str| {
@@ -311,19 +310,19 @@ impl Conversation<'_> {
                 Some((before, behind)) if !behind.contains(probe) => {
                     Ok((before.to_owned(), behind.to_owned()))
                 }
-                Some(_) => Err(error("it is shown more than once")),
-                None => Err(error("it is not shown")),
+                Some(_) => Err(error("the content is shown more than once")),
+                None => Err(error("the content is not shown")),
             }
         };
         let frame = with(PROBE)?;
         if with(OTHER_PROBE)? != frame {
-            return Err(error("what surrounds it depends on what it says"));
+            return Err(error("the text around it depends on the content"));
         }
         Ok(frame)
     }
 
-    /// Where the turn ends in `tail`, which begins behind its last word: behind the token that ends it when it is the
-    /// last, or behind another special token that stands in its place (gpt-oss), but never in the next turn.
+    /// Where the turn ends in `tail`, which begins behind its last word: behind the token that ends the turn when it is
+    /// the last one, or behind another special token in its place (gpt-oss), but never in the next turn.
     fn close_in_place(&self, tail: &str, index: usize) -> Option<(usize, EndOfTurn)> {
         let Some(plain) = self.plain_tail(index) else {
             let closing = self.template.closing(tail);
@@ -345,13 +344,13 @@ impl Conversation<'_> {
         stands_there.then_some((closing.length, closing.end))
     }
 
-    /// Where the assistant's own writing begins: at the end of the generation prompt. The template may write more
-    /// between that and the content (an empty thought), which the model then has to write itself, so it is learned.
+    /// Where the assistant's own text begins: at the end of the generation prompt. Text that the template writes between
+    /// the prompt and the content (an empty thought) has to be generated by the model, so it is supervised.
     ///
-    /// `header` is what stands before the content when it holds no thought.
+    /// `header` is the text before the content when the content has no thought.
     fn start(&self, whole: &str, index: usize, prompt: Option<&str>, header: &str) -> Option<usize> {
         let prompt = prompt?;
-        // Without a generation prompt, who answers is not for the assistant to write.
+        // Without a generation prompt, the assistant does not write its own header.
         if self.has_no_generation_prompt(index, prompt) {
             return None;
         }
@@ -360,7 +359,7 @@ impl Conversation<'_> {
         }
         let earlier = self.render(0..index, None, false).ok()?;
         let opening = prompt.strip_prefix(earlier.as_str())?;
-        // What was said before may look different now than in the prompt; how the turn opens does not.
+        // Earlier turns may look different in the whole text than in the prompt; the opening of this turn does not.
         if let Some(at) = header.rfind(opening)
             && whole.starts_with(&header[..at + opening.len()])
         {
@@ -368,15 +367,15 @@ impl Conversation<'_> {
         }
         let rest = whole.strip_prefix(earlier.as_str())?;
         let opened = match content_end(rest, opening) {
-            // The same but for white space.
+            // Equal but for white space.
             Some(end) => end + (rest[end..].len() - rest[end..].trim_start().len()),
-            // The prompt goes on in another way than the whole does (it opens a thought): what both share is the prompt.
+            // The prompt continues differently from the whole text (it opens a thought): the common part is the prompt.
             None => shared(opening, rest),
         };
         Some(earlier.len() + opened)
     }
 
-    /// The generation prompt before turn `index` is no more than the messages before it.
+    /// Whether the template writes no generation prompt before turn `index`.
     fn has_no_generation_prompt(&self, index: usize, prompt: &str) -> bool {
         self.render(0..index, None, false).is_ok_and(|earlier| earlier == prompt)
     }
@@ -391,7 +390,7 @@ fn shared(left: &str, right: &str) -> usize {
         .sum()
 }
 
-/// Where `content` ends in `text`, if `text` begins with it; white space anywhere is let be.
+/// Where `content` ends in `text`, if `text` begins with it, white space aside.
 fn content_end(text: &str, content: &str) -> Option<usize> {
     let mut characters = text.char_indices().filter(|(_, character)| !character.is_whitespace());
     let mut end = 0;

@@ -189,7 +189,7 @@ fn tool_calls_that_are_not_shown_are_an_error() {
     let mut messages = conversation(&[("user", "Weather?"), ("assistant", "")]);
     messages[1].extra.insert("tool_calls".into(), serde_json::json!([{"name": "weather"}]));
     let error = template(CHATML).supervise(&messages, TrainOn::Assistant).unwrap_err();
-    assert!(error.to_string().contains("does not show its tool calls"), "{error}");
+    assert!(error.to_string().contains("its tool calls are not shown"), "{error}");
     messages[1].extra.insert("tool_calls".into(), serde_json::json!([]));
     assert_eq!(template(CHATML).supervise(&messages, TrainOn::Assistant).unwrap().spans.len(), 1);
 }
@@ -251,63 +251,6 @@ fn endless_loops_run_out_of_fuel() {
     assert!(error.to_string().contains("loop"), "{error}");
 }
 
-/// Templates in use take a small part of what each render brings in, so that no number of rows uses it up.
-#[test]
-fn honest_templates_live_within_their_means() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/templates");
-    let mut sources: Vec<(String, String)> = std::fs::read_dir(folder)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "jinja"))
-        .map(|path| (path.display().to_string(), std::fs::read_to_string(path).unwrap()))
-        .collect();
-    assert!(sources.len() > 5, "{sources:?}");
-    sources.extend([QWEN3_LIKE, MISTRAL_LIKE, PHI_LIKE].map(|source| (source.to_owned(), source.to_owned())));
-    let short = conversation(&TWO_EXCHANGES);
-    let long: Vec<Message> = (0..250).flat_map(|_| short.clone()).collect();
-    let wide =
-        conversation(&[("user", "Why? ".repeat(50_000).trim()), ("assistant", "So. ".repeat(50_000).trim())]);
-    for (name, source) in sources {
-        for messages in [&short, &long, &wide] {
-            let template = template(&source);
-            let before = template.allowance.left();
-            // Some refuse to begin in the middle, or twice the same role.
-            let rendered = template.render(messages, false).is_ok();
-            let brought = allowance::brings(effort::size(&values(messages))) as i64;
-            let took = brought - (template.allowance.left() - before);
-            // Two do everything that there is to do in Jinja, to every message.
-            let most = if name.contains("features") { brought } else { brought / 8 };
-            assert!(took > 0 && took < most, "{name:.200} takes {took} of {brought} ({rendered})");
-        }
-    }
-}
-
-/// What a render computed is known, however it ended.
-#[test]
-fn instructions_are_counted_in_loops_macros_and_blocks() {
-    let messages = conversation(&TWO_EXCHANGES);
-    for body in [
-        "{% for a in range(100000) %}{% set c = a %}{% endfor %}",
-        "{% macro two(n) %}{% if n %}{% set a = two(n - 1) %}{% set b = two(n - 1) %}{% endif %}{% endmacro %}{{ two(14) }}",
-        "{% for a in range(10) recursive %}{% if loop.depth < 6 %}{{ loop(range(8)) }}{% endif %}{% endfor %}",
-        "{% block b %}{% endblock %}{% for a in range(20000) %}{{ self.b() }}{{ self.b() }}{% endfor %}",
-        "{% macro m() %}{{ caller() }}{% endmacro %}{% for a in range(9999) %}{% call m() %}{% set b = a %}{% endcall %}{% endfor %}",
-    ] {
-        for end in ["", "{{ messages[0].no.such }}", "{{ raise_exception('no') }}", "{{ [][::-1] }}"] {
-            let template = template(&format!("{body}{end}"));
-            let before = template.allowance.left();
-            let _outcome = template.render(&messages, false);
-            let spent = before - template.allowance.left();
-            assert!(spent > 60 << 20, "{spent} for {body}{end}");
-            template.render(&messages, false).unwrap_or_default();
-            assert!(
-                before - template.allowance.left() > 120 << 20,
-                "of {body}{end} the second is not counted"
-            );
-        }
-    }
-}
-
 #[test]
 fn what_no_template_means_is_refused() {
     let said = |source: &str| match ChatTemplate::new(source.to_owned(), "test", [], []) {
@@ -317,25 +260,27 @@ fn what_no_template_means_is_refused() {
     let deep = "{% macro dive(n) %}{{ dive(n + 1) }}{% endmacro %}{{ dive(0) }}";
     let nested = format!("{{{{ {}1{} }}}}", "(".repeat(100_000), ")".repeat(100_000));
     let many = format!("{{{{ f({}) }}}}", "a,".repeat(70_000));
+    let written = "{% for i in range(2000) %}{{ 'x' * 100000 }}{% endfor %}";
     assert!(said(deep).contains("recursion"), "{}", said(deep));
     assert!(!said(&nested).is_empty());
     assert!(said(&many).contains("Too many arguments"), "{}", said(&many));
-    assert!(said("{{ 'x' * 999999999999 }}").contains("`*` would build 931.32 GiB"));
-    assert!(said("{% include 'chat_template' %}").contains("stands alone"));
-    assert!(said("{{ 1 in [1] in [[1]] }}").contains("chained"));
+    assert!(said("{% set n = 999999999 %}{{ 'x' * n * n }}").contains("too large"));
+    assert!(said("{% include 'other' %}").contains("other"));
+    assert!(said("{{ 'x' | pprint }}").contains("unknown"));
+    assert!(said(written).contains("writes more than 128.00 MiB"), "{}", said(written));
 }
 
-/// The engine's instructions are rewritten; all that they did, they do still. Expected texts are Jinja2's.
+/// Expected texts are Jinja2's.
 #[test]
-fn rewritten_instructions_do_what_they_did() {
+fn the_engine_computes_what_jinja2_computes() {
     let text = |source: &str| template(source).render(&conversation(&TWO_EXCHANGES), false).unwrap();
     for (source, expected) in [
         ("{{ 1 + 2 }} {{ 1.5 + 2 }} {{ 'a' + 'b' }} {{ [1] + [2] }}", "3 3.5 ab [1, 2]"),
         ("{% set n = 3 %}{{ n * 2 }} {{ n * 1.5 }} {{ 'a' * n }} {{ n * 'a' }}", "6 4.5 aaa aaa"),
         ("{% set n = 3 %}{{ [1] * n }}", "[1, 1, 1]"),
         (
-            "{% set s = 'hello' %}{{ s[1:] }} {{ s[:-1] }} {{ s[::-1] }} {{ s[1:4:2] }}|{{ ''[::-1] }}|",
-            "ello hell olleh el||",
+            "{% set s = 'hello' %}{{ s[1:] }} {{ s[:-1] }} {{ s[::-1] }} {{ s[1:4:2] }}|{{ ''[::-1] }}|{{ [][::-1] }}|[::-1]{{ '[::-1]' }}",
+            "ello hell olleh el||[]|[::-1][::-1]",
         ),
         ("{% set l = [1, 2, 3] %}{{ l[1:] | list }} {{ l[::-1] | list }}", "[2, 3] [3, 2, 1]"),
         (

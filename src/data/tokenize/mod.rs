@@ -1,5 +1,5 @@
-//! The tokenizer of a Hugging Face folder: text to ids with the place of every token, and back. Knows nothing of
-//! conversations, masks or sequences; what becomes of an example is `tokenized`.
+//! The tokenizer of a Hugging Face folder: text to ids with the offsets of every token, and back. Knows nothing of
+//! conversations, masks or sequences; `tokenized` turns examples into tokens.
 //!
 //! tokenizer.json says how text becomes ids, and by its post-processor whether a BOS goes in front;
 //! tokenizer_config.json (else special_tokens_map.json) says which tokens are BOS and EOS.
@@ -14,20 +14,20 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::{ModelWrapper, PostProcessorWrapper};
 
-pub use tokenized::{Examples, IGNORED, Problem, Supervision, TemplateTraits, Tokenized, TokenizedText};
+pub use tokenized::{Examples, IGNORED, Supervision, TemplateTraits, Tokenized, TokenizedText};
 
 /// A special token: its text and its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpecialToken {
-    /// As it stands in text.
+    /// Its text.
     pub text: String,
-    /// In the vocabulary.
+    /// Its id in the vocabulary.
     pub id: u32,
 }
 
 /// A tokenizer, ready to be shared between threads.
 pub struct Tokenizer {
-    /// Without post-processor, truncation and padding: adds nothing, and every offset is a token's true place.
+    /// Without post-processor, truncation and padding: adds no tokens, and every offset is exact.
     inner: tokenizers::Tokenizer,
     config: Value,
     variables: BTreeMap<String, String>,
@@ -50,7 +50,7 @@ pub enum TokenizerError {
         /// What the system said.
         problem: String,
     },
-    /// A file is not what its name says.
+    /// The content of a file is not what its name says.
     #[error("{file}: {problem}")]
     Malformed {
         /// The file.
@@ -78,7 +78,7 @@ pub enum TokenizerError {
     },
 }
 
-/// Token ids, and for each the bytes of the text that it stands for.
+/// Token ids and the bytes of each token in the text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Encoding {
     /// One per token.
@@ -88,7 +88,7 @@ pub struct Encoding {
 }
 
 impl Tokenizer {
-    /// Opens tokenizer.json in `folder`, with tokenizer_config.json and special_tokens_map.json where they are.
+    /// Opens tokenizer.json in `folder`, and tokenizer_config.json and special_tokens_map.json where they exist.
     ///
     /// # Errors
     /// A missing or malformed file, a BOS or EOS token that the vocabulary does not have.
@@ -100,7 +100,7 @@ impl Tokenizer {
         Tokenizer::from_bytes(&bytes, config, &map, &file.display().to_string())
     }
 
-    /// As [`open`](Self::open), from contents. `origin` is named in errors; files that are not there are `null`.
+    /// As [`open`](Self::open), from contents. `origin` is named in errors; absent files are `null`.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -152,7 +152,7 @@ impl Tokenizer {
         Ok(Tokenizer { inner, config, variables, bos, eos, specials, prefix, suffix, origin })
     }
 
-    /// Tokenizes `text`, adding nothing. Special tokens that stand in the text become themselves.
+    /// Tokenizes `text` and adds no tokens. The text of a special token becomes that token.
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].
@@ -163,7 +163,7 @@ impl Tokenizer {
         Ok(Encoding { ids: encoded.get_ids().to_vec(), offsets })
     }
 
-    /// The text that `ids` stand for, special tokens included.
+    /// Decodes `ids`, special tokens included.
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].
@@ -171,7 +171,7 @@ impl Tokenizer {
         self.decode_with(ids, false)
     }
 
-    /// The text that `ids` stand for, special tokens left out.
+    /// Decodes `ids` without special tokens.
     ///
     /// # Errors
     /// [`TokenizerError::Encode`].
@@ -179,7 +179,7 @@ impl Tokenizer {
         self.decode_with(ids, true)
     }
 
-    /// The text of each token in context. Tokens that only together make a character: the last of them has it.
+    /// The text of each token in context. Of tokens that form a character together, the last one gets it.
     pub fn pieces(&self, ids: &[u32]) -> Vec<String> {
         let mut stream = self.inner.decode_stream(false);
         ids.iter()
@@ -205,12 +205,12 @@ impl Tokenizer {
         self.eos.as_ref()
     }
 
-    /// What the tokenizer puts in front of every text by itself: a BOS, or nothing.
+    /// Ids that the tokenizer puts in front of every text by itself: a BOS, or none.
     pub fn prefix(&self) -> &[u32] {
         &self.prefix
     }
 
-    /// What the tokenizer puts behind every text by itself: mostly nothing.
+    /// Ids that the tokenizer puts behind every text by itself: mostly none.
     pub fn suffix(&self) -> &[u32] {
         &self.suffix
     }
@@ -240,12 +240,12 @@ impl Tokenizer {
         self.inner.get_vocab(true).into_values().max().map_or(0, |largest| largest as usize + 1)
     }
 
-    /// tokenizer_config.json; `null` where there is none.
+    /// The content of tokenizer_config.json; `null` where the file is absent.
     pub fn config(&self) -> &Value {
         &self.config
     }
 
-    /// The variables that a chat template may use: `bos_token`, `eos_token` and the like, to their texts.
+    /// The variables of a chat template: the names `bos_token`, `eos_token` and the like with their texts.
     pub fn template_variables(&self) -> impl Iterator<Item = (String, String)> + '_ {
         self.variables.iter().map(|(name, token)| (name.clone(), token.clone()))
     }
@@ -262,16 +262,16 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// Runs code of the `tokenizers` crate. It reports most malformed files as errors, but indexes and unwraps in
-/// places that a hostile tokenizer.json can reach; this is the last wall, so that such a file is an error too.
+/// Runs code of the `tokenizers` crate. It reports most malformed files as errors, but panics on some; such a panic
+/// becomes an error here.
 fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err("the tokenizer gave up on it; the file is damaged or not a tokenizer".to_owned()),
+        Err(_) => Err("the tokenizer library panicked; the file is damaged or not a tokenizer".to_owned()),
     }
 }
 
-/// What a tokenizer puts before and behind a text by itself, learned by asking it.
+/// The ids that a tokenizer puts before and behind a text by itself, found by tokenizing a text with and without them.
 fn additions(tokenizer: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), String> {
     let ids = |text: &str, add| -> Result<Vec<u32>, String> {
         Ok(guarded(|| tokenizer.encode(text, add))?.get_ids().to_vec())
@@ -283,11 +283,11 @@ fn additions(tokenizer: &tokenizers::Tokenizer) -> Result<(Vec<u32>, Vec<u32>), 
     let core = without.len();
     match with.windows(core.max(1)).position(|window| window == without) {
         Some(at) => Ok((with[..at].to_vec(), with[at + core..].to_vec())),
-        None => Err("what its post-processor adds to a text depends on the text".to_owned()),
+        None => Err("the tokens that its post-processor adds depend on the text".to_owned()),
     }
 }
 
-/// The special tokens that a chat template sees by name: a string, or an object with `content`.
+/// The special tokens that a chat template can name. In the files each is a string or an object with `content`.
 fn special_variables(config: &Value, map: &Value) -> BTreeMap<String, String> {
     let text = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::data::example::Example;
+use crate::data::example::RowProblem;
 use crate::data::spec::TrainOn;
 
 /// A byte-level BPE with one merge (`h` + `e`) and three special tokens; ids 0 to 255 are the bytes as GPT-2 spells
@@ -134,7 +135,7 @@ fn given_tokens_are_taken_as_they_are() {
         let examples = Examples { tokenizer: None, template: None, vocabulary_size: Some(10) };
         examples.tokenize(&example, TrainOn::Assistant)
     };
-    let message = |result: Result<Tokenized, Problem>| {
+    let message = |result: Result<Tokenized, RowProblem>| {
         let problem = result.unwrap_err();
         format!("{}: {}", problem.field, problem.problem)
     };
@@ -150,7 +151,7 @@ fn given_tokens_are_taken_as_they_are() {
         "/labels/1: label 10 is outside the model's vocabulary of 10"
     );
     assert_eq!(message(tokens(&[1, 2], Some(&[0, -1]))), "/labels/1: -1 is neither a token id nor -100");
-    assert_eq!(message(tokens(&[u32::MAX], None)), "/input_ids/0: 4294967295 is no token id");
+    assert_eq!(message(tokens(&[u32::MAX], None)), "/input_ids/0: 4294967295 is not a token id");
 }
 
 #[test]

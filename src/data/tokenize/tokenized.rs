@@ -1,19 +1,19 @@
-//! From an example to token ids and labels: template, BOS and EOS, supervised tokens by character offset. Knows no
-//! files and no sequence length.
+//! From an example to token ids and labels: template, BOS and EOS, supervised tokens by character offset. Knows
+//! neither files nor the sequence length.
 //!
-//! What is added:
-//! - `messages`: nothing. The template writes all there is, as transformers' `apply_chat_template(tokenize=True)`.
-//! - `prompt-completion`, `text`: in front, what the tokenizer adds by itself (a BOS, or nothing); at the end, EOS,
-//!   supervised.
-//! - `tokens`: nothing; they are taken as they are.
+//! Tokens added to the text:
+//! - `messages`: none. The template writes everything, as in transformers' `apply_chat_template(tokenize=True)`.
+//! - `prompt-completion`, `text`: in front, what the tokenizer adds by itself (a BOS, or nothing); at the end, a
+//!   supervised EOS.
+//! - `tokens`: none.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Encoding, Tokenizer};
-use crate::data::example::{Cause, Example};
+use crate::data::example::{Example, RowProblem};
 use crate::data::spec::TrainOn;
-use crate::data::template::{ChatTemplate, Rendered, SpanMethod, TemplateError};
+use crate::data::template::{ChatTemplate, Rendered, SpanMethod};
 
 /// The label of a token that is not supervised.
 pub const IGNORED: i32 = -100;
@@ -23,7 +23,7 @@ pub const IGNORED: i32 = -100;
 pub enum Supervision {
     /// Spans of a rendered conversation.
     Template(SpanMethod),
-    /// Everything behind the border between prompt and completion.
+    /// Everything after the prompt.
     Completion,
     /// Labels that the record itself gives.
     Labels,
@@ -38,9 +38,9 @@ pub struct Tokenized {
     pub input_ids: Vec<u32>,
     /// One label per token, at the token's own position: the id to be learned, or [`IGNORED`].
     pub labels: Vec<i32>,
-    /// The text and the bytes of it that each token stands for; `None` for `tokens`.
+    /// The text, and the bytes of each token in it; `None` for `tokens`.
     pub text: Option<TokenizedText>,
-    /// How the labels came about.
+    /// How the supervised tokens were found.
     pub supervision: Supervision,
     /// How the template showed the conversation; `None` for other formats.
     pub rendered: Option<TemplateTraits>,
@@ -49,9 +49,9 @@ pub struct Tokenized {
 /// The text behind the tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenizedText {
-    /// As it was tokenized.
+    /// The whole text.
     pub text: String,
-    /// One byte range per token; empty at an end of the text for tokens that were added to it.
+    /// One byte range per token. Tokens that were added to the text have an empty range at its start or end.
     pub offsets: Vec<Range<usize>>,
 }
 
@@ -64,38 +64,6 @@ pub struct TemplateTraits {
     pub dropped_thoughts: bool,
     /// The tokenizer puts a BOS before plain text, and the template writes none.
     pub lacks_bos: bool,
-}
-
-/// Why an example cannot become tokens: the field at fault, and what is wrong with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// JSON pointer within the record; empty: the record as a whole.
-    pub field: String,
-    /// What was expected and what was found.
-    pub problem: String,
-    /// Whether the record is to blame.
-    pub cause: Cause,
-}
-
-impl Problem {
-    fn whole(problem: impl ToString) -> Problem {
-        Problem::at(String::new(), problem)
-    }
-
-    /// What is wrong with a field of the record.
-    pub(crate) fn at(field: String, problem: impl ToString) -> Problem {
-        Problem { field, problem: problem.to_string(), cause: Cause::Row }
-    }
-}
-
-impl From<TemplateError> for Problem {
-    fn from(error: TemplateError) -> Problem {
-        let cause = match error {
-            TemplateError::Spent { .. } => Cause::SpentTemplate,
-            _ => Cause::Row,
-        };
-        Problem { cause, ..Problem::whole(error) }
-    }
 }
 
 /// Turns examples into tokens. Shared between threads.
@@ -115,11 +83,11 @@ impl Examples {
     /// # Errors
     /// A conversation that the template refuses or alters, a repeated BOS, a label without its token, an id that the
     /// vocabulary does not have, a missing tokenizer, template or EOS.
-    pub fn tokenize(&self, example: &Example, train_on: TrainOn) -> Result<Tokenized, Problem> {
+    pub fn tokenize(&self, example: &Example, train_on: TrainOn) -> Result<Tokenized, RowProblem> {
         let tokenized = match example {
             Example::Messages(messages) => {
-                let template = self.template.as_ref().ok_or_else(|| Problem::whole("no chat template"))?;
-                let rendered = template.supervise(messages, train_on)?;
+                let template = self.template.as_ref().ok_or_else(|| RowProblem::whole("no chat template"))?;
+                let rendered = template.supervise(messages, train_on).map_err(RowProblem::whole)?;
                 self.conversation(rendered, template, train_on)?
             }
             Example::PromptCompletion { prompt, completion } => {
@@ -134,7 +102,7 @@ impl Examples {
         if let Some(size) = self.vocabulary_size {
             let outside = |id: u32| id as usize >= size;
             if let Some(at) = tokenized.input_ids.iter().position(|id| outside(*id)) {
-                return Err(Problem::at(
+                return Err(RowProblem::at(
                     format!("/input_ids/{at}"),
                     format!(
                         "id {} is outside the model's vocabulary of {size}{}",
@@ -145,7 +113,7 @@ impl Examples {
             }
             if let Some(at) = tokenized.labels.iter().position(|label| *label >= 0 && outside(*label as u32))
             {
-                return Err(Problem::at(
+                return Err(RowProblem::at(
                     format!("/labels/{at}"),
                     format!("label {} is outside the model's vocabulary of {size}", tokenized.labels[at]),
                 ));
@@ -154,12 +122,12 @@ impl Examples {
         Ok(tokenized)
     }
 
-    /// The supervised tokens, decoded, are the supervised text again, white space aside. False where the tokenizer
-    /// cannot spell the text (unknown characters, normalization). True for `tokens`.
+    /// Whether the supervised tokens decode to the supervised text, white space aside. False where the tokenizer does
+    /// not know a character or normalizes it. True for `tokens`.
     pub fn round_trips(&self, tokenized: &Tokenized) -> bool {
         let (Some(tokenizer), Some(text)) = (&self.tokenizer, &tokenized.text) else { return true };
         supervised_runs(&tokenized.labels).all(|run| {
-            // Tokens that were added to the text stand for none of it.
+            // Tokens that were added to the text have no bytes in it.
             let tokens: Vec<usize> = run.filter(|token| !text.offsets[*token].is_empty()).collect();
             let (Some(first), Some(last)) = (tokens.first(), tokens.last()) else { return true };
             let bytes = text.offsets[*first].start..text.offsets[*last].end;
@@ -174,16 +142,17 @@ impl Examples {
         rendered: Rendered,
         template: &ChatTemplate,
         train_on: TrainOn,
-    ) -> Result<Tokenized, Problem> {
+    ) -> Result<Tokenized, RowProblem> {
         let tokenizer = self.tokenizer()?;
-        let encoding = tokenizer.encode(&rendered.text).map_err(Problem::whole)?;
+        let encoding = tokenizer.encode(&rendered.text).map_err(RowProblem::whole)?;
         let bos = tokenizer.bos();
         if let (Some(bos), [first, second, ..]) = (bos, encoding.ids.as_slice())
             && *first == bos.id
             && *second == bos.id
         {
-            return Err(Problem::whole(format!(
-                "the rendered conversation begins with {} twice; the chat template of {} writes it, so no message may",
+            return Err(RowProblem::whole(format!(
+                "the rendered conversation begins with {} twice; the chat template of {} writes it already, so \
+                 remove it from the first message",
                 bos.text,
                 template.origin()
             )));
@@ -207,27 +176,27 @@ impl Examples {
         })
     }
 
-    /// A text of which everything from byte `supervised` on is supervised.
+    /// Tokenizes a text that is supervised from byte `supervised` on.
     fn plain_text(
         &self,
         text: String,
         supervised: usize,
         supervision: Supervision,
-    ) -> Result<Tokenized, Problem> {
+    ) -> Result<Tokenized, RowProblem> {
         let tokenizer = self.tokenizer()?;
         let Some(eos) = tokenizer.eos() else {
-            return Err(Problem::whole(
+            return Err(RowProblem::whole(
                 "the tokenizer declares no eos_token, so the model could not learn where to stop; declare it in \
                  tokenizer_config.json",
             ));
         };
-        let encoding = tokenizer.encode(&text).map_err(Problem::whole)?;
+        let encoding = tokenizer.encode(&text).map_err(RowProblem::whole)?;
         if let (Some(bos), Some(first)) = (tokenizer.bos(), encoding.ids.first())
             && *first == bos.id
             && tokenizer.prefix().contains(first)
         {
-            return Err(Problem::whole(format!(
-                "the text begins with {0}, and the tokenizer adds {0} by itself; leave it out of the text",
+            return Err(RowProblem::whole(format!(
+                "the text begins with {0}, and the tokenizer adds {0} by itself; remove it from the text",
                 bos.text
             )));
         }
@@ -259,8 +228,8 @@ impl Examples {
         })
     }
 
-    fn tokenizer(&self) -> Result<&Tokenizer, Problem> {
-        self.tokenizer.as_deref().ok_or_else(|| Problem::whole("no tokenizer"))
+    fn tokenizer(&self) -> Result<&Tokenizer, RowProblem> {
+        self.tokenizer.as_deref().ok_or_else(|| RowProblem::whole("no tokenizer"))
     }
 
     fn spelled(&self, id: u32) -> String {
@@ -269,22 +238,25 @@ impl Examples {
     }
 }
 
-fn given_tokens(input_ids: &[u32], labels: Option<&[i64]>) -> Result<Tokenized, Problem> {
+fn given_tokens(input_ids: &[u32], labels: Option<&[i64]>) -> Result<Tokenized, RowProblem> {
     if let Some(at) = input_ids.iter().position(|id| i32::try_from(*id).is_err()) {
-        return Err(Problem::at(format!("/input_ids/{at}"), format!("{} is no token id", input_ids[at])));
+        return Err(RowProblem::at(
+            format!("/input_ids/{at}"),
+            format!("{} is not a token id", input_ids[at]),
+        ));
     }
     let (labels, supervision) = match labels {
         None => (input_ids.iter().map(|id| *id as i32).collect(), Supervision::Everything),
         Some(labels) => {
             if labels.len() != input_ids.len() {
-                return Err(Problem::at(
-                    "/labels".to_owned(),
+                return Err(RowProblem::at(
+                    "/labels",
                     format!("{} labels for {} tokens", labels.len(), input_ids.len()),
                 ));
             }
             let label = |(at, label): (usize, &i64)| match i32::try_from(*label) {
                 Ok(label) if label >= 0 || label == IGNORED => Ok(label),
-                _ => Err(Problem::at(
+                _ => Err(RowProblem::at(
                     format!("/labels/{at}"),
                     format!("{label} is neither a token id nor {IGNORED}"),
                 )),
@@ -295,8 +267,8 @@ fn given_tokens(input_ids: &[u32], labels: Option<&[i64]>) -> Result<Tokenized, 
     Ok(Tokenized { input_ids: input_ids.to_vec(), labels, text: None, supervision, rendered: None })
 }
 
-/// Labels the tokens that stand for text inside of `spans` (ascending). A token that straddles a border counts as
-/// inside, but a special token only if it stands inside itself: some take the white space around them along.
+/// Labels the tokens whose text is inside `spans` (ascending). A token that straddles a border is inside; a special
+/// token is inside only if its own text is, since some special tokens include the white space around them.
 fn labels_within(encoding: &Encoding, text: &str, spans: &[Range<usize>], tokenizer: &Tokenizer) -> Vec<i32> {
     let mut next = 0;
     let label = |(id, offset): (&u32, &Range<usize>)| {
