@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::files::Disguise;
+
 /// Why a model folder is unusable.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -39,6 +41,14 @@ pub enum Error {
         bytes: u64,
         /// The limit.
         limit: u64,
+    },
+    /// A file that is something else than its name says.
+    #[error("{} {disguise}", path.display())]
+    Disguised {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        disguise: Disguise,
     },
     /// A file is not JSON, or not of the expected structure.
     #[error("{}: {message}", path.display())]

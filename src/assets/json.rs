@@ -9,6 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::Error;
+use crate::files::Disguise;
 
 /// Largest config.json and tokenizer_config.json read: real ones stay below one MiB.
 pub const CONFIG_LIMIT: u64 = 32 << 20;
@@ -18,7 +19,7 @@ pub const INDEX_LIMIT: u64 = 128 << 20;
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// The file is missing, is not regular, is larger than `limit`, or cannot be read.
+/// The file is missing, is not regular, is larger than `limit`, cannot be read, or is something else than a text.
 pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     // Checked before opening: opening a named pipe would wait for a writer.
     let metadata = fs::metadata(path).map_err(Error::io(path))?;
@@ -32,9 +33,12 @@ pub fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(Error::io(path))?;
     file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    match bytes.len() as u64 > limit {
-        true => Err(too_large(bytes.len() as u64)),
-        false => Ok(bytes),
+    if bytes.len() as u64 > limit {
+        return Err(too_large(bytes.len() as u64));
+    }
+    match Disguise::of(&bytes) {
+        Some(disguise) => Err(Error::Disguised { path: path.to_path_buf(), disguise }),
+        None => Ok(bytes),
     }
 }
 

@@ -23,6 +23,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use super::Error;
+use crate::files::Disguise;
 
 /// Longest header accepted, as in the format's own reader.
 const HEADER_LIMIT: u64 = 100_000_000;
@@ -106,7 +107,10 @@ impl SafetensorsFile {
         }
         let file = File::open(path).map_err(Error::io(path))?;
         let length = file.metadata().map_err(Error::io(path))?.len();
-        let invalid = |message: String| Error::Safetensors { path: path.to_path_buf(), message };
+        let invalid = |message: String| match Disguise::of_file(path) {
+            Some(disguise) => Error::Disguised { path: path.to_path_buf(), disguise },
+            None => Error::Safetensors { path: path.to_path_buf(), message },
+        };
 
         let mut prefix = [0; 8];
         if length < 8 {

@@ -7,6 +7,7 @@
 pub mod lock;
 pub mod safetensors;
 
+mod disguise;
 mod error;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub use disguise::Disguise;
 pub use error::{Action, Error};
 
 /// Purposes of hidden names: being written, being replaced, being removed.

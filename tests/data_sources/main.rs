@@ -5,6 +5,7 @@
 
 mod files;
 mod hostile;
+mod oddities;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -264,7 +265,7 @@ fn datasets_that_cannot_be_opened() {
     assert!(said("a.parquet", &parquet(&[table(0..0)], Compression::SNAPPY, 9)).contains("holds no rows"));
     assert!(said("a.arrow", b"{\"text\": 1}").contains("neither an Arrow file"));
     assert!(said("a.parquet", &json_lines(9)).contains("corrupt Parquet data"));
-    assert!(said("a.json", b"{\n\"text\": 1}").contains("expected an array of objects"));
+    assert!(said("a.json", b"{\n\"text\": [1").contains("line 1: an object begins here and never ends"));
     let columns = "no column `text`; it has `prompt`, `id`, `completion`";
     assert!(said("a.arrow", &ipc(&[table(0..3)], true, None)).contains(columns));
     assert!(said("a.jsonl", b"{\"txt\": 1}").contains("did you mean `fields = { text = \"txt\" }`?"));

@@ -106,6 +106,9 @@ impl Fields {
         for field in self.fields.iter().filter(|field| field.kind != Kind::MessageKey) {
             for wanted in &field.columns {
                 let Some(index) = columns.iter().position(|(name, _)| name == wanted) else { continue };
+                if columns[index + 1..].iter().any(|(name, _)| name == wanted) {
+                    return Err(Error::DoubledColumn { file: file.to_owned(), column: wanted.clone() });
+                }
                 if let Some(data_type) = columns[index].1
                     && !field.kind.accepts(data_type)
                 {

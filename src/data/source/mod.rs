@@ -26,13 +26,13 @@ use sha2::{Digest, Sha256};
 use super::example::{Example, RowProblem};
 use super::schema::Fields;
 use super::spec::DatasetSpec;
+use crate::files::Disguise;
 use cache::Cache;
 use fault::{Fault, guard};
 use ipc::IpcFile;
 use parquet::ParquetFile;
 use path::Kind;
 use read_at::Location;
-use scan::Syntax;
 use text::{TextBlock, TextFile};
 use value::Object;
 
@@ -277,14 +277,15 @@ impl SourceFile {
             begin_file(&mut hash, path, location.len());
             hash
         });
+        let head = TextFile::head(&location).map_err(corrupt)?;
+        if let Some(disguise) = Disguise::of(&head).filter(|disguise| !kind.is_called(*disguise)) {
+            return Err(corrupt(Fault::new(disguise.to_string())));
+        }
         let mut file = match kind {
             Kind::Ipc => guard("Arrow", || IpcFile::open(location).map(SourceFile::Ipc)),
             Kind::Parquet => guard("Parquet", || ParquetFile::open(location).map(SourceFile::Parquet)),
-            Kind::JsonLines => TextFile::open(location, Syntax::Lines, hash).map(SourceFile::Text),
-            Kind::Json => TextFile::json_syntax(&location)
-                .and_then(|syntax| TextFile::open(location, syntax, hash))
-                .map(SourceFile::Text),
-            Kind::Csv => TextFile::open(location, Syntax::Csv, hash).map(SourceFile::Text),
+            Kind::Json => TextFile::open(location, TextFile::json_syntax(&head), hash).map(SourceFile::Text),
+            Kind::Csv => TextFile::open(location, TextFile::csv_syntax(&head), hash).map(SourceFile::Text),
         }
         .map_err(corrupt)?;
         if file.rows() == 0 {
@@ -294,7 +295,10 @@ impl SourceFile {
             SourceFile::Text(text) => {
                 if let Some(columns) = text.columns().map_err(corrupt)? {
                     let columns: Vec<_> = columns.iter().map(|name| (name.as_str(), None)).collect();
-                    fields.choose(path, &columns)?;
+                    fields.choose(path, &columns).map_err(|error| match text.rows_within() {
+                        Some(problem) => corrupt(Fault::new(problem)),
+                        None => error,
+                    })?;
                 }
             }
             SourceFile::Ipc(ipc) => {

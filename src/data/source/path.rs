@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::problem::Error;
+use crate::files::Disguise;
 
 /// What a file is, by its extension.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,15 +13,20 @@ pub(super) enum Kind {
     Ipc,
     /// `.parquet`.
     Parquet,
-    /// `.jsonl`: one JSON object per line.
-    JsonLines,
-    /// `.json`: an array of objects.
+    /// `.jsonl`, `.json`: objects, one per line, in an array or one behind the other.
     Json,
-    /// `.csv`, with a header.
+    /// `.csv`, `.tsv`, with a header.
     Csv,
 }
 
-const KINDS: &str = ".arrow, .parquet, .jsonl, .json, .csv";
+impl Kind {
+    /// Whether files of this kind are that.
+    pub(super) fn is_called(self, disguise: Disguise) -> bool {
+        matches!((self, disguise), (Kind::Ipc, Disguise::Arrow) | (Kind::Parquet, Disguise::Parquet))
+    }
+}
+
+const KINDS: &str = ".arrow, .parquet, .jsonl, .json, .csv, .tsv";
 
 /// The files that `pattern` names: itself, if there is such a file, else what it matches as a glob.
 pub(super) fn resolve(pattern: &str) -> Result<Vec<(Arc<Path>, Kind)>, Error> {
@@ -79,11 +85,9 @@ fn kind(path: &Path) -> Result<Kind, Error> {
     let problem = match extension.as_str() {
         "arrow" => return Ok(Kind::Ipc),
         "parquet" => return Ok(Kind::Parquet),
-        "jsonl" => return Ok(Kind::JsonLines),
-        "json" => return Ok(Kind::Json),
-        "csv" => return Ok(Kind::Csv),
+        "jsonl" | "ndjson" | "json" => return Ok(Kind::Json),
+        "csv" | "tsv" => return Ok(Kind::Csv),
         "gz" | "zst" | "bz2" | "xz" | "zip" => format!("decompress it first; known files are {KINDS}"),
-        "ndjson" => "rename it to .jsonl".to_owned(),
         "feather" | "ipc" | "arrows" => "rename it to .arrow".to_owned(),
         "" => format!("has no extension; known files are {KINDS}"),
         other => format!("`.{other}` is not known here; known files are {KINDS}"),

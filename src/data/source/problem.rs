@@ -222,6 +222,14 @@ pub enum Error {
         /// What to do about it.
         suggestion: String,
     },
+    /// Two columns have a name that the format reads.
+    #[error("{}: two columns are called `{column}`; rename one of them", .file.display())]
+    DoubledColumn {
+        /// The file.
+        file: PathBuf,
+        /// Their name.
+        column: String,
+    },
     /// A column holds values that the format cannot use.
     #[error("{}: column `{column}`: expected {expected}, found {found}", .file.display())]
     ColumnType {

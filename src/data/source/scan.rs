@@ -28,16 +28,23 @@ pub(super) enum Syntax {
     /// A record per line; lines of white space alone are none.
     Lines,
     /// RFC 4180, quotes doubled inside quotes; empty lines are no records.
-    Csv,
+    Csv {
+        /// Between two fields: `,` in most files.
+        separator: u8,
+    },
     /// The elements of one JSON array.
     Array,
+    /// JSON objects one behind the other, each over as many lines as it likes.
+    Objects,
 }
 
 const NO_ARRAY: &str = "expected an array of objects (`[{…}, {…}]`)";
+const NO_OBJECT: &str = "expected an object (`{…}`)";
 
 /// The state of a scan between two pieces.
 #[derive(Clone, Debug)]
 pub(super) struct Scanner {
+    syntax: Syntax,
     state: State,
     /// Offset of the next byte.
     at: u64,
@@ -85,10 +92,11 @@ impl Scanner {
     pub(super) fn begin(syntax: Syntax, at: u64) -> Scanner {
         let state = match syntax {
             Syntax::Lines => State::Blank,
-            Syntax::Csv => State::CsvStart,
+            Syntax::Csv { .. } => State::CsvStart,
             Syntax::Array => State::Opening,
+            Syntax::Objects => State::Between { first: true },
         };
-        Scanner { state, at, line: 1, start: at, start_line: 1, content_end: at }
+        Scanner { syntax, state, at, line: 1, start: at, start_line: 1, content_end: at }
     }
 
     /// At the first byte of a record known from before.
@@ -125,6 +133,10 @@ impl Scanner {
                 problem: "a quoted field begins in this record and never ends",
             }),
             State::Opening => Err(Malformed { line: self.line, problem: NO_ARRAY }),
+            State::Between { .. } if self.syntax == Syntax::Objects => Ok(()),
+            _ if self.syntax == Syntax::Objects => {
+                Err(Malformed { line: self.start_line, problem: "an object begins here and never ends" })
+            }
             State::Between { .. } | State::Element { .. } | State::Text { .. } | State::Escape { .. } => {
                 Err(Malformed { line: self.line, problem: "the file ends inside the array: no `]`" })
             }
@@ -165,9 +177,15 @@ impl Scanner {
             _ if byte.is_ascii_whitespace() => {}
             State::Opening if byte == b'[' => self.state = State::Between { first: true },
             State::Opening => return Err(self.malformed(NO_ARRAY)),
+            State::Between { .. } if self.syntax == Syntax::Objects && byte != b'{' => {
+                return Err(self.malformed(NO_OBJECT));
+            }
             State::Between { first } => match byte {
                 b']' if first => self.state = State::Closed,
-                b']' | b',' | b'}' | b':' => return Err(self.malformed("expected an element of the array")),
+                b']' => {
+                    return Err(self.malformed("a `,` before the `]`, which JSON does not have; remove it"));
+                }
+                b',' | b'}' | b':' => return Err(self.malformed("expected an element of the array")),
                 _ => {
                     (self.start, self.start_line) = (self.at, self.line);
                     self.state = State::Element { depth: 0 };
@@ -201,6 +219,10 @@ impl Scanner {
                 return Ok(());
             }
             b'}' if depth == 0 => return Err(self.malformed("a `}` that closes nothing")),
+            b'}' | b']' if depth == 1 && self.syntax == Syntax::Objects => {
+                self.report(self.at + 1, found);
+                self.state = State::Between { first: false };
+            }
             b'}' | b']' => self.state = State::Element { depth: depth - 1 },
             _ => {}
         }
@@ -228,6 +250,10 @@ impl Scanner {
 
     fn advance_csv(&mut self, rest: &[u8], found: &mut impl FnMut(Record)) -> usize {
         let byte = rest[0];
+        let separator = match self.syntax {
+            Syntax::Csv { separator } => separator,
+            _ => b',',
+        };
         match (self.state, byte) {
             (State::CsvQuoted, _) => {
                 let mut taken = 0;
@@ -258,12 +284,12 @@ impl Scanner {
                 }
                 let at_field_start = matches!(state, State::CsvStart | State::CsvFieldStart);
                 self.state = match byte {
-                    b',' => State::CsvFieldStart,
+                    _ if byte == separator => State::CsvFieldStart,
                     b'"' if at_field_start => State::CsvQuoted,
                     _ => State::CsvField,
                 };
                 if self.state == State::CsvField {
-                    return memchr3(b',', b'\r', b'\n', rest).unwrap_or(rest.len()).max(1);
+                    return memchr3(separator, b'\r', b'\n', rest).unwrap_or(rest.len()).max(1);
                 }
             }
         }
@@ -289,6 +315,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const COMMAS: Syntax = Syntax::Csv { separator: b',' };
 
     type Scanned = Result<Vec<(String, u64)>, Malformed>;
 
@@ -323,14 +351,30 @@ mod tests {
 
     #[test]
     fn csv() {
-        check(Syntax::Csv, "a,b\r\n1,\"x\ny\"\n\n2,z", &[("a,b", 1), ("1,\"x\ny\"", 2), ("2,z", 5)]);
+        check(COMMAS, "a,b\r\n1,\"x\ny\"\n\n2,z", &[("a,b", 1), ("1,\"x\ny\"", 2), ("2,z", 5)]);
+        check(COMMAS, "\"a \"\"b\"\"\n\",c\nx\"y,\"\"\n", &[("\"a \"\"b\"\"\n\",c", 1), ("x\"y,\"\"", 3)]);
+        check(COMMAS, ",\n,", &[(",", 1), (",", 2)]);
+        assert_eq!(scan(COMMAS, b"a\nb,\"c\nd", 3).unwrap_err().line, 2);
+        check(Syntax::Csv { separator: b';' }, "a;b,\"c\n1;\"2\n3\"", &[("a;b,\"c", 1), ("1;\"2\n3\"", 2)]);
+    }
+
+    #[test]
+    fn objects() {
+        check(Syntax::Objects, " \n", &[]);
         check(
-            Syntax::Csv,
-            "\"a \"\"b\"\"\n\",c\nx\"y,\"\"\n",
-            &[("\"a \"\"b\"\"\n\",c", 1), ("x\"y,\"\"", 3)],
+            Syntax::Objects,
+            "{\n \"a\": [{}, \"}{\"]\n}\n{}{\"b\": 1}\n",
+            &[("{\n \"a\": [{}, \"}{\"]\n}", 1), ("{}", 4), ("{\"b\": 1}", 4)],
         );
-        check(Syntax::Csv, ",\n,", &[(",", 1), (",", 2)]);
-        assert_eq!(scan(Syntax::Csv, b"a\nb,\"c\nd", 3).unwrap_err().line, 2);
+        for (text, line, problem) in [
+            ("{},\n{}", 1, NO_OBJECT),
+            ("{}\n[1]", 2, NO_OBJECT),
+            ("{}\n{\"a\": [\n", 2, "an object begins here and never ends"),
+        ] {
+            for size in [1, 2, 1000] {
+                assert_eq!(scan(Syntax::Objects, text.as_bytes(), size), Err(Malformed { line, problem }));
+            }
+        }
     }
 
     #[test]
@@ -344,7 +388,7 @@ mod tests {
         for (text, line, problem) in [
             ("{\"a\": 1}", 1, NO_ARRAY),
             (" ", 1, NO_ARRAY),
-            ("[1,\n]", 2, "expected an element of the array"),
+            ("[1,\n]", 2, "a `,` before the `]`, which JSON does not have; remove it"),
             ("[1,,2]", 1, "expected an element of the array"),
             ("[1\n,\"]", 2, "the file ends inside the array: no `]`"),
             ("[1] \n 2", 2, "expected the end of the file after the array's `]`"),
@@ -364,7 +408,7 @@ mod tests {
         /// Every piece size sees the same records.
         #[test]
         fn pieces_do_not_matter(text in r#"[\[\]{},:"\\ \r\na1]{0,40}"#, size in 1_usize..9) {
-            for syntax in [Syntax::Lines, Syntax::Csv, Syntax::Array] {
+            for syntax in [Syntax::Lines, COMMAS, Syntax::Array, Syntax::Objects] {
                 prop_assert_eq!(scan(syntax, text.as_bytes(), size), scan(syntax, text.as_bytes(), 1000));
             }
         }

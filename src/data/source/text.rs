@@ -1,6 +1,7 @@
 //! JSON lines, JSON arrays and CSV: one streaming pass finds where records begin and keeps one position for
 //! every 16 KiB; a block is what lies between two of these. Knows records as JSON objects of their columns;
-//! what the columns mean is `schema`'s.
+//! what the columns mean is `schema`'s. Reads what is nearly JSON as Python's `datasets` does: an array in a file of
+//! lines, objects over several lines, NaN.
 
 use std::io::Read;
 use std::ops::Range;
@@ -72,7 +73,11 @@ impl TextFile {
         }
         let skip = if piece[..filled].starts_with(&BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
 
-        let mut index = Index::new(syntax == Syntax::Csv);
+        let separator = match syntax {
+            Syntax::Csv { separator } => Some(separator),
+            _ => None,
+        };
+        let mut index = Index::new(separator.is_some());
         let mut scanner = Scanner::begin(syntax, skip as u64);
         let mut unread = skip;
         while filled > 0 {
@@ -99,22 +104,55 @@ impl TextFile {
         if let Some(record) = index.header {
             let (start, len) = (record.start, record.end - record.start);
             let bytes = file.location.read(&input, start, len)?;
-            file.header = Some(header(&bytes)?);
+            file.header = Some(header(&bytes, separator.unwrap_or(b','))?);
         }
         Ok(file)
     }
 
-    /// Whether a file named `.json` is an array, or has an object on each line.
-    pub(super) fn json_syntax(location: &Location) -> Result<Syntax, Fault> {
+    /// The beginning of a file, by which its syntax is told.
+    pub(super) fn head(location: &Location) -> Result<Vec<u8>, Fault> {
         let mut head = vec![0; PIECE];
         let filled = fill(&mut location.open()?, &mut head)?;
-        let head = &head[..filled];
+        head.truncate(filled);
+        Ok(head)
+    }
+
+    /// What parts the records of a JSON file, by its beginning.
+    pub(super) fn json_syntax(head: &[u8]) -> Syntax {
         let text = head.strip_prefix(&BYTE_ORDER_MARK).unwrap_or(head).trim_ascii_start();
-        let line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        // A line that goes on behind what was read is taken for an object; its own errors will tell.
-        let one_line = line.len() == text.len() && filled == PIECE;
-        let object = line.starts_with(b"{") && (one_line || serde_json::from_slice::<Json>(line).is_ok());
-        Ok(if object { Syntax::Lines } else { Syntax::Array })
+        if text.starts_with(b"[") {
+            return Syntax::Array;
+        }
+        let mut lines = text.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+        let (first, next) = (lines.next().unwrap_or_default(), lines.find(|line| !line.is_empty()));
+        match serde_json::from_slice::<serde::de::IgnoredAny>(first) {
+            Err(error) if first.starts_with(b"{") => {
+                // The next line goes on with the object; a row that is merely broken is followed by the next row.
+                let goes_on = error.is_eof() && next.is_some_and(|next| matches!(next[0], b'"' | b'}'));
+                let is_followed = first.get(error.column().saturating_sub(1)) == Some(&b'{');
+                if goes_on || is_followed { Syntax::Objects } else { Syntax::Lines }
+            }
+            _ => Syntax::Lines,
+        }
+    }
+
+    /// The separator of a CSV file, by its first line: a comma, unless there is none.
+    pub(super) fn csv_syntax(head: &[u8]) -> Syntax {
+        let line = head.split(|byte| matches!(byte, b'\n' | b'\r')).next().unwrap_or_default();
+        let mut is_quoted = false;
+        let mut counts = [(b',', 0), (b'\t', 0), (b';', 0), (b'|', 0)];
+        for byte in line {
+            is_quoted ^= *byte == b'"';
+            if let Some((_, count)) = counts.iter_mut().find(|(separator, _)| !is_quoted && separator == byte)
+            {
+                *count += 1;
+            }
+        }
+        let other = counts[1..].iter().max_by_key(|(_, count)| *count).filter(|(_, count)| *count > 0);
+        match (counts[0].1, other) {
+            (0, Some((separator, _))) => Syntax::Csv { separator: *separator },
+            _ => Syntax::Csv { separator: b',' },
+        }
     }
 
     pub(super) fn location(&self) -> &Location {
@@ -147,6 +185,22 @@ impl TextFile {
             }
         }
         Ok(Some(columns).filter(|columns| !columns.is_empty()))
+    }
+
+    /// Where the rows are, if the file is a single object around them, and how to write them alone.
+    pub(super) fn rows_within(&self) -> Option<String> {
+        if self.rows != 1 || self.header.is_some() {
+            return None;
+        }
+        let block = self.load(0..1).ok()?;
+        let TextRecord(object) = self.record(&block, 0, &[]).ok()?;
+        let is_rows = |value: &Json| value.as_array().is_some_and(|rows| rows.iter().any(Json::is_object));
+        if let Some((name, _)) = object.iter().find(|(_, value)| is_rows(value)) {
+            return Some(format!(
+                "is one object, whose `{name}` holds the rows; write them alone: `jq -c '.{name}[]' FILE > rows.jsonl`"
+            ));
+        }
+        None
     }
 
     /// The rows that are loaded together with `row`.
@@ -191,13 +245,13 @@ impl TextFile {
             return Err(whole("no such row".to_owned()));
         };
         let bytes = &block.bytes[(record.start - block.start) as usize..(record.end - block.start) as usize];
-        if let Some(header) = &self.header {
-            return csv_record(bytes, header, json).map(TextRecord);
+        if let (Some(header), Syntax::Csv { separator }) = (&self.header, self.syntax) {
+            return csv_record(bytes, header, separator, json).map(TextRecord);
         }
-        match serde_json::from_slice(bytes) {
+        match parse_json(bytes) {
             Ok(Json::Object(object)) => Ok(TextRecord(object)),
             Ok(other) => Err(whole(format!("expected an object, found {}", json_kind(&other)))),
-            Err(error) => Err(whole(not_json(&error, record.line))),
+            Err(error) => Err(whole(not_json(&error, bytes, record.line))),
         }
     }
 }
@@ -263,22 +317,28 @@ fn malformed(malformed: Malformed) -> Fault {
     Fault::new(format!("line {}: {}", malformed.line, malformed.problem))
 }
 
-fn header(bytes: &[u8]) -> Result<Vec<String>, Fault> {
-    let names =
-        cells(bytes).map_err(|fault| Fault::new(format!("line 1: the header is {}", fault.problem)))?;
-    if let Some((at, name)) = names.iter().enumerate().find(|(at, name)| names[..*at].contains(name)) {
-        return Err(Fault::new(format!(
-            "line 1: the header has `{name}` twice (again as column {})",
-            at + 1
-        )));
-    }
-    Ok(names)
+fn header(bytes: &[u8], separator: u8) -> Result<Vec<String>, Fault> {
+    cells(bytes, separator).map_err(|fault| Fault::new(format!("line 1: the header is {}", fault.problem)))
 }
 
-fn csv_record(bytes: &[u8], header: &[String], json: &[&str]) -> Result<Map<String, Json>, RecordFault> {
-    let cells = cells(bytes)?;
+fn csv_record(
+    bytes: &[u8],
+    header: &[String],
+    separator: u8,
+    json: &[&str],
+) -> Result<Map<String, Json>, RecordFault> {
+    let mut cells = cells(bytes, separator)?;
+    // Tables that were saved with empty columns at their right end.
+    while cells.len() > header.len() && cells.last().is_some_and(String::is_empty) {
+        cells.pop();
+    }
     if cells.len() != header.len() {
-        let problem = format!("expected {} cells as in the header, found {}", header.len(), cells.len());
+        let problem = format!(
+            "expected {} cells as in the header, found {}; put cells that hold a `{}` in double quotes",
+            header.len(),
+            cells.len(),
+            char::from(separator).escape_default()
+        );
         return Err(RecordFault { column: String::new(), problem });
     }
     let mut record = Map::new();
@@ -286,9 +346,12 @@ fn csv_record(bytes: &[u8], header: &[String], json: &[&str]) -> Result<Map<Stri
         if !json.contains(&name.as_str()) {
             record.insert(name.clone(), Json::String(cell));
         } else if !cell.is_empty() {
-            let value = serde_json::from_str(&cell).map_err(|error| RecordFault {
+            let value = parse_json(cell.as_bytes()).map_err(|error| RecordFault {
                 column: name.clone(),
-                problem: format!("a CSV cell of this column holds JSON; {}", not_json(&error, 1)),
+                problem: format!(
+                    "a CSV cell of this column holds JSON; {}",
+                    not_json(&error, cell.as_bytes(), 1)
+                ),
             })?;
             record.insert(name.clone(), value);
         }
@@ -298,7 +361,7 @@ fn csv_record(bytes: &[u8], header: &[String], json: &[&str]) -> Result<Map<Stri
 
 /// The cells of one record. A quote opens a quoted cell only at its beginning; what follows the closing quote
 /// is taken as it stands, as the csv crate (against which this is tested) and Python's csv do.
-fn cells(record: &[u8]) -> Result<Vec<String>, RecordFault> {
+fn cells(record: &[u8], separator: u8) -> Result<Vec<String>, RecordFault> {
     let mut cells = Vec::new();
     let mut rest = Some(record);
     while let Some(mut bytes) = rest {
@@ -317,23 +380,64 @@ fn cells(record: &[u8]) -> Result<Vec<String>, RecordFault> {
                 }
             }
         }
-        let comma = memchr(b',', bytes);
-        cell.extend_from_slice(&bytes[..comma.unwrap_or(bytes.len())]);
-        rest = comma.map(|comma| &bytes[comma + 1..]);
-        cells.push(
-            String::from_utf8(cell)
-                .map_err(|_| RecordFault { column: String::new(), problem: "not valid UTF-8".to_owned() })?,
-        );
+        let end = memchr(separator, bytes);
+        cell.extend_from_slice(&bytes[..end.unwrap_or(bytes.len())]);
+        rest = end.map(|end| &bytes[end + 1..]);
+        cells.push(String::from_utf8(cell).map_err(|_| RecordFault {
+            column: String::new(),
+            problem: "not valid UTF-8; save the file as UTF-8".to_owned(),
+        })?);
     }
     Ok(cells)
 }
 
-/// "not valid JSON at line 7, column 12: expected value".
-fn not_json(error: &serde_json::Error, first_line: u64) -> String {
+/// The JSON value of a text. NaN and infinities, which Python writes though JSON has none, are read as null.
+pub(in crate::data) fn parse_json(bytes: &[u8]) -> Result<Json, serde_json::Error> {
+    serde_json::from_slice(bytes).or_else(|error| match without_nan(bytes) {
+        Some(changed) => serde_json::from_slice(&changed).map_err(|_| error),
+        None => Err(error),
+    })
+}
+
+/// The text with null for each NaN or infinity outside of its strings; `None`: it has none.
+fn without_nan(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut changed = Vec::with_capacity(bytes.len());
+    let (mut is_changed, mut is_text, mut rest) = (false, false, bytes);
+    while let Some((byte, behind)) = rest.split_first() {
+        let number = [&b"NaN"[..], b"Infinity", b"-Infinity"].into_iter().find(|word| rest.starts_with(word));
+        match (is_text, byte, number) {
+            (false, _, Some(word)) => {
+                changed.extend(b"null");
+                (is_changed, rest) = (true, &rest[word.len()..]);
+                continue;
+            }
+            (true, b'\\', _) => {
+                changed.extend(rest.iter().take(2));
+                rest = rest.get(2..).unwrap_or_default();
+                continue;
+            }
+            _ => is_text ^= *byte == b'"',
+        }
+        changed.push(*byte);
+        rest = behind;
+    }
+    is_changed.then_some(changed)
+}
+
+/// "not valid JSON at line 7, column 12: expected value", and what to do about it where that is known.
+pub(in crate::data) fn not_json(error: &serde_json::Error, bytes: &[u8], first_line: u64) -> String {
     let said = error.to_string();
     let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
     let line = first_line + (error.line() as u64).saturating_sub(1);
-    format!("not valid JSON at line {line}, column {}: {what}", error.column())
+    let text = bytes.trim_ascii();
+    let way_out = if ["{'", "[{'", "['"].iter().any(|python| text.starts_with(python.as_bytes())) {
+        "; this is how Python prints a value, with single quotes: write it with `json.dumps`"
+    } else if text.ends_with(b",") && error.column() >= text.len() {
+        "; the record ends in a comma, which JSON lines do not have: remove it"
+    } else {
+        ""
+    };
+    format!("not valid JSON at line {line}, column {}: {what}{way_out}", error.column())
 }
 
 /// The kind of a JSON value, as errors name it.
@@ -353,6 +457,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    const COMMAS: Syntax = Syntax::Csv { separator: b',' };
 
     fn open(syntax: Syntax, text: &[u8]) -> Result<(tempfile::TempDir, TextFile), Fault> {
         let folder = tempfile::tempdir().unwrap();
@@ -392,13 +498,13 @@ mod tests {
         #[test]
         fn csv_is_that_of_the_csv_crate(text in r#"[,"\r\na1]{0,60}"#) {
             let mut records = Vec::new();
-            let mut scanner = Scanner::begin(Syntax::Csv, 0);
+            let mut scanner = Scanner::begin(COMMAS, 0);
             scanner.feed(text.as_bytes(), |record| records.push(record)).unwrap();
             if scanner.finish(|record| records.push(record)).is_err() {
                 // A quote that is never closed, which the csv crate lets pass.
                 return Ok(());
             }
-            let cells_of = |record: &Record| cells(&text.as_bytes()[record.start as usize..record.end as usize]);
+            let cells_of = |record: &Record| cells(&text.as_bytes()[record.start as usize..record.end as usize], b',');
             let ours: Vec<Vec<String>> = records.iter().map(|record| cells_of(record).ok().unwrap()).collect();
             let reader =
                 csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
@@ -409,16 +515,18 @@ mod tests {
 
     #[test]
     fn csv_cells() {
-        let (_folder, file) =
-            open(Syntax::Csv, b"a,ids\n\"x\ny\",\"[1, 2]\"\nz,\nonly\nw,[1\n\xff,\n").unwrap();
+        let (_folder, file) = open(COMMAS, b"a,ids\n\"x\ny\",\"[1, 2]\"\nz,\nonly\nw,[1\n\xff,\n").unwrap();
         let block = file.load(file.block_of(0)).unwrap();
         let record = |row| file.record(&block, row, &["ids"]).map(|record| Json::Object(record.0));
         assert_eq!(record(0).ok().unwrap(), serde_json::json!({"a": "x\ny", "ids": [1, 2]}));
         assert_eq!(record(1).ok().unwrap(), serde_json::json!({"a": "z"}));
         let said = |row| record(row).map_err(|fault| fault.column + ": " + &fault.problem).unwrap_err();
-        assert_eq!(said(2), ": expected 2 cells as in the header, found 1");
+        assert_eq!(
+            said(2),
+            ": expected 2 cells as in the header, found 1; put cells that hold a `,` in double quotes"
+        );
         assert!(said(3).starts_with("ids: a CSV cell of this column holds JSON; not valid JSON at line 1"));
-        assert_eq!(said(4), ": not valid UTF-8");
+        assert_eq!(said(4), ": not valid UTF-8; save the file as UTF-8");
         assert_eq!(block.line(1), Some(4));
     }
 
@@ -426,8 +534,7 @@ mod tests {
     fn files_that_are_not_what_they_seem() {
         let said = |syntax, text: &[u8]| open(syntax, text).unwrap_err().to_string();
         assert!(said(Syntax::Lines, b"\xff\xfe{\0").contains("UTF-16"));
-        assert!(said(Syntax::Csv, b"a,a\n1,2\n").contains("`a` twice"));
-        assert!(said(Syntax::Csv, b"a,b\n1,\"2\n").contains("line 2: a quoted field"));
+        assert!(said(COMMAS, b"a,b\n1,\"2\n").contains("line 2: a quoted field"));
         assert!(said(Syntax::Array, b"{\"data\": []}").contains("expected an array of objects"));
         let long = vec![b'x'; (LONGEST_RECORD + 1) as usize];
         assert!(said(Syntax::Lines, &[&long[..], b"\n{}\n"].concat()).contains("line 1: a record of"));
