@@ -34,7 +34,7 @@ pub struct Decoder<B: KernelBackend> {
     /// `[hidden]`.
     pub(super) final_norm: Tensor<B, 1>,
     /// `[vocab, hidden]`; shares the embedding's storage when tied.
-    pub(super) head: FrozenWeight<B>,
+    pub(super) head: Tensor<B, 2>,
     pub(super) rotary: RotaryCache<B>,
 }
 
@@ -60,15 +60,16 @@ impl<B: KernelBackend> Decoder<B> {
     }
 
     /// The output head, `[vocab, hidden]`.
-    pub fn head(&self) -> &FrozenWeight<B> {
-        &self.head
+    pub fn head(&self) -> FrozenWeight<B> {
+        FrozenWeight::Dense(self.head.clone())
     }
 
     /// Bytes of all frozen weights; a tied head is counted once.
     pub fn frozen_bytes(&self) -> u64 {
         let size = self.dtype.bytes();
         let embedding = self.embedding.shape().num_elements() * size;
-        let head = if self.spec.tied { 0 } else { self.head.bytes() };
+        let head =
+            if self.spec.tied { 0 } else { self.head.shape().num_elements() * self.head.dtype().size() };
         (embedding + head + self.spec.hidden_size * size) as u64 + self.layers.bytes()
     }
 
@@ -91,10 +92,9 @@ impl<B: KernelBackend> Decoder<B> {
     /// Gives the modules that are trained as a whole the numbers that the model has for them.
     pub fn init_wholes(&self, adapters: &mut LoraSet<B>) {
         adapters.set_wholes(|whole| {
-            let own = match (whole.kind, &self.head) {
-                (WholeKind::Embedding, _) => self.embedding.clone(),
-                (WholeKind::Head, FrozenWeight::Dense(head)) => head.clone(),
-                (WholeKind::Head, FrozenWeight::Nf4(head)) => head.dequantize(),
+            let own = match whole.kind {
+                WholeKind::Embedding => self.embedding.clone(),
+                WholeKind::Head => self.head.clone(),
             };
             own.cast(DType::F32)
         });
@@ -112,7 +112,7 @@ impl<B: KernelBackend> Decoder<B> {
             adopted.embedding = embedding.clone();
         }
         if let Some(head) = adapters.whole(WholeKind::Head) {
-            adopted.head = FrozenWeight::Dense(head.clone());
+            adopted.head = head.clone();
         }
         Cow::Owned(adopted)
     }
@@ -215,7 +215,7 @@ impl<B: KernelBackend> Decoder<B> {
 
     /// Logits of hidden states, `[tokens, hidden]` → `[tokens, vocab]`, in the compute dtype.
     pub fn logits_of(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        linear(&hidden, &[Linear { weight: &self.head, bias: None, lora: None }], None).outputs.remove(0)
+        linear(&hidden, &[Linear { weight: &self.head(), bias: None, lora: None }], None).outputs.remove(0)
     }
 
     /// Logits of every token of one sequence, `[tokens, vocab]`: for tests and short prompts, since training

@@ -113,7 +113,7 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
             embedding,
             layers: Layers::resident(Vec::new()),
             final_norm,
-            head: FrozenWeight::Dense(head),
+            head,
             rotary: RotaryCache::new(),
         })
     }

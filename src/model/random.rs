@@ -51,7 +51,7 @@ impl<B: KernelBackend> Maker<'_, B> {
             embedding,
             layers,
             final_norm: self.dense([spec.hidden_size], 1.0, 0.1),
-            head: FrozenWeight::Dense(head),
+            head,
             rotary: RotaryCache::new(),
         }
     }

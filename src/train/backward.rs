@@ -130,7 +130,7 @@ pub fn forward_backward<B: KernelBackend>(
         let adapters = adapters_of(index);
         let tape = match tape {
             Tape::Saved(tape) => *tape,
-            Tape::Input(hidden) => layer.forward_with_tape(hidden, &adapters, &inputs).1,
+            Tape::Input(hidden) => layer.tape(hidden, &adapters, &inputs),
         };
         let sums = &mut gradients.layers[index];
         upstream = layer.backward(tape, &adapters, &inputs, dy, index > lowest || trains_embedding, sums);

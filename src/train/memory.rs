@@ -163,7 +163,8 @@ impl Plan {
         let hidden = tokens * spec.hidden_size as u64 * value;
         let saved: u64 = saving.map(|layer| workload.saved(layer)).sum();
         let activations = saved + recomputed.len() as u64 * hidden + 2 * hidden;
-        let again = recomputed.map(|layer| workload.saved(layer)).max().unwrap_or(0);
+        // What the layers at the top saved is free again before the first of the others is run again.
+        let again = recomputed.map(|layer| workload.saved(layer)).max().unwrap_or(0).saturating_sub(saved);
         let slack = |bytes: u64| match workload.on_device {
             true => bytes,
             false => (bytes as f64 * POOL_SLACK) as u64,

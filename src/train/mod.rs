@@ -18,3 +18,6 @@ mod running;
 pub mod schedule;
 pub mod spec;
 pub mod state;
+
+#[cfg(test)]
+mod tests;

@@ -19,14 +19,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     // Above 1 the projections were once split and summed in another order.
     config.must_be("pretraining_tp", &[json!(1)])?;
     config.must_be("use_sliding_window", &[json!(false)])?;
-    let defaults = Defaults {
-        vocab_size: 32_000,
-        intermediate_size: 11_008,
-        key_value_heads: None,
-        head_dim: None,
-        max_position_embeddings: 2048,
-    };
-    let shared = Shared::read(config, &defaults)?;
+    let shared = Shared::read(config, &Defaults::LLAMA)?;
     uniform_layer_types(config, shared.layers, false)?;
     let bias = config.flag("attention_bias")?.unwrap_or(false);
     let gated = shared.gated("mlp").biased(config.flag("mlp_bias")?.unwrap_or(false));

@@ -19,11 +19,10 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("attention_bias", &[json!(false)])?;
     config.must_be("mlp_bias", &[json!(false)])?;
     let defaults = Defaults {
-        vocab_size: 32_000,
         intermediate_size: 14_336,
         key_value_heads: Some(8),
-        head_dim: None,
         max_position_embeddings: 4096 * 32,
+        ..Defaults::LLAMA
     };
     let shared = Shared::read(config, &defaults)?;
     // Absent means the default of 4096; null means none.

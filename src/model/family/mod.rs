@@ -9,6 +9,8 @@ mod mistral;
 mod qwen2;
 mod qwen3;
 mod shared;
+#[cfg(test)]
+mod toy;
 
 use serde_json::Value;
 
@@ -26,7 +28,14 @@ pub struct Declared {
 }
 
 /// Every family.
-pub static FAMILIES: &[&Declared] = &[&llama::LLAMA, &mistral::MISTRAL, &qwen2::QWEN2, &qwen3::QWEN3];
+pub static FAMILIES: &[&Declared] = &[
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    #[cfg(test)]
+    &toy::TOY,
+];
 
 impl Declared {
     fn of(config: &ConfigReader<'_>) -> Result<&'static Self, Error> {

@@ -21,8 +21,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         vocab_size: 151_936,
         intermediate_size: 22_016,
         key_value_heads: Some(32),
-        head_dim: None,
         max_position_embeddings: 32_768,
+        ..Defaults::LLAMA
     };
     let shared = Shared::read(config, &defaults)?;
     let windows = windows_by_layer(config, shared.layers, 4096, 28)?;

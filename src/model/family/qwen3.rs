@@ -22,6 +22,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         // Not derived from the hidden size.
         head_dim: Some(128),
         max_position_embeddings: 32_768,
+        ..Defaults::LLAMA
     };
     let shared = Shared::read(config, &defaults)?;
     let windows = windows_by_layer(config, shared.layers, 4096, 28)?;

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use tune_kernels::gated::Activation;
+use tune_kernels::rms_norm::{NormWeight, RmsNorm, Rounding};
 
 use super::Declared;
 use crate::adapter::projection::Role;
@@ -15,7 +17,14 @@ use crate::model::parts::{
 };
 use crate::model::rotary::RotarySpec;
 
-/// Values of a family for keys that are absent.
+/// The key of the activation, and the one that a family computes.
+pub(super) struct HiddenActivation {
+    pub(super) key: &'static str,
+    pub(super) words: &'static [&'static str],
+    pub(super) activation: Activation,
+}
+
+/// What a family computes, and its values for keys that are absent.
 pub(super) struct Defaults {
     pub(super) vocab_size: usize,
     pub(super) intermediate_size: usize,
@@ -24,6 +33,29 @@ pub(super) struct Defaults {
     /// `None`: hidden_size / num_attention_heads.
     pub(super) head_dim: Option<usize>,
     pub(super) max_position_embeddings: usize,
+    pub(super) activation: HiddenActivation,
+    /// Where norms round.
+    pub(super) rounding: Rounding,
+    /// How their weights enter.
+    pub(super) norm_weight: NormWeight,
+}
+
+impl Defaults {
+    /// Those of Llama, which most families took over.
+    pub(super) const LLAMA: Self = Self {
+        vocab_size: 32_000,
+        intermediate_size: 11_008,
+        key_value_heads: None,
+        head_dim: None,
+        max_position_embeddings: 2048,
+        activation: HiddenActivation {
+            key: "hidden_act",
+            words: &["silu", "swish"],
+            activation: Activation::Silu,
+        },
+        rounding: Rounding::BeforeWeight,
+        norm_weight: NormWeight::Plain,
+    };
 }
 
 /// Values that every family reads under the same key.
@@ -34,7 +66,8 @@ pub(super) struct Shared {
     intermediate_size: usize,
     heads: Heads,
     max_position_embeddings: usize,
-    epsilon: f64,
+    activation: Activation,
+    norm: RmsNorm,
     tied: bool,
     dtype: Option<FloatDtype>,
 }
@@ -43,7 +76,9 @@ impl Shared {
     /// Reads the shared keys and proves that sizes are consistent and small enough for arithmetic on them not to
     /// overflow.
     pub(super) fn read(config: &ConfigReader<'_>, defaults: &Defaults) -> Result<Self, Error> {
-        config.must_be("hidden_act", &[json!("silu"), json!("swish")])?;
+        let HiddenActivation { key, words, activation } = defaults.activation;
+        let words: Vec<Value> = words.iter().map(|word| json!(word)).collect();
+        config.must_be(key, &words)?;
         config.must_be("attention_dropout", &[json!(0)])?;
         config.must_be("is_encoder_decoder", &[json!(false)])?;
         config.must_be("is_decoder", &[json!(false), json!(true)])?;
@@ -71,7 +106,12 @@ impl Shared {
             intermediate_size,
             heads: heads(config, defaults, hidden_size)?,
             max_position_embeddings: plausible_size("max_position_embeddings", max_position_embeddings)?,
-            epsilon: config.positive("rms_norm_eps")?.unwrap_or(1e-6),
+            activation,
+            norm: RmsNorm {
+                epsilon: config.positive("rms_norm_eps")?.unwrap_or(1e-6),
+                rounding: defaults.rounding,
+                weight: defaults.norm_weight,
+            },
             tied: config.flag("tie_word_embeddings")?.unwrap_or(false),
             dtype: dtype(config)?,
         })
@@ -79,7 +119,7 @@ impl Shared {
 
     /// A norm of the hidden state, by its path in a layer and its name in GGUF files.
     pub(super) fn norm(&self, path: &'static str, gguf: &'static str) -> NormSpec {
-        NormSpec { path, gguf, width: self.hidden_size, epsilon: self.epsilon, place: 0 }
+        NormSpec { path, gguf, width: self.hidden_size, kind: self.norm, place: 0 }
     }
 
     /// Attention over all keys, with separate projections, no biases and no norms over heads.
@@ -118,6 +158,7 @@ impl Shared {
                 gate: projection("gate_proj", [intermediate, hidden], Role::Gate),
                 up: projection("up_proj", [intermediate, hidden], Role::Up),
             },
+            activation: self.activation,
             down: projection("down_proj", [hidden, intermediate], Role::Down),
         }
     }

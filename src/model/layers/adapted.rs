@@ -7,7 +7,7 @@
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::column_scale::{column_scale, column_scale_backward};
-use tune_kernels::linear::{Down, Linear, LinearBackward, linear, linear_backward};
+use tune_kernels::linear::{Down, Linear, LinearBackward, linear, linear_backward, linear_down};
 
 use super::FrozenProjection;
 use crate::adapter::dora::Scale;
@@ -92,6 +92,19 @@ pub fn project<B: KernelBackend>(
         unscaled[index] = Some(std::mem::replace(&mut projected.outputs[index], output));
     }
     Projected { outputs: projected.outputs, tape: ProjectedTape { down: projected.down, unscaled } }
+}
+
+/// What [`project`] saves, without its outputs: no product with a weight is computed, unless an adapter has magnitudes.
+pub fn project_tape<B: KernelBackend>(x: &Tensor<B, 2>, layers: &[Adapted<'_, B>]) -> ProjectedTape<B> {
+    let is_scaled: Vec<bool> = layers.iter().map(|layer| layer.scale().is_some()).collect();
+    let linears: Vec<_> = layers.iter().map(Adapted::linear).collect();
+    if !is_scaled.contains(&true) {
+        return ProjectedTape { down: linear_down(x, &linears), unscaled: vec![None; layers.len()] };
+    }
+    let projected = linear(x, &linears, None);
+    let outputs = projected.outputs.into_iter().zip(is_scaled);
+    let unscaled = outputs.map(|(output, is_scaled)| is_scaled.then_some(output)).collect();
+    ProjectedTape { down: projected.down, unscaled }
 }
 
 impl<B: KernelBackend> ProjectedTape<B> {

@@ -6,7 +6,7 @@ use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, at
 use tune_kernels::rope::{Direction, rope, rope_all};
 
 use super::adapted::{ProjectedTape, project, project_backward};
-use super::layer::{Call, Upstream};
+use super::layer::{Call, Output, Upstream};
 use super::{Adapted, LayerInputs};
 use crate::adapter::projection::LayerGradients;
 use crate::model::parts::{AttentionSpec, HeadNorms, Inner};
@@ -31,14 +31,14 @@ pub struct AttentionTape<B: KernelBackend> {
     output: ProjectedTape<B>,
 }
 
-/// block(x), `[tokens, hidden]`, added to `onto` where that is given. With a cache the tokens continue the sequence in
+/// block(x), `[tokens, hidden]`, as far as it is wanted. With a cache the tokens continue the sequence in
 /// it; the tape is then of no use for a backward pass.
 pub(super) fn forward<B: KernelBackend>(
     spec: &AttentionSpec,
     x: &Tensor<B, 2>,
     call: &mut Call<'_, B>,
-    onto: Option<&Tensor<B, 2>>,
-) -> (Tensor<B, 2>, AttentionTape<B>) {
+    output: Output<'_, B>,
+) -> (Option<Tensor<B, 2>>, AttentionTape<B>) {
     let projected = project(x, &inner(spec, call), None);
     let inner = projected.tape;
     let [raw_query, raw_key, value] = split(spec, projected.outputs.into_iter().map(Some).collect());
@@ -57,7 +57,7 @@ pub(super) fn forward<B: KernelBackend>(
         None => (key, value),
     };
     let (mixed, log_sum_exp) = attention(&query, &key, &value, &options(spec, call.inputs));
-    let mut output = project(&flat(&mixed), &[call.adapted(&spec.output)], onto);
+    let (y, output) = output.of(&flat(&mixed), call.adapted(&spec.output));
     let (query, key) = raw.unwrap_or((query, key));
     let [query_index, key_index, value_index] = match spec.inner {
         Inner::Separate { .. } => [0, 1, 2],
@@ -70,9 +70,9 @@ pub(super) fn forward<B: KernelBackend>(
         mixed,
         log_sum_exp,
         inner,
-        output: output.tape,
+        output,
     };
-    (output.outputs.remove(0), tape)
+    (y, tape)
 }
 
 /// Returns dL/dx, or `None` if it is not wanted. `x` is the forward's input, computed again by the caller.

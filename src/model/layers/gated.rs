@@ -1,46 +1,50 @@
-//! The gated feed-forward block: down(silu(gate(x)) · up(x)).
+//! The gated feed-forward block: down(activation(gate(x)) · up(x)).
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
-use tune_kernels::gated::{Activation, gated, gated_backward};
+use tune_kernels::gated::{gated, gated_backward};
 
 use super::Adapted;
 use super::adapted::{ProjectedTape, project, project_backward};
-use super::layer::{Call, Upstream};
+use super::layer::{Call, Output, Upstream};
 use crate::adapter::projection::LayerGradients;
 use crate::model::parts::{GatedInner, GatedSpec};
 
-/// What the forward pass saves; the input and silu(gate) · up are computed again.
+/// What the forward pass saves; the input and activation(gate) · up are computed again.
 #[derive(Clone, Debug)]
 pub struct GatedTape<B: KernelBackend> {
     /// `[tokens, intermediate]`, unless DoRA's unscaled output is saved.
     gate: Option<Tensor<B, 2>>,
     /// `[tokens, intermediate]`, likewise.
     up: Option<Tensor<B, 2>>,
+    /// activation(gate) · up, where the forward pass was run again: the backward pass, which follows, needs it.
+    activated: Option<Tensor<B, 2>>,
     /// Of gate and up.
     inner: ProjectedTape<B>,
     /// Of down.
     down: ProjectedTape<B>,
 }
 
-/// block(x), `[tokens, hidden]`, added to `onto` where that is given.
+/// block(x), `[tokens, hidden]`, as far as it is wanted.
 pub(super) fn forward<B: KernelBackend>(
     spec: &GatedSpec,
     x: &Tensor<B, 2>,
     call: &Call<'_, B>,
-    onto: Option<&Tensor<B, 2>>,
-) -> (Tensor<B, 2>, GatedTape<B>) {
+    output: Output<'_, B>,
+) -> (Option<Tensor<B, 2>>, GatedTape<B>) {
     let projected = project(x, &inner(spec, call), None);
     let tape = projected.tape;
     let [gate, up] = split(spec, projected.outputs.into_iter().map(Some).collect());
     let (Some(gate), Some(up)) = (gate, up) else { unreachable!("every output is there") };
-    let mut down = project(&gated(Activation::Silu, &gate, &up), &[call.adapted(&spec.down)], onto);
+    let activated = gated(spec.activation, &gate, &up);
+    let (y, down) = output.of(&activated, call.adapted(&spec.down));
+    let activated = Some(activated).filter(|_| y.is_none());
     let up_index = match spec.inner {
         GatedInner::Separate { .. } => 1,
         GatedInner::Fused(_) => 0,
     };
     let (gate, up) = (tape.saved(0, gate), tape.saved(up_index, up));
-    (down.outputs.remove(0), GatedTape { gate, up, inner: tape, down: down.tape })
+    (y, GatedTape { gate, up, activated, inner: tape, down })
 }
 
 /// Returns dL/dx, or `None` if it is not wanted. `x` is the forward's input, needed where gate or up have adapters.
@@ -52,19 +56,19 @@ pub(super) fn backward<B: KernelBackend>(
     upstream: Upstream<'_, B>,
     gradients: &mut LayerGradients<B>,
 ) -> Option<Tensor<B, 2>> {
-    let GatedTape { gate, up, inner: inner_tape, down } = tape;
+    let GatedTape { gate, up, activated, inner: inner_tape, down } = tape;
     let layers = inner(spec, call);
     let [gate_again, up_again] = split(spec, inner_tape.scaled_again(&layers));
     let (Some(gate), Some(up)) = (gate.or(gate_again), up.or(up_again)) else {
         unreachable!("an output is saved, or scaled again")
     };
-    let activated = gated(Activation::Silu, &gate, &up);
+    let activated = activated.unwrap_or_else(|| gated(spec.activation, &gate, &up));
     let layer = [call.adapted(&spec.down)];
     let dy = vec![upstream.dy.clone()];
     let found = project_backward(&activated, &layer, down, dy, true, gradients);
     drop(activated);
     let Some(dactivated) = found else { unreachable!("the gradient was asked for") };
-    let (dgate, dup) = gated_backward(Activation::Silu, gate, up, dactivated);
+    let (dgate, dup) = gated_backward(spec.activation, gate, up, dactivated);
     let dy = match spec.inner {
         GatedInner::Separate { .. } => vec![dgate, dup],
         GatedInner::Fused(_) => vec![Tensor::cat(vec![dgate, dup], 1)],

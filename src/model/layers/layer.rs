@@ -10,13 +10,14 @@ use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::rope::{Positions, RotaryTable};
 
+use super::adapted::{ProjectedTape, project, project_tape};
 use super::attention::{self, AttentionTape};
 use super::cache::LayerCache;
 use super::gated::{self, GatedTape};
 use super::norm::Norm;
 use super::{Adapted, FrozenProjection};
 use crate::adapter::projection::{LayerAdapters, LayerGradients, Slot};
-use crate::model::parts::{BlockSpec, BodySpec, LayerSpec, NormSpec, ProjectionSpec};
+use crate::model::parts::{BlockSpec, BodySpec, BranchSpec, LayerSpec, NormSpec, ProjectionSpec};
 
 /// What every layer of a forward pass is given beside the hidden state.
 #[derive(Clone, Debug)]
@@ -70,6 +71,32 @@ pub(super) struct Call<'a, B: KernelBackend> {
     adapters: &'a LayerAdapters<B>,
     pub(super) inputs: &'a LayerInputs<B>,
     pub(super) cache: Option<&'a mut LayerCache<B>>,
+}
+
+/// What is wanted of a body's output.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Output<'a, B: KernelBackend> {
+    /// The output, added to a residual where one is given.
+    Onto(Option<&'a Tensor<B, 2>>),
+    /// Nothing: the tape alone, for a backward pass that follows.
+    Unread,
+}
+
+impl<B: KernelBackend> Output<'_, B> {
+    /// The last product of a body, as far as it is wanted.
+    pub(super) fn of(
+        self,
+        x: &Tensor<B, 2>,
+        layer: Adapted<'_, B>,
+    ) -> (Option<Tensor<B, 2>>, ProjectedTape<B>) {
+        match self {
+            Self::Onto(residual) => {
+                let mut projected = project(x, &[layer], residual);
+                (projected.outputs.pop(), projected.tape)
+            }
+            Self::Unread => (None, project_tape(x, &[layer])),
+        }
+    }
 }
 
 /// The gradient of a body's output, `[tokens, hidden]`, and whether that of its input is wanted.
@@ -141,6 +168,26 @@ impl<B: KernelBackend> Layer<B> {
         (x, LayerTape(tapes))
     }
 
+    /// What a backward pass needs, in the bits of [`Self::forward_with_tape`]; stops before products whose results nothing
+    /// reads.
+    pub fn tape(
+        &self,
+        mut x: Tensor<B, 2>,
+        adapters: &LayerAdapters<B>,
+        inputs: &LayerInputs<B>,
+    ) -> LayerTape<B> {
+        let mut call = Call { layer: self, adapters, inputs, cache: None };
+        let mut tapes = Vec::with_capacity(self.spec.blocks().len());
+        let Some((last, before)) = self.spec.blocks().split_last() else { return LayerTape(tapes) };
+        for block in before {
+            let (y, branches) = forward(block, &x, &mut call);
+            tapes.push(BlockTape { x: std::mem::replace(&mut x, y), branches });
+        }
+        let branches = tape(last, &x, &mut call);
+        tapes.push(BlockTape { x, branches });
+        LayerTape(tapes)
+    }
+
     /// `[tokens, hidden]` → `[tokens, hidden]`. With a cache the tokens continue the sequence in it.
     pub fn forward(
         &self,
@@ -191,8 +238,10 @@ fn forward<B: KernelBackend>(
         };
         let residual = sum.as_ref().unwrap_or(x);
         let onto = Some(residual).filter(|_| !is_scaled);
-        let (y, body) = body_forward(&branch.body, &normed, call, onto.filter(|_| branch.post.is_none()));
+        let output = Output::Onto(onto.filter(|_| branch.post.is_none()));
+        let (y, body) = body_forward(&branch.body, &normed, call, output);
         drop(normed);
+        let Some(y) = y else { unreachable!("the output was asked for") };
         let (y, output) = match &branch.post {
             Some(norm) => (call.norm(norm).forward(&y, onto), Some(y)),
             None => (y, None),
@@ -202,6 +251,24 @@ fn forward<B: KernelBackend>(
         tapes.push(BranchTape { body, output });
     }
     (sum.unwrap_or_else(|| x.clone()), tapes)
+}
+
+/// The tapes of a block's branches, where nothing reads its output.
+fn tape<B: KernelBackend>(block: &BlockSpec, x: &Tensor<B, 2>, call: &mut Call<'_, B>) -> Vec<BranchTape<B>> {
+    let of = |branch: &BranchSpec| {
+        let normed = match &branch.pre {
+            Some(norm) => call.norm(norm).forward(x, None),
+            None => x.clone(),
+        };
+        // The backward pass of a norm reads its input.
+        let output = match &branch.post {
+            Some(_) => Output::Onto(None),
+            None => Output::Unread,
+        };
+        let (output, body) = body_forward(&branch.body, &normed, call, output);
+        BranchTape { body, output }
+    };
+    block.branches.iter().map(of).collect()
 }
 
 /// dL/dx of a block, or `None` if it is not wanted.
@@ -243,15 +310,15 @@ fn body_forward<B: KernelBackend>(
     body: &BodySpec,
     x: &Tensor<B, 2>,
     call: &mut Call<'_, B>,
-    onto: Option<&Tensor<B, 2>>,
-) -> (Tensor<B, 2>, BodyTape<B>) {
+    output: Output<'_, B>,
+) -> (Option<Tensor<B, 2>>, BodyTape<B>) {
     match body {
         BodySpec::Attention(spec) => {
-            let (y, tape) = attention::forward(spec, x, call, onto);
+            let (y, tape) = attention::forward(spec, x, call, output);
             (y, BodyTape::Attention(Box::new(tape)))
         }
         BodySpec::Gated(spec) => {
-            let (y, tape) = gated::forward(spec, x, call, onto);
+            let (y, tape) = gated::forward(spec, x, call, output);
             (y, BodyTape::Gated(Box::new(tape)))
         }
     }
@@ -275,3 +342,6 @@ fn body_backward<B: KernelBackend>(
         _ => unreachable!("a tape is read by the body that wrote it"),
     }
 }
+
+#[cfg(test)]
+mod tests;

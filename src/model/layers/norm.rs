@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
-use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
+use tune_kernels::rms_norm::{rms_norm, rms_norm_backward, rms_norm_onto};
 
 use crate::model::parts::NormSpec;
 
@@ -18,16 +18,15 @@ pub struct Norm<'a, B: KernelBackend> {
 impl<B: KernelBackend> Norm<'_, B> {
     /// norm(x), `[rows, width]`; added to `onto` where that is given.
     pub fn forward(&self, x: &Tensor<B, 2>, onto: Option<&Tensor<B, 2>>) -> Tensor<B, 2> {
-        let normed = rms_norm(x, self.weight, self.spec.epsilon);
         match onto {
-            Some(onto) => normed + onto.clone(),
-            None => normed,
+            Some(onto) => rms_norm_onto(x, self.weight, self.spec.kind, onto),
+            None => rms_norm(x, self.weight, self.spec.kind),
         }
     }
 
     /// dL/dx for the upstream gradient `dy`; added to `onto` where that is given.
     pub fn backward(&self, x: &Tensor<B, 2>, dy: Tensor<B, 2>, onto: Option<&Tensor<B, 2>>) -> Tensor<B, 2> {
-        rms_norm_backward(x, self.weight, self.spec.epsilon, dy, onto)
+        rms_norm_backward(x, self.weight, self.spec.kind, dy, onto)
     }
 
     /// [`Self::forward`] over the heads of `x` `[tokens, heads, width]`.

@@ -1,5 +1,7 @@
 //! The gated feed-forward block: down(activation(gate(x)) · up(x)).
 
+use tune_kernels::gated::Activation;
+
 use super::memory::Load;
 use super::{ProjectionSpec, TensorMut};
 
@@ -8,6 +10,8 @@ use super::{ProjectionSpec, TensorMut};
 pub struct GatedSpec {
     /// Hidden state to gate and up.
     pub inner: GatedInner,
+    /// What the gate goes through.
+    pub activation: Activation,
     /// Their product to hidden state.
     pub down: ProjectionSpec,
 }

@@ -1,4 +1,6 @@
-//! A norm: where its weight is and how wide it is.
+//! A norm: where its weight is, how wide it is, and how it is computed.
+
+use tune_kernels::rms_norm::RmsNorm;
 
 /// An RMS norm with a weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -9,8 +11,8 @@ pub struct NormSpec {
     pub gguf: &'static str,
     /// Numbers that are normalized together.
     pub width: usize,
-    /// Added to the mean square before its root.
-    pub epsilon: f64,
+    /// Epsilon, where values are rounded, how the weight enters.
+    pub kind: RmsNorm,
     /// Its place among the norms of its layer; given by [`LayerSpec::of`](super::LayerSpec::of).
     pub place: usize,
 }
