@@ -11,7 +11,7 @@
 //! ‖W + s·B·A‖²ₒ = ‖W‖²ₒ + 2s · Σᵣ B[o, r] · (W·Aᵀ)[o, r] + s² · (B·(A·Aᵀ)·Bᵀ)ₒₒ
 //! ```
 //!
-//! `‖W‖²` is known once and for all, and `W·Aᵀ` is the frozen projection of the `rank` rows of A. All in f32, whatever
+//! `‖W‖²` never changes, and `W·Aᵀ` is the frozen projection of the `rank` rows of A. All in f32, whatever
 //! the compute dtype.
 
 use std::sync::{Arc, OnceLock};
@@ -25,7 +25,7 @@ const PIECE: usize = 1 << 22;
 
 /// The magnitudes of one projection.
 ///
-/// A clone shares what was computed for the weight that it was first used with, so that it belongs to one model.
+/// Clones share the norms of the weight that the first of them was used with, so they belong to one model.
 #[derive(Clone, Debug)]
 pub struct Dora<B: KernelBackend> {
     /// m, f32 `[1, out]`.

@@ -1,4 +1,4 @@
-//! What can go wrong with an adapter's numbers and files; each message names the file, key or tensor.
+//! Errors of an adapter's values and files; each message names the file, key or tensor.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ pub enum Error {
     /// The adapter folder could not be written.
     #[error(transparent)]
     Write(#[from] files::Error),
-    /// The folder lacks what makes it an adapter.
+    /// The folder is not an adapter.
     #[error("`{}` is not a PEFT adapter folder: {reason}", folder.display())]
     NotAnAdapter {
         /// The folder.
@@ -21,7 +21,7 @@ pub enum Error {
         /// What is missing, and what to do.
         reason: String,
     },
-    /// Everything in the folder that this tool cannot take as it is meant.
+    /// The adapter uses features that are not supported.
     #[error("the adapter in `{}` cannot be used:{}", folder.display(), listed(problems))]
     Unusable {
         /// The folder.
@@ -29,7 +29,7 @@ pub enum Error {
         /// One line each.
         problems: Vec<String>,
     },
-    /// Everything in which the folder and the recipe disagree.
+    /// The adapter is not the one that the recipe describes.
     #[error("the adapter in `{}` differs from the recipe:{}", folder.display(), listed(differences))]
     Differs {
         /// The folder.
@@ -65,7 +65,7 @@ pub enum Error {
         /// How many were given.
         found: usize,
     },
-    /// The values could not be brought from the device.
+    /// Reading the values from the device failed.
     #[error("tensor `{tensor}` of the adapter could not be read from the device: {reason}")]
     Device {
         /// The tensor's key.

@@ -1,5 +1,5 @@
-//! The numbers of an adapter: A and B of every target, under DoRA its magnitudes, and the modules that are trained as a
-//! whole; f32, on the device.
+//! The values of an adapter: A and B of every target, under DoRA its magnitudes, and the modules to save; f32, on the
+//! device.
 //!
 //! `y = W·x + scaling · B·(A·dropout(x))`, A `[rank, in]`, B `[out, rank]` (Hu et al. 2021, section 4.1). A
 //! starts as Kaiming-uniform with a = √5, which is U(−1/√in, 1/√in), and B as zero, so that the first step sees
@@ -34,8 +34,8 @@ pub struct DropoutStep {
 
 /// All adapters of a run.
 ///
-/// Parameters are numbered: for each target A, then B, then magnitudes if it has them; targets by layer and then in
-/// by slot; behind them the whole modules. A clone shares the tensors; an update leaves the clone's as they are.
+/// Parameters are numbered: for each target A, then B, then magnitudes if it has them; targets by layer
+/// and then by slot; behind them the modules to save. A clone shares the tensors; an update leaves the clone's as they are.
 #[derive(Clone, Debug)]
 pub struct LoraSet<B: KernelBackend> {
     targets: Vec<Target>,
@@ -50,7 +50,7 @@ pub struct LoraSet<B: KernelBackend> {
 
 impl<B: KernelBackend> LoraSet<B> {
     /// A new adapter: A drawn by seed and module path (so that neither the order of targets nor the number of
-    /// threads matters), B zero. Magnitudes follow from the weights, and are not numbers before
+    /// threads matters), B zero. Magnitudes follow from the weights, and are NaN before
     /// [`Self::set_magnitudes`].
     pub fn init(targets: Vec<Target>, dropout: f64, seed: u64, device: &B::Device) -> Self {
         let targets = ordered(targets);
@@ -72,7 +72,7 @@ impl<B: KernelBackend> LoraSet<B> {
         }
     }
 
-    /// An adapter with given numbers: one vector for each parameter, in this set's order, row-major.
+    /// An adapter with given values: one vector for each parameter, in this set's order, row-major.
     ///
     /// # Errors
     /// Another number of vectors, or one that does not fill its shape.
@@ -108,7 +108,7 @@ impl<B: KernelBackend> LoraSet<B> {
         })
     }
 
-    /// The same with modules that are trained as a whole; `of` gives the numbers of each, `[vocab, hidden]` in f32.
+    /// Adds modules to save; `of` gives the values of each, `[vocab, hidden]` in f32.
     #[must_use]
     pub fn with_wholes(mut self, wholes: Vec<Whole>, mut of: impl FnMut(&Whole) -> Tensor<B, 2>) -> Self {
         for whole in wholes {
@@ -119,19 +119,19 @@ impl<B: KernelBackend> LoraSet<B> {
         self
     }
 
-    /// The modules that are trained as a whole.
+    /// The modules to save.
     pub fn wholes(&self) -> &[Whole] {
         &self.wholes
     }
 
-    /// The numbers of a module that is trained as a whole, `[vocab, hidden]` in f32.
+    /// The values of a module to save, `[vocab, hidden]` in f32.
     pub fn whole(&self, kind: WholeKind) -> Option<&Tensor<B, 2>> {
         let first = self.tensors.len() - self.wholes.len();
         let index = self.wholes.iter().position(|whole| whole.kind == kind)?;
         self.tensors.get(first + index)
     }
 
-    /// Gives every whole module the numbers that `of` finds for it.
+    /// Gives every module to save the values that `of` returns for it.
     pub fn set_wholes(&mut self, mut of: impl FnMut(&Whole) -> Tensor<B, 2>) {
         let first = self.tensors.len() - self.wholes.len();
         for (index, whole) in self.wholes.iter().enumerate() {
@@ -139,7 +139,7 @@ impl<B: KernelBackend> LoraSet<B> {
         }
     }
 
-    /// What is adapted, in the order of the parameters.
+    /// The adapted projections, in the order of the parameters.
     pub fn targets(&self) -> &[Target] {
         &self.targets
     }
@@ -154,8 +154,8 @@ impl<B: KernelBackend> LoraSet<B> {
         &self.tensors
     }
 
-    /// Puts new tensors in the place of all old ones: an optimizer step. `update` is the only holder of the tensors it
-    /// is given, so that it may work in their place.
+    /// Replaces all tensors: an optimizer step. `update` is the only holder of the tensors that it takes, so it may write
+    /// over them.
     ///
     /// # Errors
     /// Another number of tensors, or one of another shape; the set is then empty.
@@ -184,7 +184,7 @@ impl<B: KernelBackend> LoraSet<B> {
     /// The values of one parameter, row-major, on the host.
     ///
     /// # Errors
-    /// The device cannot give them.
+    /// The device failed.
     pub fn values(&self, index: usize) -> Result<Vec<f32>, Error> {
         let failed = |reason: String| Error::Device { tensor: self.parameters[index].name.clone(), reason };
         let data =
@@ -256,8 +256,8 @@ impl<B: KernelBackend> LoraSet<B> {
     }
 }
 
-/// The adapters between two updates: what DoRA computes from a weight and its adapter is computed for the first
-/// micro-batch and serves the others, so that they belong to one model.
+/// The adapters between two updates. DoRA's norms are computed in the first micro-batch and reused in the others, so one
+/// value belongs to one model.
 #[derive(Debug)]
 pub struct StepAdapters<'a, B: KernelBackend> {
     set: &'a LoraSet<B>,
@@ -265,7 +265,7 @@ pub struct StepAdapters<'a, B: KernelBackend> {
 }
 
 impl<B: KernelBackend> StepAdapters<'_, B> {
-    /// All of them, as they are trained.
+    /// The set that they are of.
     pub fn set(&self) -> &LoraSet<B> {
         self.set
     }

@@ -172,7 +172,7 @@ pub struct Module {
     pub layer: usize,
     /// What it does in that layer.
     pub role: Role,
-    /// Its place in that layer; where no model is at hand, the number of the role.
+    /// Its place in that layer; the number of the role if the model is not known.
     pub slot: Slot,
     /// Rows of the weight.
     pub out_features: usize,

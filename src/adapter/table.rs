@@ -1,12 +1,11 @@
-//! What a recipe adapts, compactly enough to read before training starts.
-//!
-//! Knows which numbers belong on one line; refuses to know how a table is drawn.
+//! The adapted projections as a short table: one row for all layers whose numbers agree. Refuses to know how a table is
+//! drawn.
 
 use std::fmt;
 
 use super::target::Target;
 
-/// One line of the table of what matched: a projection, over the layers in which all its numbers agree.
+/// One row: a projection, over the layers in which all its numbers agree.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TableRow {
     /// The last component of the module paths (`q_proj`).
@@ -34,7 +33,7 @@ impl TableRow {
     }
 }
 
-/// What matched, compactly: usually one row for each projection.
+/// The rows: usually one for each projection.
 pub fn table(targets: &[Target]) -> Vec<TableRow> {
     let mut rows: Vec<((&str, usize), TableRow)> = Vec::new();
     for target in targets {
@@ -69,7 +68,7 @@ pub fn table(targets: &[Target]) -> Vec<TableRow> {
     rows.into_iter().map(|(_, row)| row).collect()
 }
 
-/// Layer numbers as people write them: `0-11, 14`.
+/// Layer numbers as ranges: `0-11, 14`.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerRanges<'a>(pub &'a [usize]);
 

@@ -1,6 +1,6 @@
 //! Which projections a recipe adapts, and with which rank and alpha.
 //!
-//! The rules are PEFT's, so that a written `adapter_config.json` means there what the recipe means here: a name
+//! The rules are PEFT's, so that a written `adapter_config.json` selects the same modules there: a name
 //! matches a module whose path is the name or ends in `.name`; a pattern must match a whole path
 //! (`re.fullmatch`); a rank or alpha pattern must match a whole path or the end of one after a dot
 //! (`re.match(r"(.*\.)?(pattern)$")`), and the first that does decides. Unlike there, what matches nothing is
@@ -64,14 +64,14 @@ pub fn scaling(alpha: f64, rank: usize, use_rslora: bool) -> f64 {
     }
 }
 
-/// Something in the adapter's table that does not fit the model.
+/// A value of the adapter's table that does not fit the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The value it concerns.
     pub at: At,
     /// What is wrong.
     pub message: String,
-    /// The way out.
+    /// The remedy.
     pub help: String,
 }
 
@@ -106,7 +106,7 @@ pub enum At {
 pub fn resolve(spec: &Spec, modules: &[Module]) -> Result<Vec<Target>, Vec<Problem>> {
     let mut problems = Vec::new();
     let chosen = choose(&spec.target_modules, modules, &mut problems);
-    // With nothing chosen, patterns are held against the whole model, lest one mistake be reported twice.
+    // With nothing chosen, patterns are checked against the whole model, so that one mistake is reported once.
     let candidates = if chosen.is_empty() { modules.iter().collect() } else { chosen };
     let rank_patterns = Patterns::new(&spec.rank_pattern, At::RankPattern, &mut problems);
     let alpha_patterns = Patterns::new(&spec.alpha_pattern, At::AlphaPattern, &mut problems);
@@ -198,7 +198,7 @@ fn choose<'a>(
     }
 }
 
-/// Modules outside the decoder layers that people name as targets.
+/// Modules outside the decoder layers that are often named as targets.
 const FROZEN: [&str; 2] = ["lm_head", "model.embed_tokens"];
 
 /// PEFT's rule for a name in a list.
@@ -258,7 +258,7 @@ fn not_a_regex(at: At, pattern: &str, reason: &str) -> Problem {
     }
 }
 
-/// What a name could have been.
+/// The names that exist, the most similar one first.
 fn available(name: &str, modules: &[Module]) -> String {
     let last = name.rsplit('.').next().unwrap_or(name);
     let known = distinct_last_components(modules);

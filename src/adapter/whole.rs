@@ -1,13 +1,13 @@
-//! Modules outside the decoder layers that are trained as a whole, beside the adapters: PEFT's `modules_to_save`.
+//! Modules to save (PEFT's `modules_to_save`): embeddings and output head, trained whole beside the adapters.
 //!
-//! Their numbers are f32 masters, whatever the base is stored in. Where the output head is tied to the embeddings, a
-//! whole trained module would part the two without anything saying so; that is refused.
+//! Their values are f32 masters, whatever the base is stored in. Where the output head is tied to the embeddings, training
+//! one of them would silently untie them; that is refused.
 
 use std::fmt;
 
 use super::parameter::{Parameter, Part, key};
 
-/// A module that can be trained as a whole.
+/// A module that can be trained whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum WholeKind {
     /// Token ids to hidden states.
@@ -35,7 +35,7 @@ impl fmt::Display for WholeKind {
     }
 }
 
-/// Such a module of the model at hand.
+/// A module to save of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Whole {
     /// What it is.
@@ -58,10 +58,10 @@ impl Whole {
     }
 }
 
-/// Those of `modules` that a list of names means, by PEFT's rule: a path is the name or ends in it.
+/// The modules that a list of names selects, by PEFT's rule: the path is the name, or ends in it after a dot.
 ///
 /// # Errors
-/// The position of each name that means none of them.
+/// The positions of names that select none.
 pub fn resolve(names: &[String], modules: &[Whole]) -> Result<Vec<Whole>, Vec<usize>> {
     let means = |name: &str, whole: &Whole| whole.path == name || whole.path.ends_with(&format!(".{name}"));
     let unknown: Vec<usize> = names

@@ -21,10 +21,10 @@ pub(super) const PROMPT_CHUNK: usize = 512;
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The forward pass refused.
+    /// The forward pass failed.
     #[error(transparent)]
     Model(#[from] model::Error),
-    /// Nothing to continue.
+    /// The prompt is empty.
     #[error("the prompt has no tokens; a model needs at least one to continue")]
     EmptyPrompt,
     /// A prompt that leaves no room for an answer.
@@ -38,7 +38,7 @@ pub enum Error {
         /// Tokens the model was made for.
         context: usize,
     },
-    /// Logits that are not numbers.
+    /// Logits that are not finite.
     #[error(
         "after {tokens} tokens the model's logits are not finite: its weights, or the adapter's, are damaged"
     )]
@@ -46,10 +46,10 @@ pub enum Error {
         /// Tokens of prompt and answer so far.
         tokens: usize,
     },
-    /// The logits could not be brought from the device.
+    /// Reading the logits from the device failed.
     #[error("the logits could not be read from the device: {reason}")]
     Device {
-        /// The backend's own words.
+        /// The backend's message.
         reason: String,
     },
     /// A token that cannot be turned into text.
@@ -84,7 +84,7 @@ pub struct Timing {
 /// Why an answer ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Finish {
-    /// The model said so, with this token.
+    /// The model emitted this end token.
     StopToken(u32),
     /// It has [`Sampling::max_new_tokens`] tokens.
     Length,
@@ -122,7 +122,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         Self { decoder, adapters, cache, cached: Vec::new() }
     }
 
-    /// Continues a prompt. `listen` hears each token as it is chosen, and may end the answer there.
+    /// Continues a prompt. `listen` receives each token as it is chosen, and may stop the answer there.
     ///
     /// # Errors
     /// The prompt is empty, fills the context or has ids outside the vocabulary; or the logits are not finite.
@@ -183,8 +183,8 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         self.cache.truncate(tokens);
     }
 
-    /// Reads what of `ids` is not in the cache yet, and gives the logits behind the last; `None` when the listener wants
-    /// no more.
+    /// Runs the part of `ids` that is not in the cache, and returns the logits after the last; `None` if the listener
+    /// stopped the answer.
     fn read(
         &mut self,
         ids: &[u32],
@@ -234,7 +234,7 @@ fn pass<B: KernelBackend>(
     Ok(Some(logits.into_vec().map_err(|error| device(format!("{error:?}")))?))
 }
 
-/// Continues one prompt. `on_token` hears each token as it is chosen, and may end the answer there.
+/// Continues one prompt. `on_token` receives each token as it is chosen, and may stop the answer there.
 ///
 /// # Errors
 /// As [`Session::generate`].

@@ -1,7 +1,7 @@
-//! Typed reading of config.json, strict about what it does not know.
+//! Typed reading of config.json, strict about unknown keys.
 //!
-//! Every key is either read by a family, on the list of keys that cannot change the maths, or held to the one
-//! value that means nothing special; any other key that is not null is an error. Knows no family.
+//! Every key is either read by a family, on the list of keys that cannot change the maths, or must have the one
+//! value without effect; any other key that is not null is an error. Knows no family.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -218,7 +218,7 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// Fails when the object holds keys that nobody read and that are not known to be irrelevant.
+    /// Fails if the object has keys that were not read and are not known to be irrelevant.
     pub(super) fn finish(&self) -> Result<(), Error> {
         let read = self.read.borrow();
         let irrelevant = |key: &str| self.path.is_empty() && IRRELEVANT.contains(&key);

@@ -1,4 +1,4 @@
-//! Why a checkpoint cannot be run. Every message names the key or tensor, what was expected and the way out.
+//! Why a checkpoint cannot be run. Every message names the key or tensor, what was expected and the remedy.
 
 use crate::{assets, quant};
 
@@ -55,8 +55,8 @@ pub enum Error {
         /// The vocabulary.
         vocab_size: usize,
     },
-    /// Position ids that cannot belong to the documents given.
-    #[error("position id {position} in a batch whose longest document may have {limit} tokens")]
+    /// Position ids beyond the end of their document.
+    #[error("position id {position} is outside a batch of {limit} tokens")]
     PositionOutOfRange {
         /// The position id.
         position: u32,
@@ -64,17 +64,17 @@ pub enum Error {
         limit: usize,
     },
     /// Adapters made for another model.
-    #[error("adapters for {adapters} layers were given to a model of {layers}")]
+    #[error("adapters for {adapters} layers do not fit a model of {layers} layers")]
     AdapterCount {
         /// Entries given.
         adapters: usize,
         /// Layers of the model.
         layers: usize,
     },
-    /// Nothing to run.
-    #[error("the batch holds no token")]
+    /// An empty batch.
+    #[error("the batch has no tokens")]
     EmptyBatch,
-    /// The device does not compute in the dtype that the recipe asks for.
+    /// The device cannot compute in the dtype of the recipe.
     #[error("the device cannot compute in {dtype}: choose `compute_dtype = \"f32\"` or \"auto\"")]
     UnsupportedDtype {
         /// The dtype.

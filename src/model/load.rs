@@ -1,6 +1,6 @@
 //! From a checked checkpoint to a decoder on a device, one tensor at a time.
 //!
-//! Peak memory is the model in the form it is kept plus one dense tensor: each is read, converted or quantized,
+//! Peak memory is the model as it is stored plus one dense tensor: each is read, converted or quantized,
 //! moved to the device and dropped before the next. Only the projections of the layers are ever quantized;
 //! embeddings, norms, biases and the output head stay in the compute dtype.
 

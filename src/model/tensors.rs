@@ -133,7 +133,7 @@ pub fn check(
     Err(Error::Tensors { folder: weights.folder().display().to_string(), problems })
 }
 
-/// Tensors that some tools write and that carry nothing: rotary frequencies, a copy of tied embeddings.
+/// Tensors that some tools write and that are redundant: rotary frequencies, a copy of tied embeddings.
 fn ignorable(spec: &DecoderSpec, weights: &WeightFiles, name: &str) -> Result<bool, Error> {
     if name.ends_with(".rotary_emb.inv_freq") {
         return Ok(true);

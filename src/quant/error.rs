@@ -1,4 +1,4 @@
-//! What can be wrong with a quantized tensor. Every message names it.
+//! Errors of quantized tensors. Every message names the tensor.
 
 use crate::assets;
 
@@ -25,7 +25,7 @@ pub enum Error {
         /// The weight.
         weight: String,
     },
-    /// The recipe asks for another quantization than the checkpoint has.
+    /// The recipe has another quantization than the checkpoint.
     #[error(
         "the recipe asks for NF4 with block_size = {asked_block_size} and double_quant = {asked_double_quant}, but \
          tensor `{weight}` is stored as {found}, and requantizing would lose precision: {way_out}"

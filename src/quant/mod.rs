@@ -1,4 +1,4 @@
-//! Frozen weights in the form they are kept in: quantized here, or taken from a checkpoint as it is.
+//! Frozen weights as they are stored: quantized here, or read from a checkpoint that is already quantized.
 
 pub mod bitsandbytes;
 pub mod error;

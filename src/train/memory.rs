@@ -19,7 +19,7 @@ use crate::quant;
 /// a twelfth of its memory in all. That is no term of the plan but part of what a run leaves free (`device::SHARE`).
 const POOL_SLACK: f64 = 1.125;
 
-/// What has to be held.
+/// What memory is planned for.
 #[derive(Clone, Copy, Debug)]
 pub struct Workload<'a> {
     /// The model.
@@ -30,7 +30,7 @@ pub struct Workload<'a> {
     pub dtype: FloatDtype,
     /// The adapted projections.
     pub targets: &'a [Target],
-    /// The modules that are trained as a whole.
+    /// The modules to save.
     pub wholes: &'a [Whole],
     /// Tokens of the largest micro-batch.
     pub tokens: u64,

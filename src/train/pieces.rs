@@ -122,20 +122,20 @@ mod tests {
             program: 0,
             on_device: true,
         };
-        let told = |workload: Workload<'_>, most: u64| {
+        let refused = |workload: Workload<'_>, most: u64| {
             workload.require_pieces(Some(most)).map_err(|error| error.to_string())
         };
         // 128256 x 4096 numbers.
-        let embeddings = told(workload(FloatDtype::F32, 2048), 2 << 30).err();
-        assert!(embeddings.is_none_or(|told| told.contains("1.96 GiB")), "2 GiB hold them");
-        let embeddings = told(workload(FloatDtype::F32, 2048), 1 << 30).unwrap_err();
+        let embeddings = refused(workload(FloatDtype::F32, 2048), 2 << 30).err();
+        assert!(embeddings.is_none_or(|refused| refused.contains("1.96 GiB")), "2 GiB hold them");
+        let embeddings = refused(workload(FloatDtype::F32, 2048), 1 << 30).unwrap_err();
         assert!(
             embeddings.contains("1.96 GiB in one piece") && embeddings.contains("16 bits"),
             "{embeddings}"
         );
-        assert_eq!(told(workload(FloatDtype::Bf16, 2048), 1 << 30), Ok(()));
+        assert_eq!(refused(workload(FloatDtype::Bf16, 2048), 1 << 30), Ok(()));
         // 65536 tokens of 14336 numbers.
-        let activations = told(workload(FloatDtype::Bf16, 65_536), 1 << 30).unwrap_err();
+        let activations = refused(workload(FloatDtype::Bf16, 65_536), 1 << 30).unwrap_err();
         assert!(activations.contains("1.75 GiB") && activations.contains("--fit"), "{activations}");
         assert_eq!(workload(FloatDtype::F32, 1 << 20).require_pieces(None), Ok(()));
     }

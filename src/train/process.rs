@@ -1,16 +1,16 @@
-//! The memory of this process and of its machine, as the system tells it.
+//! The memory of this process and of its machine, as the system reports it.
 
-/// Largest resident set of this process so far in bytes; `None` where the system does not tell.
+/// Largest resident set of this process so far in bytes; `None` where the system does not report it.
 pub fn peak_resident_bytes() -> Option<u64> {
     kilobytes_field("/proc/self/status", "VmHWM:")
 }
 
-/// Resident set of this process in bytes; `None` where the system does not tell.
+/// Resident set of this process in bytes; `None` where the system does not report it.
 pub fn resident_bytes() -> Option<u64> {
     kilobytes_field("/proc/self/status", "VmRSS:")
 }
 
-/// Memory that can be had without swapping, in bytes; `None` where the system does not tell.
+/// Memory that can be had without swapping, in bytes; `None` where the system does not report it.
 pub fn available_bytes() -> Option<u64> {
     kilobytes_field("/proc/meminfo", "MemAvailable:")
 }

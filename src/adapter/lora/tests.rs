@@ -2,6 +2,7 @@
 
 use burn::tensor::Device;
 use burn_flex::Flex;
+use tune_kernels::linear::FrozenWeight;
 
 use super::*;
 use crate::adapter::projection::{Module, Role};
@@ -154,7 +155,7 @@ fn magnitudes_stand_behind_their_pair() {
     assert_eq!(names, expected.map(|suffix| format!("{module}{suffix}")));
     assert_eq!([0, 1, 2, 3].map(|layer| set.layer_parameters(layer)), [0..3, 3..3, 3..9, 9..9]);
     assert_eq!(set.count(), (4 * 24 + 12 + 4 * 24 + 12 + 2 * 17 + 5) as u64);
-    // Without the weights that they follow from they are no numbers, lest anybody train on something else.
+    // NaN until they are computed from the weights: training on anything else would be wrong.
     assert!(set.values(2).unwrap().iter().all(|value| value.is_nan()));
     set.set_magnitudes(2, |target, lora| {
         assert_eq!(lora.a.dims(), [target.rank, target.module.in_features]);
@@ -165,4 +166,22 @@ fn magnitudes_stand_behind_their_pair() {
     let layer = set.layer(2, None);
     let dora = layer.get(2).unwrap().dora.as_ref().unwrap();
     assert_eq!(dora.magnitude.dims(), [1, 5]);
+}
+
+#[test]
+fn norms_are_computed_once_between_two_updates() {
+    let targets = targets().into_iter().map(|target| Target { use_dora: true, ..target }).collect();
+    let set: LoraSet<Flex> = LoraSet::init(targets, 0.25, 1, &device());
+    let weight = FrozenWeight::Dense(Tensor::ones([5, 12], &device()));
+    let step = set.until_update();
+    let layer = step.layer(2, None);
+    let adapter = layer.get(2).unwrap();
+    let squares = || Tensor::ones([1, 5], &device());
+    adapter.dora.as_ref().unwrap().scale(&weight, squares, &adapter.lora);
+    // Another micro-batch has other masks, and the same norms.
+    let dropout = DropoutStep { seed: 3, step: 4, micro_batch: 5 };
+    let layer = step.layer(2, Some(dropout));
+    let adapter = layer.get(2).unwrap();
+    assert!(adapter.lora.dropout.is_some());
+    adapter.dora.as_ref().unwrap().scale(&weight, || panic!("computed again"), &adapter.lora);
 }

@@ -1,4 +1,4 @@
-//! `adapter_config.json`: the fields of PEFT's `LoraConfig`, written with sorted keys and read with suspicion.
+//! `adapter_config.json`: the fields of PEFT's `LoraConfig`, written with sorted keys and read strictly.
 //!
 //! A field that changes the mathematics and is not understood is an error, never a default. Knows how PEFT
 //! reads each field; refuses to know tensors.
@@ -10,10 +10,10 @@ use crate::adapter::projection::Module;
 use crate::adapter::spec::{Spec, TargetModules};
 use crate::adapter::target::{Target, full_match, names_module, scaling};
 
-/// What an adapter folder says of itself.
+/// The configuration of an adapter folder.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// `base_model_name_or_path`: told, never enforced.
+    /// `base_model_name_or_path`: reported, never enforced.
     pub base_model: Option<String>,
     /// `revision` of the base.
     pub revision: Option<String>,
@@ -27,7 +27,7 @@ pub struct Config {
     pub use_rslora: bool,
     /// `use_dora`.
     pub use_dora: bool,
-    /// `modules_to_save`: names of modules that are trained as a whole.
+    /// `modules_to_save`: names of modules that are trained whole.
     pub modules_to_save: Vec<String>,
     /// `target_modules`.
     pub target_modules: TargetModules,
@@ -42,8 +42,8 @@ pub struct Config {
 impl Config {
     /// The configuration of a trained adapter.
     ///
-    /// PEFT, and whoever rewrites the file with sorted keys, finds the same modules, ranks and alphas in it:
-    /// targets become names (last components where those mean the same modules, else whole paths), and
+    /// PEFT, and tools that rewrite the file with sorted keys, read the same modules, ranks and alphas from it: targets
+    /// become names (last components where those mean the same modules, else whole paths), and
     /// patterns whose order matters, or whose syntax Python may not share, become one entry per module.
     pub fn new(
         spec: &Spec,
@@ -114,12 +114,12 @@ impl Config {
         format!("{:#}", Value::Object(fields))
     }
 
-    /// Whether `r` and `lora_alpha` do not hold for all modules.
+    /// Whether some modules have another rank or alpha than `r` and `lora_alpha`.
     pub fn has_patterns(&self) -> bool {
         !self.rank_pattern.is_empty() || !self.alpha_pattern.is_empty()
     }
 
-    /// Reads the fields; what cannot be used is added to `problems`.
+    /// Reads the fields; adds fields that cannot be used to `problems`.
     pub(super) fn parse(fields: &Map<String, Value>, problems: &mut Vec<String>) -> Option<Self> {
         let before = problems.len();
         check_kind(fields, problems);
@@ -171,7 +171,7 @@ impl Config {
         Target { module: module.clone(), rank, alpha, scaling, use_dora: self.use_dora }
     }
 
-    /// The modules that PEFT would adapt; `None` where only the tensors can tell.
+    /// The modules that PEFT would adapt; `None` where that follows from the tensors alone.
     pub(super) fn named<'a>(&self, modules: &'a [Module]) -> Option<Vec<&'a Module>> {
         let filter =
             |keep: &dyn Fn(&str) -> bool| modules.iter().filter(|module| keep(&module.path)).collect();
@@ -181,7 +181,7 @@ impl Config {
             TargetModules::Names(names) => {
                 Some(filter(&|path| names.iter().any(|name| names_module(name, path))))
             }
-            // Python's look-around has no equal here: then the tensors decide alone.
+            // Python's look-around is not supported here: then the tensors decide alone.
             TargetModules::Pattern(pattern) => {
                 full_match(pattern).ok().map(|regex| filter(&|path| regex.is_match(path)))
             }
@@ -233,7 +233,7 @@ const UNSUPPORTED: [(&str, &str); 14] = [
     ("velora_config", "VeLoRA"),
 ];
 
-/// Fields read elsewhere, or without a say in what the adapter computes.
+/// Fields that are read elsewhere, or that do not change what the adapter computes.
 const UNDERSTOOD: [&str; 28] = [
     "alpha_pattern",
     "auto_mapping",
@@ -342,7 +342,7 @@ fn targets_of(value: &Value) -> Option<TargetModules> {
     }
 }
 
-/// The fields being read, and what is wrong with them.
+/// The fields being read, and their problems.
 struct Fields<'a> {
     fields: &'a Map<String, Value>,
     problems: &'a mut Vec<String>,

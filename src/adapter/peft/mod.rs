@@ -1,9 +1,8 @@
 //! Adapter folders as PEFT writes and reads them: `adapter_config.json`, `adapter_model.safetensors` and a model
 //! card.
 //!
-//! Two runs of one recipe write the same bytes: keys are sorted, tensors are f32, and neither a date nor a host
-//! is mentioned. Provenance goes into the safetensors metadata, since PEFT warns of configuration keys it does
-//! not know.
+//! Two runs of one recipe write the same bytes: keys are sorted, tensors are f32, and no date or host is written.
+//! Provenance goes into the safetensors metadata, since PEFT warns of configuration keys that it does not know.
 
 mod card;
 pub mod config;
@@ -30,7 +29,7 @@ use crate::files::{self, Existing};
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// Name of the file of tensors.
 pub const TENSORS_FILE: &str = "adapter_model.safetensors";
-/// Name of a chat template that stands by itself; it goes before the one in tokenizer_config.json.
+/// Name of a separate chat template; it takes precedence over the one in tokenizer_config.json.
 pub const TEMPLATE_FILE: &str = "chat_template.jinja";
 /// Name of the model card.
 pub const CARD_FILE: &str = "README.md";
@@ -42,7 +41,7 @@ pub const CARD_FILE: &str = "README.md";
 /// `chat_template.jinja`, in the place of the model's own, since it is what the adapter was trained with.
 ///
 /// # Errors
-/// The folder is taken and not to be replaced, the disk refuses, or a value is not finite.
+/// The folder exists and must not be replaced, writing fails, or a value is not finite.
 pub fn write<B: KernelBackend>(
     folder: &Path,
     existing: Existing,
@@ -65,7 +64,7 @@ pub struct Numbers<'a> {
     pub values: &'a dyn Fn(usize) -> Result<Vec<f32>, Error>,
 }
 
-/// As [`write()`], for numbers that lie on no device.
+/// As [`write()`], for values on the host.
 ///
 /// # Errors
 /// As [`write()`].
@@ -98,7 +97,7 @@ pub fn write_folder(
 /// Writes `adapter_model.safetensors` alone.
 ///
 /// # Errors
-/// The disk refuses, or a value is not finite.
+/// Writing fails, or a value is not finite.
 pub fn write_tensors<B: KernelBackend>(
     path: &Path,
     adapter: &LoraSet<B>,
@@ -111,7 +110,7 @@ pub fn write_tensors<B: KernelBackend>(
 /// Writes a safetensors file of f32 tensors; `provenance` joins `{"format": "pt"}` in its metadata.
 ///
 /// # Errors
-/// The disk refuses, or a value is not finite.
+/// Writing fails, or a value is not finite.
 pub fn write_numbers(
     path: &Path,
     tensors: &Numbers<'_>,
@@ -127,7 +126,7 @@ pub fn write_numbers(
     let (numbers, headers): (BTreeMap<String, usize>, Vec<_>) =
         tensors.parameters.iter().enumerate().map(header).unzip();
     let layout = Layout::new(&metadata, headers)?;
-    // The writer speaks of I/O alone: what else goes wrong is kept here.
+    // The writer reports I/O errors alone: another error is stored here.
     let mut fault = None;
     let written = files::write_atomically(path, |out: &mut dyn Write| {
         layout.write(out, |tensor, out| match finite_values(tensors, &numbers, &tensor.name) {

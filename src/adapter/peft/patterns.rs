@@ -1,4 +1,4 @@
-//! The names and patterns of `adapter_config.json`, chosen so that every reader takes them alike.
+//! The names and patterns of `adapter_config.json`, chosen so that every reader resolves them alike.
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,7 @@
 //! Reading an adapter folder: every tensor consumed, every target paired, every difference named.
 //!
-//! PEFT and its kin load what fits and pass over the rest, so that an adapter for another architecture changes
-//! nothing, in silence. Here all that is wrong is collected and reported together. Nothing but headers is read
-//! before everything fits.
+//! PEFT loads what fits and ignores the rest, so an adapter for another architecture silently changes nothing. Here every
+//! problem is collected, and all are reported together. Only headers are read before everything fits.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -35,8 +34,8 @@ impl Adapter {
     /// Opens a folder and checks all that needs no model: the configuration, the header, and every key.
     ///
     /// # Errors
-    /// Files are missing or malformed, or the adapter is of a kind that cannot be used (all reasons together); whole
-    /// trained modules are among those kinds, lest somebody use the rest without them.
+    /// Files are missing or malformed, or the adapter is of a kind that cannot be used (all reasons together). Modules to
+    /// save are among those kinds: the pairs alone would be another model.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let adapter = Self::open_with_wholes(folder)?;
         match adapter.config.modules_to_save.as_slice() {
@@ -51,10 +50,10 @@ impl Adapter {
         }
     }
 
-    /// As [`Self::open`], for those who also use the modules that are trained as a whole ([`Self::wholes`]).
+    /// As [`Self::open`], for callers that also use the modules to save ([`Self::wholes`]).
     ///
     /// # Errors
-    /// As [`Self::open`], but for those.
+    /// As [`Self::open`], except for modules to save.
     pub fn open_with_wholes(folder: &Path) -> Result<Self, Error> {
         require_files(folder)?;
         let fields = read_object(&folder.join(CONFIG_FILE), CONFIG_LIMIT)?;
@@ -89,7 +88,7 @@ impl Adapter {
         &self.folder
     }
 
-    /// What `adapter_config.json` says.
+    /// The contents of `adapter_config.json`.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -131,7 +130,7 @@ impl Adapter {
         }
     }
 
-    /// The numbers of the targets, converted to f32: for each in order A, B and under DoRA magnitudes, row-major (as
+    /// The values of the targets, converted to f32: for each in order A, B and under DoRA magnitudes, row-major (as
     /// [`LoraSet::from_values`](crate::adapter::lora::LoraSet::from_values) takes them).
     ///
     /// # Errors
@@ -151,7 +150,7 @@ impl Adapter {
         tensors(targets).iter().map(read).collect()
     }
 
-    /// The modules that are trained as a whole, of those in `candidates`.
+    /// The modules to save, of those in `candidates`.
     ///
     /// # Errors
     /// `modules_to_save` names another module, its tensor is missing, or has another shape (all of them together).
@@ -190,7 +189,7 @@ impl Adapter {
         }
     }
 
-    /// Gives a set of this adapter's the modules that are trained as a whole.
+    /// Adds this adapter's modules to save to a set of its pairs.
     ///
     /// # Errors
     /// As [`Self::values`].
@@ -211,7 +210,7 @@ impl Adapter {
         }))
     }
 
-    /// The numbers of a whole module, converted to f32, row-major.
+    /// The values of a module to save, converted to f32, row-major.
     ///
     /// # Errors
     /// As [`Self::values`].

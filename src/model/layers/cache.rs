@@ -1,15 +1,15 @@
 //! Keys and values of the tokens already seen, for decoding one sequence token by token.
 //!
-//! Room is doubled when it is used up, and new tokens are written into it: a step costs what its tokens take, not what
-//! came before.
+//! Capacity is doubled when it is used up, and new tokens are written in place: the cost of a step does not depend on the
+//! tokens before it.
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 
-/// Tokens that the first room is for, at least.
+/// The first capacity, in tokens.
 const ROOM: usize = 64;
 
-/// Tokens that there is room for once a sequence of so many has been seen.
+/// Capacity in tokens of a cache that holds `tokens`.
 pub fn cache_room(tokens: usize) -> usize {
     tokens.next_power_of_two().max(ROOM)
 }
@@ -78,7 +78,7 @@ impl<B: KernelBackend> LayerCache<B> {
                 (larger(&keys, old_keys), larger(&values, old_values))
             }
         };
-        // Nobody else holds the room, so it is written in place.
+        // The cache is the only holder, so the write is in place.
         let written = |room: Tensor<B, 3>, rows: Tensor<B, 3>| {
             room.slice_assign([start..end, 0..heads, 0..head_dim], rows)
         };

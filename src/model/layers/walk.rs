@@ -1,4 +1,4 @@
-//! The layers of a decoder behind one door: whoever computes walks them, up or down, and holds one at a time.
+//! The layers of a decoder behind one door: all computation walks them, up or down, and holds one at a time.
 //!
 //! A walk knows its order before it begins, and hands out a guard for each layer. Nothing holds a layer beyond its guard,
 //! so that where layers come from (memory, or files in which they are read one by one) is decided here alone.
