@@ -20,32 +20,32 @@
 //!
 //! # The rooms
 //!
-//! Each imports only from rooms above it; `tests/layering.rs` holds them to it.
+//! Each imports only from rooms above it; `tests/layering.rs` checks it.
 //!
 //! | room | owns |
 //! |---|---|
 //! | [`units`] | quantities with a unit |
-//! | [`document`] | TOML text as values with places, problems with a way out |
-//! | [`files`] | writing to disk: whole or absent; safetensors with reproducible bytes |
-//! | [`assets`] | a Hugging Face folder, proven complete; the local hub cache |
+//! | [`document`] | TOML text as values with places; problems with remedies |
+//! | [`files`] | atomic writing to disk; safetensors with reproducible bytes |
+//! | [`assets`] | Hugging Face model folders, checked for completeness; the local hub cache |
 //! | [`data`] | from files of examples to micro-batches of token ids |
 //! | [`quant`] | frozen weights: our own quantization, bitsandbytes checkpoints |
-//! | [`adapter`] | LoRA, DoRA, whole modules beside them: targets, numbers, PEFT files |
+//! | [`adapter`] | LoRA, DoRA and modules to save: targets, values, PEFT files |
 //! | [`model`] | families, the decoder, loading |
-//! | [`objective`] | what is minimised |
+//! | [`objective`] | the losses |
 //! | [`checkpoint`] | named tensors and counters on disk |
 //! | [`train`] | the layer loop, the optimizer, the training loop, the run folder |
 //! | [`generate`] | decoding with a key-value cache |
-//! | [`export`] | adapters verified, merged into their base, rewritten for other tools; GGUF files |
-//! | [`hub`] | fetching a model into the Hugging Face cache: the only room that opens the network |
+//! | [`export`] | adapters verified, merged into their base, converted for other tools; GGUF files |
+//! | [`hub`] | downloading a model into the Hugging Face cache; the only room that opens the network |
 //! | [`recipe`] | all tables together, overrides, the canonical hash |
-//! | [`import`] | configurations of other tools, as recipes |
-//! | [`bundled`] | what the binary carries |
-//! | [`device`] | the only place that names concrete backends |
+//! | [`import`] | configurations of other tools, converted to recipes |
+//! | [`bundled`] | recipes, model and data embedded in the binary |
+//! | [`device`] | devices; the only room that names concrete backends |
 //! | [`tensorboard`] | event files for TensorBoard |
-//! | [`record`] | what a run folder says of itself: the lock of its inputs, how the run went |
+//! | [`record`] | the metadata of a run folder: the lock of its inputs, the record of the run |
 //! | [`report`] | a run folder as one HTML page |
-//! | [`run`] | the use-cases behind the commands |
+//! | [`run`] | the use cases behind the commands |
 //! | [`cli`] | arguments, printing, exit codes |
 //!
 //! | adding | touches |
@@ -58,28 +58,29 @@
 //! | a tool to import from | `import/x.rs` and a variant |
 //! | a GPU backend | a feature and an arm in `device.rs` |
 //!
-//! # What never happens
+//! # Invariants
 //!
-//! - The library prints, exits, or reads the environment. Only `cli` does.
-//! - `units`, `document`, `files`, `assets`, `data` and `recipe` name the tensor engine.
-//! - Tokenizing runs on the training thread; device work runs on more than one.
-//! - A dense copy of a frozen quantized weight outlives the loading of its tensor or its matmul.
-//! - A gradient of a frozen weight is computed: the backward of every layer is written by hand, for what is trained.
-//! - An objective returns a mean. It returns a sum and a count, so that accumulation cannot be wrong.
-//! - A batch holds padding. Documents lie one behind the other; offsets tell them apart.
-//! - The logits of a batch exist as a whole during training.
-//! - A checkpoint, adapter or recipe is left half-written.
-//! - What a device computed after it failed is kept: out of memory, say, on a thread of its driver that nobody waits for.
-//! - Where or how often a run was interrupted shows in its adapter; where its checkpoints happen to lie changes it.
-//! - A run goes on from something else than it was begun with, unless it was told to, and then the adapter says so.
-//! - Two processes write to one run folder.
-//! - A file is made that others can write.
-//! - A file from a stranger takes more memory than its length accounts for, or ends the program in a panic.
-//! - A chat template ends a run that has begun: it may cost the process, but every row that the survey covers is rendered
-//!   before the first step.
-//! - The same recipe, seed and device give another adapter: the bytes are the same, whatever the number of threads.
-//! - Training opens the network: nothing but `hub` does, for `tune download`.
-//! - A Hugging Face weight, `[out, in]` on disk, is turned round anywhere but in `model/load.rs`, `adapter/peft` and
+//! - Only `cli` prints, exits and reads the environment.
+//! - `units`, `document`, `files`, `assets`, `data` and `recipe` are independent of the tensor engine.
+//! - Tokenizing runs beside the training thread; device work runs on one thread.
+//! - A dense copy of a frozen quantized weight lives only while its tensor is loaded or multiplied.
+//! - Only trained weights have gradients: the backward pass of every layer is written by hand.
+//! - An objective returns a sum and a count, so that accumulation cannot be wrong.
+//! - A batch has no padding: documents are concatenated, and offsets separate them.
+//! - Training computes logits in slices of a batch.
+//! - A checkpoint, adapter or recipe on disk is complete or absent.
+//! - Results computed after a device error are discarded, even if the error (say, out of memory) was raised on a driver
+//!   thread.
+//! - The same recipe, seed and device give the same adapter, byte for byte: with any number of threads, wherever and
+//!   however often the run was interrupted, and wherever its checkpoints are.
+//! - A resumed run uses the inputs that it was started with; changes need the user's consent, and the adapter records
+//!   them.
+//! - One process at a time writes to a run folder.
+//! - Created files have the permissions that the umask leaves, as the user set it.
+//! - A file may cost memory in proportion to its length and never a panic. Code that comes with a model (a chat template)
+//!   may cost the process, never a finished run: every row that the survey covers is rendered before the first step.
+//! - Only `hub` opens the network, for `tune download`.
+//! - A Hugging Face weight, `[out, in]` on disk, is transposed only in `model/load.rs`, `adapter/peft` and
 //!   `export/mlx.rs`.
 #![forbid(unsafe_code)]
 

@@ -65,7 +65,7 @@ fn a_run_that_is_out_of_memory_under_way_keeps_its_checkpoint() {
     let largest = Device::choose("vulkan".parse().unwrap()).unwrap().largest_buffer().unwrap();
     let mut observer =
         Greedy { step: 3, device: devices[0].device.clone(), numbers: largest as usize / 4 + 1 };
-    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
+    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false, save: &|| false };
     let file = RecipeFile::open(&path, &[]).unwrap();
     let error = fine_tune(file, &environment, Options::default(), &mut observer).unwrap_err();
     match &error {

@@ -39,7 +39,7 @@ fn headers_that_do_not_describe_the_file_are_refused() {
     let refused = |header: &str, data: usize, parts: &[&str]| {
         says(open(&safetensors(header, &vec![0; data])).unwrap_err(), parts);
     };
-    refused(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4, &["`w`", "cut short"]);
+    refused(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4, &["`w`", "truncated"]);
     refused(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 12, &["cover 8 bytes", "12"]);
     refused(r#"{"w":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8, &["`w`", "F32 [3]", "8 bytes"]);
     refused(r#"{"w":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}}"#, 8, &["`w`"]);

@@ -143,7 +143,7 @@ fn later_steps_take_no_memory_of_their_own() {
         compute_dtype: Some(FloatDtype::Bf16),
         device: tune::recipe::DeviceSpec::Auto,
     };
-    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
+    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false, save: &|| false };
     let mut held = Held::default();
     bench(subject, Options { steps: 6, warmup: 0, profile: None }, &environment, &mut held).unwrap();
     let held = held.0;

@@ -50,7 +50,8 @@ fn a_step_is_read_once() {
             rows = golden.join("tokens.jsonl"),
         );
         let file = RecipeFile::parse("test.toml", recipe.as_bytes(), &[]);
-        let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
+        let environment =
+            Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false, save: &|| false };
         let options = Options { runs_ahead, ..Options::default() };
         let before = readings();
         let outcome = fine_tune(file, &environment, options, &mut Silent).unwrap();

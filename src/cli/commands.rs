@@ -29,8 +29,9 @@ use super::verify::VerifyArguments;
     version,
     arg_required_else_help = true,
     after_help = "Start here:\n  tune cp quickstart demo && cd demo && tune run quickstart.toml\n\n\
-                  Exit codes: 0 done, 1 other error, 2 command line or recipe, 3 data, 4 resources,\n\
-                  5 diverged, 6 gate failed, 130 interrupted, 143 terminated."
+                  Exit codes: 0 done, 1 other error, 2 command line or recipe, 3 data,\n\
+                  4 resources, 5 diverged, 6 gate failed, 128 + N stopped by signal N\n\
+                  (130 SIGINT, 143 SIGTERM)."
 )]
 pub struct Arguments {
     /// The command.
@@ -46,7 +47,7 @@ pub struct Arguments {
 pub enum Command {
     /// Train the adapter that a recipe describes
     Run(RunArguments),
-    /// Check a recipe, its model, its data and the memory it needs, without training
+    /// Check a recipe, its model, data and memory needs, without training
     Validate(ValidateArguments),
     /// Show how rows are tokenized and which tokens are supervised
     Inspect(InspectArguments),
@@ -68,7 +69,7 @@ pub enum Command {
     Merge(MergeArguments),
     /// Save a base model in 4 bits, so that runs on it start sooner
     Quantize(QuantizeArguments),
-    /// Check that an adapter is complete and effective, and show its origin
+    /// Check that an adapter is complete and effective; show its origin
     Verify(VerifyArguments),
     /// Convert an adapter or a model for another program
     Export(ExportArguments),

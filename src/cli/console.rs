@@ -150,7 +150,7 @@ impl<'a> Console<'a> {
     /// Standard output could not be written, except because its reader closed it.
     pub(super) fn end(mut self, exit: Exit) -> io::Result<Exit> {
         self.quiet();
-        self.event("end", &json!({"exit_code": exit as u8, "outcome": exit.name()}));
+        self.event("end", &json!({"exit_code": exit.code(), "outcome": exit.name()}));
         match self.fault {
             Some(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
             _ => Ok(exit),

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+#[cfg(unix)]
+use signal_hook::consts::{SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::exit::Exit;
@@ -25,10 +27,48 @@ fn variable(name: &str) -> Option<PathBuf> {
     env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
+/// A path from a variable, with `~`, `$NAME` and `${NAME}` expanded as huggingface_hub does.
+fn path_variable(name: &str) -> Option<PathBuf> {
+    let value = variable(name)?;
+    match value.to_str() {
+        Some(text) => Some(expanded(text, &|name| env::var(name).ok(), env::home_dir().as_deref())),
+        None => Some(value),
+    }
+}
+
+/// Expands a leading `~` and variables. Unknown variables stay as they are.
+fn expanded(text: &str, lookup: &dyn Fn(&str) -> Option<String>, home: Option<&Path>) -> PathBuf {
+    let text = match (text.strip_prefix('~'), home) {
+        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => {
+            format!("{}{rest}", home.display())
+        }
+        _ => text.to_owned(),
+    };
+    let is_name = |character: char| character.is_ascii_alphanumeric() || character == '_';
+    let (mut path, mut rest) = (String::new(), text.as_str());
+    while let Some(at) = rest.find('$') {
+        path.push_str(&rest[..at]);
+        let after = &rest[at + 1..];
+        let (name, length) = match after.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
+            Some((name, _)) => (name, name.len() + 2),
+            None => {
+                let name = &after[..after.find(|character| !is_name(character)).unwrap_or(after.len())];
+                (name, name.len())
+            }
+        };
+        match lookup(name).filter(|_| !name.is_empty()) {
+            Some(value) => path.push_str(&value),
+            None => path.push_str(&rest[at..=at + length]),
+        }
+        rest = &after[length..];
+    }
+    PathBuf::from(path + rest)
+}
+
 /// The folder of all Hugging Face caches, found as huggingface_hub does.
 fn hub_home() -> PathBuf {
-    variable("HF_HOME").unwrap_or_else(|| {
-        let cache = variable("XDG_CACHE_HOME");
+    path_variable("HF_HOME").unwrap_or_else(|| {
+        let cache = path_variable("XDG_CACHE_HOME");
         cache
             .or_else(|| env::home_dir().map(|home| home.join(".cache")))
             .unwrap_or_default()
@@ -38,7 +78,8 @@ fn hub_home() -> PathBuf {
 
 /// The folder of the `models--…` entries, found as huggingface_hub does.
 pub(super) fn hub_cache() -> PathBuf {
-    variable("HF_HUB_CACHE").unwrap_or_else(|| hub_home().join("hub"))
+    let named = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].into_iter().find_map(path_variable);
+    named.unwrap_or_else(|| hub_home().join("hub"))
 }
 
 /// The folder of compiled kernels, created if missing; `None` if there is no place for it. Only this user can access
@@ -77,7 +118,7 @@ pub(super) fn hub_token() -> Option<Token> {
     let variables = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
     let named = variables.into_iter().find_map(|name| env::var(name).ok().filter(|text| !text.is_empty()));
     let text = named.or_else(|| {
-        let file = variable("HF_TOKEN_PATH").unwrap_or_else(|| hub_home().join("token"));
+        let file = path_variable("HF_TOKEN_PATH").unwrap_or_else(|| hub_home().join("token"));
         std::fs::read_to_string(file).ok()
     });
     Token::new(&text?)
@@ -89,39 +130,65 @@ pub(super) fn is_offline() -> bool {
     env::var("HF_HUB_OFFLINE").is_ok_and(set)
 }
 
-/// Listens for SIGINT and SIGTERM. The first one stops the run at the end of its step; a second one ends the process.
-/// The default listens for none.
+/// The signals that stop a run with a checkpoint: interrupts, batch systems' warnings, and a closed terminal.
+#[cfg(unix)]
+const STOPPING: [i32; 5] = [SIGINT, SIGTERM, SIGHUP, SIGUSR2, SIGXCPU];
+#[cfg(not(unix))]
+const STOPPING: [i32; 2] = [SIGINT, SIGTERM];
+
+/// Listens for signals. The first stopping one ends the run at its next step, with a checkpoint; a second one of the same
+/// number ends the process. SIGUSR1 requests a checkpoint. The default listens for none.
 #[derive(Default)]
 pub(super) struct Signals {
     received: Arc<AtomicUsize>,
+    save: Arc<AtomicBool>,
 }
 
 impl Signals {
     /// Starts to listen. If the system refuses, signals end the process as by default.
     pub(super) fn listen() -> Self {
-        let received = Arc::new(AtomicUsize::new(0));
-        for (signal, exit) in [(SIGINT, Exit::Interrupted), (SIGTERM, Exit::Terminated)] {
+        let signals = Self::default();
+        for signal in STOPPING.into_iter().filter(|signal| !is_ignored(*signal)) {
             let again = Arc::new(AtomicBool::new(false));
             // Order matters: the second signal finds the flag that the first one set.
-            let _ = signal_hook::flag::register_conditional_shutdown(signal, exit as i32, Arc::clone(&again));
+            let _ =
+                signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&again));
             let _ = signal_hook::flag::register(signal, again);
-            let _ = signal_hook::flag::register_usize(signal, Arc::clone(&received), signal as usize);
+            let _ = signal_hook::flag::register_usize(signal, Arc::clone(&signals.received), signal as usize);
         }
-        Self { received }
+        #[cfg(unix)]
+        let _ = signal_hook::flag::register(SIGUSR1, Arc::clone(&signals.save));
+        signals
     }
 
-    /// Whether a signal was received.
+    /// Whether a stopping signal was received.
     pub(super) fn raised(&self) -> bool {
         self.received.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether SIGUSR1 was received since the last call.
+    pub(super) fn take_save_request(&self) -> bool {
+        self.save.swap(false, Ordering::Relaxed)
+    }
+
     /// The exit of a command that the signal stopped.
     pub(super) fn exit(&self) -> Exit {
-        match self.received.load(Ordering::Relaxed) {
-            signal if signal == SIGTERM as usize => Exit::Terminated,
-            _ => Exit::Interrupted,
-        }
+        Exit::Signal(u8::try_from(self.received.load(Ordering::Relaxed)).unwrap_or(SIGINT as u8))
     }
+}
+
+/// Whether the process was started with SIGHUP ignored, as `nohup` does: it must then survive its terminal.
+#[cfg(target_os = "linux")]
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    signal == SIGHUP && mask >> (signal - 1) & 1 == 1
+}
+
+#[cfg(not(target_os = "linux"))]
+fn is_ignored(_signal: i32) -> bool {
+    false
 }
 
 /// Listens for SIGINT without ending the process: in a conversation it stops an answer.
@@ -153,6 +220,22 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    #[test]
+    fn hub_variables_expand_the_home_folder_and_variables() {
+        let lookup = |name: &str| (name == "SCRATCH").then(|| "/scratch/u".to_owned());
+        for (text, path) in [
+            ("~/hf", "/home/u/hf"),
+            ("~", "/home/u"),
+            ("~other/hf", "~other/hf"),
+            ("$SCRATCH/hf", "/scratch/u/hf"),
+            ("${SCRATCH}x/$NONE/${NONE}", "/scratch/ux/$NONE/${NONE}"),
+            ("/a/$", "/a/$"),
+            ("/a/${", "/a/${"),
+        ] {
+            assert_eq!(expanded(text, &lookup, Some(Path::new("/home/u"))), Path::new(path), "{text}");
+        }
+    }
 
     #[test]
     fn a_private_folder_has_no_access_for_others() {

@@ -1,30 +1,43 @@
 //! Exit codes, for scripts and CI jobs.
 
+use signal_hook::consts::SIGINT;
+
 /// The exit of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Exit {
     /// Success.
-    Done = 0,
+    Done,
     /// Any error without its own code.
-    Other = 1,
+    Other,
     /// An invalid command line or recipe, or a missing file that it names.
-    Recipe = 2,
+    Recipe,
     /// Invalid data.
-    Data = 3,
+    Data,
     /// Memory, disk or device failed or do not suffice.
-    Resources = 4,
+    Resources,
     /// The loss or a gradient is not finite.
-    Diverged = 5,
+    Diverged,
     /// The adapter is on disk and fails a gate of the recipe.
-    Gate = 6,
-    /// SIGINT, with a checkpoint.
-    Interrupted = 130,
-    /// SIGTERM, with a checkpoint.
-    Terminated = 143,
+    Gate,
+    /// A signal of this number stopped the command; a run has a checkpoint.
+    Signal(u8),
 }
 
 impl Exit {
+    /// The process's exit code.
+    pub(super) const fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Other => 1,
+            Self::Recipe => 2,
+            Self::Data => 3,
+            Self::Resources => 4,
+            Self::Diverged => 5,
+            Self::Gate => 6,
+            Self::Signal(number) => 128 + number,
+        }
+    }
+
     /// The `outcome` of the `end` event.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -35,14 +48,14 @@ impl Exit {
             Self::Resources => "resources",
             Self::Diverged => "diverged",
             Self::Gate => "gate",
-            Self::Interrupted => "interrupted",
-            Self::Terminated => "terminated",
+            Self::Signal(number) if i32::from(number) == SIGINT => "interrupted",
+            Self::Signal(_) => "terminated",
         }
     }
 }
 
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(exit.code())
     }
 }

@@ -71,7 +71,7 @@ pub fn main() -> ExitCode {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Exit::Done,
         Err(error) => {
             report::error(&format!("cannot write to standard output: {error}"), None);
-            Exit::Other
+            Exit::Resources
         }
     };
     if let Some(profile) = profile {
@@ -87,7 +87,7 @@ pub fn out_of_memory(bytes: usize) -> ! {
     static SAID: AtomicBool = AtomicBool::new(false);
     // Reported once, even if several threads run out of memory while the program ends.
     if SAID.swap(true, Ordering::Relaxed) {
-        process::exit(Exit::Resources as i32);
+        process::exit(i32::from(Exit::Resources.code()));
     }
     let _ = match being_rendered() {
         Some(origin) => writeln!(
@@ -102,7 +102,7 @@ pub fn out_of_memory(bytes: usize) -> ! {
              `--resume`"
         ),
     };
-    process::exit(Exit::Resources as i32)
+    process::exit(i32::from(Exit::Resources.code()))
 }
 
 /// The name of the command, and everything that was typed.
@@ -140,10 +140,12 @@ fn stops_at_signals(command: &Command) -> bool {
 
 fn dispatch(name: &str, arguments: &Arguments, out: &mut dyn Write) -> io::Result<Exit> {
     let signals = if stops_at_signals(&arguments.command) { Signals::listen() } else { Signals::default() };
-    let stop = || signals.raised();
+    let (stop, save) = (|| signals.raised(), || signals.take_save_request());
     let hub_cache = environment::hub_cache();
-    let context =
-        &Context { environment: Environment { hub_cache: &hub_cache, stop: &stop }, signals: &signals };
+    let context = &Context {
+        environment: Environment { hub_cache: &hub_cache, stop: &stop, save: &save },
+        signals: &signals,
+    };
     let mut console = Console::new(Some(name), arguments.output, out);
     let to = &mut console;
     let done = match &arguments.command {

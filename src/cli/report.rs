@@ -131,7 +131,6 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
         run::Error::Diverged { .. } | run::Error::NotFinite { .. } => Exit::Diverged,
         run::Error::Memory(_)
-        | run::Error::TooLarge(_)
         | run::Error::Device(_)
         | run::Error::Piece(_)
         | run::Error::DeviceFailed(_)

@@ -2,13 +2,14 @@
 //!
 //! Everything is written beside its destination under a hidden name, flushed to disk, and renamed into place. On an
 //! error the hidden file is removed and the destination is untouched. [`sweep`] removes the hidden files of killed
-//! processes. Created files have mode 0644 and folders 0755, less the umask. Knows nothing of the contents.
+//! processes. Created files and folders have the permissions that the user's umask leaves. Knows nothing of the contents.
 
 pub mod lock;
 pub mod safetensors;
 
 mod disguise;
 mod error;
+mod place;
 #[cfg(test)]
 mod tests;
 
@@ -85,7 +86,7 @@ pub fn create_inside(path: &Path) -> Result<File, Error> {
 /// # Errors
 /// The file cannot be opened or created.
 pub fn append(path: &Path) -> Result<File, Error> {
-    owners(OpenOptions::new().append(true).create(true)).open(path).map_err(Error::io(Action::Write, path))
+    OpenOptions::new().append(true).create(true).open(path).map_err(Error::io(Action::Write, path))
 }
 
 /// Creates or replaces `to` with the content of `from`, with the permissions of a new file.
@@ -106,7 +107,7 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<(), Error> {
 /// # Errors
 /// A folder cannot be created, or its path exists and is not a folder.
 pub fn create_folder(path: &Path) -> Result<(), Error> {
-    match folder_builder().recursive(true).create(path) {
+    match DirBuilder::new().recursive(true).create(path) {
         Err(source) if source.kind() == ErrorKind::AlreadyExists => {
             Err(Error::NotAFolder { path: path.to_path_buf() })
         }
@@ -118,7 +119,8 @@ pub fn create_folder(path: &Path) -> Result<(), Error> {
 ///
 /// The parent folder must exist. `fill` gets an empty folder beside the destination; its content is flushed to disk
 /// before the rename. With [`Existing::Replace`] there is an instant between two renames at which neither folder has
-/// the name; the old one then still exists beside it.
+/// the name; the old one then still exists beside it. A link is followed. A folder that cannot be replaced (a mounted
+/// volume, or one in a folder that cannot be written) is filled file by file once its content is complete.
 ///
 /// # Errors
 /// The destination exists (see [`Existing`]), the folder cannot be written, or `fill` fails.
@@ -127,18 +129,25 @@ pub fn write_folder_atomically<E: From<Error>>(
     existing: Existing,
     fill: impl FnOnce(&Path) -> Result<(), E>,
 ) -> Result<(), E> {
+    let path = &place::resolved(path);
     let occupied = occupied(path)?;
     if occupied && existing == Existing::Refuse {
-        return Err(Error::NotEmpty { path: path.to_path_buf() }.into());
+        return Err(Error::NotEmpty { path: path.clone() }.into());
+    }
+    if place::is_mount_point(path) {
+        return place::fill(path, fill);
     }
     let temporary = Temporary::beside(path, NEW)?;
-    folder_builder().create(&temporary.path).map_err(Error::io(Action::CreateFolder, path))?;
+    match DirBuilder::new().create(&temporary.path) {
+        Err(error) if place::is_denied(&error) && path.is_dir() => return place::fill(path, fill),
+        created => created.map_err(Error::io(Action::CreateFolder, path))?,
+    }
     fill(&temporary.path)?;
     sync_tree(&temporary.path)?;
     match occupied {
         false => {
             fs::rename(&temporary.path, path).map_err(|source| match source.kind() {
-                ErrorKind::DirectoryNotEmpty => Error::NotEmpty { path: path.to_path_buf() },
+                ErrorKind::DirectoryNotEmpty => Error::NotEmpty { path: path.clone() },
                 _ => Error::io(Action::Write, path)(source),
             })?;
             temporary.keep();
@@ -288,12 +297,12 @@ impl Drop for Temporary {
     }
 }
 
-/// A new file that only its owner can write, created under its final name, for logs that are read while they grow.
+/// A new file, created under its final name, for logs that are read while they grow.
 ///
 /// # Errors
 /// The system's own, `AlreadyExists` among them.
 pub fn create_new(path: &Path) -> io::Result<File> {
-    owners(OpenOptions::new().write(true).create_new(true)).open(path)
+    OpenOptions::new().write(true).create_new(true).open(path)
 }
 
 /// Opens a file for reading and writing, and creates it if it does not exist; its content is kept.
@@ -301,22 +310,7 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 /// # Errors
 /// The system's own.
 pub fn open_or_create(path: &Path) -> io::Result<File> {
-    owners(OpenOptions::new().read(true).write(true).create(true).truncate(false)).open(path)
-}
-
-/// Created files have mode 0644, less the umask.
-fn owners(options: &mut OpenOptions) -> &OpenOptions {
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(options, 0o644);
-    options
-}
-
-fn folder_builder() -> DirBuilder {
-    #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has a mode to set"))]
-    let mut builder = DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o755);
-    builder
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
 }
 
 /// The parent folder of a path.

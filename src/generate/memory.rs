@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::decode::PROMPT_CHUNK;
 use crate::model::layers::cache_room;
-use crate::train::memory::{Plan, Term, Workload, largest_terms};
+use crate::train::memory::{DoesNotFit, Plan, Term, Workload};
 use crate::units::Bytes;
 
 const CACHE: &str = "key-value cache";
@@ -25,16 +25,6 @@ pub struct Extent {
     pub row: usize,
     /// Models that answer, each with its own cache: the base, and the base with its adapter.
     pub models: usize,
-}
-
-/// A model that does not fit.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the model needs {needed}, and {budget} may be used; the largest terms are {largest}. {}", ways.join(", or "))]
-pub struct DoesNotFit {
-    needed: Bytes,
-    budget: Bytes,
-    largest: String,
-    ways: Vec<String>,
 }
 
 /// The memory plan, term by term, for the model of `workload`; its `tokens` are not used.
@@ -86,36 +76,22 @@ pub fn require(workload: &Workload<'_>, extent: Extent, budget: u64) -> Result<V
     let smaller = Workload { quantization: Some(crate::quant::spec::Spec::USUAL), ..*workload };
     let needed = total(&plan(&smaller, extent));
     if workload.quantization.is_none() && needed < total(&terms) {
-        ways.push(format!("`--quantize nf4` would need {}", Bytes(needed)));
+        ways.push(format!("add `--quantize nf4`, which needs {}", Bytes(needed)));
     }
     if workload.dtype.bytes() > 2 {
-        ways.push("`--compute-dtype bf16` halves what is not in 4 bits".to_owned());
+        ways.push("add `--compute-dtype bf16`, which halves what is not in 4 bits".to_owned());
     }
     let share = |name: &str| {
         let of = terms.iter().find(|term| term.name == name).map_or(0, |term| term.bytes);
         of as f64 / total(&terms) as f64
     };
     if share(CACHE) > WORTH_IT {
-        ways.push("shorter prompts and answers (`--max-new-tokens`) take less cache".to_owned());
+        ways.push("use shorter prompts and answers (`--max-new-tokens`)".to_owned());
     }
     if extent.row > 0 && share(WORKSPACE) > WORTH_IT {
-        ways.push("shorter rows take less".to_owned());
+        ways.push("use shorter rows".to_owned());
     }
-    ways.push("raise `--memory-budget` if there is more".to_owned());
-    Err(DoesNotFit {
-        needed: Bytes(total(&terms)),
-        budget: Bytes(budget),
-        largest: largest_terms(&terms),
-        ways: capitalized(ways),
-    })
-}
-
-/// The first begins a sentence; a command's option is left as it is.
-fn capitalized(mut ways: Vec<String>) -> Vec<String> {
-    if let Some(first) = ways.first_mut()
-        && let Some(letter) = first.chars().next().filter(char::is_ascii_lowercase)
-    {
-        first.replace_range(..1, &letter.to_ascii_uppercase().to_string());
-    }
-    ways
+    ways.push("raise `--memory-budget`".to_owned());
+    let needed = Bytes(total(&terms));
+    Err(DoesNotFit { subject: "the model", needed, budget: Bytes(budget), terms, ways })
 }

@@ -4,6 +4,8 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
+use crate::train::process;
+
 /// A machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
@@ -18,7 +20,7 @@ pub struct Machine {
     pub processor_features: Vec<String>,
     /// Number of hardware threads.
     pub threads: u64,
-    /// Total memory in bytes, if the system reports it.
+    /// Total memory in bytes, or the limit of the container; `None` if the system does not report it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory_bytes: Option<u64>,
 }
@@ -32,9 +34,7 @@ impl Machine {
             processor: processor(),
             processor_features: processor_features().into_iter().map(str::to_owned).collect(),
             threads: thread::available_parallelism().map_or(1, |threads| threads.get() as u64),
-            memory_bytes: field("/proc/meminfo", "MemTotal:")
-                .and_then(|text| text.trim_end_matches(" kB").trim().parse::<u64>().ok())
-                .map(|kilobytes| kilobytes * 1024),
+            memory_bytes: process::total_bytes(),
         }
     }
 }

@@ -93,7 +93,7 @@ fn a_run_under_way_has_a_page() {
         &Record { total_steps: 9, sessions: vec![Session::default()], ..Record::default() },
     );
     let page = page(folder.path()).unwrap();
-    assert!(page.contains("under way, or cut off") && page.contains("of 9"), "{page}");
+    assert!(page.contains("running or killed") && page.contains("of 9"), "{page}");
     assert!(!page.contains("could not be read"));
 }
 
@@ -142,7 +142,7 @@ fn steps_that_diverged_are_shown_with_their_rows() {
     let bad = r#"{"step":2,"epoch":0.1,"diverged":"loss","value":"NaN","rows":["a<b.jsonl:3"],"continued_from":1,"rolled_back":false}"#;
     fs::write(folder.path().join("metrics.jsonl"), format!("{}{bad}\n{}", step(1), step(3))).unwrap();
     let page = page(folder.path()).unwrap();
-    for part in ["Diverged steps", "loss NaN", "a&lt;b.jsonl:3", "left out; went on from step 1"] {
+    for part in ["Diverged steps", "loss NaN", "a&lt;b.jsonl:3", "skipped; continued from step 1"] {
         assert!(page.contains(part), "no {part}");
     }
     assert!(!page.contains("could not be read"));

@@ -350,6 +350,7 @@ impl OnBackend for Training<'_> {
             held_out_examples: corpus.validation_rows(),
             folder,
             stop: environment.stop,
+            save: environment.save,
             clock: self.clock,
             place: &place,
             device: &self.device_name,

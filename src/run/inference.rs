@@ -255,7 +255,7 @@ impl OpenedModel {
     /// Checks that the model fits into memory for work of this extent.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], with the largest terms and remedies.
+    /// [`Error::Memory`], with the largest terms and remedies.
     pub fn require_memory(&self, extent: Extent) -> Result<(), Error> {
         let on_device = self.device.has_own_memory();
         let workload = Workload {

@@ -42,6 +42,8 @@ pub struct Environment<'a> {
     pub hub_cache: &'a Path,
     /// Polled during work; true asks it to stop.
     pub stop: &'a dyn Fn() -> bool,
+    /// Polled after each optimizer step; true asks for a checkpoint. Training continues.
+    pub save: &'a dyn Fn() -> bool,
 }
 
 /// Why a use case failed.
@@ -105,15 +107,12 @@ pub enum Error {
     /// The bench has no model shape of this name.
     #[error("unknown shape `{0}`; available: {names}", names = model::shapes::names().collect::<Vec<_>>().join(", "))]
     UnknownShape(String),
-    /// The run needs more memory than available.
+    /// A run or a model needs more memory than its budget.
     #[error(transparent)]
     Memory(#[from] DoesNotFit),
     /// A tensor is larger than the device's largest buffer.
     #[error(transparent)]
     Piece(#[from] TooLargeAPiece),
-    /// Inference needs more memory than available.
-    #[error(transparent)]
-    TooLarge(#[from] generate::memory::DoesNotFit),
     /// The requested device is unusable.
     #[error(transparent)]
     Device(#[from] Unavailable),

@@ -49,6 +49,8 @@ pub struct Fit<'a, B: KernelBackend> {
     pub folder: &'a RunFolder,
     /// Polled between micro-batches: whether the run should stop here, with a checkpoint.
     pub stop: &'a dyn Fn() -> bool,
+    /// Polled after each step: whether its checkpoint was requested.
+    pub save: &'a dyn Fn() -> bool,
     /// When `max_time` is spent.
     pub clock: Clock,
     /// Names a row for people.

@@ -13,6 +13,7 @@ use crate::model::dtype::burn_dtype;
 use crate::model::parts::{Load, WeightBytes, Workspace};
 use crate::model::{DecoderSpec, FloatDtype};
 use crate::quant;
+use crate::units::Bytes;
 
 /// What the processor's pool may hold, over what is in use at one time: it keeps buffers of the sizes that come again. The
 /// pools of a GPU hold pages, of which some are half empty: a quarter, a sixteenth and less of its memory's quarter each,
@@ -60,32 +61,27 @@ pub struct Plan {
     pub layers: usize,
 }
 
-/// A plan that does not fit, even with every layer's forward pass run twice.
+/// A memory plan that exceeds its budget.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the run needs {needed}, and {budget} may be used; the largest terms are {largest}. {}{quantize}, or raise \
-     `train.memory_budget` if there is more",
-    way_out(would_fit.as_deref())
-)]
+#[error("{subject} needs {needed}; the budget is {budget}. Largest terms: {}. To fit: {}", largest_terms(terms), ways.join("; "))]
 pub struct DoesNotFit {
-    needed: crate::units::Bytes,
-    budget: crate::units::Bytes,
-    largest: String,
-    quantize: &'static str,
-    would_fit: Option<String>,
-}
-
-fn way_out(would_fit: Option<&str>) -> String {
-    match would_fit {
-        Some(settings) => format!("What would fit: {settings}. Or lower `data.max_seq_len`"),
-        None => "Lower `train.micro_batch_size` or `data.max_seq_len`".to_owned(),
-    }
+    /// What the plan is for: `the run` or `the model`.
+    pub subject: &'static str,
+    /// Total of the plan.
+    pub needed: Bytes,
+    /// Memory that may be used.
+    pub budget: Bytes,
+    /// The terms of the plan.
+    pub terms: Vec<Term>,
+    /// Remedies, the best first.
+    pub ways: Vec<String>,
 }
 
 impl DoesNotFit {
-    /// Names settings that would fit.
-    pub fn would_fit(self, settings: String) -> Self {
-        Self { would_fit: Some(settings), ..self }
+    /// Puts settings that fit in front of the other remedies.
+    pub fn would_fit(mut self, settings: String) -> Self {
+        self.ways.insert(0, format!("set {settings}"));
+        self
     }
 }
 
@@ -106,11 +102,10 @@ pub fn most_tokens(workload: &Workload<'_>, budget: u64) -> Option<u64> {
 }
 
 /// The three largest terms, by name and size.
-pub fn largest_terms(terms: &[Term]) -> String {
+fn largest_terms(terms: &[Term]) -> String {
     let mut terms = terms.to_vec();
     terms.sort_by_key(|term| std::cmp::Reverse(term.bytes));
-    let named =
-        terms.iter().take(3).map(|term| format!("{} ({})", term.name, crate::units::Bytes(term.bytes)));
+    let named = terms.iter().take(3).map(|term| format!("{} ({})", term.name, Bytes(term.bytes)));
     named.collect::<Vec<_>>().join(", ")
 }
 
@@ -138,13 +133,13 @@ impl Plan {
             return Ok(plan);
         }
         let plan = Self::keeping(workload, 0);
-        Err(DoesNotFit {
-            needed: crate::units::Bytes(plan.total()),
-            budget: crate::units::Bytes(budget),
-            largest: largest_terms(&plan.terms),
-            quantize: if workload.quantization.is_none() { ", add `[quantization.nf4]`" } else { "" },
-            would_fit: None,
-        })
+        let mut ways = vec!["lower `train.micro_batch_size` or `data.max_seq_len`".to_owned()];
+        if workload.quantization.is_none() {
+            ways.push("add `[quantization.nf4]`".to_owned());
+        }
+        ways.push("raise `train.memory_budget`".to_owned());
+        let (needed, budget) = (Bytes(plan.total()), Bytes(budget));
+        Err(DoesNotFit { subject: "the run", needed, budget, terms: plan.terms, ways })
     }
 
     /// The plan in which the top `kept_layers` layers keep what their backward pass needs.

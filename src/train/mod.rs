@@ -2,6 +2,7 @@
 
 pub mod backward;
 pub mod budget;
+mod cgroup;
 pub mod divergence;
 pub mod error;
 pub mod event;

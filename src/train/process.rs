@@ -1,18 +1,30 @@
 //! The memory of this process and of its machine, as the system reports it.
 
-/// Largest resident set of this process so far in bytes; `None` where the system does not report it.
+use crate::train::cgroup;
+
+/// Largest resident set of this process so far in bytes; `None` if the system does not report it.
 pub fn peak_resident_bytes() -> Option<u64> {
     kilobytes_field("/proc/self/status", "VmHWM:")
 }
 
-/// Resident set of this process in bytes; `None` where the system does not report it.
+/// Resident set of this process in bytes; `None` if the system does not report it.
 pub fn resident_bytes() -> Option<u64> {
     kilobytes_field("/proc/self/status", "VmRSS:")
 }
 
-/// Memory that can be had without swapping, in bytes; `None` where the system does not report it.
+/// Memory available to this process without swapping, in bytes: that of the machine, or less in a container with a
+/// limit; `None` if the system does not report it.
 pub fn available_bytes() -> Option<u64> {
-    kilobytes_field("/proc/meminfo", "MemAvailable:")
+    least(kilobytes_field("/proc/meminfo", "MemAvailable:"), cgroup::own().available)
+}
+
+/// Memory of the machine in bytes, or the container's limit if that is less; `None` if the system does not report it.
+pub fn total_bytes() -> Option<u64> {
+    least(kilobytes_field("/proc/meminfo", "MemTotal:"), cgroup::own().limit)
+}
+
+fn least(machine: Option<u64>, container: Option<u64>) -> Option<u64> {
+    machine.into_iter().chain(container).min()
 }
 
 fn kilobytes_field(path: &str, field: &str) -> Option<u64> {
@@ -31,6 +43,7 @@ mod tests {
         if cfg!(target_os = "linux") {
             assert!(resident_bytes() <= peak_resident_bytes());
             assert!(available_bytes() > Some(0));
+            assert!(available_bytes() <= total_bytes());
         }
     }
 }

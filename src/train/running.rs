@@ -149,10 +149,14 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
             let step = batch.step;
             self.update(batch, gradient)?;
             ending = self.ending(true);
-            if !self.fit.runs_ahead || ending.is_some() || self.is_boundary(step) {
+            let is_requested = (self.fit.save)();
+            if !self.fit.runs_ahead || ending.is_some() || is_requested || self.is_boundary(step) {
                 self.read_step()?;
                 if self.on_boundary(ending.is_some())?.is_break() {
                     return self.stop();
+                }
+                if is_requested && self.state.step > 0 {
+                    self.save()?;
                 }
             }
         }

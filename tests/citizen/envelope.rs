@@ -70,7 +70,7 @@ fn every_command_that_comes_to_its_end_has_one_result() {
     let hub = Hub::new(model);
     let brought = files_below(folder.path());
     for words in COMMANDS {
-        let mut child = permissive(folder.path(), &[words, &["--json"]].concat())
+        let mut child = private(folder.path(), &[words, &["--json"]].concat())
             .env("HF_ENDPOINT", hub.address())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -96,24 +96,24 @@ fn every_command_that_comes_to_its_end_has_one_result() {
     }
 }
 
-/// Under a umask that lets everybody write everything.
-fn permissive(folder: &Path, arguments: &[&str]) -> Command {
+/// Under a umask that leaves others no access.
+fn private(folder: &Path, arguments: &[&str]) -> Command {
     let program = command(folder, arguments);
     let mut shell = Command::new("sh");
-    shell.args(["-c", "umask 000; exec \"$@\"", "sh"]).arg(program.get_program()).args(program.get_args());
+    shell.args(["-c", "umask 077; exec \"$@\"", "sh"]).arg(program.get_program()).args(program.get_args());
     shell.current_dir(folder);
     shell.envs(program.get_envs().filter_map(|(name, value)| Some((name, value?))));
     shell
 }
 
-/// Nobody else can write what was written.
+/// Others have no access to the written files, as the umask asks.
 #[cfg(unix)]
 fn require_own(folder: &Path, brought: &[PathBuf], words: &[&str]) {
     use std::os::unix::fs::PermissionsExt;
     for path in files_below(folder).iter().filter(|path| !brought.contains(path)) {
         let about = std::fs::symlink_metadata(path).unwrap();
         let mode = about.permissions().mode();
-        assert!(about.is_symlink() || mode & 0o022 == 0, "{words:?}: {} has mode {mode:o}", path.display());
+        assert!(about.is_symlink() || mode & 0o077 == 0, "{words:?}: {} has mode {mode:o}", path.display());
     }
 }
 
@@ -134,7 +134,7 @@ fn an_invalid_command_line_is_reported_as_events() {
         (&["bench", "--json", "--rank", "0"], Some("bench"), "4096"),
         (&["rum", "--json"], None, "rum"),
         (&["--json"], None, "requires a subcommand"),
-        (&["--json", "validate", "x.toml"], Some("validate"), "x.toml"),
+        (&["--json", "validate"], Some("validate"), "<RECIPE>"),
     ] {
         let output = unread(arguments);
         let told = events(&output);

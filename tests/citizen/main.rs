@@ -19,6 +19,8 @@ mod reproduce;
 #[path = "../hub/server.rs"]
 #[expect(dead_code, reason = "of the hub's troubles none is wanted here")]
 mod server;
+#[cfg(target_os = "linux")]
+mod surroundings;
 mod templates;
 #[cfg(feature = "vulkan")]
 #[path = "../support/vulkan.rs"]

@@ -29,7 +29,7 @@ pub(crate) fn golden(name: &str) -> PathBuf {
 }
 
 pub(crate) fn environment() -> Environment<'static> {
-    Environment { hub_cache: Path::new("no-cache"), stop: &|| false }
+    Environment { hub_cache: Path::new("no-cache"), stop: &|| false, save: &|| false }
 }
 
 pub(crate) fn f32_options() -> Options {

@@ -126,7 +126,7 @@ fn a_stop_and_a_taken_folder_change_nothing() {
     let out = tempfile::tempdir().unwrap();
     let folder = staged(&golden("families/llama2"), out.path());
     let source = Source::open(&folder, BaseChoice::default(), Options::default(), &environment()).unwrap();
-    let stopped = Environment { hub_cache: Path::new("no-cache"), stop: &|| true };
+    let stopped = Environment { hub_cache: Path::new("no-cache"), stop: &|| true, save: &|| false };
     let to = out.path().join("gguf");
     let error = source.export(FileType::F16, &to, Existing::Refuse, &mut |_| {}, &stopped).unwrap_err();
     assert!(error.to_string().contains("stopped"), "{error}");

@@ -41,7 +41,7 @@ pub(crate) fn staged(model: &Path, into: &Path) -> PathBuf {
 }
 
 pub(crate) fn environment() -> Environment<'static> {
-    Environment { hub_cache: Path::new("no-cache"), stop: &|| false }
+    Environment { hub_cache: Path::new("no-cache"), stop: &|| false, save: &|| false }
 }
 
 pub(crate) fn export(model: &Path, file: FileType, out: &Path) -> Result<Outcome, Error> {

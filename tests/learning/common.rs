@@ -24,7 +24,7 @@ impl Observer for Silent {
 /// Runs a recipe.
 pub(crate) fn try_run(recipe: &str) -> Result<Outcome, run::Error> {
     let file = RecipeFile::parse("test.toml", recipe.as_bytes(), &[]);
-    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
+    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false, save: &|| false };
     run::fine_tune(file, &environment, Options::default(), &mut Silent)
 }
 

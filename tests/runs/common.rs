@@ -115,7 +115,7 @@ impl Bench {
         observer: &mut dyn Observer,
     ) -> Result<Outcome, run::Error> {
         let file = RecipeFile::parse("test.toml", self.recipe(name).as_bytes(), &[]);
-        let environment = Environment { hub_cache: Path::new("no-such-cache"), stop };
+        let environment = Environment { hub_cache: Path::new("no-such-cache"), stop, save: &|| false };
         run::fine_tune(file, &environment, options, observer)
     }
 

@@ -307,7 +307,8 @@ fn a_changed_recipe_is_refused_by_the_name_of_what_changed() {
     bench.more += "[quantization.nf4]\n";
     let text = bench.recipe("shape").replace("rank = 4", "rank = 8");
     let file = tune::recipe::RecipeFile::parse("test.toml", text.as_bytes(), &[]);
-    let environment = tune::run::Environment { hub_cache: std::path::Path::new("none"), stop: GO_ON };
+    let environment =
+        tune::run::Environment { hub_cache: std::path::Path::new("none"), stop: GO_ON, save: &|| false };
     let error = tune::run::fine_tune(file, &environment, accept, &mut Silent).unwrap_err().to_string();
     assert!(error.contains("does not fit this run") && error.contains("lora_A"), "{error}");
 }

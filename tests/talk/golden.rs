@@ -71,7 +71,7 @@ impl Observer for Silent {
 #[test]
 fn losses_are_those_of_transformers() {
     let cases = read("loss.json");
-    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false };
+    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false, save: &|| false };
     let base = golden("trajectory/base").display().to_string();
     let adapter = golden("trajectory/adapter");
     let rows = golden("trajectory/tokens.jsonl").display().to_string();
