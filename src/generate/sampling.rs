@@ -1,47 +1,47 @@
-//! Which token comes next: the likeliest, or one drawn from the likely ones.
+//! Chooses the next token: the most likely one, or a sample.
 //!
-//! Logits pass through the steps in transformers' order, and through those alone that are switched on:
+//! Logits pass through the enabled steps in transformers' order:
 //!
 //! ```text
 //! repetition penalty   z[t] / penalty where z[t] > 0, else z[t] · penalty, for every token t seen so far
 //! temperature          z / temperature
-//! top-k                the k highest, and whatever ties with the last of them
-//! top-p                the fewest that together have this probability among those (Holtzman et al. 2020)
-//! min-p                those with at least this share of the likeliest one's probability
+//! top-k                the k highest, and ties with the last of them
+//! top-p                the smallest set of those with this total probability (Holtzman et al. 2020)
+//! min-p                those with at least this share of the highest probability
 //! ```
 //!
-//! Draws are counter-based (Philox, keyed by seed, answer and place in the answer), so that the same logits give the
-//! same answer anywhere. Knows logits; refuses to know where they come from.
+//! Random numbers are counter-based (Philox, keyed by seed, answer and position in the answer), so that the same logits
+//! give the same answer everywhere.
 
 use tune_kernels::dropout::philox;
 
 use super::spec::Spec;
 
-/// How an answer is drawn.
+/// The sampling settings of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Longest answer, in tokens.
     pub max_new_tokens: usize,
-    /// Divides the logits; 0: always the likeliest token.
+    /// Divisor of the logits; 0: always the most likely token.
     pub temperature: f64,
-    /// Draw from so many tokens; 0: from all.
+    /// Sample from this many of the most likely tokens; 0: from all.
     pub top_k: usize,
-    /// Draw from the fewest tokens that together have this probability, in (0, 1]; 1: from all.
+    /// Sample from the smallest set of tokens with this total probability, in (0, 1]; 1: from all.
     pub top_p: f64,
-    /// Draw from tokens that have this share of the likeliest one's probability, in [0, 1]; 0: from all.
+    /// Sample from tokens with at least this share of the highest probability, in [0, 1]; 0: from all.
     pub min_p: f64,
-    /// Makes the tokens of prompt and answer less likely (above 1) or more; 1: neither. Also where nothing is drawn.
+    /// Makes tokens of prompt and answer less likely (above 1) or more likely (below 1), at temperature 0 too.
     pub repetition_penalty: f64,
-    /// Seeds the draws.
+    /// Seed of the sampling.
     pub seed: u64,
-    /// Number of the answer: those of one seed are drawn independently of each other.
+    /// Number of the answer: answers of one seed are sampled independently.
     pub answer: u64,
     /// Tokens that end the answer; they are not part of it.
     pub stop_tokens: Vec<u32>,
 }
 
 impl Sampling {
-    /// Always the likeliest token.
+    /// Always the most likely token.
     pub fn greedy(max_new_tokens: usize, stop_tokens: Vec<u32>) -> Self {
         Self {
             max_new_tokens,
@@ -56,13 +56,13 @@ impl Sampling {
         }
     }
 
-    /// What a recipe asks for.
+    /// The settings of a recipe.
     pub fn from_spec(spec: &Spec, stop_tokens: Vec<u32>) -> Self {
         let greedy = Self::greedy(spec.max_new_tokens, stop_tokens);
         Self { temperature: spec.temperature, seed: spec.seed, ..greedy }
     }
 
-    /// Penalizes the tokens of `seen`, each once, however often it was.
+    /// Penalizes each distinct token of `seen` once.
     pub fn penalize(&self, logits: &mut [f32], seen: &[u32]) {
         if self.repetition_penalty == 1.0 {
             return;
@@ -78,7 +78,7 @@ impl Sampling {
         }
     }
 
-    /// The token at one place of an answer, from 0, of penalized logits; `None` if no logit is a usable number.
+    /// The token at a position of an answer, from 0, for penalized logits; `None` if no logit is finite.
     pub fn pick(&self, logits: &[f32], place: u64) -> Option<u32> {
         let (likeliest, highest) = likeliest(logits)?;
         if self.temperature <= 0.0 {
@@ -91,11 +91,11 @@ impl Sampling {
             left -= weight;
             left < 0.0
         });
-        // Rounding may leave a trifle after the last candidate.
+        // Rounding may leave a small rest after the last candidate.
         u32::try_from(drawn.or(candidates.last()).map_or(likeliest, |(id, _)| *id)).ok()
     }
 
-    /// The tokens that may be drawn, and how likely each is beside the others.
+    /// The candidate tokens and their relative weights.
     fn candidates(&self, logits: &[f32], highest: f32) -> Vec<(usize, f64)> {
         let lowest = match self.top_k {
             k if k > 0 && k < logits.len() => {
@@ -111,13 +111,13 @@ impl Sampling {
             keep_likeliest(&mut candidates, self.top_p);
         }
         if self.min_p > 0.0 {
-            // The likeliest one weighs 1.
+            // The most likely one weighs 1.
             candidates.retain(|(_, weight)| *weight >= self.min_p);
         }
         candidates
     }
 
-    /// The draw at one place, in [0, 1), with 53 random bits.
+    /// The random number at a position, in [0, 1), with 53 random bits.
     fn uniform(&self, place: u64) -> f64 {
         let counter = [place as u32, (place >> 32) as u32, self.answer as u32, (self.answer >> 32) as u32];
         let [high, low, ..] = philox(counter, [self.seed as u32, (self.seed >> 32) as u32]);
@@ -126,22 +126,22 @@ impl Sampling {
     }
 }
 
-/// The likeliest token and its logit; `None` if that is no number, or any is not.
+/// The most likely token and its logit; `None` if it is infinite or any logit is NaN.
 fn likeliest(logits: &[f32]) -> Option<(usize, f32)> {
     let (id, highest) = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (id, &logit)| {
         // The lower id wins a tie.
         if logit > best.1 { (id, logit) } else { best }
     });
-    // An infinite or absent maximum, or a NaN anywhere, means that the forward pass went wrong.
+    // An infinite or missing maximum, or a NaN anywhere, means that the forward pass failed.
     (highest.is_finite() && !logits.iter().any(|logit| logit.is_nan())).then_some((id, highest))
 }
 
-/// Keeps the fewest candidates that together have `share` of the whole weight, likeliest first.
+/// Keeps the smallest set of candidates with `share` of the total weight, most likely first.
 fn keep_likeliest(candidates: &mut Vec<(usize, f64)>, share: f64) {
     let enough = share * candidates.iter().map(|(_, weight)| weight).sum::<f64>();
     let order =
         |left: &(usize, f64), right: &(usize, f64)| right.1.total_cmp(&left.1).then(left.0.cmp(&right.0));
-    // Few are enough as a rule: a whole vocabulary is sorted only where they are not.
+    // Usually a few suffice: the whole vocabulary is sorted only if they do not.
     let mut sorted = 64;
     loop {
         if sorted < candidates.len() {

@@ -1,29 +1,29 @@
-//! From tokens to text while they come: whole characters alone, and cut where a stop string begins.
+//! Streams tokens as text: only complete characters, and up to the start of a stop string.
 //!
-//! A token may end within a character, and a stop string may begin in one token and end in another. Text is held back
-//! until it can no longer change. What comes out does not depend on where the borders of tokens lie.
+//! A token may end within a character, and a stop string may span several tokens. Text is held back until it is final,
+//! so the output does not depend on token boundaries.
 
 use std::ops::ControlFlow;
 
 use crate::data::tokenize::{Tokenizer, TokenizerError};
 
-/// An answer's text as its tokens come.
+/// Decodes an answer's tokens one at a time.
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     ids: Vec<u32>,
-    /// Tokens before this one are text already; those from `context` on are decoded with the new ones, since the
-    /// first token of a text may look different from the same token within it.
+    /// Tokens before this one are decoded; those from `context` on are decoded again with new ones, because the first
+    /// token of a text may decode differently from the same token within it.
     done: usize,
     context: usize,
 }
 
 impl<'a> TextStream<'a> {
-    /// Of an answer without a token yet.
+    /// The stream of an empty answer.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         Self { tokenizer, ids: Vec::new(), done: 0, context: 0 }
     }
 
-    /// The text that a token completes; empty while a character is not whole.
+    /// The text that a token completes; empty while a character is incomplete.
     ///
     /// # Errors
     /// The tokenizer fails on the token.
@@ -32,7 +32,7 @@ impl<'a> TextStream<'a> {
         self.more(false)
     }
 
-    /// What is left at the end: an unfinished character, as the replacement character.
+    /// The rest at the end: an incomplete character, as the replacement character.
     ///
     /// # Errors
     /// The tokenizer fails on the tokens.
@@ -47,7 +47,7 @@ impl<'a> TextStream<'a> {
             return Ok(String::new());
         }
         let Some(new) = now.strip_prefix(&before) else {
-            // A decoder that rewrites what stands before: nothing it says can be taken back any more.
+            // The decoder changed earlier text, which is already emitted.
             (self.context, self.done) = (self.done, self.ids.len());
             return self.tokenizer.decode_plain(&self.ids[self.context..]);
         };
@@ -59,21 +59,21 @@ impl<'a> TextStream<'a> {
     }
 }
 
-/// Looks for stop strings in text that comes in pieces.
+/// Finds stop strings in streamed text.
 pub struct StopStrings {
     stops: Vec<String>,
-    /// Text that may yet turn out to begin a stop string.
+    /// Text that may be the start of a stop string.
     held: String,
 }
 
 impl StopStrings {
-    /// Empty strings stop nothing.
+    /// Empty strings are ignored.
     pub fn new(stops: &[String]) -> Self {
         Self { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), held: String::new() }
     }
 
-    /// Takes a piece, and gives the text that is certain to stand before any stop string. `Break`: one was found, and
-    /// nothing comes after.
+    /// Appends a piece, and returns the text that is certainly before any stop string. `Break`: a stop string was
+    /// found, and the text ends.
     ///
     /// The string that is complete first ends the text; of several that are complete at the same character, the one
     /// that began first.
@@ -95,7 +95,7 @@ impl StopStrings {
         ControlFlow::Continue(std::mem::replace(&mut self.held, rest))
     }
 
-    /// What was held back, at the end of the text.
+    /// The text held back, at the end of the answer.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
