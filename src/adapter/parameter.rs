@@ -2,7 +2,7 @@
 //! `adapter_model.safetensors` (`base_model.model.<module path>.lora_A.weight`).
 
 /// What PEFT puts before every module path.
-const PREFIX: &str = "base_model.model.";
+pub(super) const PREFIX: &str = "base_model.model.";
 
 /// Name and shape of one tensor of an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]

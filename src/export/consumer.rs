@@ -144,6 +144,13 @@ impl Compatibility {
         }
         compatibility
     }
+
+    /// Of an adapter with LoRA on the output head or the embeddings.
+    pub fn with_tables() -> Self {
+        let others = Consumer::ALL.into_iter().filter(|consumer| *consumer != Consumer::Peft);
+        let merged = others.map(|consumer| (consumer, "only PEFT supports LoRA on lm_head and embed_tokens"));
+        Self { as_is: vec![Consumer::Peft], exported: Vec::new(), merged: merged.collect() }
+    }
 }
 
 impl fmt::Display for Compatibility {

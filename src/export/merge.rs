@@ -13,7 +13,7 @@ use super::base::{Identity, OpenedBase, Trained, fit};
 use super::check::{self, Comparison, MAX_DIVERGENCE, Rows, Sides};
 use super::folder::{self, Text};
 use super::shards::{SHARD_BYTES, Written};
-use super::weights::{Merged, Onto, Report};
+use super::weights::{Merged, Onto, Report, dense};
 use crate::adapter::peft;
 use crate::adapter::target::Target;
 use crate::adapter::whole::Whole;
@@ -116,6 +116,13 @@ impl Plan {
         let trained = Trained::of(&adapter);
         let onto = choose(options.onto, &base, trained)?;
         let (targets, identity) = fit(&adapter, &base, options.any_hash)?;
+        let adapter = match adapter.adapted_tables().is_empty() {
+            true => adapter,
+            false => {
+                let checked = tensors::check(&base.spec, base.folder.weights(), None)?;
+                adapter.fold_tables(&base.spec.wholes(), &mut |name| dense(&base, &checked, name))?
+            }
+        };
         let wholes = adapter.wholes(&base.spec.wholes())?;
         let text = Text::open(&adapter, &base.folder)?;
         Ok(Self { base, adapter, targets, wholes, identity, text, onto, trained, options })

@@ -60,7 +60,7 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
         identity: None,
         compatibility: None,
     };
-    let adapter = match peft::Adapter::open_with_wholes(folder) {
+    let adapter = match peft::Adapter::open_with_tables(folder) {
         Ok(adapter) => adapter,
         Err(error) => {
             found.problems.push(error.to_string());
@@ -93,7 +93,10 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
     };
     match targets {
         Ok(targets) => {
-            found.compatibility = Some(Compatibility::of(config, &targets));
+            found.compatibility = Some(match adapter.adapted_tables().is_empty() {
+                true => Compatibility::of(config, &targets),
+                false => Compatibility::with_tables(),
+            });
             measure(&adapter, targets, &mut found);
             look_at_wholes(&adapter, base, &mut found);
         }

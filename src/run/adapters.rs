@@ -91,7 +91,7 @@ impl Merge {
         source: &Source,
         environment: &Environment<'_>,
     ) -> Result<Self, Error> {
-        let opened = peft::Adapter::open_with_wholes(adapter)?;
+        let opened = peft::Adapter::open_with_tables(adapter)?;
         let base = base.open(&opened, environment)?;
         let plan = Plan::new(opened, base, options)?;
         let spec = &plan.base.spec;
@@ -246,7 +246,7 @@ pub fn verify(
     base: BaseChoice<'_>,
     environment: &Environment<'_>,
 ) -> Result<Verification, Error> {
-    let base = match (base.base, peft::Adapter::open_with_wholes(adapter)) {
+    let base = match (base.base, peft::Adapter::open_with_tables(adapter)) {
         (Some(_), Ok(opened)) => Some(base.open(&opened, environment)?),
         (None, _) | (_, Err(_)) => None,
     };

@@ -9,6 +9,7 @@ mod merged;
 mod quantized;
 mod refused;
 mod support;
+mod tables;
 #[path = "../support/mod.rs"]
 mod tensors;
 mod verified;

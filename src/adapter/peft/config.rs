@@ -165,10 +165,15 @@ impl Config {
 
     /// The target that PEFT makes of a module.
     pub(super) fn target(&self, module: &Module) -> Target {
-        let rank = first(&self.rank_pattern, &module.path).unwrap_or(self.rank);
-        let alpha = first(&self.alpha_pattern, &module.path).unwrap_or(self.alpha);
-        let scaling = scaling(alpha, rank, self.use_rslora);
+        let (rank, alpha, scaling) = self.strength(&module.path);
         Target { module: module.clone(), rank, alpha, scaling, use_dora: self.use_dora }
+    }
+
+    /// Rank, alpha and scaling of the module at a path.
+    pub(super) fn strength(&self, path: &str) -> (usize, f64, f64) {
+        let rank = first(&self.rank_pattern, path).unwrap_or(self.rank);
+        let alpha = first(&self.alpha_pattern, path).unwrap_or(self.alpha);
+        (rank, alpha, scaling(alpha, rank, self.use_rslora))
     }
 
     /// The modules that PEFT would adapt; `None` where that follows from the tensors alone.

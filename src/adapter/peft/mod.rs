@@ -9,6 +9,7 @@ pub mod config;
 mod modules;
 mod patterns;
 mod read;
+mod tables;
 
 use std::collections::BTreeMap;
 use std::io::Write;

@@ -11,6 +11,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use serde_json::Value;
 use tune_kernels::KernelBackend;
 
+use super::tables::table_of;
 use super::{CONFIG_FILE, Config, TENSORS_FILE};
 use crate::adapter::error::Error;
 use crate::adapter::lora::LoraSet;
@@ -28,6 +29,8 @@ pub struct Adapter {
     pub(super) folder: PathBuf,
     pub(super) config: Config,
     pub(super) file: SafetensorsFile,
+    /// Tables of the base with the adapter's LoRA on them folded in ([`Self::fold_tables`]).
+    pub(super) folded: Vec<(Whole, Vec<f32>)>,
 }
 
 impl Adapter {
@@ -55,6 +58,25 @@ impl Adapter {
     /// # Errors
     /// As [`Self::open`], except for modules to save.
     pub fn open_with_wholes(folder: &Path) -> Result<Self, Error> {
+        let adapter = Self::open_with_tables(folder)?;
+        match adapter.adapted_tables().as_slice() {
+            [] => Ok(adapter),
+            names => {
+                let problem = format!(
+                    "it has LoRA on {}, which only `tune merge` supports; merge the adapter into its base first (`tune \
+                     merge`)",
+                    names.join(" and ")
+                );
+                Err(Error::unusable(folder, vec![problem]))
+            }
+        }
+    }
+
+    /// As [`Self::open_with_wholes`], for callers that also fold LoRA on tables ([`Self::fold_tables`]).
+    ///
+    /// # Errors
+    /// As [`Self::open`], except for modules to save and LoRA on tables.
+    pub fn open_with_tables(folder: &Path) -> Result<Self, Error> {
         require_files(folder)?;
         let fields = read_object(&folder.join(CONFIG_FILE), CONFIG_LIMIT)?;
         let file = SafetensorsFile::open(&folder.join(TENSORS_FILE))?;
@@ -65,6 +87,10 @@ impl Adapter {
         };
         let mut refused = Groups::default();
         for name in file.names() {
+            if table_of(name).is_some() {
+                check_tensor(&file, name, Part::A, &mut refused);
+                continue;
+            }
             match parse(name) {
                 Err(reason) => refused.add(reason.to_owned(), name),
                 Ok((_, Part::Magnitude)) if config.as_ref().is_some_and(|config| !config.use_dora) => {
@@ -78,7 +104,9 @@ impl Adapter {
         }
         problems.extend(refused.lines("tensor"));
         match config {
-            Some(config) if problems.is_empty() => Ok(Self { folder: folder.to_path_buf(), config, file }),
+            Some(config) if problems.is_empty() => {
+                Ok(Self { folder: folder.to_path_buf(), config, file, folded: Vec::new() })
+            }
             _ => Err(Error::unusable(folder, problems)),
         }
     }
@@ -160,16 +188,22 @@ impl Adapter {
             Ok(wholes) => wholes,
             Err(unknown) => {
                 let known: Vec<&str> = candidates.iter().map(|whole| whole.kind.hf_name()).collect();
-                let known = if known.is_empty() { "none here".to_owned() } else { known.join(" and ") };
-                let problem = |position: usize| {
-                    let name = &names[position];
-                    format!(
-                        "modules_to_save names `{name}`; the modules that can be trained as a whole are {known}"
-                    )
+                let problem = |position: usize| match known.as_slice() {
+                    [] => format!(
+                        "modules_to_save names `{}`, and the base ties its output head to its embeddings, so neither can \
+                         be saved by itself; merge the adapter with PEFT (`merge_and_unload`)",
+                        names[position]
+                    ),
+                    known => format!(
+                        "modules_to_save names `{}`; supported are {}",
+                        names[position],
+                        known.join(" and ")
+                    ),
                 };
                 return Err(Error::unusable(&self.folder, unknown.into_iter().map(problem).collect()));
             }
         };
+        let mut wholes = wholes;
         let mut problems = Vec::new();
         for whole in &wholes {
             let name = key(&whole.path, Part::Whole);
@@ -183,6 +217,8 @@ impl Adapter {
                 Some(_) => {}
             }
         }
+        wholes.extend(self.folded.iter().map(|(whole, _)| whole.clone()));
+        wholes.sort_by_key(|whole| whole.kind);
         match problems.is_empty() {
             true => Ok(wholes),
             false => Err(Error::unusable(&self.folder, problems)),
@@ -215,7 +251,10 @@ impl Adapter {
     /// # Errors
     /// As [`Self::values`].
     pub fn whole_values(&self, whole: &Whole) -> Result<Vec<f32>, Error> {
-        Ok(self.file.read_floats::<f32>(&key(&whole.path, Part::Whole))?)
+        match self.folded.iter().find(|(folded, _)| folded.path == whole.path) {
+            Some((_, values)) => Ok(values.clone()),
+            None => Ok(self.file.read_floats::<f32>(&key(&whole.path, Part::Whole))?),
+        }
     }
 
     /// The modules that have tensors, as targets, in the order of `modules`.
@@ -237,7 +276,7 @@ impl Adapter {
                     .add("target_modules names it, but the file has no tensors for it".into(), &module.path);
             }
         }
-        if present.is_empty() {
+        if present.is_empty() && self.adapted_tables().is_empty() {
             problems.push(format!("{TENSORS_FILE} holds no tensors"));
         }
         let mut misshapen = Groups::default();
@@ -304,6 +343,9 @@ fn check_tensor(file: &SafetensorsFile, name: &str, part: Part, refused: &mut Gr
 
 /// The module of a target that a key belongs to.
 pub(super) fn target_of(name: &str) -> Option<&str> {
+    if table_of(name).is_some() {
+        return None;
+    }
     parse(name).ok().filter(|(_, part)| *part != Part::Whole).map(|(module, _)| module)
 }
 
