@@ -19,7 +19,7 @@ use std::sync::Arc;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tune::data::batch::{Batching, Cursor};
 use tune::data::corpus::{Corpus, Language};
-use tune::data::spec::{DatasetSpec, Format, OnEmpty, OnOverflow, Spec, Split};
+use tune::data::spec::{DatasetSpec, Format, OnEmpty, OnOverflow, Spec};
 use tune::data::template::ChatTemplate;
 use tune::data::tokenize::Tokenizer;
 
@@ -36,7 +36,7 @@ fn corpus(base: &Path, path: String, format: Format, fields: BTreeMap<String, St
         shuffle: true,
         chat_template: None,
     };
-    let dataset = DatasetSpec { path, format, weight: 1.0, split: Split::Train, train_on: None, fields };
+    let dataset = DatasetSpec { fields, ..DatasetSpec::new(path, format) };
     let language = Language { tokenizer: Some(tokenizer), template, vocabulary_size: None };
     Corpus::open(&spec, &[dataset], 42, language).unwrap()
 }

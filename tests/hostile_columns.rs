@@ -5,7 +5,6 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper outside the test functions may fail the test")]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,7 +23,7 @@ use parquet::file::properties::{WriterProperties, WriterVersion};
 use peak_alloc::PeakAlloc;
 use tune::data::example::Example;
 use tune::data::source::Dataset;
-use tune::data::spec::{DatasetSpec, Format, Split};
+use tune::data::spec::{DatasetSpec, Format};
 
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
@@ -112,9 +111,7 @@ fn ipc(batch: &RecordBatch) -> Vec<u8> {
 }
 
 fn open(path: &Path, format: Format) -> Result<Dataset, String> {
-    let (path, fields) = (path.to_str().unwrap().to_owned(), BTreeMap::new());
-    Dataset::open(&DatasetSpec { path, format, weight: 1.0, split: Split::Train, train_on: None, fields })
-        .map_err(|error| error.to_string())
+    Dataset::open(&DatasetSpec::new(path.to_str().unwrap(), format)).map_err(|error| error.to_string())
 }
 
 /// A file, its first row, and the memory that reading it took at most.

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::batch::{Batching, Cursor, MicroBatch, StepBatch};
 use super::error::Error;
-use super::example::{Example, RowId, RowProblem};
+use super::example::{Example, Message, RowId, RowProblem};
 use super::order::{EpochPlan, HeldOut, Source, is_held_out};
 use super::pack::{Boundary, Packer};
 use super::prefetch::{Outlet, Prefetched};
@@ -61,6 +61,8 @@ pub(super) struct Inner {
 /// One `[[dataset]]` entry.
 #[derive(Debug)]
 pub(super) struct Part {
+    /// As the recipe names it.
+    pub(super) path: String,
     pub(super) dataset: Dataset,
     pub(super) split: Split,
     /// Of a training dataset; all rows of a validation dataset are held out.
@@ -164,7 +166,7 @@ impl Corpus {
                     held_out: Arc::clone(&held_out),
                 });
             }
-            parts.push(Part { dataset, split: entry.split, held_out, train_on });
+            parts.push(Part { path: entry.path.clone(), dataset, split: entry.split, held_out, train_on });
         }
         // Refuses a weight that no epoch can be planned with, before anything is read.
         let plan = EpochPlan::new(&sources, seed, 0, spec.shuffle)?;
@@ -282,16 +284,24 @@ impl Inner {
         }
     }
 
-    pub(super) fn example(&self, id: RowId) -> Result<Example, RowError> {
-        self.part(id).dataset.example(id.row)
-    }
-
     pub(super) fn part(&self, id: RowId) -> &Part {
         &self.datasets[id.dataset as usize]
     }
 
     pub(super) fn tokenize(&self, id: RowId) -> Result<Tokenized, RowError> {
-        let example = self.example(id)?;
+        self.tokenize_and_report(id, &mut |_| {})
+    }
+
+    /// [`tokenize`](Self::tokenize); `report` gets the names of columns and keys of messages that are not used.
+    pub(super) fn tokenize_and_report(
+        &self,
+        id: RowId,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Tokenized, RowError> {
+        let example = self.part(id).dataset.example_and_unread(id.row, report)?;
+        if let (Example::Messages(messages), Some(template)) = (&example, &self.examples.template) {
+            report_unread_keys(messages, template, report).map_err(|problem| self.row_error(id, problem))?;
+        }
         let tokenized = self.examples.tokenize(&example, self.part(id).train_on);
         tokenized.map_err(|problem| self.row_error(id, problem))
     }
@@ -470,6 +480,34 @@ impl StepBuilder {
             cursor,
         })
     }
+}
+
+/// Keys of messages that other tools give a meaning.
+const MEANINGFUL_KEYS: [&str; 7] = ["tool_calls", "image", "images", "audio", "audios", "video", "videos"];
+
+/// Reports the keys of messages that the chat template never asks for.
+///
+/// # Errors
+/// One of them shapes training elsewhere.
+fn report_unread_keys(
+    messages: &[Message],
+    template: &ChatTemplate,
+    report: &mut dyn FnMut(&str),
+) -> Result<(), RowProblem> {
+    for (index, message) in messages.iter().enumerate() {
+        for (key, _) in message.extra.iter().filter(|(key, _)| !template.source().contains(key.as_str())) {
+            if MEANINGFUL_KEYS.contains(&key.as_str()) {
+                let problem = format!(
+                    "the chat template of {} does not show this key; choose a template that does, or train without it by \
+                     `ignore = [\"{key}\"]` in the `[[dataset]]`",
+                    template.origin()
+                );
+                return Err(RowProblem::at(format!("/messages/{index}/{key}"), problem));
+            }
+            report(&format!("messages[].{key}"));
+        }
+    }
+    Ok(())
 }
 
 /// As a recipe spells it.

@@ -8,6 +8,7 @@ pub mod inspect;
 pub mod order;
 pub mod pack;
 pub mod prefetch;
+pub mod roles;
 pub mod schema;
 pub mod sequence;
 pub mod source;

@@ -1,14 +1,16 @@
 //! The meaning of a record: from the columns of a row to an [`Example`], for every record shape. Knows columns by name
 //! and type, but neither files nor their kinds.
 
-use super::example::{Example, Message, RowProblem};
-use super::source::value::{List, Object, Value, excerpt};
+use super::example::{Example, RowProblem};
+use super::source::value::{Object, Value};
 use super::spec::Format;
 pub(super) use columns::Fields;
 use row_size::RowSize;
 
 mod columns;
+mod messages;
 mod row_size;
+mod unread;
 
 #[cfg(test)]
 mod tests;
@@ -33,8 +35,15 @@ pub fn alpaca_prompt(instruction: &str, input: &str) -> String {
 }
 
 impl Fields {
-    /// The example in a row, which may take `most` bytes of memory.
-    pub(super) fn example(&self, row: Object<'_>, most: u64) -> Result<Example, RowProblem> {
+    /// The example in a row, which may take `most` bytes of memory. Reports each column that holds something and is not
+    /// used.
+    pub(super) fn example(
+        &self,
+        row: Object<'_>,
+        most: u64,
+        report: &mut dyn FnMut(&str),
+    ) -> Result<Example, RowProblem> {
+        self.report_unread(row, report)?;
         let size = &mut RowSize::new(most);
         Ok(match self.format {
             Format::Messages => Example::Messages(self.messages(row, size)?),
@@ -102,93 +111,20 @@ impl Fields {
         }
         Ok(Example::Tokens { input_ids, labels: Some(labels) })
     }
-
-    fn messages(&self, row: Object<'_>, size: &mut RowSize) -> Result<Vec<Message>, RowProblem> {
-        let (value, field) = self.value(row, "messages");
-        let list = match value {
-            Value::List(list) if !list.is_empty() => list,
-            other => return Err(unexpected(field, "a list of at least one message", other)),
-        };
-        let message = |(index, value)| self.message(value, &pointer(&field, index), size);
-        list.iter().enumerate().map(message).collect()
-    }
-
-    fn message(&self, value: Value<'_>, at: &str, size: &mut RowSize) -> Result<Message, RowProblem> {
-        let Value::Object(message) = value else {
-            return Err(unexpected(at.to_owned(), "a message with a role and a content", value));
-        };
-        let key = |canonical: &str| -> &str {
-            let field = self.fields.iter().find(|field| field.canonical == canonical);
-            field.map_or("", |field| &field.columns[0])
-        };
-        // `from` and `value` are the keys of the other widespread layout, whose roles have other names.
-        let openai = !message.get(key("role")).is_null() || message.get("from").is_null();
-        let (role_key, content_key) = if openai { (key("role"), key("content")) } else { ("from", "value") };
-        let role_at = pointer(at, role_key);
-        let role = match message.get(role_key) {
-            Value::Text(name) => match name {
-                "system" | "user" | "assistant" | "tool" => name,
-                "human" if !openai => "user",
-                "gpt" if !openai => "assistant",
-                other => {
-                    let known = if openai { "" } else { ", human, gpt" };
-                    let problem = format!(
-                        "expected a role (system, user, assistant, tool{known}), found {}",
-                        excerpt(other)
-                    );
-                    return Err(RowProblem { field: role_at, problem });
-                }
-            },
-            other => return Err(unexpected(role_at, "a role", other)),
-        };
-        let content_at = pointer(at, content_key);
-        let content = match message.get(content_key) {
-            Value::Text(text) => size.text(text, &content_at)?,
-            Value::List(parts) => joined_parts(parts, &content_at, size)?,
-            Value::Null if !message.get("tool_calls").is_null() => String::new(),
-            other => return Err(unexpected(content_at, "a string or a list of text parts", other)),
-        };
-        let others = message.entries().filter(|(name, _)| *name != role_key && *name != content_key);
-        let extra = size.members(others, at)?;
-        // The role, and the message itself.
-        size.values(2, at)?;
-        Ok(Message { role: role.to_owned(), content, extra })
-    }
-}
-
-/// The texts of `[{"type": "text", "text": …}, …]`, joined without a separator.
-fn joined_parts(parts: List<'_>, at: &str, size: &mut RowSize) -> Result<String, RowProblem> {
-    // Joined at once: a text that grows takes twice its length.
-    let mut texts = Vec::new();
-    for (index, part) in parts.iter().enumerate() {
-        let at = pointer(at, index);
-        let Value::Object(part) = part else {
-            return Err(unexpected(at, "a part (`{\"type\": \"text\", \"text\": …}`)", part));
-        };
-        match (part.get("type"), part.get("text")) {
-            (Value::Text("text"), Value::Text(text)) => {
-                size.values(1, &at)?;
-                size.add(text.len() as u64, &at)?;
-                texts.push(text);
-            }
-            (Value::Text("text"), other) => return Err(unexpected(pointer(&at, "text"), "a string", other)),
-            (other, _) => {
-                let expected = "`text` (parts of other kinds are not trained on)";
-                return Err(unexpected(pointer(&at, "type"), expected, other));
-            }
-        }
-    }
-    Ok(texts.concat())
 }
 
 fn integers<T>(
     value: Value<'_>,
     field: &str,
     expected: &str,
-    convert: impl Fn(i128) -> Option<T>,
+    convert: fn(i128) -> Option<T>,
 ) -> Result<Vec<T>, RowProblem> {
-    let Value::List(list) = value else {
-        return Err(unexpected(field.to_owned(), "a list of integers", value));
+    let list = match value {
+        Value::List(list) => list,
+        Value::Text(text) if text.trim_start().starts_with('[') => {
+            return integers(Value::from_json(&messages::parsed(text, field)?), field, expected, convert);
+        }
+        other => return Err(unexpected(field.to_owned(), "a list of integers", other)),
     };
     let integer = |(index, value)| {
         match value {

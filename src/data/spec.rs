@@ -5,9 +5,10 @@ use std::path::PathBuf;
 
 use serde_json::{Value as Json, json};
 
+use super::roles::ROLES;
 use crate::document::{
     Key, KeyTable, Kind, Limits, Parsed, Problem, Shaped, TableReader, Value, ValueError, Word, Writer,
-    Written, pairs, path, text,
+    Written, list, pairs, path, text,
 };
 
 /// The `[data]` table.
@@ -55,6 +56,26 @@ pub struct DatasetSpec {
     pub train_on: Option<TrainOn>,
     /// Canonical field name → the column's name in the files.
     pub fields: BTreeMap<String, String>,
+    /// Our role → its names in the files, where they are not the usual ones.
+    pub roles: BTreeMap<String, Vec<String>>,
+    /// Columns and keys of messages that are left out although other tools give them a meaning.
+    pub ignore: Vec<String>,
+}
+
+impl DatasetSpec {
+    /// Rows of `format` to be trained on, everything else at its default.
+    pub fn new(path: impl Into<String>, format: Format) -> Self {
+        Self {
+            path: path.into(),
+            format,
+            weight: 1.0,
+            split: Split::Train,
+            train_on: None,
+            fields: BTreeMap::new(),
+            roles: BTreeMap::new(),
+            ignore: Vec::new(),
+        }
+    }
 }
 
 /// The shape of one record.
@@ -176,7 +197,7 @@ impl Format {
     /// The canonical names of a record's fields, the ones `fields` maps to columns.
     pub fn field_names(self) -> &'static [&'static str] {
         match self {
-            Self::Messages => &["messages", "role", "content"],
+            Self::Messages => &["messages", "role", "content", "system"],
             Self::Alpaca => &["instruction", "input", "output"],
             Self::PromptCompletion => &["prompt", "completion"],
             Self::Text => &["text"],
@@ -348,6 +369,30 @@ impl Parsed for BTreeMap<String, String> {
     }
 }
 
+impl Parsed for BTreeMap<String, Vec<String>> {
+    fn expected() -> String {
+        "table of ours = \"theirs\", or a list of theirs".to_owned()
+    }
+
+    fn schema() -> Json {
+        let theirs = json!({"type": ["string", "array"], "items": {"type": "string"}});
+        json!({"type": "object", "additionalProperties": theirs})
+    }
+
+    fn read(value: &Value) -> Shaped<Self> {
+        let names = |value: &Value| match &value.kind {
+            Kind::Array(_) => list(text)(value),
+            _ => Ok(vec![text(value)?]),
+        };
+        Ok(pairs(names)(value)?.into_iter().collect())
+    }
+
+    fn written(&self) -> String {
+        let pairs: Vec<_> = self.iter().map(|(ours, theirs)| (ours.clone(), theirs)).collect();
+        pairs.as_slice().written()
+    }
+}
+
 /// A `[[dataset]]` while it is read: without a path or a format there is no [`DatasetSpec`].
 pub(crate) struct Draft {
     path: Option<String>,
@@ -356,11 +401,22 @@ pub(crate) struct Draft {
     split: Split,
     train_on: Option<TrainOn>,
     fields: Option<BTreeMap<String, String>>,
+    roles: Option<BTreeMap<String, Vec<String>>>,
+    ignore: Vec<String>,
 }
 
 impl Default for Draft {
     fn default() -> Self {
-        Self { path: None, format: None, weight: 1.0, split: Split::Train, train_on: None, fields: None }
+        Self {
+            path: None,
+            format: None,
+            weight: 1.0,
+            split: Split::Train,
+            train_on: None,
+            fields: None,
+            roles: None,
+            ignore: Vec::new(),
+        }
     }
 }
 
@@ -381,7 +437,7 @@ pub(crate) static DATASET: KeyTable<Draft> = KeyTable {
     keys: &[
         K::text("path", |dataset| &mut dataset.path)
             .required("\"data/train.jsonl\"")
-            .means("A file (.jsonl, .json, .parquet, .arrow, .csv), or a glob over files.")
+            .means("A file (.jsonl, .json, .parquet, .arrow, .csv, .tsv), or a glob over files.")
             .also(&["file", "file_name", "filename", "source"]),
         K::parsed("format", |dataset| &mut dataset.format)
             .required("\"messages\"")
@@ -410,8 +466,22 @@ pub(crate) static DATASET: KeyTable<Draft> = KeyTable {
                 "prompt_column",
                 "completion_column",
             ]),
+        K::parsed("roles", |dataset| &mut dataset.roles)
+            .optional("the names that other tools use")
+            .means("Names of the roles of messages: { ours = \"theirs\" }, or a list of theirs.")
+            .also(&["role_mapping", "role_tags", "user_tag", "assistant_tag"])
+            .added(),
+        K::list("ignore", text, |dataset| &mut dataset.ignore)
+            .means("Columns and keys of messages to leave out although other tools give them a meaning.")
+            .also(&["remove_columns", "drop_columns"])
+            .added(),
     ],
-    checks: &[report_foreign_fields, report_misplaced_train_on, report_weight_of_held_out],
+    checks: &[
+        report_foreign_fields,
+        report_foreign_roles,
+        report_misplaced_train_on,
+        report_weight_of_held_out,
+    ],
     repeated: true,
     ..KeyTable::NEW
 };
@@ -419,16 +489,18 @@ pub(crate) static DATASET: KeyTable<Draft> = KeyTable {
 impl DatasetSpec {
     /// Reads one `[[dataset]]`; `None` if it has no path or no format.
     pub fn read(table: &mut TableReader<'_, '_>) -> Option<Self> {
-        let Draft { path, format, weight, split, train_on, fields } = DATASET.read(table);
-        let fields = fields.unwrap_or_default();
-        Some(Self { path: path?, format: format?, weight, split, train_on, fields })
+        let Draft { path, format, weight, split, train_on, fields, roles, ignore } = DATASET.read(table);
+        let (fields, roles) = (fields.unwrap_or_default(), roles.unwrap_or_default());
+        Some(Self { path: path?, format: format?, weight, split, train_on, fields, roles, ignore })
     }
 
     /// Writes the entry.
     pub fn write(&self, writer: &mut Writer) {
-        let Self { path, format, weight, split, train_on, fields } = self.clone();
+        let Self { path, format, weight, split, train_on, fields, roles, ignore } = self.clone();
         let fields = Some(fields).filter(|fields| !fields.is_empty());
-        let mut draft = Draft { path: Some(path), format: Some(format), weight, split, train_on, fields };
+        let roles = Some(roles).filter(|roles| !roles.is_empty());
+        let (path, format) = (Some(path), Some(format));
+        let mut draft = Draft { path, format, weight, split, train_on, fields, roles, ignore };
         DATASET.write(&mut draft, writer);
     }
 }
@@ -447,6 +519,23 @@ fn report_foreign_fields(table: &mut TableReader<'_, '_>, dataset: &Draft) {
         let message = format!("the format `{word}` has no field `{}`", entry.key);
         let problem = Problem::new("recipe::unknown_field", entry.key_place.clone(), message);
         table.report(problem.label("unknown field").help(reversed));
+    }
+}
+
+fn report_foreign_roles(table: &mut TableReader<'_, '_>, dataset: &Draft) {
+    let Some(Kind::Table(roles)) = table.value("roles").map(|value| &value.kind) else { return };
+    let known: Vec<&str> = ROLES.iter().map(|(role, _)| *role).collect();
+    for entry in roles.entries().iter().filter(|entry| !known.contains(&entry.key.as_str())) {
+        let message = format!("`{}` is not one of our roles", entry.key);
+        let help = format!("ours come first, of {}: {{ user = \"{}\" }}", known.join(", "), entry.key);
+        let problem = Problem::new("recipe::unknown_role", entry.key_place.clone(), message);
+        table.report(problem.label("unknown role").help(help));
+    }
+    if dataset.format.is_some_and(|format| format != Format::Messages) {
+        let Some(place) = table.place_of("roles") else { return };
+        let problem =
+            Problem::new("recipe::contradiction", place, "only rows of `format = \"messages\"` have roles");
+        table.report(problem.label("has no meaning here").help("remove it"));
     }
 }
 

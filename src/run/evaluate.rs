@@ -417,12 +417,6 @@ fn corpus_of(opened: &OpenedModel, spec: Option<&Spec>, data: DatasetSpec) -> Re
 
 /// A dataset to evaluate on.
 pub fn dataset(path: &str, format: Format, fields: &[(String, String)]) -> DatasetSpec {
-    DatasetSpec {
-        path: path.to_owned(),
-        format,
-        weight: 1.0,
-        split: Split::Validation,
-        train_on: None,
-        fields: fields.iter().cloned().collect(),
-    }
+    let fields = fields.iter().cloned().collect();
+    DatasetSpec { split: Split::Validation, fields, ..DatasetSpec::new(path, format) }
 }

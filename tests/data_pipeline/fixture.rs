@@ -2,7 +2,6 @@
 //! special tokens `<s>`, `</s>`, `<|im_start|>`, `<|im_end|>`. It puts `<s>` before plain text.
 #![expect(clippy::unwrap_used, reason = "test helpers")]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 
@@ -80,14 +79,7 @@ impl Folder {
     }
 
     fn entry(&self, name: &str, format: Format) -> DatasetSpec {
-        DatasetSpec {
-            path: self.path(name),
-            format,
-            weight: 1.0,
-            split: Split::Train,
-            train_on: None,
-            fields: BTreeMap::new(),
-        }
+        DatasetSpec::new(self.path(name), format)
     }
 
     fn language(&self, tokenizer: bool, template: bool) -> Language {

@@ -528,3 +528,28 @@ fn steps_an_epoch_are_those_of_a_whole_epoch() {
         assert_eq!((schedule.steps, schedule.steps_per_epoch), (steps, 50), "{epochs:?} {max_steps:?}");
     }
 }
+
+#[test]
+fn d1_what_is_not_used_is_named_once_a_dataset() {
+    let folder = Folder::new();
+    let row = |id: u32, more: &str| {
+        format!(
+            "{{\"id\": {id}, \"messages\": [{{\"role\": \"user\", \"content\": \"a\"}}, \
+                 {{\"role\": \"assistant\", \"content\": \"b\"{more}}}]}}"
+        )
+    };
+    folder.write("a.jsonl", &[row(1, ", \"rating\": 5"), row(2, "")]);
+    let corpus = folder.corpus(&spec(), &[("a.jsonl", Format::Messages)]);
+    let notes: Vec<String> = survey(&corpus, &batching(1, 1)).notes.iter().map(ToString::to_string).collect();
+    let unused: Vec<&String> = notes.iter().filter(|note| note.contains("not used")).collect();
+    assert_eq!(unused.len(), 1, "{notes:?}");
+    assert!(
+        unused[0].ends_with("a.jsonl: not used: `id` (2 rows), `messages[].rating` (1 row)"),
+        "{unused:?}"
+    );
+    // A call that the template does not show.
+    folder.write("b.jsonl", &[row(1, ", \"tool_calls\": [{\"function\": {\"name\": \"f\"}}]")]);
+    let corpus = folder.corpus(&spec(), &[("b.jsonl", Format::Messages)]);
+    let bad = survey(&corpus, &batching(1, 1)).bad.to_string();
+    assert!(bad.contains("b.jsonl:1: /messages/1/tool_calls: ") && bad.contains("does not show"), "{bad}");
+}

@@ -7,7 +7,6 @@ mod files;
 mod hostile;
 mod oddities;
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -26,11 +25,10 @@ use serde_json::json;
 use tune::data::example::{Example, Message, RowId};
 use tune::data::order::{EpochPlan, HeldOut, Permutation, Source};
 use tune::data::source::{BadRows, Dataset, Error, Place, Position, RowError};
-use tune::data::spec::{DatasetSpec, Format, Split};
+use tune::data::spec::{DatasetSpec, Format};
 
 fn spec(path: &Path, format: Format) -> DatasetSpec {
-    let path = path.to_string_lossy().into_owned();
-    DatasetSpec { path, format, weight: 1.0, split: Split::Train, train_on: None, fields: BTreeMap::new() }
+    DatasetSpec::new(path.to_string_lossy(), format)
 }
 
 fn open(path: &Path, format: Format) -> Result<Dataset, Error> {

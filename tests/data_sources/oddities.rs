@@ -123,3 +123,61 @@ fn m1_models_that_are_not_what_they_seem() {
     let error = ModelDir::open(outer.path()).unwrap_err().to_string();
     assert!(error.contains("config.json is a web page") && error.contains("tune download"), "{error}");
 }
+
+/// Columns of files with a schema are named by it; what shapes training elsewhere is looked for in the rows.
+#[test]
+fn d1_unused_columns_of_files_with_a_schema() {
+    let outer = tempfile::tempdir().unwrap();
+    let column = |values: Vec<Option<&str>>| -> arrow::array::ArrayRef {
+        std::sync::Arc::new(arrow::array::StringArray::from(values))
+    };
+    let batch = |images| {
+        arrow::array::RecordBatch::try_from_iter([
+            ("text", column(vec![Some("a"), Some("b")])),
+            ("source", column(vec![Some("web"), None])),
+            ("images", column(images)),
+        ])
+        .unwrap()
+    };
+    for (images, expected) in
+        [(vec![None, Some("")], ""), (vec![None, Some("cat.png")], "/images: this column is not used")]
+    {
+        let table = batch(images);
+        let files = [
+            ("a.parquet", parquet(std::slice::from_ref(&table), Compression::SNAPPY, 10)),
+            ("a.arrow", super::ipc(std::slice::from_ref(&table), false, None)),
+        ];
+        for (name, bytes) in files {
+            std::fs::write(outer.path().join(name), bytes).unwrap();
+            let dataset = open(&outer.path().join(name), Format::Text).unwrap();
+            assert_eq!(dataset.unread_columns(), ["source", "images"], "{name}");
+            assert!(dataset.example(0).is_ok(), "{name}");
+            let said = dataset.example(1).map_or_else(|error| error.to_string(), |_| String::new());
+            assert!(said.contains(expected) && said.is_empty() == expected.is_empty(), "{name}: {said}");
+        }
+    }
+}
+
+/// Conversations and token ids that a text column holds as JSON.
+#[test]
+fn d9_json_text_in_columns_of_text() {
+    let outer = tempfile::tempdir().unwrap();
+    let list = r#"[{"role": "user", "content": "Hi"}]"#;
+    let column = |text: &str| -> arrow::array::ArrayRef {
+        std::sync::Arc::new(arrow::array::StringArray::from(vec![text]))
+    };
+    for (name, text, format) in
+        [("messages", list, Format::Messages), ("input_ids", "[1, 2]", Format::Tokens)]
+    {
+        let table = arrow::array::RecordBatch::try_from_iter([(name, column(text))]).unwrap();
+        let files = [
+            ("a.parquet", parquet(std::slice::from_ref(&table), Compression::SNAPPY, 10)),
+            ("a.arrow", super::ipc(std::slice::from_ref(&table), false, None)),
+            ("a.csv", format!("{name}\n\"{}\"\n", text.replace('"', "\"\"")).into_bytes()),
+            ("a.jsonl", serde_json::json!({name: text}).to_string().into_bytes()),
+        ];
+        for (file, bytes) in files {
+            assert_eq!(read(outer.path(), file, bytes, format), Ok(1), "{name} in {file}");
+        }
+    }
+}

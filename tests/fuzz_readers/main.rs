@@ -15,7 +15,6 @@
 mod files;
 mod mutation;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -27,7 +26,7 @@ use peak_alloc::PeakAlloc;
 use tune::adapter::peft;
 use tune::assets::{ModelDir, SafetensorsFile, WeightFiles};
 use tune::data::source::Dataset;
-use tune::data::spec::{DatasetSpec, Format, Split};
+use tune::data::spec::{DatasetSpec, Format};
 use tune::data::template::ChatTemplate;
 use tune::data::tokenize::Tokenizer;
 use tune::model::family;
@@ -131,9 +130,7 @@ fn read_adapter(folder: &Path) {
 
 fn read_dataset(folder: &Path) {
     let path = fs::read_dir(folder).unwrap().next().unwrap().unwrap().path().to_str().unwrap().to_owned();
-    let fields = BTreeMap::new();
-    let format = Format::PromptCompletion;
-    let spec = DatasetSpec { path, format, weight: 1.0, split: Split::Train, train_on: None, fields };
+    let spec = DatasetSpec::new(path, Format::PromptCompletion);
     let Ok(dataset) = Dataset::open(&spec) else { return };
     let rows = dataset.rows();
     for row in (0..rows.min(20)).chain(rows.saturating_sub(3)..rows) {

@@ -1,12 +1,14 @@
 //! Which columns of a file hold the fields of a record shape: names, their mapping by the recipe, and the errors of
 //! absent and unfit columns. Knows nothing of rows.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use arrow::datatypes::DataType;
 
 use super::super::source::Error;
 use super::super::spec::{DatasetSpec, Format};
+use super::unread;
 
 /// The type of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +37,10 @@ pub(super) struct Field {
 pub(in crate::data) struct Fields {
     pub(super) format: Format,
     pub(super) fields: Vec<Field>,
+    /// The recipe's names of our roles.
+    pub(super) roles: BTreeMap<String, Vec<String>>,
+    /// Columns and keys of messages that the recipe leaves out knowingly.
+    pub(super) ignore: Vec<String>,
 }
 
 impl Fields {
@@ -51,8 +57,11 @@ impl Fields {
             Format::Messages => {
                 let mut messages = field("messages", Kind::Messages, true);
                 messages.columns.push("conversations".to_owned());
+                let mut system = field("system", Kind::Text, false);
+                system.columns.push("system_prompt".to_owned());
                 vec![
                     messages,
+                    system,
                     field("role", Kind::MessageKey, false),
                     field("content", Kind::MessageKey, false),
                 ]
@@ -86,7 +95,16 @@ impl Fields {
                 }
             }
         }
-        Ok(Fields { format: spec.format, fields })
+        for field in fields.iter_mut().filter(|field| !field.required && !field.mapped) {
+            field.columns.retain(|column| !spec.ignore.contains(column));
+        }
+        Ok(Fields { format: spec.format, fields, roles: spec.roles.clone(), ignore: spec.ignore.clone() })
+    }
+
+    /// The columns that are read.
+    pub(super) fn columns(&self) -> impl Iterator<Item = &str> {
+        let columns = self.fields.iter().filter(|field| field.kind != Kind::MessageKey);
+        columns.flat_map(|field| &field.columns).map(String::as_str)
     }
 
     /// The columns of CSV files whose cells hold JSON, since CSV has no lists.
@@ -128,6 +146,10 @@ impl Fields {
                 return Err(self.missing(file, field, columns));
             }
         }
+        // Read too, if only to know whether there is something in them.
+        let is_meaningful = |name: &str| self.is_unread(name) && unread::meaning(self.format, name).is_some();
+        let meaningful = columns.iter().enumerate().filter(|(_, (name, _))| is_meaningful(name));
+        chosen.extend(meaningful.map(|(index, _)| index));
         Ok(chosen)
     }
 
@@ -173,10 +195,17 @@ impl Kind {
         };
         match self {
             Kind::Text | Kind::MessageKey => data_type.is_string(),
-            Kind::Messages => item.is_some_and(|item| {
-                matches!(item, DataType::Struct(_) | DataType::Map(_, _) | DataType::Null)
-            }),
-            Kind::Integers => item.is_some_and(|item| item.is_integer() || item.is_null()),
+            // Both also as JSON text.
+            Kind::Messages => {
+                let is_message = |item: &DataType| {
+                    matches!(item, DataType::Struct(_) | DataType::Map(_, _) | DataType::Null)
+                        || item.is_string()
+                };
+                data_type.is_string() || item.is_some_and(is_message)
+            }
+            Kind::Integers => {
+                data_type.is_string() || item.is_some_and(|item| item.is_integer() || item.is_null())
+            }
         }
     }
 }

@@ -5,18 +5,18 @@ use std::path::Path;
 use arrow::datatypes::DataType;
 use serde_json::{Map, Value as Json, json};
 
+use super::super::example::Message;
 use super::super::source::Error;
-use super::super::spec::{DatasetSpec, Split};
+use super::super::spec::DatasetSpec;
 use super::*;
 
 fn fields(format: Format, mapping: &[(&str, &str)]) -> Result<Fields, Error> {
     let fields = mapping.iter().map(|(name, column)| ((*name).to_owned(), (*column).to_owned())).collect();
-    let path = String::new();
-    Fields::new(&DatasetSpec { path, format, weight: 1.0, split: Split::Train, train_on: None, fields })
+    Fields::new(&DatasetSpec { fields, ..DatasetSpec::new("", format) })
 }
 
 fn read(format: Format, mapping: &[(&str, &str)], row: &Json) -> Result<Example, RowProblem> {
-    fields(format, mapping).unwrap().example(Object::Json(row.as_object().unwrap()), 1 << 20)
+    fields(format, mapping).unwrap().example(Object::Json(row.as_object().unwrap()), 1 << 20, &mut |_| {})
 }
 
 /// "field: problem" of a row that is wrong.
@@ -80,12 +80,9 @@ fn a_malformed_message_is_named() {
     );
     assert_eq!(with(json!({"content": "x"})), "/messages/1/role: expected a role, found null");
     assert_eq!(
-        with(json!({"role": "human", "content": "x"})),
-        "/messages/1/role: expected a role (system, user, assistant, tool), found \"human\""
-    );
-    assert_eq!(
-        with(json!({"from": "bot", "value": "x"})),
-        "/messages/1/from: expected a role (system, user, assistant, tool, human, gpt), found \"bot\""
+        with(json!({"role": "narrator", "content": "x"})),
+        "/messages/1/role: unknown role \"narrator\"; tune knows system, user, assistant, tool and their usual other names: \
+         say which one it is, as in `roles = { user = \"narrator\" }`, in the `[[dataset]]`"
     );
     assert_eq!(
         with(json!("x")),
@@ -210,13 +207,158 @@ fn columns_of_the_wrong_type() {
         "a.parquet: column `text`: expected strings, found Int64"
     );
     assert!(choose(Format::Tokens, "input_ids", list_of(DataType::Float32)).is_err());
-    assert!(choose(Format::Messages, "messages", DataType::Utf8).is_err());
+    assert!(choose(Format::Messages, "messages", DataType::Int64).is_err());
     for (format, column, data_type) in [
         (Format::Text, "text", DataType::LargeUtf8),
+        (Format::Messages, "messages", DataType::Utf8),
+        (Format::Tokens, "input_ids", DataType::Utf8View),
         (Format::Text, "text", DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8))),
         (Format::Tokens, "input_ids", list_of(DataType::UInt8)),
         (Format::Messages, "messages", list_of(DataType::Struct(arrow::datatypes::Fields::empty()))),
     ] {
         assert_eq!(choose(format, column, data_type).unwrap(), [0]);
+    }
+}
+
+/// The roles and contents of the messages of a row.
+fn turns(row: &Json) -> Vec<(String, String)> {
+    let Ok(Example::Messages(messages)) = read(Format::Messages, &[], row) else {
+        panic!("{}", said(Format::Messages, row))
+    };
+    messages.into_iter().map(|message| (message.role, message.content)).collect()
+}
+
+#[test]
+fn d7_roles_go_by_many_names() {
+    for (name, role) in [
+        ("User", "user"),
+        ("human", "user"),
+        ("model", "assistant"),
+        ("chatgpt", "assistant"),
+        ("developer", "system"),
+        ("function", "tool"),
+        ("observation", "tool"),
+        ("ipython", "tool"),
+    ] {
+        for row in [
+            json!({"messages": [{"role": name, "content": "x"}]}),
+            json!({"conversations": [{"from": name, "value": "x"}]}),
+        ] {
+            assert_eq!(turns(&row), [(role.to_owned(), "x".to_owned())]);
+        }
+    }
+    let mut spec = DatasetSpec::new("", Format::Messages);
+    spec.roles = [("user".to_owned(), vec!["narrator".to_owned(), "model".to_owned()])].into();
+    let row = json!({"messages": [{"role": "narrator", "content": "x"}, {"role": "model", "content": "y"}]});
+    let object = Object::Json(row.as_object().unwrap());
+    let Ok(Example::Messages(messages)) = Fields::new(&spec).unwrap().example(object, 1 << 20, &mut |_| {})
+    else {
+        panic!()
+    };
+    assert!(messages.iter().all(|message| message.role == "user"));
+}
+
+#[test]
+fn d7_calls_of_tools_in_other_layouts() {
+    let call = json!({"name": "search", "arguments": {"q": "rice"}});
+    let expected = json!([{"type": "function", "function": call}]);
+    for message in [
+        json!({"from": "function_call", "value": call.to_string()}),
+        json!({"from": "function_call", "value": json!([call]).to_string()}),
+        json!({"role": "assistant", "content": null, "function_call": call}),
+        json!({"role": "assistant", "content": null, "tool_calls": expected.to_string()}),
+    ] {
+        let row = json!({"messages": [message]});
+        let Ok(Example::Messages(messages)) = read(Format::Messages, &[], &row) else { panic!("{row}") };
+        assert_eq!((messages[0].role.as_str(), messages[0].content.as_str()), ("assistant", ""));
+        assert_eq!(Json::Object(messages[0].extra.clone()), json!({"tool_calls": expected}));
+    }
+    let fault =
+        said(Format::Messages, &json!({"messages": [{"from": "function_call", "value": "search rice"}]}));
+    assert!(
+        fault.starts_with("/messages/0/value: this column holds a structure as JSON text; not valid JSON"),
+        "{fault}"
+    );
+}
+
+#[test]
+fn d1_a_system_column_is_the_first_turn() {
+    let turn = json!([{"role": "user", "content": "Hi"}]);
+    for column in ["system", "system_prompt"] {
+        let row = json!({column: "Rhyme.", "messages": turn});
+        assert_eq!(turns(&row)[0], ("system".to_owned(), "Rhyme.".to_owned()), "{column}");
+    }
+    assert_eq!(turns(&json!({"system": "", "messages": turn})).len(), 1);
+    let both = |column: &str| json!({"system": column, "messages": [{"role": "system", "content": "Rhyme."}, {"role": "user", "content": "Hi"}]});
+    assert_eq!(turns(&both("Rhyme.")).len(), 2);
+    assert!(
+        said(Format::Messages, &both("Be brief."))
+            .starts_with("/system: this column and the first message both")
+    );
+}
+
+#[test]
+fn d9_structures_as_json_text() {
+    let list = json!([{"role": "user", "content": "Hi"}]);
+    let expected = vec![("user".to_owned(), "Hi".to_owned())];
+    assert_eq!(turns(&json!({"messages": list.to_string()})), expected);
+    assert_eq!(turns(&json!({"messages": [list[0].to_string()]})), expected);
+    let tokens = read(Format::Tokens, &[], &json!({"input_ids": "[1, 2]", "labels": " [-100, 2]"})).unwrap();
+    assert_eq!(tokens, Example::Tokens { input_ids: vec![1, 2], labels: Some(vec![-100, 2]) });
+    let python = said(Format::Messages, &json!({"messages": "[{'role': 'user', 'content': 'Hi'}]"}));
+    assert!(python.starts_with("/messages: ") && python.contains("json.dumps"), "{python}");
+}
+
+#[test]
+fn d13_parts_of_other_makers() {
+    for content in [
+        json!(["a", "b"]),
+        json!([{"text": "a"}, {"text": "b"}]),
+        json!([{"type": "input_text", "text": "a"}, {"type": "output_text", "text": "b"}]),
+        json!([{"type": "text", "value": "a"}, "b"]),
+    ] {
+        let row = json!({"messages": [{"role": "user", "content": content}]});
+        assert_eq!(turns(&row), [("user".to_owned(), "ab".to_owned())]);
+    }
+}
+
+/// What is reported of a row, and its error.
+fn reported(format: Format, ignore: &[&str], row: &Json) -> (Vec<String>, String) {
+    let mut spec = DatasetSpec::new("", format);
+    spec.ignore = ignore.iter().map(|name| (*name).to_owned()).collect();
+    let mut names = Vec::new();
+    let object = Object::Json(row.as_object().unwrap());
+    let read = Fields::new(&spec).unwrap().example(object, 1 << 20, &mut |name| names.push(name.to_owned()));
+    (names, read.map_or_else(|fault| format!("{}: {}", fault.field, fault.problem), |_| String::new()))
+}
+
+#[test]
+fn d1_columns_that_are_not_used_are_named() {
+    let row = json!({"prompt": "a", "completion": "b", "id": 7, "tags": [], "note": "", "score": null, "source": "web"});
+    assert_eq!(reported(Format::PromptCompletion, &[], &row).0, ["id", "source"]);
+    assert_eq!(reported(Format::PromptCompletion, &["source"], &row).0, ["id"]);
+    let chat = json!([{"role": "user", "content": "Hi"}]);
+    let pair = |column: &str, value: Json| json!({"prompt": "a", "completion": "b", column: value});
+    for (format, column, row) in [
+        (Format::Messages, "images", json!({"messages": chat, "images": ["cat.png"]})),
+        (Format::Messages, "weight", json!({"messages": chat, "weight": 0})),
+        (Format::PromptCompletion, "tools", pair("tools", json!("[{}]"))),
+        (Format::PromptCompletion, "system", pair("system", json!("Rhyme."))),
+        (Format::Alpaca, "history", json!({"instruction": "a", "output": "b", "history": [["c", "d"]]})),
+        (Format::Tokens, "attention_mask", json!({"input_ids": [1, 2], "attention_mask": [1, 0]})),
+        (Format::Tokens, "completion_mask", json!({"input_ids": [1, 2], "completion_mask": [0, 1]})),
+    ] {
+        let (_, fault) = reported(format, &[], &row);
+        assert!(fault.starts_with(&format!("/{column}: this column is not used")), "{fault}");
+        assert!(fault.contains(&format!("`ignore = [\"{column}\"]`")), "{fault}");
+        assert_eq!(reported(format, &[column], &row), (Vec::new(), String::new()), "{column}");
+    }
+    // What says nothing is nothing.
+    for (format, row) in [
+        (Format::Messages, json!({"messages": chat, "images": [], "weight": 1.0})),
+        (Format::Tokens, json!({"input_ids": [1, 2], "attention_mask": [1, 1]})),
+        (Format::PromptCompletion, pair("tools", json!(null))),
+    ] {
+        assert_eq!(reported(format, &[], &row), (Vec::new(), String::new()));
     }
 }

@@ -36,6 +36,8 @@ use read_at::Location;
 use text::{TextBlock, TextFile};
 use value::Object;
 
+pub(super) use text::{not_json, parse_json};
+
 pub use problem::{BadRows, Error, Place, Position, RowError, SHOWN_BAD_ROWS};
 
 /// Rows of a unit made of files that need none, beside files that do.
@@ -135,6 +137,15 @@ impl Dataset {
     /// # Errors
     /// The row is malformed, lies behind the end, or its file can no longer be read.
     pub fn example(&self, row: u64) -> Result<Example, RowError> {
+        self.example_and_unread(row, &mut |_| {})
+    }
+
+    /// [`example`](Self::example); `report` gets the name of each column that holds something in the row and is not used.
+    /// Of files with a schema [`unread_columns`](Self::unread_columns) names them.
+    ///
+    /// # Errors
+    /// As [`example`](Self::example).
+    pub fn example_and_unread(&self, row: u64, report: &mut dyn FnMut(&str)) -> Result<Example, RowError> {
         let Some((file, row_in_file)) = self.locate(row) else {
             return Err(self.error(row, format!("no such row: there are {}", self.rows())));
         };
@@ -146,7 +157,7 @@ impl Dataset {
         let example = match (source, &*block) {
             (SourceFile::Text(text), Block::Text(block)) => {
                 match text.record(block, index, &self.fields.json_columns()) {
-                    Ok(record) => self.fields.example(Object::Json(&record.0), most),
+                    Ok(record) => self.fields.example(Object::Json(&record.0), most, report),
                     Err(fault) if fault.column.is_empty() => Err(RowProblem::whole(fault.problem)),
                     Err(fault) => Err(RowProblem::at(format!("/{}", fault.column), fault.problem)),
                 }
@@ -155,7 +166,7 @@ impl Dataset {
                 // Arrays were checked when they were built; this wall stands behind that check.
                 let read = || {
                     let object = columns.row(index).ok_or_else(|| Fault::new("no such row"))?;
-                    Ok(self.fields.example(object, most))
+                    Ok(self.fields.example(object, most, report))
                 };
                 guard("Arrow", read).map_err(|fault| self.error(row, fault.to_string()))?
             }
@@ -169,6 +180,17 @@ impl Dataset {
         let (file, row_in_file) = self.locate(row).unwrap_or((self.files.len() - 1, row));
         let position = self.line(file, row_in_file).map_or(Position::Row(row_in_file), Position::Line);
         Place { file: self.paths[file].clone(), position }
+    }
+
+    /// Columns of the files with a schema that are not used, each once.
+    pub fn unread_columns(&self) -> Vec<&str> {
+        let mut unread: Vec<&str> = Vec::new();
+        for column in self.files.iter().filter_map(SourceFile::schema).flat_map(Schema::fields) {
+            if self.fields.is_unread(column.name()) && !unread.contains(&column.name().as_str()) {
+                unread.push(column.name());
+            }
+        }
+        unread
     }
 
     /// The files, in the order in which their rows are numbered.
@@ -318,6 +340,14 @@ impl SourceFile {
             SourceFile::Text(text) => text.location(),
             SourceFile::Ipc(ipc) => ipc.location(),
             SourceFile::Parquet(parquet) => parquet.location(),
+        }
+    }
+
+    fn schema(&self) -> Option<&Schema> {
+        match self {
+            SourceFile::Text(_) => None,
+            SourceFile::Ipc(ipc) => Some(ipc.schema()),
+            SourceFile::Parquet(parquet) => Some(parquet.schema()),
         }
     }
 

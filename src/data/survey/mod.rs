@@ -5,6 +5,7 @@ mod note;
 mod schedule;
 mod statistics;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rayon::prelude::*;
@@ -134,6 +135,8 @@ struct Seen {
     differential: u64,
     dropped_thoughts: u64,
     not_spelled: NamedRows,
+    /// Rows that have a column or a key of messages that is not used, by dataset and name.
+    unread: BTreeMap<(u32, String), u64>,
 }
 
 impl Corpus {
@@ -206,7 +209,12 @@ impl Seen {
         } else {
             self.survey.train.rows += 1
         }
-        let fate = inner.tokenize(id).and_then(|tokenized| {
+        let mut unread = BTreeSet::new();
+        let tokenized = inner.tokenize_and_report(id, &mut |name| _ = unread.insert(name.to_owned()));
+        for name in unread {
+            *self.unread.entry((id.dataset, name)).or_default() += 1;
+        }
+        let fate = tokenized.and_then(|tokenized| {
             self.remark(inner, part, id, &tokenized);
             inner.fit(id, tokenized)
         });
@@ -262,12 +270,24 @@ impl Seen {
         self.differential += other.differential;
         self.dropped_thoughts += other.dropped_thoughts;
         self.not_spelled.merge(other.not_spelled);
+        for (name, rows) in other.unread {
+            *self.unread.entry(name).or_default() += rows;
+        }
         self
     }
 
     fn finish(self, inner: &Inner) -> Survey {
         let mut survey = self.survey;
         let mut notes = Vec::new();
+        for (dataset, part) in (0_u32..).zip(&inner.datasets) {
+            let columns = part.dataset.unread_columns().into_iter().map(|column| (column.to_owned(), None));
+            let counted = self.unread.range((dataset, String::new())..(dataset + 1, String::new()));
+            let names: Vec<_> =
+                columns.chain(counted.map(|((_, name), rows)| (name.clone(), Some(*rows)))).collect();
+            if !names.is_empty() {
+                notes.push(Note::Unread { path: part.path.clone(), names });
+            }
+        }
         if let Some(template) = &inner.examples.template {
             let origin = template.origin().to_owned();
             if template.asked_the_date() {

@@ -6,6 +6,9 @@ use crate::data::source::Place;
 use crate::data::template::CLOCK;
 use crate::units::Grouped;
 
+/// Names that are not used, as many as are shown of a dataset.
+const SHOWN_NAMES: usize = 20;
+
 /// Something about the data that is not an error but should be known.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Note {
@@ -28,6 +31,13 @@ pub enum Note {
     NoEnd {
         /// The template's file.
         origin: String,
+    },
+    /// Columns and keys of messages that are not used.
+    Unread {
+        /// Path of the dataset.
+        path: String,
+        /// Their names, each with the number of rows that have it; `None`: a column of the file's schema.
+        names: Vec<(String, Option<u64>)>,
     },
     /// The template is not prefix-stable.
     Differential {
@@ -71,6 +81,19 @@ impl fmt::Display for Note {
                 "the chat template of {origin} writes nothing at the end of an assistant turn: the model will not \
                  learn where to stop"
             ),
+            Note::Unread { path, names } => {
+                let name = |(name, rows): &(String, Option<u64>)| match rows {
+                    Some(1) => format!("`{name}` (1 row)"),
+                    Some(rows) => format!("`{name}` ({} rows)", Grouped(*rows)),
+                    None => format!("`{name}`"),
+                };
+                let shown: Vec<String> = names.iter().take(SHOWN_NAMES).map(name).collect();
+                let more = match names.len() - shown.len() {
+                    0 => String::new(),
+                    more => format!(" and {more} more"),
+                };
+                write!(formatter, "{path}: not used: {}{more}", shown.join(", "))
+            }
             Note::Differential { rows } => write!(
                 formatter,
                 "the chat template is not prefix-stable; in {} rows the supervised text was found by rendering \

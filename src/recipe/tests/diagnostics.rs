@@ -298,8 +298,8 @@ fn contradictions() {
     told(
         &["dataset.0.fields={question='prompt', messages='conversations', instruction='x'}"],
         &[
-            "question: the format `messages` has no field `question` | its fields are messages, role, content",
-            "instruction: the format `messages` has no field `instruction` | its fields are messages, role, content",
+            "question: the format `messages` has no field `question` | its fields are messages, role, content, system",
+            "instruction: the format `messages` has no field `instruction` | its fields are messages, role, content, system",
         ],
     );
     told(

@@ -1,0 +1,177 @@
+//! The messages of a conversation, in the layouts in which datasets have them: roles under many names, contents in parts,
+//! calls of tools as JSON text, the whole list as JSON text.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::row_size::RowSize;
+use super::{Fields, pointer, unexpected};
+use crate::data::example::{Message, RowProblem};
+use crate::data::roles;
+use crate::data::source::value::{List, Object, Value, excerpt};
+use crate::data::source::{not_json, parse_json};
+
+impl Fields {
+    /// The conversation in a row, a `system` column of its own in front.
+    pub(super) fn messages(&self, row: Object<'_>, size: &mut RowSize) -> Result<Vec<Message>, RowProblem> {
+        let (value, field) = self.value(row, "messages");
+        let mut messages = match value {
+            Value::Text(text) if text.trim_start().starts_with('[') => {
+                self.message_list(Value::from_json(&parsed(text, &field)?), &field, size)?
+            }
+            value => self.message_list(value, &field, size)?,
+        };
+        let (system, at) = self.value(row, "system");
+        match (system, messages.first()) {
+            (Value::Null | Value::Text(""), _) => {}
+            (Value::Text(text), Some(first)) if first.role == "system" => {
+                if first.content != text {
+                    let problem = "this column and the first message both are system prompts, and they differ; remove one \
+                                   of them, or add `ignore = [\"system\"]` to the `[[dataset]]`";
+                    return Err(RowProblem::at(at, problem));
+                }
+            }
+            (Value::Text(text), _) => {
+                size.values(2, &at)?;
+                let content = size.text(text, &at)?;
+                messages.insert(0, Message { role: "system".to_owned(), content, extra: Map::new() });
+            }
+            (other, _) => return Err(unexpected(at, "a string", other)),
+        }
+        Ok(messages)
+    }
+
+    fn message_list(
+        &self,
+        value: Value<'_>,
+        field: &str,
+        size: &mut RowSize,
+    ) -> Result<Vec<Message>, RowProblem> {
+        let list = match value {
+            Value::List(list) if !list.is_empty() => list,
+            other => return Err(unexpected(field.to_owned(), "a list of at least one message", other)),
+        };
+        let message = |(index, value)| self.message(value, &pointer(field, index), size);
+        list.iter().enumerate().map(message).collect()
+    }
+
+    fn message(&self, value: Value<'_>, at: &str, size: &mut RowSize) -> Result<Message, RowProblem> {
+        let message = match value {
+            Value::Object(message) => message,
+            Value::Text(text) if text.trim_start().starts_with('{') => {
+                return self.message(Value::from_json(&parsed(text, at)?), at, size);
+            }
+            other => return Err(unexpected(at.to_owned(), "a message with a role and a content", other)),
+        };
+        let key = |canonical: &str| -> &str {
+            let field = self.fields.iter().find(|field| field.canonical == canonical);
+            field.map_or("", |field| &field.columns[0])
+        };
+        // `from` and `value` are the keys of the other widespread layout.
+        let openai = !message.get(key("role")).is_null() || message.get("from").is_null();
+        let (role_key, content_key) = if openai { (key("role"), key("content")) } else { ("from", "value") };
+        let role_at = pointer(at, role_key);
+        let Value::Text(name) = message.get(role_key) else {
+            return Err(unexpected(role_at, "a role", message.get(role_key)));
+        };
+        let is_call = roles::is_call(name) && roles::role(name, &self.roles).is_none();
+        let role = match is_call {
+            true => "assistant",
+            false => roles::role(name, &self.roles).ok_or_else(|| unknown_role(role_at, name))?,
+        };
+        let others = message.entries().filter(|(name, _)| {
+            *name != role_key && *name != content_key && !self.ignore.iter().any(|ignored| ignored == name)
+        });
+        let mut extra = size.members(others, at)?;
+        let content_at = pointer(at, content_key);
+        if let Some(Json::String(text)) = extra.get("tool_calls") {
+            let calls = parsed(text, &pointer(at, "tool_calls"))?;
+            extra.insert("tool_calls".to_owned(), calls);
+        }
+        if let Some(call @ Json::Object(_)) = extra.get("function_call")
+            && !extra.contains_key("tool_calls")
+        {
+            let calls = json!([{"type": "function", "function": call}]);
+            extra.remove("function_call");
+            extra.insert("tool_calls".to_owned(), calls);
+        }
+        let content = match message.get(content_key) {
+            Value::Text(text) if is_call => {
+                size.add(text.len() as u64, &content_at)?;
+                extra.insert("tool_calls".to_owned(), calls(text, &content_at)?);
+                String::new()
+            }
+            Value::Text(text) => size.text(text, &content_at)?,
+            Value::List(parts) => joined_parts(parts, &content_at, size)?,
+            Value::Null if extra.contains_key("tool_calls") => String::new(),
+            other => return Err(unexpected(content_at, "a string or a list of text parts", other)),
+        };
+        // The role, and the message itself.
+        size.values(2, at)?;
+        Ok(Message { role: role.to_owned(), content, extra })
+    }
+}
+
+fn unknown_role(field: String, name: &str) -> RowProblem {
+    let known: Vec<&str> = roles::ROLES.iter().map(|(role, _)| *role).collect();
+    let problem = format!(
+        "unknown role {}; tune knows {} and their usual other names: say which one it is, as in `roles = {{ user = {name:?} }}`, \
+         in the `[[dataset]]`",
+        excerpt(name),
+        known.join(", ")
+    );
+    RowProblem::at(field, problem)
+}
+
+/// The value of a text that holds JSON where a structure is meant.
+pub(super) fn parsed(text: &str, field: &str) -> Result<Json, RowProblem> {
+    parse_json(text.as_bytes()).map_err(|error| {
+        let problem = not_json(&error, text.as_bytes(), 1);
+        RowProblem::at(field, format!("this column holds a structure as JSON text; {problem}"))
+    })
+}
+
+/// Calls of tools as messages have them, of one call or a list of calls as JSON text.
+fn calls(text: &str, field: &str) -> Result<Json, RowProblem> {
+    let calls = match parsed(text, field)? {
+        Json::Array(calls) => calls,
+        call => vec![call],
+    };
+    if calls.iter().any(|call| call.get("name").is_none()) {
+        return Err(RowProblem::at(field, "expected a call of a tool (`{\"name\": …, \"arguments\": …}`)"));
+    }
+    let call = |call| json!({"type": "function", "function": call});
+    Ok(calls.into_iter().map(call).collect())
+}
+
+/// The texts of `[{"type": "text", "text": …}, …]`, joined without a separator.
+fn joined_parts(parts: List<'_>, at: &str, size: &mut RowSize) -> Result<String, RowProblem> {
+    // Joined at once: a text that grows takes twice its length.
+    let mut texts = Vec::new();
+    for (index, part) in parts.iter().enumerate() {
+        let at = pointer(at, index);
+        let text = match part {
+            Value::Text(text) => text,
+            Value::Object(part) => part_text(part, &at)?,
+            other => return Err(unexpected(at, "a part (`{\"type\": \"text\", \"text\": …}`)", other)),
+        };
+        size.values(1, &at)?;
+        size.add(text.len() as u64, &at)?;
+        texts.push(text);
+    }
+    Ok(texts.concat())
+}
+
+/// The text of a part, in the words of several makers.
+fn part_text<'a>(part: Object<'a>, at: &str) -> Result<&'a str, RowProblem> {
+    match part.get("type") {
+        Value::Text("text" | "input_text" | "output_text") | Value::Null => {}
+        other => {
+            let expected = "`text` (parts of other kinds are not trained on)";
+            return Err(unexpected(pointer(at, "type"), expected, other));
+        }
+    }
+    match (part.get("text"), part.get("value")) {
+        (Value::Text(text), _) | (Value::Null, Value::Text(text)) => Ok(text),
+        (other, _) => Err(unexpected(pointer(at, "text"), "a string", other)),
+    }
+}
