@@ -32,8 +32,8 @@
 //! | [`quant`] | frozen weights: our own quantization, bitsandbytes checkpoints |
 //! | [`adapter`] | LoRA, DoRA and modules to save: targets, values, PEFT files |
 //! | [`model`] | families, the decoder, loading |
-//! | [`objective`] | the losses |
 //! | [`checkpoint`] | named tensors and counters on disk |
+//! | [`objective`] | what is minimised: supervised fine-tuning, preferences between answers, feedback on them |
 //! | [`train`] | the layer loop, the optimizer, the training loop, the run folder |
 //! | [`generate`] | decoding with a key-value cache |
 //! | [`export`] | adapters verified, merged into their base, converted for other tools; GGUF files |
@@ -54,7 +54,7 @@
 //! | a file format, a record shape | `data/source/`, `data/schema.rs` |
 //! | a recipe key | one declaration in the `spec.rs` of its room |
 //! | a quantization | `kernels/src/x/`, `quant/x.rs` and a variant |
-//! | a loss | `objective/x.rs` |
+//! | a loss | `objective/x.rs` and a variant; its table in `objective/spec.rs` |
 //! | a tool to import from | `import/x.rs` and a variant |
 //! | a GPU backend | a feature and an arm in `device.rs` |
 //!

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::files;
+use crate::objective::statistics::Means;
 use crate::train::event::{Event, Observer};
 
 /// Folder of the event files in the run folder.
@@ -128,12 +129,26 @@ impl Observer for Recorder {
                     ("memory/device_reserved_bytes", report.device_reserved_bytes),
                 ];
                 scalars.extend(memory.into_iter().filter_map(|(name, bytes)| Some((name, bytes? as f64))));
+                let answers = answers("train", report.answers.as_ref());
+                scalars.extend(answers.iter().map(|(name, value)| (name.as_str(), *value)));
                 self.scalars(report.step, &scalars);
             }
-            Event::Evaluated(report) => self.scalars(report.step, &[("eval/loss", report.eval_loss)]),
+            Event::Evaluated(report) => {
+                let answers = answers("eval", report.answers.as_ref());
+                let answers = answers.iter().map(|(name, value)| (name.as_str(), *value));
+                let scalars: Vec<_> = [("eval/loss", report.eval_loss)].into_iter().chain(answers).collect();
+                self.scalars(report.step, &scalars);
+            }
             _ => {}
         }
     }
+}
+
+/// Means over answers, under the names of `metrics.jsonl`.
+fn answers(prefix: &str, means: Option<&Means>) -> Vec<(String, f64)> {
+    let Some(means) = means else { return Vec::new() };
+    let named = Means::NAMES.into_iter().zip(means.to_array());
+    named.filter_map(|(name, value)| Some((format!("{prefix}/{name}"), value?))).collect()
 }
 
 /// Seconds since 1970.

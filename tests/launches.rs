@@ -19,7 +19,7 @@ use tune::data::batch::MicroBatch;
 use tune::model::dtype::burn_dtype;
 use tune::model::layers::Order;
 use tune::model::{FloatDtype, random, shapes};
-use tune::objective::Objective;
+use tune::objective::{Comparison, Objective};
 use tune::quant;
 use tune::train::backward::{Gradients, Pass, forward_backward};
 use tune::train::optimizer::{Gradient, Optimizer};
@@ -123,14 +123,30 @@ fn check(counter: &mut Counter, dtype: FloatDtype) {
     let pass = Pass { dropout, keep: spec.layers.len() };
     let mut gradients = Gradients::new(spec.layers.len());
     let (loss, step) = counter.count(|| {
-        forward_backward(&decoder, &adapters.until_update(), &Objective::Sft, &batch, pass, &mut gradients)
-            .unwrap()
+        forward_backward(
+            &decoder,
+            &adapters.until_update(),
+            &Objective::Sft,
+            &Comparison::default(),
+            &batch,
+            pass,
+            &mut gradients,
+        )
+        .unwrap()
     });
     let pass = Pass { keep: 0, ..pass };
     let mut gradients = Gradients::new(spec.layers.len());
     let (_, again) = counter.count(|| {
-        forward_backward(&decoder, &adapters.until_update(), &Objective::Sft, &batch, pass, &mut gradients)
-            .unwrap()
+        forward_backward(
+            &decoder,
+            &adapters.until_update(),
+            &Objective::Sft,
+            &Comparison::default(),
+            &batch,
+            pass,
+            &mut gradients,
+        )
+        .unwrap()
     });
     let (_, update) = counter.count(|| {
         let values = gradients.by_parameter(&adapters);

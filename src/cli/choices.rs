@@ -51,6 +51,8 @@ choices! { Format:
     Messages = "messages", "Conversations";
     Alpaca = "alpaca", "instruction, input, output";
     PromptCompletion = "prompt-completion", "prompt, completion";
+    Preference = "preference", "prompt, chosen, rejected";
+    Feedback = "feedback", "prompt, completion, label";
     Text = "text", "text";
     Tokens = "tokens", "input_ids, labels";
 }

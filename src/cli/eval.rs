@@ -166,6 +166,21 @@ fn show(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         let share = |measured: &Measured| 100.0 * measured.exact_match.map_or(0.0, |share| share.share);
         line("exact match", &matched, change(&share, 1, " points"))?;
     }
+    if report.base.prefers_chosen.is_some() {
+        let percent = |share: Share| {
+            format!("{:.1} % ({:.1} to {:.1})", 100.0 * share.share, 100.0 * share.low, 100.0 * share.high)
+        };
+        let preferred = |measured: &Measured| measured.prefers_chosen.map_or(String::new(), percent);
+        let share = |measured: &Measured| 100.0 * measured.prefers_chosen.map_or(0.0, |share| share.share);
+        line("chosen first", &preferred, change(&share, 1, " points"))?;
+    }
+    if let Some(share) = report.reward_accuracy {
+        let text = format!(
+            "the adapter raises the chosen answer above the rejected one in {} of {} pairs",
+            share.count, share.of
+        );
+        writeln!(out, "{:<13} {}", "", paint(FAINT, text))?;
+    }
     if let Some([base, adapter]) = report.only_one_right {
         let text = format!("{base} rows are right only without the adapter, {adapter} only with it");
         writeln!(out, "{:<13} {}", "", paint(FAINT, text))?;

@@ -51,17 +51,19 @@ pub(super) fn inspect(
     let (mut exit, mut shown) = (Exit::Done, 0);
     let end = arguments.row.saturating_add(arguments.n).min(inspection.rows().max(arguments.row + 1));
     for number in arguments.row..end {
-        let row = match inspection.row(number) {
-            Ok(row) => row,
+        let documents = match inspection.row(number) {
+            Ok(documents) => documents,
             Err(error) => {
                 exit = console.failure(&error);
                 continue;
             }
         };
         shown += 1;
-        match console.json() {
-            true => console.event("row", &as_json(number, &row)),
-            false => show(number, &row, colored, console.out())?,
+        for row in &documents {
+            match console.json() {
+                true => console.event("row", &as_json(number, row)),
+                false => show(number, row, colored, console.out())?,
+            }
         }
     }
     let template = inspection.template().map(ToString::to_string);
@@ -72,9 +74,10 @@ pub(super) fn inspect(
 fn show(number: u64, row: &InspectedRow, colored: bool, out: &mut dyn Write) -> io::Result<()> {
     let share = 100.0 * row.supervised_tokens as f64 / row.kept_tokens.max(1) as f64;
     let held_out = if row.held_out { ", held out" } else { "" };
+    let side = row.side.name().map(|side| format!(" {side}")).unwrap_or_default();
     writeln!(
         out,
-        "{} {}{held_out}: {} tokens, {} supervised ({share:.0} %) {}",
+        "{}{side} {}{held_out}: {} tokens, {} supervised ({share:.0} %) {}",
         paint(STRONG, format!("row {number}")),
         row.place,
         row.kept_tokens,
@@ -142,7 +145,7 @@ fn as_json(number: u64, row: &InspectedRow) -> serde_json::Value {
         .iter()
         .map(|piece| json!({"id": piece.id, "text": piece.text, "supervised": piece.supervised, "label": piece.label}))
         .collect();
-    json!({
+    let mut event = json!({
         "row": number,
         "place": row.place.to_string(),
         "held_out": row.held_out,
@@ -151,5 +154,10 @@ fn as_json(number: u64, row: &InspectedRow) -> serde_json::Value {
         "supervision": method(row.supervision),
         "verdict": verdict(&row.verdict).unwrap_or_else(|| "whole".into()),
         "tokens": tokens,
-    })
+    });
+    if let Some(side) = row.side.name() {
+        event["group"] = number.into();
+        event["side"] = side.into();
+    }
+    event
 }

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::style::{self, FAINT, GOOD, STRONG, WARNING, paint};
 use super::tables;
+use crate::objective::statistics::Means;
 use crate::train::divergence::DivergenceReport;
 use crate::train::event::{EvaluationReport, Event, Observer, Start, StepReport};
 use crate::units::{Bytes, Grouped};
@@ -171,9 +172,10 @@ impl Progress {
             self.clear();
         }
         self.line(&format!(
-            "{}   held-out loss {} after step {} ({} tokens)",
+            "{}   held-out loss {}{} after step {} ({} tokens)",
             paint(STRONG, "eval"),
             paint(GOOD, format!("{:.4}", report.eval_loss)),
+            answers(report.answers.as_ref()),
             report.step,
             Grouped(report.eval_tokens)
         ));
@@ -245,13 +247,23 @@ fn bar(total: u64, template: &str) -> ProgressBar {
     bar
 }
 
+/// Margin and accuracy of a preference objective.
+fn answers(means: Option<&Means>) -> String {
+    let Some(means) = means else { return String::new() };
+    let margin = means.reward_margin.map(|margin| format!("  margin {margin:.3}")).unwrap_or_default();
+    let accuracy =
+        means.preference_accuracy.map(|share| format!("  accuracy {share:.2}")).unwrap_or_default();
+    margin + &accuracy
+}
+
 /// One logged step as a plain line.
 fn step_line(report: &StepReport, total_steps: u64) -> String {
     format!(
-        "step {}/{}  loss {:.4}  grad {:.3}  lr {:.2e}  {} tokens/s{}",
+        "step {}/{}  loss {:.4}{}  grad {:.3}  lr {:.2e}  {} tokens/s{}",
         report.step,
         total_steps,
         report.loss,
+        answers(report.answers.as_ref()),
         report.grad_norm,
         report.learning_rate,
         Grouped(report.tokens_per_second as u64),

@@ -2,12 +2,13 @@
 //! cursor after each step. Knows no text and no threads.
 
 use std::iter::Sum;
-use std::ops::Add;
+use std::ops::{Add, Range};
 
 use serde::{Deserialize, Serialize};
 
 use super::example::RowId;
-use super::sequence::{Group, Sequence};
+use super::sequence::{Group, Sequence, Side};
+use super::tokenize::IGNORED;
 
 /// How many examples go into a step, and when to end.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -57,6 +58,8 @@ pub struct Counts {
     pub documents: u64,
     /// Groups of documents.
     pub groups: u64,
+    /// Documents that are chosen or wanted answers.
+    pub chosen: u64,
 }
 
 impl Add for Counts {
@@ -67,6 +70,7 @@ impl Add for Counts {
             tokens: self.tokens + other.tokens,
             documents: self.documents + other.documents,
             groups: self.groups + other.groups,
+            chosen: self.chosen + other.chosen,
         }
     }
 }
@@ -104,6 +108,8 @@ pub struct MicroBatch {
     pub rows: Vec<RowId>,
     /// Where groups begin among the documents, `[groups + 1]`; empty: each document is a group of its own.
     pub group_offsets: Vec<u32>,
+    /// What each document is to its group, `[documents]`; empty: plain text to be learned.
+    pub sides: Vec<Side>,
     /// How many targets are not −100.
     pub supervised_tokens: u64,
 }
@@ -129,6 +135,9 @@ impl MicroBatch {
         self.targets.extend(sequence.targets);
         self.document_offsets.push(self.input_ids.len() as u32);
         self.rows.push(sequence.row);
+        if sequence.side != Side::Plain {
+            self.sides.push(sequence.side);
+        }
         self.supervised_tokens += sequence.supervised_tokens as u64;
     }
 
@@ -137,11 +146,65 @@ impl MicroBatch {
         self.input_ids.len()
     }
 
+    /// The rows of each document.
+    pub fn documents(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        self.document_offsets.windows(2).map(|ends| ends[0] as usize..ends[1] as usize)
+    }
+
+    /// The documents of each group.
+    pub fn groups(&self) -> impl Iterator<Item = Range<usize>> + '_ {
+        let groups = self.counts().groups as usize;
+        let start = |group: usize| self.group_offsets.get(group).map_or(group, |offset| *offset as usize);
+        (0..groups).map(move |group| start(group)..start(group + 1))
+    }
+
+    /// Supervised tokens of each document.
+    pub fn lengths(&self) -> impl Iterator<Item = u64> + '_ {
+        let is_supervised = |target: &&i32| **target != IGNORED;
+        self.documents().map(move |rows| self.targets[rows].iter().filter(is_supervised).count() as u64)
+    }
+
+    /// The same prompts, each with the answer of the document before it, the first with that of the last: prompts and
+    /// answers that do not belong together. An answer begins at a document's first supervised token.
+    #[must_use]
+    pub fn mismatched(&self) -> Self {
+        let parts: Vec<(Range<usize>, Range<usize>)> = self
+            .documents()
+            .map(|rows| {
+                let first = self.targets[rows.clone()].iter().position(|target| *target != IGNORED);
+                let answer = first.map_or(rows.end, |first| rows.start + first + 1);
+                (rows.start..answer, answer..rows.end)
+            })
+            .collect();
+        let answers = parts.iter().cycle().skip(parts.len().saturating_sub(1)).map(|(_, answer)| answer);
+        let mut mismatched = Self { rows: self.rows.clone(), document_offsets: vec![0], ..Self::default() };
+        for ((prompt, _), answer) in parts.iter().zip(answers) {
+            let ids = self.input_ids[prompt.clone()].iter().chain(&self.input_ids[answer.clone()]);
+            let document = mismatched.input_ids.len();
+            mismatched.input_ids.extend(ids.copied());
+            let tokens = mismatched.input_ids.len() - document;
+            mismatched.position_ids.extend(0..tokens as u32);
+            let learned = mismatched.input_ids[document + prompt.len()..].iter().map(|id| *id as i32);
+            let learned: Vec<i32> = learned.chain([IGNORED]).collect();
+            mismatched.supervised_tokens += answer.len() as u64;
+            mismatched.targets.extend(std::iter::repeat_n(IGNORED, prompt.len() - 1));
+            mismatched.targets.extend(learned);
+            mismatched.document_offsets.push(mismatched.input_ids.len() as u32);
+        }
+        mismatched
+    }
+
     /// What it holds, in the units that objectives divide by.
     pub fn counts(&self) -> Counts {
         let documents = self.document_offsets.len().saturating_sub(1);
         let groups = if self.group_offsets.is_empty() { documents } else { self.group_offsets.len() - 1 };
-        Counts { tokens: self.supervised_tokens, documents: documents as u64, groups: groups as u64 }
+        let chosen = self.sides.iter().filter(|side| matches!(side, Side::Chosen | Side::Wanted)).count();
+        Counts {
+            tokens: self.supervised_tokens,
+            documents: documents as u64,
+            groups: groups as u64,
+            chosen: chosen as u64,
+        }
     }
 }
 
@@ -175,7 +238,7 @@ mod tests {
         let targets = ids[1..].iter().map(|id| *id as i32).chain([-100]).collect();
         let row = RowId { dataset: 1, row };
         let supervised_tokens = ids.len() - 1;
-        Sequence { row, input_ids: ids, targets, supervised_tokens }
+        Sequence { row, side: Side::Plain, input_ids: ids, targets, supervised_tokens }
     }
 
     #[test]
@@ -188,7 +251,8 @@ mod tests {
         assert_eq!(batch.position_ids, [0, 1, 2, 0, 1]);
         assert_eq!(batch.document_offsets, [0, 3, 5]);
         assert_eq!((batch.rows.len(), batch.tokens()), (2, 5));
-        assert_eq!(batch.counts(), Counts { tokens: 3, documents: 2, groups: 2 });
+        assert_eq!(batch.groups().collect::<Vec<_>>(), [0..1, 1..2]);
+        assert_eq!(batch.counts(), Counts { tokens: 3, documents: 2, groups: 2, chosen: 0 });
     }
 
     #[test]
@@ -199,9 +263,32 @@ mod tests {
         batch.push(Group(vec![sequence(1, vec![7, 8, 9]), sequence(1, vec![7, 5])]));
         batch.push(Group::from(sequence(2, vec![4, 3])));
         assert_eq!(batch.group_offsets, [0, 1, 3, 4]);
-        assert_eq!(batch.counts(), Counts { tokens: 5, documents: 4, groups: 3 });
+        assert_eq!(batch.groups().collect::<Vec<_>>(), [0..1, 1..3, 3..4]);
+        assert_eq!(batch.lengths().collect::<Vec<_>>(), [1, 2, 1, 1]);
+        assert_eq!(batch.counts(), Counts { tokens: 5, documents: 4, groups: 3, chosen: 0 });
         let both = [batch.counts(), batch.counts()].into_iter().sum::<Counts>();
-        assert_eq!(both, Counts { tokens: 10, documents: 8, groups: 6 });
+        assert_eq!(both, Counts { tokens: 10, documents: 8, groups: 6, chosen: 0 });
+    }
+
+    #[test]
+    fn mismatched_answers_are_those_of_the_document_before() {
+        let mut batch = MicroBatch::default();
+        for (ids, targets) in [
+            (vec![1, 2, 3, 4], vec![-100, 3, 4, -100]),
+            (vec![5, 6], vec![6, -100]),
+            (vec![7, 8, 9], vec![-100, 9, -100]),
+        ] {
+            let row = RowId { dataset: 0, row: 0 };
+            let sequence =
+                Sequence { row, side: Side::Wanted, input_ids: ids, targets, supervised_tokens: 1 };
+            batch.push(Group::from(sequence));
+        }
+        let mismatched = batch.mismatched();
+        assert_eq!(mismatched.input_ids, [1, 2, 9, 5, 3, 4, 7, 8, 6]);
+        assert_eq!(mismatched.targets, [-100, 9, -100, 3, 4, -100, -100, 6, -100]);
+        assert_eq!(mismatched.document_offsets, [0, 3, 6, 9]);
+        assert_eq!(mismatched.position_ids, [0, 1, 2, 0, 1, 2, 0, 1, 2]);
+        assert_eq!(batch.counts().chosen, 3);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::batch::{Batching, Cursor, MicroBatch, StepBatch};
 use super::error::Error;
-use super::example::{Example, Message, RowId, RowProblem};
+use super::example::{Message, RowId, RowProblem};
 use super::order::{EpochPlan, HeldOut, Source, is_held_out};
 use super::pack::{Boundary, Packer};
 use super::prefetch::{Outlet, Prefetched};
@@ -68,6 +68,7 @@ pub(super) struct Part {
     /// Of a training dataset; all rows of a validation dataset are held out.
     pub(super) held_out: Arc<HeldOut>,
     pub(super) train_on: TrainOn,
+    format: Format,
 }
 
 impl Part {
@@ -166,7 +167,8 @@ impl Corpus {
                     held_out: Arc::clone(&held_out),
                 });
             }
-            parts.push(Part { path: entry.path.clone(), dataset, split: entry.split, held_out, train_on });
+            let path = entry.path.clone();
+            parts.push(Part { path, dataset, split: entry.split, held_out, train_on, format: entry.format });
         }
         // Refuses a weight that no epoch can be planned with, before anything is read.
         let plan = EpochPlan::new(&sources, seed, 0, spec.shuffle)?;
@@ -270,7 +272,9 @@ impl Inner {
     }
 
     pub(super) fn packer(&self, batching: &Batching) -> Packer {
-        Packer::new(batching, self.packing.then_some(self.limits.max_seq_len))
+        let pairs = self.datasets.iter().any(|part| part.format == Format::Preference);
+        let sequence_tokens = if pairs { 2 * self.limits.max_seq_len } else { self.limits.max_seq_len };
+        Packer::new(batching, self.packing.then_some(sequence_tokens))
     }
 
     pub(super) fn training_rows(&self) -> u64 {
@@ -288,7 +292,7 @@ impl Inner {
         &self.datasets[id.dataset as usize]
     }
 
-    pub(super) fn tokenize(&self, id: RowId) -> Result<Tokenized, RowError> {
+    pub(super) fn tokenize(&self, id: RowId) -> Result<Vec<Tokenized>, RowError> {
         self.tokenize_and_report(id, &mut |_| {})
     }
 
@@ -297,9 +301,11 @@ impl Inner {
         &self,
         id: RowId,
         report: &mut dyn FnMut(&str),
-    ) -> Result<Tokenized, RowError> {
+    ) -> Result<Vec<Tokenized>, RowError> {
         let example = self.part(id).dataset.example_and_unread(id.row, report)?;
-        if let (Example::Messages(messages), Some(template)) = (&example, &self.examples.template) {
+        for (messages, template) in
+            example.conversations().into_iter().zip(self.examples.template.iter().cycle())
+        {
             report_unread_keys(messages, template, report).map_err(|problem| self.row_error(id, problem))?;
         }
         let tokenized = self.examples.tokenize(&example, self.part(id).train_on);
@@ -321,8 +327,8 @@ impl Inner {
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn fit(&self, id: RowId, tokenized: Tokenized) -> Result<FitOutcome, RowError> {
-        self.limits.fit(id, tokenized).map_err(|problem| self.row_error(id, problem))
+    pub(super) fn fit(&self, id: RowId, documents: Vec<Tokenized>) -> Result<FitOutcome, RowError> {
+        self.limits.fit(id, documents).map_err(|problem| self.row_error(id, problem))
     }
 
     fn row_error(&self, id: RowId, problem: RowProblem) -> RowError {
@@ -339,8 +345,8 @@ impl Inner {
         let one = |position| {
             let Some(id) = row(position) else { return Ok(None) };
             match kept.as_ref().and_then(|kept| kept.get(id)) {
-                Some(sequence) => Ok(sequence.map(Group::from)),
-                None => Ok(self.fit(id, self.tokenize(id)?)?.sequence().map(Group::from)),
+                Some(group) => Ok(group),
+                None => Ok(self.fit(id, self.tokenize(id)?)?.group()),
             }
         };
         self.pool.install(|| positions.into_par_iter().map(one).collect())
@@ -516,6 +522,8 @@ fn format_name(format: Format) -> &'static str {
         Format::Messages => "messages",
         Format::Alpaca => "alpaca",
         Format::PromptCompletion => "prompt-completion",
+        Format::Preference => "preference",
+        Format::Feedback => "feedback",
         Format::Text => "text",
         Format::Tokens => "tokens",
     }
@@ -529,7 +537,12 @@ fn check_language(entry: &DatasetSpec, language: &Language) -> Result<(), Error>
             Err(Error::NoTokenizer { path, format: format_name(format) })
         }
         Format::Messages if language.template.is_none() => Err(Error::NoTemplate { path }),
-        Format::Messages | Format::Alpaca | Format::PromptCompletion | Format::Text => Ok(()),
+        Format::Messages
+        | Format::Alpaca
+        | Format::PromptCompletion
+        | Format::Preference
+        | Format::Feedback
+        | Format::Text => Ok(()),
     }
 }
 
@@ -539,6 +552,10 @@ fn train_on(spec: &Spec, entry: &DatasetSpec) -> Result<TrainOn, Error> {
     let reason = match entry.format {
         Format::Text => "all of whose text is supervised",
         Format::Tokens => "whose labels say what is supervised",
+        Format::Preference | Format::Feedback => match entry.train_on {
+            None => return Ok(TrainOn::Completion),
+            Some(_) => "whose answers are what is learned",
+        },
         Format::Messages => return Ok(entry.train_on.or(spec.train_on).unwrap_or(TrainOn::Assistant)),
         // The completion is the one and last turn of the assistant.
         Format::Alpaca | Format::PromptCompletion => {

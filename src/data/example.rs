@@ -44,6 +44,49 @@ pub struct Message {
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
+/// A prompt and an answer to it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    /// Two strings, joined as they stand.
+    Text {
+        /// What is given.
+        prompt: String,
+        /// What is compared or judged.
+        answer: String,
+    },
+    /// A conversation, to be rendered by the chat template.
+    Messages {
+        /// All of it.
+        messages: Vec<Message>,
+        /// How many of its messages are the prompt; the first behind them is an assistant's.
+        prompt: usize,
+    },
+}
+
+impl Answer {
+    /// The conversation; `None` for texts.
+    fn messages(&self) -> Option<&[Message]> {
+        match self {
+            Self::Text { .. } => None,
+            Self::Messages { messages, .. } => Some(messages),
+        }
+    }
+}
+
+impl Example {
+    /// The conversations in it: one, or both answers of a pair; none where it holds texts or tokens.
+    pub(super) fn conversations(&self) -> Vec<&[Message]> {
+        match self {
+            Self::Messages(messages) => vec![messages],
+            Self::Preference { chosen, rejected } => {
+                [chosen, rejected].into_iter().filter_map(Answer::messages).collect()
+            }
+            Self::Feedback { answer, .. } => answer.messages().into_iter().collect(),
+            Self::PromptCompletion { .. } | Self::Text(_) | Self::Tokens { .. } => Vec::new(),
+        }
+    }
+}
+
 /// One record, its shape resolved.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Example {
@@ -55,6 +98,20 @@ pub enum Example {
         prompt: String,
         /// The text to be learned.
         completion: String,
+    },
+    /// Two answers to one prompt.
+    Preference {
+        /// The preferred one.
+        chosen: Answer,
+        /// The other.
+        rejected: Answer,
+    },
+    /// A single answer.
+    Feedback {
+        /// The answer.
+        answer: Answer,
+        /// Whether it is wanted.
+        wanted: bool,
     },
     /// Running text.
     Text(String),

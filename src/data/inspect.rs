@@ -4,7 +4,7 @@
 use super::corpus::Corpus;
 use super::error::Error;
 use super::example::RowId;
-use super::sequence::FitOutcome;
+use super::sequence::{FitOutcome, Side};
 use super::source::{Place, RowError};
 use super::tokenize::{IGNORED, Supervision, Tokenized};
 
@@ -17,6 +17,8 @@ pub struct InspectedRow {
     pub place: Place,
     /// It is evaluated on, not trained on.
     pub held_out: bool,
+    /// What it is to the other documents of its row.
+    pub side: Side,
     /// How its supervised tokens were found.
     pub supervision: Supervision,
     /// What becomes of it.
@@ -76,38 +78,44 @@ impl Corpus {
         None
     }
 
-    /// Shows the `number`-th row, counted as in [`row_id`](Self::row_id).
+    /// Shows the documents of the `number`-th row, counted as in [`row_id`](Self::row_id): one, or the answers of a pair.
     ///
     /// # Errors
     /// There is no such row, or it cannot be made into tokens. A row that is refused only for its length, or because
     /// nothing in it is supervised, is shown, with [`Verdict::Refused`].
-    pub fn row(&self, number: u64) -> Result<InspectedRow, Error> {
+    pub fn row(&self, number: u64) -> Result<Vec<InspectedRow>, Error> {
         let id = self.row_id(number).ok_or_else(|| Error::NoSuchRow { row: number, rows: self.rows() })?;
         let inner = self.inner();
-        let tokenized = inner.tokenize(id)?;
-        let pieces = self.pieces(&tokenized);
-        let supervision = tokenized.supervision;
-        let (verdict, sequence) = match inner.fit(id, tokenized) {
-            Ok(FitOutcome::Whole(sequence)) => (Verdict::Whole, Some(sequence)),
-            Ok(FitOutcome::Truncated { sequence, .. }) => (Verdict::Truncated, Some(sequence)),
+        let documents = inner.tokenize(id)?;
+        let shown: Vec<_> = documents
+            .iter()
+            .map(|document| (self.pieces(document), document.supervision, document.side))
+            .collect();
+        let (verdict, group) = match inner.fit(id, documents) {
+            Ok(FitOutcome::Whole(group)) => (Verdict::Whole, Some(group)),
+            Ok(FitOutcome::Truncated { group, .. }) => (Verdict::Truncated, Some(group)),
             Ok(FitOutcome::TooLong { .. }) => (Verdict::TooLong, None),
             Ok(FitOutcome::Empty { .. }) => (Verdict::Empty, None),
             Err(error) => (Verdict::Refused(error), None),
         };
-        let (kept_tokens, supervised_tokens) = match &sequence {
-            Some(sequence) => (sequence.input_ids.len(), sequence.supervised_tokens),
-            None => (pieces.len(), pieces.iter().filter(|piece| piece.supervised).count()),
+        let row = |(index, (pieces, supervision, side)): (usize, (Vec<Piece>, _, _))| {
+            let (kept_tokens, supervised_tokens) = match group.as_ref().map(|group| &group.0[index]) {
+                Some(sequence) => (sequence.input_ids.len(), sequence.supervised_tokens),
+                None => (pieces.len(), pieces.iter().filter(|piece| piece.supervised).count()),
+            };
+            InspectedRow {
+                id,
+                place: inner.part(id).dataset.place(id.row),
+                held_out: inner.is_held_out(id),
+                side,
+                supervision,
+                verdict: verdict.clone(),
+                pieces,
+                kept_tokens,
+                supervised_tokens,
+            }
         };
-        Ok(InspectedRow {
-            id,
-            place: inner.part(id).dataset.place(id.row),
-            held_out: inner.is_held_out(id),
-            supervision,
-            verdict,
-            pieces,
-            kept_tokens,
-            supervised_tokens,
-        })
+        Ok(shown.into_iter().enumerate().map(row).collect())
     }
 
     fn pieces(&self, tokenized: &Tokenized) -> Vec<Piece> {

@@ -7,6 +7,7 @@ use super::spec::Format;
 pub(super) use columns::Fields;
 use row_size::RowSize;
 
+mod answers;
 mod columns;
 mod messages;
 mod row_size;
@@ -58,6 +59,8 @@ impl Fields {
                 prompt: self.text(row, "prompt")?.to_owned(),
                 completion: self.text(row, "completion")?.to_owned(),
             },
+            Format::Preference => self.preference(row, size)?,
+            Format::Feedback => self.feedback(row, size)?,
             Format::Text => Example::Text(self.text(row, "text")?.to_owned()),
             Format::Tokens => self.tokens(row)?,
         })

@@ -5,11 +5,42 @@ use super::example::{RowId, RowProblem};
 use super::spec::{OnEmpty, OnOverflow};
 use super::tokenize::{IGNORED, Tokenized};
 
-/// One example, ready to be packed.
+/// What a document is to its group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Side {
+    /// Text to be learned.
+    #[default]
+    Plain,
+    /// The answer of a pair that is preferred.
+    Chosen,
+    /// The other answer of that pair.
+    Rejected,
+    /// A single answer that is wanted.
+    Wanted,
+    /// A single answer that is not.
+    Unwanted,
+}
+
+impl Side {
+    /// Its name for programs; `None` for text to be learned.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Plain => None,
+            Self::Chosen => Some("chosen"),
+            Self::Rejected => Some("rejected"),
+            Self::Wanted => Some("wanted"),
+            Self::Unwanted => Some("unwanted"),
+        }
+    }
+}
+
+/// One document of an example, ready to be packed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
     /// The example.
     pub row: RowId,
+    /// What it is to its group.
+    pub side: Side,
     /// Token ids.
     pub input_ids: Vec<u32>,
     /// `targets[t]` is `labels[t + 1]`, which position *t* has to predict; −100: none. The last is always −100.
@@ -26,6 +57,18 @@ impl Group {
     /// Tokens of all its sequences together.
     pub fn tokens(&self) -> usize {
         self.0.iter().map(|sequence| sequence.input_ids.len()).sum()
+    }
+
+    /// Memory that it takes, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        let tokens = |sequence: &Sequence| sequence.input_ids.capacity() + sequence.targets.capacity();
+        let bytes = |sequence: &Sequence| size_of::<Sequence>() + tokens(sequence) * size_of::<u32>();
+        (size_of::<Self>() + self.0.iter().map(bytes).sum::<usize>()) as u64
+    }
+
+    /// Supervised tokens of all its sequences together.
+    pub fn supervised_tokens(&self) -> usize {
+        self.0.iter().map(|sequence| sequence.supervised_tokens).sum()
     }
 }
 
@@ -50,45 +93,44 @@ pub struct Limits {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FitOutcome {
     /// Trained on, whole.
-    Whole(Sequence),
+    Whole(Group),
     /// Trained on, its end cut off.
     Truncated {
         /// The rest.
-        sequence: Sequence,
-        /// Its length before, in tokens.
+        group: Group,
+        /// The length of its longest document before, in tokens.
         tokens: usize,
     },
     /// Left out: too long.
     TooLong {
-        /// Its length in tokens.
+        /// The length of its longest document in tokens.
         tokens: usize,
     },
-    /// Left out: it has no supervised token.
+    /// Left out: a document of it has no supervised token.
     Empty {
-        /// Its length in tokens, before it was cut.
+        /// The length of its longest document in tokens, before it was cut.
         tokens: usize,
     },
 }
 
 impl FitOutcome {
     /// What is trained on; `None` if the example is left out.
-    pub fn sequence(self) -> Option<Sequence> {
+    pub fn group(self) -> Option<Group> {
         match self {
-            FitOutcome::Whole(sequence) | FitOutcome::Truncated { sequence, .. } => Some(sequence),
+            FitOutcome::Whole(group) | FitOutcome::Truncated { group, .. } => Some(group),
             FitOutcome::TooLong { .. } | FitOutcome::Empty { .. } => None,
         }
     }
 }
 
 impl Limits {
-    /// Fits an example to the limits.
+    /// Fits the documents of an example to the limits.
     ///
     /// # Errors
     /// It is too long under `on_overflow = "error"`, or has no supervised token (perhaps only once it is cut) under
     /// `on_empty = "error"`.
-    pub fn fit(&self, row: RowId, tokenized: Tokenized) -> Result<FitOutcome, RowProblem> {
-        let Tokenized { mut input_ids, labels, .. } = tokenized;
-        let tokens = input_ids.len();
+    pub fn fit(&self, row: RowId, documents: Vec<Tokenized>) -> Result<FitOutcome, RowProblem> {
+        let tokens = documents.iter().map(|document| document.input_ids.len()).max().unwrap_or(0);
         let truncated = tokens > self.max_seq_len;
         if truncated {
             match self.on_overflow {
@@ -100,14 +142,12 @@ impl Limits {
                     )));
                 }
                 OnOverflow::Drop => return Ok(FitOutcome::TooLong { tokens }),
-                OnOverflow::Truncate => input_ids.truncate(self.max_seq_len),
+                OnOverflow::Truncate => {}
             }
         }
-        let mut targets: Vec<i32> =
-            labels.into_iter().skip(1).take(input_ids.len().saturating_sub(1)).collect();
-        targets.resize(input_ids.len(), IGNORED);
-        let supervised_tokens = targets.iter().filter(|target| **target != IGNORED).count();
-        if supervised_tokens == 0 {
+        let sequences: Vec<Sequence> =
+            documents.into_iter().map(|document| self.cut(row, document)).collect();
+        if sequences.iter().any(|sequence| sequence.supervised_tokens == 0) {
             return match self.on_empty {
                 OnEmpty::Drop => Ok(FitOutcome::Empty { tokens }),
                 OnEmpty::Error => {
@@ -122,8 +162,19 @@ impl Limits {
                 }
             };
         }
-        let sequence = Sequence { row, input_ids, targets, supervised_tokens };
-        Ok(if truncated { FitOutcome::Truncated { sequence, tokens } } else { FitOutcome::Whole(sequence) })
+        let group = Group(sequences);
+        Ok(if truncated { FitOutcome::Truncated { group, tokens } } else { FitOutcome::Whole(group) })
+    }
+
+    /// A document, its end cut off where it is too long, with its labels on the positions that predict them.
+    fn cut(&self, row: RowId, document: Tokenized) -> Sequence {
+        let Tokenized { mut input_ids, labels, side, .. } = document;
+        input_ids.truncate(self.max_seq_len);
+        let mut targets: Vec<i32> =
+            labels.into_iter().skip(1).take(input_ids.len().saturating_sub(1)).collect();
+        targets.resize(input_ids.len(), IGNORED);
+        let supervised_tokens = targets.iter().filter(|target| **target != IGNORED).count();
+        Sequence { row, side, input_ids, targets, supervised_tokens }
     }
 }
 
@@ -141,6 +192,7 @@ mod tests {
             text: None,
             supervision: Supervision::Labels,
             rendered: None,
+            side: Side::Plain,
         }
     }
 
@@ -150,20 +202,36 @@ mod tests {
 
     #[test]
     fn a_position_predicts_the_label_of_the_next() {
-        let outcome = limits(4, OnOverflow::Error, OnEmpty::Error).fit(ROW, tokenized(&[5, -100, 6, 7]));
-        let sequence = outcome.unwrap().sequence().unwrap();
+        let outcome =
+            limits(4, OnOverflow::Error, OnEmpty::Error).fit(ROW, vec![tokenized(&[5, -100, 6, 7])]);
+        let Group(sequences) = outcome.unwrap().group().unwrap();
+        let [sequence] = sequences.as_slice() else { panic!() };
         assert_eq!(sequence.targets, [-100, 6, 7, -100]);
         assert_eq!(sequence.supervised_tokens, 2);
     }
 
     #[test]
+    fn a_pair_is_left_out_whole_when_one_answer_is_too_long_or_has_nothing_to_learn() {
+        let pair = || {
+            let rejected = Tokenized { side: Side::Rejected, ..tokenized(&[-100, 2, 3, 4]) };
+            vec![Tokenized { side: Side::Chosen, ..tokenized(&[-100, 2]) }, rejected]
+        };
+        let fit = |size, rule| limits(size, rule, OnEmpty::Drop).fit(ROW, pair()).unwrap();
+        assert_eq!(fit(3, OnOverflow::Drop), FitOutcome::TooLong { tokens: 4 });
+        assert_eq!(fit(1, OnOverflow::Truncate), FitOutcome::Empty { tokens: 4 });
+        let FitOutcome::Whole(group) = fit(4, OnOverflow::Error) else { panic!() };
+        assert_eq!((group.tokens(), group.0[1].side), (6, Side::Rejected));
+    }
+
+    #[test]
     fn overflow_obeys_its_rule() {
-        let fit = |rule| limits(3, rule, OnEmpty::Error).fit(ROW, tokenized(&[1, 2, 3, 4]));
+        let fit = |rule| limits(3, rule, OnEmpty::Error).fit(ROW, vec![tokenized(&[1, 2, 3, 4])]);
         assert!(
             fit(OnOverflow::Error).unwrap_err().problem.starts_with("4 tokens, more than max_seq_len = 3")
         );
         assert_eq!(fit(OnOverflow::Drop), Ok(FitOutcome::TooLong { tokens: 4 }));
-        let Ok(FitOutcome::Truncated { sequence, tokens: 4 }) = fit(OnOverflow::Truncate) else { panic!() };
+        let Ok(FitOutcome::Truncated { group, tokens: 4 }) = fit(OnOverflow::Truncate) else { panic!() };
+        let sequence = group.0[0].clone();
         assert_eq!((sequence.input_ids.len(), sequence.targets), (3, vec![2, 3, -100]));
     }
 
@@ -171,12 +239,12 @@ mod tests {
     fn an_example_without_supervised_tokens_obeys_its_rule_even_if_only_after_the_cut() {
         let truncate = |on_empty| limits(3, OnOverflow::Truncate, on_empty);
         let late = tokenized(&[-100, -100, -100, 4]);
-        let error = truncate(OnEmpty::Error).fit(ROW, late.clone()).unwrap_err();
+        let error = truncate(OnEmpty::Error).fit(ROW, vec![late.clone()]).unwrap_err();
         assert!(error.problem.contains("first 3 of 4 tokens"), "{}", error.problem);
-        assert_eq!(truncate(OnEmpty::Drop).fit(ROW, late), Ok(FitOutcome::Empty { tokens: 4 }));
+        assert_eq!(truncate(OnEmpty::Drop).fit(ROW, vec![late]), Ok(FitOutcome::Empty { tokens: 4 }));
         // The first label has no position that could predict it; an example without tokens has none at all.
         for labels in [&[1][..], &[1, -100], &[]] {
-            let outcome = truncate(OnEmpty::Drop).fit(ROW, tokenized(labels));
+            let outcome = truncate(OnEmpty::Drop).fit(ROW, vec![tokenized(labels)]);
             assert_eq!(outcome, Ok(FitOutcome::Empty { tokens: labels.len() }));
         }
     }

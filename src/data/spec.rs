@@ -87,6 +87,10 @@ pub enum Format {
     Alpaca,
     /// `prompt` and `completion`, joined as they stand.
     PromptCompletion,
+    /// Two answers to one prompt, the preferred one `chosen`, the other `rejected`.
+    Preference,
+    /// `prompt`, `completion` and a `label`: whether the completion is wanted.
+    Feedback,
     /// `text`, all of it supervised.
     Text,
     /// `input_ids` and optional `labels`, taken as they are.
@@ -140,6 +144,8 @@ impl Word for Format {
         ("messages", Self::Messages),
         ("alpaca", Self::Alpaca),
         ("prompt-completion", Self::PromptCompletion),
+        ("preference", Self::Preference),
+        ("feedback", Self::Feedback),
         ("text", Self::Text),
         ("tokens", Self::Tokens),
     ];
@@ -152,6 +158,11 @@ impl Word for Format {
         ("sharegpt", "messages"),
         ("instruct", "alpaca"),
         ("instruction", "alpaca"),
+        ("dpo", "preference"),
+        ("pairwise", "preference"),
+        ("ranking", "preference"),
+        ("unpaired_preference", "feedback"),
+        ("kto", "feedback"),
         ("completion", "text"),
         ("plain", "text"),
         ("raw", "text"),
@@ -200,6 +211,8 @@ impl Format {
             Self::Messages => &["messages", "role", "content", "system"],
             Self::Alpaca => &["instruction", "input", "output"],
             Self::PromptCompletion => &["prompt", "completion"],
+            Self::Preference => &["prompt", "instruction", "input", "chosen", "rejected", "role", "content"],
+            Self::Feedback => &["prompt", "instruction", "input", "completion", "label", "role", "content"],
             Self::Text => &["text"],
             Self::Tokens => &["input_ids", "labels"],
         }
@@ -211,7 +224,7 @@ impl Format {
             Self::Messages => Some(TrainOn::Assistant),
             Self::Alpaca | Self::PromptCompletion => Some(TrainOn::Completion),
             Self::Text => Some(TrainOn::All),
-            Self::Tokens => None,
+            Self::Preference | Self::Feedback | Self::Tokens => None,
         }
     }
 
@@ -223,7 +236,7 @@ impl Format {
             }
             Self::Alpaca | Self::PromptCompletion => &[TrainOn::Completion, TrainOn::All],
             Self::Text => &[TrainOn::All],
-            Self::Tokens => &[],
+            Self::Preference | Self::Feedback | Self::Tokens => &[],
         }
     }
 }
@@ -564,7 +577,10 @@ pub(crate) fn train_on_problem(value: &Value, format: Format, train_on: TrainOn)
     let (word, chosen) = (format.word(), train_on.word());
     let choices: Vec<_> = format.train_on_choices().iter().map(|c| format!("\"{}\"", c.word())).collect();
     let help = match choices.as_slice() {
-        [] => "leave it out: the `labels` column says which tokens are supervised".to_owned(),
+        [] if format == Format::Tokens => {
+            "leave it out: the `labels` column says which tokens are supervised".to_owned()
+        }
+        [] => "leave it out: answers are what is learned".to_owned(),
         choices => {
             format!("for `{word}` it is {}; left out, each format has its own default", choices.join(" or "))
         }

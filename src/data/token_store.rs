@@ -4,12 +4,12 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::example::RowId;
-use super::sequence::Sequence;
+use super::sequence::Group;
 
 /// A row that is left out is kept as `None`.
-type Slot = OnceLock<Option<Box<Sequence>>>;
+type Slot = OnceLock<Option<Box<Group>>>;
 
-/// One sequence for each row of each dataset. Rows may be kept from many threads at once.
+/// One group for each row of each dataset. Rows may be kept from many threads at once.
 #[derive(Debug)]
 pub(super) struct TokenStore {
     datasets: Vec<Vec<Slot>>,
@@ -28,11 +28,8 @@ impl TokenStore {
     }
 
     /// Keeps what a row is made into, unless the budget is spent.
-    pub(super) fn keep(&self, row: RowId, sequence: Option<Sequence>) {
-        let bytes = sequence.as_ref().map_or(0, |sequence| {
-            let tokens = sequence.input_ids.capacity() + sequence.targets.capacity();
-            (size_of::<Sequence>() + tokens * size_of::<u32>()) as u64
-        });
+    pub(super) fn keep(&self, row: RowId, group: Option<Group>) {
+        let bytes = group.as_ref().map_or(0, Group::bytes);
         let take = |left: u64| left.checked_sub(bytes);
         if self.is_too_small.load(Ordering::Relaxed)
             || self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err()
@@ -40,7 +37,7 @@ impl TokenStore {
             self.is_too_small.store(true, Ordering::Relaxed);
         } else if let Some(slot) = self.slot(row) {
             // A row that is kept already was made of the same row.
-            let _same = slot.set(sequence.map(Box::new));
+            let _same = slot.set(group.map(Box::new));
         }
     }
 
@@ -50,7 +47,7 @@ impl TokenStore {
     }
 
     /// What a row is made into: `Some(None)` if it is left out, `None` if that was not kept.
-    pub(super) fn get(&self, row: RowId) -> Option<Option<Sequence>> {
+    pub(super) fn get(&self, row: RowId) -> Option<Option<Group>> {
         Some(self.slot(row)?.get()?.as_deref().cloned())
     }
 
@@ -62,10 +59,11 @@ impl TokenStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::sequence::{Sequence, Side};
 
-    fn sequence(row: RowId, tokens: u32) -> Sequence {
-        let ids = (0..tokens).collect();
-        Sequence { row, input_ids: ids, targets: vec![7; tokens as usize], supervised_tokens: 1 }
+    fn group(row: RowId, tokens: u32) -> Group {
+        let (ids, targets) = ((0..tokens).collect(), vec![7; tokens as usize]);
+        Group::from(Sequence { row, side: Side::Plain, input_ids: ids, targets, supervised_tokens: 1 })
     }
 
     #[test]
@@ -73,16 +71,16 @@ mod tests {
         let row = |dataset, row| RowId { dataset, row };
         let slots = 5 * size_of::<Slot>() as u64;
         assert!(TokenStore::new(&[2, 3], slots - 1).is_none());
-        let one = (size_of::<Sequence>() + 8 * 10) as u64;
+        let one = group(row(1, 2), 10).bytes();
         let store = TokenStore::new(&[2, 3], slots + one).unwrap();
         assert_eq!(store.get(row(1, 2)), None);
-        store.keep(row(1, 2), Some(sequence(row(1, 2), 10)));
+        store.keep(row(1, 2), Some(group(row(1, 2), 10)));
         store.keep(row(0, 0), None);
-        assert_eq!(store.get(row(1, 2)), Some(Some(sequence(row(1, 2), 10))));
+        assert_eq!(store.get(row(1, 2)), Some(Some(group(row(1, 2), 10))));
         assert_eq!(store.get(row(0, 0)), Some(None));
         assert_eq!(store.get(row(7, 0)), None);
         assert!(store.is_whole());
-        store.keep(row(1, 1), Some(sequence(row(1, 1), 1)));
+        store.keep(row(1, 1), Some(group(row(1, 1), 1)));
         assert!(!store.is_whole());
         assert_eq!(store.get(row(1, 1)), None);
     }

@@ -17,7 +17,12 @@ const DEFAULTS: Defaults = Defaults {
 pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     let mut all = Settings::of(root, "");
     let settings = &mut all;
-    hf::require(settings, "rl", &[], "only supervised fine-tuning is there")?;
+    hf::require(
+        settings,
+        "rl",
+        &[],
+        "only supervised fine-tuning is imported; other objectives are set by hand in `[objective]`",
+    )?;
     let adapter = settings.take("adapter");
     let is_quantized = match adapter.map(|node| (node, node.text())) {
         Some((_, Some("qlora"))) => true,

@@ -151,7 +151,9 @@ impl Draft {
             return;
         }
         let name = key.rsplit('.').next().unwrap_or(key).to_lowercase();
-        let path = match keys().find(|key| key.name == name) {
+        // Several objectives have keys of one name.
+        let is_objective = |path: &str| path.starts_with("objective.");
+        let path = match keys().find(|key| key.name == name && !is_objective(&key.path)) {
             Some(key) => Some(key.path),
             None => match foreign::meaning(&name) {
                 Some(Meaning::Key(path)) => Some(path),
@@ -160,6 +162,9 @@ impl Draft {
             },
         };
         let Some(path) = path else { return self.left(key, node, "tune has no such setting") };
+        if is_objective(&path) && !self.tables.iter().any(|table| path.starts_with(&format!("{table}."))) {
+            return self.left(key, node, "it belongs to another objective");
+        }
         let Some(ours) = keys().find(|key| key.path == path) else {
             return self.left(key, node, &format!("set `{path}` by hand"));
         };

@@ -19,7 +19,12 @@ const LARGEST_INFO: u64 = 4 << 20;
 pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     let mut all = Settings::of(root, "");
     let settings = &mut all;
-    hf::require(settings, "stage", &["sft"], "only supervised fine-tuning (`sft`) is there")?;
+    hf::require(
+        settings,
+        "stage",
+        &["sft"],
+        "only supervised fine-tuning (`sft`) is imported; other objectives are set by hand in `[objective]`",
+    )?;
     hf::require(settings, "finetuning_type", &["lora"], "only `lora` is there")?;
     settings.take("do_train");
     if let Some(node) = settings.take("quantization_method").filter(|node| node.text() != Some("bnb")) {

@@ -8,7 +8,7 @@ use tune_kernels::KernelBackend;
 use tune_kernels::linear_cross_entropy::trained::trained_linear_cross_entropy;
 use tune_kernels::linear_cross_entropy::{LossAndGradient, linear_cross_entropy};
 
-use super::{Differentiated, TrainedHead};
+use super::{Differentiated, Summed, TrainedHead};
 use crate::model::Decoder;
 
 /// With gradients of hidden states and of the head.
@@ -22,7 +22,8 @@ pub(super) fn with_trained_head<B: KernelBackend>(
     let found = trained_linear_cross_entropy(&normed, &weight, targets, None, sum);
     drop(normed);
     let dhidden = decoder.final_norm_backward(hidden, found.hidden);
-    Differentiated { value: found.loss, hidden: Some(dhidden), head: Some(found.head) }
+    let loss = Summed { value: found.loss, statistics: None };
+    Differentiated { loss, hidden: Some(dhidden), head: Some(found.head) }
 }
 
 /// With the gradient of hidden states, on request. `targets` `[tokens]` holds, at position t, the id of the token that
@@ -38,5 +39,5 @@ pub(super) fn with_frozen_head<B: KernelBackend>(
         linear_cross_entropy(&normed, &decoder.head(), targets, wants_gradient);
     drop(normed);
     let gradient = gradient.map(|gradient| decoder.final_norm_backward(hidden, gradient));
-    Differentiated { value: loss, hidden: gradient, head: None }
+    Differentiated { loss: Summed { value: loss, statistics: None }, hidden: gradient, head: None }
 }

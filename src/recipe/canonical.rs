@@ -43,6 +43,7 @@ impl Recipe {
             quantization.write(&mut writer);
         }
         self.adapter.write(&mut writer);
+        self.objective.write(&mut writer);
         self.data.write(&mut writer);
         for dataset in &self.datasets {
             dataset.write(&mut writer);

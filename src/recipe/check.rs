@@ -1,7 +1,8 @@
 //! Checks across tables. Each runs although others have failed.
 
-use crate::data::spec::{DatasetSpec, Split, train_on_problem};
-use crate::document::Problem;
+use crate::data::spec::{DatasetSpec, Format, Split, train_on_problem};
+use crate::document::{Problem, Word};
+use crate::objective::Objective;
 
 use super::RecipeFile;
 
@@ -10,6 +11,9 @@ pub(super) fn across_tables(file: &mut RecipeFile) {
     nothing_trained_on(file);
     held_out_twice(file);
     gate_without_rows(file);
+    objective_without_its_format(file);
+    objective_without_its_batch(file);
+    accuracy_without_preference(file);
     resolve_train_on(file);
 }
 
@@ -74,6 +78,73 @@ fn gate_without_rows(file: &mut RecipeFile) {
         )
         .label("no held-out loss")
         .help("set `val_split` under `[data]`, or add a `[[dataset]]` with `split = \"validation\"`"),
+    );
+}
+
+/// The rows of a format and an objective that does not read them.
+fn objective_without_its_format(file: &mut RecipeFile) {
+    let objective = file.parts().objective;
+    let fits = |format: Format| match objective {
+        Objective::Sft | Objective::Dft => !matches!(format, Format::Preference | Format::Feedback),
+        Objective::Preference(_) => format == Format::Preference,
+        Objective::Feedback(_) => format == Format::Feedback,
+    };
+    let wanted = match objective {
+        Objective::Sft | Objective::Dft => "text to be learned",
+        Objective::Preference(_) => "`format = \"preference\"`",
+        Objective::Feedback(_) => "`format = \"feedback\"`",
+    };
+    let datasets = file.parts().datasets.iter().flatten().map(|dataset| dataset.format);
+    let misfits: Vec<(usize, Format)> = datasets.enumerate().filter(|(_, format)| !fits(*format)).collect();
+    for (index, format) in misfits {
+        let place = file.place(&["dataset", &index.to_string(), "format"]);
+        let (word, name) = (format.word(), objective.name());
+        let message =
+            format!("`[objective.{name}]` trains on {wanted}, and this dataset has `format = \"{word}\"`");
+        let help = match format {
+            Format::Preference => {
+                "write `[objective.dpo]`, `[objective.orpo]` or `[objective.simpo]`".to_owned()
+            }
+            Format::Feedback => "write `[objective.kto]`".to_owned(),
+            _ => format!("name a dataset of {wanted}, or leave `[objective.{name}]` out"),
+        };
+        file.report(Problem::new("recipe::contradiction", place, message).label("this format").help(help));
+    }
+}
+
+/// KTO measures an answer against those of the other rows of its micro-batch.
+fn objective_without_its_batch(file: &mut RecipeFile) {
+    let parts = file.parts();
+    let is_alone = parts.train.as_ref().is_some_and(|train| train.micro_batch_size == 1);
+    if !parts.objective.needs_baseline() || !is_alone || parts.data.packing {
+        return;
+    }
+    let place = file.place(&["train", "micro_batch_size"]);
+    let message =
+        "`[objective.kto]` measures each answer against the others of its micro-batch, which has one";
+    file.report(
+        Problem::new("recipe::contradiction", place, message)
+            .label("one answer")
+            .help("raise it to 2 or more, or set `loss = \"apo-zero-unpaired\"` under `[objective.kto]`"),
+    );
+}
+
+fn accuracy_without_preference(file: &mut RecipeFile) {
+    let parts = file.parts();
+    if parts.gate.min_preference_accuracy.is_none()
+        || !matches!(parts.objective, Objective::Sft | Objective::Dft)
+    {
+        return;
+    }
+    let place = file.place(&["gate", "min_preference_accuracy"]);
+    file.report(
+        Problem::new(
+            "recipe::contradiction",
+            place,
+            "`min_preference_accuracy` has an effect only with a preference objective",
+        )
+        .label("has no effect here")
+        .help("remove it, or add one of `[objective.dpo]`, `[objective.orpo]`, `[objective.simpo]`, `[objective.kto]`"),
     );
 }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::document::{Findings, Kind, Place, Problem, Problems, Source, Value};
-use crate::{adapter, data, generate, model, quant, train};
+use crate::{adapter, data, generate, model, objective, quant, train};
 
 use super::keys::{TOP, Top};
 use super::{DeviceSpec, Recipe, check, files, foreign, overrides};
@@ -58,6 +58,8 @@ pub struct Parts {
     pub quantization: Option<quant::spec::Spec>,
     /// `[adapter]`.
     pub adapter: adapter::spec::Spec,
+    /// `[objective]`.
+    pub objective: objective::Objective,
     /// `[data]`.
     pub data: data::spec::Spec,
     /// Each `[[dataset]]` with its position; `None` where one has no path or no format.
@@ -174,6 +176,7 @@ impl RecipeFile {
                 model,
                 quantization: parts.quantization,
                 adapter: parts.adapter,
+                objective: parts.objective,
                 data: parts.data,
                 datasets,
                 train,
@@ -202,6 +205,7 @@ fn read(source: &Arc<Source>, root: &Value, syntax: Vec<Problem>) -> (Parts, Vec
             model: top.table("model", model::spec::Spec::read),
             quantization: top.table("quantization", quant::spec::Spec::read),
             adapter: top.table("adapter", adapter::spec::Spec::read),
+            objective: top.table("objective", objective::Objective::read),
             data: top.table("data", data::spec::Spec::read),
             datasets: top.tables("dataset", data::spec::DatasetSpec::read),
             train: top.table("train", train::spec::Spec::read),

@@ -6,7 +6,7 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{DeviceSpec, VERSION};
 use crate::document::{Absence, Key, KeyTable, Parsed, Shaped, TableDescription, Value, ValueError, integer};
-use crate::{adapter, data, generate, model, quant, train};
+use crate::{adapter, data, generate, model, objective, quant, train};
 
 /// The keys that belong to no table.
 #[derive(Debug)]
@@ -84,6 +84,11 @@ pub fn tables() -> Vec<TableDescription> {
         model::spec::TABLE.describe(),
         quant::spec::NF4.describe(),
         adapter::spec::TABLE.describe(),
+        objective::spec::SFT.describe(),
+        objective::spec::DPO.describe(),
+        objective::spec::ORPO.describe(),
+        objective::spec::SIMPO.describe(),
+        objective::spec::KTO.describe(),
         data::spec::DATA.describe(),
         data::spec::DATASET.describe(),
         train::spec::TABLE.describe(),

@@ -24,7 +24,7 @@ pub use differences::{Difference, differences};
 pub use file::{Error, Parts, RecipeFile};
 pub use keys::{schema, tables};
 
-use crate::{adapter, data, generate, model, quant, train};
+use crate::{adapter, data, generate, model, objective, quant, train};
 
 /// The version of the recipe format that this program reads.
 pub const VERSION: u32 = 1;
@@ -44,6 +44,8 @@ pub struct Recipe {
     pub quantization: Option<quant::spec::Spec>,
     /// The adapter.
     pub adapter: adapter::spec::Spec,
+    /// What is minimised.
+    pub objective: objective::Objective,
     /// How examples become sequences. Its `train_on` is always `None`: it has moved into the datasets.
     pub data: data::spec::Spec,
     /// The datasets, at least one of them trained on. `train_on` is set wherever it applies.

@@ -4,6 +4,7 @@ use super::chart::{Chart, Series};
 use super::html::escape;
 use super::read::Run;
 use super::sections;
+use crate::objective::statistics::Means;
 use crate::record::Status;
 use crate::units::{Bytes, Grouped};
 
@@ -195,6 +196,42 @@ fn charts(run: &Run) -> String {
             Some((step.step as f64, bytes? as f64 / unit))
         })
         .collect();
+    let answers = |name: &str, of: fn(&Means) -> Option<f64>| Chart {
+        title: "",
+        summary: name.to_owned(),
+        series: vec![
+            Series {
+                name: "training",
+                class: "a",
+                points: run
+                    .steps
+                    .iter()
+                    .filter_map(|step| Some((step.step as f64, of(step.answers.as_ref()?)?)))
+                    .collect(),
+                marked: false,
+            },
+            Series {
+                name: "held out",
+                class: "b",
+                points: run
+                    .evaluations
+                    .iter()
+                    .filter_map(|report| Some((report.step as f64, of(report.answers.as_ref()?)?)))
+                    .collect(),
+                marked: true,
+            },
+        ],
+        from_zero: false,
+        format: plain,
+        wide: false,
+    };
+    if run.steps.iter().any(|step| step.answers.is_some()) {
+        let summary = "Reward of chosen answers less that of rejected ones.";
+        let margin = answers(summary, |means| means.reward_margin);
+        html += &Chart { title: "Reward margin", ..margin }.figure();
+        let accuracy = answers("Share of answers told apart.", |means| means.preference_accuracy);
+        html += &Chart { title: "Preference accuracy", ..accuracy }.figure();
+    }
     let single: [Single<'_>; 4] = [
         ("Learning rate", steps(|step| step.learning_rate), scientific),
         ("Gradient norm, before clipping", steps(|step| step.grad_norm), plain),

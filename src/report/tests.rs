@@ -21,12 +21,13 @@ fn step(step: u64) -> String {
         peak_memory_bytes: Some(1 << 20),
         device_memory_bytes: None,
         device_reserved_bytes: None,
+        answers: None,
     };
     serde_json::to_string(&report).unwrap() + "\n"
 }
 
 fn evaluation(step: u64) -> String {
-    let report = EvaluationReport { step, epoch: 0.5, eval_loss: 1.25, eval_tokens: 10 };
+    let report = EvaluationReport { step, epoch: 0.5, eval_loss: 1.25, eval_tokens: 10, answers: None };
     serde_json::to_string(&report).unwrap() + "\n"
 }
 

@@ -23,7 +23,7 @@ use crate::data::batch::{Counts, MicroBatch};
 use crate::device::{Device, Failed, KernelTime, OnBackend, Profiler};
 use crate::model::dtype::burn_dtype;
 use crate::model::{Decoder, DecoderSpec, FloatDtype, load, random, shapes};
-use crate::objective::Objective;
+use crate::objective::{Comparison, Objective};
 use crate::quant;
 use crate::recipe::{DeviceSpec, RecipeFile};
 use crate::train::backward::{Gradients, Pass, forward_backward};
@@ -148,6 +148,13 @@ pub fn bench(
             let device = Device::choose(opened.recipe.device)?;
             let dtype = opened.compute_dtype(&device)?;
             let recipe = &opened.recipe;
+            if recipe.objective != Objective::Sft {
+                return Err(Error::Choice(format!(
+                    "`tune bench` measures supervised fine-tuning, and this recipe has `[objective.{}]`; measure it \
+                     without that table",
+                    recipe.objective.name()
+                )));
+            }
             Work {
                 device,
                 model: recipe.model.base.clone(),
@@ -308,8 +315,15 @@ impl OnBackend for Work<'_> {
                     let dropout =
                         DropoutStep { seed: 0, step: step as u64 + 1, micro_batch: micro_batch as u32 };
                     let pass = Pass { dropout, keep: plan.kept_layers };
-                    let losses_of =
-                        forward_backward(&decoder, &adapters, &objective, &batch, pass, &mut gradients);
+                    let losses_of = forward_backward(
+                        &decoder,
+                        &adapters,
+                        &objective,
+                        &Comparison::default(),
+                        &batch,
+                        pass,
+                        &mut gradients,
+                    );
                     losses.push(losses_of?);
                 }
                 let scale = 1.0 / count;

@@ -1,5 +1,5 @@
-//! `tune eval`: what a base and the adapter on it make of rows they were not trained on: loss, and answers held against
-//! those that are known.
+//! `tune eval`: a base and the adapter on it, measured on rows they were not trained on: loss, answers compared with known
+//! ones, and which answer of a pair is preferred.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ pub use super::verdict::{Extraction, Loss, Share};
 use super::{Environment, Error};
 use crate::data::batch::MicroBatch;
 use crate::data::corpus::{Corpus, Language};
-use crate::data::example::{Example, Message};
+use crate::data::example::{Example, Message, RowId};
 use crate::data::spec::{DatasetSpec, Format, Spec, Split};
 use crate::generate::answer::Request;
 use crate::generate::memory::Extent;
@@ -22,22 +22,25 @@ use crate::generate::{Ending, Sampling};
 use crate::recipe::RecipeFile;
 use crate::train::event::{Event, Observer};
 
+/// Rows that go through the model together.
+const ROWS_AT_ONCE: usize = 4;
+
 /// The answer of a GSM8K solution.
 pub const GSM8K_ANSWER: &str = "#### (-?[0-9.,]+)";
 
-/// Whose rows, and whose model where `choice` does not say.
+/// The source of the rows, and of the model where the choice names none.
 #[derive(Clone, Copy, Debug)]
 pub enum Subject<'a> {
     /// A finished run: its recipe's held-out rows, its base, its adapter.
     Run(&'a Path),
     /// A recipe: its held-out rows and its base.
     Recipe(&'a Path),
-    /// What the choice names alone; the rows have to come from a dataset.
+    /// The choice alone names the model; the rows come from a dataset.
     Choice,
 }
 
 impl<'a> Subject<'a> {
-    /// What a path names.
+    /// The subject that a path names.
     pub fn of(path: Option<&'a Path>) -> Self {
         match path {
             None => Self::Choice,
@@ -47,12 +50,12 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// How answers are made and judged.
+/// How answers are generated and judged.
 #[derive(Clone, Debug)]
 pub struct Matching {
-    /// Finds the answer in a text, the model's and the known one.
+    /// Finds the answer in the model's text and in the known one.
     pub extraction: Extraction,
-    /// Puts prompts that are texts as what a user says, by the chat template; else as they stand.
+    /// Whether prompts that are texts are rendered by the chat template as a user's message; else they are used as they are.
     pub as_chat: bool,
     /// Longest answer.
     pub max_new_tokens: usize,
@@ -60,7 +63,7 @@ pub struct Matching {
     pub stops: Vec<String>,
 }
 
-/// What is asked of the rows.
+/// What is measured on the rows.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Rows at most, the first.
@@ -69,7 +72,7 @@ pub struct Options {
     pub matching: Option<Matching>,
 }
 
-/// Rows to evaluate, and the model that is to see them; nothing is loaded yet.
+/// Rows to evaluate, and the model to evaluate; nothing is loaded yet.
 pub struct Evaluation {
     /// The model.
     pub opened: OpenedModel,
@@ -79,18 +82,21 @@ pub struct Evaluation {
     options: Options,
 }
 
-/// What one of the two models made of the rows.
+/// The results of one of the two models.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Measured {
-    /// Over supervised tokens.
+    /// Over supervised tokens; of pairs, those of the chosen answers.
     #[serde(flatten)]
     pub loss: Loss,
-    /// Answers that are the known ones.
+    /// Rows whose answer equals the known one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact_match: Option<Share>,
+    /// Pairs whose chosen answer has the higher log-probability per token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefers_chosen: Option<Share>,
 }
 
-/// What came of an evaluation.
+/// The results of an evaluation.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Where the rows come from.
@@ -107,13 +113,16 @@ pub struct Report {
     /// Rows that only the base gets right, and rows that only the adapter does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub only_one_right: Option<[u64; 2]>,
+    /// Pairs whose chosen answer gained more log-probability by the adapter than the rejected one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reward_accuracy: Option<Share>,
     /// Each row, for a file.
     #[serde(skip)]
     pub lines: Vec<Value>,
 }
 
 impl Evaluation {
-    /// Finds model and rows and holds them against each other; loads nothing.
+    /// Finds model and rows and checks that they fit together; loads nothing.
     ///
     /// # Errors
     /// Either cannot be used; no row is held out; answers are to be matched in rows that have none.
@@ -126,7 +135,8 @@ impl Evaluation {
     ) -> Result<Self, Error> {
         let (opened, corpus, origin) = match (subject, data) {
             (Subject::Choice, None) => {
-                let message = "there are no rows to evaluate: name a run or a recipe, or a dataset (`--data`, `--format`)";
+                let message =
+                    "no rows to evaluate: name a run or a recipe, or a dataset (`--data`, `--format`)";
                 return Err(Error::Choice(message.into()));
             }
             (Subject::Choice, Some(data)) => {
@@ -141,7 +151,7 @@ impl Evaluation {
             (Subject::Recipe(path), data) => of_recipe(path, choice, data, environment)?,
         };
         if options.matching.is_some() {
-            // Without a tokenizer no answer can be read, and that is told before loading.
+            // Without a tokenizer no answer can be decoded; this is reported before loading.
             opened.tokenizer()?;
         }
         Ok(Self { opened, origin, corpus, options })
@@ -156,31 +166,34 @@ impl Evaluation {
     /// Loads the model and evaluates.
     ///
     /// # Errors
-    /// The model cannot be loaded, a row cannot be used, a loss is not finite, or it was asked to stop.
+    /// The model cannot be loaded, a row cannot be used, a loss is not finite, or the evaluation was asked to stop.
     pub fn run<O: Observer>(&self, observer: &mut O, environment: &Environment<'_>) -> Result<Report, Error> {
         let extent = self.extent(environment)?;
         self.opened
             .with_loaded(extent, observer, |model, observer| self.rows_by(model, observer, environment))?
     }
 
-    /// How long rows and conversations become; every row is read for it, so that what is wrong with one is told before the
-    /// model is loaded.
+    /// The largest batch and conversation. Reads every row, so that problems are reported before the model is loaded.
     fn extent(&self, environment: &Environment<'_>) -> Result<Extent, Error> {
         let models = if self.opened.adapter.is_some() { 2 } else { 1 };
         let mut extent = Extent { conversation: 0, row: 0, models };
-        for (rows, batch) in self.corpus.validation(1)?.enumerate() {
+        let mut rows = 0;
+        for batch in self.corpus.validation(ROWS_AT_ONCE)? {
             let batch = batch?;
-            if rows as u64 >= self.rows() {
+            if rows >= self.rows() {
                 break;
             }
             if (environment.stop)() {
                 return Err(Error::Stopped);
             }
             extent.row = extent.row.max(batch.input_ids.len());
-            if let Some(matching) = &self.options.matching {
-                let question = self.question(&batch, matching, &self.place(&batch))?;
-                let tokens = question.prompt.len().saturating_add(matching.max_new_tokens);
-                extent.conversation = extent.conversation.max(tokens.min(self.opened.context()));
+            for id in first_rows(&batch) {
+                rows += 1;
+                if let Some(matching) = self.options.matching.as_ref().filter(|_| rows <= self.rows()) {
+                    let question = self.question(id, matching, &self.place(id))?;
+                    let tokens = question.prompt.len().saturating_add(matching.max_new_tokens);
+                    extent.conversation = extent.conversation.max(tokens.min(self.opened.context()));
+                }
             }
         }
         Ok(extent)
@@ -198,54 +211,76 @@ impl Evaluation {
         };
         let mut tallies = vec![Tally::default(); sides.len()];
         let (mut rows, mut supervised_tokens, mut lines, mut differ) = (0, 0, Vec::new(), [0, 0]);
-        for batch in self.corpus.validation(1)? {
+        let (mut pairs, mut rewarded) = (0, 0);
+        'rows: for batch in self.corpus.validation(ROWS_AT_ONCE)? {
             let batch = batch?;
             if rows >= self.rows() {
                 break;
             }
             observer.observe(&Event::Evaluating { done: rows, total: self.rows() });
-            let place = self.place(&batch);
-            let asked = match &self.options.matching {
-                Some(matching) => Some((self.question(&batch, matching, &place)?, matching)),
-                None => None,
-            };
-            let mut line = json!({"row": rows, "place": place, "supervised_tokens": batch.supervised_tokens});
-            if let Some((question, _)) = &asked {
-                line["reference"] = question.reference.clone().into();
-                line["expected"] = question.expected.clone().into();
+            if (environment.stop)() {
+                return Err(Error::Stopped);
             }
-            let mut right = Vec::new();
-            for (side, tally) in sides.iter().zip(&mut tallies) {
-                if (environment.stop)() {
-                    return Err(Error::Stopped);
+            let sums = sides.iter().map(|side| model.losses(*side, &batch)).collect::<Result<Vec<_>, _>>()?;
+            let lengths: Vec<u64> = batch.lengths().collect();
+            for (id, documents) in first_rows(&batch).zip(batch.groups()) {
+                if rows >= self.rows() {
+                    break 'rows;
                 }
-                let value = model.loss(*side, &batch)?;
-                if !value.is_finite() {
-                    return Err(Error::NotFinite { place, value });
+                let place = self.place(id);
+                let asked = match &self.options.matching {
+                    Some(matching) => Some((self.question(id, matching, &place)?, matching)),
+                    None => None,
+                };
+                let (first, lengths) = (documents.start, &lengths[documents.clone()]);
+                let mut line = json!({"row": rows, "place": place, "supervised_tokens": lengths[0]});
+                if let Some((question, _)) = &asked {
+                    line["reference"] = question.reference.clone().into();
+                    line["expected"] = question.expected.clone().into();
                 }
-                tally.losses.push(value, batch.supervised_tokens);
-                let mut said = json!({"loss": value / batch.supervised_tokens.max(1) as f64});
-                if let Some((question, matching)) = &asked {
-                    let judged = self.judge(question, matching, *side, model, environment)?;
-                    tally.right += u64::from(judged.correct);
-                    right.push(judged.correct);
-                    said["response"] = judged.response.into();
-                    said["finish"] = judged.finish.into();
-                    said["extracted"] = judged.extracted.into();
-                    said["correct"] = judged.correct.into();
+                let mut right = Vec::new();
+                for ((side, tally), sums) in sides.iter().zip(&mut tallies).zip(&sums) {
+                    let sums = &sums[documents.clone()];
+                    if let Some(value) = sums.iter().copied().find(|value| !value.is_finite()) {
+                        return Err(Error::NotFinite { place, value });
+                    }
+                    tally.losses.push(sums[0], lengths[0]);
+                    let mean = |at: usize| sums[at] / lengths[at].max(1) as f64;
+                    let mut said = json!({"loss": mean(0)});
+                    if sums.len() == 2 {
+                        tally.prefers_chosen += u64::from(mean(0) < mean(1));
+                        said["logp_chosen"] = (-sums[0]).into();
+                        said["logp_rejected"] = (-sums[1]).into();
+                    }
+                    if let Some((question, matching)) = &asked {
+                        let judged = self.judge(question, matching, *side, model, environment)?;
+                        tally.right += u64::from(judged.correct);
+                        right.push(judged.correct);
+                        said["response"] = judged.response.into();
+                        said["finish"] = judged.finish.into();
+                        said["extracted"] = judged.extracted.into();
+                        said["correct"] = judged.correct.into();
+                    }
+                    line[match side {
+                        Side::Base => "base",
+                        Side::Adapted => "adapter",
+                    }] = said;
                 }
-                line[match side {
-                    Side::Base => "base",
-                    Side::Adapted => "adapter",
-                }] = said;
+                if let [base, adapter] = right[..] {
+                    differ[0] += u64::from(base && !adapter);
+                    differ[1] += u64::from(adapter && !base);
+                }
+                if documents.len() == 2 {
+                    pairs += 1;
+                    if let [base, adapter] = &sums[..] {
+                        let gained = |at: usize| base[at] - adapter[at];
+                        rewarded += u64::from(gained(first) > gained(first + 1));
+                    }
+                }
+                lines.push(line);
+                rows += 1;
+                supervised_tokens += lengths[0];
             }
-            if let [base, adapter] = right[..] {
-                differ[0] += u64::from(base && !adapter);
-                differ[1] += u64::from(adapter && !base);
-            }
-            lines.push(line);
-            rows += 1;
-            supervised_tokens += batch.supervised_tokens;
         }
         observer.observe(&Event::Evaluating { done: rows, total: rows });
         if rows == 0 {
@@ -255,6 +290,7 @@ impl Evaluation {
         let mut measured = tallies.into_iter().map(|tally| Measured {
             loss: tally.losses.together(),
             exact_match: matched.then(|| Share::new(tally.right, rows)),
+            prefers_chosen: (pairs > 0).then(|| Share::new(tally.prefers_chosen, pairs)),
         });
         let Some(base) = measured.next() else { return Err(Error::Unopened) };
         let adapter = measured.next();
@@ -264,13 +300,13 @@ impl Evaluation {
             supervised_tokens,
             base,
             only_one_right: (matched && adapter.is_some()).then_some(differ),
+            reward_accuracy: (pairs > 0 && adapter.is_some()).then(|| Share::new(rewarded, pairs)),
             adapter,
             lines,
         })
     }
 
-    fn place(&self, batch: &MicroBatch) -> String {
-        let Some(id) = batch.rows.first() else { return String::new() };
+    fn place(&self, id: RowId) -> String {
         match self.corpus.datasets().nth(id.dataset as usize) {
             Some(dataset) => dataset.place(id.row).to_string(),
             None => format!("row {} of dataset {}", id.row, id.dataset),
@@ -278,9 +314,8 @@ impl Evaluation {
     }
 
     /// Prompt and known answer of a row.
-    fn question(&self, batch: &MicroBatch, matching: &Matching, place: &str) -> Result<Question, Error> {
+    fn question(&self, id: RowId, matching: &Matching, place: &str) -> Result<Question, Error> {
         let wrong = |message: String| Error::Prompt { place: place.to_owned(), message };
-        let Some(id) = batch.rows.first() else { return Err(Error::Unopened) };
         let Some(dataset) = self.corpus.datasets().nth(id.dataset as usize) else {
             return Err(Error::Unopened);
         };
@@ -299,7 +334,10 @@ impl Evaluation {
                 ),
                 _ => return Err(wrong("the last message is not an assistant's answer to something".into())),
             },
-            Example::Text(_) | Example::Tokens { .. } => {
+            Example::Preference { .. }
+            | Example::Feedback { .. }
+            | Example::Text(_)
+            | Example::Tokens { .. } => {
                 return Err(wrong(
                     "answers are matched in rows with a prompt and an answer: `messages`, `alpaca`, \
                      `prompt-completion`"
@@ -344,6 +382,12 @@ impl Evaluation {
 struct Tally {
     losses: Losses,
     right: u64,
+    prefers_chosen: u64,
+}
+
+/// The row of each group.
+fn first_rows(batch: &MicroBatch) -> impl Iterator<Item = RowId> + '_ {
+    batch.groups().map(|documents| batch.rows[documents.start])
 }
 
 struct Question {
@@ -397,7 +441,7 @@ fn of_recipe(
         template: opened.template.clone(),
         vocabulary_size: Some(opened.base.spec.vocab_size),
     };
-    // A row at a time, so that each has a loss of its own.
+    // Rows keep their own documents, and a batch the same number of them.
     let spec = Spec { packing: false, ..recipe.data.clone() };
     let corpus = Corpus::open(&spec, &recipe.datasets, recipe.seed, language)?;
     Ok((opened, corpus, format!("held-out rows of {}", path.display())))

@@ -24,7 +24,6 @@ use crate::device::{Device, OnBackend};
 use crate::export::consumer::Compatibility;
 use crate::files::{self, Existing};
 use crate::model::{Decoder, FloatDtype, load};
-use crate::objective::Objective;
 use crate::recipe::RecipeFile;
 use crate::record::{self, End, Journal, Lock};
 use crate::train::budget::Clock;
@@ -312,6 +311,13 @@ impl OnBackend for Training<'_> {
             decoder.init_wholes(&mut adapters);
         }
 
+        let reference = match (recipe.objective.needs_reference(), &opened.start) {
+            (false, _) => None,
+            (true, None) => Some(LoraSet::init(Vec::new(), 0.0, recipe.seed, device)),
+            (true, Some(_)) => Some(opened.adapters(device)?),
+        };
+        let reference = reference.as_ref().map(LoraSet::until_update);
+
         let sampler = Sampler::new(opened)?;
         let before = sampler.answers(&decoder, None, environment.stop)?;
         sampler.report_before(&before, observer);
@@ -342,7 +348,8 @@ impl OnBackend for Training<'_> {
         let place = |id| opened.place(id);
         let fit = Fit {
             decoder: &decoder,
-            objective: &Objective::Sft,
+            objective: &recipe.objective,
+            reference: reference.as_ref(),
             spec: &recipe.train,
             seed: recipe.seed,
             schedule: Schedule::new(&recipe.train, total_steps),

@@ -24,10 +24,9 @@ use crate::generate::answer::{Answer, Request, answer};
 use crate::generate::memory::{Extent, require};
 use crate::model::spec::ComputeDtype;
 use crate::model::{self, FloatDtype, load, tensors};
-use crate::objective::Objective;
 use crate::quant;
 use crate::recipe::{DeviceSpec, Recipe, RecipeFile};
-use crate::train::backward::evaluate;
+use crate::train::backward::document_sums;
 use crate::train::error::FitError;
 use crate::train::event::{Event, Observer};
 use crate::train::memory::Workload;
@@ -98,12 +97,12 @@ pub enum Side {
 pub type Listener<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
 
 type AnswerWith<'a> = dyn FnMut(Side, Request<'_>, &mut Listener<'_>) -> Result<Answer, Error> + 'a;
-type LossOf<'a> = dyn FnMut(Side, &MicroBatch) -> Result<f64, Error> + 'a;
+type LossesOf<'a> = dyn FnMut(Side, &MicroBatch) -> Result<Vec<f64>, Error> + 'a;
 
 /// A loaded model, on any backend.
 pub struct LoadedModel<'a> {
     answer: &'a mut AnswerWith<'a>,
-    loss: &'a mut LossOf<'a>,
+    losses: &'a mut LossesOf<'a>,
 }
 
 impl LoadedModel<'_> {
@@ -120,12 +119,12 @@ impl LoadedModel<'_> {
         (self.answer)(side, request, listen)
     }
 
-    /// Σ negative log-likelihood of a batch's supervised tokens.
+    /// Σ negative log-likelihood of the supervised tokens of each document of a batch.
     ///
     /// # Errors
     /// Ids outside the vocabulary.
-    pub fn loss(&mut self, side: Side, batch: &MicroBatch) -> Result<f64, Error> {
-        (self.loss)(side, batch)
+    pub fn losses(&mut self, side: Side, batch: &MicroBatch) -> Result<Vec<f64>, Error> {
+        (self.losses)(side, batch)
     }
 }
 
@@ -344,16 +343,16 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
         };
         let nothing = LoraSet::init(Vec::new(), 0.0, 0, device);
         let (nothing, adapters) = (nothing.until_update(), adapters.as_ref().map(LoraSet::until_update));
-        let mut loss = |side: Side, batch: &MicroBatch| {
+        let mut losses = |side: Side, batch: &MicroBatch| {
             let adapters = match (side, &adapters) {
                 (Side::Adapted, Some(adapters)) => adapters,
                 _ => &nothing,
             };
-            let loss = B::read_later(evaluate(&decoder, adapters, &Objective::Sft, batch)?);
-            let losses = loss.wait().map_err(|message| FitError::device(&opened.device.name(), message))?;
-            Ok(losses.into_iter().map(f64::from).sum())
+            let losses = B::read_later(document_sums(&decoder, adapters, batch)?);
+            let losses = losses.wait().map_err(|message| FitError::device(&opened.device.name(), message))?;
+            Ok(losses.into_iter().map(f64::from).collect())
         };
-        Ok(body(&mut LoadedModel { answer: &mut ask, loss: &mut loss }, observer))
+        Ok(body(&mut LoadedModel { answer: &mut ask, losses: &mut losses }, observer))
     }
 }
 

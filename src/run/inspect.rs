@@ -36,7 +36,7 @@ impl Inspection {
     ///
     /// # Errors
     /// [`Error::Data`] if the row does not exist or cannot be read.
-    pub fn row(&self, number: u64) -> Result<InspectedRow, Error> {
+    pub fn row(&self, number: u64) -> Result<Vec<InspectedRow>, Error> {
         Ok(self.corpus.row(number)?)
     }
 }

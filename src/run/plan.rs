@@ -4,6 +4,7 @@ use super::Error;
 use super::open::Opened;
 use crate::device::Device;
 use crate::model::FloatDtype;
+use crate::objective::Objective;
 use crate::train::memory::{self, Plan, Workload};
 use crate::train::process;
 use crate::units::{Bytes, Grouped};
@@ -93,7 +94,11 @@ pub(super) fn fit(
     largest: &mut u64,
 ) -> Result<String, Error> {
     let budget = budget(opened, device);
-    let longest = (opened.recipe.data.max_seq_len as u64).min(*largest).max(1);
+    if opened.recipe.objective.needs_baseline() {
+        plan(opened, device, dtype, *largest)?;
+        return Ok("micro_batch_size as in the recipe, since KTO's baseline depends on it".to_owned());
+    }
+    let longest = longest_group(opened).min(*largest).max(1);
     let train = &opened.recipe.train;
     let asked = (train.micro_batch_size, train.gradient_accumulation_steps);
     let tokens_of = |size: usize| (size as u64).saturating_mul(longest).min(*largest);
@@ -136,7 +141,13 @@ pub(super) fn fit(
 /// Upper bound of the tokens in a micro-batch of the recipe, if the rows have not been read.
 pub(super) fn most_tokens(opened: &Opened) -> u64 {
     let recipe = &opened.recipe;
-    recipe.train.micro_batch_size as u64 * recipe.data.max_seq_len as u64
+    recipe.train.micro_batch_size as u64 * longest_group(opened)
+}
+
+/// Upper bound of the tokens in the documents of one row.
+fn longest_group(opened: &Opened) -> u64 {
+    let answers = if matches!(opened.recipe.objective, Objective::Preference(_)) { 2 } else { 1 };
+    answers * opened.recipe.data.max_seq_len as u64
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use super::Error;
 use super::inference::end_tokens;
 use super::open::Opened;
 use crate::adapter::lora::LoraSet;
-use crate::data::example::Message;
+use crate::data::example::{Answer, Example, Message};
 use crate::data::schema::alpaca_prompt;
 use crate::data::spec::{Format, Split};
 use crate::generate::{Finish, Sampling, generate};
@@ -81,8 +81,13 @@ fn encode(opened: &Opened, prompt: &str) -> Result<Option<Vec<u32>>, Error> {
     let Some(tokenizer) = &opened.tokenizer else { return Ok(None) };
     let datasets = &opened.recipe.datasets;
     let format = datasets.iter().find(|dataset| dataset.split == Split::Train).map(|dataset| dataset.format);
+    let is_conversation = match format {
+        Some(Format::Messages) => true,
+        Some(Format::Preference | Format::Feedback) => first_is_conversation(opened),
+        _ => false,
+    };
     let text = match (format, &opened.template) {
-        (Some(Format::Messages), Some(template)) => {
+        (_, Some(template)) if is_conversation => {
             let turn = Message { role: "user".into(), content: prompt.into(), extra: Default::default() };
             let text = template.render(&[turn], true).map_err(crate::data::error::Error::from)?;
             return Ok(Some(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids));
@@ -93,4 +98,16 @@ fn encode(opened: &Opened, prompt: &str) -> Result<Option<Vec<u32>>, Error> {
     let mut ids = tokenizer.prefix().to_vec();
     ids.extend(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids);
     Ok(Some(ids))
+}
+
+/// Whether the first row that is trained on is a conversation.
+fn first_is_conversation(opened: &Opened) -> bool {
+    let datasets = opened.corpus.datasets().zip(&opened.recipe.datasets);
+    let first = datasets.into_iter().find(|(_, spec)| spec.split == Split::Train);
+    let answer = match first.and_then(|(dataset, _)| dataset.example(0).ok()) {
+        Some(Example::Preference { chosen, .. }) => chosen,
+        Some(Example::Feedback { answer, .. }) => answer,
+        _ => return false,
+    };
+    matches!(answer, Answer::Messages { .. })
 }

@@ -1,4 +1,4 @@
-//! What rows say together: right or wrong by the answer found in a text, shares and means with their intervals.
+//! Results over rows: answers extracted from texts, shares and means with their confidence intervals.
 
 use regex::Regex;
 use serde::Serialize;
@@ -14,7 +14,7 @@ impl Extraction {
     /// The first match of `pattern` is the answer: its first group where it has one.
     ///
     /// # Errors
-    /// Not a regular expression, in its own words.
+    /// The message of a pattern that is not a regular expression.
     pub fn new(pattern: &str) -> Result<Self, String> {
         Regex::new(pattern).map(Self).map_err(|error| error.to_string())
     }
@@ -24,7 +24,7 @@ impl Extraction {
         self.0.as_str()
     }
 
-    /// The answer in a text, as it is compared: without commas and the full stop that ends a sentence.
+    /// The answer in a text, normalized for comparison: without commas and a final full stop.
     pub fn find(&self, text: &str) -> Option<String> {
         let found = self.0.captures(text)?;
         let found = found.get(1).or(found.get(0))?.as_str();
@@ -36,15 +36,15 @@ impl Extraction {
 /// A share of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Share {
-    /// Rows that count.
+    /// Rows that have the property.
     pub count: u64,
     /// All rows.
     pub of: u64,
     /// `count / of`.
     pub share: f64,
-    /// Where the true share lies, with a confidence of 95 %.
+    /// Lower end of the 95 % confidence interval.
     pub low: f64,
-    /// Likewise.
+    /// Its upper end.
     pub high: f64,
 }
 
@@ -77,8 +77,7 @@ pub struct Loss {
     pub loss: f64,
     /// e^loss.
     pub perplexity: f64,
-    /// Half the interval in which the loss over all rows like these lies, with a confidence of 95 %; `None` for a
-    /// single row.
+    /// Half the width of the 95 % confidence interval over rows like these; `None` for a single row.
     pub margin: Option<f64>,
 }
 

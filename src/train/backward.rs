@@ -21,7 +21,7 @@ use crate::adapter::whole::{Whole, WholeKind};
 use crate::data::batch::MicroBatch;
 use crate::model::Decoder;
 use crate::model::layers::{LayerInputs, LayerTape, Order};
-use crate::objective::{Objective, TrainedHead};
+use crate::objective::{self, Comparison, Objective, Summed, TrainedHead};
 
 /// Adapter gradients of the objective, summed over the micro-batches of an optimizer step.
 #[derive(Debug)]
@@ -77,8 +77,8 @@ pub struct Pass {
     pub keep: usize,
 }
 
-/// Adds the adapter gradients of the objective's sum over one micro-batch to `gradients` and returns that sum, `[1]`.
-/// Does not wait for the device.
+/// Adds the adapter gradients of the objective's sum over one micro-batch to `gradients` and returns that sum. Does not
+/// wait for the device.
 ///
 /// # Errors
 /// Token ids outside the vocabulary, or a layer that cannot be read.
@@ -86,10 +86,11 @@ pub fn forward_backward<B: KernelBackend>(
     decoder: &Decoder<B>,
     adapters: &StepAdapters<'_, B>,
     objective: &Objective,
+    comparison: &Comparison<B>,
     batch: &MicroBatch,
     pass: Pass,
     gradients: &mut Gradients<B>,
-) -> Result<Tensor<B, 1>, FitError> {
+) -> Result<Summed<B>, FitError> {
     let set = adapters.set();
     let layers = decoder.layers().len();
     let decoder = &decoder.adopting(set);
@@ -120,7 +121,7 @@ pub fn forward_backward<B: KernelBackend>(
     }
 
     let head = head.map(|weight| TrainedHead { weight, sum: gradients.head.take() });
-    let found = objective.differentiate(decoder, &hidden, batch, head, !tapes.is_empty());
+    let found = objective.differentiate(decoder, &hidden, batch, comparison, head, !tapes.is_empty());
     gradients.head = found.head;
     let mut upstream = found.hidden;
     drop(hidden);
@@ -139,10 +140,10 @@ pub fn forward_backward<B: KernelBackend>(
         let sum = gradients.embedding.take();
         gradients.embedding = Some(decoder.embed_backward(&batch.input_ids, dx, sum));
     }
-    Ok(found.value)
+    Ok(found.loss)
 }
 
-/// The objective's sum over one micro-batch, `[1]`, without gradients and without dropout.
+/// The objective's sum over one micro-batch, without gradients and without dropout.
 ///
 /// # Errors
 /// As [`forward_backward`].
@@ -150,16 +151,41 @@ pub fn evaluate<B: KernelBackend>(
     decoder: &Decoder<B>,
     adapters: &StepAdapters<'_, B>,
     objective: &Objective,
+    comparison: &Comparison<B>,
+    batch: &MicroBatch,
+) -> Result<Summed<B>, FitError> {
+    let decoder = &decoder.adopting(adapters.set());
+    let hidden = last_hidden(decoder, adapters, batch)?;
+    Ok(objective.loss(decoder, &hidden, batch, comparison))
+}
+
+/// The summed negative log-likelihood of each document of a micro-batch, f32 `[documents]`, without dropout.
+///
+/// # Errors
+/// As [`forward_backward`].
+pub fn document_sums<B: KernelBackend>(
+    decoder: &Decoder<B>,
+    adapters: &StepAdapters<'_, B>,
     batch: &MicroBatch,
 ) -> Result<Tensor<B, 1>, FitError> {
     let decoder = &decoder.adopting(adapters.set());
+    let hidden = last_hidden(decoder, adapters, batch)?;
+    Ok(objective::document_sums(decoder, &hidden, batch))
+}
+
+/// The hidden states that leave the last layer, `[tokens, hidden]`, without dropout.
+fn last_hidden<B: KernelBackend>(
+    decoder: &Decoder<B>,
+    adapters: &StepAdapters<'_, B>,
+    batch: &MicroBatch,
+) -> Result<Tensor<B, 2>, FitError> {
     let inputs = layer_inputs(decoder, batch)?;
     let mut hidden = decoder.embed(&batch.input_ids)?;
     for step in decoder.layers().up() {
         let (index, layer) = step?;
         hidden = layer.forward(hidden, &adapters.layer(index, None), &inputs, None);
     }
-    Ok(objective.loss(decoder, &hidden, batch))
+    Ok(hidden)
 }
 
 fn layer_inputs<B: KernelBackend>(

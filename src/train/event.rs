@@ -12,6 +12,7 @@ use super::gate::Verdict;
 use super::memory::Plan;
 use crate::adapter::target::Target;
 use crate::data::survey::Survey;
+use crate::objective::statistics::Means;
 
 /// One logged line of training: the sums since the line before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +42,9 @@ pub struct StepReport {
     /// The most that was allocated on such a device, in bytes, the free part of its pools included.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub device_reserved_bytes: Option<u64>,
+    /// Of a preference objective: means over the answers since the last line.
+    #[serde(flatten, with = "means", default)]
+    pub answers: Option<Means>,
 }
 
 /// One evaluation over the held-out examples.
@@ -54,6 +58,76 @@ pub struct EvaluationReport {
     pub eval_loss: f64,
     /// Supervised tokens of the held-out examples.
     pub eval_tokens: u64,
+    /// Of a preference objective: means over the held-out answers, with `eval_` before their names.
+    #[serde(flatten, with = "held_out_means", default)]
+    pub answers: Option<Means>,
+}
+
+/// [`Means`] where there are any.
+mod means {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Means;
+
+    pub(super) fn serialize<S: Serializer>(means: &Option<Means>, serializer: S) -> Result<S::Ok, S::Error> {
+        means.unwrap_or_default().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Means>, D::Error> {
+        let means = Means::deserialize(deserializer)?;
+        Ok(Some(means).filter(|means| means.preference_accuracy.is_some()))
+    }
+}
+
+/// [`Means`] with `eval_` before their names.
+mod held_out_means {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::Means;
+
+    #[derive(Default, Serialize, Deserialize)]
+    #[serde(default)]
+    struct Named {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        eval_reward_chosen: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        eval_reward_rejected: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        eval_reward_margin: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        eval_preference_accuracy: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        eval_logp_chosen: Option<f64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        eval_logp_rejected: Option<f64>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(means: &Option<Means>, serializer: S) -> Result<S::Ok, S::Error> {
+        let [chosen, rejected, margin, accuracy, logp_chosen, logp_rejected] =
+            means.map_or([None; Means::LENGTH], Means::to_array);
+        Named {
+            eval_reward_chosen: chosen,
+            eval_reward_rejected: rejected,
+            eval_reward_margin: margin,
+            eval_preference_accuracy: accuracy,
+            eval_logp_chosen: logp_chosen,
+            eval_logp_rejected: logp_rejected,
+        }
+        .serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Means>, D::Error> {
+        let named = Named::deserialize(deserializer)?;
+        let means = Means::from_array([
+            named.eval_reward_chosen,
+            named.eval_reward_rejected,
+            named.eval_reward_margin,
+            named.eval_preference_accuracy,
+            named.eval_logp_chosen,
+            named.eval_logp_rejected,
+        ]);
+        Ok(Some(means).filter(|means| means.preference_accuracy.is_some()))
+    }
 }
 
 /// The answer to one of the recipe's sample prompts.

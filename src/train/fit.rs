@@ -11,6 +11,7 @@ use tune_kernels::KernelBackend;
 
 use super::backward::{Gradients, Pass, forward_backward};
 use super::budget::Clock;
+use super::compare::compare;
 use super::divergence::Snapshot;
 use super::error::FitError;
 use super::event::Observer;
@@ -21,7 +22,7 @@ use super::running::Running;
 use super::schedule::Schedule;
 use super::spec::Spec;
 use super::state::{Ended, State};
-use crate::adapter::lora::{DropoutStep, LoraSet};
+use crate::adapter::lora::{DropoutStep, LoraSet, StepAdapters};
 use crate::data::batch::StepBatch;
 use crate::data::corpus::ValidationStream;
 use crate::data::error::Error as DataError;
@@ -35,6 +36,8 @@ pub struct Fit<'a, B: KernelBackend> {
     pub decoder: &'a Decoder<B>,
     /// What is minimised.
     pub objective: &'a Objective,
+    /// The adapter as the run began, where the objective compares with it; a set without adapters is the base.
+    pub reference: Option<&'a StepAdapters<'a, B>>,
     /// The `[train]` table.
     pub spec: &'a Spec,
     /// Seed of the run; dropout masks are keyed by it.
@@ -115,7 +118,17 @@ impl<B: KernelBackend> Fit<'_, B> {
             let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
             let pass = Pass { dropout, keep: self.kept_layers };
             let (decoder, objective) = (self.decoder, self.objective);
-            losses.push(forward_backward(decoder, &adapters, objective, micro_batch, pass, &mut gradients)?);
+            let comparison = compare(decoder, &adapters, self.reference, objective, micro_batch)?;
+            let sums = &mut gradients;
+            losses.push(forward_backward(
+                decoder,
+                &adapters,
+                objective,
+                &comparison,
+                micro_batch,
+                pass,
+                sums,
+            )?);
         }
         let scale = 1.0 / self.objective.divisor(&batch.counts) as f64;
         let values = gradients.by_parameter(adapters.set());

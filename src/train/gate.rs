@@ -16,14 +16,16 @@ pub struct Spec {
     /// The same as a factor of the loss before the first step, which is the base's (with `init_from`, that of the
     /// adapter the run starts from).
     pub max_eval_loss_ratio: Option<f64>,
+    /// Share of held-out answers that are told apart after the last step, at least; of a preference objective.
+    pub min_preference_accuracy: Option<f64>,
 }
 
 /// One limit and the value that was compared with it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Verdict {
-    /// The recipe's key, `max_eval_loss` or `max_eval_loss_ratio`.
+    /// The recipe's key.
     pub gate: &'static str,
-    /// The highest value that passes.
+    /// The highest value that passes, or the lowest if the key begins with `min_`.
     pub limit: f64,
     /// The value that was measured.
     pub value: f64,
@@ -32,15 +34,23 @@ pub struct Verdict {
 }
 
 impl Verdict {
-    fn new(gate: &'static str, limit: f64, value: f64) -> Self {
+    fn at_most(gate: &'static str, limit: f64, value: f64) -> Self {
         // NaN fails every gate.
         Self { gate, limit, value, passed: value <= limit }
+    }
+
+    fn at_least(gate: &'static str, limit: f64, value: f64) -> Self {
+        Self { gate, limit, value, passed: value >= limit }
     }
 }
 
 impl std::fmt::Display for Verdict {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let relation = if self.passed { "within" } else { "above" };
+        let relation = match (self.passed, self.gate.starts_with("min_")) {
+            (true, _) => "within",
+            (false, false) => "above",
+            (false, true) => "below",
+        };
         write!(formatter, "`{}`: {:.4} is {relation} {}", self.gate, self.value, self.limit)
     }
 }
@@ -61,6 +71,13 @@ pub(crate) static TABLE: KeyTable<Spec> = KeyTable {
             .bookkeeping()
             .optional("no limit")
             .means("Highest held-out loss after the last step, as a factor of the loss before the first."),
+        K::number("min_preference_accuracy", Limits::from(0.0).to(1.0), |gate| {
+            &mut gate.min_preference_accuracy
+        })
+        .bookkeeping()
+        .added()
+        .optional("no limit")
+        .means("Lowest share of held-out answers that are told apart after the last step."),
     ],
     ..KeyTable::NEW
 };
@@ -80,15 +97,22 @@ impl Spec {
 
     /// Whether there is no gate.
     pub fn is_empty(&self) -> bool {
-        self.max_eval_loss.is_none() && self.max_eval_loss_ratio.is_none()
+        self.max_eval_loss.is_none()
+            && self.max_eval_loss_ratio.is_none()
+            && self.min_preference_accuracy.is_none()
     }
 
     /// Judges a finished run.
     pub fn judge(&self, first: &EvaluationReport, last: &EvaluationReport) -> Vec<Verdict> {
-        let loss = self.max_eval_loss.map(|limit| Verdict::new("max_eval_loss", limit, last.eval_loss));
+        let loss = self.max_eval_loss.map(|limit| Verdict::at_most("max_eval_loss", limit, last.eval_loss));
         let ratio = last.eval_loss / first.eval_loss;
-        let factor = self.max_eval_loss_ratio.map(|limit| Verdict::new("max_eval_loss_ratio", limit, ratio));
-        loss.into_iter().chain(factor).collect()
+        let factor =
+            self.max_eval_loss_ratio.map(|limit| Verdict::at_most("max_eval_loss_ratio", limit, ratio));
+        let accuracy = last.answers.and_then(|means| means.preference_accuracy).unwrap_or(f64::NAN);
+        let accuracy = self
+            .min_preference_accuracy
+            .map(|limit| Verdict::at_least("min_preference_accuracy", limit, accuracy));
+        loss.into_iter().chain(factor).chain(accuracy).collect()
     }
 }
 
@@ -98,8 +122,9 @@ mod tests {
 
     #[test]
     fn a_loss_at_its_limit_passes_and_nan_does_not() {
-        let evaluation = |eval_loss| EvaluationReport { step: 0, epoch: 0.0, eval_loss, eval_tokens: 1 };
-        let spec = Spec { max_eval_loss: Some(1.5), max_eval_loss_ratio: Some(0.75) };
+        let evaluation =
+            |eval_loss| EvaluationReport { step: 0, epoch: 0.0, eval_loss, eval_tokens: 1, answers: None };
+        let spec = Spec { max_eval_loss: Some(1.5), max_eval_loss_ratio: Some(0.75), ..Spec::default() };
         let passed = |first, last| -> Vec<bool> {
             spec.judge(&evaluation(first), &evaluation(last)).iter().map(|verdict| verdict.passed).collect()
         };
@@ -108,5 +133,20 @@ mod tests {
         assert_eq!(passed(4.0, 1.6), [false, true]);
         assert_eq!(passed(2.0, f64::NAN), [false, false]);
         assert!(Spec::default().judge(&evaluation(1.0), &evaluation(2.0)).is_empty());
+    }
+
+    #[test]
+    fn an_accuracy_below_its_limit_or_unknown_does_not_pass() {
+        let evaluation = |preference_accuracy| EvaluationReport {
+            step: 0,
+            epoch: 0.0,
+            eval_loss: 1.0,
+            eval_tokens: 1,
+            answers: Some(crate::objective::statistics::Means { preference_accuracy, ..Default::default() }),
+        };
+        let spec = Spec { min_preference_accuracy: Some(0.8), ..Spec::default() };
+        let judge = |accuracy| spec.judge(&evaluation(None), &evaluation(accuracy)).remove(0);
+        assert!(judge(Some(0.8)).passed && !judge(Some(0.79)).passed && !judge(None).passed);
+        assert_eq!(judge(Some(0.5)).to_string(), "`min_preference_accuracy`: 0.5000 is below 0.8");
     }
 }

@@ -135,7 +135,8 @@ mod tests {
         let whole = "{\"step\":0,\"eval_loss\":2.0,\"eval_tokens\":9}\n{\"step\":1,\"loss\":1.0}\n{\"step\":2,\"loss\":1.0}\n";
         let evaluated = "{\"step\":2,\"eval_loss\":1.5,\"eval_tokens\":9}\n";
         let behind = "{\"step\":3,\"loss\":1.0}\n{\"step\":4,\"eval_tok";
-        let evaluation = |step| Some(EvaluationReport { step, epoch: 0.1, eval_loss: 1.5, eval_tokens: 9 });
+        let evaluation =
+            |step| Some(EvaluationReport { step, epoch: 0.1, eval_loss: 1.5, eval_tokens: 9, answers: None });
         let mut state =
             State { step: 2, last_evaluation: evaluation(2), ..State::fresh(Cursor::default(), 10) };
         let after = |state: &State| {

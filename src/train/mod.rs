@@ -3,6 +3,7 @@
 pub mod backward;
 pub mod budget;
 mod cgroup;
+pub mod compare;
 pub mod divergence;
 pub mod error;
 pub mod event;

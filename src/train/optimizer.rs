@@ -12,6 +12,7 @@ use super::divergence::Quantity;
 use crate::adapter;
 use crate::adapter::lora::LoraSet;
 use crate::adapter::parameter::{Parameter, Part};
+use crate::objective::{Summed, statistics};
 
 /// The optimizer's state: first and second moments of every adapter matrix.
 #[derive(Debug)]
@@ -79,7 +80,7 @@ impl<B: KernelBackend> Optimizer<B> {
         learning_rate: f64,
         max_grad_norm: f64,
     ) -> Result<(), adapter::Error> {
-        let Gradient { values, numbers, scale } = gradient;
+        let Gradient { values, numbers, scale, .. } = gradient;
         let guard = Guard { numbers, scale, max_norm: max_grad_norm };
         let moments = std::mem::take(&mut self.moments);
         adapters.update(|parameters| {
@@ -106,26 +107,36 @@ impl<B: KernelBackend> Optimizer<B> {
 pub struct Gradient<B: KernelBackend> {
     values: Vec<Option<Tensor<B, 2>>>,
     numbers: Tensor<B, 1>,
+    /// The objective's statistics, summed over micro-batches.
+    statistics: Option<Tensor<B, 1>>,
     scale: f64,
 }
 
 impl<B: KernelBackend> Gradient<B> {
-    /// Of a step with `losses` `[1]`, one for each micro-batch, and the gradients of their sum, one for each parameter;
+    /// Of a step with `losses`, one for each micro-batch, and the gradients of their sum, one for each parameter;
     /// `None` counts as zero. `scale` is one over the objective's count.
     pub fn new(
-        losses: Vec<Tensor<B, 1>>,
+        losses: Vec<Summed<B>>,
         values: Vec<Option<Tensor<B, 2>>>,
         scale: f64,
         device: &B::Device,
     ) -> Self {
         let norm = norm(&values.iter().flatten().collect::<Vec<_>>(), device);
+        let (losses, statistics): (Vec<_>, Vec<_>) =
+            losses.into_iter().map(|loss| (loss.value, loss.statistics)).unzip();
         let numbers = Tensor::cat(losses.into_iter().chain([norm]).collect(), 0);
-        Self { values, numbers, scale }
+        let statistics = statistics.into_iter().flatten().reduce(|sum, next| sum + next);
+        Self { values, numbers, statistics, scale }
     }
 
     /// Starts to read its losses and norm, without waiting.
     pub fn read_later(&self) -> PendingNumbers {
-        PendingNumbers { reading: B::read_later(self.numbers.clone()), scale: self.scale }
+        let numbers = match self.statistics.clone() {
+            Some(statistics) => Tensor::cat(vec![statistics, self.numbers.clone()], 0),
+            None => self.numbers.clone(),
+        };
+        let has_statistics = self.statistics.is_some();
+        PendingNumbers { reading: B::read_later(numbers), has_statistics, scale: self.scale }
     }
 }
 
@@ -133,6 +144,8 @@ impl<B: KernelBackend> Gradient<B> {
 #[derive(Debug)]
 pub struct PendingNumbers {
     reading: Reading,
+    /// The first numbers are statistics.
+    has_statistics: bool,
     scale: f64,
 }
 
@@ -145,6 +158,8 @@ pub enum StepNumbers {
         loss: f64,
         /// Global gradient norm of the mean, before clipping.
         norm: f64,
+        /// The objective's statistics.
+        statistics: Option<[f32; statistics::LENGTH]>,
     },
     /// One is not, and the update changed nothing.
     NotFinite(Quantity, f64),
@@ -157,6 +172,10 @@ impl PendingNumbers {
     /// The device's own error message.
     pub fn wait(self) -> Result<StepNumbers, String> {
         let numbers = self.reading.wait()?;
+        let (statistics, numbers) = match numbers.split_first_chunk().filter(|_| self.has_statistics) {
+            Some((statistics, numbers)) => (Some(*statistics), numbers),
+            None => (None, numbers.as_slice()),
+        };
         let Some((norm, losses)) = numbers.split_last() else { return Err("no numbers to read".into()) };
         let mut sum = 0.0;
         for loss in losses {
@@ -167,7 +186,7 @@ impl PendingNumbers {
         }
         let norm = self.scale * f64::from(*norm);
         Ok(match norm.is_finite() {
-            true => StepNumbers::Finite { loss: sum, norm },
+            true => StepNumbers::Finite { loss: sum, norm, statistics },
             false => StepNumbers::NotFinite(Quantity::GradientNorm, norm),
         })
     }

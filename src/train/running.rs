@@ -9,11 +9,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use burn::tensor::Tensor;
 use tune_kernels::memory::DeviceMemory;
 use tune_kernels::{KernelBackend, Reading};
 
 use super::backward::evaluate;
 use super::budget::Spent;
+use super::compare::compare;
 use super::divergence::{DivergenceReport, Fault, OnDivergence, Quantity, Snapshot, named_rows};
 use super::error::FitError;
 use super::event::{EvaluationReport, Event, Observer, StepReport};
@@ -22,9 +24,11 @@ use super::metrics::Metrics;
 use super::optimizer::{Gradient, Optimizer, PendingNumbers, StepNumbers};
 use super::process;
 use super::state::{Ended, Kept, State, StepResult};
-use crate::adapter::lora::LoraSet;
+use crate::adapter::lora::{LoraSet, StepAdapters};
 use crate::data::batch::{Counts, MicroBatch, StepBatch};
 use crate::data::error::Error as DataError;
+use crate::objective::Summed;
+use crate::objective::statistics::Statistics;
 
 /// A run under way.
 pub(super) struct Running<'r, 'f, B: KernelBackend> {
@@ -63,6 +67,13 @@ enum ReadStep {
     Accepted,
     /// Diverged but tolerated by `on_divergence`; the step launched ahead must be recomputed.
     Diverged,
+}
+
+/// Sums over the held-out micro-batches of an evaluation.
+#[derive(Default)]
+struct HeldOut {
+    loss: f64,
+    statistics: Option<Statistics>,
 }
 
 /// Training time and tokens since the last logged line, of this process alone.
@@ -215,9 +226,11 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
                 self.tolerate(&batch, Fault { step: batch.step, what, value, rows })?;
                 Ok(ReadStep::Diverged)
             }
-            StepNumbers::Finite { loss, norm } => {
+            StepNumbers::Finite { loss, norm, statistics } => {
                 let count = self.fit.objective.divisor(&batch.counts);
-                self.state.advance(&batch, StepResult { loss, count, grad_norm: norm, learning_rate });
+                let statistics = statistics.map(|sums| Statistics::of(sums, &batch.counts));
+                let result = StepResult { loss, count, grad_norm: norm, learning_rate, statistics };
+                self.state.advance(&batch, result);
                 if matches!(self.fit.spec.on_divergence, OnDivergence::Skip { .. }) {
                     self.state.divergences = 0;
                 }
@@ -317,13 +330,14 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
             peak_memory_bytes: process::peak_resident_bytes(),
             device_memory_bytes: self.device_memory.map(|memory| memory.in_use),
             device_reserved_bytes: self.device_memory.map(|memory| memory.reserved),
+            answers: window.statistics.and_then(|statistics| statistics.means()),
         }
     }
 
     /// Evaluates the held-out rows, where there are any.
     fn evaluate(&mut self) -> Result<ControlFlow<()>, FitError> {
         let Some(held_out) = self.fit.held_out else { return Ok(ControlFlow::Continue(())) };
-        let (mut sum, mut counts, mut examples) = (0.0, Counts::default(), 0);
+        let (mut sums, mut counts, mut examples) = (HeldOut::default(), Counts::default(), 0);
         // Read when the next one is launched, as the steps are.
         let mut launched: Option<(MicroBatch, Reading)> = None;
         let adapters = self.adapters.until_update();
@@ -333,22 +347,22 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
                 return Ok(ControlFlow::Break(()));
             }
             self.observer.observe(&Event::Evaluating { done: examples, total: self.fit.held_out_examples });
-            let loss = evaluate(self.fit.decoder, &adapters, self.fit.objective, &micro_batch)?;
-            let loss = B::read_later(loss);
-            self.add_held_out(launched.take(), &mut sum)?;
+            let loss = self.evaluated(&adapters, &micro_batch)?;
+            self.add_held_out(launched.take(), &mut sums)?;
             counts = counts + micro_batch.counts();
             examples += micro_batch.rows.len() as u64;
             launched = Some((micro_batch, loss));
             if !self.fit.runs_ahead {
-                self.add_held_out(launched.take(), &mut sum)?;
+                self.add_held_out(launched.take(), &mut sums)?;
             }
         }
-        self.add_held_out(launched, &mut sum)?;
+        self.add_held_out(launched, &mut sums)?;
         let report = EvaluationReport {
             step: self.state.step,
             epoch: self.state.epoch,
-            eval_loss: sum / self.fit.objective.divisor(&counts) as f64,
+            eval_loss: sums.loss / self.fit.objective.divisor(&counts) as f64,
             eval_tokens: counts.tokens,
+            answers: sums.statistics.and_then(|statistics| statistics.means()),
         };
         self.metrics.write(&report)?;
         self.observer.observe(&Event::Evaluated(&report));
@@ -362,16 +376,38 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Adds the loss of a micro-batch to the sum of an evaluation.
-    fn add_held_out(&self, launched: Option<(MicroBatch, Reading)>, sum: &mut f64) -> Result<(), FitError> {
+    /// Launches the evaluation of a micro-batch: its loss, and behind it the objective's statistics.
+    fn evaluated(&self, adapters: &StepAdapters<'_, B>, batch: &MicroBatch) -> Result<Reading, FitError> {
+        let (decoder, objective) = (self.fit.decoder, self.fit.objective);
+        let comparison = compare(decoder, adapters, self.fit.reference, objective, batch)?;
+        let Summed { value, statistics } = evaluate(decoder, adapters, objective, &comparison, batch)?;
+        Ok(B::read_later(match statistics {
+            Some(statistics) => Tensor::cat(vec![value, statistics], 0),
+            None => value,
+        }))
+    }
+
+    /// Adds the loss of a micro-batch to the sums of an evaluation.
+    fn add_held_out(
+        &self,
+        launched: Option<(MicroBatch, Reading)>,
+        sums: &mut HeldOut,
+    ) -> Result<(), FitError> {
         let Some((micro_batch, loss)) = launched else { return Ok(()) };
-        let losses = loss.wait().map_err(|message| FitError::device(self.fit.device, message))?;
-        *sum += losses.into_iter().map(f64::from).sum::<f64>();
-        if sum.is_finite() {
+        let numbers = loss.wait().map_err(|message| FitError::device(self.fit.device, message))?;
+        let Some((loss, statistics)) = numbers.split_first() else {
+            return Err(FitError::device(self.fit.device, "no numbers to read".into()));
+        };
+        sums.loss += f64::from(*loss);
+        if let Some(statistics) = statistics.first_chunk() {
+            let statistics = Statistics::of(*statistics, &micro_batch.counts());
+            sums.statistics.get_or_insert_default().extend(&statistics);
+        }
+        if sums.loss.is_finite() {
             return Ok(());
         }
         let rows = named_rows(std::slice::from_ref(&micro_batch), self.fit.place);
-        let fault = Fault { step: self.state.step, what: Quantity::HeldOutLoss, value: *sum, rows };
+        let fault = Fault { step: self.state.step, what: Quantity::HeldOutLoss, value: sums.loss, rows };
         Err(FitError::Diverged { fault, checkpoint: None })
     }
 

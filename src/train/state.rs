@@ -19,6 +19,7 @@ use super::optimizer::Optimizer;
 use crate::adapter::lora::LoraSet;
 use crate::checkpoint::{self, Error, NamedTensor, Source, exact};
 use crate::data::batch::{Cursor, StepBatch};
+use crate::objective::statistics::Statistics;
 
 const KEPT: &str = "kept.";
 
@@ -79,6 +80,9 @@ pub struct Window {
     /// Learning rate of the last step.
     #[serde(with = "exact")]
     pub learning_rate: f64,
+    /// The objective's statistics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub statistics: Option<Statistics>,
 }
 
 /// Counters of the snapshot to roll back to.
@@ -129,6 +133,8 @@ pub struct StepResult {
     pub grad_norm: f64,
     /// The rate the step was made with.
     pub learning_rate: f64,
+    /// The objective's statistics.
+    pub statistics: Option<Statistics>,
 }
 
 impl State {
@@ -176,6 +182,9 @@ impl State {
         self.window.count += result.count;
         self.window.grad_norm = result.grad_norm;
         self.window.learning_rate = result.learning_rate;
+        if let Some(statistics) = &result.statistics {
+            self.window.statistics.get_or_insert_default().extend(statistics);
+        }
     }
 
     /// Counts one step that changed nothing: its rows are consumed all the same.
@@ -343,6 +352,7 @@ mod evaluation {
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
     use super::{EvaluationReport, exact};
+    use crate::objective::statistics::Means;
 
     #[derive(Serialize, Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -353,15 +363,21 @@ mod evaluation {
         #[serde(with = "exact")]
         eval_loss: f64,
         eval_tokens: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answers: Option<[Number; Means::LENGTH]>,
     }
+
+    #[derive(Serialize, Deserialize)]
+    struct Number(#[serde(with = "exact::optional")] Option<f64>);
 
     pub(super) fn serialize<S: Serializer>(
         report: &Option<EvaluationReport>,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         let exact = report.as_ref().map(|report| {
-            let EvaluationReport { step, epoch, eval_loss, eval_tokens } = *report;
-            Exact { step, epoch, eval_loss, eval_tokens }
+            let EvaluationReport { step, epoch, eval_loss, eval_tokens, answers } = *report;
+            let answers = answers.map(|means| means.to_array().map(Number));
+            Exact { step, epoch, eval_loss, eval_tokens, answers }
         });
         exact.serialize(serializer)
     }
@@ -370,11 +386,12 @@ mod evaluation {
         deserializer: D,
     ) -> Result<Option<EvaluationReport>, D::Error> {
         let exact = Option::<Exact>::deserialize(deserializer)?;
-        Ok(exact.map(|Exact { step, epoch, eval_loss, eval_tokens }| EvaluationReport {
+        Ok(exact.map(|Exact { step, epoch, eval_loss, eval_tokens, answers }| EvaluationReport {
             step,
             epoch,
             eval_loss,
             eval_tokens,
+            answers: answers.map(|means| Means::from_array(means.map(|Number(number)| number))),
         }))
     }
 }

@@ -19,7 +19,7 @@ use crate::data::batch::MicroBatch;
 use crate::files::Existing;
 use crate::model::family::decoder_spec;
 use crate::model::{Decoder, DecoderSpec, FloatDtype, random};
-use crate::objective::Objective;
+use crate::objective::{Comparison, Objective};
 use crate::quant;
 
 fn spec(layers: usize, hidden: usize) -> DecoderSpec {
@@ -71,7 +71,8 @@ fn number(loss: Tensor<Flex, 1>) -> f64 {
 }
 
 fn loss(decoder: &Decoder<Flex>, set: &LoraSet<Flex>, batch: &MicroBatch) -> f64 {
-    number(evaluate(decoder, &set.until_update(), &Objective::Sft, batch).unwrap())
+    let none = Comparison::default();
+    number(evaluate(decoder, &set.until_update(), &Objective::Sft, &none, batch).unwrap().value)
 }
 
 /// The loss and its gradient by parameter; the top `keep` layers save their activations.
@@ -83,11 +84,14 @@ fn gradients(
 ) -> (f64, Vec<Vec<f32>>) {
     let mut gradients = Gradients::new(decoder.layers().len());
     let step = set.until_update();
-    let mut sum = 0.0;
+    let (none, mut sum) = (Comparison::default(), 0.0);
     for batch in batches {
         let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep };
-        sum +=
-            number(forward_backward(decoder, &step, &Objective::Sft, batch, pass, &mut gradients).unwrap());
+        sum += number(
+            forward_backward(decoder, &step, &Objective::Sft, &none, batch, pass, &mut gradients)
+                .unwrap()
+                .value,
+        );
     }
     let host = |tensor: Option<Tensor<Flex, 2>>| tensor.unwrap().into_data().into_vec().unwrap();
     (sum, gradients.by_parameter(set).into_iter().map(host).collect())
@@ -211,7 +215,8 @@ fn the_loss_falls() {
         let mut gradients = Gradients::new(decoder.layers().len());
         let pass = Pass { dropout: DropoutStep { seed: 1, step: update, micro_batch: 0 }, keep: 2 };
         let adapters = set.until_update();
-        let sum = forward_backward(&decoder, &adapters, &Objective::Sft, &batch, pass, &mut gradients);
+        let none = Comparison::default();
+        let sum = forward_backward(&decoder, &adapters, &Objective::Sft, &none, &batch, pass, &mut gradients);
         let values = gradients.by_parameter(&set);
         drop((gradients, adapters));
         let scale = 1.0 / batch.supervised_tokens as f64;

@@ -365,7 +365,7 @@ fn an_inspected_row_is_what_training_sees() {
     let documents = documents(micro_batches(&all));
     assert_eq!(corpus.rows(), 3);
     for (number, (row, ids, targets)) in documents.iter().enumerate() {
-        let inspected = corpus.row(number as u64).unwrap();
+        let inspected = corpus.row(number as u64).unwrap().remove(0);
         assert_eq!((inspected.id, &inspected.verdict), (*row, &Verdict::Whole));
         assert_eq!(inspected.pieces.iter().map(|piece| piece.id).collect::<Vec<_>>(), *ids);
         let labels: Vec<i32> = inspected.pieces[1..].iter().map(|piece| piece.label).collect();
@@ -376,7 +376,7 @@ fn an_inspected_row_is_what_training_sees() {
         );
     }
     let text = |number: u64, supervised: bool| -> String {
-        let pieces = corpus.row(number).unwrap().pieces;
+        let pieces = corpus.row(number).unwrap().remove(0).pieces;
         pieces
             .iter()
             .filter(|piece| piece.supervised == supervised)
@@ -390,7 +390,7 @@ fn an_inspected_row_is_what_training_sees() {
          <|im_start|>assistant\n\n"
     );
     assert_eq!((text(1, false), text(1, true)), ("<s>a b".to_owned(), " c</s>".to_owned()));
-    let given = corpus.row(2).unwrap();
+    let given = corpus.row(2).unwrap().remove(0);
     assert_eq!(given.supervision, Supervision::Labels);
     assert_eq!(
         given.pieces.iter().map(|piece| piece.supervised).collect::<Vec<_>>(),

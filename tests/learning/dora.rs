@@ -14,7 +14,7 @@ use tune::data::batch::MicroBatch;
 use tune::device::Cpu;
 use tune::model::layers::Order;
 use tune::model::{Decoder, FloatDtype, family, load};
-use tune::objective::Objective;
+use tune::objective::{Comparison, Objective};
 use tune::quant;
 use tune::train::backward::{Gradients, Pass, evaluate, forward_backward};
 
@@ -38,8 +38,17 @@ fn gradients(
     let mut gradients = Gradients::new(decoder.layers().len());
     let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep };
     let sum = number(
-        forward_backward(decoder, &adapters.until_update(), &Objective::Sft, batch, pass, &mut gradients)
-            .unwrap(),
+        forward_backward(
+            decoder,
+            &adapters.until_update(),
+            &Objective::Sft,
+            &Comparison::default(),
+            batch,
+            pass,
+            &mut gradients,
+        )
+        .unwrap()
+        .value,
     );
     let host = |tensor: Option<Tensor<Cpu, 2>>| tensor.unwrap().into_data().into_vec().unwrap();
     (sum, gradients.by_parameter(adapters).into_iter().map(host).collect())
@@ -70,7 +79,8 @@ fn step_zero_gradients_are_those_of_peft() {
     for keep in [1, 2, 3] {
         assert_eq!(gradients(&decoder, &set, &batch, keep), (sum, gradients(&decoder, &set, &batch, 0).1));
     }
-    assert_eq!(number(evaluate(&decoder, &set.until_update(), &Objective::Sft, &batch).unwrap()), sum);
+    let evaluated = evaluate(&decoder, &set.until_update(), &Objective::Sft, &Comparison::default(), &batch);
+    assert_eq!(number(evaluated.unwrap().value), sum);
 }
 
 /// A set with other values.
@@ -148,7 +158,10 @@ fn gradients_are_slopes_of_the_loss() {
                 if set.parameters()[index].part != Part::Magnitude {
                     with_factors_of(&decoder, &mut moved, &set);
                 }
-                number(evaluate(&decoder, &moved.until_update(), &Objective::Sft, &batch).unwrap())
+                let none = Comparison::default();
+                number(
+                    evaluate(&decoder, &moved.until_update(), &Objective::Sft, &none, &batch).unwrap().value,
+                )
             };
             let step = 0.02 / norm.max(1.0);
             let slope = (loss(step) - loss(-step)) / (2.0 * step);

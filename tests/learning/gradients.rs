@@ -11,7 +11,7 @@ use tune::assets::ModelDir;
 use tune::data::batch::MicroBatch;
 use tune::device::Cpu;
 use tune::model::{Decoder, DecoderSpec, FloatDtype, family, load};
-use tune::objective::Objective;
+use tune::objective::{Comparison, Objective};
 use tune::quant;
 use tune::train::backward::{Gradients, Pass, evaluate, forward_backward};
 
@@ -55,18 +55,29 @@ pub(crate) fn micro_batch(file: &str, rows: usize) -> MicroBatch {
 }
 
 fn gradients(setup: &Setup, batch: &MicroBatch, keep: usize) -> (f64, BTreeMap<String, Vec<f32>>) {
+    gradients_of(&Objective::Sft, setup, batch, keep)
+}
+
+fn gradients_of(
+    objective: &Objective,
+    setup: &Setup,
+    batch: &MicroBatch,
+    keep: usize,
+) -> (f64, BTreeMap<String, Vec<f32>>) {
     let mut gradients = Gradients::new(setup.decoder.layers().len());
     let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep };
     let sum = number(
         forward_backward(
             &setup.decoder,
             &setup.adapters.until_update(),
-            &Objective::Sft,
+            objective,
+            &Comparison::default(),
             batch,
             pass,
             &mut gradients,
         )
-        .unwrap(),
+        .unwrap()
+        .value,
     );
     let mean = 1.0 / batch.supervised_tokens as f32;
     let values = gradients.by_parameter(&setup.adapters).into_iter().map(|tensor| {
@@ -126,7 +137,47 @@ fn evaluation_sees_the_loss_that_training_sees() {
     let batch = micro_batch("tokens.jsonl", 5);
     let (sum, _) = gradients(&setup, &batch, 0);
     assert_eq!(
-        number(evaluate(&setup.decoder, &setup.adapters.until_update(), &Objective::Sft, &batch).unwrap()),
+        number(
+            evaluate(
+                &setup.decoder,
+                &setup.adapters.until_update(),
+                &Objective::Sft,
+                &Comparison::default(),
+                &batch
+            )
+            .unwrap()
+            .value
+        ),
         sum
     );
+}
+
+/// Each token's gradient times its probability, one token at a time.
+#[test]
+fn dft_weighs_the_gradient_of_each_token_by_its_probability() {
+    let setup = setup(FloatDtype::F32, 0.0);
+    let batch = micro_batch("tokens.jsonl", 2);
+    let (value, ours) = gradients_of(&Objective::Dft, &setup, &batch, 3);
+    let tokens = batch.supervised_tokens as f32;
+    let mut expected_value = 0.0;
+    let mut expected: BTreeMap<String, Vec<f32>> = BTreeMap::new();
+    for at in (0..batch.targets.len()).filter(|at| batch.targets[*at] != -100) {
+        let mut targets = vec![-100; batch.targets.len()];
+        targets[at] = batch.targets[at];
+        let one = MicroBatch { targets, supervised_tokens: 1, ..batch.clone() };
+        let (loss, gradient) = gradients(&setup, &one, 3);
+        let probability = (-loss).exp();
+        expected_value += probability * loss;
+        for (name, values) in gradient {
+            let sum = expected.entry(name).or_insert_with(|| vec![0.0; values.len()]);
+            for (sum, value) in sum.iter_mut().zip(values) {
+                *sum += probability as f32 * value / tokens;
+            }
+        }
+    }
+    assert!((value / expected_value - 1.0).abs() < 1e-5, "{value} for {expected_value}");
+    for (name, ours) in &ours {
+        let difference = relative_difference(ours, &expected[name]);
+        assert!(difference < 1e-4, "{name}: {difference:e}");
+    }
 }

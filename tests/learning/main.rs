@@ -7,6 +7,7 @@ mod gradients;
 mod kinds;
 mod peft_roundtrip;
 mod pins;
+mod preference;
 #[path = "../support/mod.rs"]
 mod tensors;
 mod training;

@@ -15,6 +15,10 @@ use super::unread;
 pub(super) enum Kind {
     Text,
     Messages,
+    /// A text, a message, or a list of messages.
+    Answer,
+    /// True or false.
+    Truth,
     Integers,
     /// Not a column, but the name of a key inside each message.
     MessageKey,
@@ -73,6 +77,34 @@ impl Fields {
             ],
             Format::PromptCompletion => {
                 vec![field("prompt", Kind::Text, true), field("completion", Kind::Text, true)]
+            }
+            Format::Preference => {
+                let mut prompt = field("prompt", Kind::Answer, false);
+                prompt.columns.push("conversations".to_owned());
+                vec![
+                    prompt,
+                    field("instruction", Kind::Text, false),
+                    field("input", Kind::Text, false),
+                    field("chosen", Kind::Answer, true),
+                    field("rejected", Kind::Answer, true),
+                    field("role", Kind::MessageKey, false),
+                    field("content", Kind::MessageKey, false),
+                ]
+            }
+            Format::Feedback => {
+                let mut prompt = field("prompt", Kind::Answer, false);
+                prompt.columns.extend(["messages".to_owned(), "conversations".to_owned()]);
+                let mut label = field("label", Kind::Truth, true);
+                label.columns.push("kto_tag".to_owned());
+                vec![
+                    prompt,
+                    field("instruction", Kind::Text, false),
+                    field("input", Kind::Text, false),
+                    field("completion", Kind::Answer, false),
+                    label,
+                    field("role", Kind::MessageKey, false),
+                    field("content", Kind::MessageKey, false),
+                ]
             }
             Format::Text => vec![field("text", Kind::Text, true)],
             Format::Tokens => {
@@ -177,6 +209,8 @@ impl Kind {
         match self {
             Kind::Text | Kind::MessageKey => "strings",
             Kind::Messages => "lists of messages",
+            Kind::Answer => "strings or lists of messages",
+            Kind::Truth => "true or false",
             Kind::Integers => "lists of integers",
         }
     }
@@ -206,6 +240,13 @@ impl Kind {
             Kind::Integers => {
                 data_type.is_string() || item.is_some_and(|item| item.is_integer() || item.is_null())
             }
+            Kind::Answer => {
+                matches!(data_type, DataType::Struct(_) | DataType::Map(_, _))
+                    || Kind::Messages.accepts(data_type)
+            }
+            Kind::Truth => {
+                matches!(data_type, DataType::Boolean) || data_type.is_integer() || data_type.is_string()
+            }
         }
     }
 }
@@ -216,6 +257,8 @@ fn format_name(format: Format) -> &'static str {
         Format::Messages => "messages",
         Format::Alpaca => "alpaca",
         Format::PromptCompletion => "prompt-completion",
+        Format::Preference => "preference",
+        Format::Feedback => "feedback",
         Format::Text => "text",
         Format::Tokens => "tokens",
     }
@@ -228,6 +271,9 @@ fn usual_names(canonical: &str) -> &'static [&'static str] {
         "instruction" => &["question", "prompt"],
         "output" | "completion" => &["response", "answer", "output", "completion", "target"],
         "prompt" => &["question", "instruction", "input", "query"],
+        "chosen" => &["preferred", "win", "answer_chosen"],
+        "rejected" => &["dispreferred", "lose", "answer_rejected"],
+        "label" => &["desirable", "thumbs_up", "feedback"],
         "text" => &["content", "document", "body"],
         "input_ids" => &["tokens", "ids"],
         _ => &[],

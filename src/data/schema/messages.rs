@@ -40,7 +40,7 @@ impl Fields {
         Ok(messages)
     }
 
-    fn message_list(
+    pub(super) fn message_list(
         &self,
         value: Value<'_>,
         field: &str,
@@ -54,7 +54,12 @@ impl Fields {
         list.iter().enumerate().map(message).collect()
     }
 
-    fn message(&self, value: Value<'_>, at: &str, size: &mut RowSize) -> Result<Message, RowProblem> {
+    pub(super) fn message(
+        &self,
+        value: Value<'_>,
+        at: &str,
+        size: &mut RowSize,
+    ) -> Result<Message, RowProblem> {
         let message = match value {
             Value::Object(message) => message,
             Value::Text(text) if text.trim_start().starts_with('{') => {

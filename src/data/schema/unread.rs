@@ -39,6 +39,13 @@ pub(super) fn meaning(format: Format, column: &str) -> Option<&'static str> {
             () if is_in(&BEFORE) => Some("only rows of `format = \"messages\"` have turns"),
             () => None,
         },
+        Format::Preference | Format::Feedback => match () {
+            () if is_in(&CONTEXT) => {
+                Some("only rows of `format = \"messages\"` are given tools and documents")
+            }
+            () if is_in(&BEFORE) => Some("system prompts and earlier turns are messages of `prompt`"),
+            () => None,
+        },
     }
 }
 

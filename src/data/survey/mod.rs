@@ -210,13 +210,13 @@ impl Seen {
             self.survey.train.rows += 1
         }
         let mut unread = BTreeSet::new();
-        let tokenized = inner.tokenize_and_report(id, &mut |name| _ = unread.insert(name.to_owned()));
+        let documents = inner.tokenize_and_report(id, &mut |name| _ = unread.insert(name.to_owned()));
         for name in unread {
             *self.unread.entry((id.dataset, name)).or_default() += 1;
         }
-        let fate = tokenized.and_then(|tokenized| {
-            self.remark(inner, part, id, &tokenized);
-            inner.fit(id, tokenized)
+        let fate = documents.and_then(|documents| {
+            self.remark(inner, part, id, &documents);
+            inner.fit(id, documents)
         });
         let fate = match fate {
             Ok(fate) => fate,
@@ -234,28 +234,28 @@ impl Seen {
             }
             FitOutcome::Empty { tokens } => self.survey.empty.add(id, place, *tokens),
         }
-        let sequence = fate.sequence();
-        let tokens = sequence.as_ref().map_or(0, |sequence| sequence.input_ids.len() as u32);
-        if let Some(sequence) = &sequence {
+        let group = fate.group();
+        let tokens = group.as_ref().map_or(0, |group| group.tokens() as u32);
+        if let Some(group) = &group {
             let tally = if held { &mut self.survey.validation } else { &mut self.survey.train };
-            tally.add(id, tokens, sequence.supervised_tokens as u64);
+            tally.add(id, tokens, group.supervised_tokens() as u64);
         }
         if let Some(store) = store {
-            store.keep(id, sequence);
+            store.keep(id, group);
         }
         tokens
     }
 
-    fn remark(&mut self, inner: &Inner, part: &Part, id: RowId, tokenized: &Tokenized) {
-        if let Some(traits) = tokenized.rendered {
+    fn remark(&mut self, inner: &Inner, part: &Part, id: RowId, documents: &[Tokenized]) {
+        for traits in documents.iter().filter_map(|document| document.rendered) {
             self.lacks_bos |= traits.lacks_bos;
             self.end_of_turn = self.end_of_turn.max(traits.end_of_turn);
             self.dropped_thoughts += u64::from(traits.dropped_thoughts);
         }
         let differential = Supervision::Template(SpanMethod::Differential);
-        self.differential += u64::from(tokenized.supervision == differential);
-        if !inner.examples.round_trips(tokenized) {
-            self.not_spelled.add(id, || part.dataset.place(id.row), tokenized.input_ids.len());
+        self.differential += u64::from(documents.iter().any(|document| document.supervision == differential));
+        if let Some(document) = documents.iter().find(|document| !inner.examples.round_trips(document)) {
+            self.not_spelled.add(id, || part.dataset.place(id.row), document.input_ids.len());
         }
     }
 

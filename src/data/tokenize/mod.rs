@@ -4,6 +4,7 @@
 //! tokenizer.json says how text becomes ids, and by its post-processor whether a BOS goes in front;
 //! tokenizer_config.json (else special_tokens_map.json) says which tokens are BOS and EOS.
 
+mod answers;
 mod tokenized;
 
 use std::collections::BTreeMap;

@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::*;
-use crate::data::example::Example;
-use crate::data::example::RowProblem;
+use crate::data::example::{Answer, Example, RowProblem};
+use crate::data::sequence::Side;
 use crate::data::spec::TrainOn;
 
 /// A byte-level BPE with one merge (`h` + `e`) and three special tokens; ids 0 to 255 are the bytes as GPT-2 spells
@@ -107,18 +107,38 @@ fn offsets_are_true_places_and_nothing_is_cut() {
 #[test]
 fn a_prompt_and_its_completion() {
     let example = Example::PromptCompletion { prompt: "a h".into(), completion: "e!".into() };
-    let tokenized = examples(tokenizer()).tokenize(&example, TrainOn::Completion).unwrap();
+    let tokenized = examples(tokenizer()).tokenize(&example, TrainOn::Completion).unwrap().remove(0);
     // `he` straddles the border, so it counts as completion.
     assert_eq!(tokenized.input_ids, [257, b'a'.into(), b' '.into(), 256, b'!'.into(), 258]);
     assert_eq!(tokenized.labels, [-100, -100, -100, 256, 33, 258]);
-    let all = examples(tokenizer()).tokenize(&example, TrainOn::All).unwrap();
+    let all = examples(tokenizer()).tokenize(&example, TrainOn::All).unwrap().remove(0);
     assert_eq!(all.labels, [257, 97, 32, 256, 33, 258]);
     assert!(examples(tokenizer()).round_trips(&all) && examples(tokenizer()).round_trips(&tokenized));
 }
 
 #[test]
+fn a_pair_is_two_documents_whose_answers_are_supervised() {
+    let answer = |answer: &str| Answer::Text { prompt: "a ".into(), answer: answer.into() };
+    let pair = |chosen, rejected| Example::Preference { chosen: answer(chosen), rejected: answer(rejected) };
+    let documents = examples(tokenizer()).tokenize(&pair("b", "cd"), TrainOn::Completion).unwrap();
+    assert_eq!(
+        documents.iter().map(|document| document.side).collect::<Vec<_>>(),
+        [Side::Chosen, Side::Rejected]
+    );
+    assert_eq!(documents[0].input_ids, [257, b'a'.into(), b' '.into(), b'b'.into(), 258]);
+    assert_eq!(documents[0].labels, [-100, -100, -100, 98, 258]);
+    assert_eq!(documents[1].labels, [-100, -100, -100, 99, 100, 258]);
+    let equal = examples(tokenizer()).tokenize(&pair("b", "b"), TrainOn::Completion).unwrap_err();
+    assert!(equal.problem.contains("same tokens"), "{}", equal.problem);
+    let feedback = Example::Feedback { answer: answer("b"), wanted: false };
+    let documents = examples(tokenizer()).tokenize(&feedback, TrainOn::Completion).unwrap();
+    assert_eq!((documents.len(), documents[0].side), (1, Side::Unwanted));
+}
+
+#[test]
 fn text_is_supervised_whole_and_ends() {
-    let tokenized = examples(tokenizer()).tokenize(&Example::Text("hé".into()), TrainOn::All).unwrap();
+    let tokenized =
+        examples(tokenizer()).tokenize(&Example::Text("hé".into()), TrainOn::All).unwrap().remove(0);
     assert_eq!(tokenized.input_ids, [257, 104, 0xc3, 0xa9, 258]);
     assert_eq!(tokenized.labels, [257, 104, 0xc3, 0xa9, 258]);
     let twice = examples(tokenizer()).tokenize(&Example::Text("<s>hi".into()), TrainOn::All).unwrap_err();
@@ -133,7 +153,7 @@ fn given_tokens_are_taken_as_they_are() {
     let tokens = |input_ids: &[u32], labels: Option<&[i64]>| {
         let example = Example::Tokens { input_ids: input_ids.to_vec(), labels: labels.map(<[i64]>::to_vec) };
         let examples = Examples { tokenizer: None, template: None, vocabulary_size: Some(10) };
-        examples.tokenize(&example, TrainOn::Assistant)
+        examples.tokenize(&example, TrainOn::Assistant).map(|mut documents| documents.remove(0))
     };
     let message = |result: Result<Tokenized, RowProblem>| {
         let problem = result.unwrap_err();

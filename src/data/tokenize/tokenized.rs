@@ -2,9 +2,10 @@
 //! neither files nor the sequence length.
 //!
 //! Tokens added to the text:
-//! - `messages`: none. The template writes everything, as in transformers' `apply_chat_template(tokenize=True)`.
-//! - `prompt-completion`, `text`: in front, what the tokenizer adds by itself (a BOS, or nothing); at the end, a
-//!   supervised EOS.
+//! - `messages`, answers that are messages: none. The template writes everything, as in transformers'
+//!   `apply_chat_template(tokenize=True)`.
+//! - `prompt-completion`, `text`, answers that are texts: in front, what the tokenizer adds by itself (a BOS, or
+//!   nothing); at the end, a supervised EOS.
 //! - `tokens`: none.
 
 use std::ops::Range;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 
 use super::{Encoding, Tokenizer};
 use crate::data::example::{Example, RowProblem};
+use crate::data::sequence::Side;
 use crate::data::spec::TrainOn;
 use crate::data::template::{ChatTemplate, Rendered, SpanMethod};
 
@@ -44,6 +46,8 @@ pub struct Tokenized {
     pub supervision: Supervision,
     /// How the template showed the conversation; `None` for other formats.
     pub rendered: Option<TemplateTraits>,
+    /// What it is to the other documents of its example.
+    pub side: Side,
 }
 
 /// The text behind the tokens.
@@ -78,27 +82,48 @@ pub struct Examples {
 }
 
 impl Examples {
-    /// Tokenizes one example and labels its supervised tokens.
+    /// Tokenizes the documents of one example and labels their supervised tokens: one document, or both answers of a pair,
+    /// the chosen one first.
     ///
     /// # Errors
     /// A conversation that the template refuses or alters, a repeated BOS, a label without its token, an id that the
     /// vocabulary does not have, a missing tokenizer, template or EOS.
-    pub fn tokenize(&self, example: &Example, train_on: TrainOn) -> Result<Tokenized, RowProblem> {
-        let tokenized = match example {
+    pub fn tokenize(&self, example: &Example, train_on: TrainOn) -> Result<Vec<Tokenized>, RowProblem> {
+        let documents = match example {
             Example::Messages(messages) => {
                 let template = self.template.as_ref().ok_or_else(|| RowProblem::whole("no chat template"))?;
                 let rendered = template.supervise(messages, train_on).map_err(RowProblem::whole)?;
-                self.conversation(rendered, template, train_on)?
+                vec![self.conversation(rendered, template, train_on)?]
             }
             Example::PromptCompletion { prompt, completion } => {
                 let supervised = if train_on == TrainOn::All { 0 } else { prompt.len() };
                 let supervision =
                     if supervised == 0 { Supervision::Everything } else { Supervision::Completion };
-                self.plain_text(format!("{prompt}{completion}"), supervised, supervision)?
+                vec![self.plain_text(format!("{prompt}{completion}"), supervised, supervision)?]
             }
-            Example::Text(text) => self.plain_text(text.clone(), 0, Supervision::Everything)?,
-            Example::Tokens { input_ids, labels } => given_tokens(input_ids, labels.as_deref())?,
+            Example::Text(text) => vec![self.plain_text(text.clone(), 0, Supervision::Everything)?],
+            Example::Tokens { input_ids, labels } => vec![given_tokens(input_ids, labels.as_deref())?],
+            Example::Preference { chosen, rejected } => {
+                let [chosen, rejected] = [(chosen, Side::Chosen), (rejected, Side::Rejected)]
+                    .map(|(answer, side)| Ok::<_, RowProblem>(Tokenized { side, ..self.answer(answer)? }));
+                let (chosen, rejected) = (chosen?, rejected?);
+                if chosen.input_ids == rejected.input_ids {
+                    return Err(RowProblem::whole(
+                        "the chosen and the rejected answer become the same tokens",
+                    ));
+                }
+                vec![chosen, rejected]
+            }
+            Example::Feedback { answer, wanted } => {
+                let side = if *wanted { Side::Wanted } else { Side::Unwanted };
+                vec![Tokenized { side, ..self.answer(answer)? }]
+            }
         };
+        documents.iter().try_for_each(|document| self.require_in_vocabulary(document))?;
+        Ok(documents)
+    }
+
+    fn require_in_vocabulary(&self, tokenized: &Tokenized) -> Result<(), RowProblem> {
         if let Some(size) = self.vocabulary_size {
             let outside = |id: u32| id as usize >= size;
             if let Some(at) = tokenized.input_ids.iter().position(|id| outside(*id)) {
@@ -119,7 +144,7 @@ impl Examples {
                 ));
             }
         }
-        Ok(tokenized)
+        Ok(())
     }
 
     /// Whether the supervised tokens decode to the supervised text, white space aside. False where the tokenizer does
@@ -137,7 +162,7 @@ impl Examples {
         })
     }
 
-    fn conversation(
+    pub(super) fn conversation(
         &self,
         rendered: Rendered,
         template: &ChatTemplate,
@@ -173,11 +198,12 @@ impl Examples {
             input_ids: encoding.ids,
             text: Some(TokenizedText { text: rendered.text, offsets: encoding.offsets }),
             rendered: Some(traits),
+            side: Side::Plain,
         })
     }
 
     /// Tokenizes a text that is supervised from byte `supervised` on.
-    fn plain_text(
+    pub(super) fn plain_text(
         &self,
         text: String,
         supervised: usize,
@@ -225,6 +251,7 @@ impl Examples {
             text: Some(TokenizedText { text, offsets }),
             supervision,
             rendered: None,
+            side: Side::Plain,
         })
     }
 
@@ -264,7 +291,14 @@ fn given_tokens(input_ids: &[u32], labels: Option<&[i64]>) -> Result<Tokenized, 
             (labels.iter().enumerate().map(label).collect::<Result<_, _>>()?, Supervision::Labels)
         }
     };
-    Ok(Tokenized { input_ids: input_ids.to_vec(), labels, text: None, supervision, rendered: None })
+    Ok(Tokenized {
+        input_ids: input_ids.to_vec(),
+        labels,
+        text: None,
+        supervision,
+        rendered: None,
+        side: Side::Plain,
+    })
 }
 
 /// Labels the tokens whose text is inside `spans` (ascending). A token that straddles a border is inside; a special

@@ -1,0 +1,40 @@
+//! Answers that are compared or judged, as tokens: all that an answer adds to its prompt is supervised.
+
+use super::tokenized::{Examples, Supervision, Tokenized};
+use crate::data::example::{Answer, Message, RowProblem};
+use crate::data::spec::TrainOn;
+use crate::data::template::{ChatTemplate, Rendered};
+
+impl Examples {
+    /// Prompt and answer as one document.
+    pub(super) fn answer(&self, answer: &Answer) -> Result<Tokenized, RowProblem> {
+        match answer {
+            Answer::Text { prompt, answer } => {
+                self.plain_text(format!("{prompt}{answer}"), prompt.len(), Supervision::Completion)
+            }
+            Answer::Messages { messages, prompt } => {
+                let template = self.template.as_ref().ok_or_else(|| RowProblem::whole(
+                        "this row is a conversation, and the model's tokenizer has no chat template; name one in \
+                         `data.chat_template`: a Jinja file, or \"chatml\"",
+                    ))?;
+                let rendered = render(template, messages, *prompt)?;
+                self.conversation(rendered, template, TrainOn::Completion)
+            }
+        }
+    }
+}
+
+/// The conversation, with all behind the rendered prompt supervised. A template that renders the prompt otherwise when an
+/// answer follows is followed turn by turn instead.
+fn render(template: &ChatTemplate, messages: &[Message], prompt: usize) -> Result<Rendered, RowProblem> {
+    let opening = template.render(&messages[..prompt], true).map_err(RowProblem::whole)?;
+    let text = template.render(messages, false).map_err(RowProblem::whole)?;
+    if text.starts_with(&opening) {
+        let spans = vec![opening.len()..text.len()];
+        return Ok(Rendered { text, spans, method: None, end_of_turn: None, dropped_thoughts: false });
+    }
+    let mut rendered = template.supervise(messages, TrainOn::Assistant).map_err(RowProblem::whole)?;
+    let earlier = messages[..prompt].iter().filter(|message| message.role == "assistant").count();
+    rendered.spans.drain(..earlier.min(rendered.spans.len()));
+    Ok(rendered)
+}
