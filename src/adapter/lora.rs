@@ -18,8 +18,8 @@ use super::dora::Dora;
 use super::error::Error;
 use super::parameter::{Parameter, Part};
 use super::projection::{Adapter, LayerAdapters, Slot};
+use super::saved::{SavedKind, SavedModule};
 use super::target::{Target, tensors};
-use super::whole::{Whole, WholeKind};
 
 /// Which dropout masks a forward pass draws: the same for a recomputed layer and a resumed run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub struct LoraSet<B: KernelBackend> {
     targets: Vec<Target>,
     /// The number of each target's first parameter, and that of all.
     offsets: Vec<usize>,
-    wholes: Vec<Whole>,
+    saved_modules: Vec<SavedModule>,
     parameters: Vec<Parameter>,
     tensors: Vec<Tensor<B, 2>>,
     /// Chance of an element of x to be zeroed, in [0, 1).
@@ -58,14 +58,14 @@ impl<B: KernelBackend> LoraSet<B> {
         let values = parameters.iter().map(|parameter| match parameter.part {
             Part::A => kaiming_uniform(&parameter.name, parameter.shape, seed),
             Part::B => vec![0.0; parameter.shape[0] * parameter.shape[1]],
-            Part::Magnitude | Part::Whole => vec![f32::NAN; parameter.shape[0] * parameter.shape[1]],
+            Part::Magnitude | Part::Saved => vec![f32::NAN; parameter.shape[0] * parameter.shape[1]],
         });
         let tensors =
             values.zip(&parameters).map(|(values, parameter)| upload(values, parameter, device)).collect();
         Self {
             offsets: offsets(&targets),
             targets,
-            wholes: Vec::new(),
+            saved_modules: Vec::new(),
             parameters,
             tensors,
             dropout: dropout as f32,
@@ -101,7 +101,7 @@ impl<B: KernelBackend> LoraSet<B> {
         Ok(Self {
             offsets: offsets(&targets),
             targets,
-            wholes: Vec::new(),
+            saved_modules: Vec::new(),
             parameters,
             tensors,
             dropout: dropout as f32,
@@ -110,32 +110,36 @@ impl<B: KernelBackend> LoraSet<B> {
 
     /// Adds modules to save; `of` gives the values of each, `[vocab, hidden]` in f32.
     #[must_use]
-    pub fn with_wholes(mut self, wholes: Vec<Whole>, mut of: impl FnMut(&Whole) -> Tensor<B, 2>) -> Self {
-        for whole in wholes {
-            self.tensors.push(of(&whole));
-            self.parameters.push(whole.parameter());
-            self.wholes.push(whole);
+    pub fn with_saved_modules(
+        mut self,
+        saved_modules: Vec<SavedModule>,
+        mut of: impl FnMut(&SavedModule) -> Tensor<B, 2>,
+    ) -> Self {
+        for saved in saved_modules {
+            self.tensors.push(of(&saved));
+            self.parameters.push(saved.parameter());
+            self.saved_modules.push(saved);
         }
         self
     }
 
     /// The modules to save.
-    pub fn wholes(&self) -> &[Whole] {
-        &self.wholes
+    pub fn saved_modules(&self) -> &[SavedModule] {
+        &self.saved_modules
     }
 
     /// The values of a module to save, `[vocab, hidden]` in f32.
-    pub fn whole(&self, kind: WholeKind) -> Option<&Tensor<B, 2>> {
-        let first = self.tensors.len() - self.wholes.len();
-        let index = self.wholes.iter().position(|whole| whole.kind == kind)?;
+    pub fn saved(&self, kind: SavedKind) -> Option<&Tensor<B, 2>> {
+        let first = self.tensors.len() - self.saved_modules.len();
+        let index = self.saved_modules.iter().position(|saved| saved.kind == kind)?;
         self.tensors.get(first + index)
     }
 
     /// Gives every module to save the values that `of` returns for it.
-    pub fn set_wholes(&mut self, mut of: impl FnMut(&Whole) -> Tensor<B, 2>) {
-        let first = self.tensors.len() - self.wholes.len();
-        for (index, whole) in self.wholes.iter().enumerate() {
-            self.tensors[first + index] = of(whole);
+    pub fn set_saved_modules(&mut self, mut of: impl FnMut(&SavedModule) -> Tensor<B, 2>) {
+        let first = self.tensors.len() - self.saved_modules.len();
+        for (index, saved) in self.saved_modules.iter().enumerate() {
+            self.tensors[first + index] = of(saved);
         }
     }
 
@@ -194,8 +198,8 @@ impl<B: KernelBackend> LoraSet<B> {
 
     /// Number of trained values.
     pub fn count(&self) -> u64 {
-        let wholes: u64 = self.wholes.iter().map(Whole::parameters).sum();
-        self.targets.iter().map(Target::parameters).sum::<u64>() + wholes
+        let saved_modules: u64 = self.saved_modules.iter().map(SavedModule::parameters).sum();
+        self.targets.iter().map(Target::parameters).sum::<u64>() + saved_modules
     }
 
     /// Size of the trained values.

@@ -6,9 +6,9 @@ pub mod lora;
 pub mod parameter;
 pub mod peft;
 pub mod projection;
+pub mod saved;
 pub mod spec;
 pub mod table;
 pub mod target;
-pub mod whole;
 
 pub use error::Error;

@@ -25,7 +25,7 @@ pub enum Part {
     /// DoRA's magnitudes: `[out]` in a file, a row `[1, out]` in memory.
     Magnitude,
     /// The weight of a module to save, `[vocab, hidden]`; never part of a target.
-    Whole,
+    Saved,
 }
 
 impl Part {
@@ -38,14 +38,14 @@ impl Part {
             Self::A => "lora_A",
             Self::B => "lora_B",
             Self::Magnitude => "lora_magnitude_vector",
-            Self::Whole => "weight",
+            Self::Saved => "weight",
         }
     }
 
     /// Its shape in a file.
     pub fn file_shape(self, shape: [usize; 2]) -> Vec<usize> {
         match self {
-            Self::A | Self::B | Self::Whole => shape.to_vec(),
+            Self::A | Self::B | Self::Saved => shape.to_vec(),
             Self::Magnitude => vec![shape[1]],
         }
     }
@@ -55,7 +55,7 @@ impl Part {
             Self::A => ".lora_A.weight",
             Self::B => ".lora_B.weight",
             Self::Magnitude => ".lora_magnitude_vector",
-            Self::Whole => ".weight",
+            Self::Saved => ".weight",
         }
     }
 }
@@ -78,9 +78,9 @@ pub(super) fn parse(key: &str) -> Result<(&str, Part), &'static str> {
             return Ok((module, part));
         }
     }
-    if let Some(module) = rest.strip_suffix(Part::Whole.suffix()).filter(|module| !module.contains(".lora_"))
+    if let Some(module) = rest.strip_suffix(Part::Saved.suffix()).filter(|module| !module.contains(".lora_"))
     {
-        return Ok((module, Part::Whole));
+        return Ok((module, Part::Saved));
     }
     Err(match rest {
         _ if rest.ends_with(".lora_B.bias") || rest.ends_with(".lora_A.bias") => {
@@ -106,7 +106,7 @@ mod tests {
             let written = key("model.layers.0.self_attn.q_proj", part);
             assert_eq!(parse(&written), Ok(("model.layers.0.self_attn.q_proj", part)));
         }
-        assert_eq!(parse("base_model.model.lm_head.weight"), Ok(("lm_head", Part::Whole)));
+        assert_eq!(parse("base_model.model.lm_head.weight"), Ok(("lm_head", Part::Saved)));
         assert_eq!(key("lm_head", Part::A), "base_model.model.lm_head.lora_A.weight");
     }
 

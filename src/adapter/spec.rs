@@ -45,7 +45,7 @@ pub struct Spec {
     pub rank_pattern: Vec<(String, usize)>,
     /// Module pattern → alpha, in the order written; the first match wins.
     pub alpha_pattern: Vec<(String, f64)>,
-    /// Modules outside the layers that are trained as a whole, by name.
+    /// Names of modules outside the layers that are trained in full and saved.
     pub modules_to_save: Vec<String>,
     /// A PEFT adapter folder to start from.
     pub init_from: Option<PathBuf>,

@@ -12,8 +12,8 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::style::{GOOD, STRONG, WARNING, paint};
 use super::tables;
+use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
-use crate::adapter::whole::Whole;
 use crate::data::survey::{Statistics, Tally};
 use crate::run::validate::{Validation, validate as check};
 use crate::units::Grouped;
@@ -72,8 +72,8 @@ fn result_of(validation: &Validation) -> Value {
 }
 
 fn trainable(validation: &Validation) -> u64 {
-    let wholes: u64 = validation.wholes.iter().map(Whole::parameters).sum();
-    validation.targets.iter().map(Target::parameters).sum::<u64>() + wholes
+    let saved_modules: u64 = validation.saved_modules.iter().map(SavedModule::parameters).sum();
+    validation.targets.iter().map(Target::parameters).sum::<u64>() + saved_modules
 }
 
 fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Write) -> io::Result<()> {
@@ -101,13 +101,13 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
     for row in tables::targets(&validation.targets) {
         writeln!(out, "{row}")?;
     }
-    for whole in &validation.wholes {
-        let [rows, columns] = whole.shape;
-        let size = Grouped(whole.parameters());
+    for saved in &validation.saved_modules {
+        let [rows, columns] = saved.shape;
+        let size = Grouped(saved.parameters());
         line(
             out,
             "saved",
-            format!("{} is trained in full: {rows} × {columns}, {size} parameters", whole.path),
+            format!("{} is trained in full: {rows} × {columns}, {size} parameters", saved.path),
         )?;
     }
     if recipe.adapter.use_dora {

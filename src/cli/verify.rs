@@ -75,8 +75,8 @@ fn show(found: &Verification, console: &mut Console<'_>) -> io::Result<()> {
             writeln!(out, "{row}")?;
         }
     }
-    for whole in &found.wholes {
-        line(out, "saved", &format!("{}, {} × {}", whole.path, whole.shape[0], whole.shape[1]))?;
+    for saved in &found.saved_modules {
+        line(out, "saved", &format!("{}, {} × {}", saved.path, saved.shape[0], saved.shape[1]))?;
     }
     for (key, value) in &found.provenance {
         writeln!(out, "          {} {value}", paint(FAINT, key))?;
@@ -175,7 +175,7 @@ fn as_json(found: &Verification) -> Value {
         "identity": identity,
         "files": files,
         "modules": modules,
-        "whole_modules": found.wholes.iter().map(|whole| whole.path.as_str()).collect::<Vec<_>>(),
+        "whole_modules": found.saved_modules.iter().map(|saved| saved.path.as_str()).collect::<Vec<_>>(),
         "provenance": found.provenance,
         "readers": readers,
     })

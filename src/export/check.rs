@@ -25,8 +25,8 @@ use super::weights::{Onto, Report};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
 use crate::adapter::projection::LayerAdapters;
+use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
-use crate::adapter::whole::Whole;
 use crate::assets::ModelDir;
 use crate::model::layers::{LayerInputs, Order};
 use crate::model::load::{Loader, Progress};
@@ -118,7 +118,7 @@ pub struct Sides<'a> {
     /// Its targets.
     pub targets: &'a [Target],
     /// Its modules to save.
-    pub wholes: &'a [Whole],
+    pub saved_modules: &'a [SavedModule],
     /// The weights it was merged onto.
     pub onto: Onto,
     /// The quantization of the base in training, if known.
@@ -142,7 +142,7 @@ pub fn compare<B: KernelBackend>(
     let merged_spec = family::decoder_spec(merged_folder.config())?;
     let values = sides.adapter.values(sides.targets)?;
     let adapters: LoraSet<B> = LoraSet::from_values(sides.targets.to_vec(), 0.0, values, device)?;
-    let adapters = sides.adapter.with_own_wholes(adapters, sides.wholes.to_vec(), device)?;
+    let adapters = sides.adapter.with_own_saved_modules(adapters, sides.saved_modules.to_vec(), device)?;
     let onto = match sides.onto {
         Onto::Dequantized(spec) => Some(spec),
         Onto::Original | Onto::Stored => None,

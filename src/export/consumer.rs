@@ -276,9 +276,9 @@ fn write_peft(
 ) -> Result<(), Error> {
     let mut parameters = tensors(targets);
     let mut values = values.to_vec();
-    for whole in adapter.wholes(&adapter.own_wholes())? {
-        values.push(adapter.whole_values(&whole)?);
-        parameters.push(whole.parameter());
+    for saved in adapter.saved_modules(&adapter.own_saved_modules())? {
+        values.push(adapter.saved_values(&saved)?);
+        parameters.push(saved.parameter());
     }
     let value = |index: usize| Ok(values[index].clone());
     let numbers = Numbers { parameters: &parameters, values: &value };

@@ -15,8 +15,8 @@ use super::folder::{self, Text};
 use super::shards::{SHARD_BYTES, Written};
 use super::weights::{Merged, Onto, Report, dense};
 use crate::adapter::peft;
+use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
-use crate::adapter::whole::Whole;
 use crate::files::{self, Existing};
 use crate::model::{FloatDtype, tensors};
 use crate::quant::spec::Spec;
@@ -95,7 +95,7 @@ pub struct Plan {
     /// Its targets.
     pub targets: Vec<Target>,
     /// Its modules to save.
-    pub wholes: Vec<Whole>,
+    pub saved_modules: Vec<SavedModule>,
     /// Evidence that adapter and base belong together.
     pub identity: Identity,
     /// Tokenizer and template of the merged model.
@@ -120,12 +120,12 @@ impl Plan {
             true => adapter,
             false => {
                 let checked = tensors::check(&base.spec, base.folder.weights(), None)?;
-                adapter.fold_tables(&base.spec.wholes(), &mut |name| dense(&base, &checked, name))?
+                adapter.fold_tables(&base.spec.saved_modules(), &mut |name| dense(&base, &checked, name))?
             }
         };
-        let wholes = adapter.wholes(&base.spec.wholes())?;
+        let saved_modules = adapter.saved_modules(&base.spec.saved_modules())?;
         let text = Text::open(&adapter, &base.folder)?;
-        Ok(Self { base, adapter, targets, wholes, identity, text, onto, trained, options })
+        Ok(Self { base, adapter, targets, saved_modules, identity, text, onto, trained, options })
     }
 
     /// Merges into `out`. The folder appears only if the comparison with the adapter on its base over `rows` passes.
@@ -160,7 +160,7 @@ impl Plan {
                 base: &self.base,
                 adapter: &self.adapter,
                 targets: &self.targets,
-                wholes: &self.wholes,
+                saved_modules: &self.saved_modules,
                 onto: self.onto,
                 measured,
                 dtype: self.options.dtype,
@@ -176,7 +176,7 @@ impl Plan {
                 base: &self.base,
                 adapter: &self.adapter,
                 targets: &self.targets,
-                wholes: &self.wholes,
+                saved_modules: &self.saved_modules,
                 onto: self.onto,
                 trained,
                 merged: inside,

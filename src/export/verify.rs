@@ -10,8 +10,8 @@ use super::base::{Identity, OpenedBase, fit};
 use super::consumer::Compatibility;
 use super::delta::Pair;
 use crate::adapter::peft::{self, CONFIG_FILE, TENSORS_FILE};
+use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
-use crate::adapter::whole::Whole;
 use crate::assets::FileDigest;
 use crate::assets::folder::digest;
 
@@ -38,7 +38,7 @@ pub struct Verification {
     /// Its modules, by layer.
     pub modules: Vec<ModuleReport>,
     /// Its modules to save.
-    pub wholes: Vec<Whole>,
+    pub saved_modules: Vec<SavedModule>,
     /// Provenance: the metadata of adapter_model.safetensors.
     pub provenance: BTreeMap<String, String>,
     /// Evidence that it belongs to the given base, if one was given.
@@ -55,7 +55,7 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
         files: Vec::new(),
         base: None,
         modules: Vec::new(),
-        wholes: Vec::new(),
+        saved_modules: Vec::new(),
         provenance: BTreeMap::new(),
         identity: None,
         compatibility: None,
@@ -98,7 +98,7 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
                 false => Compatibility::with_tables(),
             });
             measure(&adapter, targets, &mut found);
-            look_at_wholes(&adapter, base, &mut found);
+            look_at_saved_modules(&adapter, base, &mut found);
         }
         Err(problem) => found.problems.push(problem),
     }
@@ -106,16 +106,16 @@ pub fn verify(folder: &Path, base: Option<&OpenedBase>) -> Verification {
 }
 
 /// Reads every module to save.
-fn look_at_wholes(adapter: &peft::Adapter, base: Option<&OpenedBase>, found: &mut Verification) {
-    let candidates = base.map_or_else(|| adapter.own_wholes(), |base| base.spec.wholes());
-    match adapter.wholes(&candidates) {
-        Ok(wholes) => {
-            for whole in &wholes {
-                if let Err(error) = adapter.whole_values(whole) {
+fn look_at_saved_modules(adapter: &peft::Adapter, base: Option<&OpenedBase>, found: &mut Verification) {
+    let candidates = base.map_or_else(|| adapter.own_saved_modules(), |base| base.spec.saved_modules());
+    match adapter.saved_modules(&candidates) {
+        Ok(saved_modules) => {
+            for saved in &saved_modules {
+                if let Err(error) = adapter.saved_values(saved) {
                     found.problems.push(error.to_string());
                 }
             }
-            found.wholes = wholes;
+            found.saved_modules = saved_modules;
         }
         Err(error) => found.problems.push(error.to_string()),
     }

@@ -16,8 +16,8 @@ use super::base::OpenedBase;
 use super::delta::{Pair, square_of, square_of_difference};
 use super::shards::{Entry, Shards, Written};
 use crate::adapter::peft;
+use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
-use crate::adapter::whole::Whole;
 use crate::assets::Dtype;
 use crate::files::safetensors::TensorHeader;
 use crate::model::FloatDtype;
@@ -75,7 +75,7 @@ pub struct Merged<'a> {
     /// Its targets on this base.
     pub targets: &'a [Target],
     /// Its modules to save, which replace the base's.
-    pub wholes: &'a [Whole],
+    pub saved_modules: &'a [SavedModule],
     /// The weights that the delta is added to.
     pub onto: Onto,
     /// The quantization whose error is measured, if the base is dense.
@@ -143,7 +143,7 @@ impl Merged<'_> {
         let untouched = self.target(tensor).is_none()
             && self.requantized(tensor, checked).is_none()
             && !checked.quantized.contains_key(name)
-            && self.whole(name).is_none();
+            && self.saved(name).is_none();
         if untouched && same_dtype {
             return Ok(weights.read(name)?);
         }
@@ -159,8 +159,8 @@ impl Merged<'_> {
     /// One tensor of the merged model in f32, not yet rounded.
     pub(super) fn sum(&self, tensor: &Expected, checked: &Checked) -> Result<Sum, Error> {
         let name = tensor.name.as_str();
-        if let Some(whole) = self.whole(name) {
-            return Ok(Sum { values: self.adapter.whole_values(whole)?, change: None });
+        if let Some(saved) = self.saved(name) {
+            return Ok(Sum { values: self.adapter.saved_values(saved)?, change: None });
         }
         let stored = checked.quantized.contains_key(name);
         let target = self.target(tensor);
@@ -193,8 +193,8 @@ impl Merged<'_> {
     }
 
     /// The adapter's saved module that replaces a tensor.
-    fn whole(&self, name: &str) -> Option<&Whole> {
-        self.wholes.iter().find(|whole| name.strip_suffix(".weight") == Some(&whole.path))
+    fn saved(&self, name: &str) -> Option<&SavedModule> {
+        self.saved_modules.iter().find(|saved| name.strip_suffix(".weight") == Some(&saved.path))
     }
 
     fn target(&self, tensor: &Expected) -> Option<&Target> {

@@ -20,7 +20,7 @@ use super::layers::{KeyValueCache, LayerInputs, Layers};
 use crate::adapter::dora::row_norms;
 use crate::adapter::lora::LoraSet;
 use crate::adapter::projection::LayerAdapters;
-use crate::adapter::whole::WholeKind;
+use crate::adapter::saved::SavedKind;
 
 /// A decoder's frozen weights on a device. Cloning shares them.
 #[derive(Clone, Debug)]
@@ -89,29 +89,29 @@ impl<B: KernelBackend> Decoder<B> {
         Ok(())
     }
 
-    /// Gives the modules that are trained as a whole the numbers that the model has for them.
+    /// Gives the modules to save the numbers that the model has for them.
     pub fn init_wholes(&self, adapters: &mut LoraSet<B>) {
-        adapters.set_wholes(|whole| {
-            let own = match whole.kind {
-                WholeKind::Embedding => self.embedding.clone(),
-                WholeKind::Head => self.head.clone(),
+        adapters.set_saved_modules(|saved| {
+            let own = match saved.kind {
+                SavedKind::Embedding => self.embedding.clone(),
+                SavedKind::Head => self.head.clone(),
             };
             own.cast(DType::F32)
         });
     }
 
-    /// The model with the whole modules of `adapters` in the place of its own, everything else shared; the model itself
+    /// The model with the saved modules of `adapters` in place of its own, everything else shared; the model itself
     /// where they bring none.
     #[must_use]
     pub fn adopting(&self, adapters: &LoraSet<B>) -> Cow<'_, Self> {
-        if adapters.wholes().is_empty() {
+        if adapters.saved_modules().is_empty() {
             return Cow::Borrowed(self);
         }
         let mut adopted = self.clone();
-        if let Some(embedding) = adapters.whole(WholeKind::Embedding) {
+        if let Some(embedding) = adapters.saved(SavedKind::Embedding) {
             adopted.embedding = embedding.clone();
         }
-        if let Some(head) = adapters.whole(WholeKind::Head) {
+        if let Some(head) = adapters.saved(SavedKind::Head) {
             adopted.head = head.clone();
         }
         Cow::Owned(adopted)

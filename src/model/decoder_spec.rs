@@ -8,7 +8,7 @@ use super::dtype::FloatDtype;
 use super::parts::{LayerSpec, NormSpec};
 use super::rotary::RotarySpec;
 use crate::adapter::projection::Module;
-use crate::adapter::whole::{Whole, WholeKind};
+use crate::adapter::saved::{SavedKind, SavedModule};
 
 /// Embeddings, layers, a final norm and an output head.
 #[derive(Clone, Debug, PartialEq)]
@@ -102,18 +102,18 @@ impl DecoderSpec {
         self.layers.iter().enumerate().flat_map(of).collect()
     }
 
-    /// The modules that can be trained as a whole; none where embeddings and head are one.
-    pub fn wholes(&self) -> Vec<Whole> {
-        let whole = |kind: WholeKind| {
+    /// The modules that can be trained in full and saved; none if the head is tied to the embeddings.
+    pub fn saved_modules(&self) -> Vec<SavedModule> {
+        let saved = |kind: SavedKind| {
             let path = match kind {
-                WholeKind::Embedding => self.paths.embedding,
-                WholeKind::Head => self.paths.head,
+                SavedKind::Embedding => self.paths.embedding,
+                SavedKind::Head => self.paths.head,
             };
-            Whole { kind, path: path.to_owned(), shape: [self.vocab_size, self.hidden_size] }
+            SavedModule { kind, path: path.to_owned(), shape: [self.vocab_size, self.hidden_size] }
         };
         match self.tied {
             true => Vec::new(),
-            false => WholeKind::ALL.map(whole).to_vec(),
+            false => SavedKind::ALL.map(saved).to_vec(),
         }
     }
 

@@ -265,7 +265,7 @@ pub fn export(
     existing: Existing,
     environment: &Environment<'_>,
 ) -> Result<Exported, Error> {
-    let opened = peft::Adapter::open_with_wholes(adapter)?;
+    let opened = peft::Adapter::open_with_saved_modules(adapter)?;
     let base = base.open_if_there(&opened, environment)?;
     let targets = match &base {
         Some(base) => opened.targets(&base.spec.modules())?,

@@ -16,9 +16,9 @@ use tune_kernels::memory::DeviceMemory;
 use super::open::{Opened, open};
 use super::{Environment, Error, require_dtype};
 use crate::adapter::lora::{DropoutStep, LoraSet};
+use crate::adapter::saved::SavedModule;
 use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
-use crate::adapter::whole::Whole;
 use crate::data::batch::{Counts, MicroBatch};
 use crate::device::{Device, Failed, KernelTime, OnBackend, Profiler};
 use crate::model::dtype::burn_dtype;
@@ -161,7 +161,7 @@ pub fn bench(
                 spec: opened.spec.clone(),
                 quantization: recipe.quantization,
                 targets: opened.targets.clone(),
-                wholes: opened.wholes.clone(),
+                saved_modules: opened.saved_modules.clone(),
                 dropout: recipe.adapter.dropout,
                 documents: recipe.train.micro_batch_size,
                 seq_len: recipe.data.max_seq_len,
@@ -192,7 +192,7 @@ pub fn bench(
             Work {
                 device,
                 model: name,
-                wholes: Vec::new(),
+                saved_modules: Vec::new(),
                 spec,
                 quantization: Some(quant::spec::Spec::Nf4 { block_size: 64, double_quant: true }),
                 targets,
@@ -227,7 +227,7 @@ struct Work<'a> {
     budget: Option<u64>,
     dtype: FloatDtype,
     /// Where the weights come from; random ones without it.
-    wholes: Vec<Whole>,
+    saved_modules: Vec<SavedModule>,
     opened: Option<Opened>,
     program: u64,
     options: Options<'a>,
@@ -253,7 +253,7 @@ impl OnBackend for Work<'_> {
             quantization: self.quantization,
             dtype: self.dtype,
             targets: &self.targets,
-            wholes: &self.wholes,
+            saved_modules: &self.saved_modules,
             tokens,
             program: if on_device { 0 } else { self.program },
             on_device,
@@ -269,9 +269,9 @@ impl OnBackend for Work<'_> {
         let began = Instant::now();
         let decoder = self.decoder::<B>(device)?;
         let load_seconds = began.elapsed().as_secs_f64();
-        let unset = |whole: &Whole| Tensor::zeros(whole.shape, (device, DType::F32));
+        let unset = |saved: &SavedModule| Tensor::zeros(saved.shape, (device, DType::F32));
         let adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
-        let mut adapters = adapters.with_wholes(self.wholes.clone(), unset);
+        let mut adapters = adapters.with_saved_modules(self.saved_modules.clone(), unset);
         decoder.init_wholes(&mut adapters);
         decoder.init_magnitudes(&mut adapters)?;
         let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);

@@ -16,7 +16,7 @@ use super::survey::{self, Extent};
 use super::{Environment, Error, plan, require_dtype};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
-use crate::adapter::whole::Whole;
+use crate::adapter::saved::SavedModule;
 use crate::data::batch::Batching;
 use crate::data::example::RowId;
 use crate::data::template::ChatTemplate;
@@ -494,11 +494,11 @@ impl Opened {
         let targets = self.targets.clone();
         let Some(start) = &self.start else {
             // No numbers before those of the base are there.
-            let unset = |whole: &Whole| Tensor::full(whole.shape, f32::NAN, (device, DType::F32));
+            let unset = |saved: &SavedModule| Tensor::full(saved.shape, f32::NAN, (device, DType::F32));
             let adapters = LoraSet::init(targets, dropout, self.recipe.seed, device);
-            return Ok(adapters.with_wholes(self.wholes.clone(), unset));
+            return Ok(adapters.with_saved_modules(self.saved_modules.clone(), unset));
         };
         let adapters = LoraSet::from_values(targets.clone(), dropout, start.values(&targets)?, device)?;
-        Ok(start.with_own_wholes(adapters, self.wholes.clone(), device)?)
+        Ok(start.with_own_saved_modules(adapters, self.saved_modules.clone(), device)?)
     }
 }

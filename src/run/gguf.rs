@@ -98,7 +98,7 @@ impl Source {
                     base: &plan.base,
                     adapter: &plan.adapter,
                     targets: &plan.targets,
-                    wholes: &plan.wholes,
+                    saved_modules: &plan.saved_modules,
                     onto: plan.onto,
                     measured: None,
                     dtype: None,

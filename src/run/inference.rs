@@ -262,7 +262,7 @@ impl OpenedModel {
             quantization: self.quantization.or(self.base.blocks),
             dtype: self.dtype,
             targets: self.adapter.as_ref().map_or(&[], |(_, targets)| targets),
-            wholes: &[],
+            saved_modules: &[],
             tokens: 0,
             program: if on_device { 0 } else { resident_bytes().unwrap_or(0) },
             on_device,

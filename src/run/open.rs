@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use super::{Environment, Error};
 use crate::adapter::peft;
+use crate::adapter::saved::{self, SavedKind, SavedModule};
 use crate::adapter::target::{self, At, Target};
-use crate::adapter::whole::{self, Whole, WholeKind};
 use crate::assets::{self, Base, ModelDir};
 use crate::data::corpus::{Corpus, Language};
 use crate::data::error::Error as DataError;
@@ -35,8 +35,8 @@ pub struct Opened {
     pub quantization: Option<quant::spec::Spec>,
     /// The projections that get an adapter.
     pub targets: Vec<Target>,
-    /// The modules that are trained as a whole.
-    pub wholes: Vec<Whole>,
+    /// The modules to save.
+    pub saved_modules: Vec<SavedModule>,
     /// The adapter to start from.
     pub start: Option<peft::Adapter>,
     /// The tokenizer; `None` for a base without one, which only `tokens` data can be trained on.
@@ -63,7 +63,7 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
     file.check_files();
     let model = open_model(&mut file, environment);
     let targets = model.as_ref().and_then(|model| find_targets(&mut file, &model.spec));
-    let wholes = model.as_ref().and_then(|model| find_wholes(&mut file, &model.spec));
+    let saved_modules = model.as_ref().and_then(|model| find_saved_modules(&mut file, &model.spec));
     let start = targets
         .as_ref()
         .zip(model.as_ref())
@@ -74,15 +74,15 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
         _ => None,
     };
     let recipe = file.finish().map_err(|problems| Error::Recipe(problems.into()))?;
-    match (model, targets.zip(wholes), start, text, corpus) {
-        (Some(model), Some((targets, wholes)), Some(start), Some(text), Some(corpus)) => Ok(Opened {
+    match (model, targets.zip(saved_modules), start, text, corpus) {
+        (Some(model), Some((targets, saved_modules)), Some(start), Some(text), Some(corpus)) => Ok(Opened {
             recipe,
             base: model.base,
             model: model.folder,
             spec: model.spec,
             quantization: model.quantization,
             targets,
-            wholes,
+            saved_modules,
             start,
             tokenizer: text.tokenizer,
             template: text.template,
@@ -147,29 +147,28 @@ fn find_targets(file: &mut RecipeFile, spec: &DecoderSpec) -> Option<Vec<Target>
 }
 
 /// The modules that `modules_to_save` names.
-fn find_wholes(file: &mut RecipeFile, spec: &DecoderSpec) -> Option<Vec<Whole>> {
+fn find_saved_modules(file: &mut RecipeFile, spec: &DecoderSpec) -> Option<Vec<SavedModule>> {
     let names = file.parts().adapter.modules_to_save.clone();
     if names.is_empty() {
         return Some(Vec::new());
     }
-    let known = WholeKind::ALL.map(WholeKind::hf_name);
+    let known = SavedKind::ALL.map(SavedKind::hf_name);
     if spec.tied && names.iter().any(|name| known.iter().any(|known| name.ends_with(known))) {
         let place = file.place(&["adapter", "lora", "modules_to_save"]);
-        let message = "the output head of this model is its embedding table: trained as a whole, the two would part, and \
-                       a reader that ties them again would take one for the other";
-        let problem =
-            Problem::new("adapter::modules_to_save", place, message).label("head and embeddings are one");
-        file.report(problem.help("leave `modules_to_save` out, or choose a base whose head is its own"));
+        let message = "this model ties its output head to its embeddings: trained separately they would differ, and a \
+                       program that ties them again would use one for both";
+        let problem = Problem::new("adapter::modules_to_save", place, message).label("tied in this model");
+        file.report(problem.help("remove `modules_to_save`, or choose a base with an untied head"));
         return None;
     }
-    match whole::resolve(&names, &spec.wholes()) {
-        Ok(wholes) => Some(wholes),
+    match saved::resolve(&names, &spec.saved_modules()) {
+        Ok(saved_modules) => Some(saved_modules),
         Err(unknown) => {
             for position in unknown {
                 let place = file.place(&["adapter", "lora", "modules_to_save", &position.to_string()]);
-                let message = format!("`{}` is no module that can be trained as a whole", names[position]);
+                let message = format!("`{}` cannot be trained in full", names[position]);
                 let help = format!(
-                    "those are {}; projections get an adapter by `target_modules`",
+                    "supported are {}; `target_modules` adapts projections",
                     known.map(|name| format!("`{name}`")).join(" and ")
                 );
                 file.report(
@@ -188,8 +187,8 @@ fn open_start(
     spec: &DecoderSpec,
 ) -> Option<Option<peft::Adapter>> {
     let Some(folder) = file.parts().adapter.init_from.clone() else { return Some(None) };
-    let opened = peft::Adapter::open_with_wholes(&folder).and_then(|adapter| {
-        adapter.wholes(&spec.wholes())?;
+    let opened = peft::Adapter::open_with_saved_modules(&folder).and_then(|adapter| {
+        adapter.saved_modules(&spec.saved_modules())?;
         adapter.require_equal(&file.parts().adapter, targets, &spec.modules())?;
         Ok(adapter)
     });

@@ -21,7 +21,7 @@ fn workload<'a>(opened: &'a Opened, device: &Device, dtype: FloatDtype, tokens: 
         quantization: opened.quantization,
         dtype,
         targets: &opened.targets,
-        wholes: &opened.wholes,
+        saved_modules: &opened.saved_modules,
         tokens,
         program: if on_device { 0 } else { process::resident_bytes().unwrap_or(0) },
         on_device,

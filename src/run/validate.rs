@@ -3,8 +3,8 @@
 use super::open::open;
 use super::{Environment, Error};
 use super::{plan, survey};
+use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
-use crate::adapter::whole::Whole;
 use crate::data::survey::Survey;
 use crate::device::Device;
 use crate::model::FloatDtype;
@@ -26,8 +26,8 @@ pub struct Validation {
     pub device: String,
     /// The projections that would get an adapter.
     pub targets: Vec<Target>,
-    /// The modules that would be trained as a whole.
-    pub wholes: Vec<Whole>,
+    /// The modules to save.
+    pub saved_modules: Vec<SavedModule>,
     /// Where the chat template comes from, where one is used.
     pub template: Option<String>,
     /// What the rows are like.
@@ -74,7 +74,7 @@ pub fn validate(
         compute_dtype,
         device: device.name(),
         targets: opened.targets,
-        wholes: opened.wholes,
+        saved_modules: opened.saved_modules,
         template: opened.template.as_ref().map(|template| template.origin().to_owned()),
         warnings,
         warmup_steps: Schedule::new(&opened.recipe.train, steps).warmup_steps(),

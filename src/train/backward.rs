@@ -16,8 +16,8 @@ use super::error::FitError;
 use crate::adapter::lora::{DropoutStep, LoraSet, StepAdapters};
 use crate::adapter::parameter::Part;
 use crate::adapter::projection::LayerGradients;
+use crate::adapter::saved::{SavedKind, SavedModule};
 use crate::adapter::target::Target;
-use crate::adapter::whole::{Whole, WholeKind};
 use crate::data::batch::MicroBatch;
 use crate::model::Decoder;
 use crate::model::layers::{LayerInputs, LayerTape, Order};
@@ -48,15 +48,15 @@ impl<B: KernelBackend> Gradients<B> {
                 Part::A => pair.map(|gradient| gradient.a.clone()),
                 Part::B => pair.map(|gradient| gradient.b.clone()),
                 Part::Magnitude => magnitude.cloned(),
-                Part::Whole => None,
+                Part::Saved => None,
             };
             target.parts().map(gradient).collect::<Vec<_>>()
         };
-        let whole = |whole: &Whole| match whole.kind {
-            WholeKind::Embedding => self.embedding.clone(),
-            WholeKind::Head => self.head.clone(),
+        let saved = |saved: &SavedModule| match saved.kind {
+            SavedKind::Embedding => self.embedding.clone(),
+            SavedKind::Head => self.head.clone(),
         };
-        adapters.targets().iter().flat_map(parts).chain(adapters.wholes().iter().map(whole)).collect()
+        adapters.targets().iter().flat_map(parts).chain(adapters.saved_modules().iter().map(saved)).collect()
     }
 }
 
@@ -94,12 +94,12 @@ pub fn forward_backward<B: KernelBackend>(
     let set = adapters.set();
     let layers = decoder.layers().len();
     let decoder = &decoder.adopting(set);
-    let trains_embedding = set.whole(WholeKind::Embedding).is_some();
+    let trains_embedding = set.saved(SavedKind::Embedding).is_some();
     let lowest = match trains_embedding {
         true => 0,
         false => set.targets().first().map_or(layers, |target| target.module.layer),
     };
-    let head = set.whole(WholeKind::Head).cloned();
+    let head = set.saved(SavedKind::Head).cloned();
     let inputs = layer_inputs(decoder, batch)?;
     let adapters_of = |layer: usize| adapters.layer(layer, Some(pass.dropout));
 

@@ -7,8 +7,8 @@
 use serde::Serialize;
 use tune_kernels::memory;
 
+use crate::adapter::saved::{SavedKind, SavedModule};
 use crate::adapter::target::Target;
-use crate::adapter::whole::{Whole, WholeKind};
 use crate::model::dtype::burn_dtype;
 use crate::model::parts::{Load, WeightBytes, Workspace};
 use crate::model::{DecoderSpec, FloatDtype};
@@ -32,7 +32,7 @@ pub struct Workload<'a> {
     /// The adapted projections.
     pub targets: &'a [Target],
     /// The modules to save.
-    pub wholes: &'a [Whole],
+    pub saved_modules: &'a [SavedModule],
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
     /// Memory of the process before anything is loaded, in bytes; 0 on a device with memory of its own.
@@ -144,12 +144,12 @@ impl Plan {
 
     /// The plan in which the top `kept_layers` layers keep what their backward pass needs.
     pub fn keeping(workload: &Workload<'_>, kept_layers: usize) -> Self {
-        let Workload { spec, dtype, targets, wholes, tokens, program, .. } = *workload;
+        let Workload { spec, dtype, targets, saved_modules, tokens, program, .. } = *workload;
         let value = dtype.bytes() as u64;
         let layers = spec.layers.len();
-        let whole: u64 = wholes.iter().map(Whole::parameters).sum();
-        let trained = targets.iter().map(Target::parameters).sum::<u64>() + whole;
-        let lowest = match wholes.iter().any(|whole| whole.kind == WholeKind::Embedding) {
+        let saved: u64 = saved_modules.iter().map(SavedModule::parameters).sum();
+        let trained = targets.iter().map(Target::parameters).sum::<u64>() + saved;
+        let lowest = match saved_modules.iter().any(|saved| saved.kind == SavedKind::Embedding) {
             true => 0,
             false => targets.first().map_or(layers, |target| target.module.layer),
         };
@@ -168,7 +168,7 @@ impl Plan {
         let loss_bytes = if workload.on_device { memory::loss_bytes_on_gpu } else { memory::loss_bytes };
         let loss = loss_bytes(tokens, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype));
         // A trained head: some rows of logits three times over, and the gradient before it joins the sum.
-        let loss = match wholes.iter().find(|whole| whole.kind == WholeKind::Head) {
+        let loss = match saved_modules.iter().find(|saved| saved.kind == SavedKind::Head) {
             Some(head) => {
                 loss + 4 * head.parameters() + memory::trained_loss_bytes(tokens, head.shape[0] as u64)
             }

@@ -41,7 +41,7 @@ impl<B: KernelBackend> Optimizer<B> {
         let moments = adapters.tensors().iter().map(zero).collect();
         let config = AdamWConfig { beta_1: 0.9, beta_2: 0.999, epsilon: 1e-8, weight_decay };
         let factor = |parameter: &Parameter| match parameter.part {
-            Part::A | Part::Whole => 1.0,
+            Part::A | Part::Saved => 1.0,
             Part::B | Part::Magnitude => learning_rate_ratio,
         };
         let factors: Vec<f64> = adapters.parameters().iter().map(factor).collect();

@@ -4,7 +4,7 @@
 use tune_kernels::memory;
 
 use super::memory::Workload;
-use crate::adapter::whole::WholeKind;
+use crate::adapter::saved::SavedKind;
 use crate::model::FloatDtype;
 use crate::model::dtype::burn_dtype;
 use crate::units::Bytes;
@@ -95,8 +95,8 @@ impl Workload<'_> {
             pieces.push(Piece { name, bytes: projection.elements() * value, smaller: of_dtype });
         }
         // What is trained is trained in f32.
-        let is_table = |kind| matches!(kind, WholeKind::Embedding | WholeKind::Head);
-        if self.wholes.iter().any(|whole| is_table(whole.kind)) {
+        let is_table = |kind| matches!(kind, SavedKind::Embedding | SavedKind::Head);
+        if self.saved_modules.iter().any(|saved| is_table(saved.kind)) {
             let name = "the trained token embeddings, or those of the head,".into();
             pieces.push(Piece { name, bytes: 4 * table, smaller: Smaller::Nothing });
         }
@@ -117,7 +117,7 @@ mod tests {
             quantization: None,
             dtype,
             targets: &[],
-            wholes: &[],
+            saved_modules: &[],
             tokens,
             program: 0,
             on_device: true,

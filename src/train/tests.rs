@@ -246,7 +246,7 @@ fn one_step_for_its_peak() {
         quantization,
         dtype: FloatDtype::F32,
         targets: &targets,
-        wholes: &[],
+        saved_modules: &[],
         tokens: batch.input_ids.len() as u64,
         program: resident_bytes().unwrap_or(0),
         on_device: false,

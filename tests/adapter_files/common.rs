@@ -11,9 +11,9 @@ use tempfile::TempDir;
 use tune::adapter::lora::LoraSet;
 use tune::adapter::peft::{self, Adapter, CONFIG_FILE, Config, TENSORS_FILE};
 use tune::adapter::projection::Module;
+use tune::adapter::saved::{self, SavedKind, SavedModule};
 use tune::adapter::spec::{Spec, TargetModules};
 use tune::adapter::target::{Target, resolve};
-use tune::adapter::whole::{self, Whole, WholeKind};
 use tune::assets::ModelDir;
 use tune::files::Existing;
 use tune::files::safetensors::{Dtype, Layout, TensorHeader};
@@ -37,10 +37,10 @@ pub(crate) fn saved() -> Vec<String> {
     vec!["embed_tokens".into(), "lm_head".into()]
 }
 
-/// What `tests/golden/peft/base` has that can be trained as a whole.
-pub(crate) fn wholes() -> Vec<Whole> {
-    let whole = |kind, path: &str| Whole { kind, path: path.into(), shape: [64, 32] };
-    vec![whole(WholeKind::Embedding, "model.embed_tokens"), whole(WholeKind::Head, "lm_head")]
+/// What `tests/golden/peft/base` has that can be trained in full.
+pub(crate) fn saved_modules() -> Vec<SavedModule> {
+    let saved = |kind, path: &str| SavedModule { kind, path: path.into(), shape: [64, 32] };
+    vec![saved(SavedKind::Embedding, "model.embed_tokens"), saved(SavedKind::Head, "lm_head")]
 }
 
 pub(crate) fn spec(rank: usize, alpha: f64, target_modules: TargetModules) -> Spec {
@@ -100,8 +100,9 @@ pub(crate) fn written(spec: &Spec, into: &TempDir, name: &str) -> PathBuf {
     let targets = resolved(spec);
     let config = Config::new(spec, &targets, &modules(), "org/base", Some("main"));
     let folder = into.path().join(name);
-    let own = whole::resolve(&spec.modules_to_save, &wholes()).unwrap();
-    let set = filled(&targets).with_wholes(own, |whole| Tensor::full(whole.shape, 0.25, &Default::default()));
+    let own = saved::resolve(&spec.modules_to_save, &saved_modules()).unwrap();
+    let set = filled(&targets)
+        .with_saved_modules(own, |saved| Tensor::full(saved.shape, 0.25, &Default::default()));
     peft::write(&folder, Existing::Refuse, &set, &config, &provenance(), &[], None).unwrap();
     folder
 }

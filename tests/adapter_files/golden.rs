@@ -9,12 +9,12 @@ use tune::assets::{ModelDir, SafetensorsFile};
 use tune::files::safetensors::Dtype;
 use tune::model::{Decoder, FloatDtype, family, load};
 
-use crate::common::{golden, golden_specs, modules, resolved, wholes};
+use crate::common::{golden, golden_specs, modules, resolved, saved_modules};
 
 #[test]
 fn adapters_of_peft_equal_the_recipes_that_would_train_them() {
     for (name, spec) in golden_specs() {
-        let adapter = Adapter::open_with_wholes(&golden(name)).unwrap();
+        let adapter = Adapter::open_with_saved_modules(&golden(name)).unwrap();
         assert_eq!(adapter.config().base_model.as_deref(), Some("tune-golden/peft-base"));
         let targets = resolved(&spec);
         adapter.require_equal(&spec, &targets, &modules()).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -24,9 +24,9 @@ fn adapters_of_peft_equal_the_recipes_that_would_train_them() {
         let bytes = fs::read(golden(name).join(TENSORS_FILE)).unwrap();
         let reference = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         let set: LoraSet<Flex> = LoraSet::from_values(targets, 0.0, values, &Default::default()).unwrap();
-        let own = adapter.wholes(&wholes()).unwrap();
-        assert_eq!(own, adapter.own_wholes());
-        let set = adapter.with_own_wholes(set, own, &Default::default()).unwrap();
+        let own = adapter.saved_modules(&saved_modules()).unwrap();
+        assert_eq!(own, adapter.own_saved_modules());
+        let set = adapter.with_own_saved_modules(set, own, &Default::default()).unwrap();
         assert_eq!(set.parameters().len(), reference.len(), "{name}");
         for (number, parameter) in set.parameters().iter().enumerate() {
             let view = reference.tensor(&parameter.name).unwrap();
@@ -59,12 +59,12 @@ fn base_and_adapter_of_peft_give_its_logits() {
         load::load(model.weights(), &decoder_spec, None, FloatDtype::F32, &Default::default(), &mut |_| {})
             .unwrap();
     for (name, _) in golden_specs() {
-        let adapter = Adapter::open_with_wholes(&golden(name)).unwrap();
+        let adapter = Adapter::open_with_saved_modules(&golden(name)).unwrap();
         let targets = adapter.targets(&modules()).unwrap();
         let values = adapter.values(&targets).unwrap();
         let set = LoraSet::from_values(targets, 0.0, values, decoder.device()).unwrap();
-        let own = adapter.wholes(&decoder_spec.wholes()).unwrap();
-        let set = adapter.with_own_wholes(set, own, decoder.device()).unwrap();
+        let own = adapter.saved_modules(&decoder_spec.saved_modules()).unwrap();
+        let set = adapter.with_own_saved_modules(set, own, decoder.device()).unwrap();
         let decoder = decoder.adopting(&set);
         let layers: Vec<_> = (0..2).map(|layer| set.layer(layer, None)).collect();
 

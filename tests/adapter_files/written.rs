@@ -12,7 +12,7 @@ use tune::adapter::target::resolve;
 use tune::files::Existing;
 
 use crate::common::{
-    filled, golden, golden_specs, modules, names, provenance, resolved, spec, wholes, written,
+    filled, golden, golden_specs, modules, names, provenance, resolved, saved_modules, spec, written,
 };
 
 #[test]
@@ -30,9 +30,9 @@ fn what_is_written_is_read_back_and_written_alike_twice() {
         }
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
 
-        let adapter = Adapter::open_with_wholes(&folder).unwrap();
-        for whole in adapter.wholes(&wholes()).unwrap() {
-            assert!(adapter.whole_values(&whole).unwrap().iter().all(|value| *value == 0.25));
+        let adapter = Adapter::open_with_saved_modules(&folder).unwrap();
+        for saved in adapter.saved_modules(&saved_modules()).unwrap() {
+            assert!(adapter.saved_values(&saved).unwrap().iter().all(|value| *value == 0.25));
         }
         let refused = Adapter::open(&folder).is_err_and(|error| error.to_string().contains("tune merge"));
         assert_eq!(refused, !spec.modules_to_save.is_empty());

@@ -56,12 +56,12 @@ pub(crate) fn decoder(folder: &Path) -> Decoder<Flex> {
 /// Logits of a base with an adapter folder on it.
 pub(crate) fn adapted_logits(base: &Path, adapter: &Path, ids: &[u32]) -> Vec<f32> {
     let decoder = decoder(base);
-    let adapter = Adapter::open_with_wholes(adapter).unwrap();
+    let adapter = Adapter::open_with_saved_modules(adapter).unwrap();
     let targets = adapter.targets(&decoder.spec().modules()).unwrap();
     let values = adapter.values(&targets).unwrap();
     let set = LoraSet::from_values(targets, 0.0, values, decoder.device()).unwrap();
-    let wholes = adapter.wholes(&decoder.spec().wholes()).unwrap();
-    let set = adapter.with_own_wholes(set, wholes, decoder.device()).unwrap();
+    let saved_modules = adapter.saved_modules(&decoder.spec().saved_modules()).unwrap();
+    let set = adapter.with_own_saved_modules(set, saved_modules, decoder.device()).unwrap();
     let decoder = decoder.adopting(&set);
     let layers: Vec<_> = (0..decoder.layers().len()).map(|layer| set.layer(layer, None)).collect();
     decoder.logits(ids, Some(&layers)).unwrap().into_data().into_vec().unwrap()

@@ -139,7 +139,7 @@ fn gradients_are_slopes_of_the_loss() {
             for (at, value) in values.iter_mut().enumerate() {
                 let wave = (((at * 37 + index * 11) % 101) as f32 / 50.0) - 1.0;
                 match parameter.part {
-                    Part::A | Part::Whole => {}
+                    Part::A | Part::Saved => {}
                     Part::B => *value = 0.1 * wave,
                     Part::Magnitude => *value *= 1.0 + 0.2 * wave,
                 }

@@ -6,24 +6,28 @@ use super::read::{Adapter, Groups, target_of};
 use crate::adapter::error::Error;
 use crate::adapter::parameter::{Part, key, parse};
 use crate::adapter::projection::{Module, Role};
-use crate::adapter::whole::{Whole, WholeKind};
+use crate::adapter::saved::{SavedKind, SavedModule};
 
 impl Adapter {
-    /// The modules that are trained as a whole, with the sizes that their tensors give them.
-    pub fn own_wholes(&self) -> Vec<Whole> {
-        let whole = |kind: WholeKind| {
+    /// The modules to save, with the sizes that their tensors give them.
+    pub fn own_saved_modules(&self) -> Vec<SavedModule> {
+        let saved = |kind: SavedKind| {
             let mut paths = self.file.names().filter_map(|name| match parse(name) {
-                Ok((module, Part::Whole)) => Some(module),
+                Ok((module, Part::Saved)) => Some(module),
                 _ => None,
             });
             let path = paths.find(|path| path.rsplit('.').next() == Some(kind.hf_name()))?;
-            let shape = &self.file.info(&key(path, Part::Whole))?.shape;
-            Some(Whole { kind, path: path.to_owned(), shape: <[usize; 2]>::try_from(shape.as_slice()).ok()? })
+            let shape = &self.file.info(&key(path, Part::Saved))?.shape;
+            Some(SavedModule {
+                kind,
+                path: path.to_owned(),
+                shape: <[usize; 2]>::try_from(shape.as_slice()).ok()?,
+            })
         };
-        WholeKind::ALL.into_iter().filter_map(whole).collect()
+        SavedKind::ALL.into_iter().filter_map(saved).collect()
     }
 
-    /// Every module that has a whole pair of tensors, by layer, role and path, with the
+    /// Every module that has a complete pair of tensors, by layer, role and path, with the
     /// sizes that the tensors give it.
     ///
     /// # Errors

@@ -17,9 +17,9 @@ use crate::adapter::error::Error;
 use crate::adapter::lora::LoraSet;
 use crate::adapter::parameter::{Parameter, Part, key, parse};
 use crate::adapter::projection::Module;
+use crate::adapter::saved::{SavedModule, resolve};
 use crate::adapter::spec::Spec;
 use crate::adapter::target::{Target, tensors};
-use crate::adapter::whole::{Whole, resolve};
 use crate::assets::json::{CONFIG_LIMIT, read_object};
 use crate::assets::{Dtype, SafetensorsFile};
 
@@ -30,7 +30,7 @@ pub struct Adapter {
     pub(super) config: Config,
     pub(super) file: SafetensorsFile,
     /// Tables of the base with the adapter's LoRA on them folded in ([`Self::fold_tables`]).
-    pub(super) folded: Vec<(Whole, Vec<f32>)>,
+    pub(super) folded: Vec<(SavedModule, Vec<f32>)>,
 }
 
 impl Adapter {
@@ -40,12 +40,12 @@ impl Adapter {
     /// Files are missing or malformed, or the adapter is of a kind that cannot be used (all reasons together). Modules to
     /// save are among those kinds: the pairs alone would be another model.
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        let adapter = Self::open_with_wholes(folder)?;
+        let adapter = Self::open_with_saved_modules(folder)?;
         match adapter.config.modules_to_save.as_slice() {
             [] => Ok(adapter),
             names => {
                 let problem = format!(
-                    "modules_to_save is {names:?}: whole trained modules cannot be used here; merge the adapter into its \
+                    "modules_to_save is {names:?}, which is not supported here; merge the adapter into its \
                      base first (`tune merge`)"
                 );
                 Err(Error::unusable(folder, vec![problem]))
@@ -53,11 +53,11 @@ impl Adapter {
         }
     }
 
-    /// As [`Self::open`], for callers that also use the modules to save ([`Self::wholes`]).
+    /// As [`Self::open`], for callers that also use the modules to save ([`Self::saved_modules`]).
     ///
     /// # Errors
     /// As [`Self::open`], except for modules to save.
-    pub fn open_with_wholes(folder: &Path) -> Result<Self, Error> {
+    pub fn open_with_saved_modules(folder: &Path) -> Result<Self, Error> {
         let adapter = Self::open_with_tables(folder)?;
         match adapter.adapted_tables().as_slice() {
             [] => Ok(adapter),
@@ -72,7 +72,7 @@ impl Adapter {
         }
     }
 
-    /// As [`Self::open_with_wholes`], for callers that also fold LoRA on tables ([`Self::fold_tables`]).
+    /// As [`Self::open_with_saved_modules`], for callers that also fold LoRA on tables ([`Self::fold_tables`]).
     ///
     /// # Errors
     /// As [`Self::open`], except for modules to save and LoRA on tables.
@@ -96,8 +96,8 @@ impl Adapter {
                 Ok((_, Part::Magnitude)) if config.as_ref().is_some_and(|config| !config.use_dora) => {
                     refused.add("it belongs to DoRA, and use_dora is false".into(), name);
                 }
-                Ok((module, Part::Whole)) if config.as_ref().is_some_and(|config| !config.saves(module)) => {
-                    refused.add("it is a whole module, which modules_to_save does not name".into(), name);
+                Ok((module, Part::Saved)) if config.as_ref().is_some_and(|config| !config.saves(module)) => {
+                    refused.add("it is a saved module that modules_to_save does not name".into(), name);
                 }
                 Ok((_, part)) => check_tensor(&file, name, part, &mut refused),
             }
@@ -182,12 +182,12 @@ impl Adapter {
     ///
     /// # Errors
     /// `modules_to_save` names another module, its tensor is missing, or has another shape (all of them together).
-    pub fn wholes(&self, candidates: &[Whole]) -> Result<Vec<Whole>, Error> {
+    pub fn saved_modules(&self, candidates: &[SavedModule]) -> Result<Vec<SavedModule>, Error> {
         let names = &self.config.modules_to_save;
-        let wholes = match resolve(names, candidates) {
-            Ok(wholes) => wholes,
+        let saved_modules = match resolve(names, candidates) {
+            Ok(saved_modules) => saved_modules,
             Err(unknown) => {
-                let known: Vec<&str> = candidates.iter().map(|whole| whole.kind.hf_name()).collect();
+                let known: Vec<&str> = candidates.iter().map(|saved| saved.kind.hf_name()).collect();
                 let problem = |position: usize| match known.as_slice() {
                     [] => format!(
                         "modules_to_save names `{}`, and the base ties its output head to its embeddings, so neither can \
@@ -203,24 +203,24 @@ impl Adapter {
                 return Err(Error::unusable(&self.folder, unknown.into_iter().map(problem).collect()));
             }
         };
-        let mut wholes = wholes;
+        let mut saved_modules = saved_modules;
         let mut problems = Vec::new();
-        for whole in &wholes {
-            let name = key(&whole.path, Part::Whole);
+        for saved in &saved_modules {
+            let name = key(&saved.path, Part::Saved);
             match self.file.info(&name) {
                 None => problems
-                    .push(format!("modules_to_save names `{}`, but the file has no `{name}`", whole.path)),
-                Some(info) if info.shape != whole.shape => problems.push(format!(
+                    .push(format!("modules_to_save names `{}`, but the file has no `{name}`", saved.path)),
+                Some(info) if info.shape != saved.shape => problems.push(format!(
                     "tensor `{name}`: shape {:?}, where the model asks for {:?}",
-                    info.shape, whole.shape
+                    info.shape, saved.shape
                 )),
                 Some(_) => {}
             }
         }
-        wholes.extend(self.folded.iter().map(|(whole, _)| whole.clone()));
-        wholes.sort_by_key(|whole| whole.kind);
+        saved_modules.extend(self.folded.iter().map(|(saved, _)| saved.clone()));
+        saved_modules.sort_by_key(|saved| saved.kind);
         match problems.is_empty() {
-            true => Ok(wholes),
+            true => Ok(saved_modules),
             false => Err(Error::unusable(&self.folder, problems)),
         }
     }
@@ -229,19 +229,19 @@ impl Adapter {
     ///
     /// # Errors
     /// As [`Self::values`].
-    pub fn with_own_wholes<B: KernelBackend>(
+    pub fn with_own_saved_modules<B: KernelBackend>(
         &self,
         set: LoraSet<B>,
-        wholes: Vec<Whole>,
+        saved_modules: Vec<SavedModule>,
         device: &B::Device,
     ) -> Result<LoraSet<B>, Error> {
-        let mut values = Vec::with_capacity(wholes.len());
-        for whole in &wholes {
-            values.push(self.whole_values(whole)?);
+        let mut values = Vec::with_capacity(saved_modules.len());
+        for saved in &saved_modules {
+            values.push(self.saved_values(saved)?);
         }
         let mut values = values.into_iter();
-        Ok(set.with_wholes(wholes, |whole| {
-            let data = TensorData::new(values.next().unwrap_or_default(), whole.shape);
+        Ok(set.with_saved_modules(saved_modules, |saved| {
+            let data = TensorData::new(values.next().unwrap_or_default(), saved.shape);
             Tensor::from_data(data, (device, DType::F32))
         }))
     }
@@ -250,10 +250,10 @@ impl Adapter {
     ///
     /// # Errors
     /// As [`Self::values`].
-    pub fn whole_values(&self, whole: &Whole) -> Result<Vec<f32>, Error> {
-        match self.folded.iter().find(|(folded, _)| folded.path == whole.path) {
+    pub fn saved_values(&self, saved: &SavedModule) -> Result<Vec<f32>, Error> {
+        match self.folded.iter().find(|(folded, _)| folded.path == saved.path) {
             Some((_, values)) => Ok(values.clone()),
-            None => Ok(self.file.read_floats::<f32>(&key(&whole.path, Part::Whole))?),
+            None => Ok(self.file.read_floats::<f32>(&key(&saved.path, Part::Saved))?),
         }
     }
 
@@ -333,7 +333,7 @@ fn check_tensor(file: &SafetensorsFile, name: &str, part: Part, refused: &mut Gr
         return;
     }
     let (dimensions, what) = match part {
-        Part::A | Part::B | Part::Whole => (2, "a matrix"),
+        Part::A | Part::B | Part::Saved => (2, "a matrix"),
         Part::Magnitude => (1, "a vector"),
     };
     if info.shape.len() != dimensions {
@@ -346,7 +346,7 @@ pub(super) fn target_of(name: &str) -> Option<&str> {
     if table_of(name).is_some() {
         return None;
     }
-    parse(name).ok().filter(|(_, part)| *part != Part::Whole).map(|(module, _)| module)
+    parse(name).ok().filter(|(_, part)| *part != Part::Saved).map(|(module, _)| module)
 }
 
 /// Every way in which an adapter is not what a recipe would train.

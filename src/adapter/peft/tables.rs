@@ -16,31 +16,31 @@ use rayon::slice::ParallelSliceMut;
 use super::read::Adapter;
 use crate::adapter::error::Error;
 use crate::adapter::parameter::PREFIX;
-use crate::adapter::whole::{Whole, WholeKind};
+use crate::adapter::saved::{SavedKind, SavedModule};
 
 /// Endings of the keys of A, B and the copy, for the head and for the embeddings.
 const HEAD: [&str; 3] = [".lora_A.weight", ".lora_B.weight", ".base_layer.weight"];
 const EMBEDDING: [&str; 3] = [".lora_embedding_A", ".lora_embedding_B", ".base_layer.weight"];
 
 /// The kind and the path of the table that a key belongs to, if it is part of LoRA on a table.
-pub(super) fn table_of(key: &str) -> Option<(WholeKind, &str)> {
+pub(super) fn table_of(key: &str) -> Option<(SavedKind, &str)> {
     let rest = key.strip_prefix(PREFIX)?;
-    WholeKind::ALL.into_iter().find_map(|kind| {
+    SavedKind::ALL.into_iter().find_map(|kind| {
         let path = endings(kind).into_iter().find_map(|ending| rest.strip_suffix(ending))?;
         (path.rsplit('.').next() == Some(kind.hf_name())).then_some((kind, path))
     })
 }
 
-fn endings(kind: WholeKind) -> [&'static str; 3] {
+fn endings(kind: SavedKind) -> [&'static str; 3] {
     match kind {
-        WholeKind::Head => HEAD,
-        WholeKind::Embedding => EMBEDDING,
+        SavedKind::Head => HEAD,
+        SavedKind::Embedding => EMBEDDING,
     }
 }
 
 /// One table with its LoRA, as factors `left [vocab, rank]` and `right [rank, hidden]`.
 struct Table {
-    whole: Whole,
+    saved: SavedModule,
     left: Vec<f32>,
     right: Vec<f32>,
     rank: usize,
@@ -50,22 +50,22 @@ struct Table {
 impl Adapter {
     /// The names of the tables that the adapter has LoRA on.
     pub fn adapted_tables(&self) -> Vec<&'static str> {
-        let kinds: BTreeSet<WholeKind> =
+        let kinds: BTreeSet<SavedKind> =
             self.file.names().filter_map(table_of).map(|(kind, _)| kind).collect();
-        kinds.into_iter().map(WholeKind::hf_name).collect()
+        kinds.into_iter().map(SavedKind::hf_name).collect()
     }
 
     /// Folds LoRA on tables into those of the base: `candidates` are its tables, `read` returns the values of a tensor.
-    /// They are then among [`Self::wholes`].
+    /// They are then among [`Self::saved_modules`].
     ///
     /// # Errors
     /// The base has no such table of its own, or a pair is incomplete or does not fit it (all problems together).
     pub fn fold_tables<E: From<Error>>(
         mut self,
-        candidates: &[Whole],
+        candidates: &[SavedModule],
         read: &mut dyn FnMut(&str) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
-        let paths: BTreeSet<(WholeKind, &str)> = self.file.names().filter_map(table_of).collect();
+        let paths: BTreeSet<(SavedKind, &str)> = self.file.names().filter_map(table_of).collect();
         let (mut tables, mut problems) = (Vec::new(), Vec::new());
         for (kind, path) in paths {
             match self.table(kind, path, candidates) {
@@ -77,18 +77,18 @@ impl Adapter {
             return Err(Error::unusable(&self.folder, problems).into());
         }
         for table in tables {
-            let mut values = read(&format!("{}.weight", table.whole.path))?;
+            let mut values = read(&format!("{}.weight", table.saved.path))?;
             table.add_to(&mut values);
-            self.folded.push((table.whole, values));
+            self.folded.push((table.saved, values));
         }
         Ok(self)
     }
 
-    fn table(&self, kind: WholeKind, path: &str, candidates: &[Whole]) -> Result<Table, String> {
+    fn table(&self, kind: SavedKind, path: &str, candidates: &[SavedModule]) -> Result<Table, String> {
         if self.config.use_dora {
             return Err("DoRA on a table is not supported; merge it with PEFT (`merge_and_unload`)".into());
         }
-        let Some(whole) = candidates.iter().find(|whole| whole.kind == kind && whole.path == path) else {
+        let Some(saved) = candidates.iter().find(|saved| saved.kind == kind && saved.path == path) else {
             return Err(match candidates.is_empty() {
                 true => "the base ties its output head to its embeddings, so they cannot differ; merge it with PEFT \
                          (`merge_and_unload`)"
@@ -97,13 +97,13 @@ impl Adapter {
             });
         };
         let (rank, _, scaling) = self.config.strength(path);
-        let ([vocab, hidden], [a, b, copy]) = (whole.shape, endings(kind));
+        let ([vocab, hidden], [a, b, copy]) = (saved.shape, endings(kind));
         let (a_shape, b_shape) = match kind {
-            WholeKind::Head => ([rank, hidden], [vocab, rank]),
-            WholeKind::Embedding => ([rank, vocab], [hidden, rank]),
+            SavedKind::Head => ([rank, hidden], [vocab, rank]),
+            SavedKind::Embedding => ([rank, vocab], [hidden, rank]),
         };
         let key = |ending: &str| format!("{PREFIX}{path}{ending}");
-        for (ending, shape) in [(a, a_shape), (b, b_shape), (copy, whole.shape)] {
+        for (ending, shape) in [(a, a_shape), (b, b_shape), (copy, saved.shape)] {
             match self.file.info(&key(ending)) {
                 None if ending == copy => {}
                 None => return Err(format!("`{}` is missing", key(ending))),
@@ -120,17 +120,17 @@ impl Adapter {
         let read = |ending| self.file.read_floats::<f32>(&key(ending)).map_err(|error| error.to_string());
         let (a, b) = (read(a)?, read(b)?);
         let (left, right) = match kind {
-            WholeKind::Head => (b, a),
-            WholeKind::Embedding => (transposed(&a, vocab), transposed(&b, rank)),
+            SavedKind::Head => (b, a),
+            SavedKind::Embedding => (transposed(&a, vocab), transposed(&b, rank)),
         };
-        Ok(Table { whole: whole.clone(), left, right, rank, scaling: scaling as f32 })
+        Ok(Table { saved: saved.clone(), left, right, rank, scaling: scaling as f32 })
     }
 }
 
 impl Table {
     /// Adds `scaling · left·right` to the values of the base's table.
     fn add_to(&self, values: &mut [f32]) {
-        let hidden = self.whole.shape[1];
+        let hidden = self.saved.shape[1];
         values.par_chunks_exact_mut(hidden).enumerate().for_each(|(row, values)| {
             let factors = &self.left[row * self.rank..][..self.rank];
             for (column, value) in values.iter_mut().enumerate() {
@@ -153,10 +153,10 @@ mod tests {
     #[test]
     fn keys_of_tables_are_recognised() {
         let of = |key: &str| table_of(&format!("{PREFIX}{key}")).map(|(kind, path)| (kind, path.to_owned()));
-        let head = Some((WholeKind::Head, "lm_head".to_owned()));
+        let head = Some((SavedKind::Head, "lm_head".to_owned()));
         assert_eq!(of("lm_head.lora_A.weight"), head);
         assert_eq!(of("lm_head.base_layer.weight"), head);
-        let embedding = Some((WholeKind::Embedding, "model.embed_tokens".to_owned()));
+        let embedding = Some((SavedKind::Embedding, "model.embed_tokens".to_owned()));
         assert_eq!(of("model.embed_tokens.lora_embedding_B"), embedding);
         for other in
             ["lm_head.weight", "model.layers.0.mlp.up_proj.lora_A.weight", "lm_head.lora_embedding_A"]

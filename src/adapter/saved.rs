@@ -9,14 +9,14 @@ use super::parameter::{Parameter, Part, key};
 
 /// A module that can be trained whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum WholeKind {
+pub enum SavedKind {
     /// Token ids to hidden states.
     Embedding,
     /// Hidden states to logits.
     Head,
 }
 
-impl WholeKind {
+impl SavedKind {
     /// Every kind, in order.
     pub const ALL: [Self; 2] = [Self::Embedding, Self::Head];
 
@@ -29,7 +29,7 @@ impl WholeKind {
     }
 }
 
-impl fmt::Display for WholeKind {
+impl fmt::Display for SavedKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(self.hf_name())
     }
@@ -37,16 +37,16 @@ impl fmt::Display for WholeKind {
 
 /// A module to save of a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Whole {
+pub struct SavedModule {
     /// What it is.
-    pub kind: WholeKind,
+    pub kind: SavedKind,
     /// Module path in the Hugging Face model (`model.embed_tokens`).
     pub path: String,
     /// `[vocab, hidden]`.
     pub shape: [usize; 2],
 }
 
-impl Whole {
+impl SavedModule {
     /// Its elements.
     pub fn parameters(&self) -> u64 {
         self.shape[0] as u64 * self.shape[1] as u64
@@ -54,7 +54,7 @@ impl Whole {
 
     /// Its tensor.
     pub fn parameter(&self) -> Parameter {
-        Parameter { name: key(&self.path, Part::Whole), part: Part::Whole, shape: self.shape }
+        Parameter { name: key(&self.path, Part::Saved), part: Part::Saved, shape: self.shape }
     }
 }
 
@@ -62,17 +62,18 @@ impl Whole {
 ///
 /// # Errors
 /// The positions of names that select none.
-pub fn resolve(names: &[String], modules: &[Whole]) -> Result<Vec<Whole>, Vec<usize>> {
-    let means = |name: &str, whole: &Whole| whole.path == name || whole.path.ends_with(&format!(".{name}"));
+pub fn resolve(names: &[String], modules: &[SavedModule]) -> Result<Vec<SavedModule>, Vec<usize>> {
+    let means =
+        |name: &str, saved: &SavedModule| saved.path == name || saved.path.ends_with(&format!(".{name}"));
     let unknown: Vec<usize> = names
         .iter()
         .enumerate()
-        .filter(|(_, name)| !modules.iter().any(|whole| means(name, whole)))
+        .filter(|(_, name)| !modules.iter().any(|saved| means(name, saved)))
         .map(|(position, _)| position)
         .collect();
     match unknown.is_empty() {
         true => {
-            Ok(modules.iter().filter(|whole| names.iter().any(|name| means(name, whole))).cloned().collect())
+            Ok(modules.iter().filter(|saved| names.iter().any(|name| means(name, saved))).cloned().collect())
         }
         false => Err(unknown),
     }
@@ -84,15 +85,15 @@ mod tests {
 
     #[test]
     fn names_mean_paths_and_their_ends() {
-        let whole = |kind, path: &str| Whole { kind, path: path.into(), shape: [8, 4] };
-        let modules = [whole(WholeKind::Embedding, "model.embed_tokens"), whole(WholeKind::Head, "lm_head")];
+        let saved = |kind, path: &str| SavedModule { kind, path: path.into(), shape: [8, 4] };
+        let modules = [saved(SavedKind::Embedding, "model.embed_tokens"), saved(SavedKind::Head, "lm_head")];
         let found = |names: &[&str]| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             resolve(&names, &modules)
-                .map(|found| found.into_iter().map(|whole| whole.kind).collect::<Vec<_>>())
+                .map(|found| found.into_iter().map(|saved| saved.kind).collect::<Vec<_>>())
         };
-        assert_eq!(found(&["lm_head", "embed_tokens"]), Ok(vec![WholeKind::Embedding, WholeKind::Head]));
-        assert_eq!(found(&["model.embed_tokens"]), Ok(vec![WholeKind::Embedding]));
+        assert_eq!(found(&["lm_head", "embed_tokens"]), Ok(vec![SavedKind::Embedding, SavedKind::Head]));
+        assert_eq!(found(&["model.embed_tokens"]), Ok(vec![SavedKind::Embedding]));
         assert_eq!(found(&[]), Ok(vec![]));
         assert_eq!(found(&["tokens", "lm_head", "norm"]), Err(vec![0, 2]));
     }
