@@ -153,7 +153,7 @@ fn adapters_that_have_no_sum_are_refused() {
     let error = refused(&golden_adapters(&[("wholes", 1.0), ("plain_qv", 1.0)]), How::Cat);
     assert!(error.contains("modules_to_save") && error.contains("tune merge"), "{error}");
     let error = refused(&golden_adapters(&[("plain_qv", 1.0), ("rslora_patterns", 1.0)]), How::Linear);
-    assert!(error.contains("one rank") && error.contains("--combine cat"), "{error}");
+    assert!(error.contains("equal rank") && error.contains("--combine cat"), "{error}");
     let mut other = golden_adapters(&[("all_linear", 1.0)]);
     other.push((golden("trajectory/adapter"), 1.0));
     let error = refused(&other, How::Cat);

@@ -134,8 +134,7 @@ fn who_reads_what_as_it_is() {
     };
     assert_eq!(
         of("plain_qv"),
-        "PEFT, mistral.rs, vLLM, llama.cpp read it as it is; mlx-lm after `tune export --for mlx` (it has a layout of \
-         its own)"
+        "PEFT, mistral.rs, vLLM, llama.cpp load it unchanged; mlx-lm after `tune export --for mlx` (it has its own layout)"
     );
     let patterns = of("rslora_patterns");
     assert!(patterns.starts_with("PEFT, mistral.rs read it as it is; vLLM after"), "{patterns}");
