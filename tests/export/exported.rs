@@ -137,11 +137,10 @@ fn who_reads_what_as_it_is() {
         "PEFT, mistral.rs, vLLM, llama.cpp load it unchanged; mlx-lm after `tune export --for mlx` (it has its own layout)"
     );
     let patterns = of("rslora_patterns");
-    assert!(patterns.starts_with("PEFT, mistral.rs read it as it is; vLLM after"), "{patterns}");
+    assert!(patterns.starts_with("PEFT, mistral.rs load it unchanged; vLLM after"), "{patterns}");
     assert_eq!(
         of("dora"),
-        "PEFT reads it as it is; mistral.rs, vLLM, llama.cpp, mlx-lm once it is merged by `tune merge` (DoRA is PEFT's \
-         alone)"
+        "PEFT loads it unchanged; mistral.rs, vLLM, llama.cpp, mlx-lm after `tune merge` (only PEFT supports DoRA)"
     );
     assert!(patterns.contains("rank_pattern") && patterns.contains("rsLoRA"), "{patterns}");
 }
