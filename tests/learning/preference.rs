@@ -16,6 +16,8 @@ use tune::data::tokenize::Tokenizer;
 use tune::device::Cpu;
 use tune::model::{FloatDtype, family, load};
 use tune::recipe::RecipeFile;
+use tune::run::evaluate::{Evaluation, Subject};
+use tune::run::inference::ModelChoice;
 use tune::run::{self, Environment, Options};
 use tune::train::backward::{Gradients, Pass, forward_backward};
 use tune::train::compare::compare;
@@ -321,6 +323,76 @@ fn packed_pairs_are_whole_and_lose_nothing() {
     let unpacked = losses("unpacked", ", packing = false", "micro_batch_size = 20");
     assert_eq!((packed.len(), unpacked.len()), (1, 1));
     assert!((packed[0] - unpacked[0]).abs() < 1e-6, "{packed:?} {unpacked:?}");
+}
+
+/// The golden rows as a table of texts, under other names.
+fn as_csv(folder: &Path, file: &str, columns: &[&str]) -> PathBuf {
+    let text = fs::read_to_string(golden("preference").join(file)).unwrap();
+    let mut csv = columns.iter().map(|column| column.to_uppercase()).collect::<Vec<_>>().join(",") + "\n";
+    for line in text.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        let cells: Vec<String> =
+            columns.iter().map(|column| row[*column].to_string().replace("\"\"", "")).collect();
+        csv += &(cells.join(",") + "\n");
+    }
+    let path = folder.join(file).with_extension("csv");
+    fs::write(&path, csv).unwrap();
+    path
+}
+
+#[test]
+fn a_table_of_texts_trains_as_json_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path());
+    for (name, columns) in
+        [("sigmoid", ["prompt", "chosen", "rejected"]), ("kto", ["prompt", "completion", "label"])]
+    {
+        let case = case(name);
+        let file = case["data"].as_str().unwrap();
+        let csv = as_csv(folder.path(), file, &columns);
+        let [json, table] = ["json", "csv"].map(|kind| folder.path().join(format!("{name}-{kind}")));
+        let recipe_of = |output_dir: &Path| golden_recipe(&case, &base, output_dir);
+        run(&recipe_of(&json));
+        let fields: Vec<String> =
+            columns.iter().map(|column| format!("{column} = \"{}\"", column.to_uppercase())).collect();
+        let of_csv = recipe_of(&table)
+            .replace(golden("preference").join(file).to_str().unwrap(), csv.to_str().unwrap())
+            .replace("format = ", &format!("fields = {{ {} }}, format = ", fields.join(", ")));
+        run(&of_csv);
+        assert_eq!(series(&json, "loss"), series(&table, "loss"), "{name}");
+    }
+}
+
+#[test]
+fn an_evaluation_shows_base_and_adapter_side_by_side() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path());
+    let output_dir = folder.path().join("run");
+    let train = "epochs = 3\nmicro_batch_size = 2";
+    run(&recipe(
+        &case("sigmoid"),
+        &base,
+        &output_dir,
+        &Settings { adapter: "", data: ", val_split = 0.3", train },
+    ));
+    let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false, save: &|| false };
+    let subject = Subject::Run(&output_dir);
+    let evaluation =
+        Evaluation::open(subject, ModelChoice::default(), None, Default::default(), &environment);
+    let report = evaluation.unwrap().run(&mut StopAtThree(&Cell::new(false)), &environment).unwrap();
+    let adapter = report.adapter.unwrap();
+    let (preferred, before) = (adapter.prefers_chosen.unwrap(), report.base.prefers_chosen.unwrap());
+    assert_eq!((preferred.of, before.of), (report.rows, report.rows));
+    // A fresh adapter's reference is the base, so the training's own evaluation counts the same pairs.
+    let counted = *series(&output_dir, "eval_preference_accuracy").last().unwrap();
+    assert!((report.reward_accuracy.unwrap().share - counted).abs() < 1e-9);
+    let logp = |side: &str| -> f64 {
+        let of = |line: &Value| line["adapter"][side].as_f64().unwrap();
+        report.lines.iter().map(of).sum::<f64>() / report.rows as f64
+    };
+    let last = |key: &str| *series(&output_dir, key).last().unwrap();
+    assert!((logp("logp_chosen") - last("eval_logp_chosen")).abs() < 1e-3);
+    assert!((logp("logp_rejected") - last("eval_logp_rejected")).abs() < 1e-3);
 }
 
 #[test]

@@ -5,6 +5,9 @@ use crate::data::example::{Answer, Message, RowProblem};
 use crate::data::spec::TrainOn;
 use crate::data::template::{ChatTemplate, Rendered};
 
+const NO_TEMPLATE: &str = "this row is a conversation, and the model's tokenizer has no chat template; name one in \
+                           `data.chat_template`: a Jinja file, or \"chatml\"";
+
 impl Examples {
     /// Prompt and answer as one document.
     pub(super) fn answer(&self, answer: &Answer) -> Result<Tokenized, RowProblem> {
@@ -13,12 +16,10 @@ impl Examples {
                 self.plain_text(format!("{prompt}{answer}"), prompt.len(), Supervision::Completion)
             }
             Answer::Messages { messages, prompt } => {
-                let template = self.template.as_ref().ok_or_else(|| RowProblem::whole(
-                        "this row is a conversation, and the model's tokenizer has no chat template; name one in \
-                         `data.chat_template`: a Jinja file, or \"chatml\"",
-                    ))?;
+                let template = self.template.as_ref().ok_or_else(|| RowProblem::whole(NO_TEMPLATE))?;
                 let rendered = render(template, messages, *prompt)?;
-                self.conversation(rendered, template, TrainOn::Completion)
+                let tokenized = self.conversation(rendered, template, TrainOn::Completion)?;
+                Ok(Tokenized { supervision: Supervision::Completion, ..tokenized })
             }
         }
     }
