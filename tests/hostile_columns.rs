@@ -92,7 +92,7 @@ fn parquet(batch: &RecordBatch, written: Written) -> Vec<u8> {
     writer.into_inner().unwrap()
 }
 
-/// The file, which says of its long texts that they have no length, all together.
+/// The file with a footer that claims that its long texts have no bytes, all together.
 fn lying(bytes: &[u8]) -> Vec<u8> {
     // Their length, doubled, in groups of seven bits.
     assert_eq!(TIMES * LONG, 1 << 28);
@@ -179,7 +179,7 @@ fn a_value_that_stands_once_is_shared_or_the_file_is_refused() {
     let ids = batch(&[("input_ids", list(&[4_000_000], Arc::new(Int64Array::from(vec![7; 4_000_000]))))]);
     let read_ids = read(folder, "ids.parquet", parquet(&ids, PLAINLY), Format::Tokens);
     let error = read_ids.said.unwrap_err();
-    assert!(error.contains("`input_ids.list.item` has 4000000 values"), "{error}");
+    assert!(error.contains("claims 4000000 values in column `input_ids.list.item`"), "{error}");
     assert!(read_ids.peak < BESIDE);
 
     // Within one row, where every message has a copy of its own.

@@ -87,6 +87,9 @@ fn show(number: u64, row: &InspectedRow, colored: bool, out: &mut dyn Write) -> 
     if let Some(verdict) = verdict(&row.verdict) {
         writeln!(out, "{}", paint(WARNING, verdict))?;
     }
+    if !row.unused.is_empty() {
+        writeln!(out, "{}", paint(FAINT, format!("not used: {}", row.unused.join(", "))))?;
+    }
     let (kept, cut) = row.pieces.split_at(row.kept_tokens.min(row.pieces.len()));
     let mut text = String::new();
     for run in kept.chunk_by(|left, right| left.supervised == right.supervised) {
@@ -154,6 +157,7 @@ fn as_json(number: u64, row: &InspectedRow) -> serde_json::Value {
         "supervision": method(row.supervision),
         "verdict": verdict(&row.verdict).unwrap_or_else(|| "whole".into()),
         "tokens": tokens,
+        "unused": row.unused,
     });
     if let Some(side) = row.side.name() {
         event["group"] = number.into();

@@ -1,6 +1,5 @@
-//! All datasets of a recipe as one: opened, parted into training and held-out rows, and turned into streams of
-//! batches. Knows which rows come when and what becomes of each; the survey of all rows and the view of single ones
-//! stand beside it.
+//! All datasets of a recipe as one: opened, split into training and held-out rows, and turned into streams of batches.
+//! Knows the order of rows; the survey of all rows and the view of single rows have files of their own.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -379,7 +378,7 @@ impl Inner {
                         && let Some(batch) = step.finish(None)
                     {
                         let done = batching.done(batch.step);
-                        if !outlet.give(batch) || done {
+                        if !outlet.send(batch) || done {
                             return Ok(());
                         }
                     }
@@ -393,7 +392,7 @@ impl Inner {
             match step.finish(Some((next, end))) {
                 Some(batch) => {
                     cursor = batch.cursor;
-                    if !outlet.give(batch) {
+                    if !outlet.send(batch) {
                         return Ok(());
                     }
                 }
@@ -428,7 +427,7 @@ impl Inner {
                     let Some(group) = group? else { continue };
                     if packer.place(group.tokens()) >= Boundary::MicroBatch && open.tokens() > 0 {
                         let full = std::mem::take(&mut open);
-                        if !outlet.give(full) {
+                        if !outlet.send(full) {
                             return Ok(());
                         }
                     }
@@ -437,7 +436,7 @@ impl Inner {
             }
         }
         if open.tokens() > 0 {
-            outlet.give(open);
+            outlet.send(open);
         }
         Ok(())
     }

@@ -23,6 +23,8 @@ pub struct InspectedRow {
     pub supervision: Supervision,
     /// What becomes of it.
     pub verdict: Verdict,
+    /// Names of its columns and keys of messages that are not used.
+    pub unused: Vec<String>,
     /// All its tokens in order, also those that will be cut off.
     pub pieces: Vec<Piece>,
     /// How many pieces are left after cutting; those behind are not seen by the model.
@@ -86,7 +88,13 @@ impl Corpus {
     pub fn row(&self, number: u64) -> Result<Vec<InspectedRow>, Error> {
         let id = self.row_id(number).ok_or_else(|| Error::NoSuchRow { row: number, rows: self.rows() })?;
         let inner = self.inner();
-        let documents = inner.tokenize(id)?;
+        let mut unused: Vec<String> =
+            inner.part(id).dataset.unread_columns().into_iter().map(str::to_owned).collect();
+        let documents = inner.tokenize_and_report(id, &mut |name| {
+            if !unused.iter().any(|known| known == name) {
+                unused.push(name.to_owned());
+            }
+        })?;
         let shown: Vec<_> = documents
             .iter()
             .map(|document| (self.pieces(document), document.supervision, document.side))
@@ -110,6 +118,7 @@ impl Corpus {
                 side,
                 supervision,
                 verdict: verdict.clone(),
+                unused: unused.clone(),
                 pieces,
                 kept_tokens,
                 supervised_tokens,

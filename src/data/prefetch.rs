@@ -1,5 +1,4 @@
-//! A producer on a thread of its own, a bounded number of items ahead of whoever takes them. Knows nothing of what
-//! the items are.
+//! A producer on its own thread, a bounded number of items ahead of its consumer. Knows nothing of the items.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,12 +24,12 @@ pub(super) struct Outlet<T> {
 }
 
 impl<T> Outlet<T> {
-    /// Hands an item on; waits while enough are ready. False: nobody takes items any more.
-    pub(super) fn give(&self, item: T) -> bool {
+    /// Sends an item; waits while enough items are ready. Returns false if the consumer is gone.
+    pub(super) fn send(&self, item: T) -> bool {
         self.sender.send(Ok(item)).is_ok()
     }
 
-    /// Nobody takes items any more.
+    /// Whether the consumer is gone.
     pub(super) fn is_closed(&self) -> bool {
         self.stop.load(Ordering::Relaxed)
     }
@@ -50,7 +49,7 @@ impl<T: Send + 'static> Prefetched<T> {
         let outlet = Outlet { sender, stop: Arc::clone(&stop) };
         let work = move || {
             if let Err(error) = produce(&outlet) {
-                // Nobody takes items any more: then nobody wants to hear of it either.
+                // Fails only if the consumer is gone.
                 let _unheard = outlet.sender.send(Err(error));
             }
         };
@@ -93,7 +92,7 @@ impl<T> Drop for Prefetched<T> {
         self.stop.store(true, Ordering::Relaxed);
         self.receiver = None;
         if let Some(worker) = self.worker.take() {
-            // A breakdown while nobody listens has nowhere to go.
+            // The consumer is gone: a panic of the producer has no one to report to.
             let _outcome = worker.join();
         }
     }
@@ -106,7 +105,7 @@ mod tests {
     #[test]
     fn items_come_in_order_and_then_the_error() {
         let mut items = Prefetched::spawn(2, |outlet| {
-            (0..5).for_each(|item| assert!(outlet.give(item)));
+            (0..5).for_each(|item| assert!(outlet.send(item)));
             Err(Error::Endless)
         })
         .unwrap();
@@ -122,7 +121,7 @@ mod tests {
         let given = Arc::new(std::sync::atomic::AtomicU64::new(0));
         let count = Arc::clone(&given);
         let mut items = Prefetched::spawn(1, move |outlet| {
-            while outlet.give(()) {
+            while outlet.send(()) {
                 count.fetch_add(1, Ordering::SeqCst);
             }
             assert!(outlet.is_closed());

@@ -1,6 +1,6 @@
 //! Opens everything a recipe names and checks each against the others, before anything is loaded or written.
 //!
-//! What is wrong is told together: the recipe's own problems, and those that only the model folder, the tokenizer,
+//! All problems are reported together: the recipe's own problems, and those that only the model folder, the tokenizer,
 //! the adapter to start from or the columns of a dataset reveal, each at its place in the recipe.
 
 use std::sync::Arc;
@@ -209,7 +209,7 @@ fn open_start(
 struct Text {
     tokenizer: Option<Arc<Tokenizer>>,
     template: Option<Arc<ChatTemplate>>,
-    /// There is a template, and it cannot be used: that is told already.
+    /// There is a template, and it cannot be used; the problem is reported already.
     template_is_broken: bool,
 }
 

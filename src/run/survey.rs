@@ -1,4 +1,4 @@
-//! The pass over all rows before training, with its progress told on the thread that asked for it.
+//! The pass over all rows before training, with its progress reported on the calling thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -13,9 +13,9 @@ use crate::data::survey::Survey;
 use crate::train::event::{Event, Observer};
 use crate::units::Grouped;
 
-/// A run bounded by `max_steps` alone does not wait for a survey of more rows than this.
+/// A run that only `max_steps` ends does not wait for a survey of more rows than this.
 const MOST_ROWS: u64 = 1_000_000;
-/// How often progress is told and the wish to stop asked for.
+/// How often progress is reported and `stop` is asked.
 const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Reads every row of the recipe once.
@@ -54,7 +54,7 @@ pub(super) fn survey(
     }
 }
 
-/// How long a run is, and how large it gets.
+/// The length of a run, and its largest micro-batch.
 pub(super) struct Extent {
     /// Optimizer steps.
     pub steps: u64,
@@ -62,7 +62,7 @@ pub(super) struct Extent {
     pub largest_micro_batch: u64,
 }
 
-/// The extent of the run, after a survey of all rows; what the survey noticed is told as warnings.
+/// The extent of the run, after a survey of all rows; the survey's notes are reported as warnings.
 ///
 /// # Errors
 /// As [`survey`], and [`DataError::Rows`] when there are rows that cannot be used.
@@ -90,7 +90,7 @@ pub(super) fn extent(
     Ok(Extent { steps: schedule.steps, largest_micro_batch: schedule.largest_micro_batch })
 }
 
-/// What a person should know of the rows although nothing is wrong with them.
+/// What is worth knowing about the rows, although it is not an error.
 pub(super) fn warnings(opened: &Opened, survey: &Survey) -> Vec<String> {
     let mut warnings: Vec<String> = survey.notes.iter().map(ToString::to_string).collect();
     let val_split = opened.recipe.data.val_split;

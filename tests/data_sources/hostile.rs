@@ -127,7 +127,7 @@ fn more_rows_than_a_file_can_have_are_refused() {
         assert_eq!(said(&arrow, &good), "");
         for rows in [1 << 40, i64::MAX as u64] {
             let error = said(&arrow, &replaced(&good, 977, rows));
-            assert!(error.contains("it says that it has") && error.contains(&rows.to_string()), "{error}");
+            assert!(error.contains("its header claims") && error.contains(&rows.to_string()), "{error}");
         }
     }
     // A value that is always the same takes no space in Parquet: so many rows a byte are no data.
@@ -137,7 +137,7 @@ fn more_rows_than_a_file_can_have_are_refused() {
         .build();
     let bytes = parquet_with(&[repetitive(4_000_000, 3)], properties);
     let error = said(&folder.path().join("a.parquet"), &bytes);
-    assert!(error.contains("it says that it has 4000000 rows"), "{} bytes: {error}", bytes.len());
+    assert!(error.contains("claims 4000000 rows"), "{} bytes: {error}", bytes.len());
 }
 
 /// Memory for what a file says that it becomes is taken before it is unpacked.

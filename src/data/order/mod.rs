@@ -21,7 +21,7 @@ use permutation::derive_key;
 
 /// Positions per window, if no dataset's units are smaller: a window should touch few units at a time.
 const WINDOW: u64 = 4096;
-/// The smallest window: units below this many rows are small enough to hold many of.
+/// The smallest window: many units of fewer rows fit into memory.
 const SMALLEST_WINDOW: u64 = 64;
 
 /// What a derived key is for. `1` is the hold-out draw.
@@ -42,7 +42,7 @@ pub struct Source {
     /// is as cheap as any other.
     pub units: Arc<[u64]>,
     /// How often each example is seen: `floor(weight)` times, and once more for the nearest whole number to
-    /// `fract(weight)` of all rows, drawn anew each epoch.
+    /// `fract(weight)` of all rows, drawn again in each epoch.
     pub weight: f64,
     /// The rows that are not trained on.
     pub held_out: Arc<HeldOut>,

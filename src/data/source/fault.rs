@@ -42,7 +42,7 @@ impl From<ParquetError> for Fault {
     }
 }
 
-/// Runs a decoder, and turns a panic of its into a fault.
+/// Runs a decoder, and returns a fault if it panics.
 ///
 /// The last wall, behind every check made here before: the Arrow and Parquet decoders index and slice by
 /// numbers found in the file, and not all of those places check first. What they were building is dropped,

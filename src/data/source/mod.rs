@@ -398,7 +398,7 @@ impl Block {
     }
 }
 
-/// What stands before a file's bytes in the hash of its dataset.
+/// Adds a file's name and length to the hash of its dataset, before its bytes.
 fn begin_file(hash: &mut Sha256, path: &Path, length: u64) {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     hash.update((name.len() as u64).to_le_bytes());

@@ -29,7 +29,7 @@ use super::fault::Fault;
 use super::read_at::Location;
 use crate::units::Bytes;
 
-/// Decoded size that a unit should not exceed, by what the footer says of its sizes.
+/// Decoded size that a unit should not exceed, by the sizes in the footer.
 const UNIT: u64 = 16 << 20;
 /// Rows of a unit at most.
 const UNIT_ROWS: u64 = 1 << 16;
@@ -138,7 +138,7 @@ impl ParquetFile {
     pub(super) fn load(&self, rows: Range<u64>) -> Result<(Vec<StructArray>, usize), Fault> {
         let at = self.starts.partition_point(|&start| start < rows.start);
         let Some(unit) = self.units.get(at) else { return Err(Fault::new("no such row")) };
-        // A file of its own: the reader moves the cursor of the file that it is given.
+        // Opened again: the reader moves the file's cursor.
         let input = self.location.open()?;
         let builder = ParquetRecordBatchReaderBuilder::new_with_metadata(input, self.metadata.clone());
         let mask = ProjectionMask::roots(builder.parquet_schema(), self.projection.iter().copied());

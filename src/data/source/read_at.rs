@@ -1,4 +1,4 @@
-//! Reading a stretch of a file by its position, without a shared cursor. Knows nothing of what the bytes mean.
+//! Reading a range of a file by its position, without a shared cursor. Knows nothing of what the bytes mean.
 
 use std::fs::File;
 use std::io;
@@ -13,20 +13,20 @@ use super::fault::Fault;
 /// The most that is read in one piece: what a single block may take in memory.
 pub(super) const LARGEST_READ: u64 = 1 << 30;
 
-/// What a block may take in memory whatever its file's length: what repeats itself, compression makes small.
+/// Memory that a block may take whatever its file's length: repetitive data compresses well.
 const ANY_BLOCK: u64 = 64 << 20;
-/// So many bytes in memory one of the file accounts for at most.
+/// Bytes in memory that one byte of the file accounts for at most.
 const PER_BYTE: u64 = 64;
-/// So many rows, or values of a column, one byte of the file accounts for at most: a value that is always the same takes no space.
+/// Rows, or values of a column, that one byte of the file accounts for at most: a constant value takes no space.
 const ROWS_PER_BYTE: u64 = 1024;
 
-/// A file that was there when the dataset was opened. Opened anew for each block: a dataset may have more
-/// files than a process may hold open.
+/// A file of a dataset. It is opened again for each block: a dataset may have more files than a process may hold
+/// open.
 #[derive(Clone, Debug)]
 pub(super) struct Location {
     path: Arc<Path>,
     len: u64,
-    /// Where the file system keeps it.
+    /// `None` where the file system does not keep it.
     modified: Option<SystemTime>,
 }
 
@@ -49,35 +49,34 @@ impl Location {
         self.len.saturating_mul(PER_BYTE).saturating_add(ANY_BLOCK).min(LARGEST_READ)
     }
 
-    /// Refuses a number of rows that no file of this length has: memory is taken for each.
+    /// Refuses a number of rows that no file of this length has: each takes memory.
     pub(super) fn require_rows(&self, rows: u64) -> Result<(), Fault> {
         if rows > self.len.saturating_mul(ROWS_PER_BYTE) {
-            return Err(Fault::new(format!(
-                "corrupt: it says that it has {rows} rows, in {} bytes",
-                self.len
-            )));
+            return Err(Fault::new(format!("corrupt: its header claims {rows} rows, in {} bytes", self.len)));
         }
         Ok(())
     }
 
-    /// Refuses a number of values in one column that no file of this length has: time is taken for each.
+    /// Refuses a number of values in one column that no file of this length has: each takes time.
     pub(super) fn require_values(&self, values: u64, column: &str) -> Result<(), Fault> {
         if values > self.len.saturating_mul(ROWS_PER_BYTE) {
             return Err(Fault::new(format!(
-                "corrupt: it says that column `{column}` has {values} values, in {} bytes",
+                "corrupt: its header claims {values} values in column `{column}`, in {} bytes",
                 self.len
             )));
         }
         Ok(())
     }
 
-    /// The file, checked to be as long as it was and not to have been written to since.
+    /// Opens the file if its length and time of change are as when the dataset was opened.
     pub(super) fn open(&self) -> Result<File, Fault> {
         let file = File::open(&self.path)?;
         let metadata = file.metadata()?;
         if metadata.len() != self.len {
             let (now, then) = (metadata.len(), self.len);
-            return Err(Fault::new(format!("has changed since it was opened: {now} bytes now, {then} then")));
+            return Err(Fault::new(format!(
+                "has changed since it was opened: it had {then} bytes and has {now} now"
+            )));
         }
         if metadata.modified().ok() != self.modified {
             return Err(Fault::new("has been written to since it was opened"));
@@ -85,7 +84,7 @@ impl Location {
         Ok(file)
     }
 
-    /// The file under that name, whatever became of it.
+    /// The file under that name, even if it has changed since.
     pub(super) fn open_as_it_is(&self) -> Result<File, Fault> {
         Ok(File::open(&self.path)?)
     }

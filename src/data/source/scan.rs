@@ -1,10 +1,10 @@
 //! Where the records of a text file begin and end: lines, CSV records whose quoted fields may hold line
 //! breaks, elements of a JSON array. Each scanner takes the file in pieces of any size, keeps a few words of
-//! state, and can start anew at any record. Knows nothing of what the records say.
+//! state, and can start again at any record. Knows nothing of the content of records.
 
 use memchr::{memchr, memchr_iter, memchr2, memchr3};
 
-/// One record, as a stretch of its file.
+/// The position of one record in its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     /// First byte.
@@ -15,14 +15,14 @@ pub(super) struct Record {
     pub(super) line: u64,
 }
 
-/// A text that is not what it should be.
+/// A text that does not have the expected syntax.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Malformed {
     pub(super) line: u64,
     pub(super) problem: &'static str,
 }
 
-/// What parts the records of a text file.
+/// How the records of a text file are separated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Syntax {
     /// A record per line; lines of white space alone are none.

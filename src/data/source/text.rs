@@ -109,7 +109,7 @@ impl TextFile {
         Ok(file)
     }
 
-    /// The beginning of a file, by which its syntax is told.
+    /// The beginning of a file, which shows its syntax.
     pub(super) fn head(location: &Location) -> Result<Vec<u8>, Fault> {
         let mut head = vec![0; PIECE];
         let filled = fill(&mut location.open()?, &mut head)?;
@@ -117,7 +117,7 @@ impl TextFile {
         Ok(head)
     }
 
-    /// What parts the records of a JSON file, by its beginning.
+    /// How the records of a JSON file are separated, by its beginning.
     pub(super) fn json_syntax(head: &[u8]) -> Syntax {
         let text = head.strip_prefix(&BYTE_ORDER_MARK).unwrap_or(head).trim_ascii_start();
         if text.starts_with(b"[") {

@@ -168,7 +168,7 @@ impl<'a> List<'a> {
 }
 
 impl<'a> Object<'a> {
-    /// The value of that name; null if there is none.
+    /// The value of that name, or null.
     pub(crate) fn get(self, name: &str) -> Value<'a> {
         match self {
             Object::Json(object) => object.get(name).map_or(Value::Null, Value::from_json),

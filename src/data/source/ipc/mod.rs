@@ -185,7 +185,7 @@ impl IpcFile {
 /// A batch, a dictionary or a row range that would take more memory than one block may.
 fn too_large(bytes: u64, most: u64) -> Fault {
     Fault::new(format!(
-        "a record batch of {}, more than the {} that one of this file may take in memory; write it anew with smaller \
+        "a record batch of {}, more than the {} that one of this file may take in memory; write it again with smaller \
          batches",
         Bytes(bytes),
         Bytes(most)

@@ -286,7 +286,7 @@ impl Walk<'_> {
         let views = self.fixed(rows, 16)?;
         let count = self.variadic_count()?;
         let data = (0..count).map(|_| self.stretch()).collect::<Result<Vec<_>, _>>()?;
-        // What lies in the file once, each view makes anew.
+        // Each view is copied, even if several views share their bytes in the file.
         let (mut total, most) = (0_u64, self.location.largest_block());
         let (views, _) = views.as_chunks::<16>();
         let value = |(row, view): (usize, &[u8; 16])| {
