@@ -1,5 +1,5 @@
-//! The system's allocator for programs that have something to say when memory is out. Decides nothing: what is said, and
-//! how the program ends, is the program's business.
+//! The system's allocator for programs that report when memory runs out. The program decides on the message and how it
+//! ends.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
@@ -22,7 +22,7 @@ impl Allocator {
     }
 }
 
-// SAFETY: all is left to the system's allocator, whose memory is handed on as it is. What is called where there is none
+// SAFETY: every request goes to the system's allocator, whose memory is returned as it is. The function called on failure
 // does not return, and by its contract does not allocate.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

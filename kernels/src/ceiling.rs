@@ -1,4 +1,4 @@
-//! What the machine can multiply at most: the roof that products are measured against.
+//! The most that the machine can multiply: the ceiling that products are measured against.
 //!
 //! On the processor the microkernel alone, on operands that never leave the first-level cache: nothing is packed,
 //! unpacked or stored meanwhile. On a GPU the plain product of dense square matrices, as large as it needs to be at its
@@ -55,7 +55,7 @@ pub fn device_matmul_flops<B: KernelBackend>(
         let random = || Tensor::<B, 2>::random([side, side], Distribution::Default, (device, dtype));
         let (x, weight) = (random(), FrozenWeight::Dense(random()));
         let product = || drop(linear(&x, &[Linear { weight: &weight, bias: None, lora: None }], None));
-        // Compiles, and chooses.
+        // Compiles the kernels, and chooses among them.
         product();
         B::sync(device).ok()?;
         let mut products = 1_u32;

@@ -3,7 +3,7 @@
 //!
 //! Philox4x32-10, Salmon et al., *Parallel random numbers: as easy as 1, 2, 3* (SC 2011).
 
-/// Which mask: everything it depends on.
+/// The counters that a mask depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DropoutKey {
     /// The run's seed.
@@ -21,7 +21,7 @@ pub struct DropoutKey {
 /// Dropout of a linear layer's adapter input.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
-    /// Chance of an element to be zeroed, in [0, 1); the others are divided by `1 − probability`.
+    /// Probability that an element is zeroed, in [0, 1); the others are divided by `1 − probability`.
     pub probability: f32,
     /// Which mask.
     pub key: DropoutKey,

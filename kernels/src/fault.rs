@@ -1,9 +1,9 @@
-//! What goes wrong on the threads that drive GPUs.
+//! Failures on the threads that drive GPUs.
 //!
-//! CubeCL works for a device on a thread of its own, and swallows what panics there: where a buffer could not be had, all
-//! computed with it afterwards is wrong, and no error is reported. So the process listens to its panics. The first
-//! one of such a thread is kept, and ends the work that asked for it at its next op ([`check`]) or when it reads numbers
-//! back; the caller checks [`raised`] at the end. A device that failed is not used again.
+//! CubeCL drives a device from a thread of its own and swallows panics there: after a failed allocation, everything computed
+//! with that buffer is wrong and no error is reported. So the process hooks its panics. The first one of such a thread is
+//! saved, and ends the work at its next op ([`check`]) or when numbers are read back; the caller checks [`raised`] at the
+//! end. A device that failed is not used again.
 
 use std::cell::Cell;
 use std::panic::{self, PanicHookInfo};
@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 
-/// Whether there is a [`FAULT`]: looked at wherever an op takes a buffer.
+/// Whether there is a [`FAULT`]; checked by every op that takes a buffer.
 static IS_RAISED: AtomicBool = AtomicBool::new(false);
 
-/// What the first panic of a device's thread said.
+/// The message of the first panic of a device's thread.
 static FAULT: Mutex<Option<String>> = Mutex::new(None);
 
 thread_local! {
@@ -22,8 +22,8 @@ thread_local! {
     static IS_SILENT: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Begins to listen; later calls change nothing. Panics of other threads are treated as before, but for those that follow
-/// from a device's: they are not reported twice.
+/// Installs the hook; later calls change nothing. Panics of other threads are reported as before, except those caused by a
+/// device's panic, which are not reported twice.
 pub fn listen() {
     static LISTENS: Once = Once::new();
     LISTENS.call_once(|| {
@@ -38,7 +38,7 @@ pub fn listen() {
     });
 }
 
-/// Whether CubeCL calls a thread so that works for a device: `DSD-` or `DSU-`, and the device.
+/// Whether a thread has the name of CubeCL's device threads: `DSD-` or `DSU-`, and the device.
 fn drives_a_device(name: &str) -> bool {
     name.starts_with("DSD-") || name.starts_with("DSU-")
 }
@@ -52,7 +52,7 @@ fn raise(message: String) {
     IS_RAISED.store(true, Ordering::Release);
 }
 
-/// What went wrong on a device, in the words of its runtime.
+/// The failure of a device, in the words of its runtime.
 pub fn raised() -> Option<String> {
     match IS_RAISED.load(Ordering::Acquire) {
         true => FAULT.lock().unwrap_or_else(PoisonError::into_inner).clone(),
@@ -60,16 +60,16 @@ pub fn raised() -> Option<String> {
     }
 }
 
-/// Takes what went wrong, so that something else can be tried.
+/// Takes the failure, so that another device can be tried.
 pub fn take() -> Option<String> {
     IS_RAISED.store(false, Ordering::Release);
     FAULT.lock().unwrap_or_else(PoisonError::into_inner).take()
 }
 
-/// Ends the work on a device that failed.
+/// Ends the work if a device failed.
 ///
 /// # Panics
-/// With what went wrong, if something did; nothing is printed.
+/// With the device's failure, if there is one; nothing is printed.
 #[cfg(feature = "cube")]
 pub(crate) fn check() {
     if let Some(fault) = raised() {
@@ -77,7 +77,7 @@ pub(crate) fn check() {
     }
 }
 
-/// Does `work`, whose panics on this thread are not printed: the caller catches and reports them.
+/// Runs `work` without printing its panics on this thread: the caller catches and reports them.
 pub fn silently<T>(work: impl FnOnce() -> T) -> T {
     listen();
     let before = IS_SILENT.replace(true);

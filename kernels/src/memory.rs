@@ -1,7 +1,7 @@
-//! What the ops hold on the CPU and on a GPU while they run, beside their arguments and results: for a memory plan.
+//! Bytes that the ops hold while they run on the CPU and on a GPU, beside their arguments and results: for a memory plan.
 //!
-//! Each function names the buffers of its op's `cpu.rs` or `cube.rs`; `tests/memory.rs` of the root package holds plan and
-//! measurement together.
+//! Each function names the buffers of its op's `cpu.rs` or `cube.rs`; `tests/memory.rs` of the root package compares
+//! plan and measurement.
 
 pub use crate::device::DeviceMemory;
 
@@ -23,7 +23,7 @@ pub fn panel_bytes(tokens: u64, dtype: DType) -> u64 {
     parallel::threads() as u64 * matmul::task_bytes(tokens, element)
 }
 
-/// Bytes of the logits, and of what is made of them, inside [`trained_linear_cross_entropy`], for `tokens` supervised
+/// Bytes of the logits and of what is computed from them inside [`trained_linear_cross_entropy`], for `tokens` supervised
 /// rows.
 ///
 /// [`trained_linear_cross_entropy`]: linear_cross_entropy::trained::trained_linear_cross_entropy
@@ -64,8 +64,8 @@ fn chunk_rows_on_gpu(tokens: u64, vocabulary: u64, value: u64) -> u64 {
     tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
 }
 
-/// Bytes of a dense NF4 weight of `weights` numbers, for products in the compute dtype. Whether a GPU makes it may be
-/// measured at the first product of a shape, and then it does.
+/// Bytes of a dense NF4 weight of `weights` numbers, for products in the compute dtype. Whether a GPU needs it may be
+/// measured at the first product of a shape, which then takes it.
 pub fn weight_scratch_on_gpu(weights: u64, dtype: DType) -> u64 {
     weights * dtype.size() as u64
 }

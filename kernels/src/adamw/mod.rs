@@ -74,7 +74,7 @@ impl<B: Backend> Moments<B> {
 /// One parameter, its gradient and its moments.
 #[derive(Clone, Debug)]
 pub struct Update<B: Backend> {
-    /// What is trained, f32.
+    /// The trained values, f32.
     pub parameter: Tensor<B, 2>,
     /// Its gradient, f32, of the same shape; `None` counts as zero.
     pub gradient: Option<Tensor<B, 2>>,
@@ -85,12 +85,12 @@ pub struct Update<B: Backend> {
 /// What decides a step's update. The values stay on the device, so that the host need not wait for them.
 #[derive(Clone, Debug)]
 pub struct Guard<B: Backend> {
-    /// Losses of the step, and behind them [`norm`] of its gradients, `[losses + 1]`, f32. When one of them is not
-    /// finite, parameters and moments stay what they are.
+    /// Losses of the step, then [`norm`] of its gradients, `[losses + 1]`, f32. Unless all are finite, parameters and
+    /// moments stay unchanged.
     pub numbers: Tensor<B, 1>,
-    /// What the gradients are multiplied by: one over the tokens of the step.
+    /// Factor of the gradients: one over the objective's count of the step.
     pub scale: f64,
-    /// The most that `scale` times the norm may be; gradients of a larger one are scaled down to it. 0: no limit.
+    /// Limit of `scale` times the norm; larger gradients are scaled down to it. 0: no limit.
     pub max_norm: f64,
 }
 
@@ -98,7 +98,7 @@ pub struct Guard<B: Backend> {
 pub(crate) const CLIP_EPSILON: f64 = 1e-6;
 
 impl<B: Backend> Guard<B> {
-    /// Of a step that is made whatever its gradients are, times `scale`.
+    /// For an update without conditions, gradients times `scale`.
     pub fn open(scale: f64, device: &B::Device) -> Self {
         Self { numbers: Tensor::zeros([1], (device, DType::F32)), scale, max_norm: 0.0 }
     }

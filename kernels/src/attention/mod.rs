@@ -11,7 +11,7 @@
 //!
 //! A document's queries are its last tokens (all of them in training, the new ones beside a key-value cache), so
 //! query number i of n, with m keys, stands at position `m − n + i` and sees the keys up to there; with a window of
-//! w only the last w of those. Keys of other documents are never seen. Forward keeps `L`; backward recomputes the
+//! w only the last w of those. Keys of other documents are never seen. Forward saves `L`; backward recomputes the
 //! scores. Neither holds more than a strip of them for one head.
 //!
 //! Dao, *FlashAttention-2* (<https://arxiv.org/abs/2307.08691>), for the backward by log-sum-exp.
@@ -163,7 +163,7 @@ fn check_operands<B: Backend>(
     assert!(options.scaling > 0.0, "attention: scores are scaled by {}", options.scaling);
 }
 
-/// What [`attention_backward`] is given.
+/// The arguments of [`attention_backward`].
 #[derive(Debug)]
 pub struct AttentionBackward<'a, B: Backend> {
     /// `[tokens, heads, head_dim]`.

@@ -60,7 +60,7 @@ impl InstructionSet {
         Ok(scoped(Some(self), body))
     }
 
-    /// Its name, as people know it.
+    /// Its usual name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
@@ -97,7 +97,7 @@ pub(crate) fn forced() -> Option<InstructionSet> {
     FORCED.get()
 }
 
-/// Runs `body` with `set` forced on this thread, and puts back what was before, even on a panic.
+/// Runs `body` with `set` forced on this thread, and restores the previous one, even on a panic.
 pub(crate) fn scoped<R>(set: Option<InstructionSet>, body: impl FnOnce() -> R) -> R {
     struct Restore(Option<InstructionSet>);
     impl Drop for Restore {

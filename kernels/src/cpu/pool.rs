@@ -1,4 +1,4 @@
-//! Reused memory: what one step took is what the next one takes, so that steps do not allocate.
+//! Reused memory: a step takes the buffers of the step before, so that steps do not allocate.
 //!
 //! One pool for the process, behind tensors and scratch alike. A buffer goes back when it is dropped, and is handed
 //! out again for requests of about its size. The pool never holds more than the largest amount that was in use
@@ -18,8 +18,8 @@ use memmap2::MmapMut;
 const ALIGNMENT: usize = 64;
 /// Sizes are rounded up to a multiple of this.
 const GRAIN: usize = 1024;
-/// From this size on, a buffer is a mapping of its own: given back, it is the system's again. An allocator would keep
-/// it, and where micro-batches differ in length, what is kept adds up.
+/// From this size on, a buffer is a mapping of its own, which goes back to the system when it is freed. An allocator would
+/// hold on to it, and with micro-batches of different lengths that adds up.
 const MAPPED: usize = 1 << 18;
 
 /// What the pool has done so far.
@@ -84,7 +84,7 @@ impl Block {
             if let Some((pointer, map)) = mapped {
                 return Self { pointer, bytes, map: Some(map) };
             }
-            // The program's allocator has no more, and says so in its own way.
+            // The program's allocator reports that memory is out.
         }
         // SAFETY: sizes are at least GRAIN.
         match NonNull::new(unsafe { alloc_zeroed(layout) }) {
@@ -104,7 +104,7 @@ impl Block {
         let bytes = bytes.max(1).next_multiple_of(GRAIN);
         let mut state = state();
         let first = state.free.partition_point(|block| block.bytes < bytes);
-        // A buffer far larger than needed is left for those who need it.
+        // A buffer far larger than needed is left for larger requests.
         let fits = state.free.get(first).is_some_and(|block| block.bytes <= bytes + bytes / 4 + 64 * GRAIN);
         let block = if fits {
             state.free.remove(first)

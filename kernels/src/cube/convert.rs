@@ -24,7 +24,7 @@ pub(crate) fn scaled<R: CubeRuntime>(source: &CubeTensor<R>, factor: f32, dtype:
     target
 }
 
-/// A tensor on its way into a part of a larger one.
+/// A tensor to be copied into a part of a larger one.
 pub(crate) struct Part<'a, R: CubeRuntime> {
     pub(crate) source: &'a CubeTensor<R>,
     /// What it is multiplied by.

@@ -96,10 +96,10 @@ routine!(
     >
 );
 
-/// Who waits for whom.
+/// Which units wait for each other.
 #[cube]
 pub(super) trait Wait: Send + Sync + 'static {
-    /// Waits; what was written to shared memory before is seen after.
+    /// Waits; writes to shared memory from before are visible after.
     fn wait();
 }
 

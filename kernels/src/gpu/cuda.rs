@@ -17,7 +17,7 @@ const HEADERS: [&str; 4] = ["cuda_runtime.h", "cuda_fp16.h", "cuda_bf16.h", "mma
 /// The CUDA devices, in the driver's order.
 ///
 /// # Errors
-/// What is missing for any of them to be used.
+/// What is missing before any of them can be used.
 pub fn cuda_devices() -> Result<Vec<Found<CudaDevice>>, Unusable> {
     let known = require_driver()?;
     let count = device::get_count().map_err(refused)?;
@@ -33,12 +33,12 @@ pub fn cuda_devices() -> Result<Vec<Found<CudaDevice>>, Unusable> {
 /// Starts a CUDA device, tests it with a small multiplication, and returns what it supports.
 ///
 /// # Errors
-/// What went wrong, in words.
+/// A description of the failure.
 pub fn start_cuda(device: &CudaDevice) -> Result<Started, String> {
     super::start::start::<cubecl::cuda::CudaRuntime>(device)
 }
 
-/// The memory of a CUDA device, asked anew.
+/// The memory of a CUDA device, read now.
 pub fn cuda_memory(device: &CudaDevice) -> Option<Memory> {
     require_driver().ok()?;
     memory(device::get(device.index as c_int).ok()?).ok()

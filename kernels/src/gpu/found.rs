@@ -5,16 +5,16 @@
 pub enum Kind {
     /// A card with memory of its own.
     Discrete,
-    /// Beside the processor, in its memory.
+    /// Beside the processor, sharing its memory.
     Integrated,
-    /// Handed through by a hypervisor.
+    /// Passed through by a hypervisor.
     Virtual,
-    /// A processor that imitates a GPU.
+    /// A processor that emulates a GPU.
     Software,
 }
 
 impl Kind {
-    /// Its name for people.
+    /// Its name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Discrete => "discrete",
@@ -34,7 +34,7 @@ pub struct Memory {
     pub free: Option<u64>,
 }
 
-/// A GPU that can be computed on.
+/// A usable GPU.
 #[derive(Clone, Debug)]
 pub struct Found<D> {
     /// What burn calls it.
@@ -50,7 +50,7 @@ pub struct Found<D> {
 }
 
 impl<D> Found<D> {
-    /// Whether the CPU imitates it.
+    /// Whether the CPU emulates it.
     pub fn is_software(&self) -> bool {
         self.kind == Kind::Software
     }
@@ -59,30 +59,30 @@ impl<D> Found<D> {
 /// Why no GPU is usable.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unusable {
-    /// No driver, or no device that it knows.
-    #[error("no {0} device: there is none, or its driver is not installed")]
+    /// No driver, or the driver lists no device.
+    #[error("no {0} device found: the machine has none, or its driver is not installed")]
     NoDevice(&'static str),
-    /// The CUDA driver is not there.
+    /// The CUDA driver is not installed.
     #[error("the CUDA driver (libcuda) is not installed")]
     NoCudaDriver,
-    /// The CUDA driver is there and refuses.
+    /// The CUDA driver returns an error.
     #[error("the CUDA driver does not work: {0}")]
     CudaDriver(String),
-    /// NVRTC, which compiles kernels, is not there.
+    /// NVRTC, which compiles kernels, is not installed.
     #[error("NVRTC (libnvrtc), which compiles the kernels, is not installed")]
     NoNvrtc,
     /// NVRTC is newer than the driver, which cannot load what it makes.
     #[error(
-        "NVRTC is of CUDA {}, and the driver knows CUDA up to {}",
+        "NVRTC is from CUDA {}, and the driver supports CUDA up to {}",
         version(*.nvrtc), version(*.driver)
     )]
     NvrtcTooNew {
         /// Version of NVRTC.
         nvrtc: (i32, i32),
-        /// Newest CUDA that the driver knows.
+        /// Newest CUDA that the driver supports.
         driver: (i32, i32),
     },
-    /// The headers that kernels are compiled with are not there.
+    /// The headers that kernels include are not installed.
     #[error("the CUDA headers (cuda_runtime.h, cuda_fp16.h, cuda_bf16.h, mma.h) are not in {0}")]
     NoCudaHeaders(String),
 }

@@ -1,6 +1,5 @@
-//! Which GPUs there are: the runtimes of CubeCL that this build holds, as backends of the ops, and the devices that
-//! each finds on this machine, asked without starting any. What is missing is told with what brings it: a runtime that
-//! is started without its driver would panic.
+//! GPUs: the runtimes of CubeCL in this build, as backends of the ops, and the devices that each finds on this machine,
+//! without starting any. What is missing is reported with its remedy, for a runtime started without its driver would panic.
 
 #[cfg(feature = "cuda")]
 mod cuda;

@@ -1,4 +1,4 @@
-//! Time by kernel, as the device's own clock has it.
+//! Time by kernel, by the device's own clock.
 //!
 //! CubeCL times each launch by itself when this is set before a device is started ([`super::configure`]), which makes
 //! every launch wait for the one before, and writes a table of what ran since the last one at each wait for the
@@ -9,20 +9,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long nothing may be written before everything is taken to be: what is left to write has run by then.
+/// How long the file may stay unchanged before it counts as complete.
 const QUIET: Duration = Duration::from_millis(500);
 
 /// How long to wait for the next table before giving up.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What one kernel did.
+/// Launches and time of one kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KernelTime {
     /// Its name in the source.
     pub name: String,
     /// How often it was launched.
     pub launches: u64,
-    /// What all launches took.
+    /// Time of all its launches.
     pub time: Duration,
 }
 
@@ -39,7 +39,7 @@ impl Profile {
         Self { file: file.to_path_buf(), read: 0 }
     }
 
-    /// What ran since the last call, the longest first; the device has been waited for.
+    /// The kernels since the last call, the longest first. The caller has waited for the device.
     ///
     /// # Errors
     /// The file cannot be read, or does not come to an end within some seconds.

@@ -1,4 +1,4 @@
-//! Starting a device, and a first look at whether it computes at all.
+//! Starting a device, with a first test that it computes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -13,7 +13,7 @@ use crate::fault;
 pub struct Started {
     /// Of f32, bf16 and f16 those that it computes in.
     pub dtypes: Vec<DType>,
-    /// The most bytes that one buffer may have.
+    /// Largest buffer, in bytes.
     pub largest_buffer: u64,
 }
 
@@ -29,7 +29,7 @@ pub(super) fn start<R: CubeRuntime>(device: &R::CubeDevice) -> Result<Started, S
         (started, found)
     });
     let attempt = fault::silently(|| catch_unwind(attempt));
-    // Another device may be tried next: what is wrong with this one is not held against it.
+    // Another device may be tried next: clear this one's failure.
     match (fault::take(), attempt) {
         (Some(fault), _) => Err(fault),
         (None, Ok((started, found))) if found == [2.25, 4.0, 16.0] => Ok(started),

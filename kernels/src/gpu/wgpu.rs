@@ -53,12 +53,12 @@ pub fn wgpu_devices() -> Result<Vec<Found<WgpuDevice>>, Unusable> {
 /// Starts one of these devices, tests it with a small multiplication, and returns what it supports.
 ///
 /// # Errors
-/// What went wrong, in words.
+/// A description of the failure.
 pub fn start_wgpu(device: &WgpuDevice) -> Result<Started, String> {
     super::start::start::<cubecl::wgpu::WgpuRuntime>(device)
 }
 
-/// The memory of one of those devices, asked anew.
+/// The memory of one of those devices, read now.
 pub fn wgpu_memory(device: &WgpuDevice) -> Option<Memory> {
     wgpu_devices().ok()?.into_iter().find(|found| found.device == *device)?.memory
 }

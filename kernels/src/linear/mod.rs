@@ -86,7 +86,7 @@ pub struct Lora<B: Backend> {
     pub dropout: Option<Dropout>,
 }
 
-/// One frozen layer, as a call sees it.
+/// One frozen layer of a call.
 #[derive(Debug)]
 pub struct Linear<'a, B: Backend> {
     /// `[out, in]`.
@@ -199,7 +199,7 @@ pub struct LinearBackward<'a, B: Backend> {
     pub down: Option<&'a Down<B>>,
     /// Upstream gradients, `[tokens, out]` for each layer.
     pub dy: &'a [Tensor<B, 2>],
-    /// Whether the gradient of `x` is asked for.
+    /// Whether to compute the gradient of `x`.
     pub wants_x: bool,
     /// For each layer, the adapter gradients so far, which the new ones are added to.
     pub sums: Vec<Option<LoraGradient<B>>>,
@@ -217,7 +217,7 @@ pub struct LoraGradient<B: Backend> {
 /// The gradients of [`linear`].
 #[derive(Clone, Debug)]
 pub struct LinearGradients<B: Backend> {
-    /// `[tokens, in]`, compute dtype: the sum over the layers. `None` unless asked for.
+    /// `[tokens, in]`, compute dtype: the sum over the layers. `None` unless `wants_x`.
     pub x: Option<Tensor<B, 2>>,
     /// For each layer with an adapter, its gradient, added to the sum that came with the request.
     pub adapters: Vec<Option<LoraGradient<B>>>,

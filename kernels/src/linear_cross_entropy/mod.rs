@@ -61,7 +61,7 @@ pub enum HiddenGradient<'a, B: Backend> {
     Weighted(&'a Tensor<B, 1>),
 }
 
-/// What [`linear_cross_entropy()`] computes.
+/// The losses of a call, and the gradient it was asked for.
 #[derive(Clone, Debug)]
 pub struct LossAndGradient<B: Backend> {
     /// f32 `[1]`: a sum, never a mean.
@@ -69,7 +69,7 @@ pub struct LossAndGradient<B: Backend> {
     /// The loss of each supervised row, in the rows' order: f32 `[supervised]`.
     pub rows: Tensor<B, 1>,
     /// The gradient of `hidden` `[tokens, hidden]`, in its dtype; zero in rows without supervision. `None` unless
-    /// asked for.
+    /// requested.
     pub gradient: Option<Tensor<B, 2>>,
 }
 

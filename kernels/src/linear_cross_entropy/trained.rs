@@ -16,7 +16,7 @@ use super::{check_weights, chunk_rows, supervised};
 /// Bytes that a logit takes while its rows are worked on: itself, its probability, and one in between.
 pub(crate) const BYTES_PER_LOGIT: u64 = 12;
 
-/// What [`trained_linear_cross_entropy`] computes.
+/// The losses and gradients of [`trained_linear_cross_entropy`].
 #[derive(Clone, Debug)]
 pub struct TrainedLoss<B: Backend> {
     /// f32 `[1]`: a sum, never a mean.
@@ -25,7 +25,7 @@ pub struct TrainedLoss<B: Backend> {
     chunks: Vec<Tensor<B, 1>>,
     /// The gradient of `hidden`, in its dtype; zero in rows without supervision.
     pub hidden: Tensor<B, 2>,
-    /// The gradient of the head `[vocabulary, hidden]`, f32, added to the sum that came with the request.
+    /// The gradient of the head `[vocabulary, hidden]`, f32, added to `sum`.
     pub head: Tensor<B, 2>,
 }
 
