@@ -66,13 +66,16 @@ where
     }
 }
 
+/// The other end of [`GELU_SATURATED`].
+const LEAST: f32 = -GELU_SATURATED;
+
 /// v of the gate.
 #[cube]
 fn argument(x: f32, #[comptime] activation: Activation) -> f32 {
     let mut v = x;
     if comptime!(activation == Activation::GeluTanh) {
-        let x = clamp(x, -GELU_SATURATED, GELU_SATURATED);
-        v = x * (GELU_LINEAR + GELU_CUBIC * x * x);
+        let x = max(min(x, GELU_SATURATED), LEAST);
+        v = x * (x * x * GELU_CUBIC + GELU_LINEAR);
     }
     v
 }
@@ -82,8 +85,8 @@ fn argument(x: f32, #[comptime] activation: Activation) -> f32 {
 fn slope(x: f32, #[comptime] activation: Activation) -> f32 {
     let mut slope = x;
     if comptime!(activation == Activation::GeluTanh) {
-        let x = clamp(x, -GELU_SATURATED, GELU_SATURATED);
-        slope = x * (GELU_LINEAR + 3.0f32 * (GELU_CUBIC * x * x));
+        let x = max(min(x, GELU_SATURATED), LEAST);
+        slope = x * (x * x * GELU_CUBIC * 3.0f32 + GELU_LINEAR);
     }
     slope
 }

@@ -41,7 +41,11 @@ where
         gradient: HiddenGradient<'_, Self>,
     ) -> LossAndGradient<Self> {
         let device = hidden.device();
-        let gradient = wants_gradient
+        let weights = match gradient {
+            HiddenGradient::Weighted(weights) => Some(float(weights)),
+            HiddenGradient::None | HiddenGradient::OfSum => None,
+        };
+        let gradient = (!matches!(gradient, HiddenGradient::None))
             .then(|| into_float(Tensor::<Self, 2>::zeros(hidden.dims(), (&device, hidden.dtype()))));
         if supervised.is_empty() {
             let zeros = |count: usize| Tensor::zeros([count], (&device, DType::F32));

@@ -112,7 +112,7 @@ fn inverse_rms<F: Float>(
 
 /// What a column is multiplied by.
 #[cube]
-fn factor<W: Float>(weight: &Array<W>, column: u32, #[comptime] one_plus: bool) -> f32 {
+fn column_factor<W: Float>(weight: &Array<W>, column: u32, #[comptime] one_plus: bool) -> f32 {
     let mut factor = f32::cast_from(weight[column as usize]);
     if comptime!(one_plus) {
         factor += 1.0f32;
@@ -148,7 +148,7 @@ fn rms_norm_kernel<F: Float, W: Float>(
         if comptime!(rounds_before) {
             value = f32::cast_from(F::cast_from(value));
         }
-        value *= factor::<W>(weight, column, one_plus);
+        value *= column_factor::<W>(weight, column, one_plus);
         if comptime!(has_onto) {
             value += f32::cast_from(onto[at]);
         }
@@ -182,7 +182,7 @@ fn rms_norm_backward_kernel<F: Float, W: Float>(
     let mut column = UNIT_POS;
     while column < width {
         let at = start + column as usize;
-        let g = f32::cast_from(dy[at]) * factor::<W>(weight, column, one_plus);
+        let g = f32::cast_from(dy[at]) * column_factor::<W>(weight, column, one_plus);
         products += g * f32::cast_from(x[at]);
         column += units;
     }
@@ -191,7 +191,7 @@ fn rms_norm_backward_kernel<F: Float, W: Float>(
     let mut column = UNIT_POS;
     while column < width {
         let at = start + column as usize;
-        let g = f32::cast_from(dy[at]) * factor::<W>(weight, column, one_plus);
+        let g = f32::cast_from(dy[at]) * column_factor::<W>(weight, column, one_plus);
         let mut slope = inverse * (g - f32::cast_from(x[at]) * factor);
         if comptime!(has_residual) {
             slope += f32::cast_from(residual[at]);
