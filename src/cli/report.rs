@@ -83,6 +83,7 @@ pub(super) fn way_out(failure: &run::Error) -> Option<String> {
         run::Error::Export(export::Error::WrongBase { overridable: true, .. }) => {
             "name the right base with `--base`, or add `--allow-other-base` if you are sure that this one fits"
         }
+        failure if is_occupied(failure) => "add `--overwrite` to replace it, or choose another folder",
         run::Error::Export(export::Error::DifferentBases { .. }) => {
             "add `--allow-other-base` if you are sure that they have the same base"
         }
@@ -98,7 +99,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         _ => error(&failure.to_string(), way_out(failure).as_deref()),
     }
     match failure {
-        failure if is_of_something_missing(failure) => Exit::Recipe,
+        failure if is_of_something_missing(failure) || is_occupied(failure) => Exit::Recipe,
         run::Error::Recipe(_)
         | run::Error::Choice(_)
         | run::Error::Dtype { .. }
@@ -108,10 +109,7 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         | run::Error::Changed { .. }
         | run::Error::Unfinished(_)
         | run::Error::Adapter(adapter::Error::NotAnAdapter { .. })
-        | run::Error::Export(
-            export::Error::Adapter(adapter::Error::NotAnAdapter { .. })
-            | export::Error::File(files::Error::NotEmpty { .. }),
-        )
+        | run::Error::Export(export::Error::Adapter(adapter::Error::NotAnAdapter { .. }))
         | run::Error::Record(record::Error::Damaged { .. }) => Exit::Recipe,
         run::Error::Record(record::Error::File(files::Error::Io { action: Action::Read, .. })) => {
             Exit::Recipe
@@ -144,6 +142,20 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         }
         _ => Exit::Other,
     }
+}
+
+/// Whether the output folder of a command exists and is not empty.
+fn is_occupied(failure: &run::Error) -> bool {
+    use adapter::Error::Write;
+    matches!(
+        failure,
+        run::Error::File(files::Error::NotEmpty { .. })
+            | run::Error::Adapter(Write(files::Error::NotEmpty { .. }))
+            | run::Error::Export(
+                export::Error::File(files::Error::NotEmpty { .. })
+                    | export::Error::Adapter(Write(files::Error::NotEmpty { .. }))
+            )
+    )
 }
 
 /// Whether the command line or recipe names a missing file, folder or model, or an impossible dataset.

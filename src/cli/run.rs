@@ -163,8 +163,8 @@ fn finish(
     }
     writeln!(
         out,
-        "\nNext: load it with PEFT (`PeftModel.from_pretrained(base, \"{0}\")`), merge it into its base (`tune merge {0} \
-         --out merged`), or change the recipe and train again with `tune run {recipe} --overwrite`.",
+        "\nNext, merge it into its base:\n  tune merge {0} --out merged\nor load it with PEFT:\n  \
+         PeftModel.from_pretrained(base, \"{0}\")\nor change the recipe and train again:\n  tune run {recipe} --overwrite",
         adapter.display(),
     )?;
     Ok(Exit::Done)

@@ -83,8 +83,10 @@ pub enum Error {
 
 fn help(status: u16, with_token: bool) -> &'static str {
     match (status, with_token) {
+        // The hub answers so for ids that do not exist, too.
         (401 | 403, false) => {
-            " (unauthorized): a private or gated model needs a token; set HF_TOKEN, or log in with `hf auth login`"
+            " (unauthorized): check the id for misspellings; a private or gated model needs a token (set HF_TOKEN, or log \
+             in with `hf auth login`)"
         }
         (401 | 403, true) => {
             " (unauthorized): the token does not give access; accept the model's licence on its page, or use another \
@@ -94,5 +96,17 @@ fn help(status: u16, with_token: bool) -> &'static str {
         (404, true) => " (not found): check id and revision, and that the token has access",
         (429, _) => " (too many requests): wait some minutes, then run the command again",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::help;
+
+    #[test]
+    fn unauthorized_without_a_token_may_be_a_misspelt_id() {
+        let text = help(401, false);
+        assert!(text.contains("check the id") && text.contains("HF_TOKEN"), "{text}");
+        assert!(!help(401, true).contains("HF_TOKEN"));
     }
 }
