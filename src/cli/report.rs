@@ -64,6 +64,7 @@ pub(super) fn way_out(failure: &run::Error) -> Option<String> {
              `--resume --accept-changes`"
         }
         run::Error::Device(unavailable) => return Some(unavailable.help()),
+        run::Error::Memory(error) => return Some(error.ways.join("; or ")),
         run::Error::DeviceFailed(Failed::OutOfMemory { .. }) => {
             "`--fit` chooses micro-batches that fit, and a lower `train.memory_budget` leaves more memory free; `--resume` \
              continues from the newest checkpoint"

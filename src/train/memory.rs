@@ -63,7 +63,7 @@ pub struct Plan {
 
 /// A memory plan that exceeds its budget.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{subject} needs {needed}; the budget is {budget}. Largest terms: {}. To fit: {}", largest_terms(terms), ways.join("; "))]
+#[error("{subject} needs {needed}; the budget is {budget}. Largest terms: {}", largest_terms(terms))]
 pub struct DoesNotFit {
     /// What the plan is for: `the run` or `the model`.
     pub subject: &'static str,

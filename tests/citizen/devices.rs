@@ -170,7 +170,7 @@ fn fit_makes_micro_batches_smaller_and_leaves_the_steps_as_they_are() {
     };
     let tight = tight.into_iter().find(is_refused).unwrap();
     let refused = text(&expect(4, folder.path(), &["run", "wide.toml", "--set", &tight]).stderr);
-    assert!(refused.contains("To fit: set") && refused.contains("--fit"), "{refused}");
+    assert!(refused.contains("help: set") && refused.contains("--fit"), "{refused}");
 
     expect(0, folder.path(), &["run", "wide.toml", "--fit", "--set", &tight]);
     let resolved = fs::read_to_string(folder.path().join("run/recipe.toml")).unwrap();
