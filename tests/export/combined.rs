@@ -157,7 +157,10 @@ fn adapters_that_have_no_sum_are_refused() {
     let mut other = golden_adapters(&[("all_linear", 1.0)]);
     other.push((golden("trajectory/adapter"), 1.0));
     let error = refused(&other, How::Cat);
-    assert!(error.contains("tune-golden/trajectory-base") && error.contains("different bases"), "{error}");
+    assert!(
+        error.contains("tune-golden/trajectory-base") && error.contains("different base models"),
+        "{error}"
+    );
 
     let base = golden("peft/base");
     let [left, right] = ["left", "right"].map(|name| out.path().join(name));

@@ -135,7 +135,7 @@ fn lies_about_content_and_length_are_found_out() {
     for (file, trouble, expected) in [
         ("model.safetensors", Trouble::OtherContent, "SHA-256"),
         ("config.json", Trouble::OtherContent, "Git SHA-1"),
-        ("model.safetensors", Trouble::Longer, "more than the 300000 bytes"),
+        ("model.safetensors", Trouble::Longer, "more than the announced 300000 bytes"),
         ("model.safetensors", Trouble::Shorter, "attempts without progress"),
         ("model.safetensors", Trouble::NoChecksum, "no checksum"),
         ("model.safetensors", Trouble::Status(500), "attempts without progress"),
@@ -174,7 +174,7 @@ fn a_listing_that_leads_out_of_the_folder_is_refused() {
         files.push(File::text(path, "{}"));
         let (hub, cache) = (Hub::new(files), tempfile::tempdir().unwrap());
         let error = fetch(&hub, cache.path()).unwrap_err().to_string();
-        assert!(error.contains("leads out of the folder"), "{error}");
+        assert!(error.contains("leads out of the model's folder"), "{error}");
         assert_eq!(names(cache.path()), Vec::<String>::new());
     }
 }

@@ -54,7 +54,7 @@ fn what_cannot_go_on_says_so() {
     let long = format!("What is a drum for?\n{}\nWhat is a garden for?\n", "word ".repeat(2000));
     let (answers, error) = refused(&["--base", &base], &long, 1);
     assert_eq!(answers.lines().count(), 1);
-    assert!(error.contains("at most 1024") && error.contains("/reset"), "{error}");
+    assert!(error.contains("context is 1024") && error.contains("/reset"), "{error}");
     assert!(refused(&["--base", &base], "/restart\n", 2).1.contains("`/restart`"));
     let plain = base_without_template(folder.path()).display().to_string();
     assert!(refused(&["--base", &plain], "Hello.\n", 2).1.contains("no chat template"));

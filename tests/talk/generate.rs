@@ -112,7 +112,7 @@ fn bad_prompts_are_told_by_their_line_before_anything_is_written() {
         ("[1]", "expected an object"),
         ("{\"prompt\": ", "not JSON"),
         ("{}", "found neither"),
-        ("{\"prompt\": \"a\", \"messages\": []}", "which of them"),
+        ("{\"prompt\": \"a\", \"messages\": []}", "found both"),
         ("{\"messages\": [{\"role\": \"user\"}]}", "/messages/0"),
         ("{\"prompt\": \"a\", \"response\": \"b\"}", "`response`"),
         (&long, "no room"),
@@ -207,7 +207,7 @@ fn the_memory_that_is_asked_for_is_enough_and_longer_answers_need_more() {
         assert_eq!(output.status.code(), Some(4), "{error}");
         let words: Vec<&str> = error.split_whitespace().collect();
         let at = words.iter().position(|word| *word == "needs").unwrap();
-        assert_eq!(words[at + 2], "MiB,", "{error}");
+        assert_eq!(words[at + 2], "MiB;", "{error}");
         words[at + 1].parse().unwrap()
     };
     let short = needed(&run("1MiB", "4"));
