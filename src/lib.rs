@@ -50,7 +50,7 @@
 //!
 //! | adding | touches |
 //! |---|---|
-//! | a model family | `model/family/x.rs` and a variant; a layer file only if the maths is new |
+//! | a model family | `model/family/x.rs` and its line in `FAMILIES`; a file in `model/parts` and `model/layers` only if the maths is new |
 //! | a file format, a record shape | `data/source/`, `data/schema.rs` |
 //! | a recipe key | one declaration in the `spec.rs` of its room |
 //! | a quantization | `kernels/src/x/`, `quant/x.rs` and a variant |

@@ -53,7 +53,7 @@ pub struct BranchSpec {
 #[derive(Clone, Debug, PartialEq)]
 pub enum BodySpec {
     /// Self-attention.
-    Attention(AttentionSpec),
+    Attention(Box<AttentionSpec>),
     /// A gated feed-forward block.
     Gated(GatedSpec),
 }
@@ -75,7 +75,7 @@ pub(in crate::model) enum TensorMut<'a> {
 
 impl From<AttentionSpec> for BodySpec {
     fn from(spec: AttentionSpec) -> Self {
-        Self::Attention(spec)
+        Self::Attention(Box::new(spec))
     }
 }
 
@@ -143,7 +143,7 @@ impl LayerSpec {
     /// The first attention.
     pub fn attention(&self) -> Option<&AttentionSpec> {
         self.bodies().find_map(|body| match body {
-            BodySpec::Attention(attention) => Some(attention),
+            BodySpec::Attention(attention) => Some(&**attention),
             BodySpec::Gated(_) => None,
         })
     }
