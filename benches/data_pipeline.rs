@@ -34,7 +34,7 @@ fn corpus(base: &Path, path: String, format: Format, fields: BTreeMap<String, St
         train_on: None,
         val_split: 0.0,
         shuffle: true,
-        chat_template: None,
+        ..Spec::default()
     };
     let dataset = DatasetSpec { fields, ..DatasetSpec::new(path, format) };
     let language = Language { tokenizer: Some(tokenizer), template, vocabulary_size: None };

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use tune::data::example::Message;
+use tune::data::example::{Context, Message};
 use tune::data::spec::TrainOn;
 use tune::data::template::{CHATML, ChatTemplate, TemplateError};
 
@@ -62,8 +62,8 @@ fn goldens(templates: &Path, cases: &Path) -> Vec<(String, ChatTemplate, Vec<Val
 }
 
 fn render(template: &ChatTemplate, case: &Value) -> Result<String, TemplateError> {
-    template
-        .render_json(case["messages"].as_array().unwrap(), case["add_generation_prompt"].as_bool().unwrap())
+    let messages = case["messages"].as_array().unwrap();
+    template.render_json(messages, &Context::default(), case["add_generation_prompt"].as_bool().unwrap())
 }
 
 /// The case's messages in the shape that a dataset gives them; `None` if a content is no string.
@@ -127,12 +127,14 @@ fn spans_are_the_assistants_words_and_their_end() {
         for case in cases.iter().filter(|case| case["add_generation_prompt"] == false) {
             let (Some(messages), Some(_)) = (messages(case), case.get("rendered")) else { continue };
             let context = format!("{name}, {}", case["name"]);
-            let rendered = template.supervise(&messages, TrainOn::Assistant);
+            let rendered = template.supervise(&messages.clone().into(), TrainOn::Assistant);
             let rendered = rendered.unwrap_or_else(|error| panic!("{context}: {error}"));
             assert_eq!(Some(rendered.text.as_str()), case["rendered"].as_str(), "{context}");
             let assistant: Vec<&Message> =
                 messages.iter().filter(|message| message.role == "assistant").collect();
-            let shown = |message: &&Message| name != "phi3" || !message.content.is_empty();
+            let shown = |message: &&Message| {
+                !message.content.trim().is_empty() || message.extra.contains_key("tool_calls")
+            };
             let assistant: Vec<&Message> = assistant.into_iter().filter(shown).collect();
             assert_eq!(rendered.spans.len(), assistant.len(), "{context}");
             for (span, message) in rendered.spans.iter().zip(assistant) {
@@ -176,13 +178,19 @@ fn spans_agree_with_generation_marks() {
             if case["add_generation_prompt"] == true {
                 continue;
             }
-            let rendered = template.supervise(&messages, TrainOn::Assistant).unwrap();
+            let rendered = template.supervise(&messages.clone().into(), TrainOn::Assistant).unwrap();
             // transformers counts characters; we count bytes.
             let byte = |characters: &Value| {
                 let at = characters.as_u64().unwrap() as usize;
                 rendered.text.char_indices().nth(at).map_or(rendered.text.len(), |(byte, _)| byte)
             };
+            // Blank answers are marked there, and not learned here.
+            let assistant = messages.iter().filter(|message| message.role == "assistant");
             let marks: Vec<_> = marks.as_array().unwrap().iter().map(|m| byte(&m[0])..byte(&m[1])).collect();
+            let marks = marks.into_iter().zip(assistant).filter(|(_, message)| {
+                !message.content.trim().is_empty() || message.extra.contains_key("tool_calls")
+            });
+            let marks: Vec<_> = marks.map(|(mark, _)| mark).collect();
             assert_eq!(marks.len(), rendered.spans.len(), "{name}, {}", case["name"]);
             for (mark, span) in marks.iter().zip(&rendered.spans) {
                 marked += 1;
@@ -192,4 +200,41 @@ fn spans_agree_with_generation_marks() {
         }
     }
     assert!(marked > 10, "only {marked} marked turns");
+}
+
+/// Conversations with tools, as transformers renders them, whether the arguments of calls are objects or their JSON text.
+#[test]
+fn tools_and_their_calls_render_as_transformers_renders_them() {
+    let dumps = |value: &Value| {
+        let context = Context { tools: value.clone(), ..Context::default() };
+        template("{{ tools | tojson }}".to_owned(), "dumps").render_json(&[], &context, false).unwrap()
+    };
+    let mut count = 0;
+    for name in ["llama31", "qwen25", "qwen3"] {
+        let source = fs::read_to_string(folder().join(format!("{name}.jinja"))).unwrap();
+        let cases = fs::read_to_string(folder().join(format!("tools/{name}.json"))).unwrap();
+        let template = template(source, name);
+        for case in serde_json::from_str::<Vec<Value>>(&cases).unwrap() {
+            let context = Context { tools: case["tools"].clone(), ..Context::default() };
+            let mut messages = case["messages"].as_array().unwrap().clone();
+            for form in ["objects", "JSON text"] {
+                count += 1;
+                let prompt = case["add_generation_prompt"].as_bool().unwrap();
+                let rendered = template.render_json(&messages, &context, prompt);
+                let said = match &rendered {
+                    Ok(text) => text.as_str(),
+                    Err(TemplateError::Refused { message, .. }) => message.as_str(),
+                    Err(error) => panic!("{name}, {}, {form}: {error}", case["name"]),
+                };
+                let expected = case["rendered"].as_str().or(case["error"].as_str()).unwrap();
+                assert_eq!(said, expected, "{name}, {}, {form}", case["name"]);
+                let calls = messages.iter_mut().filter_map(|message| message.get_mut("tool_calls"));
+                for call in calls.flat_map(|calls| calls.as_array_mut().unwrap()) {
+                    let arguments = &mut call["function"]["arguments"];
+                    *arguments = dumps(arguments).into();
+                }
+            }
+        }
+    }
+    assert!(count > 10, "only {count} cases");
 }

@@ -209,7 +209,8 @@ fn a_value_that_stands_once_is_shared_or_the_file_is_refused() {
     let dataset = open(&path, Format::Messages).unwrap();
     assert_eq!(dataset.rows(), 20_000);
     for row in (0..20_000).step_by(499) {
-        let Ok(Example::Messages(messages)) = dataset.example(row) else { panic!("row {row}") };
+        let Ok(Example::Conversation(conversation)) = dataset.example(row) else { panic!("row {row}") };
+        let messages = conversation.messages;
         assert!(messages[0].content.starts_with("You are a careful assistant. You"));
         assert_eq!(messages[0].content.len(), 16_384);
         assert_eq!(messages[2].content, (row * row).to_string());

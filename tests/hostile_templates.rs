@@ -15,7 +15,10 @@ fn error_of(source: &str) -> String {
     };
     let conversation = [message("user", "Hi"), message("assistant", "Hello!")];
     let template = ChatTemplate::new(source.to_owned(), "the test", [], []);
-    template.and_then(|template| template.render(&conversation, false)).unwrap_err().to_string()
+    template
+        .and_then(|template| template.render(&conversation.to_vec().into(), false))
+        .unwrap_err()
+        .to_string()
 }
 
 #[test]

@@ -220,7 +220,7 @@ impl Conversation<'_> {
         let messages: Vec<Value> = system.chain(self.turns.iter().cloned()).collect();
         let answer = self
             .opened
-            .encode(&Prompt::Messages(messages), PromptStyle::default())
+            .encode(&Prompt::Messages(messages, Default::default()), PromptStyle::default())
             .and_then(|ids| self.answer(&ids, number, model, console));
         match answer {
             Ok(answer) => {

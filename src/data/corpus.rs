@@ -9,14 +9,14 @@ use rayon::prelude::*;
 
 use super::batch::{Batching, Cursor, MicroBatch, StepBatch};
 use super::error::Error;
-use super::example::{Message, RowId, RowProblem};
+use super::example::{LEARNED_KEYS, Message, RowId, RowProblem};
 use super::order::{EpochPlan, HeldOut, Source, is_held_out};
 use super::pack::{Boundary, Packer};
 use super::prefetch::{Outlet, Prefetched};
 use super::sequence::{FitOutcome, Group, Limits};
 use super::source::{Dataset, RowError};
 use super::spec::{DatasetSpec, Format, Spec, Split, TrainOn};
-use super::template::ChatTemplate;
+use super::template::{ChatTemplate, REASONING, Rules};
 use super::token_store::TokenStore;
 use super::tokenize::{Examples, Tokenized, Tokenizer};
 
@@ -66,7 +66,7 @@ pub(super) struct Part {
     pub(super) split: Split,
     /// Of a training dataset; all rows of a validation dataset are held out.
     pub(super) held_out: Arc<HeldOut>,
-    pub(super) train_on: TrainOn,
+    pub(super) rules: Rules,
     format: Format,
 }
 
@@ -151,7 +151,11 @@ impl Corpus {
         let mut sources = Vec::new();
         for (index, (entry, opened)) in (0_u32..).zip(datasets) {
             check_language(entry, &language)?;
-            let train_on = train_on(spec, entry)?;
+            let rules = Rules {
+                train_on: train_on(spec, entry)?,
+                on_marked: spec.on_marked,
+                on_hidden_thoughts: spec.on_hidden_thoughts,
+            };
             let dataset = opened.map_or_else(|| Dataset::open(entry), Ok)?;
             let held_out = match entry.split {
                 Split::Train => HeldOut::new(seed, index, dataset.rows(), spec.val_split),
@@ -167,7 +171,7 @@ impl Corpus {
                 });
             }
             let path = entry.path.clone();
-            parts.push(Part { path, dataset, split: entry.split, held_out, train_on, format: entry.format });
+            parts.push(Part { path, dataset, split: entry.split, held_out, rules, format: entry.format });
         }
         // Refuses a weight that no epoch can be planned with, before anything is read.
         let plan = EpochPlan::new(&sources, seed, 0, spec.shuffle)?;
@@ -307,7 +311,7 @@ impl Inner {
         {
             report_unread_keys(messages, template, report).map_err(|problem| self.row_error(id, problem))?;
         }
-        let tokenized = self.examples.tokenize(&example, self.part(id).train_on);
+        let tokenized = self.examples.tokenize(&example, self.part(id).rules);
         tokenized.map_err(|problem| self.row_error(id, problem))
     }
 
@@ -500,7 +504,10 @@ fn report_unread_keys(
     report: &mut dyn FnMut(&str),
 ) -> Result<(), RowProblem> {
     for (index, message) in messages.iter().enumerate() {
-        for (key, _) in message.extra.iter().filter(|(key, _)| !template.source().contains(key.as_str())) {
+        let is_shown = |key: &str| template.source().contains(key) || LEARNED_KEYS.contains(&key);
+        // Thoughts that are not shown are counted by the survey.
+        let is_unread = |key: &str| !is_shown(key) && !REASONING.contains(&key);
+        for (key, _) in message.extra.iter().filter(|(key, _)| is_unread(key)) {
             if MEANINGFUL_KEYS.contains(&key.as_str()) {
                 let problem = format!(
                     "the chat template of {} does not show this key; choose a template that does, or train without it by \

@@ -2,6 +2,7 @@
 //! files, columns or tokens.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
 
 /// Names one example: a row of one `[[dataset]]` entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -12,7 +13,7 @@ pub struct RowId {
     pub row: u64,
 }
 
-/// What is wrong with a row, before it is known where the row stands.
+/// What is wrong with a row, without the row's place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowProblem {
     /// JSON pointer of the field within the row (`/messages/0/content`); empty: the row as a whole.
@@ -33,6 +34,38 @@ impl RowProblem {
     }
 }
 
+/// A conversation of at least one message, and its context.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conversation {
+    /// The turns.
+    pub messages: Vec<Message>,
+    /// The context.
+    pub context: Context,
+}
+
+impl From<Vec<Message>> for Conversation {
+    fn from(messages: Vec<Message>) -> Self {
+        Self { messages, context: Context::default() }
+    }
+}
+
+/// What a chat template is given beside the messages, as in transformers' `apply_chat_template`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Context {
+    /// The functions that the assistant may call: a list of JSON schemas, or null.
+    pub tools: Json,
+    /// The documents that the assistant may read: a list of objects, or null.
+    pub documents: Json,
+    /// Further variables of the template.
+    pub template_kwargs: Map<String, Json>,
+}
+
+/// Keys of a message that say whether the turn is learned. `weight` is OpenAI's, `train` and `training` are axolotl's.
+pub(crate) const LEARNED_KEYS: [&str; 6] =
+    [TRAIN_KEY, "weight", "training", "trainable", "loss", "loss_mask"];
+/// The key among them that `fields` maps to another one.
+pub(crate) const TRAIN_KEY: &str = "train";
+
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Message {
@@ -41,7 +74,16 @@ pub struct Message {
     /// The text; empty where a record gives `null` because the turn only calls tools.
     pub content: String,
     /// All other keys of the message that are not null (`name`, `tool_calls`, …), for the template.
-    pub extra: serde_json::Map<String, serde_json::Value>,
+    pub extra: Map<String, Json>,
+}
+
+impl Message {
+    /// Whether the message itself says that it is learned (or not), with the key that says so.
+    pub(crate) fn is_learned(&self) -> Option<(&'static str, bool)> {
+        let learned = |value: &Json| value.as_bool().or(value.as_f64().map(|weight| weight != 0.0));
+        let marks = || LEARNED_KEYS.iter().filter_map(|key| Some((*key, learned(self.extra.get(*key)?)?)));
+        marks().find(|(_, is_learned)| !is_learned).or_else(|| marks().next())
+    }
 }
 
 /// A prompt and an answer to it.
@@ -77,7 +119,7 @@ impl Example {
     /// The conversations in it: one, or both answers of a pair; none where it holds texts or tokens.
     pub(super) fn conversations(&self) -> Vec<&[Message]> {
         match self {
-            Self::Messages(messages) => vec![messages],
+            Self::Conversation(conversation) => vec![&conversation.messages],
             Self::Preference { chosen, rejected } => {
                 [chosen, rejected].into_iter().filter_map(Answer::messages).collect()
             }
@@ -90,8 +132,8 @@ impl Example {
 /// One record, its shape resolved.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Example {
-    /// A conversation of at least one message, to be rendered by the chat template.
-    Messages(Vec<Message>),
+    /// To be rendered by the chat template.
+    Conversation(Conversation),
     /// Two strings, joined without a separator (Alpaca's prompt is already filled in).
     PromptCompletion {
         /// The given text.

@@ -1,5 +1,5 @@
-//! One row exactly as the model will see it: every token with its text and whether it is supervised. For people; the
-//! same code makes the tokens as in training.
+//! One row exactly as the model will see it: every token with its text and whether it is supervised. The tokens are made
+//! by the code that training uses.
 
 use super::corpus::Corpus;
 use super::error::Error;
@@ -11,9 +11,9 @@ use super::tokenize::{IGNORED, Supervision, Tokenized};
 /// One row as the model will see it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct InspectedRow {
-    /// Which row.
+    /// The row.
     pub id: RowId,
-    /// Where it stands.
+    /// Its place in the file.
     pub place: Place,
     /// It is evaluated on, not trained on.
     pub held_out: bool,
@@ -21,19 +21,19 @@ pub struct InspectedRow {
     pub side: Side,
     /// How its supervised tokens were found.
     pub supervision: Supervision,
-    /// What becomes of it.
+    /// How it is used.
     pub verdict: Verdict,
     /// Names of its columns and keys of messages that are not used.
     pub unused: Vec<String>,
     /// All its tokens in order, also those that will be cut off.
     pub pieces: Vec<Piece>,
-    /// How many pieces are left after cutting; those behind are not seen by the model.
+    /// Number of pieces after cutting; the model does not see the others.
     pub kept_tokens: usize,
-    /// How many of the kept tokens are supervised, that is predicted by the position before.
+    /// Number of kept tokens that are supervised, that is predicted by the position before.
     pub supervised_tokens: usize,
 }
 
-/// What becomes of a row.
+/// How a row is used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It is used as it is.
@@ -51,8 +51,7 @@ pub enum Verdict {
 /// One token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// The text that it stands for; empty for a token that shares its character with the one before. `None`: there
-    /// is no tokenizer to tell.
+    /// Its text; empty for a token that shares its character with the one before. `None` without a tokenizer.
     pub text: Option<String>,
     /// Token id.
     pub id: u32,
@@ -152,7 +151,7 @@ impl Corpus {
             .zip(texts)
             .enumerate()
             .map(|(position, ((id, label), text))| {
-                // Nothing stands before the first token that could predict it.
+                // No position could predict the first token.
                 let supervised = position > 0 && *label != IGNORED;
                 Piece { text, id: *id, supervised, label: if supervised { *label } else { IGNORED } }
             })

@@ -5,6 +5,7 @@ pub mod corpus;
 pub mod error;
 pub mod example;
 pub mod inspect;
+pub(crate) mod json;
 pub mod order;
 pub mod pack;
 pub mod prefetch;

@@ -1,14 +1,16 @@
 //! The meaning of a record: from the columns of a row to an [`Example`], for every record shape. Knows columns by name
 //! and type, but neither files nor their kinds.
 
-use super::example::{Example, RowProblem};
+use super::example::{Conversation, Example, RowProblem};
 use super::source::value::{Object, Value};
 use super::spec::Format;
 pub(super) use columns::Fields;
+pub(crate) use context::prompt_context;
 use row_size::RowSize;
 
 mod answers;
 mod columns;
+mod context;
 mod messages;
 mod row_size;
 mod unread;
@@ -47,7 +49,10 @@ impl Fields {
         self.report_unread(row, report)?;
         let size = &mut RowSize::new(most);
         Ok(match self.format {
-            Format::Messages => Example::Messages(self.messages(row, size)?),
+            Format::Messages => Example::Conversation(Conversation {
+                messages: self.messages(row, size)?,
+                context: context::context(|canonical| self.value(row, canonical), size)?,
+            }),
             Format::Alpaca => {
                 let input = self.optional_text(row, "input")?.unwrap_or_default();
                 Example::PromptCompletion {

@@ -145,6 +145,11 @@ impl Limits {
                 OnOverflow::Truncate => {}
             }
         }
+        let reason = match documents.iter().find_map(|document| document.rendered) {
+            Some(traits) if traits.marked => "; turns are marked as not to be learned",
+            Some(traits) if traits.silent => "; answers have neither text nor thoughts nor tool calls",
+            _ => "",
+        };
         let sequences: Vec<Sequence> =
             documents.into_iter().map(|document| self.cut(row, document)).collect();
         if sequences.iter().any(|sequence| sequence.supervised_tokens == 0) {
@@ -157,7 +162,7 @@ impl Limits {
                         format!(" in its {tokens} tokens")
                     };
                     Err(RowProblem::whole(format!(
-                        "nothing is supervised{cut}; correct the row, or set on_empty to \"drop\""
+                        "nothing is supervised{cut}{reason}; correct the row, or set on_empty to \"drop\""
                     )))
                 }
             };

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Number, Value as Json, json};
+
+use super::template::OWN_VARIABLES;
 
 use super::roles::ROLES;
 use crate::document::{
@@ -30,6 +32,12 @@ pub struct Spec {
     pub shuffle: bool,
     /// Replaces the tokenizer's own chat template.
     pub chat_template: Option<ChatTemplateSource>,
+    /// Further variables of the chat template, for every conversation; a row's own replace them.
+    pub chat_template_kwargs: Option<TemplateKwargs>,
+    /// What to do with an assistant turn that its message marks as not to be learned.
+    pub on_marked: OnMarked,
+    /// What to do with an assistant turn whose thoughts the chat template does not show.
+    pub on_hidden_thoughts: OnHiddenThoughts,
 }
 
 /// Where a chat template named by the recipe comes from.
@@ -39,6 +47,32 @@ pub enum ChatTemplateSource {
     ChatMl,
     /// A Jinja file.
     File(PathBuf),
+}
+
+/// Further variables of a chat template, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TemplateKwargs(pub Map<String, Json>);
+
+/// What happens to an assistant turn that its message marks as not to be learned (`weight = 0`, `train = false`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnMarked {
+    /// The turn is not supervised; counted.
+    Skip,
+    /// The turn is supervised as if it had no mark.
+    Learn,
+    /// Stop with an error that names the rows.
+    Error,
+}
+
+/// What happens to an assistant turn whose thoughts the chat template does not show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnHiddenThoughts {
+    /// The rest of the turn is supervised; counted.
+    Learn,
+    /// The turn is not supervised; counted.
+    Skip,
+    /// Stop with an error that names the rows.
+    Error,
 }
 
 /// One `[[dataset]]` entry.
@@ -199,6 +233,18 @@ impl Word for OnOverflow {
     const ALIASES: &'static [(&'static str, &'static str)] = &[("skip", "drop"), ("cut", "truncate")];
 }
 
+impl Word for OnMarked {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("skip", Self::Skip), ("learn", Self::Learn), ("error", Self::Error)];
+    const ALIASES: &'static [(&'static str, &'static str)] = &[("mask", "skip"), ("ignore", "learn")];
+}
+
+impl Word for OnHiddenThoughts {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("learn", Self::Learn), ("skip", Self::Skip), ("error", Self::Error)];
+    const ALIASES: &'static [(&'static str, &'static str)] = &[("mask", "skip"), ("ignore", "learn")];
+}
+
 impl Word for OnEmpty {
     const WORDS: &'static [(&'static str, Self)] = &[("error", Self::Error), ("drop", Self::Drop)];
     const ALIASES: &'static [(&'static str, &'static str)] = &[("skip", "drop")];
@@ -208,7 +254,16 @@ impl Format {
     /// The canonical names of a record's fields, the ones `fields` maps to columns.
     pub fn field_names(self) -> &'static [&'static str] {
         match self {
-            Self::Messages => &["messages", "role", "content", "system"],
+            Self::Messages => &[
+                "messages",
+                "role",
+                "content",
+                "train",
+                "system",
+                "tools",
+                "documents",
+                "chat_template_kwargs",
+            ],
             Self::Alpaca => &["instruction", "input", "output"],
             Self::PromptCompletion => &["prompt", "completion"],
             Self::Preference => &["prompt", "instruction", "input", "chosen", "rejected", "role", "content"],
@@ -252,6 +307,9 @@ impl Default for Spec {
             val_split: 0.0,
             shuffle: true,
             chat_template: None,
+            chat_template_kwargs: None,
+            on_marked: OnMarked::Skip,
+            on_hidden_thoughts: OnHiddenThoughts::Learn,
         }
     }
 }
@@ -316,6 +374,17 @@ pub(crate) static DATA: KeyTable<Spec> = KeyTable {
             .optional("the tokenizer's own")
             .means("Chat template that replaces the tokenizer's own.")
             .also(&["template", "chat_template_jinja", "chat_template_path", "prompt_template"]),
+        D::parsed("chat_template_kwargs", |data| &mut data.chat_template_kwargs)
+            .optional("none")
+            .means("Further variables of the chat template, such as { enable_thinking = false }.")
+            .also(&["template_kwargs", "chat_template_args"])
+            .added(),
+        D::parsed("on_marked", |data| &mut data.on_marked)
+            .means("What happens to a turn that its message marks as not to be learned (weight, train, ...).")
+            .added(),
+        D::parsed("on_hidden_thoughts", |data| &mut data.on_hidden_thoughts)
+            .means("What happens to a turn whose thoughts the chat template does not show.")
+            .added(),
     ],
     ..KeyTable::NEW
 };
@@ -361,6 +430,47 @@ impl Parsed for ChatTemplateSource {
             Self::File(file) => file.written(),
         }
     }
+}
+
+impl Parsed for TemplateKwargs {
+    fn expected() -> String {
+        "table of name = value".to_owned()
+    }
+
+    fn schema() -> Json {
+        json!({"type": "object"})
+    }
+
+    fn read(value: &Value) -> Shaped<Self> {
+        let all = pairs(json_value)(value)?;
+        match all.iter().find(|(name, _)| OWN_VARIABLES.contains(&name.as_str())) {
+            Some((name, _)) => {
+                let message = format!("every template is given `{name}`; it cannot be set here");
+                Err(vec![ValueError::new(value, message, "here")])
+            }
+            None => Ok(Self(all.into_iter().collect())),
+        }
+    }
+
+    fn written(&self) -> String {
+        Written::written(&Json::Object(self.0.clone()))
+    }
+}
+
+/// A value of JSON.
+fn json_value(value: &Value) -> Shaped<Json> {
+    let converted = match &value.kind {
+        Kind::String(text) => Some(Json::from(text.as_str())),
+        Kind::Integer(integer) => i64::try_from(*integer).ok().map(Json::from),
+        Kind::Float(float) => Number::from_f64(*float).map(Json::Number),
+        Kind::Boolean(truth) => Some(Json::from(*truth)),
+        Kind::Array(_) => return Ok(Json::Array(list(json_value)(value)?)),
+        Kind::Table(_) => return Ok(Json::Object(pairs(json_value)(value)?.into_iter().collect())),
+        Kind::Broken => return Err(Vec::new()),
+        Kind::Date => None,
+    };
+    let error = || ValueError::new(value, "expected a value that JSON has", "not in JSON");
+    converted.ok_or_else(|| vec![error()])
 }
 
 impl Parsed for BTreeMap<String, String> {

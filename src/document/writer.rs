@@ -126,6 +126,27 @@ impl Written for u32 {
     }
 }
 
+/// A value of JSON. TOML has no null: null members are left out, and null items are empty texts.
+impl Written for serde_json::Value {
+    fn written(&self) -> String {
+        match self {
+            Self::Null => "\"\"".to_owned(),
+            Self::Bool(truth) => truth.written(),
+            Self::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
+                Some(float) => float.written(),
+                None => number.to_string(),
+            },
+            Self::String(text) => text.written(),
+            Self::Array(items) => items.written(),
+            Self::Object(members) => {
+                let members = members.iter().filter(|(_, member)| !member.is_null());
+                let members: Vec<_> = members.map(|(name, member)| (name.clone(), member)).collect();
+                members.as_slice().written()
+            }
+        }
+    }
+}
+
 impl<T: Written> Written for [T] {
     fn written(&self) -> String {
         format!("[{}]", self.iter().map(Written::written).collect::<Vec<_>>().join(", "))

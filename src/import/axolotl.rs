@@ -272,6 +272,8 @@ fn fields(settings: &mut Settings<'_>, dataset: &mut Dataset, draft: &mut Draft)
             ("field_messages", "messages", "messages"),
             ("message_field_role", "role", "role"),
             ("message_field_content", "content", "content"),
+            ("message_field_training", "train", "train"),
+            ("field_tools", "tools", "tools"),
         ],
         "alpaca" => &[
             ("field_instruction", "instruction", "instruction"),
@@ -315,9 +317,7 @@ fn fields(settings: &mut Settings<'_>, dataset: &mut Dataset, draft: &mut Draft)
         }
     }
     for (key, what) in [
-        ("message_field_training", "whether a turn is trained on"),
         ("message_field_training_detail", "which part of a turn is trained on"),
-        ("field_tools", "the tools of a conversation"),
         ("field_system", "a system prompt"),
         ("field_thinking", "the thoughts of a turn"),
         ("template_thinking_key", "the template's key of the thoughts"),

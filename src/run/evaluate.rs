@@ -14,7 +14,7 @@ pub use super::verdict::{Extraction, Loss, Share};
 use super::{Environment, Error};
 use crate::data::batch::MicroBatch;
 use crate::data::corpus::{Corpus, Language};
-use crate::data::example::{Example, Message, RowId};
+use crate::data::example::{Conversation, Example, Message, RowId};
 use crate::data::spec::{DatasetSpec, Format, Spec, Split};
 use crate::generate::answer::Request;
 use crate::generate::memory::Extent;
@@ -326,9 +326,9 @@ impl Evaluation {
                 let style = if matching.as_chat { PromptStyle::default() } else { raw };
                 (Prompt::Text(prompt), style, completion)
             }
-            Example::Messages(mut messages) => match messages.pop() {
+            Example::Conversation(Conversation { mut messages, context }) => match messages.pop() {
                 Some(last) if last.role == "assistant" && !messages.is_empty() => (
-                    Prompt::Messages(messages.into_iter().map(value_of).collect()),
+                    Prompt::Messages(messages.into_iter().map(value_of).collect(), context),
                     PromptStyle::default(),
                     last.content,
                 ),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use tune_kernels::KernelBackend;
 
+use super::provenance::CHAT_TEMPLATE_KWARGS;
 use super::{Environment, Error};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
@@ -182,7 +183,9 @@ impl OpenedModel {
         if let (None, Some(tokenizer)) = (&opened.adapter, &opened.tokenizer) {
             let root = opened.base.folder.root();
             let template = ChatTemplate::open(recipe.data.chat_template.as_ref(), root, tokenizer);
-            opened.template = template.map_err(DataError::from)?.map(Arc::new);
+            let kwargs = recipe.data.chat_template_kwargs.clone().unwrap_or_default();
+            let template = template.map_err(DataError::from)?;
+            opened.template = template.map(|template| Arc::new(template.with_kwargs(kwargs.0)));
             let template = opened.template.as_deref();
             opened.end_tokens = end_tokens(Some(tokenizer), template, &opened.base.folder);
         }
@@ -220,12 +223,23 @@ impl OpenedModel {
         let asked = choice.compute_dtype.or(origin.map(|origin| origin.compute_dtype));
         let asked = asked.unwrap_or(ComputeDtype::Auto);
         let dtype = FloatDtype::resolve(asked, stored, |d| device.is_native(d), |d| device.supports(d))?;
-        let end_tokens = end_tokens(text.tokenizer.as_ref(), text.template.as_ref(), &base.folder);
+        let template = match adapter.as_ref().and_then(|(one, _)| one.metadata().get(CHAT_TEMPLATE_KWARGS)) {
+            Some(kwargs) => {
+                let kwargs = serde_json::from_str(kwargs).map_err(|error| {
+                    Error::Choice(format!(
+                        "the adapter's metadata `{CHAT_TEMPLATE_KWARGS}` is not valid: {error}"
+                    ))
+                })?;
+                text.template.map(|template| template.with_kwargs(kwargs))
+            }
+            None => text.template,
+        };
+        let end_tokens = end_tokens(text.tokenizer.as_ref(), template.as_ref(), &base.folder);
         Ok(Self {
             base,
             adapter,
             tokenizer: text.tokenizer.map(Arc::new),
-            template: text.template.map(Arc::new),
+            template: template.map(Arc::new),
             quantization,
             dtype,
             device,

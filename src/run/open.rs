@@ -230,8 +230,9 @@ fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
         }
     };
     let choice = file.parts().data.chat_template.clone();
+    let kwargs = file.parts().data.chat_template_kwargs.clone().unwrap_or_default();
     let template = match ChatTemplate::open(choice.as_ref(), folder.root(), &tokenizer) {
-        Ok(template) => template.map(Arc::new),
+        Ok(template) => template.map(|template| Arc::new(template.with_kwargs(kwargs.0))),
         Err(error) => {
             let place = file.place(&["data", "chat_template"]);
             report_new(file, Problem::new("data::chat_template", place, error.to_string()));

@@ -7,7 +7,9 @@ use serde_json::{Map, Value, json};
 use super::Error;
 use super::inference::OpenedModel;
 use crate::data::error::Error as DataError;
+use crate::data::example::Context;
 use crate::data::template::TemplateError;
+use crate::data::{self, schema};
 use crate::files::{self, Action};
 
 /// A prompt.
@@ -15,8 +17,8 @@ use crate::files::{self, Action};
 pub enum Prompt {
     /// Text: a user message, or with `raw` the text to continue.
     Text(String),
-    /// A conversation: JSON objects with `role` and `content`.
-    Messages(Vec<Value>),
+    /// A conversation: JSON objects with `role` and `content`, and the context of the chat template.
+    Messages(Vec<Value>, Context),
 }
 
 /// How prompts are formatted.
@@ -53,21 +55,21 @@ impl OpenedModel {
                 ids.extend(tokenizer.encode(text).map_err(DataError::from)?.ids);
                 return self.within_context(ids);
             }
-            (Prompt::Messages(_), true) => {
+            (Prompt::Messages(..), true) => {
                 let message = "`messages` need a chat template, which `--raw` turns off";
                 return Err(Error::Choice(message.into()));
             }
             (Prompt::Text(text), false) => {
                 let system = style.system.map(|content| json!({"role": "system", "content": content}));
                 let user = json!({"role": "user", "content": text});
-                self.rendered(&system.into_iter().chain([user]).collect::<Vec<_>>())?
+                self.rendered(&system.into_iter().chain([user]).collect::<Vec<_>>(), &Context::default())?
             }
-            (Prompt::Messages(messages), false) => self.rendered(messages)?,
+            (Prompt::Messages(messages, context), false) => self.rendered(messages, context)?,
         };
         self.within_context(tokenizer.encode(&text).map_err(DataError::from)?.ids)
     }
 
-    fn rendered(&self, messages: &[Value]) -> Result<String, Error> {
+    fn rendered(&self, messages: &[Value], context: &Context) -> Result<String, Error> {
         let Some(template) = &self.template else {
             return Err(Error::Choice(format!(
                 "{} has no chat template, so it cannot take a conversation; `tune generate --raw` continues a text",
@@ -75,7 +77,7 @@ impl OpenedModel {
             )));
         };
         let refused = |error: TemplateError| Error::Data(error.into());
-        template.render_json(messages, true).map_err(refused)
+        template.render_json(messages, context, true).map_err(refused)
     }
 
     fn within_context(&self, ids: Vec<u32>) -> Result<Vec<u32>, Error> {
@@ -116,7 +118,7 @@ impl OpenedModel {
 }
 
 fn object(line: &str) -> Result<Map<String, Value>, String> {
-    match serde_json::from_str(line) {
+    match data::json::from_slice(line.as_bytes()) {
         Ok(Value::Object(fields)) => Ok(fields),
         Ok(_) => Err("expected an object with `prompt` or `messages`".into()),
         Err(error) => Err(format!("not JSON: {error}")),
@@ -143,7 +145,9 @@ impl Prompt {
                         ));
                     }
                 }
-                Ok(Self::Messages(messages.clone()))
+                let context = schema::prompt_context(fields)
+                    .map_err(|problem| format!("{}: {}", problem.field, problem.problem))?;
+                Ok(Self::Messages(messages.clone(), context))
             }
             (Some(_), Some(_)) => Err("expected `prompt` or `messages`, found both".into()),
             (Some(other), None) => Err(format!("/prompt: expected a text, found {other}")),

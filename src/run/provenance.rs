@@ -15,6 +15,9 @@ const PREFIX: &str = "tune.";
 /// Key of the number of optimizer steps.
 pub(super) const STEPS: &str = "tune.steps";
 
+/// Key of the variables, as JSON, that the chat template got beside those of each conversation.
+pub(super) const CHAT_TEMPLATE_KWARGS: &str = "tune.chat_template_kwargs";
+
 /// Key of the budget that ended a run.
 pub(super) const ENDED_BY: &str = "tune.ended_by";
 
@@ -42,6 +45,9 @@ impl Provenance<'_> {
             self.recipe.quantization.map_or_else(|| "none".to_owned(), |spec| spec.to_string()),
         );
         put("seed", self.recipe.seed.to_string());
+        if let Some(kwargs) = &self.recipe.data.chat_template_kwargs {
+            put("chat_template_kwargs", serde_json::Value::from(kwargs.0.clone()).to_string());
+        }
         put("base_family", self.family.to_owned());
         let Summary { state, ended } = self.summary;
         put("steps", state.step.to_string());

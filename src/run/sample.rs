@@ -89,7 +89,7 @@ fn encode(opened: &Opened, prompt: &str) -> Result<Option<Vec<u32>>, Error> {
     let text = match (format, &opened.template) {
         (_, Some(template)) if is_conversation => {
             let turn = Message { role: "user".into(), content: prompt.into(), extra: Default::default() };
-            let text = template.render(&[turn], true).map_err(crate::data::error::Error::from)?;
+            let text = template.render(&vec![turn].into(), true).map_err(crate::data::error::Error::from)?;
             return Ok(Some(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids));
         }
         (Some(Format::Alpaca), _) => alpaca_prompt(prompt, ""),

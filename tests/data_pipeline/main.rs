@@ -14,7 +14,7 @@ use tune::data::corpus::Corpus;
 use tune::data::error::Error;
 use tune::data::example::RowId;
 use tune::data::inspect::Verdict;
-use tune::data::spec::{Format, OnEmpty, OnOverflow, Spec, Split, TrainOn};
+use tune::data::spec::{Format, OnEmpty, OnHiddenThoughts, OnMarked, OnOverflow, Spec, Split, TrainOn};
 use tune::data::survey::Note;
 use tune::data::tokenize::Supervision;
 
@@ -28,6 +28,9 @@ fn spec() -> Spec {
         val_split: 0.0,
         shuffle: true,
         chat_template: None,
+        chat_template_kwargs: None,
+        on_marked: OnMarked::Skip,
+        on_hidden_thoughts: OnHiddenThoughts::Learn,
     }
 }
 
@@ -124,18 +127,24 @@ proptest! {
         let folder = Folder::new();
         let rows: Vec<String> = conversations.iter().map(|turns| conversation_row(turns)).collect();
         folder.write("a.jsonl", &rows);
-        let spec = Spec { max_seq_len: 4096, shuffle: false, ..spec() };
+        // Blank answers are not learned.
+        let is_said =
+            |(role, content): &&(String, String)| role == "assistant" && !content.trim().is_empty();
+        let spoken: Vec<_> =
+            conversations.iter().filter(|turns| turns.iter().filter(is_said).count() > 0).collect();
+        prop_assume!(!spoken.is_empty());
+        let spec = Spec { max_seq_len: 4096, shuffle: false, on_empty: OnEmpty::Drop, ..spec() };
         let corpus = folder.corpus(&spec, &[("a.jsonl", Format::Messages)]);
         let all = steps(&corpus, &batching(1, 1), Cursor::default());
         let documents = documents(micro_batches(&all));
-        prop_assert_eq!(documents.len(), conversations.len());
+        prop_assert_eq!(documents.len(), spoken.len());
         let tokenizer = corpus.examples().tokenizer.clone().unwrap();
-        for ((row, ids, targets), turns) in documents.into_iter().zip(&conversations) {
+        for ((row, ids, targets), turns) in documents.into_iter().zip(spoken) {
             let supervised: Vec<u32> =
                 targets.iter().filter(|target| **target >= 0).map(|target| *target as u32).collect();
             let said: String = turns
                 .iter()
-                .filter(|(role, _)| role == "assistant")
+                .filter(is_said)
                 .map(|(_, content)| format!("{content}<|im_end|>"))
                 .collect();
             prop_assert_eq!(tokenizer.decode(&supervised).unwrap(), said, "row {:?}", row);

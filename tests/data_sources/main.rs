@@ -152,11 +152,16 @@ fn messages_of_every_binary_kind() {
         extra: extra.as_object().unwrap().clone(),
     };
     let expected = [
-        Example::Messages(vec![
-            message("user", "Hi", json!({"name": "Ann"})),
-            message("assistant", "Hello, this one is longer than twelve bytes", json!({})),
-        ]),
-        Example::Messages(vec![message("user", "?", json!({})), message("assistant", "!", json!({}))]),
+        Example::Conversation(
+            vec![
+                message("user", "Hi", json!({"name": "Ann"})),
+                message("assistant", "Hello, this one is longer than twelve bytes", json!({})),
+            ]
+            .into(),
+        ),
+        Example::Conversation(
+            vec![message("user", "?", json!({})), message("assistant", "!", json!({}))].into(),
+        ),
     ];
     for (name, bytes) in [
         ("m.arrow", ipc(&batches, false, None)),

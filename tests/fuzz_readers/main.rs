@@ -25,6 +25,7 @@ use mutation::{Chance, damaged, extremes};
 use peak_alloc::PeakAlloc;
 use tune::adapter::peft;
 use tune::assets::{ModelDir, SafetensorsFile, WeightFiles};
+use tune::data::example::Context;
 use tune::data::source::Dataset;
 use tune::data::spec::{DatasetSpec, Format};
 use tune::data::template::ChatTemplate;
@@ -111,7 +112,7 @@ fn read_tokenizer(folder: &Path) {
 fn read_template_text(template: &str) {
     if let Ok(template) = ChatTemplate::new(template.to_owned(), "test", [], []) {
         let message = serde_json::json!({"role": "user", "content": "Hello."});
-        let _ = template.render_json(&[message], true);
+        let _ = template.render_json(&[message], &Context::default(), true);
     }
 }
 

@@ -245,12 +245,11 @@ fn notes_say_what_a_setting_did() {
     has(&notes, &["special_tokens.pad_token", "nothing is padded"]);
     has(&notes, &["special_tokens.eos_token: `<end>`", "tokenizer_config.json"]);
     has(&notes, &["tokens: ", "no token is added"]);
-    let (_, notes) = axolotl_with(
-        "datasets:\n  - {path: a.jsonl, type: chat_template, message_field_training: train, field_tools: functions}\n  \
+    let (recipe, notes) = axolotl_with(
+        "datasets:\n  - {path: a.jsonl, type: chat_template, message_field_training: learn, field_tools: functions}\n  \
          - {path: b.jsonl, type: {field_instruction: q, field_output: a, format: 'Q: {instruction}'}}\n",
     );
-    has(&notes, &["datasets[0].message_field_training: `train` names whether a turn is trained on"]);
-    has(&notes, &["datasets[0].field_tools", "tools"]);
+    assert!(recipe.contains("fields = { tools = \"functions\", train = \"learn\" }"), "{recipe}");
     has(&notes, &["datasets[1].type: a prompt of its own", "`prompt-completion`"]);
 }
 

@@ -10,6 +10,9 @@ use super::super::source::Error;
 use super::super::spec::{DatasetSpec, Format};
 use super::unread;
 
+/// A column of tools in OpenAI's older form: functions that are not wrapped as tools.
+pub(super) const FUNCTIONS: &str = "functions";
+
 /// The type of a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -20,6 +23,8 @@ pub(super) enum Kind {
     /// True or false.
     Truth,
     Integers,
+    /// Lists or objects, also as JSON text.
+    Structure,
     /// Not a column, but the name of a key inside each message.
     MessageKey,
 }
@@ -63,11 +68,17 @@ impl Fields {
                 messages.columns.push("conversations".to_owned());
                 let mut system = field("system", Kind::Text, false);
                 system.columns.push("system_prompt".to_owned());
+                let mut tools = field("tools", Kind::Structure, false);
+                tools.columns.push(FUNCTIONS.to_owned());
                 vec![
                     messages,
                     system,
+                    tools,
+                    field("documents", Kind::Structure, false),
+                    field("chat_template_kwargs", Kind::Structure, false),
                     field("role", Kind::MessageKey, false),
                     field("content", Kind::MessageKey, false),
+                    field("train", Kind::MessageKey, false),
                 ]
             }
             Format::Alpaca => vec![
@@ -211,6 +222,7 @@ impl Kind {
             Kind::Messages => "lists of messages",
             Kind::Answer => "strings or lists of messages",
             Kind::Truth => "true or false",
+            Kind::Structure => "lists, objects or their JSON text",
             Kind::Integers => "lists of integers",
         }
     }
@@ -243,6 +255,10 @@ impl Kind {
             Kind::Answer => {
                 matches!(data_type, DataType::Struct(_) | DataType::Map(_, _))
                     || Kind::Messages.accepts(data_type)
+            }
+            Kind::Structure => {
+                let is_object = matches!(data_type, DataType::Struct(_) | DataType::Map(_, _));
+                item.is_some() || is_object || data_type.is_string()
             }
             Kind::Truth => {
                 matches!(data_type, DataType::Boolean) || data_type.is_integer() || data_type.is_string()

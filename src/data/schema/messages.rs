@@ -3,12 +3,14 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use super::context::{require_marks, tool_calls};
 use super::row_size::RowSize;
 use super::{Fields, pointer, unexpected};
-use crate::data::example::{Message, RowProblem};
+use crate::data::example::{Message, RowProblem, TRAIN_KEY};
+use crate::data::json;
 use crate::data::roles;
+use crate::data::source::not_json;
 use crate::data::source::value::{List, Object, Value, excerpt};
-use crate::data::source::{not_json, parse_json};
 
 impl Fields {
     /// The conversation in a row, a `system` column of its own in front.
@@ -83,15 +85,25 @@ impl Fields {
             true => "assistant",
             false => roles::role(name, &self.roles).ok_or_else(|| unknown_role(role_at, name))?,
         };
-        let others = message.entries().filter(|(name, _)| {
-            *name != role_key && *name != content_key && !self.ignore.iter().any(|ignored| ignored == name)
+        let others = message.entries().filter(|(name, value)| {
+            let is_ignored = self.ignore.iter().any(|ignored| ignored == name);
+            *name != role_key && *name != content_key && !is_ignored && !value.is_null()
         });
         let mut extra = size.members(others, at)?;
         let content_at = pointer(at, content_key);
-        if let Some(Json::String(text)) = extra.get("tool_calls") {
-            let calls = parsed(text, &pointer(at, "tool_calls"))?;
-            extra.insert("tool_calls".to_owned(), calls);
+        if let Some(calls) = extra.get_mut("tool_calls").filter(|calls| **calls != Json::Array(Vec::new())) {
+            *calls = tool_calls(calls.take(), &pointer(at, "tool_calls"), size)?;
+            if calls.is_null() {
+                extra.shift_remove("tool_calls");
+            }
         }
+        let mark = key("train");
+        if mark != TRAIN_KEY
+            && let Some(value) = extra.get(mark).cloned()
+        {
+            extra.insert(TRAIN_KEY.to_owned(), value);
+        }
+        require_marks(role, &extra, at)?;
         if let Some(call @ Json::Object(_)) = extra.get("function_call")
             && !extra.contains_key("tool_calls")
         {
@@ -129,7 +141,7 @@ fn unknown_role(field: String, name: &str) -> RowProblem {
 
 /// The value of a text that holds JSON where a structure is meant.
 pub(super) fn parsed(text: &str, field: &str) -> Result<Json, RowProblem> {
-    parse_json(text.as_bytes()).map_err(|error| {
+    json::from_slice(text.as_bytes()).map_err(|error| {
         let problem = not_json(&error, text.as_bytes(), 1);
         RowProblem::at(field, format!("this column holds a structure as JSON text; {problem}"))
     })

@@ -3,8 +3,9 @@
 
 use serde_json::{Map, Value as Json};
 
-use super::super::source::value::Value;
+use super::super::source::value::{Object, Value};
 use crate::data::example::RowProblem;
+use crate::data::json;
 use crate::units::Bytes;
 
 /// About the bytes of a value beside its text, of a member's name beside its text, and of a message.
@@ -46,16 +47,18 @@ impl RowSize {
         Ok(text.to_owned())
     }
 
-    /// A value as JSON, itself counted by the caller. Members of objects that are null are left out.
-    fn json(&mut self, value: Value<'_>, field: &str) -> Result<Json, RowProblem> {
+    /// A value as JSON, itself counted by the caller. A member that is null is left out of an Arrow struct, where it says
+    /// that other rows have such a member.
+    pub(super) fn json(&mut self, value: Value<'_>, field: &str) -> Result<Json, RowProblem> {
         Ok(match value {
             Value::Null => Json::Null,
             Value::Bool(value) => Json::Bool(value),
             Value::Integer(value) => i64::try_from(value)
                 .map(Json::from)
                 .or_else(|_| u64::try_from(value).map(Json::from))
-                .unwrap_or(Json::Null),
-            Value::Float(value) => Json::from(value),
+                .unwrap_or_else(|_| json::number(&value.to_string())),
+            Value::Float(value) => json::float(value),
+            Value::Number(spelling) => json::number(spelling),
             Value::Text(text) => Json::String(self.text(text, field)?),
             Value::List(list) => {
                 self.values(list.len(), field)?;
@@ -66,19 +69,23 @@ impl RowSize {
                 }
                 Json::Array(made)
             }
-            Value::Object(object) => Json::Object(self.members(object.entries(), field)?),
+            Value::Object(object) => {
+                let keeps_nulls = !matches!(object, Object::Struct { .. });
+                let members = object.entries().filter(|(_, value)| keeps_nulls || !value.is_null());
+                Json::Object(self.members(members, field)?)
+            }
             Value::Other(kind) => Json::String(format!("<{kind}>")),
         })
     }
 
-    /// Members of an object as JSON, without those that are null.
+    /// Members of an object as JSON.
     pub(super) fn members<'a>(
         &mut self,
         members: impl Iterator<Item = (&'a str, Value<'a>)>,
         field: &str,
     ) -> Result<Map<String, Json>, RowProblem> {
         let mut made = Map::new();
-        for (name, value) in members.filter(|(_, value)| !value.is_null()) {
+        for (name, value) in members {
             self.values(2, field)?;
             made.insert(self.text(name, field)?, self.json(value, field)?);
         }

@@ -9,7 +9,7 @@ use super::super::example::Message;
 use super::super::source::Error;
 use super::super::spec::DatasetSpec;
 use super::*;
-use crate::data::example::Answer;
+use crate::data::example::{Answer, Context};
 
 fn fields(format: Format, mapping: &[(&str, &str)]) -> Result<Fields, Error> {
     let fields = mapping.iter().map(|(name, column)| ((*name).to_owned(), (*column).to_owned())).collect();
@@ -36,11 +36,9 @@ fn prompt_completion(prompt: &str, completion: &str) -> Example {
 
 #[test]
 fn messages_in_both_layouts() {
-    let expected = Example::Messages(vec![
-        message("system", "Be brief."),
-        message("user", "Hi"),
-        message("assistant", "Hello"),
-    ]);
+    let expected = Example::Conversation(
+        vec![message("system", "Be brief."), message("user", "Hi"), message("assistant", "Hello")].into(),
+    );
     let openai = json!({"messages": [
         {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello", "name": null}]});
@@ -62,12 +60,106 @@ fn parts_are_joined_and_other_keys_are_kept() {
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Ann"},
         {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]},
         {"role": "tool", "content": "7", "tool_call_id": "1"}]});
-    let Example::Messages(messages) = read(Format::Messages, &[], &row).unwrap() else { panic!() };
+    let Example::Conversation(conversation) = read(Format::Messages, &[], &row).unwrap() else { panic!() };
+    let messages = conversation.messages;
     assert_eq!(messages[0].content, "ab");
     assert_eq!(Json::Object(messages[0].extra.clone()), json!({"name": "Ann"}));
     assert_eq!(messages[1].content, "");
     assert_eq!(Json::Object(messages[1].extra.clone()), json!({"tool_calls": [{"id": "1"}]}));
     assert_eq!(messages[2].role, "tool");
+}
+
+fn context(row: Json) -> Context {
+    let Example::Conversation(conversation) = read(Format::Messages, &[], &row).unwrap() else { panic!() };
+    conversation.context
+}
+
+/// The same tools, documents and variables, as structure and as JSON text.
+#[test]
+fn the_context_of_a_conversation_is_read() {
+    let messages = json!([{"role": "user", "content": "x"}]);
+    let function = json!({"name": "f", "parameters": {"default": null}});
+    let tool = json!({"type": "function", "function": function});
+    for tools in [
+        json!({"tools": [tool]}),
+        json!({"tools": [tool.to_string()]}),
+        json!({"tools": json!([tool]).to_string()}),
+        json!({"functions": [function]}),
+        json!({"tools": null, "functions": json!([function]).to_string()}),
+    ] {
+        let mut row = tools.clone();
+        row["messages"] = messages.clone();
+        assert_eq!(context(row).tools, json!([tool]), "{tools}");
+    }
+    for nothing in
+        [json!({"tools": null}), json!({"tools": []}), json!({"tools": ""}), json!({"documents": []})]
+    {
+        let mut row = nothing.clone();
+        row["messages"] = messages.clone();
+        assert_eq!(context(row), Context::default(), "{nothing}");
+    }
+    let (documents, kwargs) = (json!([{"title": "T"}]), json!({"enable_thinking": false}));
+    for (documents_row, kwargs_row) in
+        [(documents.clone(), kwargs.clone()), (documents.to_string().into(), kwargs.to_string().into())]
+    {
+        let row =
+            json!({"messages": messages, "documents": documents_row, "chat_template_kwargs": kwargs_row});
+        let context = context(row);
+        assert_eq!(context.documents, documents);
+        assert_eq!(Json::Object(context.template_kwargs), kwargs);
+    }
+    let said = |key: &str, value: Json| said(Format::Messages, &json!({"messages": messages, key: value}));
+    assert_eq!(said("tools", json!({"a": 1})), "/tools: expected a list of tools, found an object");
+    assert!(said("tools", json!("search")).starts_with("/tools: expected JSON text, found \"search\""));
+    assert_eq!(
+        said("chat_template_kwargs", json!({"messages": []})),
+        "/chat_template_kwargs/messages: every template is given `messages`; it cannot be set here"
+    );
+}
+
+#[test]
+fn tool_calls_keep_their_nulls_and_may_be_json_text() {
+    let calls = json!([{"function": {"name": "f", "arguments": {"unit": null, "n": 1}}}]);
+    let messages = |tool_calls: Json| {
+        let row = json!({"messages": [{"role": "assistant", "content": null, "tool_calls": tool_calls}]});
+        let Example::Conversation(conversation) = read(Format::Messages, &[], &row).unwrap() else {
+            panic!()
+        };
+        conversation.messages[0].extra["tool_calls"].clone()
+    };
+    for given in [calls.clone(), calls.to_string().into(), json!([calls[0].to_string()])] {
+        assert_eq!(messages(given), calls);
+    }
+    let text = json!([{"function": calls[0]["function"].to_string()}]);
+    assert_eq!(messages(text), calls);
+}
+
+#[test]
+fn the_mark_of_a_turn_may_have_another_name() {
+    let row = json!({"messages": [{"role": "assistant", "content": "x", "learn_this": false}]});
+    let Example::Conversation(conversation) =
+        read(Format::Messages, &[("train", "learn_this")], &row).unwrap()
+    else {
+        panic!()
+    };
+    assert_eq!(conversation.messages[0].is_learned(), Some(("train", false)));
+}
+
+#[test]
+fn marks_of_what_is_learned_are_checked() {
+    let with = |role: &str, key: &str, mark: Json| {
+        read(Format::Messages, &[], &json!({"messages": [{"role": role, "content": "x", key: mark}]}))
+            .map_err(|fault| format!("{}: {}", fault.field, fault.problem))
+    };
+    assert!(with("assistant", "weight", json!(0)).is_ok() && with("user", "train", json!(false)).is_ok());
+    assert_eq!(
+        with("assistant", "weight", json!(0.5)).unwrap_err(),
+        "/messages/0/weight: expected true, false, 1 or 0 (whether the turn is learned), found the number 0.5"
+    );
+    assert_eq!(
+        with("user", "train", json!(true)).unwrap_err(),
+        "/messages/0/train: only assistant turns can be supervised, and this is a user turn; remove `train`"
+    );
 }
 
 #[test]
@@ -223,10 +315,10 @@ fn columns_of_the_wrong_type() {
 
 /// The roles and contents of the messages of a row.
 fn turns(row: &Json) -> Vec<(String, String)> {
-    let Ok(Example::Messages(messages)) = read(Format::Messages, &[], row) else {
+    let Ok(Example::Conversation(conversation)) = read(Format::Messages, &[], row) else {
         panic!("{}", said(Format::Messages, row))
     };
-    messages.into_iter().map(|message| (message.role, message.content)).collect()
+    conversation.messages.into_iter().map(|message| (message.role, message.content)).collect()
 }
 
 #[test]
@@ -252,11 +344,12 @@ fn d7_roles_go_by_many_names() {
     spec.roles = [("user".to_owned(), vec!["narrator".to_owned(), "model".to_owned()])].into();
     let row = json!({"messages": [{"role": "narrator", "content": "x"}, {"role": "model", "content": "y"}]});
     let object = Object::Json(row.as_object().unwrap());
-    let Ok(Example::Messages(messages)) = Fields::new(&spec).unwrap().example(object, 1 << 20, &mut |_| {})
+    let Ok(Example::Conversation(conversation)) =
+        Fields::new(&spec).unwrap().example(object, 1 << 20, &mut |_| {})
     else {
         panic!()
     };
-    assert!(messages.iter().all(|message| message.role == "user"));
+    assert!(conversation.messages.iter().all(|message| message.role == "user"));
 }
 
 #[test]
@@ -270,7 +363,10 @@ fn d7_calls_of_tools_in_other_layouts() {
         json!({"role": "assistant", "content": null, "tool_calls": expected.to_string()}),
     ] {
         let row = json!({"messages": [message]});
-        let Ok(Example::Messages(messages)) = read(Format::Messages, &[], &row) else { panic!("{row}") };
+        let Ok(Example::Conversation(conversation)) = read(Format::Messages, &[], &row) else {
+            panic!("{row}")
+        };
+        let messages = conversation.messages;
         assert_eq!((messages[0].role.as_str(), messages[0].content.as_str()), ("assistant", ""));
         assert_eq!(Json::Object(messages[0].extra.clone()), json!({"tool_calls": expected}));
     }

@@ -65,7 +65,7 @@ fn is_nothing(column: &str, value: Value<'_>) -> bool {
         Value::List(list) => list.is_empty(),
         Value::Object(object) => object.entries().all(|(_, value)| value.is_null()),
         value if WEIGHTS.contains(&column) => is_one(value),
-        Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Other(_) => false,
+        Value::Bool(_) | Value::Integer(_) | Value::Float(_) | Value::Number(_) | Value::Other(_) => false,
     }
 }
 

@@ -36,7 +36,7 @@ use read_at::Location;
 use text::{TextBlock, TextFile};
 use value::Object;
 
-pub(super) use text::{not_json, parse_json};
+pub(super) use text::not_json;
 
 pub use problem::{BadRows, Error, Place, Position, RowError, SHOWN_BAD_ROWS};
 

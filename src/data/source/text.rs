@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use super::fault::Fault;
 use super::read_at::Location;
 use super::scan::{Malformed, Record, Scanner, Syntax};
+use crate::data::json;
 use crate::units::Bytes;
 
 /// Bytes between two kept positions: 24 bytes of index for so many of the file.
@@ -232,13 +233,13 @@ impl TextFile {
         Ok(TextBlock { bytes, start: block.start, records })
     }
 
-    /// One record of a block as an object; in a CSV file, cells of the columns in `json` are read as JSON,
+    /// One record of a block as an object; in a CSV file, cells of the columns in `json_columns` are read as JSON,
     /// and empty cells are left out there.
     pub(super) fn record(
         &self,
         block: &TextBlock,
         index: u64,
-        json: &[&str],
+        json_columns: &[&str],
     ) -> Result<TextRecord, RecordFault> {
         let whole = |problem: String| RecordFault { column: String::new(), problem };
         let Some(record) = block.records.get(index as usize) else {
@@ -246,9 +247,9 @@ impl TextFile {
         };
         let bytes = &block.bytes[(record.start - block.start) as usize..(record.end - block.start) as usize];
         if let (Some(header), Syntax::Csv { separator }) = (&self.header, self.syntax) {
-            return csv_record(bytes, header, separator, json).map(TextRecord);
+            return csv_record(bytes, header, separator, json_columns).map(TextRecord);
         }
-        match parse_json(bytes) {
+        match json::from_slice(bytes) {
             Ok(Json::Object(object)) => Ok(TextRecord(object)),
             Ok(other) => Err(whole(format!("expected an object, found {}", json_kind(&other)))),
             Err(error) => Err(whole(not_json(&error, bytes, record.line))),
@@ -325,7 +326,7 @@ fn csv_record(
     bytes: &[u8],
     header: &[String],
     separator: u8,
-    json: &[&str],
+    json_columns: &[&str],
 ) -> Result<Map<String, Json>, RecordFault> {
     let mut cells = cells(bytes, separator)?;
     // Tables that were saved with empty columns at their right end.
@@ -343,10 +344,10 @@ fn csv_record(
     }
     let mut record = Map::new();
     for (name, cell) in header.iter().zip(cells) {
-        if !json.contains(&name.as_str()) {
+        if !json_columns.contains(&name.as_str()) {
             record.insert(name.clone(), Json::String(cell));
         } else if !cell.is_empty() {
-            let value = parse_json(cell.as_bytes()).map_err(|error| RecordFault {
+            let value = json::from_slice(cell.as_bytes()).map_err(|error| RecordFault {
                 column: name.clone(),
                 problem: format!(
                     "a CSV cell of this column holds JSON; {}",
@@ -389,39 +390,6 @@ fn cells(record: &[u8], separator: u8) -> Result<Vec<String>, RecordFault> {
         })?);
     }
     Ok(cells)
-}
-
-/// The JSON value of a text. NaN and infinities, which Python writes though JSON has none, are read as null.
-pub(in crate::data) fn parse_json(bytes: &[u8]) -> Result<Json, serde_json::Error> {
-    serde_json::from_slice(bytes).or_else(|error| match without_nan(bytes) {
-        Some(changed) => serde_json::from_slice(&changed).map_err(|_| error),
-        None => Err(error),
-    })
-}
-
-/// The text with null for each NaN or infinity outside of its strings; `None`: it has none.
-fn without_nan(bytes: &[u8]) -> Option<Vec<u8>> {
-    let mut changed = Vec::with_capacity(bytes.len());
-    let (mut is_changed, mut is_text, mut rest) = (false, false, bytes);
-    while let Some((byte, behind)) = rest.split_first() {
-        let number = [&b"NaN"[..], b"Infinity", b"-Infinity"].into_iter().find(|word| rest.starts_with(word));
-        match (is_text, byte, number) {
-            (false, _, Some(word)) => {
-                changed.extend(b"null");
-                (is_changed, rest) = (true, &rest[word.len()..]);
-                continue;
-            }
-            (true, b'\\', _) => {
-                changed.extend(rest.iter().take(2));
-                rest = rest.get(2..).unwrap_or_default();
-                continue;
-            }
-            _ => is_text ^= *byte == b'"',
-        }
-        changed.push(*byte);
-        rest = behind;
-    }
-    is_changed.then_some(changed)
 }
 
 /// "not valid JSON at line 7, column 12: expected value", and what to do about it where that is known.

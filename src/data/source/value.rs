@@ -9,6 +9,8 @@ use arrow::datatypes::{
 };
 use serde_json::Value as Json;
 
+use crate::data::json;
+
 /// One value.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Value<'a> {
@@ -16,6 +18,8 @@ pub(crate) enum Value<'a> {
     Bool(bool),
     Integer(i128),
     Float(f64),
+    /// A number of JSON that is longer than any integer type, or not finite, as it is written.
+    Number(&'a str),
     Text(&'a str),
     List(List<'a>),
     Object(Object<'a>),
@@ -50,7 +54,10 @@ impl<'a> Value<'a> {
             },
             Json::String(text) => Value::Text(text),
             Json::Array(values) => Value::List(List::Json(values)),
-            Json::Object(object) => Value::Object(Object::Json(object)),
+            Json::Object(object) => match json::spelled_number(object) {
+                Some(spelling) => spelling.parse().map_or(Value::Number(spelling), Value::Integer),
+                None => Value::Object(Object::Json(object)),
+            },
         }
     }
 
@@ -118,8 +125,9 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// Null, or the NaN that pandas writes for a missing value.
     pub(crate) fn is_null(&self) -> bool {
-        matches!(self, Value::Null)
+        matches!(self, Value::Null | Value::Number("NaN"))
     }
 
     /// What the value is, as errors name it, with the value itself where it is short.
@@ -129,6 +137,7 @@ impl<'a> Value<'a> {
             Value::Bool(value) => format!("the boolean {value}"),
             Value::Integer(value) => format!("the integer {value}"),
             Value::Float(value) => format!("the number {value}"),
+            Value::Number(spelling) => format!("the number {spelling}"),
             Value::Text(text) => format!("the string {}", excerpt(text)),
             Value::List(list) if list.is_empty() => "an empty list".to_owned(),
             Value::List(list) => format!("a list of {}", list.len()),

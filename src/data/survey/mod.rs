@@ -134,6 +134,8 @@ struct Seen {
     end_of_turn: Option<EndOfTurn>,
     differential: u64,
     dropped_thoughts: u64,
+    marked: u64,
+    silent: u64,
     not_spelled: NamedRows,
     /// Rows that have a column or a key of messages that is not used, by dataset and name.
     unread: BTreeMap<(u32, String), u64>,
@@ -251,6 +253,8 @@ impl Seen {
             self.lacks_bos |= traits.lacks_bos;
             self.end_of_turn = self.end_of_turn.max(traits.end_of_turn);
             self.dropped_thoughts += u64::from(traits.dropped_thoughts);
+            self.marked += u64::from(traits.marked);
+            self.silent += u64::from(traits.silent);
         }
         let differential = Supervision::Template(SpanMethod::Differential);
         self.differential += u64::from(documents.iter().any(|document| document.supervision == differential));
@@ -269,6 +273,8 @@ impl Seen {
         self.end_of_turn = self.end_of_turn.max(other.end_of_turn);
         self.differential += other.differential;
         self.dropped_thoughts += other.dropped_thoughts;
+        self.marked += other.marked;
+        self.silent += other.silent;
         self.not_spelled.merge(other.not_spelled);
         for (name, rows) in other.unread {
             *self.unread.entry(name).or_default() += rows;
@@ -309,6 +315,12 @@ impl Seen {
         }
         if self.dropped_thoughts > 0 {
             notes.push(Note::DroppedThoughts { rows: self.dropped_thoughts });
+        }
+        if self.marked > 0 {
+            notes.push(Note::Marked { rows: self.marked });
+        }
+        if self.silent > 0 {
+            notes.push(Note::Silent { rows: self.silent });
         }
         if let Some((_, first, _)) = self.not_spelled.first.first() {
             notes.push(Note::NotSpelled { rows: self.not_spelled.count, first: first.clone() });

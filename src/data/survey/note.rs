@@ -49,6 +49,16 @@ pub enum Note {
         /// Number of rows.
         rows: u64,
     },
+    /// Turns are marked as not to be learned.
+    Marked {
+        /// Number of rows.
+        rows: u64,
+    },
+    /// Turns have neither text nor thoughts nor tool calls.
+    Silent {
+        /// Number of rows.
+        rows: u64,
+    },
     /// The tokenizer cannot spell some supervised text.
     NotSpelled {
         /// Number of rows.
@@ -102,8 +112,18 @@ impl fmt::Display for Note {
             ),
             Note::DroppedThoughts { rows } => write!(
                 formatter,
-                "in {} rows the chat template drops the thoughts of earlier assistant turns; the rest of those \
-                 turns is supervised (`train_on = \"last-assistant\"` leaves these turns out)",
+                "in {} rows the chat template does not show the thoughts of supervised assistant turns; the rest of \
+                 those turns is supervised (`train_on = \"last-assistant\"` leaves earlier turns out)",
+                Grouped(*rows)
+            ),
+            Note::Marked { rows } => write!(
+                formatter,
+                "in {} rows assistant turns are marked as not to be learned (`weight`, `train`, …) and are not supervised",
+                Grouped(*rows)
+            ),
+            Note::Silent { rows } => write!(
+                formatter,
+                "in {} rows assistant turns have neither text nor thoughts nor tool calls and are not supervised",
                 Grouped(*rows)
             ),
             Note::NotSpelled { rows, first } => write!(

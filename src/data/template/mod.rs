@@ -12,8 +12,9 @@
 //! process, which then names the template ([`being_rendered`]). It does so before training begins, since the survey
 //! renders every row first.
 
+mod arguments;
+mod context;
 mod environment;
-mod message;
 mod method;
 mod python;
 mod source;
@@ -28,18 +29,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind};
+use serde_json::{Map, Value as Json};
 
-use crate::data::example::Message;
+use crate::data::example::{Context, Conversation, Message};
+use arguments::Shown;
+pub(crate) use context::{OWN_VARIABLES, REASONING};
 use environment::{FUEL, REFUSAL};
 pub use source::CHATML;
-pub use spans::{EndOfTurn, Rendered, SpanMethod};
+pub(crate) use spans::is_silent;
+pub use spans::{EndOfTurn, Rendered, Rules, SpanMethod};
 use text::Text;
 
 /// The time that `strftime_now` returns.
 pub const CLOCK: &str = "2024-07-26 12:30";
 
-/// The name of the template in the engine.
+/// The names of the templates in the engine.
 const NAME: &str = "chat_template";
+const TOOL_USE: &str = "tool_use";
 
 thread_local! {
     static BEING_RENDERED: Cell<Option<&'static str>> = const { Cell::new(None) };
@@ -61,6 +67,9 @@ pub struct ChatTemplate {
     /// Leaked, for [`being_rendered`]; a process opens few templates.
     origin: &'static str,
     special_tokens: Vec<(String, String)>,
+    template_kwargs: Map<String, Json>,
+    /// There is a template of its own for conversations with tools.
+    has_tool_use: bool,
     end_tokens: Vec<String>,
     asked_the_date: Arc<AtomicBool>,
 }
@@ -112,6 +121,14 @@ pub enum TemplateError {
         /// What went wrong.
         problem: String,
     },
+    /// A rule of the recipe refuses a turn.
+    #[error("message {turn}: {problem}")]
+    Turn {
+        /// The message's index, from 0.
+        turn: usize,
+        /// The rule.
+        problem: String,
+    },
     /// No method finds the assistant's words in what the template wrote.
     #[error(
         "the chat template of {origin} does not show the content of message {turn} unchanged ({problem}), so the \
@@ -144,18 +161,34 @@ impl ChatTemplate {
     ) -> Result<ChatTemplate, TemplateError> {
         let origin: &'static str = origin.into().leak();
         let asked_the_date = Arc::new(AtomicBool::new(false));
-        let mut environment = environment::transformers_environment(Arc::clone(&asked_the_date));
-        let prepared = environment::prepared(&source);
-        in_engine(origin, || environment.add_template_owned(NAME, prepared))
-            .map_err(|(line, problem)| TemplateError::Syntax { origin: origin.to_owned(), line, problem })?;
+        let environment = environment::transformers_environment(Arc::clone(&asked_the_date));
+        let environment = add_template(environment, origin, NAME, &source)?;
         Ok(ChatTemplate {
             environment,
             source,
             origin,
             special_tokens: special_tokens.into_iter().collect(),
+            template_kwargs: Map::new(),
+            has_tool_use: false,
             end_tokens: end_tokens.into_iter().filter(|token| !token.is_empty()).collect(),
             asked_the_date,
         })
+    }
+
+    /// The same template with further variables for every conversation.
+    #[must_use]
+    pub fn with_kwargs(self, template_kwargs: Map<String, Json>) -> Self {
+        Self { template_kwargs, ..self }
+    }
+
+    /// The same template with another one in its place for conversations with tools.
+    ///
+    /// # Errors
+    /// [`TemplateError::Syntax`].
+    pub fn with_tool_use(mut self, source: &str) -> Result<Self, TemplateError> {
+        self.environment = add_template(self.environment, self.origin, TOOL_USE, source)?;
+        self.has_tool_use = true;
+        Ok(self)
     }
 
     /// The Jinja source, byte for byte as it was read.
@@ -172,8 +205,23 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// [`TemplateError::Refused`], [`TemplateError::Render`].
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        self.render_values(messages.iter().map(message::value).collect(), add_generation_prompt)
+    pub fn render(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        self.shown_conversation(conversation, add_generation_prompt).map(|shown| shown.text)
+    }
+
+    fn shown_conversation(
+        &self,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<Shown, TemplateError> {
+        let Conversation { messages, context } = conversation;
+        let calls = messages.iter().filter_map(|message| message.extra.get("tool_calls"));
+        let values = |form| messages.iter().map(|message| context::message(message, form)).collect();
+        self.shown(calls, values, context, add_generation_prompt)
     }
 
     /// As [`render`](Self::render), for messages as JSON objects with whatever keys and contents they have.
@@ -182,10 +230,13 @@ impl ChatTemplate {
     /// [`TemplateError::Refused`], [`TemplateError::Render`].
     pub fn render_json(
         &self,
-        messages: &[serde_json::Value],
+        messages: &[Json],
+        context: &Context,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        self.render_values(messages.iter().map(message::of_json).collect(), add_generation_prompt)
+        let calls = messages.iter().filter_map(|message| message.get("tool_calls"));
+        let values = |form| messages.iter().map(|message| context::json_message(message, form)).collect();
+        self.shown(calls, values, context, add_generation_prompt).map(|shown| shown.text)
     }
 
     /// The token that ends an assistant's turn, as text, where the template writes one after a short exchange.
@@ -193,10 +244,10 @@ impl ChatTemplate {
         let message = |role: &str, content: &str| Message {
             role: role.to_owned(),
             content: content.to_owned(),
-            extra: serde_json::Map::new(),
+            extra: Map::new(),
         };
-        let exchange = [message("user", "Hello."), message("assistant", spans::PROBE)];
-        let text = self.render(&exchange, false).ok()?;
+        let exchange = vec![message("user", "Hello."), message("assistant", spans::PROBE)];
+        let text = self.render(&exchange.into(), false).ok()?;
         let (_, tail) = text.split_once(spans::PROBE)?;
         let closing = self.closing(tail);
         let token = tail[..closing.length].trim();
@@ -211,22 +262,20 @@ impl ChatTemplate {
     fn render_values(
         &self,
         messages: Vec<Value>,
+        context: &Context,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let variables = self
-            .special_tokens
-            .iter()
-            .map(|(name, token)| (name.clone(), Value::from(token.as_str())))
-            .chain([
-                ("messages".to_owned(), Value::from(messages)),
-                ("tools".to_owned(), Value::from(())),
-                ("documents".to_owned(), Value::from(())),
-                ("add_generation_prompt".to_owned(), Value::from(add_generation_prompt)),
-            ])
-            .collect::<Value>();
+        let variables = context::variables(
+            &self.special_tokens,
+            &self.template_kwargs,
+            context,
+            messages,
+            add_generation_prompt,
+        );
+        let name = if self.has_tool_use && !context.tools.is_null() { TOOL_USE } else { NAME };
         in_engine(self.origin, || {
             let mut text = Text::default();
-            self.environment.get_template(NAME)?.render_captured_to(variables, &mut text)?;
+            self.environment.get_template(name)?.render_captured_to(variables, &mut text)?;
             Ok(text.finish())
         })
         .map_err(|(line, problem)| {
@@ -236,6 +285,19 @@ impl ChatTemplate {
                 None => TemplateError::Render { origin, line, problem },
             }
         })
+    }
+}
+
+fn add_template(
+    mut environment: Environment<'static>,
+    origin: &'static str,
+    name: &'static str,
+    source: &str,
+) -> Result<Environment<'static>, TemplateError> {
+    let prepared = environment::prepared(source);
+    match in_engine(origin, || environment.add_template_owned(name, prepared)) {
+        Ok(()) => Ok(environment),
+        Err((line, problem)) => Err(TemplateError::Syntax { origin: origin.to_owned(), line, problem }),
     }
 }
 

@@ -4,7 +4,9 @@
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Error, ErrorKind};
 
+use super::context::LongInteger;
 use super::text::Text;
+use crate::data::json;
 
 /// The time that `strftime_now` returns: Friday, 26 July 2024, 12:30 (see `CLOCK`).
 ///
@@ -101,9 +103,19 @@ pub(super) fn tojson(value: &Value, positional: Rest<Value>, named: Kwargs) -> R
     let sort_keys = argument(3, "sort_keys")?.is_some_and(|value| value.is_true());
     named.assert_all_used()?;
     let style = JsonStyle { ensure_ascii, indent, separators, sort_keys };
+    written_json(value, &style).map(Value::from)
+}
+
+/// `json.dumps(x, ensure_ascii=False)`.
+pub(super) fn json_of(value: &Value) -> Result<String, Error> {
+    let separators = (", ".to_owned(), ": ".to_owned());
+    written_json(value, &JsonStyle { ensure_ascii: false, indent: None, separators, sort_keys: false })
+}
+
+fn written_json(value: &Value, style: &JsonStyle) -> Result<String, Error> {
     let mut text = Text::default();
-    write_json(&mut text, value, &style, 0)?;
-    Ok(Value::from(text.finish()))
+    write_json(&mut text, value, style, 0)?;
+    Ok(text.finish())
 }
 
 struct JsonStyle {
@@ -135,7 +147,10 @@ fn write_json(text: &mut Text, value: &Value, style: &JsonStyle, depth: usize) -
     match value.kind() {
         ValueKind::None => text.push_str("null")?,
         ValueKind::Bool => text.push_str(if value.is_true() { "true" } else { "false" })?,
-        ValueKind::Number => text.push_str(&number(value))?,
+        ValueKind::Number => text.push_str(&json_number(value))?,
+        ValueKind::Plain if value.downcast_object_ref::<LongInteger>().is_some() => {
+            text.push_str(&value.to_string())?;
+        }
         ValueKind::String => json_string(text, value.as_str().unwrap_or_default(), style.ensure_ascii)?,
         ValueKind::Seq | ValueKind::Iterable => {
             text.push('[')?;
@@ -168,7 +183,7 @@ fn write_json(text: &mut Text, value: &Value, style: &JsonStyle, depth: usize) -
                     ValueKind::String => key.as_str().unwrap_or_default().to_owned(),
                     ValueKind::None => "null".to_owned(),
                     ValueKind::Bool => if key.is_true() { "true" } else { "false" }.to_owned(),
-                    ValueKind::Number => number(key),
+                    ValueKind::Number => json_number(key),
                     kind => return Err(invalid(format!("tojson: {kind} cannot be a key"))),
                 };
                 json_string(text, &name, style.ensure_ascii)?;
@@ -211,6 +226,14 @@ fn json_string(text: &mut Text, value: &str, ensure_ascii: bool) -> Result<(), E
     Ok(())
 }
 
+/// A number as `json.dumps` writes it.
+fn json_number(value: &Value) -> String {
+    match f64::try_from(value.clone()) {
+        Ok(float) if !value.is_integer() && !float.is_finite() => json::python_float(float).to_owned(),
+        _ => number(value),
+    }
+}
+
 /// `repr()` of a Python number: integers as they are, floats shortest, `1e+16` and `1e-05` with a signed exponent
 /// of two digits.
 fn number(value: &Value) -> String {
@@ -218,11 +241,8 @@ fn number(value: &Value) -> String {
         return value.to_string();
     }
     let Ok(float) = f64::try_from(value.clone()) else { return value.to_string() };
-    if float.is_nan() {
-        return "NaN".to_owned();
-    }
-    if float.is_infinite() {
-        return if float > 0.0 { "Infinity" } else { "-Infinity" }.to_owned();
+    if !float.is_finite() {
+        return float.to_string().to_lowercase();
     }
     let shortest = format!("{float:?}");
     match shortest.split_once('e') {

@@ -24,7 +24,7 @@ impl ChatTemplate {
     /// the model has none.
     ///
     /// A `chat_template.jinja` beats the key in tokenizer_config.json, as in transformers; of a list of named
-    /// templates, the one called `default` is taken.
+    /// templates, the one called `default` is taken, and for conversations with tools the one called `tool_use`.
     ///
     /// # Errors
     /// An unreadable file, a `chat_template` of another shape, invalid Jinja.
@@ -34,24 +34,25 @@ impl ChatTemplate {
         tokenizer: &Tokenizer,
     ) -> Result<Option<ChatTemplate>, TemplateError> {
         let found = match choice {
-            Some(ChatTemplateSource::ChatMl) => Some((CHATML.to_owned(), "chatml (built-in)".to_owned())),
-            Some(ChatTemplateSource::File(file)) => Some((read(file)?, file.display().to_string())),
+            Some(ChatTemplateSource::ChatMl) => Some((CHATML.into(), "chatml (built-in)".to_owned())),
+            Some(ChatTemplateSource::File(file)) => Some((read(file)?.into(), file.display().to_string())),
             None => {
                 let file = folder.join("chat_template.jinja");
                 if file.is_file() {
-                    Some((read(&file)?, file.display().to_string()))
+                    Some((read(&file)?.into(), file.display().to_string()))
                 } else {
                     let origin = folder.join("tokenizer_config.json").display().to_string();
-                    declared(tokenizer.config(), &origin)?.map(|source| (source, origin))
+                    declared(tokenizer.config(), &origin)?.map(|declared| (declared, origin))
                 }
             }
         };
-        found
-            .map(|(source, origin)| {
-                let variables = tokenizer.template_variables();
-                ChatTemplate::new(source, origin, variables, tokenizer.special_texts())
-            })
-            .transpose()
+        let Some((Declared { default, tool_use }, origin)) = found else { return Ok(None) };
+        let variables = tokenizer.template_variables();
+        let template = ChatTemplate::new(default, origin, variables, tokenizer.special_texts())?;
+        match tool_use {
+            Some(source) => template.with_tool_use(&source).map(Some),
+            None => Ok(Some(template)),
+        }
     }
 }
 
@@ -60,17 +61,34 @@ fn read(file: &Path) -> Result<String, TemplateError> {
         .map_err(|error| TemplateError::Io { file: file.display().to_string(), problem: error.to_string() })
 }
 
-/// The template that a tokenizer_config.json declares.
-fn declared(config: &Value, origin: &str) -> Result<Option<String>, TemplateError> {
+/// The templates of a model.
+#[derive(Debug, PartialEq, Eq)]
+struct Declared {
+    default: String,
+    /// For conversations with tools, in place of the default.
+    tool_use: Option<String>,
+}
+
+impl<T: Into<String>> From<T> for Declared {
+    fn from(default: T) -> Self {
+        Self { default: default.into(), tool_use: None }
+    }
+}
+
+/// The templates that a tokenizer_config.json declares.
+fn declared(config: &Value, origin: &str) -> Result<Option<Declared>, TemplateError> {
     let problem = |problem: String| TemplateError::Declaration { origin: origin.to_owned(), problem };
     match config.get("chat_template") {
         None | Some(Value::Null) => Ok(None),
-        Some(Value::String(source)) => Ok(Some(source.clone())),
+        Some(Value::String(source)) => Ok(Some(source.as_str().into())),
         Some(Value::Array(named)) => {
             let field = |entry: &Value, key: &str| entry.get(key).and_then(Value::as_str).map(str::to_owned);
-            let default = named.iter().find(|entry| field(entry, "name").as_deref() == Some("default"));
-            match default.and_then(|entry| field(entry, "template")) {
-                Some(source) => Ok(Some(source)),
+            let called = |name| {
+                let entry = named.iter().find(|entry| field(entry, "name").as_deref() == Some(name));
+                entry.and_then(|entry| field(entry, "template"))
+            };
+            match called("default") {
+                Some(default) => Ok(Some(Declared { default, tool_use: called("tool_use") })),
                 None => {
                     let names: Vec<String> = named.iter().filter_map(|entry| field(entry, "name")).collect();
                     Err(problem(format!(
@@ -94,9 +112,10 @@ mod tests {
     fn the_declared_template_is_a_string_or_the_default_of_a_list() {
         let text = |config| declared(&config, "tokenizer_config.json");
         assert_eq!(text(json!({})).unwrap(), None);
-        assert_eq!(text(json!({"chat_template": "a"})).unwrap().as_deref(), Some("a"));
+        assert_eq!(text(json!({"chat_template": "a"})).unwrap(), Some("a".into()));
         let list = json!([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]);
-        assert_eq!(text(json!({"chat_template": list})).unwrap().as_deref(), Some("d"));
+        let both = Declared { default: "d".into(), tool_use: Some("t".into()) };
+        assert_eq!(text(json!({"chat_template": list})).unwrap(), Some(both));
         let error = text(json!({"chat_template": [{"name": "rag", "template": "r"}]})).unwrap_err();
         assert!(error.to_string().contains("found: rag"), "{error}");
         assert!(text(json!({"chat_template": 3})).is_err());

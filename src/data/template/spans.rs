@@ -19,10 +19,10 @@ use std::ops::Range;
 
 use minijinja::value::Value;
 
-use super::message::value;
-use super::{ChatTemplate, TemplateError};
-use crate::data::example::Message;
-use crate::data::spec::TrainOn;
+use super::arguments::{Arguments, Shown};
+use super::{ChatTemplate, TemplateError, context};
+use crate::data::example::{Context, Conversation, Message};
+use crate::data::spec::{OnHiddenThoughts, OnMarked, TrainOn};
 
 /// How the supervised spans of a conversation were found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,6 +44,50 @@ pub enum EndOfTurn {
     Nothing,
 }
 
+/// Which turns of a conversation are supervised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// The turns, before the other rules.
+    pub train_on: TrainOn,
+    /// The rule for a turn that its message marks as not to be learned.
+    pub on_marked: OnMarked,
+    /// The rule for a turn whose thoughts the template does not show.
+    pub on_hidden_thoughts: OnHiddenThoughts,
+}
+
+impl From<TrainOn> for Rules {
+    fn from(train_on: TrainOn) -> Self {
+        Self { train_on, on_marked: OnMarked::Skip, on_hidden_thoughts: OnHiddenThoughts::Learn }
+    }
+}
+
+impl Rules {
+    /// Whether a turn is left out because of its mark.
+    fn obeys_mark(self, message: &Message, turn: usize) -> Result<bool, TemplateError> {
+        match (message.is_learned(), self.on_marked) {
+            (Some((_, true)) | None, _) | (_, OnMarked::Learn) => Ok(false),
+            (Some((_, false)), OnMarked::Skip) => Ok(true),
+            (Some((key, false)), OnMarked::Error) => {
+                let problem = format!("`{key}` marks it as not to be learned, and `on_marked` is \"error\"");
+                Err(TemplateError::Turn { turn, problem })
+            }
+        }
+    }
+
+    /// Whether a turn without its thoughts is supervised.
+    fn learns_without_thoughts(self, turn: usize) -> Result<bool, TemplateError> {
+        match self.on_hidden_thoughts {
+            OnHiddenThoughts::Learn => Ok(true),
+            OnHiddenThoughts::Skip => Ok(false),
+            OnHiddenThoughts::Error => {
+                let problem =
+                    "the chat template does not show its thoughts, and `on_hidden_thoughts` is \"error\"";
+                Err(TemplateError::Turn { turn, problem: problem.to_owned() })
+            }
+        }
+    }
+}
+
 /// A rendered conversation and its supervised spans.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
@@ -55,8 +99,27 @@ pub struct Rendered {
     pub method: Option<SpanMethod>,
     /// The weakest end among the supervised turns; `None` if no span was looked for.
     pub end_of_turn: Option<EndOfTurn>,
-    /// The template dropped the thoughts (`… </think>`) of a supervised turn.
+    /// The template does not show the thoughts of a supervised turn (`… </think>`, `reasoning_content`).
     pub dropped_thoughts: bool,
+    /// A turn that `train_on` selects is left out because it is marked as not to be learned (`weight = 0`).
+    pub marked: bool,
+    /// A turn that `train_on` selects is left out because it has neither text nor thoughts nor tool calls.
+    pub silent: bool,
+}
+
+impl Rendered {
+    /// A text in which nothing is supervised.
+    pub(crate) fn unsupervised(text: String) -> Rendered {
+        Rendered {
+            text,
+            spans: Vec::new(),
+            method: None,
+            end_of_turn: None,
+            dropped_thoughts: false,
+            marked: false,
+            silent: false,
+        }
+    }
 }
 
 /// Stands in for a message's content. Plain letters: no template trims, splits or escapes them.
@@ -74,33 +137,58 @@ impl ChatTemplate {
     /// - `completion`: the assistant turns after the last user turn (what tools return between them is not);
     /// - `all`: every character.
     ///
-    /// Without such a turn, `spans` is empty.
+    /// A turn that is marked as not to be learned is not supervised, nor is one without text, thoughts and tool calls: its
+    /// end token would teach silence. Without a supervised turn, `spans` is empty.
     ///
     /// # Errors
     /// The template does not render the conversation, or neither method finds a supervised turn in the text
     /// ([`TemplateError::Spans`]).
-    pub fn supervise(&self, messages: &[Message], train_on: TrainOn) -> Result<Rendered, TemplateError> {
-        let conversation =
-            Conversation { template: self, messages, values: messages.iter().map(value).collect() };
-        let text = conversation.render(0..messages.len(), None, false)?;
-        let mut rendered =
-            Rendered { text, spans: Vec::new(), method: None, end_of_turn: None, dropped_thoughts: false };
-        if train_on == TrainOn::All {
-            rendered.spans.push(0..rendered.text.len());
-        }
-        for index in supervised_turns(messages, train_on) {
-            conversation.require_tool_calls(&rendered.text, index)?;
-            if conversation.leaves_out(&rendered.text, index) {
+    pub fn supervise(
+        &self,
+        conversation: &Conversation,
+        rules: impl Into<Rules>,
+    ) -> Result<Rendered, TemplateError> {
+        let rules = rules.into();
+        let Shown { arguments, messages: values, text } = self.shown_conversation(conversation, false)?;
+        let Conversation { messages, context } = conversation;
+        let turns = Turns { template: self, messages, context, values, arguments };
+        let mut rendered = Rendered::unsupervised(text);
+        let everything = rules.train_on == TrainOn::All;
+        for index in selected_turns(messages, rules.train_on) {
+            let message = &messages[index];
+            let is_marked = rules.obeys_mark(message, index)?;
+            let is_silent = is_silent(message);
+            rendered.marked |= is_marked;
+            rendered.silent |= is_silent && !is_marked && !everything;
+            // Where everything is supervised, the turns looked for are those that are not.
+            let is_looked_for = if everything { is_marked } else { !is_marked && !is_silent };
+            if !is_looked_for {
                 continue;
             }
-            let turn = conversation.turn(&rendered.text, index)?;
+            if !everything {
+                turns.require_tool_calls(&rendered.text, index)?;
+            }
+            if turns.leaves_out(&rendered.text, index) {
+                continue;
+            }
+            let turn = turns.turn(&rendered.text, index)?;
             if rendered.spans.last().is_some_and(|span| span.end > turn.span.start) {
                 return Err(self.spans_error(index, "its text overlaps the text of an earlier turn"));
+            }
+            let text = &rendered.text[turn.span.clone()];
+            if !everything && (turn.dropped_thoughts || hides_reasoning(message, text)) {
+                rendered.dropped_thoughts = true;
+                if !rules.learns_without_thoughts(index)? {
+                    continue;
+                }
             }
             rendered.spans.push(turn.span);
             rendered.method = rendered.method.max(Some(turn.method));
             rendered.end_of_turn = rendered.end_of_turn.max(Some(turn.end));
-            rendered.dropped_thoughts |= turn.dropped_thoughts;
+        }
+        if everything {
+            rendered.spans = between(&rendered.spans, rendered.text.len());
+            (rendered.method, rendered.end_of_turn) = (None, None);
         }
         Ok(rendered)
     }
@@ -137,18 +225,42 @@ struct Turn {
     dropped_thoughts: bool,
 }
 
-fn supervised_turns(messages: &[Message], train_on: TrainOn) -> Vec<usize> {
+/// The assistant turns that `train_on` selects.
+fn selected_turns(messages: &[Message], train_on: TrainOn) -> Vec<usize> {
     let assistant = |index: &usize| messages[*index].role == "assistant";
     match train_on {
-        TrainOn::Assistant => (0..messages.len()).filter(assistant).collect(),
+        TrainOn::Assistant | TrainOn::All => (0..messages.len()).filter(assistant).collect(),
         TrainOn::LastAssistant => (0..messages.len()).rfind(assistant).into_iter().collect(),
         TrainOn::Completion => {
             let prompt =
                 messages.iter().rposition(|message| message.role == "user").map_or(0, |last| last + 1);
             (prompt..messages.len()).filter(assistant).collect()
         }
-        TrainOn::All => Vec::new(),
     }
+}
+
+/// Everything but `spans`, of a text of `length` bytes.
+fn between(spans: &[Range<usize>], length: usize) -> Vec<Range<usize>> {
+    let starts = std::iter::once(0).chain(spans.iter().map(|span| span.end));
+    let ends = spans.iter().map(|span| span.start).chain([length]);
+    starts.zip(ends).map(|(start, end)| start..end).filter(|span| !span.is_empty()).collect()
+}
+
+/// The reasoning that a message has beside its content.
+fn reasoning(message: &Message) -> &str {
+    let texts = context::REASONING.iter().filter_map(|name| message.extra.get(*name)?.as_str());
+    texts.map(str::trim).find(|text| !text.is_empty()).unwrap_or_default()
+}
+
+/// Whether an answer has neither text nor thoughts nor tool calls.
+pub(crate) fn is_silent(message: &Message) -> bool {
+    let said = message.content.replace("<think>", "").replace(END_OF_THOUGHT, "");
+    said.trim().is_empty() && reasoning(message).is_empty() && !calls_tools(message)
+}
+
+/// Whether the text of a turn does not show the reasoning that the message has beside its content.
+fn hides_reasoning(message: &Message, text: &str) -> bool {
+    !without_space(text).contains(&without_space(reasoning(message)))
 }
 
 fn calls_tools(message: &Message) -> bool {
@@ -156,25 +268,27 @@ fn calls_tools(message: &Message) -> bool {
     calls.is_some_and(|calls| !calls.is_empty())
 }
 
-struct Conversation<'a> {
+struct Turns<'a> {
     template: &'a ChatTemplate,
     messages: &'a [Message],
+    context: &'a Context,
     values: Vec<Value>,
+    arguments: Arguments,
 }
 
-impl Conversation<'_> {
-    /// Renders some of the messages, the one at `replaced.0` by another.
+impl Turns<'_> {
+    /// Renders some of the messages, the one at `replaced.0` replaced.
     fn render(
         &self,
         range: Range<usize>,
-        replaced: Option<(usize, Value)>,
+        replaced: Option<(usize, &Message)>,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
         let mut values = self.values[range].to_vec();
-        if let Some((index, value)) = replaced {
-            values[index] = value;
+        if let Some((index, message)) = replaced {
+            values[index] = context::message(message, self.arguments);
         }
-        self.template.render_values(values, add_generation_prompt)
+        self.template.render_values(values, self.context, add_generation_prompt)
     }
 
     /// A template without tool support would show a turn that calls tools as an empty answer.
@@ -184,7 +298,7 @@ impl Conversation<'_> {
             return Ok(());
         }
         message.extra.shift_remove("tool_calls");
-        match self.render(0..self.messages.len(), Some((index, value(&message))), false) {
+        match self.render(0..self.messages.len(), Some((index, &message)), false) {
             Ok(without) if without == whole => {
                 Err(self.template.spans_error(index, "its tool calls are not shown"))
             }
@@ -197,7 +311,7 @@ impl Conversation<'_> {
         self.messages[index].content.trim().is_empty() && {
             let mut values = self.values.clone();
             values.remove(index);
-            self.template.render_values(values, false).is_ok_and(|without| without == whole)
+            self.template.render_values(values, self.context, false).is_ok_and(|without| without == whole)
         }
     }
 
@@ -256,7 +370,7 @@ impl Conversation<'_> {
             content: PROBE.to_owned(),
             extra: serde_json::Map::new(),
         };
-        let text = self.render(0..messages, Some((index, value(&plain))), false).ok()?;
+        let text = self.render(0..messages, Some((index, &plain)), false).ok()?;
         text.split_once(PROBE).map(|(_, behind)| behind.to_owned())
     }
 
@@ -305,7 +419,7 @@ impl Conversation<'_> {
             let separator = if thought.is_empty() { "" } else { "\n\n" };
             let content = format!("{thought}{separator}{probe}");
             let message = Message { content, ..self.messages[index].clone() };
-            let text = self.render(0..self.messages.len(), Some((index, value(&message))), false)?;
+            let text = self.render(0..self.messages.len(), Some((index, &message)), false)?;
             match text.split_once(probe) {
                 Some((before, behind)) if !behind.contains(probe) => {
                     Ok((before.to_owned(), behind.to_owned()))

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::data::spec::TrainOn;
+use serde_json::json;
 
 const QWEN3_LIKE: &str = "\
 {%- for message in messages -%}
@@ -27,15 +28,16 @@ fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new(source.to_owned(), "test", special, tokens.map(str::to_owned)).unwrap()
 }
 
-fn conversation(turns: &[(&str, &str)]) -> Vec<Message> {
-    turns
+fn conversation(turns: &[(&str, &str)]) -> Conversation {
+    let messages: Vec<Message> = turns
         .iter()
         .map(|(role, content)| Message {
             role: (*role).to_owned(),
             content: (*content).to_owned(),
-            extra: serde_json::Map::new(),
+            extra: Map::new(),
         })
-        .collect()
+        .collect();
+    messages.into()
 }
 
 /// The supervised texts, and how they were found.
@@ -158,9 +160,163 @@ fn content_that_looks_like_markers_moves_no_border() {
 }
 
 #[test]
-fn an_empty_answer_is_its_end_token() {
-    let (texts, _) = supervised(CHATML, &[("user", "Hi"), ("assistant", "")], TrainOn::Assistant);
-    assert_eq!(texts, ["<|im_end|>"]);
+fn an_answer_without_text_thoughts_or_calls_supervises_nothing() {
+    for silence in ["", " \n", "<think>\n\n</think>\n\n"] {
+        let turns = [("user", "Hi"), ("assistant", silence), ("user", "Hi?"), ("assistant", "Yes.")];
+        let rendered = template(CHATML).supervise(&conversation(&turns), TrainOn::Assistant).unwrap();
+        let texts: Vec<&str> = rendered.spans.iter().map(|span| &rendered.text[span.clone()]).collect();
+        assert_eq!(texts, ["Yes.<|im_end|>"], "{silence:?}");
+        assert!(rendered.silent);
+        let alone = template(CHATML).supervise(&conversation(&turns[..2]), TrainOn::Assistant).unwrap();
+        assert!(alone.spans.is_empty() && alone.silent);
+    }
+    let rendered = template(CHATML).supervise(&conversation(&TWO_EXCHANGES), TrainOn::Assistant).unwrap();
+    assert!(!rendered.silent && !rendered.marked);
+}
+
+#[test]
+fn a_turn_marked_as_not_to_be_learned_is_not_supervised() {
+    for (key, off, on) in [
+        ("weight", json!(0), json!(1)),
+        ("weight", json!(0.0), json!(1.0)),
+        ("train", json!(false), json!(true)),
+        ("training", json!(false), json!(true)),
+        ("trainable", json!(false), json!(true)),
+        ("loss", json!(false), json!(true)),
+        ("loss_mask", json!(0), json!(1)),
+    ] {
+        let mut conversation = conversation(&TWO_EXCHANGES);
+        conversation.messages[1].extra.insert(key.to_owned(), off);
+        conversation.messages[3].extra.insert(key.to_owned(), on);
+        let texts = |train_on| {
+            let rendered = template(CHATML).supervise(&conversation, train_on).unwrap();
+            assert!(rendered.marked, "{key}");
+            rendered.spans.iter().map(|span| rendered.text[span.clone()].to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(texts(TrainOn::Assistant), ["Me.<|im_end|>"], "{key}");
+        let [before, behind] = texts(TrainOn::All).try_into().unwrap();
+        assert!(before.ends_with("<|im_start|>assistant\n"), "{key}: {before}");
+        assert!(behind.starts_with("\n<|im_start|>user\nWho?"), "{key}: {behind}");
+    }
+}
+
+#[test]
+fn the_rules_for_marked_turns_and_hidden_thoughts_are_obeyed() {
+    let mut conversation = conversation(&TWO_EXCHANGES);
+    conversation.messages[1].extra.insert("weight".into(), json!(0));
+    conversation.messages[3].extra.insert("reasoning_content".into(), "I wonder.".into());
+    let supervise = |on_marked, on_hidden_thoughts| {
+        let rules = Rules { train_on: TrainOn::Assistant, on_marked, on_hidden_thoughts };
+        let rendered = template(CHATML).supervise(&conversation, rules).map_err(|error| error.to_string())?;
+        let texts = rendered.spans.iter().map(|span| rendered.text[span.clone()].to_owned());
+        Ok::<Vec<String>, String>(texts.collect())
+    };
+    use crate::data::spec::{OnHiddenThoughts as Thoughts, OnMarked};
+    let (first, last) = ("Hello!<|im_end|>".to_owned(), "Me.<|im_end|>".to_owned());
+    assert_eq!(supervise(OnMarked::Skip, Thoughts::Learn).unwrap(), [last.clone()]);
+    assert_eq!(supervise(OnMarked::Learn, Thoughts::Learn).unwrap(), [first.clone(), last]);
+    assert_eq!(supervise(OnMarked::Learn, Thoughts::Skip).unwrap(), [first]);
+    let said = supervise(OnMarked::Error, Thoughts::Learn).unwrap_err();
+    assert!(said.starts_with("message 1: `weight` marks it as not to be learned"), "{said}");
+    let said = supervise(OnMarked::Skip, Thoughts::Error).unwrap_err();
+    assert!(said.starts_with("message 3: the chat template does not show its thoughts"), "{said}");
+}
+
+/// What each template shows for arguments that are an object, and for their JSON text.
+#[test]
+fn arguments_reach_a_template_in_the_form_that_it_shows_as_json() {
+    let shows = |arguments: &str| {
+        format!(
+            "{{% for m in messages %}}{{{{ '<|im_start|>' ~ m.role ~ '\\n' ~ m.content }}}}\
+             {{% for call in m.tool_calls or [] %}}{{% set arguments = call.function.arguments %}}{arguments}{{% endfor %}}\
+             {{{{ '<|im_end|>\\n' }}}}{{% endfor %}}\
+             {{% if add_generation_prompt %}}{{{{ '<|im_start|>assistant\\n' }}}}{{% endif %}}"
+        )
+    };
+    let (object, text) = (json!({"city": "Oslo", "n": 1}), json!("{\"city\":\"Oslo\",\"n\":1}"));
+    let (spaced, tight) = (r#"{"city": "Oslo", "n": 1}<|im_end|>"#, r#"{"city":"Oslo","n":1}<|im_end|>"#);
+    let pairs = "city=Oslo;n=1;<|im_end|>";
+    for (kind, arguments, of_object, of_text) in [
+        ("Qwen 2.5 encodes", "{{ arguments | tojson }}", spaced, spaced),
+        ("GLM goes through", "{% for k, v in arguments.items() %}{{ k }}={{ v }};{% endfor %}", pairs, pairs),
+        ("DeepSeek joins", "{{ '' + arguments }}", spaced, tight),
+        ("a template that writes", "{{ arguments }}", spaced, tight),
+        (
+            "Qwen 3 takes both",
+            "{% if arguments is string %}{{ arguments }}{% else %}{{ arguments | tojson }}{% endif %}",
+            spaced,
+            tight,
+        ),
+    ] {
+        for (given, expected) in [(&object, of_object), (&text, of_text)] {
+            let mut conversation = conversation(&[("user", "Weather?"), ("assistant", "")]);
+            let calls = json!([{"type": "function", "function": {"name": "weather", "arguments": given}}]);
+            conversation.messages[1].extra.insert("tool_calls".into(), calls);
+            let rendered = template(&shows(arguments)).supervise(&conversation, TrainOn::Assistant).unwrap();
+            let texts: Vec<&str> = rendered.spans.iter().map(|span| &rendered.text[span.clone()]).collect();
+            assert_eq!(texts, [expected], "{kind}: {given}");
+        }
+    }
+}
+
+#[test]
+fn tools_documents_and_variables_reach_the_template() {
+    let source =
+        "{{ tools | tojson }} {{ documents | tojson }} {{ enable_thinking }} {{ depth }} {{ bos_token }}";
+    let mut conversation = conversation(&TWO_EXCHANGES);
+    let text = template(source).render(&conversation, false).unwrap();
+    assert_eq!(text, "null null   <s>");
+    conversation.context = Context {
+        tools: json!([{"name": "f"}]),
+        documents: json!([{"title": "T"}]),
+        template_kwargs: json!({"enable_thinking": false}).as_object().unwrap().clone(),
+    };
+    let kwargs = json!({"enable_thinking": true, "depth": [1.5, {"a": "b"}]}).as_object().unwrap().clone();
+    let text = template(source).with_kwargs(kwargs).render(&conversation, false).unwrap();
+    assert_eq!(text, r#"[{"name": "f"}] [{"title": "T"}] False [1.5, {'a': 'b'}] <s>"#);
+}
+
+#[test]
+fn a_template_for_tools_shows_conversations_with_tools() {
+    let template = template("default").with_tool_use("with {{ tools | length }} tools").unwrap();
+    let mut conversation = conversation(&TWO_EXCHANGES);
+    assert_eq!(template.render(&conversation, false).unwrap(), "default");
+    conversation.context.tools = json!([{"name": "f"}]);
+    assert_eq!(template.render(&conversation, false).unwrap(), "with 1 tools");
+}
+
+#[test]
+fn reasoning_that_the_template_does_not_show_is_reported() {
+    let shown = "{% for m in messages %}{{ '<|im_start|>' ~ m.role ~ '\\n' }}\
+        {% if m.reasoning_content %}{{ '<think>\\n' ~ m.reasoning_content ~ '\\n</think>\\n\\n' }}{% endif %}\
+        {{ m.content ~ '<|im_end|>\\n' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    for key in ["reasoning_content", "thinking", "reasoning"] {
+        let mut conversation = conversation(&TWO_EXCHANGES);
+        conversation.messages[3].extra.insert(key.into(), "I wonder.".into());
+        let dropped = |source| {
+            let rendered = template(source).supervise(&conversation, TrainOn::Assistant).unwrap();
+            (rendered.dropped_thoughts, rendered.text[rendered.spans[1].clone()].to_owned())
+        };
+        assert_eq!(dropped(CHATML), (true, "Me.<|im_end|>".to_owned()), "{key}");
+        let thought = "<think>\nI wonder.\n</think>\n\nMe.<|im_end|>";
+        assert_eq!(dropped(shown), (false, thought.to_owned()), "{key}");
+    }
+}
+
+/// Expected texts are those of Python's `json.loads` and `json.dumps`.
+#[test]
+fn numbers_and_nulls_of_tool_calls_are_written_as_python_writes_them() {
+    let text = r#"{"a": [123456789012345678901234567890, -1234567890123456789012345678901234567890123, 18446744073709551616],
+        "b": [1.0, 1e22, 1.5e-7, NaN, -Infinity, 1e999, -0, -0.0, 0.1], "c": null, "d": [null, true]}"#;
+    let expected = r#"{"a": [123456789012345678901234567890, -1234567890123456789012345678901234567890123, 18446744073709551616], "b": [1.0, 1e+22, 1.5e-07, NaN, -Infinity, Infinity, 0, -0.0, 0.1], "c": null, "d": [null, true]}"#;
+    let mut conversation = conversation(&TWO_EXCHANGES[..2]);
+    conversation.context.tools = crate::data::json::from_slice(text.as_bytes()).unwrap();
+    let rendered = template("{{ tools | tojson }}").render(&conversation, false).unwrap();
+    assert_eq!(rendered, expected);
+    let rendered = template("{{ tools }}").render(&conversation, false).unwrap();
+    let python = expected.replace('"', "'").replace("null", "None").replace("true", "True");
+    assert_eq!(rendered, python.replace("NaN", "nan").replace("Infinity", "inf"));
 }
 
 #[test]
@@ -178,7 +334,7 @@ fn tool_calls_are_supervised_with_their_turn() {
     let mut messages =
         conversation(&[("user", "Weather?"), ("assistant", ""), ("tool", "sun"), ("assistant", "Sun.")]);
     let call = serde_json::json!([{"name": "weather", "days": 2}]);
-    messages[1].extra.insert("tool_calls".into(), call);
+    messages.messages[1].extra.insert("tool_calls".into(), call);
     let rendered = template(source).supervise(&messages, TrainOn::Assistant).unwrap();
     let texts: Vec<&str> = rendered.spans.iter().map(|span| &rendered.text[span.clone()]).collect();
     assert_eq!(texts, [r#"<call>{"name": "weather", "days": 2}</call><|im_end|>"#, "Sun.<|im_end|>"]);
@@ -187,11 +343,11 @@ fn tool_calls_are_supervised_with_their_turn() {
 #[test]
 fn tool_calls_that_are_not_shown_are_an_error() {
     let mut messages = conversation(&[("user", "Weather?"), ("assistant", "")]);
-    messages[1].extra.insert("tool_calls".into(), serde_json::json!([{"name": "weather"}]));
+    messages.messages[1].extra.insert("tool_calls".into(), serde_json::json!([{"name": "weather"}]));
     let error = template(CHATML).supervise(&messages, TrainOn::Assistant).unwrap_err();
     assert!(error.to_string().contains("its tool calls are not shown"), "{error}");
-    messages[1].extra.insert("tool_calls".into(), serde_json::json!([]));
-    assert_eq!(template(CHATML).supervise(&messages, TrainOn::Assistant).unwrap().spans.len(), 1);
+    messages.messages[1].extra.insert("tool_calls".into(), serde_json::json!([]));
+    assert!(template(CHATML).supervise(&messages, TrainOn::Assistant).unwrap().spans.is_empty());
 }
 
 #[test]
@@ -343,7 +499,7 @@ fn the_engine_computes_what_jinja2_computes() {
 #[test]
 fn reasoning_has_one_name() {
     let mut messages = conversation(&TWO_EXCHANGES[..2]);
-    messages[1].extra.insert("reasoning".into(), "why".into());
+    messages.messages[1].extra.insert("reasoning".into(), "why".into());
     let text =
         template("{{ messages[1].reasoning_content }} {{ messages[1].thinking }}").render(&messages, false);
     assert_eq!(text.unwrap(), "why why");

@@ -3,7 +3,7 @@
 use super::tokenized::{Examples, Supervision, Tokenized};
 use crate::data::example::{Answer, Message, RowProblem};
 use crate::data::spec::TrainOn;
-use crate::data::template::{ChatTemplate, Rendered};
+use crate::data::template::{ChatTemplate, Rendered, is_silent};
 
 const NO_TEMPLATE: &str = "this row is a conversation, and the model's tokenizer has no chat template; name one in \
                            `data.chat_template`: a Jinja file, or \"chatml\"";
@@ -13,7 +13,8 @@ impl Examples {
     pub(super) fn answer(&self, answer: &Answer) -> Result<Tokenized, RowProblem> {
         match answer {
             Answer::Text { prompt, answer } => {
-                self.plain_text(format!("{prompt}{answer}"), prompt.len(), Supervision::Completion)
+                let tokenized = self.plain_text(format!("{prompt}{answer}"), prompt.len(), false)?;
+                Ok(Tokenized { supervision: Supervision::Completion, ..tokenized })
             }
             Answer::Messages { messages, prompt } => {
                 let template = self.template.as_ref().ok_or_else(|| RowProblem::whole(NO_TEMPLATE))?;
@@ -28,14 +29,18 @@ impl Examples {
 /// The conversation, with all behind the rendered prompt supervised. A template that renders the prompt otherwise when an
 /// answer follows is followed turn by turn instead.
 fn render(template: &ChatTemplate, messages: &[Message], prompt: usize) -> Result<Rendered, RowProblem> {
-    let opening = template.render(&messages[..prompt], true).map_err(RowProblem::whole)?;
-    let text = template.render(messages, false).map_err(RowProblem::whole)?;
+    let opening = template.render(&messages[..prompt].to_vec().into(), true).map_err(RowProblem::whole)?;
+    let conversation = messages.to_vec().into();
+    let text = template.render(&conversation, false).map_err(RowProblem::whole)?;
     if text.starts_with(&opening) {
         let spans = vec![opening.len()..text.len()];
-        return Ok(Rendered { text, spans, method: None, end_of_turn: None, dropped_thoughts: false });
+        return Ok(Rendered { spans, ..Rendered::unsupervised(text) });
     }
-    let mut rendered = template.supervise(messages, TrainOn::Assistant).map_err(RowProblem::whole)?;
-    let earlier = messages[..prompt].iter().filter(|message| message.role == "assistant").count();
+    let mut rendered = template.supervise(&conversation, TrainOn::Assistant).map_err(RowProblem::whole)?;
+    let is_learned = |message: &Message| message.is_learned().is_none_or(|(_, learned)| learned);
+    let has_span =
+        |message: &&Message| message.role == "assistant" && is_learned(message) && !is_silent(message);
+    let earlier = messages[..prompt].iter().filter(has_span).count();
     rendered.spans.drain(..earlier.min(rendered.spans.len()));
     Ok(rendered)
 }

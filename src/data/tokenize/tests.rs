@@ -136,6 +136,22 @@ fn a_pair_is_two_documents_whose_answers_are_supervised() {
 }
 
 #[test]
+fn a_blank_answer_supervises_nothing() {
+    let labels = |example: &Example, train_on| {
+        examples(tokenizer()).tokenize(example, train_on).unwrap()[0].labels.clone()
+    };
+    for completion in ["", " "] {
+        let example = Example::PromptCompletion { prompt: "ab".into(), completion: completion.into() };
+        let completion = labels(&example, TrainOn::Completion);
+        assert!(completion.iter().all(|label| *label == IGNORED), "{completion:?}");
+        // Where everything is supervised, the prompt is, and the end of the blank answer is not.
+        let all = labels(&example, TrainOn::All);
+        assert_eq!((all[..3].to_vec(), all.last()), (vec![IGNORED, 97, 98], Some(&IGNORED)));
+    }
+    assert_eq!(labels(&Example::Text(String::new()), TrainOn::All), [IGNORED, IGNORED]);
+}
+
+#[test]
 fn text_is_supervised_whole_and_ends() {
     let tokenized =
         examples(tokenizer()).tokenize(&Example::Text("hé".into()), TrainOn::All).unwrap().remove(0);

@@ -15,7 +15,7 @@ use super::{Encoding, Tokenizer};
 use crate::data::example::{Example, RowProblem};
 use crate::data::sequence::Side;
 use crate::data::spec::TrainOn;
-use crate::data::template::{ChatTemplate, Rendered, SpanMethod};
+use crate::data::template::{ChatTemplate, Rendered, Rules, SpanMethod};
 
 /// The label of a token that is not supervised.
 pub const IGNORED: i32 = -100;
@@ -66,6 +66,10 @@ pub struct TemplateTraits {
     pub end_of_turn: Option<crate::data::template::EndOfTurn>,
     /// See [`Rendered::dropped_thoughts`].
     pub dropped_thoughts: bool,
+    /// See [`Rendered::marked`].
+    pub marked: bool,
+    /// See [`Rendered::silent`].
+    pub silent: bool,
     /// The tokenizer puts a BOS before plain text, and the template writes none.
     pub lacks_bos: bool,
 }
@@ -88,20 +92,20 @@ impl Examples {
     /// # Errors
     /// A conversation that the template refuses or alters, a repeated BOS, a label without its token, an id that the
     /// vocabulary does not have, a missing tokenizer, template or EOS.
-    pub fn tokenize(&self, example: &Example, train_on: TrainOn) -> Result<Vec<Tokenized>, RowProblem> {
+    pub fn tokenize(&self, example: &Example, rules: impl Into<Rules>) -> Result<Vec<Tokenized>, RowProblem> {
+        let rules = rules.into();
+        let train_on = rules.train_on;
         let documents = match example {
-            Example::Messages(messages) => {
+            Example::Conversation(conversation) => {
                 let template = self.template.as_ref().ok_or_else(|| RowProblem::whole("no chat template"))?;
-                let rendered = template.supervise(messages, train_on).map_err(RowProblem::whole)?;
+                let rendered = template.supervise(conversation, rules).map_err(RowProblem::whole)?;
                 vec![self.conversation(rendered, template, train_on)?]
             }
             Example::PromptCompletion { prompt, completion } => {
-                let supervised = if train_on == TrainOn::All { 0 } else { prompt.len() };
-                let supervision =
-                    if supervised == 0 { Supervision::Everything } else { Supervision::Completion };
-                vec![self.plain_text(format!("{prompt}{completion}"), supervised, supervision)?]
+                let everything = train_on == TrainOn::All;
+                vec![self.plain_text(format!("{prompt}{completion}"), prompt.len(), everything)?]
             }
-            Example::Text(text) => vec![self.plain_text(text.clone(), 0, Supervision::Everything)?],
+            Example::Text(text) => vec![self.plain_text(text.clone(), 0, true)?],
             Example::Tokens { input_ids, labels } => vec![given_tokens(input_ids, labels.as_deref())?],
             Example::Preference { chosen, rejected } => {
                 let [chosen, rejected] = [(chosen, Side::Chosen), (rejected, Side::Rejected)]
@@ -186,6 +190,8 @@ impl Examples {
         let traits = TemplateTraits {
             end_of_turn: rendered.end_of_turn,
             dropped_thoughts: rendered.dropped_thoughts,
+            marked: rendered.marked,
+            silent: rendered.silent,
             lacks_bos: added.is_some() && added != encoding.ids.first().copied(),
         };
         let labels = labels_within(&encoding, &rendered.text, &rendered.spans, tokenizer);
@@ -202,13 +208,22 @@ impl Examples {
         })
     }
 
-    /// Tokenizes a text that is supervised from byte `supervised` on.
+    /// Tokenizes a text whose bytes from `answer` on are supervised, or with `everything` all of them. The EOS behind it is
+    /// supervised unless the answer is blank: that would teach silence, so nothing of a blank answer is supervised.
     pub(super) fn plain_text(
         &self,
         text: String,
-        supervised: usize,
-        supervision: Supervision,
+        answer: usize,
+        everything: bool,
     ) -> Result<Tokenized, RowProblem> {
+        let is_blank = text[answer..].trim().is_empty();
+        let supervised = match (everything, is_blank) {
+            (true, _) => 0,
+            (false, true) => text.len(),
+            (false, false) => answer,
+        };
+        let supervision =
+            if everything || answer == 0 { Supervision::Everything } else { Supervision::Completion };
         let tokenizer = self.tokenizer()?;
         let Some(eos) = tokenizer.eos() else {
             return Err(RowProblem::whole(
@@ -234,15 +249,15 @@ impl Examples {
         };
         let Encoding { mut ids, mut offsets } = encoding;
         let prefix = tokenizer.prefix();
-        let everything = supervision == Supervision::Everything;
-        let prefix_labels = prefix.iter().map(|id| if everything { *id as i32 } else { IGNORED });
+        let is_whole = supervision == Supervision::Everything && !is_blank;
+        let prefix_labels = prefix.iter().map(|id| if is_whole { *id as i32 } else { IGNORED });
         labels.splice(0..0, prefix_labels);
         ids.splice(0..0, prefix.iter().copied());
         offsets.splice(0..0, prefix.iter().map(|_| 0..0));
         let end = text.len();
         for id in tokenizer.suffix().iter().copied().filter(|id| *id != eos.id).chain([eos.id]) {
             ids.push(id);
-            labels.push(id as i32);
+            labels.push(if is_blank { IGNORED } else { id as i32 });
             offsets.push(end..end);
         }
         Ok(Tokenized {

@@ -92,7 +92,9 @@ pub fn is_chatml(template: &ChatTemplate) -> bool {
             let turn =
                 |message: &Message| format!("<|im_start|>{}\n{}<|im_end|>\n", message.role, message.content);
             let expected: String = messages.iter().map(turn).collect();
-            template.render(&messages, true).is_ok_and(|text| text == expected + "<|im_start|>assistant\n")
+            template
+                .render(&messages.into(), true)
+                .is_ok_and(|text| text == expected + "<|im_start|>assistant\n")
         })
     })
 }

@@ -298,8 +298,8 @@ fn contradictions() {
     told(
         &["dataset.0.fields={question='prompt', messages='conversations', instruction='x'}"],
         &[
-            "question: the format `messages` has no field `question` | its fields are messages, role, content, system",
-            "instruction: the format `messages` has no field `instruction` | its fields are messages, role, content, system",
+            "question: the format `messages` has no field `question` | its fields are messages, role, content, train, system, tools, documents, chat_template_kwargs",
+            "instruction: the format `messages` has no field `instruction` | its fields are messages, role, content, train, system, tools, documents, chat_template_kwargs",
         ],
     );
     told(

@@ -167,6 +167,28 @@ fn train_on_comes_from_the_dataset_the_data_table_or_the_format() {
 }
 
 #[test]
+fn template_variables_are_read_and_written_back() {
+    let kwargs =
+        "data.chat_template_kwargs={ enable_thinking = false, n = [1, 2.5], more = { \"a b\" = \"c\" } }";
+    let recipe = good(SMALL, &[kwargs]);
+    let read = recipe.data.chat_template_kwargs.clone().unwrap().0;
+    let expected = serde_json::json!({"enable_thinking": false, "n": [1, 2.5], "more": {"a b": "c"}});
+    assert_eq!(serde_json::Value::Object(read), expected);
+    assert_eq!(good(&recipe.to_toml(), &[]), recipe, "{}", recipe.to_toml());
+    let base = good(SMALL, &[]);
+    for changing in [kwargs, "data.on_marked=learn", "data.on_hidden_thoughts=skip"] {
+        assert_ne!(good(SMALL, &[changing]).sha256(), base.sha256(), "{changing}");
+    }
+    for stated in ["data.on_marked=skip", "data.on_hidden_thoughts=learn"] {
+        assert_eq!(good(SMALL, &[stated]).sha256(), base.sha256(), "{stated}");
+    }
+    let said = problems(SMALL, &["data.chat_template_kwargs={ messages = [] }"]);
+    assert!(said[0].contains("every template is given `messages`"), "{said:?}");
+    let said = problems(SMALL, &["data.chat_template_kwargs={ day = 2024-01-01 }"]);
+    assert!(said[0].contains("expected a value that JSON has"), "{said:?}");
+}
+
+#[test]
 fn the_hash_knows_what_can_change_the_weights_and_nothing_else() {
     let base = good(SMALL, &[]).sha256();
     assert_eq!(base.len(), 64);
