@@ -2,10 +2,11 @@
 
 use super::Error;
 use super::open::Opened;
+use crate::adapter::target::Target;
 use crate::device::Device;
 use crate::model::FloatDtype;
 use crate::objective::Objective;
-use crate::train::memory::{self, Plan, Workload};
+use crate::train::memory::{self, DoesNotFit, Plan, Term, Workload};
 use crate::train::process;
 use crate::units::{Bytes, Grouped};
 
@@ -35,9 +36,9 @@ fn workload<'a>(opened: &'a Opened, device: &Device, dtype: FloatDtype, tokens: 
 pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: u64) -> Result<Plan, Error> {
     let (workload, budget) = (workload(opened, device, dtype, tokens), budget(opened, device));
     workload.require_pieces(device.largest_buffer())?;
-    Plan::new(&workload, budget).map_err(|error| {
+    plan_within(opened, &workload, budget).map_err(|error| {
         let train = &opened.recipe.train;
-        let seq_len = (opened.recipe.data.max_seq_len as u64).min(tokens).max(1);
+        let seq_len = longest_group(opened).min(tokens).max(1);
         let sizes = (train.micro_batch_size, train.gradient_accumulation_steps);
         match memory::most_tokens(&workload, budget) {
             None => error.into(),
@@ -54,6 +55,20 @@ pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: 
             },
         }
     })
+}
+
+/// The plan within `budget`, with the adapter that an objective compares with where the run begins with one.
+fn plan_within(opened: &Opened, workload: &Workload<'_>, budget: u64) -> Result<Plan, DoesNotFit> {
+    let has_reference = opened.recipe.objective.needs_reference() && opened.start.is_some();
+    let reference = match has_reference {
+        true => workload.targets.iter().map(Target::parameters).sum::<u64>() * 4,
+        false => 0,
+    };
+    let mut plan = Plan::new(workload, budget.saturating_sub(reference))?;
+    if has_reference {
+        plan.terms.push(Term { name: "reference adapter", bytes: reference });
+    }
+    Ok(plan)
 }
 
 /// Micro-batch sizes up to the requested one, each with the accumulation that keeps their product, the optimizer step.
@@ -105,7 +120,7 @@ pub(super) fn fit(
     let planned = |(size, accumulation): (usize, usize)| {
         let workload = workload(opened, device, dtype, tokens_of(size));
         workload.require_pieces(device.largest_buffer()).ok()?;
-        Some(((size, accumulation), Plan::new(&workload, budget).ok()?))
+        Some(((size, accumulation), plan_within(opened, &workload, budget).ok()?))
     };
     let by_cost = |((size, _), plan): &((usize, usize), Plan)| cost(tokens_of(*size), plan);
     // Among equals the largest, which comes first.
