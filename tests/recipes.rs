@@ -1,6 +1,6 @@
 //! Every recipe that is shipped, and what people see when theirs is wrong.
 
-#![expect(clippy::unwrap_used, reason = "a test whose footing gives way should stop there")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test whose footing gives way should stop there")]
 
 use std::fs;
 use std::path::{Path, PathBuf};

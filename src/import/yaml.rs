@@ -131,7 +131,7 @@ pub(super) fn read(text: &str) -> Result<Node, Fault> {
             None => root = Some(closed),
             Some(Open::List(_, _, items)) => items.push(closed),
             Some(Open::Map(_, _, map)) => match map.key.take() {
-                Some(key) if key == MERGE => map.merge(closed).map_err(|problem| fault(problem))?,
+                Some(key) if key == MERGE => map.merge(closed).map_err(&fault)?,
                 Some(key) => map.entries.push((key, closed)),
                 None => return Err(fault("a key that is not a word")),
             },

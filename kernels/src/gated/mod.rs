@@ -31,7 +31,7 @@ pub enum Activation {
 }
 
 /// GELU's v is x · (`GELU_LINEAR` + `GELU_CUBIC` · x²).
-const GELU_LINEAR: f32 = 1.595_769_1;
+const GELU_LINEAR: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.071_354_814;
 /// From this magnitude on GELU's σ(v) is 0 or 1 in f32: v is computed no further, lest x³ overflow.
 const GELU_SATURATED: f32 = 16.0;
