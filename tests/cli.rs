@@ -51,7 +51,7 @@ fn the_copied_quickstart_trains_where_it_was_copied_to() {
     let run = tune(folder.path(), &SHORT);
     assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
     let out = text(&run.stdout);
-    for promised in ["held-out loss", "before", "after", "prompt", "runs/quickstart/adapter", "Next:"] {
+    for promised in ["held-out loss", "before", "after", "prompt", "runs/quickstart/adapter", "Next, "] {
         assert!(out.contains(promised), "no `{promised}` in:\n{out}");
     }
     assert!(!out.contains('\u{1b}') && !text(&run.stderr).contains('\u{1b}'), "colour in a pipe");

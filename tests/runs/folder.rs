@@ -97,13 +97,13 @@ fn options_that_contradict_each_other_are_a_wrong_command_line() {
 
 #[cfg(unix)]
 #[test]
-fn what_is_written_others_cannot_write() {
+fn a_run_folder_follows_the_umask() {
     let bench = Bench::new();
     let command = bench.command("deep/run", &[]);
     let quoted = |text: &std::ffi::OsStr| format!("'{}'", text.to_str().unwrap());
     let line: Vec<String> =
         std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
-    let script = format!("umask 000; exec {}", line.join(" "));
+    let script = format!("umask 077; exec {}", line.join(" "));
     let status = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
     assert!(status.status.success(), "{}", String::from_utf8_lossy(&status.stderr));
     let mut seen = 0;
@@ -115,7 +115,7 @@ fn what_is_written_others_cannot_write() {
 fn check_modes(path: &Path, seen: &mut usize) {
     use std::os::unix::fs::PermissionsExt;
     let mode = fs::symlink_metadata(path).unwrap().permissions().mode();
-    assert_eq!(mode & 0o022, 0, "{} has mode {mode:o}", path.display());
+    assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
     *seen += 1;
     if path.is_dir() {
         for entry in fs::read_dir(path).unwrap() {
