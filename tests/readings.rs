@@ -102,7 +102,7 @@ fn nothing_else_waits_for_a_device() {
         ("kernels/src/gpu/start.rs", 1),
         ("kernels/src/gpu/wgpu.rs", 1),
         ("kernels/src/ceiling.rs", 2),
-        ("kernels/src/check/mod.rs", 1),
+        ("kernels/src/check/measure.rs", 1),
     ];
     let expected: BTreeMap<_, _> = expected.map(|(name, count)| (name.to_owned(), count)).into();
     assert_eq!(found, expected);
