@@ -14,6 +14,7 @@ use crate::files::{self, Action};
 
 /// A prompt.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "few prompts live at a time")]
 pub enum Prompt {
     /// Text: a user message, or with `raw` the text to continue.
     Text(String),

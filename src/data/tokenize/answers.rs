@@ -33,7 +33,7 @@ fn render(template: &ChatTemplate, messages: &[Message], prompt: usize) -> Resul
     let conversation = messages.to_vec().into();
     let text = template.render(&conversation, false).map_err(RowProblem::whole)?;
     if text.starts_with(&opening) {
-        let spans = vec![opening.len()..text.len()];
+        let spans = std::iter::once(opening.len()..text.len()).collect();
         return Ok(Rendered { spans, ..Rendered::unsupervised(text) });
     }
     let mut rendered = template.supervise(&conversation, TrainOn::Assistant).map_err(RowProblem::whole)?;

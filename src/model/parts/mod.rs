@@ -51,7 +51,6 @@ pub struct BranchSpec {
 
 /// What a branch computes.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "a model has a few dozen")]
 pub enum BodySpec {
     /// Self-attention.
     Attention(Box<AttentionSpec>),
