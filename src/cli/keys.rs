@@ -122,8 +122,9 @@ fn page(tables: &[TableDescription]) -> String {
         recipe's hash.\n"
         .to_owned();
     for table in tables {
-        let header = if table.header.is_empty() { "top level" } else { &table.header };
-        text += &format!("\n## `{header}`\n\n{}\n", table.meaning);
+        let header =
+            if table.header.is_empty() { "Top level".to_owned() } else { format!("`{}`", table.header) };
+        text += &format!("\n## {header}\n\n{}\n", table.meaning);
         text += "\n| key | value | when absent | meaning | in other tools |\n|---|---|---|---|---|\n";
         for key in &table.keys {
             let absence = match &key.absence {

@@ -542,7 +542,9 @@ fn check_language(entry: &DatasetSpec, language: &Language) -> Result<(), Error>
         format if language.tokenizer.is_none() => {
             Err(Error::NoTokenizer { path, format: format_name(format) })
         }
-        Format::Messages if language.template.is_none() => Err(Error::NoTemplate { path }),
+        format if (format == Format::Messages || entry.prompt.chat) && language.template.is_none() => {
+            Err(Error::NoTemplate { path })
+        }
         Format::Messages
         | Format::Alpaca
         | Format::PromptCompletion

@@ -1,9 +1,9 @@
 //! The meaning of a record: from the columns of a row to an [`Example`], for every record shape. Knows columns by name
 //! and type, but neither files nor their kinds.
 
-use super::example::{Conversation, Example, RowProblem};
+use super::example::{Conversation, Example, Message, RowProblem};
 use super::source::value::{Object, Value};
-use super::spec::Format;
+use super::spec::{Format, PromptSpec};
 pub(super) use columns::Fields;
 pub(crate) use context::prompt_context;
 use row_size::RowSize;
@@ -37,6 +37,38 @@ pub fn alpaca_prompt(instruction: &str, input: &str) -> String {
     }
 }
 
+impl PromptSpec {
+    /// The prompt of a row of `format`: `given` is its instruction or prompt, as other formats have it.
+    pub fn fill(&self, format: Format, given: &str, input: &str) -> String {
+        let without_input = self.without_input.as_ref().filter(|_| input.is_empty());
+        match (without_input.or(self.template.as_ref()), format) {
+            (Some(template), Format::Alpaca) => filled(template, &[("instruction", given), ("input", input)]),
+            (Some(template), _) => filled(template, &[("prompt", given)]),
+            (None, Format::Alpaca) => alpaca_prompt(given, input),
+            (None, _) => given.to_owned(),
+        }
+    }
+}
+
+/// `template` with each `{name}` replaced by its value; braces around anything else stay.
+fn filled(template: &str, values: &[(&str, &str)]) -> String {
+    let mut text = String::with_capacity(template.len());
+    let mut rest = template;
+    while let Some(at) = rest.find('{') {
+        let (before, from) = rest.split_at(at);
+        text += before;
+        let found = values.iter().find_map(|(name, value)| {
+            let behind = from.strip_prefix('{')?.strip_prefix(name)?.strip_prefix('}')?;
+            Some((value, behind))
+        });
+        match found {
+            Some((value, behind)) => (text, rest) = (text + value, behind),
+            None => (text, rest) = (text + "{", &from[1..]),
+        }
+    }
+    text + rest
+}
+
 impl Fields {
     /// The example in a row, which may take `most` bytes of memory. Reports each column that holds something and is not
     /// used.
@@ -55,20 +87,27 @@ impl Fields {
             }),
             Format::Alpaca => {
                 let input = self.optional_text(row, "input")?.unwrap_or_default();
-                Example::PromptCompletion {
-                    prompt: alpaca_prompt(self.text(row, "instruction")?, input),
-                    completion: self.text(row, "output")?.to_owned(),
-                }
+                self.prompted(self.text(row, "instruction")?, input, self.text(row, "output")?)
             }
-            Format::PromptCompletion => Example::PromptCompletion {
-                prompt: self.text(row, "prompt")?.to_owned(),
-                completion: self.text(row, "completion")?.to_owned(),
-            },
+            Format::PromptCompletion => {
+                self.prompted(self.text(row, "prompt")?, "", self.text(row, "completion")?)
+            }
             Format::Preference => self.preference(row, size)?,
             Format::Feedback => self.feedback(row, size)?,
             Format::Text => Example::Text(self.text(row, "text")?.to_owned()),
             Format::Tokens => self.tokens(row)?,
         })
+    }
+
+    /// A prompt and what follows it, joined as they stand or as turns of the chat template.
+    fn prompted(&self, given: &str, input: &str, completion: &str) -> Example {
+        let (prompt, completion) = (self.prompt.fill(self.format, given, input), completion.to_owned());
+        if !self.prompt.chat {
+            return Example::PromptCompletion { prompt, completion };
+        }
+        let turn =
+            |role: &str, content| Message { role: role.to_owned(), content, extra: Default::default() };
+        Example::Conversation(vec![turn("user", prompt), turn("assistant", completion)].into())
     }
 
     /// A field's value and its JSON pointer.

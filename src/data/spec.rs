@@ -1,5 +1,7 @@
 //! The `[data]` table and the `[[dataset]]` entries of a recipe: their keys, and their values.
 
+mod dataset;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -7,11 +9,11 @@ use serde_json::{Map, Number, Value as Json, json};
 
 use super::template::OWN_VARIABLES;
 
-use super::roles::ROLES;
 use crate::document::{
-    Key, KeyTable, Kind, Limits, Parsed, Problem, Shaped, TableReader, Value, ValueError, Word, Writer,
-    Written, list, pairs, path, text,
+    Key, KeyTable, Kind, Limits, Parsed, Shaped, TableReader, Value, ValueError, Word, Writer, Written, list,
+    pairs, path,
 };
+pub(crate) use dataset::{DATASET, train_on_problem};
 
 /// The `[data]` table.
 #[derive(Clone, Debug, PartialEq)]
@@ -94,6 +96,19 @@ pub struct DatasetSpec {
     pub roles: BTreeMap<String, Vec<String>>,
     /// Columns and keys of messages that are left out although other tools give them a meaning.
     pub ignore: Vec<String>,
+    /// The prompt, where it is not the format's own.
+    pub prompt: PromptSpec,
+}
+
+/// How a row of `alpaca` or `prompt-completion` becomes a prompt, where it is not the format's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PromptSpec {
+    /// The prompt, with names of the format's fields in braces (`{instruction}`).
+    pub template: Option<String>,
+    /// The prompt of rows whose input is empty.
+    pub without_input: Option<String>,
+    /// Prompt and completion become a user and an assistant turn of the chat template.
+    pub chat: bool,
 }
 
 impl DatasetSpec {
@@ -108,6 +123,7 @@ impl DatasetSpec {
             fields: BTreeMap::new(),
             roles: BTreeMap::new(),
             ignore: Vec::new(),
+            prompt: PromptSpec::default(),
         }
     }
 }
@@ -337,7 +353,7 @@ pub(crate) static DATA: KeyTable<Spec> = KeyTable {
             .means("Put several rows into one sequence; attention never crosses from one row to another.")
             .also(&["sample_packing", "pack", "packed", "neat_packing", "use_packing", "multipack"]),
         D::parsed("on_overflow", |data| &mut data.on_overflow)
-            .means("What happens to a row longer than max_seq_len.")
+            .means("What happens to a row longer than `max_seq_len`.")
             .also(&["excess_length_strategy", "truncation", "overflow"]),
         D::parsed("on_empty", |data| &mut data.on_empty)
             .means("What happens to a row in which no token is supervised."),
@@ -471,235 +487,4 @@ fn json_value(value: &Value) -> Shaped<Json> {
     };
     let error = || ValueError::new(value, "expected a value that JSON has", "not in JSON");
     converted.ok_or_else(|| vec![error()])
-}
-
-impl Parsed for BTreeMap<String, String> {
-    fn expected() -> String {
-        "table of field = \"column\"".to_owned()
-    }
-
-    fn schema() -> Json {
-        json!({"type": "object", "additionalProperties": {"type": "string", "minLength": 1}})
-    }
-
-    fn read(value: &Value) -> Shaped<Self> {
-        Ok(pairs(text)(value)?.into_iter().collect())
-    }
-
-    fn written(&self) -> String {
-        let pairs: Vec<_> = self.iter().map(|(ours, theirs)| (ours.clone(), theirs)).collect();
-        pairs.as_slice().written()
-    }
-}
-
-impl Parsed for BTreeMap<String, Vec<String>> {
-    fn expected() -> String {
-        "table of ours = \"theirs\", or a list of theirs".to_owned()
-    }
-
-    fn schema() -> Json {
-        let theirs = json!({"type": ["string", "array"], "items": {"type": "string"}});
-        json!({"type": "object", "additionalProperties": theirs})
-    }
-
-    fn read(value: &Value) -> Shaped<Self> {
-        let names = |value: &Value| match &value.kind {
-            Kind::Array(_) => list(text)(value),
-            _ => Ok(vec![text(value)?]),
-        };
-        Ok(pairs(names)(value)?.into_iter().collect())
-    }
-
-    fn written(&self) -> String {
-        let pairs: Vec<_> = self.iter().map(|(ours, theirs)| (ours.clone(), theirs)).collect();
-        pairs.as_slice().written()
-    }
-}
-
-/// A `[[dataset]]` while it is read: without a path or a format there is no [`DatasetSpec`].
-pub(crate) struct Draft {
-    path: Option<String>,
-    format: Option<Format>,
-    weight: f64,
-    split: Split,
-    train_on: Option<TrainOn>,
-    fields: Option<BTreeMap<String, String>>,
-    roles: Option<BTreeMap<String, Vec<String>>>,
-    ignore: Vec<String>,
-}
-
-impl Default for Draft {
-    fn default() -> Self {
-        Self {
-            path: None,
-            format: None,
-            weight: 1.0,
-            split: Split::Train,
-            train_on: None,
-            fields: None,
-            roles: None,
-            ignore: Vec::new(),
-        }
-    }
-}
-
-type K = Key<Draft>;
-
-pub(crate) static DATASET: KeyTable<Draft> = KeyTable {
-    path: "dataset",
-    meaning: "Files of rows; a recipe has one or more of these tables.",
-    also: &[
-        "datasets",
-        "data_files",
-        "train_file",
-        "dataset_name",
-        "dataset_path",
-        "dataset_dir",
-        "train_data",
-    ],
-    keys: &[
-        K::text("path", |dataset| &mut dataset.path)
-            .required("\"data/train.jsonl\"")
-            .means("A file (.jsonl, .json, .parquet, .arrow, .csv, .tsv), or a glob over files.")
-            .also(&["file", "file_name", "filename", "source"]),
-        K::parsed("format", |dataset| &mut dataset.format)
-            .required("\"messages\"")
-            .means("What a row holds.")
-            .also(&["type", "ds_type", "formatting", "kind", "style"]),
-        K::number("weight", Limits::above(0.0).to(1e6), |dataset| &mut dataset.weight)
-            .means("How often each row is seen in an epoch; a fraction by a deterministic draw.")
-            .also(&["probability", "mix_ratio", "interleave_probs", "ratio"]),
-        K::parsed("split", |dataset| &mut dataset.split)
-            .means("Whether the rows are trained on or held out for evaluation."),
-        K::parsed("train_on", |dataset| &mut dataset.train_on)
-            .optional("data.train_on")
-            .means("The tokens of these rows that the loss is taken over."),
-        K::parsed("fields", |dataset| &mut dataset.fields)
-            .optional("each field is a column of the same name")
-            .means("Names of the columns where they differ from the format's fields: { ours = \"theirs\" }.")
-            .also(&[
-                "columns",
-                "field",
-                "column_map",
-                "column_mapping",
-                "message_property_mappings",
-                "field_messages",
-                "field_instruction",
-                "field_output",
-                "prompt_column",
-                "completion_column",
-            ]),
-        K::parsed("roles", |dataset| &mut dataset.roles)
-            .optional("the names that other tools use")
-            .means("Names of the roles of messages: { ours = \"theirs\" }, or a list of theirs.")
-            .also(&["role_mapping", "role_tags", "user_tag", "assistant_tag"])
-            .added(),
-        K::list("ignore", text, |dataset| &mut dataset.ignore)
-            .means("Columns and keys of messages to leave out although other tools give them a meaning.")
-            .also(&["remove_columns", "drop_columns"])
-            .added(),
-    ],
-    checks: &[
-        report_foreign_fields,
-        report_foreign_roles,
-        report_misplaced_train_on,
-        report_weight_of_held_out,
-    ],
-    repeated: true,
-    ..KeyTable::NEW
-};
-
-impl DatasetSpec {
-    /// Reads one `[[dataset]]`; `None` if it has no path or no format.
-    pub fn read(table: &mut TableReader<'_, '_>) -> Option<Self> {
-        let Draft { path, format, weight, split, train_on, fields, roles, ignore } = DATASET.read(table);
-        let (fields, roles) = (fields.unwrap_or_default(), roles.unwrap_or_default());
-        Some(Self { path: path?, format: format?, weight, split, train_on, fields, roles, ignore })
-    }
-
-    /// Writes the entry.
-    pub fn write(&self, writer: &mut Writer) {
-        let Self { path, format, weight, split, train_on, fields, roles, ignore } = self.clone();
-        let fields = Some(fields).filter(|fields| !fields.is_empty());
-        let roles = Some(roles).filter(|roles| !roles.is_empty());
-        let (path, format) = (Some(path), Some(format));
-        let mut draft = Draft { path, format, weight, split, train_on, fields, roles, ignore };
-        DATASET.write(&mut draft, writer);
-    }
-}
-
-fn report_foreign_fields(table: &mut TableReader<'_, '_>, dataset: &Draft) {
-    let Some(format) = dataset.format else { return };
-    let Some(Kind::Table(fields)) = table.value("fields").map(|value| &value.kind) else { return };
-    let (word, names) = (format.word(), format.field_names());
-    for entry in fields.entries().iter().filter(|entry| !names.contains(&entry.key.as_str())) {
-        let reversed = match &entry.value.kind {
-            Kind::String(theirs) if names.contains(&theirs.as_str()) => {
-                format!("our name comes first: {{ {theirs} = \"{}\" }}", entry.key)
-            }
-            _ => format!("its fields are {}", names.join(", ")),
-        };
-        let message = format!("the format `{word}` has no field `{}`", entry.key);
-        let problem = Problem::new("recipe::unknown_field", entry.key_place.clone(), message);
-        table.report(problem.label("unknown field").help(reversed));
-    }
-}
-
-fn report_foreign_roles(table: &mut TableReader<'_, '_>, dataset: &Draft) {
-    let Some(Kind::Table(roles)) = table.value("roles").map(|value| &value.kind) else { return };
-    let known: Vec<&str> = ROLES.iter().map(|(role, _)| *role).collect();
-    for entry in roles.entries().iter().filter(|entry| !known.contains(&entry.key.as_str())) {
-        let message = format!("`{}` is not one of our roles", entry.key);
-        let help = format!("ours come first, of {}: {{ user = \"{}\" }}", known.join(", "), entry.key);
-        let problem = Problem::new("recipe::unknown_role", entry.key_place.clone(), message);
-        table.report(problem.label("unknown role").help(help));
-    }
-    if dataset.format.is_some_and(|format| format != Format::Messages) {
-        let Some(place) = table.place_of("roles") else { return };
-        let problem =
-            Problem::new("recipe::contradiction", place, "only rows of `format = \"messages\"` have roles");
-        table.report(problem.label("has no meaning here").help("remove it"));
-    }
-}
-
-fn report_misplaced_train_on(table: &mut TableReader<'_, '_>, dataset: &Draft) {
-    let (Some(format), Some(train_on)) = (dataset.format, dataset.train_on) else { return };
-    let Some(value) = table.value("train_on") else { return };
-    if !format.train_on_choices().contains(&train_on) {
-        table.report(train_on_problem(value, format, train_on));
-    }
-}
-
-fn report_weight_of_held_out(table: &mut TableReader<'_, '_>, dataset: &Draft) {
-    let Some(place) = table.place_of("weight") else { return };
-    if dataset.split == Split::Validation && dataset.weight != 1.0 {
-        let message = "`weight` says how often a row is trained on, and these rows are held out";
-        table.report(
-            Problem::new("recipe::contradiction", place, message)
-                .label("has no meaning here")
-                .help("remove it, or `split = \"validation\"`"),
-        );
-    }
-}
-
-/// The problem of a `train_on` that does not apply to the rows of `format`.
-pub(crate) fn train_on_problem(value: &Value, format: Format, train_on: TrainOn) -> Problem {
-    let (word, chosen) = (format.word(), train_on.word());
-    let choices: Vec<_> = format.train_on_choices().iter().map(|c| format!("\"{}\"", c.word())).collect();
-    let help = match choices.as_slice() {
-        [] if format == Format::Tokens => {
-            "leave it out: the `labels` column says which tokens are supervised".to_owned()
-        }
-        [] => "leave it out: answers are what is learned".to_owned(),
-        choices => {
-            format!("for `{word}` it is {}; left out, each format has its own default", choices.join(" or "))
-        }
-    };
-    Problem::new(
-        "recipe::contradiction",
-        value.place.clone(),
-        format!("`train_on = \"{chosen}\"` does not apply to the format `{word}`"),
-    )
-    .label("does not apply")
-    .help(help)
 }

@@ -60,7 +60,7 @@ pub trait Parsed: Sized {
 
 impl<T: Word> Parsed for T {
     fn expected() -> String {
-        T::WORDS.iter().map(|(word, _)| format!("\"{word}\"")).collect::<Vec<_>>().join(" or ")
+        alternatives(T::WORDS.iter().map(|(word, _)| format!("\"{word}\"")))
     }
 
     fn schema() -> serde_json::Value {
@@ -74,6 +74,13 @@ impl<T: Word> Parsed for T {
     fn written(&self) -> String {
         self.word().written()
     }
+}
+
+/// The choices between values, in words: `a, b or c`.
+pub fn alternatives(choices: impl Iterator<Item = String>) -> String {
+    let mut choices: Vec<String> = choices.collect();
+    let last = choices.pop().unwrap_or_default();
+    if choices.is_empty() { last } else { format!("{} or {last}", choices.join(", ")) }
 }
 
 /// A [`Slot`] of a [`Parsed`] type, whichever type it is.

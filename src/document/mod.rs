@@ -18,7 +18,7 @@ mod value;
 mod writer;
 
 pub use describe::{Absence, KeyDescription, KeyKind, TableDescription};
-pub use key::{Check, Key, KeyTable, Limits, Parsed, ParsedSlot, Slot};
+pub use key::{Check, Key, KeyTable, Limits, Parsed, ParsedSlot, Slot, alternatives};
 pub use parse::{parse, parse_value};
 pub use place::{Place, Source};
 pub use problem::{Problem, Problems};

@@ -1,9 +1,12 @@
 //! Axolotl: one flat YAML file, with a list of datasets.
 
+use std::collections::BTreeMap;
+
 use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
 use super::hugging_face::{self as hf, Defaults};
 use super::source::{Node, Value};
 use crate::adapter::spec::ALL_LINEAR;
+use crate::data::roles::role as known_role;
 
 /// Axolotl warms up over 3 % of the steps, and runs one epoch of single rows.
 const DEFAULTS: Defaults = Defaults {
@@ -30,12 +33,12 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
         Some((node, _)) => {
             return Err(NotTrained {
                 line: node.line,
-                reason: format!("`adapter: {node}` is not there: lora and qlora are"),
+                reason: format!("`adapter: {node}` is not supported; lora and qlora are"),
             });
         }
         None => {
-            let reason =
-                "it names no `adapter`, so it trains all weights; only LoRA and QLoRA are there".to_owned();
+            let reason = "it names no `adapter`, so it trains all weights; only LoRA and QLoRA are supported"
+                .to_owned();
             return Err(NotTrained { line: 0, reason });
         }
     };
@@ -51,14 +54,14 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     for key in ["evals_per_epoch", "saves_per_epoch"] {
         if let Some(node) = settings.take(key) {
             let ours = if key == "evals_per_epoch" { "train.eval_steps" } else { "train.save_steps" };
-            draft.left(key, node, &format!("not by epochs: `{ours}` counts optimizer steps"));
+            draft.left(key, node, &format!("`{ours}` counts optimizer steps, not parts of an epoch"));
         }
     }
     if settings.take("learning_rate").map(|node| draft.carry("learning_rate", node)).is_none() {
         draft.remark(
             Kind::Decide,
             "learning_rate",
-            "the configuration has none; a usual value stands in the recipe",
+            "the configuration has none; the recipe has a usual value",
         );
     }
     hf::training(settings, draft, &DEFAULTS);
@@ -101,8 +104,7 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
                 draft.remark(
                     Kind::Changed,
                     "sequence_len",
-                    "axolotl leaves out rows that are longer; `data.on_overflow = \"drop\"` does as well, counts them and \
-                     names some",
+                    "axolotl drops longer rows; `data.on_overflow = \"drop\"` does too, counts them and names some",
                 );
             }
         }
@@ -114,7 +116,7 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
             Kind::Changed,
             "sample_packing",
             node,
-            "the rows of a pack never see each other here, whatever the attention; `micro_batch_size` counts packs",
+            "attention never crosses from one row of a pack to another here; `micro_batch_size` counts packs",
         );
     }
     match settings.take("val_set_size") {
@@ -176,18 +178,16 @@ fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, templat
     // `alpaca_chat.load_qa`, `sharegpt:chat`: the prompt strategy, then which of its functions.
     let strategy = kind.and_then(Node::text).unwrap_or_default();
     let shape = strategy.split(['.', ':']).next().unwrap_or_default();
+    // A prompt that the configuration writes itself.
+    let is_own = kind.is_some_and(|kind| !kind.entries().is_empty());
     dataset.format = match shape {
-        "alpaca" => "alpaca",
+        "alpaca" | "alpaca_chat" => "alpaca",
         "chat_template" | "sharegpt" => "messages",
         "completion" => "text",
+        _ if is_own => "alpaca",
         _ => {
             let text = match kind {
-                Some(kind) if !kind.entries().is_empty() => {
-                    "a prompt of its own: write the rows as prompt and completion, with the prompt filled in, and name \
-                     the format `prompt-completion`"
-                        .to_owned()
-                }
-                Some(kind) => format!("`{kind}` is not there: bring the rows into one of messages, alpaca, prompt-completion, text, tokens, and name it in `format`"),
+                Some(kind) => format!("`{kind}` is not supported: convert the rows to one of messages, alpaca, prompt-completion, text, tokens, and name it in `format`"),
                 None => "the dataset has no type: name one of messages, alpaca, prompt-completion, text, tokens in `format`".to_owned(),
             };
             draft.note(Kind::Decide, &settings.name("type"), kind.unwrap_or(entry), text);
@@ -199,17 +199,24 @@ fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, templat
     let own = settings.take("chat_template").and_then(Node::text).map(str::to_owned);
     let template = own.as_deref().unwrap_or(template);
     match (dataset.format, shape) {
+        _ if is_own => own_prompt(&key, node, &mut dataset, draft),
+        ("alpaca", "alpaca") if strategy == shape => {
+            Draft::alpaca_prompt(&mut dataset);
+            let there = "Alpaca's, with a line break after `### Response:`";
+            draft.prompt(&key, node, &mut dataset, there, None);
+        }
         ("alpaca", _) => {
-            let there = match strategy == shape {
-                true => "Alpaca's, with a line break after `### Response:`".to_owned(),
-                false => format!("axolotl's `{strategy}`"),
-            };
+            if strategy == "alpaca_chat.load_qa" {
+                dataset.fields.insert("instruction", "question".to_owned());
+                dataset.fields.insert("output", "answer".to_owned());
+            }
+            let there = format!("axolotl's `{strategy}`");
             draft.prompt(
                 &key,
                 node,
                 &mut dataset,
                 there,
-                Some("Alpaca's as published, without that line break"),
+                Some("Alpaca's as published; `prompt` takes another"),
             );
         }
         ("text", _) => draft.prompt(&key, node, &mut dataset, "none, the text as it stands", None),
@@ -236,7 +243,7 @@ fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, templat
     }
     fields(settings, &mut dataset, draft);
     if let Some(node) = settings.take("train_on_eos").filter(|node| node.text() != Some("turn")) {
-        draft.left(&settings.name("train_on_eos"), node, "the end of every trained turn is trained on");
+        draft.left(&settings.name("train_on_eos"), node, "the end token of every trained turn is trained on");
     }
     if let Some(node) = settings.take("split").filter(|node| node.text() != Some("train")) {
         draft.left(
@@ -261,6 +268,43 @@ fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, templat
     for (node, file) in here {
         hf::dataset_path(&settings.name("path"), node, &file, draft);
         draft.datasets.push(Dataset { path: file, ..dataset.clone() });
+    }
+    all.carry_rest(draft);
+}
+
+/// A prompt that the configuration writes itself, over an instruction, an input and a system prompt.
+fn own_prompt(key: &str, node: &Node, dataset: &mut Dataset, draft: &mut Draft) {
+    let mut all = Settings::of(node, key);
+    let settings = &mut all;
+    let mut text = |key: &str| settings.take(key).and_then(Node::text).map(str::to_owned);
+    for (theirs, ours) in
+        [("field_instruction", "instruction"), ("field_input", "input"), ("field_output", "output")]
+    {
+        if let Some(column) = text(theirs).filter(|column| column != ours) {
+            dataset.fields.insert(ours, column);
+        }
+    }
+    // Python's braces: twice for themselves.
+    let unescaped = |text: String| text.replace("{{", "{").replace("}}", "}");
+    let system_format = text("system_format").unwrap_or_else(|| "{system}".to_owned());
+    let system =
+        text("system_prompt").map(|system| system_format.replace("{system}", &system)).unwrap_or_default();
+    let format = text("format");
+    let without_input = text("no_input_format").or_else(|| format.clone());
+    dataset.template = format.map(|format| unescaped(format!("{system}{format}")));
+    dataset.without_input = without_input.map(|format| unescaped(format!("{system}{format}")));
+    let there = "its own, written in the configuration";
+    match settings.take("field_system") {
+        None => draft.prompt(key, node, dataset, there, None),
+        Some(_) => {
+            draft.prompt(
+                key,
+                node,
+                dataset,
+                there,
+                Some("the same without a row's own system prompt (`field_system`)"),
+            );
+        }
     }
     all.carry_rest(draft);
 }
@@ -295,26 +339,13 @@ fn fields(settings: &mut Settings<'_>, dataset: &mut Dataset, draft: &mut Draft)
                 ("role", Some("from")) | ("content", Some("value")) => {}
                 ("role", Some(column)) => _ = dataset.fields.insert("role", column.to_owned()),
                 ("content", Some(column)) => _ = dataset.fields.insert("content", column.to_owned()),
-                _ => draft.left(&settings.name(key), column, "messages have a role and a content"),
+                _ => draft.left(&settings.name(key), column, "a message has a role and a content"),
             }
         }
     }
-    if let Some(node) = settings.take("roles") {
-        // Which names mean which role: the usual ones are known here.
-        let usual = ["user", "human", "assistant", "gpt", "model", "system", "tool", "input", "chatbot"];
-        let other = node.entries().iter().flat_map(|(_, names)| names.texts().unwrap_or_default());
-        let other: Vec<String> = other.filter(|name| !usual.contains(&name.as_str())).collect();
-        if !other.is_empty() {
-            draft.note(
-                Kind::Decide,
-                &settings.name("roles"),
-                node,
-                format!(
-                    "rename the roles `{}` in the rows to user, assistant and system",
-                    other.join("`, `")
-                ),
-            );
-        }
+    for (role, names) in settings.take("roles").map(Node::entries).unwrap_or_default() {
+        let key = settings.name(&format!("roles.{role}"));
+        draft.roles(&key, names, dataset, role, names.texts().unwrap_or_default());
     }
     for (key, what) in [
         ("message_field_training_detail", "which part of a turn is trained on"),
@@ -331,7 +362,7 @@ fn fields(settings: &mut Settings<'_>, dataset: &mut Dataset, draft: &mut Draft)
     }
     let others = |node: &&Node| {
         let roles = node.texts().unwrap_or_default();
-        roles.is_empty() || roles.iter().any(|role| !matches!(role.as_str(), "assistant" | "gpt"))
+        roles.is_empty() || roles.iter().any(|role| known_role(role, &BTreeMap::new()) != Some("assistant"))
     };
     if let Some(node) = settings.take("roles_to_train").filter(others) {
         let reason = "`train_on` knows the assistant's turns and everything";

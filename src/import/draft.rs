@@ -8,7 +8,9 @@ use toml::Value as Toml;
 
 use super::source::{Node, Value};
 use super::tool::Tool;
-use crate::document::{KeyDescription, KeyKind, Meaning, TableDescription};
+use crate::data::roles::role as known_role;
+use crate::data::schema::alpaca_prompt;
+use crate::document::{KeyDescription, KeyKind, Meaning, TableDescription, Written};
 use crate::recipe::{self, VERSION, foreign};
 
 /// What a note is about.
@@ -70,6 +72,12 @@ pub(super) struct Dataset {
     pub(super) fields: BTreeMap<&'static str, String>,
     /// How the other tool makes a prompt of a row.
     pub(super) prompt: String,
+    /// `prompt`, `prompt_without_input` and `chat`.
+    pub(super) template: Option<String>,
+    pub(super) without_input: Option<String>,
+    pub(super) is_chat: bool,
+    /// Names of speakers, by role.
+    pub(super) roles: BTreeMap<&'static str, Vec<String>>,
 }
 
 /// A recipe under way.
@@ -120,6 +128,34 @@ impl Draft {
     /// Adds a note on a setting that the configuration does not have.
     pub(super) fn remark(&mut self, kind: Kind, key: &str, text: impl Into<String>) {
         self.notes.push(Note { kind, key: key.to_owned(), line: 0, text: text.into() });
+    }
+
+    /// Gives a dataset in the format `alpaca` the prompt of its training code, as most tools have it: with a line break
+    /// behind `### Response:`.
+    pub(super) fn alpaca_prompt(dataset: &mut Dataset) {
+        dataset.template = Some(format!("{}\n", alpaca_prompt("{instruction}", "{input}")));
+        dataset.without_input = Some(format!("{}\n", alpaca_prompt("{instruction}", "")));
+    }
+
+    /// Gives speakers of a dataset a role, unless the reader gives them that role anyway. What is not a role of ours is
+    /// noted.
+    pub(super) fn roles(
+        &mut self,
+        key: &str,
+        node: &Node,
+        dataset: &mut Dataset,
+        role: &str,
+        names: Vec<String>,
+    ) {
+        let Some(role) = ["system", "user", "assistant", "tool"].into_iter().find(|known| *known == role)
+        else {
+            let text =
+                format!("`{node}`: rename these speakers in the rows to system, user, assistant or tool");
+            return self.note(Kind::Decide, key, node, text);
+        };
+        let names = names.into_iter().filter(|name| known_role(name, &BTreeMap::new()) != Some(role));
+        dataset.roles.entry(role).or_default().extend(names);
+        dataset.roles.retain(|_, names| !names.is_empty());
     }
 
     /// States how the other tool makes a prompt of a dataset's rows, and notes it where a prompt `here` is another.
@@ -223,6 +259,21 @@ impl Draft {
             *text += &format!("format = \"{}\"\n", dataset.format);
             if dataset.is_held_out {
                 *text += "split = \"validation\"\n";
+            }
+            for (key, prompt) in
+                [("prompt", &dataset.template), ("prompt_without_input", &dataset.without_input)]
+            {
+                if let Some(prompt) = prompt {
+                    *text += &format!("{key} = {}\n", prompt.written());
+                }
+            }
+            if dataset.is_chat {
+                *text += "chat = true\n";
+            }
+            if !dataset.roles.is_empty() {
+                let roles: Vec<(String, &Vec<String>)> =
+                    dataset.roles.iter().map(|(role, names)| ((*role).to_owned(), names)).collect();
+                *text += &format!("roles = {}\n", roles.as_slice().written());
             }
             if let Some(weight) = dataset.weight {
                 *text += &format!("weight = {}\n", Toml::from(weight));

@@ -37,7 +37,7 @@ pub(super) fn training(settings: &mut Settings<'_>, draft: &mut Draft, defaults:
                         Kind::Changed,
                         "max_steps",
                         node,
-                        "it replaces the number of epochs, as it did there",
+                        "it replaces the number of epochs, as in the other tool",
                     );
                 }
             }
@@ -83,8 +83,8 @@ pub(super) fn batch(draft: &mut Draft) {
         Kind::Changed,
         "effective batch size",
         format!(
-            "{micro} x {steps} = {} {packs} an optimizer step, on one device; a run on N devices had N times that: \
-             multiply `train.gradient_accumulation_steps` by N for the same",
+            "{micro} x {steps} = {} {packs} in an optimizer step, on one device; after a run on N devices, multiply \
+             `train.gradient_accumulation_steps` by N",
             micro.saturating_mul(steps)
         ),
     );
@@ -127,7 +127,7 @@ fn schedule(settings: &mut Settings<'_>, draft: &mut Draft, defaults: &Defaults)
         (Some((node, Some(count))), ratio) if count > 0 => {
             draft.carry("warmup_steps", node);
             if let Some(ratio) = ratio {
-                draft.left("warmup_ratio", ratio, "`warmup_steps` is given as well, and was what counted");
+                draft.left("warmup_ratio", ratio, "`warmup_steps` is set too, and wins");
             }
         }
         (Some((node, None)), None) => match node.number() {
@@ -159,14 +159,15 @@ fn schedule(settings: &mut Settings<'_>, draft: &mut Draft, defaults: &Defaults)
                     Kind::Changed,
                     key,
                     node,
-                    "there, `constant` takes no notice of the warm-up, so there is none",
+                    "the other tool's `constant` ignores the warm-up, so the recipe has none",
                 );
             }
         }
         (_, Some((key, node))) => {
             draft.set("train.lr_scheduler", "cosine");
-            let text =
-                format!("`{node}` is not there (constant, linear, cosine are): `cosine` stands in its place");
+            let text = format!(
+                "`{node}` is not supported (constant, linear and cosine are); the recipe has `cosine`"
+            );
             draft.note(Kind::Changed, key, node, text);
         }
         (_, None) => {}
@@ -181,9 +182,7 @@ fn optimizer(settings: &mut Settings<'_>, draft: &mut Draft) {
             Kind::Changed,
             key,
             node,
-            format!(
-                "`{name}` becomes AdamW with its moments in f32: the same mathematics, without their rounding"
-            ),
+            format!("`{name}` becomes AdamW with moments in f32: the same update without their rounding"),
         ),
         _ => draft.carry("optim", node),
     }
@@ -200,14 +199,10 @@ fn due(settings: &mut Settings<'_>, draft: &mut Draft) {
         match strategy.map(|(key, node)| (key, node, node.text())) {
             // PyYAML reads a bare `no` as false.
             Some((key, node, text)) if text == Some("no") || node.truth() == Some(false) => {
-                draft.left(
-                    key,
-                    node,
-                    &format!("it cannot be switched off; a large `{ours}` comes to the same"),
-                );
+                draft.left(key, node, &format!("it cannot be switched off; set a large `{ours}`"));
             }
             Some((key, node, Some("epoch"))) => {
-                draft.left(key, node, &format!("not by epochs: `{ours}` counts optimizer steps"));
+                draft.left(key, node, &format!("`{ours}` counts optimizer steps, not epochs"));
             }
             Some((key, node, text)) if !matches!(text, Some("steps" | "best")) => {
                 draft.left(key, node, &format!("set `{ours}` by hand"));
@@ -217,7 +212,7 @@ fn due(settings: &mut Settings<'_>, draft: &mut Draft) {
         match count.map(|node| (node, node.integer())) {
             Some((node, Some(steps))) if steps > 0 => draft.carry(counted, node),
             Some((node, _)) => {
-                draft.left(counted, node, &format!("not a share: `{ours}` counts optimizer steps"))
+                draft.left(counted, node, &format!("`{ours}` counts optimizer steps, not a share of them"))
             }
             None => {}
         }
@@ -225,9 +220,11 @@ fn due(settings: &mut Settings<'_>, draft: &mut Draft) {
     if let Some(node) = settings.take("logging_steps") {
         match node.integer() {
             Some(steps) if steps > 0 => draft.carry("logging_steps", node),
-            _ => {
-                draft.left("logging_steps", node, "not a share: `train.logging_steps` counts optimizer steps")
-            }
+            _ => draft.left(
+                "logging_steps",
+                node,
+                "`train.logging_steps` counts optimizer steps, not a share of them",
+            ),
         }
     }
 }
@@ -247,7 +244,7 @@ pub(super) fn quantization(
             Kind::Changed,
             "load_in_8bit",
             node,
-            "there are no 8 bits here: the base stays dense; `[quantization.nf4]` has it in 4 bits",
+            "8 bits are not supported: the base stays dense; `[quantization.nf4]` stores it in 4 bits",
         );
     }
     if !in_four_bits {
@@ -369,8 +366,8 @@ pub(super) fn dataset_path(key: &str, node: &Node, path: &str, draft: &mut Draft
             key,
             node,
             format!(
-                "`{path}` is no file (.jsonl, .json, .parquet, .arrow, .csv): fetch the dataset and name its file in \
-                 `path`"
+                "`{path}` is not a file (.jsonl, .json, .parquet, .arrow, .csv): download the dataset and name its file \
+                 in `path`"
             ),
         );
     }

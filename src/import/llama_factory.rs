@@ -25,7 +25,7 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
         &["sft"],
         "only supervised fine-tuning (`sft`) is imported; other objectives are set by hand in `[objective]`",
     )?;
-    hf::require(settings, "finetuning_type", &["lora"], "only `lora` is there")?;
+    hf::require(settings, "finetuning_type", &["lora"], "only `lora` is supported")?;
     settings.take("do_train");
     if let Some(node) = settings.take("quantization_method").filter(|node| node.text() != Some("bnb")) {
         draft.left("quantization_method", node, "4 bits are NF4, as bitsandbytes has them");
@@ -84,8 +84,8 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
     draft.remark(
         Kind::Changed,
         "cutoff_len",
-        "it cuts longer rows off, often in the middle of an answer; `data.on_overflow = \"truncate\"` does as well, \
-         counts them and names some: \"drop\" or \"error\" is what is usually wanted",
+        "it truncates longer rows, often within an answer; `data.on_overflow = \"truncate\"` does too, counts them and \
+         names some; \"drop\" or \"error\" is usually better",
     );
     let packing = settings.take("packing");
     let neat = settings.take("neat_packing");
@@ -93,7 +93,7 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
     draft.set("data.packing", packs);
     let sees_all = |node: &&Node| node.truth() == Some(true) && neat.and_then(Node::truth) != Some(true);
     if let Some(node) = packing.filter(sees_all) {
-        let text = "there, the rows of a pack see each other; here they never do";
+        let text = "in LLaMA-Factory, attention crosses between the rows of a pack; here it never does";
         draft.note(Kind::Changed, "packing", node, text);
     }
     match settings.take("val_size") {
@@ -111,8 +111,8 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
     let info = info(Path::new(&folder));
     for key in ["mix_strategy", "interleave_probs"] {
         if let Some(node) = settings.take(key).filter(|node| node.text() != Some("concat")) {
-            let reason = "datasets are mixed in one order of all rows; `weight` of a `[[dataset]]` says how often each row \
-                          is seen an epoch";
+            let reason = "all rows are shuffled together; `weight` of a `[[dataset]]` says how often each row is seen in an \
+                          epoch";
             draft.left(key, node, reason);
         }
     }
@@ -165,10 +165,10 @@ fn dataset(
         Some(file) => format!("{folder}/{file}"),
         None => {
             let text = match entry {
-                Some(_) => format!("`{name}` lies on a hub: fetch it and name its file in `path`"),
+                Some(_) => format!("`{name}` is on a hub: download it and name its file in `path`"),
                 None => format!(
-                    "`{name}` is a name in {folder}/dataset_info.json, which does not tell of it here: name its file in \
-                     `path`, and its shape in `format`"
+                    "`{name}` is a name in {folder}/dataset_info.json, and that file is missing or has no such name: name \
+                     the dataset's file in `path`, and its shape in `format`"
                 ),
             };
             draft.note(Kind::Decide, key, node, text);
@@ -191,13 +191,20 @@ fn dataset(
             format!("LLaMA-Factory's template `{template}`, its system prompt included"),
             Some("the base model's chat template"),
         ),
-        false => draft.prompt(
-            &at,
-            node,
-            &mut dataset,
-            format!("a user turn of `instruction`, a line break and `input`, in LLaMA-Factory's template `{template}`"),
-            Some("Alpaca's published prompt, without turns; rows in the format `messages` get the chat template"),
-        ),
+        false => {
+            dataset.template = Some("{instruction}\n{input}".to_owned());
+            dataset.without_input = Some("{instruction}".to_owned());
+            dataset.is_chat = true;
+            draft.prompt(
+                &at,
+                node,
+                &mut dataset,
+                format!(
+                    "a user turn of `instruction`, a line break and `input`, in LLaMA-Factory's template `{template}`"
+                ),
+                Some("the same turn in the base model's chat template"),
+            );
+        }
     }
     if let Some(entry) = entry {
         describe(&at, entry, is_chat, &mut dataset, draft);
@@ -231,19 +238,16 @@ fn describe(at: &str, entry: &Node, is_chat: bool, dataset: &mut Dataset, draft:
                 dataset.fields.insert(ours, column.to_owned());
             }
         }
-        for (tag, known) in [
-            ("user_tag", &["user", "human"][..]),
-            ("assistant_tag", &["assistant", "gpt"]),
-            ("system_tag", &["system"]),
-            ("observation_tag", &["tool"]),
-            ("function_tag", &[]),
+        for (tag, role) in [
+            ("user_tag", "user"),
+            ("assistant_tag", "assistant"),
+            ("system_tag", "system"),
+            ("observation_tag", "tool"),
+            ("function_tag", "function"),
         ] {
             let name = inner.name(tag);
-            let node = inner.take(tag).filter(|node| !node.text().is_some_and(|tag| known.contains(&tag)));
-            if let Some(node) = node {
-                let text =
-                    format!("`{node}`: rename this role in the rows to one of system, user, assistant, tool");
-                draft.note(Kind::Decide, &name, node, text);
+            if let Some(node) = inner.take(tag) {
+                draft.roles(&name, node, dataset, role, node.text().map(str::to_owned).into_iter().collect());
             }
         }
         for (column, what) in [

@@ -114,6 +114,10 @@ impl fmt::Display for Unclear {
 
 /// The one tool that a configuration can be for.
 pub(super) fn detect(root: &Node) -> Result<Tool, Unclear> {
+    // Keys of mlx-lm's `lora_config.yaml`, some others of which TRL has too.
+    if ["fine_tune_type", "iters", "steps_per_eval"].iter().any(|key| root.get(key).is_some()) {
+        return Err(Unclear { candidates: Vec::new(), is_mlx: true });
+    }
     // Only these two put their keys into tables.
     let is_nested = |tool| matches!(tool, Tool::Trl | Tool::Torchtune);
     let has = |tool, key: &str| {
@@ -127,11 +131,6 @@ pub(super) fn detect(root: &Node) -> Result<Tool, Unclear> {
         .collect();
     match candidates.as_slice() {
         [(tool, _)] => Ok(*tool),
-        _ => {
-            // Keys of mlx-lm's `lora_config.yaml`.
-            let is_mlx = candidates.is_empty()
-                && ["fine_tune_type", "iters", "steps_per_eval"].iter().any(|key| root.get(key).is_some());
-            Err(Unclear { candidates, is_mlx })
-        }
+        _ => Err(Unclear { candidates, is_mlx: false }),
     }
 }

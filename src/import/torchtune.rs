@@ -20,7 +20,7 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     hf::batch(draft);
     for (key, reason) in [
         ("metric_logger", hf::reason("report_to")),
-        ("profiler", "there is no profiler; `tune bench` tells where time goes"),
+        ("profiler", "there is no profiler; `tune bench` shows where time goes"),
     ] {
         settings.take(key).filter(|node| node.get("enabled").and_then(Node::truth) != Some(false)).inspect(
             |node| {
@@ -67,7 +67,7 @@ fn model(settings: &mut Settings<'_>, draft: &mut Draft) -> Result<(), NotTraine
     if is_quantized {
         draft.table("quantization.nf4");
         let text =
-            "torchtune's NF4 quantizes its scales in another way: the same codes, slightly other weights";
+            "torchtune quantizes the scales of NF4 differently: the same codes, slightly different weights";
         draft.note(Kind::Changed, "model", node, text);
     }
     let mut targets: Vec<String> = Vec::new();
@@ -119,7 +119,7 @@ fn checkpointer(settings: &mut Settings<'_>, draft: &mut Draft) {
     }
     if !kind.contains("HF") {
         let text =
-            format!("`{kind}` reads another layout: `model.base` wants a Hugging Face folder or hub id");
+            format!("`{kind}` reads another layout: `model.base` takes a Hugging Face folder or a hub id");
         draft.note(Kind::Decide, "checkpointer", node, text);
     }
     for (key, reason) in [
@@ -160,13 +160,13 @@ fn dataset(settings: &mut Settings<'_>, max_seq_len: Option<&Node>, prompt: &str
         Some(node) => {
             draft.carry("tokenizer.max_seq_len", node);
             draft.set("data.on_overflow", "truncate");
-            let text = "it cuts longer rows off; `data.on_overflow = \"truncate\"` does as well, counts them and names some";
+            let text = "it truncates longer rows; `data.on_overflow = \"truncate\"` does too, counts them and names some";
             draft.note(Kind::Changed, "tokenizer.max_seq_len", node, text);
         }
         None => draft.remark(
             Kind::Decide,
             "tokenizer.max_seq_len",
-            "it bounds no row; here `data.max_seq_len` does, and a longer row is an error that names it",
+            "it limits no row; here `data.max_seq_len` does, and a longer row is an error",
         ),
     }
     draft.set("data.val_split", 0.0);
@@ -196,27 +196,33 @@ fn one_dataset(node: &Node, prompt: &str, draft: &mut Draft) {
         "text_completion_dataset" => ("text", "", true),
         _ => {
             let text = format!(
-                "`{builder}` is not there: bring the rows into one of messages, alpaca, prompt-completion, text, tokens"
+                "`{builder}` is not supported: convert the rows to one of messages, alpaca, prompt-completion, text, tokens"
             );
             draft.note(Kind::Decide, "dataset", node, text);
             ("messages", "", false)
         }
     };
     let mut dataset = Dataset { format, ..Dataset::default() };
+    if matches!(format, "alpaca" | "prompt-completion") {
+        dataset.is_chat = true;
+    }
+    if format == "alpaca" {
+        Draft::alpaca_prompt(&mut dataset);
+    }
     match format {
         "alpaca" => draft.prompt(
             "dataset",
             node,
             &mut dataset,
             format!("Alpaca's, with a line break after `### Response:`, as a user turn in {prompt}"),
-            Some("Alpaca's as published, without turns"),
+            Some("the same prompt as a user turn of the base model's chat template"),
         ),
         "prompt-completion" => draft.prompt(
             "dataset",
             node,
             &mut dataset,
             format!("a user turn in {prompt}"),
-            Some("prompt and completion, joined as they stand; rows in the format `messages` get the chat template"),
+            Some("a user turn in the base model's chat template"),
         ),
         "messages" => draft.prompt(
             "dataset",
@@ -240,7 +246,8 @@ fn one_dataset(node: &Node, prompt: &str, draft: &mut Draft) {
     let on_input = settings.take("train_on_input").and_then(Node::truth).unwrap_or(on_input);
     if on_input && format != "text" {
         dataset.train_on = Some("all");
-        let text = "the prompt is trained on as well, as this builder does; `train_on = \"completion\"` leaves it out";
+        let text =
+            "the prompt is trained on too, as this builder does; `train_on = \"completion\"` leaves it out";
         draft.note(Kind::Changed, "dataset", node, text);
     }
     let packs = settings.take("packed").and_then(Node::truth).unwrap_or(false);
@@ -276,7 +283,7 @@ fn one_dataset(node: &Node, prompt: &str, draft: &mut Draft) {
                 dataset.fields.insert("messages", column.to_owned());
             }
             if let Some(node) = settings.take("conversation_style") {
-                draft.left("dataset.conversation_style", node, "the keys of a message tell");
+                draft.left("dataset.conversation_style", node, "the keys of a message say which");
             }
         }
         "text" => {
@@ -364,7 +371,7 @@ fn training(settings: &mut Settings<'_>, draft: &mut Draft) {
         let all = epochs.and_then(Node::integer).unwrap_or(1).saturating_mul(steps);
         draft.set("train.max_steps", all);
         let text = format!(
-            "it cuts each epoch short; here the run ends after {all} steps in all, whatever its epochs"
+            "it shortens each epoch; here the run ends after {all} steps in all, whatever its epochs"
         );
         draft.note(Kind::Changed, "max_steps_per_epoch", node, text);
     }

@@ -33,7 +33,7 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     let settings = &mut all;
     if settings.take("use_peft").is_some_and(|node| node.truth() == Some(false)) {
         let reason =
-            "`use_peft` is false, so it trains all weights; only LoRA and QLoRA are there".to_owned();
+            "`use_peft` is false, so it trains all weights; only LoRA and QLoRA are supported".to_owned();
         return Err(NotTrained { line: root.line, reason });
     }
     hf::require(settings, "lora_task_type", &["CAUSAL_LM"], "only causal language models are trained")?;
@@ -64,8 +64,7 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
             draft.remark(
                 Kind::Changed,
                 "lora_target_modules",
-                "left out, PEFT chooses by the model's family, for most of those here q_proj and v_proj; \"all-linear\" \
-                 learns more",
+                "without it, PEFT chooses by the model's family, for most q_proj and v_proj; \"all-linear\" learns more",
             );
         }
     }
@@ -116,13 +115,13 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
     draft.remark(
         Kind::Changed,
         longest.map_or("max_length", |(key, _)| key),
-        "it cuts longer rows off, often in the middle of an answer; `data.on_overflow = \"truncate\"` does as well, \
-         counts them and names some: \"drop\" or \"error\" is what is usually wanted",
+        "it truncates longer rows, often within an answer; `data.on_overflow = \"truncate\"` does too, counts them and \
+         names some; \"drop\" or \"error\" is usually better",
     );
     let packs = settings.take("packing");
     draft.set("data.packing", packs.and_then(Node::truth).unwrap_or(false));
     if let Some(node) = packs.filter(|node| node.truth() == Some(true)) {
-        let text = "the rows of a pack never see each other here, and none is split; `micro_batch_size` counts packs";
+        let text = "attention never crosses from one row of a pack to another here, and no row is split; `micro_batch_size` counts packs";
         draft.note(Kind::Changed, "packing", node, text);
     }
     settings
@@ -161,8 +160,7 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
             draft.remark(
                 Kind::Changed,
                 "assistant_only_loss",
-                "left out, TRL trains on whole conversations, so `train_on = \"all\"`; \"assistant\" is what is usually \
-                 wanted",
+                "without it, TRL trains on whole conversations, so `train_on = \"all\"`; \"assistant\" is usually better",
             );
         }
         "prompt-completion" if !is_on(on_completion) => dataset.train_on = Some("all"),
@@ -252,7 +250,7 @@ fn datasets(settings: &mut Settings<'_>, of_all: &Dataset, is_guessed: bool, dra
                 Kind::Decide,
                 "dataset_name",
                 node,
-                "TRL tells the shape of the rows from their columns; the recipe says `format = \"messages\"`",
+                "TRL recognises the shape of the rows by their columns; the recipe says `format = \"messages\"`",
             );
         }
         draft.datasets.push(dataset);

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::document::{Kind, Parsed, Shaped, Value, ValueError, Written};
+use crate::document::{Kind, Parsed, Shaped, Value, ValueError, Written, alternatives};
 
 /// What a run computes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl fmt::Display for DeviceId {
 
 impl Parsed for DeviceSpec {
     fn expected() -> String {
-        FORMS.replace(", ", " or ")
+        alternatives(FORMS.split(", ").map(|form| format!("\"{form}\"")))
     }
 
     fn schema() -> serde_json::Value {

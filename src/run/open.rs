@@ -252,7 +252,11 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
             None => faults = true,
             // A fault in the model folder that explains this one is reported already.
             Some(dataset) if dataset.format != Format::Tokens && text.tokenizer.is_none() => faults = true,
-            Some(dataset) if dataset.format == Format::Messages && text.template_is_broken => faults = true,
+            Some(dataset)
+                if (dataset.format == Format::Messages || dataset.prompt.chat) && text.template_is_broken =>
+            {
+                faults = true;
+            }
             Some(dataset) => match source::Dataset::open(&dataset) {
                 Ok(files) => opened.push((dataset, files)),
                 Err(error) => {

@@ -12,7 +12,6 @@ use super::inference::end_tokens;
 use super::open::Opened;
 use crate::adapter::lora::LoraSet;
 use crate::data::example::{Answer, Example, Message};
-use crate::data::schema::alpaca_prompt;
 use crate::data::spec::{Format, Split};
 use crate::generate::{Finish, Sampling, generate};
 use crate::model::Decoder;
@@ -80,21 +79,18 @@ impl<'a> Sampler<'a> {
 fn encode(opened: &Opened, prompt: &str) -> Result<Option<Vec<u32>>, Error> {
     let Some(tokenizer) = &opened.tokenizer else { return Ok(None) };
     let datasets = &opened.recipe.datasets;
-    let format = datasets.iter().find(|dataset| dataset.split == Split::Train).map(|dataset| dataset.format);
-    let is_conversation = match format {
+    let dataset = datasets.iter().find(|dataset| dataset.split == Split::Train);
+    let is_conversation = match dataset.map(|dataset| dataset.format) {
         Some(Format::Messages) => true,
         Some(Format::Preference | Format::Feedback) => first_is_conversation(opened),
-        _ => false,
+        _ => dataset.is_some_and(|dataset| dataset.prompt.chat),
     };
-    let text = match (format, &opened.template) {
-        (_, Some(template)) if is_conversation => {
-            let turn = Message { role: "user".into(), content: prompt.into(), extra: Default::default() };
-            let text = template.render(&vec![turn].into(), true).map_err(crate::data::error::Error::from)?;
-            return Ok(Some(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids));
-        }
-        (Some(Format::Alpaca), _) => alpaca_prompt(prompt, ""),
-        _ => prompt.to_owned(),
-    };
+    let text = dataset.map_or(prompt.to_owned(), |dataset| dataset.prompt.fill(dataset.format, prompt, ""));
+    if let Some(template) = opened.template.as_ref().filter(|_| is_conversation) {
+        let turn = Message { role: "user".into(), content: text, extra: Default::default() };
+        let text = template.render(&vec![turn].into(), true).map_err(crate::data::error::Error::from)?;
+        return Ok(Some(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids));
+    }
     let mut ids = tokenizer.prefix().to_vec();
     ids.extend(tokenizer.encode(&text).map_err(crate::data::error::Error::from)?.ids);
     Ok(Some(ids))

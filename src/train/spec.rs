@@ -210,11 +210,11 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
         // A run that ends at its first divergence has the adapter that it would have with any other choice.
         K::parsed("on_divergence", |train| &mut train.on_divergence)
             .bookkeeping_unless(|train| train.on_divergence != Choice::Stop)
-            .means("What happens when a loss or gradient is not finite: end, leave the step out, or go back.")
+            .means("What happens when a loss or gradient is not finite: end the run, leave the step out, or go back.")
             .also(&["skip_nan", "skip_nan_steps", "nan_policy", "on_nan"]),
         K::integer("divergence_patience", 0..=1_000_000, |train| &mut train.divergence_patience)
             .optional("3")
-            .means("Diverged steps in a row (skip) or returns to one place (rollback) before the run ends."),
+            .means("How many diverged steps in a row (skip) or returns to one place (rollback) are tolerated."),
         K::integer("rollback_steps", 1..=1_000_000_000, |train| &mut train.rollback_steps)
             .optional("50")
             .means("Steps between the places that \"rollback\" can go back to."),

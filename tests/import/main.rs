@@ -168,9 +168,10 @@ fn every_dataset_states_the_prompt_of_the_other_tool() {
     let differs = |key: &str| notes.iter().any(|note| note.starts_with(key) && note.contains("here: "));
     assert_eq!(
         [0, 1, 2, 3].map(|index| differs(&format!("datasets[{index}].type"))),
-        [false, true, false, true],
+        [false, false, false, true],
         "{notes:#?}"
     );
+    assert!(recipe.contains("### Response:\\n\"\nprompt_without_input = \"Below is"), "{recipe}");
     let folder = tempfile::tempdir().unwrap();
     let info =
         r#"{"mine": {"file_name": "mine.json"}, "talk": {"file_name": "t.json", "formatting": "sharegpt"}}"#;
@@ -186,6 +187,9 @@ fn every_dataset_states_the_prompt_of_the_other_tool() {
         &notes,
         &["dataset.mine", "a user turn of `instruction`, a line break and `input`", "`qwen`", "here: "],
     );
+    let turns =
+        "prompt = \"{instruction}\\n{input}\"\nprompt_without_input = \"{instruction}\"\nchat = true\n";
+    assert!(imported.recipe.contains(turns), "{}", imported.recipe);
     has(
         &notes,
         &["dataset.talk", "`qwen`, its system prompt included", "here: the base model's chat template"],
@@ -222,17 +226,20 @@ fn every_key_of_a_list_of_datasets_carries_over_or_is_named() {
     ] {
         has(&notes, &[&format!("dataset.talk.{key}: ")]);
     }
-    has(&notes, &["dataset.talk.tags.user_tag: `customer`", "rename this role"]);
+    assert!(imported.recipe.contains("roles = { user = [\"customer\"] }"), "{}", imported.recipe);
     assert!(!notes.iter().any(|note| note.contains("assistant_tag")), "{notes:#?}");
 }
 
 #[test]
-fn the_usual_mapping_of_sharegpt_keys_is_the_reader_s_own() {
-    let (recipe, _) = axolotl_with(
+fn speakers_of_an_imported_dataset_have_their_roles() {
+    let (recipe, notes) = axolotl_with(
         "datasets:\n  - path: a.jsonl\n    type: chat_template\n    field_messages: conversations\n    \
-         message_property_mappings: {role: from, content: value}\n",
+         message_property_mappings: {role: from, content: value}\n    \
+         roles: {user: [human, customer], assistant: [gpt, agent], system: [system], critic: [judge]}\n",
     );
-    assert!(recipe.contains("format = \"messages\"\nfields = { messages = \"conversations\" }"), "{recipe}");
+    assert!(recipe.contains("roles = { assistant = [\"agent\"], user = [\"customer\"] }"), "{recipe}");
+    has(&notes, &["datasets[0].roles.critic: `[judge]`", "rename these speakers"]);
+    assert!(recipe.contains("fields = { messages = \"conversations\" }"), "{recipe}");
 }
 
 #[test]
@@ -247,10 +254,14 @@ fn notes_say_what_a_setting_did() {
     has(&notes, &["tokens: ", "no token is added"]);
     let (recipe, notes) = axolotl_with(
         "datasets:\n  - {path: a.jsonl, type: chat_template, message_field_training: learn, field_tools: functions}\n  \
-         - {path: b.jsonl, type: {field_instruction: q, field_output: a, format: 'Q: {instruction}'}}\n",
+         - {path: b.jsonl, type: {field_instruction: q, field_output: a, system_prompt: Be brief., \
+         system_format: '{system} ', format: 'Q: {instruction} {input}', no_input_format: 'Q: {instruction}', shards: 3}}\n",
     );
     assert!(recipe.contains("fields = { tools = \"functions\", train = \"learn\" }"), "{recipe}");
-    has(&notes, &["datasets[1].type: a prompt of its own", "`prompt-completion`"]);
+    has(&notes, &["datasets[1].type.shards: `3`"]);
+    let own = "format = \"alpaca\"\nprompt = \"Be brief. Q: {instruction} {input}\"\n\
+               prompt_without_input = \"Be brief. Q: {instruction}\"\nfields = { instruction = \"q\", output = \"a\" }";
+    assert!(recipe.contains(own), "{recipe}");
 }
 
 #[test]
@@ -286,8 +297,9 @@ fn a_masking_strategy_is_what_is_trained_on() {
 
 #[test]
 fn a_configuration_of_mlx_lm_is_recognised() {
-    let said =
-        import("model: m\nfine_tune_type: lora\niters: 1000\n", "c.yml", None).unwrap_err().to_string();
+    let said = import("model: m\nfine_tune_type: lora\niters: 1000\nmax_seq_length: 512\n", "c.yml", None)
+        .unwrap_err()
+        .to_string();
     assert!(said.contains("mlx-lm") && said.contains("does not read"), "{said}");
 }
 

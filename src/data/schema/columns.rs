@@ -7,7 +7,7 @@ use std::path::Path;
 use arrow::datatypes::DataType;
 
 use super::super::source::Error;
-use super::super::spec::{DatasetSpec, Format};
+use super::super::spec::{DatasetSpec, Format, PromptSpec};
 use super::unread;
 
 /// A column of tools in OpenAI's older form: functions that are not wrapped as tools.
@@ -50,6 +50,7 @@ pub(in crate::data) struct Fields {
     pub(super) roles: BTreeMap<String, Vec<String>>,
     /// Columns and keys of messages that the recipe leaves out knowingly.
     pub(super) ignore: Vec<String>,
+    pub(super) prompt: PromptSpec,
 }
 
 impl Fields {
@@ -141,7 +142,13 @@ impl Fields {
         for field in fields.iter_mut().filter(|field| !field.required && !field.mapped) {
             field.columns.retain(|column| !spec.ignore.contains(column));
         }
-        Ok(Fields { format: spec.format, fields, roles: spec.roles.clone(), ignore: spec.ignore.clone() })
+        Ok(Fields {
+            format: spec.format,
+            fields,
+            roles: spec.roles.clone(),
+            ignore: spec.ignore.clone(),
+            prompt: spec.prompt.clone(),
+        })
     }
 
     /// The columns that are read.

@@ -552,3 +552,31 @@ fn single_answers_in_every_layout() {
     let unlabelled = json!({"prompt": "a", "completion": "b", "label": "maybe"});
     assert_eq!(said(Format::Feedback, &unlabelled), "/label: expected true or false, found \"maybe\"");
 }
+
+/// The example of a row with a prompt of its own.
+fn prompted(format: Format, prompt: PromptSpec, row: &Json) -> Example {
+    let fields = Fields { prompt, ..fields(format, &[]).unwrap() };
+    fields.example(Object::Json(row.as_object().unwrap()), 1 << 20, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_prompt_of_the_recipe_is_filled_in_once_and_may_be_a_turn() {
+    let text = |text: &str| Some(text.to_owned());
+    let own = PromptSpec {
+        template: text("{x} {instruction}|{input}\n"),
+        without_input: text("{instruction}!"),
+        chat: false,
+    };
+    let row = json!({"instruction": "say {input}", "input": "1", "output": "3"});
+    assert_eq!(prompted(Format::Alpaca, own.clone(), &row), prompt_completion("{x} say {input}|1\n", "3"));
+    let row = json!({"instruction": "Add.", "output": "3"});
+    assert_eq!(prompted(Format::Alpaca, own.clone(), &row), prompt_completion("Add.!", "3"));
+    let turns = Example::Conversation(vec![message("user", "Add.!"), message("assistant", "3")].into());
+    assert_eq!(prompted(Format::Alpaca, PromptSpec { chat: true, ..own }, &row), turns);
+    let row = json!({"prompt": "Hi", "completion": "Ho"});
+    let framed = PromptSpec { template: text("Q: {prompt}\nA:"), ..PromptSpec::default() };
+    assert_eq!(prompted(Format::PromptCompletion, framed, &row), prompt_completion("Q: Hi\nA:", "Ho"));
+    let turns = Example::Conversation(vec![message("user", "Hi"), message("assistant", "Ho")].into());
+    let chat = PromptSpec { chat: true, ..PromptSpec::default() };
+    assert_eq!(prompted(Format::PromptCompletion, chat, &row), turns);
+}

@@ -1,4 +1,4 @@
-//! What people are told: each problem's place, words and way out.
+//! Each problem's place, message and remedy.
 
 use super::super::foreign::NOTES;
 use super::super::tables;
@@ -35,84 +35,87 @@ fn wrong_overrides_point_at_what_was_typed() {
     );
 }
 
-/// What `changes` to the small recipe are told about.
+/// Checks the problems of `changes` to the small recipe.
 #[track_caller]
-fn told(changes: &[&str], expected: &[&str]) {
+fn reports(changes: &[&str], expected: &[&str]) {
     assert_eq!(problems(SMALL, changes), expected);
 }
 
 #[test]
 fn names_of_other_tools_are_translated() {
-    told(&["adapter.lora.r=8"], &["r: unknown key `r` in `[adapter.lora]` | tune calls it `rank`"]);
-    told(&["lora_r=8"], &["lora_r: unknown key `lora_r` | tune calls it `rank` in `[adapter.lora]`"]);
-    told(
+    reports(&["adapter.lora.r=8"], &["r: unknown key `r` in `[adapter.lora]` | tune calls it `rank`"]);
+    reports(&["lora_r=8"], &["lora_r: unknown key `lora_r` | tune calls it `rank` in `[adapter.lora]`"]);
+    reports(
         &["train.per_device_train_batch_size=1"],
         &[
             "per_device_train_batch_size: unknown key `per_device_train_batch_size` in `[train]` | tune calls it `micro_batch_size`",
         ],
     );
-    told(
+    reports(
         &["sequence_len=8"],
         &["sequence_len: unknown key `sequence_len` | tune calls it `max_seq_len` in `[data]`"],
     );
-    told(
+    reports(
         &["train.load_in_4bit=true"],
         &["load_in_4bit: unknown key `load_in_4bit` in `[train]` | tune calls it `[quantization.nf4]`"],
     );
-    told(&["lora.r=8"], &["lora: unknown table `[lora]` | write `[adapter.lora]`"]);
-    told(
+    reports(&["lora.r=8"], &["lora: unknown table `[lora]` | write `[adapter.lora]`"]);
+    reports(
         &["train.bf16=true"],
         &["bf16: unknown key `bf16` in `[train]` | tune calls it `compute_dtype` in `[model]`"],
     );
-    told(&["dataset.0.type=chat"], &["type: unknown key `type` in `[[dataset]]` | tune calls it `format`"]);
+    reports(
+        &["dataset.0.type=chat"],
+        &["type: unknown key `type` in `[[dataset]]` | tune calls it `format`"],
+    );
 }
 
 #[test]
-fn misplaced_keys_are_sent_home() {
-    told(
+fn misplaced_keys_are_named_with_their_table() {
+    reports(
         &["train.max_seq_len=8"],
         &["max_seq_len: unknown key `max_seq_len` in `[train]` | `max_seq_len` belongs in `[data]`"],
     );
-    told(
+    reports(
         &["adapter.rank=8"],
         &["rank: unknown key `rank` in `[adapter]` | `rank` belongs in `[adapter.lora]`"],
     );
-    told(
+    reports(
         &["quantization.block_size=64"],
         &[
             "block_size: unknown key `block_size` in `[quantization]` | `block_size` belongs in `[quantization.nf4]`",
         ],
     );
-    told(
+    reports(
         &["data.output_dir=x"],
         &[
             "output_dir: unknown key `output_dir` in `[data]` | `output_dir` belongs at the top, above the first table",
         ],
     );
-    told(&["nf4={}"], &["nf4: unknown key `nf4` | write `[quantization.nf4]`"]);
+    reports(&["nf4={}"], &["nf4: unknown key `nf4` | write `[quantization.nf4]`"]);
 }
 
 #[test]
-fn slips_of_the_fingers_get_a_suggestion() {
-    told(
+fn typing_errors_get_a_suggestion() {
+    reports(
         &["train.learning_rat=1"],
         &["learning_rat: unknown key `learning_rat` in `[train]` | did you mean `learning_rate`?"],
     );
-    told(
+    reports(
         &["train.paking=true"],
         &["paking: unknown key `paking` in `[train]` | did you mean `packing` in `[data]`?"],
     );
-    told(
+    reports(
         &["quantization.nf5={}"],
         &["nf5: unknown key `nf5` in `[quantization]` | did you mean `[quantization.nf4]`?"],
     );
-    told(
+    reports(
         &["model.zzzzzzzz=1"],
         &[
             "zzzzzzzz: unknown key `zzzzzzzz` in `[model]` | the keys of `[model]` are `base`, `revision`, `compute_dtype`",
         ],
     );
-    told(
+    reports(
         &[
             "train.lr_scheduler=cosin",
             "device=gpu",
@@ -130,7 +133,7 @@ fn slips_of_the_fingers_get_a_suggestion() {
 
 #[test]
 fn types_and_ranges() {
-    told(
+    reports(
         &[
             "train.epochs='1'",
             "train.max_steps=1e3",
@@ -171,7 +174,7 @@ fn types_and_ranges() {
 
 #[test]
 fn budgets_gates_and_divergence_say_what_they_take() {
-    told(
+    reports(
         &[
             "train.max_time=90",
             "train.max_tokens=0",
@@ -189,7 +192,7 @@ fn budgets_gates_and_divergence_say_what_they_take() {
             "eval_loss: unknown key `eval_loss` in `[gate]` | tune calls it `max_eval_loss`",
         ],
     );
-    told(
+    reports(
         &[
             "train.on_divergence=skip",
             "train.divergence_patience=2",
@@ -201,7 +204,7 @@ fn budgets_gates_and_divergence_say_what_they_take() {
             "gate: `[gate]` limits the held-out loss, and no rows are held out | set `val_split` under `[data]`, or add a `[[dataset]]` with `split = \"validation\"`",
         ],
     );
-    told(
+    reports(
         &[
             "train.on_divergence=rollback",
             "train.rollback_steps=5",
@@ -214,7 +217,7 @@ fn budgets_gates_and_divergence_say_what_they_take() {
 
 #[test]
 fn target_modules_are_names_or_a_pattern() {
-    let told = |value: &str, expected: &str| {
+    let reports = |value: &str, expected: &str| {
         let change = format!("adapter.lora.target_modules={value}");
         let expected: Vec<_> = if expected.is_empty() { Vec::new() } else { vec![expected.to_owned()] };
         let found: Vec<_> = problems(SMALL, &[&change])
@@ -223,36 +226,36 @@ fn target_modules_are_names_or_a_pattern() {
             .collect();
         assert_eq!(found, expected);
     };
-    told("all-linear", "");
-    told("['q_proj', 'model.layers.0.mlp.up_proj']", "");
-    told(r"'.*\.(q|v)_proj'", "");
-    told("all_linear", "all_linear: unknown word | did you mean \"all-linear\"?");
-    told(
+    reports("all-linear", "");
+    reports("['q_proj', 'model.layers.0.mlp.up_proj']", "");
+    reports(r"'.*\.(q|v)_proj'", "");
+    reports("all_linear", "all_linear: unknown word | did you mean \"all-linear\"?");
+    reports(
         "q_proj",
         "q_proj: a string is a regular expression for whole module paths, and this one matches none | to name modules, write a list: [\"q_proj\"]",
     );
-    told(
+    reports(
         "'q_proj,v_proj'",
         "'q_proj,v_proj': a string is a regular expression for whole module paths, and this one matches none | to name modules, write a list: [\"q_proj\", \"v_proj\"]",
     );
-    told("[]", "[]: must not be empty | name modules, or write \"all-linear\"");
-    told(
+    reports("[]", "[]: must not be empty | name modules, or write \"all-linear\"");
+    reports(
         "['.*_proj']",
         "'.*_proj': `*` cannot be part of a module name | entries of a list are names; for a regular expression write a single string, no list",
     );
-    told(
+    reports(
         "'(q_proj'",
         r"'(q_proj': not a regular expression: unclosed group | the syntax is that of the regex crate; a literal dot is written \. inside '…'",
     );
-    told(
+    reports(
         "'a)|(b'",
         r"'a)|(b': not a regular expression: unopened group | the syntax is that of the regex crate; a literal dot is written \. inside '…'",
     );
-    told(
+    reports(
         "'(?!lm_head).*'",
         "'(?!lm_head).*': not a regular expression: look-around, including look-ahead and look-behind, is not supported | list the modules by name instead",
     );
-    told(
+    reports(
         "7",
         "7: expected \"all-linear\", a list of module names, or a regular expression, found an integer | ",
     );
@@ -260,55 +263,55 @@ fn target_modules_are_names_or_a_pattern() {
 
 #[test]
 fn contradictions() {
-    told(
+    reports(
         &["train.warmup_ratio=0.1", "train.warmup_steps=3"],
         &["warmup_steps: `warmup_steps` and `warmup_ratio` both say how long | keep one of them"],
     );
-    told(
+    reports(
         &["dataset.0.split=validation"],
         &[
             "validation: every `[[dataset]]` is held out: no rows are left to train on | add a `[[dataset]]` without `split = \"validation\"`",
         ],
     );
-    told(
+    reports(
         &["data.val_split=0.5", "dataset.1={path='x', format='text', split='validation'}"],
         &[
             "0.5: `val_split` and a validation dataset both hold rows out | remove `val_split`, or train on that dataset",
         ],
     );
-    told(
+    reports(
         &["dataset.1={path='x', format='text', split='validation', weight=2}"],
         &[
             "weight: `weight` says how often a row is trained on, and these rows are held out | remove it, or `split = \"validation\"`",
         ],
     );
-    told(
+    reports(
         &["dataset.0.format=tokens", "dataset.0.train_on=all"],
         &[
             "all: `train_on = \"all\"` does not apply to the format `tokens` | leave it out: the `labels` column says which tokens are supervised",
         ],
     );
-    told(
+    reports(
         &["dataset.0.format=alpaca", "data.train_on=assistant"],
         &[
             "assistant: `train_on = \"assistant\"` does not apply to the format `alpaca` | for `alpaca` it is \"completion\" or \"all\"; left out, each format has its own default",
         ],
     );
-    told(&["dataset.0.format=tokens", "data.train_on=assistant"], &[]);
-    told(
+    reports(&["dataset.0.format=tokens", "data.train_on=assistant"], &[]);
+    reports(
         &["dataset.0.fields={question='prompt', messages='conversations', instruction='x'}"],
         &[
             "question: the format `messages` has no field `question` | its fields are messages, role, content, train, system, tools, documents, chat_template_kwargs",
             "instruction: the format `messages` has no field `instruction` | its fields are messages, role, content, train, system, tools, documents, chat_template_kwargs",
         ],
     );
-    told(
+    reports(
         &["dataset.0.format=prompt-completion", "dataset.0.fields={question='prompt'}"],
         &[
             "question: the format `prompt-completion` has no field `question` | our name comes first: { prompt = \"question\" }",
         ],
     );
-    told(
+    reports(
         &["quantization={}"],
         &[
             "{}: `[quantization]` does not say which kind | write `[quantization.nf4]`, or leave the table out to train a plain LoRA on the dense base",
@@ -317,7 +320,26 @@ fn contradictions() {
 }
 
 #[test]
-fn what_is_missing_is_told_where_it_belongs() {
+fn prompts_are_made_of_the_fields_of_their_format() {
+    reports(&["dataset.0.chat=true"], &["true: `chat` does not apply to the format `messages` | remove it"]);
+    reports(
+        &["dataset.0.format=alpaca", "dataset.0.prompt='{question} {input} {}'"],
+        &[
+            "'{question} {input} {}': the format `alpaca` has no field `question` for a prompt | its fields are instruction, input",
+        ],
+    );
+    reports(
+        &["dataset.0.format=prompt-completion", "dataset.0.prompt_without_input='x'"],
+        &["'x': `prompt_without_input` does not apply to the format `prompt-completion` | remove it"],
+    );
+    reports(
+        &["dataset.0.format=prompt-completion", "dataset.0.prompt='Q: {prompt}'", "dataset.0.chat=true"],
+        &[],
+    );
+}
+
+#[test]
+fn missing_keys_are_reported_at_their_tables() {
     assert_eq!(
         problems("[train]\n[[dataset]]\n[model]\n", &[]),
         [
@@ -340,7 +362,7 @@ fn what_is_missing_is_told_where_it_belongs() {
 }
 
 #[test]
-fn a_slip_of_syntax_is_told_once_and_hides_nothing_else() {
+fn a_syntax_error_is_reported_once_and_hides_no_other_problem() {
     let slip = |from: &str, to: &str| problems(&SMALL.replace(from, to), &["adapter.lora.rank=0"]);
     let rank = "0: `adapter.lora.rank`: 0 is out of range | allowed: at least 1 and at most 65536";
     let one = |from: &str, to: &str, expected: &str| assert_eq!(slip(from, to), [expected, rank], "{to}");

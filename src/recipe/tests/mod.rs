@@ -1,4 +1,4 @@
-//! Reading, resolving, hashing; hostile text. What people are told is in `diagnostics`.
+//! Reading, resolving, hashing; hostile text. Messages are tested in `diagnostics`.
 
 use proptest::prelude::*;
 
@@ -232,6 +232,11 @@ fn the_hash_knows_what_can_change_the_weights_and_nothing_else() {
     ] {
         assert_ne!(good(SMALL, &[other]).sha256(), base, "{other}");
     }
+    // Keys that came later are in the canonical text only where they differ from their defaults.
+    let alpaca = |more: &[&str]| good(SMALL, &[&["dataset.0.format=alpaca"], more].concat()).sha256();
+    assert_eq!(alpaca(&["dataset.0.chat=false"]), alpaca(&[]));
+    assert_ne!(alpaca(&["dataset.0.chat=true"]), alpaca(&[]));
+    assert_ne!(alpaca(&["dataset.0.prompt='{instruction}'"]), alpaca(&[]));
     let reordered = "version=1\noutput_dir='y'\n[train] # c\nlearning_rate=2e-4\nepochs=1\n\
         [[dataset]]\nformat='messages'\npath='train.jsonl'\n[model]\nbase='Qwen/Qwen3-0.6B'\r\n";
     assert_eq!(good(reordered, &[]).sha256(), base);
@@ -242,12 +247,12 @@ fn the_hash_knows_what_can_change_the_weights_and_nothing_else() {
 #[test]
 fn differences_are_named_by_key_and_value() {
     let essentials = |changes: &[&str]| good(SMALL, changes).essentials();
-    let told = |was: &[&str], is: &[&str]| -> Vec<String> {
+    let named = |was: &[&str], is: &[&str]| -> Vec<String> {
         differences(&essentials(was), &essentials(is)).iter().map(ToString::to_string).collect()
     };
-    assert!(told(&[], &["output_dir=elsewhere", "train.save_steps=1", "train.epochs=1.0"]).is_empty());
+    assert!(named(&[], &["output_dir=elsewhere", "train.save_steps=1", "train.epochs=1.0"]).is_empty());
     assert_eq!(
-        told(&[], &["train.learning_rate=1e-3", "quantization.nf4={}", "seed=7", "train.max_steps=9"]),
+        named(&[], &["train.learning_rate=1e-3", "quantization.nf4={}", "seed=7", "train.max_steps=9"]),
         [
             "`seed` was 42 and is 7",
             "`train.learning_rate` was 0.0002 and is 0.001",
@@ -258,7 +263,7 @@ fn differences_are_named_by_key_and_value() {
         ]
     );
     assert_eq!(
-        told(&["dataset.1={path='b',format='text'}", "dataset.0.weight=2"], &[]),
+        named(&["dataset.1={path='b',format='text'}", "dataset.0.weight=2"], &[]),
         [
             "`dataset.0.weight` was 2.0 and is 1.0",
             "`dataset.1.format` was \"text\" and is left out",
@@ -344,7 +349,7 @@ fn parts_outlive_problems_elsewhere() {
 }
 
 #[test]
-fn hub_ids_are_told_from_folders() {
+fn hub_ids_differ_from_folders() {
     for id in ["gpt2", "Qwen/Qwen3-0.6B", "meta-llama/Llama-3.2-1B", "01-ai/Yi-6B"] {
         assert!(files::is_hub_id(id), "{id}");
     }
