@@ -213,7 +213,7 @@ fn the_rules_for_marked_turns_and_hidden_thoughts_are_obeyed() {
     };
     use crate::data::spec::{OnHiddenThoughts as Thoughts, OnMarked};
     let (first, last) = ("Hello!<|im_end|>".to_owned(), "Me.<|im_end|>".to_owned());
-    assert_eq!(supervise(OnMarked::Skip, Thoughts::Learn).unwrap(), [last.clone()]);
+    assert_eq!(supervise(OnMarked::Skip, Thoughts::Learn).unwrap(), std::slice::from_ref(&last));
     assert_eq!(supervise(OnMarked::Learn, Thoughts::Learn).unwrap(), [first.clone(), last]);
     assert_eq!(supervise(OnMarked::Learn, Thoughts::Skip).unwrap(), [first]);
     let said = supervise(OnMarked::Error, Thoughts::Learn).unwrap_err();
