@@ -72,6 +72,8 @@ pub struct ChatTemplate {
     has_tool_use: bool,
     end_tokens: Vec<String>,
     asked_the_date: Arc<AtomicBool>,
+    /// A render ran out of instructions: each would take seconds, so no other is begun.
+    is_endless: Arc<AtomicBool>,
 }
 
 /// A template that cannot be used, or a conversation that it does not render.
@@ -172,6 +174,7 @@ impl ChatTemplate {
             has_tool_use: false,
             end_tokens: end_tokens.into_iter().filter(|token| !token.is_empty()).collect(),
             asked_the_date,
+            is_endless: Arc::new(AtomicBool::new(false)),
         })
     }
 
@@ -274,9 +277,15 @@ impl ChatTemplate {
         );
         let name = if self.has_tool_use && !context.tools.is_null() { TOOL_USE } else { NAME };
         in_engine(self.origin, || {
+            if self.is_endless.load(Ordering::Relaxed) {
+                return Err(ErrorKind::OutOfFuel.into());
+            }
             let mut text = Text::default();
-            self.environment.get_template(name)?.render_captured_to(variables, &mut text)?;
-            Ok(text.finish())
+            let rendered = self.environment.get_template(name)?.render_captured_to(variables, &mut text);
+            if rendered.as_ref().is_err_and(|error| error.kind() == ErrorKind::OutOfFuel) {
+                self.is_endless.store(true, Ordering::Relaxed);
+            }
+            rendered.map(|_| text.finish())
         })
         .map_err(|(line, problem)| {
             let origin = self.origin.to_owned();
