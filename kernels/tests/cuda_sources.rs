@@ -11,7 +11,7 @@ mod runtime;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use runtime::{Compiled, LAUNCHED, architecture};
-use tune_kernels::KernelBackend;
+use tune_kernels::device::DeviceOps;
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
