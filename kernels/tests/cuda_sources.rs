@@ -11,11 +11,11 @@ mod runtime;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use runtime::{Compiled, LAUNCHED, architecture};
-use tune_kernels::device::DeviceOps;
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
+use tune_kernels::device::DeviceOps;
 use tune_kernels::dropout::{Dropout, DropoutKey};
 use tune_kernels::gated::{Activation, gated, gated_backward};
 use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};

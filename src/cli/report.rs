@@ -24,7 +24,7 @@ const WIDTH: usize = 100;
 /// Prints `error: …`, and `help: …` below it if there is a remedy.
 pub(super) fn error(message: &str, help: Option<&str>) {
     let mut stderr = anstream::stderr().lock();
-    // If standard error is closed, the exit code still tells what happened.
+    // If standard error is closed, the exit code still shows what happened.
     let _ = writeln!(stderr, "{} {}", paint(ERROR, "error:"), visible(message));
     if let Some(help) = help {
         let _ = writeln!(stderr, "{} {}", paint(STRONG, "help:"), visible(help));

@@ -253,7 +253,7 @@ fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, templat
         );
     }
     for key in ["ds_type", "drop_system_message"] {
-        // The ending of a file tells what it is.
+        // The extension of a file says what it is.
         settings.take(key).filter(|node| key != "ds_type" && node.truth() != Some(false)).inspect(|node| {
             draft.left(&settings.name(key), node, "tune has no such setting");
         });

@@ -229,7 +229,8 @@ fn charts(run: &Run) -> String {
         let summary = "Reward of chosen answers less that of rejected ones.";
         let margin = answers(summary, |means| means.reward_margin);
         html += &Chart { title: "Reward margin", ..margin }.figure();
-        let accuracy = answers("Share of answers told apart.", |means| means.preference_accuracy);
+        let accuracy =
+            answers("Share of pairs ranked as the data ranks them.", |means| means.preference_accuracy);
         html += &Chart { title: "Preference accuracy", ..accuracy }.figure();
     }
     let single: [Single<'_>; 4] = [

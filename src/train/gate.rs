@@ -16,7 +16,8 @@ pub struct Spec {
     /// The same as a factor of the loss before the first step, which is the base's (with `init_from`, that of the
     /// adapter the run starts from).
     pub max_eval_loss_ratio: Option<f64>,
-    /// Share of held-out answers that are told apart after the last step, at least; of a preference objective.
+    /// Lowest share of held-out pairs (or labelled answers) that are ranked as the data ranks them, after the last step;
+    /// preference objectives only.
     pub min_preference_accuracy: Option<f64>,
 }
 
@@ -77,7 +78,7 @@ pub(crate) static TABLE: KeyTable<Spec> = KeyTable {
         .bookkeeping()
         .added()
         .optional("no limit")
-        .means("Lowest share of held-out answers that are told apart after the last step."),
+        .means("Lowest share of held-out pairs that are ranked as the data ranks them, after the last step."),
     ],
     ..KeyTable::NEW
 };
