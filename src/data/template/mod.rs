@@ -278,7 +278,8 @@ impl ChatTemplate {
         let name = if self.has_tool_use && !context.tools.is_null() { TOOL_USE } else { NAME };
         in_engine(self.origin, || {
             if self.is_endless.load(Ordering::Relaxed) {
-                return Err(ErrorKind::OutOfFuel.into());
+                let why = "not rendered, for the template ran out of instructions on another conversation";
+                return Err(minijinja::Error::new(ErrorKind::InvalidOperation, why));
             }
             let mut text = Text::default();
             let rendered = self.environment.get_template(name)?.render_captured_to(variables, &mut text);
