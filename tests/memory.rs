@@ -54,11 +54,12 @@ fn the_measured_peak_on_vulkan_is_within_a_tenth_of_the_plan() {
     let Some(_) = vulkan::devices() else { return };
     for (dtype, tokens) in [("f32", "128"), ("f16", "256")] {
         let number = |report: &Value, key: &str| report[key].as_f64().unwrap();
-        let [report, longer] = ["1", "4"].map(|steps| {
+        let after = |steps: &str| {
             let shape = ["--shape", "stories-15m", "--micro-batch-size", "1", "--seq-len", tokens];
-            let how = ["--device", "vulkan", "--compute-dtype", dtype, "--steps", steps];
+            let how = ["--device", "vulkan", "--compute-dtype", dtype, "--steps", steps, "--warmup", "0"];
             measured(&[&shape[..], &how[..]].concat())
-        });
+        };
+        let report = after("1");
         let (peak, planned) = (number(&report, "device_peak_bytes"), number(&report, "planned_memory_bytes"));
         println!("{dtype}: {peak} measured, {planned} planned");
         assert!((0.9..1.1).contains(&(peak / planned)), "{dtype}: {peak} measured, {planned} planned");
@@ -72,8 +73,12 @@ fn the_measured_peak_on_vulkan_is_within_a_tenth_of_the_plan() {
             (0.98..1.02).contains(&(held / stays)),
             "{dtype}: {held} held between steps, {stays} planned"
         );
-        for key in ["device_peak_bytes", "device_memory_bytes", "device_reserved_bytes"] {
-            assert_eq!(report[key], longer[key], "{dtype}: {key}");
+        // What a step does with buffers does not depend on the dtype: more steps in the one that takes less time.
+        if dtype == "f32" {
+            let longer = after("3");
+            for key in ["device_peak_bytes", "device_memory_bytes", "device_reserved_bytes"] {
+                assert_eq!(report[key], longer[key], "{key}");
+            }
         }
     }
 }

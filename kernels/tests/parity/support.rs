@@ -34,18 +34,17 @@ impl Site {
     }
 }
 
-/// Runs a check, `fn(&Site)` generic over the backend, on every instruction set of the CPU and on every GPU that this
-/// build and this machine have.
+/// Runs a check, `fn(&Site)` generic over the backend, on every GPU that this build and this machine have; where there
+/// is none, as in a build without GPUs, on every instruction set of the CPU.
 macro_rules! everywhere {
     ($check:ident) => {{
-        $crate::support::on_every_set(|site| $check::<burn_flex::Flex>(site));
+        let on_gpu = false;
         #[cfg(feature = "vulkan")]
-        if let Some(site) = $crate::support::vulkan() {
-            $check::<tune_kernels::gpu::Wgpu>(&site);
-        }
+        let on_gpu = on_gpu | $crate::support::vulkan().inspect($check::<tune_kernels::gpu::Wgpu>).is_some();
         #[cfg(feature = "cuda")]
-        if let Some(site) = $crate::support::cuda() {
-            $check::<tune_kernels::gpu::Cuda>(&site);
+        let on_gpu = on_gpu | $crate::support::cuda().inspect($check::<tune_kernels::gpu::Cuda>).is_some();
+        if !on_gpu {
+            $crate::support::on_every_set(|site| $check::<burn_flex::Flex>(site));
         }
     }};
 }
