@@ -2,7 +2,7 @@
 //!
 //! CubeCL drives a device from a thread of its own and swallows panics there: after a failed allocation, everything computed
 //! with that buffer is wrong and no error is reported. So the process hooks its panics. The first one of such a thread is
-//! saved, and ends the work at its next op ([`check`]) or when numbers are read back; the caller checks [`raised`] at the
+//! saved, and ends the work at its next op (`check`) or when numbers are read back; the caller checks [`raised`] at the
 //! end. A device that failed is not used again.
 
 use std::cell::Cell;

@@ -14,7 +14,7 @@ pub enum Absmax {
         codes: Vec<u8>,
         /// Scale of each run of `nested_block_size` codes.
         nested_absmax: Vec<f32>,
-        /// The 256 levels, ascending, as read from a file or [`dynamic_map`].
+        /// The 256 levels, ascending, as read from a file or [`dynamic_map`](super::dynamic_map).
         nested_map: Box<[f32; 256]>,
         /// Added back after scaling.
         offset: f32,
@@ -45,7 +45,7 @@ pub struct Quantized {
     pub shape: [usize; 2],
     /// Weights per absmax.
     pub block_size: usize,
-    /// The 16 levels: [`CODEBOOK`], [`FP4_CODEBOOK`], or whatever a file holds.
+    /// The 16 levels: [`CODEBOOK`](super::CODEBOOK), [`FP4_CODEBOOK`](super::FP4_CODEBOOK), or whatever a file holds.
     pub codebook: [f32; 16],
     /// Two codes a byte, the even weight in the high nibble; `ceil(out · in / 2)` bytes.
     pub codes: Vec<u8>,
