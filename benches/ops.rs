@@ -39,7 +39,7 @@ use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, l
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 use tune_kernels::nf4::{Nf4Weight, quantize};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
-use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
+use tune_kernels::rope::{Direction, Pairs, Positions, RotaryTable, rope};
 
 /// Tokens of a call, and the documents they belong to.
 const TOKENS: usize = 1024;
@@ -371,6 +371,7 @@ fn attentions(bench: &Bench, model: &Model, dtype: DType) {
         documents: DocumentOffsets::packed(&offsets),
         scaling: 1.0 / (head_dim as f32).sqrt(),
         sliding_window: None,
+        soft_cap: None,
     };
     let operands = || {
         let kv = || tensor([TOKENS, kv_heads, head_dim], dtype);
@@ -457,7 +458,7 @@ fn elementwise(bench: &Bench, model: &Model, dtype: DType) {
     bench.line(["rope", model.name, ""], dtype, work, || {
         let (count, head_dim) = (slots(work.bytes), model.head_dim());
         let angles = || tensor([DOCUMENT, head_dim / 2], DType::F32);
-        let table = RotaryTable { cos: angles().cos(), sin: angles().sin() };
+        let table = RotaryTable { cos: angles().cos(), sin: angles().sin(), pairs: Pairs::Halves };
         let positions: Vec<_> = (0..TOKENS).map(|token| (token % DOCUMENT) as u32).collect();
         let positions = Positions::new(&positions, &Default::default());
         let x = tensors(count, [TOKENS, model.heads, head_dim], dtype);

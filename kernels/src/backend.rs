@@ -1,10 +1,12 @@
 //! A backend that runs every op of this crate: the sum of the ops' traits.
 
+use crate::activation::ActivationOps;
 use crate::adamw::AdamWOps;
 use crate::attention::AttentionOps;
 use crate::column_scale::ColumnScaleOps;
 use crate::device::DeviceOps;
 use crate::gated::GatedOps;
+use crate::layer_norm::LayerNormOps;
 use crate::linear::LinearOps;
 use crate::linear_cross_entropy::LossOps;
 use crate::nf4::Nf4Ops;
@@ -23,8 +25,10 @@ pub trait KernelBackend:
     + Nf4Ops
     + ColumnScaleOps
     + RmsNormOps
+    + LayerNormOps
     + RopeOps
     + GatedOps
+    + ActivationOps
     + AttentionOps
     + LossOps
     + SegmentOps
@@ -39,8 +43,10 @@ impl<B> KernelBackend for B where
         + Nf4Ops
         + ColumnScaleOps
         + RmsNormOps
+        + LayerNormOps
         + RopeOps
         + GatedOps
+        + ActivationOps
         + AttentionOps
         + LossOps
         + SegmentOps

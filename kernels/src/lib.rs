@@ -8,8 +8,8 @@
 //! | folder | op |
 //! |---|---|
 //! | [`linear`] | frozen weights (dense or [`nf4`]) over one input, bias, LoRA with dropout |
-//! | [`rms_norm`], [`rope`], [`gated`] | the rest of a decoder layer's arithmetic |
-//! | [`attention`] | causal, grouped-query, per document, sliding window |
+//! | [`rms_norm`], [`layer_norm`], [`rope`], [`gated`], [`activation`] | the rest of a decoder layer's arithmetic |
+//! | [`attention`] | causal, grouped-query, per document, sliding window, capped scores |
 //! | [`column_scale`] | a factor for each column: DoRA's magnitudes |
 //! | [`linear_cross_entropy`] | output head and loss, never all logits |
 //! | [`segment_sum`], [`row_scale`] | losses by document, and gradients weighed by row |
@@ -21,6 +21,7 @@
 //! ggml's own bytes). A [`KernelBackend`] has all of these traits. On one machine results are the same, bit for bit, for any
 //! number of threads. All unsafe code of the project is in this crate.
 
+pub mod activation;
 pub mod adamw;
 pub mod allocator;
 pub mod attention;
@@ -38,6 +39,7 @@ pub mod gated;
 pub mod ggml;
 #[cfg(feature = "cube")]
 pub mod gpu;
+pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
 pub mod memory;

@@ -16,8 +16,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::tensor::DType;
 use emulator::{Buffer, Emulator, Launch, Source, program};
 use runtime::{Compiled, EMULATES, LAUNCHED, Launched, NoDevice, architecture};
-use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::attention::reference::Sizes;
+use tune_kernels::attention::{AttentionOptions, DocumentOffsets};
+use tune_kernels::check::attention::{CAP, SCALING};
 use tune_kernels::check::{self, Deviation, On};
 use tune_kernels::gpu::with_plain_products;
 
@@ -48,8 +49,12 @@ fn tasks() -> Vec<Task> {
     let several = || DocumentOffsets::packed(&[0, 37, 70, 101]);
     for (head_dim, window) in [(64, Some(33)), (96, None), (256, Some(20))] {
         let sizes = Sizes { heads: 4, kv_heads: 2, head_dim };
-        let run = move || check::attention::check(on(), "several documents", several(), window, sizes);
-        add("attention", dtype, Box::new(run));
+        for soft_cap in [None, Some(CAP)] {
+            let options =
+                AttentionOptions { documents: several(), scaling: SCALING, sliding_window: window, soft_cap };
+            let run = move || check::attention::check(on(), "several documents", &options, sizes);
+            add("attention", dtype, Box::new(run));
+        }
     }
     let linear = check::all::<Compiled>().into_iter().find(|check| check.op == "linear");
     let linear = linear.expect("linear has a check");

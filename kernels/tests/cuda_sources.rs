@@ -11,6 +11,7 @@ mod runtime;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use runtime::{Compiled, LAUNCHED, architecture};
+use tune_kernels::activation::{Function, activation, activation_backward};
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
@@ -18,11 +19,14 @@ use tune_kernels::attention::{
 use tune_kernels::device::DeviceOps;
 use tune_kernels::dropout::{Dropout, DropoutKey};
 use tune_kernels::gated::{Activation, gated, gated_backward};
+use tune_kernels::layer_norm::{layer_norm, layer_norm_backward};
 use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};
-use tune_kernels::linear_cross_entropy::{linear_cross_entropy, weighted_linear_cross_entropy};
+use tune_kernels::linear_cross_entropy::{
+    Logits, OutputHead, linear_cross_entropy, weighted_linear_cross_entropy,
+};
 use tune_kernels::nf4::{self, Nf4Weight};
 use tune_kernels::rms_norm::{NormWeight, RmsNorm, Rounding, rms_norm, rms_norm_backward, rms_norm_onto};
-use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
+use tune_kernels::rope::{Direction, Pairs, Positions, RotaryTable, rope};
 use tune_kernels::row_scale::row_scale;
 use tune_kernels::segment_sum::segment_sum;
 
@@ -74,6 +78,8 @@ fn decoder_layer(dtype: DType) {
     let gemma = RmsNorm { rounding: Rounding::Last, weight: NormWeight::OnePlus, ..RmsNorm::from(1e-5) };
     rms_norm_onto(&x, &weight, gemma, &x);
     rms_norm_backward(&x, &weight, gemma, x.clone(), None);
+    layer_norm(&x, &weight, Some(&weight), 1e-5, Some(&x));
+    layer_norm_backward(&x, &weight, 1e-5, x.clone(), None);
     projections(tokens, hidden, &[hidden, 128, 128], None, dtype);
     projections(tokens, hidden, &[hidden], None, dtype);
     // So few tokens that weights are dequantized as they are read.
@@ -87,17 +93,22 @@ fn decoder_layer(dtype: DType) {
         gated(activation, &gate, &gate);
         gated_backward(activation, gate.clone(), gate.clone(), gate.clone());
     }
+    for function in Function::ALL {
+        activation(function, &gate);
+        activation_backward(function, gate.clone(), gate.clone());
+    }
     for head_dim in [64, 96, 128, 256] {
         let table = RotaryTable {
             cos: zeros([tokens, head_dim / 2], DType::F32),
             sin: zeros([tokens, head_dim / 2], DType::F32),
+            pairs: Pairs::Neighbours,
         };
         let positions = Positions::new(&vec![0; tokens], &Default::default());
         let q = rope(zeros([tokens, heads, head_dim], dtype), &table, &positions, Direction::Forward);
         let k = zeros([tokens, kv_heads, head_dim], dtype);
-        for sliding_window in [None, Some(64)] {
+        for (sliding_window, soft_cap) in [(None, None), (Some(64), None), (None, Some(50.0))] {
             let documents = DocumentOffsets::packed(&[0, tokens as u32 / 3, tokens as u32]);
-            let options = AttentionOptions { documents, scaling: 0.125, sliding_window };
+            let options = AttentionOptions { documents, scaling: 0.125, sliding_window, soft_cap };
             let (output, log_sum_exp) = attention(&q, &k, &k, &options);
             attention_backward(AttentionBackward {
                 q: &q,
@@ -127,6 +138,10 @@ fn every_kernel_becomes_cuda() {
         let head = FrozenWeight::Dense(zeros([1024, 512], dtype));
         let found = linear_cross_entropy(&hidden, &head, &[3; 80], true);
         weighted_linear_cross_entropy(&hidden, &head, &[3; 80], &found.rows);
+        let bias = Some(zeros([1024], dtype));
+        let logits = Logits { scale: 0.5, soft_cap: Some(30.0) };
+        let bounded = OutputHead { weight: head, bias, logits };
+        linear_cross_entropy(&hidden, &bounded, &[3; 80], true);
         segment_sum(&found.rows, &[0, 30, 80]);
         row_scale(hidden, &found.rows);
     }

@@ -10,7 +10,8 @@ use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::linear::{FrozenWeight, Linear, linear};
-use tune_kernels::rope::{Positions, RotaryTable};
+use tune_kernels::linear_cross_entropy::{Logits, OutputHead};
+use tune_kernels::rope::{Pairs, Positions, RotaryTable};
 
 use super::Error;
 use super::decoder_spec::DecoderSpec;
@@ -35,6 +36,8 @@ pub struct Decoder<B: KernelBackend> {
     pub(super) final_norm: Tensor<B, 1>,
     /// `[vocab, hidden]`; shares the embedding's storage when tied.
     pub(super) head: Tensor<B, 2>,
+    /// `[vocab]`.
+    pub(super) head_bias: Option<Tensor<B, 1>>,
     pub(super) rotary: RotaryCache<B>,
 }
 
@@ -59,9 +62,10 @@ impl<B: KernelBackend> Decoder<B> {
         &self.layers
     }
 
-    /// The output head, `[vocab, hidden]`.
-    pub fn head(&self) -> FrozenWeight<B> {
-        FrozenWeight::Dense(self.head.clone())
+    /// The output head, `[vocab, hidden]`, and what is made of its products.
+    pub fn head(&self) -> OutputHead<B> {
+        let weight = FrozenWeight::Dense(self.head.clone());
+        OutputHead { weight, bias: self.head_bias.clone(), logits: self.spec.logits }
     }
 
     /// Bytes of all frozen weights; a tied head is counted once.
@@ -70,7 +74,8 @@ impl<B: KernelBackend> Decoder<B> {
         let embedding = self.embedding.shape().num_elements() * size;
         let head =
             if self.spec.tied { 0 } else { self.head.shape().num_elements() * self.head.dtype().size() };
-        (embedding + head + self.spec.hidden_size * size) as u64 + self.layers.bytes()
+        let bias = if self.spec.head_bias { self.spec.vocab_size * size } else { 0 };
+        (embedding + head + bias + self.spec.hidden_size * size) as u64 + self.layers.bytes()
     }
 
     /// Gives the targets under DoRA the magnitudes that the model's own rows have, so that a new adapter changes
@@ -215,7 +220,14 @@ impl<B: KernelBackend> Decoder<B> {
 
     /// Logits of hidden states, `[tokens, hidden]` → `[tokens, vocab]`, in the compute dtype.
     pub fn logits_of(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        linear(&hidden, &[Linear { weight: &self.head(), bias: None, lora: None }], None).outputs.remove(0)
+        let OutputHead { weight, bias, logits: Logits { scale, soft_cap } } = self.head();
+        let hidden = if scale == 1.0 { hidden } else { hidden * scale };
+        let head = Linear { weight: &weight, bias: bias.as_ref(), lora: None };
+        let logits = linear(&hidden, &[head], None).outputs.remove(0);
+        match soft_cap {
+            Some(cap) => (logits / cap).tanh() * cap,
+            None => logits,
+        }
     }
 
     /// Logits of every token of one sequence, `[tokens, vocab]`: for tests and short prompts, since training
@@ -279,5 +291,5 @@ fn build_table<B: KernelBackend>(
         let data = TensorData::new(values, [rows, spec.rotary.head_dim / 2]);
         Tensor::<B, 2>::from_data(data, (device, DType::F32))
     };
-    RotaryTable { cos: upload(cosines), sin: upload(sines) }
+    RotaryTable { cos: upload(cosines), sin: upload(sines), pairs: Pairs::Halves }
 }

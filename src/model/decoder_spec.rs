@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use tune_kernels::linear_cross_entropy::Logits;
+
 use super::dtype::FloatDtype;
 use super::parts::{LayerSpec, NormSpec};
 use super::rotary::RotarySpec;
@@ -27,6 +29,10 @@ pub struct DecoderSpec {
     pub final_norm: NormSpec,
     /// The output head is the embedding table.
     pub tied: bool,
+    /// What is made of the products of hidden states and output head.
+    pub logits: Logits,
+    /// Whether the output head adds a bias.
+    pub head_bias: bool,
     /// Positions the model was made for.
     pub max_position_embeddings: usize,
     /// The dtype config.json gives the weights, if it says.
@@ -102,7 +108,7 @@ impl DecoderSpec {
         self.layers.iter().enumerate().flat_map(of).collect()
     }
 
-    /// The modules that can be trained in full and saved; none if the head is tied to the embeddings.
+    /// The modules that can be trained in full and saved: none if the head is tied to the embeddings, no head with a bias.
     pub fn saved_modules(&self) -> Vec<SavedModule> {
         let saved = |kind: SavedKind| {
             let path = match kind {
@@ -111,9 +117,11 @@ impl DecoderSpec {
             };
             SavedModule { kind, path: path.to_owned(), shape: [self.vocab_size, self.hidden_size] }
         };
-        match self.tied {
-            true => Vec::new(),
-            false => SavedKind::ALL.map(saved).to_vec(),
+        match (self.tied, self.head_bias) {
+            (true, _) => Vec::new(),
+            // A trained head would have its bias trained too.
+            (false, true) => vec![saved(SavedKind::Embedding)],
+            (false, false) => SavedKind::ALL.map(saved).to_vec(),
         }
     }
 

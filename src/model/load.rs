@@ -106,6 +106,10 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
             true => embedding.clone(),
             false => self.dense(&weight(paths.head), table)?,
         };
+        let head_bias = match spec.head_bias {
+            true => Some(self.dense(&format!("{}.bias", paths.head), [spec.vocab_size])?),
+            false => None,
+        };
         Ok(Decoder {
             spec: spec.clone(),
             dtype: self.dtype,
@@ -114,6 +118,7 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
             layers: Layers::resident(Vec::new()),
             final_norm,
             head,
+            head_bias,
             rotary: RotaryCache::new(),
         })
     }

@@ -52,6 +52,7 @@ impl<B: KernelBackend> Maker<'_, B> {
             layers,
             final_norm: self.dense([spec.hidden_size], 1.0, 0.1),
             head,
+            head_bias: spec.head_bias.then(|| self.dense([spec.vocab_size], 0.0, 0.1)),
             rotary: RotaryCache::new(),
         }
     }

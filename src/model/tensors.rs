@@ -36,6 +36,10 @@ pub fn expected(spec: &DecoderSpec) -> Vec<Expected> {
     if !spec.tied {
         tensors.push(table(spec, spec.paths.head));
     }
+    if spec.head_bias {
+        let name = format!("{}.bias", spec.paths.head);
+        tensors.push(Expected { name, shape: vec![spec.vocab_size], projection: false });
+    }
     tensors
 }
 

@@ -41,7 +41,8 @@ pub(super) fn with_trained_head<B: KernelBackend>(
     let normed = decoder.final_norm(hidden);
     let rows = linear_cross_entropy(&normed, &decoder.head(), targets, false).rows;
     let weights = rows.clone().neg().exp();
-    let found = trained_linear_cross_entropy(&normed, &weight, targets, Some(&weights), sum);
+    let found =
+        trained_linear_cross_entropy(&normed, &weight, decoder.spec().logits, targets, Some(&weights), sum);
     drop(normed);
     let loss = Summed { value: (weights * rows).sum(), statistics: None };
     let hidden = decoder.final_norm_backward(hidden, found.hidden);

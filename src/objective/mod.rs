@@ -192,8 +192,14 @@ impl Objective {
                 let (nll, _) = documents::sums(decoder, &normed, batch, false);
                 let Judged { loss, weights } = self.judge(nll, batch, comparison);
                 let weights = documents::over_rows(&weights, batch);
-                let found =
-                    trained_linear_cross_entropy(&normed, &weight, &batch.targets, Some(&weights), sum);
+                let found = trained_linear_cross_entropy(
+                    &normed,
+                    &weight,
+                    decoder.spec().logits,
+                    &batch.targets,
+                    Some(&weights),
+                    sum,
+                );
                 drop(normed);
                 let gradient = wants_hidden.then(|| decoder.final_norm_backward(hidden, found.hidden));
                 Differentiated { loss, hidden: gradient, head: Some(found.head) }

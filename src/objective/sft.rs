@@ -19,7 +19,7 @@ pub(super) fn with_trained_head<B: KernelBackend>(
     targets: &[i32],
 ) -> Differentiated<B> {
     let normed = decoder.final_norm(hidden);
-    let found = trained_linear_cross_entropy(&normed, &weight, targets, None, sum);
+    let found = trained_linear_cross_entropy(&normed, &weight, decoder.spec().logits, targets, None, sum);
     drop(normed);
     let dhidden = decoder.final_norm_backward(hidden, found.hidden);
     let loss = Summed { value: found.loss, statistics: None };

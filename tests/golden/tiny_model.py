@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 HERE = Path(__file__).resolve().parent
+EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
 
 
 def deterministic() -> None:
@@ -39,13 +40,13 @@ def randomize(model: PreTrainedModel, seed: int, head_gain: float = 3.0, gain: f
     tied = model.config.tie_word_embeddings
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
-            if name.endswith("norm.weight"):
+            if name.endswith("weight") and parameter.dim() == 1:
                 value = 1.0 + normal(parameter.shape, 0.2)
             elif name.endswith("bias"):
                 value = normal(parameter.shape, 0.3)
-            elif name.endswith("embed_tokens.weight"):
+            elif name.endswith(EMBEDDINGS):
                 value = normal(parameter.shape, head_gain / math.sqrt(parameter.shape[1]) if tied else 1.0)
-            elif name == "lm_head.weight":
+            elif name in ("lm_head.weight", "embed_out.weight"):
                 value = normal(parameter.shape, head_gain / math.sqrt(parameter.shape[1]))
             else:
                 value = normal(parameter.shape, gain / math.sqrt(parameter.shape[1]))

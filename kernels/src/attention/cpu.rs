@@ -323,7 +323,7 @@ impl<T: Scalar> ForwardStrip<T> {
                 let visible = task.visible(&pair, row, options);
                 let output = &mut self.output[index * head_dim..][..head_dim];
                 let state = (&mut self.most[index], &mut self.sums[index]);
-                softmax_step(scores, visible, options.scaling, state, output);
+                softmax_step(scores, visible, options, state, output);
                 narrow(scores, probabilities);
             }
             let source = RowSource::RowMajor { values: &self.probabilities[..], stride: width };
@@ -417,7 +417,7 @@ impl<T: Scalar> BackwardStrip<T> {
             for ((index, row), (scores, slopes)) in pair.rows.clone().enumerate().zip(parts) {
                 let visible = task.visible(&pair, row, options);
                 let state = (log_sum_exp[index], self.deltas[index]);
-                slopes_of_scores(scores, slopes, visible, options.scaling, state);
+                slopes_of_scores(scores, slopes, visible, options, state);
             }
             // Whole pairs of queries, as they are packed.
             let seeing =
@@ -484,6 +484,31 @@ vectorized! {
         math::sum(values)
     }
 
+    /// Turns scores into cap · tanh(factor · score).
+    fn capped(scores: &mut [f32], factor: f32, cap: f32) {
+        for score in scores {
+            *score = cap * math::tanh(*score * factor);
+        }
+    }
+
+    /// [`plain_slopes`] under a cap: ds is times 1 − tanh².
+    fn capped_slopes(
+        scores: &mut [f32],
+        slopes: &mut [f32],
+        scaling: f32,
+        cap: f32,
+        log_sum_exp: f32,
+        delta: f32,
+    ) {
+        let factor = scaling / cap;
+        for (score, slope) in scores.iter_mut().zip(slopes) {
+            let t = math::tanh(*score * factor);
+            let p = math::exp(cap * t - log_sum_exp);
+            *score = p;
+            *slope = p * (*slope - delta) * scaling * (1.0 - t * t);
+        }
+    }
+
     /// Turns scores into probabilities p and dp into ds = p (dp − delta) scaling.
     fn plain_slopes(scores: &mut [f32], slopes: &mut [f32], scaling: f32, log_sum_exp: f32, delta: f32) {
         for (score, slope) in scores.iter_mut().zip(slopes) {
@@ -494,12 +519,23 @@ vectorized! {
     }
 }
 
+/// Caps scores, if there is a cap; returns what remains to multiply them by.
+pub(super) fn bound(scores: &mut [f32], options: &AttentionOptions) -> f32 {
+    match options.soft_cap {
+        Some(cap) => {
+            capped(scores, options.scaling / cap, cap);
+            1.0
+        }
+        None => options.scaling,
+    }
+}
+
 /// Turns one row's scores into exp(scaling · score − most), 0 where not visible, with the running largest score and
 /// sum brought up to date and the output so far scaled to the new largest.
 fn softmax_step(
     scores: &mut [f32],
     visible: Range<usize>,
-    scaling: f32,
+    options: &AttentionOptions,
     (most, sum): (&mut f32, &mut f32),
     output: &mut [f32],
 ) {
@@ -509,6 +545,7 @@ fn softmax_step(
     if scores.is_empty() {
         return;
     }
+    let scaling = bound(scores, options);
     // A scaling below zero would turn the largest into the smallest: no model has one, and the op asks for none.
     let found = largest(scores) * scaling;
     let new = if found > *most { found } else { *most };
@@ -529,12 +566,13 @@ fn exponentiate(values: &mut [f32], factor: f32, shift: f32) -> f32 {
     plain_exponentiate(values, factor, shift)
 }
 
-/// Turns one row's scores into probabilities p and its dp into ds = p (dp − delta) scaling; 0 where not visible.
+/// Turns one row's scores into probabilities p and its dp into ds = p (dp − delta) scaling (1 − tanh² under a cap); 0 where
+/// not visible.
 fn slopes_of_scores(
     scores: &mut [f32],
     slopes: &mut [f32],
     visible: Range<usize>,
-    scaling: f32,
+    options: &AttentionOptions,
     (log_sum_exp, delta): (f32, f32),
 ) {
     for values in [&mut *scores, &mut *slopes] {
@@ -542,6 +580,10 @@ fn slopes_of_scores(
         values[visible.end..].fill(0.0);
     }
     let (scores, slopes) = (&mut scores[visible.clone()], &mut slopes[visible]);
+    let scaling = options.scaling;
+    if let Some(cap) = options.soft_cap {
+        return capped_slopes(scores, slopes, scaling, cap, log_sum_exp, delta);
+    }
     #[cfg(target_arch = "x86_64")]
     if fast::available() {
         // SAFETY: asked just before.

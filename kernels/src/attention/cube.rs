@@ -119,6 +119,8 @@ fn forward<R: CubeRuntime>(
                 kv_heads as u32,
                 window(options),
                 options.scaling,
+                cap(options),
+                options.soft_cap.is_some(),
                 tile,
                 q.dtype.into(),
             );
@@ -139,6 +141,8 @@ fn forward<R: CubeRuntime>(
                 kv_heads as u32,
                 window(options),
                 options.scaling,
+                cap(options),
+                options.soft_cap.is_some(),
                 head_dim as u32,
                 q.dtype.into(),
             );
@@ -214,6 +218,8 @@ impl<R: CubeRuntime> Pass<'_, R> {
                     column_heads as u32,
                     window(options),
                     options.scaling,
+                    cap(options),
+                    options.soft_cap.is_some(),
                     side,
                     wants,
                     tile,
@@ -239,6 +245,8 @@ impl<R: CubeRuntime> Pass<'_, R> {
                     column_heads as u32,
                     window(options),
                     options.scaling,
+                    cap(options),
+                    options.soft_cap.is_some(),
                     side,
                     wants,
                     head_dim as u32,
@@ -247,6 +255,11 @@ impl<R: CubeRuntime> Pass<'_, R> {
             }
         }
     }
+}
+
+/// The cap as kernels take it; without one it is not read.
+fn cap(options: &AttentionOptions) -> f32 {
+    options.soft_cap.unwrap_or(1.0)
 }
 
 /// Rows of a cube.

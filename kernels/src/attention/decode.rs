@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 use burn_flex::Flex;
 
 use super::AttentionOptions;
+use super::cpu::bound;
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, widen, with_float};
@@ -80,7 +81,9 @@ pub(super) fn forward(
                 scores(rows_of(&k[start..]), &queries, &seen, &mut weights);
                 let mut sums = pool::take::<f32>(rows);
                 for (row, (weights, seen)) in weights.chunks_exact_mut(keys).zip(&seen).enumerate() {
-                    let (sum, most) = softmax(&mut weights[seen.clone()], options.scaling);
+                    let weights = &mut weights[seen.clone()];
+                    let scaling = bound(weights, options);
+                    let (sum, most) = softmax(weights, scaling);
                     sums[row] = sum;
                     let (token, head) = place(row);
                     // SAFETY: these heads and queries belong to this task alone.

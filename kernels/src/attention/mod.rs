@@ -1,4 +1,5 @@
-//! Causal attention over concatenated documents, with grouped queries and an optional sliding window.
+//! Causal attention over concatenated documents, with grouped queries, an optional sliding window and an optional cap of
+//! scores.
 //!
 //! For query i and key j of one document, head h, its key-value head `h / (heads / kv_heads)`:
 //!
@@ -8,6 +9,8 @@
 //! dv[j] = Σᵢ p[i, j] dy[i]                                 δ[i] = dy[i] · y[i]
 //! ds[i, j] = p[i, j] (dy[i] · v[j] − δ[i])                 dq[i] = scaling Σⱼ ds[i, j] k[j],  dk[j] alike
 //! ```
+//!
+//! With a cap of c the scores are `s = c · tanh(scaling · q · k / c)`, and `ds` is multiplied by `1 − (s / c)²` (Gemma 2).
 //!
 //! A document's queries are its last tokens (all of them in training, the new ones beside a key-value cache), so
 //! query number i of n, with m keys, stands at position `m − n + i` and sees the keys up to there; with a window of
@@ -105,7 +108,7 @@ fn check(name: &str, offsets: &[u32]) {
     assert!(offsets.is_sorted(), "document offsets: {name} ascend");
 }
 
-/// Documents, scaling and window of a call.
+/// Documents, scaling, window and cap of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttentionOptions {
     /// Which tokens attend to each other.
@@ -114,6 +117,8 @@ pub struct AttentionOptions {
     pub scaling: f32,
     /// How many keys a query sees at most, itself included.
     pub sliding_window: Option<usize>,
+    /// What scores are bounded by, smoothly; positive.
+    pub soft_cap: Option<f32>,
 }
 
 impl AttentionOptions {
@@ -132,7 +137,7 @@ impl AttentionOptions {
 /// `heads` is a multiple of `kv_heads`.
 ///
 /// # Panics
-/// If shapes, dtypes or document offsets do not fit, the window is 0, or the scaling is not positive.
+/// If shapes, dtypes or document offsets do not fit, the window is 0, or scaling or cap is not positive.
 pub fn attention<B: AttentionOps>(
     q: &Tensor<B, 3>,
     k: &Tensor<B, 3>,
@@ -161,6 +166,11 @@ fn check_operands<B: Backend>(
     assert_eq!(options.documents.keys(), keys, "attention: documents do not cover the keys");
     assert_ne!(options.sliding_window, Some(0), "attention: a window of 0 sees nothing");
     assert!(options.scaling > 0.0, "attention: scores are scaled by {}", options.scaling);
+    assert!(
+        options.soft_cap.is_none_or(|cap| cap > 0.0),
+        "attention: scores are capped at {:?}",
+        options.soft_cap
+    );
 }
 
 /// The arguments of [`attention_backward`].

@@ -28,7 +28,7 @@ pub struct Gradients {
 pub fn forward(q: &[f32], k: &[f32], v: &[f32], options: &AttentionOptions, sizes: Sizes) -> Vec<f32> {
     let mut y = vec![0.0f64; q.len()];
     each_query(q, k, options, sizes, |at, probabilities| {
-        for (key, p) in probabilities {
+        for Seen { key, p, .. } in probabilities {
             for i in 0..sizes.head_dim {
                 y[at.query + i] += p * f64::from(v[key + i]);
             }
@@ -50,9 +50,9 @@ pub fn backward(
     each_query(q, k, options, sizes, |at, probabilities| {
         let dy = &dy[at.query..at.query + sizes.head_dim];
         let dp = |key: usize| dot(dy, &v[key..key + sizes.head_dim]);
-        let delta: f64 = probabilities.iter().map(|(key, p)| p * dp(*key)).sum();
-        for (key, p) in probabilities {
-            let ds = p * (dp(*key) - delta) * f64::from(options.scaling);
+        let delta: f64 = probabilities.iter().map(|seen| seen.p * dp(seen.key)).sum();
+        for Seen { key, p, slope } in probabilities {
+            let ds = p * (dp(*key) - delta) * slope;
             for i in 0..sizes.head_dim {
                 dq[at.query + i] += ds * f64::from(k[key + i]);
                 dk[key + i] += ds * f64::from(q[at.query + i]);
@@ -69,13 +69,23 @@ struct At {
     query: usize,
 }
 
-/// Calls `body` for every query of every head with (where the key's head begins in `k`, probability).
+/// A key that a query sees.
+struct Seen {
+    /// Where its head begins in `k`.
+    key: usize,
+    /// Its probability.
+    p: f64,
+    /// The slope of the score in q · k.
+    slope: f64,
+}
+
+/// Calls `body` for every query of every head with the keys that it sees.
 fn each_query(
     q: &[f32],
     k: &[f32],
     options: &AttentionOptions,
     sizes: Sizes,
-    mut body: impl FnMut(At, &[(usize, f64)]),
+    mut body: impl FnMut(At, &[Seen]),
 ) {
     let Sizes { heads, kv_heads, head_dim } = sizes;
     for (queries, keys) in options.documents.documents() {
@@ -90,17 +100,30 @@ fn each_query(
                     if key <= position && in_window {
                         let key = ((keys.start + key) * kv_heads + kv_head) * head_dim;
                         let score = dot(&q[query..query + head_dim], &k[key..key + head_dim]);
-                        scores.push((key, score * f64::from(options.scaling)));
+                        let (p, slope) = bounded(score, options);
+                        scores.push(Seen { key, p, slope });
                     }
                 }
-                let max = scores.iter().fold(f64::NEG_INFINITY, |max, (_, score)| max.max(*score));
-                let sum: f64 = scores.iter().map(|(_, score)| (score - max).exp()).sum();
-                for (_, score) in &mut scores {
-                    *score = (*score - max).exp() / sum;
+                let max = scores.iter().fold(f64::NEG_INFINITY, |max, seen| max.max(seen.p));
+                let sum: f64 = scores.iter().map(|seen| (seen.p - max).exp()).sum();
+                for seen in &mut scores {
+                    seen.p = (seen.p - max).exp() / sum;
                 }
                 body(At { query }, &scores);
             }
         }
+    }
+}
+
+/// The score for q · k, scaled and capped, and its slope.
+fn bounded(product: f64, options: &AttentionOptions) -> (f64, f64) {
+    let scaling = f64::from(options.scaling);
+    match options.soft_cap.map(f64::from) {
+        Some(cap) => {
+            let t = (scaling * product / cap).tanh();
+            (cap * t, scaling * (1.0 - t * t))
+        }
+        None => (scaling * product, scaling),
     }
 }
 

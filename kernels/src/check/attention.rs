@@ -1,11 +1,14 @@
-//! Attention: documents, grouped queries, windows, key-value cache.
+//! Attention: documents, grouped queries, windows, key-value cache, capped scores.
 
 use super::measure::{Deviation, On, values};
 use crate::KernelBackend;
 use crate::attention::reference::{self, Sizes};
 use crate::attention::{AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward};
 
-const SCALING: f32 = 0.4;
+/// Factor of the scores in every case.
+pub const SCALING: f32 = 0.4;
+/// A cap that bends many scores.
+pub const CAP: f32 = 3.0;
 
 pub(super) fn all<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
     let sizes = |heads, kv_heads, head_dim| Sizes { heads, kv_heads, head_dim };
@@ -15,23 +18,29 @@ pub(super) fn all<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
         ("a cache", DocumentOffsets::with_cache(&[0, 1, 4], &[0, 100, 130]), None, sizes(4, 2, 64)),
         ("wide heads", DocumentOffsets::packed(&[0, 41]), None, sizes(2, 1, 128)),
     ];
-    cases
-        .into_iter()
-        .flat_map(|(name, documents, sliding_window, sizes)| {
-            check(on, name, documents, sliding_window, sizes)
-        })
-        .collect()
+    let mut deviations = Vec::new();
+    for (name, documents, sliding_window, sizes) in cases {
+        let options = AttentionOptions { documents, scaling: SCALING, sliding_window, soft_cap: None };
+        deviations.extend(check(on, name, &options, sizes));
+        if sliding_window.is_some() {
+            deviations.extend(check(
+                on,
+                "a cap",
+                &AttentionOptions { soft_cap: Some(CAP), ..options },
+                sizes,
+            ));
+        }
+    }
+    deviations
 }
 
 /// [`attention`] and its backward.
 pub fn check<B: KernelBackend>(
     on: On<'_, B>,
     name: &str,
-    documents: DocumentOffsets,
-    sliding_window: Option<usize>,
+    options: &AttentionOptions,
     sizes: Sizes,
 ) -> Vec<Deviation> {
-    let options = AttentionOptions { documents, scaling: SCALING, sliding_window };
     let Sizes { heads, kv_heads, head_dim } = sizes;
     let (tokens, keys) = (options.documents.queries(), options.documents.keys());
     let case = format!("{name}, {tokens} x {keys}, {heads} heads over {kv_heads} of {head_dim}");
@@ -39,13 +48,13 @@ pub fn check<B: KernelBackend>(
     let k = on.random(keys * kv_heads * head_dim, 2, 2.0);
     let v = on.random(keys * kv_heads * head_dim, 3, 2.0);
     let dy = on.random(q.len(), 4, 1.0);
-    let expected = reference::forward(&q, &k, &v, &options, sizes);
-    let slopes = reference::backward(&q, &k, &v, &dy, &options, sizes);
+    let expected = reference::forward(&q, &k, &v, options, sizes);
+    let slopes = reference::backward(&q, &k, &v, &dy, options, sizes);
 
     let q = on.tensor::<3>(&q, [tokens, heads, head_dim]);
     let k = on.tensor::<3>(&k, [keys, kv_heads, head_dim]);
     let v = on.tensor::<3>(&v, [keys, kv_heads, head_dim]);
-    let (output, log_sum_exp) = attention(&q, &k, &v, &options);
+    let (output, log_sum_exp) = attention(&q, &k, &v, options);
     let dy = on.tensor::<3>(&dy, [tokens, heads, head_dim]);
     let request = AttentionBackward {
         q: &q,
@@ -53,7 +62,7 @@ pub fn check<B: KernelBackend>(
         v: &v,
         output: &output,
         log_sum_exp: &log_sum_exp,
-        options: &options,
+        options,
         dy: &dy,
     };
     let found = attention_backward(request);

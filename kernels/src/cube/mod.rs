@@ -11,5 +11,6 @@ mod plain;
 pub(crate) mod product;
 mod read;
 pub(crate) mod reduce;
+pub(crate) mod special;
 pub(crate) mod tensor;
 mod watch;

@@ -3,7 +3,9 @@
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
-use super::{Activation, GELU_CUBIC, GELU_LINEAR, GELU_SATURATED, GatedOps};
+use super::{Activation, GatedOps, gelu_argument};
+#[cfg(target_arch = "x86_64")]
+use super::{GELU_CUBIC, GELU_LINEAR, GELU_SATURATED};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::fast;
 use crate::cpu::scalar::{Scalar, with_float};
@@ -89,14 +91,6 @@ const GELU: [f32; 3] = [GELU_LINEAR, GELU_CUBIC, GELU_SATURATED];
 #[inline(always)]
 fn silu_argument(x: f32) -> (f32, f32) {
     (x, x)
-}
-
-/// GELU's v, and gate · v′, as far as they matter.
-#[inline(always)]
-fn gelu_argument(x: f32) -> (f32, f32) {
-    let x = x.clamp(-GELU_SATURATED, GELU_SATURATED);
-    let cubic = GELU_CUBIC * x * x;
-    (x * (GELU_LINEAR + cubic), x * (GELU_LINEAR + 3.0 * cubic))
 }
 
 #[inline(always)]

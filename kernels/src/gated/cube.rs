@@ -71,7 +71,7 @@ const LEAST: f32 = -GELU_SATURATED;
 
 /// v of the gate.
 #[cube]
-fn argument(x: f32, #[comptime] activation: Activation) -> f32 {
+pub(crate) fn argument(x: f32, #[comptime] activation: Activation) -> f32 {
     let mut v = x;
     if comptime!(activation == Activation::GeluTanh) {
         let x = max(min(x, GELU_SATURATED), LEAST);
@@ -82,7 +82,7 @@ fn argument(x: f32, #[comptime] activation: Activation) -> f32 {
 
 /// gate · v′.
 #[cube]
-fn slope(x: f32, #[comptime] activation: Activation) -> f32 {
+pub(crate) fn slope(x: f32, #[comptime] activation: Activation) -> f32 {
     let mut slope = x;
     if comptime!(activation == Activation::GeluTanh) {
         let x = max(min(x, GELU_SATURATED), LEAST);
@@ -92,7 +92,7 @@ fn slope(x: f32, #[comptime] activation: Activation) -> f32 {
 }
 
 #[cube]
-fn sigmoid(x: f32) -> f32 {
+pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0f32 / (1.0f32 + (-x).exp())
 }
 

@@ -16,7 +16,7 @@
 
 mod cpu;
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 pub mod reference;
 
 use burn::tensor::{Tensor, backend::Backend};
@@ -35,6 +35,14 @@ const GELU_LINEAR: f32 = 1.595_769;
 const GELU_CUBIC: f32 = 0.071_354_814;
 /// From this magnitude on GELU's σ(v) is 0 or 1 in f32: v is computed no further, lest x³ overflow.
 const GELU_SATURATED: f32 = 16.0;
+
+/// GELU's v, and x · v′, as far as they matter.
+#[inline(always)]
+pub(crate) fn gelu_argument(x: f32) -> (f32, f32) {
+    let x = x.clamp(-GELU_SATURATED, GELU_SATURATED);
+    let cubic = GELU_CUBIC * x * x;
+    (x * (GELU_LINEAR + cubic), x * (GELU_LINEAR + 3.0 * cubic))
+}
 
 /// The gated activation on a backend.
 pub trait GatedOps: Backend {

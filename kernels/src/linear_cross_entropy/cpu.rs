@@ -13,13 +13,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
-use super::{HiddenGradient, LossAndGradient, LossOps, Supervised};
+use super::{HiddenGradient, LossAndGradient, LossOps, OutputHead, Supervised};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{Kernels, PackedRows, Product, RowSource, Side, Term, Tile, multiply};
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, widen, with_float};
 use crate::cpu::{math, parallel, tensor, vectorized};
-use crate::linear::FrozenWeight;
 use crate::linear::operands::WeightTensors;
 
 /// Exponentials held at once, unless that is fewer than [`FEWEST_ROWS`] rows.
@@ -38,14 +37,17 @@ pub(super) fn chunk_rows(supervised: usize, vocabulary: usize, bytes_per_logit: 
 impl LossOps for Flex {
     fn linear_cross_entropy(
         hidden: &Tensor<Flex, 2>,
-        head: &FrozenWeight<Flex>,
+        head: &OutputHead<Flex>,
         supervised: &[Supervised],
         gradient: HiddenGradient<'_, Flex>,
     ) -> LossAndGradient<Flex> {
         let [tokens, width] = hidden.dims();
-        let [vocabulary, _] = head.shape();
+        let [vocabulary, _] = head.weight.shape();
         let hidden = tensor::primitive(hidden.clone());
-        let head = WeightTensors::new(head);
+        let bias = head.bias.clone().map(tensor::primitive);
+        let bias = bias.as_ref().map(tensor::floats);
+        let rule = Rule { bias: bias.as_deref(), scale: head.logits.scale, soft_cap: head.logits.soft_cap };
+        let head = WeightTensors::new(&head.weight);
         let weights = match gradient {
             HiddenGradient::Weighted(weights) => Some(tensor::primitive(weights.clone())),
             HiddenGradient::None | HiddenGradient::OfSum => None,
@@ -60,7 +62,7 @@ impl LossOps for Flex {
             let (mut loss, mut rows) = (0.0, Vec::with_capacity(supervised.len()));
             for supervised in supervised.chunks(chunk_rows) {
                 let weights = weights.as_mut().map(|weights| take(weights, supervised.len()));
-                let chunk = Chunk::<T>::new(hidden, &head, supervised, weights, [width, vocabulary]);
+                let chunk = Chunk::<T>::new(hidden, &head, rule, supervised, weights, [width, vocabulary]);
                 let losses = chunk.run(&head, gradient.as_deref_mut());
                 loss += losses.iter().sum::<f64>();
                 rows.extend(losses.iter().map(|loss| *loss as f32));
@@ -81,8 +83,35 @@ fn take<'a>(values: &mut &'a [f32], count: usize) -> &'a [f32] {
     taken
 }
 
+/// What is made of products.
+#[derive(Clone, Copy)]
+struct Rule<'a> {
+    bias: Option<&'a [f32]>,
+    scale: f32,
+    soft_cap: Option<f32>,
+}
+
+impl Rule<'_> {
+    /// Whether the logits are the products.
+    fn is_plain(&self) -> bool {
+        self.bias.is_none() && self.scale == 1.0 && self.soft_cap.is_none()
+    }
+
+    /// One logit.
+    fn logit(&self, product: f32, token: usize) -> f32 {
+        let value = product * self.scale + self.bias.map_or(0.0, |bias| bias[token]);
+        self.soft_cap.map_or(value, |cap| cap * math::tanh(value / cap))
+    }
+
+    /// The slope of a logit in what was capped.
+    fn slope(&self, logit: f32) -> f64 {
+        self.soft_cap.map_or(1.0, |cap| 1.0 - f64::from(logit / cap).powi(2))
+    }
+}
+
 /// Some supervised rows, and what is known of them before the products.
 struct Chunk<'a, T: Scalar> {
+    rule: Rule<'a>,
     /// (row of the batch, target).
     supervised: &'a [Supervised],
     /// What each row's gradient is multiplied by; `None`: by nothing.
@@ -110,6 +139,7 @@ impl<'a, T: Scalar> Chunk<'a, T> {
     fn new(
         hidden: &[T],
         head: &WeightTensors<'_>,
+        rule: Rule<'a>,
         supervised: &'a [Supervised],
         weights: Option<&'a [f32]>,
         [width, vocabulary]: [usize; 2],
@@ -125,11 +155,12 @@ impl<'a, T: Scalar> Chunk<'a, T> {
             head.row::<T>(at.target, weights);
             let mut wide = pool::take::<f32>(width);
             widen(gathered, &mut wide);
-            *logit = dot(&wide, weights);
+            *logit = rule.logit(dot(&wide, weights), at.target);
         });
         let source = RowSource::RowMajor { values: &gathered, stride: width };
         let hidden = PackedRows::pack::<T, T>(rows, width, source);
         Self {
+            rule,
             supervised,
             weights,
             width,
@@ -179,7 +210,15 @@ impl<'a, T: Scalar> Chunk<'a, T> {
                     for (row, values) in tile.iter_mut() {
                         let target = self.supervised[row].target;
                         let target = columns.contains(&target).then(|| target - columns.start);
-                        let (sum, most) = exponentiate(values, references[row], target.unwrap_or(usize::MAX));
+                        let target = target.unwrap_or(usize::MAX);
+                        let (sum, most) = match self.rule.is_plain() {
+                            true => exponentiate(values, references[row], target),
+                            false => {
+                                let bias = self.rule.bias.map_or(&[][..], |bias| &bias[columns.clone()]);
+                                let rule = (bias, self.rule.scale, self.rule.soft_cap);
+                                ruled_exponentiate(values, rule, references[row], target)
+                            }
+                        };
                         if most > 0.0 {
                             excess[row].fetch_max(most.to_bits(), Ordering::Relaxed);
                         }
@@ -219,7 +258,9 @@ impl<'a, T: Scalar> Chunk<'a, T> {
                 let at_target = (f64::from(self.target_logits[row]) - reference).exp();
                 let whole = at_target + sums.others[row];
                 let weight = self.weights.map_or(1.0, |weights| f64::from(weights[row]));
-                ((weight / whole) as f32, (-weight * sums.others[row] / whole) as f32)
+                let weight = weight * f64::from(self.rule.scale);
+                let bend = self.rule.slope(self.target_logits[row]);
+                ((weight / whole) as f32, (-weight * bend * sums.others[row] / whole) as f32)
             })
             .collect();
         let out = Disjoint::new(gradient);
@@ -267,6 +308,53 @@ vectorized! {
             *value = 0.0;
         }
         (math::sum(values), most)
+    }
+
+    /// [`plain_exponentiate`] of the logits that (bias or nothing, scale, cap) make of products; under a cap the exponentials
+    /// come out times the slopes of their logits, and the sum is without them.
+    fn ruled_exponentiate(
+        values: &mut [f32],
+        rule: (&[f32], f32, Option<f32>),
+        reference: f32,
+        target: usize,
+    ) -> (f32, f32) {
+        const PIECE: usize = 64;
+        let (bias, scale, soft_cap) = rule;
+        let (mut sum, mut most) = (0.0, f32::NEG_INFINITY);
+        let mut bends = [1.0f32; PIECE];
+        for (piece, values) in values.chunks_mut(PIECE).enumerate() {
+            let start = piece * PIECE;
+            for value in values.iter_mut() {
+                *value *= scale;
+            }
+            for (value, bias) in values.iter_mut().zip(bias.get(start..).unwrap_or(&[])) {
+                *value += bias;
+            }
+            if let Some(cap) = soft_cap {
+                for (value, bend) in values.iter_mut().zip(&mut bends) {
+                    let t = math::tanh(*value / cap);
+                    (*value, *bend) = (cap * t, 1.0 - t * t);
+                }
+            }
+            for value in values.iter_mut() {
+                *value -= reference;
+            }
+            let largest = math::max(values);
+            most = if largest > most { largest } else { most };
+            for value in values.iter_mut() {
+                *value = math::exp(*value);
+            }
+            if let Some(value) = values.get_mut(target.wrapping_sub(start)) {
+                *value = 0.0;
+            }
+            sum += math::sum(values);
+            if soft_cap.is_some() {
+                for (value, bend) in values.iter_mut().zip(&bends) {
+                    *value *= bend;
+                }
+            }
+        }
+        (sum, most)
     }
 
     /// values · factor + weights · weight.

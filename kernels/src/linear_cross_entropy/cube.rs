@@ -13,11 +13,11 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{HiddenGradient, LossAndGradient, LossOps, Supervised};
+use super::{HiddenGradient, Logits, LossAndGradient, LossOps, OutputHead, Supervised};
 use crate::cube::product::{Finish, Operand, Rows, product};
 use crate::cube::reduce::{cube_max, cube_sum};
+use crate::cube::special::tanh;
 use crate::cube::tensor::{array, cubes, dims, empty, float, into_float, units, wrap};
-use crate::linear::FrozenWeight;
 use crate::linear::cube::dense;
 
 /// Bytes of logits and their slopes held at once, unless that is fewer than [`FEWEST_ROWS`] rows.
@@ -36,7 +36,7 @@ where
 {
     fn linear_cross_entropy(
         hidden: &Tensor<Self, 2>,
-        head: &FrozenWeight<Self>,
+        head: &OutputHead<Self>,
         supervised: &[Supervised],
         gradient: HiddenGradient<'_, Self>,
     ) -> LossAndGradient<Self> {
@@ -53,9 +53,11 @@ where
         }
         let hidden = float(hidden);
         let dtype = hidden.dtype;
-        let vocabulary = head.shape()[0];
+        let vocabulary = head.weight.shape()[0];
         let rows = chunk_rows(supervised.len(), vocabulary, dtype.size());
-        let head = dense(head, dtype);
+        let (rule, bias) = (head.logits, head.bias.clone());
+        let bias = bias.map(|bias| into_float(bias.cast(DType::F32)));
+        let head = dense(&head.weight, dtype);
         let losses = empty(&hidden, &[supervised.len()], DType::F32);
         for (index, chunk) in supervised.chunks(rows).enumerate() {
             let numbers = |of: fn(&Supervised) -> usize| {
@@ -67,6 +69,8 @@ where
             let rhs = Operand::transposed(&head);
             let logits = product(&hidden, Operand::dense(&gathered), rhs, Finish::default(), DType::F32);
             let rows = ChunkRows {
+                bias: bias.as_ref(),
+                rule,
                 targets: &targets,
                 losses: &losses,
                 weights: weights.as_ref(),
@@ -152,6 +156,9 @@ fn move_rows_kernel<F: Float>(
 
 /// What the rows of a chunk have beside their logits.
 struct ChunkRows<'a, R: CubeRuntime> {
+    /// f32 `[vocabulary]`.
+    bias: Option<&'a CubeTensor<R>>,
+    rule: Logits,
     targets: &'a cubecl::server::Handle,
     /// Where the losses of all chunks go.
     losses: &'a CubeTensor<R>,
@@ -170,8 +177,8 @@ fn slopes<R: CubeRuntime>(
     let shape = dims(logits);
     let slopes = dtype.map(|dtype| empty(logits, &shape, dtype));
     let target = slopes.as_ref().unwrap_or(rows.losses);
-    // SAFETY: every unit stays in its row, and cubes beyond the rows do nothing; without weights their place is taken by a
-    // tensor that is not read.
+    // SAFETY: every unit stays in its row, and cubes beyond the rows do nothing; without weights or a bias their
+    // places are taken by a tensor that is not read.
     unsafe {
         cross_entropy_kernel::launch_unchecked::<R>(
             &logits.client,
@@ -180,17 +187,48 @@ fn slopes<R: CubeRuntime>(
             array(logits),
             ArrayArg::from_raw_parts(rows.targets.clone(), shape[0]),
             array(rows.weights.unwrap_or(logits)),
+            array(rows.bias.unwrap_or(logits)),
             array(rows.losses),
             array(target),
             shape[0] as u32,
             shape[1] as u32,
             rows.first as u32,
+            rows.rule.scale,
+            rows.rule.soft_cap.unwrap_or(1.0),
             slopes.is_some(),
             rows.weights.is_some(),
+            rows.bias.is_some(),
+            rows.rule.scale != 1.0,
+            rows.rule.soft_cap.is_some(),
             target.dtype.into(),
         );
     }
     slopes
+}
+
+/// The logit of a product with row `token` of the head.
+#[cube]
+fn logit(
+    product: f32,
+    bias: &Array<f32>,
+    token: u32,
+    scale: f32,
+    cap: f32,
+    #[comptime] has_bias: bool,
+    #[comptime] is_scaled: bool,
+    #[comptime] is_capped: bool,
+) -> f32 {
+    let mut value = product;
+    if comptime!(is_scaled) {
+        value *= scale;
+    }
+    if comptime!(has_bias) {
+        value += bias[token as usize];
+    }
+    if comptime!(is_capped) {
+        value = cap * tanh(value / cap);
+    }
+    value
 }
 
 #[cube(launch_unchecked)]
@@ -198,13 +236,19 @@ fn cross_entropy_kernel<F: Float>(
     logits: &Array<f32>,
     targets: &Array<u32>,
     weights: &Array<f32>,
+    bias: &Array<f32>,
     losses: &mut Array<f32>,
     slopes: &mut Array<F>,
     rows: u32,
     vocabulary: u32,
     first: u32,
+    scale: f32,
+    cap: f32,
     #[comptime] wants_slopes: bool,
     #[comptime] has_weights: bool,
+    #[comptime] has_bias: bool,
+    #[comptime] is_scaled: bool,
+    #[comptime] is_capped: bool,
     #[define(F)] _dtype: StorageType,
 ) {
     if CUBE_POS >= rows as usize {
@@ -217,7 +261,9 @@ fn cross_entropy_kernel<F: Float>(
     let mut largest = f32::min_value();
     let mut token = UNIT_POS;
     while token < vocabulary {
-        largest = max(largest, logits[start + token as usize]);
+        let product = logits[start + token as usize];
+        let z = logit(product, bias, token, scale, cap, has_bias, is_scaled, is_capped);
+        largest = max(largest, z);
         token += UNITS;
     }
     let largest = cube_max(largest, &mut shared, UNITS);
@@ -226,13 +272,16 @@ fn cross_entropy_kernel<F: Float>(
     let mut token = UNIT_POS;
     while token < vocabulary {
         if token != target {
-            others += (logits[start + token as usize] - largest).exp();
+            let product = logits[start + token as usize];
+            let z = logit(product, bias, token, scale, cap, has_bias, is_scaled, is_capped);
+            others += (z - largest).exp();
         }
         token += UNITS;
     }
     let others = cube_sum(others, &mut shared, UNITS);
 
-    let reached = logits[start + target as usize];
+    let product = logits[start + target as usize];
+    let reached = logit(product, bias, target, scale, cap, has_bias, is_scaled, is_capped);
     let own = (reached - largest).exp();
     if UNIT_POS == 0 {
         let mut loss = (others + own).ln() + largest - reached;
@@ -246,12 +295,20 @@ fn cross_entropy_kernel<F: Float>(
         if comptime!(has_weights) {
             factor *= weights[first as usize + CUBE_POS];
         }
+        if comptime!(is_scaled) {
+            factor *= scale;
+        }
         let mut token = UNIT_POS;
         while token < vocabulary {
             let at = start + token as usize;
-            let mut slope = (logits[at] - largest).exp() * factor;
+            let z = logit(logits[at], bias, token, scale, cap, has_bias, is_scaled, is_capped);
+            let mut slope = (z - largest).exp() * factor;
             if token == target {
                 slope = -others * factor;
+            }
+            if comptime!(is_capped) {
+                let share = z / cap;
+                slope *= 1.0f32 - share * share;
             }
             slopes[at] = F::cast_from(slope);
             token += UNITS;

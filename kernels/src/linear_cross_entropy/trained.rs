@@ -11,7 +11,7 @@
 
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
 
-use super::{check_weights, chunk_rows, supervised};
+use super::{Logits, check_logits, check_weights, chunk_rows, supervised};
 
 /// Bytes that a logit takes while its rows are worked on: itself, its probability, and one in between.
 pub(crate) const BYTES_PER_LOGIT: u64 = 12;
@@ -40,7 +40,8 @@ impl<B: Backend> TrainedLoss<B> {
     }
 }
 
-/// Σ over supervised rows of −ln softmax(hidden · headᵀ)\[target\], and the gradients of both.
+/// Σ over supervised rows of −ln softmax(z)\[target\], and the gradients of both; `logits` says what z is of the products. A
+/// head with a bias is not trained.
 ///
 /// With `weights` the gradients are those of the weighted losses, `Σᵢ weights[i] · lossᵢ`; the loss stays the unweighted
 /// sum. Weights that follow from the losses take a call without gradients before.
@@ -54,6 +55,7 @@ impl<B: Backend> TrainedLoss<B> {
 pub fn trained_linear_cross_entropy<B: Backend>(
     hidden: &Tensor<B, 2>,
     head: &Tensor<B, 2>,
+    logits: Logits,
     targets: &[i32],
     weights: Option<&Tensor<B, 1>>,
     sum: Option<Tensor<B, 2>>,
@@ -63,6 +65,8 @@ pub fn trained_linear_cross_entropy<B: Backend>(
     assert_eq!(targets.len(), tokens, "linear_cross_entropy: one target per token");
     assert_eq!(head.dtype(), DType::F32, "linear_cross_entropy: a trained head is f32");
     let device = hidden.device();
+    check_logits::<B>(None, logits, vocabulary);
+    let rule = logits;
     let rows = supervised(targets, vocabulary);
     if let Some(weights) = weights {
         check_weights(weights, rows.len());
@@ -82,7 +86,8 @@ pub fn trained_linear_cross_entropy<B: Backend>(
         let places = integers(rows.iter().map(|supervised| supervised.row).collect());
         let targets = integers(rows.iter().map(|supervised| supervised.target).collect()).unsqueeze_dim(1);
         let x = hidden.clone().select(0, places.clone()).cast(DType::F32);
-        let logits = x.clone().matmul(head.clone().transpose());
+        let products = x.clone().matmul(head.clone().transpose());
+        let (logits, bends) = finished(products, rule);
         // Relative to the largest: nothing overflows.
         let logits = logits.clone() - logits.max_dim(1);
         let at_target = logits.clone().gather(1, targets.clone());
@@ -100,9 +105,26 @@ pub fn trained_linear_cross_entropy<B: Backend>(
             }
             None => slopes,
         };
+        let slopes = if rule.scale == 1.0 { slopes } else { slopes * rule.scale };
+        let slopes = match bends {
+            Some(bends) => slopes * bends,
+            None => slopes,
+        };
         dhidden =
             dhidden.select_assign(0, places, slopes.clone().matmul(head.clone()), IndexingUpdateOp::Add);
         dhead = dhead + slopes.transpose().matmul(x);
     }
     TrainedLoss { loss, chunks, hidden: dhidden.cast(hidden.dtype()), head: dhead }
+}
+
+/// Logits of products, and under a cap their slopes.
+fn finished<B: Backend>(products: Tensor<B, 2>, rule: Logits) -> (Tensor<B, 2>, Option<Tensor<B, 2>>) {
+    let scaled = if rule.scale == 1.0 { products } else { products * rule.scale };
+    match rule.soft_cap {
+        Some(cap) => {
+            let tanh = (scaled / cap).tanh();
+            (tanh.clone() * cap, Some(tanh.powi_scalar(2).neg() + 1.0))
+        }
+        None => (scaled, None),
+    }
 }

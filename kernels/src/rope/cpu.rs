@@ -3,7 +3,7 @@
 use burn::tensor::{Int, Tensor};
 use burn_flex::Flex;
 
-use super::{Direction, RopeOps, RotaryTable};
+use super::{Direction, Pairs, RopeOps, RotaryTable};
 use crate::cpu::scalar::{Scalar, with_float};
 use crate::cpu::{parallel, tensor, vectorized};
 
@@ -25,7 +25,7 @@ fn rotate(
     direction: Direction,
 ) -> Tensor<Flex, 3> {
     let [_, heads, head_dim] = x.dims();
-    let width = table.cos.dims()[1];
+    let (width, pairs) = (table.cos.dims()[1], table.pairs);
     let (cos, sin) = (tensor::primitive(table.cos.clone()), tensor::primitive(table.sin.clone()));
     let (cos, sin) = (tensor::floats(&cos), tensor::floats(&sin));
     let sign = if direction == Direction::Forward { 1.0 } else { -1.0 };
@@ -40,7 +40,11 @@ fn rotate(
         parallel::for_each(tasks, work, |(y, position_ids)| {
             for (y, position) in y.chunks_exact_mut((heads * head_dim).max(1)).zip(position_ids) {
                 let row = *position as usize * width;
-                rotate_heads::<T>(y, head_dim, &cos[row..row + width], &sin[row..row + width], sign);
+                let (cos, sin) = (&cos[row..row + width], &sin[row..row + width]);
+                match pairs {
+                    Pairs::Halves => rotate_halves::<T>(y, head_dim, cos, sin, sign),
+                    Pairs::Neighbours => rotate_neighbours::<T>(y, head_dim, cos, sin, sign),
+                }
             }
         });
     });
@@ -48,7 +52,7 @@ fn rotate(
 }
 
 vectorized! {
-    fn rotate_heads<T: Scalar>(token: &mut [T], head_dim: usize, cos: &[f32], sin: &[f32], sign: f32) {
+    fn rotate_halves<T: Scalar>(token: &mut [T], head_dim: usize, cos: &[f32], sin: &[f32], sign: f32) {
         let width = cos.len();
         for head in token.chunks_exact_mut(head_dim) {
             let (left, right) = head[..2 * width].split_at_mut(width);
@@ -56,6 +60,17 @@ vectorized! {
                 let (x, z, sin) = (left.to_f32(), right.to_f32(), sign * sin);
                 *left = T::from_f32(x * cos - z * sin);
                 *right = T::from_f32(z * cos + x * sin);
+            }
+        }
+    }
+
+    fn rotate_neighbours<T: Scalar>(token: &mut [T], head_dim: usize, cos: &[f32], sin: &[f32], sign: f32) {
+        let width = cos.len();
+        for head in token.chunks_exact_mut(head_dim) {
+            for ((pair, cos), sin) in head[..2 * width].chunks_exact_mut(2).zip(cos).zip(sin) {
+                let (x, z, sin) = (pair[0].to_f32(), pair[1].to_f32(), sign * sin);
+                pair[0] = T::from_f32(x * cos - z * sin);
+                pair[1] = T::from_f32(z * cos + x * sin);
             }
         }
     }

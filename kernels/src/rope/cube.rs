@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{Direction, RopeOps, RotaryTable};
+use super::{Direction, Pairs, RopeOps, RotaryTable};
 use crate::cube::tensor::{UNITS, array, columns, dims, float, in_place, int, into_float, wrap};
 
 impl<R, F, I, T> RopeOps for CubeBackend<R, F, I, T>
@@ -23,7 +23,16 @@ where
         direction: Direction,
     ) -> [Tensor<Self, 3>; N] {
         let (cos, sin) = (float(&table.cos), float(&table.sin));
-        rotate(x.map(into_float), &cos, &sin, &int(position_ids), direction).map(wrap)
+        let strides = strides(table.pairs, table.cos.dims()[1]);
+        rotate(x.map(into_float), &cos, &sin, strides, &int(position_ids), direction).map(wrap)
+    }
+}
+
+/// From the first pair's first dimension to the second pair's, and from a pair's first dimension to its second.
+fn strides(pairs: Pairs, width: usize) -> (usize, usize) {
+    match pairs {
+        Pairs::Halves => (1, width),
+        Pairs::Neighbours => (2, 1),
     }
 }
 
@@ -31,13 +40,14 @@ fn rotate<R: CubeRuntime, const N: usize>(
     x: [CubeTensor<R>; N],
     cos: &CubeTensor<R>,
     sin: &CubeTensor<R>,
+    (step, partner): (usize, usize),
     position_ids: &CubeTensor<R>,
     direction: Direction,
 ) -> [CubeTensor<R>; N] {
     let y = x.each_ref().map(in_place);
     let Some(like) = x.first() else { return y };
     let (head_dim, width) = (dims(like)[2], dims(cos)[1]);
-    // A unit takes dimension `i < width` with its partner, or one dimension that passes through.
+    // A unit takes pair `i < width`, or one dimension that passes through.
     let lanes = head_dim - width;
     let counts = x.each_ref().map(|x| (dims(x)[0] * dims(x)[1] * lanes) as u32);
     let argument = |((x, y), count): ((&CubeTensor<R>, &CubeTensor<R>), u32)| {
@@ -56,6 +66,8 @@ fn rotate<R: CubeRuntime, const N: usize>(
             array(position_ids),
             head_dim as u32,
             width as u32,
+            step as u32,
+            partner as u32,
             if direction == Direction::Forward { 1.0 } else { -1.0 },
             [like.dtype.into(), position_ids.dtype.into()],
         );
@@ -81,6 +93,8 @@ fn rope_kernel<F: Float, P: Int>(
     position_ids: &Array<P>,
     head_dim: u32,
     width: u32,
+    step: u32,
+    partner: u32,
     sign: f32,
     #[define(F, P)] _dtypes: [StorageType; 2],
 ) {
@@ -98,8 +112,8 @@ fn rope_kernel<F: Float, P: Int>(
                     let position = u32::cast_from(position_ids[(head / one.heads) as usize]);
                     let at = position as usize * width as usize + lane as usize;
                     let (c, s) = (cos[at], sin[at] * sign);
-                    let first = start + lane as usize;
-                    let second = first + width as usize;
+                    let first = start + (lane * step) as usize;
+                    let second = first + partner as usize;
                     let (a, b) = (f32::cast_from(one.x[first]), f32::cast_from(one.x[second]));
                     one.y[first] = F::cast_from(a * c - b * s);
                     one.y[second] = F::cast_from(b * c + a * s);

@@ -1,10 +1,10 @@
-//! Rotary position embedding, the "rotate half" pairing of Hugging Face checkpoints.
+//! Rotary position embedding.
 //!
 //! With a table of width `w` (half the rotated dimensions) and position p of the token:
 //!
 //! ```text
-//! y[i]     = x[i] · cos[p, i] − x[i + w] · sin[p, i]
-//! y[i + w] = x[i + w] · cos[p, i] + x[i] · sin[p, i]          i < w
+//! y[a] = x[a] · cos[p, i] − x[b] · sin[p, i]          halves:      a = i,  b = i + w
+//! y[b] = x[b] · cos[p, i] + x[a] · sin[p, i]          neighbours:  a = 2i, b = 2i + 1          i < w
 //! ```
 //!
 //! Dimensions from `2w` on pass through (a partial rotary factor). Scalings of the frequencies and of the result
@@ -31,13 +31,24 @@ pub trait RopeOps: Backend {
     ) -> [Tensor<Self, 3>; N];
 }
 
-/// Cosines and sines by position. Cloning shares the storage.
+/// Dimensions of a head that are rotated together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Pairs {
+    /// Each with that half the rotated width on ("rotate half"): Llama's, and most of transformers.
+    Halves,
+    /// Each even one with the next ("interleaved"): GPT-J, GLM, Cohere.
+    Neighbours,
+}
+
+/// Cosines and sines by position, and what they rotate. Cloning shares the storage.
 #[derive(Clone, Debug)]
 pub struct RotaryTable<B: Backend> {
     /// `[positions, rotated dimensions / 2]`, f32.
     pub cos: Tensor<B, 2>,
     /// Like `cos`.
     pub sin: Tensor<B, 2>,
+    /// Which dimensions are rotated together.
+    pub pairs: Pairs,
 }
 
 /// Positions of tokens in their documents, on a device. The largest is known on the host too, so that every backend refuses

@@ -4,7 +4,10 @@ use burn::tensor::DType;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::reference::Sizes;
 use tune_kernels::attention::{AttentionOptions, DocumentOffsets, attention};
-use tune_kernels::check;
+use tune_kernels::check::{
+    self,
+    attention::{CAP, SCALING},
+};
 
 use crate::support::{Site, assert_close, assert_within, everywhere, random, tensor, values};
 
@@ -55,7 +58,39 @@ fn check_cases<B: KernelBackend>(site: &Site) {
             }
             let (device, what) = (B::Device::default(), format!("attention in {dtype:?} on {}", site.name));
             let on = Site::on::<B>(&device, dtype);
-            assert_within(&what, check::attention::check(on, name, documents, sliding_window, sizes));
+            let options = AttentionOptions { documents, scaling: SCALING, sliding_window, soft_cap: None };
+            assert_within(&what, check::attention::check(on, name, &options, sizes));
+        }
+    }
+}
+
+/// The cases of one document, of short ones, of a window, of one query beside a cache, of few and of many.
+#[test]
+fn capped_scores_agree_with_the_oracle() {
+    everywhere!(check_capped);
+}
+
+fn check_capped<B: KernelBackend>(site: &Site) {
+    let capped = [
+        "one token",
+        "several",
+        "window",
+        "wide heads",
+        "one query, window",
+        "4 share",
+        "4 share, cache",
+        "head of 40",
+    ];
+    for dtype in site.dtypes.clone() {
+        for (name, documents, sliding_window, sizes) in cases() {
+            if !capped.contains(&name) {
+                continue;
+            }
+            let (device, what) = (B::Device::default(), format!("capped in {dtype:?} on {}", site.name));
+            let on = Site::on::<B>(&device, dtype);
+            let options =
+                AttentionOptions { documents, scaling: SCALING, sliding_window, soft_cap: Some(CAP) };
+            assert_within(&what, check::attention::check(on, name, &options, sizes));
         }
     }
 }
@@ -78,7 +113,8 @@ fn check_cached_steps<B: KernelBackend>(_: &Site) {
             DType::F32,
         )
     };
-    let options = |documents| AttentionOptions { documents, scaling: 0.25, sliding_window: Some(30) };
+    let options =
+        |documents| AttentionOptions { documents, scaling: 0.25, sliding_window: Some(30), soft_cap: None };
     let (whole, _) = attention(
         &all(&q, heads, 0..tokens),
         &all(&k, kv_heads, 0..tokens),
@@ -110,6 +146,11 @@ fn check_large_scores<B: KernelBackend>(_: &Site) {
     let k = tensor::<B, 3>(&[100.0, -100.0], [2, 1, 1], DType::F32);
     let v = tensor::<B, 3>(&[3.0, 5.0], [2, 1, 1], DType::F32);
     let documents = DocumentOffsets::packed(&[0, 2]);
-    let (y, _) = attention(&q, &k, &v, &AttentionOptions { documents, scaling: 1.0, sliding_window: None });
+    let (y, _) = attention(
+        &q,
+        &k,
+        &v,
+        &AttentionOptions { documents, scaling: 1.0, sliding_window: None, soft_cap: None },
+    );
     assert_eq!(values(&y), [3.0, 3.0]);
 }

@@ -1,13 +1,14 @@
-//! RMSNorm, rotary embedding, gated activations and scaled columns.
+//! Norms, rotary embedding, activations and scaled columns.
 
 use burn::tensor::DType;
 use tune_kernels::KernelBackend;
+use tune_kernels::activation::Function;
 use tune_kernels::check::elementwise;
 use tune_kernels::column_scale::{column_scale, column_scale_backward};
 use tune_kernels::gated::{Activation, gated, gated_backward};
 use tune_kernels::rms_norm::{RmsNorm, Rounding, rms_norm};
 use tune_kernels::rope::reference::Sizes;
-use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
+use tune_kernels::rope::{Direction, Pairs, Positions, RotaryTable, rope};
 
 use crate::support::{
     Site, assert_close, assert_within, everywhere, random, random_in, tensor, tolerance, values,
@@ -59,6 +60,41 @@ fn check_rounding<B: KernelBackend>(site: &Site) {
 }
 
 #[test]
+fn layer_norm_agrees_with_the_oracle() {
+    everywhere!(check_layer_norm);
+}
+
+fn check_layer_norm<B: KernelBackend>(site: &Site) {
+    for dtype in site.dtypes.clone() {
+        for (rows, width) in [(1, 1), (1, 64), (3, 37), (7, 576), (130, 1000)] {
+            for biased in [false, true] {
+                let device = B::Device::default();
+                let found = elementwise::check_layer_norm::<B>(Site::on(&device, dtype), rows, width, biased);
+                assert_within(&format!("layer_norm in {dtype:?} on {}", site.name), found);
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_agree_with_the_oracle() {
+    everywhere!(check_activation);
+}
+
+fn check_activation<B: KernelBackend>(site: &Site) {
+    for dtype in site.dtypes.clone() {
+        for (rows, width) in [(1, 1), (3, 173), (40, 1536)] {
+            for function in Function::ALL {
+                let device = B::Device::default();
+                let found =
+                    elementwise::check_activation::<B>(Site::on(&device, dtype), function, rows, width);
+                assert_within(&format!("{function:?} in {dtype:?} on {}", site.name), found);
+            }
+        }
+    }
+}
+
+#[test]
 fn rope_agrees_with_the_oracle() {
     everywhere!(check_rope);
 }
@@ -69,10 +105,12 @@ fn check_rope<B: KernelBackend>(site: &Site) {
         for (tokens, heads, head_dim, width) in
             [(1, 1, 2, 1), (5, 3, 64, 32), (700, 2, 32, 16), (9, 4, 24, 8)]
         {
-            let device = B::Device::default();
-            let sizes = Sizes { heads, head_dim, width };
-            let found = elementwise::check_rope::<B>(Site::on(&device, dtype), tokens, sizes);
-            assert_within(&format!("rope in {dtype:?} on {}", site.name), found);
+            for pairs in [Pairs::Halves, Pairs::Neighbours] {
+                let device = B::Device::default();
+                let sizes = Sizes { heads, head_dim, width, pairs };
+                let found = elementwise::check_rope::<B>(Site::on(&device, dtype), tokens, sizes);
+                assert_within(&format!("rope in {dtype:?} on {}", site.name), found);
+            }
         }
     }
 }
@@ -86,7 +124,7 @@ fn rope_refuses_positions_outside_its_table() {
 fn check_outside<B: KernelBackend>(site: &Site) {
     let rotate = |last: u32| {
         let angles = || tensor::<B, 2>(&random(3 * 2, 4, 3.0), [3, 2], DType::F32);
-        let table = RotaryTable { cos: angles(), sin: angles() };
+        let table = RotaryTable { cos: angles(), sin: angles(), pairs: Pairs::Halves };
         let positions = Positions::new(&[last, 0], &Default::default());
         let x = tensor::<B, 3>(&random(2 * 4, 1, 1.0), [2, 1, 4], DType::F32);
         values(&rope(x, &table, &positions, Direction::Forward))

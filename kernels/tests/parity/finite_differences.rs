@@ -1,10 +1,13 @@
 //! The oracles' gradients against finite differences of their forwards.
 
+use tune_kernels::activation::Function;
 use tune_kernels::attention::{AttentionOptions, DocumentOffsets};
 use tune_kernels::gated::{self, Activation};
 use tune_kernels::linear::reference::LoraSlices;
+use tune_kernels::linear_cross_entropy::Logits;
 use tune_kernels::linear_cross_entropy::reference::Rows;
-use tune_kernels::{attention, check, linear, linear_cross_entropy, rms_norm, rope};
+use tune_kernels::rope::Pairs;
+use tune_kernels::{activation, attention, check, layer_norm, linear, linear_cross_entropy, rms_norm, rope};
 
 use crate::support::random;
 
@@ -66,18 +69,31 @@ fn elementwise_slopes() {
         agrees("up", &up, &dy, &dup, |up| gated::reference::forward(activation, &x, up));
     }
 
-    let sizes = rope::reference::Sizes { heads: 1, head_dim: 7, width: 3 };
-    let (cos, sin) = (random(12, 5, 1.0), random(12, 6, 1.0));
-    let dx = rope::reference::backward(&cos, &sin, &[3, 1], &dy, sizes);
-    agrees("rope", &x, &dy, &dx, |x| rope::reference::forward(x, &cos, &sin, &[3, 1], sizes));
+    for function in Function::ALL {
+        let dx = activation::reference::backward(function, &x, &dy);
+        agrees("activation", &x, &dy, &dx, |x| activation::reference::forward(function, x));
+    }
+
+    let dx = layer_norm::reference::backward(&x, &weight, 1e-5, &dy);
+    for onto in [None, Some(dy.as_slice())] {
+        let bias = Some(weight.as_slice());
+        agrees("layer_norm", &x, &dy, &dx, |x| layer_norm::reference::forward(x, &weight, bias, 1e-5, onto));
+    }
+
+    for pairs in [Pairs::Halves, Pairs::Neighbours] {
+        let sizes = rope::reference::Sizes { heads: 1, head_dim: 7, width: 3, pairs };
+        let (cos, sin) = (random(12, 5, 1.0), random(12, 6, 1.0));
+        let dx = rope::reference::backward(&cos, &sin, &[3, 1], &dy, sizes);
+        agrees("rope", &x, &dy, &dx, |x| rope::reference::forward(x, &cos, &sin, &[3, 1], sizes));
+    }
 }
 
 #[test]
 fn attention_slopes() {
     let sizes = attention::reference::Sizes { heads: 4, kv_heads: 2, head_dim: 3 };
-    for sliding_window in [None, Some(2)] {
+    for (sliding_window, soft_cap) in [(None, None), (Some(2), None), (Some(3), Some(0.9))] {
         let documents = DocumentOffsets::with_cache(&[0, 3, 5], &[0, 4, 6]);
-        let options = AttentionOptions { documents, scaling: 0.8, sliding_window };
+        let options = AttentionOptions { documents, scaling: 0.8, sliding_window, soft_cap };
         let [q, k, v, dy] = [(60, 1), (36, 2), (36, 3), (60, 4)].map(|(n, seed)| random(n, seed, 1.0));
         let slopes = attention::reference::backward(&q, &k, &v, &dy, &options, sizes);
         let f = |q: &[f32], k: &[f32], v: &[f32]| attention::reference::forward(q, k, v, &options, sizes);
@@ -91,16 +107,22 @@ fn attention_slopes() {
 fn linear_cross_entropy_slopes() {
     let (hidden, head) = (random(12, 1, 1.0), random(28, 2, 1.0));
     let targets = [Some(3), None, Some(6)];
-    for weights in [None, Some([1.5, -0.5].as_slice())] {
+    let bias = random(7, 3, 1.0);
+    let bounded = Logits { scale: 0.7, soft_cap: Some(0.9) };
+    for (weights, logits, bias) in [
+        (None, Logits::PLAIN, None),
+        (Some([1.5, -0.5].as_slice()), Logits::PLAIN, None),
+        (Some([1.5, -0.5].as_slice()), bounded, Some(bias.as_slice())),
+    ] {
         let oracle = |hidden: &[f32], head: &[f32]| {
-            let rows = Rows { head, targets: &targets, weights };
+            let rows = Rows { head, bias, logits, targets: &targets, weights };
             linear_cross_entropy::reference::loss_and_gradients(hidden, rows, 4)
         };
         let (_, dhidden, dhead) = oracle(&hidden, &head);
         agrees("dhidden", &hidden, &[1.0], &dhidden, |hidden| vec![oracle(hidden, &head).0 as f32]);
         agrees("dhead", &head, &[1.0], &dhead, |head| vec![oracle(&hidden, head).0 as f32]);
     }
-    let rows = Rows { head: &head, targets: &targets, weights: None };
+    let rows = Rows { weights: None, ..Rows::plain(&head, &targets) };
     let losses = linear_cross_entropy::reference::row_losses(&hidden, rows, 4);
     let (sum, ..) = linear_cross_entropy::reference::loss_and_gradients(&hidden, rows, 4);
     assert!((f64::from(losses[0]) + f64::from(losses[1]) - sum).abs() < 1e-6, "{losses:?} and {sum}");

@@ -2,8 +2,9 @@
 //! and scaled rows.
 
 use burn::tensor::{DType, Tensor};
+use tune_kernels::check::linear_cross_entropy::Rule;
 use tune_kernels::linear::FrozenWeight;
-use tune_kernels::linear_cross_entropy::{IGNORED, linear_cross_entropy, reference};
+use tune_kernels::linear_cross_entropy::{IGNORED, Logits, linear_cross_entropy, reference};
 use tune_kernels::{KernelBackend, check};
 
 use crate::support::{
@@ -22,7 +23,14 @@ fn check_shapes<B: KernelBackend>(site: &Site) {
                 if site.has_time_for(shape.0 * shape.1 * shape.2) {
                     let (device, what) = (B::Device::default(), format!("{dtype:?} on {}", site.name));
                     let on = Site::on::<B>(&device, dtype);
-                    assert_within(&what, check::linear_cross_entropy::check(on, shape, packed));
+                    assert_within(&what, check::linear_cross_entropy::check(on, shape, packed, Rule::Plain));
+                }
+            }
+            if shape.0 < 100 && shape.2 <= 1000 {
+                for rule in [Rule::Biased, Rule::Bent] {
+                    let (device, what) = (B::Device::default(), format!("{dtype:?} on {}", site.name));
+                    let on = Site::on::<B>(&device, dtype);
+                    assert_within(&what, check::linear_cross_entropy::check(on, shape, false, rule));
                 }
             }
         }
@@ -40,7 +48,7 @@ fn check_extreme_logits<B: KernelBackend>(site: &Site) {
         let head = [1.0f32, -1.0, 0.5];
         let hidden = [1000.0f32, 64.0, 4.0, 4.0];
         let targets = [Some(1), Some(1), Some(0), Some(2)];
-        let rows = reference::Rows { head: &head, targets: &targets, weights: None };
+        let rows = reference::Rows::plain(&head, &targets);
         let losses = reference::row_losses(&hidden, rows, 1);
         let (loss, slope, _) = reference::loss_and_gradients(&hidden, rows, 1);
         let on_device = tensor::<B, 2>(&hidden, [4, 1], dtype);
@@ -108,7 +116,11 @@ fn check_trained_head<B: KernelBackend>(site: &Site) {
                 (0..tokens).map(|i| (i % 5 != 3).then_some(i * 31 % vocabulary)).collect();
             let supervised = targets.iter().flatten().count();
             let weights = random(supervised, 3, 2.0);
-            let rows = reference::Rows { head: &head, targets: &targets, weights: None };
+            let logits = match vocabulary {
+                101 => Logits { scale: 0.75, soft_cap: Some(3.0) },
+                _ => Logits::PLAIN,
+            };
+            let rows = reference::Rows { logits, ..reference::Rows::plain(&head, &targets) };
             let losses = reference::row_losses(&hidden, rows, width);
             let (loss, dhidden, dhead) = reference::loss_and_gradients(&hidden, rows, width);
             let weighed = reference::Rows { weights: Some(&weights), ..rows };
@@ -117,7 +129,7 @@ fn check_trained_head<B: KernelBackend>(site: &Site) {
             let on_device: Vec<i32> = targets.iter().map(|t| t.map_or(IGNORED, |t| t as i32)).collect();
             let hidden = tensor::<B, 2>(&hidden, [tokens, width], dtype);
             let head = tensor::<B, 2>(&head, [vocabulary, width], DType::F32);
-            let found = trained_linear_cross_entropy(&hidden, &head, &on_device, None, None);
+            let found = trained_linear_cross_entropy(&hidden, &head, logits, &on_device, None, None);
             assert_close(&format!("loss, {what}"), &values(&found.loss), &[loss as f32], 4e-6);
             assert_eq!(found.hidden.dtype(), dtype);
             // A GPU adds up the vocabulary in one row of f32.
@@ -125,7 +137,8 @@ fn check_trained_head<B: KernelBackend>(site: &Site) {
             assert_close(&format!("dhidden, {what}"), &values(&found.hidden), &dhidden, allowed);
             assert_close(&format!("dhead, {what}"), &values(&found.head), &dhead, 4e-6);
             assert_close(&format!("losses, {what}"), &values(&found.rows()), &losses, 4e-6);
-            let weighed = trained_linear_cross_entropy(&hidden, &head, &on_device, Some(&weights), None);
+            let weighed =
+                trained_linear_cross_entropy(&hidden, &head, logits, &on_device, Some(&weights), None);
             assert_eq!(values(&weighed.loss), values(&found.loss), "{what}");
             assert_close(
                 &format!("weighted dhidden, {what}"),
@@ -135,7 +148,7 @@ fn check_trained_head<B: KernelBackend>(site: &Site) {
             );
             assert_close(&format!("weighted dhead, {what}"), &values(&weighed.head), &weighed_head, 4e-6);
             let sum = Some(found.head.clone());
-            let twice = trained_linear_cross_entropy(&hidden, &head, &on_device, None, sum);
+            let twice = trained_linear_cross_entropy(&hidden, &head, logits, &on_device, None, sum);
             let doubled: Vec<f32> = dhead.iter().map(|value| 2.0 * value).collect();
             assert_close(&format!("sum, {what}"), &values(&twice.head), &doubled, 4e-6);
         }

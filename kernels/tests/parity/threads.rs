@@ -12,7 +12,7 @@ use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, l
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 use tune_kernels::nf4::{self, Nf4Weight};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
-use tune_kernels::rope::{Direction, Positions, RotaryTable, rope};
+use tune_kernels::rope::{Direction, Pairs, Positions, RotaryTable, rope};
 
 use crate::support::{random, tensor, values};
 
@@ -45,7 +45,7 @@ fn all_ops(dtype: DType) -> Vec<Vec<f32>> {
     let projected = linear(&normed, &layers, None);
     let head_dim = WIDTH / HEADS;
     let angles = matrix([TOKENS, head_dim / 2], 8, DType::F32);
-    let table = RotaryTable { cos: angles.clone().cos(), sin: angles.sin() };
+    let table = RotaryTable { cos: angles.clone().cos(), sin: angles.sin(), pairs: Pairs::Halves };
     let positions = Positions::new(&(0..TOKENS as u32).collect::<Vec<_>>(), &Default::default());
     let heads =
         |index: usize, heads: usize| projected.outputs[index].clone().reshape([TOKENS, heads, head_dim]);
@@ -53,7 +53,7 @@ fn all_ops(dtype: DType) -> Vec<Vec<f32>> {
     let k = rope(heads(1, HEADS / 2), &table, &positions, Direction::Forward);
     let v = heads(2, HEADS / 2);
     let documents = DocumentOffsets::packed(&[0, 90, TOKENS as u32]);
-    let options = AttentionOptions { documents, scaling: 0.2, sliding_window: None };
+    let options = AttentionOptions { documents, scaling: 0.2, sliding_window: None, soft_cap: None };
     let (output, log_sum_exp) = attention(&q, &k, &v, &options);
     let y: Tensor<Flex, 2> = output.clone().reshape([TOKENS, WIDTH]);
     let feed = [packed(400, WIDTH, 9), packed(400, WIDTH, 10), packed(WIDTH, 400, 11)];
@@ -159,7 +159,7 @@ fn decoding(dtype: DType) -> Vec<Vec<f32>> {
     let q = tensor::<Flex, 3>(&random(heads * head_dim, 6, 1.0), [1, heads, head_dim], dtype);
     let k = tensor::<Flex, 3>(&random(keys * 2 * head_dim, 7, 1.0), [keys, 2, head_dim], dtype);
     let documents = DocumentOffsets::with_cache(&[0, 1], &[0, keys as u32]);
-    let options = AttentionOptions { documents, scaling: 0.2, sliding_window: None };
+    let options = AttentionOptions { documents, scaling: 0.2, sliding_window: None, soft_cap: None };
     results.push(values(&attention(&q, &k, &k, &options).0));
     results
 }

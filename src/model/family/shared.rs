@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tune_kernels::gated::Activation;
+use tune_kernels::linear_cross_entropy::Logits;
 use tune_kernels::rms_norm::{NormWeight, RmsNorm, Rounding};
 
 use super::Declared;
@@ -139,6 +140,7 @@ impl Shared {
             output: projection("o_proj", [hidden, queries], Role::Output),
             scaling: 1.0 / (heads.dim as f32).sqrt(),
             window: None,
+            soft_cap: None,
         }
     }
 
@@ -179,6 +181,8 @@ impl Shared {
             rotary: RotarySpec::read(config, self.heads.dim, self.max_position_embeddings)?,
             final_norm: self.norm("model.norm", "output_norm"),
             tied: self.tied,
+            logits: Logits::PLAIN,
+            head_bias: false,
             max_position_embeddings: self.max_position_embeddings,
             dtype: self.dtype,
             paths: Paths::LLAMA,

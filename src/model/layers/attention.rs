@@ -169,6 +169,7 @@ fn options<B: KernelBackend>(spec: &AttentionSpec, inputs: &LayerInputs<B>) -> A
         documents: inputs.documents.clone(),
         scaling: spec.scaling,
         sliding_window: spec.window,
+        soft_cap: spec.soft_cap,
     }
 }
 

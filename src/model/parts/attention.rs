@@ -19,6 +19,8 @@ pub struct AttentionSpec {
     pub scaling: f32,
     /// Keys a query may look back at, itself included; `None`: all of its document.
     pub window: Option<usize>,
+    /// What scores are bounded by, smoothly.
+    pub soft_cap: Option<f32>,
 }
 
 /// Numbers and width of heads.

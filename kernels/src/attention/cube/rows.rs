@@ -1,10 +1,11 @@
-//! Rows of one head in a `[tokens, heads, head_dim]` buffer, and δ, the product of each with its gradient.
+//! Rows of one head in a `[tokens, heads, head_dim]` buffer, δ, the product of each with its gradient, and capped scores.
 
 use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use crate::cube::special::tanh;
 use crate::cube::tensor::{array, cubes, dims, empty};
 
 /// Some consecutive rows of a head, in elements or vectors of the buffer.
@@ -22,6 +23,23 @@ pub(super) struct Rows {
 #[cube]
 pub(super) fn rows(first: u32, count: u32, head: u32, heads: u32, width: u32) -> Rows {
     Rows { start: (first * heads + head) * width, pitch: heads * width, count }
+}
+
+/// A scaled score under its cap, if there is one.
+#[cube]
+pub(super) fn bounded(score: f32, cap: f32, #[comptime] is_capped: bool) -> f32 {
+    let mut bounded = score;
+    if comptime!(is_capped) {
+        bounded = cap * tanh(score / cap);
+    }
+    bounded
+}
+
+/// The slope of a capped score in what it was before.
+#[cube]
+pub(super) fn cap_slope(bounded: f32, cap: f32) -> f32 {
+    let share = bounded / cap;
+    1.0f32 - share * share
 }
 
 /// Units that share a row of [`delta`].

@@ -157,7 +157,12 @@ mod tests {
         ];
         for documents in documents {
             for sliding_window in [None, Some(1), Some(20), Some(1000)] {
-                let options = AttentionOptions { documents: documents.clone(), scaling: 1.0, sliding_window };
+                let options = AttentionOptions {
+                    documents: documents.clone(),
+                    scaling: 1.0,
+                    sliding_window,
+                    soft_cap: None,
+                };
                 for (side, rows) in
                     [(Side::Queries, 16), (Side::Keys, 16), (Side::Queries, 64), (Side::Keys, 1)]
                 {

@@ -6,7 +6,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::{Rows, rows};
+use super::rows::{Rows, bounded, cap_slope, rows};
 use super::schedule::{Block, Side, block, meets};
 
 /// Rows and columns of a tile.
@@ -47,6 +47,8 @@ pub(super) fn attention_kernel<F: Float>(
     kv_heads: u32,
     window: u32,
     scaling: f32,
+    cap: f32,
+    #[comptime] is_capped: bool,
     #[comptime] head_dim: u32,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -82,7 +84,8 @@ pub(super) fn attention_kernel<F: Float>(
             for j in 0..4u32 {
                 let key = first + across * 4 + j;
                 let is_seen = meets(block.first + down * 4 + i, key, &block, window, Side::Queries);
-                row[j as usize] = select(is_seen, row[j as usize], LOWEST);
+                let score = bounded(row[j as usize], cap, is_capped);
+                row[j as usize] = select(is_seen, score, LOWEST);
                 highest[i as usize] = max(highest[i as usize], row[j as usize]);
             }
             scores[i as usize] = row;
@@ -163,6 +166,8 @@ pub(super) fn attention_backward_kernel<F: Float>(
     column_heads: u32,
     window: u32,
     scaling: f32,
+    cap: f32,
+    #[comptime] is_capped: bool,
     #[comptime] side: Side,
     #[comptime] wants: [bool; 2],
     #[comptime] head_dim: u32,
@@ -203,7 +208,21 @@ pub(super) fn attention_backward_kernel<F: Float>(
             };
             let mut scores = zeros(4u32);
             add_scores::<F>(&mut scores, x1, own, y1, columns, &mut strip, head_dim);
-            probabilities(&mut scores, log_sum_exp, query_head * tokens, block, first, window, scaling, side);
+            // Slopes of the capped scores.
+            let mut bends = zeros(comptime!(if is_capped { 4u32 } else { 1u32 }));
+            probabilities(
+                &mut scores,
+                &mut bends,
+                log_sum_exp,
+                query_head * tokens,
+                block,
+                first,
+                window,
+                scaling,
+                cap,
+                is_capped,
+                side,
+            );
             if comptime!(wants[1]) {
                 transpose(&scores, &mut weights);
                 add_products::<F>(&mut sums2, &weights, y2, columns, &mut strip, head_dim);
@@ -225,6 +244,9 @@ pub(super) fn attention_backward_kernel<F: Float>(
                         let at = select(p > 0.0f32, query_head * tokens + query, 0u32);
                         slope[j as usize] = p * (slope[j as usize] - delta[at as usize]);
                     }
+                    if comptime!(is_capped) {
+                        slope *= bends[i as usize];
+                    }
                     slopes[i as usize] = slope;
                 }
                 transpose(&slopes, &mut weights);
@@ -240,22 +262,27 @@ pub(super) fn attention_backward_kernel<F: Float>(
     }
 }
 
-/// Makes a unit's scores probabilities: 0 where nothing is seen. `log_sum_exp` of the queries' head begins at `start`.
+/// Makes a unit's scores probabilities: 0 where nothing is seen. `log_sum_exp` of the queries' head begins at `start`. Under a
+/// cap the slopes of the scores go to `bends`.
 #[cube]
 fn probabilities(
     scores: &mut Array<Four>,
+    bends: &mut Array<Four>,
     log_sum_exp: &Array<f32>,
     start: u32,
     block: Block,
     first: u32,
     window: u32,
     scaling: f32,
+    cap: f32,
+    #[comptime] is_capped: bool,
     #[comptime] side: Side,
 ) {
     let (down, across) = (UNIT_POS / SIDE, UNIT_POS % SIDE);
     #[unroll]
     for i in 0..4u32 {
         let mut line = scores[i as usize];
+        let mut bend = Four::new(1.0f32);
         #[unroll]
         for j in 0..4u32 {
             let row = down * 4 + i;
@@ -263,10 +290,17 @@ fn probabilities(
             let is_seen = row < block.count && meets(block.first + row, column, &block, window, side);
             let query = query_of(block.first + row, column, side);
             let at = select(is_seen, start + query, 0u32);
-            let p = (line[j as usize] * scaling - log_sum_exp[at as usize]).exp();
+            let score = bounded(line[j as usize] * scaling, cap, is_capped);
+            let p = (score - log_sum_exp[at as usize]).exp();
             line[j as usize] = select(is_seen, p, 0.0f32);
+            if comptime!(is_capped) {
+                bend[j as usize] = cap_slope(score, cap);
+            }
         }
         scores[i as usize] = line;
+        if comptime!(is_capped) {
+            bends[i as usize] = bend;
+        }
     }
 }
 

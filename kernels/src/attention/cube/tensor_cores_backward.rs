@@ -6,7 +6,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::rows;
+use super::rows::{bounded, cap_slope, rows};
 use super::schedule::{Block, Side, block, meets};
 use super::tensor_cores::{Tile, add_products, scores_to_strip, stage, store_sums, sync_strip, zero_sums};
 
@@ -28,6 +28,8 @@ pub(super) fn attention_backward_kernel<F: Float, N: Size>(
     column_heads: u32,
     window: u32,
     scaling: f32,
+    cap: f32,
+    #[comptime] is_capped: bool,
     #[comptime] side: Side,
     #[comptime] wants: [bool; 2],
     #[comptime] tile: Tile,
@@ -122,8 +124,12 @@ pub(super) fn attention_backward_kernel<F: Float, N: Size>(
 
             scores_to_strip::<F, N>(&shared, UNIT_POS_Y * fragment, y1_at, &mut scores, tile);
             sync_strip(tile);
+            // Slopes of the capped scores.
+            let mut bends =
+                Array::<f32>::new(comptime!(if is_capped { tile.held() as usize } else { 1usize }));
             let held = probabilities(
                 &scores,
+                &mut bends,
                 &statistics,
                 row_log_sum_exp,
                 row,
@@ -131,6 +137,8 @@ pub(super) fn attention_backward_kernel<F: Float, N: Size>(
                 first,
                 window,
                 scaling,
+                cap,
+                is_capped,
                 side,
                 tile,
             );
@@ -143,7 +151,7 @@ pub(super) fn attention_backward_kernel<F: Float, N: Size>(
                 sync_strip(tile);
                 scores_to_strip::<F, N>(&shared, UNIT_POS_Y * fragment + x2_at, y2_at, &mut scores, tile);
                 sync_strip(tile);
-                let slopes = slopes(&held, &scores, &statistics, row_delta, side, tile);
+                let slopes = slopes(&held, &bends, &scores, &statistics, row_delta, is_capped, side, tile);
                 put::<F>(&slopes, &mut weights, tile);
                 sync_strip(tile);
                 add_products::<F, N>(&sums1, &weights, &shared, y1_at, tile);
@@ -168,10 +176,12 @@ pub(super) const fn staged_rows(tile: &Tile, wants_first: bool) -> u32 {
     own + 2 * tile.columns
 }
 
-/// The probabilities that a lane holds, of its row and every so-many-th column: 0 where nothing is seen.
+/// The probabilities that a lane holds, of its row and every so-many-th column: 0 where nothing is seen. Under a cap the slopes
+/// of the scores go to `bends`.
 #[cube]
 fn probabilities(
     scores: &SharedMemory<f32>,
+    bends: &mut Array<f32>,
     statistics: &SharedMemory<f32>,
     row_log_sum_exp: f32,
     row: u32,
@@ -179,6 +189,8 @@ fn probabilities(
     first: u32,
     window: u32,
     scaling: f32,
+    cap: f32,
+    #[comptime] is_capped: bool,
     #[comptime] side: Side,
     #[comptime] tile: Tile,
 ) -> Array<f32> {
@@ -190,6 +202,10 @@ fn probabilities(
     for i in 0..comptime!(tile.held()) {
         let column = part + i * comptime!(tile.sharers());
         let score = scores[(strip + column * comptime!(tile.score_pitch())) as usize] * scaling;
+        let score = bounded(score, cap, is_capped);
+        if comptime!(is_capped) {
+            bends[i as usize] = cap_slope(score, cap);
+        }
         let log_sum_exp = match comptime!(side) {
             Side::Queries => row_log_sum_exp,
             Side::Keys => statistics[column as usize],
@@ -204,9 +220,11 @@ fn probabilities(
 #[cube]
 fn slopes(
     held: &Array<f32>,
+    bends: &Array<f32>,
     scores: &SharedMemory<f32>,
     statistics: &SharedMemory<f32>,
     row_delta: f32,
+    #[comptime] is_capped: bool,
     #[comptime] side: Side,
     #[comptime] tile: Tile,
 ) -> Array<f32> {
@@ -222,7 +240,10 @@ fn slopes(
             Side::Queries => row_delta,
             Side::Keys => statistics[(comptime!(tile.columns) + column) as usize],
         };
-        let p = held[i as usize];
+        let mut p = held[i as usize];
+        if comptime!(is_capped) {
+            p *= bends[i as usize];
+        }
         // Past the last query δ is uninitialised shared memory, possibly NaN.
         slopes[i as usize] = select(p > 0.0f32, p * (slope - delta), 0.0f32);
     }

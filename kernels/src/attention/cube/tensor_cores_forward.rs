@@ -10,7 +10,7 @@
 
 use cubecl::prelude::*;
 
-use super::rows::rows;
+use super::rows::{bounded, rows};
 use super::schedule::{Block, Side, block, meets};
 use super::tensor_cores::{
     Tile, add_products, load_staged, scores_to_strip, stage, store_scores, store_sums, sync_strip, zero_sums,
@@ -37,6 +37,8 @@ pub(super) fn attention_kernel<F: Float, N: Size>(
     kv_heads: u32,
     window: u32,
     scaling: f32,
+    cap: f32,
+    #[comptime] is_capped: bool,
     #[comptime] tile: Tile,
     #[define(F)] _dtype: StorageType,
 ) {
@@ -112,7 +114,7 @@ pub(super) fn attention_kernel<F: Float, N: Size>(
         sync_strip(tile);
 
         let (new, sum, is_far) =
-            weigh::<F>(&scores, &mut weights, reference, block, first, window, scaling, tile);
+            weigh::<F>(&scores, &mut weights, reference, block, first, window, scaling, cap, is_capped, tile);
         let factor = (reference - new).exp();
         total = total * factor + sum;
         reference = new;
@@ -184,6 +186,8 @@ fn weigh<F: Float>(
     first: u32,
     window: u32,
     scaling: f32,
+    cap: f32,
+    #[comptime] is_capped: bool,
     #[comptime] tile: Tile,
 ) -> (f32, f32, bool) {
     let fragment = comptime!(tile.fragment);
@@ -196,6 +200,7 @@ fn weigh<F: Float>(
     for i in 0..comptime!(tile.held()) {
         let column = part + i * comptime!(tile.sharers());
         let score = scores[(strip + column * comptime!(tile.score_pitch()) + row) as usize] * scaling;
+        let score = bounded(score, cap, is_capped);
         let is_seen = meets(query, first + column, &block, window, Side::Queries);
         held[i as usize] = select(is_seen, score, LOWEST);
         largest = max(largest, held[i as usize]);
