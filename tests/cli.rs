@@ -182,6 +182,33 @@ fn inspect_shows_rows_as_json() {
     }
 }
 
+/// The answers of a pair beside each other, in 80 columns; for programs, one event for each.
+#[test]
+fn inspect_shows_the_two_answers_of_a_pair() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let shown = tune(root, &["inspect", "recipes/preference.toml", "-n", "1"]);
+    assert!(shown.status.success(), "{}", text(&shown.stderr));
+    let out = text(&shown.stdout);
+    assert!(out.contains("row 0 chosen") && out.contains("row 0 rejected"), "{out}");
+    let pair: Vec<&str> = out.lines().filter(|line| line.contains(" │ ")).collect();
+    assert!(pair.len() > 1 && pair.iter().all(|line| line.chars().count() <= 80), "{out}");
+    assert!(pair.iter().any(|line| line.contains("[-")) && !out.contains('\u{1b}'), "{out}");
+    let shown = tune(root, &["inspect", "recipes/preference.toml", "-n", "2", "--json"]);
+    let events = text(&shown.stdout);
+    let events = events.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let rows: Vec<_> = events.filter(|event| event["event"] == "row").collect();
+    let named = |key: &str| rows.iter().map(|row| row[key].to_string()).collect::<Vec<_>>();
+    assert_eq!(named("side"), ["\"chosen\"", "\"rejected\"", "\"chosen\"", "\"rejected\""]);
+    assert_eq!(
+        (named("group"), named("row")),
+        (named("row"), ["0", "0", "1", "1"].map(String::from).to_vec())
+    );
+    for row in &rows {
+        // Shared tokens are part of either answer.
+        assert_eq!(row["kept_tokens"], row["tokens"].as_array().unwrap().len());
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn sigterm_stops_a_run_with_a_checkpoint() {

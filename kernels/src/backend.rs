@@ -13,6 +13,7 @@ use crate::nf4::Nf4Ops;
 use crate::rms_norm::RmsNormOps;
 use crate::rope::RopeOps;
 use crate::row_scale::RowScaleOps;
+use crate::row_sum::RowSumOps;
 use crate::segment_sum::SegmentOps;
 
 /// A backend with every op. Callers use the functions of the op modules, which check shapes; the methods of the ops'
@@ -33,6 +34,7 @@ pub trait KernelBackend:
     + LossOps
     + SegmentOps
     + RowScaleOps
+    + RowSumOps
     + AdamWOps
 {
 }
@@ -51,6 +53,7 @@ impl<B> KernelBackend for B where
         + LossOps
         + SegmentOps
         + RowScaleOps
+        + RowSumOps
         + AdamWOps
 {
 }

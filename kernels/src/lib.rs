@@ -13,6 +13,7 @@
 //! | [`column_scale`] | a factor for each column: DoRA's magnitudes |
 //! | [`linear_cross_entropy`] | output head and loss, never all logits |
 //! | [`segment_sum`], [`row_scale`] | losses by document, and gradients weighed by row |
+//! | [`row_sum`] | rows that are copied or added up: the keys of a prompt that two answers read |
 //! | [`adamw`] | the optimizer's update, and the norm for clipping |
 //! | [`ggml`] | weights coded in the block formats of GGUF files |
 //!
@@ -47,6 +48,7 @@ pub mod nf4;
 pub mod rms_norm;
 pub mod rope;
 pub mod row_scale;
+pub mod row_sum;
 pub mod segment_sum;
 
 pub use backend::KernelBackend;

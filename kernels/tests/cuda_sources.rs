@@ -28,6 +28,7 @@ use tune_kernels::nf4::{self, Nf4Weight};
 use tune_kernels::rms_norm::{NormWeight, RmsNorm, Rounding, rms_norm, rms_norm_backward, rms_norm_onto};
 use tune_kernels::rope::{Direction, Pairs, Positions, RotaryTable, rope};
 use tune_kernels::row_scale::row_scale;
+use tune_kernels::row_sum::{RowLists, row_sum};
 use tune_kernels::segment_sum::segment_sum;
 
 fn zeros<const D: usize>(shape: [usize; D], dtype: DType) -> Tensor<Compiled, D> {
@@ -143,6 +144,7 @@ fn every_kernel_becomes_cuda() {
         let bounded = OutputHead { weight: head, bias, logits };
         linear_cross_entropy(&hidden, &bounded, &[3; 80], true);
         segment_sum(&found.rows, &[0, 30, 80]);
+        row_sum(&hidden, &RowLists::copies([0..80, 3..9], 80));
         row_scale(hidden, &found.rows);
     }
     let parameter = zeros([16, 512], DType::F32);
@@ -167,6 +169,7 @@ fn every_kernel_becomes_cuda() {
         "cross_entropy",
         "segment_sum",
         "row_scale",
+        "row_sum",
         "adamw",
         "factor",
         "sum_of_squares",

@@ -140,7 +140,12 @@ fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
     )?;
     line(
         "speed",
-        format!("{:.0} tokens/s, best step {:.0}", report.tokens_per_second, report.tokens_per_second_best),
+        format!(
+            "{:.0} tokens/s, best step {:.0}{}",
+            report.tokens_per_second,
+            report.tokens_per_second_best,
+            report.pairs_per_second.map(|pairs| format!("; {pairs:.2} pairs/s")).unwrap_or_default()
+        ),
     )?;
     if let Some((ceiling, share)) = report.ceiling_flops.zip(report.share_of_ceiling) {
         line(

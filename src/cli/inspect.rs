@@ -1,4 +1,5 @@
-//! `tune inspect`: tokenized rows with their supervised parts in colour, in brackets where there is no colour, or as JSON.
+//! `tune inspect`: tokenized rows with their supervised parts in colour, in brackets where there is no colour, or as JSON; the
+//! two answers of a pair beside each other.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -10,6 +11,7 @@ use super::console::Console;
 use super::environment::Context;
 use super::exit::Exit;
 use super::failure::Failure;
+use super::side_by_side::{self, Token};
 use super::style::{FAINT, GOOD, STRONG, WARNING, paint, visible};
 use crate::data::inspect::{InspectedRow, Piece, Verdict};
 use crate::data::template::SpanMethod;
@@ -59,11 +61,12 @@ pub(super) fn inspect(
             }
         };
         shown += 1;
-        for row in &documents {
-            match console.json() {
-                true => console.event("row", &as_json(number, row)),
-                false => show(number, row, colored, console.out())?,
+        match documents.as_slice() {
+            _ if console.json() => {
+                documents.iter().for_each(|row| console.event("row", &as_json(number, row)));
             }
+            [chosen, rejected] => show_pair(number, [chosen, rejected], colored, console.out())?,
+            rows => rows.iter().try_for_each(|row| show(number, row, colored, console.out()))?,
         }
     }
     let template = inspection.template().map(ToString::to_string);
@@ -71,25 +74,36 @@ pub(super) fn inspect(
     Ok(exit)
 }
 
+/// The prompt of a pair, and below it the answers beside each other.
+fn show_pair(number: u64, pair: [&InspectedRow; 2], colored: bool, out: &mut dyn Write) -> io::Result<()> {
+    for row in pair {
+        head(number, row, out)?;
+    }
+    remarks(pair[0], out)?;
+    writeln!(out, "{} {}", paint(STRONG, "differ  "), side_by_side::legend(colored))?;
+    let [chosen, rejected] = pair.map(tokens);
+    let prompt = side_by_side::prompt(&chosen, &rejected);
+    let shown: String = chosen[..prompt].iter().map(|token| token.text.as_str()).collect();
+    writeln!(out, "{}", lines(shown.trim_end_matches('\n'), |line| paint(FAINT, line)))?;
+    for line in side_by_side::lines(&chosen[prompt..], &rejected[prompt..], colored) {
+        writeln!(out, "{line}")?;
+    }
+    writeln!(out)
+}
+
+fn tokens(row: &InspectedRow) -> Vec<Token> {
+    let token = |(at, piece): (usize, &Piece)| Token {
+        text: spelled(piece),
+        id: piece.id,
+        supervised: piece.supervised,
+        cut: at >= row.kept_tokens,
+    };
+    row.pieces.iter().enumerate().map(token).collect()
+}
+
 fn show(number: u64, row: &InspectedRow, colored: bool, out: &mut dyn Write) -> io::Result<()> {
-    let share = 100.0 * row.supervised_tokens as f64 / row.kept_tokens.max(1) as f64;
-    let held_out = if row.held_out { ", held out" } else { "" };
-    let side = row.side.name().map(|side| format!(" {side}")).unwrap_or_default();
-    writeln!(
-        out,
-        "{}{side} {}{held_out}: {} tokens, {} supervised ({share:.0} %) {}",
-        paint(STRONG, format!("row {number}")),
-        row.place,
-        row.kept_tokens,
-        row.supervised_tokens,
-        paint(FAINT, method(row.supervision)),
-    )?;
-    if let Some(verdict) = verdict(&row.verdict) {
-        writeln!(out, "{}", paint(WARNING, verdict))?;
-    }
-    if !row.unused.is_empty() {
-        writeln!(out, "{}", paint(FAINT, format!("not used: {}", row.unused.join(", "))))?;
-    }
+    head(number, row, out)?;
+    remarks(row, out)?;
     let (kept, cut) = row.pieces.split_at(row.kept_tokens.min(row.pieces.len()));
     let mut text = String::new();
     for run in kept.chunk_by(|left, right| left.supervised == right.supervised) {
@@ -105,6 +119,33 @@ fn show(number: u64, row: &InspectedRow, colored: bool, out: &mut dyn Write) -> 
         text += &lines(&format!("✂ {shown}"), |line| paint(WARNING, line));
     }
     writeln!(out, "{}\n", text.trim_end_matches('\n'))
+}
+
+/// Which row it is, and how much of it is learned.
+fn head(number: u64, row: &InspectedRow, out: &mut dyn Write) -> io::Result<()> {
+    let share = 100.0 * row.supervised_tokens as f64 / row.kept_tokens.max(1) as f64;
+    let held_out = if row.held_out { ", held out" } else { "" };
+    let side = row.side.name().map(|side| format!(" {side}")).unwrap_or_default();
+    writeln!(
+        out,
+        "{}{side} {}{held_out}: {} tokens, {} supervised ({share:.0} %) {}",
+        paint(STRONG, format!("row {number}")),
+        row.place,
+        row.kept_tokens,
+        row.supervised_tokens,
+        paint(FAINT, method(row.supervision)),
+    )
+}
+
+/// How it is used, and what of it is not.
+fn remarks(row: &InspectedRow, out: &mut dyn Write) -> io::Result<()> {
+    if let Some(verdict) = verdict(&row.verdict) {
+        writeln!(out, "{}", paint(WARNING, verdict))?;
+    }
+    if !row.unused.is_empty() {
+        writeln!(out, "{}", paint(FAINT, format!("not used: {}", row.unused.join(", "))))?;
+    }
+    Ok(())
 }
 
 /// Styles each line separately, so that a pager that cuts lines keeps styles complete.

@@ -30,6 +30,7 @@ mod quantize;
 mod report;
 mod reproduce;
 mod run;
+mod side_by_side;
 mod speed;
 mod style;
 mod tables;

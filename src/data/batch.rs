@@ -100,10 +100,13 @@ pub struct MicroBatch {
     pub input_ids: Vec<u32>,
     /// What each position has to predict, `[tokens]`; −100: nothing. Never reaches into the next document.
     pub targets: Vec<i32>,
-    /// Position of each token within its document, `[tokens]`, from 0.
+    /// Position of each token within its document, `[tokens]`, from 0; behind a prefix it continues.
     pub position_ids: Vec<u32>,
     /// Where documents begin, `[documents + 1]`: the first is 0, the last the number of tokens.
     pub document_offsets: Vec<u32>,
+    /// The tokens that each document begins with and that stand in another one, `[documents]`; empty: none has any. They are
+    /// not supervised.
+    pub prefixes: Vec<Range<u32>>,
     /// Where each document comes from, `[documents]`.
     pub rows: Vec<RowId>,
     /// Where groups begin among the documents, `[groups + 1]`; empty: each document is a group of its own.
@@ -116,21 +119,29 @@ pub struct MicroBatch {
 
 impl MicroBatch {
     /// Appends a group.
-    pub(super) fn push(&mut self, Group(documents): Group) {
+    pub fn push(&mut self, Group(documents): Group) {
         if documents.len() != 1 && self.group_offsets.is_empty() {
             self.group_offsets = (0..=self.rows.len() as u32).collect();
         }
-        documents.into_iter().for_each(|document| self.push_document(document));
+        let first = self.tokens();
+        documents.into_iter().for_each(|document| self.push_document(document, first));
         if !self.group_offsets.is_empty() {
             self.group_offsets.push(self.rows.len() as u32);
         }
     }
 
-    fn push_document(&mut self, sequence: Sequence) {
+    /// Appends a document of a group whose first document begins at token `first`.
+    fn push_document(&mut self, sequence: Sequence, first: usize) {
         if self.document_offsets.is_empty() {
             self.document_offsets.push(0);
         }
-        self.position_ids.extend(0..sequence.input_ids.len() as u32);
+        if sequence.prefix > 0 {
+            self.prefixes.resize(self.rows.len(), 0..0);
+            self.prefixes.push(first as u32..(first + sequence.prefix) as u32);
+        } else if !self.prefixes.is_empty() {
+            self.prefixes.push(0..0);
+        }
+        self.position_ids.extend(sequence.prefix as u32..sequence.tokens() as u32);
         self.input_ids.extend(sequence.input_ids);
         self.targets.extend(sequence.targets);
         self.document_offsets.push(self.input_ids.len() as u32);
@@ -141,12 +152,20 @@ impl MicroBatch {
         self.supervised_tokens += sequence.supervised_tokens as u64;
     }
 
-    /// Tokens in all documents.
+    /// Tokens in all documents, shared ones once.
     pub fn tokens(&self) -> usize {
         self.input_ids.len()
     }
 
-    /// The rows of each document.
+    /// All token ids of a document.
+    pub fn ids(&self, document: usize) -> Vec<u32> {
+        let prefix = self.prefixes.get(document).cloned().unwrap_or_default();
+        let own = self.document_offsets[document]..self.document_offsets[document + 1];
+        let ids = |range: Range<u32>| &self.input_ids[range.start as usize..range.end as usize];
+        [ids(prefix), ids(own)].concat()
+    }
+
+    /// The rows of each document, without its prefix.
     pub fn documents(&self) -> impl Iterator<Item = Range<usize>> + '_ {
         self.document_offsets.windows(2).map(|ends| ends[0] as usize..ends[1] as usize)
     }
@@ -238,7 +257,7 @@ mod tests {
         let targets = ids[1..].iter().map(|id| *id as i32).chain([-100]).collect();
         let row = RowId { dataset: 1, row };
         let supervised_tokens = ids.len() - 1;
-        Sequence { row, side: Side::Plain, input_ids: ids, targets, supervised_tokens }
+        Sequence { row, side: Side::Plain, prefix: 0, input_ids: ids, targets, supervised_tokens }
     }
 
     #[test]
@@ -271,6 +290,20 @@ mod tests {
     }
 
     #[test]
+    fn a_document_behind_a_prefix_continues_its_positions() {
+        let mut batch = MicroBatch::default();
+        batch.push(Group::from(sequence(0, vec![5, 6])));
+        assert!(batch.prefixes.is_empty());
+        let rejected = Sequence { prefix: 2, ..sequence(1, vec![9, 4]) };
+        batch.push(Group(vec![sequence(1, vec![7, 8, 9, 3]), rejected]));
+        batch.push(Group::from(sequence(2, vec![4, 3])));
+        assert_eq!(batch.prefixes, [0..0, 0..0, 2..4, 0..0]);
+        assert_eq!(batch.position_ids, [0, 1, 0, 1, 2, 3, 2, 3, 0, 1]);
+        assert_eq!(batch.document_offsets, [0, 2, 6, 8, 10]);
+        assert_eq!((batch.ids(1), batch.ids(2)), (vec![7, 8, 9, 3], vec![7, 8, 9, 4]));
+    }
+
+    #[test]
     fn mismatched_answers_are_those_of_the_document_before() {
         let mut batch = MicroBatch::default();
         for (ids, targets) in [
@@ -279,8 +312,14 @@ mod tests {
             (vec![7, 8, 9], vec![-100, 9, -100]),
         ] {
             let row = RowId { dataset: 0, row: 0 };
-            let sequence =
-                Sequence { row, side: Side::Wanted, input_ids: ids, targets, supervised_tokens: 1 };
+            let sequence = Sequence {
+                row,
+                side: Side::Wanted,
+                prefix: 0,
+                input_ids: ids,
+                targets,
+                supervised_tokens: 1,
+            };
             batch.push(Group::from(sequence));
         }
         let mismatched = batch.mismatched();

@@ -107,7 +107,7 @@ impl Corpus {
         };
         let row = |(index, (pieces, supervision, side)): (usize, (Vec<Piece>, _, _))| {
             let (kept_tokens, supervised_tokens) = match group.as_ref().map(|group| &group.0[index]) {
-                Some(sequence) => (sequence.input_ids.len(), sequence.supervised_tokens),
+                Some(sequence) => (sequence.tokens(), sequence.supervised_tokens),
                 None => (pieces.len(), pieces.iter().filter(|piece| piece.supervised).count()),
             };
             InspectedRow {

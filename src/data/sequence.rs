@@ -34,14 +34,17 @@ impl Side {
     }
 }
 
-/// One document of an example, ready to be packed.
+/// One document of an example, ready to be packed. Its first tokens may be those of its group's first document, which are
+/// computed there for both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sequence {
     /// The example.
     pub row: RowId,
     /// What it is to its group.
     pub side: Side,
-    /// Token ids.
+    /// How many tokens of its group's first document stand before its own.
+    pub prefix: usize,
+    /// Its own token ids.
     pub input_ids: Vec<u32>,
     /// `targets[t]` is `labels[t + 1]`, which position *t* has to predict; −100: none. The last is always −100.
     pub targets: Vec<i32>,
@@ -54,7 +57,15 @@ pub struct Sequence {
 pub struct Group(pub Vec<Sequence>);
 
 impl Group {
-    /// Tokens of all its sequences together.
+    /// Of the sequences of one example, which keep the tokens of a prompt once.
+    pub fn new(mut sequences: Vec<Sequence>) -> Self {
+        if let Some((first, others)) = sequences.split_first_mut() {
+            others.iter_mut().for_each(|other| other.share(first));
+        }
+        Self(sequences)
+    }
+
+    /// Tokens of all its sequences together, shared ones once.
     pub fn tokens(&self) -> usize {
         self.0.iter().map(|sequence| sequence.input_ids.len()).sum()
     }
@@ -69,6 +80,35 @@ impl Group {
     /// Supervised tokens of all its sequences together.
     pub fn supervised_tokens(&self) -> usize {
         self.0.iter().map(|sequence| sequence.supervised_tokens).sum()
+    }
+}
+
+impl Sequence {
+    /// Of a document's ids and the labels at their own positions, of which there may be more.
+    pub fn new(row: RowId, side: Side, input_ids: Vec<u32>, labels: Vec<i32>) -> Self {
+        let mut targets: Vec<i32> =
+            labels.into_iter().skip(1).take(input_ids.len().saturating_sub(1)).collect();
+        targets.resize(input_ids.len(), IGNORED);
+        let supervised_tokens = targets.iter().filter(|target| **target != IGNORED).count();
+        Self { row, side, prefix: 0, input_ids, targets, supervised_tokens }
+    }
+
+    /// Leaves the leading tokens that it has in common with `first` to that sequence, as far as neither learns or predicts
+    /// anything there: the last token of a prompt predicts the answer, so each keeps its own.
+    fn share(&mut self, first: &Self) {
+        let ids = self.input_ids.iter().zip(&first.input_ids);
+        let targets = self.targets.iter().zip(&first.targets);
+        let is_shared =
+            |((a, b), (c, d)): &((&u32, &u32), (&i32, &i32))| a == b && **c == IGNORED && **d == IGNORED;
+        self.prefix = ids.zip(targets).take_while(is_shared).count();
+        // Kept by the thousand: without the room of what was taken out.
+        self.input_ids = self.input_ids.split_off(self.prefix);
+        self.targets = self.targets.split_off(self.prefix);
+    }
+
+    /// All tokens of the document.
+    pub fn tokens(&self) -> usize {
+        self.prefix + self.input_ids.len()
     }
 }
 
@@ -167,7 +207,7 @@ impl Limits {
                 }
             };
         }
-        let group = Group(sequences);
+        let group = Group::new(sequences);
         Ok(if truncated { FitOutcome::Truncated { group, tokens } } else { FitOutcome::Whole(group) })
     }
 
@@ -175,11 +215,7 @@ impl Limits {
     fn cut(&self, row: RowId, document: Tokenized) -> Sequence {
         let Tokenized { mut input_ids, labels, side, .. } = document;
         input_ids.truncate(self.max_seq_len);
-        let mut targets: Vec<i32> =
-            labels.into_iter().skip(1).take(input_ids.len().saturating_sub(1)).collect();
-        targets.resize(input_ids.len(), IGNORED);
-        let supervised_tokens = targets.iter().filter(|target| **target != IGNORED).count();
-        Sequence { row, side, input_ids, targets, supervised_tokens }
+        Sequence::new(row, side, input_ids, labels)
     }
 }
 
@@ -226,6 +262,38 @@ mod tests {
         assert_eq!(fit(1, OnOverflow::Truncate), FitOutcome::Empty { tokens: 4 });
         let FitOutcome::Whole(group) = fit(4, OnOverflow::Error) else { panic!() };
         assert_eq!((group.tokens(), group.0[1].side), (6, Side::Rejected));
+    }
+
+    #[test]
+    fn the_prompt_of_a_pair_is_kept_once_up_to_its_last_token() {
+        let answer = |ids: &[u32], prompt: usize, side| Tokenized {
+            input_ids: ids.to_vec(),
+            labels: ids
+                .iter()
+                .enumerate()
+                .map(|(at, id)| if at < prompt { IGNORED } else { *id as i32 })
+                .collect(),
+            side,
+            ..tokenized(&[])
+        };
+        let fit = |chosen: &[u32], rejected: &[u32], prompts: [usize; 2]| {
+            let documents =
+                vec![answer(chosen, prompts[0], Side::Chosen), answer(rejected, prompts[1], Side::Rejected)];
+            let limits = limits(9, OnOverflow::Error, OnEmpty::Error);
+            limits.fit(ROW, documents).unwrap().group().unwrap()
+        };
+        let group = fit(&[1, 2, 3, 4, 5], &[1, 2, 3, 4, 6, 7], [3, 3]);
+        let Group(sequences) = &group;
+        assert_eq!((sequences[0].prefix, sequences[0].input_ids.len()), (0, 5));
+        assert_eq!((sequences[1].prefix, sequences[1].tokens(), group.tokens()), (2, 6, 9));
+        assert_eq!(
+            (&sequences[1].input_ids[..], &sequences[1].targets[..]),
+            (&[3, 4, 6, 7][..], &[4, 6, 7, -100][..])
+        );
+        // Where prompts differ, or one answer begins earlier, less is shared.
+        assert_eq!(fit(&[1, 2, 3, 4], &[1, 9, 3, 5], [3, 3]).0[1].prefix, 1);
+        assert_eq!(fit(&[1, 2, 3, 4], &[1, 2, 3, 5], [3, 2]).0[1].prefix, 1);
+        assert_eq!(fit(&[1, 2], &[1, 3], [1, 1]).0[1].prefix, 0);
     }
 
     #[test]

@@ -63,7 +63,14 @@ mod tests {
 
     fn group(row: RowId, tokens: u32) -> Group {
         let (ids, targets) = ((0..tokens).collect(), vec![7; tokens as usize]);
-        Group::from(Sequence { row, side: Side::Plain, input_ids: ids, targets, supervised_tokens: 1 })
+        Group::from(Sequence {
+            row,
+            side: Side::Plain,
+            prefix: 0,
+            input_ids: ids,
+            targets,
+            supervised_tokens: 1,
+        })
     }
 
     #[test]

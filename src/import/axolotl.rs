@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
 use super::hugging_face::{self as hf, Defaults};
+use super::preference::{self, Goal, SUPPORTED};
 use super::source::{Node, Value};
 use crate::adapter::spec::ALL_LINEAR;
 use crate::data::roles::role as known_role;
@@ -20,12 +21,7 @@ const DEFAULTS: Defaults = Defaults {
 pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     let mut all = Settings::of(root, "");
     let settings = &mut all;
-    hf::require(
-        settings,
-        "rl",
-        &[],
-        "only supervised fine-tuning is imported; other objectives are set by hand in `[objective]`",
-    )?;
+    let goal = objective(settings, draft)?;
     let adapter = settings.take("adapter");
     let is_quantized = match adapter.map(|node| (node, node.text())) {
         Some((_, Some("qlora"))) => true,
@@ -50,7 +46,7 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     if settings.take("lora_target_linear").is_some_and(|node| node.truth() == Some(true)) {
         draft.set("adapter.lora.target_modules", ALL_LINEAR);
     }
-    data(settings, draft);
+    data(settings, goal, draft);
     for key in ["evals_per_epoch", "saves_per_epoch"] {
         if let Some(node) = settings.take(key) {
             let ours = if key == "evals_per_epoch" { "train.eval_steps" } else { "train.save_steps" };
@@ -88,7 +84,47 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     Ok(())
 }
 
-fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
+/// The objective over answers, if the configuration trains one.
+fn objective(settings: &mut Settings<'_>, draft: &mut Draft) -> Result<Option<Goal>, NotTrained> {
+    let Some(node) = settings.take("rl") else { return Ok(None) };
+    let name = node.text().unwrap_or_default();
+    let Some(goal) = Goal::named(name) else {
+        let reason = format!("`rl` is `{node}`, and {SUPPORTED}");
+        return Err(NotTrained { line: node.line, reason });
+    };
+    goal.begin(draft);
+    if name == "ipo" {
+        draft.set("objective.dpo.loss", "ipo");
+    }
+    let weights = settings.take("dpo_loss_weights");
+    if let Some(node) = settings.take("dpo_loss_type") {
+        goal.loss("dpo_loss_type", node, weights, draft)?;
+    }
+    if settings.take("dpo_norm_loss").and_then(Node::truth) == Some(true) {
+        draft.set("objective.dpo.length_normalized", true);
+    }
+    if let Some(node) = settings.take("rl_beta") {
+        goal.carry("rl_beta", node, "beta", draft);
+    }
+    goal.carry_all(
+        settings,
+        &[
+            (Goal::Dpo, "dpo_label_smoothing", "label_smoothing"),
+            (Goal::Dpo, "rpo_alpha", "rpo_alpha"),
+            (Goal::Orpo, "orpo_alpha", "beta"),
+            (Goal::SimPo, "simpo_gamma", "gamma"),
+            (Goal::Kto, "kto_desirable_weight", "wanted_weight"),
+            (Goal::Kto, "kto_undesirable_weight", "unwanted_weight"),
+        ],
+        draft,
+    );
+    goal.likelihood(settings, draft);
+    preference::others(settings, draft);
+    goal.end(draft);
+    Ok(Some(goal))
+}
+
+fn data(settings: &mut Settings<'_>, goal: Option<Goal>, draft: &mut Draft) {
     // Axolotl's own default is 512, and it leaves longer rows out.
     match settings.take("sequence_len") {
         Some(node) => draft.carry("sequence_len", node),
@@ -140,7 +176,11 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
             continue;
         };
         for (index, entry) in entries.iter().enumerate() {
-            dataset(&format!("{key}[{index}]"), entry, is_held_out, on_inputs, &default, draft);
+            let name = format!("{key}[{index}]");
+            match goal {
+                Some(goal) => answers(&name, entry, is_held_out, goal, &default, draft),
+                None => dataset(&name, entry, is_held_out, on_inputs, &default, draft),
+            }
         }
     }
 }
@@ -242,6 +282,83 @@ fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, templat
         dataset.train_on = Some("all");
     }
     fields(settings, &mut dataset, draft);
+    files(settings, entry, dataset, draft);
+    all.carry_rest(draft);
+}
+
+/// A dataset of answers that are compared or judged.
+fn answers(name: &str, entry: &Node, is_held_out: bool, goal: Goal, template: &str, draft: &mut Draft) {
+    let mut all = Settings::of(entry, name);
+    let settings = &mut all;
+    let mut dataset = Dataset { is_held_out, format: goal.format(), ..Dataset::default() };
+    let key = settings.name("type");
+    let kind = settings.take("type");
+    let node = kind.unwrap_or(entry);
+    let strategy = kind.and_then(Node::text).unwrap_or_default();
+    let (family, layout) = strategy.split_once('.').unwrap_or((strategy, "default"));
+    // Where each layout of axolotl has what tune calls `prompt`, and the two answers.
+    let columns: &[(&'static str, &str)] = match layout {
+        "intel" => &[("prompt", "question")],
+        "icr" => &[("prompt", "input")],
+        "argilla" if goal == Goal::Kto => &[("prompt", "instruction")],
+        "argilla" => {
+            &[("prompt", "instruction"), ("chosen", "chosen_response"), ("rejected", "rejected_response")]
+        }
+        "default" if family == "chat_template" => &[("prompt", "messages")],
+        _ => &[],
+    };
+    dataset.fields.extend(columns.iter().map(|(ours, column)| (*ours, (*column).to_owned())));
+    let mut own = kind.filter(|kind| !kind.entries().is_empty()).map(|kind| Settings::of(kind, &key));
+    for settings in [Some(&mut *settings), own.as_mut()].into_iter().flatten() {
+        for (theirs, ours) in [
+            ("field_messages", "prompt"),
+            ("field_prompt", "prompt"),
+            ("field_chosen", "chosen"),
+            ("field_rejected", "rejected"),
+            ("field_completion", "completion"),
+            ("field_label", "label"),
+        ] {
+            if let Some(column) = settings.take(theirs).and_then(Node::text) {
+                dataset.fields.insert(ours, column.to_owned());
+            }
+        }
+        if let Some(node) = settings.take("message_property_mappings") {
+            for (key, column) in node.entries() {
+                match (key.as_str(), column.text()) {
+                    ("role", Some(column)) => _ = dataset.fields.insert("role", column.to_owned()),
+                    ("content", Some(column)) => _ = dataset.fields.insert("content", column.to_owned()),
+                    _ => draft.left(&settings.name(key), column, "a message has a role and a content"),
+                }
+            }
+        }
+    }
+    let usual = |(field, column): (&&str, &String)| {
+        *field == column.as_str()
+            || matches!((*field, column.as_str()), ("role", "from") | ("content", "value"))
+    };
+    dataset.fields =
+        dataset.fields.iter().filter(|entry| !usual(*entry)).map(|(k, v)| (*k, v.clone())).collect();
+    if let Some(own) = own {
+        let here = "prompt and answers as they stand in the rows, joined without anything between";
+        draft.prompt(&key, node, &mut dataset, "its own, written in the configuration", Some(here));
+        own.carry_rest(draft);
+    } else {
+        let is_own_template = family == "chat_template" && template.starts_with("tokenizer_default");
+        let here =
+            "texts are joined as they stand, and lists of messages go through the base model's chat template";
+        let there = match family {
+            _ if is_own_template => "the base model's chat template".to_owned(),
+            "chat_template" => format!("axolotl's chat template `{template}`"),
+            _ => format!("axolotl's `{strategy}`"),
+        };
+        draft.prompt(&key, node, &mut dataset, there, (!is_own_template).then_some(here));
+    }
+    files(settings, entry, dataset, draft);
+    all.carry_rest(draft);
+}
+
+/// The files of a dataset, and which rows of them are taken.
+fn files(settings: &mut Settings<'_>, entry: &Node, dataset: Dataset, draft: &mut Draft) {
     if let Some(node) = settings.take("train_on_eos").filter(|node| node.text() != Some("turn")) {
         draft.left(&settings.name("train_on_eos"), node, "the end token of every trained turn is trained on");
     }
@@ -269,7 +386,6 @@ fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, templat
         hf::dataset_path(&settings.name("path"), node, &file, draft);
         draft.datasets.push(Dataset { path: file, ..dataset.clone() });
     }
-    all.carry_rest(draft);
 }
 
 /// A prompt that the configuration writes itself, over an instruction, an input and a system prompt.

@@ -201,6 +201,11 @@ impl Draft {
         if is_objective(&path) && !self.tables.iter().any(|table| path.starts_with(&format!("{table}."))) {
             return self.left(key, node, "it belongs to another objective");
         }
+        self.carry_as(key, node, &path);
+    }
+
+    /// Moves a setting to the key `path` of ours, as it stands. A value that does not fit is noted.
+    pub(super) fn carry_as(&mut self, key: &str, node: &Node, path: &str) {
         let Some(ours) = keys().find(|key| key.path == path) else {
             return self.left(key, node, &format!("set `{path}` by hand"));
         };
@@ -360,6 +365,11 @@ impl<'a> Settings<'a> {
             found = found.or(taken);
         }
         found
+    }
+
+    /// Whether a setting is there and sets something.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|(name, node)| *name == key && !node.is_empty())
     }
 
     /// A key as messages name it.

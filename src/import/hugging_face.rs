@@ -74,10 +74,11 @@ pub(super) fn training(settings: &mut Settings<'_>, draft: &mut Draft, defaults:
 pub(super) fn batch(draft: &mut Draft) {
     let of = |key| draft.get(key).and_then(toml::Value::as_integer).unwrap_or(1);
     let (micro, steps) = (of("train.micro_batch_size"), of("train.gradient_accumulation_steps"));
-    let packs = if draft.get("data.packing").and_then(toml::Value::as_bool) == Some(true) {
-        "packs"
-    } else {
-        "sequences"
+    let is_packed = draft.get("data.packing").and_then(toml::Value::as_bool) == Some(true);
+    let packs = match draft.datasets.first().map(|dataset| dataset.format) {
+        _ if is_packed => "packs",
+        Some("preference") => "pairs",
+        _ => "sequences",
     };
     draft.remark(
         Kind::Changed,

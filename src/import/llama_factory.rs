@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
 use super::hugging_face::{self as hf, Defaults};
+use super::preference::{self, Goal, SUPPORTED};
 use super::source::{self, Node};
 
 const DEFAULTS: Defaults = Defaults {
@@ -19,12 +20,7 @@ const LARGEST_INFO: u64 = 4 << 20;
 pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     let mut all = Settings::of(root, "");
     let settings = &mut all;
-    hf::require(
-        settings,
-        "stage",
-        &["sft"],
-        "only supervised fine-tuning (`sft`) is imported; other objectives are set by hand in `[objective]`",
-    )?;
+    let goal = objective(settings, draft)?;
     hf::require(settings, "finetuning_type", &["lora"], "only `lora` is supported")?;
     settings.take("do_train");
     if let Some(node) = settings.take("quantization_method").filter(|node| node.text() != Some("bnb")) {
@@ -50,7 +46,7 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     if let Some(node) = settings.take("lora_target") {
         hf::targets("lora_target", node, draft);
     }
-    data(settings, draft);
+    data(settings, goal, draft);
     hf::training(settings, draft, &DEFAULTS);
     hf::batch(draft);
     hf::switched_off(
@@ -75,7 +71,55 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     Ok(())
 }
 
-fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
+/// The objective over answers, if the configuration trains one.
+fn objective(settings: &mut Settings<'_>, draft: &mut Draft) -> Result<Option<Goal>, NotTrained> {
+    let stage = settings.take("stage");
+    let loss = settings.take("pref_loss");
+    let goal = match stage.and_then(Node::text) {
+        None | Some("sft") => {
+            if let Some(node) = loss {
+                draft.left("pref_loss", node, "it belongs to another objective");
+            }
+            return Ok(None);
+        }
+        Some("kto") => Goal::Kto,
+        // One stage there, told apart by the loss.
+        Some("dpo") => loss.and_then(Node::text).and_then(Goal::named).unwrap_or(Goal::Dpo),
+        Some(other) => {
+            let line = stage.map_or(0, |node| node.line);
+            return Err(NotTrained { line, reason: format!("`stage` is `{other}`, and {SUPPORTED}") });
+        }
+    };
+    goal.begin(draft);
+    if let Some(node) = loss.filter(|_| goal != Goal::Kto) {
+        goal.loss("pref_loss", node, None, draft)?;
+    }
+    if let Some(node) = settings.take("pref_beta") {
+        goal.carry("pref_beta", node, "beta", draft);
+    }
+    match settings.take("pref_ftx") {
+        Some(node) if goal == Goal::Dpo => goal.carry("pref_ftx", node, "rpo_alpha", draft),
+        Some(node) if node.number() != Some(0.0) => {
+            draft.left("pref_ftx", node, "only DPO adds the likelihood of the chosen answers");
+        }
+        _ => {}
+    }
+    goal.carry_all(
+        settings,
+        &[
+            (Goal::Dpo, "dpo_label_smoothing", "label_smoothing"),
+            (Goal::SimPo, "simpo_gamma", "gamma"),
+            (Goal::Kto, "kto_chosen_weight", "wanted_weight"),
+            (Goal::Kto, "kto_rejected_weight", "unwanted_weight"),
+        ],
+        draft,
+    );
+    preference::others(settings, draft);
+    goal.end(draft);
+    Ok(Some(goal))
+}
+
+fn data(settings: &mut Settings<'_>, goal: Option<Goal>, draft: &mut Draft) {
     match settings.take("cutoff_len") {
         Some(node) => draft.carry("cutoff_len", node),
         None => draft.set("data.max_seq_len", 2048),
@@ -129,7 +173,7 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
                 &name,
                 &folder,
                 info.as_ref(),
-                Dataset { is_held_out, ..Dataset::default() },
+                Dataset { is_held_out, format: goal.map_or("", Goal::format), ..Dataset::default() },
                 (train_on, &template),
                 draft,
             );
@@ -176,10 +220,15 @@ fn dataset(
         }
     };
     let is_chat = entry.and_then(|entry| entry.get("formatting")).and_then(Node::text) == Some("sharegpt");
-    dataset.format = if is_chat { "messages" } else { "alpaca" };
+    let compares = !dataset.format.is_empty();
+    if !compares {
+        dataset.format = if is_chat { "messages" } else { "alpaca" };
+    }
     dataset.train_on = match (train_on, dataset.format) {
         // One turn is all there is.
         (Some("last-assistant"), "alpaca") => None,
+        // All of an answer is learned, and nothing before it.
+        (_, "preference" | "feedback") => None,
         (train_on, _) => train_on,
     };
     let at = format!("{key}.{name}");
@@ -190,6 +239,13 @@ fn dataset(
             &mut dataset,
             format!("LLaMA-Factory's template `{template}`, its system prompt included"),
             Some("the base model's chat template"),
+        ),
+        false if compares => draft.prompt(
+            &at,
+            node,
+            &mut dataset,
+            format!("a user turn of `instruction`, a line break and `input`, in LLaMA-Factory's template `{template}`"),
+            Some("the same turn in the base model's chat template"),
         ),
         false => {
             dataset.template = Some("{instruction}\n{input}".to_owned());
@@ -207,23 +263,39 @@ fn dataset(
         }
     }
     if let Some(entry) = entry {
-        describe(&at, entry, is_chat, &mut dataset, draft);
+        describe(&at, entry, is_chat, compares, &mut dataset, draft);
     }
     draft.datasets.push(dataset);
 }
 
 /// Reads an entry of the list of datasets, every key of it.
-fn describe(at: &str, entry: &Node, is_chat: bool, dataset: &mut Dataset, draft: &mut Draft) {
+fn describe(at: &str, entry: &Node, is_chat: bool, compares: bool, dataset: &mut Dataset, draft: &mut Draft) {
     let mut all = Settings::of(entry, at);
     settings_taken(&mut all, &["file_name", "formatting"]);
     // Where the columns and tags of each layout go, and what they are called where nothing is said.
-    let fields: &[(&str, &str, &str, &str)] = match is_chat {
-        true => &[
+    let fields: &[(&str, &str, &str, &str)] = match (is_chat, dataset.format) {
+        (true, "preference" | "feedback") => &[
+            ("columns", "messages", "prompt", "conversations"),
+            ("columns", "chosen", "chosen", "chosen"),
+            ("columns", "rejected", "rejected", "rejected"),
+            ("columns", "kto_tag", "label", "kto_tag"),
+            ("tags", "role_tag", "role", "from"),
+            ("tags", "content_tag", "content", "value"),
+        ],
+        (false, "preference" | "feedback") => &[
+            ("columns", "prompt", "instruction", "instruction"),
+            ("columns", "query", "input", "input"),
+            ("columns", "response", "completion", "completion"),
+            ("columns", "chosen", "chosen", "chosen"),
+            ("columns", "rejected", "rejected", "rejected"),
+            ("columns", "kto_tag", "label", "kto_tag"),
+        ],
+        (true, _) => &[
             ("columns", "messages", "messages", "conversations"),
             ("tags", "role_tag", "role", "from"),
             ("tags", "content_tag", "content", "value"),
         ],
-        false => &[
+        (false, _) => &[
             ("columns", "prompt", "instruction", "instruction"),
             ("columns", "query", "input", "input"),
             ("columns", "response", "output", "output"),
@@ -287,7 +359,7 @@ fn describe(at: &str, entry: &Node, is_chat: bool, dataset: &mut Dataset, draft:
             draft.left(&name, node, reason);
         }
     }
-    if let Some(node) = all.take("ranking").filter(|node| node.truth() != Some(false)) {
+    if let Some(node) = all.take("ranking").filter(|node| !compares && node.truth() != Some(false)) {
         let text = "pairs of answers are not trained on by supervised fine-tuning: choose the rows to learn";
         draft.note(Kind::Decide, &all.name("ranking"), node, text);
     }

@@ -9,6 +9,7 @@ mod axolotl;
 mod draft;
 mod hugging_face;
 mod llama_factory;
+mod preference;
 mod source;
 mod tool;
 mod torchtune;

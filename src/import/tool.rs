@@ -11,7 +11,7 @@ pub enum Tool {
     Axolotl,
     /// LLaMA-Factory.
     LlamaFactory,
-    /// TRL's `SFTConfig`, `ModelConfig` and script arguments, as TRL and Unsloth take them.
+    /// The configurations of TRL's trainers, `ModelConfig` and script arguments, as TRL and Unsloth take them.
     Trl,
     /// torchtune.
     Torchtune,
@@ -55,6 +55,8 @@ impl Tool {
                 "dataset_dir",
                 "neat_packing",
                 "val_size",
+                "pref_beta",
+                "pref_loss",
             ],
             Tool::Trl => &[
                 "use_peft",
@@ -66,6 +68,12 @@ impl Tool {
                 "dataset_text_field",
                 "model_name",
                 "random_state",
+                "max_prompt_length",
+                "max_completion_length",
+                "precompute_ref_log_probs",
+                "loss_type",
+                "desirable_weight",
+                "undesirable_weight",
             ],
             Tool::Torchtune => &[COMPONENT],
         }

@@ -3,6 +3,7 @@
 
 use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
 use super::hugging_face as hf;
+use super::preference::{Goal, SUPPORTED};
 use super::source::{Node, Value};
 use super::tool::COMPONENT;
 
@@ -12,10 +13,11 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     if let Some(node) = settings.take("output_dir") {
         draft.carry("output_dir", node);
     }
+    let goal = objective(root, settings, draft)?;
     model(settings, draft)?;
     checkpointer(settings, draft);
     let (max_seq_len, prompt) = tokenizer(settings, draft);
-    dataset(settings, max_seq_len, &prompt, draft);
+    dataset(settings, goal, max_seq_len, &prompt, draft);
     training(settings, draft);
     hf::batch(draft);
     for (key, reason) in [
@@ -47,6 +49,43 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
 /// The last part of a component's name.
 fn component<'a>(settings: &mut Settings<'a>) -> &'a str {
     settings.take(COMPONENT).and_then(Node::text).and_then(|name| name.rsplit('.').next()).unwrap_or_default()
+}
+
+/// The objective over pairs of answers, if the loss is one.
+fn objective(
+    root: &Node,
+    settings: &mut Settings<'_>,
+    draft: &mut Draft,
+) -> Result<Option<Goal>, NotTrained> {
+    let name = |node: &Node| node.get(COMPONENT).and_then(Node::text).map(|name| name.contains(".rlhf."));
+    let Some(node) = root.get("loss").filter(|node| name(node) == Some(true)) else { return Ok(None) };
+    settings.take("loss");
+    let mut all = Settings::of(node, "loss");
+    let kind = component(&mut all);
+    let (goal, keys): (_, &[(Goal, &'static str, &'static str)]) = match kind {
+        "DPOLoss" => {
+            (Goal::Dpo, &[(Goal::Dpo, "beta", "beta"), (Goal::Dpo, "label_smoothing", "label_smoothing")])
+        }
+        // The margin scaled by γ, below 1.
+        "RSOLoss" => (Goal::Dpo, &[(Goal::Dpo, "gamma", "beta")]),
+        "SimPOLoss" => (Goal::SimPo, &[(Goal::SimPo, "beta", "beta"), (Goal::SimPo, "gamma", "gamma")]),
+        _ => {
+            let reason = format!("`loss` is `{kind}`, and {SUPPORTED}");
+            return Err(NotTrained { line: node.line, reason });
+        }
+    };
+    goal.begin(draft);
+    if kind == "RSOLoss" {
+        draft.set("objective.dpo.loss", "hinge");
+    }
+    goal.carry_all(&mut all, keys, draft);
+    if goal == Goal::SimPo {
+        // torchtune's own.
+        draft.set("objective.simpo.beta", 2.0);
+        draft.set("objective.simpo.gamma", 0.5);
+    }
+    all.carry_rest(draft);
+    Ok(Some(goal))
 }
 
 fn model(settings: &mut Settings<'_>, draft: &mut Draft) -> Result<(), NotTrained> {
@@ -155,7 +194,13 @@ fn tokenizer<'a>(settings: &mut Settings<'a>, draft: &mut Draft) -> (Option<&'a 
     (max_seq_len, prompt)
 }
 
-fn dataset(settings: &mut Settings<'_>, max_seq_len: Option<&Node>, prompt: &str, draft: &mut Draft) {
+fn dataset(
+    settings: &mut Settings<'_>,
+    goal: Option<Goal>,
+    max_seq_len: Option<&Node>,
+    prompt: &str,
+    draft: &mut Draft,
+) {
     match max_seq_len {
         Some(node) => {
             draft.carry("tokenizer.max_seq_len", node);
@@ -176,11 +221,58 @@ fn dataset(settings: &mut Settings<'_>, max_seq_len: Option<&Node>, prompt: &str
         _ => std::slice::from_ref(node),
     };
     for entry in entries {
-        one_dataset(entry, prompt, draft);
+        match goal {
+            Some(_) => pairs(entry, prompt, draft),
+            None => one_dataset(entry, prompt, draft),
+        }
     }
     settings.take("dataset_val").inspect(|node| {
         draft.left("dataset_val", node, "a held-out file is a `[[dataset]]` with `split = \"validation\"`");
     });
+}
+
+/// A dataset of pairs of answers.
+fn pairs(node: &Node, prompt: &str, draft: &mut Draft) {
+    let mut all = Settings::of(node, "dataset");
+    let settings = &mut all;
+    let builder = component(settings);
+    let (hub, columns): (_, &[(&'static str, &str)]) = match builder {
+        "preference_dataset" => ("", &[]),
+        "hh_rlhf_helpful_dataset" => ("RLHFlow/HH-RLHF-Helpful-standard", &[]),
+        "stack_exchange_paired_dataset" => (
+            "lvwerra/stack-exchange-paired",
+            &[("prompt", "question"), ("chosen", "response_j"), ("rejected", "response_k")],
+        ),
+        _ => {
+            let text =
+                format!("`{builder}` is not supported: write rows with `prompt`, `chosen` and `rejected`");
+            draft.note(Kind::Decide, "dataset", node, text);
+            ("", &[])
+        }
+    };
+    let mut dataset = Dataset { format: "preference", ..Dataset::default() };
+    let here =
+        "texts are joined as they stand, and lists of messages go through the base model's chat template";
+    draft.prompt("dataset", node, &mut dataset, prompt, Some(here));
+    dataset.fields.extend(columns.iter().map(|(ours, column)| (*ours, (*column).to_owned())));
+    for (theirs, column) in settings.take("column_map").map(Node::entries).unwrap_or_default() {
+        let ours = ["prompt", "chosen", "rejected"].into_iter().find(|ours| ours == theirs);
+        match (ours, column.text()) {
+            (Some(ours), Some(column)) => _ = dataset.fields.insert(ours, column.to_owned()),
+            _ => draft.left(&format!("dataset.column_map.{theirs}"), column, "the format has no such field"),
+        }
+    }
+    dataset.fields.retain(|ours, column| *ours != column.as_str());
+    if let Some(node) = settings.take("new_system_prompt") {
+        let text = format!("`{node}` stands before every row there: put it into the rows");
+        draft.note(Kind::Decide, "dataset.new_system_prompt", node, text);
+    }
+    if settings.take("train_on_input").and_then(Node::truth) == Some(true) {
+        draft.remark(Kind::Changed, "dataset.train_on_input", "the answers alone are learned");
+    }
+    draft.set("data.packing", false);
+    source(settings, node, hub, dataset, draft);
+    all.carry_rest(draft);
 }
 
 fn one_dataset(node: &Node, prompt: &str, draft: &mut Draft) {
@@ -295,6 +387,12 @@ fn one_dataset(node: &Node, prompt: &str, draft: &mut Draft) {
         }
         _ => {}
     }
+    source(settings, node, hub, dataset, draft);
+    all.carry_rest(draft);
+}
+
+/// Where a dataset's rows are.
+fn source(settings: &mut Settings<'_>, node: &Node, hub: &str, mut dataset: Dataset, draft: &mut Draft) {
     let source = settings.take("source");
     let files = settings.take("data_files");
     let is_file =
@@ -310,7 +408,6 @@ fn one_dataset(node: &Node, prompt: &str, draft: &mut Draft) {
         draft.left("dataset.split", node, "a file is taken whole: name the file of that split in `path`");
     }
     draft.datasets.push(dataset);
-    all.carry_rest(draft);
 }
 
 fn training(settings: &mut Settings<'_>, draft: &mut Draft) {

@@ -1,8 +1,9 @@
-//! TRL's `SFTConfig` with `ModelConfig` and script arguments, as its command line and Unsloth's scripts take them:
+//! TRL's `SFTConfig`, `DPOConfig`, `KTOConfig`, `ORPOConfig` and `CPOConfig` with `ModelConfig` and script arguments, as its command line and Unsloth's scripts take them:
 //! flat, or in tables such as `training` and `lora`.
 
 use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
 use super::hugging_face::{self as hf, Defaults};
+use super::preference::{self, Goal, SUPPORTED};
 use super::source::{Node, Value};
 
 const DEFAULTS: Defaults = Defaults {
@@ -12,6 +13,19 @@ const DEFAULTS: Defaults = Defaults {
     scheduler: "linear",
     warmup_ratio: 0.0,
 };
+/// Of all trainers that compare answers.
+const OF_ANSWERS: Defaults = Defaults { learning_rate: 1e-6, ..DEFAULTS };
+/// Tables that name the trainer.
+const TRAINERS: [(&str, &str); 8] = [
+    ("dpo", "dpo"),
+    ("dpo_config", "dpo"),
+    ("kto", "kto"),
+    ("kto_config", "kto"),
+    ("orpo", "orpo"),
+    ("orpo_config", "orpo"),
+    ("cpo", "simpo"),
+    ("cpo_config", "simpo"),
+];
 /// Tables that only sort the keys.
 const TABLES: [&str; 12] = [
     "model",
@@ -29,8 +43,10 @@ const TABLES: [&str; 12] = [
 ];
 
 pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
-    let mut all = Settings::flattened(root, &TABLES);
+    let tables: Vec<&str> = TABLES.into_iter().chain(TRAINERS.map(|(table, _)| table)).collect();
+    let mut all = Settings::flattened(root, &tables);
     let settings = &mut all;
+    let goal = objective(root, settings, draft)?;
     if settings.take("use_peft").is_some_and(|node| node.truth() == Some(false)) {
         let reason =
             "`use_peft` is false, so it trains all weights; only LoRA and QLoRA are supported".to_owned();
@@ -68,11 +84,11 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
             );
         }
     }
-    data(settings, draft);
+    data(settings, goal, draft);
     if let Some(node) = settings.take("random_state") {
         draft.carry("seed", node);
     }
-    hf::training(settings, draft, &DEFAULTS);
+    hf::training(settings, draft, if goal.is_some() { &OF_ANSWERS } else { &DEFAULTS });
     hf::batch(draft);
     hf::switched_off(
         &[
@@ -101,7 +117,98 @@ pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
     Ok(())
 }
 
-fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
+/// The objective over answers, if the configuration trains one: a file does not name its trainer, so it is known by keys that
+/// only that one has.
+fn objective(
+    root: &Node,
+    settings: &mut Settings<'_>,
+    draft: &mut Draft,
+) -> Result<Option<Goal>, NotTrained> {
+    let loss = settings.take("loss_type");
+    let losses = loss.and_then(Node::texts).unwrap_or_default();
+    let names = |known: &[&str]| losses.iter().any(|loss| known.contains(&loss.as_str()));
+    let has = |keys: &[&str], settings: &Settings<'_>| keys.iter().any(|key| settings.has(key));
+    let table =
+        TRAINERS.iter().find(|(table, _)| root.get(table).is_some_and(|node| !node.entries().is_empty()));
+    let is_guess = table.is_none() && loss.is_none();
+    let goal = match table {
+        Some((_, trainer)) => Goal::named(trainer),
+        None if names(&["nll", "dft", "chunked_nll"]) => None,
+        None if names(&["kto", "apo_zero_unpaired"])
+            || has(&["desirable_weight", "undesirable_weight"], settings) =>
+        {
+            Some(Goal::Kto)
+        }
+        None if names(&["simpo"]) || has(&["simpo_gamma", "cpo_alpha"], settings) => Some(Goal::SimPo),
+        None if loss.is_some()
+            || has(&["beta", "rpo_alpha", "reference_free", "precompute_ref_log_probs"], settings) =>
+        {
+            Some(Goal::Dpo)
+        }
+        None => None,
+    };
+    let Some(goal) = goal else {
+        match losses.first().map(String::as_str) {
+            Some("dft") => {
+                draft.table("objective.sft");
+                draft.set("objective.sft.token_weights", "dft");
+            }
+            Some("nll" | "chunked_nll") | None => {}
+            Some(_) => _ = loss.map(|node| draft.left("loss_type", node, "the loss is cross-entropy")),
+        }
+        return Ok(None);
+    };
+    goal.begin(draft);
+    let weights = settings.take("loss_weights");
+    match loss {
+        Some(node) => goal.loss("loss_type", node, weights, draft)?,
+        None if goal == Goal::SimPo => {
+            let reason = format!("it trains CPO, and {SUPPORTED}; `loss_type: simpo` is SimPO");
+            return Err(NotTrained { line: 0, reason });
+        }
+        None => {}
+    }
+    if is_guess && goal == Goal::Dpo {
+        let text = "the file does not name its trainer, and DPO's keys are in it; for ORPO rename the table to \
+                    `[objective.orpo]`";
+        draft.remark(Kind::Decide, "trainer", text);
+    }
+    if let Some(node) = settings.take("beta") {
+        goal.carry("beta", node, "beta", draft);
+    }
+    goal.carry_all(
+        settings,
+        &[
+            (Goal::Dpo, "label_smoothing", "label_smoothing"),
+            (Goal::Dpo, "rpo_alpha", "rpo_alpha"),
+            (Goal::SimPo, "simpo_gamma", "gamma"),
+            (Goal::Kto, "desirable_weight", "wanted_weight"),
+            (Goal::Kto, "undesirable_weight", "unwanted_weight"),
+        ],
+        draft,
+    );
+    goal.likelihood(settings, draft);
+    // All dropout is off there unless this is false.
+    let drops = settings.take("disable_dropout").and_then(Node::truth) == Some(false);
+    if let Some(node) = settings.take("lora_dropout") {
+        match drops {
+            true => draft.carry("lora_dropout", node),
+            false if node.number() == Some(0.0) => {}
+            false => draft.note(
+                Kind::Changed,
+                "lora_dropout",
+                node,
+                "TRL turns dropout off in these trainers (`disable_dropout`), so the recipe has none",
+            ),
+        }
+    }
+    draft.set("adapter.lora.dropout", if drops { 0.05 } else { 0.0 });
+    preference::others(settings, draft);
+    goal.end(draft);
+    Ok(Some(goal))
+}
+
+fn data(settings: &mut Settings<'_>, goal: Option<Goal>, draft: &mut Draft) {
     let longest = settings.any(&["max_length", "max_seq_length"]);
     match longest {
         Some((key, node)) => draft.carry(key, node),
@@ -146,11 +253,14 @@ fn data(settings: &mut Settings<'_>, draft: &mut Draft) {
     let on_assistant = settings.take("assistant_only_loss");
     let is_on = |node: Option<&Node>| node.and_then(Node::truth) == Some(true);
     let mut dataset = Dataset::default();
-    let shape = match () {
-        () if is_on(on_assistant) => "messages",
-        () if on_completion.is_some() => "prompt-completion",
-        () if text_field.is_some() => "text",
-        () => "",
+    let shape = match goal {
+        Some(goal) => goal.format(),
+        None => match () {
+            () if is_on(on_assistant) => "messages",
+            () if on_completion.is_some() => "prompt-completion",
+            () if text_field.is_some() => "text",
+            () => "",
+        },
     };
     dataset.format = if shape.is_empty() { "messages" } else { shape };
     match dataset.format {
@@ -241,6 +351,9 @@ fn datasets(settings: &mut Settings<'_>, of_all: &Dataset, is_guessed: bool, dra
         let there = match dataset.format {
             "messages" => "the tokenizer's chat template",
             "prompt-completion" => "prompt and completion, joined as they stand",
+            "preference" | "feedback" => {
+                "prompt and answer, joined as they stand; lists of messages in the tokenizer's chat template"
+            }
             _ => "none, the text as it stands",
         };
         draft.prompt("dataset_name", node, &mut dataset, there, None);

@@ -122,6 +122,11 @@ impl Objective {
         .max(1)
     }
 
+    /// Whether it is a loss over pairs of answers, which share the tokens of their prompt.
+    pub fn compares_answers(&self) -> bool {
+        matches!(self, Self::Preference(_))
+    }
+
     /// Whether documents are compared with a reference.
     pub fn needs_reference(&self) -> bool {
         match self {

@@ -1,7 +1,8 @@
 //! `tune bench`: how fast this machine trains a model of a given shape, and in how much memory.
 //!
 //! The steps are those of training, on the same code: forward, backward, clipping, update. The tokens are random; with a
-//! shape by name the weights are too, and no file is read.
+//! shape by name the weights are too, and no file is read. Under a preference objective answers take a quarter of the
+//! longest row, behind a prompt that both answers of a pair share.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,13 +21,17 @@ use crate::adapter::saved::SavedModule;
 use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
 use crate::data::batch::{Counts, MicroBatch};
+use crate::data::example::RowId;
+use crate::data::sequence::{Group, Sequence, Side};
+use crate::data::tokenize::IGNORED;
 use crate::device::{Device, Failed, KernelTime, OnBackend, Profiler};
 use crate::model::dtype::burn_dtype;
 use crate::model::{Decoder, DecoderSpec, FloatDtype, load, random, shapes};
-use crate::objective::{Comparison, Objective};
+use crate::objective::Objective;
 use crate::quant;
 use crate::recipe::{DeviceSpec, RecipeFile};
 use crate::train::backward::{Gradients, Pass, forward_backward};
+use crate::train::compare::compare;
 use crate::train::event::{Event, Observer};
 use crate::train::memory::{self, Plan, Workload};
 use crate::train::optimizer::{Gradient, Optimizer, PendingNumbers, StepNumbers};
@@ -89,12 +94,15 @@ pub struct Report {
     pub steps: usize,
     /// Tokens of one step.
     pub tokens_per_step: u64,
-    /// Tokens of one document.
+    /// Tokens of one document, its prompt included.
     pub seq_len: u64,
     /// Of the median step.
     pub tokens_per_second: f64,
     /// Of the fastest step.
     pub tokens_per_second_best: f64,
+    /// Pairs of answers, of the median step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pairs_per_second: Option<f64>,
     /// Seconds of every timed step.
     pub step_seconds: Vec<f64>,
     /// On a GPU, the time the host takes to launch the median step; a step cannot be faster. `None` with a profile, whose
@@ -148,15 +156,9 @@ pub fn bench(
             let device = Device::choose(opened.recipe.device)?;
             let dtype = opened.compute_dtype(&device)?;
             let recipe = &opened.recipe;
-            if recipe.objective != Objective::Sft {
-                return Err(Error::Choice(format!(
-                    "`tune bench` measures supervised fine-tuning, and this recipe has `[objective.{}]`; measure it \
-                     without that table",
-                    recipe.objective.name()
-                )));
-            }
             Work {
                 device,
+                objective: recipe.objective,
                 model: recipe.model.base.clone(),
                 spec: opened.spec.clone(),
                 quantization: recipe.quantization,
@@ -191,6 +193,7 @@ pub fn bench(
             let targets = target::resolve(&adapter, &spec.modules()).unwrap_or_default();
             Work {
                 device,
+                objective: Objective::Sft,
                 model: name,
                 saved_modules: Vec::new(),
                 spec,
@@ -216,6 +219,7 @@ pub fn bench(
 
 struct Work<'a> {
     device: Device,
+    objective: Objective,
     model: String,
     spec: DecoderSpec,
     quantization: Option<quant::spec::Spec>,
@@ -240,7 +244,8 @@ impl OnBackend for Work<'_> {
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
         let Options { steps, warmup, profile } = self.options;
-        let tokens = self.documents as u64 * self.seq_len as u64;
+        let batch = self.micro_batch();
+        let tokens = batch.tokens() as u64;
         let on_device = self.device.has_own_memory();
         if profile.is_some() && !on_device {
             return Err(Error::NoProfile);
@@ -255,6 +260,7 @@ impl OnBackend for Work<'_> {
             targets: &self.targets,
             saved_modules: &self.saved_modules,
             tokens,
+            shares_prompts: self.objective.compares_answers(),
             program: if on_device { 0 } else { self.program },
             on_device,
         };
@@ -265,7 +271,6 @@ impl OnBackend for Work<'_> {
             false => process::available_bytes().map(|free| self.program + free),
         };
         let plan = Plan::new(&workload, self.budget.or(free).unwrap_or(u64::MAX))?;
-        let batch = self.micro_batch();
         let began = Instant::now();
         let decoder = self.decoder::<B>(device)?;
         let load_seconds = began.elapsed().as_secs_f64();
@@ -275,7 +280,10 @@ impl OnBackend for Work<'_> {
         decoder.init_wholes(&mut adapters);
         decoder.init_magnitudes(&mut adapters)?;
         let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);
-        let objective = Objective::Sft;
+        let objective = self.objective;
+        // As a run that begins with the base alone.
+        let reference = LoraSet::<B>::init(Vec::new(), 0.0, 0, device);
+        let reference = reference.until_update();
         let counts: Counts = std::iter::repeat_n(batch.counts(), self.accumulation).sum();
         let count = objective.divisor(&counts) as f64;
         let mut seconds = Vec::with_capacity(steps);
@@ -315,11 +323,12 @@ impl OnBackend for Work<'_> {
                     let dropout =
                         DropoutStep { seed: 0, step: step as u64 + 1, micro_batch: micro_batch as u32 };
                     let pass = Pass { dropout, keep: plan.kept_layers };
+                    let comparison = compare(&decoder, &adapters, Some(&reference), &objective, &batch)?;
                     let losses_of = forward_backward(
                         &decoder,
                         &adapters,
                         &objective,
-                        &Comparison::default(),
+                        &comparison,
                         &batch,
                         pass,
                         &mut gradients,
@@ -386,6 +395,9 @@ impl OnBackend for Work<'_> {
             seq_len: self.seq_len as u64,
             tokens_per_second,
             tokens_per_second_best: rate(sorted.first()),
+            pairs_per_second: objective
+                .compares_answers()
+                .then(|| counts.groups as f64 / median(&sorted).unwrap_or(f64::NAN)),
             step_seconds: seconds,
             launch_seconds: median(&launching).filter(|_| on_device && profile.is_none()),
             load_seconds,
@@ -440,25 +452,37 @@ impl Work<'_> {
         }
     }
 
-    /// Documents of random ids, every token but the last of each supervised.
+    /// Rows of random ids at their longest. In supervised fine-tuning every token but the first of each is supervised; the
+    /// prompt of an answer takes three quarters of it.
     fn micro_batch(&self) -> MicroBatch {
         let vocabulary = self.spec.vocab_size as u64;
         let mut state = 0x2545_f491_4f6c_dd1d_u64;
-        let mut batch = MicroBatch { document_offsets: vec![0], ..MicroBatch::default() };
-        for _ in 0..self.documents {
-            let ids: Vec<u32> = (0..self.seq_len)
-                .map(|_| {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    (state % vocabulary) as u32
-                })
-                .collect();
-            batch.targets.extend(ids.iter().skip(1).map(|id| *id as i32).chain([-100]));
-            batch.position_ids.extend(0..self.seq_len as u32);
-            batch.input_ids.extend(ids);
-            batch.document_offsets.push(batch.input_ids.len() as u32);
-            batch.supervised_tokens += self.seq_len as u64 - 1;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state % vocabulary) as u32
+        };
+        let sides: &[&[Side]] = match self.objective {
+            Objective::Sft | Objective::Dft => &[&[Side::Plain]],
+            Objective::Preference(_) => &[&[Side::Chosen, Side::Rejected]],
+            Objective::Feedback(_) => &[&[Side::Wanted], &[Side::Unwanted]],
+        };
+        let mut batch = MicroBatch::default();
+        for (number, sides) in (0..self.documents as u64).zip(sides.iter().cycle()) {
+            let prompt = match sides {
+                [Side::Plain] => 1,
+                _ => (self.seq_len * 3 / 4).max(1),
+            };
+            let shared: Vec<u32> = (0..prompt).map(|_| random()).collect();
+            let document = |side: &Side| {
+                let answer = (prompt..self.seq_len).map(|_| random());
+                let input_ids: Vec<u32> = shared.iter().copied().chain(answer).collect();
+                let learned = input_ids.iter().skip(prompt).map(|id| *id as i32);
+                let labels = std::iter::repeat_n(IGNORED, prompt.min(self.seq_len)).chain(learned).collect();
+                Sequence::new(RowId { dataset: 0, row: number }, *side, input_ids, labels)
+            };
+            batch.push(Group::new(sides.iter().map(document).collect()));
         }
         batch
     }

@@ -103,8 +103,7 @@ fn of_recipe(path: &Path, environment: &Environment<'_>) -> Result<Rows, Error> 
     let mut ids = Vec::new();
     for batch in corpus.validation(1)? {
         let batch = batch?;
-        let offsets = batch.document_offsets.windows(2);
-        ids.extend(offsets.map(|ends| batch.input_ids[ends[0] as usize..ends[1] as usize].to_vec()));
+        ids.extend((0..batch.rows.len()).map(|document| batch.ids(document)));
         if ids.len() >= ROWS || (environment.stop)() {
             break;
         }

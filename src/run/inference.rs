@@ -278,6 +278,7 @@ impl OpenedModel {
             targets: self.adapter.as_ref().map_or(&[], |(_, targets)| targets),
             saved_modules: &[],
             tokens: 0,
+            shares_prompts: false,
             program: if on_device { 0 } else { resident_bytes().unwrap_or(0) },
             on_device,
         };

@@ -5,7 +5,6 @@ use super::open::Opened;
 use crate::adapter::target::Target;
 use crate::device::Device;
 use crate::model::FloatDtype;
-use crate::objective::Objective;
 use crate::train::memory::{self, DoesNotFit, Plan, Term, Workload};
 use crate::train::process;
 use crate::units::{Bytes, Grouped};
@@ -24,6 +23,7 @@ fn workload<'a>(opened: &'a Opened, device: &Device, dtype: FloatDtype, tokens: 
         targets: &opened.targets,
         saved_modules: &opened.saved_modules,
         tokens,
+        shares_prompts: opened.recipe.objective.compares_answers(),
         program: if on_device { 0 } else { process::resident_bytes().unwrap_or(0) },
         on_device,
     }
@@ -161,7 +161,7 @@ pub(super) fn most_tokens(opened: &Opened) -> u64 {
 
 /// Upper bound of the tokens in the documents of one row.
 fn longest_group(opened: &Opened) -> u64 {
-    let answers = if matches!(opened.recipe.objective, Objective::Preference(_)) { 2 } else { 1 };
+    let answers = if opened.recipe.objective.compares_answers() { 2 } else { 1 };
     answers * opened.recipe.data.max_seq_len as u64
 }
 

@@ -192,6 +192,9 @@ fn layer_inputs<B: KernelBackend>(
     decoder: &Decoder<B>,
     batch: &MicroBatch,
 ) -> Result<LayerInputs<B>, FitError> {
-    let documents = DocumentOffsets::packed(&batch.document_offsets);
+    let documents = match batch.prefixes.as_slice() {
+        [] => DocumentOffsets::packed(&batch.document_offsets),
+        prefixes => DocumentOffsets::with_prefixes(&batch.document_offsets, prefixes),
+    };
     Ok(decoder.inputs(&batch.position_ids, documents)?)
 }

@@ -35,6 +35,8 @@ pub struct Workload<'a> {
     pub saved_modules: &'a [SavedModule],
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
+    /// Whether the two answers of a pair share their prompt's tokens.
+    pub shares_prompts: bool,
     /// Memory of the process before anything is loaded, in bytes; 0 on a device with memory of its own.
     pub program: u64,
     /// Whether it is held on a GPU, whose ops hold other buffers than those of the processor.
@@ -230,6 +232,7 @@ impl Workload<'_> {
             tokens: self.tokens,
             dtype: self.dtype,
             quantization: self.quantization,
+            shares_prompts: self.shares_prompts,
             on_device: self.on_device,
             targets: &self.targets[first..last],
         }

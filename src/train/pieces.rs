@@ -119,6 +119,7 @@ mod tests {
             targets: &[],
             saved_modules: &[],
             tokens,
+            shares_prompts: false,
             program: 0,
             on_device: true,
         };

@@ -248,6 +248,7 @@ fn one_step_for_its_peak() {
         targets: &targets,
         saved_modules: &[],
         tokens: batch.input_ids.len() as u64,
+        shares_prompts: false,
         program: resident_bytes().unwrap_or(0),
         on_device: false,
     };

@@ -10,6 +10,8 @@ use std::process::{Command, Output};
 use tune::import::{Kind, Tool, import};
 use tune::recipe::RecipeFile;
 
+mod preference;
+
 fn folder() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/import"))
 }
@@ -313,8 +315,8 @@ fn what_cannot_be_a_recipe_is_refused() {
         "{both}"
     );
     assert!(said("base_model: a\n", None).contains("trains all weights"));
-    assert!(said("base_model: a\nadapter: lora\nrl: dpo\n", None).contains("line 3: `rl` is `dpo`"));
-    assert!(said("stage: dpo\nfinetuning_type: lora\n", None).contains("only supervised fine-tuning"));
+    assert!(said("base_model: a\nadapter: lora\nrl: grpo\n", None).contains("line 3: `rl` is `grpo`"));
+    assert!(said("stage: ppo\nfinetuning_type: lora\n", None).contains("`stage` is `ppo`, and supervised"));
     assert!(said("use_peft: false\n", None).contains("`use_peft` is false"));
     let full = "model: {_component_: torchtune.models.llama3.llama3_8b}\n";
     assert!(said(full, None).contains("trains all weights"), "{}", said(full, None));

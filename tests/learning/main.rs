@@ -8,6 +8,7 @@ mod kinds;
 mod peft_roundtrip;
 mod pins;
 mod preference;
+mod preference_kinds;
 #[path = "../support/mod.rs"]
 mod tensors;
 mod training;

@@ -28,7 +28,7 @@ use crate::common::{golden, metrics, relative_difference, run, series, tensors, 
 const CASES: [&str; 10] =
     ["sigmoid", "hinge", "ipo", "robust", "normalized", "rpo", "orpo", "simpo", "kto", "apo"];
 
-fn case(name: &str) -> Value {
+pub(crate) fn case(name: &str) -> Value {
     serde_json::from_slice(&fs::read(golden(&format!("preference/case_{name}.json"))).unwrap()).unwrap()
 }
 
@@ -37,7 +37,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 }
 
 /// The base of `trajectory/` with a tokenizer.
-fn base(folder: &Path) -> PathBuf {
+pub(crate) fn base(folder: &Path) -> PathBuf {
     let base = folder.join("base");
     fs::create_dir(&base).unwrap();
     for file in ["trajectory/base/config.json", "trajectory/base/model.safetensors"] {
@@ -57,14 +57,14 @@ fn inline(keys: &Value) -> String {
     format!("{{ {} }}", keys.join(", "))
 }
 
-struct Settings<'a> {
-    adapter: &'a str,
-    data: &'a str,
-    train: &'a str,
+pub(crate) struct Settings<'a> {
+    pub(crate) adapter: &'a str,
+    pub(crate) data: &'a str,
+    pub(crate) train: &'a str,
 }
 
 /// The recipe of a golden case with some settings of its own.
-fn recipe(case: &Value, base: &Path, output_dir: &Path, settings: &Settings<'_>) -> String {
+pub(crate) fn recipe(case: &Value, base: &Path, output_dir: &Path, settings: &Settings<'_>) -> String {
     let format = if case["data"] == "answers.jsonl" { "feedback" } else { "preference" };
     let Settings { adapter, data, train } = settings;
     format!(
@@ -90,7 +90,7 @@ fn recipe(case: &Value, base: &Path, output_dir: &Path, settings: &Settings<'_>)
     )
 }
 
-fn golden_recipe(case: &Value, base: &Path, output_dir: &Path) -> String {
+pub(crate) fn golden_recipe(case: &Value, base: &Path, output_dir: &Path) -> String {
     let adapter = format!(", init_from = {:?}", golden("preference/adapter"));
     let train = format!(
         "max_steps = {}\nmicro_batch_size = {}\ngradient_accumulation_steps = {}",
@@ -119,7 +119,7 @@ fn losses_and_norms_follow_trl() {
 }
 
 /// The first optimizer step of a recipe.
-fn first_step(recipe: &str, base: &Path) -> StepBatch {
+pub(crate) fn first_step(recipe: &str, base: &Path) -> StepBatch {
     let recipe = RecipeFile::parse("test.toml", recipe.as_bytes(), &[]).finish().unwrap();
     let language = Language {
         tokenizer: Some(Arc::new(Tokenizer::open(base).unwrap())),

@@ -17,6 +17,10 @@
 //! w only the last w of those. Keys of other documents are never seen. Forward saves `L`; backward recomputes the
 //! scores. Neither holds more than a strip of them for one head.
 //!
+//! A document may begin with rows of another one, which are computed once for both: a *prefix*. Its keys and values are
+//! copied in front of the document's own for the time of the op, and their gradients added onto those of the rows that
+//! they were copied from.
+//!
 //! Dao, *FlashAttention-2* (<https://arxiv.org/abs/2307.08691>), for the backward by log-sum-exp.
 
 mod cpu;
@@ -30,9 +34,11 @@ use std::sync::Arc;
 
 use burn::tensor::{Tensor, backend::Backend};
 
+use crate::row_sum::{RowLists, RowSumOps, row_sum};
+
 /// Attention on a backend.
-pub trait AttentionOps: Backend {
-    /// [`attention`].
+pub trait AttentionOps: RowSumOps {
+    /// [`attention`] without prefixes.
     fn document_attention(
         q: &Tensor<Self, 3>,
         k: &Tensor<Self, 3>,
@@ -40,7 +46,7 @@ pub trait AttentionOps: Backend {
         options: &AttentionOptions,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>);
 
-    /// [`attention_backward`].
+    /// [`attention_backward`] without prefixes.
     fn document_attention_backward(request: AttentionBackward<'_, Self>) -> [Tensor<Self, 3>; 3];
 }
 
@@ -49,6 +55,19 @@ pub trait AttentionOps: Backend {
 pub struct DocumentOffsets {
     queries: Arc<[u32]>,
     keys: Arc<[u32]>,
+    prefixes: Option<Arc<Prefixes>>,
+}
+
+/// Rows that documents share, and the same documents with a copy of them for each.
+#[derive(Debug, PartialEq, Eq)]
+struct Prefixes {
+    /// Of each document, as rows.
+    rows: Vec<Range<u32>>,
+    /// From rows to those with the copies, and back.
+    copy: RowLists,
+    add: RowLists,
+    /// The documents among rows with the copies.
+    documents: DocumentOffsets,
 }
 
 impl DocumentOffsets {
@@ -60,7 +79,34 @@ impl DocumentOffsets {
     pub fn packed(offsets: &[u32]) -> Self {
         check("documents", offsets);
         let queries: Arc<[u32]> = offsets.into();
-        Self { keys: queries.clone(), queries }
+        Self { keys: queries.clone(), queries, prefixes: None }
+    }
+
+    /// Training, where documents begin with rows of others: document d is the rows `prefixes[d]`, which may be none, and
+    /// behind them `offsets[d]..offsets[d + 1]`, which alone are its queries.
+    ///
+    /// # Panics
+    /// If `offsets` is no list as for [`Self::packed`], or `prefixes` are not as many ranges of rows as there are
+    /// documents.
+    pub fn with_prefixes(offsets: &[u32], prefixes: &[Range<u32>]) -> Self {
+        let packed = Self::packed(offsets);
+        assert_eq!(prefixes.len() + 1, offsets.len(), "document offsets: one prefix for each document");
+        if prefixes.iter().all(Range::is_empty) {
+            return packed;
+        }
+        let own = offsets.windows(2).map(|ends| ends[0]..ends[1]);
+        let ranges: Vec<Range<u32>> =
+            prefixes.iter().cloned().zip(own).flat_map(|(prefix, own)| [prefix, own]).collect();
+        let mut keys = vec![0];
+        let mut end = 0;
+        keys.extend(ranges.chunks_exact(2).map(|both| {
+            end += both.iter().map(|range| range.len() as u32).sum::<u32>();
+            end
+        }));
+        let copy = RowLists::copies(ranges, packed.keys());
+        let documents = Self::with_cache(offsets, &keys);
+        let prefixes = Prefixes { rows: prefixes.to_vec(), add: copy.transposed(), copy, documents };
+        Self { prefixes: Some(Arc::new(prefixes)), ..packed }
     }
 
     /// Generation: document d has its new tokens at `queries[d]..queries[d + 1]`, and its cached and new keys at
@@ -73,7 +119,7 @@ impl DocumentOffsets {
         check("queries", queries);
         check("keys", keys);
         assert_eq!(queries.len(), keys.len(), "document offsets: queries and keys name as many documents");
-        let offsets = Self { queries: queries.into(), keys: keys.into() };
+        let offsets = Self { queries: queries.into(), keys: keys.into(), prefixes: None };
         for (queries, keys) in offsets.documents() {
             assert!(
                 queries.len() <= keys.len(),
@@ -93,7 +139,18 @@ impl DocumentOffsets {
         self.keys.last().map_or(0, |end| *end as usize)
     }
 
-    /// Queries and keys of each document.
+    /// Keys in all, each prefix counted for every document that begins with it.
+    pub fn copied_keys(&self) -> usize {
+        self.prefixes.as_ref().map_or(self.keys(), |prefixes| prefixes.documents.keys())
+    }
+
+    /// The prefix of document `document`, as rows.
+    pub(crate) fn prefix(&self, document: usize) -> Range<usize> {
+        let prefix = self.prefixes.as_ref().map(|prefixes| &prefixes.rows[document]);
+        prefix.map_or(0..0, |rows| rows.start as usize..rows.end as usize)
+    }
+
+    /// Queries and keys of each document, without prefixes.
     pub fn documents(&self) -> impl ExactSizeIterator<Item = (Range<usize>, Range<usize>)> {
         let range = |pair: &[u32]| pair[0] as usize..pair[1] as usize;
         self.queries
@@ -122,6 +179,11 @@ pub struct AttentionOptions {
 }
 
 impl AttentionOptions {
+    /// The same among other documents.
+    fn among(&self, documents: &DocumentOffsets) -> Self {
+        Self { documents: documents.clone(), ..self.clone() }
+    }
+
     /// The keys that query `query` of a document with `queries` queries and `keys` keys sees.
     pub(crate) fn visible(&self, query: usize, queries: usize, keys: usize) -> Range<usize> {
         let end = keys - queries + query + 1;
@@ -145,7 +207,20 @@ pub fn attention<B: AttentionOps>(
     options: &AttentionOptions,
 ) -> (Tensor<B, 3>, Tensor<B, 2>) {
     check_operands(q, k, v, options);
-    B::document_attention(q, k, v, options)
+    match &options.documents.prefixes {
+        None => B::document_attention(q, k, v, options),
+        Some(prefixes) => {
+            let [k, v] = [k, v].map(|rows| summed(rows, &prefixes.copy));
+            B::document_attention(q, &k, &v, &options.among(&prefixes.documents))
+        }
+    }
+}
+
+/// [`row_sum`] of rows of heads.
+fn summed<B: AttentionOps>(x: &Tensor<B, 3>, lists: &RowLists) -> Tensor<B, 3> {
+    let [rows, heads, head_dim] = x.dims();
+    let sums = row_sum(&x.clone().reshape([rows, heads * head_dim]), lists);
+    sums.reshape([lists.results(), heads, head_dim])
 }
 
 fn check_operands<B: Backend>(
@@ -210,5 +285,13 @@ pub fn attention_backward<B: AttentionOps>(request: AttentionBackward<'_, B>) ->
         [q.dims()[1], q.dims()[0]],
         "attention: one log-sum-exp per head and query"
     );
-    B::document_attention_backward(request)
+    let Some(prefixes) = &options.documents.prefixes else {
+        return B::document_attention_backward(request);
+    };
+    let [k, v] = [k, v].map(|rows| summed(rows, &prefixes.copy));
+    let options = options.among(&prefixes.documents);
+    let [dq, dk, dv] =
+        B::document_attention_backward(AttentionBackward { k: &k, v: &v, options: &options, ..request });
+    drop((k, v));
+    [dq, summed(&dk, &prefixes.add), summed(&dv, &prefixes.add)]
 }

@@ -88,7 +88,8 @@ fn each_query(
     mut body: impl FnMut(At, &[Seen]),
 ) {
     let Sizes { heads, kv_heads, head_dim } = sizes;
-    for (queries, keys) in options.documents.documents() {
+    for (document, (queries, own)) in options.documents.documents().enumerate() {
+        let keys: Vec<usize> = options.documents.prefix(document).chain(own).collect();
         for head in 0..heads {
             let kv_head = head / (heads / kv_heads);
             for index in 0..queries.len() {
@@ -98,7 +99,7 @@ fn each_query(
                 for key in 0..keys.len() {
                     let in_window = options.sliding_window.is_none_or(|window| position < key + window);
                     if key <= position && in_window {
-                        let key = ((keys.start + key) * kv_heads + kv_head) * head_dim;
+                        let key = (keys[key] * kv_heads + kv_head) * head_dim;
                         let score = dot(&q[query..query + head_dim], &k[key..key + head_dim]);
                         let (p, slope) = bounded(score, options);
                         scores.push(Seen { key, p, slope });

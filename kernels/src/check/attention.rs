@@ -17,6 +17,7 @@ pub(super) fn all<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
         ("a window", DocumentOffsets::packed(&[0, 50, 90]), Some(17), sizes(3, 3, 32)),
         ("a cache", DocumentOffsets::with_cache(&[0, 1, 4], &[0, 100, 130]), None, sizes(4, 2, 64)),
         ("wide heads", DocumentOffsets::packed(&[0, 41]), None, sizes(2, 1, 128)),
+        ("a shared prefix", sharing(), Some(30), sizes(4, 2, 32)),
     ];
     let mut deviations = Vec::new();
     for (name, documents, sliding_window, sizes) in cases {
@@ -32,6 +33,11 @@ pub(super) fn all<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
         }
     }
     deviations
+}
+
+/// Two documents that begin with most of a first one, beside one of their own.
+fn sharing() -> DocumentOffsets {
+    DocumentOffsets::with_prefixes(&[0, 45, 58, 59, 76], &[0..0, 0..39, 0..39, 0..0])
 }
 
 /// [`attention`] and its backward.

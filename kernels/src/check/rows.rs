@@ -1,10 +1,11 @@
-//! Sums over segments of rows, and scaled rows.
+//! Sums over segments of rows, scaled rows, and sums of rows.
 
 use burn::tensor::DType;
 
 use super::measure::{Deviation, On, random, tolerance, values};
 use crate::KernelBackend;
 use crate::row_scale::{self, row_scale};
+use crate::row_sum::{self, RowLists, row_sum};
 use crate::segment_sum::{self, segment_sum};
 
 pub(super) fn all_segment_sum<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
@@ -13,6 +14,23 @@ pub(super) fn all_segment_sum<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation>
 
 pub(super) fn all_row_scale<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
     [(1, 1), (3, 173)].into_iter().flat_map(|(rows, width)| check_row_scale(on, rows, width)).collect()
+}
+
+pub(super) fn all_row_sum<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
+    let copies = RowLists::copies([0..9, 3..9, 3..4, 11..12], 12);
+    [1, 173].into_iter().flat_map(|width| check_row_sum(on, &copies, width)).collect()
+}
+
+/// [`row_sum()`] by lists, and by the same lists transposed.
+pub fn check_row_sum<B: KernelBackend>(on: On<'_, B>, lists: &RowLists, width: usize) -> Vec<Deviation> {
+    let one = |part: &'static str, lists: &RowLists| {
+        let x = on.random(lists.sources() * width, 1, 2.0);
+        let found = row_sum(&on.tensor::<2>(&x, [lists.sources(), width]), lists);
+        let expected = row_sum::reference::forward(&x, lists);
+        let case = format!("{} of [{}, {width}]", lists.results(), lists.sources());
+        Deviation::new(part, &case, &values(&found), &expected, on.tolerance())
+    };
+    vec![one("y", lists), one("dx", &lists.transposed())]
 }
 
 /// [`segment_sum()`] of as many rows as the offsets end at.

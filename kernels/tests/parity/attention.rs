@@ -35,6 +35,16 @@ fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
         ("head of 128", DocumentOffsets::packed(&[0, 67]), Some(40), sizes(2, 1, 128)),
         ("head of 40", DocumentOffsets::packed(&[0, 35]), None, sizes(1, 1, 40)),
         ("4 share", DocumentOffsets::packed(&[0, 21, 50, 51, 130]), Some(33), sizes(8, 2, 64)),
+        ("prefix", pair(90, 17, 23), None, sizes(4, 2, 16)),
+        ("prefix, window", pair(61, 40, 9), Some(25), sizes(6, 2, 24)),
+        ("prefix and few queries", pair(150, 1, 3), None, sizes(3, 1, 64)),
+        ("long prefix", pair(1100, 5, 60), None, sizes(2, 1, 8)),
+        (
+            "prefixes",
+            DocumentOffsets::with_prefixes(&[0, 33, 40, 40, 71, 80], &[0..0, 0..30, 0..1, 40..40, 40..70]),
+            Some(40),
+            sizes(8, 2, 40),
+        ),
         (
             "4 share, cache",
             DocumentOffsets::with_cache(&[0, 17, 17, 20], &[0, 81, 90, 129]),
@@ -42,6 +52,11 @@ fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
             sizes(4, 1, 64),
         ),
     ]
+}
+
+/// Two documents of one prefix: the first holds its rows, the second begins with them.
+fn pair(prefix: u32, first: u32, second: u32) -> DocumentOffsets {
+    DocumentOffsets::with_prefixes(&[0, prefix + first, prefix + first + second], &[0..0, 0..prefix])
 }
 
 #[test]
@@ -153,4 +168,43 @@ fn check_large_scores<B: KernelBackend>(_: &Site) {
         &AttentionOptions { documents, scaling: 1.0, sliding_window: None, soft_cap: None },
     );
     assert_eq!(values(&y), [3.0, 3.0]);
+}
+
+/// Documents that share a prefix give what each gives with a copy of it.
+#[test]
+fn a_shared_prefix_equals_its_copies() {
+    everywhere!(check_copies);
+}
+
+fn check_copies<B: KernelBackend>(_: &Site) {
+    let (heads, kv_heads, head_dim) = (4, 2, 16);
+    let (prefix, first, second) = (50, 12, 20);
+    let rows = prefix + first + second;
+    let q = random(rows * heads * head_dim, 1, 1.0);
+    let [k, v] = [2, 3].map(|seed| random(rows * kv_heads * head_dim, seed, 1.0));
+    let whole = |values: &[f32], heads: usize, parts: &[std::ops::Range<usize>]| {
+        let row = heads * head_dim;
+        let values: Vec<f32> =
+            parts.iter().flat_map(|part| values[part.start * row..part.end * row].to_vec()).collect();
+        let rows = values.len() / row;
+        tensor::<B, 3>(&values, [rows, heads, head_dim], DType::F32)
+    };
+    let run = |parts: &[std::ops::Range<usize>], documents| {
+        let options = AttentionOptions { documents, scaling: 0.25, sliding_window: None, soft_cap: None };
+        let (y, _) = attention(
+            &whole(&q, heads, parts),
+            &whole(&k, kv_heads, parts),
+            &whole(&v, kv_heads, parts),
+            &options,
+        );
+        values(&y)
+    };
+    let shared = run(&[0..rows], pair(prefix as u32, first as u32, second as u32));
+    let copies = run(
+        &[0..prefix + first, 0..prefix, prefix + first..rows],
+        DocumentOffsets::packed(&[0, (prefix + first) as u32, (rows + prefix) as u32]),
+    );
+    let row = heads * head_dim;
+    assert_close("first", &shared[..(prefix + first) * row], &copies[..(prefix + first) * row], 1e-6);
+    assert_close("second", &shared[(prefix + first) * row..], &copies[(2 * prefix + first) * row..], 1e-6);
 }

@@ -91,10 +91,18 @@ fn elementwise_slopes() {
 #[test]
 fn attention_slopes() {
     let sizes = attention::reference::Sizes { heads: 4, kv_heads: 2, head_dim: 3 };
-    for (sliding_window, soft_cap) in [(None, None), (Some(2), None), (Some(3), Some(0.9))] {
-        let documents = DocumentOffsets::with_cache(&[0, 3, 5], &[0, 4, 6]);
+    let cache = DocumentOffsets::with_cache(&[0, 3, 5], &[0, 4, 6]);
+    let prefix = DocumentOffsets::with_prefixes(&[0, 3, 5], &[0..0, 0..2]);
+    for (documents, sliding_window, soft_cap) in [
+        (cache.clone(), None, None),
+        (cache.clone(), Some(2), None),
+        (cache, Some(3), Some(0.9)),
+        (prefix.clone(), None, None),
+        (prefix, Some(2), Some(0.9)),
+    ] {
+        let keys = 6 * documents.keys();
         let options = AttentionOptions { documents, scaling: 0.8, sliding_window, soft_cap };
-        let [q, k, v, dy] = [(60, 1), (36, 2), (36, 3), (60, 4)].map(|(n, seed)| random(n, seed, 1.0));
+        let [q, k, v, dy] = [(60, 1), (keys, 2), (keys, 3), (60, 4)].map(|(n, seed)| random(n, seed, 1.0));
         let slopes = attention::reference::backward(&q, &k, &v, &dy, &options, sizes);
         let f = |q: &[f32], k: &[f32], v: &[f32]| attention::reference::forward(q, k, v, &options, sizes);
         agrees("dq", &q, &dy, &slopes.q, |q| f(q, &k, &v));

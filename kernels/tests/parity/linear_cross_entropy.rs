@@ -1,10 +1,11 @@
 //! Head and loss: dense and NF4 heads, ignored rows, weighted rows, more rows than one chunk; sums over segments of rows,
-//! and scaled rows.
+//! scaled rows, and sums of rows.
 
 use burn::tensor::{DType, Tensor};
 use tune_kernels::check::linear_cross_entropy::Rule;
 use tune_kernels::linear::FrozenWeight;
 use tune_kernels::linear_cross_entropy::{IGNORED, Logits, linear_cross_entropy, reference};
+use tune_kernels::row_sum::RowLists;
 use tune_kernels::{KernelBackend, check};
 
 use crate::support::{
@@ -170,6 +171,12 @@ fn check_rows<B: KernelBackend>(site: &Site) {
         for (rows, width) in [(1, 1), (7, 37), (300, 513)] {
             let found = check::rows::check_row_scale::<B>(Site::on(&device, dtype), rows, width);
             assert_within(&format!("row_scale in {dtype:?} on {}", site.name), found);
+        }
+        for (ranges, width) in [(vec![0..1], 1), (vec![0..70, 3..66, 3..66, 99..100], 37), (vec![5..9], 513)]
+        {
+            let lists = RowLists::copies(ranges, 100);
+            let found = check::rows::check_row_sum::<B>(Site::on(&device, dtype), &lists, width);
+            assert_within(&format!("row_sum in {dtype:?} on {}", site.name), found);
         }
     }
 }

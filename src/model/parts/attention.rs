@@ -117,7 +117,7 @@ impl AttentionSpec {
 
     /// Bytes for each token of the largest moment of the backward pass: gradients of queries, keys and values, those of
     /// keys and values in f32 for each query head; under DoRA the outputs that are scaled again. A GPU adds the
-    /// gradients of one input up in f32.
+    /// gradients of one input up in f32. Keys and values of a shared prompt are there twice.
     pub(super) fn workspace(&self, load: &Load<'_>, width: u64) -> u64 {
         let [queries, keys, values] = self.heads.widths().map(|width| width as u64);
         let again = load.scaled_again(self.inner.projections().into_iter());
@@ -126,7 +126,11 @@ impl AttentionSpec {
             Inner::Fused(_) => queries + keys + values,
         };
         let sums = if load.on_device { 8 * width } else { 0 };
-        (again + stacked + 2 * queries + keys + values) * load.value() + 8 * queries + sums
+        let copies = match load.shares_prompts {
+            true => 2 * (keys + values) * load.value() + 8 * queries,
+            false => 0,
+        };
+        (again + stacked + 2 * queries + keys + values) * load.value() + 8 * queries + sums + copies
     }
 
     /// Bytes of a token's keys and values.

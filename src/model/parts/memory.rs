@@ -20,6 +20,8 @@ pub struct Load<'a> {
     pub dtype: FloatDtype,
     /// How projections are stored; `None`: in the compute dtype.
     pub quantization: Option<Spec>,
+    /// Whether answers share the keys and values of a prompt, which attention copies for the second one: less than once more.
+    pub shares_prompts: bool,
     /// Whether a GPU computes, whose ops hold other buffers than those of the processor.
     pub on_device: bool,
     /// The adapted projections of this layer.
