@@ -42,6 +42,16 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
+    /// A folder with the weights of a model and of an adapter.
+    #[error(
+        "{} holds the weights of a model and an adapter, and it is not clear which of them is meant; move \
+         adapter_config.json and the adapter's weights to a folder of their own",
+        folder.display()
+    )]
+    ModelAndAdapter {
+        /// The folder.
+        folder: PathBuf,
+    },
     /// A file that is something else than its name says.
     #[error("{} {disguise}", path.display())]
     Disguised {

@@ -32,7 +32,7 @@ pub struct ModelDir {
     root: PathBuf,
     config: Value,
     weights: WeightFiles,
-    tokenizer_json: Option<PathBuf>,
+    has_tokenizer: bool,
     tokenizer_config: Option<Value>,
     special_tokens_map: Option<Value>,
     generation_config: Option<Value>,
@@ -80,12 +80,11 @@ impl ModelDir {
                 help: "a base model is a Hugging Face folder with config.json and safetensors weights".into(),
             });
         };
-        let tokenizer_json = root.join("tokenizer.json");
         Ok(Self {
             root: root.to_path_buf(),
             config,
             weights: WeightFiles::open(root)?,
-            tokenizer_json: exists(&tokenizer_json)?.then_some(tokenizer_json),
+            has_tokenizer: has_tokenizer(root),
             tokenizer_config: optional("tokenizer_config.json")?,
             special_tokens_map: optional("special_tokens_map.json")?,
             generation_config: optional("generation_config.json")?,
@@ -107,9 +106,9 @@ impl ModelDir {
         &self.weights
     }
 
-    /// tokenizer.json, if there is one.
-    pub fn tokenizer_json(&self) -> Option<&Path> {
-        self.tokenizer_json.as_deref()
+    /// Whether there are tokenizer files that can be read.
+    pub fn has_tokenizer(&self) -> bool {
+        self.has_tokenizer
     }
 
     /// tokenizer_config.json, a JSON object.
@@ -168,6 +167,12 @@ impl ModelDir {
         paths[1..].sort();
         paths.into_par_iter().map(|path| digest(&path)).collect()
     }
+}
+
+/// Whether a folder has tokenizer files that can be read: tokenizer.json, or vocab.json and merges.txt.
+pub fn has_tokenizer(folder: &Path) -> bool {
+    let has = |name: &str| folder.join(name).is_file();
+    has("tokenizer.json") || (has("vocab.json") && has("merges.txt"))
 }
 
 /// The tokenizer files of a folder, in alphabetical order.

@@ -35,6 +35,7 @@ impl WeightFiles {
     /// # Errors
     /// There are no safetensors weights, a shard is missing or contradicts the index, or a header is invalid.
     pub fn open(folder: &Path) -> Result<Self, Error> {
+        require_one_kind(folder)?;
         if exists(&folder.join(SINGLE))? {
             let file = SafetensorsFile::open(&folder.join(SINGLE))?;
             let places = file.names().map(|name| (name.to_owned(), 0)).collect();
@@ -167,6 +168,20 @@ impl WeightFiles {
     fn require(&self, name: &str) -> Result<&SafetensorsFile, Error> {
         self.file(name)
             .ok_or_else(|| Error::MissingTensor { path: self.folder.clone(), tensor: name.to_owned() })
+    }
+}
+
+/// Refuses a folder that holds both a model and an adapter: it does not say which of them is meant.
+///
+/// # Errors
+/// [`Error::ModelAndAdapter`].
+pub fn require_one_kind(folder: &Path) -> Result<(), Error> {
+    let has = |name: &str| folder.join(name).exists();
+    let has_adapter =
+        has("adapter_config.json") && ["adapter_model.safetensors", "adapter_model.bin"].into_iter().any(has);
+    match has_adapter && [SINGLE, INDEX].into_iter().any(has) {
+        true => Err(Error::ModelAndAdapter { folder: folder.to_path_buf() }),
+        false => Ok(()),
     }
 }
 

@@ -178,6 +178,7 @@ fn verdict(verdict: &Verdict) -> Option<String> {
         Verdict::Whole => None,
         Verdict::Truncated => Some("longer than `max_seq_len`: truncated at ✂".into()),
         Verdict::TooLong => Some("dropped: longer than `max_seq_len`".into()),
+        Verdict::BeyondPositions => Some("dropped: longer than the positions of the model".into()),
         Verdict::Empty => Some("dropped: no token is supervised".into()),
         Verdict::Refused(error) => Some(format!("rejected: {error}")),
     }

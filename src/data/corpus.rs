@@ -89,6 +89,8 @@ pub struct Language {
     pub template: Option<Arc<ChatTemplate>>,
     /// Rows of the model's embedding: every id must be below it.
     pub vocabulary_size: Option<usize>,
+    /// Positions that the model was made for.
+    pub positions: Option<usize>,
 }
 
 impl Corpus {
@@ -191,6 +193,8 @@ impl Corpus {
                     max_seq_len: spec.max_seq_len,
                     on_overflow: spec.on_overflow,
                     on_empty: spec.on_empty,
+                    positions: language.positions,
+                    on_beyond_positions: spec.on_beyond_positions,
                 },
                 pool,
                 sources,

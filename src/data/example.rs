@@ -35,17 +35,19 @@ impl RowProblem {
 }
 
 /// A conversation of at least one message, and its context.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
     /// The turns.
     pub messages: Vec<Message>,
     /// The context.
     pub context: Context,
+    /// How many of the messages are a prompt, which is not learned; 0: the roles say what is learned.
+    pub given: usize,
 }
 
 impl From<Vec<Message>> for Conversation {
     fn from(messages: Vec<Message>) -> Self {
-        Self { messages, context: Context::default() }
+        Self { messages, ..Self::default() }
     }
 }
 
@@ -78,6 +80,11 @@ pub struct Message {
 }
 
 impl Message {
+    /// A message that has nothing but its text.
+    pub(crate) fn new(role: &str, content: impl Into<String>) -> Message {
+        Message { role: role.to_owned(), content: content.into(), extra: Map::new() }
+    }
+
     /// Whether the message itself says that it is learned (or not), with the key that says so.
     pub(crate) fn is_learned(&self) -> Option<(&'static str, bool)> {
         let learned = |value: &Json| value.as_bool().or(value.as_f64().map(|weight| weight != 0.0));
@@ -96,13 +103,8 @@ pub enum Answer {
         /// What is compared or judged.
         answer: String,
     },
-    /// A conversation, to be rendered by the chat template.
-    Messages {
-        /// All of it.
-        messages: Vec<Message>,
-        /// How many of its messages are the prompt; the first behind them is an assistant's.
-        prompt: usize,
-    },
+    /// A conversation, to be rendered by the chat template. The first message behind the given ones is an assistant's.
+    Messages(Conversation),
 }
 
 impl Answer {
@@ -110,7 +112,7 @@ impl Answer {
     fn messages(&self) -> Option<&[Message]> {
         match self {
             Self::Text { .. } => None,
-            Self::Messages { messages, .. } => Some(messages),
+            Self::Messages(conversation) => Some(&conversation.messages),
         }
     }
 }

@@ -42,6 +42,8 @@ pub enum Verdict {
     Truncated,
     /// It is left out, being too long (`on_overflow = "drop"`).
     TooLong,
+    /// It is left out, being longer than the model's positions (`on_beyond_positions = "drop"`).
+    BeyondPositions,
     /// It is left out, as nothing in it is supervised (`on_empty = "drop"`).
     Empty,
     /// It stops the run.
@@ -102,6 +104,7 @@ impl Corpus {
             Ok(FitOutcome::Whole(group)) => (Verdict::Whole, Some(group)),
             Ok(FitOutcome::Truncated { group, .. }) => (Verdict::Truncated, Some(group)),
             Ok(FitOutcome::TooLong { .. }) => (Verdict::TooLong, None),
+            Ok(FitOutcome::BeyondPositions { .. }) => (Verdict::BeyondPositions, None),
             Ok(FitOutcome::Empty { .. }) => (Verdict::Empty, None),
             Err(error) => (Verdict::Refused(error), None),
         };

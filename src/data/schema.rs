@@ -1,7 +1,7 @@
 //! The meaning of a record: from the columns of a row to an [`Example`], for every record shape. Knows columns by name
 //! and type, but neither files nor their kinds.
 
-use super::example::{Conversation, Example, Message, RowProblem};
+use super::example::{Context, Conversation, Example, Message, RowProblem};
 use super::source::value::{Object, Value};
 use super::spec::{Format, PromptSpec};
 pub(super) use columns::Fields;
@@ -83,15 +83,15 @@ impl Fields {
         Ok(match self.format {
             Format::Messages => Example::Conversation(Conversation {
                 messages: self.messages(row, size)?,
-                context: context::context(|canonical| self.value(row, canonical), size)?,
+                context: self.context(row, size)?,
+                given: 0,
             }),
             Format::Alpaca => {
                 let input = self.optional_text(row, "input")?.unwrap_or_default();
-                self.prompted(self.text(row, "instruction")?, input, self.text(row, "output")?)
+                let (instruction, output) = (self.text(row, "instruction")?, self.text(row, "output")?);
+                self.prompted(row, [instruction, input, output], size)?
             }
-            Format::PromptCompletion => {
-                self.prompted(self.text(row, "prompt")?, "", self.text(row, "completion")?)
-            }
+            Format::PromptCompletion => self.prompt_and_completion(row, size)?,
             Format::Preference => self.preference(row, size)?,
             Format::Feedback => self.feedback(row, size)?,
             Format::Text => Example::Text(self.text(row, "text")?.to_owned()),
@@ -99,15 +99,28 @@ impl Fields {
         })
     }
 
-    /// A prompt and what follows it, joined as they stand or as turns of the chat template.
-    fn prompted(&self, given: &str, input: &str, completion: &str) -> Example {
+    /// A prompt and what follows it, joined as they stand or as turns of the chat template, behind the row's system prompt
+    /// and earlier turns.
+    fn prompted(
+        &self,
+        row: Object<'_>,
+        [given, input, completion]: [&str; 3],
+        size: &mut RowSize,
+    ) -> Result<Example, RowProblem> {
         let (prompt, completion) = (self.prompt.fill(self.format, given, input), completion.to_owned());
         if !self.prompt.chat {
-            return Example::PromptCompletion { prompt, completion };
+            self.require_no_context(row)?;
+            return Ok(Example::PromptCompletion { prompt, completion });
         }
-        let turn =
-            |role: &str, content| Message { role: role.to_owned(), content, extra: Default::default() };
-        Example::Conversation(vec![turn("user", prompt), turn("assistant", completion)].into())
+        let mut messages = self.history(row, size)?;
+        messages.extend([Message::new("user", prompt), Message::new("assistant", completion)]);
+        self.add_system(row, &mut messages, size)?;
+        Ok(Example::Conversation(Conversation { messages, context: self.context(row, size)?, given: 0 }))
+    }
+
+    /// What a row gives the chat template beside its messages.
+    fn context(&self, row: Object<'_>, size: &mut RowSize) -> Result<Context, RowProblem> {
+        context::context(|canonical| self.value(row, canonical), size)
     }
 
     /// A field's value and its JSON pointer.

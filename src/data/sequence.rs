@@ -2,7 +2,7 @@
 //! predict them; examples that are too long or have no supervised token. Knows no files and no batches.
 
 use super::example::{RowId, RowProblem};
-use super::spec::{OnEmpty, OnOverflow};
+use super::spec::{OnBeyondPositions, OnEmpty, OnOverflow};
 use super::tokenize::{IGNORED, Tokenized};
 
 /// What a document is to its group.
@@ -70,6 +70,11 @@ impl Group {
         self.0.iter().map(|sequence| sequence.input_ids.len()).sum()
     }
 
+    /// Tokens of its longest sequence.
+    pub fn longest(&self) -> usize {
+        self.0.iter().map(|sequence| sequence.input_ids.len()).max().unwrap_or(0)
+    }
+
     /// Memory that it takes, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         let tokens = |sequence: &Sequence| sequence.input_ids.capacity() + sequence.targets.capacity();
@@ -127,6 +132,10 @@ pub struct Limits {
     pub on_overflow: OnOverflow,
     /// What to do with one without a supervised token.
     pub on_empty: OnEmpty,
+    /// Positions that the model was made for; `None`: not known.
+    pub positions: Option<usize>,
+    /// What to do with a document that has more.
+    pub on_beyond_positions: OnBeyondPositions,
 }
 
 /// What the limits make of an example.
@@ -146,6 +155,11 @@ pub enum FitOutcome {
         /// The length of its longest document in tokens.
         tokens: usize,
     },
+    /// Left out: longer than the model's positions.
+    BeyondPositions {
+        /// The length of its longest document in tokens, before it was cut.
+        tokens: usize,
+    },
     /// Left out: a document of it has no supervised token.
     Empty {
         /// The length of its longest document in tokens, before it was cut.
@@ -158,7 +172,9 @@ impl FitOutcome {
     pub fn group(self) -> Option<Group> {
         match self {
             FitOutcome::Whole(group) | FitOutcome::Truncated { group, .. } => Some(group),
-            FitOutcome::TooLong { .. } | FitOutcome::Empty { .. } => None,
+            FitOutcome::TooLong { .. } | FitOutcome::BeyondPositions { .. } | FitOutcome::Empty { .. } => {
+                None
+            }
         }
     }
 }
@@ -167,7 +183,7 @@ impl Limits {
     /// Fits the documents of an example to the limits.
     ///
     /// # Errors
-    /// It is too long under `on_overflow = "error"`, or has no supervised token (perhaps only once it is cut) under
+    /// It is too long under `on_overflow = "error"` or `on_beyond_positions = "error"`, or has no supervised token (perhaps only once it is cut) under
     /// `on_empty = "error"`.
     pub fn fit(&self, row: RowId, documents: Vec<Tokenized>) -> Result<FitOutcome, RowProblem> {
         let tokens = documents.iter().map(|document| document.input_ids.len()).max().unwrap_or(0);
@@ -183,6 +199,19 @@ impl Limits {
                 }
                 OnOverflow::Drop => return Ok(FitOutcome::TooLong { tokens }),
                 OnOverflow::Truncate => {}
+            }
+        }
+        if self.is_beyond_positions(tokens.min(self.max_seq_len)) {
+            match self.on_beyond_positions {
+                OnBeyondPositions::Error => {
+                    return Err(RowProblem::whole(format!(
+                        "{tokens} tokens, more than the {} positions that the model was made for \
+                         (max_position_embeddings); shorten the row, or set on_beyond_positions to \"drop\" or \"learn\"",
+                        self.positions.unwrap_or_default()
+                    )));
+                }
+                OnBeyondPositions::Drop => return Ok(FitOutcome::BeyondPositions { tokens }),
+                OnBeyondPositions::Learn => {}
             }
         }
         let reason = match documents.iter().find_map(|document| document.rendered) {
@@ -209,6 +238,11 @@ impl Limits {
         }
         let group = Group::new(sequences);
         Ok(if truncated { FitOutcome::Truncated { group, tokens } } else { FitOutcome::Whole(group) })
+    }
+
+    /// Whether a document of that length has more tokens than the model has positions.
+    pub(super) fn is_beyond_positions(&self, tokens: usize) -> bool {
+        self.positions.is_some_and(|positions| tokens > positions)
     }
 
     /// A document, its end cut off where it is too long, with its labels on the positions that predict them.
@@ -238,7 +272,13 @@ mod tests {
     }
 
     fn limits(max_seq_len: usize, on_overflow: OnOverflow, on_empty: OnEmpty) -> Limits {
-        Limits { max_seq_len, on_overflow, on_empty }
+        Limits {
+            max_seq_len,
+            on_overflow,
+            on_empty,
+            positions: None,
+            on_beyond_positions: OnBeyondPositions::Error,
+        }
     }
 
     #[test]
@@ -306,6 +346,24 @@ mod tests {
         let Ok(FitOutcome::Truncated { group, tokens: 4 }) = fit(OnOverflow::Truncate) else { panic!() };
         let sequence = group.0[0].clone();
         assert_eq!((sequence.input_ids.len(), sequence.targets), (3, vec![2, 3, -100]));
+    }
+
+    #[test]
+    fn d6_rows_beyond_the_positions_of_the_model_obey_their_rule() {
+        let fit = |rule, max_seq_len| {
+            let limits = Limits {
+                positions: Some(3),
+                on_beyond_positions: rule,
+                ..limits(max_seq_len, OnOverflow::Truncate, OnEmpty::Error)
+            };
+            limits.fit(ROW, vec![tokenized(&[1, 2, 3, 4])])
+        };
+        let problem = fit(OnBeyondPositions::Error, 8).unwrap_err().problem;
+        assert!(problem.starts_with("4 tokens, more than the 3 positions"), "{problem}");
+        assert_eq!(fit(OnBeyondPositions::Drop, 8), Ok(FitOutcome::BeyondPositions { tokens: 4 }));
+        assert!(matches!(fit(OnBeyondPositions::Learn, 8), Ok(FitOutcome::Whole(_))));
+        // What is cut to fewer tokens has positions for all of them.
+        assert!(matches!(fit(OnBeyondPositions::Error, 3), Ok(FitOutcome::Truncated { .. })));
     }
 
     #[test]

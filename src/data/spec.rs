@@ -40,6 +40,8 @@ pub struct Spec {
     pub on_marked: OnMarked,
     /// What to do with an assistant turn whose thoughts the chat template does not show.
     pub on_hidden_thoughts: OnHiddenThoughts,
+    /// What to do with a row that is longer than the model's positions.
+    pub on_beyond_positions: OnBeyondPositions,
 }
 
 /// Where a chat template named by the recipe comes from.
@@ -75,6 +77,17 @@ pub enum OnHiddenThoughts {
     Skip,
     /// Stop with an error that names the rows.
     Error,
+}
+
+/// What happens to a row that is longer than the positions the model was made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnBeyondPositions {
+    /// Stop with an error that names the rows.
+    Error,
+    /// Leave the row out, counted and named.
+    Drop,
+    /// Train on the row, counted and named.
+    Learn,
 }
 
 /// One `[[dataset]]` entry.
@@ -135,7 +148,7 @@ pub enum Format {
     Messages,
     /// `instruction`, optional `input`, `output`, rendered by Alpaca's published prompt.
     Alpaca,
-    /// `prompt` and `completion`, joined as they stand.
+    /// `prompt` and `completion`: texts, joined as they stand, or messages, rendered by the chat template.
     PromptCompletion,
     /// Two answers to one prompt, the preferred one `chosen`, the other `rejected`.
     Preference,
@@ -261,6 +274,12 @@ impl Word for OnHiddenThoughts {
     const ALIASES: &'static [(&'static str, &'static str)] = &[("mask", "skip"), ("ignore", "learn")];
 }
 
+impl Word for OnBeyondPositions {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("error", Self::Error), ("drop", Self::Drop), ("learn", Self::Learn)];
+    const ALIASES: &'static [(&'static str, &'static str)] = &[("skip", "drop"), ("ignore", "learn")];
+}
+
 impl Word for OnEmpty {
     const WORDS: &'static [(&'static str, Self)] = &[("error", Self::Error), ("drop", Self::Drop)];
     const ALIASES: &'static [(&'static str, &'static str)] = &[("skip", "drop")];
@@ -280,10 +299,51 @@ impl Format {
                 "documents",
                 "chat_template_kwargs",
             ],
-            Self::Alpaca => &["instruction", "input", "output"],
-            Self::PromptCompletion => &["prompt", "completion"],
-            Self::Preference => &["prompt", "instruction", "input", "chosen", "rejected", "role", "content"],
-            Self::Feedback => &["prompt", "instruction", "input", "completion", "label", "role", "content"],
+            Self::Alpaca => &[
+                "instruction",
+                "input",
+                "output",
+                "system",
+                "history",
+                "tools",
+                "documents",
+                "chat_template_kwargs",
+            ],
+            Self::PromptCompletion => &[
+                "prompt",
+                "completion",
+                "role",
+                "content",
+                "system",
+                "history",
+                "tools",
+                "documents",
+                "chat_template_kwargs",
+            ],
+            Self::Preference => &[
+                "prompt",
+                "instruction",
+                "input",
+                "chosen",
+                "rejected",
+                "role",
+                "content",
+                "tools",
+                "documents",
+                "chat_template_kwargs",
+            ],
+            Self::Feedback => &[
+                "prompt",
+                "instruction",
+                "input",
+                "completion",
+                "label",
+                "role",
+                "content",
+                "tools",
+                "documents",
+                "chat_template_kwargs",
+            ],
             Self::Text => &["text"],
             Self::Tokens => &["input_ids", "labels"],
         }
@@ -326,6 +386,7 @@ impl Default for Spec {
             chat_template_kwargs: None,
             on_marked: OnMarked::Skip,
             on_hidden_thoughts: OnHiddenThoughts::Learn,
+            on_beyond_positions: OnBeyondPositions::Error,
         }
     }
 }
@@ -400,6 +461,9 @@ pub(crate) static DATA: KeyTable<Spec> = KeyTable {
             .added(),
         D::parsed("on_hidden_thoughts", |data| &mut data.on_hidden_thoughts)
             .means("What happens to a turn whose thoughts the chat template does not show.")
+            .added(),
+        D::parsed("on_beyond_positions", |data| &mut data.on_beyond_positions)
+            .means("What happens to a row that is longer than the positions the model was made for.")
             .added(),
     ],
     ..KeyTable::NEW

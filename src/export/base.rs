@@ -15,6 +15,8 @@ use crate::quant::spec::Spec;
 pub const HASH_PREFIX: &str = "tune.base_sha256.";
 /// Metadata key of the base's family.
 pub const FAMILY_KEY: &str = "tune.base_family";
+/// Metadata key of the keys of config.json, as a JSON list, that the run read as if they were absent.
+pub const IGNORED_CONFIG_KEYS: &str = "tune.ignored_config_keys";
 /// Metadata key of the quantization that the base was trained on with.
 pub const QUANTIZATION_KEY: &str = "tune.quantization";
 /// Prefix of the metadata keys that hold hashes of the files that a 4-bit base was made from. They are written into
@@ -34,6 +36,8 @@ pub struct OpenedBase {
     pub spec: DecoderSpec,
     /// Whether any of its projections are stored in 4 bits.
     pub quantized: bool,
+    /// Keys of config.json that were read as if they were absent.
+    pub ignored_config_keys: Vec<String>,
     /// The quantization of the projections, if all of them are stored in 4 bits with the same settings.
     pub blocks: Option<Spec>,
 }
@@ -44,11 +48,19 @@ impl OpenedBase {
     /// # Errors
     /// The architecture is not supported, or tensors do not fit it.
     pub fn open(base: Base) -> Result<Self, Error> {
+        Self::open_without(base, Vec::new())
+    }
+
+    /// As [`open`](Self::open), with the keys of config.json left out that a run left out.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_without(base: Base, ignored_config_keys: Vec<String>) -> Result<Self, Error> {
         let folder = ModelDir::open(&base.folder)?;
-        let spec = family::decoder_spec(folder.config())?;
+        let spec = family::decoder_spec_of_run(folder.config(), &ignored_config_keys)?;
         let checked = tensors::check(&spec, folder.weights(), None)?;
         let (quantized, blocks) = (!checked.quantized.is_empty(), checked.blocks(&spec));
-        Ok(Self { base, folder, spec, quantized, blocks })
+        Ok(Self { base, folder, spec, quantized, ignored_config_keys, blocks })
     }
 
     /// Name for messages and model cards: the hub id, else the folder.
@@ -58,6 +70,12 @@ impl OpenedBase {
             None => self.base.folder.display().to_string(),
         }
     }
+}
+
+/// The keys of config.json that the run of an adapter left out.
+pub fn ignored_config_keys(adapter: &peft::Adapter) -> Vec<String> {
+    let recorded = adapter.metadata().get(IGNORED_CONFIG_KEYS);
+    recorded.and_then(|keys| serde_json::from_str(keys).ok()).unwrap_or_default()
 }
 
 /// Evidence that a base is the one an adapter was trained on.

@@ -139,7 +139,8 @@ pub fn compare<B: KernelBackend>(
     stop: &dyn Fn() -> bool,
 ) -> Result<Comparison, Error> {
     let merged_folder = ModelDir::open(sides.merged)?;
-    let merged_spec = family::decoder_spec(merged_folder.config())?;
+    let ignored = &sides.base.ignored_config_keys;
+    let merged_spec = family::decoder_spec_of_run(merged_folder.config(), ignored)?;
     let values = sides.adapter.values(sides.targets)?;
     let adapters: LoraSet<B> = LoraSet::from_values(sides.targets.to_vec(), 0.0, values, device)?;
     let adapters = sides.adapter.with_own_saved_modules(adapters, sides.saved_modules.to_vec(), device)?;

@@ -9,7 +9,7 @@ use super::Error;
 use super::base::OpenedBase;
 use crate::adapter::peft::{self, TEMPLATE_FILE};
 use crate::assets::ModelDir;
-use crate::assets::folder::tokenizer_files;
+use crate::assets::folder::{has_tokenizer, tokenizer_files};
 use crate::data::error::Error as DataError;
 use crate::data::template::ChatTemplate;
 use crate::data::tokenize::Tokenizer;
@@ -35,7 +35,7 @@ impl Text {
         let own = tokenizer_files(adapter.folder())?;
         let has = |name: &str| own.iter().any(|file| file.file_name().is_some_and(|file| file == name));
         let own_template = has(TEMPLATE_FILE);
-        let (files, root) = match has("tokenizer.json") {
+        let (files, root) = match has_tokenizer(adapter.folder()) {
             true => (own, adapter.folder()),
             false => {
                 let mut files = base.tokenizer_files()?;
@@ -60,7 +60,7 @@ impl Text {
     }
 
     fn from_files(files: Vec<PathBuf>, root: &Path, folder: &Path) -> Result<Self, Error> {
-        if !root.join("tokenizer.json").is_file() {
+        if !has_tokenizer(root) {
             return Ok(Self { files, tokenizer: None, template: None });
         }
         let tokenizer = Tokenizer::open(root).map_err(DataError::from)?;
@@ -98,6 +98,7 @@ pub fn token_ids(value: Option<&Value>) -> Vec<u32> {
 pub fn write(
     folder: &Path,
     base: &OpenedBase,
+    tied: bool,
     adapter: &peft::Adapter,
     text: &Text,
     dtype: FloatDtype,
@@ -105,7 +106,11 @@ pub fn write(
 ) -> Result<(), Error> {
     let put =
         |name: &str, value: &Value| files::write_bytes(&folder.join(name), format!("{value:#}\n").as_bytes());
-    put("config.json", &config(base.folder.config(), dtype))?;
+    let mut config = config(base.folder.config(), dtype);
+    if base.spec.tied && !tied {
+        config["tie_word_embeddings"] = json!(false);
+    }
+    put("config.json", &config)?;
     let ends = text.end_tokens();
     if let Some(generation) = generation_config(base.folder.generation_config(), base.folder.config(), &ends)
     {

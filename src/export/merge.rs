@@ -18,7 +18,7 @@ use crate::adapter::peft;
 use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
 use crate::files::{self, Existing};
-use crate::model::{FloatDtype, tensors};
+use crate::model::{DecoderSpec, FloatDtype, tensors};
 use crate::quant::spec::Spec;
 
 /// The weights to merge into, as the user chose them.
@@ -96,6 +96,8 @@ pub struct Plan {
     pub targets: Vec<Target>,
     /// Its modules to save.
     pub saved_modules: Vec<SavedModule>,
+    /// The merged model: the base, untied where the adapter makes head and embeddings differ.
+    pub spec: DecoderSpec,
     /// Evidence that adapter and base belong together.
     pub identity: Identity,
     /// Tokenizer and template of the merged model.
@@ -116,16 +118,30 @@ impl Plan {
         let trained = Trained::of(&adapter);
         let onto = choose(options.onto, &base, trained)?;
         let (targets, identity) = fit(&adapter, &base, options.any_hash)?;
+        let tables = base.spec.tables();
+        let mut spec = base.spec.clone();
+        let embedding = format!("{}.weight", spec.paths.embedding);
+        let head = format!("{}.weight", spec.paths.head);
+        let mut table = |name: &str| {
+            let name = if spec.tied && name == head { embedding.as_str() } else { name };
+            dense(&base, &tensors::check(&base.spec, base.folder.weights(), None)?, name)
+        };
         let adapter = match adapter.adapted_tables().is_empty() {
             true => adapter,
-            false => {
-                let checked = tensors::check(&base.spec, base.folder.weights(), None)?;
-                adapter.fold_tables(&base.spec.saved_modules(), &mut |name| dense(&base, &checked, name))?
+            false => adapter.fold_tables(&tables, &mut table)?,
+        };
+        let saved_modules = adapter.saved_modules(&tables)?;
+        let (adapter, saved_modules) = match spec.tied && !saved_modules.is_empty() {
+            false => (adapter, saved_modules),
+            true => {
+                let (adapter, saved_modules, is_one) =
+                    adapter.split_tied_table(saved_modules, &tables, &mut || table(&embedding))?;
+                spec.tied = is_one;
+                (adapter, saved_modules)
             }
         };
-        let saved_modules = adapter.saved_modules(&base.spec.saved_modules())?;
         let text = Text::open(&adapter, &base.folder)?;
-        Ok(Self { base, adapter, targets, saved_modules, identity, text, onto, trained, options })
+        Ok(Self { base, adapter, targets, saved_modules, spec, identity, text, onto, trained, options })
     }
 
     /// Merges into `out`. The folder appears only if the comparison with the adapter on its base over `rows` passes.
@@ -158,6 +174,7 @@ impl Plan {
         files::write_folder_atomically(out, self.options.existing, |inside| -> Result<(), Error> {
             let merged = Merged {
                 base: &self.base,
+                spec: &self.spec,
                 adapter: &self.adapter,
                 targets: &self.targets,
                 saved_modules: &self.saved_modules,
@@ -171,7 +188,7 @@ impl Plan {
                 progress(Progress::Writing(written.done, written.total));
             };
             let report = merged.write(inside, &mut written, stop)?;
-            folder::write(inside, &self.base, &self.adapter, &self.text, dtype, &onto)?;
+            folder::write(inside, &self.base, self.spec.tied, &self.adapter, &self.text, dtype, &onto)?;
             let sides = Sides {
                 base: &self.base,
                 adapter: &self.adapter,

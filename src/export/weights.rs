@@ -2,7 +2,8 @@
 //!
 //! `W′ = round(W + scaling · B·A)`, with DoRA each row rescaled to its magnitude: W is read (or dequantized) to f32,
 //! the sum is computed in f32 and rounded once to the output dtype. Tensors without an adapter are copied byte for byte
-//! if their dtype stays. Memory: one tensor in f32 and its sources. A tied output head stays tied and is not written.
+//! if their dtype stays. Memory: one tensor in f32 and its sources. A tied output head is not written, unless the adapter
+//! makes it differ from the embeddings.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,8 +21,8 @@ use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
 use crate::assets::Dtype;
 use crate::files::safetensors::TensorHeader;
-use crate::model::FloatDtype;
 use crate::model::tensors::{self, Checked, Expected};
+use crate::model::{DecoderSpec, FloatDtype};
 use crate::quant::{self, spec::Spec};
 
 /// The weights that the delta is added to.
@@ -70,6 +71,8 @@ impl Report {
 pub struct Merged<'a> {
     /// The base.
     pub base: &'a OpenedBase,
+    /// The merged model: the base, perhaps untied.
+    pub spec: &'a DecoderSpec,
     /// The adapter.
     pub adapter: &'a peft::Adapter,
     /// Its targets on this base.
@@ -102,7 +105,7 @@ impl Merged<'_> {
         let checked = tensors::check(&self.base.spec, self.base.folder.weights(), None)?;
         let mut sources: BTreeMap<String, Expected> = BTreeMap::new();
         let mut entries = Vec::new();
-        for tensor in tensors::expected(&self.base.spec) {
+        for tensor in tensors::expected(self.spec) {
             let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
             let header = TensorHeader { name, dtype: self.dtype_of(&tensor, &checked), shape };
             entries.push(Entry { parameters: elements(&tensor), tensors: vec![header] });

@@ -132,7 +132,7 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         sampling: &Sampling,
         listen: &mut dyn FnMut(GenerationEvent) -> ControlFlow<()>,
     ) -> Result<Generation, Error> {
-        let context = self.decoder.spec().max_position_embeddings;
+        let context = self.decoder.spec().positions();
         if prompt.is_empty() {
             return Err(Error::EmptyPrompt);
         }

@@ -245,11 +245,11 @@ fn dataset(name: &str, entry: &Node, is_held_out: bool, on_inputs: bool, templat
             let there = "Alpaca's, with a line break after `### Response:`";
             draft.prompt(&key, node, &mut dataset, there, None);
         }
+        ("alpaca", "alpaca_chat") if alpaca_chat(strategy, &mut dataset) => {
+            let there = format!("axolotl's `{strategy}`, turns of USER and ASSISTANT");
+            draft.prompt(&key, node, &mut dataset, there, None);
+        }
         ("alpaca", _) => {
-            if strategy == "alpaca_chat.load_qa" {
-                dataset.fields.insert("instruction", "question".to_owned());
-                dataset.fields.insert("output", "answer".to_owned());
-            }
             let there = format!("axolotl's `{strategy}`");
             draft.prompt(
                 &key,
@@ -386,6 +386,49 @@ fn files(settings: &mut Settings<'_>, entry: &Node, dataset: Dataset, draft: &mu
         hf::dataset_path(&settings.name("path"), node, &file, draft);
         draft.datasets.push(Dataset { path: file, ..dataset.clone() });
     }
+}
+
+/// The prompts of `alpaca_chat` and its functions; false for another one.
+fn alpaca_chat(strategy: &str, dataset: &mut Dataset) -> bool {
+    let concise = |input: &str| {
+        format!(
+            "SYSTEM: Below is an instruction from a USER that describes a task{input}. The ASSISTANT writes a response that \
+             {} completes the request.\n\n\n",
+            if input.is_empty() { "appropriately and concisely" } else { "concisely and appropriately" }
+        )
+    };
+    let usual = |input: &str| {
+        format!(
+            "SYSTEM: Below is an instruction that describes a task{input}. Write a response that appropriately completes the \
+             request.\n"
+        )
+    };
+    let columns = match strategy.split_once('.').map_or("load", |(_, function)| function) {
+        "load_qa" => Some(("question", "answer")),
+        "load_camel_ai" => Some(("message_1", "message_2")),
+        "load" | "load_concise" | "load_no_prompt" => None,
+        _ => return false,
+    };
+    let system = |input: &str| match strategy.rsplit('.').next() {
+        Some("load_no_prompt") => String::new(),
+        Some("load_concise" | "load_qa" | "load_camel_ai") => concise(input),
+        _ => usual(input),
+    };
+    let without_input = format!("{}USER: {{instruction}}\nASSISTANT:", system(""));
+    match columns {
+        // Their rows have no input.
+        Some((instruction, output)) => {
+            dataset.fields.insert("instruction", instruction.to_owned());
+            dataset.fields.insert("output", output.to_owned());
+            dataset.template = Some(without_input);
+        }
+        None => {
+            let system = system(", paired with an input that provides further context");
+            dataset.template = Some(format!("{system}USER: {{instruction}}\n{{input}}\nASSISTANT:"));
+            dataset.without_input = Some(without_input);
+        }
+    }
+    true
 }
 
 /// A prompt that the configuration writes itself, over an instruction, an input and a system prompt.

@@ -6,6 +6,7 @@ use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
 use super::hugging_face::{self as hf, Defaults};
 use super::preference::{self, Goal, SUPPORTED};
 use super::source::{self, Node};
+use crate::data::roles::is_call;
 
 const DEFAULTS: Defaults = Defaults {
     epochs: 3.0,
@@ -219,7 +220,14 @@ fn dataset(
             format!("{folder}/{name}.json")
         }
     };
-    let is_chat = entry.and_then(|entry| entry.get("formatting")).and_then(Node::text) == Some("sharegpt");
+    let formatting = entry.and_then(|entry| entry.get("formatting"));
+    let is_chat = matches!(formatting.and_then(Node::text), Some("sharegpt" | "openai"));
+    if let Some(node) = formatting.filter(|node| !is_chat && node.text() != Some("alpaca")) {
+        let text = format!(
+            "`{node}` is a layout of LLaMA-Factory's plugins: convert the rows to messages or alpaca"
+        );
+        draft.note(Kind::Decide, &format!("{key}.{name}.formatting"), node, text);
+    }
     let compares = !dataset.format.is_empty();
     if !compares {
         dataset.format = if is_chat { "messages" } else { "alpaca" };
@@ -279,6 +287,7 @@ fn describe(at: &str, entry: &Node, is_chat: bool, compares: bool, dataset: &mut
             ("columns", "chosen", "chosen", "chosen"),
             ("columns", "rejected", "rejected", "rejected"),
             ("columns", "kto_tag", "label", "kto_tag"),
+            ("columns", "tools", "tools", "tools"),
             ("tags", "role_tag", "role", "from"),
             ("tags", "content_tag", "content", "value"),
         ],
@@ -289,9 +298,12 @@ fn describe(at: &str, entry: &Node, is_chat: bool, compares: bool, dataset: &mut
             ("columns", "chosen", "chosen", "chosen"),
             ("columns", "rejected", "rejected", "rejected"),
             ("columns", "kto_tag", "label", "kto_tag"),
+            ("columns", "tools", "tools", "tools"),
         ],
         (true, _) => &[
             ("columns", "messages", "messages", "conversations"),
+            ("columns", "system", "system", "system"),
+            ("columns", "tools", "tools", "tools"),
             ("tags", "role_tag", "role", "from"),
             ("tags", "content_tag", "content", "value"),
         ],
@@ -299,11 +311,19 @@ fn describe(at: &str, entry: &Node, is_chat: bool, compares: bool, dataset: &mut
             ("columns", "prompt", "instruction", "instruction"),
             ("columns", "query", "input", "input"),
             ("columns", "response", "output", "output"),
+            ("columns", "system", "system", "system"),
+            ("columns", "tools", "tools", "tools"),
+            ("columns", "history", "history", "history"),
         ],
     };
     for table in ["columns", "tags"] {
         let Some(node) = all.take(table) else { continue };
         let mut inner = Settings::of(node, &all.name(table));
+        if let Some(node) = node.get("history").filter(|_| dataset.format == "alpaca") {
+            let text = "the answers in earlier turns are shown and not learned here; LLaMA-Factory learns them unless \
+                        `mask_history` is set";
+            draft.note(Kind::Changed, &format!("{at}.columns.history"), node, text);
+        }
         for (_, theirs, ours, usual) in fields.iter().filter(|(of, ..)| *of == table) {
             let column = inner.take(theirs).and_then(Node::text).filter(|column| column != usual);
             if let Some(column) = column {
@@ -318,14 +338,13 @@ fn describe(at: &str, entry: &Node, is_chat: bool, compares: bool, dataset: &mut
             ("function_tag", "function"),
         ] {
             let name = inner.name(tag);
-            if let Some(node) = inner.take(tag) {
+            // Calls of tools go by their name.
+            let is_known = |node: &&Node| tag == "function_tag" && node.text().is_some_and(is_call);
+            if let Some(node) = inner.take(tag).filter(|node| !is_known(node)) {
                 draft.roles(&name, node, dataset, role, node.text().map(str::to_owned).into_iter().collect());
             }
         }
         for (column, what) in [
-            ("system", "a system prompt"),
-            ("history", "earlier turns"),
-            ("tools", "the tools of a conversation"),
             ("images", "images"),
             ("videos", "videos"),
             ("audios", "sound"),

@@ -1,7 +1,8 @@
 //! Typed reading of config.json, strict about unknown keys.
 //!
 //! Every key is either read by a family, on the list of keys that cannot change the maths, or must have the one
-//! value without effect; any other key that is not null is an error. Knows no family.
+//! value without effect. Of the other keys, those whose name speaks of the maths are an error and the rest are named as
+//! unread. Knows no family.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -84,6 +85,113 @@ const IRRELEVANT: &[&str] = &[
     "top_p",
     "typical_p",
 ];
+
+/// Keys whose name speaks of the maths although no implementation reads them for a forward pass.
+const UNREAD: &[&str] = &[
+    "dual_chunk_attention_config",
+    "gradient_checkpointing_layers",
+    "use_flash_attention",
+    "use_flash_attention_2",
+    "vocab_file",
+];
+
+/// Parts of the names of keys that may change what a decoder computes.
+const OF_THE_MATHS: &[&str] = &[
+    "_act",
+    "act_",
+    "activ",
+    "adapter",
+    "alibi",
+    "alpha",
+    "attention",
+    "attn",
+    "beta",
+    "bias",
+    "bidirect",
+    "block",
+    "causal",
+    "clip",
+    "conv",
+    "depth",
+    "dim",
+    "embed",
+    "eps",
+    "expert",
+    "factor",
+    "ffn",
+    "gate",
+    "glu",
+    "head",
+    "hidden",
+    "kv",
+    "latent",
+    "layer",
+    "logit",
+    "lora",
+    "mask",
+    "mixer",
+    "mlp",
+    "moe",
+    "multiplier",
+    "nope",
+    "norm",
+    "parallel",
+    "position",
+    "qk",
+    "quant",
+    "rank",
+    "recurr",
+    "residual",
+    "rope",
+    "rotary",
+    "router",
+    "scal",
+    "size",
+    "softcap",
+    "soft_cap",
+    "sparse",
+    "ssm",
+    "temper",
+    "theta",
+    "tie_",
+    "vocab",
+    "width",
+    "window",
+];
+
+/// Parts of the names of dropouts.
+const DROPOUTS: &[&str] = &["dropout", "_pdrop", "drop_rate"];
+
+/// Whether a value says nothing: null, an empty value, a dropout of zero.
+fn is_nothing(path: &str, value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        Value::String(text) => text.is_empty(),
+        value => value.as_f64() == Some(0.0) && DROPOUTS.iter().any(|part| path.contains(part)),
+    }
+}
+
+/// Whether an unread key might change the maths. Names with a leading underscore are notes of tools.
+fn might_change_maths(path: &str) -> bool {
+    let (path, key) = (path.to_lowercase(), path.rsplit('.').next().unwrap_or(path));
+    let of_the_maths = OF_THE_MATHS.iter().chain(DROPOUTS);
+    !key.starts_with('_') && !UNREAD.contains(&key) && { of_the_maths }.any(|part| path.contains(part))
+}
+
+/// config.json without the keys at these paths (`rope_parameters.twist`), and those of the paths that it does not have.
+pub(super) fn without_keys<'a>(config: &Value, paths: &'a [String]) -> (Value, Vec<&'a String>) {
+    fn remove(value: &mut Value, path: &str) -> bool {
+        let Some(entries) = value.as_object_mut() else { return false };
+        let mut splits = path.match_indices('.').map(|(at, _)| (&path[..at], &path[at + 1..]));
+        entries.shift_remove(path).is_some()
+            || splits.any(|(head, tail)| entries.get_mut(head).is_some_and(|inner| remove(inner, tail)))
+    }
+    let mut config = config.clone();
+    let absent = paths.iter().filter(|path| !remove(&mut config, path)).collect();
+    (config, absent)
+}
 
 /// The keys of a JSON object, each remembered as it is read.
 pub(super) struct ConfigReader<'a> {
@@ -218,21 +326,23 @@ impl<'a> ConfigReader<'a> {
         }
     }
 
-    /// Fails if the object has keys that were not read and are not known to be irrelevant.
-    pub(super) fn finish(&self) -> Result<(), Error> {
+    /// Fails if the object has keys that were not read and might change the maths; returns the other keys that were not
+    /// read and are not known to be irrelevant.
+    pub(super) fn finish(&self) -> Result<Vec<String>, Error> {
         let read = self.read.borrow();
         let irrelevant = |key: &str| self.path.is_empty() && IRRELEVANT.contains(&key);
-        let unknown: Vec<String> = self
+        let unread = self
             .entries
             .iter()
-            .filter(|(_, value)| !value.is_null())
+            .filter(|(key, value)| !is_nothing(key, value))
             .filter(|(key, _)| !read.contains(key.as_str()) && !irrelevant(key))
-            .map(|(key, value)| format!("`{}` = {}", self.name(key), shorten(value)))
-            .collect();
-        match unknown.is_empty() {
-            true => Ok(()),
-            false => Err(Error::UnknownKeys { keys: unknown }),
+            .map(|(key, value)| (self.name(key), value));
+        let (unknown, harmless): (Vec<_>, Vec<_>) = unread.partition(|(path, _)| might_change_maths(path));
+        if unknown.is_empty() {
+            return Ok(harmless.into_iter().map(|(path, _)| path).collect());
         }
+        let keys = unknown.iter().map(|(path, value)| format!("`{path}` = {}", shorten(value))).collect();
+        Err(Error::UnknownKeys { keys, paths: unknown.into_iter().map(|(path, _)| path).collect() })
     }
 
     fn wrong(&self, key: &str, expected: &str, found: &Value) -> Error {

@@ -110,7 +110,16 @@ impl DecoderSpec {
 
     /// The modules that can be trained in full and saved: none if the head is tied to the embeddings, no head with a bias.
     pub fn saved_modules(&self) -> Vec<SavedModule> {
-        let saved = |kind: SavedKind| {
+        match self.tied {
+            true => Vec::new(),
+            false => self.tables(),
+        }
+    }
+
+    /// The embeddings and the output head, each as a table of its own. A head with a bias is not among them: a trained one
+    /// would have its bias trained too.
+    pub fn tables(&self) -> Vec<SavedModule> {
+        let table = |kind: SavedKind| {
             let path = match kind {
                 SavedKind::Embedding => self.paths.embedding,
                 SavedKind::Head => self.paths.head,
@@ -118,11 +127,15 @@ impl DecoderSpec {
             SavedModule { kind, path: path.to_owned(), shape: [self.vocab_size, self.hidden_size] }
         };
         match (self.tied, self.head_bias) {
-            (true, _) => Vec::new(),
-            // A trained head would have its bias trained too.
-            (false, true) => vec![saved(SavedKind::Embedding)],
-            (false, false) => SavedKind::ALL.map(saved).to_vec(),
+            (true, true) => Vec::new(),
+            (false, true) => vec![table(SavedKind::Embedding)],
+            (_, false) => SavedKind::ALL.map(table).to_vec(),
         }
+    }
+
+    /// Positions that a document may have: those the model was made for, stretched as its frequencies are.
+    pub fn positions(&self) -> usize {
+        self.rotary.positions().max(self.max_position_embeddings)
     }
 
     /// Parameters of the model; a tied head is counted once.

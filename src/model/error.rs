@@ -29,13 +29,21 @@ pub enum Error {
     },
     /// Keys of config.json whose meaning is not known.
     #[error(
-        "config.json has keys that are not understood and might change the maths: {}; if they do not matter for \
-         this model, remove them from a copy of the file",
+        "config.json has keys that are not understood and might change the maths: {}. If they do not matter for this \
+         model, leave them out: `ignore_config_keys = {paths:?}` in `[model]`",
         keys.join(", ")
     )]
     UnknownKeys {
         /// `key = value` of each.
         keys: Vec<String>,
+        /// The keys alone.
+        paths: Vec<String>,
+    },
+    /// A key to leave out that config.json does not have.
+    #[error("`ignore_config_keys` names `{key}`, which config.json does not have")]
+    NoSuchKey {
+        /// The key.
+        key: String,
     },
     /// The tensors of the checkpoint are not those of the model that config.json describes.
     #[error("the weights in {folder} do not fit config.json: {}", problems.join("; "))]

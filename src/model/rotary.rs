@@ -69,6 +69,20 @@ pub enum RotaryScaling {
 }
 
 impl RotarySpec {
+    /// Positions that the stretched frequencies reach. Llama 3.1's own length is already the stretched one.
+    pub fn positions(&self) -> usize {
+        let stretched = |positions: usize, factor: f64| (positions as f64 * factor) as usize;
+        match &self.scaling {
+            RotaryScaling::None | RotaryScaling::Llama3 { .. } => self.max_position_embeddings,
+            RotaryScaling::Linear { factor } | RotaryScaling::Dynamic { factor } => {
+                stretched(self.max_position_embeddings, *factor)
+            }
+            RotaryScaling::Yarn { factor, original_max_position_embeddings, .. } => {
+                stretched(*original_max_position_embeddings, *factor)
+            }
+        }
+    }
+
     /// Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
     pub(super) fn read(
         config: &ConfigReader<'_>,

@@ -1,6 +1,6 @@
 //! The `[model]` table of a recipe: its keys, and their values as a [`Spec`].
 
-use crate::document::{Key, KeyTable, TableReader, Word, Writer};
+use crate::document::{Key, KeyTable, TableReader, Word, Writer, text};
 
 /// The base model of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,8 @@ pub struct Spec {
     pub revision: Option<String>,
     /// What matrix products are computed in.
     pub compute_dtype: ComputeDtype,
+    /// Keys of config.json that are read as if they were absent (`rope_parameters.twist`).
+    pub ignore_config_keys: Vec<String>,
 }
 
 /// What matrix products are computed in.
@@ -50,6 +52,7 @@ pub(crate) struct Draft {
     base: Option<String>,
     revision: Option<String>,
     compute_dtype: ComputeDtype,
+    ignore_config_keys: Vec<String>,
 }
 
 type K = Key<Draft>;
@@ -90,6 +93,9 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
                 "pure_bf16",
                 "bnb_4bit_compute_dtype",
             ]),
+        K::list("ignore_config_keys", text, |model| &mut model.ignore_config_keys)
+            .means("Keys of the base's config.json to read as if they were absent: [\"name\", \"rope_parameters.name\"].")
+            .added(),
     ],
     ..KeyTable::NEW
 };
@@ -97,13 +103,13 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
 impl Spec {
     /// Reads the `[model]` table; `None` if it names no base.
     pub fn read(table: &mut TableReader<'_, '_>) -> Option<Self> {
-        let Draft { base, revision, compute_dtype } = TABLE.read(table);
-        Some(Self { base: base?, revision, compute_dtype })
+        let Draft { base, revision, compute_dtype, ignore_config_keys } = TABLE.read(table);
+        Some(Self { base: base?, revision, compute_dtype, ignore_config_keys })
     }
 
     /// Writes the table.
     pub fn write(&self, writer: &mut Writer) {
-        let Self { base, revision, compute_dtype } = self.clone();
-        TABLE.write(&mut Draft { base: Some(base), revision, compute_dtype }, writer);
+        let Self { base, revision, compute_dtype, ignore_config_keys } = self.clone();
+        TABLE.write(&mut Draft { base: Some(base), revision, compute_dtype, ignore_config_keys }, writer);
     }
 }

@@ -129,12 +129,43 @@ pub fn check(
     if problems.is_empty() {
         return Ok(Checked { quantized });
     }
+    if let Some(problem) = renamed(spec, weights) {
+        problems = vec![problem];
+    }
     if problems.len() > SHOWN {
         let more = problems.len() - SHOWN;
         problems.truncate(SHOWN);
         problems.push(format!("and {more} more"));
     }
     Err(Error::Tensors { folder: weights.folder().display().to_string(), problems })
+}
+
+/// What all names have in front of those that are expected, or lack, where that is all that is wrong with them.
+fn renamed(spec: &DecoderSpec, weights: &WeightFiles) -> Option<String> {
+    let expected: Vec<String> = expected(spec).into_iter().map(|tensor| tensor.name).collect();
+    let has = |name: &str| weights.info(name).is_some();
+    let embedding = embedding_name(spec);
+    let prefix =
+        weights.names().find_map(|name| name.strip_suffix(&embedding).filter(|prefix| !prefix.is_empty()));
+    if let Some(prefix) = prefix.filter(|prefix| expected.iter().all(|name| has(&format!("{prefix}{name}"))))
+    {
+        return Some(format!(
+            "every tensor has `{prefix}` in front of its name, as a wrapper writes it; save the model that is inside the \
+             wrapper, or rename the tensors in a copy"
+        ));
+    }
+    let bare = |name: &str| name.strip_prefix("model.").unwrap_or(name).to_owned();
+    let (head, inner): (Vec<_>, Vec<_>) = expected.into_iter().partition(|name| !name.starts_with("model."));
+    (!has(&embedding) && !inner.is_empty() && inner.iter().all(|name| has(&bare(name)))).then(|| {
+        let head = match head.iter().find(|name| !has(name)) {
+            Some(name) => format!(", and `{name}` is missing"),
+            None => String::new(),
+        };
+        format!(
+            "the names of the tensors lack `model.`, as a model without its output head is saved{head}; load the folder with \
+             transformers' AutoModelForCausalLM and save it again (`save_pretrained`)"
+        )
+    })
 }
 
 /// Tensors that some tools write and that are redundant: rotary frequencies, a copy of tied embeddings.

@@ -11,7 +11,7 @@ use crate::adapter::target::tensors;
 use crate::assets::folder::tokenizer_files;
 use crate::assets::resolve_base;
 use crate::device::{Device, OnBackend};
-use crate::export::base::{OpenedBase, fit};
+use crate::export::base::{OpenedBase, fit, ignored_config_keys};
 use crate::export::check::Rows;
 use crate::export::combine::{self, Combined, Weighted};
 use crate::export::consumer::{Consumer, Exported, export as write_for};
@@ -52,7 +52,7 @@ impl BaseChoice<'_> {
             },
         };
         let found = resolve_base(name, revision, environment.hub_cache).map_err(model::Error::from)?;
-        Ok(OpenedBase::open(found)?)
+        Ok(OpenedBase::open_without(found, ignored_config_keys(adapter))?)
     }
 
     /// Opens the named base, or the adapter's own if it is on this machine.
@@ -95,7 +95,7 @@ impl Merge {
         let base = base.open(&opened, environment)?;
         let plan = Plan::new(opened, base, options)?;
         let spec = &plan.base.spec;
-        let (tokenizer, positions) = (plan.text.tokenizer.as_ref(), spec.max_position_embeddings);
+        let (tokenizer, positions) = (plan.text.tokenizer.as_ref(), spec.positions());
         let rows = held_out::rows(source, adapter, tokenizer, spec.vocab_size, positions, environment)?;
         Ok(Self { _combined: None, plan, rows })
     }

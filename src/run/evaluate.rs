@@ -326,7 +326,7 @@ impl Evaluation {
                 let style = if matching.as_chat { PromptStyle::default() } else { raw };
                 (Prompt::Text(prompt), style, completion)
             }
-            Example::Conversation(Conversation { mut messages, context }) => match messages.pop() {
+            Example::Conversation(Conversation { mut messages, context, .. }) => match messages.pop() {
                 Some(last) if last.role == "assistant" && !messages.is_empty() => (
                     Prompt::Messages(messages.into_iter().map(value_of).collect(), context),
                     PromptStyle::default(),
@@ -440,6 +440,7 @@ fn of_recipe(
         tokenizer: opened.tokenizer.clone(),
         template: opened.template.clone(),
         vocabulary_size: Some(opened.base.spec.vocab_size),
+        positions: Some(opened.context()),
     };
     // Rows keep their own documents, and a batch the same number of them.
     let spec = Spec { packing: false, ..recipe.data.clone() };
@@ -455,6 +456,7 @@ fn corpus_of(opened: &OpenedModel, spec: Option<&Spec>, data: DatasetSpec) -> Re
         tokenizer: opened.tokenizer.clone(),
         template: opened.template.clone(),
         vocabulary_size: Some(opened.base.spec.vocab_size),
+        positions: Some(opened.context()),
     };
     Ok(Corpus::held_out(&spec, &[data], 0, language)?)
 }

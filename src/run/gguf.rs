@@ -43,7 +43,7 @@ impl Source {
         environment: &Environment<'_>,
     ) -> Result<Self, Error> {
         if source.join(peft::CONFIG_FILE).is_file() {
-            let adapter = peft::Adapter::open(source)?;
+            let adapter = peft::Adapter::open_with_tables(source)?;
             let base = base.open(&adapter, environment)?;
             return Ok(Self::Adapter(Box::new(Plan::new(adapter, base, options)?)));
         }
@@ -96,6 +96,7 @@ impl Source {
                 keep_sources(out, &[plan.adapter.folder(), plan.base.folder.root()])?;
                 let merged = Merged {
                     base: &plan.base,
+                    spec: &plan.spec,
                     adapter: &plan.adapter,
                     targets: &plan.targets,
                     saved_modules: &plan.saved_modules,

@@ -18,7 +18,7 @@ use crate::data::error::Error as DataError;
 use crate::data::template::ChatTemplate;
 use crate::data::tokenize::Tokenizer;
 use crate::device::{Device, OnBackend};
-use crate::export::base::{FAMILY_KEY, OpenedBase, Trained};
+use crate::export::base::{FAMILY_KEY, OpenedBase, Trained, ignored_config_keys};
 use crate::export::folder::{Text, end_tokens as ends_of_text, token_ids};
 use crate::generate::Session;
 use crate::generate::answer::{Answer, Request, answer};
@@ -133,6 +133,7 @@ impl LoadedModel<'_> {
 struct Origin {
     base: String,
     revision: Option<String>,
+    ignored_config_keys: Vec<String>,
     quantization: Option<quant::spec::Spec>,
     compute_dtype: ComputeDtype,
     device: DeviceSpec,
@@ -143,6 +144,7 @@ impl Origin {
         Self {
             base: recipe.model.base.clone(),
             revision: recipe.model.revision.clone(),
+            ignored_config_keys: recipe.model.ignore_config_keys.clone(),
             quantization: recipe.quantization,
             compute_dtype: recipe.model.compute_dtype,
             device: recipe.device,
@@ -201,7 +203,12 @@ impl OpenedModel {
         let (name, revision) = base_of(choice, adapter.as_ref(), origin.as_ref())?;
         let found =
             resolve_base(&name, revision.as_deref(), environment.hub_cache).map_err(model::Error::from)?;
-        let base = OpenedBase::open(found)?;
+        let ignored = match (&origin, &adapter) {
+            (Some(origin), _) => origin.ignored_config_keys.clone(),
+            (None, Some(adapter)) => ignored_config_keys(adapter),
+            (None, None) => Vec::new(),
+        };
+        let base = OpenedBase::open_without(found, ignored)?;
         let adapter = adapter.map(|adapter| fitted(adapter, &base)).transpose()?;
         let text = match &adapter {
             Some((adapter, _)) => Text::open(adapter, &base.folder)?,
@@ -253,16 +260,16 @@ impl OpenedModel {
     /// # Errors
     /// There is none.
     pub fn tokenizer(&self) -> Result<&Tokenizer, Error> {
-        let missing = || {
-            let folder = self.base.folder.root().display();
-            Error::Choice(format!("{folder} has no tokenizer.json, so the model cannot read text"))
+        let missing = || match Tokenizer::open(self.base.folder.root()) {
+            Err(error) => Error::Choice(error.to_string()),
+            Ok(_) => Error::Unopened,
         };
         self.tokenizer.as_deref().ok_or_else(missing)
     }
 
     /// Largest number of tokens of prompt and answer together.
     pub fn context(&self) -> usize {
-        self.base.spec.max_position_embeddings
+        self.base.spec.positions()
     }
 
     /// Checks that the model fits into memory for work of this extent.
@@ -416,7 +423,7 @@ fn fitted(adapter: peft::Adapter, base: &OpenedBase) -> Result<(peft::Adapter, V
 /// Tokenizer and template of a base.
 fn text_of(base: &ModelDir) -> Result<Text, Error> {
     let files = base.tokenizer_files()?;
-    if base.tokenizer_json().is_none() {
+    if !base.has_tokenizer() {
         return Ok(Text { files, tokenizer: None, template: None });
     }
     let tokenizer = Tokenizer::open(base.root()).map_err(DataError::from)?;

@@ -31,6 +31,8 @@ pub struct Opened {
     pub model: ModelDir,
     /// What the base model is.
     pub spec: DecoderSpec,
+    /// Keys of config.json that are not read because they do not change the maths.
+    pub unread_config_keys: Vec<String>,
     /// How the projections will be held: as the recipe says, or as a 4-bit checkpoint stores them.
     pub quantization: Option<quant::spec::Spec>,
     /// The projections that get an adapter.
@@ -52,6 +54,7 @@ struct OpenedModel {
     base: Base,
     folder: ModelDir,
     spec: DecoderSpec,
+    unread_config_keys: Vec<String>,
     quantization: Option<quant::spec::Spec>,
 }
 
@@ -80,6 +83,7 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
             base: model.base,
             model: model.folder,
             spec: model.spec,
+            unread_config_keys: model.unread_config_keys,
             quantization: model.quantization,
             targets,
             saved_modules,
@@ -99,15 +103,20 @@ fn open_model(file: &mut RecipeFile, environment: &Environment<'_>) -> Option<Op
         .map_err(model::Error::from)
         .and_then(|base| {
             let folder = ModelDir::open(&base.folder)?;
-            let decoder = model::family::decoder_spec(folder.config())?;
+            let (decoder, unread_config_keys) =
+                model::family::decoder_spec_without(folder.config(), &spec.ignore_config_keys)?;
             let checked = model::tensors::check(&decoder, folder.weights(), quantization)?;
             let quantization = quantization.or_else(|| checked.blocks(&decoder));
-            Ok(OpenedModel { base, folder, spec: decoder, quantization })
+            Ok(OpenedModel { base, folder, spec: decoder, unread_config_keys, quantization })
         });
     match opened {
         Ok(opened) => Some(opened),
         Err(error) => {
-            let place = file.place(&["model", "base"]);
+            let key = match &error {
+                model::Error::NoSuchKey { .. } => "ignore_config_keys",
+                _ => "base",
+            };
+            let place = file.place(&["model", key]);
             report_new(file, Problem::new("model::unusable", place, error.to_string()).label("this base"));
             None
         }
@@ -217,7 +226,7 @@ fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
     let formats: Vec<Format> = file.parts().datasets.iter().flatten().map(|dataset| dataset.format).collect();
     let needed =
         formats.iter().any(|format| *format != Format::Tokens) || !file.parts().sample.prompts.is_empty();
-    if folder.tokenizer_json().is_none() && !needed {
+    if !folder.has_tokenizer() && !needed {
         return Text { tokenizer: None, template: None, template_is_broken: false };
     }
     let tokenizer = match Tokenizer::open(folder.root()) {
@@ -225,7 +234,7 @@ fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
         Err(error) => {
             let place = file.place(&["model", "base"]);
             let problem = Problem::new("model::tokenizer", place, error.to_string()).label("this base");
-            file.report(problem.help("only `format = \"tokens\"` can be trained on without a tokenizer"));
+            file.report(problem.help("without a tokenizer, only `format = \"tokens\"` can be trained on"));
             return Text { tokenizer: None, template: None, template_is_broken: false };
         }
     };
@@ -278,6 +287,7 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
         tokenizer: text.tokenizer.clone(),
         template: text.template.clone(),
         vocabulary_size: Some(model.spec.vocab_size),
+        positions: Some(model.spec.positions()),
     };
     match Corpus::of_opened(&file.parts().data, opened, file.parts().seed, language) {
         Ok(corpus) => {

@@ -48,6 +48,10 @@ impl Provenance<'_> {
         if let Some(kwargs) = &self.recipe.data.chat_template_kwargs {
             put("chat_template_kwargs", serde_json::Value::from(kwargs.0.clone()).to_string());
         }
+        let ignored = &self.recipe.model.ignore_config_keys;
+        if !ignored.is_empty() {
+            put("ignored_config_keys", serde_json::Value::from(ignored.clone()).to_string());
+        }
         put("base_family", self.family.to_owned());
         let Summary { state, ended } = self.summary;
         put("steps", state.step.to_string());

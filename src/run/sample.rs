@@ -82,7 +82,9 @@ fn encode(opened: &Opened, prompt: &str) -> Result<Option<Vec<u32>>, Error> {
     let dataset = datasets.iter().find(|dataset| dataset.split == Split::Train);
     let is_conversation = match dataset.map(|dataset| dataset.format) {
         Some(Format::Messages) => true,
-        Some(Format::Preference | Format::Feedback) => first_is_conversation(opened),
+        Some(Format::Preference | Format::Feedback | Format::PromptCompletion) => {
+            first_is_conversation(opened)
+        }
         _ => dataset.is_some_and(|dataset| dataset.prompt.chat),
     };
     let text = dataset.map_or(prompt.to_owned(), |dataset| dataset.prompt.fill(dataset.format, prompt, ""));
@@ -103,7 +105,8 @@ fn first_is_conversation(opened: &Opened) -> bool {
     let answer = match first.and_then(|(dataset, _)| dataset.example(0).ok()) {
         Some(Example::Preference { chosen, .. }) => chosen,
         Some(Example::Feedback { answer, .. }) => answer,
+        Some(Example::Conversation(_)) => return true,
         _ => return false,
     };
-    matches!(answer, Answer::Messages { .. })
+    matches!(answer, Answer::Messages(_))
 }

@@ -9,6 +9,7 @@ use super::plan;
 use super::{Environment, Error};
 use crate::data::batch::Batching;
 use crate::data::error::Error as DataError;
+use crate::data::spec::OnBeyondPositions;
 use crate::data::survey::Survey;
 use crate::train::event::{Event, Observer};
 use crate::units::Grouped;
@@ -93,6 +94,10 @@ pub(super) fn extent(
 /// What is worth knowing about the rows, although it is not an error.
 pub(super) fn warnings(opened: &Opened, survey: &Survey) -> Vec<String> {
     let mut warnings: Vec<String> = survey.notes.iter().map(ToString::to_string).collect();
+    if !opened.unread_config_keys.is_empty() {
+        let keys = opened.unread_config_keys.join("`, `");
+        warnings.push(format!("config.json of the base: not used: `{keys}`"));
+    }
     let val_split = opened.recipe.data.val_split;
     if val_split > 0.0 && survey.validation.rows == 0 {
         let rows = Grouped(survey.train.rows);
@@ -100,8 +105,14 @@ pub(super) fn warnings(opened: &Opened, survey: &Survey) -> Vec<String> {
             "`val_split = {val_split}` holds out none of the {rows} rows: there will be no evaluation"
         ));
     }
+    let beyond = match opened.recipe.data.on_beyond_positions {
+        OnBeyondPositions::Drop => "left out, longer",
+        OnBeyondPositions::Error | OnBeyondPositions::Learn => "longer",
+    };
+    let beyond = format!("{beyond} than the model's {} positions", Grouped(opened.spec.positions() as u64));
     let named = [
         (&survey.overflow, "longer than `max_seq_len`"),
+        (&survey.beyond_positions, beyond.as_str()),
         (&survey.empty, "left out, nothing in them supervised"),
     ];
     for (rows, what) in named {

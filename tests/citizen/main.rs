@@ -13,6 +13,7 @@ mod earlier;
 mod envelope;
 mod events;
 mod exit_codes;
+mod faults;
 mod fixture;
 mod folder;
 mod reproduce;

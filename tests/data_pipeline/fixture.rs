@@ -91,6 +91,7 @@ impl Folder {
             tokenizer: tokenizer.then(|| Arc::clone(&self.tokenizer)),
             template: template.then(|| Arc::new(chatml())),
             vocabulary_size: Some(VOCABULARY_SIZE),
+            positions: None,
         }
     }
 }

@@ -14,7 +14,9 @@ use tune::data::corpus::Corpus;
 use tune::data::error::Error;
 use tune::data::example::RowId;
 use tune::data::inspect::Verdict;
-use tune::data::spec::{Format, OnEmpty, OnHiddenThoughts, OnMarked, OnOverflow, Spec, Split, TrainOn};
+use tune::data::spec::{
+    Format, OnBeyondPositions, OnEmpty, OnHiddenThoughts, OnMarked, OnOverflow, Spec, Split, TrainOn,
+};
 use tune::data::survey::Note;
 use tune::data::tokenize::Supervision;
 
@@ -31,6 +33,7 @@ fn spec() -> Spec {
         chat_template_kwargs: None,
         on_marked: OnMarked::Skip,
         on_hidden_thoughts: OnHiddenThoughts::Learn,
+        on_beyond_positions: OnBeyondPositions::Error,
     }
 }
 

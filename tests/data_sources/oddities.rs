@@ -51,6 +51,14 @@ fn d9_json_that_is_nearly_right() {
         (format!("[{ROW},\n]"), &["line 2", "a `,` before the `]`"]),
         ("{'prompt': 'Hi', 'completion': 'Hello'}\n".to_owned(), &["a.jsonl:1", "json.dumps"]),
         (format!("{{\"version\": 1,\n \"data\": [{ROW}]}}"), &["`data` holds the rows", "jq -c '.data[]'"]),
+        (
+            r#"{"prompt": {"0": "Hi", "1": "Ho"}, "completion": {"0": "a", "1": "b"}}"#.to_owned(),
+            &["pandas", "orient="],
+        ),
+        (
+            r#"{"columns": ["prompt", "completion"], "index": [0], "data": [["Hi", "Ho"]]}"#.to_owned(),
+            &["pandas", "orient="],
+        ),
         // The first row is broken, and only that.
         (format!("{}\n{ROW}\n", &ROW[..30]), &["a.jsonl:1", "not valid JSON"]),
         (format!("{{\"prompt\": NaN, {}\n", &ROW[17..]), &["/prompt", "found null"]),

@@ -212,24 +212,55 @@ fn every_key_of_a_list_of_datasets_carries_over_or_is_named() {
     );
     let imported = import(&text, "c.yml", None).unwrap();
     assert!(
-        imported.recipe.contains("fields = { content = \"said\", messages = \"talk\", role = \"who\" }"),
+        imported.recipe.contains(
+            "fields = { content = \"said\", messages = \"talk\", role = \"who\", system = \"persona\", tools = \"functions\" }"
+        ),
         "{}",
         imported.recipe
     );
     let notes: Vec<String> = imported.notes.iter().map(ToString::to_string).collect();
-    for key in [
-        "subset",
-        "num_samples",
-        "ranking",
-        "no_such_key",
-        "columns.system",
-        "columns.tools",
-        "columns.no_such_column",
-    ] {
+    for key in ["subset", "num_samples", "ranking", "no_such_key", "columns.no_such_column"] {
         has(&notes, &[&format!("dataset.talk.{key}: ")]);
     }
     assert!(imported.recipe.contains("roles = { user = [\"customer\"] }"), "{}", imported.recipe);
     assert!(!notes.iter().any(|note| note.contains("assistant_tag")), "{notes:#?}");
+}
+
+#[test]
+fn d3_alpaca_rows_of_other_layouts_keep_their_prompt_and_context() {
+    let (recipe, notes) = axolotl_with(
+        "datasets:\n  - {path: a.jsonl, type: alpaca_chat.load_qa}\n  - {path: b.jsonl, type: alpaca_chat}\n  \
+         - {path: c.jsonl, type: alpaca_chat.load_no_prompt}\n",
+    );
+    assert!(recipe.contains("fields = { instruction = \"question\", output = \"answer\" }"), "{recipe}");
+    let prompts: Vec<&str> = recipe.lines().filter(|line| line.starts_with("prompt = ")).collect();
+    assert!(
+        prompts[0].ends_with("concisely completes the request.\\n\\n\\nUSER: {instruction}\\nASSISTANT:\""),
+        "{prompts:?}"
+    );
+    assert!(
+        prompts[1].ends_with("the request.\\nUSER: {instruction}\\n{input}\\nASSISTANT:\""),
+        "{prompts:?}"
+    );
+    assert_eq!(prompts[2], "prompt = \"USER: {instruction}\\n{input}\\nASSISTANT:\"");
+    assert!(!notes.iter().any(|note| note.contains("].type")), "{notes:#?}");
+    let folder = tempfile::tempdir().unwrap();
+    let info = r#"{"mine": {"file_name": "m.json", "columns": {"system": "persona", "history": "before", "tools": "api"}},
+        "odd": {"file_name": "o.json", "formatting": "mine"}, "call": {"file_name": "c.json", "formatting": "openai",
+        "tags": {"function_tag": "function_call", "observation_tag": "observation"}}}"#;
+    fs::write(folder.path().join("dataset_info.json"), info).unwrap();
+    let text = format!(
+        "stage: sft\nfinetuning_type: lora\nmodel_name_or_path: m\noutput_dir: o\ndataset: mine,odd,call\ndataset_dir: {}\n",
+        folder.path().display()
+    );
+    let imported = import(&text, "c.yml", None).unwrap();
+    let notes: Vec<String> = imported.notes.iter().map(ToString::to_string).collect();
+    let fields = "fields = { history = \"before\", system = \"persona\", tools = \"api\" }";
+    assert!(imported.recipe.contains(fields), "{}", imported.recipe);
+    has(&notes, &["dataset.mine.columns.history", "`mask_history`"]);
+    has(&notes, &["dataset.odd.formatting", "plugins"]);
+    assert!(imported.recipe.contains("c.json\"\nformat = \"messages\""), "{}", imported.recipe);
+    assert!(!notes.iter().any(|note| note.contains("_tag")), "{notes:#?}");
 }
 
 #[test]

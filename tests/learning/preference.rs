@@ -125,6 +125,7 @@ pub(crate) fn first_step(recipe: &str, base: &Path) -> StepBatch {
         tokenizer: Some(Arc::new(Tokenizer::open(base).unwrap())),
         template: None,
         vocabulary_size: Some(512),
+        positions: None,
     };
     let corpus = Corpus::open(&recipe.data, &recipe.datasets, recipe.seed, language).unwrap();
     let batching = Batching {

@@ -7,6 +7,7 @@ use serde_json::{Map, Number, Value, json};
 
 use super::patterns::{Pattern, first, portable, target_names};
 use crate::adapter::projection::Module;
+use crate::adapter::saved::SavedKind;
 use crate::adapter::spec::{Spec, TargetModules};
 use crate::adapter::target::{Target, full_match, names_module, scaling};
 
@@ -29,6 +30,8 @@ pub struct Config {
     pub use_dora: bool,
     /// `modules_to_save`: names of modules that are trained whole.
     pub modules_to_save: Vec<String>,
+    /// `ensure_weight_tying`: output head and embeddings are one table.
+    pub ties_tables: bool,
     /// `target_modules`.
     pub target_modules: TargetModules,
     /// `rank_pattern`, in file order.
@@ -65,6 +68,7 @@ impl Config {
             use_rslora: spec.use_rslora,
             use_dora: spec.use_dora,
             modules_to_save: sorted(&spec.modules_to_save),
+            ties_tables: false,
             target_modules: TargetModules::Names(target_names(targets, modules)),
             rank_pattern,
             alpha_pattern,
@@ -133,6 +137,7 @@ impl Config {
         let use_rslora = fields.optional("use_rslora", "true or false", Value::as_bool);
         let use_dora = fields.optional("use_dora", "true or false", Value::as_bool);
         let modules_to_save = fields.optional("modules_to_save", "a list of names", names);
+        let ties_tables = fields.optional("ensure_weight_tying", "true or false", Value::as_bool);
         let target_modules = fields.required("target_modules", "a list of names, or a pattern", targets_of);
         let base_model = fields.optional("base_model_name_or_path", "a string", owned);
         let revision = fields.optional("revision", "a string", owned);
@@ -150,6 +155,7 @@ impl Config {
             use_rslora: use_rslora.unwrap_or(false),
             use_dora: use_dora.unwrap_or(false),
             modules_to_save: modules_to_save.unwrap_or_default(),
+            ties_tables: ties_tables.unwrap_or(false),
             target_modules: target_modules?,
             rank_pattern,
             alpha_pattern,
@@ -158,9 +164,14 @@ impl Config {
         (fields.problems.len() == before).then_some(config)
     }
 
-    /// Whether `modules_to_save` names a module.
+    /// Whether `modules_to_save` names a module, or ties it to one that it names.
     pub(super) fn saves(&self, module: &str) -> bool {
-        self.modules_to_save.iter().any(|name| names_module(name, module))
+        let is_table =
+            |path: &str| SavedKind::ALL.iter().any(|kind| path.rsplit('.').next() == Some(kind.hf_name()));
+        let mut names = self.modules_to_save.iter();
+        names.any(|name| {
+            names_module(name, module) || (self.ties_tables && is_table(name) && is_table(module))
+        })
     }
 
     /// The target that PEFT makes of a module.

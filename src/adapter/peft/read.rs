@@ -21,6 +21,7 @@ use crate::adapter::saved::{SavedModule, resolve};
 use crate::adapter::spec::Spec;
 use crate::adapter::target::{Target, tensors};
 use crate::assets::json::{CONFIG_LIMIT, read_object};
+use crate::assets::weights::require_one_kind;
 use crate::assets::{Dtype, SafetensorsFile};
 
 /// An adapter folder whose files are well-formed; no tensor has been read yet.
@@ -78,6 +79,7 @@ impl Adapter {
     /// As [`Self::open`], except for modules to save and LoRA on tables.
     pub fn open_with_tables(folder: &Path) -> Result<Self, Error> {
         require_files(folder)?;
+        require_one_kind(folder)?;
         let fields = read_object(&folder.join(CONFIG_FILE), CONFIG_LIMIT)?;
         let file = SafetensorsFile::open(&folder.join(TENSORS_FILE))?;
         let mut problems = Vec::new();
@@ -183,15 +185,20 @@ impl Adapter {
     /// # Errors
     /// `modules_to_save` names another module, its tensor is missing, or has another shape (all of them together).
     pub fn saved_modules(&self, candidates: &[SavedModule]) -> Result<Vec<SavedModule>, Error> {
-        let names = &self.config.modules_to_save;
-        let saved_modules = match resolve(names, candidates) {
+        // PEFT names one of two tied tables and saves both.
+        let mut names = self.config.modules_to_save.clone();
+        if self.config.ties_tables {
+            let is_saved = |saved: &&SavedModule| self.file.info(&key(&saved.path, Part::Saved)).is_some();
+            names.extend(candidates.iter().filter(is_saved).map(|saved| saved.path.clone()));
+        }
+        let saved_modules = match resolve(&names, candidates) {
             Ok(saved_modules) => saved_modules,
             Err(unknown) => {
                 let known: Vec<&str> = candidates.iter().map(|saved| saved.kind.hf_name()).collect();
                 let problem = |position: usize| match known.as_slice() {
                     [] => format!(
-                        "modules_to_save names `{}`, and the base ties its output head to its embeddings, so neither can \
-                         be saved by itself; merge the adapter with PEFT (`merge_and_unload`)",
+                        "modules_to_save names `{}`, and the base ties its output head to its embeddings; merge the \
+                         adapter into its base first (`tune merge`)",
                         names[position]
                     ),
                     known => format!(
@@ -255,6 +262,31 @@ impl Adapter {
             Some((_, values)) => Ok(values.clone()),
             None => Ok(self.file.read_floats::<f32>(&key(&saved.path, Part::Saved))?),
         }
+    }
+
+    /// Makes output head and embeddings of a tied base its own modules to save, each as the adapter leaves it: `candidates`
+    /// are both, `table` returns the values of the one table. Returns them, and whether they still are one table.
+    ///
+    /// # Errors
+    /// As [`Self::values`].
+    pub fn split_tied_table<E: From<Error>>(
+        mut self,
+        saved: Vec<SavedModule>,
+        candidates: &[SavedModule],
+        table: &mut dyn FnMut() -> Result<Vec<f32>, E>,
+    ) -> Result<(Self, Vec<SavedModule>, bool), E> {
+        if let [only] = saved.as_slice()
+            && let Some(other) = candidates.iter().find(|candidate| candidate.kind != only.kind)
+        {
+            let values = if self.config.ties_tables { self.saved_values(only)? } else { table()? };
+            self.folded.push((other.clone(), values));
+        }
+        let mut values = Vec::with_capacity(candidates.len());
+        for candidate in candidates {
+            values.push(self.saved_values(candidate)?);
+        }
+        let is_one = values.windows(2).all(|pair| pair[0] == pair[1]);
+        Ok((self, candidates.to_vec(), is_one))
     }
 
     /// The modules that have tensors, as targets, in the order of `modules`.

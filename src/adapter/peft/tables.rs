@@ -56,7 +56,7 @@ impl Adapter {
     }
 
     /// Folds LoRA on tables into those of the base: `candidates` are its tables, `read` returns the values of a tensor.
-    /// They are then among [`Self::saved_modules`].
+    /// They are then among [`Self::saved_modules`]. Of a base that ties them, `read` returns the one table for both.
     ///
     /// # Errors
     /// The base has no such table of its own, or a pair is incomplete or does not fit it (all problems together).
@@ -89,12 +89,7 @@ impl Adapter {
             return Err("DoRA on a table is not supported; merge it with PEFT (`merge_and_unload`)".into());
         }
         let Some(saved) = candidates.iter().find(|saved| saved.kind == kind && saved.path == path) else {
-            return Err(match candidates.is_empty() {
-                true => "the base ties its output head to its embeddings, so they cannot differ; merge it with PEFT \
-                         (`merge_and_unload`)"
-                    .into(),
-                false => "the base has no such table".into(),
-            });
+            return Err("the base has no such table".into());
         };
         let (rank, _, scaling) = self.config.strength(path);
         let ([vocab, hidden], [a, b, copy]) = (saved.shape, endings(kind));

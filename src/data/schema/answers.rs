@@ -1,4 +1,4 @@
-//! Records that hold answers to compare or to judge, in the layouts that are in use:
+//! Records that hold a prompt and answers to learn, to compare or to judge, in the layouts that are in use:
 //!
 //! - TRL's: `prompt`, `chosen`, `rejected` as texts or as lists of messages; without `prompt` it is what both answers begin
 //!   with. `prompt`, `completion`, `label` likewise.
@@ -6,10 +6,13 @@
 //!   messages; conversations with `kto_tag`.
 //! - Anthropic's: `chosen` and `rejected` as whole dialogues in one text each.
 
+use serde_json::Value as Json;
+
 use super::columns::Fields;
 use super::row_size::RowSize;
-use super::{pointer, unexpected};
-use crate::data::example::{Answer, Example, Message, RowProblem};
+use super::unexpected;
+use crate::data::example::{Answer, Conversation, Example, Message, RowProblem};
+use crate::data::json;
 use crate::data::source::value::{Object, Value, excerpt};
 
 /// What precedes every answer of Anthropic's dialogues.
@@ -22,6 +25,36 @@ enum Content {
 }
 
 impl Fields {
+    /// A prompt and its completion: two texts, or turns of a conversation.
+    pub(super) fn prompt_and_completion(
+        &self,
+        row: Object<'_>,
+        size: &mut RowSize,
+    ) -> Result<Example, RowProblem> {
+        let [prompt, completion] = ["prompt", "completion"].map(|side| {
+            let content = self.content(row, side, size)?;
+            content.ok_or_else(|| {
+                let (value, field) = self.value(row, side);
+                unexpected(field, "a text or a list of messages", value)
+            })
+        });
+        let ((prompt, at), (completion, _)) = (prompt?, completion?);
+        match (&prompt, &completion) {
+            (Content::Text(prompt), Content::Text(completion)) => {
+                return self.prompted(row, [prompt, "", completion], size);
+            }
+            _ if self.prompt.template.is_some() => {
+                let problem = "`prompt` of the `[[dataset]]` is made of texts, and this row holds messages";
+                return Err(RowProblem::at(at, problem));
+            }
+            _ => {}
+        }
+        let mut messages = as_prompt(prompt);
+        let given = messages.len();
+        messages.extend(as_answer(completion));
+        Ok(Example::Conversation(Conversation { messages, context: self.context(row, size)?, given }))
+    }
+
     /// A pair of answers.
     pub(super) fn preference(&self, row: Object<'_>, size: &mut RowSize) -> Result<Example, RowProblem> {
         let prompt = self.prompt(row, size)?;
@@ -31,7 +64,7 @@ impl Fields {
             let (value, field) = self.value(row, missing);
             return Err(unexpected(field, "a text or a list of messages", value));
         };
-        let (chosen, rejected) = match (chosen, rejected) {
+        let (mut chosen, mut rejected) = match (chosen, rejected) {
             (Content::Text(chosen), Content::Text(rejected)) => texts(prompt, chosen, rejected, &at)?,
             (Content::Messages(chosen), Content::Messages(rejected)) => {
                 conversations(prompt, chosen, rejected, &at)?
@@ -48,6 +81,7 @@ impl Fields {
             let problem = "the chosen and the rejected answer are equal".to_owned();
             return Err(RowProblem { field: other, problem });
         }
+        self.add_context(row, [&mut chosen, &mut rejected], size)?;
         Ok(Example::Preference { chosen, rejected })
     }
 
@@ -57,20 +91,15 @@ impl Fields {
         let prompt = self.prompt(row, size)?;
         let completion = self.content(row, "completion", size)?;
         let field = self.value(row, "completion").1;
-        let answer = match (prompt, completion) {
+        let mut answer = match (prompt, completion) {
             (Some(Content::Text(prompt)), Some((Content::Text(answer), _))) => {
                 Answer::Text { prompt, answer }
             }
             (Some(Content::Messages(messages)), None) => {
                 let prompt = messages.iter().rposition(|message| message.role != "assistant");
-                Answer::Messages { prompt: prompt.map_or(0, |last| last + 1), messages }
+                conversation(messages, prompt.map_or(0, |last| last + 1))
             }
-            (Some(prompt), Some((answer, _))) => {
-                let mut messages = as_prompt(prompt);
-                let prompt = messages.len();
-                messages.extend(as_answer(answer));
-                Answer::Messages { messages, prompt }
-            }
+            (Some(prompt), Some((answer, _))) => following(&as_prompt(prompt), as_answer(answer)),
             (_, None) => {
                 let (value, field) = self.value(row, "completion");
                 return Err(unexpected(field, "a text or a list of messages", value));
@@ -81,7 +110,24 @@ impl Fields {
             }
         };
         require_answer(&answer, &field)?;
+        self.add_context(row, [&mut answer], size)?;
         Ok(Example::Feedback { answer, wanted })
+    }
+
+    /// Gives conversations what the row has beside them.
+    fn add_context<const N: usize>(
+        &self,
+        row: Object<'_>,
+        answers: [&mut Answer; N],
+        size: &mut RowSize,
+    ) -> Result<(), RowProblem> {
+        for answer in answers {
+            match answer {
+                Answer::Text { .. } => self.require_no_context(row)?,
+                Answer::Messages(conversation) => conversation.context = self.context(row, size)?,
+            }
+        }
+        Ok(())
     }
 
     /// The prompt by whichever field holds it; `None`: the answers hold it.
@@ -93,7 +139,7 @@ impl Fields {
         let input = self.optional_text(row, "input")?.unwrap_or_default();
         let text = if input.is_empty() { instruction.to_owned() } else { format!("{instruction}\n{input}") };
         // LLaMA-Factory puts this to the model as what a user says.
-        Ok(Some(Content::Messages(vec![message("user", text)])))
+        Ok(Some(Content::Messages(vec![Message::new("user", text)])))
     }
 
     fn content(
@@ -105,12 +151,18 @@ impl Fields {
         let (value, field) = self.value(row, canonical);
         let content = match value {
             Value::Null => return Ok(None),
-            Value::Text(text) => Content::Text(size.text(text, &field)?),
+            Value::Text(text) => match messages_of(text) {
+                Some(list) => Content::Messages(self.message_list(Value::from_json(&list), &field, size)?),
+                None => Content::Text(size.text(text, &field)?),
+            },
             Value::Object(_) => Content::Messages(vec![self.message(value, &field, size)?]),
-            Value::List(list) if !list.is_empty() => {
-                let message = |(index, value)| self.message(value, &pointer(&field, index), size);
-                Content::Messages(list.iter().enumerate().map(message).collect::<Result<_, _>>()?)
-            }
+            list @ Value::List(_) => match self.message_list(list, &field, size) {
+                Ok(messages) => Content::Messages(messages),
+                Err(fault) if fault.field == field => {
+                    return Err(unexpected(field, "a text or a list of messages", list));
+                }
+                Err(fault) => return Err(fault),
+            },
             other => return Err(unexpected(field, "a text or a list of messages", other)),
         };
         Ok(Some((content, field)))
@@ -136,20 +188,28 @@ impl Fields {
     }
 }
 
-fn message(role: &str, content: String) -> Message {
-    Message { role: role.to_owned(), content, extra: serde_json::Map::new() }
+/// The list of messages that a text holds as JSON; `None`: it is a text.
+fn messages_of(text: &str) -> Option<Json> {
+    let inside = text.trim_start().strip_prefix('[')?;
+    if !inside.trim_start().starts_with('{') {
+        return None;
+    }
+    let list = json::from_slice(text.as_bytes()).ok()?;
+    let has_role = |message: &Json| message.get("role").or(message.get("from")).is_some_and(Json::is_string);
+    let messages = list.as_array().filter(|list| !list.is_empty())?;
+    messages.iter().all(has_role).then_some(list)
 }
 
 fn as_prompt(content: Content) -> Vec<Message> {
     match content {
-        Content::Text(text) => vec![message("user", text)],
+        Content::Text(text) => vec![Message::new("user", text)],
         Content::Messages(messages) => messages,
     }
 }
 
 fn as_answer(content: Content) -> Vec<Message> {
     match content {
-        Content::Text(text) => vec![message("assistant", text)],
+        Content::Text(text) => vec![Message::new("assistant", text)],
         Content::Messages(messages) => messages,
     }
 }
@@ -167,7 +227,7 @@ fn texts(
         )),
         Some(prompt @ Content::Messages(_)) => {
             let prompt = as_prompt(prompt);
-            let answers = [chosen, rejected].map(|text| vec![message("assistant", text)]);
+            let answers = [chosen, rejected].map(|text| vec![Message::new("assistant", text)]);
             let [chosen, rejected] = answers;
             Ok((following(&prompt, chosen), following(&prompt, rejected)))
         }
@@ -225,10 +285,7 @@ fn conversations(
         begins(&chosen) && begins(&rejected)
     });
     match prompt {
-        Some(prompt) if prompt > 0 => Ok((
-            Answer::Messages { messages: chosen, prompt },
-            Answer::Messages { messages: rejected, prompt },
-        )),
+        Some(prompt) if prompt > 0 => Ok((conversation(chosen, prompt), conversation(rejected, prompt))),
         _ => {
             let problem =
                 "the two conversations have no prompt in common that an assistant answers".to_owned();
@@ -238,16 +295,19 @@ fn conversations(
 }
 
 fn following(prompt: &[Message], answer: Vec<Message>) -> Answer {
-    let messages = prompt.iter().cloned().chain(answer).collect();
-    Answer::Messages { messages, prompt: prompt.len() }
+    conversation(prompt.iter().cloned().chain(answer).collect(), prompt.len())
+}
+
+fn conversation(messages: Vec<Message>, given: usize) -> Answer {
+    Answer::Messages(Conversation { messages, given, ..Conversation::default() })
 }
 
 fn require_answer(answer: &Answer, field: &str) -> Result<(), RowProblem> {
     let (is_empty, has_prompt) = match answer {
         Answer::Text { answer, .. } => (answer.trim().is_empty(), true),
-        Answer::Messages { messages, prompt } => {
+        Answer::Messages(Conversation { messages, given, .. }) => {
             let said = |message: &Message| !message.content.trim().is_empty() || !message.extra.is_empty();
-            (!messages[*prompt..].iter().any(said), *prompt > 0)
+            (!messages[*given..].iter().any(said), *given > 0)
         }
     };
     let problem = match (is_empty, has_prompt) {

@@ -69,18 +69,7 @@ impl Fields {
                 messages.columns.push("conversations".to_owned());
                 let mut system = field("system", Kind::Text, false);
                 system.columns.push("system_prompt".to_owned());
-                let mut tools = field("tools", Kind::Structure, false);
-                tools.columns.push(FUNCTIONS.to_owned());
-                vec![
-                    messages,
-                    system,
-                    tools,
-                    field("documents", Kind::Structure, false),
-                    field("chat_template_kwargs", Kind::Structure, false),
-                    field("role", Kind::MessageKey, false),
-                    field("content", Kind::MessageKey, false),
-                    field("train", Kind::MessageKey, false),
-                ]
+                vec![messages, system, field("train", Kind::MessageKey, false)]
             }
             Format::Alpaca => vec![
                 field("instruction", Kind::Text, true),
@@ -88,7 +77,7 @@ impl Fields {
                 field("output", Kind::Text, true),
             ],
             Format::PromptCompletion => {
-                vec![field("prompt", Kind::Text, true), field("completion", Kind::Text, true)]
+                vec![field("prompt", Kind::Answer, true), field("completion", Kind::Answer, true)]
             }
             Format::Preference => {
                 let mut prompt = field("prompt", Kind::Answer, false);
@@ -99,8 +88,6 @@ impl Fields {
                     field("input", Kind::Text, false),
                     field("chosen", Kind::Answer, true),
                     field("rejected", Kind::Answer, true),
-                    field("role", Kind::MessageKey, false),
-                    field("content", Kind::MessageKey, false),
                 ]
             }
             Format::Feedback => {
@@ -114,8 +101,6 @@ impl Fields {
                     field("input", Kind::Text, false),
                     field("completion", Kind::Answer, false),
                     label,
-                    field("role", Kind::MessageKey, false),
-                    field("content", Kind::MessageKey, false),
                 ]
             }
             Format::Text => vec![field("text", Kind::Text, true)],
@@ -123,6 +108,27 @@ impl Fields {
                 vec![field("input_ids", Kind::Integers, true), field("labels", Kind::Integers, false)]
             }
         };
+        let is_chat = spec.prompt.chat;
+        if is_chat {
+            let mut system = field("system", Kind::Text, false);
+            system.columns.push("system_prompt".to_owned());
+            fields.extend([system, field("history", Kind::Structure, false)]);
+        }
+        // What a chat template is given, where rows may be conversations.
+        let has_messages = matches!(
+            spec.format,
+            Format::Messages | Format::PromptCompletion | Format::Preference | Format::Feedback
+        );
+        if has_messages || is_chat {
+            let mut tools = field("tools", Kind::Structure, false);
+            tools.columns.push(FUNCTIONS.to_owned());
+            let [documents, kwargs] =
+                ["documents", "chat_template_kwargs"].map(|name| field(name, Kind::Structure, false));
+            fields.extend([tools, documents, kwargs]);
+        }
+        if has_messages {
+            fields.extend(["role", "content"].map(|name| field(name, Kind::MessageKey, false)));
+        }
         for (name, column) in &spec.fields {
             let known: Vec<&str> = fields.iter().map(|field| field.canonical).collect();
             match fields.iter_mut().find(|field| field.canonical == name) {

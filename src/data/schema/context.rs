@@ -58,7 +58,7 @@ pub(crate) fn prompt_context(prompt: &Map<String, Json>) -> Result<Context, RowP
 }
 
 /// A value that is a list or an object, or the JSON text of one. An empty text is null.
-fn structure(value: Json, at: &str, size: &mut RowSize) -> Result<Json, RowProblem> {
+pub(super) fn structure(value: Json, at: &str, size: &mut RowSize) -> Result<Json, RowProblem> {
     let Json::String(text) = &value else { return Ok(value) };
     if text.trim().is_empty() {
         return Ok(Json::Null);

@@ -1,9 +1,9 @@
 //! The messages of a conversation, in the layouts in which datasets have them: roles under many names, contents in parts,
 //! calls of tools as JSON text, the whole list as JSON text.
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Value as Json, json};
 
-use super::context::{require_marks, tool_calls};
+use super::context::{require_marks, structure, tool_calls};
 use super::row_size::RowSize;
 use super::{Fields, pointer, unexpected};
 use crate::data::example::{Message, RowProblem, TRAIN_KEY};
@@ -22,6 +22,17 @@ impl Fields {
             }
             value => self.message_list(value, &field, size)?,
         };
+        self.add_system(row, &mut messages, size)?;
+        Ok(messages)
+    }
+
+    /// Puts a `system` column of its own in front.
+    pub(super) fn add_system(
+        &self,
+        row: Object<'_>,
+        messages: &mut Vec<Message>,
+        size: &mut RowSize,
+    ) -> Result<(), RowProblem> {
         let (system, at) = self.value(row, "system");
         match (system, messages.first()) {
             (Value::Null | Value::Text(""), _) => {}
@@ -34,10 +45,30 @@ impl Fields {
             }
             (Value::Text(text), _) => {
                 size.values(2, &at)?;
-                let content = size.text(text, &at)?;
-                messages.insert(0, Message { role: "system".to_owned(), content, extra: Map::new() });
+                messages.insert(0, Message::new("system", size.text(text, &at)?));
             }
             (other, _) => return Err(unexpected(at, "a string", other)),
+        }
+        Ok(())
+    }
+
+    /// Earlier turns, as pairs of what the user and the assistant said.
+    pub(super) fn history(&self, row: Object<'_>, size: &mut RowSize) -> Result<Vec<Message>, RowProblem> {
+        let (value, at) = self.value(row, "history");
+        let pairs = match structure(size.json(value, &at)?, &at, size)? {
+            Json::Null => Vec::new(),
+            Json::Array(pairs) => pairs,
+            other => return Err(unexpected(at, "a list of pairs", Value::from_json(&other))),
+        };
+        let mut messages = Vec::new();
+        for (index, pair) in pairs.iter().enumerate() {
+            let texts =
+                pair.as_array().and_then(|pair| pair.iter().map(Json::as_str).collect::<Option<Vec<_>>>());
+            let Some([user, assistant]) = texts.as_deref() else {
+                let expected = "a pair of texts (what the user said, what the assistant answered)";
+                return Err(unexpected(pointer(&at, index), expected, Value::from_json(pair)));
+            };
+            messages.extend([Message::new("user", *user), Message::new("assistant", *assistant)]);
         }
         Ok(messages)
     }

@@ -225,8 +225,8 @@ fn prompt_completion_and_text() {
     assert_eq!(read(Format::PromptCompletion, &mapping, &row).unwrap(), prompt_completion("Q", "A"));
     let fault =
         read(Format::PromptCompletion, &mapping, &json!({"question": "Q", "a/b~c": ["A"]})).unwrap_err();
-    assert_eq!(fault.field, "/a~1b~0c");
-    assert_eq!(fault.problem, "expected a string, found a list of 1");
+    assert_eq!(fault.field, "/a~1b~0c/0");
+    assert_eq!(fault.problem, "expected a message with a role and a content, found the string \"A\"");
     assert_eq!(read(Format::Text, &[], &json!({"text": ""})).unwrap(), Example::Text(String::new()));
     assert_eq!(said(Format::Text, &json!({"txt": ""})), "/text: expected a string, found null");
 }
@@ -256,7 +256,7 @@ fn a_mapping_of_an_unknown_name_says_the_known_ones() {
     assert_eq!(
         error,
         "`fields` maps `promt`, which the format `prompt-completion` does not have; it has `prompt`, \
-         `completion`; did you mean `prompt`?"
+         `completion`, `tools`, `documents`, `chat_template_kwargs`, `role`, `content`; did you mean `prompt`?"
     );
 }
 
@@ -465,7 +465,8 @@ fn text_answer(prompt: &str, answer: &str) -> Answer {
 }
 
 fn said_answer(answer: &str) -> Answer {
-    Answer::Messages { messages: vec![message("user", "Hi"), message("assistant", answer)], prompt: 1 }
+    let messages = vec![message("user", "Hi"), message("assistant", answer)];
+    Answer::Messages(Conversation { messages, given: 1, ..Conversation::default() })
 }
 
 #[test]
@@ -507,6 +508,59 @@ fn pairs_of_conversations_in_every_layout() {
     ] {
         assert_eq!(read(Format::Preference, &[], &row).unwrap(), expected, "{row}");
     }
+}
+
+#[test]
+fn d10_prompt_and_completion_may_be_messages() {
+    let turn = |role: &str, content: &str| json!({"role": role, "content": content});
+    let earlier =
+        [turn("system", "Rhyme."), turn("user", "Hi"), turn("assistant", "Sky"), turn("user", "Go")];
+    let tools = json!([{"name": "f"}]);
+    let messages = vec![
+        message("system", "Rhyme."),
+        message("user", "Hi"),
+        message("assistant", "Sky"),
+        message("user", "Go"),
+        message("assistant", "Fly"),
+    ];
+    let context = Context { tools: tools.clone(), ..Context::default() };
+    let expected = Example::Conversation(Conversation { messages, context, given: 4 });
+    for (prompt, completion) in [
+        (json!(earlier), json!([turn("assistant", "Fly")])),
+        (json!(earlier), json!("Fly")),
+        (json!(json!(earlier).to_string()), json!({"from": "gpt", "value": "Fly"})),
+    ] {
+        let row = json!({"prompt": prompt, "completion": completion, "tools": tools});
+        assert_eq!(read(Format::PromptCompletion, &[], &row).unwrap(), expected, "{row}");
+    }
+    // Texts that look like lists stay texts.
+    let row = json!({"prompt": "[{\"a\": 1}]", "completion": "[1]"});
+    let texts = prompt_completion("[{\"a\": 1}]", "[1]");
+    assert_eq!(read(Format::PromptCompletion, &[], &row).unwrap(), texts);
+    let missing = json!({"prompt": earlier});
+    let problem = "/completion: expected a text or a list of messages, found null";
+    assert_eq!(said(Format::PromptCompletion, &missing), problem);
+}
+
+#[test]
+fn d1_pairs_and_single_answers_have_tools_and_documents() {
+    let (user, answer) = (json!([{"role": "user", "content": "Hi"}]), json!("Hello"));
+    let row = json!({"prompt": user, "chosen": answer, "rejected": "What?", "documents": [{"title": "t"}]});
+    let Ok(Example::Preference { chosen: Answer::Messages(chosen), rejected: Answer::Messages(rejected) }) =
+        read(Format::Preference, &[], &row)
+    else {
+        panic!()
+    };
+    assert_eq!(chosen.context.documents, json!([{"title": "t"}]));
+    assert_eq!(chosen.context, rejected.context);
+    let row = json!({"prompt": user, "completion": answer, "label": true, "tools": "[{\"name\": \"f\"}]"});
+    let Ok(Example::Feedback { answer: Answer::Messages(answer), .. }) = read(Format::Feedback, &[], &row)
+    else {
+        panic!()
+    };
+    assert_eq!(answer.context.tools, json!([{"name": "f"}]));
+    let texts = json!({"prompt": "a", "chosen": "b", "rejected": "c", "tools": [{"name": "f"}]});
+    assert!(said(Format::Preference, &texts).starts_with("/tools: this column is not used"));
 }
 
 #[test]
@@ -578,5 +632,16 @@ fn a_prompt_of_the_recipe_is_filled_in_once_and_may_be_a_turn() {
     assert_eq!(prompted(Format::PromptCompletion, framed, &row), prompt_completion("Q: Hi\nA:", "Ho"));
     let turns = Example::Conversation(vec![message("user", "Hi"), message("assistant", "Ho")].into());
     let chat = PromptSpec { chat: true, ..PromptSpec::default() };
+    // What LLaMA-Factory's layout of Alpaca has beside them.
+    let mut spec = DatasetSpec::new("", Format::Alpaca);
+    spec.prompt = PromptSpec { template: text("{instruction}"), ..chat.clone() };
+    let whole = json!({"instruction": "Go", "output": "Fly", "system": "Rhyme.", "history": [["Hi", "Sky"]],
+        "tools": "[{\"name\": \"f\"}]"});
+    let read =
+        Fields::new(&spec).unwrap().example(Object::Json(whole.as_object().unwrap()), 1 << 20, &mut |_| {});
+    let Ok(Example::Conversation(conversation)) = read else { panic!("{read:?}") };
+    let said: Vec<&str> = conversation.messages.iter().map(|message| message.content.as_str()).collect();
+    assert_eq!(said, ["Rhyme.", "Hi", "Sky", "Go", "Fly"]);
+    assert_eq!(conversation.context.tools, json!([{"name": "f"}]));
     assert_eq!(prompted(Format::PromptCompletion, chat, &row), turns);
 }

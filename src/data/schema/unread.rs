@@ -18,6 +18,10 @@ const BEFORE: [&str; 3] = ["system", "system_prompt", "history"];
 const MASKS: [&str; 6] =
     ["attention_mask", "completion_mask", "assistant_masks", "assistant_mask", "loss_mask", "prompt_mask"];
 
+/// Why texts have neither context nor earlier turns.
+const NO_CONVERSATION: &str = "only conversations are rendered by a chat template: `chat = true` in the `[[dataset]]` makes \
+                               prompt and answer turns of one";
+
 /// Why a column of that name cannot be left out in silence, where it cannot.
 pub(super) fn meaning(format: Format, column: &str) -> Option<&'static str> {
     let is_in = |names: &[&str]| names.contains(&column);
@@ -32,20 +36,14 @@ pub(super) fn meaning(format: Format, column: &str) -> Option<&'static str> {
         Format::Tokens => {
             is_in(&MASKS).then_some("`labels` choose the tokens to be learned, with -100 for the others")
         }
-        Format::Alpaca | Format::PromptCompletion | Format::Text => match () {
-            () if is_in(&CONTEXT) => {
-                Some("only rows of `format = \"messages\"` are rendered by a chat template")
-            }
-            () if is_in(&BEFORE) => Some("only rows of `format = \"messages\"` have turns"),
-            () => None,
-        },
-        Format::Preference | Format::Feedback => match () {
-            () if is_in(&CONTEXT) => {
-                Some("only rows of `format = \"messages\"` are given tools and documents")
-            }
-            () if is_in(&BEFORE) => Some("system prompts and earlier turns are messages of `prompt`"),
-            () => None,
-        },
+        Format::Alpaca | Format::PromptCompletion => {
+            (is_in(&CONTEXT) || is_in(&BEFORE)).then_some(NO_CONVERSATION)
+        }
+        Format::Text => (is_in(&CONTEXT) || is_in(&BEFORE))
+            .then_some("only rows of `format = \"messages\"` are rendered by a chat template"),
+        Format::Preference | Format::Feedback => {
+            is_in(&BEFORE).then_some("system prompts and earlier turns are messages of `prompt`")
+        }
     }
 }
 
@@ -69,6 +67,14 @@ fn is_nothing(column: &str, value: Value<'_>) -> bool {
     }
 }
 
+fn not_used(column: &str, reason: &str) -> RowProblem {
+    let problem = format!(
+        "this column is not used: {reason}; remove it, or train without it by `ignore = [\"{column}\"]` in the \
+         `[[dataset]]`"
+    );
+    RowProblem::at(pointer("", column), problem)
+}
+
 impl Fields {
     /// Whether a column is neither read nor named by the recipe's `ignore`. Columns without a name are padding.
     pub(in crate::data) fn is_unread(&self, column: &str) -> bool {
@@ -90,13 +96,24 @@ impl Fields {
             row.entries().filter(|(column, value)| self.is_unread(column) && !is_nothing(column, *value));
         for (column, _) in unread {
             if let Some(reason) = meaning(self.format, column) {
-                let problem = format!(
-                    "this column is not used: {reason}; remove it, or train without it by `ignore = [\"{column}\"]` in the \
-                     `[[dataset]]`"
-                );
-                return Err(RowProblem::at(pointer("", column), problem));
+                return Err(not_used(column, reason));
             }
             report(column);
+        }
+        Ok(())
+    }
+
+    /// Refuses what only a chat template can show, in a row of texts.
+    pub(super) fn require_no_context(&self, row: Object<'_>) -> Result<(), RowProblem> {
+        let context = self.fields.iter().filter(|field| CONTEXT.contains(&field.canonical));
+        for column in context.flat_map(|field| &field.columns) {
+            if !is_nothing(column, row.get(column)) {
+                let reason = match self.format {
+                    Format::PromptCompletion | Format::Alpaca => NO_CONVERSATION,
+                    _ => "only conversations are rendered by a chat template, and this row holds texts",
+                };
+                return Err(not_used(column, reason));
+            }
         }
         Ok(())
     }

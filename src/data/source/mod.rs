@@ -317,10 +317,11 @@ impl SourceFile {
             SourceFile::Text(text) => {
                 if let Some(columns) = text.columns().map_err(corrupt)? {
                     let columns: Vec<_> = columns.iter().map(|name| (name.as_str(), None)).collect();
-                    fields.choose(path, &columns).map_err(|error| match text.rows_within() {
-                        Some(problem) => corrupt(Fault::new(problem)),
-                        None => error,
-                    })?;
+                    let chosen = fields.choose(path, &columns);
+                    if let Some(problem) = text.rows_within(chosen.is_ok()) {
+                        return Err(corrupt(Fault::new(problem)));
+                    }
+                    chosen?;
                 }
             }
             SourceFile::Ipc(ipc) => {

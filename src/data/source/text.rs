@@ -188,20 +188,25 @@ impl TextFile {
         Ok(Some(columns).filter(|columns| !columns.is_empty()))
     }
 
-    /// Where the rows are, if the file is a single object around them, and how to write them alone.
-    pub(super) fn rows_within(&self) -> Option<String> {
+    /// Where the rows are, if the file is a single object around them, and how to write them alone. `is_row`: the object
+    /// has the columns of a row.
+    pub(super) fn rows_within(&self, is_row: bool) -> Option<String> {
         if self.rows != 1 || self.header.is_some() {
             return None;
         }
         let block = self.load(0..1).ok()?;
         let TextRecord(object) = self.record(&block, 0, &[]).ok()?;
         let is_rows = |value: &Json| value.as_array().is_some_and(|rows| rows.iter().any(Json::is_object));
-        if let Some((name, _)) = object.iter().find(|(_, value)| is_rows(value)) {
+        if let Some((name, _)) = object.iter().find(|(_, value)| !is_row && is_rows(value)) {
             return Some(format!(
                 "is one object, whose `{name}` holds the rows; write them alone: `jq -c '.{name}[]' FILE > rows.jsonl`"
             ));
         }
-        None
+        holds_columns(&object).then(|| {
+            "is one object that holds whole columns, as pandas writes them by default; write rows: \
+             `pandas.read_json(FILE).to_json(\"rows.jsonl\", orient=\"records\", lines=True)`"
+                .to_owned()
+        })
     }
 
     /// The rows that are loaded together with `row`.
@@ -255,6 +260,17 @@ impl TextFile {
             Err(error) => Err(whole(not_json(&error, bytes, record.line))),
         }
     }
+}
+
+/// Whether an object holds the columns of a table, each by row number, or all of them with their names apart.
+fn holds_columns(object: &Map<String, Json>) -> bool {
+    let is_number = |key: &String| key.bytes().all(|byte| byte.is_ascii_digit());
+    let is_column = |value: &Json| {
+        value.as_object().is_some_and(|cells| !cells.is_empty() && cells.keys().all(is_number))
+    };
+    let is_split =
+        ["columns", "index", "data"].iter().all(|key| object.get(*key).is_some_and(Json::is_array));
+    is_split || (!object.is_empty() && object.values().all(is_column))
 }
 
 /// One record: column to value.

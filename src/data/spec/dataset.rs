@@ -231,10 +231,11 @@ fn report_foreign_roles(table: &mut TableReader<'_, '_>, dataset: &Draft) {
         let problem = Problem::new("recipe::unknown_role", entry.key_place.clone(), message);
         table.report(problem.label("unknown role").help(help));
     }
-    if dataset.format.is_some_and(|format| format != Format::Messages) {
+    let has_roles = |format: Format| format.field_names().contains(&"role");
+    if let Some(format) = dataset.format.filter(|format| !has_roles(*format)) {
         let Some(place) = table.place_of("roles") else { return };
-        let problem =
-            Problem::new("recipe::contradiction", place, "only rows of `format = \"messages\"` have roles");
+        let message = format!("rows of the format `{}` have no roles", format.word());
+        let problem = Problem::new("recipe::contradiction", place, message);
         table.report(problem.label("has no meaning here").help("remove it"));
     }
 }

@@ -37,6 +37,8 @@ pub struct Survey {
     pub bad: BadRows,
     /// Rows longer than the sequence length: cut or left out, as `on_overflow` says.
     pub overflow: NamedRows,
+    /// Rows longer than the model's positions: left out or trained on, as `on_beyond_positions` says.
+    pub beyond_positions: NamedRows,
     /// Rows left out because nothing in them is supervised.
     pub empty: NamedRows,
     /// The shape of the run; absent while there are bad rows.
@@ -234,9 +236,14 @@ impl Seen {
             FitOutcome::Truncated { tokens, .. } | FitOutcome::TooLong { tokens } => {
                 self.survey.overflow.add(id, place, *tokens);
             }
+            FitOutcome::BeyondPositions { tokens } => self.survey.beyond_positions.add(id, place, *tokens),
             FitOutcome::Empty { tokens } => self.survey.empty.add(id, place, *tokens),
         }
         let group = fate.group();
+        let longest = group.as_ref().map_or(0, |group| group.longest());
+        if inner.limits.is_beyond_positions(longest) {
+            self.survey.beyond_positions.add(id, place, longest);
+        }
         let tokens = group.as_ref().map_or(0, |group| group.tokens() as u32);
         if let Some(group) = &group {
             let tally = if held { &mut self.survey.validation } else { &mut self.survey.train };
@@ -268,6 +275,7 @@ impl Seen {
         self.survey.validation.merge(&other.survey.validation);
         self.survey.bad.merge(other.survey.bad);
         self.survey.overflow.merge(other.survey.overflow);
+        self.survey.beyond_positions.merge(other.survey.beyond_positions);
         self.survey.empty.merge(other.survey.empty);
         self.lacks_bos |= other.lacks_bos;
         self.end_of_turn = self.end_of_turn.max(other.end_of_turn);

@@ -36,7 +36,6 @@ use arguments::Shown;
 pub(crate) use context::{OWN_VARIABLES, REASONING};
 use environment::{FUEL, REFUSAL};
 pub use source::CHATML;
-pub(crate) use spans::is_silent;
 pub use spans::{EndOfTurn, Rendered, Rules, SpanMethod};
 use text::Text;
 
@@ -221,7 +220,7 @@ impl ChatTemplate {
         conversation: &Conversation,
         add_generation_prompt: bool,
     ) -> Result<Shown, TemplateError> {
-        let Conversation { messages, context } = conversation;
+        let Conversation { messages, context, .. } = conversation;
         let calls = messages.iter().filter_map(|message| message.extra.get("tool_calls"));
         let values = |form| messages.iter().map(|message| context::message(message, form)).collect();
         self.shown(calls, values, context, add_generation_prompt)

@@ -19,12 +19,16 @@ pub const CHATML: &str = "\
 {%- endif -%}
 ";
 
+/// Where transformers saves templates beside the default one.
+const ADDITIONAL: &str = "additional_chat_templates";
+
 impl ChatTemplate {
     /// The template for the model in `folder`: `choice` if the recipe makes one, else the model's own; `None` where
     /// the model has none.
     ///
-    /// A `chat_template.jinja` beats the key in tokenizer_config.json, as in transformers; of a list of named
-    /// templates, the one called `default` is taken, and for conversations with tools the one called `tool_use`.
+    /// A `chat_template.jinja` beats the key in tokenizer_config.json, as in transformers; of named templates (a list there,
+    /// or files in `additional_chat_templates/`), the one called `default` is taken, and for conversations with tools the
+    /// one called `tool_use`.
     ///
     /// # Errors
     /// An unreadable file, a `chat_template` of another shape, invalid Jinja.
@@ -39,7 +43,9 @@ impl ChatTemplate {
             None => {
                 let file = folder.join("chat_template.jinja");
                 if file.is_file() {
-                    Some((read(&file)?.into(), file.display().to_string()))
+                    let tool_use = folder.join(ADDITIONAL).join("tool_use.jinja");
+                    let tool_use = tool_use.is_file().then(|| read(&tool_use)).transpose()?;
+                    Some((Declared { default: read(&file)?, tool_use }, file.display().to_string()))
                 } else {
                     let origin = folder.join("tokenizer_config.json").display().to_string();
                     declared(tokenizer.config(), &origin)?.map(|declared| (declared, origin))

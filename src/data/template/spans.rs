@@ -137,6 +137,8 @@ impl ChatTemplate {
     /// - `completion`: the assistant turns after the last user turn (what tools return between them is not);
     /// - `all`: every character.
     ///
+    /// Of a conversation that begins with a prompt, only turns behind the prompt, and `completion` is all of those.
+    ///
     /// A turn that is marked as not to be learned is not supervised, nor is one without text, thoughts and tool calls: its
     /// end token would teach silence. Without a supervised turn, `spans` is empty.
     ///
@@ -150,11 +152,11 @@ impl ChatTemplate {
     ) -> Result<Rendered, TemplateError> {
         let rules = rules.into();
         let Shown { arguments, messages: values, text } = self.shown_conversation(conversation, false)?;
-        let Conversation { messages, context } = conversation;
+        let Conversation { messages, context, given } = conversation;
         let turns = Turns { template: self, messages, context, values, arguments };
         let mut rendered = Rendered::unsupervised(text);
         let everything = rules.train_on == TrainOn::All;
-        for index in selected_turns(messages, rules.train_on) {
+        for index in selected_turns(messages, *given, rules.train_on) {
             let message = &messages[index];
             let is_marked = rules.obeys_mark(message, index)?;
             let is_silent = is_silent(message);
@@ -225,12 +227,14 @@ struct Turn {
     dropped_thoughts: bool,
 }
 
-/// The assistant turns that `train_on` selects.
-fn selected_turns(messages: &[Message], train_on: TrainOn) -> Vec<usize> {
+/// The assistant turns that `train_on` selects; `given` messages are a prompt.
+fn selected_turns(messages: &[Message], given: usize, train_on: TrainOn) -> Vec<usize> {
     let assistant = |index: &usize| messages[*index].role == "assistant";
     match train_on {
-        TrainOn::Assistant | TrainOn::All => (0..messages.len()).filter(assistant).collect(),
-        TrainOn::LastAssistant => (0..messages.len()).rfind(assistant).into_iter().collect(),
+        TrainOn::All => (0..messages.len()).filter(assistant).collect(),
+        TrainOn::LastAssistant => (given..messages.len()).rfind(assistant).into_iter().collect(),
+        TrainOn::Assistant => (given..messages.len()).filter(assistant).collect(),
+        TrainOn::Completion if given > 0 => (given..messages.len()).filter(assistant).collect(),
         TrainOn::Completion => {
             let prompt =
                 messages.iter().rposition(|message| message.role == "user").map_or(0, |last| last + 1);
@@ -253,7 +257,7 @@ fn reasoning(message: &Message) -> &str {
 }
 
 /// Whether an answer has neither text nor thoughts nor tool calls.
-pub(crate) fn is_silent(message: &Message) -> bool {
+fn is_silent(message: &Message) -> bool {
     let said = message.content.replace("<think>", "").replace(END_OF_THOUGHT, "");
     said.trim().is_empty() && reasoning(message).is_empty() && !calls_tools(message)
 }

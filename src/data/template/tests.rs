@@ -76,6 +76,25 @@ fn train_on_chooses_turns() {
 }
 
 #[test]
+fn d10_of_a_prompt_and_its_completion_the_completion_is_learned() {
+    let turns = [
+        ("user", "a"),
+        ("assistant", "b"),
+        ("user", "c"),
+        ("assistant", "d"),
+        ("tool", "e"),
+        ("assistant", "f"),
+    ];
+    let conversation = Conversation { given: 3, ..conversation(&turns) };
+    let learned = |train_on| {
+        let rendered = template(CHATML).supervise(&conversation, train_on).unwrap();
+        rendered.spans.iter().map(|span| rendered.text[span.clone()].to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(learned(TrainOn::Completion), ["d<|im_end|>", "f<|im_end|>"]);
+    assert_eq!(learned(TrainOn::LastAssistant), ["f<|im_end|>"]);
+}
+
+#[test]
 fn a_template_that_trims_keeps_its_end_token() {
     let turns = [("user", "Hi"), ("assistant", "  Hello! \n"), ("user", "?"), ("assistant", "Me")];
     let (texts, method) = supervised(MISTRAL_LIKE, &turns, TrainOn::Assistant);

@@ -5,6 +5,7 @@
 //! tokenizer_config.json (else special_tokens_map.json) says which tokens are BOS and EOS.
 
 mod answers;
+mod other;
 mod tokenized;
 
 use std::collections::BTreeMap;
@@ -51,6 +52,16 @@ pub enum TokenizerError {
         /// What the system said.
         problem: String,
     },
+    /// There is no tokenizer.json, and nothing else that can be read.
+    #[error("{folder} has no tokenizer.json{found}; {help}")]
+    Missing {
+        /// The folder.
+        folder: String,
+        /// What is there instead.
+        found: &'static str,
+        /// The remedy.
+        help: String,
+    },
     /// The content of a file is not what its name says.
     #[error("{file}: {problem}")]
     Malformed {
@@ -89,14 +100,19 @@ pub struct Encoding {
 }
 
 impl Tokenizer {
-    /// Opens tokenizer.json in `folder`, and tokenizer_config.json and special_tokens_map.json where they exist.
+    /// Opens tokenizer.json in `folder` (else vocab.json and merges.txt), and tokenizer_config.json and
+    /// special_tokens_map.json where they exist.
     ///
     /// # Errors
     /// A missing or malformed file, a BOS or EOS token that the vocabulary does not have.
     pub fn open(folder: &Path) -> Result<Tokenizer, TokenizerError> {
         let file = folder.join("tokenizer.json");
-        let bytes = std::fs::read(&file).map_err(|error| io(&file, &error))?;
         let config = optional_json(&folder.join("tokenizer_config.json"))?;
+        let bytes = match std::fs::read(&file) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => other::converted(folder, &config)?,
+            Err(error) => return Err(io(&file, &error)),
+        };
         let map = optional_json(&folder.join("special_tokens_map.json"))?;
         Tokenizer::from_bytes(&bytes, config, &map, &file.display().to_string())
     }

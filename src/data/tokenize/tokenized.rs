@@ -97,7 +97,7 @@ impl Examples {
         let train_on = rules.train_on;
         let documents = match example {
             Example::Conversation(conversation) => {
-                let template = self.template.as_ref().ok_or_else(|| RowProblem::whole("no chat template"))?;
+                let template = self.template()?;
                 let rendered = template.supervise(conversation, rules).map_err(RowProblem::whole)?;
                 vec![self.conversation(rendered, template, train_on)?]
             }

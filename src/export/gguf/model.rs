@@ -201,7 +201,7 @@ impl Model<'_> {
 
     /// The tensors of the file, and the type of each.
     fn plan(&self, fallbacks: &mut Vec<Fallback>) -> Result<(Vec<Source>, Vec<TensorHeader>), Error> {
-        let spec = &self.base.spec;
+        let spec = self.merged.map_or(&self.base.spec, |merged| merged.spec);
         let (mut sources, mut headers) = (Vec::new(), Vec::new());
         if let Some(divisors) = family::frequency_divisors(spec) {
             let shape = vec![divisors.len()];

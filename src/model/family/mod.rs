@@ -15,7 +15,7 @@ mod toy;
 use serde_json::Value;
 
 use super::Error;
-use super::config::ConfigReader;
+use super::config::{ConfigReader, without_keys};
 use super::decoder_spec::DecoderSpec;
 
 /// A family that can be run.
@@ -40,23 +40,55 @@ pub static FAMILIES: &[&Declared] = &[
 impl Declared {
     fn of(config: &ConfigReader<'_>) -> Result<&'static Self, Error> {
         let known = |by: &dyn Fn(&Self) -> bool| FAMILIES.iter().copied().find(|family| by(family));
+        let alike = |left: &str, right: &str| plain(left) == plain(right);
         let unsupported = |found: String| {
             let supported: Vec<&str> = FAMILIES.iter().map(|family| family.architecture).collect();
             Error::UnsupportedArchitecture { found, supported: supported.join(", ") }
         };
         let architectures = config.texts("architectures")?.unwrap_or_default();
         let family = match config.text("model_type")? {
-            Some(name) => known(&|family| family.model_type == name).ok_or_else(|| {
+            Some(name) => known(&|family| alike(family.model_type, name)).ok_or_else(|| {
                 let also = architectures.first().map(|name| format!(" ({name})")).unwrap_or_default();
                 unsupported(format!("model type {name:?}{also}"))
             })?,
-            None => known(&|family| architectures.contains(&family.architecture))
+            None => known(&|family| architectures.iter().any(|name| alike(family.architecture, name)))
                 .ok_or_else(|| unsupported("no known `model_type` or `architectures`".into()))?,
         };
-        match architectures.is_empty() || architectures.contains(&family.architecture) {
-            true => Ok(family),
-            false => Err(unsupported(format!("architecture {}", architectures.join(", ")))),
+        let is_own = |name: &&str| alike(family.architecture, name);
+        match architectures.first() {
+            None => Ok(family),
+            Some(_) if architectures.iter().any(|name| is_own(&name)) => Ok(family),
+            Some(name) => Err(unsupported(format!(
+                "architecture {}{}",
+                architectures.join(", "),
+                other_kind(family, name)
+            ))),
         }
+    }
+}
+
+/// A name without its capitals, dashes and the like: `LLaMAForCausalLM` is Llama, `Qwen-2` is `qwen2`.
+fn plain(name: &str) -> String {
+    name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect()
+}
+
+/// What an architecture is beside the causal language model of its family, in words.
+fn other_kind(family: &Declared, architecture: &str) -> String {
+    let causal = family.architecture;
+    let is = |part: &str| architecture.contains(part);
+    match () {
+        () if is("Classification") || is("RewardModel") || is("ValueHead") || is("QuestionAnswering") => {
+            format!(", which has another head in place of the one that writes; take the {causal} that it was made of")
+        }
+        () if is(causal) || is("Peft") => format!(
+            ", a wrapper around {causal}; save the model inside it, or set `architectures` in a copy of config.json to \
+             [\"{causal}\"] where the weights are plain ones"
+        ),
+        () if plain(architecture) == format!("{}model", plain(family.model_type)) => {
+            ", a model without its output head; load the folder with transformers' AutoModelForCausalLM and save it again"
+                .to_owned()
+        }
+        () => String::new(),
     }
 }
 
@@ -66,10 +98,34 @@ impl Declared {
 /// An architecture that is not supported; a value that is missing, misshapen or not implemented; a key that is
 /// not understood.
 pub fn decoder_spec(config: &Value) -> Result<DecoderSpec, Error> {
+    read(config).map(|(spec, _)| spec)
+}
+
+/// As [`decoder_spec`], and the keys that are not read because they do not change the maths.
+fn read(config: &Value) -> Result<(DecoderSpec, Vec<String>), Error> {
     let config = ConfigReader::new(config)?;
     let spec = (Declared::of(&config)?.read)(&config)?;
-    config.finish()?;
-    Ok(spec)
+    Ok((spec, config.finish()?))
+}
+
+/// Reads config.json as if it did not have the keys at some paths (`rope_parameters.twist`), and returns the names of the
+/// other keys that are not read because they do not change the maths.
+///
+/// # Errors
+/// As [`decoder_spec`]; config.json does not have a key that is to be left out.
+pub fn decoder_spec_without(config: &Value, keys: &[String]) -> Result<(DecoderSpec, Vec<String>), Error> {
+    match without_keys(config, keys) {
+        (config, absent) if absent.is_empty() => read(&config),
+        (_, absent) => Err(Error::NoSuchKey { key: absent[0].clone() }),
+    }
+}
+
+/// As [`decoder_spec`], without the keys that a run left out; config.json may have fewer of them.
+///
+/// # Errors
+/// As [`decoder_spec`].
+pub fn decoder_spec_of_run(config: &Value, ignored: &[String]) -> Result<DecoderSpec, Error> {
+    decoder_spec(&without_keys(config, ignored).0)
 }
 
 #[cfg(test)]

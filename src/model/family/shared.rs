@@ -89,7 +89,8 @@ impl Shared {
         if config.get("auto_map").is_some() {
             return Err(config.fail(
                 "auto_map",
-                "names modelling code of its own, which is not run; remove the key if the model is a plain one",
+                "names modelling code of its own, which is not run; if the model is a plain one, leave the key out: \
+                 `ignore_config_keys = [\"auto_map\"]` in `[model]`",
             ));
         }
         check_quantization(config)?;

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::decoder_spec;
+use super::{decoder_spec, decoder_spec_of_run, decoder_spec_without};
 use crate::model::decoder_spec::DecoderSpec;
 use crate::model::dtype::FloatDtype;
 use crate::model::parts::Heads;
@@ -191,7 +191,8 @@ fn what_changes_the_maths_is_refused() {
         &["embedding_", "residual_"],
     );
     refused("llama", json!({"final_logit_softcapping": 30.0}), &["final_logit_softcapping"]);
-    refused("llama", json!({"some_flag": false}), &["some_flag"]);
+    refused("llama", json!({"attention_flag": false}), &["attention_flag", "ignore_config_keys"]);
+    refused("llama", json!({"resid_pdrop": 0.1}), &["resid_pdrop"]);
     refused("llama", json!({"sliding_window": 128}), &["sliding_window"]);
     refused("llama", json!({"hidden_act": "gelu"}), &["hidden_act", "gelu", "silu"]);
     refused("llama", json!({"pretraining_tp": 2}), &["pretraining_tp", "2"]);
@@ -225,6 +226,35 @@ fn what_changes_the_maths_is_refused() {
     for method in ["gptq", "awq", "fp8", "compressed-tensors"] {
         refused("llama", json!({"quantization_config": {"quant_method": method}}), &["quant_method", method]);
     }
+}
+
+#[test]
+fn m6_keys_that_no_implementation_reads_are_named() {
+    let harmless = json!({"_note": 1, "license": "mit", "_model_name_or_path": "x", "resid_pdrop": 0.0,
+        "dual_chunk_attention_config": {"chunk_size": 1}, "some_flag": true, "no_rope_layers": []});
+    let (_, unread) = decoder_spec_without(&config("llama", harmless), &[]).unwrap();
+    assert_eq!(
+        unread,
+        ["_note", "license", "_model_name_or_path", "dual_chunk_attention_config", "some_flag"]
+    );
+}
+
+#[test]
+fn m6_keys_can_be_left_out_by_their_path() {
+    let odd = json!({"logits_scaling": 8.0, "auto_map": {"AutoModel": "x.Y"},
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "twist": 1}});
+    let error = decoder_spec(&config("llama", json!({"logits_scaling": 8.0}))).unwrap_err().to_string();
+    assert!(error.contains("`ignore_config_keys = [\"logits_scaling\"]`"), "{error}");
+    let keys = ["logits_scaling", "auto_map", "rope_parameters.twist"].map(str::to_owned);
+    let (spec, unread) = decoder_spec_without(&config("llama", odd.clone()), &keys).unwrap();
+    assert!(unread.is_empty(), "{unread:?}");
+    assert_eq!(spec.positions(), 2 * spec.max_position_embeddings);
+    assert_eq!(
+        decoder_spec_of_run(&config("llama", json!({})), &keys).unwrap().hidden_size,
+        spec.hidden_size
+    );
+    let error = decoder_spec_without(&config("llama", json!({})), &keys[..1]).unwrap_err().to_string();
+    assert_eq!(error, "`ignore_config_keys` names `logits_scaling`, which config.json does not have");
 }
 
 #[test]
@@ -282,6 +312,23 @@ fn other_architectures_are_named() {
     );
     assert!(decoder_spec(&json!({})).is_err());
     assert!(decoder_spec(&json!([1, 2])).is_err());
+}
+
+#[test]
+fn m10_odd_spellings_and_other_heads_of_an_architecture_are_recognised() {
+    for (model_type, architecture) in
+        [("llama", "LLaMAForCausalLM"), ("Llama", "LlamaForCausalLM"), ("qwen-2", "Qwen2ForCausalLM")]
+    {
+        let changes = json!({"architectures": [architecture], "num_key_value_heads": 4});
+        assert!(decoder_spec(&config(model_type, changes)).is_ok(), "{architecture}");
+    }
+    for (architecture, kind) in [
+        ("LlamaForSequenceClassification", "another head"),
+        ("LlamaModel", "without its output head"),
+        ("FSDPLlamaForCausalLM", "a wrapper around LlamaForCausalLM"),
+    ] {
+        refused("llama", json!({"architectures": [architecture]}), &[architecture, kind]);
+    }
 }
 
 #[test]

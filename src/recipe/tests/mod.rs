@@ -176,10 +176,12 @@ fn template_variables_are_read_and_written_back() {
     assert_eq!(serde_json::Value::Object(read), expected);
     assert_eq!(good(&recipe.to_toml(), &[]), recipe, "{}", recipe.to_toml());
     let base = good(SMALL, &[]);
-    for changing in [kwargs, "data.on_marked=learn", "data.on_hidden_thoughts=skip"] {
+    for changing in
+        [kwargs, "data.on_marked=learn", "data.on_hidden_thoughts=skip", "data.on_beyond_positions=drop"]
+    {
         assert_ne!(good(SMALL, &[changing]).sha256(), base.sha256(), "{changing}");
     }
-    for stated in ["data.on_marked=skip", "data.on_hidden_thoughts=learn"] {
+    for stated in ["data.on_marked=skip", "data.on_hidden_thoughts=learn", "data.on_beyond_positions=error"] {
         assert_eq!(good(SMALL, &[stated]).sha256(), base.sha256(), "{stated}");
     }
     let said = problems(SMALL, &["data.chat_template_kwargs={ messages = [] }"]);
