@@ -111,8 +111,15 @@ pub fn check(
         }
         match weights.info(&name) {
             None => problems.push(format!("tensor `{name}` {shape:?} is missing")),
-            Some(info) if info.shape != shape => {
+            Some(info) if info.shape != shape && !weights.names().any(|other| is_state_of(other, &name)) => {
                 problems.push(format!("tensor `{name}` has shape {:?}, expected {shape:?}", info.shape));
+            }
+            Some(_) if weights.names().any(|other| is_state_of(other, &name)) => {
+                problems.push(format!(
+                    "`{name}` is stored in 4 bits, which only the projections of layers can be; quantize the original \
+                     again with `tune quantize`, or in transformers with `llm_int8_skip_modules`"
+                ));
+                consumed.extend(weights.names().filter(|other| is_state_of(other, &name)).map(str::to_owned));
             }
             Some(info) if float_dtype(info.dtype).is_none() => {
                 problems.push(format!("tensor `{name}` is {:?}; F32, F16 and BF16 can be read", info.dtype));
@@ -168,9 +175,16 @@ fn renamed(spec: &DecoderSpec, weights: &WeightFiles) -> Option<String> {
     })
 }
 
-/// Tensors that some tools write and that are redundant: rotary frequencies, a copy of tied embeddings.
+/// Whether a tensor is part of how bitsandbytes stores a weight in 4 bits.
+fn is_state_of(other: &str, weight: &str) -> bool {
+    let state = other.strip_prefix(weight).and_then(|rest| rest.strip_prefix('.'));
+    state.is_some_and(|state| state == "absmax" || state.starts_with("quant_state."))
+}
+
+/// Tensors that some tools write and that are redundant: rotary frequencies, a copy of tied embeddings, the value head that
+/// TRL trains beside a model.
 fn ignorable(spec: &DecoderSpec, weights: &WeightFiles, name: &str) -> Result<bool, Error> {
-    if name.ends_with(".rotary_emb.inv_freq") {
+    if name.ends_with(".rotary_emb.inv_freq") || name.starts_with("v_head.") {
         return Ok(true);
     }
     let embedding = embedding_name(spec);

@@ -268,3 +268,28 @@ fn m10_names_with_a_prefix_or_without_theirs_are_recognised() {
     let bare = opened("bare", &|name| name.strip_prefix("model.").map(str::to_owned));
     assert!(bare.contains("lack `model.`") && bare.contains("`lm_head.weight` is missing"), "{bare}");
 }
+
+#[test]
+fn m11_a_value_head_is_left_out_and_a_head_in_4_bits_is_named() {
+    let outer = tempfile::tempdir().unwrap();
+    let bytes = fs::read(golden("peft/base").join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    let checked = |folder: &str, extra: &str| {
+        let folder = outer.path().join(folder);
+        fs::create_dir(&folder).unwrap();
+        fs::copy(golden("peft/base/config.json"), folder.join("config.json")).unwrap();
+        let (_, view) = tensors.iter().find(|(name, _)| name == "model.norm.weight").unwrap();
+        let with = tensors.iter().cloned().chain([(extra.to_owned(), view.clone())]);
+        serialize_to_file(with, None, &folder.join("model.safetensors")).unwrap();
+        let model = ModelDir::open(&folder).unwrap();
+        let spec = tune::model::family::decoder_spec(model.config()).unwrap();
+        tune::model::tensors::check(&spec, model.weights(), None)
+    };
+    assert!(checked("value-head", "v_head.summary.weight").is_ok());
+    let error = checked("four-bits", "lm_head.weight.absmax").unwrap_err().to_string();
+    assert!(
+        error.contains("`lm_head.weight` is stored in 4 bits") && error.contains("tune quantize"),
+        "{error}"
+    );
+    assert!(!error.contains("belongs to nothing"), "{error}");
+}
