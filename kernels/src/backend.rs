@@ -3,7 +3,9 @@
 use crate::activation::ActivationOps;
 use crate::adamw::AdamWOps;
 use crate::attention::AttentionOps;
+use crate::causal_conv::CausalConvOps;
 use crate::column_scale::ColumnScaleOps;
+use crate::delta_rule::DeltaRuleOps;
 use crate::device::DeviceOps;
 use crate::gated::GatedOps;
 use crate::layer_norm::LayerNormOps;
@@ -31,6 +33,8 @@ pub trait KernelBackend:
     + GatedOps
     + ActivationOps
     + AttentionOps
+    + CausalConvOps
+    + DeltaRuleOps
     + LossOps
     + SegmentOps
     + RowScaleOps
@@ -50,6 +54,8 @@ impl<B> KernelBackend for B where
         + GatedOps
         + ActivationOps
         + AttentionOps
+        + CausalConvOps
+        + DeltaRuleOps
         + LossOps
         + SegmentOps
         + RowScaleOps

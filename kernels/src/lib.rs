@@ -10,6 +10,7 @@
 //! | [`linear`] | frozen weights (dense or [`nf4`]) over one input, bias, LoRA with dropout |
 //! | [`rms_norm`], [`layer_norm`], [`rope`], [`gated`], [`activation`] | the rest of a decoder layer's arithmetic |
 //! | [`attention`] | causal, grouped-query, per document, sliding window, capped scores |
+//! | [`causal_conv`], [`delta_rule`] | short convolutions and recurrent states, per document |
 //! | [`column_scale`] | a factor for each column: DoRA's magnitudes |
 //! | [`linear_cross_entropy`] | output head and loss, never all logits |
 //! | [`segment_sum`], [`row_scale`] | losses by document, and gradients weighed by row |
@@ -27,12 +28,14 @@ pub mod adamw;
 pub mod allocator;
 pub mod attention;
 pub mod backend;
+pub mod causal_conv;
 pub mod ceiling;
 pub mod check;
 pub mod column_scale;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+pub mod delta_rule;
 pub mod device;
 pub mod dropout;
 pub mod fault;

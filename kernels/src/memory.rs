@@ -10,6 +10,7 @@ use burn::tensor::DType;
 use crate::cpu::matmul::{self, Kernels};
 use crate::cpu::parallel;
 use crate::cpu::scalar::with_float;
+use crate::delta_rule::{self, DeltaHeads};
 use crate::linear_cross_entropy;
 
 /// Bytes that one value of a packed operand takes, for products of `dtype` on the instruction set in use.
@@ -21,6 +22,20 @@ pub fn packed_value_bytes(dtype: DType) -> u64 {
 pub fn panel_bytes(tokens: u64, dtype: DType) -> u64 {
     let element = with_float!(dtype, T => Kernels::of::<T>().element());
     parallel::threads() as u64 * matmul::task_bytes(tokens, element)
+}
+
+/// Bytes inside [`delta_rule::delta_rule_backward`], whose longest document has `tokens`: each thread holds the states of
+/// one head.
+pub fn delta_rule_bytes(heads: DeltaHeads, tokens: u64) -> u64 {
+    let tasks = (parallel::threads() as u64).min(heads.keys as u64);
+    4 * tasks * delta_rule::task_numbers(heads, tokens)
+}
+
+/// Bytes for each token inside [`delta_rule::delta_rule_backward`] on a GPU: unit queries and keys, gates and their
+/// slopes, and what its sweeps leave to one another.
+pub fn delta_rule_bytes_on_gpu(heads: DeltaHeads) -> u64 {
+    let DeltaHeads { keys, values, key_dim, value_dim } = heads;
+    4 * (2 * keys * key_dim + 3 * values + values * (3 * key_dim + 2 * value_dim)) as u64
 }
 
 /// Bytes of the logits and of what is computed from them inside [`trained_linear_cross_entropy`], for `tokens` supervised

@@ -16,6 +16,8 @@ use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
+use tune_kernels::causal_conv::{CausalConv, causal_conv, causal_conv_backward};
+use tune_kernels::delta_rule::{DeltaHeads, DeltaRule, delta_rule, delta_rule_backward};
 use tune_kernels::device::DeviceOps;
 use tune_kernels::dropout::{Dropout, DropoutKey};
 use tune_kernels::gated::{Activation, gated, gated_backward};
@@ -90,7 +92,7 @@ fn decoder_layer(dtype: DType) {
     let key = DropoutKey { seed: 1, step: 1, micro_batch: 0, layer: 0, projection: 0 };
     projections(tokens, hidden, &[hidden], Some(Dropout { probability: 0.1, key }), dtype);
     let gate = zeros([tokens, intermediate], dtype);
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid] {
         gated(activation, &gate, &gate);
         gated_backward(activation, gate.clone(), gate.clone(), gate.clone());
     }
@@ -124,6 +126,30 @@ fn decoder_layer(dtype: DType) {
     }
 }
 
+/// The layers that hold a recurrent state.
+fn recurrent_layer(dtype: DType) {
+    let (tokens, heads) = (96, DeltaHeads { keys: 2, values: 4, key_dim: 128, value_dim: 128 });
+    let width = heads.widths().iter().sum();
+    let documents = DocumentOffsets::packed(&[0, 33, tokens as u32]);
+    let (x, weight) = (zeros([tokens, width], dtype), zeros([width, 4], dtype));
+    let conv = CausalConv { weight: &weight, silu: true, documents: &documents };
+    let mixed = causal_conv(&x, conv);
+    causal_conv_backward(&x, conv, &mixed);
+    let gate = zeros([tokens, heads.values], dtype);
+    let each = zeros([heads.values], DType::F32);
+    let rule = DeltaRule {
+        mixed: &mixed,
+        decay: &gate,
+        write: &gate,
+        log_rate: &each,
+        bias: &each,
+        heads,
+        documents: &documents,
+    };
+    let y = delta_rule(rule);
+    delta_rule_backward(rule, &y);
+}
+
 #[test]
 fn every_kernel_becomes_cuda() {
     let architecture = architecture();
@@ -134,6 +160,7 @@ fn every_kernel_becomes_cuda() {
             projections(96, 512, &[512], None, dtype);
         } else {
             decoder_layer(dtype);
+            recurrent_layer(dtype);
         }
         let hidden = zeros([80, 512], dtype);
         let head = FrozenWeight::Dense(zeros([1024, 512], dtype));
@@ -166,6 +193,9 @@ fn every_kernel_becomes_cuda() {
         "rope",
         "attention_backward",
         "gated_backward",
+        "causal_conv_backward",
+        "back_by_columns",
+        "queries_and_keys",
         "cross_entropy",
         "segment_sum",
         "row_scale",

@@ -16,6 +16,8 @@ mod linear;
 mod linear_cross_entropy;
 #[path = "parity/nf4.rs"]
 mod nf4;
+#[path = "parity/recurrent.rs"]
+mod recurrent;
 #[path = "parity/support.rs"]
 mod support;
 #[path = "parity/threads.rs"]

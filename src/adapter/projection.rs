@@ -34,11 +34,21 @@ pub enum Role {
     QueryKeyValue,
     /// Hidden state to gate and up, stacked in this order.
     GateUp,
+    /// Hidden state to what a recurrent mixer's convolution mixes.
+    Mixed,
+    /// Hidden state to the gate of its output.
+    MixerGate,
+    /// Hidden state to the strength of its writes.
+    Write,
+    /// Hidden state to its decay.
+    Decay,
+    /// Its output to hidden state.
+    MixerOutput,
 }
 
 impl Role {
     /// The names that Hugging Face checkpoints give the last component of a module path.
-    const NAMES: [(&'static str, Self); 9] = [
+    const NAMES: [(&'static str, Self); 14] = [
         ("q_proj", Self::Query),
         ("k_proj", Self::Key),
         ("v_proj", Self::Value),
@@ -48,6 +58,11 @@ impl Role {
         ("down_proj", Self::Down),
         ("qkv_proj", Self::QueryKeyValue),
         ("gate_up_proj", Self::GateUp),
+        ("in_proj_qkv", Self::Mixed),
+        ("in_proj_z", Self::MixerGate),
+        ("in_proj_b", Self::Write),
+        ("in_proj_a", Self::Decay),
+        ("out_proj", Self::MixerOutput),
     ];
 
     /// The role of a module by the last component of its path, for use without a model.

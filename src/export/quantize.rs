@@ -139,7 +139,7 @@ impl<'a> Work<'a> {
     fn add(&mut self, tensor: &Expected) -> Result<(), Error> {
         let dtype = self.base.folder.weights().info(&tensor.name).map_or(Dtype::F32, |info| info.dtype);
         let parameters = tensor.shape.iter().product::<usize>() as u64;
-        if !tensor.projection {
+        if tensor.dense {
             let header = TensorHeader { name: tensor.name.clone(), dtype, shape: tensor.shape.clone() };
             self.entries.push(Entry { tensors: vec![header], parameters });
             self.kept += 1;

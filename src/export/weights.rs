@@ -188,7 +188,7 @@ impl Merged<'_> {
     /// The quantization that a tensor is passed through before the delta is added.
     fn requantized(&self, tensor: &Expected, checked: &Checked) -> Option<Spec> {
         match self.onto {
-            Onto::Dequantized(spec) if tensor.projection && !checked.quantized.contains_key(&tensor.name) => {
+            Onto::Dequantized(spec) if !tensor.dense && !checked.quantized.contains_key(&tensor.name) => {
                 Some(spec)
             }
             _ => None,

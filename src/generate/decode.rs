@@ -179,8 +179,8 @@ impl<'a, B: KernelBackend> Session<'a, B> {
 
     /// Takes all but the first `tokens` out of the cache.
     fn keep(&mut self, tokens: usize) {
-        self.cached.truncate(tokens);
-        self.cache.truncate(tokens);
+        let kept = self.cache.truncate(tokens);
+        self.cached.truncate(kept);
     }
 
     /// Runs the part of `ids` that is not in the cache, and returns the logits after the last; `None` if the listener

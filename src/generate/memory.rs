@@ -37,7 +37,8 @@ pub fn plan(workload: &Workload<'_>, extent: Extent) -> Vec<Term> {
         0 => 0,
         _ => {
             let outgrown = if room > cache_room(1) as u64 { room / 2 } else { 0 };
-            extent.models as u64 * row * (room + outgrown)
+            let fixed: u64 = spec.layers.iter().map(|layer| layer.fixed_state(workload.dtype)).sum();
+            extent.models as u64 * (row * (room + outgrown) + fixed)
         }
     };
     let tokens = (extent.conversation.min(PROMPT_CHUNK)).max(extent.row) as u64;

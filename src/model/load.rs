@@ -130,7 +130,7 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
 
     fn layer(&mut self, layer: usize) -> Result<Layer<B>, Error> {
         let spec = Arc::clone(&self.spec.layers[layer]);
-        let (mut projections, mut norms) = (Vec::new(), Vec::new());
+        let (mut projections, mut norms, mut constants) = (Vec::new(), Vec::new(), Vec::new());
         for tensor in spec.tensors() {
             match tensor {
                 LayerTensor::Norm(norm) => {
@@ -141,15 +141,19 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
                     let module = self.spec.path(layer, &projection.path);
                     projections.push(self.projection(&module, projection)?);
                 }
+                LayerTensor::Constant(constant) => {
+                    let name = self.spec.path(layer, constant.name);
+                    constants.push(self.dense_in(constant.dtype(self.dtype), &name, constant.matrix())?);
+                }
             }
         }
-        Ok(Layer::new(spec, projections, norms))
+        Ok(Layer::new(spec, projections, norms, constants))
     }
 
     fn projection(&mut self, module: &str, spec: &ProjectionSpec) -> Result<FrozenProjection<B>, Error> {
         let shape = spec.shape;
         let name = format!("{module}.weight");
-        let weight = match (self.checked.quantized.get(&name), self.quantization) {
+        let weight = match (self.checked.quantized.get(&name), self.quantization.filter(|_| !spec.dense)) {
             (Some(stored), _) => {
                 let quantized = stored.read(self.weights)?;
                 self.packed(&name, quantized)?
@@ -184,13 +188,23 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
 
     /// A tensor in the compute dtype.
     fn dense<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Result<Tensor<B, D>, Error> {
-        let data = match self.dtype {
+        self.dense_in(self.dtype, name, shape)
+    }
+
+    /// A tensor in `dtype`.
+    fn dense_in<const D: usize>(
+        &mut self,
+        dtype: FloatDtype,
+        name: &str,
+        shape: [usize; D],
+    ) -> Result<Tensor<B, D>, Error> {
+        let data = match dtype {
             FloatDtype::F32 => TensorData::new(self.weights.read_floats::<f32>(name)?, shape),
             FloatDtype::Bf16 => TensorData::new(self.weights.read_floats::<bf16>(name)?, shape),
             FloatDtype::F16 => TensorData::new(self.weights.read_floats::<f16>(name)?, shape),
         };
         self.report(name);
-        let (device, dtype) = (self.device, burn_dtype(self.dtype));
+        let (device, dtype) = (self.device, burn_dtype(dtype));
         let tensor = |data| Tensor::from_data(data, (device, dtype));
         Ok(B::memory_persistent_allocations(device, data, tensor))
     }

@@ -58,20 +58,24 @@ impl<B: KernelBackend> Maker<'_, B> {
     }
 
     fn layer(&mut self, spec: &Arc<LayerSpec>) -> Layer<B> {
-        let (mut projections, mut norms) = (Vec::new(), Vec::new());
+        let (mut projections, mut norms, mut constants) = (Vec::new(), Vec::new(), Vec::new());
         for tensor in spec.tensors() {
             match tensor {
                 LayerTensor::Norm(norm) => norms.push(self.dense([norm.width], 1.0, 0.1)),
                 LayerTensor::Projection(projection) => projections.push(self.projection(projection)),
+                LayerTensor::Constant(constant) => {
+                    let values = self.dense(constant.matrix(), 0.0, 0.5);
+                    constants.push(values.cast(burn_dtype(constant.dtype(self.dtype))));
+                }
             }
         }
-        Layer::new(Arc::clone(spec), projections, norms)
+        Layer::new(Arc::clone(spec), projections, norms, constants)
     }
 
     fn projection(&mut self, spec: &ProjectionSpec) -> FrozenProjection<B> {
         let shape = spec.shape;
         let size = 1.0 / (shape[1] as f32).sqrt();
-        let weight = match self.quantization {
+        let weight = match self.quantization.filter(|_| !spec.dense) {
             Some(quant::spec::Spec::Nf4 { block_size, double_quant }) => {
                 FrozenWeight::Nf4(self.packed(shape, block_size, double_quant, size))
             }

@@ -24,6 +24,8 @@ pub struct Expected {
     pub shape: Vec<usize>,
     /// Whether it is the weight of a projection, which may be quantized.
     pub projection: bool,
+    /// Whether a recipe leaves it in the compute dtype, whatever else is quantized.
+    pub dense: bool,
 }
 
 /// Every tensor of a decoder, in the order a forward pass meets them; a tied head is not listed.
@@ -38,7 +40,7 @@ pub fn expected(spec: &DecoderSpec) -> Vec<Expected> {
     }
     if spec.head_bias {
         let name = format!("{}.bias", spec.paths.head);
-        tensors.push(Expected { name, shape: vec![spec.vocab_size], projection: false });
+        tensors.push(Expected { name, shape: vec![spec.vocab_size], projection: false, dense: true });
     }
     tensors
 }
@@ -50,7 +52,7 @@ pub(crate) fn table(spec: &DecoderSpec, path: &str) -> Expected {
 
 /// The dense weight of a module.
 pub(crate) fn weight(path: &str, shape: Vec<usize>) -> Expected {
-    Expected { name: format!("{path}.weight"), shape, projection: false }
+    Expected { name: format!("{path}.weight"), shape, projection: false, dense: true }
 }
 
 /// The tensors of a part of a layer: its weight, then its bias if it has one.
@@ -60,9 +62,18 @@ pub(crate) fn of_layer(spec: &DecoderSpec, layer: usize, tensor: &LayerTensor) -
         LayerTensor::Projection(projection) => {
             let path = spec.path(layer, &projection.path);
             let [out, _] = projection.shape;
-            let own = Expected { projection: true, ..weight(&path, projection.shape.to_vec()) };
-            let bias = Expected { name: format!("{path}.bias"), shape: vec![out], projection: false };
+            let own = Expected {
+                projection: true,
+                dense: projection.dense,
+                ..weight(&path, projection.shape.to_vec())
+            };
+            let bias =
+                Expected { name: format!("{path}.bias"), shape: vec![out], projection: false, dense: true };
             [Some(own), projection.bias.then_some(bias)].into_iter().flatten().collect()
+        }
+        LayerTensor::Constant(constant) => {
+            let name = spec.path(layer, constant.name);
+            vec![Expected { name, shape: constant.shape.clone(), projection: false, dense: true }]
         }
     }
 }
@@ -79,8 +90,8 @@ impl Checked {
     pub fn blocks(&self, spec: &DecoderSpec) -> Option<Spec> {
         let mut stored = self.quantized.values().map(Stored::blocks_of);
         let first = stored.next()?;
-        let projections: usize = spec.layers.iter().map(|layer| layer.projections().count()).sum();
-        let all = self.quantized.len() == projections;
+        let all =
+            expected(spec).iter().all(|tensor| tensor.dense || self.quantized.contains_key(&tensor.name));
         (all && stored.all(|other| other == first)).then_some(first)
     }
 }
@@ -100,7 +111,7 @@ pub fn check(
     let mut problems = Vec::new();
     let mut quantized = BTreeMap::new();
     let mut consumed: BTreeSet<String> = BTreeSet::new();
-    for Expected { name, shape, projection } in expected(spec) {
+    for Expected { name, shape, projection, .. } in expected(spec) {
         if projection && let Some(stored) = Stored::find(weights, &name, [shape[0], shape[1]])? {
             if let Some(spec) = quantization {
                 stored.agrees(spec)?;

@@ -50,6 +50,10 @@ pub(super) fn all_gelu<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
     all_gated(on, Activation::GeluTanh)
 }
 
+pub(super) fn all_sigmoid<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
+    all_gated(on, Activation::Sigmoid)
+}
+
 fn all_gated<B: KernelBackend>(on: On<'_, B>, activation: Activation) -> Vec<Deviation> {
     let cases = [(1, 1), (3, 173), (40, 256)];
     cases.into_iter().flat_map(|(rows, width)| check_gated(on, activation, rows, width)).collect()

@@ -12,6 +12,7 @@ pub mod linear;
 pub mod linear_cross_entropy;
 mod measure;
 pub mod nf4;
+pub mod recurrent;
 pub mod rows;
 
 use burn::tensor::backend::Backend;
@@ -52,7 +53,10 @@ pub fn all<B: KernelBackend>() -> Vec<Check<B>> {
         check("swiglu", elementwise::all_silu::<B>),
         check("geglu", elementwise::all_gelu::<B>),
         check("activation", elementwise::all_activation::<B>),
+        check("output_gate", elementwise::all_sigmoid::<B>),
         check("attention", attention::all::<B>),
+        check("causal_conv", recurrent::all_causal_conv::<B>),
+        check("delta_rule", recurrent::all_delta_rule::<B>),
         check("linear_cross_entropy", linear_cross_entropy::all::<B>),
         single("segment_sum", rows::all_segment_sum::<B>),
         check("row_scale", rows::all_row_scale::<B>),

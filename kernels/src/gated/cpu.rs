@@ -58,11 +58,13 @@ fn forward_run<T: Scalar>(activation: Activation, gate: &[T], up: &[T], y: &mut 
             Activation::Silu => unsafe { fast::silu_gated(gate, up, y) },
             // SAFETY: as above.
             Activation::GeluTanh => unsafe { fast::gelu_gated(gate, up, y, GELU) },
+            Activation::Sigmoid => sigmoid::<T>(gate, up, y),
         };
     }
     match activation {
         Activation::Silu => silu::<T>(gate, up, y),
         Activation::GeluTanh => gelu::<T>(gate, up, y),
+        Activation::Sigmoid => sigmoid::<T>(gate, up, y),
     }
 }
 
@@ -75,11 +77,13 @@ fn backward_run<T: Scalar>(activation: Activation, gate: &mut [T], up: &mut [T],
             Activation::Silu => unsafe { fast::silu_gated_backward(gate, up, dy) },
             // SAFETY: as above.
             Activation::GeluTanh => unsafe { fast::gelu_gated_backward(gate, up, dy, GELU) },
+            Activation::Sigmoid => sigmoid_backward::<T>(gate, up, dy),
         };
     }
     match activation {
         Activation::Silu => silu_backward::<T>(gate, up, dy),
         Activation::GeluTanh => gelu_backward::<T>(gate, up, dy),
+        Activation::Sigmoid => sigmoid_backward::<T>(gate, up, dy),
     }
 }
 
@@ -119,6 +123,20 @@ vectorized! {
 
     fn gelu<T: Scalar>(gate: &[T], up: &[T], y: &mut [T]) {
         forward_each(gate, up, y, gelu_argument);
+    }
+
+    fn sigmoid<T: Scalar>(gate: &[T], up: &[T], y: &mut [T]) {
+        for ((gate, up), y) in gate.iter().zip(up).zip(y) {
+            *y = T::from_f32(math::sigmoid(gate.to_f32()) * up.to_f32());
+        }
+    }
+
+    fn sigmoid_backward<T: Scalar>(gate: &mut [T], up: &mut [T], dy: &[T]) {
+        for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
+            let (s, dy) = (math::sigmoid(gate.to_f32()), dy.to_f32());
+            *gate = T::from_f32(dy * up.to_f32() * s * (1.0 - s));
+            *up = T::from_f32(dy * s);
+        }
     }
 
     fn silu_backward<T: Scalar>(gate: &mut [T], up: &mut [T], dy: &[T]) {

@@ -110,7 +110,11 @@ fn gated_kernel<F: Float>(
     }
     let g = f32::cast_from(gate[ABSOLUTE_POS]);
     let s = sigmoid(argument(g, activation));
-    y[ABSOLUTE_POS] = F::cast_from(g * s * f32::cast_from(up[ABSOLUTE_POS]));
+    let mut value = s;
+    if comptime!(activation != Activation::Sigmoid) {
+        value = g * s;
+    }
+    y[ABSOLUTE_POS] = F::cast_from(value * f32::cast_from(up[ABSOLUTE_POS]));
 }
 
 #[cube(launch_unchecked)]
@@ -131,6 +135,12 @@ fn gated_backward_kernel<F: Float>(
     let u = f32::cast_from(up[ABSOLUTE_POS]);
     let dy = f32::cast_from(dy[ABSOLUTE_POS]);
     let s = sigmoid(argument(g, activation));
-    dgate[ABSOLUTE_POS] = F::cast_from(dy * u * s * (1.0f32 + slope(g, activation) * (1.0f32 - s)));
-    dup[ABSOLUTE_POS] = F::cast_from(dy * g * s);
+    let mut factor = 1.0f32 - s;
+    let mut value = dy;
+    if comptime!(activation != Activation::Sigmoid) {
+        factor = 1.0f32 + slope(g, activation) * factor;
+        value = dy * g;
+    }
+    dgate[ABSOLUTE_POS] = F::cast_from(dy * u * s * factor);
+    dup[ABSOLUTE_POS] = F::cast_from(value * s);
 }

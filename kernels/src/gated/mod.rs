@@ -6,6 +6,8 @@
 //!
 //! SiLU:  v = gate                                 v′ = 1
 //! GELU:  v = 2 √(2/π) (gate + 0.044715 gate³)     v′ = 2 √(2/π) (1 + 0.134145 gate²)
+//!
+//! Sigmoid:  y = s · up          dgate = dy · up · s · (1 − s)          dup = dy · s          v = gate
 //! ```
 //!
 //! GELU is its tanh approximation: ½ (1 + tanh u) = σ(2u). All `[tokens, intermediate]` in the compute dtype; arithmetic is
@@ -28,6 +30,8 @@ pub enum Activation {
     Silu,
     /// The Gaussian error linear unit in its tanh approximation: Gemma's (`gelu_pytorch_tanh`).
     GeluTanh,
+    /// σ(x): a gate on the output of attention.
+    Sigmoid,
 }
 
 /// GELU's v is x · (`GELU_LINEAR` + `GELU_CUBIC` · x²).

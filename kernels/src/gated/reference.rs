@@ -26,6 +26,10 @@ fn value_and_slope(activation: Activation, x: f32) -> (f64, f64) {
             let s = 1.0 / (1.0 + (-x).exp());
             (x * s, s * (1.0 + x * (1.0 - s)))
         }
+        Activation::Sigmoid => {
+            let s = 1.0 / (1.0 + (-x).exp());
+            (s, s * (1.0 - s))
+        }
         Activation::GeluTanh => {
             let root = (2.0 / std::f64::consts::PI).sqrt();
             let t = (root * (x + 0.044715 * x.powi(3))).tanh();

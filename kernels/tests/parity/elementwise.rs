@@ -145,7 +145,7 @@ fn check_gated<B: KernelBackend>(site: &Site) {
     for dtype in site.dtypes.clone() {
         for (rows, width) in [(1, 1), (3, 173), (40, 1536)] {
             let device = B::Device::default();
-            for activation in [Activation::Silu, Activation::GeluTanh] {
+            for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid] {
                 let on = Site::on(&device, dtype);
                 let found = elementwise::check_gated::<B>(on, activation, rows, width);
                 assert_within(&format!("{activation:?} in {dtype:?} on {}", site.name), found);
@@ -161,7 +161,7 @@ fn gated_activations_saturate() {
 }
 
 fn check_saturation<B: KernelBackend>(_: &Site) {
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid] {
         let gate = tensor::<B, 2>(&[-1e30, -1000.0, -100.0, 0.0, 100.0, 1000.0, 1e30], [1, 7], DType::F32);
         let up = tensor::<B, 2>(&[2.0; 7], [1, 7], DType::F32);
         let y = values(&gated(activation, &gate, &up));

@@ -2,12 +2,16 @@
 
 use tune_kernels::activation::Function;
 use tune_kernels::attention::{AttentionOptions, DocumentOffsets};
+use tune_kernels::delta_rule::DeltaHeads;
 use tune_kernels::gated::{self, Activation};
 use tune_kernels::linear::reference::LoraSlices;
 use tune_kernels::linear_cross_entropy::Logits;
 use tune_kernels::linear_cross_entropy::reference::Rows;
 use tune_kernels::rope::Pairs;
-use tune_kernels::{activation, attention, check, layer_norm, linear, linear_cross_entropy, rms_norm, rope};
+use tune_kernels::{
+    activation, attention, causal_conv, check, delta_rule, layer_norm, linear, linear_cross_entropy,
+    rms_norm, rope,
+};
 
 use crate::support::random;
 
@@ -63,7 +67,7 @@ fn elementwise_slopes() {
     }
 
     let up = random(14, 4, 1.0);
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid] {
         let (dgate, dup) = gated::reference::backward(activation, &x, &up, &dy);
         agrees("gate", &x, &dy, &dgate, |gate| gated::reference::forward(activation, gate, &up));
         agrees("up", &up, &dy, &dup, |up| gated::reference::forward(activation, &x, up));
@@ -109,6 +113,40 @@ fn attention_slopes() {
         agrees("dk", &k, &dy, &slopes.k, |k| f(&q, k, &v));
         agrees("dv", &v, &dy, &slopes.v, |v| f(&q, &k, v));
     }
+}
+
+#[test]
+fn causal_conv_slopes() {
+    let documents = DocumentOffsets::packed(&[0, 2, 2, 7]);
+    let [x, weight, dy] = [(21, 1), (12, 2), (21, 3)].map(|(n, seed)| random(n, seed, 1.0));
+    for silu in [false, true] {
+        let conv = causal_conv::reference::Conv { weight: &weight, size: 4, silu, documents: &documents };
+        let dx = causal_conv::reference::backward(&x, conv, &dy);
+        agrees("dx", &x, &dy, &dx, |x| causal_conv::reference::forward(x, conv));
+    }
+}
+
+#[test]
+fn delta_rule_slopes() {
+    use delta_rule::reference::{Rule, backward, forward};
+    let documents = DocumentOffsets::packed(&[0, 1, 6]);
+    let heads = DeltaHeads { keys: 1, values: 2, key_dim: 3, value_dim: 2 };
+    let [mixed, decay, write, dy] =
+        [(60, 1), (12, 2), (12, 3), (24, 4)].map(|(n, seed)| random(n, seed, 1.0));
+    let (log_rate, bias) = ([-0.5, 0.3], [0.2, -0.4]);
+    let rule = Rule {
+        mixed: &mixed,
+        decay: &decay,
+        write: &write,
+        log_rate: &log_rate,
+        bias: &bias,
+        heads,
+        documents: &documents,
+    };
+    let slopes = backward(rule, &dy);
+    agrees("dmixed", &mixed, &dy, &slopes.mixed, |mixed| forward(Rule { mixed, ..rule }, None).0);
+    agrees("ddecay", &decay, &dy, &slopes.decay, |decay| forward(Rule { decay, ..rule }, None).0);
+    agrees("dwrite", &write, &dy, &slopes.write, |write| forward(Rule { write, ..rule }, None).0);
 }
 
 #[test]

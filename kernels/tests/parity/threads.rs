@@ -6,6 +6,8 @@ use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,
 };
+use tune_kernels::causal_conv::{CausalConv, causal_conv, causal_conv_backward};
+use tune_kernels::delta_rule::{DeltaHeads, DeltaRule, delta_rule, delta_rule_backward};
 use tune_kernels::dropout::{Dropout, DropoutKey};
 use tune_kernels::gated::{Activation, gated, gated_backward};
 use tune_kernels::linear::{FrozenWeight, Linear, LinearBackward, Lora, linear, linear_backward};
@@ -118,12 +120,41 @@ fn all_ops(dtype: DType) -> Vec<Vec<f32>> {
     ]
 }
 
+/// Convolution and recurrence, forward and backward, over several documents.
+fn recurrent(dtype: DType) -> Vec<Vec<f32>> {
+    let documents = DocumentOffsets::packed(&[0, 90, 91, TOKENS as u32]);
+    let heads = DeltaHeads { keys: 3, values: 6, key_dim: 32, value_dim: 32 };
+    let width: usize = heads.widths().iter().sum();
+    let matrix = |width: usize, seed: u64| {
+        tensor::<Flex, 2>(&random(TOKENS * width, seed, 1.0), [TOKENS, width], dtype)
+    };
+    let weight = tensor::<Flex, 2>(&random(4 * width, 1, 0.5), [width, 4], dtype);
+    let conv = CausalConv { weight: &weight, silu: true, documents: &documents };
+    let x = matrix(width, 2);
+    let (mixed, decay, write) = (causal_conv(&x, conv), matrix(6, 3), matrix(6, 4));
+    let [log_rate, bias] = [5, 6].map(|seed| tensor::<Flex, 1>(&random(6, seed, 1.0), [6], DType::F32));
+    let rule = DeltaRule {
+        mixed: &mixed,
+        decay: &decay,
+        write: &write,
+        log_rate: &log_rate,
+        bias: &bias,
+        heads,
+        documents: &documents,
+    };
+    let y = delta_rule(rule);
+    let slopes = delta_rule_backward(rule, &y);
+    let dx = causal_conv_backward(&x, conv, &slopes.mixed);
+    [y, dx, slopes.decay, slopes.write].iter().map(values).collect()
+}
+
 #[test]
 fn any_number_of_threads_gives_the_same_bytes() {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         let run = |threads: usize| -> Vec<Vec<u32>> {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a thread pool");
-            let results = pool.install(|| all_ops(dtype));
+            let mut results = pool.install(|| all_ops(dtype));
+            results.extend(pool.install(|| recurrent(dtype)));
             results.into_iter().map(|part| part.into_iter().map(f32::to_bits).collect()).collect()
         };
         let one = run(1);

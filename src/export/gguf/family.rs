@@ -197,6 +197,8 @@ pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
         for tensor in layer_spec.tensors() {
             let sources = tensors::of_layer(spec, layer, tensor).into_iter();
             match tensor {
+                // Only a recurrent mixer has any, and its projections are refused.
+                LayerTensor::Constant(_) => {}
                 LayerTensor::Norm(norm) => {
                     let name = format!("blk.{layer}.{}", norm.gguf);
                     all.extend(sources.map(|source| plain(&name, Role::Vector, source)));
@@ -245,6 +247,13 @@ pub fn projection_name(spec: &DecoderSpec, layer: usize, role: projection::Role)
         projection::Role::Down => "ffn_down",
         projection::Role::QueryKeyValue | projection::Role::GateUp => {
             return Err(not_carried(spec, "stacked projections have no place in the file yet"));
+        }
+        projection::Role::Mixed
+        | projection::Role::MixerGate
+        | projection::Role::Write
+        | projection::Role::Decay
+        | projection::Role::MixerOutput => {
+            return Err(not_carried(spec, "recurrent mixers have no place in the file yet"));
         }
     };
     Ok(format!("blk.{layer}.{name}"))

@@ -138,6 +138,7 @@ impl Shared {
                 value: projection("v_proj", [values, hidden], Role::Value),
             },
             head_norms: None,
+            output_gate: false,
             output: projection("o_proj", [hidden, queries], Role::Output),
             scaling: 1.0 / (heads.dim as f32).sqrt(),
             window: None,

@@ -3,11 +3,12 @@
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, attention_backward};
+use tune_kernels::gated::{Activation, gated, gated_backward};
 use tune_kernels::rope::{Direction, rope, rope_all};
 
 use super::adapted::{ProjectedTape, project, project_backward};
 use super::layer::{Call, Output, Upstream};
-use super::{Adapted, LayerInputs};
+use super::{Adapted, LayerInputs, output_gate};
 use crate::adapter::projection::LayerGradients;
 use crate::model::parts::{AttentionSpec, HeadNorms, Inner};
 
@@ -21,6 +22,8 @@ pub struct AttentionTape<B: KernelBackend> {
     key: Option<Tensor<B, 3>>,
     /// Values, alike.
     value: Option<Tensor<B, 3>>,
+    /// The gate of the output, `[tokens, heads · dim]`, alike; `None` where there is none.
+    gate: Option<Tensor<B, 2>>,
     /// Attention's output, before the output projection.
     mixed: Tensor<B, 3>,
     /// ln Σ exp of every query's scores, f32 `[heads, tokens]`.
@@ -41,7 +44,9 @@ pub(super) fn forward<B: KernelBackend>(
 ) -> (Option<Tensor<B, 2>>, AttentionTape<B>) {
     let projected = project(x, &inner(spec, call), None);
     let inner = projected.tape;
-    let [raw_query, raw_key, value] = split(spec, projected.outputs.into_iter().map(Some).collect());
+    let mut outputs: Vec<_> = projected.outputs.into_iter().map(Some).collect();
+    let gate = take_gate(spec, &mut outputs);
+    let [raw_query, raw_key, value] = split(spec, outputs);
     let (Some(raw_query), Some(raw_key), Some(value)) = (raw_query, raw_key, value) else {
         unreachable!("every output is there")
     };
@@ -57,7 +62,7 @@ pub(super) fn forward<B: KernelBackend>(
         None => (key, value),
     };
     let (mixed, log_sum_exp) = attention(&query, &key, &value, &options(spec, call.inputs));
-    let (y, output) = output.of(&flat(&mixed), call.adapted(&spec.output));
+    let (y, output) = output.of(&activated(gate.as_ref(), &mixed), call.adapted(&spec.output));
     let (query, key) = raw.unwrap_or((query, key));
     let [query_index, key_index, value_index] = match spec.inner {
         Inner::Separate { .. } => [0, 1, 2],
@@ -67,6 +72,7 @@ pub(super) fn forward<B: KernelBackend>(
         query: inner.saved(query_index, query),
         key: inner.saved(key_index, key),
         value: inner.saved(value_index, value),
+        gate: gate.and_then(|gate| inner.saved(query_index, gate)),
         mixed,
         log_sum_exp,
         inner,
@@ -85,12 +91,24 @@ pub(super) fn backward<B: KernelBackend>(
     gradients: &mut LayerGradients<B>,
 ) -> Option<Tensor<B, 2>> {
     let [tokens, _] = x.dims();
-    let AttentionTape { query, key, value, mixed, log_sum_exp, inner: inner_tape, output } = tape;
-    let layer = [call.adapted(&spec.output)];
-    let found = project_backward(&flat(&mixed), &layer, output, vec![upstream.dy.clone()], true, gradients);
-    let Some(dmixed) = found else { unreachable!("the gradient was asked for") };
+    let AttentionTape { query, key, value, gate, mixed, log_sum_exp, inner: inner_tape, output } = tape;
     let layers = inner(spec, call);
-    let [query_again, key_again, value_again] = split(spec, inner_tape.scaled_again(&layers));
+    let mut again = inner_tape.scaled_again(&layers);
+    let gate_again = take_gate(spec, &mut again);
+    let gate = gate.or(gate_again);
+    let layer = [call.adapted(&spec.output)];
+    let read = activated(gate.as_ref(), &mixed);
+    let found = project_backward(&read, &layer, output, vec![upstream.dy.clone()], true, gradients);
+    drop(read);
+    let Some(dread) = found else { unreachable!("the gradient was asked for") };
+    let (dgate, dmixed) = match gate {
+        Some(gate) => {
+            let (dgate, dmixed) = gated_backward(Activation::Sigmoid, gate, flat(&mixed), dread);
+            (Some(dgate), dmixed)
+        }
+        None => (None, dread),
+    };
+    let [query_again, key_again, value_again] = split(spec, again);
     let rotate = |x| rope(x, &call.inputs.rotary, &call.inputs.positions, Direction::Forward);
     let (raw, query, key) = match &spec.head_norms {
         Some(norms) => {
@@ -124,7 +142,11 @@ pub(super) fn backward<B: KernelBackend>(
         ),
         _ => (dquery, dkey),
     };
-    let dy = vec![flat(&dquery), flat(&dkey), flat(&dvalue)];
+    let dqueries = match dgate {
+        Some(dgate) => output_gate::join([flat(&dquery), dgate], spec.heads.dim),
+        None => flat(&dquery),
+    };
+    let dy = vec![dqueries, flat(&dkey), flat(&dvalue)];
     drop((dquery, dkey, dvalue));
     let dy = match spec.inner {
         Inner::Separate { .. } => dy,
@@ -161,6 +183,25 @@ fn split<B: KernelBackend>(
                 all.as_ref().map(|all| shaped(all.clone().narrow(1, start, width), heads))
             })
         }
+    }
+}
+
+/// The gate of the output, taken out of the query projection's output, where there is one.
+fn take_gate<B: KernelBackend>(
+    spec: &AttentionSpec,
+    outputs: &mut [Option<Tensor<B, 2>>],
+) -> Option<Tensor<B, 2>> {
+    let first = outputs.first_mut().filter(|_| spec.output_gate)?;
+    let [query, gate] = output_gate::split(first.take()?, spec.heads.dim);
+    *first = Some(query);
+    Some(gate)
+}
+
+/// What the output projection is given, `[tokens, heads · dim]`.
+fn activated<B: KernelBackend>(gate: Option<&Tensor<B, 2>>, mixed: &Tensor<B, 3>) -> Tensor<B, 2> {
+    match gate {
+        Some(gate) => gated(Activation::Sigmoid, gate, &flat(mixed)),
+        None => flat(mixed),
     }
 }
 

@@ -1,4 +1,5 @@
-//! Keys and values of the tokens already seen, for decoding one sequence token by token.
+//! What layers keep of the tokens already seen, for decoding one sequence token by token: keys and values, or a recurrent
+//! state.
 //!
 //! Capacity is doubled when it is used up, and new tokens are written in place: the cost of a step does not depend on the
 //! tokens before it.
@@ -23,7 +24,7 @@ pub struct KeyValueCache<B: KernelBackend> {
 impl<B: KernelBackend> KeyValueCache<B> {
     /// An empty cache for a model of so many layers.
     pub fn new(layers: usize) -> Self {
-        Self { layers: vec![LayerCache { room: None, tokens: 0 }; layers] }
+        Self { layers: vec![LayerCache { room: None, recurrent: None, tokens: 0 }; layers] }
     }
 
     /// Tokens seen so far.
@@ -31,11 +32,20 @@ impl<B: KernelBackend> KeyValueCache<B> {
         self.layers.first().map_or(0, LayerCache::tokens)
     }
 
-    /// Forgets all but the first `tokens`.
-    pub fn truncate(&mut self, tokens: usize) {
+    /// Forgets all but the first `tokens`, and returns how many are left: none where a recurrent state, which cannot go
+    /// back, has seen more.
+    pub fn truncate(&mut self, tokens: usize) -> usize {
+        let kept = match tokens < self.tokens() && self.layers.iter().any(|layer| layer.recurrent.is_some()) {
+            true => 0,
+            false => tokens.min(self.tokens()),
+        };
         for layer in &mut self.layers {
-            layer.tokens = layer.tokens.min(tokens);
+            layer.tokens = kept;
+            if kept == 0 {
+                layer.recurrent = None;
+            }
         }
+        kept
     }
 
     /// The cache of one layer.
@@ -44,17 +54,39 @@ impl<B: KernelBackend> KeyValueCache<B> {
     }
 }
 
-/// Rotated keys and values of one layer, each `[room, key_value_heads, head_dim]`, the first `tokens` rows filled.
+/// What one layer keeps.
 #[derive(Clone, Debug)]
 pub struct LayerCache<B: KernelBackend> {
+    /// Rotated keys and values, each `[room, key_value_heads, head_dim]`, the first `tokens` rows filled.
     room: Option<(Tensor<B, 3>, Tensor<B, 3>)>,
+    recurrent: Option<Recurrent<B>>,
     tokens: usize,
+}
+
+/// What a recurrent layer keeps, whatever the number of tokens.
+#[derive(Clone, Debug)]
+pub struct Recurrent<B: KernelBackend> {
+    /// The last inputs of its convolution, `[size − 1, channels]`.
+    pub last: Tensor<B, 2>,
+    /// The state of each head, f32 `[values, key_dim, value_dim]`.
+    pub state: Tensor<B, 3>,
 }
 
 impl<B: KernelBackend> LayerCache<B> {
     /// Tokens seen so far.
     pub fn tokens(&self) -> usize {
         self.tokens
+    }
+
+    /// The recurrent state, if any token was seen; [`Self::put_recurrent`] puts the next one in its place.
+    pub fn take_recurrent(&mut self) -> Option<Recurrent<B>> {
+        self.recurrent.take()
+    }
+
+    /// The state behind `new` more tokens.
+    pub fn put_recurrent(&mut self, recurrent: Recurrent<B>, new: usize) {
+        self.recurrent = Some(recurrent);
+        self.tokens += new;
     }
 
     /// Adds new tokens; returns keys and values of all.

@@ -13,11 +13,14 @@ use tune_kernels::rope::{Positions, RotaryTable};
 use super::adapted::{ProjectedTape, project, project_tape};
 use super::attention::{self, AttentionTape};
 use super::cache::LayerCache;
+use super::delta_net::{self, DeltaNetTape};
 use super::gated::{self, GatedTape};
 use super::norm::Norm;
 use super::{Adapted, FrozenProjection};
 use crate::adapter::projection::{LayerAdapters, LayerGradients, Slot};
-use crate::model::parts::{BlockSpec, BodySpec, BranchSpec, LayerSpec, NormSpec, ProjectionSpec};
+use crate::model::parts::{
+    BlockSpec, BodySpec, BranchSpec, ConstantSpec, LayerSpec, NormSpec, ProjectionSpec,
+};
 
 /// What every layer of a forward pass is given beside the hidden state.
 #[derive(Clone, Debug)]
@@ -38,6 +41,8 @@ pub struct Layer<B: KernelBackend> {
     projections: Vec<FrozenProjection<B>>,
     /// By place.
     norms: Vec<Tensor<B, 1>>,
+    /// By place, as matrices.
+    constants: Vec<Tensor<B, 2>>,
 }
 
 /// What a forward pass saves for the backward pass of a layer. Norms and activations are computed again: they cost little
@@ -62,6 +67,7 @@ struct BranchTape<B: KernelBackend> {
 #[derive(Clone, Debug)]
 enum BodyTape<B: KernelBackend> {
     Attention(Box<AttentionTape<B>>),
+    DeltaNet(Box<DeltaNetTape<B>>),
     Gated(Box<GatedTape<B>>),
 }
 
@@ -124,16 +130,22 @@ impl<'a, B: KernelBackend> Call<'a, B> {
     {
         Norm { spec, weight: &self.layer.norms[spec.place] }
     }
+
+    /// A frozen tensor, as [`ConstantSpec::matrix`] shapes it.
+    pub(super) fn constant(&self, spec: &ConstantSpec) -> &'a Tensor<B, 2> {
+        &self.layer.constants[spec.place]
+    }
 }
 
 impl<B: KernelBackend> Layer<B> {
-    /// Of the weights of its projections by slot, and of its norms by place.
+    /// Of the weights of its projections by slot, and of its norms and constants by place.
     pub(in crate::model) fn new(
         spec: Arc<LayerSpec>,
         projections: Vec<FrozenProjection<B>>,
         norms: Vec<Tensor<B, 1>>,
+        constants: Vec<Tensor<B, 2>>,
     ) -> Self {
-        Self { spec, projections, norms }
+        Self { spec, projections, norms, constants }
     }
 
     /// What it is made of.
@@ -149,7 +161,10 @@ impl<B: KernelBackend> Layer<B> {
     /// Bytes of its weights.
     pub fn bytes(&self) -> u64 {
         let norms: usize = self.norms.iter().map(|norm| norm.dims()[0] * norm.dtype().size()).sum();
-        self.projections.iter().map(FrozenProjection::bytes).sum::<u64>() + norms as u64
+        let constants =
+            self.constants.iter().map(|constant| constant.shape().num_elements() * constant.dtype().size());
+        let small = norms + constants.sum::<usize>();
+        self.projections.iter().map(FrozenProjection::bytes).sum::<u64>() + small as u64
     }
 
     /// `[tokens, hidden]` → `[tokens, hidden]`, with what a backward pass needs.
@@ -317,6 +332,10 @@ fn body_forward<B: KernelBackend>(
             let (y, tape) = attention::forward(spec, x, call, output);
             (y, BodyTape::Attention(Box::new(tape)))
         }
+        BodySpec::DeltaNet(spec) => {
+            let (y, tape) = delta_net::forward(spec, x, call, output);
+            (y, BodyTape::DeltaNet(Box::new(tape)))
+        }
         BodySpec::Gated(spec) => {
             let (y, tape) = gated::forward(spec, x, call, output);
             (y, BodyTape::Gated(Box::new(tape)))
@@ -335,6 +354,9 @@ fn body_backward<B: KernelBackend>(
     match (body, tape) {
         (BodySpec::Attention(spec), BodyTape::Attention(tape)) => {
             attention::backward(spec, *tape, x, call, upstream, gradients)
+        }
+        (BodySpec::DeltaNet(spec), BodyTape::DeltaNet(tape)) => {
+            delta_net::backward(spec, *tape, x, call, upstream, gradients)
         }
         (BodySpec::Gated(spec), BodyTape::Gated(tape)) => {
             gated::backward(spec, *tape, x, call, upstream, gradients)

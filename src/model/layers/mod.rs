@@ -5,9 +5,11 @@
 pub mod adapted;
 pub mod attention;
 pub mod cache;
+pub mod delta_net;
 pub mod gated;
 pub mod layer;
 pub mod norm;
+mod output_gate;
 pub mod projection;
 pub mod walk;
 

@@ -13,6 +13,8 @@ pub struct AttentionSpec {
     pub inner: Inner,
     /// Norms over single heads before the rotation.
     pub head_norms: Option<HeadNorms>,
+    /// Whether the query projection also gives a gate of the output, as the second half of every head.
+    pub output_gate: bool,
     /// All heads to hidden state.
     pub output: ProjectionSpec,
     /// Factor on the scores.
@@ -110,7 +112,8 @@ impl AttentionSpec {
     pub(super) fn saved(&self, load: &Load<'_>) -> u64 {
         let [queries, keys, values] = self.heads.widths().map(|width| width as u64);
         let output = load.scaled_again(std::iter::once(&self.output));
-        let numbers = 2 * queries + keys + values + output;
+        let gate = if self.output_gate { queries } else { 0 };
+        let numbers = 2 * queries + keys + values + gate + output;
         let adapters = self.inner.projections().into_iter().chain([&self.output]);
         load.tokens * (numbers * load.value() + 4 * self.heads.queries as u64) + load.adapters(adapters)
     }
@@ -125,12 +128,14 @@ impl AttentionSpec {
             Inner::Separate { .. } => 0,
             Inner::Fused(_) => queries + keys + values,
         };
+        // Gradients of queries and gates, joined.
+        let gates = if self.output_gate { 3 * queries } else { 0 };
         let sums = if load.on_device { 8 * width } else { 0 };
         let copies = match load.shares_prompts {
             true => 2 * (keys + values) * load.value() + 8 * queries,
             false => 0,
         };
-        (again + stacked + 2 * queries + keys + values) * load.value() + 8 * queries + sums + copies
+        (again + stacked + gates + 2 * queries + keys + values) * load.value() + 8 * queries + sums + copies
     }
 
     /// Bytes of a token's keys and values.

@@ -122,6 +122,7 @@ impl LayerSpec {
                 WeightBytes { dense: (norm.width * dtype.bytes()) as u64, ..WeightBytes::default() }
             }
             LayerTensor::Projection(projection) => projection.weights(quantization, dtype),
+            LayerTensor::Constant(constant) => constant.weights(dtype),
         };
         self.tensors.iter().map(of).sum()
     }
@@ -148,7 +149,8 @@ impl LayerSpec {
                 let extra = u64::from(branch.post.is_some()) + u64::from(block.scale != 1.0);
                 let around = (2 + extra) * hidden;
                 let activations = around + load.tokens * branch.body.workspace(load, self.width as u64);
-                largest = largest.max(Workspace { activations, scratch: branch.body.scratch(load) });
+                let scratch = branch.body.scratch(load).max(branch.body.states(load));
+                largest = largest.max(Workspace { activations, scratch });
             }
         }
         largest
@@ -158,12 +160,18 @@ impl LayerSpec {
     pub fn state(&self, dtype: FloatDtype) -> u64 {
         self.bodies().map(|body| body.state(dtype)).sum()
     }
+
+    /// Bytes of the decoding state that does not grow with the tokens.
+    pub fn fixed_state(&self, dtype: FloatDtype) -> u64 {
+        self.bodies().map(|body| body.fixed_state(dtype)).sum()
+    }
 }
 
 impl BodySpec {
     fn saved(&self, load: &Load<'_>) -> u64 {
         match self {
             Self::Attention(attention) => attention.saved(load),
+            Self::DeltaNet(delta_net) => delta_net.saved(load),
             Self::Gated(gated) => gated.saved(load),
         }
     }
@@ -172,6 +180,7 @@ impl BodySpec {
     fn workspace(&self, load: &Load<'_>, width: u64) -> u64 {
         match self {
             Self::Attention(attention) => attention.workspace(load, width),
+            Self::DeltaNet(delta_net) => delta_net.workspace(load, width),
             Self::Gated(gated) => gated.workspace(load, width),
         }
     }
@@ -180,6 +189,7 @@ impl BodySpec {
     fn calls(&self) -> Vec<Vec<&ProjectionSpec>> {
         match self {
             Self::Attention(attention) => vec![attention.inner.projections(), vec![&attention.output]],
+            Self::DeltaNet(delta_net) => vec![delta_net.inner().to_vec(), vec![&delta_net.output]],
             Self::Gated(gated) => vec![gated.inner.projections(), vec![&gated.down]],
         }
     }
@@ -200,7 +210,22 @@ impl BodySpec {
     fn state(&self, dtype: FloatDtype) -> u64 {
         match self {
             Self::Attention(attention) => attention.state(dtype),
-            Self::Gated(_) => 0,
+            Self::DeltaNet(_) | Self::Gated(_) => 0,
+        }
+    }
+
+    fn fixed_state(&self, dtype: FloatDtype) -> u64 {
+        match self {
+            Self::DeltaNet(delta_net) => delta_net.fixed_state(dtype),
+            Self::Attention(_) | Self::Gated(_) => 0,
+        }
+    }
+
+    /// Bytes of recurrent states that are computed again in the backward pass.
+    fn states(&self, load: &Load<'_>) -> u64 {
+        match self {
+            Self::DeltaNet(delta_net) => delta_net.states(load),
+            Self::Attention(_) | Self::Gated(_) => 0,
         }
     }
 }

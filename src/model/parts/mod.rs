@@ -10,12 +10,16 @@
 //! that it takes; `model/layers` computes it. Refuses to know config.json (`family`), files (`load`) and tensors.
 
 pub mod attention;
+pub mod constant;
+pub mod delta_net;
 pub mod gated;
 pub mod memory;
 pub mod norm;
 pub mod projection;
 
 pub use attention::{AttentionSpec, HeadNorms, Heads, Inner};
+pub use constant::ConstantSpec;
+pub use delta_net::DeltaNetSpec;
 pub use gated::{GatedInner, GatedSpec};
 pub use memory::{Load, WeightBytes, Workspace};
 pub use norm::NormSpec;
@@ -54,6 +58,8 @@ pub struct BranchSpec {
 pub enum BodySpec {
     /// Self-attention.
     Attention(Box<AttentionSpec>),
+    /// A gated delta net.
+    DeltaNet(Box<DeltaNetSpec>),
     /// A gated feed-forward block.
     Gated(GatedSpec),
 }
@@ -65,17 +71,26 @@ pub enum LayerTensor {
     Norm(NormSpec),
     /// Weight and bias of a projection.
     Projection(ProjectionSpec),
+    /// Another frozen tensor.
+    Constant(ConstantSpec),
 }
 
 /// A part of a layer that has tensors, to be given its place.
 pub(in crate::model) enum TensorMut<'a> {
     Norm(&'a mut NormSpec),
     Projection(&'a mut ProjectionSpec),
+    Constant(&'a mut ConstantSpec),
 }
 
 impl From<AttentionSpec> for BodySpec {
     fn from(spec: AttentionSpec) -> Self {
         Self::Attention(Box::new(spec))
+    }
+}
+
+impl From<DeltaNetSpec> for BodySpec {
+    fn from(spec: DeltaNetSpec) -> Self {
+        Self::DeltaNet(Box::new(spec))
     }
 }
 
@@ -96,7 +111,7 @@ impl LayerSpec {
     pub fn of(width: usize, blocks: impl Into<Vec<BlockSpec>>) -> Self {
         let mut blocks = blocks.into();
         let mut tensors = Vec::new();
-        let (mut slots, mut places) = (0.., 0..);
+        let (mut slots, mut places, mut constants) = (0.., 0.., 0..);
         for tensor in blocks.iter_mut().flat_map(BlockSpec::tensors_mut) {
             tensors.push(match tensor {
                 TensorMut::Norm(norm) => {
@@ -106,6 +121,10 @@ impl LayerSpec {
                 TensorMut::Projection(projection) => {
                     projection.slot = slots.next().unwrap_or_default();
                     LayerTensor::Projection(projection.clone())
+                }
+                TensorMut::Constant(constant) => {
+                    constant.place = constants.next().unwrap_or_default();
+                    LayerTensor::Constant(constant.clone())
                 }
             });
         }
@@ -131,7 +150,7 @@ impl LayerSpec {
     pub fn projections(&self) -> impl Iterator<Item = &ProjectionSpec> {
         self.tensors.iter().filter_map(|tensor| match tensor {
             LayerTensor::Projection(projection) => Some(projection),
-            LayerTensor::Norm(_) => None,
+            LayerTensor::Norm(_) | LayerTensor::Constant(_) => None,
         })
     }
 
@@ -144,7 +163,7 @@ impl LayerSpec {
     pub fn attention(&self) -> Option<&AttentionSpec> {
         self.bodies().find_map(|body| match body {
             BodySpec::Attention(attention) => Some(&**attention),
-            BodySpec::Gated(_) => None,
+            _ => None,
         })
     }
 
@@ -152,7 +171,7 @@ impl LayerSpec {
     pub fn gated(&self) -> Option<&GatedSpec> {
         self.bodies().find_map(|body| match body {
             BodySpec::Gated(gated) => Some(gated),
-            BodySpec::Attention(_) => None,
+            _ => None,
         })
     }
 
@@ -169,6 +188,7 @@ impl BlockSpec {
             tensors.extend(pre.as_mut().map(TensorMut::Norm));
             match body {
                 BodySpec::Attention(attention) => tensors.extend(attention.tensors_mut()),
+                BodySpec::DeltaNet(delta_net) => tensors.extend(delta_net.tensors_mut()),
                 BodySpec::Gated(gated) => tensors.extend(gated.tensors_mut()),
             }
             tensors.extend(post.as_mut().map(TensorMut::Norm));

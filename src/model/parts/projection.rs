@@ -14,6 +14,8 @@ pub struct ProjectionSpec {
     pub shape: [usize; 2],
     /// Whether it adds a bias.
     pub bias: bool,
+    /// Whether it stays in the compute dtype whatever is quantized.
+    pub dense: bool,
     /// What it is for.
     pub role: Role,
     /// Its place in its layer; given by [`LayerSpec::of`](super::LayerSpec::of).
@@ -23,7 +25,7 @@ pub struct ProjectionSpec {
 impl ProjectionSpec {
     /// A projection without a bias.
     pub fn new(path: String, shape: [usize; 2], role: Role) -> Self {
-        Self { path, shape, bias: false, role, slot: 0 }
+        Self { path, shape, bias: false, dense: false, role, slot: 0 }
     }
 
     /// Numbers in its weight.
@@ -35,7 +37,7 @@ impl ProjectionSpec {
     pub fn weights(&self, quantization: Option<Spec>, dtype: FloatDtype) -> WeightBytes {
         let (elements, value) = (self.elements(), dtype.bytes() as u64);
         let mut bytes = WeightBytes::default();
-        match quantization {
+        match quantization.filter(|_| !self.dense) {
             Some(Spec::Nf4 { block_size, double_quant }) => {
                 let blocks = elements.div_ceil(block_size as u64);
                 bytes.packed = elements.div_ceil(2);

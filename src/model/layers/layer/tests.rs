@@ -151,6 +151,7 @@ impl Oracle<'_> {
                 let y = match &branch.body {
                     BodySpec::Attention(spec) => self.attention(&normed, spec),
                     BodySpec::Gated(spec) => self.gated(&normed, spec),
+                    BodySpec::DeltaNet(_) => unreachable!("its recurrence has an oracle of its own"),
                 };
                 let y = branch.post.as_ref().map_or_else(|| y.clone(), |norm| self.norm(&y, norm));
                 sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += y);
