@@ -424,7 +424,7 @@ proptest! {
         if let Ok(spec) = family::decoder_spec(&config) {
             // Whatever is accepted has sizes that can be computed with.
             let _ = spec.parameters();
-            let _ = spec.rotary.inverse_frequencies(1 << 20);
+            let _ = spec.rotaries[0].inverse_frequencies(1 << 20);
             let weights = WeightFiles::open(&golden("qwen2_sliding")).unwrap();
             let _ = tune::model::tensors::check(&spec, &weights, None);
         }

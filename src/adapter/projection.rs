@@ -48,7 +48,7 @@ pub enum Role {
 
 impl Role {
     /// The names that Hugging Face checkpoints give the last component of a module path.
-    const NAMES: [(&'static str, Self); 14] = [
+    const NAMES: [(&'static str, Self); 16] = [
         ("q_proj", Self::Query),
         ("k_proj", Self::Key),
         ("v_proj", Self::Value),
@@ -63,6 +63,8 @@ impl Role {
         ("in_proj_b", Self::Write),
         ("in_proj_a", Self::Decay),
         ("out_proj", Self::MixerOutput),
+        ("input_linear", Self::GateUp),
+        ("output_linear", Self::Down),
     ];
 
     /// The role of a module by the last component of its path, for use without a model.

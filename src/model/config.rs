@@ -307,6 +307,14 @@ impl<'a> ConfigReader<'a> {
         texts.map(Some).ok_or_else(|| self.wrong(key, "a list of strings", value))
     }
 
+    /// A list of finite numbers.
+    pub(super) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>, Error> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = |value: &Value| value.as_f64().filter(|number| number.is_finite());
+        let numbers = value.as_array().and_then(|list| list.iter().map(number).collect());
+        numbers.map(Some).ok_or_else(|| self.wrong(key, "a list of numbers", value))
+    }
+
     /// A key that may only have values without effect.
     pub(super) fn must_be(&self, key: &str, inert: &[Value]) -> Result<(), Error> {
         match self.get(key) {

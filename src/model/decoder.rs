@@ -4,20 +4,19 @@
 //! [`Decoder::final_norm`] and [`Decoder::head`]. Refuses to know files (`load`) and sampling (`generate`).
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::linear::{FrozenWeight, Linear, linear};
 use tune_kernels::linear_cross_entropy::{Logits, OutputHead};
-use tune_kernels::rope::{Pairs, Positions, RotaryTable};
 
 use super::Error;
 use super::decoder_spec::DecoderSpec;
 use super::dtype::{FloatDtype, burn_dtype};
 use super::layers::norm::Norm;
 use super::layers::{KeyValueCache, LayerInputs, Layers};
+use super::rotations::Rotations;
 use crate::adapter::dora::row_norms;
 use crate::adapter::lora::LoraSet;
 use crate::adapter::projection::LayerAdapters;
@@ -38,7 +37,7 @@ pub struct Decoder<B: KernelBackend> {
     pub(super) head: Tensor<B, 2>,
     /// `[vocab]`.
     pub(super) head_bias: Option<Tensor<B, 1>>,
-    pub(super) rotary: RotaryCache<B>,
+    pub(super) rotations: Rotations<B>,
 }
 
 impl<B: KernelBackend> Decoder<B> {
@@ -135,7 +134,8 @@ impl<B: KernelBackend> Decoder<B> {
             return Err(Error::TokenOutOfRange { id: ids[position], position, vocab_size });
         }
         // A trained table is in f32, whatever the compute dtype.
-        Ok(self.embedding.clone().select(0, self.integers(ids)).cast(burn_dtype(self.dtype)))
+        let rows = self.embedding.clone().select(0, self.integers(ids)).cast(burn_dtype(self.dtype));
+        Ok(scaled(rows, self.spec.embedding_scale))
     }
 
     /// The gradient of the embedding table, f32 `[vocab, hidden]`, for that of its rows `dx`; added to `sum`.
@@ -143,14 +143,14 @@ impl<B: KernelBackend> Decoder<B> {
         let zeros =
             || Tensor::zeros([self.spec.vocab_size, self.spec.hidden_size], (&self.device, DType::F32));
         let sum = sum.unwrap_or_else(zeros);
-        sum.select_assign(0, self.integers(ids), dx.cast(DType::F32), IndexingUpdateOp::Add)
+        let dx = scaled(dx.cast(DType::F32), self.spec.embedding_scale);
+        sum.select_assign(0, self.integers(ids), dx, IndexingUpdateOp::Add)
     }
 
     /// What every layer needs beside the hidden state of a batch.
     ///
-    /// `position_ids` counts from 0 in each document. Under dynamic rotary scaling the frequencies follow the
-    /// longest document of the batch, as transformers takes them from the largest position of a forward pass;
-    /// unlike there, nothing is remembered from earlier passes.
+    /// `position_ids` counts from 0 in each document. Where rotary scaling depends on length, each document has the
+    /// frequencies of its own length; transformers takes those of the largest position of a forward pass.
     ///
     /// # Errors
     /// No token, or a position beyond the keys there are.
@@ -161,19 +161,18 @@ impl<B: KernelBackend> Decoder<B> {
         if last as usize >= limit {
             return Err(Error::PositionOutOfRange { position: last, limit });
         }
-        let rotary = self.rotary.table(&self.spec, last as usize + 1, &self.device);
-        let positions = Positions::new(position_ids, &self.device);
-        Ok(LayerInputs { rotary, positions, documents })
+        let rotations = self.rotations.of(&self.spec.rotaries, position_ids, &documents, &self.device);
+        Ok(LayerInputs { rotations, documents })
     }
 
-    /// The norm after the last layer, `[tokens, hidden]` → `[tokens, hidden]`.
+    /// The norm after the last layer, `[tokens, hidden]` → `[tokens, hidden]`, times the factor on logits.
     pub fn final_norm(&self, x: &Tensor<B, 2>) -> Tensor<B, 2> {
-        self.final_norm_part().forward(x, None)
+        scaled(self.final_norm_part().forward(x, None), self.spec.logit_scale)
     }
 
     /// The gradient of [`Self::final_norm`]'s input for that of its output.
     pub fn final_norm_backward(&self, x: &Tensor<B, 2>, dy: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.final_norm_part().backward(x, dy, None)
+        self.final_norm_part().backward(x, scaled(dy, self.spec.logit_scale), None)
     }
 
     fn final_norm_part(&self) -> Norm<'_, B> {
@@ -247,49 +246,7 @@ impl<B: KernelBackend> Decoder<B> {
     }
 }
 
-/// Cosines and sines of the positions met so far, kept from one batch to the next, and shared by clones.
-#[derive(Clone, Debug)]
-pub(super) struct RotaryCache<B: KernelBackend> {
-    kept: Arc<Mutex<Option<Kept<B>>>>,
-}
-
-/// A table, and how many positions it has.
-type Kept<B> = (usize, RotaryTable<B>);
-
-impl<B: KernelBackend> RotaryCache<B> {
-    pub(super) fn new() -> Self {
-        Self { kept: Arc::new(Mutex::new(None)) }
-    }
-
-    /// A table of at least `positions` rows, where `positions` is also the length of the longest document.
-    fn table(&self, spec: &DecoderSpec, positions: usize, device: &B::Device) -> RotaryTable<B> {
-        // A table that depends on the length of this batch serves no other.
-        if spec.rotary.depends_on_length(positions) {
-            return build_table(spec, positions, positions, device);
-        }
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*kept {
-            Some((rows, table)) if *rows >= positions => table.clone(),
-            _ => {
-                let rows = positions.next_power_of_two().max(64);
-                let table = build_table(spec, rows, 0, device);
-                *kept = Some((rows, table.clone()));
-                table
-            }
-        }
-    }
-}
-
-fn build_table<B: KernelBackend>(
-    spec: &DecoderSpec,
-    rows: usize,
-    longest: usize,
-    device: &B::Device,
-) -> RotaryTable<B> {
-    let (cosines, sines) = spec.rotary.tables(rows, longest);
-    let upload = |values: Vec<f32>| {
-        let data = TensorData::new(values, [rows, spec.rotary.head_dim / 2]);
-        Tensor::<B, 2>::from_data(data, (device, DType::F32))
-    };
-    RotaryTable { cos: upload(cosines), sin: upload(sines), pairs: Pairs::Halves }
+/// x · factor; nothing is computed where that is 1.
+fn scaled<B: KernelBackend>(x: Tensor<B, 2>, factor: f32) -> Tensor<B, 2> {
+    if factor == 1.0 { x } else { x * factor }
 }

@@ -23,8 +23,12 @@ pub struct DecoderSpec {
     pub hidden_size: usize,
     /// The layers, from the embeddings up; layers of one kind share a spec.
     pub layers: Vec<Arc<LayerSpec>>,
-    /// Frequencies of the rotary positions.
-    pub rotary: RotarySpec,
+    /// Frequencies of the rotary positions, for each kind of layer; those of layers with full attention first.
+    pub rotaries: Vec<RotarySpec>,
+    /// Factor on embeddings.
+    pub embedding_scale: f32,
+    /// Factor on logits, applied to what the output head is given.
+    pub logit_scale: f32,
     /// Norm after the last layer; its path begins at the model.
     pub final_norm: NormSpec,
     /// The output head is the embedding table.
@@ -66,11 +70,62 @@ pub struct GgufSpec {
     pub architecture: &'static str,
     /// Which rows of q and k it rotates together.
     pub pairs: RotaryPairs,
+    /// Which layers have sliding windows, in models that have any.
+    pub windows: Windows,
+    /// Which layers rotate nothing.
+    pub unrotated: Unrotated,
+    /// Whether it divides rotary frequencies by a tensor of numbers.
+    pub takes_frequency_divisors: bool,
+    /// Whether YaRN's temperature is divided by one of its own, as in DeepSeek's formula.
+    pub divides_temperature: bool,
+    /// Whether gate and up are tensors of their own, whatever the checkpoint stacks.
+    pub separates_gate_and_up: bool,
+    /// Whether it has keys for factors on embeddings, scores, blocks and logits.
+    pub takes_scales: bool,
+}
+
+/// Layers of an architecture in llama.cpp that have a sliding window, where a model has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windows {
+    /// It computes none.
+    None,
+    /// All of them.
+    AllLayers,
+    /// All but each of so many.
+    AllButEvery(usize),
+}
+
+/// Layers of an architecture in llama.cpp that rotate neither queries nor keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unrotated {
+    /// None of them.
+    None,
+    /// Each of so many.
+    Every(usize),
+    /// Those without a window, in models with windows.
+    WithoutWindow,
+    /// All or none, as a key says.
+    AllOrNone,
 }
 
 impl GgufSpec {
+    /// An architecture that computes what Qwen2 computes.
+    pub const fn of(architecture: &'static str, pairs: RotaryPairs) -> Self {
+        Self {
+            architecture,
+            pairs,
+            windows: Windows::None,
+            unrotated: Unrotated::None,
+            takes_frequency_divisors: false,
+            divides_temperature: false,
+            separates_gate_and_up: false,
+            takes_scales: false,
+        }
+    }
+
     /// Llama, and the families that llama.cpp computes as Llama.
-    pub const LLAMA: Self = Self { architecture: "llama", pairs: RotaryPairs::Neighbours };
+    pub const LLAMA: Self =
+        Self { takes_frequency_divisors: true, ..Self::of("llama", RotaryPairs::Neighbours) };
 }
 
 /// Rows of a head that are rotated together.
@@ -135,7 +190,7 @@ impl DecoderSpec {
 
     /// Positions that a document may have: those the model was made for, stretched as its frequencies are.
     pub fn positions(&self) -> usize {
-        self.rotary.positions().max(self.max_position_embeddings)
+        self.rotaries.first().map_or(0, RotarySpec::positions).max(self.max_position_embeddings)
     }
 
     /// Parameters of the model; a tied head is counted once.

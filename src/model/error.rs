@@ -12,10 +12,14 @@ pub enum Error {
     #[error(transparent)]
     Quant(#[from] quant::Error),
     /// An architecture that is not implemented.
-    #[error("config.json describes {found}; supported are {supported}")]
+    #[error(
+        "config.json describes {found}, which is not supported; most like it is {nearest}; supported are {supported}"
+    )]
     UnsupportedArchitecture {
         /// What it says it is.
         found: String,
+        /// The supported family whose name is most like it.
+        nearest: String,
         /// What can be used instead.
         supported: String,
     },

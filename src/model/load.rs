@@ -13,11 +13,12 @@ use tune_kernels::linear::FrozenWeight;
 use tune_kernels::nf4::{Nf4Weight, Quantized};
 
 use super::Error;
-use super::decoder::{Decoder, RotaryCache};
+use super::decoder::Decoder;
 use super::decoder_spec::DecoderSpec;
 use super::dtype::{FloatDtype, burn_dtype};
 use super::layers::{FrozenProjection, Layer, Layers, Order, Walk};
 use super::parts::{LayerTensor, ProjectionSpec};
+use super::rotations::Rotations;
 use super::tensors::{self, Checked};
 use crate::assets::WeightFiles;
 use crate::quant;
@@ -119,7 +120,7 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
             final_norm,
             head,
             head_bias,
-            rotary: RotaryCache::new(),
+            rotations: Rotations::new(),
         })
     }
 

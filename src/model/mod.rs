@@ -11,6 +11,7 @@ pub mod load;
 pub mod parts;
 pub mod random;
 pub mod rotary;
+pub mod rotations;
 pub mod shapes;
 pub mod spec;
 pub mod tensors;

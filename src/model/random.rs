@@ -10,11 +10,12 @@ use tune_kernels::KernelBackend;
 use tune_kernels::linear::FrozenWeight;
 use tune_kernels::nf4::{self, Absmax, Nf4Weight, Quantized};
 
-use super::decoder::{Decoder, RotaryCache};
+use super::decoder::Decoder;
 use super::decoder_spec::DecoderSpec;
 use super::dtype::{FloatDtype, burn_dtype};
 use super::layers::{FrozenProjection, Layer, Layers};
 use super::parts::{LayerSpec, LayerTensor, ProjectionSpec};
+use super::rotations::Rotations;
 use crate::quant;
 
 /// A decoder of `spec` whose projections are stored as `quantization` says.
@@ -53,7 +54,7 @@ impl<B: KernelBackend> Maker<'_, B> {
             final_norm: self.dense([spec.hidden_size], 1.0, 0.1),
             head,
             head_bias: spec.head_bias.then(|| self.dense([spec.vocab_size], 0.0, 0.1)),
-            rotary: RotaryCache::new(),
+            rotations: Rotations::new(),
         }
     }
 

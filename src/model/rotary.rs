@@ -1,27 +1,38 @@
-//! Rotary position frequencies as config.json describes them, and the cosines and sines they give.
+//! Rotary position frequencies, and the cosines and sines they give.
 //!
-//! Formulas: RoPE (arXiv:2104.09864); linear and dynamic NTK scaling as in transformers; YaRN
-//! (arXiv:2309.00071); Llama 3.1's wavelength-dependent scaling. The frequencies are rounded to f32 at the
-//! same places as in transformers. Knows no tensor engine.
+//! Formulas: RoPE (arXiv:2104.09864); linear and dynamic NTK scaling as in transformers; YaRN (arXiv:2309.00071); Llama
+//! 3.1's wavelength-dependent scaling; LongRoPE (arXiv:2402.13753). The frequencies are rounded to f32 at the same places as
+//! in transformers. Where they depend on length, it is that of a document, not that of a batch as in transformers. Knows no
+//! tensor engine.
+
+mod read;
+
+pub(in crate::model) use read::Rules;
 
 use std::f64::consts::PI;
-
-use serde_json::json;
-
-use super::Error;
-use super::config::ConfigReader;
 
 /// Frequencies of the rotary positions of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotarySpec {
     /// Base of the wavelengths.
     pub theta: f64,
-    /// Width of one head, all of it rotated.
-    pub head_dim: usize,
+    /// Dimensions of a head that are rotated, from the first on; the others pass through. Even.
+    pub dimensions: usize,
     /// Positions the unscaled frequencies were made for (dynamic scaling starts beyond).
     pub max_position_embeddings: usize,
     /// How frequencies are stretched.
     pub scaling: RotaryScaling,
+    /// Factors on queries by position, beside the rotation.
+    pub query_scale: Option<QueryScale>,
+}
+
+/// A factor on the queries that grows with their position: 1 + beta · ln(1 + ⌊position / original⌋).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct QueryScale {
+    /// How fast it grows.
+    pub beta: f64,
+    /// Positions before it begins to grow.
+    pub original_max_position_embeddings: usize,
 }
 
 /// How frequencies are stretched for longer sequences.
@@ -34,8 +45,7 @@ pub enum RotaryScaling {
         /// The divisor.
         factor: f64,
     },
-    /// NTK-aware: the base grows with the longest sequence of a forward pass once that is longer than
-    /// `max_position_embeddings`.
+    /// NTK-aware: the base grows with the length of a document that is longer than `max_position_embeddings`.
     Dynamic {
         /// How far it stretches.
         factor: f64,
@@ -66,6 +76,17 @@ pub enum RotaryScaling {
         /// Round the ramp's ends to whole dimensions.
         truncate: bool,
     },
+    /// Divisors for each pair, one set for short documents and one for long ones, and a temperature.
+    LongRope {
+        /// Divisors in documents up to `original_max_position_embeddings`.
+        short: Vec<f64>,
+        /// Divisors in longer ones.
+        long: Vec<f64>,
+        /// Multiplies cosines and sines.
+        attention_factor: f64,
+        /// Positions before stretching.
+        original_max_position_embeddings: usize,
+    },
 }
 
 impl RotarySpec {
@@ -73,7 +94,9 @@ impl RotarySpec {
     pub fn positions(&self) -> usize {
         let stretched = |positions: usize, factor: f64| (positions as f64 * factor) as usize;
         match &self.scaling {
-            RotaryScaling::None | RotaryScaling::Llama3 { .. } => self.max_position_embeddings,
+            RotaryScaling::None | RotaryScaling::Llama3 { .. } | RotaryScaling::LongRope { .. } => {
+                self.max_position_embeddings
+            }
             RotaryScaling::Linear { factor } | RotaryScaling::Dynamic { factor } => {
                 stretched(self.max_position_embeddings, *factor)
             }
@@ -83,128 +106,19 @@ impl RotarySpec {
         }
     }
 
-    /// Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (transformers 4).
-    pub(super) fn read(
-        config: &ConfigReader<'_>,
-        head_dim: usize,
-        max_position_embeddings: usize,
-    ) -> Result<Self, Error> {
-        let old = config.object("rope_scaling")?;
-        let new = config.object("rope_parameters")?;
-        let key = if old.is_some() { "rope_scaling" } else { "rope_parameters" };
-        if old.is_some() && new.is_some() && config.get("rope_scaling") != config.get("rope_parameters") {
-            return Err(config.fail("rope_scaling", "and `rope_parameters` contradict each other; keep one"));
+    /// Whether a document of `length` tokens has frequencies of its own.
+    pub fn depends_on_length(&self, length: usize) -> bool {
+        match &self.scaling {
+            RotaryScaling::Dynamic { .. } => length > self.max_position_embeddings,
+            RotaryScaling::LongRope { original_max_position_embeddings, .. } => {
+                length > *original_max_position_embeddings
+            }
+            _ => false,
         }
-        config.must_be("partial_rotary_factor", &[json!(1.0)])?;
-        config.must_be("rope_interleaved", &[json!(false)])?;
-        let outer_theta = config.positive("rope_theta")?;
-        let outer_original = config.size("original_max_position_embeddings")?;
-        let Some(table) = old.or(new) else {
-            return Ok(Self {
-                theta: outer_theta.unwrap_or(10_000.0),
-                head_dim,
-                max_position_embeddings,
-                scaling: RotaryScaling::None,
-            });
-        };
-        table.must_be("partial_rotary_factor", &[json!(1.0)])?;
-        let theta = table.positive("rope_theta")?.or(outer_theta).unwrap_or(10_000.0);
-        let kind = match (table.text("rope_type")?, table.text("type")?) {
-            (Some(kind), Some(other)) if kind != other => {
-                return Err(table.fail("type", format!("is {other:?}, but `rope_type` is {kind:?}")));
-            }
-            (Some(kind), _) | (None, Some(kind)) => kind,
-            (None, None) => "default",
-        };
-        let need = |name: &str| {
-            table.positive(name)?.ok_or_else(|| table.fail(name, format!("is missing; `{kind}` needs it")))
-        };
-        // As transformers: the outer key first, then the table's, then the model's own length.
-        let original = || -> Result<usize, Error> {
-            let inner = table.size("original_max_position_embeddings")?;
-            Ok(outer_original.or(inner).unwrap_or(max_position_embeddings))
-        };
-        let scaling = match kind {
-            "default" => RotaryScaling::None,
-            "linear" => RotaryScaling::Linear { factor: need("factor")? },
-            "dynamic" => {
-                // Written by some tools, read by none for this kind.
-                table.size("original_max_position_embeddings")?;
-                RotaryScaling::Dynamic { factor: need("factor")? }
-            }
-            "llama3" => {
-                let scaling = RotaryScaling::Llama3 {
-                    factor: need("factor")?,
-                    low_freq_factor: need("low_freq_factor")?,
-                    high_freq_factor: need("high_freq_factor")?,
-                    original_max_position_embeddings: original()?,
-                };
-                if need("high_freq_factor")? <= need("low_freq_factor")? {
-                    return Err(table.fail("high_freq_factor", "is not above `low_freq_factor`"));
-                }
-                scaling
-            }
-            "yarn" => {
-                let original_max_position_embeddings = original()?;
-                let factor = match table.positive("factor")? {
-                    Some(factor) => factor,
-                    None => max_position_embeddings as f64 / original_max_position_embeddings as f64,
-                };
-                let attention_factor = match table.number("attention_factor")? {
-                    Some(given) if given < 0.0 => {
-                        return Err(
-                            table.fail("attention_factor", format!("is {given}; expected it above 0"))
-                        );
-                    }
-                    Some(given) => given,
-                    None => yarn_attention_factor(
-                        factor,
-                        table.number("mscale")?,
-                        table.number("mscale_all_dim")?,
-                    ),
-                };
-                // Read even where `attention_factor` overrides them.
-                table.number("mscale")?;
-                table.number("mscale_all_dim")?;
-                let or_default =
-                    |given: Option<f64>, default| given.filter(|&beta| beta != 0.0).unwrap_or(default);
-                RotaryScaling::Yarn {
-                    factor,
-                    attention_factor,
-                    beta_fast: or_default(table.number("beta_fast")?, 32.0),
-                    beta_slow: or_default(table.number("beta_slow")?, 1.0),
-                    original_max_position_embeddings,
-                    truncate: table.flag("truncate")?.unwrap_or(true),
-                }
-            }
-            other => {
-                return Err(config.fail(
-                    key,
-                    format!(
-                        "has rope type {other:?}; implemented are default, linear, dynamic, llama3, yarn"
-                    ),
-                ));
-            }
-        };
-        if theta <= 1.0 {
-            return Err(config.fail("rope_theta", format!("is {theta}; expected it above 1")));
-        }
-        if matches!(scaling, RotaryScaling::Dynamic { .. }) && head_dim <= 2 {
-            return Err(config.fail("head_dim", "of 2 or less has no dynamic scaling"));
-        }
-        table.finish()?;
-        Ok(Self { theta, head_dim, max_position_embeddings, scaling })
     }
 
-    /// Whether the frequencies depend on the longest sequence of the forward pass.
-    pub fn depends_on_length(&self, longest: usize) -> bool {
-        matches!(self.scaling, RotaryScaling::Dynamic { .. }) && longest > self.max_position_embeddings
-    }
-
-    /// Radians per position of each pair of dimensions, `[head_dim / 2]`.
-    ///
-    /// `longest` is the length of the longest document of the forward pass; only dynamic scaling looks at it.
-    pub fn inverse_frequencies(&self, longest: usize) -> Vec<f32> {
+    /// Radians per position of each pair of dimensions, `[dimensions / 2]`, in a document of `length` tokens.
+    pub fn inverse_frequencies(&self, length: usize) -> Vec<f32> {
         match &self.scaling {
             RotaryScaling::None => self.unscaled(self.theta).collect(),
             RotaryScaling::Linear { factor } => {
@@ -212,8 +126,8 @@ impl RotarySpec {
             }
             RotaryScaling::Dynamic { factor } => {
                 let limit = self.max_position_embeddings as f64;
-                let length = (longest as f64).max(limit);
-                let dimensions = self.head_dim as f64;
+                let length = (length as f64).max(limit);
+                let dimensions = self.dimensions as f64;
                 let stretch = (factor * length / limit) - (factor - 1.0);
                 self.unscaled(self.theta * stretch.powf(dimensions / (dimensions - 2.0))).collect()
             }
@@ -260,24 +174,29 @@ impl RotarySpec {
                     })
                     .collect()
             }
+            RotaryScaling::LongRope { short, long, .. } => {
+                let divisors = if self.depends_on_length(length) { long } else { short };
+                let pairs = self.powers(self.theta).zip(divisors);
+                pairs.map(|(power, divisor)| 1.0 / (*divisor as f32 * power)).collect()
+            }
         }
     }
 
     /// What cosines and sines are multiplied by.
     pub fn attention_factor(&self) -> f32 {
         match self.scaling {
-            RotaryScaling::Yarn { attention_factor, .. } => attention_factor as f32,
+            RotaryScaling::Yarn { attention_factor, .. }
+            | RotaryScaling::LongRope { attention_factor, .. } => attention_factor as f32,
             _ => 1.0,
         }
     }
 
-    /// Cosines and sines of positions `0..positions`, each row-major `[positions, head_dim / 2]`.
-    pub fn tables(&self, positions: usize, longest: usize) -> (Vec<f32>, Vec<f32>) {
-        let frequencies = self.inverse_frequencies(longest);
+    /// Cosines and sines at `positions` of a document of `length` tokens, each row-major `[positions, dimensions / 2]`.
+    pub fn tables(&self, positions: impl IntoIterator<Item = u32>, length: usize) -> (Vec<f32>, Vec<f32>) {
+        let frequencies = self.inverse_frequencies(length);
         let factor = self.attention_factor();
-        let capacity = positions * frequencies.len();
-        let (mut cosines, mut sines) = (Vec::with_capacity(capacity), Vec::with_capacity(capacity));
-        for position in 0..positions {
+        let (mut cosines, mut sines) = (Vec::new(), Vec::new());
+        for position in positions {
             for frequency in &frequencies {
                 // The angle is an f32 product, as in transformers; its sine is taken exactly.
                 let (sine, cosine) = f64::from(position as f32 * frequency).sin_cos();
@@ -288,10 +207,19 @@ impl RotarySpec {
         (cosines, sines)
     }
 
+    /// The factor on queries at a position.
+    pub fn query_factor(&self, position: u32) -> f32 {
+        let Some(QueryScale { beta, original_max_position_embeddings }) = self.query_scale else {
+            return 1.0;
+        };
+        let stretch = (position as usize / original_max_position_embeddings) as f64;
+        (1.0 + beta * stretch.ln_1p()) as f32
+    }
+
     /// base^(2i / d) for each pair i.
     fn powers(&self, base: f64) -> impl Iterator<Item = f32> {
-        let dimensions = self.head_dim as f32;
-        (0..self.head_dim / 2).map(move |pair| base.powf(f64::from((2 * pair) as f32 / dimensions)) as f32)
+        let dimensions = self.dimensions as f32;
+        (0..self.dimensions / 2).map(move |pair| base.powf(f64::from((2 * pair) as f32 / dimensions)) as f32)
     }
 
     fn unscaled(&self, base: f64) -> impl Iterator<Item = f32> {
@@ -300,7 +228,7 @@ impl RotarySpec {
 
     /// Pairs between which YaRN ramps from extrapolation to interpolation.
     fn yarn_range(&self, beta_fast: f64, beta_slow: f64, original: usize, truncate: bool) -> (f64, f64) {
-        let dimensions = self.head_dim as f64;
+        let dimensions = self.dimensions as f64;
         let pair_with = |rotations: f64| {
             dimensions * (original as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
         };
@@ -313,15 +241,5 @@ impl RotarySpec {
             high += 0.001;
         }
         (low, high)
-    }
-}
-
-/// YaRN's temperature when config.json gives none: 0.1 ln(factor) + 1, or the ratio of two such with `mscale`.
-fn yarn_attention_factor(factor: f64, mscale: Option<f64>, mscale_all_dim: Option<f64>) -> f64 {
-    let temperature =
-        |multiplier: f64| if factor <= 1.0 { 1.0 } else { 0.1 * multiplier * factor.ln() + 1.0 };
-    match (mscale, mscale_all_dim) {
-        (Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => temperature(mscale) / temperature(all),
-        _ => temperature(1.0),
     }
 }

@@ -30,6 +30,8 @@ pub enum Value {
     I32s(Vec<i32>),
     /// A list of floats.
     F32s(Vec<f32>),
+    /// A list of yes and no.
+    Bools(Vec<bool>),
 }
 
 impl From<&str> for Value {
@@ -191,6 +193,10 @@ fn put_value(out: &mut Vec<u8>, value: &Value) {
             for number in numbers {
                 out.extend_from_slice(&number.to_le_bytes());
             }
+        }
+        Value::Bools(answers) => {
+            put_list(out, BOOL, answers.len());
+            out.extend(answers.iter().map(|yes| u8::from(*yes)));
         }
     }
 }

@@ -3,11 +3,13 @@
 //! | family | architecture | rotation |
 //! |---|---|---|
 //! | llama, mistral | `llama` | rotates pairs of adjacent rows, so q and k are reordered |
-//! | qwen2, qwen3 | `qwen2`, `qwen3` | rotates pairs across the halves of a head, as here |
+//! | smollm3, ministral3, granite, granitemoehybrid | `smollm3`, `mistral3`, `granite` | alike |
+//! | qwen2, qwen3, phi3, olmo2, olmo3, seed_oss, hunyuan_v1_dense, exaone4 | their own | rotates pairs across the halves of a head, as here |
 //!
 //! A feature that llama.cpp lacks is an error; for sliding windows and dynamic scaling the context length is limited to
 //! where they have no effect, with a note.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rayon::iter::ParallelIterator;
@@ -15,11 +17,10 @@ use rayon::slice::ParallelSliceMut;
 
 use super::super::Error;
 use super::container::{Keys, Value};
-use super::mixture;
+use super::{mixture, positions};
 use crate::adapter::projection;
-use crate::model::decoder_spec::RotaryPairs;
+use crate::model::decoder_spec::{GgufSpec, RotaryPairs};
 use crate::model::parts::{LayerSpec, LayerTensor};
-use crate::model::rotary::{RotaryScaling, RotarySpec};
 use crate::model::tensors::{self, Expected};
 use crate::model::{DecoderSpec, family};
 
@@ -57,6 +58,19 @@ pub struct Tensor {
     pub role: Role,
     /// Whether its rows are reordered.
     pub reordered: bool,
+    /// The rows of the checkpoint's tensor that it holds; `None`: all.
+    pub rows: Option<Range<usize>>,
+}
+
+impl Tensor {
+    /// Its shape in the file, rows first.
+    pub fn shape(&self) -> Vec<usize> {
+        let mut shape = self.source.shape.clone();
+        if let (Some(rows), Some(first)) = (&self.rows, shape.first_mut()) {
+            *first = rows.len();
+        }
+        shape
+    }
 }
 
 /// llama.cpp's name of the architecture.
@@ -81,7 +95,7 @@ pub fn architecture(spec: &DecoderSpec) -> Result<&'static str, Error> {
     Ok(gguf.architecture)
 }
 
-fn not_carried(spec: &DecoderSpec, reason: impl Into<String>) -> Error {
+pub(super) fn not_carried(spec: &DecoderSpec, reason: impl Into<String>) -> Error {
     Error::NotInGguf { subject: format!("this {}", spec.family), reason: reason.into() }
 }
 
@@ -91,30 +105,13 @@ fn not_carried(spec: &DecoderSpec, reason: impl Into<String>) -> Error {
 /// The model has a feature that llama.cpp lacks.
 pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error> {
     let architecture = architecture(spec)?;
+    let Some(gguf) = spec.gguf else { return Err(not_carried(spec, "its architecture is not known")) };
     let parts = spec.layers.first().and_then(|layer| Some((layer.attention()?.heads, layer.gated()?)));
     let Some((heads, gated)) = parts else { return Err(not_carried(spec, "it has no layers")) };
     let mut keys = Keys::new();
     let mut put = |key: &str, value: Value| keys.push((format!("{architecture}.{key}"), value));
     let size = |size: usize| Value::U32(u32::try_from(size).unwrap_or(u32::MAX));
     let mut notes = Vec::new();
-    let mut context = spec.max_position_embeddings;
-    let windows = spec.layers.iter().filter_map(|layer| layer.attention()?.window);
-    if let Some(window) = windows.min()
-        && window < context
-    {
-        context = window;
-        notes.push(format!(
-            "llama.cpp has no sliding window for {architecture}, so the context length is limited to the window, {window} \
-             (the model supports {})",
-            spec.max_position_embeddings
-        ));
-    }
-    if let RotaryScaling::Dynamic { .. } = spec.rotary.scaling {
-        notes.push(format!(
-            "llama.cpp has no dynamic rotary scaling; it has no effect up to the context length of {context}"
-        ));
-    }
-    put("context_length", size(context));
     put("embedding_length", size(spec.hidden_size));
     put("block_count", size(spec.layers.len()));
     put("feed_forward_length", size(gated.intermediate()));
@@ -124,48 +121,32 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
     put("attention.value_length", size(heads.dim));
     put("attention.layer_norm_rms_epsilon", Value::F32(spec.final_norm.kind.epsilon as f32));
     put("vocab_size", size(spec.vocab_size));
-    put("rope.dimension_count", size(heads.dim));
-    put("rope.freq_base", Value::F32(spec.rotary.theta as f32));
-    match spec.rotary.scaling {
-        RotaryScaling::None | RotaryScaling::Dynamic { .. } => {}
-        RotaryScaling::Llama3 { .. } if architecture == "llama" => {}
-        RotaryScaling::Llama3 { .. } => {
-            return Err(not_carried(
-                spec,
-                format!(
-                    "llama.cpp supports rope type llama3 only for the llama architecture, not for {architecture}"
-                ),
-            ));
-        }
-        RotaryScaling::Linear { factor } => {
-            put("rope.scaling.type", "linear".into());
-            put("rope.scaling.factor", Value::F32(factor as f32));
-        }
-        RotaryScaling::Yarn {
-            factor,
-            attention_factor,
-            beta_fast,
-            beta_slow,
-            original_max_position_embeddings,
-            truncate,
-        } => {
-            if !truncate {
-                return Err(not_carried(
-                    spec,
-                    "llama.cpp rounds the ends of YaRN's ramp (`truncate` is false)",
-                ));
-            }
-            put("rope.scaling.type", "yarn".into());
-            put("rope.scaling.factor", Value::F32(factor as f32));
-            put("rope.scaling.original_context_length", size(original_max_position_embeddings));
-            put("rope.scaling.yarn_beta_fast", Value::F32(beta_fast as f32));
-            put("rope.scaling.yarn_beta_slow", Value::F32(beta_slow as f32));
-            // llama.cpp multiplies by the usual temperature itself; this is the remaining factor.
-            let usual = 0.1 * factor.max(1.0).ln() + 1.0;
-            put("rope.scaling.attn_factor", Value::F32((attention_factor / usual) as f32));
-        }
-    }
+    scales(spec, gguf, &mut put)?;
+    let context = positions::put(spec, gguf, &mut keys, &mut notes)?;
+    keys.insert(0, (format!("{architecture}.context_length"), size(context)));
     Ok((keys, notes))
+}
+
+/// The keys of factors on embeddings, scores, blocks and logits.
+fn scales(spec: &DecoderSpec, gguf: GgufSpec, put: &mut impl FnMut(&str, Value)) -> Result<(), Error> {
+    let attention = spec.layers.first().and_then(|layer| layer.attention());
+    let scaling = attention.map_or(1.0, |attention| attention.scaling);
+    let usual = 1.0 / (head_dim(spec) as f32).sqrt();
+    let block = spec.layers.first().and_then(|layer| layer.blocks().first()).map_or(1.0, |block| block.scale);
+    if gguf.takes_scales {
+        put("attention.scale", Value::F32(scaling));
+        put("embedding_scale", Value::F32(spec.embedding_scale));
+        put("residual_scale", Value::F32(block));
+        put("logit_scale", Value::F32(1.0 / spec.logit_scale));
+        return Ok(());
+    }
+    match (scaling, spec.embedding_scale, block, spec.logit_scale) == (usual, 1.0, 1.0, 1.0) {
+        true => Ok(()),
+        false => Err(not_carried(
+            spec,
+            format!("llama.cpp has no keys for the factors of a {}", gguf.architecture),
+        )),
+    }
 }
 
 /// The properties of the model that the rules of mixtures depend on.
@@ -190,6 +171,7 @@ pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
         source,
         role,
         reordered: false,
+        rows: None,
     };
     let table = |path: &str| tensors::table(spec, path);
     let mut all = vec![plain("token_embd", Role::Embedding, table(spec.paths.embedding))];
@@ -203,6 +185,16 @@ pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
                     let name = format!("blk.{layer}.{}", norm.gguf);
                     all.extend(sources.map(|source| plain(&name, Role::Vector, source)));
                 }
+                LayerTensor::Projection(projection) if is_separated(spec, projection.role) => {
+                    let half = projection.shape[0] / 2;
+                    for source in sources {
+                        for (part, rows) in [("ffn_gate", 0..half), ("ffn_up", half..2 * half)] {
+                            let name = format!("blk.{layer}.{part}");
+                            let rows = Some(rows);
+                            all.push(Tensor { rows, ..plain(&name, Role::Matrix, source.clone()) });
+                        }
+                    }
+                }
                 LayerTensor::Projection(projection) => {
                     let name = projection_name(spec, layer, projection.role)?;
                     let role = match projection.role {
@@ -214,7 +206,8 @@ pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
                     all.extend(sources.map(|source| match source.projection {
                         true => Tensor { reordered, ..plain(&name, role, source) },
                         false => {
-                            Tensor { name: format!("{name}.bias"), source, role: Role::Vector, reordered }
+                            let name = format!("{name}.bias");
+                            Tensor { name, source, role: Role::Vector, reordered, rows: None }
                         }
                     }));
                 }
@@ -245,8 +238,12 @@ pub fn projection_name(spec: &DecoderSpec, layer: usize, role: projection::Role)
         projection::Role::Gate => "ffn_gate",
         projection::Role::Up => "ffn_up",
         projection::Role::Down => "ffn_down",
-        projection::Role::QueryKeyValue | projection::Role::GateUp => {
-            return Err(not_carried(spec, "stacked projections have no place in the file yet"));
+        projection::Role::QueryKeyValue => "attn_qkv",
+        projection::Role::GateUp if is_separated(spec, role) => {
+            return Err(not_carried(
+                spec,
+                "llama.cpp has gate and up apart, where an adapter on both has no place",
+            ));
         }
         projection::Role::Mixed
         | projection::Role::MixerGate
@@ -255,14 +252,25 @@ pub fn projection_name(spec: &DecoderSpec, layer: usize, role: projection::Role)
         | projection::Role::MixerOutput => {
             return Err(not_carried(spec, "recurrent mixers have no place in the file yet"));
         }
+        projection::Role::GateUp => "ffn_up",
     };
     Ok(format!("blk.{layer}.{name}"))
+}
+
+/// Whether a projection to gate and up is two tensors in the file.
+fn is_separated(spec: &DecoderSpec, role: projection::Role) -> bool {
+    role == projection::Role::GateUp && spec.gguf.is_some_and(|gguf| gguf.separates_gate_and_up)
 }
 
 /// Whether the rows of a projection are reordered.
 pub fn is_reordered(spec: &DecoderSpec, role: projection::Role) -> bool {
     let neighbours = spec.gguf.is_some_and(|gguf| gguf.pairs == RotaryPairs::Neighbours);
     neighbours && matches!(role, projection::Role::Query | projection::Role::Key)
+}
+
+/// Width of a head; llama.cpp has one for all layers.
+pub fn head_dim(spec: &DecoderSpec) -> usize {
+    spec.layers.iter().find_map(|layer| layer.attention()).map_or(1, |attention| attention.heads.dim)
 }
 
 /// Interleaves rows i and i + half of every head, which are rotated together.
@@ -277,14 +285,6 @@ pub fn reorder_rows(values: &mut [f32], head_dim: usize, columns: usize) {
             new.copy_from_slice(&old[from * columns..][..columns]);
         }
     });
-}
-
-/// The divisors of each pair's frequency (`rope_freqs.weight`), for scalings that llama.cpp expresses that way.
-pub fn frequency_divisors(spec: &DecoderSpec) -> Option<Vec<f32>> {
-    let RotaryScaling::Llama3 { .. } = spec.rotary.scaling else { return None };
-    let unscaled = RotarySpec { scaling: RotaryScaling::None, ..spec.rotary.clone() };
-    let pairs = unscaled.inverse_frequencies(0).into_iter().zip(spec.rotary.inverse_frequencies(0));
-    Some(pairs.map(|(unscaled, scaled)| (f64::from(unscaled) / f64::from(scaled)) as f32).collect())
 }
 
 #[cfg(test)]
@@ -335,6 +335,74 @@ mod tests {
                 "output.weight"
             ]
         );
+    }
+
+    #[test]
+    fn every_architecture_has_its_keys() {
+        let keys = |extra: serde_json::Value| -> Vec<(String, Value)> {
+            let spec = spec(extra);
+            assert!(!tensors(&spec).unwrap().is_empty());
+            hyperparameters(&spec).unwrap().0
+        };
+        let find = |keys: &[(String, Value)], name: &str| -> Value {
+            keys.iter()
+                .find(|(key, _)| key == name)
+                .unwrap_or_else(|| panic!("{name} is not in {keys:?}"))
+                .1
+                .clone()
+        };
+        let smollm3 = keys(json!({"model_type": "smollm3", "num_hidden_layers": 4}));
+        assert_eq!(find(&smollm3, "smollm3.rope.freq_base"), Value::F32(2e6));
+        let ministral = keys(json!({"model_type": "ministral3"}));
+        assert_eq!(find(&ministral, "mistral3.attention.temperature_scale"), Value::F32(0.1));
+        assert_eq!(find(&ministral, "mistral3.rope.scaling.yarn_log_multiplier"), Value::F32(1.0));
+        let longrope = json!({"model_type": "phi3", "original_max_position_embeddings": 32, "rope_scaling":
+            {"type": "longrope", "short_factor": vec![1.0; 4], "long_factor": vec![2.0; 4]}});
+        assert_eq!(find(&keys(longrope.clone()), "phi3.attention.sliding_window"), Value::U32(0));
+        assert_eq!(positions::divisors(&spec(longrope))[0], ("rope_factors_long.weight", vec![2.0; 4]));
+        let olmo3 = keys(json!({"model_type": "olmo3", "num_hidden_layers": 4, "sliding_window": 8}));
+        assert_eq!(
+            find(&olmo3, "olmo2.attention.sliding_window_pattern"),
+            Value::Bools(vec![true, true, true, false])
+        );
+        let granite =
+            keys(json!({"model_type": "granite", "logits_scaling": 8.0, "residual_multiplier": 0.5,
+            "attention_multiplier": 0.25, "embedding_multiplier": 12.0}));
+        for (key, value) in [
+            ("logit_scale", 8.0),
+            ("residual_scale", 0.5),
+            ("attention.scale", 0.25),
+            ("embedding_scale", 12.0),
+        ] {
+            assert_eq!(find(&granite, &format!("granite.{key}")), Value::F32(value));
+        }
+        for (family, architecture) in [
+            ("seed_oss", "seed_oss"),
+            ("hunyuan_v1_dense", "hunyuan-dense"),
+            ("exaone4", "exaone4"),
+            ("olmo2", "olmo2"),
+        ] {
+            let changes =
+                json!({"model_type": family, "sliding_window": null, "head_dim": 8, "attention_dropout": 0});
+            let mut changes = changes;
+            if family != "exaone4" {
+                changes.as_object_mut().unwrap().remove("sliding_window");
+            }
+            assert_eq!(find(&keys(changes), &format!("{architecture}.block_count")), Value::U32(1));
+        }
+    }
+
+    /// Granite 4 stacks gate and up, llama.cpp does not.
+    #[test]
+    fn stacked_rows_are_separated() {
+        let granite = spec(json!({"model_type": "granitemoehybrid", "num_local_experts": 0,
+            "layer_types": ["attention"], "shared_intermediate_size": 40, "tie_word_embeddings": true}));
+        let all = tensors(&granite).unwrap();
+        let find = |name: &str| all.iter().find(|tensor| tensor.name == name).unwrap();
+        let (gate, up) = (find("blk.0.ffn_gate.weight"), find("blk.0.ffn_up.weight"));
+        assert_eq!((gate.shape(), up.shape()), (vec![40, 32], vec![40, 32]));
+        assert_eq!((gate.rows.clone(), up.rows.clone()), (Some(0..40), Some(40..80)));
+        assert_eq!(gate.source, up.source);
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl Lora<'_> {
                 }
             }
             if family::is_reordered(&self.base.spec, target.module.role) {
-                family::reorder_rows(&mut values, self.base.spec.rotary.head_dim, target.rank);
+                family::reorder_rows(&mut values, family::head_dim(&self.base.spec), target.rank);
             }
         }
         let half = if index.is_multiple_of(2) { "lora_A" } else { "lora_B" };

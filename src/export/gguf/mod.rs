@@ -18,6 +18,7 @@ pub mod lora;
 pub mod mixture;
 pub mod model;
 pub mod modelfile;
+mod positions;
 mod pre;
 pub mod provenance;
 pub mod vocabulary;

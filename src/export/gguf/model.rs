@@ -19,7 +19,7 @@ use super::container::{Keys, Layout, TensorHeader, Value};
 use super::family::{self, Role, Tensor};
 use super::mixture::{self, FileType};
 use super::modelfile::{self, Modelfile};
-use super::vocabulary;
+use super::{positions, vocabulary};
 use crate::files::{self, Existing};
 use crate::model::tensors::{self, Checked};
 
@@ -203,9 +203,9 @@ impl Model<'_> {
     fn plan(&self, fallbacks: &mut Vec<Fallback>) -> Result<(Vec<Source>, Vec<TensorHeader>), Error> {
         let spec = self.merged.map_or(&self.base.spec, |merged| merged.spec);
         let (mut sources, mut headers) = (Vec::new(), Vec::new());
-        if let Some(divisors) = family::frequency_divisors(spec) {
+        for (name, divisors) in positions::divisors(spec) {
             let shape = vec![divisors.len()];
-            headers.push(TensorHeader { name: "rope_freqs.weight".into(), shape, kind: BlockType::F32 });
+            headers.push(TensorHeader { name: name.into(), shape, kind: BlockType::F32 });
             sources.push(Source::FrequencyDivisors(divisors));
         }
         for tensor in family::tensors(spec)? {
@@ -215,7 +215,7 @@ impl Model<'_> {
                 let (tensor, wanted, kind) = (tensor.name.clone(), choice.wanted, choice.kind);
                 fallbacks.push(Fallback { tensor, columns, wanted, kind });
             }
-            let (name, shape) = (tensor.name.clone(), tensor.source.shape.clone());
+            let (name, shape) = (tensor.name.clone(), tensor.shape());
             headers.push(TensorHeader { name, shape, kind: choice.kind });
             sources.push(Source::Weight(tensor));
         }
@@ -238,9 +238,13 @@ impl Model<'_> {
             Some(merged) => merged.sum(&tensor.source, checked)?.values,
             None => dense(self.base, checked, &tensor.source.name)?,
         };
+        if let Some(rows) = &tensor.rows {
+            let columns = tensor.source.shape[1];
+            values = values[rows.start * columns..rows.end * columns].to_vec();
+        }
         if tensor.reordered {
             let columns = if tensor.role == Role::Vector { 1 } else { tensor.source.shape[1] };
-            family::reorder_rows(&mut values, self.base.spec.rotary.head_dim, columns);
+            family::reorder_rows(&mut values, family::head_dim(&self.base.spec), columns);
         }
         let coded = encode(&tensor.source.name, &values, kind)?;
         measured.add(&tensor.name, &values, &coded, kind);

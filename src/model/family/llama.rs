@@ -13,7 +13,12 @@ use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::{DecoderSpec, GgufSpec};
 use crate::model::parts::{LayerSpec, pre};
 
-pub(super) const LLAMA: Declared = Declared { model_type: "llama", architecture: "LlamaForCausalLM", read };
+pub(super) const LLAMA: Declared = Declared {
+    model_type: "llama",
+    architecture: "LlamaForCausalLM",
+    models: "Llama 2, 3, 3.1, 3.2, 3.3, SmolLM2, and others that call themselves Llama",
+    read,
+};
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     // Above 1 the projections were once split and summed in another order.

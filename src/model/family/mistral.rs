@@ -12,8 +12,12 @@ use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::{DecoderSpec, GgufSpec};
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
-pub(super) const MISTRAL: Declared =
-    Declared { model_type: "mistral", architecture: "MistralForCausalLM", read };
+pub(super) const MISTRAL: Declared = Declared {
+    model_type: "mistral",
+    architecture: "MistralForCausalLM",
+    models: "Mistral 7B, Mistral Nemo",
+    read,
+};
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("attention_bias", &[json!(false)])?;

@@ -3,12 +3,21 @@
 //! One file per family. Defaults of absent keys are those of the family's configuration class in transformers.
 //! Refuses to know weights and arithmetic.
 
+mod exaone4;
+mod granite;
+mod hunyuan;
 mod layer_types;
 mod llama;
+mod ministral3;
 mod mistral;
+mod olmo2;
+mod olmo3;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod seed_oss;
 mod shared;
+mod smollm3;
 #[cfg(test)]
 mod toy;
 
@@ -24,6 +33,8 @@ pub struct Declared {
     pub model_type: &'static str,
     /// The causal language model as `architectures` spells it.
     pub architecture: &'static str,
+    /// The models of the family by the names that people know them by.
+    pub models: &'static str,
     read: fn(&ConfigReader<'_>) -> Result<DecoderSpec, Error>,
 }
 
@@ -33,20 +44,32 @@ pub static FAMILIES: &[&Declared] = &[
     &mistral::MISTRAL,
     &qwen2::QWEN2,
     &qwen3::QWEN3,
+    &smollm3::SMOLLM3,
+    &ministral3::MINISTRAL3,
+    &phi3::PHI3,
+    &olmo2::OLMO2,
+    &olmo3::OLMO3,
+    &granite::GRANITE,
+    &granite::GRANITE_HYBRID,
+    &seed_oss::SEED_OSS,
+    &hunyuan::HUNYUAN,
+    &exaone4::EXAONE4,
     #[cfg(test)]
     &toy::TOY,
 ];
 
 impl Declared {
     fn of(config: &ConfigReader<'_>) -> Result<&'static Self, Error> {
+        let architectures = config.texts("architectures")?.unwrap_or_default();
+        let name = config.text("model_type")?;
         let known = |by: &dyn Fn(&Self) -> bool| FAMILIES.iter().copied().find(|family| by(family));
         let alike = |left: &str, right: &str| plain(left) == plain(right);
         let unsupported = |found: String| {
             let supported: Vec<&str> = FAMILIES.iter().map(|family| family.architecture).collect();
-            Error::UnsupportedArchitecture { found, supported: supported.join(", ") }
+            let nearest = Self::nearest(name.or(architectures.first().copied()).unwrap_or_default());
+            Error::UnsupportedArchitecture { found, nearest, supported: supported.join(", ") }
         };
-        let architectures = config.texts("architectures")?.unwrap_or_default();
-        let family = match config.text("model_type")? {
+        let family = match name {
             Some(name) => known(&|family| alike(family.model_type, name)).ok_or_else(|| {
                 let also = architectures.first().map(|name| format!(" ({name})")).unwrap_or_default();
                 unsupported(format!("model type {name:?}{also}"))
@@ -90,6 +113,29 @@ fn other_kind(family: &Declared, architecture: &str) -> String {
         }
         () => String::new(),
     }
+}
+
+impl Declared {
+    /// The family whose name is most like another, in words.
+    fn nearest(name: &str) -> String {
+        let name = name.to_lowercase();
+        let likeness = |family: &Self| {
+            let architecture = family.architecture.to_lowercase();
+            let by = [family.model_type, &architecture].map(|known| strsim::jaro_winkler(&name, known));
+            by[0].max(by[1])
+        };
+        let nearest = FAMILIES.iter().max_by(|one, other| likeness(one).total_cmp(&likeness(other)));
+        nearest.map_or_else(String::new, |family| format!("{} ({})", family.model_type, family.models))
+    }
+}
+
+/// The families as a table in Markdown: what README shows.
+pub fn markdown() -> String {
+    let mut table = String::from("| models | `model_type` |\n|---|---|\n");
+    for family in FAMILIES.iter().filter(|family| !family.models.is_empty()) {
+        table += &format!("| {} | `{}` |\n", family.models, family.model_type);
+    }
+    table
 }
 
 /// Reads config.json.

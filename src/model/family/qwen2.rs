@@ -10,7 +10,8 @@ use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs};
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
-pub(super) const QWEN2: Declared = Declared { model_type: "qwen2", architecture: "Qwen2ForCausalLM", read };
+pub(super) const QWEN2: Declared =
+    Declared { model_type: "qwen2", architecture: "Qwen2ForCausalLM", models: "Qwen2, Qwen2.5", read };
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("use_mrope", &[json!(false)])?;
@@ -34,6 +35,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         ];
         LayerSpec::of(shared.hidden_size, blocks)
     });
-    let gguf = GgufSpec { architecture: "qwen2", pairs: RotaryPairs::Halves };
+    let gguf = GgufSpec::of("qwen2", RotaryPairs::Halves);
     shared.decoder(config, &QWEN2, layers, Some(gguf))
 }

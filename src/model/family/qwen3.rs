@@ -10,7 +10,8 @@ use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs};
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
-pub(super) const QWEN3: Declared = Declared { model_type: "qwen3", architecture: "Qwen3ForCausalLM", read };
+pub(super) const QWEN3: Declared =
+    Declared { model_type: "qwen3", architecture: "Qwen3ForCausalLM", models: "Qwen3 (dense)", read };
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("mlp_bias", &[json!(false)])?;
@@ -35,6 +36,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         ];
         LayerSpec::of(shared.hidden_size, blocks)
     });
-    let gguf = GgufSpec { architecture: "qwen3", pairs: RotaryPairs::Halves };
+    let gguf = GgufSpec::of("qwen3", RotaryPairs::Halves);
     shared.decoder(config, &QWEN3, layers, Some(gguf))
 }

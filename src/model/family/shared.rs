@@ -16,7 +16,7 @@ use crate::model::dtype::FloatDtype;
 use crate::model::parts::{
     AttentionSpec, GatedInner, GatedSpec, HeadNorms, Heads, Inner, LayerSpec, NormSpec, ProjectionSpec,
 };
-use crate::model::rotary::RotarySpec;
+use crate::model::rotary::{RotarySpec, Rules};
 
 /// The key of the activation, and the one that a family computes.
 pub(super) struct HiddenActivation {
@@ -34,7 +34,13 @@ pub(super) struct Defaults {
     /// `None`: hidden_size / num_attention_heads.
     pub(super) head_dim: Option<usize>,
     pub(super) max_position_embeddings: usize,
+    pub(super) rope_theta: f64,
+    pub(super) tied: bool,
+    /// Whether files of the family name a dropout of attention, which frozen layers go without.
+    pub(super) drops_attention: bool,
     pub(super) activation: HiddenActivation,
+    /// Epsilon of norms.
+    pub(super) epsilon: f64,
     /// Where norms round.
     pub(super) rounding: Rounding,
     /// How their weights enter.
@@ -49,11 +55,15 @@ impl Defaults {
         key_value_heads: None,
         head_dim: None,
         max_position_embeddings: 2048,
+        rope_theta: 10_000.0,
+        tied: false,
+        drops_attention: false,
         activation: HiddenActivation {
             key: "hidden_act",
             words: &["silu", "swish"],
             activation: Activation::Silu,
         },
+        epsilon: 1e-6,
         rounding: Rounding::BeforeWeight,
         norm_weight: NormWeight::Plain,
     };
@@ -64,9 +74,10 @@ pub(super) struct Shared {
     pub(super) hidden_size: usize,
     pub(super) layers: usize,
     vocab_size: usize,
-    intermediate_size: usize,
-    heads: Heads,
+    pub(super) intermediate_size: usize,
+    pub(super) heads: Heads,
     max_position_embeddings: usize,
+    rope_theta: f64,
     activation: Activation,
     norm: RmsNorm,
     tied: bool,
@@ -80,7 +91,10 @@ impl Shared {
         let HiddenActivation { key, words, activation } = defaults.activation;
         let words: Vec<Value> = words.iter().map(|word| json!(word)).collect();
         config.must_be(key, &words)?;
-        config.must_be("attention_dropout", &[json!(0)])?;
+        match defaults.drops_attention {
+            true => _ = config.number("attention_dropout")?,
+            false => config.must_be("attention_dropout", &[json!(0)])?,
+        }
         config.must_be("is_encoder_decoder", &[json!(false)])?;
         config.must_be("is_decoder", &[json!(false), json!(true)])?;
         config.must_be("add_cross_attention", &[json!(false)])?;
@@ -108,13 +122,14 @@ impl Shared {
             intermediate_size,
             heads: heads(config, defaults, hidden_size)?,
             max_position_embeddings: plausible_size("max_position_embeddings", max_position_embeddings)?,
+            rope_theta: defaults.rope_theta,
             activation,
             norm: RmsNorm {
-                epsilon: config.positive("rms_norm_eps")?.unwrap_or(1e-6),
+                epsilon: config.positive("rms_norm_eps")?.unwrap_or(defaults.epsilon),
                 rounding: defaults.rounding,
                 weight: defaults.norm_weight,
             },
-            tied: config.flag("tie_word_embeddings")?.unwrap_or(false),
+            tied: config.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
             dtype: dtype(config)?,
         })
     }
@@ -139,6 +154,7 @@ impl Shared {
             },
             head_norms: None,
             output_gate: false,
+            rotary: Some(0),
             output: projection("o_proj", [hidden, queries], Role::Output),
             scaling: 1.0 / (heads.dim as f32).sqrt(),
             window: None,
@@ -146,10 +162,50 @@ impl Shared {
         }
     }
 
-    /// Norms over single heads.
+    /// Norms over single heads, before the rotation.
     pub(super) fn head_norms(&self, query: &'static str, key: &'static str) -> HeadNorms {
         let norm = |path, gguf| NormSpec { width: self.heads.dim, ..self.norm(path, gguf) };
-        HeadNorms { query: norm(query, "attn_q_norm"), key: norm(key, "attn_k_norm") }
+        HeadNorms { query: norm(query, "attn_q_norm"), key: norm(key, "attn_k_norm"), follow_rotation: false }
+    }
+
+    /// Norms over all heads of a token, before the rotation.
+    pub(super) fn whole_norms(&self, query: &'static str, key: &'static str) -> HeadNorms {
+        let [queries, keys, _] = self.heads.widths();
+        let mut norms = self.head_norms(query, key);
+        (norms.query.width, norms.key.width) = (queries, keys);
+        norms
+    }
+
+    /// One projection to queries, keys and values.
+    pub(super) fn fused_attention(&self, path: &str) -> AttentionSpec {
+        let shape = [self.heads.widths().iter().sum(), self.hidden_size];
+        let all = ProjectionSpec::new(path.into(), shape, Role::QueryKeyValue);
+        AttentionSpec { inner: Inner::Fused(all), ..self.attention() }
+    }
+
+    /// A gated feed-forward block with one projection to gate and up.
+    pub(super) fn fused_gated(&self, both: &str, down: &str, intermediate: usize) -> GatedSpec {
+        let hidden = self.hidden_size;
+        let both = ProjectionSpec::new(both.into(), [2 * intermediate, hidden], Role::GateUp);
+        GatedSpec {
+            inner: GatedInner::Fused(both),
+            activation: self.activation,
+            down: ProjectionSpec::new(down.into(), [hidden, intermediate], Role::Down),
+        }
+    }
+
+    /// What this family fixes about rotary positions: the whole head is rotated, by rope types of every family.
+    pub(super) fn rotary_rules(&self) -> Rules {
+        Rules {
+            theta: self.rope_theta,
+            head_dim: self.heads.dim,
+            max_position_embeddings: self.max_position_embeddings,
+            original_max_position_embeddings: None,
+            partial: None,
+            yarn_is_longrope: false,
+            takes_alpha: false,
+            scales_queries: false,
+        }
     }
 
     /// A gated feed-forward block under `module`, with separate projections and no biases.
@@ -167,7 +223,7 @@ impl Shared {
         }
     }
 
-    /// The decoder of these layers.
+    /// The decoder of these layers, which share one kind of rotary positions.
     pub(super) fn decoder(
         &self,
         config: &ConfigReader<'_>,
@@ -175,12 +231,26 @@ impl Shared {
         layers: Vec<Arc<LayerSpec>>,
         gguf: Option<GgufSpec>,
     ) -> Result<DecoderSpec, Error> {
-        Ok(DecoderSpec {
+        let rotary = RotarySpec::read(config, &self.rotary_rules())?;
+        Ok(self.decoder_with(vec![rotary], family, layers, gguf))
+    }
+
+    /// The decoder of these layers and rotary positions.
+    pub(super) fn decoder_with(
+        &self,
+        rotaries: Vec<RotarySpec>,
+        family: &Declared,
+        layers: Vec<Arc<LayerSpec>>,
+        gguf: Option<GgufSpec>,
+    ) -> DecoderSpec {
+        DecoderSpec {
             family: family.model_type,
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             layers,
-            rotary: RotarySpec::read(config, self.heads.dim, self.max_position_embeddings)?,
+            rotaries,
+            embedding_scale: 1.0,
+            logit_scale: 1.0,
             final_norm: self.norm("model.norm", "output_norm"),
             tied: self.tied,
             logits: Logits::PLAIN,
@@ -189,7 +259,7 @@ impl Shared {
             dtype: self.dtype,
             paths: Paths::LLAMA,
             gguf,
-        })
+        }
     }
 }
 

@@ -53,7 +53,7 @@ fn absent_keys_have_the_defaults_of_transformers() {
     );
     assert_eq!(attention.heads, Heads { queries: 32, keys: 32, dim: 128 });
     assert_eq!(
-        (llama.final_norm.kind.epsilon, llama.rotary.theta, llama.max_position_embeddings),
+        (llama.final_norm.kind.epsilon, llama.rotaries[0].theta, llama.max_position_embeddings),
         (1e-6, 1e4, 2048)
     );
     assert!(llama.layers.iter().all(|layer| layer.projections().all(|projection| !projection.bias)));
@@ -84,13 +84,16 @@ fn both_spellings_are_the_same_model() {
         spec("llama", json!({"rope_theta": 500_000.0, "rope_scaling": scaling, "torch_dtype": "bfloat16"}));
     let new = spec("llama", json!({"rope_parameters": parameters, "dtype": "bfloat16"}));
     assert_eq!(old, new);
-    assert_eq!((old.dtype, old.rotary.theta), (Some(FloatDtype::Bf16), 500_000.0));
+    assert_eq!((old.dtype, old.rotaries[0].theta), (Some(FloatDtype::Bf16), 500_000.0));
 
     // The oldest spelling of the kind.
     let typed = spec("llama", json!({"rope_scaling": {"type": "linear", "factor": 4}}));
-    assert_eq!(typed.rotary.scaling, RotaryScaling::Linear { factor: 4.0 });
+    assert_eq!(typed.rotaries[0].scaling, RotaryScaling::Linear { factor: 4.0 });
     let unscaled = spec("llama", json!({"rope_scaling": null, "rope_parameters": {"rope_type": "default"}}));
-    assert_eq!((unscaled.rotary.scaling, unscaled.rotary.theta), (RotaryScaling::None, 10_000.0));
+    assert_eq!(
+        (unscaled.rotaries[0].scaling.clone(), unscaled.rotaries[0].theta),
+        (RotaryScaling::None, 10_000.0)
+    );
 }
 
 #[test]
@@ -100,20 +103,20 @@ fn yarn_falls_back_as_transformers_does() {
     };
     let given = yarn(json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}));
     let RotaryScaling::Yarn { factor, attention_factor, beta_fast, beta_slow, truncate, .. } =
-        given.rotary.scaling
+        given.rotaries[0].scaling
     else {
         panic!("not yarn")
     };
     assert_eq!((factor, beta_fast, beta_slow, truncate), (4.0, 32.0, 1.0, true));
     assert!((attention_factor - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12);
     let inferred = yarn(json!({"rope_type": "yarn", "factor": null, "original_max_position_embeddings": 16}));
-    assert_eq!(inferred.rotary, given_rotary(4.0, 16));
+    assert_eq!(inferred.rotaries[0], given_rotary(4.0, 16));
     let outer = spec(
         "llama",
         json!({"max_position_embeddings": 64, "original_max_position_embeddings": 16,
             "rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}),
     );
-    assert_eq!(outer.rotary, given_rotary(4.0, 16));
+    assert_eq!(outer.rotaries[0], given_rotary(4.0, 16));
 }
 
 fn given_rotary(factor: f64, original: usize) -> crate::model::rotary::RotarySpec {
@@ -122,7 +125,8 @@ fn given_rotary(factor: f64, original: usize) -> crate::model::rotary::RotarySpe
         json!({"max_position_embeddings": 64, "rope_parameters":
             {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}}),
     )
-    .rotary
+    .rotaries
+    .remove(0)
 }
 
 #[test]
@@ -131,8 +135,9 @@ fn dynamic_scaling_follows_the_longest_document() {
         "llama",
         json!({"max_position_embeddings": 24, "rope_scaling": {"type": "dynamic", "factor": 2.0}}),
     )
-    .rotary;
-    let unscaled = spec("llama", json!({"max_position_embeddings": 24})).rotary;
+    .rotaries
+    .remove(0);
+    let unscaled = spec("llama", json!({"max_position_embeddings": 24})).rotaries.remove(0);
     assert_eq!(rotary.inverse_frequencies(24), unscaled.inverse_frequencies(1));
     assert!(!rotary.depends_on_length(24) && rotary.depends_on_length(25));
     assert!(rotary.inverse_frequencies(40)[1] < rotary.inverse_frequencies(25)[1]);
@@ -305,6 +310,8 @@ fn sizes_are_checked() {
 #[test]
 fn other_architectures_are_named() {
     refused("mixtral", json!({"architectures": ["MixtralForCausalLM"]}), &["mixtral", "Qwen3ForCausalLM"]);
+    refused("qwen3_moe", json!({}), &["most like it is qwen3 (Qwen3"]);
+    refused("phimoe", json!({}), &["most like it is phi3 (Phi-3"]);
     refused(
         "llama",
         json!({"architectures": ["LlamaForSequenceClassification"]}),
@@ -342,4 +349,63 @@ fn modules_are_listed_with_their_shapes() {
     assert_eq!((modules[20].out_features, modules[20].in_features), (32, 48));
     let layer = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 48 * 32 + 2 * 32;
     assert_eq!(spec.parameters(), (2 * 64 * 32 + 32 + 3 * layer) as u64);
+}
+
+#[test]
+fn readme_shows_every_family() {
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let table = super::markdown();
+    assert!(readme.contains(&table), "README.md has another table of models; it should have:\n{table}");
+}
+
+#[test]
+fn what_only_some_members_of_a_family_have_is_refused() {
+    let dense = json!({"num_local_experts": 0, "layer_types": ["attention", "attention", "attention"]});
+    let hybrid = |key: &str, value: Value| {
+        let mut changes = dense.clone();
+        changes[key] = value;
+        changes
+    };
+    spec("granitemoehybrid", dense.clone());
+    refused("granitemoehybrid", hybrid("num_local_experts", json!(32)), &["num_local_experts", "32"]);
+    refused("granitemoehybrid", hybrid("num_local_experts", Value::Null), &["8 experts"]);
+    let mixed = json!(["mamba", "attention", "mamba"]);
+    refused("granitemoehybrid", hybrid("layer_types", mixed), &["layer_types", "attention"]);
+    refused("hunyuan_v1_dense", json!({"use_qk_norm": false}), &["use_qk_norm"]);
+    refused("phi3", json!({"partial_rotary_factor": 0.4}), &["partial_rotary_factor", "3 of 8"]);
+    refused(
+        "phi3",
+        json!({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}),
+        &["short_factor", "4"],
+    );
+    refused("smollm3", json!({"no_rope_layers": [1]}), &["no_rope_layers", "1 entries for 3"]);
+    refused(
+        "exaone4",
+        json!({"sliding_window_pattern": "LX", "num_key_value_heads": 4}),
+        &["sliding_window_pattern"],
+    );
+}
+
+#[test]
+fn old_and_new_spellings_of_newer_families_are_the_same_model() {
+    let scaling = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16});
+    let mut full = scaling.clone();
+    full["rope_theta"] = json!(500_000.0);
+    let sliding = json!({"rope_type": "default", "rope_theta": 500_000.0});
+    let old = spec("olmo3", json!({"rope_theta": 500_000.0, "rope_scaling": scaling}));
+    let new = json!({"rope_parameters": {"full_attention": full, "sliding_attention": sliding}});
+    assert_eq!(old, spec("olmo3", new));
+
+    let factors = json!({"type": "su", "short_factor": vec![1.0; 3], "long_factor": vec![2.0; 3]});
+    let old = json!({"rope_scaling": factors, "rope_theta": 1e4, "partial_rotary_factor": 0.75,
+        "original_max_position_embeddings": 16, "max_position_embeddings": 64});
+    let new = json!({"max_position_embeddings": 64, "rope_parameters": {"rope_type": "longrope",
+        "short_factor": vec![1.0; 3], "long_factor": vec![2.0; 3], "rope_theta": 1e4,
+        "partial_rotary_factor": 0.75, "original_max_position_embeddings": 16}});
+    assert_eq!(spec("phi3", old), spec("phi3", new));
+
+    // Granite 4 wrote `layers_block_type` for a time.
+    let block = json!({"num_local_experts": 0, "layers_block_type": ["attention", "attention", "attention"]});
+    let types = json!({"num_local_experts": 0, "layer_types": ["attention", "attention", "attention"]});
+    assert_eq!(spec("granitemoehybrid", block), spec("granitemoehybrid", types));
 }

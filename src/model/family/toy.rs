@@ -17,7 +17,8 @@ use crate::model::parts::{
     ProjectionSpec,
 };
 
-pub(super) const TOY: Declared = Declared { model_type: "toy", architecture: "ToyForCausalLM", read };
+pub(super) const TOY: Declared =
+    Declared { model_type: "toy", architecture: "ToyForCausalLM", models: "", read };
 
 /// Factor on every block.
 const SCALE: f32 = 0.75;

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, attention_backward};
 use tune_kernels::gated::{Activation, gated, gated_backward};
-use tune_kernels::rope::{Direction, rope, rope_all};
+use tune_kernels::rope::Direction;
 
 use super::adapted::{ProjectedTape, project, project_backward};
 use super::layer::{Call, Output, Upstream};
@@ -52,10 +52,12 @@ pub(super) fn forward<B: KernelBackend>(
     };
     let (raw, [query, key]) = match &spec.head_norms {
         Some(norms) => {
-            let normed = normalized(norms, call, &raw_query, &raw_key);
-            (Some((raw_query, raw_key)), rotated(normed, call.inputs, Direction::Forward))
+            let raw = [raw_query, raw_key];
+            let ready = Normed::of(spec, norms, call, &raw).ready;
+            let [query, key] = raw;
+            (Some((query, key)), ready)
         }
-        None => (None, rotated([raw_query, raw_key], call.inputs, Direction::Forward)),
+        None => (None, rotated(spec, [raw_query, raw_key], call.inputs, Direction::Forward)),
     };
     let (key, value) = match &mut call.cache {
         Some(cache) => cache.append(key, value),
@@ -109,17 +111,26 @@ pub(super) fn backward<B: KernelBackend>(
         None => (None, dread),
     };
     let [query_again, key_again, value_again] = split(spec, again);
-    let rotate = |x| rope(x, &call.inputs.rotary, &call.inputs.positions, Direction::Forward);
-    let (raw, query, key) = match &spec.head_norms {
+    let rotation = spec.rotary.map(|rotary| &call.inputs.rotations[rotary]);
+    let (normed, query, key) = match &spec.head_norms {
         Some(norms) => {
             let (Some(query), Some(key)) = (query.or(query_again), key.or(key_again)) else {
                 unreachable!("an output is saved, or scaled again")
             };
-            let normed = normalized(norms, call, &query, &key);
-            let [rotated_query, rotated_key] = rotated(normed, call.inputs, Direction::Forward);
-            (Some((query, key)), Some(rotated_query), Some(rotated_key))
+            let Normed { input, ready: [query, key] } = Normed::of(spec, norms, call, &[query, key]);
+            (Some((norms, input)), Some(query), Some(key))
         }
-        None => (None, query.or_else(|| query_again.map(rotate)), key.or_else(|| key_again.map(rotate))),
+        None => {
+            let rotate_query = |x| match rotation {
+                Some(rotation) => rotation.queries(x),
+                None => x,
+            };
+            let rotate_key = |x| match rotation {
+                Some(rotation) => rotation.keys(x),
+                None => x,
+            };
+            (None, query.or_else(|| query_again.map(rotate_query)), key.or_else(|| key_again.map(rotate_key)))
+        }
     };
     let (Some(query), Some(key), Some(value)) = (query, key, value.or(value_again)) else {
         unreachable!("an output is saved, or scaled again")
@@ -134,13 +145,13 @@ pub(super) fn backward<B: KernelBackend>(
         dy: &dmixed.reshape([tokens, spec.heads.queries, spec.heads.dim]),
     });
     drop((query, key, value, mixed));
-    let [dquery, dkey] = rotated([dquery, dkey], call.inputs, Direction::Backward);
-    let (dquery, dkey) = match (&spec.head_norms, raw) {
-        (Some(norms), Some((raw_query, raw_key))) => (
-            call.norm(&norms.query).backward_heads(&raw_query, dquery),
-            call.norm(&norms.key).backward_heads(&raw_key, dkey),
-        ),
-        _ => (dquery, dkey),
+    let back = |gradients| rotated(spec, gradients, call.inputs, Direction::Backward);
+    let [dquery, dkey] = match normed {
+        None => back([dquery, dkey]),
+        Some((norms, input)) if norms.follow_rotation => {
+            back(norms_backward(norms, call, &input, [dquery, dkey]))
+        }
+        Some((norms, input)) => norms_backward(norms, call, &input, back([dquery, dkey])),
     };
     let dqueries = match dgate {
         Some(dgate) => output_gate::join([flat(&dquery), dgate], spec.heads.dim),
@@ -220,20 +231,54 @@ fn flat<B: KernelBackend>(x: &Tensor<B, 3>) -> Tensor<B, 2> {
     x.clone().reshape([tokens, heads * dim])
 }
 
-/// Every head of queries and keys rotated by its token's position, or their gradients back.
+/// Queries and keys rotated as the layer rotates them, or their gradients back.
 fn rotated<B: KernelBackend>(
+    spec: &AttentionSpec,
     x: [Tensor<B, 3>; 2],
     inputs: &LayerInputs<B>,
     direction: Direction,
 ) -> [Tensor<B, 3>; 2] {
-    rope_all(x, &inputs.rotary, &inputs.positions, direction)
+    match spec.rotary {
+        Some(rotary) => inputs.rotations[rotary].apply(x, direction),
+        None => x,
+    }
 }
 
-fn normalized<B: KernelBackend>(
+/// Queries and keys that were normalized, before or after their rotation.
+struct Normed<B: KernelBackend> {
+    /// What the norms were given.
+    input: [Tensor<B, 3>; 2],
+    /// What attention is given.
+    ready: [Tensor<B, 3>; 2],
+}
+
+impl<B: KernelBackend> Normed<B> {
+    fn of(spec: &AttentionSpec, norms: &HeadNorms, call: &Call<'_, B>, raw: &[Tensor<B, 3>; 2]) -> Self {
+        let rotate = |x| rotated(spec, x, call.inputs, Direction::Forward);
+        match norms.follow_rotation {
+            true => {
+                let input = rotate(raw.clone());
+                Self { ready: norms_forward(norms, call, &input), input }
+            }
+            false => Self { input: raw.clone(), ready: rotate(norms_forward(norms, call, raw)) },
+        }
+    }
+}
+
+fn norms_forward<B: KernelBackend>(
     norms: &HeadNorms,
     call: &Call<'_, B>,
-    query: &Tensor<B, 3>,
-    key: &Tensor<B, 3>,
+    [query, key]: &[Tensor<B, 3>; 2],
 ) -> [Tensor<B, 3>; 2] {
     [call.norm(&norms.query).forward_heads(query), call.norm(&norms.key).forward_heads(key)]
+}
+
+fn norms_backward<B: KernelBackend>(
+    norms: &HeadNorms,
+    call: &Call<'_, B>,
+    [query, key]: &[Tensor<B, 3>; 2],
+    [dquery, dkey]: [Tensor<B, 3>; 2],
+) -> [Tensor<B, 3>; 2] {
+    let dquery = call.norm(&norms.query).backward_heads(query, dquery);
+    [dquery, call.norm(&norms.key).backward_heads(key, dkey)]
 }

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
-use tune_kernels::rope::{Positions, RotaryTable};
 
 use super::adapted::{ProjectedTape, project, project_tape};
 use super::attention::{self, AttentionTape};
@@ -21,14 +20,13 @@ use crate::adapter::projection::{LayerAdapters, LayerGradients, Slot};
 use crate::model::parts::{
     BlockSpec, BodySpec, BranchSpec, ConstantSpec, LayerSpec, NormSpec, ProjectionSpec,
 };
+use crate::model::rotations::Rotation;
 
 /// What every layer of a forward pass is given beside the hidden state.
 #[derive(Clone, Debug)]
 pub struct LayerInputs<B: KernelBackend> {
-    /// Cosines and sines by position.
-    pub rotary: RotaryTable<B>,
-    /// Of each token in its document.
-    pub positions: Positions<B>,
+    /// By kind of layer, as the decoder lists them.
+    pub rotations: Vec<Rotation<B>>,
     /// Where documents begin and end.
     pub documents: DocumentOffsets,
 }

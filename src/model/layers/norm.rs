@@ -29,22 +29,21 @@ impl<B: KernelBackend> Norm<'_, B> {
         rms_norm_backward(x, self.weight, self.spec.kind, dy, onto)
     }
 
-    /// [`Self::forward`] over the heads of `x` `[tokens, heads, width]`.
+    /// [`Self::forward`] over heads, `[tokens, heads, dim]`: each by itself, or all of a token's together, as the norm is
+    /// wide.
     pub fn forward_heads(&self, x: &Tensor<B, 3>) -> Tensor<B, 3> {
         let shape = x.dims();
-        self.forward(&rows(x), None).reshape(shape)
+        self.forward(&self.rows(x.clone()), None).reshape(shape)
     }
 
-    /// [`Self::backward`] over the heads of `x` `[tokens, heads, width]`.
+    /// [`Self::backward`] over heads, `[tokens, heads, dim]`.
     pub fn backward_heads(&self, x: &Tensor<B, 3>, dy: Tensor<B, 3>) -> Tensor<B, 3> {
         let shape = x.dims();
-        let [tokens, heads, width] = shape;
-        self.backward(&rows(x), dy.reshape([tokens * heads, width]), None).reshape(shape)
+        self.backward(&self.rows(x.clone()), self.rows(dy), None).reshape(shape)
     }
-}
 
-/// One row for each head of each token.
-fn rows<B: KernelBackend>(x: &Tensor<B, 3>) -> Tensor<B, 2> {
-    let [tokens, heads, width] = x.dims();
-    x.clone().reshape([tokens * heads, width])
+    fn rows(&self, x: Tensor<B, 3>) -> Tensor<B, 2> {
+        let rows = x.shape().num_elements() / self.spec.width;
+        x.reshape([rows, self.spec.width])
+    }
 }

@@ -11,10 +11,12 @@ pub struct AttentionSpec {
     pub heads: Heads,
     /// Hidden state to queries, keys and values.
     pub inner: Inner,
-    /// Norms over single heads before the rotation.
+    /// Norms of queries and keys.
     pub head_norms: Option<HeadNorms>,
     /// Whether the query projection also gives a gate of the output, as the second half of every head.
     pub output_gate: bool,
+    /// Which of the decoder's rotary positions; `None`: positions leave no mark on queries and keys.
+    pub rotary: Option<usize>,
     /// All heads to hidden state.
     pub output: ProjectionSpec,
     /// Factor on the scores.
@@ -69,13 +71,15 @@ impl Inner {
     }
 }
 
-/// Norms over single heads, of queries and of keys.
+/// Norms of queries and of keys, over single heads or all heads of a token, as they are wide.
 #[derive(Clone, Debug, PartialEq)]
 pub struct HeadNorms {
     /// Of queries.
     pub query: NormSpec,
     /// Of keys.
     pub key: NormSpec,
+    /// Whether the rotation comes first.
+    pub follow_rotation: bool,
 }
 
 impl AttentionSpec {
@@ -100,7 +104,7 @@ impl AttentionSpec {
             Inner::Separate { query, key, value } => [query, key, value].map(TensorMut::Projection).into(),
             Inner::Fused(all) => vec![TensorMut::Projection(all)],
         };
-        if let Some(HeadNorms { query, key }) = head_norms {
+        if let Some(HeadNorms { query, key, .. }) = head_norms {
             tensors.extend([query, key].map(TensorMut::Norm));
         }
         tensors.push(TensorMut::Projection(output));

@@ -105,6 +105,11 @@ pub fn pre(norm: NormSpec, body: impl Into<BodySpec>) -> BlockSpec {
     BlockSpec { branches: vec![BranchSpec { pre: Some(norm), body: body.into(), post: None }], scale: 1.0 }
 }
 
+/// A block of one branch, with a norm behind it.
+pub fn post(body: impl Into<BodySpec>, norm: NormSpec) -> BlockSpec {
+    BlockSpec { branches: vec![BranchSpec { pre: None, body: body.into(), post: Some(norm) }], scale: 1.0 }
+}
+
 impl LayerSpec {
     /// A layer of `blocks` over hidden states of `width` numbers. Gives projections their slots and norms their places,
     /// in the order of use.

@@ -191,7 +191,7 @@ fn each(check: impl Fn(&Decoder<Flex>, &Layer<Flex>)) {
 fn a_layer_is_its_formula() {
     each(|decoder, layer| {
         let x = random_values(TOKENS, 24, 1);
-        let expected = Oracle { layer, theta: decoder.spec().rotary.theta }.forward(host(&x));
+        let expected = Oracle { layer, theta: decoder.spec().rotaries[0].theta }.forward(host(&x));
         let found = host(&layer.forward(x, &LayerAdapters::none(), &inputs(decoder), None));
         let worst = found.iter().zip(&expected).map(|(found, expected)| (found - expected).abs());
         let worst = worst.fold(0.0, f64::max);

@@ -1,0 +1,197 @@
+//! Positions in llama.cpp's terms: rotary frequencies, sliding windows, layers that rotate nothing.
+
+use super::super::Error;
+use super::container::{Keys, Value};
+use super::family::not_carried;
+use crate::model::DecoderSpec;
+use crate::model::decoder_spec::{GgufSpec, Unrotated, Windows};
+use crate::model::rotary::{QueryScale, RotaryScaling, RotarySpec};
+
+/// Adds the architecture's keys; returns the context length. `notes` are for the user.
+///
+/// # Errors
+/// llama.cpp computes something else.
+pub(super) fn put(
+    spec: &DecoderSpec,
+    gguf: GgufSpec,
+    keys: &mut Keys,
+    notes: &mut Vec<String>,
+) -> Result<usize, Error> {
+    let mut add = |key: &str, value: Value| keys.push((format!("{}.{key}", gguf.architecture), value));
+    let rotary = &spec.rotaries[0];
+    let mut context = spec.max_position_embeddings;
+    if let Some(limit) = windows(spec, gguf, &mut add)? {
+        context = context.min(limit);
+        notes.push(format!(
+            "llama.cpp has no sliding window for {}, so the context length is limited to the window, {limit} (the model \
+             supports {})",
+            gguf.architecture, spec.max_position_embeddings
+        ));
+    }
+    unrotated(spec, gguf, &mut add)?;
+    if let RotaryScaling::Dynamic { .. } = rotary.scaling {
+        notes.push(format!(
+            "llama.cpp has no dynamic rotary scaling; it has no effect up to the context length of {context}"
+        ));
+    }
+    add("rope.dimension_count", size(rotary.dimensions));
+    add("rope.freq_base", Value::F32(rotary.theta as f32));
+    scaling(spec, gguf, rotary, &mut add)?;
+    if let Some(QueryScale { beta, .. }) = rotary.query_scale {
+        add("attention.temperature_scale", Value::F32(beta as f32));
+    }
+    Ok(context)
+}
+
+fn size(size: usize) -> Value {
+    Value::U32(u32::try_from(size).unwrap_or(u32::MAX))
+}
+
+/// Adds the keys of windows; returns the smallest window where llama.cpp has none.
+fn windows(
+    spec: &DecoderSpec,
+    gguf: GgufSpec,
+    add: &mut impl FnMut(&str, Value),
+) -> Result<Option<usize>, Error> {
+    let windows: Vec<Option<usize>> =
+        spec.layers.iter().map(|layer| layer.attention().and_then(|attention| attention.window)).collect();
+    let Some(smallest) = windows.iter().flatten().min().copied() else {
+        if gguf.windows == Windows::AllLayers {
+            add("attention.sliding_window", size(0));
+        }
+        return Ok(None);
+    };
+    let all = |slides: &dyn Fn(usize) -> bool| {
+        let expected = |layer| slides(layer).then_some(smallest);
+        windows.iter().enumerate().all(|(layer, window)| *window == expected(layer))
+    };
+    let fits = match gguf.windows {
+        Windows::None => {
+            return Ok(Some(smallest).filter(|window| *window < spec.max_position_embeddings));
+        }
+        Windows::AllLayers => all(&|_| true),
+        Windows::AllButEvery(period) => all(&|layer| !(layer + 1).is_multiple_of(period)),
+    };
+    if !fits {
+        let pattern = match gguf.windows {
+            Windows::AllButEvery(period) => format!("in all layers but every {period}th"),
+            _ => "in all layers".to_owned(),
+        };
+        return Err(not_carried(
+            spec,
+            format!("llama.cpp has sliding windows {pattern} of a {}", gguf.architecture),
+        ));
+    }
+    add("attention.sliding_window", size(smallest));
+    if let Windows::AllButEvery(_) = gguf.windows {
+        add("attention.sliding_window_pattern", Value::Bools(windows.iter().map(Option::is_some).collect()));
+    }
+    Ok(None)
+}
+
+/// Checks that llama.cpp rotates in the layers that do.
+fn unrotated(spec: &DecoderSpec, gguf: GgufSpec, add: &mut impl FnMut(&str, Value)) -> Result<(), Error> {
+    let rotates = |layer: usize| spec.layers[layer].attention().is_some_and(|a| a.rotary.is_some());
+    let window = |layer: usize| spec.layers[layer].attention().and_then(|attention| attention.window);
+    let has_windows = (0..spec.layers.len()).any(|layer| window(layer).is_some());
+    let all = |expected: &dyn Fn(usize) -> bool| (0..spec.layers.len()).all(|l| rotates(l) == expected(l));
+    let fits = match gguf.unrotated {
+        Unrotated::None => all(&|_| true),
+        Unrotated::Every(period) => all(&|layer| !(layer + 1).is_multiple_of(period)),
+        Unrotated::WithoutWindow => all(&|layer| !has_windows || window(layer).is_some()),
+        Unrotated::AllOrNone => {
+            add("rope.scaling.finetuned", Value::Bool(rotates(0)));
+            all(&|_| rotates(0))
+        }
+    };
+    match fits {
+        true => Ok(()),
+        false => Err(not_carried(
+            spec,
+            format!("llama.cpp rotates queries and keys in other layers of a {}", gguf.architecture),
+        )),
+    }
+}
+
+fn scaling(
+    spec: &DecoderSpec,
+    gguf: GgufSpec,
+    rotary: &RotarySpec,
+    add: &mut impl FnMut(&str, Value),
+) -> Result<(), Error> {
+    // llama.cpp takes the stretch from layers with a window, and keeps the base.
+    if let Some(other) = spec.rotaries.get(1)
+        && (other.theta != rotary.theta || other.scaling != RotaryScaling::None)
+    {
+        return Err(not_carried(spec, "its layers with a window have rotary positions of another kind"));
+    }
+    match &rotary.scaling {
+        RotaryScaling::None | RotaryScaling::Dynamic { .. } => {}
+        RotaryScaling::Llama3 { .. } if gguf.takes_frequency_divisors => {}
+        RotaryScaling::Llama3 { .. } => {
+            return Err(not_carried(
+                spec,
+                format!("llama.cpp does not support rope type llama3 for {}", gguf.architecture),
+            ));
+        }
+        RotaryScaling::Linear { factor } => {
+            add("rope.scaling.type", "linear".into());
+            add("rope.scaling.factor", Value::F32(*factor as f32));
+        }
+        RotaryScaling::Yarn {
+            factor,
+            attention_factor,
+            beta_fast,
+            beta_slow,
+            original_max_position_embeddings,
+            truncate,
+        } => {
+            if !truncate {
+                return Err(not_carried(
+                    spec,
+                    "llama.cpp rounds the ends of YaRN's ramp (`truncate` is false)",
+                ));
+            }
+            add("rope.scaling.type", "yarn".into());
+            add("rope.scaling.factor", Value::F32(*factor as f32));
+            add("rope.scaling.original_context_length", size(*original_max_position_embeddings));
+            add("rope.scaling.yarn_beta_fast", Value::F32(*beta_fast as f32));
+            add("rope.scaling.yarn_beta_slow", Value::F32(*beta_slow as f32));
+            // llama.cpp multiplies by the usual temperature itself.
+            let slope = 0.1 * factor.max(1.0).ln();
+            match gguf.divides_temperature && slope > 0.0 {
+                true => {
+                    let multiplier = ((slope + 1.0) / attention_factor - 1.0) / slope;
+                    add("rope.scaling.yarn_log_multiplier", Value::F32(multiplier as f32));
+                }
+                false => {
+                    add("rope.scaling.attn_factor", Value::F32((attention_factor / (slope + 1.0)) as f32));
+                }
+            }
+        }
+        RotaryScaling::LongRope { attention_factor, original_max_position_embeddings, .. } => {
+            add("rope.scaling.original_context_length", size(*original_max_position_embeddings));
+            add("rope.scaling.attn_factor", Value::F32(*attention_factor as f32));
+        }
+    }
+    Ok(())
+}
+
+/// Tensors of rotary frequencies: what llama.cpp divides each pair's frequency by, for all documents or for short and long
+/// ones.
+pub(super) fn divisors(spec: &DecoderSpec) -> Vec<(&'static str, Vec<f32>)> {
+    let rotary = &spec.rotaries[0];
+    match &rotary.scaling {
+        RotaryScaling::Llama3 { .. } => {
+            let unscaled = RotarySpec { scaling: RotaryScaling::None, ..rotary.clone() };
+            let pairs = unscaled.inverse_frequencies(0).into_iter().zip(rotary.inverse_frequencies(0));
+            let divisors = pairs.map(|(unscaled, scaled)| (f64::from(unscaled) / f64::from(scaled)) as f32);
+            vec![("rope_freqs.weight", divisors.collect())]
+        }
+        RotaryScaling::LongRope { short, long, .. } => {
+            let narrow = |divisors: &[f64]| divisors.iter().map(|divisor| *divisor as f32).collect();
+            vec![("rope_factors_long.weight", narrow(long)), ("rope_factors_short.weight", narrow(short))]
+        }
+        _ => Vec::new(),
+    }
+}
