@@ -11,6 +11,8 @@ Python's standard library is enough. In this order:
   quickstart  recipes/quickstart.toml on the card: held-out loss before and after
   bench       `tune bench` at two shapes, sequence 2048, batches 1, 4 and 8: tokens/s, peak memory, and the share of the
               card's own rate of plain products, measured in the same process, counting four operations a weight and token
+  streamed    a model whose layers wait in host memory: `tune plan` for the card, then `tune bench --offload host`, and the
+              tokens/s that the plan's formula says beside those measured
   profile     time by kernel of one step, and the floor beside it
   peers       PEFT + bitsandbytes, the same with Liger's kernels, and Unsloth: each where its packages can be imported,
               in a process of its own, on random weights of the same shapes. What is not installed is "not measured".
@@ -227,6 +229,24 @@ def bench(options, shape, batch, more=()):
     arguments = [options.tune, "bench", "--device", options.device, "--shape", shape, "--json", *more]
     arguments += ["--micro-batch-size", batch, "--seq-len", options.seq, "--steps", options.steps]
     return result(command(arguments + ["--warmup", 2, "--rank", RANK], 3600))
+
+
+def streamed(options):
+    """Layers in host memory: what was planned, and what is measured."""
+    shape, packed = options.streamed_shape, options.workdir / f"packed-{options.streamed_shape}"
+    sizes = ["--micro-batch-size", 1, "--seq-len", options.seq, "--rank", RANK]
+    held = options.streamed_rate
+    if held is None:
+        # The speed with all layers held, where the card has room for them.
+        held = attempt(bench, options, shape, 1).get("tokens_per_second")
+    arguments = [options.tune, "plan", "--shape", shape, "--json", *sizes]
+    arguments += ["--tokens-per-second", held] if held else []
+    plan = result(command(arguments, 60))
+    measured = bench(options, shape, 1, ["--offload", "host", "--packed", packed])
+    links = [{key: link[key] for key in ("name", "tokens_to_hide", "tokens_per_second")} for link in plan["links"]]
+    return {"shape": shape, "held": held, "links": links, "planned_bytes": plan["streamed"]["device_bytes"]} | {
+        key: measured[key] for key in ("tokens_per_second", "device_reserved_bytes", "streaming", "peak_memory_bytes")
+    }
 
 
 def attempt(what, *arguments):
@@ -490,6 +510,19 @@ def section(found, options):
     for name, why in found["not_measured"].items():
         say(f"\n{name}: not measured ({why}).")
 
+    say("\n### Larger than the card\n")
+    larger = found["streamed"]
+    if "error" in larger:
+        say(f"Not measured: {short(larger['error'])}.")
+    else:
+        held = f"{larger['held']:.0f} tokens/s with all layers held; " if larger["held"] else ""
+        waiting = gib(larger["streaming"]["streamed_bytes"])
+        say(
+            f"{larger['shape']}, 1 × {options.seq}, layers of {waiting} GiB in host memory: "
+            f"{larger['tokens_per_second']:.0f} tokens/s, {gib(larger['device_reserved_bytes'])} GiB on the card; {held}"
+            + "; ".join(f"{link['tokens_per_second']:.0f} predicted over {link['name']}" for link in larger["links"])
+        )
+
     profile = found["profile"]
     say("\n### By kernel\n")
     if "error" in profile or not profile["kernels"]:
@@ -528,6 +561,7 @@ def measure(options):
         for batch in options.batches:
             about = {"shape": shape, "batch": batch, "tool": "tune"}
             found["bench"].append(attempt(bench, options, shape, batch) | about)
+    found["streamed"] = attempt(streamed, options)
     batch = options.batches[len(options.batches) // 2]
     found["profile"] = attempt(bench, options, options.shapes[0], batch, ["--profile"])
     found["profile"] |= {"shape": options.shapes[0], "batch": batch}
@@ -573,6 +607,8 @@ def main():
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--seq", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--streamed-shape", default="llama-3.3-70b", help="a model larger than the card")
+    parser.add_argument("--streamed-rate", type=float, help="its tokens/s with all layers held, where that is known")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--peer-shape", help=argparse.SUPPRESS)
     parser.add_argument("--peer-batch", type=int, help=argparse.SUPPRESS)
@@ -586,6 +622,7 @@ def main():
     options.trajectory_steps = 3 if options.smoke else 10**9
     if options.smoke:
         options.shapes, options.batches, options.seq, options.steps = ["stories-15m"], [1], 32, 2
+        options.streamed_shape = "stories-15m"
     options.workdir.mkdir(parents=True, exist_ok=True)
     options.tune = options.tune.resolve() if options.tune else build(options.features)
     found = measure(options)

@@ -64,6 +64,8 @@
 //! - `units`, `document`, `files`, `assets`, `data` and `recipe` are independent of the tensor engine.
 //! - Tokenizing runs beside the training thread; device work runs on one thread.
 //! - A dense copy of a frozen quantized weight lives only while its tensor is loaded or multiplied.
+//! - Computation walks the layers and holds one at a time: wherever they lie (device, host memory, disk), the adapter is the
+//!   same.
 //! - Only trained weights have gradients: the backward pass of every layer is written by hand.
 //! - An objective returns a sum and a count, so that accumulation cannot be wrong.
 //! - A batch has no padding: documents are concatenated, and offsets separate them.

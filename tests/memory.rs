@@ -47,6 +47,40 @@ fn the_measured_peak_is_within_a_tenth_of_the_plan() {
     }
 }
 
+/// A model whose layers take more than four times the budget trains from disk. Beside the plan there is the code, which is
+/// read into memory as it runs and counts little in larger models.
+#[test]
+fn layers_fetched_from_disk_take_the_memory_of_their_slots() {
+    const CODE: f64 = (40 << 20) as f64;
+    let folder = tempfile::tempdir().unwrap();
+    let config = serde_json::json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 4096,
+        "num_hidden_layers": 28, "num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 512,
+        "tie_word_embeddings": true, "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "hidden_act": "silu",
+    });
+    let (path, packed) = (folder.path().join("config.json"), folder.path().join("packed"));
+    std::fs::write(&path, config.to_string()).unwrap();
+    let budget = 56 << 20;
+    let run = || {
+        let model =
+            ["--config", path.to_str().unwrap(), "--packed", packed.to_str().unwrap(), "--device", "cpu"];
+        let size = ["--micro-batch-size", "1", "--seq-len", "16", "--rank", "1", "--compute-dtype", "f32"];
+        let how =
+            ["--offload", "disk", "--memory-budget", &format!("{budget} B"), "--steps", "1", "--warmup", "0"];
+        measured(&[&model[..], &size, &how].concat())
+    };
+    // The first one writes the weights.
+    run();
+    let report = run();
+    assert!(report["loss"].as_f64().unwrap().is_finite());
+    let layers = report["streaming"]["streamed_bytes"].as_f64().unwrap();
+    let planned = report["planned_memory_bytes"].as_f64().unwrap();
+    assert!(planned <= f64::from(budget) && layers > 4.0 * f64::from(budget), "{planned} planned, {layers}");
+    let Some(peak) = report["peak_memory_bytes"].as_f64() else { return };
+    println!("{peak} measured, {planned} planned, layers of {layers}");
+    assert!((0.9 * planned..1.1 * planned + CODE).contains(&peak), "{peak} measured, {planned} planned");
+}
+
 /// The same on a GPU, of what tensors hold; and a buffer that was taken is used again: no later step takes another.
 #[cfg(feature = "vulkan")]
 #[test]
@@ -142,6 +176,7 @@ impl Observer for Held {
 fn later_steps_take_no_memory_of_their_own() {
     let subject = Subject::Shape {
         name: "stories-15m".into(),
+        config: None,
         rank: 8,
         micro_batch_size: 3,
         seq_len: 100,
@@ -150,7 +185,21 @@ fn later_steps_take_no_memory_of_their_own() {
     };
     let environment = Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false, save: &|| false };
     let mut held = Held::default();
-    bench(subject, Options { steps: 6, warmup: 0, profile: None }, &environment, &mut held).unwrap();
+    bench(
+        subject,
+        Options {
+            steps: 6,
+            warmup: 0,
+            profile: None,
+            offload: None,
+            resident_layers: None,
+            memory_budget: None,
+            packed: None,
+        },
+        &environment,
+        &mut held,
+    )
+    .unwrap();
     let held = held.0;
     println!("bytes in the pool after each step: {held:?}");
     assert!(held[1] > 1 << 20 && held[5] <= held[1] + held[1] / 50, "{held:?}");

@@ -210,7 +210,7 @@ pub(super) fn gigabytes(text: &str) -> Result<u64, String> {
 }
 
 /// A size with its unit, as bytes.
-fn memory(text: &str) -> Result<u64, String> {
+pub(super) fn memory(text: &str) -> Result<u64, String> {
     match Bytes::parse(text) {
         Some(Bytes(bytes)) if bytes > 0 => Ok(bytes),
         _ => Err("expected a size with its unit, as in 800MiB or 6GiB".into()),

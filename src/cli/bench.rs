@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::args::whole;
+use super::args::{memory, whole};
 use super::console::Console;
 use super::environment::{Context, profile_file};
 use super::exit::Exit;
@@ -14,6 +14,8 @@ use super::failure::Failure;
 use super::style::{STRONG, paint};
 use crate::device::KernelTime;
 use crate::model::FloatDtype;
+use crate::model::fetch::Home;
+use crate::model::spec::Offload;
 use crate::recipe::{DeviceSpec, RecipeFile};
 use crate::run::bench::{Options, Report, Subject, bench as measure};
 use crate::train::event::{Event, Observer};
@@ -31,6 +33,9 @@ pub struct BenchArguments {
     /// A model shape with random weights, which needs no files: llama-3.2-1b, qwen2.5-0.5b, …
     #[arg(long, value_name = "NAME", default_value = "smollm2-135m")]
     pub shape: String,
+    /// The config.json of another model, with random weights as well
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["recipe", "shape"])]
+    pub config: Option<PathBuf>,
     /// Rank of the adapters on all linear layers
     #[arg(long, default_value_t = 16, value_parser = rank)]
     pub rank: usize,
@@ -52,6 +57,18 @@ pub struct BenchArguments {
     /// Number of steps before the timed ones
     #[arg(long, default_value_t = 1, value_name = "COUNT")]
     pub warmup: usize,
+    /// Where frozen layers wait that are not held [default: the recipe's, else none]
+    #[arg(long, value_enum, value_name = "WHERE")]
+    pub offload: Option<Offload>,
+    /// Layers that are held although the others are fetched
+    #[arg(long, value_name = "COUNT")]
+    pub resident_layers: Option<usize>,
+    /// The folder of a shape's packed weights, for --offload host and disk; written if it is not there
+    #[arg(long, value_name = "FOLDER")]
+    pub packed: Option<PathBuf>,
+    /// Memory of the device, as in 6GiB [default: the recipe's, else what is free]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    pub memory_budget: Option<u64>,
     /// Time every GPU kernel separately; each then waits for the one before
     #[arg(long)]
     pub profile: bool,
@@ -61,12 +78,12 @@ pub struct BenchArguments {
 }
 
 /// A count above zero, far from overflow.
-fn count(text: &str) -> Result<usize, String> {
+pub(super) fn count(text: &str) -> Result<usize, String> {
     whole(text, 1_000_000)
 }
 
 /// A rank above zero.
-fn rank(text: &str) -> Result<usize, String> {
+pub(super) fn rank(text: &str) -> Result<usize, String> {
     whole(text, 4096)
 }
 
@@ -81,7 +98,11 @@ pub(super) fn bench(
     let subject = match &arguments.recipe {
         Some(recipe) => Subject::Recipe(Box::new(RecipeFile::open(recipe, &overrides)?)),
         None => Subject::Shape {
-            name: arguments.shape.clone(),
+            name: match &arguments.config {
+                Some(config) => config.display().to_string(),
+                None => arguments.shape.clone(),
+            },
+            config: arguments.config.clone(),
             rank: arguments.rank,
             micro_batch_size: arguments.micro_batch_size,
             seq_len: arguments.seq_len,
@@ -90,7 +111,15 @@ pub(super) fn bench(
         },
     };
     let profile = arguments.profile.then(profile_file);
-    let options = Options { steps: arguments.steps, warmup: arguments.warmup, profile: profile.as_deref() };
+    let options = Options {
+        steps: arguments.steps,
+        warmup: arguments.warmup,
+        profile: profile.as_deref(),
+        offload: arguments.offload,
+        resident_layers: arguments.resident_layers,
+        memory_budget: arguments.memory_budget,
+        packed: arguments.packed.as_deref(),
+    };
     let report = measure(subject, options, &context.environment, &mut Silent)?;
     console.event("result", &report);
     show(&report, arguments.tokens, console.out())?;
@@ -183,6 +212,15 @@ fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
             )?;
         }
     }
+    if let Some(streaming) = &report.streaming {
+        let home = match streaming.home {
+            Home::Host => "host memory",
+            Home::Disk => "disk",
+        };
+        let (held, slots) = (streaming.resident_layers, streaming.slots);
+        let waiting = Bytes(streaming.streamed_bytes);
+        line("layers", format!("{held} held, {waiting} fetched from {home} into {slots} slots"))?;
+    }
     match &report.kernels {
         None => {
             let time = tokens as f64 / report.tokens_per_second;
@@ -223,7 +261,7 @@ fn show_kernels(report: &Report, kernels: &[KernelTime], out: &mut dyn Write) ->
 }
 
 /// Seconds in a readable unit.
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
         seconds if seconds < 120.0 => format!("{seconds:.0} s"),
         seconds if seconds < 7200.0 => format!("{:.0} min", seconds / 60.0),

@@ -9,7 +9,7 @@ use crate::export::gguf::FileType;
 use crate::export::merge::Wanted;
 use crate::import::Tool;
 use crate::model::FloatDtype;
-use crate::model::spec::ComputeDtype;
+use crate::model::spec::{ComputeDtype, Offload};
 use crate::run::inference::Quantize;
 
 /// Makes an enum a set of option values, in the order of its lines. A variant without a line cannot be typed.
@@ -40,6 +40,13 @@ choices! { ComputeDtype:
     F32 = "f32", "32-bit floats";
     Bf16 = "bf16", "bfloat16";
     F16 = "f16", "IEEE half precision";
+}
+
+choices! { Offload:
+    Auto = "auto", "Held where they fit";
+    None = "none", "Held";
+    Host = "host", "In host memory; on the CPU as none";
+    Disk = "disk", "In a file of packed weights";
 }
 
 choices! { Quantize:

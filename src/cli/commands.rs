@@ -16,6 +16,7 @@ use super::inspect::InspectArguments;
 use super::keys::KeysArguments;
 use super::merge::MergeArguments;
 use super::page::ReportArguments;
+use super::plan::PlanArguments;
 use super::quantize::QuantizeArguments;
 use super::reproduce::ReproduceArguments;
 use super::run::RunArguments;
@@ -57,6 +58,8 @@ pub enum Command {
     Report(ReportArguments),
     /// Measure training speed and memory on this machine
     Bench(BenchArguments),
+    /// Show the memory a run needs, what fits which card, and what streaming costs
+    Plan(PlanArguments),
     /// Answer prompts with a base model or an adapter
     Generate(GenerateArguments),
     /// Chat with a base model or an adapter

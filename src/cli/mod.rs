@@ -25,6 +25,7 @@ mod keys;
 mod lines;
 mod merge;
 mod page;
+mod plan;
 mod progress;
 mod quantize;
 mod report;
@@ -129,6 +130,7 @@ fn stops_at_signals(command: &Command) -> bool {
         | Command::Download(_) => true,
         Command::Export(arguments) => arguments.form.consumer.is_none(),
         Command::Inspect(_)
+        | Command::Plan(_)
         | Command::Report(_)
         | Command::Chat(_)
         | Command::Verify(_)
@@ -156,6 +158,7 @@ fn dispatch(name: &str, arguments: &Arguments, out: &mut dyn Write) -> io::Resul
         Command::Reproduce(arguments) => reproduce::reproduce(arguments, context, to),
         Command::Report(arguments) => page::report(arguments, to),
         Command::Bench(arguments) => bench::bench(arguments, context, to),
+        Command::Plan(arguments) => plan::plan(arguments, context, to),
         Command::Generate(arguments) => generate::generate(arguments, context, to),
         Command::Chat(arguments) => chat::chat(arguments, context, to),
         Command::Eval(arguments) => eval::eval(arguments, context, to),

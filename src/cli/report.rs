@@ -129,6 +129,11 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Data(data::error::Error::Threads { .. }) => Exit::Resources,
         run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
         run::Error::Diverged { .. } | run::Error::NotFinite { .. } => Exit::Diverged,
+        run::Error::Model(model::Error::LayerReader { .. }) => Exit::Resources,
+        // A disk that fails; what is missing was found above.
+        run::Error::Model(model::Error::Assets(
+            assets::Error::Io { .. } | assets::Error::Truncated { .. },
+        )) => Exit::Resources,
         run::Error::Memory(_)
         | run::Error::Device(_)
         | run::Error::Piece(_)

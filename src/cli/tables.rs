@@ -3,6 +3,7 @@
 use super::style::{FAINT, STRONG, WARNING, paint};
 use crate::adapter::table;
 use crate::adapter::target::Target;
+use crate::model::fetch::Home;
 use crate::train::memory::{Plan, Term};
 use crate::units::{Bytes, Grouped};
 
@@ -37,7 +38,15 @@ pub(super) fn plan_line(plan: &Plan) -> String {
         0 => "all layers save their activations".to_owned(),
         again => format!("{again} of {} layers recompute theirs in the backward pass", plan.layers),
     };
-    format!("{} planned; {kept}", Bytes(plan.total()))
+    let held = plan.streaming.as_ref().map_or_else(String::new, |streaming| {
+        let home = match streaming.home {
+            Home::Host => "host memory",
+            Home::Disk => "disk",
+        };
+        let (held, waiting) = (streaming.resident_layers, Bytes(streaming.streamed_bytes));
+        format!("; {held} of {} layers held, the others fetched from {home} ({waiting})", plan.layers)
+    });
+    format!("{} planned; {kept}{held}", Bytes(plan.total()))
 }
 
 /// A memory plan, one line per term.

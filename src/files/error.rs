@@ -4,6 +4,8 @@ use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use crate::units::Bytes;
+
 /// Why a file or folder could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -16,6 +18,19 @@ pub enum Error {
         path: PathBuf,
         /// The system's error.
         source: io::Error,
+    },
+    /// Less space is free than will be written.
+    #[error(
+        "`{}` takes {needed}, and {free} are free on its disk; free some space, or choose a folder on another disk",
+        path.display()
+    )]
+    NoRoom {
+        /// The destination.
+        path: PathBuf,
+        /// What will be written.
+        needed: Bytes,
+        /// What is free.
+        free: Bytes,
     },
     /// The destination of a folder is not empty.
     #[error("`{}` exists and is not empty; it is left unchanged", path.display())]
@@ -64,6 +79,7 @@ impl Error {
             Self::Io { source, .. } => {
                 matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
             }
+            Self::NoRoom { .. } => true,
             _ => false,
         }
     }

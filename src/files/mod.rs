@@ -102,6 +102,20 @@ pub fn copy_file(from: &Path, to: &Path) -> Result<(), Error> {
     write_atomically(to, |writer| io::copy(&mut source, writer).map(|_| ()))
 }
 
+/// Bytes that are free for this user on the disk of an existing folder; `None` if the system does not report it.
+pub fn free_bytes(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let disk = rustix::fs::statvfs(folder).ok()?;
+        disk.f_bavail.checked_mul(disk.f_frsize)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
+}
+
 /// Creates a folder and those above it that are missing.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::decode::PROMPT_CHUNK;
 use crate::model::layers::cache_room;
 use crate::train::memory::{DoesNotFit, Plan, Term, Workload};
+use crate::train::placement::Streaming;
 use crate::units::Bytes;
 
 const CACHE: &str = "key-value cache";
@@ -27,8 +28,9 @@ pub struct Extent {
     pub models: usize,
 }
 
-/// The memory plan, term by term, for the model of `workload`; its `tokens` are not used.
-pub fn plan(workload: &Workload<'_>, extent: Extent) -> Vec<Term> {
+/// The memory plan, term by term, for the model of `workload`, of which some layers may be fetched for each use; its
+/// `tokens` are not used.
+pub fn plan(workload: &Workload<'_>, extent: Extent, streaming: Option<&Streaming>) -> Vec<Term> {
     let spec = workload.spec;
     let room = cache_room(extent.conversation) as u64;
     // Keys and values. When a cache has been doubled, its previous halves stay in the pool.
@@ -53,7 +55,7 @@ pub fn plan(workload: &Workload<'_>, extent: Extent) -> Vec<Term> {
         }
         None => 0,
     };
-    let mut terms = workload.weight_terms().to_vec();
+    let mut terms = workload.placed_weight_terms(streaming);
     terms.extend([
         Term { name: "adapter", bytes: 4 * adapters },
         Term { name: CACHE, bytes: caches },
@@ -67,15 +69,20 @@ pub fn plan(workload: &Workload<'_>, extent: Extent) -> Vec<Term> {
 ///
 /// # Errors
 /// [`DoesNotFit`], with remedies.
-pub fn require(workload: &Workload<'_>, extent: Extent, budget: u64) -> Result<Vec<Term>, DoesNotFit> {
-    let terms = plan(workload, extent);
+pub fn require(
+    workload: &Workload<'_>,
+    extent: Extent,
+    streaming: Option<&Streaming>,
+    budget: u64,
+) -> Result<Vec<Term>, DoesNotFit> {
+    let terms = plan(workload, extent, streaming);
     let total = |terms: &[Term]| terms.iter().map(|term| term.bytes).sum::<u64>();
     if total(&terms) <= budget {
         return Ok(terms);
     }
     let mut ways = Vec::new();
     let smaller = Workload { quantization: Some(crate::quant::spec::Spec::USUAL), ..*workload };
-    let needed = total(&plan(&smaller, extent));
+    let needed = total(&plan(&smaller, extent, streaming));
     if workload.quantization.is_none() && needed < total(&terms) {
         ways.push(format!("add `--quantize nf4`, which needs {}", Bytes(needed)));
     }

@@ -86,6 +86,12 @@ pub enum Error {
     /// An empty batch.
     #[error("the batch has no tokens")]
     EmptyBatch,
+    /// The thread that reads layers ahead is missing.
+    #[error("layers cannot be read ahead: {message}")]
+    LayerReader {
+        /// The reason.
+        message: String,
+    },
     /// The device cannot compute in the dtype of the recipe.
     #[error("the device cannot compute in {dtype}: choose `compute_dtype = \"f32\"` or \"auto\"")]
     UnsupportedDtype {

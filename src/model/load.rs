@@ -1,24 +1,27 @@
 //! From a checked checkpoint to a decoder on a device, one tensor at a time.
 //!
-//! Peak memory is the model as it is stored plus one dense tensor: each is read, converted or quantized,
-//! moved to the device and dropped before the next. Only the projections of the layers are ever quantized;
-//! embeddings, norms, biases and the output head stay in the compute dtype.
+//! Peak memory is the model as it is stored plus one dense tensor, and on a device with memory of its own one layer:
+//! each tensor is read, converted or quantized, and dropped before the next; layers are moved to the device one by one.
+//! Only the projections of the layers are ever quantized; embeddings, norms, biases and the output head stay in the
+//! compute dtype.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use half::{bf16, f16};
 use tune_kernels::KernelBackend;
-use tune_kernels::linear::FrozenWeight;
-use tune_kernels::nf4::{Nf4Weight, Quantized};
+use tune_kernels::nf4::Quantized;
 
 use super::Error;
 use super::decoder::Decoder;
 use super::decoder_spec::DecoderSpec;
-use super::dtype::{FloatDtype, burn_dtype};
-use super::layers::{FrozenProjection, Layer, Layers, Order, Walk};
-use super::parts::{LayerTensor, ProjectionSpec};
+use super::dtype::FloatDtype;
+use super::fetch::{Fetcher, Home};
+use super::layers::{Layer, Layers, Order, Walk};
+use super::parts::{LayerSpec, LayerTensor, ProjectionSpec};
 use super::rotations::Rotations;
+use super::stored::{self, Squares, StoredLayer, StoredProjection, StoredWeight};
 use super::tensors::{self, Checked};
 use crate::assets::WeightFiles;
 use crate::quant;
@@ -51,6 +54,177 @@ pub fn load<B: KernelBackend>(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Decoder<B>, Error> {
     Loader::new(weights, spec, quantization, dtype, device, progress)?.decoder()
+}
+
+/// Layers that are fetched for each use.
+#[derive(Clone, Copy, Debug)]
+pub struct Streaming<'a> {
+    /// Where they wait.
+    pub home: Home,
+    /// How many layers are held all the same: those next to the output head.
+    pub resident_layers: usize,
+    /// Room for fetched layers.
+    pub slots: usize,
+    /// A folder with the same weights in 4 bits, where the original ones would have to be quantized at every reading.
+    pub packed: Option<&'a Path>,
+}
+
+/// [`load`], with most layers left where they wait.
+///
+/// # Errors
+/// As [`load`], and for the packed folder alike; the system starts no thread.
+pub fn load_streaming<B: KernelBackend>(
+    weights: &WeightFiles,
+    spec: &DecoderSpec,
+    quantization: Option<quant::spec::Spec>,
+    dtype: FloatDtype,
+    device: &B::Device,
+    streaming: Streaming<'_>,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Decoder<B>, Error> {
+    let mut loader = Loader::<B>::new(weights, spec, quantization, dtype, device, progress)?;
+    let mut decoder = loader.frame()?;
+    let layers = spec.layers.len();
+    let streamed = layers - streaming.resident_layers.min(layers);
+    let waiting = match streaming.home {
+        Home::Host => (0..streamed).map(|layer| loader.stored(layer)).collect::<Result<_, _>>()?,
+        Home::Disk => Vec::new(),
+    };
+    let resident = (streamed..layers).map(|layer| loader.layer(layer)).collect::<Result<_, _>>()?;
+    let folder = streaming.packed.unwrap_or(weights.folder());
+    let shelf = Shelf::open(folder, spec, quantization, dtype)?;
+    let fetcher = match streaming.home {
+        Home::Host => Fetcher::memory(waiting, &shelf, device),
+        Home::Disk => Fetcher::files(shelf, device)?,
+    };
+    let bytes = spec.layers.iter().take(streamed).map(|layer| layer.weights(quantization, dtype).total());
+    decoder.layers = Layers::streaming(fetcher, streaming.slots, streamed, bytes.sum(), resident);
+    Ok(decoder)
+}
+
+/// The checked weights of a decoder on disk, from which layers are read one by one and without a device.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    weights: WeightFiles,
+    spec: DecoderSpec,
+    checked: Checked,
+    quantization: Option<quant::spec::Spec>,
+    dtype: FloatDtype,
+}
+
+impl Shelf {
+    fn open(
+        folder: &Path,
+        spec: &DecoderSpec,
+        quantization: Option<quant::spec::Spec>,
+        dtype: FloatDtype,
+    ) -> Result<Self, Error> {
+        let weights = WeightFiles::open(folder)?;
+        let checked = tensors::check(spec, &weights, quantization)?;
+        let quantization = quantization.filter(|_| checked.quantized.is_empty());
+        Ok(Self { weights, spec: spec.clone(), checked, quantization, dtype })
+    }
+
+    /// The compute dtype.
+    pub(super) fn dtype(&self) -> FloatDtype {
+        self.dtype
+    }
+
+    /// Room for the sums of squares of every layer's projections.
+    pub(super) fn squares<B: KernelBackend>(&self) -> Vec<Squares<B>> {
+        let of = |layer: &Arc<LayerSpec>| layer.projections().map(|_| Arc::default()).collect();
+        self.spec.layers.iter().map(of).collect()
+    }
+
+    /// Reads a layer.
+    ///
+    /// # Errors
+    /// A file that can no longer be read, a number that is not finite or does not fit the dtype.
+    pub(super) fn layer(&self, layer: usize) -> Result<StoredLayer, Error> {
+        self.reader(&mut |_| {}).layer(layer)
+    }
+
+    fn reader<'a>(&'a self, report: &'a mut dyn FnMut(&str)) -> Reader<'a> {
+        let Self { weights, spec, checked, quantization, dtype } = self;
+        Reader { weights, spec, checked, quantization: *quantization, dtype: *dtype, report }
+    }
+}
+
+/// Reads tensors into host memory.
+struct Reader<'a> {
+    weights: &'a WeightFiles,
+    spec: &'a DecoderSpec,
+    checked: &'a Checked,
+    quantization: Option<quant::spec::Spec>,
+    dtype: FloatDtype,
+    /// Called with the name of each tensor that was read.
+    report: &'a mut dyn FnMut(&str),
+}
+
+impl Reader<'_> {
+    fn layer(&mut self, layer: usize) -> Result<StoredLayer, Error> {
+        let spec = Arc::clone(&self.spec.layers[layer]);
+        let (mut projections, mut norms, mut constants) = (Vec::new(), Vec::new(), Vec::new());
+        for tensor in spec.tensors() {
+            match tensor {
+                LayerTensor::Norm(norm) => {
+                    let name = format!("{}.weight", self.spec.path(layer, norm.path));
+                    norms.push(self.dense(&name, &[norm.width])?);
+                }
+                LayerTensor::Projection(projection) => {
+                    let module = self.spec.path(layer, &projection.path);
+                    projections.push(self.projection(&module, projection)?);
+                }
+                LayerTensor::Constant(constant) => {
+                    let name = self.spec.path(layer, constant.name);
+                    let dtype = constant.dtype(self.dtype);
+                    constants.push((self.dense_in(dtype, &name, &constant.matrix())?, dtype));
+                }
+            }
+        }
+        Ok(StoredLayer { spec, projections, norms, constants })
+    }
+
+    fn projection(&mut self, module: &str, spec: &ProjectionSpec) -> Result<StoredProjection, Error> {
+        let shape = spec.shape;
+        let name = format!("{module}.weight");
+        let weight = match (self.checked.quantized.get(&name), self.quantization.filter(|_| !spec.dense)) {
+            (Some(stored), _) => self.four_bit(name, stored.read(self.weights)?),
+            (None, Some(spec)) => {
+                let values = self.weights.read_floats::<f32>(&name)?;
+                let quantized = quant::nf4::quantize(&values, shape, spec);
+                drop(values);
+                self.four_bit(name, quantized)
+            }
+            (None, None) => StoredWeight::Dense(self.dense(&name, &shape)?),
+        };
+        let bias = match spec.bias {
+            true => Some(self.dense(&format!("{module}.bias"), &[shape[0]])?),
+            false => None,
+        };
+        Ok(StoredProjection { weight, bias })
+    }
+
+    fn four_bit(&mut self, name: String, quantized: Quantized) -> StoredWeight {
+        (self.report)(&name);
+        StoredWeight::FourBit(name, Box::new(quantized))
+    }
+
+    /// A tensor in the compute dtype.
+    fn dense(&mut self, name: &str, shape: &[usize]) -> Result<TensorData, Error> {
+        self.dense_in(self.dtype, name, shape)
+    }
+
+    /// A tensor in `dtype`.
+    fn dense_in(&mut self, dtype: FloatDtype, name: &str, shape: &[usize]) -> Result<TensorData, Error> {
+        let data = match dtype {
+            FloatDtype::F32 => TensorData::new(self.weights.read_floats::<f32>(name)?, shape),
+            FloatDtype::Bf16 => TensorData::new(self.weights.read_floats::<bf16>(name)?, shape),
+            FloatDtype::F16 => TensorData::new(self.weights.read_floats::<f16>(name)?, shape),
+        };
+        (self.report)(name);
+        Ok(data)
+    }
 }
 
 /// Loads a decoder part by part, without ever holding it whole.
@@ -130,88 +304,27 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
     }
 
     fn layer(&mut self, layer: usize) -> Result<Layer<B>, Error> {
-        let spec = Arc::clone(&self.spec.layers[layer]);
-        let (mut projections, mut norms, mut constants) = (Vec::new(), Vec::new(), Vec::new());
-        for tensor in spec.tensors() {
-            match tensor {
-                LayerTensor::Norm(norm) => {
-                    let name = format!("{}.weight", self.spec.path(layer, norm.path));
-                    norms.push(self.dense(&name, [norm.width])?);
-                }
-                LayerTensor::Projection(projection) => {
-                    let module = self.spec.path(layer, &projection.path);
-                    projections.push(self.projection(&module, projection)?);
-                }
-                LayerTensor::Constant(constant) => {
-                    let name = self.spec.path(layer, constant.name);
-                    constants.push(self.dense_in(constant.dtype(self.dtype), &name, constant.matrix())?);
-                }
-            }
-        }
-        Ok(Layer::new(spec, projections, norms, constants))
+        self.stored(layer)?.place(self.dtype, self.device, None)
     }
 
-    fn projection(&mut self, module: &str, spec: &ProjectionSpec) -> Result<FrozenProjection<B>, Error> {
-        let shape = spec.shape;
-        let name = format!("{module}.weight");
-        let weight = match (self.checked.quantized.get(&name), self.quantization.filter(|_| !spec.dense)) {
-            (Some(stored), _) => {
-                let quantized = stored.read(self.weights)?;
-                self.packed(&name, quantized)?
-            }
-            (None, Some(spec)) => {
-                let values = self.weights.read_floats::<f32>(&name)?;
-                let quantized = quant::nf4::quantize(&values, shape, spec);
-                drop(values);
-                self.packed(&name, quantized)?
-            }
-            (None, None) => FrozenWeight::Dense(self.dense(&name, shape)?),
-        };
-        let bias = match spec.bias {
-            true => Some(self.dense(&format!("{module}.bias"), [shape[0]])?),
-            false => None,
-        };
-        Ok(FrozenProjection::new(weight, bias))
-    }
-
-    /// A 4-bit weight, moved to the device.
-    fn packed(&mut self, name: &str, quantized: Quantized) -> Result<FrozenWeight<B>, Error> {
-        let device = self.device;
-        // Weights stay: each in a buffer of its own size, not in a page of a pool.
-        let weight = B::memory_persistent_allocations(device, quantized, |quantized| {
-            Nf4Weight::try_new(quantized, device)
-        });
-        let weight = weight
-            .map_err(|error| quant::Error::FourBit { weight: name.to_owned(), message: error.to_string() })?;
-        self.report(name);
-        Ok(FrozenWeight::Nf4(weight))
+    /// A layer in host memory.
+    fn stored(&mut self, layer: usize) -> Result<StoredLayer, Error> {
+        self.read(|reader| reader.layer(layer))
     }
 
     /// A tensor in the compute dtype.
     fn dense<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Result<Tensor<B, D>, Error> {
-        self.dense_in(self.dtype, name, shape)
+        let data = self.read(|reader| reader.dense(name, &shape))?;
+        Ok(stored::dense(data, self.dtype, self.device))
     }
 
-    /// A tensor in `dtype`.
-    fn dense_in<const D: usize>(
-        &mut self,
-        dtype: FloatDtype,
-        name: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<B, D>, Error> {
-        let data = match dtype {
-            FloatDtype::F32 => TensorData::new(self.weights.read_floats::<f32>(name)?, shape),
-            FloatDtype::Bf16 => TensorData::new(self.weights.read_floats::<bf16>(name)?, shape),
-            FloatDtype::F16 => TensorData::new(self.weights.read_floats::<f16>(name)?, shape),
+    fn read<T>(&mut self, read: impl FnOnce(&mut Reader<'_>) -> Result<T, Error>) -> Result<T, Error> {
+        let Self { weights, spec, checked, quantization, dtype, progress, done, total, .. } = self;
+        let mut report = |tensor: &str| {
+            *done += 1;
+            (*progress)(Progress { tensor, done: *done, total: *total });
         };
-        self.report(name);
-        let (device, dtype) = (self.device, burn_dtype(dtype));
-        let tensor = |data| Tensor::from_data(data, (device, dtype));
-        Ok(B::memory_persistent_allocations(device, data, tensor))
-    }
-
-    fn report(&mut self, tensor: &str) {
-        self.done += 1;
-        (self.progress)(Progress { tensor, done: self.done, total: self.total });
+        let (quantization, dtype, report) = (*quantization, *dtype, &mut report);
+        read(&mut Reader { weights: *weights, spec: *spec, checked, quantization, dtype, report })
     }
 }

@@ -6,6 +6,7 @@ pub mod decoder_spec;
 pub mod dtype;
 pub mod error;
 pub mod family;
+pub mod fetch;
 pub mod layers;
 pub mod load;
 pub mod parts;
@@ -14,6 +15,7 @@ pub mod rotary;
 pub mod rotations;
 pub mod shapes;
 pub mod spec;
+mod stored;
 pub mod tensors;
 
 pub use decoder::Decoder;

@@ -25,7 +25,58 @@ pub fn decoder<B: KernelBackend>(
     dtype: FloatDtype,
     device: &B::Device,
 ) -> Decoder<B> {
-    Maker { spec, quantization, dtype, device, state: 0x9e37_79b9_7f4a_7c15 }.decoder()
+    Maker { spec, quantization, dtype, device, values: Values::new() }.decoder()
+}
+
+/// A stream of random numbers for weights.
+#[derive(Debug)]
+pub struct Values {
+    /// Of a xorshift generator; never zero.
+    state: u64,
+}
+
+impl Values {
+    /// The same stream each time.
+    #[expect(clippy::new_without_default, reason = "a stream has a place where it stands")]
+    pub fn new() -> Self {
+        Self { state: 0x9e37_79b9_7f4a_7c15 }
+    }
+
+    fn next(&mut self) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state
+    }
+
+    /// Within `size` of `center`.
+    pub fn float(&mut self, center: f32, size: f32) -> f32 {
+        let unit = (self.next() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0;
+        center + unit * size
+    }
+
+    /// A 4-bit weight with values of about `1 / sqrt(in)`.
+    pub fn quantized(&mut self, shape: [usize; 2], spec: quant::spec::Spec) -> Quantized {
+        let quant::spec::Spec::Nf4 { block_size, double_quant } = spec;
+        let size = 1.0 / (shape[1] as f32).sqrt();
+        let weights = shape[0] * shape[1];
+        let mut codes = vec![0_u8; weights.div_ceil(2)];
+        for bytes in codes.chunks_mut(8) {
+            bytes.copy_from_slice(&self.next().to_le_bytes()[..bytes.len()]);
+        }
+        let blocks = weights.div_ceil(block_size);
+        let absmax = match double_quant {
+            true => Absmax::Double {
+                codes: (0..blocks).map(|_| self.next() as u8).collect(),
+                nested_absmax: vec![0.5 * size; blocks.div_ceil(nf4::NESTED_BLOCK_SIZE)],
+                nested_map: Box::new(nf4::dynamic_map()),
+                offset: size,
+                nested_block_size: nf4::NESTED_BLOCK_SIZE,
+            },
+            false => Absmax::F32(vec![size; blocks]),
+        };
+        Quantized { shape, block_size, codebook: nf4::CODEBOOK, codes, absmax }
+    }
 }
 
 struct Maker<'a, B: KernelBackend> {
@@ -33,8 +84,7 @@ struct Maker<'a, B: KernelBackend> {
     quantization: Option<quant::spec::Spec>,
     dtype: FloatDtype,
     device: &'a B::Device,
-    /// Of a xorshift generator; never zero.
-    state: u64,
+    values: Values,
 }
 
 impl<B: KernelBackend> Maker<'_, B> {
@@ -75,51 +125,19 @@ impl<B: KernelBackend> Maker<'_, B> {
 
     fn projection(&mut self, spec: &ProjectionSpec) -> FrozenProjection<B> {
         let shape = spec.shape;
-        let size = 1.0 / (shape[1] as f32).sqrt();
         let weight = match self.quantization.filter(|_| !spec.dense) {
-            Some(quant::spec::Spec::Nf4 { block_size, double_quant }) => {
-                FrozenWeight::Nf4(self.packed(shape, block_size, double_quant, size))
-            }
-            None => FrozenWeight::Dense(self.dense(shape, 0.0, size)),
+            Some(spec) => FrozenWeight::Nf4(Nf4Weight::new(self.values.quantized(shape, spec), self.device)),
+            None => FrozenWeight::Dense(self.dense(shape, 0.0, 1.0 / (shape[1] as f32).sqrt())),
         };
         let bias = spec.bias.then(|| self.dense([shape[0]], 0.0, 0.1));
         FrozenProjection::new(weight, bias)
-    }
-
-    fn packed(
-        &mut self,
-        shape: [usize; 2],
-        block_size: usize,
-        double_quant: bool,
-        size: f32,
-    ) -> Nf4Weight<B> {
-        let weights = shape[0] * shape[1];
-        let mut codes = vec![0_u8; weights.div_ceil(2)];
-        for bytes in codes.chunks_mut(8) {
-            bytes.copy_from_slice(&self.next().to_le_bytes()[..bytes.len()]);
-        }
-        let blocks = weights.div_ceil(block_size);
-        let absmax = match double_quant {
-            true => Absmax::Double {
-                codes: (0..blocks).map(|_| self.next() as u8).collect(),
-                nested_absmax: vec![0.5 * size; blocks.div_ceil(nf4::NESTED_BLOCK_SIZE)],
-                nested_map: Box::new(nf4::dynamic_map()),
-                offset: size,
-                nested_block_size: nf4::NESTED_BLOCK_SIZE,
-            },
-            false => Absmax::F32(vec![size; blocks]),
-        };
-        Nf4Weight::new(Quantized { shape, block_size, codebook: nf4::CODEBOOK, codes, absmax }, self.device)
     }
 
     /// Values within `size` of `center`.
     fn dense<const D: usize>(&mut self, shape: [usize; D], center: f32, size: f32) -> Tensor<B, D> {
         let count: usize = shape.iter().product();
         let dtype = self.dtype;
-        let mut value = || {
-            let unit = (self.next() >> 40) as f32 / (1_u64 << 23) as f32 - 1.0;
-            center + unit * size
-        };
+        let mut value = || self.values.float(center, size);
         let data = match dtype {
             FloatDtype::F32 => TensorData::new((0..count).map(|_| value()).collect::<Vec<f32>>(), shape),
             FloatDtype::Bf16 => {
@@ -130,12 +148,5 @@ impl<B: KernelBackend> Maker<'_, B> {
             }
         };
         Tensor::from_data(data, (self.device, burn_dtype(self.dtype)))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        self.state
     }
 }

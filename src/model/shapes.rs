@@ -31,21 +31,31 @@ const fn shape(
 }
 
 /// As the models' config.json files on the hub say.
-const SHAPES: [Shape; 14] = [
+const SHAPES: [Shape; 24] = [
     shape("stories-15m", "llama", [288, 768, 6], [6, 6, 48], 32_000, true),
     shape("smollm2-135m", "llama", [576, 1536, 30], [9, 3, 64], 49_152, true),
     shape("smollm2-360m", "llama", [960, 2560, 32], [15, 5, 64], 49_152, true),
     shape("smollm2-1.7b", "llama", [2048, 8192, 24], [32, 32, 64], 49_152, true),
     shape("qwen2.5-0.5b", "qwen2", [896, 4864, 24], [14, 2, 64], 151_936, true),
     shape("qwen2.5-1.5b", "qwen2", [1536, 8960, 28], [12, 2, 128], 151_936, true),
+    shape("qwen2.5-3b", "qwen2", [2048, 11_008, 36], [16, 2, 128], 151_936, true),
     shape("qwen2.5-7b", "qwen2", [3584, 18_944, 28], [28, 4, 128], 152_064, false),
+    shape("qwen2.5-14b", "qwen2", [5120, 13_824, 48], [40, 8, 128], 152_064, false),
+    shape("qwen2.5-32b", "qwen2", [5120, 27_648, 64], [40, 8, 128], 152_064, false),
+    shape("qwen2.5-72b", "qwen2", [8192, 29_568, 80], [64, 8, 128], 152_064, false),
     shape("qwen3-0.6b", "qwen3", [1024, 3072, 28], [16, 8, 128], 151_936, true),
     shape("qwen3-1.7b", "qwen3", [2048, 6144, 28], [16, 8, 128], 151_936, true),
+    shape("qwen3-4b", "qwen3", [2560, 9728, 36], [32, 8, 128], 151_936, true),
     shape("qwen3-8b", "qwen3", [4096, 12_288, 36], [32, 8, 128], 151_936, false),
+    shape("qwen3-14b", "qwen3", [5120, 17_408, 40], [40, 8, 128], 151_936, false),
+    shape("qwen3-32b", "qwen3", [5120, 25_600, 64], [64, 8, 128], 151_936, false),
     shape("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, true),
     shape("llama-3.2-3b", "llama", [3072, 8192, 28], [24, 8, 128], 128_256, true),
     shape("llama-3.1-8b", "llama", [4096, 14_336, 32], [32, 8, 128], 128_256, false),
+    shape("llama-3.3-70b", "llama", [8192, 28_672, 80], [64, 8, 128], 128_256, false),
+    shape("llama-3.1-405b", "llama", [16_384, 53_248, 126], [128, 8, 128], 128_256, false),
     shape("mistral-7b", "mistral", [4096, 14_336, 32], [32, 8, 128], 32_768, false),
+    shape("mistral-small-24b", "mistral", [5120, 32_768, 40], [32, 8, 128], 131_072, false),
 ];
 
 /// The names there are.

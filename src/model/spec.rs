@@ -1,6 +1,6 @@
 //! The `[model]` table of a recipe: its keys, and their values as a [`Spec`].
 
-use crate::document::{Key, KeyTable, TableReader, Word, Writer, text};
+use crate::document::{Key, KeyTable, Problem, TableReader, Word, Writer, text};
 
 /// The base model of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,31 @@ pub struct Spec {
     pub compute_dtype: ComputeDtype,
     /// Keys of config.json that are read as if they were absent (`rope_parameters.twist`).
     pub ignore_config_keys: Vec<String>,
+    /// Where frozen layers wait that are not held on the device.
+    pub offload: Offload,
+    /// Layers that are held on the device although the others are fetched for each use.
+    pub resident_layers: usize,
+}
+
+/// Where frozen layers wait that are not held on the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Offload {
+    /// Held where they fit, else in host memory, else on disk.
+    #[default]
+    Auto,
+    /// All are held.
+    None,
+    /// In host memory.
+    Host,
+    /// In a file of packed weights.
+    Disk,
+}
+
+impl Word for Offload {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("none", Self::None), ("host", Self::Host), ("disk", Self::Disk)];
+    const ALIASES: &'static [(&'static str, &'static str)] =
+        &[("cpu", "host"), ("ram", "host"), ("nvme", "disk"), ("gpu", "none"), ("false", "none")];
 }
 
 /// What matrix products are computed in.
@@ -53,6 +78,8 @@ pub(crate) struct Draft {
     revision: Option<String>,
     compute_dtype: ComputeDtype,
     ignore_config_keys: Vec<String>,
+    offload: Offload,
+    resident_layers: usize,
 }
 
 type K = Key<Draft>;
@@ -96,20 +123,47 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
         K::list("ignore_config_keys", text, |model| &mut model.ignore_config_keys)
             .means("Keys of the base's config.json to read as if they were absent: [\"name\", \"rope_parameters.name\"].")
             .added(),
+        // The same layers are computed with, wherever they come from.
+        K::parsed("offload", |model| &mut model.offload)
+            .bookkeeping()
+            .means("Where frozen layers wait: none: all on the device; host or disk: fetched for each use; auto: as fits.")
+            .also(&["offload_params", "cpu_offload", "fsdp_offload_params", "offload_to_cpu", "layer_offloading"]),
+        K::count("resident_layers", 0..=1_000_000, |model| &mut model.resident_layers)
+            .bookkeeping()
+            .means("With offload \"host\" or \"disk\": layers that are held on the device all the same."),
     ],
+    checks: &[report_idle_residents],
     ..KeyTable::NEW
 };
+
+fn report_idle_residents(table: &mut TableReader<'_, '_>, draft: &Draft) {
+    let is_idle = draft.resident_layers > 0 && matches!(draft.offload, Offload::Auto | Offload::None);
+    if let Some(place) = table.place_of("resident_layers").filter(|_| is_idle) {
+        let problem = Problem::new(
+            "recipe::contradiction",
+            place,
+            "`resident_layers` counts only where layers are fetched",
+        )
+        .label("has no effect")
+        .help("set `offload` to \"host\" or \"disk\", or remove this key");
+        table.report(problem);
+    }
+}
 
 impl Spec {
     /// Reads the `[model]` table; `None` if it names no base.
     pub fn read(table: &mut TableReader<'_, '_>) -> Option<Self> {
-        let Draft { base, revision, compute_dtype, ignore_config_keys } = TABLE.read(table);
-        Some(Self { base: base?, revision, compute_dtype, ignore_config_keys })
+        let Draft { base, revision, compute_dtype, ignore_config_keys, offload, resident_layers } =
+            TABLE.read(table);
+        Some(Self { base: base?, revision, compute_dtype, ignore_config_keys, offload, resident_layers })
     }
 
     /// Writes the table.
     pub fn write(&self, writer: &mut Writer) {
-        let Self { base, revision, compute_dtype, ignore_config_keys } = self.clone();
-        TABLE.write(&mut Draft { base: Some(base), revision, compute_dtype, ignore_config_keys }, writer);
+        let Self { base, revision, compute_dtype, ignore_config_keys, offload, resident_layers } =
+            self.clone();
+        let base = Some(base);
+        let mut draft = Draft { base, revision, compute_dtype, ignore_config_keys, offload, resident_layers };
+        TABLE.write(&mut draft, writer);
     }
 }

@@ -4,7 +4,7 @@
 //! shape by name the weights are too, and no file is read. Under a preference objective answers take a quarter of the
 //! longest row, behind a prompt that both answers of a pair share.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use burn::tensor::{DType, Tensor};
@@ -15,18 +15,21 @@ use tune_kernels::isa::InstructionSet;
 use tune_kernels::memory::DeviceMemory;
 
 use super::open::{Opened, open};
-use super::{Environment, Error, require_dtype};
+use super::{Environment, Error, random_base, require_dtype};
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::adapter::saved::SavedModule;
 use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
+use crate::assets::{WeightFiles, json};
 use crate::data::batch::{Counts, MicroBatch};
 use crate::data::example::RowId;
 use crate::data::sequence::{Group, Sequence, Side};
 use crate::data::tokenize::IGNORED;
 use crate::device::{Device, Failed, KernelTime, OnBackend, Profiler};
 use crate::model::dtype::burn_dtype;
-use crate::model::{Decoder, DecoderSpec, FloatDtype, load, random, shapes};
+use crate::model::fetch::Home;
+use crate::model::spec::Offload;
+use crate::model::{Decoder, DecoderSpec, FloatDtype, family, load, random, shapes};
 use crate::objective::Objective;
 use crate::quant;
 use crate::recipe::{DeviceSpec, RecipeFile};
@@ -35,6 +38,7 @@ use crate::train::compare::compare;
 use crate::train::event::{Event, Observer};
 use crate::train::memory::{self, Plan, Workload};
 use crate::train::optimizer::{Gradient, Optimizer, PendingNumbers, StepNumbers};
+use crate::train::placement::{Placement, Streaming};
 use crate::train::process;
 
 /// How long the ceiling is measured.
@@ -48,6 +52,8 @@ pub enum Subject {
     Shape {
         /// The model's name.
         name: String,
+        /// Its config.json, where it is none of the named shapes.
+        config: Option<PathBuf>,
         /// Rank of the adapters.
         rank: usize,
         /// Documents of a micro-batch.
@@ -62,7 +68,7 @@ pub enum Subject {
 }
 
 /// Number of steps, and whether kernels are profiled.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Options<'a> {
     /// The file that GPU kernels are timed into, as set up by [`crate::device::configure`]. Each launch is then waited for,
     /// so the reported speeds are not those of training.
@@ -71,6 +77,14 @@ pub struct Options<'a> {
     pub steps: usize,
     /// Steps before those.
     pub warmup: usize,
+    /// Where layers wait; `None`: as the recipe says, else all are held.
+    pub offload: Option<Offload>,
+    /// Layers that are held although the others are fetched; `None`: as the recipe says.
+    pub resident_layers: Option<usize>,
+    /// Memory of the device; `None`: as the recipe says, else what is free.
+    pub memory_budget: Option<u64>,
+    /// The folder of a shape's packed weights, written if it is not there; layers are fetched from it.
+    pub packed: Option<&'a Path>,
 }
 
 /// The result of a bench.
@@ -129,6 +143,9 @@ pub struct Report {
     pub plan: Vec<memory::Term>,
     /// Layers whose forward pass was recomputed.
     pub recomputed_layers: usize,
+    /// The layers that were fetched for each use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streaming: Option<Streaming>,
     /// With a profile: the time of each kernel over all timed steps, the longest first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kernels: Option<Vec<KernelTime>>,
@@ -168,7 +185,9 @@ pub fn bench(
                 documents: recipe.train.micro_batch_size,
                 seq_len: recipe.data.max_seq_len,
                 accumulation: recipe.train.gradient_accumulation_steps,
-                budget: recipe.train.memory_budget,
+                offload: options.offload.unwrap_or(recipe.model.offload),
+                resident_layers: options.resident_layers.unwrap_or(recipe.model.resident_layers),
+                budget: options.memory_budget.or(recipe.train.memory_budget),
                 dtype,
                 opened: Some(opened),
                 // Includes the libraries that device discovery loaded.
@@ -178,10 +197,11 @@ pub fn bench(
                 observer,
             }
         }
-        Subject::Shape { name, rank, micro_batch_size, seq_len, compute_dtype, device } => {
-            let spec = match shapes::spec(&name) {
-                Some(spec) => spec?,
-                None => return Err(Error::UnknownShape(name)),
+        Subject::Shape { name, config, rank, micro_batch_size, seq_len, compute_dtype, device } => {
+            let spec = match (config, shapes::spec(&name)) {
+                (Some(path), _) => family::decoder_spec(&json::read_object(&path, json::CONFIG_LIMIT)?)?,
+                (None, Some(spec)) => spec?,
+                (None, None) => return Err(Error::UnknownShape(name)),
             };
             let device = Device::choose(device)?;
             let native = |dtype| device.is_native(dtype);
@@ -203,7 +223,9 @@ pub fn bench(
                 documents: micro_batch_size,
                 seq_len,
                 accumulation: 1,
-                budget: None,
+                offload: options.offload.unwrap_or_default(),
+                resident_layers: options.resident_layers.unwrap_or(0),
+                budget: options.memory_budget,
                 dtype,
                 opened: None,
                 // Includes the libraries that device discovery loaded.
@@ -229,6 +251,8 @@ struct Work<'a> {
     seq_len: usize,
     accumulation: usize,
     budget: Option<u64>,
+    offload: Offload,
+    resident_layers: usize,
     dtype: FloatDtype,
     /// Where the weights come from; random ones without it.
     saved_modules: Vec<SavedModule>,
@@ -243,7 +267,7 @@ impl OnBackend for Work<'_> {
     type Output = Result<Report, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Options { steps, warmup, profile } = self.options;
+        let Options { steps, warmup, profile, .. } = self.options;
         let batch = self.micro_batch();
         let tokens = batch.tokens() as u64;
         let on_device = self.device.has_own_memory();
@@ -270,9 +294,15 @@ impl OnBackend for Work<'_> {
             // A bench has the machine to itself.
             false => process::available_bytes().map(|free| self.program + free),
         };
-        let plan = Plan::new(&workload, self.budget.or(free).unwrap_or(u64::MAX))?;
+        let home = match self.offload {
+            Offload::Disk => Some(Home::Disk),
+            Offload::Host if on_device => Some(Home::Host),
+            Offload::Host | Offload::Auto | Offload::None => None,
+        };
+        let placement = home.map(|home| Placement { home, resident_layers: self.resident_layers });
+        let plan = Plan::with(&workload, placement, self.budget.or(free).unwrap_or(u64::MAX))?;
         let began = Instant::now();
-        let decoder = self.decoder::<B>(device)?;
+        let decoder = self.decoder::<B>(device, plan.streaming.as_ref())?;
         let load_seconds = began.elapsed().as_secs_f64();
         let unset = |saved: &SavedModule| Tensor::zeros(saved.shape, (device, DType::F32));
         let adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
@@ -410,6 +440,7 @@ impl OnBackend for Work<'_> {
             device_reserved_bytes: device_memory.map(|memory| memory.reserved),
             planned_memory_bytes: plan.total(),
             recomputed_layers: plan_layers - kept_layers,
+            streaming: plan.streaming,
             plan: plan.terms,
             floor_seconds: kernels.is_some().then_some(ceiling_flops).flatten().map(|ceiling| {
                 let recomputed = self.spec.layers.iter().take(plan_layers - kept_layers);
@@ -441,7 +472,37 @@ impl Work<'_> {
         profiler.take().map_err(|error| failed(error.to_string()).into())
     }
 
-    fn decoder<B: KernelBackend>(&self, device: &B::Device) -> Result<Decoder<B>, Error> {
+    fn decoder<B: KernelBackend>(
+        &self,
+        device: &B::Device,
+        streaming: Option<&Streaming>,
+    ) -> Result<Decoder<B>, Error> {
+        if let Some(streaming) = streaming {
+            let (spec, quantization, dtype) = (&self.spec, self.quantization, self.dtype);
+            let folder = match (&self.opened, self.options.packed) {
+                (Some(opened), _) => opened.model.root(),
+                (None, Some(packed)) => packed,
+                (None, None) => {
+                    let message = "name the folder of the packed weights with `--packed FOLDER`";
+                    return Err(Error::Choice(message.to_owned()));
+                }
+            };
+            if !folder.exists() {
+                random_base::write(spec, quantization, dtype, folder, self.environment.stop)?;
+            }
+            let weights = WeightFiles::open(folder)?;
+            let streaming = streaming.load(None);
+            let progress = &mut |_: load::Progress<'_>| {};
+            return Ok(load::load_streaming(
+                &weights,
+                spec,
+                quantization,
+                dtype,
+                device,
+                streaming,
+                progress,
+            )?);
+        }
         match &self.opened {
             None => Ok(random::decoder(&self.spec, self.quantization, self.dtype, device)),
             Some(opened) => {

@@ -13,7 +13,7 @@ use super::provenance::Provenance;
 use super::resume::{self, Beginning};
 use super::sample::Sampler;
 use super::survey::{self, Extent};
-use super::{Environment, Error, plan, require_dtype};
+use super::{Environment, Error, packed, plan, require_dtype};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
 use crate::adapter::saved::SavedModule;
@@ -23,6 +23,7 @@ use crate::data::template::ChatTemplate;
 use crate::device::{Device, OnBackend};
 use crate::export::consumer::Compatibility;
 use crate::files::{self, Existing};
+use crate::model::fetch::Home;
 use crate::model::{Decoder, FloatDtype, load};
 use crate::recipe::RecipeFile;
 use crate::record::{self, End, Journal, Lock};
@@ -33,6 +34,7 @@ use crate::train::folder::RunFolder;
 use crate::train::gate::{self, Verdict};
 use crate::train::memory::Plan;
 use crate::train::optimizer::Optimizer;
+use crate::train::placement::Streaming;
 use crate::train::process;
 use crate::train::schedule::Schedule;
 use crate::train::state::{Ended, Origin, Saved, State};
@@ -229,6 +231,13 @@ fn train(
         planned => planned?,
     };
     let (opened, inputs) = (&opened, &inputs);
+    let packed = match &plan.streaming {
+        Some(Streaming { home: Home::Disk, .. }) => {
+            let workload = plan::workload(opened, &device, dtype, extent.largest_micro_batch);
+            packed::ready(opened, inputs, folder, &workload, environment, observer)?
+        }
+        _ => None,
+    };
     let outcome = device.run(Training {
         opened,
         environment,
@@ -242,6 +251,7 @@ fn train(
         compute,
         dtype,
         plan,
+        packed,
         device_name: device.name(),
         runs_ahead: options.runs_ahead || device.has_own_memory(),
         observer,
@@ -264,6 +274,8 @@ struct Training<'a> {
     compute: String,
     dtype: FloatDtype,
     plan: Plan,
+    /// Where layers are fetched from that the base's own files do not have in 4 bits.
+    packed: Option<PathBuf>,
     device_name: String,
     runs_ahead: bool,
     observer: &'a mut dyn Observer,
@@ -294,17 +306,18 @@ impl OnBackend for Training<'_> {
                 Position { state, kept, saved: Some(path) }
             }
         };
-        let decoder: Decoder<B> = load::load(
-            opened.model.weights(),
-            &opened.spec,
-            recipe.quantization,
-            self.dtype,
-            device,
-            &mut |progress| {
-                let (done, total) = (progress.done as u64, progress.total as u64);
-                observer.observe(&Event::Loading { done, total });
-            },
-        )?;
+        let progress = &mut |progress: load::Progress<'_>| {
+            let (done, total) = (progress.done as u64, progress.total as u64);
+            observer.observe(&Event::Loading { done, total });
+        };
+        let (weights, spec, quantization) = (opened.model.weights(), &opened.spec, recipe.quantization);
+        let decoder: Decoder<B> = match &self.plan.streaming {
+            None => load::load(weights, spec, quantization, self.dtype, device, progress)?,
+            Some(streaming) => {
+                let streaming = streaming.load(self.packed.as_deref());
+                load::load_streaming(weights, spec, quantization, self.dtype, device, streaming, progress)?
+            }
+        };
         inputs.require_unchanged()?;
         if !goes_on && opened.start.is_none() {
             decoder.init_magnitudes(&mut adapters)?;

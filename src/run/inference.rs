@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tune_kernels::KernelBackend;
 
 use super::provenance::CHAT_TEMPLATE_KWARGS;
-use super::{Environment, Error};
+use super::{Environment, Error, packed};
 use crate::adapter::lora::LoraSet;
 use crate::adapter::peft;
 use crate::adapter::target::Target;
@@ -23,14 +23,16 @@ use crate::export::folder::{Text, end_tokens as ends_of_text, token_ids};
 use crate::generate::Session;
 use crate::generate::answer::{Answer, Request, answer};
 use crate::generate::memory::{Extent, require};
+use crate::model::fetch::Home;
 use crate::model::spec::ComputeDtype;
-use crate::model::{self, FloatDtype, load, tensors};
+use crate::model::{self, Decoder, FloatDtype, load, tensors};
 use crate::quant;
 use crate::recipe::{DeviceSpec, Recipe, RecipeFile};
 use crate::train::backward::document_sums;
 use crate::train::error::FitError;
 use crate::train::event::{Event, Observer};
 use crate::train::memory::Workload;
+use crate::train::placement::{Placement, Streaming};
 use crate::train::process::resident_bytes;
 
 /// Storage of the base in memory.
@@ -83,6 +85,8 @@ pub struct OpenedModel {
     /// Tokens that end an answer.
     pub end_tokens: Vec<u32>,
     memory_budget: Option<u64>,
+    /// The base in 4 bits, as a run that fetched layers from disk left it in its folder.
+    packed: Option<PathBuf>,
 }
 
 /// The base alone, or the base with its adapter.
@@ -165,7 +169,11 @@ impl OpenedModel {
         }
         let recipe = RecipeFile::open(&folder.join("recipe.toml"), &[])?.finish();
         let recipe = recipe.map_err(|problems| Error::Recipe(problems.into()))?;
-        Self::new(choice, Some(adapter), Some(Origin::of(&recipe)), environment)
+        let mut opened = Self::new(choice, Some(adapter), Some(Origin::of(&recipe)), environment)?;
+        let packed = packed::folder_in(folder);
+        opened.packed =
+            packed.filter(|_| choice.base.is_none() && opened.quantization == recipe.quantization);
+        Ok(opened)
     }
 
     /// Opens the model of a recipe, with the overrides and the adapter of `choice`.
@@ -252,6 +260,7 @@ impl OpenedModel {
             device,
             end_tokens,
             memory_budget: choice.memory_budget,
+            packed: None,
         })
     }
 
@@ -277,6 +286,11 @@ impl OpenedModel {
     /// # Errors
     /// [`Error::Memory`], with the largest terms and remedies.
     pub fn require_memory(&self, extent: Extent) -> Result<(), Error> {
+        self.streaming(extent).map(|_| ())
+    }
+
+    /// The layers that have to be fetched for each use, so that the others fit; `None` where all do.
+    fn streaming(&self, extent: Extent) -> Result<Option<Streaming>, Error> {
         let on_device = self.device.has_own_memory();
         let workload = Workload {
             spec: &self.base.spec,
@@ -290,8 +304,15 @@ impl OpenedModel {
             on_device,
         };
         let budget = self.memory_budget.or_else(|| self.device.memory_for_a_run()).unwrap_or(u64::MAX);
-        require(&workload, extent, budget)?;
-        Ok(())
+        let Err(error) = require(&workload, extent, None, budget) else { return Ok(None) };
+        let home = if on_device { Home::Host } else { Home::Disk };
+        // Quantizing a layer at every use would take longer than computing with it.
+        let is_readable = self.base.quantized || self.quantization.is_none() || self.packed.is_some();
+        let of = |resident_layers| Streaming::of(&workload, Placement { home, resident_layers });
+        let fits = |streaming: &Streaming| require(&workload, extent, Some(streaming), budget).is_ok();
+        let mut placed = (0..self.base.spec.layers.len()).rev().map(of);
+        let found = placed.find(fits).filter(|_| on_device || is_readable);
+        found.map_or_else(|| Err(error.into()), |streaming| Ok(Some(streaming)))
     }
 
     /// Loads the model, if it fits into memory for work of this extent, and runs `body` with it.
@@ -304,8 +325,15 @@ impl OpenedModel {
         observer: &mut O,
         body: impl FnOnce(&mut LoadedModel<'_>, &mut O) -> R,
     ) -> Result<R, Error> {
-        self.require_memory(extent)?;
-        self.device.run(Loading { opened: self, observer, body })?
+        let streaming = self.streaming(extent)?;
+        if let Some(streaming) = &streaming {
+            observer.observe(&Event::Note(format!(
+                "{} of {} layers fit into memory; the others are fetched for each pass",
+                streaming.resident_layers,
+                self.base.spec.layers.len()
+            )));
+        }
+        self.device.run(Loading { opened: self, streaming, observer, body })?
     }
 }
 
@@ -327,6 +355,7 @@ fn adapter_folder(named: &Path) -> Result<PathBuf, Error> {
 /// Loads the model and runs `body` on the chosen backend.
 struct Loading<'a, O, F> {
     opened: &'a OpenedModel,
+    streaming: Option<Streaming>,
     observer: &'a mut O,
     body: F,
 }
@@ -335,7 +364,7 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
     type Output = Result<R, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { opened, observer, body } = self;
+        let Self { opened, streaming, observer, body } = self;
         let adapters: Option<LoraSet<B>> = match &opened.adapter {
             Some((adapter, targets)) => {
                 Some(LoraSet::from_values(targets.clone(), 0.0, adapter.values(targets)?, device)?)
@@ -343,17 +372,18 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
             None => None,
         };
         let base = &opened.base;
-        let decoder = load::load::<B>(
-            base.folder.weights(),
-            &base.spec,
-            opened.quantization,
-            opened.dtype,
-            device,
-            &mut |progress| {
-                let (done, total) = (progress.done as u64, progress.total as u64);
-                observer.observe(&Event::Loading { done, total });
-            },
-        )?;
+        let progress = &mut |progress: load::Progress<'_>| {
+            let (done, total) = (progress.done as u64, progress.total as u64);
+            observer.observe(&Event::Loading { done, total });
+        };
+        let (weights, spec, dtype) = (base.folder.weights(), &base.spec, opened.dtype);
+        let decoder: Decoder<B> = match streaming {
+            None => load::load(weights, spec, opened.quantization, dtype, device, progress)?,
+            Some(streaming) => {
+                let streaming = streaming.load(opened.packed.as_deref());
+                load::load_streaming(weights, spec, opened.quantization, dtype, device, streaming, progress)?
+            }
+        };
         let mut alone = Session::new(&decoder, None);
         let mut adapted = adapters.as_ref().map(|adapters| Session::new(&decoder, Some(adapters)));
         let mut ask = |side: Side, request: Request<'_>, listen: &mut Listener<'_>| {

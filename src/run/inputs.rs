@@ -106,6 +106,11 @@ impl Inputs {
         &self.lock
     }
 
+    /// The hash of a file of the base.
+    pub(super) fn base_hash(&self, file: &str) -> Option<&String> {
+        self.hashes.get(&format!("{BASE}{file}"))
+    }
+
     /// All hashes by name.
     pub(super) fn hashes(&self) -> &BTreeMap<String, String> {
         &self.hashes

@@ -3,9 +3,12 @@
 use super::Error;
 use super::open::Opened;
 use crate::adapter::target::Target;
-use crate::device::Device;
+use crate::device::{Device, SHARE};
 use crate::model::FloatDtype;
+use crate::model::fetch::Home;
+use crate::model::spec::Offload;
 use crate::train::memory::{self, DoesNotFit, Plan, Term, Workload};
+use crate::train::placement::{self, Placement, Streaming};
 use crate::train::process;
 use crate::units::{Bytes, Grouped};
 
@@ -14,7 +17,12 @@ fn budget(opened: &Opened, device: &Device) -> u64 {
     opened.recipe.train.memory_budget.or_else(|| device.memory_for_a_run()).unwrap_or(u64::MAX)
 }
 
-fn workload<'a>(opened: &'a Opened, device: &Device, dtype: FloatDtype, tokens: u64) -> Workload<'a> {
+pub(super) fn workload<'a>(
+    opened: &'a Opened,
+    device: &Device,
+    dtype: FloatDtype,
+    tokens: u64,
+) -> Workload<'a> {
     let on_device = device.has_own_memory();
     Workload {
         spec: &opened.spec,
@@ -36,11 +44,32 @@ fn workload<'a>(opened: &'a Opened, device: &Device, dtype: FloatDtype, tokens: 
 pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: u64) -> Result<Plan, Error> {
     let (workload, budget) = (workload(opened, device, dtype, tokens), budget(opened, device));
     workload.require_pieces(device.largest_buffer())?;
-    plan_within(opened, &workload, budget).map_err(|error| {
-        let train = &opened.recipe.train;
+    let train = &opened.recipe.train;
+    if train.host_memory_budget.is_some() && !workload.on_device {
+        return Err(Error::Choice(
+            "`train.host_memory_budget` bounds the host beside a GPU; on the CPU set `train.memory_budget` alone".to_owned(),
+        ));
+    }
+    let held = plan_within(opened, &workload, budget, None);
+    let placed = match (opened.recipe.model.offload, held) {
+        (Offload::None, held) => held,
+        (Offload::Auto, Ok(plan)) => Ok(plan),
+        (offload, _) => streamed(opened, &workload, offload, budget),
+    };
+    placed.map_err(|mut error| {
+        if opened.recipe.model.offload == Offload::None {
+            error.ways.push("set `model.offload = \"auto\"`".to_owned());
+        }
         let seq_len = longest_group(opened).min(tokens).max(1);
         let sizes = (train.micro_batch_size, train.gradient_accumulation_steps);
-        match memory::most_tokens(&workload, budget) {
+        // Too much for the host is not a matter of tokens.
+        let placement = match (&opened.recipe.model.offload, workload.on_device) {
+            _ if error.subject != memory::RUN => return error.into(),
+            (Offload::None, _) => None,
+            (_, true) => Some(Placement { home: Home::Host, resident_layers: 0 }),
+            (_, false) => Some(Placement { home: Home::Disk, resident_layers: 0 }),
+        };
+        match memory::most_tokens_with(&workload, placement, budget) {
             None => error.into(),
             Some(most) => match smaller(sizes, most / seq_len) {
                 Some((micro_batch_size, accumulation)) => error
@@ -57,14 +86,67 @@ pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: 
     })
 }
 
-/// The plan within `budget`, with the adapter that an objective compares with where the run begins with one.
-fn plan_within(opened: &Opened, workload: &Workload<'_>, budget: u64) -> Result<Plan, DoesNotFit> {
+/// The plan that fetches layers for each use, from where the recipe says.
+fn streamed(
+    opened: &Opened,
+    workload: &Workload<'_>,
+    offload: Offload,
+    budget: u64,
+) -> Result<Plan, DoesNotFit> {
+    let fixed = |home| Some(Placement { home, resident_layers: opened.recipe.model.resident_layers });
+    let within = |placement| plan_within(opened, workload, budget, placement);
+    let most = |home| {
+        let resident_layers = placement::most_resident(workload, home, budget);
+        within(Some(Placement { home, resident_layers }))
+    };
+    match (offload, workload.on_device) {
+        // The processor's memory is the host's.
+        (Offload::Host, false) => within(None),
+        (Offload::Disk, _) => within(fixed(Home::Disk)),
+        (Offload::Host, true) => require_host(opened, within(fixed(Home::Host))?),
+        (Offload::Auto | Offload::None, false) => most(Home::Disk),
+        (Offload::Auto | Offload::None, true) => match require_host(opened, most(Home::Host)?) {
+            Ok(plan) => Ok(plan),
+            Err(_) => most(Home::Disk),
+        },
+    }
+}
+
+/// # Errors
+/// The host has no room for the layers that wait in its memory.
+fn require_host(opened: &Opened, plan: Plan) -> Result<Plan, DoesNotFit> {
+    let free = || process::available_bytes().map(|free| (free as f64 * SHARE) as u64);
+    let budget = opened.recipe.train.host_memory_budget.or_else(free).unwrap_or(u64::MAX);
+    let needed = plan.streaming.as_ref().map_or(0, Streaming::host_bytes);
+    if needed <= budget {
+        return Ok(plan);
+    }
+    Err(DoesNotFit {
+        subject: "the layers that wait in host memory",
+        needed: Bytes(needed),
+        budget: Bytes(budget),
+        terms: plan.streaming.map_or_else(Vec::new, |streaming| streaming.host),
+        ways: vec![
+            "set `model.offload = \"disk\"`".to_owned(),
+            "raise `model.resident_layers` or `train.host_memory_budget`".to_owned(),
+        ],
+    })
+}
+
+/// The plan within `budget` where layers are placed so, with the adapter that an objective compares with where the run
+/// begins with one.
+fn plan_within(
+    opened: &Opened,
+    workload: &Workload<'_>,
+    budget: u64,
+    placement: Option<Placement>,
+) -> Result<Plan, DoesNotFit> {
     let has_reference = opened.recipe.objective.needs_reference() && opened.start.is_some();
     let reference = match has_reference {
         true => workload.targets.iter().map(Target::parameters).sum::<u64>() * 4,
         false => 0,
     };
-    let mut plan = Plan::new(workload, budget.saturating_sub(reference))?;
+    let mut plan = Plan::with(workload, placement, budget.saturating_sub(reference))?;
     if has_reference {
         plan.terms.push(Term { name: "reference adapter", bytes: reference });
     }
@@ -120,7 +202,11 @@ pub(super) fn fit(
     let planned = |(size, accumulation): (usize, usize)| {
         let workload = workload(opened, device, dtype, tokens_of(size));
         workload.require_pieces(device.largest_buffer()).ok()?;
-        Some(((size, accumulation), plan_within(opened, &workload, budget).ok()?))
+        let held = match opened.recipe.model.offload {
+            Offload::Auto | Offload::None => plan_within(opened, &workload, budget, None),
+            offload => streamed(opened, &workload, offload, budget),
+        };
+        Some(((size, accumulation), held.ok()?))
     };
     let by_cost = |((size, _), plan): &((usize, usize), Plan)| cost(tokens_of(*size), plan);
     // Among equals the largest, which comes first.
@@ -173,7 +259,7 @@ mod tests {
     /// are so small that reading the weights dominates.
     #[test]
     fn what_is_fastest_weighs_passes_against_layers_run_twice() {
-        let plan = |kept_layers| Plan { terms: Vec::new(), kept_layers, layers: 32 };
+        let plan = |kept_layers| Plan { terms: Vec::new(), kept_layers, layers: 32, streaming: None };
         assert!(cost(4096, &plan(32)) < cost(4096, &plan(16)));
         assert!(cost(2048, &plan(32)) < cost(16_384, &plan(0)));
         assert!(cost(2048, &plan(32)) > cost(4096, &plan(32)));

@@ -7,6 +7,7 @@
 //! metrics.jsonl          one line per logged optimizer step or evaluation, flushed at once
 //! checkpoints/step-N/    adapter, optimizer and data cursor after step N
 //! checkpoints/best/      the checkpoint with the lowest held-out loss
+//! base-packed/           the base in 4 bits, for a run that fetches layers from disk
 //! adapter/               the last step's adapter: the one that ships
 //! tensorboard/           event files, when asked for
 //! .lock                  there while a run is at work
@@ -21,6 +22,8 @@ use crate::files::lock::Lock;
 use crate::files::{self, Action};
 
 const LOCK: &str = ".lock";
+/// The folder of the packed base.
+pub const PACKED: &str = "base-packed";
 const STEP: &str = "step-";
 const DAMAGED: &str = "damaged-";
 
@@ -111,7 +114,8 @@ impl RunFolder {
         for entry in fs::read_dir(&self.root).map_err(files::Error::io(Action::Read, &self.root))? {
             let name = entry.map_err(files::Error::io(Action::Read, &self.root))?.file_name();
             let name = name.to_string_lossy();
-            is_empty &= name == LOCK || files::is_leftover(&name);
+            // A packed base comes before the run, and serves every later one.
+            is_empty &= name == LOCK || name == PACKED || files::is_leftover(&name);
         }
         Ok(match () {
             () if is_empty => Standing::Empty,
@@ -185,6 +189,11 @@ impl RunFolder {
     /// The adapter that ships.
     pub fn adapter(&self) -> PathBuf {
         self.root.join("adapter")
+    }
+
+    /// The base in 4 bits, for runs that fetch layers from disk.
+    pub fn packed_base(&self) -> PathBuf {
+        self.root.join(PACKED)
     }
 
     /// All checkpoints.

@@ -4,8 +4,12 @@
 //! The plan is for the largest micro-batch, and sums what the parts of the layers state. Its terms follow from the shapes
 //! alone, except the program's own memory, which is measured; `tests/memory.rs` holds plan and measured peak within a tenth of each other.
 
+use std::ops::Range;
+
 use serde::Serialize;
 use tune_kernels::memory;
+
+use super::placement::{Placement, Streaming};
 
 use crate::adapter::saved::{SavedKind, SavedModule};
 use crate::adapter::target::Target;
@@ -61,7 +65,13 @@ pub struct Plan {
     pub kept_layers: usize,
     /// Layers in all.
     pub layers: usize,
+    /// The layers that are fetched for each use; `None`: all are held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub streaming: Option<Streaming>,
 }
+
+/// The subject of a plan for a run.
+pub const RUN: &str = "the run";
 
 /// A memory plan that exceeds its budget.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -90,7 +100,12 @@ impl DoesNotFit {
 /// The most tokens a micro-batch can have within `budget` bytes, be every layer's forward pass run twice; `None` if not
 /// even one fits.
 pub fn most_tokens(workload: &Workload<'_>, budget: u64) -> Option<u64> {
-    let fits = |tokens: u64| Plan::keeping(&Workload { tokens, ..*workload }, 0).total() <= budget;
+    most_tokens_with(workload, None, budget)
+}
+
+/// [`most_tokens`], where layers are placed so.
+pub fn most_tokens_with(workload: &Workload<'_>, placement: Option<Placement>, budget: u64) -> Option<u64> {
+    let fits = |tokens: u64| Plan::placed(&Workload { tokens, ..*workload }, 0, placement).total() <= budget;
     if !fits(1) {
         return None;
     }
@@ -130,22 +145,40 @@ impl Plan {
     /// # Errors
     /// [`DoesNotFit`] if none is enough.
     pub fn new(workload: &Workload<'_>, budget: u64) -> Result<Self, DoesNotFit> {
-        let plans = (0..=workload.spec.layers.len()).rev().map(|kept| Self::keeping(workload, kept));
+        Self::with(workload, None, budget)
+    }
+
+    /// The plan that keeps as many layers as `budget` bytes allow, where layers are placed so.
+    ///
+    /// # Errors
+    /// [`DoesNotFit`] if none is enough.
+    pub fn with(
+        workload: &Workload<'_>,
+        placement: Option<Placement>,
+        budget: u64,
+    ) -> Result<Self, DoesNotFit> {
+        let plans =
+            (0..=workload.spec.layers.len()).rev().map(|kept| Self::placed(workload, kept, placement));
         if let Some(plan) = plans.into_iter().find(|plan| plan.total() <= budget) {
             return Ok(plan);
         }
-        let plan = Self::keeping(workload, 0);
+        let plan = Self::placed(workload, 0, placement);
         let mut ways = vec!["lower `train.micro_batch_size` or `data.max_seq_len`".to_owned()];
         if workload.quantization.is_none() {
             ways.push("add `[quantization.nf4]`".to_owned());
         }
         ways.push("raise `train.memory_budget`".to_owned());
         let (needed, budget) = (Bytes(plan.total()), Bytes(budget));
-        Err(DoesNotFit { subject: "the run", needed, budget, terms: plan.terms, ways })
+        Err(DoesNotFit { subject: RUN, needed, budget, terms: plan.terms, ways })
     }
 
     /// The plan in which the top `kept_layers` layers keep what their backward pass needs.
     pub fn keeping(workload: &Workload<'_>, kept_layers: usize) -> Self {
+        Self::placed(workload, kept_layers, None)
+    }
+
+    /// [`Self::keeping`], where layers are placed so.
+    pub fn placed(workload: &Workload<'_>, kept_layers: usize, placement: Option<Placement>) -> Self {
         let Workload { spec, dtype, targets, saved_modules, tokens, program, .. } = *workload;
         let value = dtype.bytes() as u64;
         let layers = spec.layers.len();
@@ -178,7 +211,8 @@ impl Plan {
         };
         let workspace = workload.workspace() + again;
         let (loss, workspace) = if loss > workspace { (loss - workspace, workspace) } else { (0, workspace) };
-        let mut terms = workload.weight_terms().to_vec();
+        let streaming = placement.map(|placement| Streaming::of(workload, placement));
+        let mut terms = workload.placed_weight_terms(streaming.as_ref());
         terms.extend([
             Term { name: "adapters", bytes: 4 * trained },
             Term { name: "optimizer", bytes: 8 * trained },
@@ -188,17 +222,20 @@ impl Plan {
             Term { name: "loss chunk", bytes: slack(loss) },
             Term { name: "program and data", bytes: program },
         ]);
-        Self { terms, kept_layers: kept, layers }
+        Self { terms, kept_layers: kept, layers, streaming }
     }
 
     /// The plan as it is kept in the run folder.
     pub fn to_json(&self) -> String {
-        let plan = serde_json::json!({
+        let mut plan = serde_json::json!({
             "terms": self.terms,
             "total_bytes": self.total(),
             "kept_layers": self.kept_layers,
             "layers": self.layers,
         });
+        if let Some(streaming) = &self.streaming {
+            plan["streaming"] = serde_json::json!(streaming);
+        }
         format!("{plan:#}\n")
     }
 
@@ -211,8 +248,23 @@ impl Plan {
 impl Workload<'_> {
     /// What the base's weights take, loaded.
     pub fn weight_terms(&self) -> [Term; 3] {
+        self.terms_of_weights(0..self.spec.layers.len())
+    }
+
+    /// [`Self::weight_terms`] where some layers are fetched for each use.
+    pub fn placed_weight_terms(&self, streaming: Option<&Streaming>) -> Vec<Term> {
+        let Some(streaming) = streaming else { return self.weight_terms().to_vec() };
+        let layers = self.spec.layers.len();
+        let mut terms = self.terms_of_weights(layers - streaming.resident_layers..layers).to_vec();
+        terms.push(Term { name: "layers in transit", bytes: streaming.transit_bytes() });
+        terms
+    }
+
+    /// What the base's weights take with these layers alone.
+    fn terms_of_weights(&self, layers: Range<usize>) -> [Term; 3] {
         let (spec, value) = (self.spec, self.dtype.bytes() as u64);
-        let layers = spec.layers.iter().map(|layer| layer.weights(self.quantization, self.dtype));
+        let layers = spec.layers.iter().skip(layers.start).take(layers.len());
+        let layers = layers.map(|layer| layer.weights(self.quantization, self.dtype));
         let WeightBytes { packed, scales, dense } = layers.sum();
         let table = (spec.vocab_size * spec.hidden_size) as u64;
         let tables = if spec.tied { table } else { 2 * table };

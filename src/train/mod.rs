@@ -14,6 +14,7 @@ pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod pieces;
+pub mod placement;
 pub mod process;
 pub mod resume;
 mod running;

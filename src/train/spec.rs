@@ -29,6 +29,8 @@ pub struct Spec {
     pub budget: Budget,
     /// Memory that the run may use, in bytes; `None`: what is free.
     pub memory_budget: Option<u64>,
+    /// Host memory that layers may wait in, in bytes; `None`: what is free.
+    pub host_memory_budget: Option<u64>,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Shape of the learning rate over the run.
@@ -89,6 +91,7 @@ pub(crate) struct Draft {
     divergence_patience: Option<u64>,
     rollback_steps: Option<u64>,
     memory_budget: Option<Bytes>,
+    host_memory_budget: Option<Bytes>,
 }
 
 impl Default for Draft {
@@ -100,6 +103,7 @@ impl Default for Draft {
             micro_batch_size: 4,
             gradient_accumulation_steps: 1,
             memory_budget: None,
+            host_memory_budget: None,
             learning_rate: 0.0,
             lr_scheduler: LrScheduler::Cosine,
             warmup: Warmup::Ratio(WARMUP_RATIO),
@@ -120,6 +124,7 @@ impl Default for Draft {
             divergence_patience: None,
             rollback_steps: None,
             memory_budget: None,
+            host_memory_budget: None,
         }
     }
 }
@@ -223,6 +228,10 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
             .bookkeeping()
             .optional("the memory that is free")
             .means("Memory that the run may use; with less, more activations are recomputed."),
+        K::parsed("host_memory_budget", |train| &mut train.host_memory_budget)
+            .bookkeeping()
+            .optional("the memory that is free")
+            .means("Host memory in which layers may wait that are not held on a GPU."),
         K::integer("logging_steps", 1..=LARGEST_STEP, |train| &mut train.spec.logging_steps)
             .bookkeeping()
             .means("Optimizer steps between two lines of metrics.jsonl.")
@@ -274,6 +283,7 @@ impl Spec {
             divergence_patience,
             rollback_steps,
             memory_budget,
+            host_memory_budget,
         } = TABLE.read(table);
         let warmup = match (warmup_steps, warmup_ratio) {
             (Some(steps), _) => Warmup::Steps(steps),
@@ -284,6 +294,7 @@ impl Spec {
             warmup,
             on_divergence: OnDivergence::of(on_divergence, divergence_patience, rollback_steps),
             memory_budget: memory_budget.map(|Bytes(bytes)| bytes),
+            host_memory_budget: host_memory_budget.map(|Bytes(bytes)| bytes),
             ..spec
         })
     }
@@ -299,6 +310,7 @@ impl Spec {
         let mut draft = Draft {
             learning_rate: Some(spec.learning_rate),
             memory_budget: spec.memory_budget.map(Bytes),
+            host_memory_budget: spec.host_memory_budget.map(Bytes),
             spec,
             warmup_ratio,
             warmup_steps,

@@ -118,6 +118,34 @@ fn problems_that_are_no_recipes_say_what_to_do_as_well() {
     assert!(text(&occupied.stderr).contains(problem["help"].as_str().unwrap()), "people read the same");
 }
 
+/// Exit code 0 whether it fits or not: a plan is an answer. In text it fits 80 columns.
+#[test]
+fn a_plan_answers_without_files() {
+    let folder = small();
+    let arguments = ["plan", "--shape", "llama-3.3-70b", "--memory-budget", "24GiB"];
+    let planned = events(&expect(0, folder.path(), &[&arguments[..], &["--json"]].concat()));
+    let result = named(&planned, "result")[0];
+    assert_eq!((&result["held"]["fits"], &result["streamed"]["fits"]), (&false.into(), &true.into()));
+    assert_eq!(result["cards"].as_array().unwrap().len(), 6);
+    let shown = text(&expect(0, folder.path(), &arguments).stdout);
+    assert!(shown.contains("PCIe 4.0 x16") && shown.contains("layers on the host"), "{shown}");
+    let config = folder.path().join("config.json");
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/trajectory/base/config.json");
+    fs::copy(model, &config).unwrap();
+    for more in [&["--config", "config.json"][..], &["small.toml"], &["small.toml", "--device", "cpu"]] {
+        let shown = text(&expect(0, folder.path(), &[&["plan"], more].concat()).stdout);
+        for line in shown.lines().filter(|line| !line.starts_with("model")) {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
+    }
+    let context = text(&expect(0, folder.path(), &[&arguments[..], &["--max-context"]].concat()).stdout);
+    assert_eq!(context.lines().count(), 2, "{context}");
+    for wrong in [&["plan"][..], &["plan", "--shape", "no-such"], &["plan", "--config", "none.json"]] {
+        let code = command(folder.path(), wrong).output().unwrap().status.code();
+        assert!(code.is_some_and(|code| code != 0), "{wrong:?}");
+    }
+}
+
 #[test]
 fn a_bench_speaks_to_programs_too() {
     let folder = small();

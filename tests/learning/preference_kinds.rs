@@ -225,7 +225,7 @@ fn a_bench_of_pairs_counts_them_and_fits_its_plan() {
         let settings = Settings { adapter: "", data: "", train: "max_steps = 1\nmicro_batch_size = 2" };
         let recipe = recipe(&case(name), &base, &folder.path().join("unused"), &settings);
         let file = RecipeFile::parse("test.toml", recipe.as_bytes(), &[]);
-        let options = BenchOptions { steps: 1, warmup: 0, profile: None };
+        let options = BenchOptions { steps: 1, ..BenchOptions::default() };
         let report = bench(Subject::Recipe(Box::new(file)), options, &environment(), &mut Silent).unwrap();
         assert_eq!(report.tokens_per_step, tokens, "{name}");
         assert_eq!(report.pairs_per_second.is_some(), name != "kto", "{name}");

@@ -17,6 +17,10 @@ pub(crate) struct Bench {
     base: PathBuf,
     /// What the matmuls run in.
     pub(crate) compute_dtype: &'static str,
+    /// Changes as of `--set`.
+    pub(crate) overrides: Vec<String>,
+    /// Written under `[model]`.
+    pub(crate) model: String,
     /// Written under `[adapter.lora]`.
     pub(crate) adapter: String,
     /// Written under `[train]`.
@@ -68,7 +72,18 @@ impl Bench {
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/trajectory/base");
         let data = "max_seq_len = 24\nval_split = 0.2\n".to_owned();
         let adapter = "dropout = 0.1\n".to_owned();
-        Self { folder, base, compute_dtype: "f32", adapter, train: TRAIN.into(), data, more: String::new() }
+        let (overrides, model) = (Vec::new(), String::new());
+        Self {
+            folder,
+            base,
+            compute_dtype: "f32",
+            overrides,
+            model,
+            adapter,
+            train: TRAIN.into(),
+            data,
+            more: String::new(),
+        }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -95,11 +110,16 @@ impl Bench {
         copy
     }
 
+    /// Trains on the base in another folder.
+    pub(crate) fn use_base(&mut self, folder: PathBuf) {
+        self.base = folder;
+    }
+
     /// The recipe that writes to the folder `name`.
     pub(crate) fn recipe(&self, name: &str) -> String {
-        let Self { base, compute_dtype, adapter, train, data, more, .. } = self;
+        let Self { base, compute_dtype, model, adapter, train, data, more, .. } = self;
         format!(
-            "version = 1\noutput_dir = {:?}\n[model]\nbase = {base:?}\ncompute_dtype = {compute_dtype:?}\n[adapter.lora]\nrank = 4\nalpha = 8\n{adapter}\
+            "version = 1\noutput_dir = {:?}\n[model]\nbase = {base:?}\ncompute_dtype = {compute_dtype:?}\n{model}[adapter.lora]\nrank = 4\nalpha = 8\n{adapter}\
              [data]\n{data}\n[[dataset]]\npath = {:?}\nformat = \"tokens\"\n[train]\nlearning_rate = 1e-3\n{train}\n{more}",
             self.run_dir(name),
             self.rows(),
@@ -114,7 +134,7 @@ impl Bench {
         stop: &dyn Fn() -> bool,
         observer: &mut dyn Observer,
     ) -> Result<Outcome, run::Error> {
-        let file = RecipeFile::parse("test.toml", self.recipe(name).as_bytes(), &[]);
+        let file = RecipeFile::parse("test.toml", self.recipe(name).as_bytes(), &self.overrides);
         let environment = Environment { hub_cache: Path::new("no-such-cache"), stop, save: &|| false };
         run::fine_tune(file, &environment, options, observer)
     }

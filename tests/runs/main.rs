@@ -9,4 +9,8 @@ mod faults;
 mod folder;
 mod kills;
 mod load;
+mod offload;
 mod resume;
+#[cfg(feature = "vulkan")]
+#[path = "../support/vulkan.rs"]
+mod vulkan;

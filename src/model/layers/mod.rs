@@ -11,6 +11,7 @@ pub mod layer;
 pub mod norm;
 mod output_gate;
 pub mod projection;
+pub(super) mod slots;
 pub mod walk;
 
 pub use adapted::Adapted;

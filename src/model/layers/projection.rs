@@ -1,6 +1,6 @@
 //! A frozen linear projection.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
@@ -15,13 +15,21 @@ pub struct FrozenProjection<B: KernelBackend> {
     pub weight: FrozenWeight<B>,
     /// `[out]`, compute dtype.
     pub bias: Option<Tensor<B, 1>>,
-    squares: OnceLock<Tensor<B, 2>>,
+    /// Shared by all copies of a weight that is fetched anew for each use.
+    squares: Arc<OnceLock<Tensor<B, 2>>>,
 }
 
 impl<B: KernelBackend> FrozenProjection<B> {
     /// Of a weight `[out, in]` and a bias `[out]`.
     pub fn new(weight: FrozenWeight<B>, bias: Option<Tensor<B, 1>>) -> Self {
-        Self { weight, bias, squares: OnceLock::new() }
+        Self { weight, bias, squares: Arc::new(OnceLock::new()) }
+    }
+
+    /// The same, with sums of squares that were found before or are kept for the next copy.
+    #[must_use]
+    pub(in crate::model) fn with_squares(mut self, squares: Arc<OnceLock<Tensor<B, 2>>>) -> Self {
+        self.squares = squares;
+        self
     }
 
     /// ‖W‖² of every row, f32 `[1, out]`: what DoRA's norms begin with. Computed at the first call, through a copy of the

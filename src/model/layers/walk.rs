@@ -4,17 +4,37 @@
 //! so that where layers come from (memory, or files in which they are read one by one) is decided here alone.
 
 use std::ops::{Deref, Range};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tune_kernels::KernelBackend;
 
 use super::Layer;
+use super::slots::Slots;
 use crate::model::Error;
+use crate::model::fetch::Fetcher;
 
 /// The layers of a decoder. Cloning shares them.
 #[derive(Clone, Debug)]
 pub struct Layers<B: KernelBackend> {
+    /// The first ones, which are fetched for each use.
+    streamed: Option<Arc<Streamed<B>>>,
+    /// Those behind them, which stay on the device.
     resident: Vec<Arc<Layer<B>>>,
+}
+
+/// Layers that are fetched for each use.
+#[derive(Debug)]
+struct Streamed<B: KernelBackend> {
+    count: usize,
+    /// Of all their weights.
+    bytes: u64,
+    slots: Mutex<Slots<Fetcher<B>>>,
+}
+
+impl<B: KernelBackend> Streamed<B> {
+    fn slots(&self) -> MutexGuard<'_, Slots<Fetcher<B>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Which layers are walked, and in which order.
@@ -33,8 +53,8 @@ pub struct Walk<'a, B: KernelBackend> {
 }
 
 enum Source<'a, B: KernelBackend> {
-    /// All layers lie on the device.
-    Resident(&'a [Arc<Layer<B>>]),
+    /// Layers lie on the device or are fetched ahead.
+    Held(&'a Layers<B>),
     /// Each layer is read when the walk comes to it.
     Read(Box<dyn FnMut(usize) -> Result<Layer<B>, Error> + 'a>),
 }
@@ -43,6 +63,21 @@ enum Source<'a, B: KernelBackend> {
 #[derive(Debug)]
 pub struct Guard<B: KernelBackend> {
     layer: Arc<Layer<B>>,
+    /// Of a fetched layer; goes after the layer.
+    _ticket: Option<Ticket<B>>,
+}
+
+/// The use of a slot. Dropped, it is free for another layer once the work launched so far is done.
+#[derive(Debug)]
+struct Ticket<B: KernelBackend> {
+    streamed: Arc<Streamed<B>>,
+    place: usize,
+}
+
+impl<B: KernelBackend> Drop for Ticket<B> {
+    fn drop(&mut self) {
+        self.streamed.slots().give_back(self.place);
+    }
 }
 
 impl<B: KernelBackend> Deref for Guard<B> {
@@ -56,22 +91,41 @@ impl<B: KernelBackend> Deref for Guard<B> {
 impl<B: KernelBackend> Layers<B> {
     /// Layers that stay on the device.
     pub(in crate::model) fn resident(layers: Vec<Layer<B>>) -> Self {
-        Self { resident: layers.into_iter().map(Arc::new).collect() }
+        Self { streamed: None, resident: layers.into_iter().map(Arc::new).collect() }
+    }
+
+    /// `count` layers of `bytes` bytes in all that are fetched into some slots, and behind them those that stay.
+    pub(in crate::model) fn streaming(
+        fetcher: Fetcher<B>,
+        slots: usize,
+        count: usize,
+        bytes: u64,
+        resident: Vec<Layer<B>>,
+    ) -> Self {
+        let slots = Mutex::new(Slots::new(fetcher, slots));
+        let streamed = (count > 0).then(|| Arc::new(Streamed { count, bytes, slots }));
+        Self { streamed, ..Self::resident(resident) }
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.resident.len()
+        self.streamed() + self.resident.len()
+    }
+
+    /// How many of them are fetched for each use.
+    fn streamed(&self) -> usize {
+        self.streamed.as_ref().map_or(0, |streamed| streamed.count)
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.resident.is_empty()
+        self.len() == 0
     }
 
     /// Bytes of all weights.
     pub fn bytes(&self) -> u64 {
-        self.resident.iter().map(|layer| layer.bytes()).sum()
+        let streamed = self.streamed.as_ref().map_or(0, |streamed| streamed.bytes);
+        streamed + self.resident.iter().map(|layer| layer.bytes()).sum::<u64>()
     }
 
     /// Every layer, from the embeddings up.
@@ -81,7 +135,31 @@ impl<B: KernelBackend> Layers<B> {
 
     /// Some layers in some order.
     pub fn walk(&self, order: Order) -> Walk<'_, B> {
-        Walk { order, source: Source::Resident(&self.resident) }
+        if let Some(streamed) = &self.streamed {
+            let mut slots = streamed.slots();
+            let is_streamed = |layer: &usize| *layer < streamed.count;
+            match &order {
+                Order::Up(range) => slots.want(range.clone().filter(is_streamed)),
+                Order::Down(range) => slots.want(range.clone().rev().filter(is_streamed)),
+            }
+        }
+        Walk { order, source: Source::Held(self) }
+    }
+
+    fn get(&self, layer: usize) -> Option<Result<Guard<B>, Error>> {
+        match &self.streamed {
+            Some(streamed) if layer < streamed.count => {
+                let found = streamed.slots().lend(layer).map(|(place, layer)| (place, Arc::clone(layer)));
+                Some(found.map(|(place, layer)| {
+                    let ticket = Ticket { streamed: Arc::clone(streamed), place };
+                    Guard { layer, _ticket: Some(ticket) }
+                }))
+            }
+            _ => {
+                let layer = Arc::clone(self.resident.get(layer - self.streamed())?);
+                Some(Ok(Guard { layer, _ticket: None }))
+            }
+        }
     }
 }
 
@@ -104,8 +182,10 @@ impl<B: KernelBackend> Iterator for Walk<'_, B> {
             Order::Down(range) => range.next_back(),
         }?;
         match &mut self.source {
-            Source::Resident(layers) => Some(Ok((index, Guard { layer: Arc::clone(layers.get(index)?) }))),
-            Source::Read(read) => Some(read(index).map(|layer| (index, Guard { layer: Arc::new(layer) }))),
+            Source::Held(layers) => layers.get(index).map(|found| found.map(|guard| (index, guard))),
+            Source::Read(read) => {
+                Some(read(index).map(|layer| (index, Guard { layer: Arc::new(layer), _ticket: None })))
+            }
         }
     }
 }

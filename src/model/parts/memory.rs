@@ -39,6 +39,13 @@ pub struct WeightBytes {
     pub dense: u64,
 }
 
+impl WeightBytes {
+    /// All together.
+    pub fn total(&self) -> u64 {
+        self.packed + self.scales + self.dense
+    }
+}
+
 impl AddAssign for WeightBytes {
     fn add_assign(&mut self, other: Self) {
         self.packed += other.packed;

@@ -1,0 +1,99 @@
+//! A layer in host memory, as its tensors will lie on a device.
+
+use std::sync::{Arc, OnceLock};
+
+use burn::tensor::{Tensor, TensorData};
+use tune_kernels::KernelBackend;
+use tune_kernels::linear::FrozenWeight;
+use tune_kernels::nf4::{Nf4Weight, Quantized};
+
+use super::Error;
+use super::dtype::{FloatDtype, burn_dtype};
+use super::layers::{FrozenProjection, Layer};
+use super::parts::LayerSpec;
+use crate::quant;
+
+/// The tensors of a layer, read and not yet placed.
+#[derive(Clone, Debug)]
+pub(super) struct StoredLayer {
+    /// What it is made of.
+    pub(super) spec: Arc<LayerSpec>,
+    /// By slot.
+    pub(super) projections: Vec<StoredProjection>,
+    /// By place.
+    pub(super) norms: Vec<TensorData>,
+    /// By place, each with its dtype.
+    pub(super) constants: Vec<(TensorData, FloatDtype)>,
+}
+
+/// Weight and bias of a projection.
+#[derive(Clone, Debug)]
+pub(super) struct StoredProjection {
+    pub(super) weight: StoredWeight,
+    pub(super) bias: Option<TensorData>,
+}
+
+/// A weight, named where its parts may not fit each other.
+#[derive(Clone, Debug)]
+pub(super) enum StoredWeight {
+    Dense(TensorData),
+    FourBit(String, Box<Quantized>),
+}
+
+/// The sums of squares of the rows of each projection, which outlive the weights that they are of: by slot.
+pub(super) type Squares<B> = Vec<Arc<OnceLock<Tensor<B, 2>>>>;
+
+impl StoredLayer {
+    /// Moves it to a device.
+    ///
+    /// # Errors
+    /// Parts of a 4-bit weight that do not fit each other.
+    pub(super) fn place<B: KernelBackend>(
+        self,
+        dtype: FloatDtype,
+        device: &B::Device,
+        squares: Option<&Squares<B>>,
+    ) -> Result<Layer<B>, Error> {
+        let constants = self.constants.into_iter().map(|(data, dtype)| dense(data, dtype, device)).collect();
+        let norms = self.norms.into_iter().map(|norm| dense(norm, dtype, device)).collect();
+        let place = |(slot, stored): (usize, StoredProjection)| {
+            let weight = match stored.weight {
+                StoredWeight::Dense(data) => FrozenWeight::Dense(dense(data, dtype, device)),
+                StoredWeight::FourBit(name, quantized) => packed(name, *quantized, device)?,
+            };
+            let bias = stored.bias.map(|bias| dense(bias, dtype, device));
+            let projection = FrozenProjection::new(weight, bias);
+            Ok(match squares.and_then(|squares| squares.get(slot)) {
+                Some(squares) => projection.with_squares(Arc::clone(squares)),
+                None => projection,
+            })
+        };
+        let projections = self.projections.into_iter().enumerate().map(place);
+        Ok(Layer::new(self.spec, projections.collect::<Result<_, Error>>()?, norms, constants))
+    }
+}
+
+/// A 4-bit weight on a device.
+fn packed<B: KernelBackend>(
+    name: String,
+    quantized: Quantized,
+    device: &B::Device,
+) -> Result<FrozenWeight<B>, Error> {
+    // Weights stay: each in a buffer of its own size, not in a page of a pool.
+    let weight = B::memory_persistent_allocations(device, quantized, |quantized| {
+        Nf4Weight::try_new(quantized, device)
+    });
+    let weight =
+        weight.map_err(|error| quant::Error::FourBit { weight: name, message: error.to_string() })?;
+    Ok(FrozenWeight::Nf4(weight))
+}
+
+/// A tensor in the compute dtype on a device.
+pub(super) fn dense<B: KernelBackend, const D: usize>(
+    data: TensorData,
+    dtype: FloatDtype,
+    device: &B::Device,
+) -> Tensor<B, D> {
+    let tensor = |data| Tensor::from_data(data, (device, burn_dtype(dtype)));
+    B::memory_persistent_allocations(device, data, tensor)
+}
