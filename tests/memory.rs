@@ -2,11 +2,11 @@
 //! memory of its own.
 #![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
-use tune::model::FloatDtype;
+use serde_json::{Value, json};
+use tune::model::{FloatDtype, family, tensors};
 use tune::run::Environment;
 use tune::run::bench::{Options, Subject, bench};
 use tune::train::event::{Event, Observer};
@@ -79,6 +79,74 @@ fn layers_fetched_from_disk_take_the_memory_of_their_slots() {
     let Some(peak) = report["peak_memory_bytes"].as_f64() else { return };
     println!("{peak} measured, {planned} planned, layers of {layers}");
     assert!((0.9 * planned..1.1 * planned + CODE).contains(&peak), "{peak} measured, {planned} planned");
+}
+
+/// A folder with a model of a family, its weights small numbers, and rows of tokens; the recipe that trains it.
+fn model_of(config: Value, folder: &Path) -> PathBuf {
+    let spec = family::decoder_spec(&config).unwrap();
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let numbers = |expected: &tensors::Expected| -> Vec<u8> {
+        let count: usize = expected.shape.iter().product();
+        let number = |i: u32| (i.wrapping_mul(0x9e37_79b9) >> 8) as f32 / (1 << 24) as f32 * 0.1 - 0.05;
+        (0..count as u32).flat_map(|i| half::bf16::from_f32(number(i)).to_le_bytes()).collect()
+    };
+    let tensors: Vec<_> = tensors::expected(&spec).into_iter().map(|one| (numbers(&one), one)).collect();
+    let views = tensors.iter().map(|(bytes, one)| {
+        let view = safetensors::tensor::TensorView::new(safetensors::Dtype::BF16, one.shape.clone(), bytes);
+        (one.name.clone(), view.unwrap())
+    });
+    safetensors::serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
+    let row =
+        |row: u32| json!({ "input_ids": (0..512).map(|i| (i * 31 + row) % 1000).collect::<Vec<u32>>() });
+    let rows: String = (0..8).map(|number| format!("{}\n", row(number))).collect();
+    std::fs::write(folder.join("rows.jsonl"), rows).unwrap();
+    let recipe = folder.join("recipe.toml");
+    let text = format!(
+        r#"
+        version = 1
+        output_dir = {out:?}
+        model = {{ base = {folder:?}, compute_dtype = "bf16" }}
+        quantization.nf4 = {{}}
+        adapter.lora = {{ rank = 8 }}
+        data = {{ max_seq_len = 512 }}
+        dataset = [{{ path = {rows:?}, format = "tokens" }}]
+        train = {{ max_steps = 2, learning_rate = 1e-4, micro_batch_size = 4 }}
+        "#,
+        out = folder.join("out"),
+        rows = folder.join("rows.jsonl"),
+    );
+    std::fs::write(&recipe, text).unwrap();
+    recipe
+}
+
+/// Of layers with norms on both sides and stacked gates, with branches side by side and no gate, with two norms and capped
+/// scores.
+#[test]
+fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
+    for (model_type, more) in [
+        ("gemma2", json!({ "head_dim": 64, "sliding_window": 100 })),
+        ("glm4", json!({ "head_dim": 64 })),
+        ("gpt_neox", json!({})),
+        ("phi", json!({})),
+    ] {
+        let mut config = json!({
+            "model_type": model_type, "vocab_size": 1000, "hidden_size": 384, "intermediate_size": 1536,
+            "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6,
+            "max_position_embeddings": 512,
+        });
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let folder = tempfile::tempdir().unwrap();
+        let recipe = model_of(config, folder.path());
+        let report = measured(&[recipe.to_str().unwrap(), "--steps", "2", "--warmup", "0"]);
+        let Some(peak) = report["peak_memory_bytes"].as_f64() else {
+            println!("skipped: the system does not tell the peak memory of a process");
+            return;
+        };
+        let planned = report["planned_memory_bytes"].as_f64().unwrap();
+        println!("{model_type} {more}: {peak} measured, {planned} planned");
+        assert!((0.9..1.1).contains(&(peak / planned)), "{model_type} {more}: {peak} of {planned} planned");
+        assert!(report["loss"].as_f64().unwrap().is_finite());
+    }
 }
 
 /// The same on a GPU, of what tensors hold; and a buffer that was taken is used again: no later step takes another.

@@ -48,7 +48,7 @@ pub enum Role {
 
 impl Role {
     /// The names that Hugging Face checkpoints give the last component of a module path.
-    const NAMES: [(&'static str, Self); 16] = [
+    const NAMES: [(&'static str, Self); 26] = [
         ("q_proj", Self::Query),
         ("k_proj", Self::Key),
         ("v_proj", Self::Value),
@@ -65,6 +65,16 @@ impl Role {
         ("out_proj", Self::MixerOutput),
         ("input_linear", Self::GateUp),
         ("output_linear", Self::Down),
+        ("query_key_value", Self::QueryKeyValue),
+        ("dense", Self::Output),
+        ("c_fc", Self::Up),
+        ("fc1", Self::Up),
+        ("fc_in", Self::Up),
+        ("dense_h_to_4h", Self::Up),
+        ("c_proj", Self::Down),
+        ("fc2", Self::Down),
+        ("fc_out", Self::Down),
+        ("dense_4h_to_h", Self::Down),
     ];
 
     /// The role of a module by the last component of its path, for use without a model.

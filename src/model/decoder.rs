@@ -14,7 +14,7 @@ use tune_kernels::linear_cross_entropy::{Logits, OutputHead};
 use super::Error;
 use super::decoder_spec::DecoderSpec;
 use super::dtype::{FloatDtype, burn_dtype};
-use super::layers::norm::Norm;
+use super::layers::norm::{Norm, NormTensors};
 use super::layers::{KeyValueCache, LayerInputs, Layers};
 use super::rotations::Rotations;
 use crate::adapter::dora::row_norms;
@@ -31,8 +31,7 @@ pub struct Decoder<B: KernelBackend> {
     /// `[vocab, hidden]`.
     pub(super) embedding: Tensor<B, 2>,
     pub(super) layers: Layers<B>,
-    /// `[hidden]`.
-    pub(super) final_norm: Tensor<B, 1>,
+    pub(super) final_norm: NormTensors<B>,
     /// `[vocab, hidden]`; shares the embedding's storage when tied.
     pub(super) head: Tensor<B, 2>,
     /// `[vocab]`.
@@ -74,7 +73,7 @@ impl<B: KernelBackend> Decoder<B> {
         let head =
             if self.spec.tied { 0 } else { self.head.shape().num_elements() * self.head.dtype().size() };
         let bias = if self.spec.head_bias { self.spec.vocab_size * size } else { 0 };
-        (embedding + head + bias + self.spec.hidden_size * size) as u64 + self.layers.bytes()
+        (embedding + head + bias + self.final_norm.bytes()) as u64 + self.layers.bytes()
     }
 
     /// Gives the targets under DoRA the magnitudes that the model's own rows have, so that a new adapter changes
@@ -135,7 +134,12 @@ impl<B: KernelBackend> Decoder<B> {
         }
         // A trained table is in f32, whatever the compute dtype.
         let rows = self.embedding.clone().select(0, self.integers(ids)).cast(burn_dtype(self.dtype));
-        Ok(scaled(rows, self.spec.embedding_scale))
+        Ok(scaled(rows, self.embedding_scale()))
+    }
+
+    /// The factor on embeddings as transformers has it: a number in the dtype of the weights.
+    fn embedding_scale(&self) -> f32 {
+        self.dtype.rounded(self.spec.embedding_scale)
     }
 
     /// The gradient of the embedding table, f32 `[vocab, hidden]`, for that of its rows `dx`; added to `sum`.
@@ -143,7 +147,7 @@ impl<B: KernelBackend> Decoder<B> {
         let zeros =
             || Tensor::zeros([self.spec.vocab_size, self.spec.hidden_size], (&self.device, DType::F32));
         let sum = sum.unwrap_or_else(zeros);
-        let dx = scaled(dx.cast(DType::F32), self.spec.embedding_scale);
+        let dx = scaled(dx.cast(DType::F32), self.embedding_scale());
         sum.select_assign(0, self.integers(ids), dx, IndexingUpdateOp::Add)
     }
 
@@ -176,7 +180,7 @@ impl<B: KernelBackend> Decoder<B> {
     }
 
     fn final_norm_part(&self) -> Norm<'_, B> {
-        Norm { spec: &self.spec.final_norm, weight: &self.final_norm }
+        Norm { spec: &self.spec.final_norm, tensors: &self.final_norm }
     }
 
     /// An empty cache for [`Self::hidden`].

@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use tune_kernels::linear_cross_entropy::Logits;
 
+use super::Error;
 use super::dtype::FloatDtype;
 use super::parts::{LayerSpec, NormSpec};
 use super::rotary::RotarySpec;
+use super::spec::ComputeDtype;
 use crate::adapter::projection::Module;
 use crate::adapter::saved::{SavedKind, SavedModule};
 
@@ -37,6 +39,8 @@ pub struct DecoderSpec {
     pub logits: Logits,
     /// Whether the output head adds a bias.
     pub head_bias: bool,
+    /// Whether activations of released models exceed what f16 holds.
+    pub overflows_f16: bool,
     /// Positions the model was made for.
     pub max_position_embeddings: usize,
     /// The dtype config.json gives the weights, if it says.
@@ -191,6 +195,24 @@ impl DecoderSpec {
     /// Positions that a document may have: those the model was made for, stretched as its frequencies are.
     pub fn positions(&self) -> usize {
         self.rotaries.first().map_or(0, RotarySpec::positions).max(self.max_position_embeddings)
+    }
+
+    /// The dtype to compute in, as [`FloatDtype::resolve`] finds it; never f16 where that overflows.
+    ///
+    /// # Errors
+    /// The recipe names a dtype that the model or the device cannot compute in.
+    pub fn compute_dtype(
+        &self,
+        asked: ComputeDtype,
+        checkpoint: FloatDtype,
+        native: impl Fn(FloatDtype) -> bool,
+        supported: impl Fn(FloatDtype) -> bool,
+    ) -> Result<FloatDtype, Error> {
+        if self.overflows_f16 && asked == ComputeDtype::F16 {
+            return Err(Error::OverflowsF16 { family: self.family });
+        }
+        let overflows = |dtype| self.overflows_f16 && dtype == FloatDtype::F16;
+        FloatDtype::resolve(asked, checkpoint, |dtype| native(dtype) && !overflows(dtype), supported)
     }
 
     /// Parameters of the model; a tied head is counted once.

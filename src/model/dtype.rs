@@ -1,6 +1,7 @@
 //! The float dtypes of weights and of the arithmetic on them.
 
 use burn::tensor::DType;
+use half::{bf16, f16};
 
 use super::Error;
 use super::spec::ComputeDtype;
@@ -31,6 +32,15 @@ impl FloatDtype {
         match self {
             Self::F32 => 4,
             Self::Bf16 | Self::F16 => 2,
+        }
+    }
+
+    /// The nearest number of this dtype.
+    pub fn rounded(self, number: f32) -> f32 {
+        match self {
+            Self::F32 => number,
+            Self::Bf16 => bf16::from_f32(number).to_f32(),
+            Self::F16 => f16::from_f32(number).to_f32(),
         }
     }
 

@@ -92,6 +92,14 @@ pub enum Error {
         /// The reason.
         message: String,
     },
+    /// The dtype of the recipe does not hold the model's activations.
+    #[error(
+        "activations of {family} models overflow f16: choose `compute_dtype = \"bf16\"`, \"f32\" or \"auto\""
+    )]
+    OverflowsF16 {
+        /// The family.
+        family: &'static str,
+    },
     /// The device cannot compute in the dtype of the recipe.
     #[error("the device cannot compute in {dtype}: choose `compute_dtype = \"f32\"` or \"auto\"")]
     UnsupportedDtype {

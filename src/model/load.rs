@@ -19,9 +19,9 @@ use super::decoder_spec::DecoderSpec;
 use super::dtype::FloatDtype;
 use super::fetch::{Fetcher, Home};
 use super::layers::{Layer, Layers, Order, Walk};
-use super::parts::{LayerSpec, LayerTensor, ProjectionSpec};
+use super::parts::{LayerSpec, LayerTensor, NormSpec, ProjectionSpec};
 use super::rotations::Rotations;
-use super::stored::{self, Squares, StoredLayer, StoredProjection, StoredWeight};
+use super::stored::{self, Squares, StoredLayer, StoredNorm, StoredProjection, StoredWeight};
 use super::tensors::{self, Checked};
 use crate::assets::WeightFiles;
 use crate::quant;
@@ -168,8 +168,8 @@ impl Reader<'_> {
         for tensor in spec.tensors() {
             match tensor {
                 LayerTensor::Norm(norm) => {
-                    let name = format!("{}.weight", self.spec.path(layer, norm.path));
-                    norms.push(self.dense(&name, &[norm.width])?);
+                    let path = self.spec.path(layer, norm.path);
+                    norms.push(self.norm(&path, norm)?);
                 }
                 LayerTensor::Projection(projection) => {
                     let module = self.spec.path(layer, &projection.path);
@@ -183,6 +183,15 @@ impl Reader<'_> {
             }
         }
         Ok(StoredLayer { spec, projections, norms, constants })
+    }
+
+    fn norm(&mut self, path: &str, norm: &NormSpec) -> Result<StoredNorm, Error> {
+        let weight = self.dense(&format!("{path}.weight"), &[norm.width])?;
+        let bias = match norm.kind.has_bias() {
+            true => Some(self.dense(&format!("{path}.bias"), &[norm.width])?),
+            false => None,
+        };
+        Ok(StoredNorm { weight, bias })
     }
 
     fn projection(&mut self, module: &str, spec: &ProjectionSpec) -> Result<StoredProjection, Error> {
@@ -276,7 +285,8 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
         let weight = |path: &str| format!("{path}.weight");
         let table = [spec.vocab_size, spec.hidden_size];
         let embedding = self.dense(&weight(paths.embedding), table)?;
-        let final_norm = self.dense(&weight(spec.final_norm.path), [spec.hidden_size])?;
+        let final_norm = self.read(|reader| reader.norm(spec.final_norm.path, &spec.final_norm))?;
+        let final_norm = final_norm.place(self.dtype, self.device);
         let head = match spec.tied {
             true => embedding.clone(),
             false => self.dense(&weight(paths.head), table)?,

@@ -13,8 +13,9 @@ use tune_kernels::nf4::{self, Absmax, Nf4Weight, Quantized};
 use super::decoder::Decoder;
 use super::decoder_spec::DecoderSpec;
 use super::dtype::{FloatDtype, burn_dtype};
+use super::layers::norm::NormTensors;
 use super::layers::{FrozenProjection, Layer, Layers};
-use super::parts::{LayerSpec, LayerTensor, ProjectionSpec};
+use super::parts::{LayerSpec, LayerTensor, NormSpec, ProjectionSpec};
 use super::rotations::Rotations;
 use crate::quant;
 
@@ -101,7 +102,7 @@ impl<B: KernelBackend> Maker<'_, B> {
             device: self.device.clone(),
             embedding,
             layers,
-            final_norm: self.dense([spec.hidden_size], 1.0, 0.1),
+            final_norm: self.norm(&spec.final_norm),
             head,
             head_bias: spec.head_bias.then(|| self.dense([spec.vocab_size], 0.0, 0.1)),
             rotations: Rotations::new(),
@@ -112,7 +113,7 @@ impl<B: KernelBackend> Maker<'_, B> {
         let (mut projections, mut norms, mut constants) = (Vec::new(), Vec::new(), Vec::new());
         for tensor in spec.tensors() {
             match tensor {
-                LayerTensor::Norm(norm) => norms.push(self.dense([norm.width], 1.0, 0.1)),
+                LayerTensor::Norm(norm) => norms.push(self.norm(norm)),
                 LayerTensor::Projection(projection) => projections.push(self.projection(projection)),
                 LayerTensor::Constant(constant) => {
                     let values = self.dense(constant.matrix(), 0.0, 0.5);
@@ -121,6 +122,12 @@ impl<B: KernelBackend> Maker<'_, B> {
             }
         }
         Layer::new(Arc::clone(spec), projections, norms, constants)
+    }
+
+    fn norm(&mut self, spec: &NormSpec) -> NormTensors<B> {
+        let weight = self.dense([spec.width], 1.0, 0.1);
+        let bias = spec.kind.has_bias().then(|| self.dense([spec.width], 0.0, 0.1));
+        NormTensors { weight, bias }
     }
 
     fn projection(&mut self, spec: &ProjectionSpec) -> FrozenProjection<B> {

@@ -11,6 +11,8 @@ pub(in crate::model) use read::Rules;
 
 use std::f64::consts::PI;
 
+use tune_kernels::rope::Pairs;
+
 /// Frequencies of the rotary positions of a model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RotarySpec {
@@ -22,6 +24,8 @@ pub struct RotarySpec {
     pub max_position_embeddings: usize,
     /// How frequencies are stretched.
     pub scaling: RotaryScaling,
+    /// Which dimensions are rotated together.
+    pub pairs: Pairs,
     /// Factors on queries by position, beside the rotation.
     pub query_scale: Option<QueryScale>,
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::{DType, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
-use tune_kernels::rope::{Direction, Pairs, Positions, RotaryTable, rope, rope_all};
+use tune_kernels::rope::{Direction, Positions, RotaryTable, rope, rope_all};
 
 use super::rotary::RotarySpec;
 
@@ -150,7 +150,7 @@ impl Rows {
             let factors = self.query_factors.iter().flat_map(|factor| repeat_n(factor, shape[1]));
             values.iter().zip(factors).map(|(value, factor)| value * factor).collect()
         };
-        let table = |cos, sin| RotaryTable { cos: upload(cos), sin: upload(sin), pairs: Pairs::Halves };
+        let table = |cos, sin| RotaryTable { cos: upload(cos), sin: upload(sin), pairs: spec.pairs };
         let query = self.query_factors.iter().any(|factor| *factor != 1.0);
         let query = query.then(|| table(scaled(&self.cosines), scaled(&self.sines)));
         (table(self.cosines, self.sines), query)

@@ -9,6 +9,7 @@ use tune_kernels::nf4::{Nf4Weight, Quantized};
 
 use super::Error;
 use super::dtype::{FloatDtype, burn_dtype};
+use super::layers::norm::NormTensors;
 use super::layers::{FrozenProjection, Layer};
 use super::parts::LayerSpec;
 use crate::quant;
@@ -21,9 +22,27 @@ pub(super) struct StoredLayer {
     /// By slot.
     pub(super) projections: Vec<StoredProjection>,
     /// By place.
-    pub(super) norms: Vec<TensorData>,
+    pub(super) norms: Vec<StoredNorm>,
     /// By place, each with its dtype.
     pub(super) constants: Vec<(TensorData, FloatDtype)>,
+}
+
+/// Weight and bias of a norm.
+#[derive(Clone, Debug)]
+pub(super) struct StoredNorm {
+    pub(super) weight: TensorData,
+    pub(super) bias: Option<TensorData>,
+}
+
+impl StoredNorm {
+    /// Moves it to a device.
+    pub(super) fn place<B: KernelBackend>(self, dtype: FloatDtype, device: &B::Device) -> NormTensors<B> {
+        let Self { weight, bias } = self;
+        NormTensors {
+            weight: dense(weight, dtype, device),
+            bias: bias.map(|bias| dense(bias, dtype, device)),
+        }
+    }
 }
 
 /// Weight and bias of a projection.
@@ -55,7 +74,7 @@ impl StoredLayer {
         squares: Option<&Squares<B>>,
     ) -> Result<Layer<B>, Error> {
         let constants = self.constants.into_iter().map(|(data, dtype)| dense(data, dtype, device)).collect();
-        let norms = self.norms.into_iter().map(|norm| dense(norm, dtype, device)).collect();
+        let norms = self.norms.into_iter().map(|norm| norm.place(dtype, device)).collect();
         let place = |(slot, stored): (usize, StoredProjection)| {
             let weight = match stored.weight {
                 StoredWeight::Dense(data) => FrozenWeight::Dense(dense(data, dtype, device)),

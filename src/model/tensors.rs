@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Error;
 use super::decoder_spec::DecoderSpec;
 use super::dtype::FloatDtype;
-use super::parts::LayerTensor;
+use super::parts::{LayerTensor, NormSpec};
 use crate::assets::{Dtype, WeightFiles};
 use crate::quant::bitsandbytes::Stored;
 use crate::quant::spec::Spec;
@@ -34,7 +34,7 @@ pub fn expected(spec: &DecoderSpec) -> Vec<Expected> {
     for (layer, layer_spec) in spec.layers.iter().enumerate() {
         tensors.extend(layer_spec.tensors().iter().flat_map(|tensor| of_layer(spec, layer, tensor)));
     }
-    tensors.push(weight(spec.final_norm.path, vec![spec.hidden_size]));
+    tensors.extend(of_norm(&spec.final_norm, spec.final_norm.path));
     if !spec.tied {
         tensors.push(table(spec, spec.paths.head));
     }
@@ -55,10 +55,17 @@ pub(crate) fn weight(path: &str, shape: Vec<usize>) -> Expected {
     Expected { name: format!("{path}.weight"), shape, projection: false, dense: true }
 }
 
+/// The tensors of a norm: its weight, then its bias if it has one.
+pub(crate) fn of_norm(norm: &NormSpec, path: &str) -> Vec<Expected> {
+    let own = weight(path, vec![norm.width]);
+    let bias = Expected { name: format!("{path}.bias"), ..own.clone() };
+    [Some(own), norm.kind.has_bias().then_some(bias)].into_iter().flatten().collect()
+}
+
 /// The tensors of a part of a layer: its weight, then its bias if it has one.
 pub(crate) fn of_layer(spec: &DecoderSpec, layer: usize, tensor: &LayerTensor) -> Vec<Expected> {
     match tensor {
-        LayerTensor::Norm(norm) => vec![weight(&spec.path(layer, norm.path), vec![norm.width])],
+        LayerTensor::Norm(norm) => of_norm(norm, &spec.path(layer, norm.path)),
         LayerTensor::Projection(projection) => {
             let path = spec.path(layer, &projection.path);
             let [out, _] = projection.shape;
@@ -192,10 +199,14 @@ fn is_state_of(other: &str, weight: &str) -> bool {
     state.is_some_and(|state| state == "absmax" || state.starts_with("quant_state."))
 }
 
-/// Tensors that some tools write and that are redundant: rotary frequencies, a copy of tied embeddings, the value head that
-/// TRL trains beside a model.
+/// Endings of buffers that follow from config.json: rotary frequencies, and masks of the time before they were made.
+const REDUNDANT: [&str; 5] =
+    [".rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias", ".attn.bias", ".attn.masked_bias"];
+
+/// Tensors that some tools write and that are redundant: buffers, a copy of tied embeddings, the value head that TRL trains
+/// beside a model.
 fn ignorable(spec: &DecoderSpec, weights: &WeightFiles, name: &str) -> Result<bool, Error> {
-    if name.ends_with(".rotary_emb.inv_freq") || name.starts_with("v_head.") {
+    if REDUNDANT.iter().any(|ending| name.ends_with(ending)) || name.starts_with("v_head.") {
         return Ok(true);
     }
     let embedding = embedding_name(spec);

@@ -453,7 +453,7 @@ impl Opened {
         let checkpoint = crate::model::tensors::checkpoint_dtype(&self.spec, self.model.weights());
         let asked = self.recipe.model.compute_dtype;
         // Device support is checked afterwards, so that the error lists the supported dtypes.
-        let dtype = FloatDtype::resolve(asked, checkpoint, |dtype| device.is_native(dtype), |_| true)?;
+        let dtype = self.spec.compute_dtype(asked, checkpoint, |dtype| device.is_native(dtype), |_| true)?;
         require_dtype(device, dtype)?;
         Ok(dtype)
     }

@@ -237,7 +237,8 @@ impl OpenedModel {
         let stored = tensors::checkpoint_dtype(&base.spec, base.folder.weights());
         let asked = choice.compute_dtype.or(origin.map(|origin| origin.compute_dtype));
         let asked = asked.unwrap_or(ComputeDtype::Auto);
-        let dtype = FloatDtype::resolve(asked, stored, |d| device.is_native(d), |d| device.supports(d))?;
+        let dtype =
+            base.spec.compute_dtype(asked, stored, |d| device.is_native(d), |d| device.supports(d))?;
         let template = match adapter.as_ref().and_then(|(one, _)| one.metadata().get(CHAT_TEMPLATE_KWARGS)) {
             Some(kwargs) => {
                 let kwargs = serde_json::from_str(kwargs).map_err(|error| {

@@ -268,7 +268,8 @@ impl Workload<'_> {
         let WeightBytes { packed, scales, dense } = layers.sum();
         let table = (spec.vocab_size * spec.hidden_size) as u64;
         let tables = if spec.tied { table } else { 2 * table };
-        let dense = dense + value * (tables + spec.final_norm.width as u64);
+        let bias = if spec.head_bias { spec.vocab_size as u64 } else { 0 };
+        let dense = dense + value * (tables + bias + spec.final_norm.elements() as u64);
         [
             Term { name: "packed weights", bytes: packed },
             Term { name: "scales", bytes: scales },

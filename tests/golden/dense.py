@@ -13,6 +13,7 @@ to matter: switching it off must move the logits. Tokens are in
 
 import copy
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 
@@ -156,7 +157,7 @@ def projections(model: torch.nn.Module) -> list[str]:
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and ".layers." in f".{name}"
+        if isinstance(module, torch.nn.Linear) and re.search(r"\.(layers|h)\.\d+\.", f".{name}")
     ]
 
 

@@ -83,7 +83,7 @@ impl Adapter {
 fn place(path: &str) -> Option<(usize, Role)> {
     let (before, last) = path.rsplit_once('.')?;
     let role = Role::of_name(last)?;
-    let mut parts = before.split('.').skip_while(|part| *part != "layers").skip(1);
+    let mut parts = before.split('.').skip_while(|part| !["layers", "h"].contains(part)).skip(1);
     Some((parts.next()?.parse().ok()?, role))
 }
 

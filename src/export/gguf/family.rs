@@ -119,7 +119,7 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
     put("attention.head_count_kv", size(heads.keys));
     put("attention.key_length", size(heads.dim));
     put("attention.value_length", size(heads.dim));
-    put("attention.layer_norm_rms_epsilon", Value::F32(spec.final_norm.kind.epsilon as f32));
+    put("attention.layer_norm_rms_epsilon", Value::F32(spec.final_norm.kind.epsilon() as f32));
     put("vocab_size", size(spec.vocab_size));
     scales(spec, gguf, &mut put)?;
     let context = positions::put(spec, gguf, &mut keys, &mut notes)?;

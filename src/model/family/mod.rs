@@ -4,6 +4,13 @@
 //! Refuses to know weights and arithmetic.
 
 mod exaone4;
+mod falcon;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod glm4;
+mod gpt_neox;
+mod gptj;
 mod granite;
 mod hunyuan;
 mod layer_types;
@@ -12,12 +19,14 @@ mod ministral3;
 mod mistral;
 mod olmo2;
 mod olmo3;
+mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
 mod seed_oss;
 mod shared;
 mod smollm3;
+mod starcoder2;
 #[cfg(test)]
 mod toy;
 
@@ -54,6 +63,15 @@ pub static FAMILIES: &[&Declared] = &[
     &seed_oss::SEED_OSS,
     &hunyuan::HUNYUAN,
     &exaone4::EXAONE4,
+    &gemma::GEMMA,
+    &gemma2::GEMMA2,
+    &gemma3::GEMMA3,
+    &glm4::GLM4,
+    &gpt_neox::GPT_NEOX,
+    &phi::PHI,
+    &starcoder2::STARCODER2,
+    &falcon::FALCON,
+    &gptj::GPTJ,
     #[cfg(test)]
     &toy::TOY,
 ];

@@ -30,7 +30,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         let (window, rotary) = (window.filter(|_| slides), Some(usize::from(slides)));
         olmo2::layer(&shared, AttentionSpec { window, rotary, ..shared.attention() }.biased(bias, bias))
     });
-    let kinds = ["full_attention", "sliding_attention"];
-    let rotaries = RotarySpec::read_by_kind(config, &shared.rotary_rules(), kinds)?;
+    let kinds = ["full_attention", "sliding_attention"].map(|kind| (kind, shared.rotary_rules()));
+    let rotaries = RotarySpec::read_by_kind(config, kinds)?;
     Ok(shared.decoder_with(rotaries.into(), &OLMO3, layers, Some(olmo2::GGUF)))
 }

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
+use tune_kernels::activation::Function;
 use tune_kernels::gated::Activation;
 use tune_kernels::linear_cross_entropy::Logits;
 use tune_kernels::rms_norm::{NormWeight, RmsNorm, Rounding};
+use tune_kernels::rope::Pairs;
 
 use super::Declared;
 use crate::adapter::projection::Role;
@@ -14,9 +16,30 @@ use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::{DecoderSpec, GgufSpec, Paths};
 use crate::model::dtype::FloatDtype;
 use crate::model::parts::{
-    AttentionSpec, GatedInner, GatedSpec, HeadNorms, Heads, Inner, LayerSpec, NormSpec, ProjectionSpec,
+    AttentionSpec, GatedInner, GatedSpec, HeadNorms, Heads, Inner, LayerSpec, NormKind, NormSpec, PlainSpec,
+    ProjectionSpec,
 };
 use crate::model::rotary::{RotarySpec, Rules};
+
+/// Keys that have other names in some families.
+pub(super) struct Keys {
+    pub(super) hidden: &'static str,
+    pub(super) intermediate: &'static str,
+    pub(super) layers: &'static str,
+    pub(super) heads: &'static str,
+    pub(super) positions: &'static str,
+}
+
+impl Keys {
+    /// Those of Llama.
+    pub(super) const LLAMA: Self = Self {
+        hidden: "hidden_size",
+        intermediate: "intermediate_size",
+        layers: "num_hidden_layers",
+        heads: "num_attention_heads",
+        positions: "max_position_embeddings",
+    };
+}
 
 /// The key of the activation, and the one that a family computes.
 pub(super) struct HiddenActivation {
@@ -45,6 +68,9 @@ pub(super) struct Defaults {
     pub(super) rounding: Rounding,
     /// How their weights enter.
     pub(super) norm_weight: NormWeight,
+    /// Norms also subtract the mean; the key of their epsilon, and whether they have biases.
+    pub(super) layer_norm: Option<(&'static str, bool)>,
+    pub(super) keys: Keys,
 }
 
 impl Defaults {
@@ -66,6 +92,8 @@ impl Defaults {
         epsilon: 1e-6,
         rounding: Rounding::BeforeWeight,
         norm_weight: NormWeight::Plain,
+        layer_norm: None,
+        keys: Keys::LLAMA,
     };
 }
 
@@ -79,7 +107,7 @@ pub(super) struct Shared {
     max_position_embeddings: usize,
     rope_theta: f64,
     activation: Activation,
-    norm: RmsNorm,
+    norm: NormKind,
     tied: bool,
     dtype: Option<FloatDtype>,
 }
@@ -110,25 +138,32 @@ impl Shared {
         check_quantization(config)?;
         let size = |key: &str, default: usize| Ok::<_, Error>(config.size(key)?.unwrap_or(default));
         let vocab_size = plausible_size("vocab_size", size("vocab_size", defaults.vocab_size)?)?;
-        let hidden_size = plausible_size("hidden_size", size("hidden_size", 4096)?)?;
+        let keys = &defaults.keys;
+        let hidden_size = plausible_size(keys.hidden, size(keys.hidden, 4096)?)?;
         let intermediate_size =
-            plausible_size("intermediate_size", size("intermediate_size", defaults.intermediate_size)?)?;
-        let layers = plausible_count("num_hidden_layers", size("num_hidden_layers", 32)?)?;
-        let max_position_embeddings = size("max_position_embeddings", defaults.max_position_embeddings)?;
+            plausible_size(keys.intermediate, size(keys.intermediate, defaults.intermediate_size)?)?;
+        let layers = plausible_count(keys.layers, size(keys.layers, 32)?)?;
+        let max_position_embeddings = size(keys.positions, defaults.max_position_embeddings)?;
+        let norm = match defaults.layer_norm {
+            Some((key, bias)) => {
+                NormKind::Layer { epsilon: config.positive(key)?.unwrap_or(defaults.epsilon), bias }
+            }
+            None => NormKind::Rms(RmsNorm {
+                epsilon: config.positive("rms_norm_eps")?.unwrap_or(defaults.epsilon),
+                rounding: defaults.rounding,
+                weight: defaults.norm_weight,
+            }),
+        };
         Ok(Self {
             hidden_size,
             layers,
             vocab_size,
             intermediate_size,
             heads: heads(config, defaults, hidden_size)?,
-            max_position_embeddings: plausible_size("max_position_embeddings", max_position_embeddings)?,
+            max_position_embeddings: plausible_size(keys.positions, max_position_embeddings)?,
             rope_theta: defaults.rope_theta,
             activation,
-            norm: RmsNorm {
-                epsilon: config.positive("rms_norm_eps")?.unwrap_or(defaults.epsilon),
-                rounding: defaults.rounding,
-                weight: defaults.norm_weight,
-            },
+            norm,
             tied: config.flag("tie_word_embeddings")?.unwrap_or(defaults.tied),
             dtype: dtype(config)?,
         })
@@ -141,10 +176,15 @@ impl Shared {
 
     /// Attention over all keys, with separate projections, no biases and no norms over heads.
     pub(super) fn attention(&self) -> AttentionSpec {
+        self.attention_at("self_attn", "o_proj")
+    }
+
+    /// The same under `module`, with an output projection of another name.
+    pub(super) fn attention_at(&self, module: &str, output: &str) -> AttentionSpec {
         let (heads, hidden) = (self.heads, self.hidden_size);
         let [queries, keys, values] = heads.widths();
         let projection =
-            |name: &str, shape, role| ProjectionSpec::new(format!("self_attn.{name}"), shape, role);
+            |name: &str, shape, role| ProjectionSpec::new(format!("{module}.{name}"), shape, role);
         AttentionSpec {
             heads,
             inner: Inner::Separate {
@@ -155,7 +195,7 @@ impl Shared {
             head_norms: None,
             output_gate: false,
             rotary: Some(0),
-            output: projection("o_proj", [hidden, queries], Role::Output),
+            output: projection(output, [hidden, queries], Role::Output),
             scaling: 1.0 / (heads.dim as f32).sqrt(),
             window: None,
             soft_cap: None,
@@ -194,6 +234,14 @@ impl Shared {
         }
     }
 
+    /// A feed-forward block without a gate, with biases or without.
+    pub(super) fn plain(&self, up: &str, down: &str, function: Function, bias: bool) -> PlainSpec {
+        let (hidden, intermediate) = (self.hidden_size, self.intermediate_size);
+        let up = ProjectionSpec::new(up.into(), [intermediate, hidden], Role::Up);
+        let down = ProjectionSpec::new(down.into(), [hidden, intermediate], Role::Down);
+        PlainSpec { up, function, down }.biased(bias)
+    }
+
     /// What this family fixes about rotary positions: the whole head is rotated, by rope types of every family.
     pub(super) fn rotary_rules(&self) -> Rules {
         Rules {
@@ -204,6 +252,8 @@ impl Shared {
             partial: None,
             yarn_is_longrope: false,
             takes_alpha: false,
+            pairs: Pairs::Halves,
+            theta_key: "rope_theta",
             scales_queries: false,
         }
     }
@@ -250,6 +300,7 @@ impl Shared {
             layers,
             rotaries,
             embedding_scale: 1.0,
+            overflows_f16: false,
             logit_scale: 1.0,
             final_norm: self.norm("model.norm", "output_norm"),
             tied: self.tied,
@@ -263,8 +314,26 @@ impl Shared {
     }
 }
 
+/// Words of activations without a gate, for [`Defaults::activation`].
+pub(super) const UNGATED: HiddenActivation = HiddenActivation {
+    key: "hidden_act",
+    words: &["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu2", "relu_squared"],
+    activation: Activation::Silu,
+};
+
+/// The activation that a word of [`UNGATED`] names; `default` where there is none.
+pub(super) fn function(config: &ConfigReader<'_>, key: &str, default: Function) -> Result<Function, Error> {
+    Ok(match config.text(key)? {
+        None => default,
+        Some("gelu") => Function::Gelu,
+        Some("relu2" | "relu_squared") => Function::ReluSquared,
+        Some(_) => Function::GeluTanh,
+    })
+}
+
 fn heads(config: &ConfigReader<'_>, defaults: &Defaults, hidden_size: usize) -> Result<Heads, Error> {
-    let queries = plausible_count("num_attention_heads", config.size("num_attention_heads")?.unwrap_or(32))?;
+    let key = defaults.keys.heads;
+    let queries = plausible_count(key, config.size(key)?.unwrap_or(32))?;
     // An explicit null stands for one key head per query head; an absent key for the default.
     let keys = match config.is_null("num_key_value_heads") {
         true => queries,
@@ -275,7 +344,7 @@ fn heads(config: &ConfigReader<'_>, defaults: &Defaults, hidden_size: usize) -> 
         None if hidden_size.is_multiple_of(queries) => hidden_size / queries,
         None => {
             let message = format!("is {queries}, which does not divide hidden_size {hidden_size}");
-            return Err(Error::config("num_attention_heads", message));
+            return Err(Error::config(key, message));
         }
     };
     let dim = plausible_count("head_dim", dim)?;

@@ -53,7 +53,7 @@ fn absent_keys_have_the_defaults_of_transformers() {
     );
     assert_eq!(attention.heads, Heads { queries: 32, keys: 32, dim: 128 });
     assert_eq!(
-        (llama.final_norm.kind.epsilon, llama.rotaries[0].theta, llama.max_position_embeddings),
+        (llama.final_norm.kind.epsilon(), llama.rotaries[0].theta, llama.max_position_embeddings),
         (1e-6, 1e4, 2048)
     );
     assert!(llama.layers.iter().all(|layer| layer.projections().all(|projection| !projection.bias)));

@@ -68,7 +68,7 @@ pub(super) fn forward<B: KernelBackend>(
     let (query, key) = raw.unwrap_or((query, key));
     let [query_index, key_index, value_index] = match spec.inner {
         Inner::Separate { .. } => [0, 1, 2],
-        Inner::Fused(_) => [0; 3],
+        Inner::Fused(_) | Inner::ByHead(_) => [0; 3],
     };
     let tape = AttentionTape {
         query: inner.saved(query_index, query),
@@ -162,6 +162,11 @@ pub(super) fn backward<B: KernelBackend>(
     let dy = match spec.inner {
         Inner::Separate { .. } => dy,
         Inner::Fused(_) => vec![Tensor::cat(dy, 1)],
+        Inner::ByHead(_) => {
+            let width = 3 * spec.heads.queries * spec.heads.dim;
+            let heads = dy.into_iter().map(|dy| dy.reshape([tokens, spec.heads.queries, spec.heads.dim]));
+            vec![Tensor::cat(heads.collect(), 2).reshape([tokens, width])]
+        }
     };
     project_backward(x, &layers, inner_tape, dy, upstream.wants_x, gradients)
 }
@@ -184,6 +189,21 @@ fn split<B: KernelBackend>(
         Inner::Separate { .. } => {
             let mut outputs = outputs.into_iter();
             heads.map(|heads| outputs.next().flatten().map(|x| shaped(x, heads)))
+        }
+        Inner::ByHead(_) => {
+            let all = outputs.pop().flatten();
+            let dim = spec.heads.dim;
+            [0, dim, 2 * dim].map(|start| {
+                all.as_ref().map(|all| {
+                    let [tokens, _] = all.dims();
+                    let heads = all.clone().reshape([tokens, spec.heads.queries, 3 * dim]);
+                    // A copy, which does not keep all three in memory.
+                    shaped(
+                        heads.narrow(2, start, dim).reshape([tokens, spec.heads.queries * dim]),
+                        spec.heads.queries,
+                    )
+                })
+            })
         }
         Inner::Fused(_) => {
             let all = outputs.pop().flatten();

@@ -14,7 +14,8 @@ use super::attention::{self, AttentionTape};
 use super::cache::LayerCache;
 use super::delta_net::{self, DeltaNetTape};
 use super::gated::{self, GatedTape};
-use super::norm::Norm;
+use super::norm::{Norm, NormTensors};
+use super::plain::{self, PlainTape};
 use super::{Adapted, FrozenProjection};
 use crate::adapter::projection::{LayerAdapters, LayerGradients, Slot};
 use crate::model::parts::{
@@ -38,7 +39,7 @@ pub struct Layer<B: KernelBackend> {
     /// By slot.
     projections: Vec<FrozenProjection<B>>,
     /// By place.
-    norms: Vec<Tensor<B, 1>>,
+    norms: Vec<NormTensors<B>>,
     /// By place, as matrices.
     constants: Vec<Tensor<B, 2>>,
 }
@@ -67,6 +68,7 @@ enum BodyTape<B: KernelBackend> {
     Attention(Box<AttentionTape<B>>),
     DeltaNet(Box<DeltaNetTape<B>>),
     Gated(Box<GatedTape<B>>),
+    Plain(Box<PlainTape<B>>),
 }
 
 /// What a layer is called with.
@@ -126,7 +128,7 @@ impl<'a, B: KernelBackend> Call<'a, B> {
     where
         'a: 's,
     {
-        Norm { spec, weight: &self.layer.norms[spec.place] }
+        Norm { spec, tensors: &self.layer.norms[spec.place] }
     }
 
     /// A frozen tensor, as [`ConstantSpec::matrix`] shapes it.
@@ -140,7 +142,7 @@ impl<B: KernelBackend> Layer<B> {
     pub(in crate::model) fn new(
         spec: Arc<LayerSpec>,
         projections: Vec<FrozenProjection<B>>,
-        norms: Vec<Tensor<B, 1>>,
+        norms: Vec<NormTensors<B>>,
         constants: Vec<Tensor<B, 2>>,
     ) -> Self {
         Self { spec, projections, norms, constants }
@@ -158,7 +160,7 @@ impl<B: KernelBackend> Layer<B> {
 
     /// Bytes of its weights.
     pub fn bytes(&self) -> u64 {
-        let norms: usize = self.norms.iter().map(|norm| norm.dims()[0] * norm.dtype().size()).sum();
+        let norms: usize = self.norms.iter().map(NormTensors::bytes).sum();
         let constants =
             self.constants.iter().map(|constant| constant.shape().num_elements() * constant.dtype().size());
         let small = norms + constants.sum::<usize>();
@@ -338,6 +340,10 @@ fn body_forward<B: KernelBackend>(
             let (y, tape) = gated::forward(spec, x, call, output);
             (y, BodyTape::Gated(Box::new(tape)))
         }
+        BodySpec::Plain(spec) => {
+            let (y, tape) = plain::forward(spec, x, call, output);
+            (y, BodyTape::Plain(Box::new(tape)))
+        }
     }
 }
 
@@ -358,6 +364,9 @@ fn body_backward<B: KernelBackend>(
         }
         (BodySpec::Gated(spec), BodyTape::Gated(tape)) => {
             gated::backward(spec, *tape, x, call, upstream, gradients)
+        }
+        (BodySpec::Plain(spec), BodyTape::Plain(tape)) => {
+            plain::backward(spec, *tape, x, call, upstream, gradients)
         }
         _ => unreachable!("a tape is read by the body that wrote it"),
     }

@@ -10,6 +10,7 @@ pub mod gated;
 pub mod layer;
 pub mod norm;
 mod output_gate;
+pub mod plain;
 pub mod projection;
 pub(super) mod slots;
 pub mod walk;

@@ -1,32 +1,57 @@
-//! A norm with its weight.
+//! A norm with its weight and bias.
 
 use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
+use tune_kernels::layer_norm::{layer_norm, layer_norm_backward};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward, rms_norm_onto};
 
 use crate::model::parts::NormSpec;
+use crate::model::parts::norm::NormKind;
 
-/// A norm and its weight, `[width]`.
+/// The tensors of a norm. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct NormTensors<B: KernelBackend> {
+    /// `[width]`.
+    pub weight: Tensor<B, 1>,
+    /// `[width]`.
+    pub bias: Option<Tensor<B, 1>>,
+}
+
+impl<B: KernelBackend> NormTensors<B> {
+    /// Bytes that they take.
+    pub fn bytes(&self) -> usize {
+        let bytes = |tensor: &Tensor<B, 1>| tensor.dims()[0] * tensor.dtype().size();
+        bytes(&self.weight) + self.bias.as_ref().map_or(0, bytes)
+    }
+}
+
+/// A norm and its tensors.
 #[derive(Debug)]
 pub struct Norm<'a, B: KernelBackend> {
     /// What kind it is.
     pub spec: &'a NormSpec,
-    /// `[width]`.
-    pub weight: &'a Tensor<B, 1>,
+    /// Weight and bias.
+    pub tensors: &'a NormTensors<B>,
 }
 
 impl<B: KernelBackend> Norm<'_, B> {
     /// norm(x), `[rows, width]`; added to `onto` where that is given.
     pub fn forward(&self, x: &Tensor<B, 2>, onto: Option<&Tensor<B, 2>>) -> Tensor<B, 2> {
-        match onto {
-            Some(onto) => rms_norm_onto(x, self.weight, self.spec.kind, onto),
-            None => rms_norm(x, self.weight, self.spec.kind),
+        let NormTensors { weight, bias } = self.tensors;
+        match (self.spec.kind, onto) {
+            (NormKind::Rms(norm), Some(onto)) => rms_norm_onto(x, weight, norm, onto),
+            (NormKind::Rms(norm), None) => rms_norm(x, weight, norm),
+            (NormKind::Layer { epsilon, .. }, onto) => layer_norm(x, weight, bias.as_ref(), epsilon, onto),
         }
     }
 
     /// dL/dx for the upstream gradient `dy`; added to `onto` where that is given.
     pub fn backward(&self, x: &Tensor<B, 2>, dy: Tensor<B, 2>, onto: Option<&Tensor<B, 2>>) -> Tensor<B, 2> {
-        rms_norm_backward(x, self.weight, self.spec.kind, dy, onto)
+        let weight = &self.tensors.weight;
+        match self.spec.kind {
+            NormKind::Rms(norm) => rms_norm_backward(x, weight, norm, dy, onto),
+            NormKind::Layer { epsilon, .. } => layer_norm_backward(x, weight, epsilon, dy, onto),
+        }
     }
 
     /// [`Self::forward`] over heads, `[tokens, heads, dim]`: each by itself, or all of a token's together, as the norm is

@@ -59,6 +59,8 @@ pub enum Inner {
     },
     /// One weight: rows of queries, then keys, then values.
     Fused(ProjectionSpec),
+    /// One weight: of each head the rows of queries, then keys, then values; there are as many of each.
+    ByHead(ProjectionSpec),
 }
 
 impl Inner {
@@ -66,7 +68,7 @@ impl Inner {
     pub fn projections(&self) -> Vec<&ProjectionSpec> {
         match self {
             Self::Separate { query, key, value } => vec![query, key, value],
-            Self::Fused(all) => vec![all],
+            Self::Fused(all) | Self::ByHead(all) => vec![all],
         }
     }
 }
@@ -92,7 +94,7 @@ impl AttentionSpec {
                     projection.bias = inner;
                 }
             }
-            Inner::Fused(all) => all.bias = inner,
+            Inner::Fused(all) | Inner::ByHead(all) => all.bias = inner,
         }
         self.output.bias = output;
         self
@@ -102,7 +104,7 @@ impl AttentionSpec {
         let Self { inner, head_norms, output, .. } = self;
         let mut tensors = match inner {
             Inner::Separate { query, key, value } => [query, key, value].map(TensorMut::Projection).into(),
-            Inner::Fused(all) => vec![TensorMut::Projection(all)],
+            Inner::Fused(all) | Inner::ByHead(all) => vec![TensorMut::Projection(all)],
         };
         if let Some(HeadNorms { query, key, .. }) = head_norms {
             tensors.extend([query, key].map(TensorMut::Norm));
@@ -130,7 +132,7 @@ impl AttentionSpec {
         let again = load.scaled_again(self.inner.projections().into_iter());
         let stacked = match self.inner {
             Inner::Separate { .. } => 0,
-            Inner::Fused(_) => queries + keys + values,
+            Inner::Fused(_) | Inner::ByHead(_) => queries + keys + values,
         };
         // Gradients of queries and gates, joined.
         let gates = if self.output_gate { 3 * queries } else { 0 };

@@ -126,7 +126,7 @@ impl LayerSpec {
     pub fn weights(&self, quantization: Option<Spec>, dtype: FloatDtype) -> WeightBytes {
         let of = |tensor: &LayerTensor| match tensor {
             LayerTensor::Norm(norm) => {
-                WeightBytes { dense: (norm.width * dtype.bytes()) as u64, ..WeightBytes::default() }
+                WeightBytes { dense: (norm.elements() * dtype.bytes()) as u64, ..WeightBytes::default() }
             }
             LayerTensor::Projection(projection) => projection.weights(quantization, dtype),
             LayerTensor::Constant(constant) => constant.weights(dtype),
@@ -180,6 +180,7 @@ impl BodySpec {
             Self::Attention(attention) => attention.saved(load),
             Self::DeltaNet(delta_net) => delta_net.saved(load),
             Self::Gated(gated) => gated.saved(load),
+            Self::Plain(plain) => plain.saved(load),
         }
     }
 
@@ -189,6 +190,7 @@ impl BodySpec {
             Self::Attention(attention) => attention.workspace(load, width),
             Self::DeltaNet(delta_net) => delta_net.workspace(load, width),
             Self::Gated(gated) => gated.workspace(load, width),
+            Self::Plain(plain) => plain.workspace(load, width),
         }
     }
 
@@ -198,6 +200,7 @@ impl BodySpec {
             Self::Attention(attention) => vec![attention.inner.projections(), vec![&attention.output]],
             Self::DeltaNet(delta_net) => vec![delta_net.inner().to_vec(), vec![&delta_net.output]],
             Self::Gated(gated) => vec![gated.inner.projections(), vec![&gated.down]],
+            Self::Plain(plain) => vec![vec![&plain.up], vec![&plain.down]],
         }
     }
 
@@ -217,14 +220,14 @@ impl BodySpec {
     fn state(&self, dtype: FloatDtype) -> u64 {
         match self {
             Self::Attention(attention) => attention.state(dtype),
-            Self::DeltaNet(_) | Self::Gated(_) => 0,
+            Self::DeltaNet(_) | Self::Gated(_) | Self::Plain(_) => 0,
         }
     }
 
     fn fixed_state(&self, dtype: FloatDtype) -> u64 {
         match self {
             Self::DeltaNet(delta_net) => delta_net.fixed_state(dtype),
-            Self::Attention(_) | Self::Gated(_) => 0,
+            Self::Attention(_) | Self::Gated(_) | Self::Plain(_) => 0,
         }
     }
 
@@ -232,7 +235,7 @@ impl BodySpec {
     fn states(&self, load: &Load<'_>) -> u64 {
         match self {
             Self::DeltaNet(delta_net) => delta_net.states(load),
-            Self::Attention(_) | Self::Gated(_) => 0,
+            Self::Attention(_) | Self::Gated(_) | Self::Plain(_) => 0,
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod delta_net;
 pub mod gated;
 pub mod memory;
 pub mod norm;
+pub mod plain;
 pub mod projection;
 
 pub use attention::{AttentionSpec, HeadNorms, Heads, Inner};
@@ -22,7 +23,8 @@ pub use constant::ConstantSpec;
 pub use delta_net::DeltaNetSpec;
 pub use gated::{GatedInner, GatedSpec};
 pub use memory::{Load, WeightBytes, Workspace};
-pub use norm::NormSpec;
+pub use norm::{NormKind, NormSpec};
+pub use plain::PlainSpec;
 pub use projection::ProjectionSpec;
 
 /// One decoder layer.
@@ -62,6 +64,8 @@ pub enum BodySpec {
     DeltaNet(Box<DeltaNetSpec>),
     /// A gated feed-forward block.
     Gated(GatedSpec),
+    /// A feed-forward block without a gate.
+    Plain(PlainSpec),
 }
 
 /// A part of a layer that has tensors.
@@ -100,6 +104,12 @@ impl From<GatedSpec> for BodySpec {
     }
 }
 
+impl From<PlainSpec> for BodySpec {
+    fn from(spec: PlainSpec) -> Self {
+        Self::Plain(spec)
+    }
+}
+
 /// A block of one branch, with a norm before it.
 pub fn pre(norm: NormSpec, body: impl Into<BodySpec>) -> BlockSpec {
     BlockSpec { branches: vec![BranchSpec { pre: Some(norm), body: body.into(), post: None }], scale: 1.0 }
@@ -110,9 +120,21 @@ pub fn post(body: impl Into<BodySpec>, norm: NormSpec) -> BlockSpec {
     BlockSpec { branches: vec![BranchSpec { pre: None, body: body.into(), post: Some(norm) }], scale: 1.0 }
 }
 
+/// A block of one branch, with norms on both sides.
+pub fn sandwich(before: NormSpec, body: impl Into<BodySpec>, behind: NormSpec) -> BlockSpec {
+    let branch = BranchSpec { pre: Some(before), body: body.into(), post: Some(behind) };
+    BlockSpec { branches: vec![branch], scale: 1.0 }
+}
+
+/// A block whose branches see its input side by side, each behind its own norm.
+pub fn parallel<const N: usize>(branches: [(NormSpec, BodySpec); N]) -> BlockSpec {
+    let branch = |(norm, body)| BranchSpec { pre: Some(norm), body, post: None };
+    BlockSpec { branches: branches.map(branch).into(), scale: 1.0 }
+}
+
 impl LayerSpec {
     /// A layer of `blocks` over hidden states of `width` numbers. Gives projections their slots and norms their places,
-    /// in the order of use.
+    /// in the order of use. Norms of one path are one norm.
     pub fn of(width: usize, blocks: impl Into<Vec<BlockSpec>>) -> Self {
         let mut blocks = blocks.into();
         let mut tensors = Vec::new();
@@ -120,6 +142,10 @@ impl LayerSpec {
         for tensor in blocks.iter_mut().flat_map(BlockSpec::tensors_mut) {
             tensors.push(match tensor {
                 TensorMut::Norm(norm) => {
+                    if let Some(place) = place_of(&tensors, norm.path) {
+                        norm.place = place;
+                        continue;
+                    }
                     norm.place = places.next().unwrap_or_default();
                     LayerTensor::Norm(norm.clone())
                 }
@@ -186,6 +212,14 @@ impl LayerSpec {
     }
 }
 
+/// The place of the norm of a path among tensors.
+fn place_of(tensors: &[LayerTensor], path: &str) -> Option<usize> {
+    tensors.iter().find_map(|tensor| match tensor {
+        LayerTensor::Norm(norm) if norm.path == path => Some(norm.place),
+        _ => None,
+    })
+}
+
 impl BlockSpec {
     fn tensors_mut(&mut self) -> Vec<TensorMut<'_>> {
         let mut tensors = Vec::new();
@@ -195,6 +229,7 @@ impl BlockSpec {
                 BodySpec::Attention(attention) => tensors.extend(attention.tensors_mut()),
                 BodySpec::DeltaNet(delta_net) => tensors.extend(delta_net.tensors_mut()),
                 BodySpec::Gated(gated) => tensors.extend(gated.tensors_mut()),
+                BodySpec::Plain(plain) => tensors.extend(plain.tensors_mut()),
             }
             tensors.extend(post.as_mut().map(TensorMut::Norm));
         }

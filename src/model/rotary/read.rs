@@ -1,6 +1,7 @@
 //! Rotary positions from config.json: `rope_parameters` (transformers 5), or `rope_theta` and `rope_scaling` (transformers 4).
 
 use serde_json::json;
+use tune_kernels::rope::Pairs;
 
 use super::{QueryScale, RotaryScaling, RotarySpec};
 use crate::model::Error;
@@ -24,6 +25,10 @@ pub(in crate::model) struct Rules {
     pub(in crate::model) yarn_is_longrope: bool,
     /// Dynamic scaling with an `alpha` is a fixed change of the base.
     pub(in crate::model) takes_alpha: bool,
+    /// Which dimensions are rotated together.
+    pub(in crate::model) pairs: Pairs,
+    /// The key of the base outside the table.
+    pub(in crate::model) theta_key: &'static str,
     /// Queries are scaled by position where `llama_4_scaling_beta` says so.
     pub(in crate::model) scales_queries: bool,
 }
@@ -51,14 +56,13 @@ impl RotarySpec {
     /// `rope_scaling` only the first kind takes notice.
     pub(in crate::model) fn read_by_kind<const N: usize>(
         config: &ConfigReader<'_>,
-        rules: &Rules,
-        kinds: [&str; N],
+        kinds: [(&str, Rules); N],
     ) -> Result<[Self; N], Error> {
-        let outer = Outer::read(config, rules)?;
         let scaling = config.object("rope_scaling")?;
         let parameters = config.object("rope_parameters")?;
         let mut specs = Vec::with_capacity(N);
-        for (index, kind) in kinds.into_iter().enumerate() {
+        for (index, (kind, rules)) in kinds.into_iter().enumerate() {
+            let outer = Outer::read(config, &rules)?;
             let own = match &parameters {
                 Some(parameters) => parameters.object(kind)?,
                 None => None,
@@ -77,7 +81,7 @@ impl Outer {
     fn read(config: &ConfigReader<'_>, rules: &Rules) -> Result<Self, Error> {
         config.must_be("rope_interleaved", &[json!(false)])?;
         Ok(Self {
-            theta: config.positive("rope_theta")?,
+            theta: config.positive(rules.theta_key)?,
             partial: rules.partial_of(config)?,
             original: config.size("original_max_position_embeddings")?,
         })
@@ -112,6 +116,7 @@ impl Rules {
             dimensions: self.dimensions(config, outer.partial)?,
             max_position_embeddings: self.max_position_embeddings,
             scaling: RotaryScaling::None,
+            pairs: self.pairs,
             query_scale: None,
         };
         let Some(table) = table else { return Ok(spec) };

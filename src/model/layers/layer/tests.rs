@@ -65,10 +65,10 @@ impl Oracle<'_> {
     }
 
     fn norm(&self, x: &[f64], spec: &NormSpec) -> Vec<f64> {
-        let weight = host(&self.layer.norms[spec.place]);
+        let weight = host(&self.layer.norms[spec.place].weight);
         let row = |row: &[f64]| {
             let mean = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
-            let factor = 1.0 / (mean + spec.kind.epsilon).sqrt();
+            let factor = 1.0 / (mean + spec.kind.epsilon()).sqrt();
             row.iter().zip(&weight).map(|(x, w)| x * factor * (1.0 + w)).collect::<Vec<_>>()
         };
         x.chunks(spec.width).flat_map(row).collect()
@@ -91,6 +91,7 @@ impl Oracle<'_> {
             Inner::Fused(all) => {
                 self.product(x, all).chunks(queries + 2 * keys).map(<[f64]>::to_vec).collect()
             }
+            Inner::ByHead(_) => unreachable!("no layer here has one"),
             Inner::Separate { query, key, value } => {
                 let parts = [query, key, value].map(|part| (self.product(x, part), part.shape[0]));
                 let row =
@@ -152,6 +153,7 @@ impl Oracle<'_> {
                     BodySpec::Attention(spec) => self.attention(&normed, spec),
                     BodySpec::Gated(spec) => self.gated(&normed, spec),
                     BodySpec::DeltaNet(_) => unreachable!("its recurrence has an oracle of its own"),
+                    BodySpec::Plain(_) => unreachable!("no layer here has one"),
                 };
                 let y = branch.post.as_ref().map_or_else(|| y.clone(), |norm| self.norm(&y, norm));
                 sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += y);
