@@ -42,7 +42,9 @@ impl Source {
         options: Options,
         environment: &Environment<'_>,
     ) -> Result<Self, Error> {
-        if source.join(peft::CONFIG_FILE).is_file() {
+        // A merged model may have kept the configuration of the adapter that is in it.
+        let has = |name: &str| source.join(name).is_file();
+        if has(peft::CONFIG_FILE) && (has(peft::TENSORS_FILE) || !has("config.json")) {
             let adapter = peft::Adapter::open_with_tables(source)?;
             let base = base.open(&adapter, environment)?;
             return Ok(Self::Adapter(Box::new(Plan::new(adapter, base, options)?)));
@@ -56,9 +58,12 @@ impl Source {
             );
             return Err(export::Error::Choice { message }.into());
         }
-        let name = source.to_string_lossy();
-        let found =
-            resolve_base(&name, base.revision, environment.hub_cache).map_err(decoder::Error::from)?;
+        let Some(name) = source.to_str() else {
+            let message =
+                format!("{} is not valid UTF-8: rename the folder, or make a link to it", source.display());
+            return Err(export::Error::Choice { message }.into());
+        };
+        let found = resolve_base(name, base.revision, environment.hub_cache).map_err(decoder::Error::from)?;
         let model = OpenedBase::open(found)?;
         let text = Text::of_model(&model.folder)?;
         Ok(Self::Model { model: Box::new(model), text: Box::new(text) })

@@ -28,7 +28,7 @@ fn d6_rows_beyond_the_positions_of_the_model_have_their_rule_and_count() {
     let mut config = config.as_object().unwrap().clone();
     config.insert("max_position_embeddings".into(), 8.into());
     fs::write(&file, serde_json::to_vec(&config).unwrap()).unwrap();
-    let refused = text(&expect(1, path, &["validate", "small.toml"]).stderr);
+    let refused = text(&expect(3, path, &["validate", "small.toml"]).stderr);
     assert!(refused.contains("more than the 8 positions that the model was made for"), "{refused}");
     assert!(refused.contains("on_beyond_positions"), "{refused}");
     change(path, "max_seq_len = 128", "max_seq_len = 128\non_beyond_positions = \"learn\"");
@@ -43,7 +43,7 @@ fn m6_keys_of_the_base_are_named_or_left_out_by_the_recipe() {
     let path = folder.path();
     configure(path, "\"license\": \"mit\", \"logits_scaling\": 8.0");
     let refused = text(&expect(2, path, &["validate", "small.toml"]).stderr);
-    let plain: String = refused.split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
+    let plain: String = refused.split_whitespace().filter(|word| *word != "|").collect::<Vec<_>>().join(" ");
     assert!(plain.contains("`ignore_config_keys = [\"logits_scaling\"]` in `[model]`"), "{refused}");
     let base = "base = \"data/quickstart/base\"";
     change(path, base, &format!("{base}\nignore_config_keys = [\"logits_scaling\"]"));

@@ -32,6 +32,7 @@ fn d9_json_that_is_nearly_right() {
         ("objects over several lines", PRETTY.repeat(3), 3),
         ("objects on one line", format!("{ROW}{ROW} {ROW}\n"), 3),
         ("one object over several lines", PRETTY.to_owned(), 1),
+        ("byte order marks of several files", format!("\u{feff}{ROW}\n\u{feff}{ROW}\n"), 2),
         ("a byte order mark", format!("\u{feff}{ROW}\r\n\r\n{ROW}\r\n"), 2),
         (
             "NaN where nothing is read",
@@ -43,6 +44,9 @@ fn d9_json_that_is_nearly_right() {
             assert_eq!(read(name, &text), Ok(rows), "{what} in {name}");
         }
     }
+    let gbk = b"{\"prompt\": \"\xc4\xe3\xba\xc3\", \"completion\": \"a\"}\n";
+    let error = self::read(outer.path(), "gbk.jsonl", gbk, Format::PromptCompletion).unwrap_err();
+    assert!(error.contains("gbk.jsonl:1") && error.contains("not UTF-8"), "{error}");
     // The texts of a row with NaN are its own.
     let dataset = open(&outer.path().join("a.json"), Format::PromptCompletion).unwrap();
     assert!(format!("{:?}", examples(&dataset)[0]).contains("NaN"));
@@ -59,6 +63,11 @@ fn d9_json_that_is_nearly_right() {
             r#"{"columns": ["prompt", "completion"], "index": [0], "data": [["Hi", "Ho"]]}"#.to_owned(),
             &["pandas", "orient="],
         ),
+        (
+            "{\"prompt\": \"a \\ud83d b\", \"completion\": \"c\"}".to_owned(),
+            &["a.jsonl:1", "half a character"],
+        ),
+        (format!("{ROW}\n\0\0\0\n"), &["a.jsonl:2", "NUL bytes"]),
         // The first row is broken, and only that.
         (format!("{}\n{ROW}\n", &ROW[..30]), &["a.jsonl:1", "not valid JSON"]),
         (format!("{{\"prompt\": NaN, {}\n", &ROW[17..]), &["/prompt", "found null"]),

@@ -260,7 +260,9 @@ impl Kind {
                     matches!(item, DataType::Struct(_) | DataType::Map(_, _) | DataType::Null)
                         || item.is_string()
                 };
-                data_type.is_string() || item.is_some_and(is_message)
+                // `datasets` makes columns of a list of messages.
+                let is_columns = matches!(data_type, DataType::Struct(_));
+                is_columns || data_type.is_string() || item.is_some_and(is_message)
             }
             Kind::Integers => {
                 data_type.is_string() || item.is_some_and(|item| item.is_integer() || item.is_null())

@@ -1,7 +1,7 @@
 //! The messages of a conversation, in the layouts in which datasets have them: roles under many names, contents in parts,
 //! calls of tools as JSON text, the whole list as JSON text.
 
-use serde_json::{Value as Json, json};
+use serde_json::{Map, Value as Json, json};
 
 use super::context::{require_marks, structure, tool_calls};
 use super::row_size::RowSize;
@@ -81,6 +81,14 @@ impl Fields {
     ) -> Result<Vec<Message>, RowProblem> {
         let list = match value {
             Value::List(list) if !list.is_empty() => list,
+            Value::Object(columns) => {
+                let columns = size.members(columns.entries(), field)?;
+                let messages = of_columns(&columns);
+                return match messages.is_empty() {
+                    true => Err(unexpected(field.to_owned(), "a list of at least one message", value)),
+                    false => self.message_list(Value::from_json(&Json::Array(messages)), field, size),
+                };
+            }
             other => return Err(unexpected(field.to_owned(), "a list of at least one message", other)),
         };
         let message = |(index, value)| self.message(value, &pointer(field, index), size);
@@ -157,6 +165,21 @@ impl Fields {
         size.values(2, at)?;
         Ok(Message { role: role.to_owned(), content, extra })
     }
+}
+
+/// The messages of `{"role": [...], "content": [...]}`, which `datasets` makes of a list of messages; none of another object.
+fn of_columns(columns: &Map<String, Json>) -> Vec<Json> {
+    let lists: Option<Vec<_>> =
+        columns.iter().map(|(name, column)| Some((name, column.as_array()?))).collect();
+    let lists = lists.unwrap_or_default();
+    let count = lists.first().map_or(0, |(_, list)| list.len());
+    if lists.iter().any(|(_, list)| list.len() != count) {
+        return Vec::new();
+    }
+    let message = |index: usize| -> Json {
+        lists.iter().map(|(name, list)| ((*name).clone(), list[index].clone())).collect::<Map<_, _>>().into()
+    };
+    (0..count).map(message).collect()
 }
 
 fn unknown_role(field: String, name: &str) -> RowProblem {

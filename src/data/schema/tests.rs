@@ -57,6 +57,21 @@ fn messages_in_both_layouts() {
 }
 
 #[test]
+fn d9_messages_as_columns_are_read() {
+    let expected = Example::Conversation(vec![message("user", "Hi"), message("assistant", "Ho")].into());
+    for row in [
+        json!({"messages": {"role": ["user", "assistant"], "content": ["Hi", "Ho"]}}),
+        json!({"conversations": {"from": ["human", "gpt"], "value": ["Hi", "Ho"]}}),
+    ] {
+        assert_eq!(read(Format::Messages, &[], &row).unwrap(), expected);
+    }
+    let problem = "/messages: expected a list of at least one message, found an object";
+    for broken in [json!({"role": ["user"], "content": []}), json!({"role": "user"}), json!({})] {
+        assert_eq!(said(Format::Messages, &json!({"messages": broken})), problem);
+    }
+}
+
+#[test]
 fn parts_are_joined_and_other_keys_are_kept() {
     let row = json!({"messages": [
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "name": "Ann"},

@@ -254,6 +254,8 @@ impl TextFile {
         if let (Some(header), Syntax::Csv { separator }) = (&self.header, self.syntax) {
             return csv_record(bytes, header, separator, json_columns).map(TextRecord);
         }
+        // A file that was put together of several has their byte order marks inside.
+        let bytes = bytes.strip_prefix(&BYTE_ORDER_MARK).unwrap_or(bytes);
         match json::from_slice(bytes) {
             Ok(Json::Object(object)) => Ok(TextRecord(object)),
             Ok(other) => Err(whole(format!("expected an object, found {}", json_kind(&other)))),
@@ -414,7 +416,13 @@ pub(in crate::data) fn not_json(error: &serde_json::Error, bytes: &[u8], first_l
     let what = said.rsplit_once(" at line ").map_or(said.as_str(), |(what, _)| what);
     let line = first_line + (error.line() as u64).saturating_sub(1);
     let text = bytes.trim_ascii();
-    let way_out = if ["{'", "[{'", "['"].iter().any(|python| text.starts_with(python.as_bytes())) {
+    let way_out = if std::str::from_utf8(bytes).is_err() {
+        "; the text is not UTF-8 (perhaps GBK or Latin-1): save the file as UTF-8"
+    } else if bytes.contains(&0) {
+        "; the record holds NUL bytes, as an interrupted copy or a full disk leaves them: write the file again"
+    } else if what.contains("surrogate") || what.contains("hex escape") {
+        "; an escape like \\ud83d is half a character, and its other half is missing: write the character itself"
+    } else if ["{'", "[{'", "['"].iter().any(|python| text.starts_with(python.as_bytes())) {
         "; this is how Python prints a value, with single quotes: write it with `json.dumps`"
     } else if text.ends_with(b",") && error.column() >= text.len() {
         "; the record ends in a comma, which JSON lines do not have: remove it"

@@ -1,4 +1,5 @@
-//! Which template a run uses: the recipe's, else `chat_template.jinja`, else the one in tokenizer_config.json.
+//! Which template a run uses: the recipe's, else `chat_template.jinja`, else the one in tokenizer_config.json, else that
+//! in chat_template.json.
 //! Reads files and renders nothing.
 
 use std::path::Path;
@@ -48,7 +49,10 @@ impl ChatTemplate {
                     Some((Declared { default: read(&file)?, tool_use }, file.display().to_string()))
                 } else {
                     let origin = folder.join("tokenizer_config.json").display().to_string();
-                    declared(tokenizer.config(), &origin)?.map(|declared| (declared, origin))
+                    match declared(tokenizer.config(), &origin)? {
+                        Some(declared) => Some((declared, origin)),
+                        None => of_processor(&folder.join("chat_template.json"))?,
+                    }
                 }
             }
         };
@@ -65,6 +69,17 @@ impl ChatTemplate {
 fn read(file: &Path) -> Result<String, TemplateError> {
     std::fs::read_to_string(file)
         .map_err(|error| TemplateError::Io { file: file.display().to_string(), problem: error.to_string() })
+}
+
+/// The template that a processor of text and images was saved with.
+fn of_processor(file: &Path) -> Result<Option<(Declared, String)>, TemplateError> {
+    if !file.is_file() {
+        return Ok(None);
+    }
+    let origin = file.display().to_string();
+    let problem = |problem: String| TemplateError::Declaration { origin: origin.clone(), problem };
+    let value: Value = serde_json::from_str(&read(file)?).map_err(|error| problem(error.to_string()))?;
+    Ok(declared(&value, &origin)?.map(|declared| (declared, origin.clone())))
 }
 
 /// The templates of a model.
@@ -112,7 +127,38 @@ fn declared(config: &Value, origin: &str) -> Result<Option<Declared>, TemplateEr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::example::{Context, Conversation, Message};
     use serde_json::json;
+
+    #[test]
+    fn d12_a_template_for_tools_may_be_a_file_beside_the_default_one() {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/quickstart/base");
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(base.join(file), folder.path().join(file)).unwrap();
+        }
+        std::fs::create_dir(folder.path().join(ADDITIONAL)).unwrap();
+        std::fs::write(folder.path().join("chat_template.jinja"), "plain").unwrap();
+        std::fs::write(folder.path().join(ADDITIONAL).join("tool_use.jinja"), "with tools").unwrap();
+        let tokenizer = Tokenizer::open(folder.path()).unwrap();
+        let template = ChatTemplate::open(None, folder.path(), &tokenizer).unwrap().unwrap();
+        let shown = |tools| {
+            let context = Context { tools, ..Context::default() };
+            let messages = vec![Message::new("user", "Hi")];
+            template.render(&Conversation { messages, context, given: 0 }, false).unwrap()
+        };
+        assert_eq!(
+            (shown(json!(null)), shown(json!([{"name": "f"}]))),
+            ("plain".into(), "with tools".into())
+        );
+        // A processor's own, where the tokenizer has none.
+        let alone = folder.path().join("alone");
+        std::fs::create_dir(&alone).unwrap();
+        assert!(of_processor(&alone.join("chat_template.json")).unwrap().is_none());
+        std::fs::write(alone.join("chat_template.json"), r#"{"chat_template": "p"}"#).unwrap();
+        let (found, origin) = of_processor(&alone.join("chat_template.json")).unwrap().unwrap();
+        assert!(found == "p".into() && origin.ends_with("chat_template.json"));
+    }
 
     #[test]
     fn the_declared_template_is_a_string_or_the_default_of_a_list() {
