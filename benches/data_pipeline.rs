@@ -37,7 +37,7 @@ fn corpus(base: &Path, path: String, format: Format, fields: BTreeMap<String, St
         ..Spec::default()
     };
     let dataset = DatasetSpec { fields, ..DatasetSpec::new(path, format) };
-    let language = Language { tokenizer: Some(tokenizer), template, vocabulary_size: None, positions: None };
+    let language = Language { tokenizer: Some(tokenizer), template, ..Language::default() };
     Corpus::open(&spec, &[dataset], 42, language).unwrap()
 }
 

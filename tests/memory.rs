@@ -149,6 +149,47 @@ fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
     }
 }
 
+/// Of pairs of answers, whose prompts are computed once and whose reference is computed beside them.
+#[test]
+fn the_measured_peak_of_pairs_is_within_a_tenth_of_the_plan() {
+    let folder = tempfile::tempdir().unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for (of, file) in [
+        ("trajectory/base", "config.json"),
+        ("trajectory/base", "model.safetensors"),
+        ("preference", "tokenizer.json"),
+        ("preference", "tokenizer_config.json"),
+    ] {
+        std::fs::copy(golden.join(of).join(file), folder.path().join(file)).unwrap();
+    }
+    // All layers keep what their backward pass needs, or run forward again.
+    let mut budget = "8GiB".to_owned();
+    for _ in 0..2 {
+        let recipe = folder.path().join("recipe.toml");
+        let text = format!(
+            r#"
+            version = 1
+            output_dir = "out"
+            model = {{ base = {base:?}, compute_dtype = "f32" }}
+            adapter.lora = {{ rank = 4 }}
+            objective.dpo = {{}}
+            data = {{ max_seq_len = 2048 }}
+            dataset = [{{ path = {data:?}, format = "preference" }}]
+            train = {{ max_steps = 1, learning_rate = 1e-4, micro_batch_size = 6, memory_budget = {budget:?} }}
+            "#,
+            base = folder.path(),
+            data = golden.join("preference/pairs.jsonl"),
+        );
+        std::fs::write(&recipe, text).unwrap();
+        let report = measured(&[recipe.to_str().unwrap(), "--steps", "2", "--warmup", "0"]);
+        let Some(peak) = report["peak_memory_bytes"].as_f64() else { return };
+        let planned = report["planned_memory_bytes"].as_f64().unwrap();
+        println!("{peak} measured, {planned} planned");
+        assert!((0.9..1.1).contains(&(peak / planned)), "{peak} measured, {planned} planned");
+        budget = format!("{} B", report["planned_memory_bytes"].as_u64().unwrap() - (16 << 20));
+    }
+}
+
 /// The same on a GPU, of what tensors hold; and a buffer that was taken is used again: no later step takes another.
 #[cfg(feature = "vulkan")]
 #[test]

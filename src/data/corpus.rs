@@ -67,7 +67,7 @@ pub(super) struct Part {
     /// Of a training dataset; all rows of a validation dataset are held out.
     pub(super) held_out: Arc<HeldOut>,
     pub(super) rules: Rules,
-    format: Format,
+    pub(super) format: Format,
 }
 
 impl Part {
@@ -91,6 +91,8 @@ pub struct Language {
     pub vocabulary_size: Option<usize>,
     /// Positions that the model was made for.
     pub positions: Option<usize>,
+    /// Whether the model needs a copy of a pair's prompt for each answer.
+    pub copies_prompts: bool,
 }
 
 impl Corpus {
@@ -195,6 +197,7 @@ impl Corpus {
                     on_empty: spec.on_empty,
                     positions: language.positions,
                     on_beyond_positions: spec.on_beyond_positions,
+                    copies_prompts: language.copies_prompts,
                 },
                 pool,
                 sources,

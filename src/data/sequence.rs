@@ -136,6 +136,8 @@ pub struct Limits {
     pub positions: Option<usize>,
     /// What to do with a document that has more.
     pub on_beyond_positions: OnBeyondPositions,
+    /// Whether both answers of a pair have a prompt of their own, for models that cannot share it.
+    pub copies_prompts: bool,
 }
 
 /// What the limits make of an example.
@@ -236,7 +238,7 @@ impl Limits {
                 }
             };
         }
-        let group = Group::new(sequences);
+        let group = if self.copies_prompts { Group(sequences) } else { Group::new(sequences) };
         Ok(if truncated { FitOutcome::Truncated { group, tokens } } else { FitOutcome::Whole(group) })
     }
 
@@ -278,6 +280,7 @@ mod tests {
             on_empty,
             positions: None,
             on_beyond_positions: OnBeyondPositions::Error,
+            copies_prompts: false,
         }
     }
 
@@ -330,6 +333,10 @@ mod tests {
             (&sequences[1].input_ids[..], &sequences[1].targets[..]),
             (&[3, 4, 6, 7][..], &[4, 6, 7, -100][..])
         );
+        let apart = Limits { copies_prompts: true, ..limits(9, OnOverflow::Error, OnEmpty::Error) };
+        let pair = vec![answer(&[1, 2, 3], 2, Side::Chosen), answer(&[1, 2, 4], 2, Side::Rejected)];
+        let FitOutcome::Whole(Group(sequences)) = apart.fit(ROW, pair).unwrap() else { panic!() };
+        assert_eq!((sequences[1].prefix, &sequences[1].input_ids[..]), (0, &[1, 2, 4][..]));
         // Where prompts differ, or one answer begins earlier, less is shared.
         assert_eq!(fit(&[1, 2, 3, 4], &[1, 9, 3, 5], [3, 3]).0[1].prefix, 1);
         assert_eq!(fit(&[1, 2, 3, 4], &[1, 2, 3, 5], [3, 2]).0[1].prefix, 1);

@@ -148,13 +148,9 @@ fn objective(
         None => None,
     };
     let Some(goal) = goal else {
-        match losses.first().map(String::as_str) {
-            Some("dft") => {
-                draft.table("objective.sft");
-                draft.set("objective.sft.token_weights", "dft");
-            }
-            Some("nll" | "chunked_nll") | None => {}
-            Some(_) => _ = loss.map(|node| draft.left("loss_type", node, "the loss is cross-entropy")),
+        if names(&["dft"]) {
+            draft.table("objective.sft");
+            draft.set("objective.sft.token_weights", "dft");
         }
         return Ok(None);
     };

@@ -167,6 +167,11 @@ impl DecoderSpec {
         self.layers.iter().enumerate().flat_map(of).collect()
     }
 
+    /// Whether documents may begin with tokens that stand in another one.
+    pub fn takes_prefixes(&self) -> bool {
+        self.layers.iter().all(|layer| layer.takes_prefixes())
+    }
+
     /// The modules that can be trained in full and saved: none if the head is tied to the embeddings, no head with a bias.
     pub fn saved_modules(&self) -> Vec<SavedModule> {
         match self.tied {

@@ -543,7 +543,8 @@ impl Work<'_> {
                 let labels = std::iter::repeat_n(IGNORED, prompt.min(self.seq_len)).chain(learned).collect();
                 Sequence::new(RowId { dataset: 0, row: number }, *side, input_ids, labels)
             };
-            batch.push(Group::new(sides.iter().map(document).collect()));
+            let documents = sides.iter().map(document).collect();
+            batch.push(if self.spec.takes_prefixes() { Group::new(documents) } else { Group(documents) });
         }
         batch
     }

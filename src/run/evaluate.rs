@@ -441,6 +441,7 @@ fn of_recipe(
         template: opened.template.clone(),
         vocabulary_size: Some(opened.base.spec.vocab_size),
         positions: Some(opened.context()),
+        copies_prompts: !opened.base.spec.takes_prefixes(),
     };
     // Rows keep their own documents, and a batch the same number of them.
     let spec = Spec { packing: false, ..recipe.data.clone() };
@@ -457,6 +458,7 @@ fn corpus_of(opened: &OpenedModel, spec: Option<&Spec>, data: DatasetSpec) -> Re
         template: opened.template.clone(),
         vocabulary_size: Some(opened.base.spec.vocab_size),
         positions: Some(opened.context()),
+        copies_prompts: !opened.base.spec.takes_prefixes(),
     };
     Ok(Corpus::held_out(&spec, &[data], 0, language)?)
 }

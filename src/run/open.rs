@@ -288,6 +288,7 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
         template: text.template.clone(),
         vocabulary_size: Some(model.spec.vocab_size),
         positions: Some(model.spec.positions()),
+        copies_prompts: !model.spec.takes_prefixes(),
     };
     match Corpus::of_opened(&file.parts().data, opened, file.parts().seed, language) {
         Ok(corpus) => {

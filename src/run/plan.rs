@@ -31,7 +31,7 @@ pub(super) fn workload<'a>(
         targets: &opened.targets,
         saved_modules: &opened.saved_modules,
         tokens,
-        shares_prompts: opened.recipe.objective.compares_answers(),
+        shares_prompts: opened.recipe.objective.compares_answers() && opened.spec.takes_prefixes(),
         program: if on_device { 0 } else { process::resident_bytes().unwrap_or(0) },
         on_device,
     }

@@ -92,6 +92,7 @@ impl Folder {
             template: template.then(|| Arc::new(chatml())),
             vocabulary_size: Some(VOCABULARY_SIZE),
             positions: None,
+            copies_prompts: false,
         }
     }
 }

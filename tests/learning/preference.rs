@@ -126,6 +126,7 @@ pub(crate) fn first_step(recipe: &str, base: &Path) -> StepBatch {
         template: None,
         vocabulary_size: Some(512),
         positions: None,
+        copies_prompts: false,
     };
     let corpus = Corpus::open(&recipe.data, &recipe.datasets, recipe.seed, language).unwrap();
     let batching = Batching {

@@ -139,11 +139,6 @@ impl DocumentOffsets {
         self.keys.last().map_or(0, |end| *end as usize)
     }
 
-    /// Keys in all, each prefix counted for every document that begins with it.
-    pub fn copied_keys(&self) -> usize {
-        self.prefixes.as_ref().map_or(self.keys(), |prefixes| prefixes.documents.keys())
-    }
-
     /// The prefix of document `document`, as rows.
     pub(crate) fn prefix(&self, document: usize) -> Range<usize> {
         let prefix = self.prefixes.as_ref().map(|prefixes| &prefixes.rows[document]);

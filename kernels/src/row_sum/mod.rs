@@ -5,7 +5,7 @@
 //! ```
 //!
 //! `x` and `y` are in the compute dtype; sums are f32, in the order of the list, rounded once. A list of one row is a copy.
-//! The gradient of x is the same sum over the lists [turned](RowLists::transposed): the rows of y that each row of x went
+//! The gradient of x is the same sum over the [transposed](RowLists::transposed) lists: the rows of y that each row of x went
 //! into.
 
 mod cpu;

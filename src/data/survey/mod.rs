@@ -16,6 +16,7 @@ use crate::data::error::Error;
 use crate::data::example::RowId;
 use crate::data::sequence::FitOutcome;
 use crate::data::source::{BadRows, Place, SHOWN_BAD_ROWS};
+use crate::data::spec::Format;
 use crate::data::template::{EndOfTurn, SpanMethod};
 use crate::data::token_store::TokenStore;
 use crate::data::tokenize::{Supervision, Tokenized};
@@ -301,6 +302,10 @@ impl Seen {
             if !names.is_empty() {
                 notes.push(Note::Unread { path: part.path.clone(), names });
             }
+        }
+        let has_pairs = inner.datasets.iter().any(|part| part.format == Format::Preference);
+        if has_pairs && inner.limits.copies_prompts {
+            notes.push(Note::CopiedPrompts);
         }
         if let Some(template) = &inner.examples.template {
             let origin = template.origin().to_owned();

@@ -39,6 +39,8 @@ pub enum Note {
         /// Their names, each with the number of rows that have it; `None`: a column of the file's schema.
         names: Vec<(String, Option<u64>)>,
     },
+    /// Each answer of a pair has a prompt of its own.
+    CopiedPrompts,
     /// The template is not prefix-stable.
     Differential {
         /// Number of rows.
@@ -104,6 +106,9 @@ impl fmt::Display for Note {
                 };
                 write!(formatter, "{path}: not used: {}{more}", shown.join(", "))
             }
+            Note::CopiedPrompts => formatter.write_str(
+                "this model carries a state from token to token, so the prompt of a pair is computed once for each answer",
+            ),
             Note::Differential { rows } => write!(
                 formatter,
                 "the chat template is not prefix-stable; in {} rows the supervised text was found by rendering \

@@ -190,6 +190,15 @@ impl LayerSpec {
         self.blocks.iter().flat_map(|block| block.branches.iter().map(|branch| &branch.body))
     }
 
+    /// Whether a document may begin with tokens that stand in another one: attention reads their keys and values there; a
+    /// state that a document leaves behind cannot be taken up by two.
+    pub fn takes_prefixes(&self) -> bool {
+        self.bodies().all(|body| match body {
+            BodySpec::Attention(_) | BodySpec::Gated(_) | BodySpec::Plain(_) => true,
+            BodySpec::DeltaNet(_) => false,
+        })
+    }
+
     /// The first attention.
     pub fn attention(&self) -> Option<&AttentionSpec> {
         self.bodies().find_map(|body| match body {
