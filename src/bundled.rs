@@ -15,11 +15,28 @@ pub struct Bundle {
     pub recipe: &'static str,
     /// Files it needs, as paths relative to the folder that it runs in.
     pub files: &'static [(&'static str, &'static [u8])],
+    /// What its user has to bring; `None` if it runs as it is.
+    pub needs: Option<Needs>,
 }
 
+/// What a recipe needs that is not in the binary.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// The hub id of its base, to be downloaded.
+    pub base: Option<&'static str>,
+    /// The file of rows, of which three samples are copied.
+    pub rows: &'static str,
+}
+
+/// A recipe for conversations of one's own: its base, and the file of them.
 macro_rules! bundle {
-    ($name:literal) => {
-        Bundle { name: $name, recipe: include_str!(concat!("../recipes/", $name, ".toml")), files: &[] }
+    ($name:literal, $base:literal) => {
+        Bundle {
+            name: $name,
+            recipe: include_str!(concat!("../recipes/", $name, ".toml")),
+            files: &[("chats.jsonl", include_bytes!("../data/samples/chats.jsonl"))],
+            needs: Some(Needs { base: Some($base), rows: "chats.jsonl" }),
+        }
     };
 }
 
@@ -43,6 +60,7 @@ pub const BUNDLES: &[Bundle] = &[
             "data/quickstart/train.arrow",
             "data/quickstart/heldout.arrow",
         ],
+        needs: None,
     },
     Bundle {
         name: "preference",
@@ -56,13 +74,35 @@ pub const BUNDLES: &[Bundle] = &[
             "data/brevity/train.jsonl",
             "data/brevity/heldout.jsonl",
         ],
+        needs: None,
     },
-    bundle!("gsm8k"),
-    bundle!("smollm2-135m-cpu"),
-    bundle!("qwen3-0.6b"),
-    bundle!("llama-3.2-1b"),
-    bundle!("llama-3.1-8b-12gb"),
-    bundle!("llama-3.1-8b-24gb"),
+    Bundle {
+        name: "gsm8k",
+        recipe: include_str!("../recipes/gsm8k.toml"),
+        files: &[
+            ("data/quickstart/base/config.json", include_bytes!("../data/quickstart/base/config.json")),
+            (
+                "data/quickstart/base/generation_config.json",
+                include_bytes!("../data/quickstart/base/generation_config.json"),
+            ),
+            (
+                "data/quickstart/base/model.safetensors",
+                include_bytes!("../data/quickstart/base/model.safetensors"),
+            ),
+            ("data/quickstart/base/tokenizer.json", include_bytes!("../data/quickstart/base/tokenizer.json")),
+            (
+                "data/quickstart/base/tokenizer_config.json",
+                include_bytes!("../data/quickstart/base/tokenizer_config.json"),
+            ),
+            ("gsm8k/train.jsonl", include_bytes!("../data/samples/gsm8k.jsonl")),
+        ],
+        needs: Some(Needs { base: None, rows: "gsm8k/train.jsonl" }),
+    },
+    bundle!("smollm2-135m-cpu", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+    bundle!("qwen3-0.6b", "Qwen/Qwen3-0.6B"),
+    bundle!("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct"),
+    bundle!("llama-3.1-8b-12gb", "meta-llama/Llama-3.1-8B-Instruct"),
+    bundle!("llama-3.1-8b-24gb", "meta-llama/Llama-3.1-8B-Instruct"),
 ];
 
 impl Bundle {
@@ -142,6 +182,18 @@ mod tests {
         let mut bundled: Vec<&str> = BUNDLES.iter().map(|bundle| bundle.name).collect();
         bundled.sort_unstable();
         assert_eq!(bundled, found);
+    }
+
+    #[test]
+    fn what_a_recipe_needs_is_what_it_names() {
+        for bundle in BUNDLES {
+            let Some(Needs { base, rows }) = bundle.needs else { continue };
+            assert!(bundle.recipe.contains(&format!("path = \"{rows}\"")), "{}", bundle.name);
+            assert!(bundle.files.iter().any(|(path, _)| *path == rows), "{}", bundle.name);
+            if let Some(base) = base {
+                assert!(bundle.recipe.contains(&format!("base = \"{base}\"")), "{}", bundle.name);
+            }
+        }
     }
 
     #[test]

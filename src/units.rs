@@ -86,9 +86,41 @@ impl fmt::Display for Utc {
     }
 }
 
+impl Utc {
+    /// Reads what [`fmt::Display`] writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+        let numbers = |text: &str, separator| -> Option<[u64; 3]> {
+            let parts: Option<Vec<u64>> = text.split(separator).map(|part| part.parse().ok()).collect();
+            parts?.try_into().ok()
+        };
+        let ([year, month, day], [hours, minutes, seconds]) = (numbers(date, '-')?, numbers(time, ':')?);
+        if !(1970..10_000).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+            return None;
+        }
+        // Years that begin in March, as above.
+        let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+        let (era, year_of_era) = (year / 400, year % 400);
+        let day_of_year = (153 * month + 2) / 5 + day - 1;
+        let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
+        let days = (era * 146_097 + day_of_era).checked_sub(719_468)?;
+        Some(Self(days * 86_400 + hours * 3600 + minutes * 60 + seconds))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn instants_are_read_as_written() {
+        for seconds in [0, 86_399, 951_782_400, 951_868_800, 1_709_164_800, 1_798_761_599, 4_107_542_400] {
+            assert_eq!(Utc::parse(&Utc(seconds).to_string()), Some(Utc(seconds)));
+        }
+        for bad in ["", "2026-01-01", "2026-13-01T00:00:00Z", "2026-01-01T00:00Z", "1969-01-01T00:00:00Z"] {
+            assert_eq!(Utc::parse(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn bytes_use_binary_units() {

@@ -93,6 +93,15 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
     }
 }
 
+/// The folder of a branch's newest snapshot in a repository of the cache, if it is there.
+pub(super) fn snapshot_of(repository: &Path, revision: &str) -> Option<PathBuf> {
+    let commit = json::read_limited(&repository.join("refs").join(revision), 1 << 10).ok()?;
+    let commit = String::from_utf8_lossy(&commit).trim().to_owned();
+    let is_plain = !commit.is_empty() && commit.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let folder = repository.join("snapshots").join(commit);
+    (is_plain && folder.is_dir()).then_some(folder)
+}
+
 /// `name` or `organization/name`, of the characters the hub allows.
 pub fn is_hub_id(text: &str) -> bool {
     let part = |part: &str| {

@@ -4,6 +4,7 @@
 //! files, the local hub cache. Knows no meaning of a tensor, no tokenizer and no tensor
 //! engine.
 
+pub mod dataset;
 pub mod error;
 pub mod folder;
 pub mod hub;

@@ -1,15 +1,18 @@
 //! Arguments that several commands share, and the parsers of their values.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
-use crate::files::Existing;
+use super::failure::Failure;
+use crate::files::{Existing, shell};
 use crate::generate::Sampling;
 use crate::model::spec::ComputeDtype;
 use crate::recipe::{self, DeviceSpec, RecipeFile};
+use crate::run;
 use crate::run::adapters::BaseChoice;
 use crate::run::inference::{ModelChoice, Quantize};
+use crate::run::named::Named;
 use crate::units::Bytes;
 
 /// Output for programs; valid before and after every command.
@@ -49,6 +52,19 @@ impl RecipeArguments {
         let mut overrides = self.overrides.clone();
         overrides.extend(device.map(|device| format!("device=\"{device}\"")));
         RecipeFile::open(&self.recipe, &overrides)
+    }
+
+    /// A command on this recipe with the same changes, as it can be typed.
+    pub(super) fn typed(&self, name: &str, device: DeviceArguments, flags: &[&str]) -> String {
+        let mut words = vec!["tune".to_owned(), name.to_owned(), self.recipe.to_string_lossy().into_owned()];
+        for change in &self.overrides {
+            words.extend(["--set".to_owned(), change.clone()]);
+        }
+        if let Some(device) = device.device {
+            words.extend(["--device".to_owned(), device.to_string()]);
+        }
+        words.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        shell::command(words)
     }
 }
 
@@ -95,7 +111,7 @@ impl FolderArguments {
 }
 
 /// The model of `generate`, `chat` and `eval`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, PartialEq, Args)]
 pub struct ModelArguments {
     /// The base model: a folder, or a hub id in the local cache [default: the base that the adapter or run names]
     #[arg(long, value_name = "FOLDER|ID")]
@@ -121,6 +137,31 @@ pub struct ModelArguments {
 }
 
 impl ModelArguments {
+    /// These, with the model that the first argument of the command names.
+    pub(super) fn naming(&self, first: Option<&str>, hub_cache: &Path) -> Result<Self, Failure> {
+        let mut model = self.clone();
+        let Some(text) = first else { return Ok(model) };
+        let twice = |option: &str| {
+            let message = format!("`{text}` and `{option}` both name the model: leave one of them out");
+            Failure::Run(run::Error::Choice(message))
+        };
+        match Named::of(text, hub_cache) {
+            Some(Named::Run(_) | Named::Adapter(_)) if self.adapter.is_some() => {
+                return Err(twice("--adapter"));
+            }
+            Some(Named::Run(folder) | Named::Adapter(folder)) => model.adapter = Some(folder),
+            Some(Named::Base(_)) if self.base.is_some() => return Err(twice("--base")),
+            Some(Named::Base(base)) => model.base = Some(base),
+            None => {
+                let message = format!(
+                    "no model given: `{text}` is neither a run, an adapter nor a model on this machine"
+                );
+                return Err(Failure::Run(run::Error::Choice(message)));
+            }
+        }
+        Ok(model)
+    }
+
     pub(super) fn choice(&self) -> ModelChoice<'_> {
         ModelChoice {
             base: self.base.as_deref(),

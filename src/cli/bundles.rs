@@ -8,8 +8,10 @@ use serde_json::{Value, json};
 use super::console::Console;
 use super::exit::Exit;
 use super::failure::Failure;
-use super::style::{FAINT, STRONG, paint};
-use crate::bundled::{self, BUNDLES, CopyError};
+use super::lines::next_of_all;
+use super::style::{FAINT, STRONG, output_width, paint, wrapped};
+use crate::bundled::{self, BUNDLES, CopyError, Needs};
+use crate::files::shell;
 use crate::units::Bytes;
 
 /// Arguments of `tune cp`.
@@ -33,13 +35,14 @@ pub(super) fn ls(console: &mut Console<'_>) -> Result<Exit, Failure> {
     console.event("result", &json!({"recipes": recipes}));
     let out = console.out();
     for bundle in BUNDLES {
-        let size: u64 = bundle.files.iter().map(|(_, bytes)| bytes.len() as u64).sum();
-        let carried = match size {
-            0 => String::new(),
-            _ => paint(FAINT, format!(" (with model and data, {})", Bytes(size))),
+        let carried = match bundle.needs {
+            Some(Needs { base: Some(_), .. }) => String::new(),
+            Some(_) => paint(FAINT, format!(" (with its model, {})", Bytes(size(bundle)))),
+            None => paint(FAINT, format!(" (with model and data, {})", Bytes(size(bundle)))),
         };
         let name = paint(STRONG, format!("{:width$}", bundle.name));
-        writeln!(out, "{name}  {}{carried}", bundle.summary())?;
+        let text = format!("{name}  {}{carried}", bundle.summary());
+        writeln!(out, "{}", wrapped(&text, output_width(), &" ".repeat(width + 2)))?;
     }
     Ok(Exit::Done)
 }
@@ -63,11 +66,27 @@ pub(super) fn cp(arguments: &CopyArguments, console: &mut Console<'_>) -> Result
             for path in &written {
                 writeln!(out, "{}", path.display())?;
             }
-            let change = match folder.as_os_str() {
-                folder if folder == "." => String::new(),
-                folder => format!("cd {} && ", folder.display()),
+            let in_folder = |command: String| match folder.as_os_str() {
+                folder if folder == "." => command,
+                folder => format!("cd {} && {command}", shell::quoted(&folder.to_string_lossy())),
             };
-            writeln!(out, "\nNext: {}", paint(STRONG, format!("{change}tune run {}", bundle.file_name())))?;
+            let mut steps = Vec::new();
+            let rows;
+            if let Some(needs) = bundle.needs {
+                if let Some(base) = needs.base {
+                    steps.push(("get the model", shell::command(["tune", "download", base])));
+                }
+                let file = folder.join(needs.rows);
+                rows = format!(
+                    "put your rows into {}, which has three samples, and look at them",
+                    file.display()
+                );
+                steps.push((&rows, in_folder(shell::command(["tune", "inspect", &bundle.file_name()]))));
+                steps.push(("train", format!("tune run {}", bundle.file_name())));
+            } else {
+                steps.push(("", in_folder(shell::command(["tune", "run", &bundle.file_name()]))));
+            }
+            next_of_all(out, &steps)?;
             Ok(Exit::Done)
         }
         Err(error @ CopyError::Exists(_)) => {

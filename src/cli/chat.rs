@@ -1,18 +1,19 @@
 //! `tune chat`: a conversation on a terminal or through a pipe.
 
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::ops::ControlFlow;
 
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::args::{ModelArguments, SamplingArguments};
+use super::chat_input::{Entered, Input};
 use super::console::Console;
 use super::environment::{Context, Interrupts};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::speed;
-use super::style::{FAINT, STRONG, WARNING, paint, visible};
+use super::style::{FAINT, WARNING, paint, visible};
 use crate::generate::memory::Extent;
 use crate::generate::{Answer, Ending, Sampling, answer::Request};
 use crate::run;
@@ -22,6 +23,9 @@ use crate::run::prompts::{Prompt, PromptStyle};
 /// Arguments of `tune chat`.
 #[derive(Debug, Args)]
 pub struct ChatArguments {
+    /// A run, an adapter, or a base model: a folder, or a hub id in the local cache
+    #[arg(value_name = "MODEL")]
+    pub named: Option<String>,
     /// The system message
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
@@ -53,7 +57,8 @@ pub(super) fn chat(
     context: &Context<'_>,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
-    let opened = OpenedModel::open(arguments.model.choice(), &context.environment)?;
+    let model = arguments.model.naming(arguments.named.as_deref(), context.environment.hub_cache)?;
+    let opened = OpenedModel::open(model.choice(), &context.environment)?;
     // A template that cannot render a conversation fails here, before minutes of loading.
     opened.encode(&Prompt::Text("Hello.".into()), PromptStyle::default())?;
     // Conversations have no known length: reserve room for a usual one, or at least for one answer.
@@ -71,6 +76,7 @@ pub(super) fn chat(
             turns: Vec::new(),
             answered: 0,
             interactive,
+            input: Input { prompts: interactive },
         };
         let exit = conversation.run(model, console)?;
         if exit == Exit::Done {
@@ -94,6 +100,7 @@ struct Conversation<'a> {
     answered: u64,
     /// Input and output are a terminal.
     interactive: bool,
+    input: Input,
 }
 
 /// What a line of input asks for.
@@ -133,20 +140,16 @@ impl Conversation<'_> {
         self.greet();
         let mut number = 0;
         loop {
-            self.prompt(console)?;
-            let mut bytes = Vec::new();
-            if io::stdin().lock().read_until(b'\n', &mut bytes)? == 0 {
-                if self.interactive {
-                    writeln!(console.out())?;
+            let line = match self.input.next(console.out())? {
+                Entered::Line(line) => line,
+                Entered::End => return Ok(Exit::Done),
+                Entered::NotText => {
+                    console.error("standard input: a line is not UTF-8 text", None);
+                    if self.interactive {
+                        continue;
+                    }
+                    return Ok(Exit::Data);
                 }
-                return Ok(Exit::Done);
-            }
-            let Ok(line) = String::from_utf8(bytes) else {
-                console.error("standard input: a line is not UTF-8 text", None);
-                if self.interactive {
-                    continue;
-                }
-                return Ok(Exit::Data);
             };
             match Line::of(&line) {
                 Line::Nothing => {}
@@ -197,14 +200,6 @@ impl Conversation<'_> {
         if self.interactive {
             let _ = writeln!(anstream::stderr(), "{}", paint(FAINT, text));
         }
-    }
-
-    fn prompt(&self, console: &mut Console<'_>) -> io::Result<()> {
-        if self.interactive {
-            write!(console.out(), "{} ", paint(STRONG, ">"))?;
-            console.out().flush()?;
-        }
-        Ok(())
     }
 
     /// One turn. An exit ends the conversation.

@@ -14,14 +14,14 @@ use crate::run::inference::Quantize;
 
 /// Makes an enum a set of option values, in the order of its lines. A variant without a line cannot be typed.
 macro_rules! choices {
-    ($type:ty: $($value:ident = $word:literal $(| $alias:literal)?, $help:literal;)+) => {
+    ($type:ty: $($value:ident $(($inner:expr))? = $word:literal $(| $alias:literal)?, $help:literal;)+) => {
         impl ValueEnum for $type {
             fn value_variants<'a>() -> &'a [Self] {
-                &[$(Self::$value),+]
+                &[$(Self::$value $(($inner))?),+]
             }
 
             fn to_possible_value(&self) -> Option<PossibleValue> {
-                $(if *self == Self::$value {
+                $(if *self == Self::$value $(($inner))? {
                     return Some(PossibleValue::new($word)$(.alias($alias))?.help($help));
                 })+
                 None
@@ -69,12 +69,22 @@ choices! { Wanted:
     Nf4 = "nf4", "The weights quantized to NF4 and back, as in QLoRA training";
 }
 
-choices! { Consumer:
-    Vllm = "vllm", "vLLM: one rank and one scaling for all modules";
-    LlamaCpp = "llama.cpp", "llama.cpp's convert_lora_to_gguf.py: scaling in `lora_alpha` alone (--gguf-lora needs no script)";
-    Mlx = "mlx", "mlx-lm: its own layout";
-    MistralRs = "mistralrs", "mistral.rs";
-    Peft = "peft", "Hugging Face PEFT";
+/// A program that `tune export --for` writes for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// One that reads an adapter's folder.
+    Adapter(Consumer),
+    /// Ollama, which reads a GGUF file and its Modelfile.
+    Ollama,
+}
+
+choices! { Program:
+    Ollama = "ollama", "Ollama: a GGUF file of adapter and base in 4 bits, with its Modelfile";
+    Adapter(Consumer::Vllm) = "vllm", "vLLM: one rank and one scaling for all modules";
+    Adapter(Consumer::LlamaCpp) = "llama.cpp", "llama.cpp's convert_lora_to_gguf.py: scaling in `lora_alpha` alone (--gguf-lora needs no script)";
+    Adapter(Consumer::Mlx) = "mlx", "mlx-lm: its own layout";
+    Adapter(Consumer::MistralRs) = "mistralrs", "mistral.rs";
+    Adapter(Consumer::Peft) = "peft", "Hugging Face PEFT";
 }
 
 choices! { FileType:

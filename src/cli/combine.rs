@@ -8,9 +8,10 @@ use serde_json::json;
 
 use super::args::positive_share;
 use super::console::Console;
-use super::lines::{line, note};
+use super::lines::{line, next, note};
 use super::style::{GOOD, paint};
 use crate::export::combine::{Combination as Rule, Combined};
+use crate::files::shell;
 use crate::run::adapters::Combination;
 
 /// Several adapters of one base instead of one.
@@ -126,5 +127,13 @@ pub(super) fn written(
     console.event("result", &json!({"output_dir": folder.to_string(), "modules": modules, "rank": rank}));
     line(console.out(), "adapter", &format!("{modules} modules, rank {rank}"))?;
     line(console.out(), "combined", &paint(GOOD, &folder))?;
-    writeln!(console.out(), "\nNext: tune verify {folder}\n  or: tune merge {folder} --out FOLDER")
+    let folder = out.to_string_lossy();
+    let command = |words: &[&str]| shell::command(words);
+    next(
+        console.out(),
+        &[
+            ("check it", command(&["tune", "verify", &folder])),
+            ("merge it into its base", command(&["tune", "merge", &folder, "--out", "merged"])),
+        ],
+    )
 }

@@ -12,6 +12,7 @@ use super::eval::EvalArguments;
 use super::export::ExportArguments;
 use super::generate::GenerateArguments;
 use super::import::ImportArguments;
+use super::init::InitArguments;
 use super::inspect::InspectArguments;
 use super::keys::KeysArguments;
 use super::merge::MergeArguments;
@@ -20,14 +21,16 @@ use super::plan::PlanArguments;
 use super::quantize::QuantizeArguments;
 use super::reproduce::ReproduceArguments;
 use super::run::RunArguments;
+use super::shells::{CompletionsArguments, ManArguments};
 use super::validate::ValidateArguments;
 use super::verify::VerifyArguments;
+use super::watch::WatchArguments;
 
 /// Fine-tune an open-weight language model on one machine, from one recipe.
 #[derive(Debug, Parser)]
 #[command(
     name = "tune",
-    version,
+    version = concat!(env!("CARGO_PKG_VERSION"), " (fine-tuning from one binary; not PyTorch's torchtune)"),
     arg_required_else_help = true,
     after_help = "Start here:\n  tune cp quickstart demo && cd demo && tune run quickstart.toml\n\n\
                   Exit codes: 0 done, 1 other error, 2 command line or recipe, 3 data,\n\
@@ -46,7 +49,10 @@ pub struct Arguments {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Write a recipe for a file of rows, from what is in it
+    Init(InitArguments),
     /// Train the adapter that a recipe describes
+    #[command(alias = "train")]
     Run(RunArguments),
     /// Check a recipe, its model, data and memory needs, without training
     Validate(ValidateArguments),
@@ -56,6 +62,8 @@ pub enum Command {
     Reproduce(ReproduceArguments),
     /// Write a run's results as one self-contained HTML page
     Report(ReportArguments),
+    /// Show a run as it goes: loss, pace, memory, samples
+    Watch(WatchArguments),
     /// Measure training speed and memory on this machine
     Bench(BenchArguments),
     /// Show the memory a run needs, what fits which card, and what streaming costs
@@ -76,7 +84,7 @@ pub enum Command {
     Verify(VerifyArguments),
     /// Convert an adapter or a model for another program
     Export(ExportArguments),
-    /// Download a model into the Hugging Face cache
+    /// Download a model or a dataset into the Hugging Face cache
     Download(DownloadArguments),
     /// Convert an Axolotl, LLaMA-Factory, TRL, Unsloth or torchtune config
     Import(ImportArguments),
@@ -86,4 +94,8 @@ pub enum Command {
     Ls,
     /// Copy a bundled recipe and the files it needs into a folder
     Cp(CopyArguments),
+    /// Print the completions of a shell
+    Completions(CompletionsArguments),
+    /// Write man pages
+    Man(ManArguments),
 }

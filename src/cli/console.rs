@@ -13,7 +13,7 @@
 //! | event | of | keys |
 //! |---|---|---|
 //! | `begin` | all | `version` (1), `tune` (the program's version), `command` |
-//! | `progress` | all long ones | `phase` (`surveying`, `loading`, `evaluating`, `answering`, `measuring`, `merging`, `comparing`, `writing`, `text`, `weights`), `done`, `total`; at most one a second |
+//! | `progress` | all long ones | `phase` (`surveying`, `loading`, `evaluating`, `answering`, `measuring`, `merging`, `comparing`, `writing`, `text`, `weights`, `rows`), `done`, `total`; at most one a second |
 //! | `note`, `warning` | all | `message` |
 //! | `problem` | all | `message`, and where known `code`, `help`, `file`, `line`, `column`, `end_line`, `end_column` |
 //! | `data` | run, validate, reproduce | statistics of the rows: `train`, `held_out`, `schedule`, … |
@@ -26,6 +26,7 @@
 //! | `gate` | run, reproduce | `passed`, `message` |
 //! | `checkpoint` | run, reproduce | `path`, `best` |
 //! | `sample` | run, reproduce | `prompt`, `before`, `after` |
+//! | `sampled` | run, reproduce | `step`, `prompt`, `answer`: during training, by `[sample] every` |
 //! | `row` | inspect | one row, token by token |
 //! | `text` | generate, chat | a part of an answer: `row` or `turn` from 0, `text` |
 //! | `answer` | generate, chat | `row` or `turn`, `response`, `finish`, `prompt_tokens`, `response_tokens`; of generate also the keys of the prompt |
@@ -44,6 +45,7 @@ use super::exit::Exit;
 use super::finding::{Finding, findings};
 use super::progress::Progress;
 use super::report;
+use super::style::{STRONG, paint};
 use crate::adapter::table;
 use crate::adapter::target::Target;
 use crate::data::survey::Statistics;
@@ -112,6 +114,13 @@ impl<'a> Console<'a> {
             self.problem(&finding);
         }
         exit
+    }
+
+    /// Prints the commands that go on after a failure, each on a line of its own.
+    pub(super) fn ways_on(&self, ways: &[(&str, String)]) {
+        for (what, command) in ways {
+            let _ = writeln!(anstream::stderr(), "{what}:\n  {}", paint(STRONG, command));
+        }
     }
 
     /// Reports an error that the command itself found.
@@ -201,6 +210,11 @@ impl<'a> Console<'a> {
             Event::Judged(verdicts) => {
                 for verdict in *verdicts {
                     self.event("gate", &json!({"passed": verdict.passed, "message": verdict.to_string()}));
+                }
+            }
+            Event::Sampled { step, answers } => {
+                for (prompt, answer) in *answers {
+                    self.event("sampled", &json!({"step": step, "prompt": prompt, "answer": answer}));
                 }
             }
             Event::InputChanged(what) => self.event("input_changed", &json!({"input": what})),

@@ -9,12 +9,21 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::lines::line;
 use super::style::{GOOD, STRONG, paint};
-use crate::hub::{self, Error, Request};
+use crate::hub::{self, Content, Error, Request};
 use crate::units::Bytes;
 
 /// Arguments of `tune download`.
 #[derive(Debug, Args)]
 pub struct DownloadArguments {
+    /// Download a dataset: its Parquet, JSON and CSV files
+    #[arg(long)]
+    pub dataset: bool,
+    /// With --dataset: only this configuration (subset) [default: all]
+    #[arg(long, value_name = "NAME", requires = "dataset")]
+    pub config: Option<String>,
+    /// With --dataset: only this split [default: all]
+    #[arg(long, value_name = "NAME", requires = "dataset")]
+    pub split: Option<String>,
     /// A hub id, with an optional branch, tag or commit: `organization/name@revision`
     #[arg(value_name = "ID[@REVISION]")]
     pub model: String,
@@ -23,7 +32,7 @@ pub struct DownloadArguments {
     pub parallel: u8,
 }
 
-/// Downloads a model into the Hugging Face cache.
+/// Downloads a model or a dataset into the Hugging Face cache.
 pub(super) fn download(
     arguments: &DownloadArguments,
     context: &Context<'_>,
@@ -41,8 +50,16 @@ pub(super) fn download(
         }
     };
     request.parallel = usize::from(arguments.parallel);
+    if arguments.dataset {
+        request.content =
+            Content::Dataset { config: arguments.config.clone(), split: arguments.split.clone() };
+    }
     let mut show = |event: hub::Progress| {
-        let name = if event.weights { "weights" } else { "text" };
+        let name = match (event.weights, arguments.dataset) {
+            (false, _) => "text",
+            (true, false) => "weights",
+            (true, true) => "rows",
+        };
         console.bytes(name, event.done, event.total);
     };
     let environment = &context.environment;
@@ -63,13 +80,22 @@ pub(super) fn download(
                 }),
             );
             let out = console.out();
-            line(out, "model", &about)?;
+            line(out, if arguments.dataset { "dataset" } else { "model" }, &about)?;
             line(out, "folder", &paint(GOOD, found.folder.display()))?;
             let revision = match request.revision.as_str() {
                 "main" => String::new(),
                 revision => format!("\nrevision = \"{revision}\""),
             };
-            let table = format!("[model]\nbase = \"{}\"{revision}", request.id);
+            let table = match &request.content {
+                Content::Model => format!("[model]\nbase = \"{}\"{revision}", request.id),
+                Content::Dataset { config, split } => {
+                    let key = |name: &str, value: &Option<String>| {
+                        value.as_ref().map_or_else(String::new, |value| format!("\n{name} = \"{value}\""))
+                    };
+                    let choice = key("hub_config", config) + &key("hub_split", split);
+                    format!("[[dataset]]\npath = \"{}\"{choice}\nformat = \"messages\"", request.id)
+                }
+            };
             writeln!(out, "\nNext, in a recipe:\n{}", paint(STRONG, table))?;
             Ok(Exit::Done)
         }

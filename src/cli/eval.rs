@@ -18,13 +18,14 @@ use crate::run;
 use crate::run::evaluate::{
     Evaluation, Extraction, GSM8K_ANSWER, Matching, Measured, Options, Report, Share, Subject, dataset,
 };
+use crate::run::named::{Named, is_run, run_folder};
 use crate::units::Grouped;
 
 /// Arguments of `tune eval`.
 #[derive(Debug, Args)]
 pub struct EvalArguments {
-    /// A finished run's folder or a recipe, which provides model and held-out rows
-    #[arg(value_name = "RUN|RECIPE")]
+    /// A finished run or a recipe, which provides model and held-out rows; with --data also an adapter or a base model
+    #[arg(value_name = "RUN|RECIPE|MODEL")]
     pub subject: Option<PathBuf>,
     /// Evaluate on this file, or on the files that match a glob, instead
     #[arg(long, value_name = "PATH", requires = "format")]
@@ -104,9 +105,20 @@ pub(super) fn eval(
     let data = arguments.data.as_deref().zip(arguments.format);
     let data = data.map(|(path, format)| dataset(path, format, &arguments.field));
     let options = Options { limit: arguments.limit, matching };
-    let subject = Subject::of(arguments.subject.as_deref());
     let environment = &context.environment;
-    let evaluated = Evaluation::open(subject, arguments.model.choice(), data, options, environment)
+    let path = arguments.subject.as_deref().map(run_folder);
+    let named = path.as_deref().filter(|path| !is_run(path) && !path.is_file());
+    let model = match named.map(|path| path.to_string_lossy()) {
+        Some(name) if data.is_some() || Named::of(&name, environment.hub_cache).is_some() => {
+            arguments.model.naming(Some(&name), environment.hub_cache)?
+        }
+        _ => arguments.model.clone(),
+    };
+    let subject = match (named, &path) {
+        (Some(_), _) if model != arguments.model => Subject::Choice,
+        _ => Subject::of(path.as_deref()),
+    };
+    let evaluated = Evaluation::open(subject, model.choice(), data, options, environment)
         .and_then(|evaluation| evaluation.run(console, environment));
     let report = match evaluated {
         Err(run::Error::Stopped) => {

@@ -6,25 +6,26 @@ use clap::Args;
 use serde_json::json;
 
 use super::args::{BaseArguments, FolderArguments};
+use super::choices::Program;
 use super::console::Console;
 use super::environment::Context;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::gguf;
-use super::lines::{changes, line};
-use super::style::{GOOD, STRONG, paint};
+use super::lines::{changes, line, next};
+use super::style::{GOOD, paint};
 use crate::adapter;
-use crate::export::Consumer;
 use crate::export::gguf::FileType;
 use crate::export::merge::Wanted;
 use crate::model::FloatDtype;
+use crate::run::named::adapter_folder;
 use crate::run::{self, adapters};
 
 /// Arguments of `tune export`.
 #[derive(Debug, Args)]
 pub struct ExportArguments {
-    /// The adapter's folder; with --gguf also a model: a folder, or a hub id in the local cache
-    #[arg(value_name = "ADAPTER|MODEL")]
+    /// The folder of an adapter or of a finished run; with --gguf also a model: a folder, or a hub id in the local cache
+    #[arg(value_name = "ADAPTER|RUN|MODEL")]
     pub source: PathBuf,
     /// The form to write.
     #[command(flatten)]
@@ -47,11 +48,11 @@ pub struct ExportArguments {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
 pub struct FormArguments {
-    /// An adapter folder for this program
-    #[arg(long = "for", value_enum, value_name = "PROGRAM")]
-    pub consumer: Option<Consumer>,
+    /// An adapter folder for this program; for ollama the same as --gguf q4_k_m
+    #[arg(long = "for", value_enum, value_name = "PROGRAM", ignore_case = true)]
+    pub program: Option<Program>,
     /// A GGUF file for llama.cpp and Ollama: a model, or an adapter merged into its base
-    #[arg(long, value_enum, value_name = "TYPE")]
+    #[arg(long, value_enum, value_name = "TYPE", ignore_case = true)]
     pub gguf: Option<FileType>,
     /// The adapter alone as a GGUF file, for `--lora` of llama.cpp and ADAPTER of Ollama
     #[arg(
@@ -71,13 +72,19 @@ pub(super) fn export(
     context: &Context<'_>,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
+    let source = &adapter_folder(&arguments.source)?;
     let consumer = match arguments.form {
-        FormArguments { gguf: Some(file), .. } => return gguf::model(arguments, file, context, console),
-        FormArguments { gguf_lora: Some(dtype), .. } => {
-            return gguf::lora(arguments, dtype, context, console);
+        FormArguments { gguf: Some(file), .. } => {
+            return gguf::model(arguments, source, file, context, console);
         }
-        FormArguments { consumer: Some(consumer), .. } => consumer,
-        FormArguments { consumer: None, gguf: None, gguf_lora: None } => {
+        FormArguments { program: Some(Program::Ollama), .. } => {
+            return gguf::model(arguments, source, FileType::Q4KM, context, console);
+        }
+        FormArguments { gguf_lora: Some(dtype), .. } => {
+            return gguf::lora(arguments, source, dtype, context, console);
+        }
+        FormArguments { program: Some(Program::Adapter(consumer)), .. } => consumer,
+        FormArguments { program: None, gguf: None, gguf_lora: None } => {
             console.error("nothing to write", Some("add `--for`, `--gguf` or `--gguf-lora`"));
             return Ok(Exit::Recipe);
         }
@@ -88,15 +95,14 @@ pub(super) fn export(
     }
     let (out, existing) = (&arguments.folder.out, arguments.folder.existing());
     let base = arguments.base.choice();
-    let exported =
-        match adapters::export(&arguments.source, base, consumer, out, existing, &context.environment) {
-            Err(error @ run::Error::Adapter(adapter::Error::Unusable { .. })) => {
-                let help = "merge such an adapter with PEFT instead: `merge_and_unload()`";
-                console.error(&error.to_string(), Some(help));
-                return Ok(Exit::Other);
-            }
-            exported => exported?,
-        };
+    let exported = match adapters::export(source, base, consumer, out, existing, &context.environment) {
+        Err(error @ run::Error::Adapter(adapter::Error::Unusable { .. })) => {
+            let help = "merge such an adapter with PEFT instead: `merge_and_unload()`";
+            console.error(&error.to_string(), Some(help));
+            return Ok(Exit::Other);
+        }
+        exported => exported?,
+    };
     console.event(
         "result",
         &json!({
@@ -108,6 +114,6 @@ pub(super) fn export(
     );
     changes(console, &exported.changes)?;
     line(console.out(), "exported", &paint(GOOD, out.display()))?;
-    writeln!(console.out(), "\nNext: {}", paint(STRONG, exported.usage))?;
+    next(console.out(), &[("", exported.usage)])?;
     Ok(Exit::Done)
 }

@@ -102,9 +102,9 @@ pub(super) fn findings(error: &run::Error) -> Vec<Finding> {
         run::Error::Recipe(recipe::Error::Problems(problems)) => of_problems(problems),
         run::Error::Recipe(error) => {
             let file = match error {
-                recipe::Error::Unreadable { path, .. } | recipe::Error::TooLarge { path, .. } => {
-                    Location::file(path)
-                }
+                recipe::Error::Unreadable { path, .. }
+                | recipe::Error::TooLarge { path, .. }
+                | recipe::Error::OtherLanguage { path, .. } => Location::file(path),
                 recipe::Error::Problems(_) => None,
             };
             let text = |value: Option<Box<dyn std::fmt::Display + '_>>| value.map(|value| value.to_string());

@@ -14,7 +14,7 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::speed;
 use super::style::visible;
-use crate::files;
+use crate::files::{self, shell::command};
 use crate::generate::memory::Extent;
 use crate::generate::{Answer, Ending, Sampling, answer::Request};
 use crate::run;
@@ -24,9 +24,10 @@ use crate::run::prompts::{Prompt, PromptStyle, Record};
 /// Arguments of `tune generate`.
 #[derive(Debug, Args)]
 pub struct GenerateArguments {
-    /// The prompt [default: all of standard input]
-    #[arg(conflicts_with = "prompts")]
-    pub prompt: Option<String>,
+    /// A run, an adapter, or a base model, and the prompt; with --adapter or --base the prompt alone [default of the
+    /// prompt: all of standard input]
+    #[arg(value_name = "MODEL] [PROMPT", num_args = 0..=2)]
+    pub words: Vec<String>,
     /// A file with one JSON object per line that has `prompt` or `messages`; each gets one line of output
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
@@ -50,6 +51,32 @@ pub struct GenerateArguments {
     pub sampling: SamplingArguments,
 }
 
+impl GenerateArguments {
+    /// The model and the prompt among the words, or what is wrong with them and what to type instead.
+    fn words(&self) -> Result<(Option<&str>, Option<&str>), (String, String)> {
+        let is_named = self.model.adapter.is_some() || self.model.base.is_some();
+        let (named, prompt) = match self.words.as_slice() {
+            [] => (None, None),
+            [prompt] if is_named => (None, Some(prompt.as_str())),
+            [named] => (Some(named.as_str()), None),
+            [named, prompt, ..] if !is_named => (Some(named.as_str()), Some(prompt.as_str())),
+            [named, prompt, ..] => {
+                let message =
+                    "the model is named twice: by the first argument, and by `--adapter` or `--base`";
+                let help = format!("leave one out:\n  {}", command(["tune", "generate", named, prompt]));
+                return Err((message.to_owned(), help));
+            }
+        };
+        match (prompt, &self.prompts) {
+            (Some(prompt), Some(_)) => {
+                let message = format!("`{prompt}` and `--prompts` both give prompts");
+                Err((message, "leave one of them out".to_owned()))
+            }
+            _ => Ok((named, prompt)),
+        }
+    }
+}
+
 /// Answers one prompt, or a file of them.
 pub(super) fn generate(
     arguments: &GenerateArguments,
@@ -60,8 +87,16 @@ pub(super) fn generate(
         console.error("`--out` requires `--prompts`", Some("redirect standard output for a single answer"));
         return Ok(Exit::Recipe);
     }
-    let model = OpenedModel::open(arguments.model.choice(), &context.environment)?;
-    let records = read(arguments, &model)?;
+    let (named, prompt) = match arguments.words() {
+        Ok(words) => words,
+        Err((message, help)) => {
+            console.error(&message, Some(&help));
+            return Ok(Exit::Recipe);
+        }
+    };
+    let model = arguments.model.naming(named, context.environment.hub_cache)?;
+    let model = OpenedModel::open(model.choice(), &context.environment)?;
+    let records = read(arguments, prompt, &model)?;
     let sampling = arguments.sampling.sampling(&model.end_tokens);
     let longest = records.iter().map(|record| record.ids.len()).max().unwrap_or(0);
     let conversation = model.context().min(longest.saturating_add(sampling.max_new_tokens));
@@ -85,13 +120,17 @@ pub(super) fn generate(
 }
 
 /// The prompts, as tokens.
-fn read(arguments: &GenerateArguments, model: &OpenedModel) -> Result<Vec<Record>, run::Error> {
+fn read(
+    arguments: &GenerateArguments,
+    prompt: Option<&str>,
+    model: &OpenedModel,
+) -> Result<Vec<Record>, run::Error> {
     let style = PromptStyle { raw: arguments.raw, system: arguments.system.as_deref() };
     if let Some(path) = &arguments.prompts {
         return model.read_prompts(path, style);
     }
-    let text = match &arguments.prompt {
-        Some(text) => text.clone(),
+    let text = match prompt {
+        Some(text) => text.to_owned(),
         None => {
             if io::stdin().is_terminal() {
                 let _ = writeln!(io::stderr(), "reading the prompt from standard input; end it with Ctrl-D");

@@ -1,6 +1,7 @@
 //! `tune export --gguf` and `--gguf-lora`.
 
 use std::io;
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
@@ -9,13 +10,16 @@ use super::environment::Context;
 use super::exit::Exit;
 use super::export::ExportArguments;
 use super::failure::Failure;
-use super::lines::{changes, detail, identity, line, warn};
-use super::merge::ASSUMED;
-use super::style::{GOOD, STRONG, paint};
+use super::lines::{changes, detail, identity, line, next, warn};
+use super::merge::{ASSUMED, OTHER_WEIGHTS};
+use super::style::{GOOD, paint};
+use crate::export::base::Trained;
 use crate::export::gguf::FileType;
 use crate::export::gguf::model::{Fallback, Outcome};
 use crate::export::merge::Options;
 use crate::export::shards::Written;
+use crate::export::weights::Onto;
+use crate::files::shell;
 use crate::model::FloatDtype;
 use crate::run::gguf::{self, Source};
 use crate::units::Bytes;
@@ -23,13 +27,14 @@ use crate::units::Bytes;
 /// Writes a model as a GGUF file.
 pub(super) fn model(
     arguments: &ExportArguments,
+    source: &Path,
     file: FileType,
     context: &Context<'_>,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
     let options =
         Options { onto: arguments.onto, any_hash: arguments.allow_other_base, ..Options::default() };
-    let source = Source::open(&arguments.source, arguments.base.choice(), options, &context.environment)?;
+    let source = Source::open(source, arguments.base.choice(), options, &context.environment)?;
     let base = source.base();
     let name = format!("{} ({})", base.name(), base.spec.family);
     match &source {
@@ -42,6 +47,9 @@ pub(super) fn model(
             line(console.out(), "onto", &plan.onto_name())?;
             if plan.guesses_quantization() {
                 warn(console, ASSUMED)?;
+            }
+            if matches!((&plan.onto, &plan.trained), (Onto::Original, Trained::Quantized(_))) {
+                warn(console, OTHER_WEIGHTS)?;
             }
         }
     }
@@ -85,9 +93,11 @@ fn finish(outcome: &Outcome, arguments: &ExportArguments, console: &mut Console<
         warn(console, note)?;
     }
     line(console.out(), "exported", &paint(GOOD, format!("{} ({})", path.display(), Bytes(outcome.bytes))))?;
-    let ollama = format!("ollama create NAME -f {}", arguments.folder.out.join("Modelfile").display());
-    writeln!(console.out(), "\nNext: {}", paint(STRONG, format!("llama-cli -m {}", path.display())))?;
-    writeln!(console.out(), "  or: {}", paint(STRONG, ollama))
+    let modelfile = arguments.folder.out.join("Modelfile");
+    let name = arguments.folder.out.file_name().unwrap_or_default().to_string_lossy();
+    let ollama = ["ollama", "create", &name, "-f", &modelfile.to_string_lossy()];
+    let llama = shell::command(["llama-cli", "-m", &path.to_string_lossy()]);
+    next(console.out(), &[("in Ollama", shell::command(ollama)), ("in llama.cpp", llama)])
 }
 
 /// One line for all tensors with the same fallback.
@@ -117,14 +127,14 @@ fn groups(fallbacks: &[Fallback]) -> Vec<String> {
 /// Writes an adapter as a GGUF file.
 pub(super) fn lora(
     arguments: &ExportArguments,
+    source: &Path,
     dtype: FloatDtype,
     context: &Context<'_>,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
     let (base, out) = (arguments.base.choice(), &arguments.folder.out);
     let (any_hash, existing) = (arguments.allow_other_base, arguments.folder.existing());
-    let outcome =
-        gguf::export_lora(&arguments.source, base, any_hash, dtype, out, existing, &context.environment)?;
+    let outcome = gguf::export_lora(source, base, any_hash, dtype, out, existing, &context.environment)?;
     let path = out.join(&outcome.file);
     console.event(
         "result",
@@ -138,7 +148,7 @@ pub(super) fn lora(
     changes(console, &outcome.changes)?;
     let written = format!("{} ({})", path.display(), Bytes(outcome.bytes));
     line(console.out(), "exported", &paint(GOOD, written))?;
-    let next = format!("llama-cli -m BASE.gguf --lora {}", path.display());
-    writeln!(console.out(), "\nNext: {}", paint(STRONG, next))?;
+    let words = ["llama-cli", "-m", "BASE.gguf", "--lora", &path.to_string_lossy()];
+    next(console.out(), &[("", shell::command(words))])?;
     Ok(Exit::Done)
 }

@@ -10,9 +10,10 @@ use super::console::Console;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::finding::{Finding, Location};
+use super::lines::next;
 use super::report;
-use super::style::{STRONG, WARNING, paint, visible};
-use crate::files;
+use super::style::{STRONG, WARNING, error_width, paint, visible, wrapped};
+use crate::files::{self, shell};
 use crate::import::{self, Imported, Kind, Tool};
 
 /// Largest configuration read, in bytes.
@@ -75,7 +76,7 @@ pub(super) fn import(arguments: &ImportArguments, console: &mut Console<'_>) -> 
             result["out"] = file.display().to_string().into();
             let out = console.out();
             writeln!(out, "wrote {}, converted from {}", file.display(), imported.tool.name())?;
-            writeln!(out, "\nNext: {}", paint(STRONG, format!("tune validate {}", file.display())))?;
+            next(out, &[("", shell::command(["tune", "validate", &file.to_string_lossy()]))])?;
         }
     }
     console.event("result", &result);
@@ -115,7 +116,8 @@ fn list_differences(imported: &Imported) {
             let style = if note.kind == Kind::Left { STRONG } else { WARNING };
             let _ = writeln!(stderr, "{}", paint(style, format!("{}:", note.kind.title())));
         }
-        let _ = writeln!(stderr, "  - {}", visible(&note.to_string()));
+        let text = format!("  - {}", visible(&note.to_string()));
+        let _ = writeln!(stderr, "{}", wrapped(&text, error_width(), "    "));
     }
     if headed.is_some() {
         let _ = writeln!(stderr);

@@ -5,23 +5,48 @@ use std::io::{self, Write};
 use serde_json::json;
 
 use super::console::Console;
-use super::style::{FAINT, STRONG, WARNING, paint};
+use super::style::{FAINT, STRONG, WARNING, output_width, paint, wrapped};
 use crate::export::base::Identity;
+
+/// Lines below a labelled one begin here.
+const INDENT: &str = "          ";
 
 /// A line with its label in front.
 pub(super) fn line(out: &mut dyn Write, name: &str, text: &str) -> io::Result<()> {
-    writeln!(out, "{} {text}", paint(STRONG, format!("{name:<9}")))
+    let text = format!("{} {text}", paint(STRONG, format!("{name:<9}")));
+    writeln!(out, "{}", wrapped(&text, output_width(), INDENT))
+}
+
+/// What to do next, each with a command that can be typed as it stands, on a line of its own.
+pub(super) fn next(out: &mut dyn Write, steps: &[(&str, String)]) -> io::Result<()> {
+    listed(out, steps, "or")
+}
+
+/// As [`next`], where all steps are to be taken, one after another.
+pub(super) fn next_of_all(out: &mut dyn Write, steps: &[(&str, String)]) -> io::Result<()> {
+    listed(out, steps, "then")
+}
+
+fn listed(out: &mut dyn Write, steps: &[(&str, String)], between: &str) -> io::Result<()> {
+    writeln!(out)?;
+    for (number, (what, command)) in steps.iter().enumerate() {
+        let begin = if number == 0 { "Next" } else { between };
+        let what = if what.is_empty() { String::new() } else { format!(", {what}") };
+        writeln!(out, "{begin}{what}:\n  {}", paint(STRONG, command))?;
+    }
+    Ok(())
 }
 
 /// A detail below the line it belongs to.
 pub(super) fn detail(out: &mut dyn Write, text: impl std::fmt::Display) -> io::Result<()> {
-    writeln!(out, "          {}", paint(FAINT, text))
+    writeln!(out, "{}", wrapped(&format!("{INDENT}{}", paint(FAINT, text)), output_width(), INDENT))
 }
 
 /// A warning among the result's lines.
 pub(super) fn warn(console: &mut Console<'_>, text: &str) -> io::Result<()> {
     console.warning(text);
-    writeln!(console.out(), "{} {text}", paint(WARNING, "warning:"))
+    let text = format!("{} {text}", paint(WARNING, "warning:"));
+    writeln!(console.out(), "{}", wrapped(&text, output_width(), "  "))
 }
 
 /// A note below the line it belongs to.

@@ -21,6 +21,7 @@ use crate::model::FloatDtype;
 use crate::recipe::DeviceSpec;
 use crate::run::adapters::Merge;
 use crate::run::held_out::Source;
+use crate::run::named::adapter_folder;
 use crate::units::Bytes;
 
 /// Distance from the adapter on its base of training, as a share of its effect, from which a warning is printed.
@@ -31,11 +32,15 @@ const TABLE_LINES: usize = 16;
 pub(super) const ASSUMED: &str =
     "the adapter does not record how its base was quantized; QLoRA's usual settings are assumed";
 
+/// Shown where the weights of a file are not those of training, and nothing measures what that changes.
+pub(super) const OTHER_WEIGHTS: &str = "the adapter was trained on 4-bit weights and is merged into the full-precision ones: answers can differ from those of \
+     `tune chat`. `--onto nf4` merges into the weights that it was trained and tested on";
+
 /// Arguments of `tune merge`.
 #[derive(Debug, Args)]
 pub struct MergeArguments {
-    /// The adapter's folder
-    #[arg(required_unless_present = "adapters")]
+    /// The folder of an adapter or of a finished run
+    #[arg(value_name = "ADAPTER|RUN", required_unless_present = "adapters")]
     pub adapter: Option<PathBuf>,
     /// The base.
     #[command(flatten)]
@@ -136,7 +141,10 @@ pub(super) fn merge(
         (Some(combination), _) => {
             Merge::open_combined(combination, base, options, &source, out, environment)?
         }
-        (None, Some(adapter)) => (Merge::open(adapter, base, options, &source, environment)?, Vec::new()),
+        (None, Some(adapter)) => {
+            let adapter = adapter_folder(adapter)?;
+            (Merge::open(&adapter, base, options, &source, environment)?, Vec::new())
+        }
         (None, None) => {
             console.error(
                 "no adapter given",
@@ -232,10 +240,11 @@ fn compared(found: &Comparison, console: &mut Console<'_>) -> io::Result<()> {
             "          from the adapter on the quantized base of its training: {distance:.3e} ({share:.0} % of the effect)"
         )?;
         if distance > FAR * found.effect {
-            warn(
-                console,
-                "the original weights differ much from the quantized ones of training; `--onto nf4` merges onto those",
-            )?;
+            let text = format!(
+                "the adapter was trained on 4-bit weights; in the full-precision ones its outputs differ by {share:.0} % of what \
+                 it changes. `--onto nf4` merges into the weights that it was trained and tested on"
+            );
+            warn(console, &text)?;
         }
     }
     Ok(())

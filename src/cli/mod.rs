@@ -1,11 +1,14 @@
 //! The command line: the only room that prints, reads the environment and chooses exit codes.
+#![doc = include_str!("ci.md")]
 
 mod annotations;
 pub mod args;
 mod bench;
 mod bundles;
 mod chat;
+mod chat_input;
 mod choices;
+mod clock;
 mod combine;
 pub mod commands;
 mod console;
@@ -19,7 +22,9 @@ mod failure;
 mod finding;
 mod generate;
 mod gguf;
+mod hints;
 mod import;
+mod init;
 mod inspect;
 mod keys;
 mod lines;
@@ -31,6 +36,8 @@ mod quantize;
 mod report;
 mod reproduce;
 mod run;
+mod shells;
+mod shown;
 mod side_by_side;
 mod speed;
 mod style;
@@ -38,6 +45,7 @@ mod tables;
 mod unread;
 mod validate;
 mod verify;
+mod watch;
 
 use std::io::{self, Write};
 use std::process::{self, ExitCode};
@@ -125,16 +133,20 @@ fn stops_at_signals(command: &Command) -> bool {
         | Command::Generate(_)
         | Command::Eval(_)
         | Command::Doctor(_)
+        | Command::Watch(_)
         | Command::Merge(_)
         | Command::Quantize(_)
         | Command::Download(_) => true,
-        Command::Export(arguments) => arguments.form.consumer.is_none(),
+        Command::Export(arguments) => !matches!(arguments.form.program, Some(choices::Program::Adapter(_))),
         Command::Inspect(_)
         | Command::Plan(_)
         | Command::Report(_)
+        | Command::Completions(_)
+        | Command::Man(_)
         | Command::Chat(_)
         | Command::Verify(_)
         | Command::Import(_)
+        | Command::Init(_)
         | Command::Keys(_)
         | Command::Ls
         | Command::Cp(_) => false,
@@ -157,6 +169,7 @@ fn dispatch(name: &str, arguments: &Arguments, out: &mut dyn Write) -> io::Resul
         Command::Inspect(arguments) => inspect::inspect(arguments, context, to),
         Command::Reproduce(arguments) => reproduce::reproduce(arguments, context, to),
         Command::Report(arguments) => page::report(arguments, to),
+        Command::Watch(arguments) => watch::watch(arguments, context, to),
         Command::Bench(arguments) => bench::bench(arguments, context, to),
         Command::Plan(arguments) => plan::plan(arguments, context, to),
         Command::Generate(arguments) => generate::generate(arguments, context, to),
@@ -168,8 +181,11 @@ fn dispatch(name: &str, arguments: &Arguments, out: &mut dyn Write) -> io::Resul
         Command::Verify(arguments) => verify::verify(arguments, context, to),
         Command::Export(arguments) => export::export(arguments, context, to),
         Command::Download(arguments) => download::download(arguments, context, to),
+        Command::Init(arguments) => init::init(arguments, context, to),
         Command::Import(arguments) => import::import(arguments, to),
         Command::Keys(arguments) => keys::keys(arguments, to),
+        Command::Completions(arguments) => shells::completions(arguments, to),
+        Command::Man(arguments) => shells::man(arguments, to),
         Command::Ls => bundles::ls(to),
         Command::Cp(arguments) => bundles::cp(arguments, to),
     };

@@ -10,33 +10,55 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::style::{STRONG, paint};
 use crate::report;
+use crate::run::named::run_folder;
 
 /// Arguments of `tune report`.
 #[derive(Debug, Args)]
 pub struct ReportArguments {
-    /// The folder of a run, finished or not
+    /// The folder of a run, finished or not, or its adapter
     pub run: PathBuf,
     /// The file to write [default: report.html in the run folder]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Print a summary in Markdown instead, as in `>> "$GITHUB_STEP_SUMMARY"`
+    #[arg(long, conflicts_with = "output")]
+    pub markdown: bool,
 }
 
 /// Writes the page.
 pub(super) fn report(arguments: &ReportArguments, console: &mut Console<'_>) -> Result<Exit, Failure> {
-    let output = arguments.output.clone().unwrap_or_else(|| arguments.run.join(report::FILE));
-    match report::write(&arguments.run, &output) {
+    let run = run_folder(&arguments.run);
+    if arguments.markdown {
+        return match report::markdown(&run) {
+            Ok(text) => {
+                console.event("result", &json!({"markdown": text}));
+                write!(console.out(), "{text}")?;
+                Ok(Exit::Done)
+            }
+            Err(error) => Ok(no_run(&error, console)),
+        };
+    }
+    let output = arguments.output.clone().unwrap_or_else(|| run.join(report::FILE));
+    match report::write(&run, &output) {
         Ok(()) => {
             console.event("result", &json!({"report": output.display().to_string()}));
             writeln!(console.out(), "{} {}", paint(STRONG, "report"), output.display())?;
             Ok(Exit::Done)
         }
-        Err(error @ report::Error::NoRun(_)) => {
+        Err(error) => Ok(no_run(&error, console)),
+    }
+}
+
+/// Reports why a run folder cannot be read.
+pub(super) fn no_run(error: &report::Error, console: &mut Console<'_>) -> Exit {
+    match error {
+        report::Error::NoRun(_) => {
             console.error(&error.to_string(), Some("name a run's folder, the `output_dir` of its recipe"));
-            Ok(Exit::Recipe)
+            Exit::Recipe
         }
-        Err(error) => {
+        _ => {
             console.error(&error.to_string(), None);
-            Ok(Exit::Resources)
+            Exit::Resources
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Shows a run's events: progress bars on a terminal, plain lines elsewhere. The only user of indicatif.
 
 use std::io::Write;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
-use super::style::{self, FAINT, GOOD, STRONG, WARNING, paint};
+use super::clock::Clock;
+use super::style::{self, FAINT, GOOD, STRONG, WARNING, error_width, paint, wrapped};
 use super::tables;
 use crate::objective::statistics::Means;
 use crate::train::divergence::DivergenceReport;
@@ -15,6 +17,13 @@ use crate::units::{Bytes, Grouped};
 /// Shortest time between progress lines of one phase in a plain log.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Lines about steps that stay on a terminal, above the bar.
+const KEPT_LINES: u64 = 10;
+/// Further lines of a text begin here, below the text behind its label.
+const INDENT: &str = "        ";
+/// Below this width the bar of a long run leaves out the tokens per second.
+const ROOMY: usize = 90;
+
 /// An [`Observer`] that writes to standard error.
 pub(super) struct Progress {
     bar: Option<ProgressBar>,
@@ -22,7 +31,12 @@ pub(super) struct Progress {
     interactive: bool,
     last_plain: Option<Instant>,
     total_steps: u64,
-    last_loss: Option<f64>,
+    /// The bar's words about the last logged step.
+    message: String,
+    /// Tenths of the run whose line was shown.
+    tenths: u64,
+    /// The times of the run whose bar is shown.
+    clock: Option<Arc<Mutex<Clock>>>,
 }
 
 impl Progress {
@@ -34,12 +48,15 @@ impl Progress {
             interactive: style::interactive(),
             last_plain: None,
             total_steps: 0,
-            last_loss: None,
+            message: String::new(),
+            tenths: 0,
+            clock: None,
         }
     }
 
     /// A permanent line, above the bar if there is one.
     fn line(&self, text: &str) {
+        let text = wrapped(text, error_width(), INDENT);
         let write = || {
             // A closed pipe does not stop a training run.
             let _ = writeln!(anstream::stderr(), "{text}");
@@ -87,6 +104,25 @@ impl Progress {
         }
     }
 
+    /// Applies `change` to the times of the run under way.
+    fn time(&self, change: impl FnOnce(&mut Clock, Instant)) {
+        if let Some(clock) = &self.clock {
+            change(&mut clock.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        }
+    }
+
+    /// Progress of an evaluation: part of the run's bar, or a phase of its own.
+    fn evaluating(&mut self, done: u64, total: u64) {
+        self.time(Clock::evaluating);
+        match (&self.clock, &self.bar) {
+            (Some(_), Some(bar)) => bar.set_message(format!("evaluating {done}/{total}")),
+            (Some(_), None) => {}
+            (None, _) => {
+                self.phase("evaluating", "{msg}  {wide_bar:.green/dim} {pos}/{len} examples", done, total);
+            }
+        }
+    }
+
     fn clear(&mut self) {
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -96,6 +132,7 @@ impl Progress {
 
     fn start(&mut self, start: &Start) {
         self.total_steps = start.total_steps;
+        self.tenths = start.done_steps.saturating_mul(KEPT_LINES) / start.total_steps.max(1);
         self.line(&format!(
             "{}  {} of {} parameters trained ({:.2} %), frozen base {} in memory, {}",
             paint(STRONG, "model"),
@@ -122,33 +159,34 @@ impl Progress {
             Grouped(start.total_steps),
             start.output_dir.display()
         ));
+        if self.interactive {
+            let eval_steps = (start.held_out_examples > 0).then_some(start.eval_steps);
+            let clock = Clock::new(start.done_steps, start.total_steps, eval_steps, Instant::now());
+            let clock = Arc::new(Mutex::new(clock));
+            self.clear();
+            self.phase = Some("training");
+            let bar = run_bar(start.total_steps, Arc::clone(&clock));
+            bar.set_position(start.done_steps);
+            (self.bar, self.clock) = (Some(bar), Some(clock));
+        }
     }
 
     fn step(&mut self, step: u64, logged: Option<&StepReport>) {
-        if self.interactive {
-            if self.phase != Some("training") {
-                self.clear();
-                self.phase = Some("training");
-                self.bar = Some(bar(
-                    self.total_steps,
-                    "{msg}  {wide_bar:.green/dim} {pos}/{len}  {elapsed} elapsed, about {eta} left",
-                ));
+        self.time(|clock, now| clock.step(step, now));
+        if let Some(report) = logged {
+            self.message = format!("loss {:.4}", report.loss);
+            if self.total_steps < 10_000 || error_width().is_some_and(|width| width >= ROOMY) {
+                self.message += &format!("  {} tokens/s", Grouped(report.tokens_per_second as u64));
             }
-            let Some(bar) = &self.bar else { return };
-            if let Some(report) = logged {
-                self.last_loss = Some(report.loss);
-                bar.set_message(format!(
-                    "loss {:.4}  {} tokens/s",
-                    report.loss,
-                    Grouped(report.tokens_per_second as u64)
-                ));
+            let tenths = step.saturating_mul(KEPT_LINES) / self.total_steps.max(1);
+            if !self.interactive || tenths > self.tenths {
+                self.tenths = tenths;
+                self.line(&step_line(report, self.total_steps));
             }
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_message(self.message.clone());
             bar.set_position(step);
-            if step >= self.total_steps {
-                self.clear();
-            }
-        } else if let Some(report) = logged {
-            self.line(&step_line(report, self.total_steps));
         }
     }
 
@@ -170,6 +208,10 @@ impl Progress {
     fn evaluated(&mut self, report: &EvaluationReport) {
         if self.phase == Some("evaluating") {
             self.clear();
+        }
+        self.time(Clock::evaluated);
+        if let (Some(bar), Some(_)) = (&self.bar, &self.clock) {
+            bar.set_message(self.message.clone());
         }
         self.line(&format!(
             "{}   held-out loss {}{} after step {} ({} tokens)",
@@ -209,9 +251,7 @@ impl Observer for Progress {
                 *done,
                 *total,
             ),
-            Event::Evaluating { done, total } => {
-                self.phase("evaluating", "{msg}  {wide_bar:.green/dim} {pos}/{len} examples", *done, *total);
-            }
+            Event::Evaluating { done, total } => self.evaluating(*done, *total),
             Event::Targets(targets) => {
                 for line in tables::targets(targets) {
                     self.line(&line);
@@ -233,14 +273,35 @@ impl Observer for Progress {
             }
             // Shown together with later events.
             Event::Surveyed(_) | Event::Answered(_) | Event::InputChanged(_) => {}
+            Event::Sampled { step, answers } => {
+                for (prompt, answer) in *answers {
+                    let text = format!("{} step {step}: {}", paint(STRONG, "sample"), style::visible(prompt));
+                    self.line(&text);
+                    self.line(&format!("{INDENT}{}", style::visible(answer.trim()).replace('\n', " ")));
+                }
+            }
             Event::Note(text) => self.line(&format!("{}   {text}", paint(STRONG, "note"))),
             Event::Warning(text) => self.line(&format!("{} {text}", paint(WARNING, "warning:"))),
         }
     }
 }
 
-fn bar(total: u64, template: &str) -> ProgressBar {
+/// The bar of a run, from its first step to its last.
+fn run_bar(total: u64, clock: Arc<Mutex<Clock>>) -> ProgressBar {
+    let template = "{msg}  {wide_bar:.green/dim} {pos}/{len}  {clock}";
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let words = move |_: &ProgressState, out: &mut dyn std::fmt::Write| {
+        let clock = clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let _infallible = out.write_str(&clock.words(Instant::now()));
+    };
+    styled(total, style.with_key("clock", words)).with_message("training")
+}
+
+fn bar(total: u64, template: &str) -> ProgressBar {
+    styled(total, ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn styled(total: u64, style: ProgressStyle) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr())
         .with_style(style.progress_chars("━╸─"));
     bar.enable_steady_tick(Duration::from_millis(200));

@@ -1,11 +1,14 @@
-//! Prints errors: one line and a remedy, or a recipe's problems with excerpts of its text.
+//! Prints errors: one line and a remedy, or a recipe's problems with excerpts of its text. A command in backticks or on
+//! a line of its own is never broken.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
+use textwrap::{WordSeparator, WordSplitter};
 
 use super::exit::Exit;
-use super::style::{ERROR, STRONG, colored_errors, paint, visible};
+use super::shown::Shown;
+use super::style::{ERROR, STRONG, breakable, colored_errors, error_width, paint, visible, wrapped};
 use crate::adapter;
 use crate::assets;
 use crate::checkpoint;
@@ -25,9 +28,13 @@ const WIDTH: usize = 100;
 pub(super) fn error(message: &str, help: Option<&str>) {
     let mut stderr = anstream::stderr().lock();
     // If standard error is closed, the exit code still shows what happened.
-    let _ = writeln!(stderr, "{} {}", paint(ERROR, "error:"), visible(message));
+    let mut line = |style, name: &str, text: &str| {
+        let text = wrapped(&format!("{} {}", paint(style, name), visible(text)), error_width(), "  ");
+        let _ = writeln!(stderr, "{text}");
+    };
+    line(ERROR, "error:", message);
     if let Some(help) = help {
-        let _ = writeln!(stderr, "{} {}", paint(STRONG, "help:"), visible(help));
+        line(STRONG, "help:", help);
     }
 }
 
@@ -38,12 +45,17 @@ pub(super) fn diagnostic(problem: &dyn Diagnostic) {
         (true, false) => GraphicalTheme::unicode_nocolor(),
         (false, _) => GraphicalTheme::none(),
     };
-    let handler = GraphicalReportHandler::new_themed(theme).with_width(WIDTH).with_links(false);
+    let handler = GraphicalReportHandler::new_themed(theme)
+        .with_width(error_width().unwrap_or(WIDTH).clamp(40, WIDTH))
+        .with_break_words(false)
+        .with_word_separator(WordSeparator::AsciiSpace)
+        .with_word_splitter(WordSplitter::NoHyphenation)
+        .with_links(false);
     let mut text = String::new();
-    if handler.render_report(&mut text, problem).is_err() {
+    if handler.render_report(&mut text, &Shown::of(problem)).is_err() {
         text = problem.to_string();
     }
-    let _ = writeln!(std::io::stderr().lock(), "{}", text.trim_end());
+    let _ = writeln!(std::io::stderr().lock(), "{}", breakable(text.trim_end()));
 }
 
 /// The remedy for a failure, if its message does not contain one.

@@ -14,12 +14,13 @@ use super::failure::Failure;
 use super::run::result_of;
 use super::style::{ERROR, GOOD, STRONG, paint};
 use crate::run;
+use crate::run::named::run_folder;
 use crate::run::reproduce::{Reproduction, reproduce as train_again};
 
 /// Arguments of `tune reproduce`.
 #[derive(Debug, Args)]
 pub struct ReproduceArguments {
-    /// The folder of a finished run
+    /// The folder of a finished run, or its adapter
     pub run: PathBuf,
     /// The folder of the new run [default: a temporary folder, kept only if the adapters differ]
     #[arg(long, value_name = "FOLDER")]
@@ -45,7 +46,7 @@ pub(super) fn reproduce(
             }
         },
     };
-    let reproduction = train_again(&arguments.run, &into, &context.environment, console);
+    let reproduction = train_again(&run_folder(&arguments.run), &into, &context.environment, console);
     console.quiet();
     if arguments.output.is_none() {
         // Removes an empty folder only: nothing was trained.

@@ -10,10 +10,13 @@ use super::console::Console;
 use super::environment::{Context, Signals};
 use super::exit::Exit;
 use super::failure::Failure;
-use super::style::{FAINT, GOOD, STRONG, paint, visible};
+use super::lines::next;
+use super::style::{FAINT, GOOD, STRONG, output_width, paint, visible, wrapped};
+use crate::files::shell;
 use crate::run::{self, Options, Outcome};
 use crate::tensorboard::Recorder;
 use crate::train::event::Both;
+use crate::train::folder::FolderError;
 use crate::train::state::Ended;
 
 /// Arguments of `tune run`.
@@ -43,6 +46,35 @@ pub struct RunArguments {
     pub tensorboard: bool,
 }
 
+impl RunArguments {
+    /// The same command, with `flags` instead of `--resume`, `--accept-changes` and `--overwrite`.
+    fn typed(&self, flags: &[&str]) -> String {
+        let own = [(self.fit, "--fit"), (self.tensorboard, "--tensorboard")];
+        let own = own.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag));
+        self.recipe.typed("run", self.device, &own.chain(flags.iter().copied()).collect::<Vec<_>>())
+    }
+
+    /// The commands that go on after a failure, each with what it does.
+    fn ways_on(&self, error: &run::Error) -> Vec<(&'static str, String)> {
+        let resume = ("continue from the newest checkpoint", self.typed(&["--resume"]));
+        match error {
+            run::Error::NotTheSameRun { .. } => {
+                vec![("continue with the changes", self.typed(&["--resume", "--accept-changes"]))]
+            }
+            run::Error::Folder(FolderError::Unfinished(_)) => {
+                vec![resume, ("replace that run", self.typed(&["--overwrite"]))]
+            }
+            run::Error::Folder(FolderError::Occupied(_)) => {
+                vec![("replace that run", self.typed(&["--overwrite"]))]
+            }
+            run::Error::Diverged { checkpoint: Some(_), .. }
+            | run::Error::DeviceFailed(_)
+            | run::Error::ChangedUnderWay { .. } => vec![resume],
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// Trains, and shows the result.
 pub(super) fn run(
     arguments: &RunArguments,
@@ -70,7 +102,13 @@ pub(super) fn run(
             console.error("stopped before training began; nothing was written", None);
             Ok(context.signals.exit())
         }
-        outcome => Ok(finish(&outcome?, context.signals, arguments, console)?),
+        Err(error @ run::Error::Output(_)) => Err(error.into()),
+        Err(error) => {
+            let exit = console.failure(&error);
+            console.ways_on(&arguments.ways_on(&error));
+            Ok(exit)
+        }
+        Ok(outcome) => Ok(finish(&outcome, context.signals, arguments, console)?),
     }
 }
 
@@ -118,28 +156,28 @@ fn finish(
         });
     }
     let out = console.out();
-    let recipe = arguments.recipe.recipe.display();
     let Some(adapter) = &outcome.adapter else {
         writeln!(
             out,
-            "stopped after step {} of {}; checkpoint in {}/checkpoints\n\nNext: tune run {recipe} --resume",
+            "stopped after step {} of {}; checkpoint in {}/checkpoints",
             outcome.steps,
             outcome.total_steps,
             outcome.output_dir.display()
         )?;
+        next(out, &[("continue", arguments.typed(&["--resume"]))])?;
         return Ok(signals.exit());
     };
     if outcome.was_finished {
         writeln!(out, "this run was finished before; nothing to do")?;
     }
     if let Ended::Budget(spent) = outcome.ended {
-        writeln!(
-            out,
+        let text = format!(
             "`{}` ended the run after step {} of {}; the adapter is that step's; `--resume` continues from it",
             spent.key(),
             outcome.steps,
             outcome.total_steps
-        )?;
+        );
+        writeln!(out, "{}", wrapped(&text, output_width(), ""))?;
     }
     if let Some((before, after)) = &outcome.evaluations {
         writeln!(
@@ -151,28 +189,41 @@ fn finish(
         )?;
     }
     for sample in &outcome.samples {
-        writeln!(out, "\n{}  {}", paint(STRONG, "prompt"), visible(&sample.prompt))?;
-        writeln!(out, "{}  {}", paint(FAINT, "before"), indented(&sample.before))?;
-        writeln!(out, "{}   {}", paint(GOOD, "after"), indented(&sample.after))?;
+        writeln!(out, "\n{}", below(&paint(STRONG, "prompt"), &sample.prompt))?;
+        writeln!(out, "{}", below(&paint(FAINT, "before"), &sample.before))?;
+        writeln!(out, "{}", below(&paint(GOOD, " after"), &sample.after))?;
     }
     writeln!(out, "\n{}  {}", paint(STRONG, "adapter"), adapter.display())?;
-    writeln!(out, "{}  {}", paint(STRONG, "readers"), outcome.readers)?;
+    let readers = format!("{}  {}", paint(STRONG, "readers"), outcome.readers);
+    writeln!(out, "{}", wrapped(&readers, output_width(), "         "))?;
     if !failed.is_empty() {
         out.flush()?;
         return Ok(gate_failed(&failed, console));
     }
-    writeln!(
+    let run = outcome.output_dir.to_string_lossy();
+    let command = |words: &[&str]| shell::command(words);
+    next(
         out,
-        "\nNext, merge it into its base:\n  tune merge {0} --out merged\nor load it with PEFT:\n  \
-         PeftModel.from_pretrained(base, \"{0}\")\nor change the recipe and train again:\n  tune run {recipe} --overwrite",
-        adapter.display(),
+        &[
+            ("talk to it", command(&["tune", "chat", &run])),
+            ("measure it", command(&["tune", "eval", &run])),
+            ("write it for Ollama", command(&["tune", "export", &run, "--for", "ollama", "--out", "gguf"])),
+            ("merge it into its base", command(&["tune", "merge", &run, "--out", "merged"])),
+            ("change the recipe and train again", arguments.typed(&["--overwrite"])),
+        ],
     )?;
     Ok(Exit::Done)
 }
 
-/// Aligns further lines of an answer below its first one.
-fn indented(text: &str) -> String {
-    visible(text.trim()).replace('\n', "\n        ")
+/// A text of a sample beside its label; further lines are aligned.
+fn below(label: &str, text: &str) -> String {
+    const INDENT: &str = "        ";
+    let lines: Vec<String> = visible(text.trim()).lines().map(str::trim_start).map(str::to_owned).collect();
+    let text = format!("{label}  {}", lines.join("\n"));
+    match output_width() {
+        Some(width) => wrapped(&text, Some(width), INDENT),
+        None => text.replace('\n', &format!("\n{INDENT}")),
+    }
 }
 
 /// The exit of a run whose adapter is written but fails a gate.

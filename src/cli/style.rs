@@ -1,8 +1,11 @@
-//! Colours, and text that is safe to print on a terminal. Colour is dropped if output is piped or `NO_COLOR` is set.
+//! Colours, text that is safe to print on a terminal, and lines of its width. Colour is dropped if output is piped or
+//! `NO_COLOR` is set.
 
 use std::io::IsTerminal;
 
 use anstyle::{AnsiColor, Style};
+use terminal_size::{Width, terminal_size_of};
+use textwrap::{Options, WordSeparator, WordSplitter};
 
 /// Headings and names.
 pub(super) const STRONG: Style = Style::new().bold();
@@ -15,10 +18,58 @@ pub(super) const ERROR: Style = AnsiColor::Red.on_default().bold();
 /// Details.
 pub(super) const FAINT: Style = Style::new().dimmed();
 
-/// Whether standard error is a terminal that can be redrawn. Some CI systems provide one and log every redrawn line.
+/// Stands for a space inside backticks while text is wrapped: a command is never broken.
+const UNBREAKABLE: &str = "\u{e000}";
+
+/// Whether standard error is a terminal that may be redrawn. Some CI systems provide one and log every redrawn line;
+/// `NO_COLOR` and `TERM=dumb` ask for plain lines.
 pub(super) fn interactive() -> bool {
+    let set = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
     let in_ci = std::env::var("CI").is_ok_and(|value| !value.is_empty() && value != "false");
-    std::io::stderr().is_terminal() && !in_ci
+    let is_dumb = std::env::var("TERM").is_ok_and(|value| value == "dumb");
+    std::io::stderr().is_terminal() && !in_ci && !is_dumb && !set("NO_COLOR")
+}
+
+/// The width of standard error, if it is a terminal.
+pub(super) fn error_width() -> Option<usize> {
+    terminal_size_of(std::io::stderr()).map(|(Width(width), _)| usize::from(width))
+}
+
+/// The width of standard output, if it is a terminal.
+pub(super) fn output_width() -> Option<usize> {
+    terminal_size_of(std::io::stdout()).map(|(Width(width), _)| usize::from(width))
+}
+
+/// Text in lines of `width`, broken between words; lines after the first begin with `indent`. What stands in backticks,
+/// and a further line that begins with two spaces (a command to type), is never broken.
+pub(super) fn wrapped(text: &str, width: Option<usize>, indent: &str) -> String {
+    let Some(width) = width.filter(|width| *width > indent.len() + 10) else { return text.to_owned() };
+    let options = Options::new(width)
+        .subsequent_indent(indent)
+        .break_words(false)
+        .word_separator(WordSeparator::AsciiSpace)
+        .word_splitter(WordSplitter::NoHyphenation);
+    let wrap = |(number, line): (usize, &str)| match (number, line.starts_with("  ")) {
+        (0, _) => textwrap::fill(&unbreakable(line), &options),
+        (_, true) => line.to_owned(),
+        (_, false) => textwrap::fill(&unbreakable(line), options.clone().initial_indent(indent)),
+    };
+    text.split('\n').enumerate().map(wrap).collect::<Vec<_>>().join("\n").replace(UNBREAKABLE, " ")
+}
+
+/// Text whose spaces in backticks no wrapping breaks; [`breakable`] brings them back.
+pub(super) fn unbreakable(text: &str) -> String {
+    let parts = text.split('`').enumerate();
+    let parts = parts.map(|(number, part)| match number % 2 {
+        1 => part.replace(' ', UNBREAKABLE),
+        _ => part.to_owned(),
+    });
+    parts.collect::<Vec<_>>().join("`")
+}
+
+/// Brings back the spaces of [`unbreakable`].
+pub(super) fn breakable(text: &str) -> String {
+    text.replace(UNBREAKABLE, " ")
 }
 
 /// Whether standard error is coloured.
@@ -47,6 +98,22 @@ pub(super) fn visible(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_are_broken_between_words_and_commands_nowhere() {
+        let text = "the base is missing; download it with `tune download Qwen/Qwen3-0.6B`, or name a folder";
+        assert_eq!(
+            wrapped(text, Some(40), "  "),
+            "the base is missing; download it with\n  `tune download Qwen/Qwen3-0.6B`, or\n  name a folder"
+        );
+        assert_eq!(wrapped(text, None, ""), text);
+        let command = "type this and nothing else at all:\n  tune run a-very-long-recipe-name.toml --resume";
+        assert!(
+            wrapped(command, Some(30), "").ends_with("\n  tune run a-very-long-recipe-name.toml --resume")
+        );
+        let painted = paint(STRONG, "four words are here");
+        assert_eq!(wrapped(&painted, Some(19), ""), painted, "escapes take no room");
+    }
 
     #[test]
     fn control_characters_become_visible() {

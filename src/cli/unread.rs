@@ -13,18 +13,30 @@ use super::commands::Arguments;
 use super::console::Console;
 use super::exit::Exit;
 use super::finding::Finding;
+use super::hints;
+use super::report;
 
 /// Shows the error and returns its exit code. Help and version are not errors.
 pub(super) fn refuse(error: &clap::Error) -> Exit {
-    // A closed pipe changes nothing.
-    let _ = error.print();
+    let typed: Vec<OsString> = env::args_os().skip(1).collect();
+    let words: Vec<String> = typed.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let hint =
+        hints::hint(error, &words).map(|(message, command)| (message, format!("type this:\n  {command}")));
+    match &hint {
+        Some((message, help)) => report::error(message, Some(help)),
+        // A closed pipe changes nothing.
+        None => _ = error.print(),
+    }
     if !error.use_stderr() {
         return Exit::Done;
     }
-    let typed: Vec<OsString> = env::args_os().skip(1).collect();
     let mut out = io::stdout().lock();
     let mut console = Console::new(command(&typed).as_deref(), form(&typed), &mut out);
-    console.problem(&finding(error));
+    let found = hint.map(|(message, help)| Finding {
+        code: Some("arguments".into()),
+        ..Finding::new(message, Some(&help))
+    });
+    console.problem(&found.unwrap_or_else(|| finding(error)));
     // The exit code stays the same if the reader has closed the output.
     console.end(Exit::Recipe).unwrap_or(Exit::Recipe)
 }

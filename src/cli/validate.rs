@@ -10,7 +10,8 @@ use super::console::{Console, targets_of};
 use super::environment::Context;
 use super::exit::Exit;
 use super::failure::Failure;
-use super::style::{GOOD, STRONG, WARNING, paint};
+use super::lines::next;
+use super::style::{GOOD, STRONG, WARNING, output_width, paint, wrapped};
 use super::tables;
 use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
@@ -44,10 +45,13 @@ pub(super) fn validate(
     for warning in &validation.warnings {
         console.warning(warning);
     }
+    for note in &validation.notes {
+        console.event("note", &json!({"message": note}));
+    }
     console.event("targets", &targets_of(&validation.targets));
     console.event("data", &Statistics::of(&validation.survey));
     console.event("result", &result_of(&validation));
-    show(&validation, &arguments.recipe, console.out())?;
+    show(&validation, arguments, console.out())?;
     Ok(Exit::Done)
 }
 
@@ -76,7 +80,7 @@ fn trainable(validation: &Validation) -> u64 {
     validation.targets.iter().map(Target::parameters).sum::<u64>() + saved_modules
 }
 
-fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Write) -> io::Result<()> {
+fn show(validation: &Validation, arguments: &ValidateArguments, out: &mut dyn Write) -> io::Result<()> {
     let Validation { recipe, survey, .. } = validation;
     let (family, parameters) = validation.model;
     let storage = match recipe.quantization {
@@ -87,7 +91,8 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
         None => "dense".to_owned(),
     };
     let line = |out: &mut dyn Write, name: &str, text: String| {
-        writeln!(out, "{} {text}", paint(STRONG, format!("{name:<10}")))
+        let text = format!("{} {text}", paint(STRONG, format!("{name:<10}")));
+        writeln!(out, "{}", wrapped(&text, output_width(), "           "))
     };
     line(
         out,
@@ -146,10 +151,23 @@ fn show(validation: &Validation, arguments: &RecipeArguments, out: &mut dyn Writ
         writeln!(out, "{row}")?;
     }
     line(out, "output", recipe.output_dir.display().to_string())?;
-    for warning in &validation.warnings {
-        writeln!(out, "{} {warning}", paint(WARNING, "warning:"))?;
+    for note in &validation.notes {
+        writeln!(out, "{}", wrapped(&format!("{} {note}", paint(STRONG, "note:")), output_width(), "  "))?;
     }
-    writeln!(out, "\n{}. Next: tune run {}", paint(GOOD, "The recipe is valid"), arguments.recipe.display())
+    for warning in &validation.warnings {
+        let text = format!("{} {warning}", paint(WARNING, "warning:"));
+        writeln!(out, "{}", wrapped(&text, output_width(), "  "))?;
+    }
+    writeln!(out, "\n{}.", paint(GOOD, "The recipe is valid"))?;
+    let ValidateArguments { recipe, device, fit } = arguments;
+    let flags: &[&str] = if *fit { &["--fit"] } else { &[] };
+    next(
+        out,
+        &[
+            ("see what is trained on", recipe.typed("inspect", DeviceArguments::default(), &[])),
+            ("train", recipe.typed("run", *device, flags)),
+        ],
+    )
 }
 
 fn tally(tally: &Tally) -> String {

@@ -16,11 +16,13 @@ use super::style::{ERROR, FAINT, GOOD, STRONG, paint};
 use crate::adapter::table::LayerRanges;
 use crate::export::verify::{ModuleReport, Verification};
 use crate::run::adapters::{self, BaseChoice};
+use crate::run::named::adapter_folder;
 
 /// Arguments of `tune verify`.
 #[derive(Debug, Args)]
 pub struct VerifyArguments {
-    /// The adapter's folder
+    /// The folder of an adapter or of a finished run
+    #[arg(value_name = "ADAPTER|RUN")]
     pub adapter: PathBuf,
     /// The base model to check it against
     #[arg(long, value_name = "FOLDER|ID")]
@@ -38,11 +40,11 @@ pub(super) fn verify(
 ) -> Result<Exit, Failure> {
     if !arguments.adapter.is_dir() {
         let message = format!("{} is not a folder", arguments.adapter.display());
-        console.error(&message, Some("name an adapter's folder, as in `tune verify runs/NAME/adapter`"));
+        console.error(&message, Some("name a run or an adapter, as in `tune verify runs/NAME`"));
         return Ok(Exit::Recipe);
     }
     let base = BaseChoice { base: arguments.base.as_deref(), revision: arguments.revision.as_deref() };
-    let found = adapters::verify(&arguments.adapter, base, &context.environment)?;
+    let found = adapters::verify(&adapter_folder(&arguments.adapter)?, base, &context.environment)?;
     console.event("result", &as_json(&found));
     show(&found, console)?;
     for problem in &found.problems {

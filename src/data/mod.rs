@@ -1,9 +1,11 @@
 //! From files of examples to micro-batches of token ids. Never names the tensor engine.
+#![doc = include_str!("reading.md")]
 
 pub mod batch;
 pub mod corpus;
 pub mod error;
 pub mod example;
+pub mod guess;
 pub mod inspect;
 pub(crate) mod json;
 pub mod order;

@@ -4,7 +4,7 @@
 use super::example::{Context, Conversation, Example, Message, RowProblem};
 use super::source::value::{Object, Value};
 use super::spec::{Format, PromptSpec};
-pub(super) use columns::Fields;
+pub(super) use columns::{Fields, usual_names};
 pub(crate) use context::prompt_context;
 use row_size::RowSize;
 

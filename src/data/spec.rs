@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Number, Value as Json, json};
 
 use super::template::OWN_VARIABLES;
+pub use crate::assets::dataset::Choice;
 
 use crate::document::{
     Key, KeyTable, Kind, Limits, Parsed, Shaped, TableReader, Value, ValueError, Word, Writer, Written, list,
@@ -111,6 +112,8 @@ pub struct DatasetSpec {
     pub ignore: Vec<String>,
     /// The prompt, where it is not the format's own.
     pub prompt: PromptSpec,
+    /// The files of a dataset of the hub.
+    pub hub: Choice,
 }
 
 /// How a row of `alpaca` or `prompt-completion` becomes a prompt, where it is not the format's own.
@@ -137,6 +140,7 @@ impl DatasetSpec {
             roles: BTreeMap::new(),
             ignore: Vec::new(),
             prompt: PromptSpec::default(),
+            hub: Choice::default(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Devices are discovered ([`list`]), one is chosen and tested ([`Device::choose`]), and then runs work that is generic
 //! over its backend ([`Device::run`]) on the calling thread, because the memory pools of a GPU belong to a thread.
+#![doc = include_str!("devices.md")]
 
 mod choice;
 mod discovery;

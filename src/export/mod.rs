@@ -14,6 +14,7 @@
 //! | `verify` | checks an adapter folder: files, metadata, and that every module has an effect |
 //! | `portable`, `consumer`, `mlx` | adapters for other tools, and what each tool supports |
 //! | `gguf` | models and adapters as llama.cpp and Ollama load them |
+#![doc = include_str!("after.md")]
 
 pub mod base;
 pub mod check;

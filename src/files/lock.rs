@@ -47,6 +47,13 @@ impl Lock {
     }
 }
 
+/// Whether a process holds the lock at `path`. Creates nothing.
+pub fn is_held(path: &Path) -> bool {
+    let Ok(file) = File::open(path) else { return false };
+    // Shared, so that two who look do not see each other.
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         // Removed while still locked. A leftover file is unlocked and harmless.

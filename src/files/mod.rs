@@ -6,6 +6,7 @@
 
 pub mod lock;
 pub mod safetensors;
+pub mod shell;
 
 mod disguise;
 mod error;

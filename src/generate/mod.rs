@@ -1,4 +1,5 @@
 //! Text from a model: decoding token by token with a cache of keys and values.
+#![doc = include_str!("talking.md")]
 
 pub mod answer;
 pub mod decode;

@@ -2,7 +2,7 @@
 
 use crate::document::{Key, KeyTable, Limits, TableReader, Writer, text};
 
-/// Prompts that the model answers before and after training, to show what training changed.
+/// Prompts that the model answers before and after training, and during it if `every` says so, to show what training changed.
 ///
 /// A prompt takes the format of the first training dataset: a user turn, an Alpaca instruction, or the beginning of a
 /// plain text.
@@ -16,11 +16,13 @@ pub struct Spec {
     pub temperature: f64,
     /// Seed of the sampling.
     pub seed: u64,
+    /// Optimizer steps between two rounds of answers during training; `None`: before and after it alone.
+    pub every: Option<u64>,
 }
 
 impl Default for Spec {
     fn default() -> Self {
-        Self { prompts: Vec::new(), max_new_tokens: 64, temperature: 0.0, seed: 42 }
+        Self { prompts: Vec::new(), max_new_tokens: 64, temperature: 0.0, seed: 42, every: None }
     }
 }
 
@@ -45,6 +47,12 @@ pub(crate) static TABLE: KeyTable<Spec> = KeyTable {
         K::integer("seed", 0..=i64::MAX as u64, |sample| &mut sample.seed)
             .bookkeeping()
             .means("Seed of the sampling."),
+        K::integer("every", 1..=1_000_000_000_000, |sample| &mut sample.every)
+            .bookkeeping()
+            .optional("before and after training alone")
+            .means("Optimizer steps between two rounds of answers during training, kept in samples.jsonl.")
+            .also(&["sample_every", "sample_steps"])
+            .added(),
     ],
     ..KeyTable::NEW
 };

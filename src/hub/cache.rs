@@ -24,8 +24,9 @@ pub(super) struct Repository {
 
 impl Repository {
     /// Creates what is missing of the layout.
-    pub(super) fn open(hub_cache: &Path, id: &str) -> Result<Self, Error> {
-        let name = format!("models--{}", id.replace('/', "--"));
+    /// `kind` is `models` or `datasets`.
+    pub(super) fn open(hub_cache: &Path, kind: &str, id: &str) -> Result<Self, Error> {
+        let name = format!("{kind}--{}", id.replace('/', "--"));
         let (root, locks) = (hub_cache.join(&name), hub_cache.join(".locks").join(&name));
         for folder in [root.join("blobs"), root.join("snapshots"), root.join("refs"), locks.clone()] {
             files::create_folder(&folder)?;

@@ -1,4 +1,5 @@
-//! Downloads all files of a model, several at a time: text first, then the weights that its index names. The snapshot's
+//! Downloads all files of a model or a dataset, several at a time: text first, then the weights that its index names, or
+//! the rows. The snapshot's
 //! links come last and the branch's commit after those, so that a visible snapshot is complete.
 
 use std::path::{Path, PathBuf};
@@ -12,7 +13,8 @@ use super::cache::Repository;
 use super::client::Client;
 use super::fetch::{Remote, describe, fetch};
 use super::listing::{INDEX, Listing};
-use super::request::Request;
+use super::request::{Content, Request};
+use crate::assets::dataset::CONVERTED;
 
 /// Longest listing accepted.
 const LISTING_LIMIT: u64 = 64 << 20;
@@ -24,7 +26,7 @@ const REPORT: Duration = Duration::from_millis(50);
 /// Progress of a download.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Whether these are the weights; the small files come first.
+    /// Whether these are the weights of a model or the rows of a dataset; the small files come first.
     pub weights: bool,
     /// Bytes on disk.
     pub done: u64,
@@ -45,7 +47,7 @@ pub struct Downloaded {
     pub bytes: u64,
 }
 
-/// Downloads a model into the cache; `stop` is polled.
+/// Downloads a model or a dataset into the cache; `stop` is polled.
 ///
 /// # Errors
 /// [`Error`]; the data received so far is kept, and the next call continues from it.
@@ -54,6 +56,34 @@ pub fn download(
     hub_cache: &Path,
     progress: &mut dyn FnMut(Progress),
     stop: &dyn Fn() -> bool,
+) -> Result<Downloaded, Error> {
+    match &request.content {
+        Content::Model => repository(request, hub_cache, progress, stop, model),
+        Content::Dataset { .. } => {
+            let found = repository(request, hub_cache, progress, stop, dataset);
+            match found {
+                // Only scripts or archives there: the hub has nearly every dataset as Parquet too.
+                Err(Error::Nothing { .. }) if request.revision == "main" => {
+                    let converted = Request { revision: CONVERTED.to_owned(), ..request.clone() };
+                    repository(&converted, hub_cache, progress, stop, dataset)
+                }
+                found => found,
+            }
+        }
+    }
+}
+
+/// Finds and fetches the files of a repository.
+type Files =
+    fn(&mut Work<'_>, &str, &mut dyn FnMut(Progress), &dyn Fn() -> bool) -> Result<Vec<Remote>, Error>;
+
+/// Downloads a repository, of which `files` fetches the content.
+fn repository(
+    request: &Request,
+    hub_cache: &Path,
+    progress: &mut dyn FnMut(Progress),
+    stop: &dyn Fn() -> bool,
+    files: Files,
 ) -> Result<Downloaded, Error> {
     let client = Client::new(request);
     let stopped = AtomicBool::new(false);
@@ -65,21 +95,11 @@ pub fn download(
         reason: format!("not the listing of a repository: {error}"),
     })?;
     listing.check(&shown)?;
-    let repository = Repository::open(hub_cache, &request.id)?;
+    let repository = Repository::open(hub_cache, request.kind(), &request.id)?;
     let mut work =
         Work { request, client: &client, repository: &repository, listing: &listing, stopped: &stopped };
 
-    let mut files = work.get(listing.texts(), false, progress, stop)?;
-    let index = match files.iter().find(|file| file.path == INDEX) {
-        Some(file) => {
-            let path = repository.blob(&file.etag);
-            Some(crate::assets::json::read_limited(&path, INDEX_LIMIT)?)
-        }
-        None => None,
-    };
-    let weights = listing.weights(&request.id, index.as_deref(), &shown)?;
-    files.extend(work.get(weights, true, progress, stop)?);
-
+    let files = files(&mut work, &shown, progress, stop)?;
     for file in &files {
         repository.link(&listing.commit, &file.path, &file.etag)?;
     }
@@ -90,6 +110,44 @@ pub fn download(
         files: files.len(),
         bytes: files.iter().map(|file| file.size).sum(),
     })
+}
+
+/// The texts of a model, then the weights that its index names.
+fn model(
+    work: &mut Work<'_>,
+    shown: &str,
+    progress: &mut dyn FnMut(Progress),
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<Remote>, Error> {
+    let mut files = work.get(work.listing.texts(), false, progress, stop)?;
+    let index = match files.iter().find(|file| file.path == INDEX) {
+        Some(file) => {
+            let path = work.repository.blob(&file.etag);
+            Some(crate::assets::json::read_limited(&path, INDEX_LIMIT)?)
+        }
+        None => None,
+    };
+    let weights = work.listing.weights(&work.request.id, index.as_deref(), shown)?;
+    files.extend(work.get(weights, true, progress, stop)?);
+    Ok(files)
+}
+
+/// The description of a dataset, then its files of rows.
+fn dataset(
+    work: &mut Work<'_>,
+    _: &str,
+    progress: &mut dyn FnMut(Progress),
+    stop: &dyn Fn() -> bool,
+) -> Result<Vec<Remote>, Error> {
+    let Content::Dataset { config, split } = &work.request.content else { return Ok(Vec::new()) };
+    let mut files = work.get(work.listing.about(), false, progress, stop)?;
+    let readme = files.iter().find(|file| file.path == "README.md");
+    let readme = readme.and_then(|file| std::fs::read_to_string(work.repository.blob(&file.etag)).ok());
+    let is_converted = work.request.revision == CONVERTED;
+    let data = work.listing.data(readme.as_deref(), config.as_deref(), split.as_deref(), is_converted);
+    let data = data.map_err(|reason| Error::Nothing { id: work.request.id.clone(), reason })?;
+    files.extend(work.get(data, true, progress, stop)?);
+    Ok(files)
 }
 
 struct Work<'a> {

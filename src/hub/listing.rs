@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 
 use super::Error;
+use crate::assets::dataset::{Choice, choose, is_data_file};
 
 /// A repository at one commit.
 #[derive(Debug, Deserialize)]
@@ -103,6 +104,32 @@ impl Listing {
             return Err(Error::Nothing { id: id.to_owned(), reason: reason.into() });
         }
         Ok(weights)
+    }
+
+    /// The description of a dataset: its README and licence.
+    pub(super) fn about(&self) -> Vec<String> {
+        let wanted = |path: &&str| ["README.md", "LICENSE", "LICENSE.md", "LICENSE.txt"].contains(path);
+        self.top().filter(wanted).map(str::to_owned).collect()
+    }
+
+    /// The files of rows of a dataset, those of a configuration and split if one is named.
+    ///
+    /// # Errors
+    /// There are none; the message lists what there is.
+    pub(super) fn data(
+        &self,
+        readme: Option<&str>,
+        config: Option<&str>,
+        split: Option<&str>,
+        is_converted: bool,
+    ) -> Result<Vec<String>, String> {
+        let paths: Vec<String> = self.files.iter().map(|file| file.path.clone()).collect();
+        if config.is_some() || split.is_some() {
+            let choice = Choice { config: config.map(str::to_owned), split: split.map(str::to_owned) };
+            return choose(&paths, readme, &choice, is_converted);
+        }
+        let data: Vec<String> = paths.into_iter().filter(|path| is_data_file(path)).collect();
+        if data.is_empty() { Err("it has no files of rows".to_owned()) } else { Ok(data) }
     }
 
     /// Files at the top level.

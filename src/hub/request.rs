@@ -47,7 +47,21 @@ impl Default for Patience {
     }
 }
 
-/// A model to download.
+/// What is downloaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// A model: weights and text.
+    Model,
+    /// A dataset: its files of rows, all of them or those of one configuration or split.
+    Dataset {
+        /// The configuration; `None`: all.
+        config: Option<String>,
+        /// The split; `None`: all.
+        split: Option<String>,
+    },
+}
+
+/// A repository to download.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// `organization/name`, or a bare name.
@@ -62,6 +76,8 @@ pub struct Request {
     pub patience: Patience,
     /// Number of files to download at the same time.
     pub parallel: usize,
+    /// A model or a dataset.
+    pub content: Content,
 }
 
 impl Request {
@@ -93,14 +109,16 @@ impl Request {
             token,
             patience: Patience::default(),
             parallel: 4,
+            content: Content::Model,
         })
     }
 
     /// The address of the repository's listing.
     pub(super) fn listing_url(&self) -> String {
         format!(
-            "{}/api/models/{}/revision/{}?blobs=true",
+            "{}/api/{}/{}/revision/{}?blobs=true",
             self.endpoint,
+            self.kind(),
             self.id,
             escaped(&self.revision, false)
         )
@@ -108,7 +126,13 @@ impl Request {
 
     /// The address of a file.
     pub(super) fn file_url(&self, commit: &str, path: &str) -> String {
-        format!("{}/{}/resolve/{commit}/{}", self.endpoint, self.id, escaped(path, true))
+        let kind = if self.content == Content::Model { "" } else { "datasets/" };
+        format!("{}/{kind}{}/resolve/{commit}/{}", self.endpoint, self.id, escaped(path, true))
+    }
+
+    /// The kind of repository, in addresses and in the names of the cache.
+    pub(super) fn kind(&self) -> &'static str {
+        if self.content == Content::Model { "models" } else { "datasets" }
     }
 }
 

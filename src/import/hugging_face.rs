@@ -143,7 +143,7 @@ fn schedule(settings: &mut Settings<'_>, draft: &mut Draft, defaults: &Defaults)
     let found = settings.any(&["lr_scheduler_type", "lr_scheduler"]);
     let name = found.and_then(|(_, node)| node.text()).unwrap_or(defaults.scheduler);
     match (name, found) {
-        ("linear" | "cosine", _) => draft.set("train.lr_scheduler", name),
+        ("linear" | "cosine" | "inverse_sqrt", _) => draft.set("train.lr_scheduler", name),
         ("constant_with_warmup", _) => draft.set("train.lr_scheduler", "constant"),
         ("constant", found) => {
             draft.set("train.lr_scheduler", "constant");

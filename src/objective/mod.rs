@@ -6,6 +6,7 @@
 //! Supervised fine-tuning sums over tokens. The other objectives are functions of one number per document, its summed
 //! negative log-likelihood: their gradient is that of supervised fine-tuning times a weight per document. Sums and weights
 //! stay on the device.
+#![doc = include_str!("preferences.md")]
 
 mod dft;
 mod documents;

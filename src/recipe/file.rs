@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::document::{Findings, Kind, Place, Problem, Problems, Source, Value};
+use crate::files::shell;
 use crate::{adapter, data, generate, model, objective, quant, train};
 
 use super::keys::{TOP, Top};
@@ -33,6 +34,17 @@ pub enum Error {
         path: PathBuf,
         /// Its size.
         bytes: u64,
+    },
+    /// A configuration of another tool, in another language.
+    #[error("{path} is {language}, and a recipe is TOML: it looks like another tool's configuration", path = path.display())]
+    #[diagnostic(code(recipe::other_language), help("convert it into a recipe:\n  {command}"))]
+    OtherLanguage {
+        /// The file.
+        path: PathBuf,
+        /// YAML or JSON.
+        language: &'static str,
+        /// The command that converts it.
+        command: String,
     },
     /// The file was read and has these problems.
     #[error(transparent)]
@@ -96,6 +108,13 @@ impl RecipeFile {
             return Err(Error::TooLarge { path: path.to_owned(), bytes: metadata.len() });
         }
         let bytes = std::fs::read(path).map_err(unreadable)?;
+        if let Some(language) = other_language(path, &bytes) {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+            let out = path.with_file_name(format!("{stem}.toml"));
+            let words = ["tune", "import", &path.to_string_lossy(), "--out", &out.to_string_lossy()];
+            let command = shell::command(words);
+            return Err(Error::OtherLanguage { path: path.to_owned(), language, command });
+        }
         Ok(Self::parse(&path.display().to_string(), &bytes, overrides))
     }
 
@@ -227,4 +246,25 @@ fn read(source: &Arc<Source>, root: &Value, syntax: Vec<Problem>) -> (Parts, Vec
         parts
     });
     (parts, findings.into_problems(foreign::meaning))
+}
+
+/// The language of a file that is no TOML but YAML or JSON, by its name or its first line.
+fn other_language(path: &Path, bytes: &[u8]) -> Option<&'static str> {
+    let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
+    match extension.as_str() {
+        "yaml" | "yml" => return Some("YAML"),
+        "json" => return Some("JSON"),
+        "toml" => return None,
+        _ => {}
+    }
+    let text = std::str::from_utf8(bytes).ok()?;
+    let first = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'))?;
+    let key = first.split_once(':').map(|(key, rest)| (key, rest.is_empty() || rest.starts_with(' ')));
+    let is_word = |key: &str| key.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte));
+    match key {
+        _ if first.starts_with('{') => Some("JSON"),
+        _ if first == "---" => Some("YAML"),
+        Some((key, true)) if is_word(key) => Some("YAML"),
+        _ => None,
+    }
 }

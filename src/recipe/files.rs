@@ -1,5 +1,6 @@
 //! Checks that the files and folders of the recipe exist. Looks at names only; opens nothing.
 
+use crate::assets::dataset::{Choice, is_dataset_id};
 use std::path::Path;
 
 use crate::data::spec::ChatTemplateSource;
@@ -14,7 +15,11 @@ pub(super) fn missing(file: &RecipeFile) -> Vec<Problem> {
     problems.extend(output_dir(file));
     for (index, dataset) in file.parts().datasets.iter().enumerate() {
         if let Some(dataset) = dataset {
-            problems.extend(dataset_path(file, index, &dataset.path));
+            // A dataset of the hub is looked up where the cache is known.
+            let is_elsewhere = is_dataset_id(&dataset.path) && !Path::new(&dataset.path).exists();
+            if !is_elsewhere && dataset.hub == Choice::default() {
+                problems.extend(dataset_path(file, index, &dataset.path));
+            }
         }
     }
     if let Some(ChatTemplateSource::File(template)) = &file.parts().data.chat_template

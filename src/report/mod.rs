@@ -1,13 +1,15 @@
 //! A run folder as one HTML page: no network, no server, no script; charts are drawn inline.
 //!
-//! Uses the files that exist so far, so that a running run has a page too. Everything from a file is escaped, and the
+//! Uses the files that exist so far, so that a running run has a page too, which tells a browser to read it again. Everything from a file is escaped, and the
 //! page's security policy forbids loading anything.
 
 mod chart;
 mod html;
+mod markdown;
 mod page;
 mod read;
 mod sections;
+mod summary;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +17,8 @@ use std::path::{Path, PathBuf};
 
 use crate::files;
 use crate::record;
+
+pub use summary::{State, Summary, summary};
 
 /// Name of the page in the run folder.
 pub const FILE: &str = "report.html";
@@ -50,6 +54,14 @@ pub enum Error {
 pub fn write(run: &Path, output: &Path) -> Result<(), Error> {
     let page = page(run)?;
     Ok(files::write_bytes(output, page.as_bytes())?)
+}
+
+/// The run in the folder `run` in Markdown, for the summary of a CI job.
+///
+/// # Errors
+/// As [`page()`].
+pub fn markdown(run: &Path) -> Result<String, Error> {
+    Ok(markdown::markdown(&read::Run::read(run)?))
 }
 
 /// The page of the run in the folder `run`.

@@ -4,11 +4,13 @@ use super::chart::{Chart, Series};
 use super::html::escape;
 use super::read::Run;
 use super::sections;
+use super::summary::State;
 use crate::objective::statistics::Means;
-use crate::record::Status;
 use crate::units::{Bytes, Grouped};
 
 const STYLE: &str = include_str!("style.css");
+/// Seconds after which a browser reads the page of a running run again.
+const REFRESH: u32 = 10;
 /// With more logged steps than this, the loss chart shows a running mean.
 const SMOOTHED_FROM: usize = 50;
 
@@ -19,10 +21,14 @@ type Single<'a> = (&'a str, Vec<(f64, f64)>, fn(f64) -> String);
 pub(super) fn page(run: &Run) -> String {
     let name = escape(&run.folder.display().to_string());
     let (word, class) = status(run);
+    let refresh = match State::of(run) {
+        State::Running => format!("<meta http-equiv=\"refresh\" content=\"{REFRESH}\">\n"),
+        _ => String::new(),
+    };
     let mut html = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         {refresh}<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>{name} · tune</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n<header>\n\
          <h1>{name} <span class=\"status {class}\">{word}</span></h1>\n<p class=\"lead\">{}</p>\n",
         lead(run)
@@ -42,13 +48,14 @@ pub(super) fn page(run: &Run) -> String {
 
 /// The status of the run: its word and its CSS class.
 fn status(run: &Run) -> (&'static str, &'static str) {
-    match run.record.as_ref().and_then(|record| record.sessions.last()).map(|session| session.status) {
-        Some(Status::Done) => ("finished", "done"),
-        Some(Status::Stopped) => ("stopped, can be resumed", "stopped"),
-        Some(Status::Failed) => ("failed", "failed"),
-        Some(Status::Running) => ("running or killed", "running"),
-        None => ("no record", "running"),
-    }
+    let state = State::of(run);
+    let class = match state {
+        State::Done => "done",
+        State::Stopped | State::CutOff => "stopped",
+        State::Failed => "failed",
+        State::Running | State::Unknown => "running",
+    };
+    (state.word(), class)
 }
 
 fn lead(run: &Run) -> String {

@@ -35,10 +35,23 @@ pub(super) struct Run {
     pub evaluations: Vec<EvaluationReport>,
     /// Diverged steps that were tolerated, in order; a step can occur again after a rollback.
     pub diverged: Vec<Diverged>,
+    /// Answers during training, in order.
+    pub answers: Vec<Answered>,
     /// Number of other lines in the metrics.
     pub unreadable_lines: u64,
     /// The terms of the memory plan: names and bytes.
     pub plan: Vec<(String, u64)>,
+}
+
+/// An answer to a sample prompt during training.
+#[derive(Debug, Deserialize)]
+pub(super) struct Answered {
+    /// The step.
+    pub step: u64,
+    /// The prompt.
+    pub prompt: String,
+    /// The answer.
+    pub answer: String,
 }
 
 /// A diverged step.
@@ -93,6 +106,8 @@ impl Run {
                 .map_or_else(Vec::new, |plan| terms(&plan)),
             ..Self::default()
         };
+        let answers = text(&folder.join("samples.jsonl"), LARGEST_TEXT)?.unwrap_or_default();
+        run.answers = answers.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         run.read_metrics(&metrics.unwrap_or_default());
         Ok(run)
     }
@@ -114,6 +129,18 @@ impl Run {
         }
         self.steps = steps.into_values().collect();
         self.evaluations = evaluations.into_values().collect();
+    }
+
+    /// The newest answers to the recipe's sample prompts: after training, else during it, else before.
+    pub(super) fn newest_answers(&self) -> Vec<(String, String)> {
+        let recorded = self.record.as_ref().map_or(&[][..], |record| &record.samples);
+        let under_way = |prompt: &str| self.answers.iter().rev().find(|answer| answer.prompt == prompt);
+        let newest = recorded.iter().map(|sample| {
+            let answer =
+                sample.after.clone().or_else(|| under_way(&sample.prompt).map(|found| found.answer.clone()));
+            (sample.prompt.clone(), answer.unwrap_or_else(|| sample.before.clone()))
+        });
+        newest.collect()
     }
 
     /// Total of the memory plan in bytes.

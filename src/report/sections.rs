@@ -50,6 +50,13 @@ pub(super) fn samples(run: &Run) -> String {
             escape(sample.prompt.trim()),
             escape(sample.before.trim()),
         );
+        for answered in run.answers.iter().filter(|answered| answered.prompt == sample.prompt) {
+            html += &format!(
+                "<section class=\"sample\"><h3>After step {}</h3><blockquote>{}</blockquote></section>\n",
+                answered.step,
+                escape(answered.answer.trim())
+            );
+        }
     }
     html
 }

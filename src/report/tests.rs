@@ -94,7 +94,7 @@ fn a_run_under_way_has_a_page() {
         &Record { total_steps: 9, sessions: vec![Session::default()], ..Record::default() },
     );
     let page = page(folder.path()).unwrap();
-    assert!(page.contains("running or killed") && page.contains("of 9"), "{page}");
+    assert!(page.contains("cut off, can be resumed") && page.contains("of 9"), "{page}");
     assert!(!page.contains("could not be read"));
 }
 

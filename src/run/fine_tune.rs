@@ -7,6 +7,7 @@ use std::time::Instant;
 use burn::tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 
+use super::advice::advice;
 use super::inputs::{self, Inputs};
 use super::open::{Opened, open};
 use super::provenance::Provenance;
@@ -29,7 +30,7 @@ use crate::recipe::RecipeFile;
 use crate::record::{self, End, Journal, Lock};
 use crate::train::budget::Clock;
 use crate::train::event::{EvaluationReport, Event, Observer, Sample, Start};
-use crate::train::fit::{Fit, Position};
+use crate::train::fit::{Fit, Position, Sample as Answering};
 use crate::train::folder::RunFolder;
 use crate::train::gate::{self, Verdict};
 use crate::train::memory::Plan;
@@ -344,6 +345,16 @@ impl OnBackend for Training<'_> {
         inputs.lock().write(folder.root())?;
         files::write_bytes(&folder.memory_plan(), self.plan.to_json().as_bytes())?;
         let corpus = &opened.corpus;
+        if !goes_on {
+            let rows = recipe.train.micro_batch_size * recipe.train.gradient_accumulation_steps;
+            let epochs = recipe.train.epochs.unwrap_or_else(|| {
+                // With packing a step has more rows than this.
+                (total_steps * rows as u64) as f64 / corpus.examples_per_epoch().max(1) as f64
+            });
+            for note in advice(recipe, total_steps, epochs, corpus.validation_rows()) {
+                observer.observe(&Event::Note(note));
+            }
+        }
         observer.observe(&Event::Start(&Start {
             total_steps,
             done_steps: position.state.step,
@@ -355,10 +366,15 @@ impl OnBackend for Training<'_> {
             output_dir: recipe.output_dir.clone(),
             compute: self.compute,
             plan: self.plan.clone(),
+            eval_steps: recipe.train.eval_steps,
         }));
 
         let held_out = || corpus.validation(recipe.train.micro_batch_size);
         let place = |id| opened.place(id);
+        let path = folder.samples();
+        let sample = |step: u64, adapters: &LoraSet<B>, observer: &mut dyn Observer| {
+            sampler.answer_under_way(step, &decoder, adapters, environment.stop, &path, observer);
+        };
         let fit = Fit {
             decoder: &decoder,
             objective: &recipe.objective,
@@ -376,6 +392,7 @@ impl OnBackend for Training<'_> {
             device: &self.device_name,
             kept_layers: self.plan.kept_layers,
             runs_ahead: self.runs_ahead,
+            sample: recipe.sample.every.map(|every| (every, &sample as Answering<'_, B>)),
         };
         let steps = corpus.steps(&self.batching, position.state.cursor)?;
         let fitted = fit.run(&mut adapters, &mut optimizer, position, steps, observer);

@@ -2,11 +2,12 @@
 //! loaded once and used for any number of prompts. Shared by `tune generate`, `tune chat` and `tune eval`.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use tune_kernels::KernelBackend;
 
+use super::named::{adapter_folder, is_run};
 use super::provenance::CHAT_TEMPLATE_KWARGS;
 use super::{Environment, Error, packed};
 use crate::adapter::lora::LoraSet;
@@ -338,21 +339,6 @@ impl OpenedModel {
     }
 }
 
-/// Whether a folder is a run folder.
-fn is_run(folder: &Path) -> bool {
-    folder.join("recipe.toml").is_file()
-}
-
-/// The adapter's folder: the named folder, or the one inside a finished run.
-fn adapter_folder(named: &Path) -> Result<PathBuf, Error> {
-    let inside = named.join("adapter");
-    match (is_run(named), inside.is_dir()) {
-        (false, _) => Ok(named.to_path_buf()),
-        (true, true) => Ok(inside),
-        (true, false) => Err(Error::Unfinished(named.to_path_buf())),
-    }
-}
-
 /// Loads the model and runs `body` on the chosen backend.
 struct Loading<'a, O, F> {
     opened: &'a OpenedModel,
@@ -422,7 +408,7 @@ fn base_of(
         return Ok((origin.base.clone(), origin.revision.clone()));
     }
     let Some(config) = adapter.map(peft::Adapter::config) else {
-        let message = "no model given: add `--adapter RUN` or `--base MODEL`";
+        let message = "no model given: name a run, an adapter or a base model";
         return Err(Error::Choice(message.into()));
     };
     match config.base_model.as_deref().filter(|name| !name.is_empty()) {

@@ -1,6 +1,7 @@
 //! The use cases behind the commands: each opens the files that a recipe names, does one thing, and returns its result.
 
 pub mod adapters;
+mod advice;
 pub mod bench;
 pub mod doctor;
 pub mod evaluate;
@@ -9,8 +10,10 @@ pub mod forecast;
 pub mod gguf;
 pub mod held_out;
 pub mod inference;
+pub mod init;
 mod inputs;
 pub mod inspect;
+pub mod named;
 pub mod open;
 mod packed;
 mod plan;

@@ -3,12 +3,14 @@
 //! All problems are reported together: the recipe's own problems, and those that only the model folder, the tokenizer,
 //! the adapter to start from or the columns of a dataset reveal, each at its place in the recipe.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use super::{Environment, Error};
 use crate::adapter::peft;
 use crate::adapter::saved::{self, SavedKind, SavedModule};
 use crate::adapter::target::{self, At, Target};
+use crate::assets::dataset::{Choice, files_of_folder, is_dataset_id, resolve_dataset};
 use crate::assets::{self, Base, ModelDir};
 use crate::data::corpus::{Corpus, Language};
 use crate::data::error::Error as DataError;
@@ -73,7 +75,7 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
         .and_then(|(targets, model)| open_start(&mut file, targets, &model.spec));
     let text = model.as_ref().map(|model| open_text(&mut file, &model.folder));
     let corpus = match (&model, &text) {
-        (Some(model), Some(text)) => open_corpus(&mut file, model, text),
+        (Some(model), Some(text)) => open_corpus(&mut file, model, text, environment.hub_cache),
         _ => None,
     };
     let recipe = file.finish().map_err(|problems| Error::Recipe(problems.into()))?;
@@ -252,7 +254,24 @@ fn open_text(file: &mut RecipeFile, folder: &ModelDir) -> Text {
 }
 
 /// Opens every dataset by itself, so that a fault in one does not hide those of the others.
-fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Option<Corpus> {
+/// Opens the files of a `[[dataset]]`: those at its path, else those of a dataset of the hub in the cache.
+pub(super) fn open_dataset(dataset: &DatasetSpec, hub_cache: &Path) -> Result<source::Dataset, String> {
+    let (path, choice) = (Path::new(&dataset.path), &dataset.hub);
+    let files = match path.is_dir() {
+        true if *choice != Choice::default() => Some(files_of_folder(path, choice)),
+        false if !path.exists() && is_dataset_id(&dataset.path) => {
+            Some(resolve_dataset(&dataset.path, choice, hub_cache))
+        }
+        _ => None,
+    };
+    let opened = match files {
+        Some(files) => source::Dataset::open_files(dataset, &files?),
+        None => source::Dataset::open(dataset),
+    };
+    opened.map_err(|error| error.to_string())
+}
+
+fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text, hub_cache: &Path) -> Option<Corpus> {
     let datasets: Vec<Option<DatasetSpec>> = file.parts().datasets.clone();
     let (mut opened, mut faults) = (Vec::with_capacity(datasets.len()), false);
     for (index, dataset) in datasets.into_iter().enumerate() {
@@ -266,14 +285,11 @@ fn open_corpus(file: &mut RecipeFile, model: &OpenedModel, text: &Text) -> Optio
             {
                 faults = true;
             }
-            Some(dataset) => match source::Dataset::open(&dataset) {
+            Some(dataset) => match open_dataset(&dataset, hub_cache) {
                 Ok(files) => opened.push((dataset, files)),
                 Err(error) => {
                     let place = file.place(&["dataset", &position, "path"]);
-                    report_new(
-                        file,
-                        Problem::new("data::source", place, error.to_string()).label("this dataset"),
-                    );
+                    report_new(file, Problem::new("data::source", place, error).label("this dataset"));
                     faults = true;
                 }
             },

@@ -1,9 +1,12 @@
-//! Answers to the recipe's sample prompts, before and after training.
+//! Answers to the recipe's sample prompts, before, during and after training.
 //!
 //! A prompt is formatted as in the first training dataset: as a user turn, an Alpaca instruction, or the beginning of a
 //! text.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use tune_kernels::KernelBackend;
 
@@ -56,6 +59,38 @@ impl<'a> Sampler<'a> {
                 .push(tokenizer.decode_plain(&generation.tokens).map_err(crate::data::error::Error::from)?);
         }
         Ok(answers)
+    }
+
+    /// Answers the prompts during training: appends the answers to the file `path`, and reports them. What goes wrong is a
+    /// warning.
+    pub(super) fn answer_under_way<B: KernelBackend>(
+        &self,
+        step: u64,
+        decoder: &Decoder<B>,
+        adapters: &LoraSet<B>,
+        stop: &dyn Fn() -> bool,
+        path: &Path,
+        observer: &mut dyn Observer,
+    ) {
+        let answers = match self.answers(decoder, Some(adapters), stop) {
+            Ok(answers) => answers,
+            Err(Error::Stopped) => return,
+            Err(error) => {
+                observer.observe(&Event::Warning(format!("the sample prompts are not answered: {error}")));
+                return;
+            }
+        };
+        let prompts = self.opened.recipe.sample.prompts.iter().cloned();
+        let answers: Vec<(String, String)> = prompts.zip(answers).collect();
+        let line = |(prompt, answer): &(String, String)| {
+            format!("{}\n", serde_json::json!({"step": step, "prompt": prompt, "answer": answer}))
+        };
+        let lines: String = answers.iter().map(line).collect();
+        let file = OpenOptions::new().append(true).create(true).open(path);
+        if let Err(error) = file.and_then(|mut file| file.write_all(lines.as_bytes())) {
+            observer.observe(&Event::Warning(format!("cannot write {}: {error}", path.display())));
+        }
+        observer.observe(&Event::Sampled { step, answers: &answers });
     }
 
     /// Reports the answers of the untrained base.

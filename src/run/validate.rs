@@ -1,5 +1,6 @@
 //! `tune validate`: everything a run would check, without training and without writing.
 
+use super::advice::advice;
 use super::open::open;
 use super::{Environment, Error};
 use super::{plan, survey};
@@ -34,6 +35,8 @@ pub struct Validation {
     pub survey: Survey,
     /// What a person should know, in words.
     pub warnings: Vec<String>,
+    /// What is allowed and rarely meant, in words.
+    pub notes: Vec<String>,
     /// Steps of warm-up.
     pub warmup_steps: u64,
     /// What a run would hold in memory.
@@ -69,6 +72,9 @@ pub fn validate(
     }
     let plan = plan::plan(&opened, &device, compute_dtype, largest)?;
     let steps = survey.schedule.map_or(0, |schedule| schedule.steps);
+    let epochs =
+        survey.schedule.map_or(0.0, |schedule| steps as f64 / schedule.steps_per_epoch.max(1) as f64);
+    let notes = advice(&opened.recipe, steps, epochs, opened.corpus.validation_rows());
     Ok(Validation {
         model: (opened.spec.family, opened.spec.parameters()),
         compute_dtype,
@@ -77,6 +83,7 @@ pub fn validate(
         saved_modules: opened.saved_modules,
         template: opened.template.as_ref().map(|template| template.origin().to_owned()),
         warnings,
+        notes,
         warmup_steps: Schedule::new(&opened.recipe.train, steps).warmup_steps(),
         survey,
         plan,

@@ -162,6 +162,13 @@ pub enum Event<'a> {
     Surveyed(&'a Survey),
     /// The base, not yet trained, has answered the recipe's sample prompts: prompt and answer in turn.
     Answered(&'a [(String, String)]),
+    /// The adapter as it is after a step has answered the recipe's sample prompts.
+    Sampled {
+        /// The step.
+        step: u64,
+        /// Prompt and answer in turn.
+        answers: &'a [(String, String)],
+    },
     /// The projections that get an adapter.
     Targets(&'a [Target]),
     /// Training is about to begin.
@@ -224,6 +231,9 @@ pub struct Start {
     pub compute: String,
     /// The memory plan.
     pub plan: Plan,
+    /// Steps between two evaluations.
+    #[serde(skip)]
+    pub eval_steps: u64,
 }
 
 /// Receives the events of a run.

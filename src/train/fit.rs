@@ -30,6 +30,9 @@ use crate::data::example::RowId;
 use crate::model::Decoder;
 use crate::objective::Objective;
 
+/// Answers sample prompts with the adapter as it is after a step.
+pub type Sample<'a, B> = &'a dyn Fn(u64, &LoraSet<B>, &mut dyn Observer);
+
 /// What the loop works on.
 pub struct Fit<'a, B: KernelBackend> {
     /// The frozen base.
@@ -62,6 +65,8 @@ pub struct Fit<'a, B: KernelBackend> {
     pub device: &'a str,
     /// How many of the top layers save what their backward pass needs.
     pub kept_layers: usize,
+    /// Answers the recipe's sample prompts every so many steps; a failure to answer is reported and ends nothing.
+    pub sample: Option<(u64, Sample<'a, B>)>,
     /// The device has a queue of its own: each step is launched before the numbers of the one before are read.
     pub runs_ahead: bool,
 }

@@ -24,6 +24,7 @@ use crate::files::{self, Action};
 const LOCK: &str = ".lock";
 /// The folder of the packed base.
 pub const PACKED: &str = "base-packed";
+const SAMPLES: &str = "samples.jsonl";
 const STEP: &str = "step-";
 const DAMAGED: &str = "damaged-";
 
@@ -156,7 +157,7 @@ impl RunFolder {
         for folder in [self.adapter(), self.checkpoints(), self.root.join("tensorboard")] {
             files::remove_folder(&folder)?;
         }
-        let others = ["report.html", "run.json", "recipe.lock"].map(|name| self.root.join(name));
+        let others = ["report.html", "run.json", "recipe.lock", SAMPLES].map(|name| self.root.join(name));
         for file in others.into_iter().chain([self.memory_plan(), self.metrics(), self.recipe()]) {
             match fs::remove_file(&file) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -164,6 +165,11 @@ impl RunFolder {
             }
         }
         Ok(())
+    }
+
+    /// Answers to the sample prompts while the run goes on.
+    pub fn samples(&self) -> PathBuf {
+        self.root.join(SAMPLES)
     }
 
     /// The folder itself.

@@ -188,7 +188,10 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
     /// Whether an evaluation or a checkpoint that needs the numbers of `step` follows it.
     fn is_boundary(&self, step: u64) -> bool {
         let due = |every: u64| step.is_multiple_of(every.max(1));
-        due(self.fit.spec.save_steps) || (self.fit.held_out.is_some() && due(self.fit.spec.eval_steps))
+        let is_sampled = self.fit.sample.is_some_and(|(every, _)| due(every));
+        is_sampled
+            || due(self.fit.spec.save_steps)
+            || (self.fit.held_out.is_some() && due(self.fit.spec.eval_steps))
     }
 
     /// Launches forward and backward of a step; `None` when the run is asked to stop meanwhile.
@@ -293,6 +296,12 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         let evaluated = self.state.last_evaluation.as_ref().is_some_and(|last| last.step == step);
         if (step == 0 || due(spec.eval_steps)) && !evaluated && self.evaluate()?.is_break() {
             return Ok(ControlFlow::Break(()));
+        }
+        if let Some((every, sample)) = self.fit.sample
+            && !is_end
+            && due(every)
+        {
+            sample(step, self.adapters, self.observer);
         }
         if due(spec.save_steps) {
             self.save()?;

@@ -35,6 +35,10 @@ pub struct Spec {
     pub learning_rate: f64,
     /// Shape of the learning rate over the run.
     pub lr_scheduler: LrScheduler,
+    /// Share of the peak rate that a decay ends at, of schedules that have one.
+    pub min_lr_rate: f64,
+    /// Steps of the decay of `warmup_stable_decay`; `None`: a tenth of all steps, rounded up.
+    pub decay_steps: Option<u64>,
     /// Steps of linear warm-up.
     pub warmup: Warmup,
     /// Decoupled weight decay.
@@ -62,6 +66,19 @@ pub enum LrScheduler {
     Linear,
     /// Warm-up, then half a cosine to zero.
     Cosine,
+    /// Warm-up, then half a cosine to `min_lr_rate` of the peak.
+    CosineWithMinLr,
+    /// Warm-up, then constant, then half a cosine over the last `decay_steps`.
+    WarmupStableDecay,
+    /// Warm-up, then falling with the square root of the steps.
+    InverseSqrt,
+}
+
+impl LrScheduler {
+    /// Whether `min_lr_rate` has an effect.
+    fn has_floor(self) -> bool {
+        matches!(self, Self::CosineWithMinLr | Self::WarmupStableDecay)
+    }
 }
 
 /// Length of the warm-up.
@@ -74,10 +91,18 @@ pub enum Warmup {
 }
 
 impl Word for LrScheduler {
-    const WORDS: &'static [(&'static str, Self)] =
-        &[("constant", Self::Constant), ("linear", Self::Linear), ("cosine", Self::Cosine)];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("constant", Self::Constant),
+        ("constant_with_warmup", Self::Constant),
+        ("linear", Self::Linear),
+        ("cosine", Self::Cosine),
+        ("cosine_with_min_lr", Self::CosineWithMinLr),
+        ("warmup_stable_decay", Self::WarmupStableDecay),
+        ("wsd", Self::WarmupStableDecay),
+        ("inverse_sqrt", Self::InverseSqrt),
+    ];
     const ALIASES: &'static [(&'static str, &'static str)] =
-        &[("constant_with_warmup", "constant"), ("cosine_with_warmup", "cosine"), ("none", "constant")];
+        &[("cosine_with_warmup", "cosine"), ("none", "constant"), ("rsqrt", "inverse_sqrt")];
 }
 
 /// The table while it is read: without a learning rate there is no [`Spec`].
@@ -85,6 +110,7 @@ pub(crate) struct Draft {
     /// The fields that are one key each; the others have their keys below.
     spec: Spec,
     learning_rate: Option<f64>,
+    min_lr_rate: Option<f64>,
     warmup_ratio: Option<f64>,
     warmup_steps: Option<u64>,
     on_divergence: Choice,
@@ -106,6 +132,8 @@ impl Default for Draft {
             host_memory_budget: None,
             learning_rate: 0.0,
             lr_scheduler: LrScheduler::Cosine,
+            min_lr_rate: 0.0,
+            decay_steps: None,
             warmup: Warmup::Ratio(WARMUP_RATIO),
             weight_decay: 0.0,
             max_grad_norm: 1.0,
@@ -118,6 +146,7 @@ impl Default for Draft {
         Self {
             spec,
             learning_rate: None,
+            min_lr_rate: None,
             warmup_ratio: None,
             warmup_steps: None,
             on_divergence: Choice::Stop,
@@ -189,8 +218,18 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
             .means("Peak learning rate.")
             .also(&["lr", "peak_lr", "max_lr"]),
         K::parsed("lr_scheduler", |train| &mut train.spec.lr_scheduler)
-            .means("Shape of the learning rate after the warm-up: constant, or falling to zero.")
+            .means("Shape of the learning rate after the warm-up, as transformers computes it.")
             .also(&["lr_scheduler_type", "scheduler", "lr_schedule", "schedule", "lr_decay_style"]),
+        K::number("min_lr_rate", Limits::from(0.0).to(1.0), |train| &mut train.min_lr_rate)
+            .optional("0; `cosine_with_min_lr` requires it")
+            .means("Share of the peak rate that `cosine_with_min_lr` and `warmup_stable_decay` end at.")
+            .also(&["min_lr_ratio", "min_learning_rate_ratio"])
+            .added(),
+        K::integer("decay_steps", 1..=LARGEST_STEP, |train| &mut train.spec.decay_steps)
+            .optional("a tenth of all steps")
+            .means("Last steps of `warmup_stable_decay`, over which the learning rate falls.")
+            .also(&["num_decay_steps", "lr_decay_steps"])
+            .added(),
         K::number("warmup_ratio", Limits::from(0.0).to(1.0), |train| &mut train.warmup_ratio)
             .optional("0.03, unless `warmup_steps` is set")
             .means("Share of all steps over which the learning rate rises from zero.")
@@ -267,7 +306,7 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
             .means("Checkpoints to keep; the best and the newest are always kept.")
             .also(&["max_checkpoints", "keep_checkpoints", "keep_last", "save_limit"]),
     ],
-    checks: &[report_no_end, report_two_warmups, report_idle],
+    checks: &[report_no_end, report_two_warmups, report_no_floor, report_idle],
     ..KeyTable::NEW
 };
 
@@ -277,6 +316,7 @@ impl Spec {
         let Draft {
             spec,
             learning_rate,
+            min_lr_rate,
             warmup_ratio,
             warmup_steps,
             on_divergence,
@@ -291,6 +331,7 @@ impl Spec {
         };
         Some(Self {
             learning_rate: learning_rate?,
+            min_lr_rate: min_lr_rate.unwrap_or(0.0),
             warmup,
             on_divergence: OnDivergence::of(on_divergence, divergence_patience, rollback_steps),
             memory_budget: memory_budget.map(|Bytes(bytes)| bytes),
@@ -309,6 +350,7 @@ impl Spec {
         let (on_divergence, divergence_patience, rollback_steps) = spec.on_divergence.keys();
         let mut draft = Draft {
             learning_rate: Some(spec.learning_rate),
+            min_lr_rate: spec.lr_scheduler.has_floor().then_some(spec.min_lr_rate),
             memory_budget: spec.memory_budget.map(Bytes),
             host_memory_budget: spec.host_memory_budget.map(Bytes),
             spec,
@@ -379,19 +421,51 @@ fn report_two_warmups(table: &mut TableReader<'_, '_>, _: &Draft) {
     }
 }
 
-/// Keys that have no effect beside this `on_divergence`.
+/// `cosine_with_min_lr` without its floor, which transformers refuses too.
+fn report_no_floor(table: &mut TableReader<'_, '_>, train: &Draft) {
+    let Some(place) = table.place_of("lr_scheduler") else { return };
+    if train.spec.lr_scheduler == LrScheduler::CosineWithMinLr && train.min_lr_rate.is_none() {
+        let message = "`cosine_with_min_lr` needs `min_lr_rate`, the share of the peak rate that it ends at";
+        let problem = Problem::new("recipe::missing_key", place, message);
+        table.report(
+            problem.label("`min_lr_rate` is missing").help("write `min_lr_rate = 0.1` under `[train]`"),
+        );
+    }
+}
+
+/// Keys that have no effect beside this `on_divergence` or `lr_scheduler`.
 fn report_idle(table: &mut TableReader<'_, '_>, train: &Draft) {
-    let choice = train.on_divergence;
-    for (key, has_effect, condition) in [
-        ("divergence_patience", choice != Choice::Stop, "`on_divergence` is \"skip\" or \"rollback\""),
-        ("rollback_steps", choice == Choice::Rollback, "`on_divergence` is \"rollback\""),
+    let (choice, scheduler) = (train.on_divergence, train.spec.lr_scheduler);
+    for (key, has_effect, condition, remedy) in [
+        (
+            "divergence_patience",
+            choice != Choice::Stop,
+            "`on_divergence` is \"skip\" or \"rollback\"",
+            "remove it, or set `on_divergence`",
+        ),
+        (
+            "rollback_steps",
+            choice == Choice::Rollback,
+            "`on_divergence` is \"rollback\"",
+            "remove it, or set `on_divergence`",
+        ),
+        (
+            "min_lr_rate",
+            scheduler.has_floor(),
+            "`lr_scheduler` is \"cosine_with_min_lr\" or \"warmup_stable_decay\"",
+            "remove it, or set `lr_scheduler`",
+        ),
+        (
+            "decay_steps",
+            scheduler == LrScheduler::WarmupStableDecay,
+            "`lr_scheduler` is \"warmup_stable_decay\"",
+            "remove it, or set `lr_scheduler`",
+        ),
     ] {
         let Some(place) = table.place_of(key).filter(|_| !has_effect) else { continue };
         let message = format!("`train.{key}` has an effect only when {condition}");
         table.report(
-            Problem::new("recipe::contradiction", place, message)
-                .label("has no effect here")
-                .help("remove it, or set `on_divergence`"),
+            Problem::new("recipe::contradiction", place, message).label("has no effect here").help(remedy),
         );
     }
 }

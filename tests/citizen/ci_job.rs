@@ -58,6 +58,11 @@ fn every_command_of_the_job_does_what_it_says() {
             .current_dir(&checkout)
             .env("PATH", &path)
             .env("GITHUB_SHA", "0123456789abcdef0123456789abcdef01234567")
+            .env("GITHUB_RUN_ATTEMPT", "2")
+            .env("GITHUB_STEP_SUMMARY", folder.path().join("summary.md"))
+            .env("GITHUB_OUTPUT", folder.path().join("output"))
+            .env("GITHUB_PATH", folder.path().join("path"))
+            .env("HOME", folder.path())
             .envs(variables(adapter))
             .envs(variables(step))
             .output()
@@ -68,10 +73,12 @@ fn every_command_of_the_job_does_what_it_says() {
         assert!(used.contains(command), "the job has no `{command}`");
     }
     assert!(checkout.join("runs/report.html").is_file());
+    let summary = fs::read_to_string(folder.path().join("summary.md")).unwrap();
+    assert!(summary.contains("| held-out loss |") && summary.contains("```mermaid"), "{summary}");
     let events = fs::read_to_string(checkout.join("runs/events.jsonl")).unwrap();
     assert!(events.ends_with("{\"event\":\"end\",\"exit_code\":0,\"outcome\":\"done\"}\n"), "{events}");
     let published = fs::read_to_string(programs.join("gh.log")).unwrap();
-    assert!(published.starts_with("release create adapter-0123456789ab adapter.tar.gz"), "{published}");
+    assert!(published.starts_with("release create adapter-0123456789ab-2 adapter.tar.gz"), "{published}");
     let listed =
         Command::new("tar").args(["-tzf", "adapter.tar.gz"]).current_dir(&checkout).output().unwrap();
     assert!(text(&listed.stdout).contains("adapter/adapter_model.safetensors"), "{}", text(&listed.stdout));
@@ -79,8 +86,8 @@ fn every_command_of_the_job_does_what_it_says() {
 
 #[test]
 fn the_readme_shows_the_job_as_it_is() {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
-    assert!(readme.contains("recipes/ci/fine-tune.yml"), "the README does not name the job");
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/ci.md")).unwrap();
+    assert!(readme.contains("../../recipes/ci/fine-tune.yml"), "the README does not name the job");
     let job = fs::read_to_string(JOB).unwrap();
     let (_, shown) = readme.split_once("```yaml\n").unwrap();
     let (shown, _) = shown.split_once("```").unwrap();

@@ -36,7 +36,7 @@ fn problems(code: i32, folder: &Path, arguments: &[&str]) -> Vec<Value> {
 
 /// Every event stands in the README's table.
 fn require_documented(told: &[Value]) {
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/ci.md")).unwrap();
     for event in told {
         let name = event["event"].as_str().unwrap();
         assert!(readme.contains(&format!("`{name}`")), "the README does not know the event `{name}`");

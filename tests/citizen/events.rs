@@ -55,7 +55,7 @@ fn a_run_tells_programs_everything_and_nobody_else_anything() {
     assert_eq!(named(&again, "result")[0]["was_finished"], true);
     assert!(named(&again, "step").is_empty(), "{again:?}");
 
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/ci.md")).unwrap();
     let names: BTreeSet<&str> = events.iter().map(|event| event["event"].as_str().unwrap()).collect();
     for name in names {
         assert!(readme.contains(&format!("`{name}`")), "the README does not know the event `{name}`");

@@ -9,7 +9,7 @@ use super::fixture::{command, expect, small, text};
 fn the_help_and_the_readme_name_every_code() {
     let folder = tempfile::tempdir().unwrap();
     let help = text(&expect(0, folder.path(), &["--help"]).stdout).replace('\n', " ");
-    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let readme = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/src/cli/ci.md")).unwrap();
     for code in [
         "0 done",
         "1 other",

@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
 
+mod datasets;
 mod server;
 
 use std::fs;

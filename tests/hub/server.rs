@@ -14,6 +14,9 @@ use sha2::{Digest, Sha256};
 
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// The commit of the branch that has a dataset as Parquet.
+pub(crate) const CONVERTED: &str = "89abcdef0123456789abcdef0123456789abcdef";
+
 /// What goes wrong with one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trouble {
@@ -73,6 +76,8 @@ impl File {
 #[derive(Default)]
 struct State {
     files: Vec<File>,
+    /// Of a dataset the files of the branch that has it as Parquet.
+    converted: Vec<File>,
     troubles: Mutex<BTreeMap<String, Trouble>>,
     redirects: Mutex<BTreeMap<String, String>>,
     starts: Mutex<Vec<(String, u64)>>,
@@ -89,9 +94,13 @@ pub(crate) struct Hub {
 
 impl Hub {
     pub(crate) fn new(files: Vec<File>) -> Self {
+        Self::of_dataset(files, Vec::new())
+    }
+
+    pub(crate) fn of_dataset(files: Vec<File>, converted: Vec<File>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let state = Arc::new(State { files, ..State::default() });
+        let state = Arc::new(State { files, converted, ..State::default() });
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for stream in listener.incoming() {
@@ -156,7 +165,7 @@ impl Drop for Hub {
 
 impl State {
     fn file(&self, path: &str) -> Option<&File> {
-        self.files.iter().find(|file| file.path == path)
+        self.files.iter().chain(&self.converted).find(|file| file.path == path)
     }
 
     fn serve(&self, stream: TcpStream) -> std::io::Result<()> {
@@ -184,10 +193,15 @@ impl State {
         }
         self.authorizations.lock().unwrap().push(authorization);
         let path = target.split('?').next().unwrap();
-        if path.starts_with("/api/models/org/model/revision/") {
+        let is_converted = path.ends_with("/refs%2Fconvert%2Fparquet");
+        if path.starts_with("/api/models/org/model/revision/")
+            || path.starts_with("/api/datasets/org/rows/revision/")
+        {
+            let (files, commit) =
+                if is_converted { (&self.converted, CONVERTED) } else { (&self.files, COMMIT) };
             let listed: Vec<_> =
-                self.files.iter().map(|file| serde_json::json!({"rfilename": file.path})).collect();
-            let body = serde_json::json!({"sha": COMMIT, "siblings": listed}).to_string();
+                files.iter().map(|file| serde_json::json!({"rfilename": file.path})).collect();
+            let body = serde_json::json!({"sha": commit, "siblings": listed}).to_string();
             self.bodies.fetch_add(1, Ordering::Relaxed);
             return write!(
                 out,
@@ -195,8 +209,9 @@ impl State {
                 body.len()
             );
         }
-        let from_hub = format!("/org/model/resolve/{COMMIT}/");
-        let name = path.strip_prefix(&from_hub).or_else(|| path.strip_prefix("/cdn/")).unwrap_or("");
+        let mut places = vec![format!("/org/model/resolve/{COMMIT}/"), "/cdn/".to_owned()];
+        places.extend([COMMIT, CONVERTED].map(|commit| format!("/datasets/org/rows/resolve/{commit}/")));
+        let name = places.iter().find_map(|place| path.strip_prefix(place.as_str())).unwrap_or("");
         let Some(file) = self.file(name) else {
             return write!(out, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         };

@@ -381,7 +381,7 @@ fn the_command_writes_a_recipe_and_tells_what_is_different() {
     assert!(told.contains("Did not carry over:\n  - ") && told.contains("loss_watchdog_threshold"), "{told}");
     let written = tune(here.path(), &["import", "old.yml", "--from", "axolotl", "--out", "new.toml"]);
     assert_eq!(written.status.code(), Some(0));
-    assert!(String::from_utf8_lossy(&written.stdout).contains("Next: tune validate new.toml"));
+    assert!(String::from_utf8_lossy(&written.stdout).contains("Next:\n  tune validate new.toml"));
     assert_eq!(fs::read_to_string(here.path().join("new.toml")).unwrap(), text);
     // Nothing is overwritten, and nothing half-written.
     for (arguments, word) in [

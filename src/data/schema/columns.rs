@@ -176,7 +176,7 @@ impl Fields {
         file: &Path,
         columns: &[(&str, Option<&DataType>)],
     ) -> Result<Vec<usize>, Error> {
-        let mut chosen = Vec::new();
+        let (mut chosen, mut missing) = (Vec::new(), Vec::new());
         for field in self.fields.iter().filter(|field| field.kind != Kind::MessageKey) {
             for wanted in &field.columns {
                 let Some(index) = columns.iter().position(|(name, _)| name == wanted) else { continue };
@@ -199,8 +199,11 @@ impl Fields {
             }
             let there = field.columns.iter().any(|wanted| columns.iter().any(|(name, _)| name == wanted));
             if !there && (field.required || field.mapped) {
-                return Err(self.missing(file, field, columns));
+                missing.push(field);
             }
+        }
+        if !missing.is_empty() {
+            return Err(self.missing(file, &missing, columns));
         }
         // Read too, if only to know whether there is something in them.
         let is_meaningful = |name: &str| self.is_unread(name) && unread::meaning(self.format, name).is_some();
@@ -209,19 +212,33 @@ impl Fields {
         Ok(chosen)
     }
 
-    fn missing(&self, file: &Path, field: &Field, columns: &[(&str, Option<&DataType>)]) -> Error {
+    /// The error of fields without a column. It suggests one `fields` for all of them, with what the recipe maps already.
+    fn missing(&self, file: &Path, missing: &[&Field], columns: &[(&str, Option<&DataType>)]) -> Error {
         let names: Vec<&str> = columns.iter().map(|(name, _)| *name).collect();
-        let wanted = &field.columns[0];
-        let usual = usual_names(field.canonical).iter().copied().find(|name| names.contains(name));
-        let suggestion = match nearest(wanted, &names).or(usual) {
-            Some(name) if field.mapped => format!("; did you mean `{name}`?"),
-            Some(name) => format!("; did you mean `fields = {{ {} = \"{name}\" }}`?", field.canonical),
-            None => format!("; if another column holds it, add `fields = {{ {} = \"…\" }}`", field.canonical),
+        let is_missing = |field: &Field| missing.iter().any(|one| one.canonical == field.canonical);
+        let taken = self.fields.iter().filter(|field| !is_missing(field)).flat_map(|field| &field.columns);
+        let taken: Vec<&str> = taken.map(String::as_str).collect();
+        let mut free: Vec<&str> = names.iter().copied().filter(|name| !taken.contains(name)).collect();
+        let (mut pairs, mut is_known) = (Vec::new(), true);
+        for field in self.fields.iter().filter(|field| field.mapped || is_missing(field)) {
+            let usual = || usual_names(field.canonical).iter().copied().find(|name| free.contains(name));
+            let name = match is_missing(field) {
+                false => Some(field.columns[0].as_str()),
+                true => nearest(&field.columns[0], &free).or_else(usual),
+            };
+            free.retain(|one| Some(*one) != name);
+            is_known &= name.is_some();
+            pairs.push(format!("{} = \"{}\"", field.canonical, name.unwrap_or("…")));
+        }
+        let suggestion = match (is_known, pairs.join(", ")) {
+            (true, pairs) => format!("; did you mean `fields = {{ {pairs} }}`?"),
+            (false, pairs) => format!("; name the columns that hold them: `fields = {{ {pairs} }}`"),
         };
+        let wanted: Vec<&str> = missing.iter().map(|field| field.columns[0].as_str()).collect();
         Error::MissingColumn {
             file: file.to_owned(),
-            column: wanted.clone(),
-            field: field.canonical,
+            column: wanted.join("`, `"),
+            field: missing[0].canonical,
             columns: if names.is_empty() { "none".to_owned() } else { list(&names) },
             suggestion,
         }
@@ -296,7 +313,7 @@ fn format_name(format: Format) -> &'static str {
 }
 
 /// Other usual names of a field, for suggestions only.
-fn usual_names(canonical: &str) -> &'static [&'static str] {
+pub(in crate::data) fn usual_names(canonical: &str) -> &'static [&'static str] {
     match canonical {
         "messages" => &["conversation", "dialog", "chat", "turns"],
         "instruction" => &["question", "prompt"],

@@ -285,16 +285,21 @@ fn missing_columns_say_which_there_are() {
     };
     assert_eq!(
         choose(Format::PromptCompletion, &[], &["question", "answer"]).unwrap_err().to_string(),
-        "a.csv: no column `prompt`; it has `question`, `answer`; did you mean `fields = { prompt = \"question\" }`?"
+        "a.csv: no column `prompt`, `completion`; it has `question`, `answer`; did you mean `fields = { prompt = \"question\", \
+         completion = \"answer\" }`?"
     );
     assert_eq!(
         choose(Format::Text, &[("text", "body")], &["boby"]).unwrap_err().to_string(),
-        "a.csv: no column `body`; it has `boby`; did you mean `boby`?"
+        "a.csv: no column `body`; it has `boby`; did you mean `fields = { text = \"boby\" }`?"
     );
     assert_eq!(
         choose(Format::Text, &[], &["x"]).unwrap_err().to_string(),
-        "a.csv: no column `text`; it has `x`; if another column holds it, add `fields = { text = \"…\" }`"
+        "a.csv: no column `text`; it has `x`; name the columns that hold them: `fields = { text = \"…\" }`"
     );
+    // What the suggestion says works.
+    let said = choose(Format::Alpaca, &[("instruction", "question")], &["question", "answer"]).unwrap_err();
+    let suggested = "`fields = { instruction = \"question\", output = \"answer\" }`";
+    assert!(said.to_string().contains(suggested), "{said}");
     // An optional field may be absent, but not one that the recipe names.
     assert_eq!(choose(Format::Alpaca, &[], &["output", "instruction"]).unwrap(), [1, 0]);
     assert!(choose(Format::Alpaca, &[("input", "context")], &["output", "instruction"]).is_err());

@@ -15,7 +15,7 @@ pub(super) mod value;
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow::array::{Array, StructArray};
@@ -101,6 +101,27 @@ impl Columns {
     }
 }
 
+/// The names of the columns of the first file that a path or glob names; of JSON the keys of its first row.
+///
+/// # Errors
+/// A path that matches nothing, a file that is unreadable, corrupt or empty.
+pub fn columns(path: &str) -> Result<Vec<String>, Error> {
+    let paths = path::resolve(path)?;
+    let Some((path, kind)) = paths.first() else { return Ok(Vec::new()) };
+    let corrupt = |problem: String| Error::Corrupt { file: path.to_path_buf(), problem };
+    let file = SourceFile::opened(path, *kind, false)?;
+    if let Some(schema) = file.schema() {
+        return Ok(schema.fields().iter().map(|field| field.name().clone()).collect());
+    }
+    let SourceFile::Text(text) = &file else { return Ok(Vec::new()) };
+    if let Some(columns) = text.columns().map_err(|fault| corrupt(fault.to_string()))? {
+        return Ok(columns);
+    }
+    let block = text.load(text.block_of(0)).map_err(|fault| corrupt(fault.to_string()))?;
+    let record = text.record(&block, 0, &[]).map_err(|fault| corrupt(fault.problem))?;
+    Ok(record.0.keys().cloned().collect())
+}
+
 impl Dataset {
     /// Opens and indexes every file that the entry's path or glob names, in sorted order, and checks that
     /// the columns its format needs are there. Reads text files once; keeps no rows.
@@ -109,8 +130,20 @@ impl Dataset {
     /// A path that matches nothing, a file that is unreadable, corrupt or empty, a `fields` mapping or a
     /// column that does not fit the format.
     pub fn open(spec: &DatasetSpec) -> Result<Dataset, Error> {
+        Self::of_files(spec, path::resolve(&spec.path)?)
+    }
+
+    /// [`open`](Self::open) of files that were found elsewhere than at the entry's path, in this order.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_files(spec: &DatasetSpec, files: &[PathBuf]) -> Result<Dataset, Error> {
+        let known = |file: &PathBuf| Ok((file.as_path().into(), path::kind(file)?));
+        Self::of_files(spec, files.iter().map(known).collect::<Result<_, Error>>()?)
+    }
+
+    fn of_files(spec: &DatasetSpec, paths: Vec<(Arc<Path>, Kind)>) -> Result<Dataset, Error> {
         let fields = Fields::new(spec)?;
-        let paths = path::resolve(&spec.path)?;
         let files: Vec<Result<SourceFile, Error>> = paths
             .par_iter()
             .map(|(path, kind)| SourceFile::open(path, *kind, &fields, paths.len() == 1))
@@ -286,8 +319,9 @@ impl Dataset {
 }
 
 impl SourceFile {
-    /// `is_alone`: it is the dataset's only file, so that a pass over all of it gives the dataset's hash.
-    fn open(path: &Arc<Path>, kind: Kind, fields: &Fields, is_alone: bool) -> Result<SourceFile, Error> {
+    /// Opens a file, whatever its columns are. `is_alone`: it is the dataset's only file, so that a pass over all of it gives
+    /// the dataset's hash.
+    fn opened(path: &Arc<Path>, kind: Kind, is_alone: bool) -> Result<SourceFile, Error> {
         let corrupt = |fault: Fault| Error::Corrupt { file: path.to_path_buf(), problem: fault.to_string() };
         let location = Location::new(path.clone()).map_err(corrupt)?;
         let empty = || Error::Empty { file: path.to_path_buf() };
@@ -303,7 +337,7 @@ impl SourceFile {
         if let Some(disguise) = Disguise::of(&head).filter(|disguise| !kind.is_called(*disguise)) {
             return Err(corrupt(Fault::new(disguise.to_string())));
         }
-        let mut file = match kind {
+        let file = match kind {
             Kind::Ipc => guard("Arrow", || IpcFile::open(location).map(SourceFile::Ipc)),
             Kind::Parquet => guard("Parquet", || ParquetFile::open(location).map(SourceFile::Parquet)),
             Kind::Json => TextFile::open(location, TextFile::json_syntax(&head), hash).map(SourceFile::Text),
@@ -313,6 +347,13 @@ impl SourceFile {
         if file.rows() == 0 {
             return Err(empty());
         }
+        Ok(file)
+    }
+
+    /// [`opened`](Self::opened), with the columns of `fields`.
+    fn open(path: &Arc<Path>, kind: Kind, fields: &Fields, is_alone: bool) -> Result<SourceFile, Error> {
+        let corrupt = |fault: Fault| Error::Corrupt { file: path.to_path_buf(), problem: fault.to_string() };
+        let mut file = Self::opened(path, kind, is_alone)?;
         match &mut file {
             SourceFile::Text(text) => {
                 if let Some(columns) = text.columns().map_err(corrupt)? {

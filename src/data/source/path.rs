@@ -80,7 +80,8 @@ fn nearest(path: &Path) -> String {
         .unwrap_or_default()
 }
 
-fn kind(path: &Path) -> Result<Kind, Error> {
+/// The kind of a file, by its extension.
+pub(super) fn kind(path: &Path) -> Result<Kind, Error> {
     let extension = path.extension().unwrap_or_default().to_string_lossy().to_lowercase();
     let problem = match extension.as_str() {
         "arrow" => return Ok(Kind::Ipc),

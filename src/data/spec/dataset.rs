@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
 
-use super::{DatasetSpec, Format, PromptSpec, Split, TrainOn};
+use super::{Choice, DatasetSpec, Format, PromptSpec, Split, TrainOn};
 use crate::data::roles::ROLES;
 use crate::document::{
     Key, KeyTable, Kind, Limits, Parsed, Problem, Shaped, TableReader, Value, Word, Writer, Written, list,
@@ -67,6 +67,7 @@ pub(crate) struct Draft {
     prompt: Option<String>,
     prompt_without_input: Option<String>,
     chat: Option<bool>,
+    hub: Choice,
 }
 
 impl Default for Draft {
@@ -83,6 +84,7 @@ impl Default for Draft {
             prompt: None,
             prompt_without_input: None,
             chat: None,
+            hub: Choice::default(),
         }
     }
 }
@@ -104,7 +106,7 @@ pub(crate) static DATASET: KeyTable<Draft> = KeyTable {
     keys: &[
         K::text("path", |dataset| &mut dataset.path)
             .required("\"data/train.jsonl\"")
-            .means("A file (.jsonl, .json, .parquet, .arrow, .csv, .tsv), or a glob over files.")
+            .means("A file (.jsonl, .json, .parquet, .arrow, .csv, .tsv), a glob over files, or a dataset of the hub.")
             .also(&["file", "file_name", "filename", "source"]),
         K::parsed("format", |dataset| &mut dataset.format)
             .required("\"messages\"")
@@ -154,6 +156,15 @@ pub(crate) static DATASET: KeyTable<Draft> = KeyTable {
             .added()
             .optional("false")
             .means("Make prompt and completion a user and an assistant turn of the chat template."),
+        K::text("hub_config", |dataset| &mut dataset.hub.config)
+            .added()
+            .optional("the only one, or \"default\"")
+            .means("Configuration (subset) of a dataset of the hub.")
+            .also(&["config_name", "subset", "name"]),
+        K::text("hub_split", |dataset| &mut dataset.hub.split)
+            .added()
+            .optional("the only one, or \"train\"")
+            .means("Split of a dataset of the hub whose files are read; `split` says what its rows are for."),
     ],
     checks: &[
         report_foreign_fields,
@@ -177,12 +188,24 @@ impl DatasetSpec {
             chat: draft.chat.unwrap_or(false),
         };
         let (fields, roles) = (fields.unwrap_or_default(), roles.unwrap_or_default());
-        Some(Self { path: path?, format: format?, weight, split, train_on, fields, roles, ignore, prompt })
+        let hub = draft.hub;
+        Some(Self {
+            path: path?,
+            format: format?,
+            weight,
+            split,
+            train_on,
+            fields,
+            roles,
+            ignore,
+            prompt,
+            hub,
+        })
     }
 
     /// Writes the entry.
     pub fn write(&self, writer: &mut Writer) {
-        let Self { path, format, weight, split, train_on, fields, roles, ignore, prompt } = self.clone();
+        let Self { path, format, weight, split, train_on, fields, roles, ignore, prompt, hub } = self.clone();
         let PromptSpec { template: prompt, without_input: prompt_without_input, chat } = prompt;
         let chat = Some(chat).filter(|chat| *chat);
         let fields = Some(fields).filter(|fields| !fields.is_empty());
@@ -200,6 +223,7 @@ impl DatasetSpec {
             prompt,
             prompt_without_input,
             chat,
+            hub,
         };
         DATASET.write(&mut draft, writer);
     }
