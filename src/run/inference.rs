@@ -2,7 +2,7 @@
 //! loaded once and used for any number of prompts. Shared by `tune generate`, `tune chat` and `tune eval`.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tune_kernels::KernelBackend;
