@@ -64,8 +64,8 @@ impl Adapter {
             [] => Ok(adapter),
             names => {
                 let problem = format!(
-                    "it has LoRA on {}, which only `tune merge` supports; merge the adapter into its base first (`tune \
-                     merge`)",
+                    "it has LoRA on {}, which only `tune merge` and the export to GGUF fold into the base; merge the adapter into \
+                     its base first (`tune merge`)",
                     names.join(" and ")
                 );
                 Err(Error::unusable(folder, vec![problem]))

@@ -108,9 +108,13 @@ fn the_context_of_a_conversation_is_read() {
         row["messages"] = messages.clone();
         assert_eq!(context(row).tools, json!([tool]), "{tools}");
     }
-    for nothing in
-        [json!({"tools": null}), json!({"tools": []}), json!({"tools": ""}), json!({"documents": []})]
-    {
+    for nothing in [
+        json!({"tools": null}),
+        json!({"tools": []}),
+        json!({"tools": ""}),
+        json!({"tools": " "}),
+        json!({"documents": []}),
+    ] {
         let mut row = nothing.clone();
         row["messages"] = messages.clone();
         assert_eq!(context(row), Context::default(), "{nothing}");

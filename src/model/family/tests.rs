@@ -311,7 +311,7 @@ fn sizes_are_checked() {
 fn other_architectures_are_named() {
     refused("mixtral", json!({"architectures": ["MixtralForCausalLM"]}), &["mixtral", "Qwen3ForCausalLM"]);
     refused("qwen3_moe", json!({}), &["most like it is qwen3 (Qwen3"]);
-    refused("phimoe", json!({}), &["most like it is phi3 (Phi-3"]);
+    refused("phimoe", json!({}), &["most like it is phi (Phi-"]);
     refused(
         "llama",
         json!({"architectures": ["LlamaForSequenceClassification"]}),
