@@ -36,6 +36,9 @@ pub(super) struct Fetcher<B: KernelBackend> {
     squares: Vec<Squares<B>>,
 }
 
+/// A slot, and the layer that came into it, or why none did.
+type Arrival<B> = (usize, Result<Arc<Layer<B>>, Error>);
+
 enum Source<B: KernelBackend> {
     /// Requests to a thread, and its answers in the same order, each for the next of the slots and layers asked for.
     Files {
@@ -44,7 +47,7 @@ enum Source<B: KernelBackend> {
         asked: VecDeque<(usize, usize)>,
     },
     /// All layers, and those on their way to the device, with their slots.
-    Memory { layers: Vec<StoredLayer>, sent: VecDeque<(usize, Result<Arc<Layer<B>>, Error>)> },
+    Memory { layers: Vec<StoredLayer>, sent: VecDeque<Arrival<B>> },
 }
 
 impl<B: KernelBackend> fmt::Debug for Fetcher<B> {

@@ -335,6 +335,6 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
             (*progress)(Progress { tensor, done: *done, total: *total });
         };
         let (quantization, dtype, report) = (*quantization, *dtype, &mut report);
-        read(&mut Reader { weights: *weights, spec: *spec, checked, quantization, dtype, report })
+        read(&mut Reader { weights, spec, checked, quantization, dtype, report })
     }
 }

@@ -1,7 +1,6 @@
 //! Layers that are fetched for each use: the same adapter, and what becomes of a run whose packed base is damaged, of
 //! another base, or lost under way.
 
-use std::cell::RefCell;
 use std::fs;
 use std::path::Path;
 
@@ -22,15 +21,14 @@ fn disk(resident_layers: usize) -> String {
 
 /// Runs to the end; the notes and warnings on the way.
 fn told(bench: &Bench, name: &str, options: Options) -> (Result<(), Error>, String) {
-    let told = RefCell::new(String::new());
+    let mut told = String::new();
     let mut watch = Watch(|event: &Event<'_>| {
         if let Event::Note(text) | Event::Warning(text) = event {
-            told.borrow_mut().push_str(&format!("{text}\n"));
+            told.push_str(&format!("{text}\n"));
         }
     });
     let result = bench.try_run(name, options, GO_ON, &mut watch).map(|_| ());
-    drop(watch);
-    (result, told.into_inner())
+    (result, told)
 }
 
 #[test]
@@ -177,6 +175,41 @@ fn nothing_but_a_run_writes_a_packed_base_and_settings_without_effect_are_refuse
     bench.model = "resident_layers = 2\n".into();
     let (code, output) = command(&bench, "run", &["validate"]);
     assert_eq!(code, Some(2), "{}", said(output));
+}
+
+/// `tune generate` in less and less memory: the same answer, until nothing fits.
+#[test]
+fn a_model_that_does_not_fit_answers_with_fetched_layers() {
+    let base = concat!(env!("CARGO_MANIFEST_DIR"), "/data/quickstart/base");
+    let answer = |budget: u64| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_tune"));
+        command.args([
+            "generate",
+            "Once upon a time",
+            "--base",
+            base,
+            "--max-new-tokens",
+            "6",
+            "--seed",
+            "1",
+        ]);
+        command.args(["--device", "cpu", "--memory-budget", &format!("{budget}MiB")]).env("NO_COLOR", "1");
+        let output = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, expected, told) = answer(512);
+    assert_eq!(code, Some(0), "{told}");
+    let mut is_fetched = false;
+    for budget in (8..=64).rev().step_by(2) {
+        let (code, found, told) = answer(budget);
+        if code == Some(4) {
+            break;
+        }
+        assert_eq!((code, &found), (Some(0), &expected), "{told}");
+        is_fetched |= told.contains("of 6 layers fit into memory");
+    }
+    assert!(is_fetched, "no budget was too small for all layers and large enough for some");
 }
 
 /// Logits, and decoding with a cache, by any number of slots.
