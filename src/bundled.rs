@@ -101,6 +101,9 @@ pub const BUNDLES: &[Bundle] = &[
     bundle!("smollm2-135m-cpu", "HuggingFaceTB/SmolLM2-135M-Instruct"),
     bundle!("qwen3-0.6b", "Qwen/Qwen3-0.6B"),
     bundle!("llama-3.2-1b", "meta-llama/Llama-3.2-1B-Instruct"),
+    bundle!("smollm3-3b", "HuggingFaceTB/SmolLM3-3B"),
+    bundle!("ministral-3-3b", "mistralai/Ministral-3-3B-Instruct-2512"),
+    bundle!("phi-4-mini", "microsoft/Phi-4-mini-instruct"),
     bundle!("llama-3.1-8b-12gb", "meta-llama/Llama-3.1-8B-Instruct"),
     bundle!("llama-3.1-8b-24gb", "meta-llama/Llama-3.1-8B-Instruct"),
 ];

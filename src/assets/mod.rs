@@ -7,6 +7,7 @@
 pub mod dataset;
 pub mod error;
 pub mod folder;
+mod fp8;
 pub mod hub;
 pub mod json;
 pub mod safetensors;

@@ -184,6 +184,7 @@ impl SafetensorsFile {
             Dtype::F32 => self.decode(name, info, f32::from_le_bytes),
             Dtype::BF16 => self.decode(name, info, |pair| bf16::from_le_bytes(pair).to_f32()),
             Dtype::F16 => self.decode(name, info, |pair| f16::from_le_bytes(pair).to_f32()),
+            Dtype::F8_E4M3 => self.decode(name, info, |[code]| super::fp8::decode(code)),
             other => Err(Error::UnsupportedDtype {
                 path: self.path.clone(),
                 tensor: name.to_owned(),

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::safetensors::{Float, SafetensorsFile, TensorInfo};
-use super::{Error, json};
+use super::fp8::Spread;
+use super::safetensors::{Dtype, Float, SafetensorsFile, TensorInfo};
+use super::{Error, fp8, json};
 
 /// The single file's name.
 const SINGLE: &str = "model.safetensors";
@@ -23,8 +24,37 @@ pub struct WeightFiles {
     folder: PathBuf,
     index: Option<PathBuf>,
     files: Vec<SafetensorsFile>,
-    /// Tensor name → position in `files`.
-    places: BTreeMap<String, usize>,
+    /// By the names that transformers gives tensors today.
+    places: BTreeMap<String, Place>,
+}
+
+/// Where a tensor is.
+#[derive(Debug)]
+struct Place {
+    /// Position in `files`.
+    file: usize,
+    /// Its name there.
+    name: String,
+}
+
+/// The name that transformers gives a tensor today: models with towers once kept their text decoder elsewhere.
+fn modern(name: &str) -> String {
+    match (name.strip_prefix("language_model.model."), name.strip_prefix("language_model.lm_head.")) {
+        (Some(rest), _) => format!("model.language_model.{rest}"),
+        (_, Some(rest)) => format!("lm_head.{rest}"),
+        _ => name.to_owned(),
+    }
+}
+
+/// The places of tensors by their names of today; one whose name another tensor has keeps its own.
+fn places(found: impl IntoIterator<Item = (String, usize)>) -> BTreeMap<String, Place> {
+    let mut places: BTreeMap<String, Place> = BTreeMap::new();
+    for (name, file) in found {
+        let today = modern(&name);
+        let key = if places.contains_key(&today) { name.clone() } else { today };
+        places.insert(key, Place { file, name });
+    }
+    places
 }
 
 impl WeightFiles {
@@ -38,7 +68,7 @@ impl WeightFiles {
         require_one_kind(folder)?;
         if exists(&folder.join(SINGLE))? {
             let file = SafetensorsFile::open(&folder.join(SINGLE))?;
-            let places = file.names().map(|name| (name.to_owned(), 0)).collect();
+            let places = places(file.names().map(|name| (name.to_owned(), 0)));
             return Ok(Self { folder: folder.to_path_buf(), index: None, files: vec![file], places });
         }
         let index = folder.join(INDEX);
@@ -56,7 +86,7 @@ impl WeightFiles {
         };
         let mut shards: BTreeMap<&str, usize> = BTreeMap::new();
         let mut files = Vec::new();
-        let mut places = BTreeMap::new();
+        let mut listed = BTreeMap::new();
         for (tensor, shard) in json::entries(map) {
             let Value::String(shard) = shard else {
                 return Err(fail(format!(
@@ -85,12 +115,12 @@ impl WeightFiles {
             if files[place].info(tensor).is_none() {
                 return Err(fail(format!("tensor `{tensor}` is not in `{shard}`, where the index puts it")));
             }
-            places.insert(tensor.clone(), place);
+            listed.insert(tensor.clone(), place);
         }
         // What a shard holds beyond the index is not hidden: the model decides whether it may be there.
         let mut unlisted: BTreeMap<String, usize> = BTreeMap::new();
         for (place, file) in files.iter().enumerate() {
-            for name in file.names().filter(|name| !places.contains_key(*name)) {
+            for name in file.names().filter(|name| !listed.contains_key(*name)) {
                 if unlisted.insert(name.to_owned(), place).is_some() {
                     return Err(fail(format!(
                         "tensor `{name}` is in several shards and the index chooses none"
@@ -98,8 +128,8 @@ impl WeightFiles {
                 }
             }
         }
-        places.extend(unlisted);
-        Ok(Self { folder: folder.to_path_buf(), index: Some(index), files, places })
+        listed.extend(unlisted);
+        Ok(Self { folder: folder.to_path_buf(), index: Some(index), files, places: places(listed) })
     }
 
     /// The folder.
@@ -112,14 +142,28 @@ impl WeightFiles {
         self.places.keys().map(String::as_str)
     }
 
-    /// Dtype and shape of one tensor.
+    /// The name that a tensor has in its file: to write it again as it was called.
+    pub fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
+        self.file(name).map_or(name, |(_, stored)| stored)
+    }
+
+    /// Dtype and shape of one tensor, by its name of today or that in its file.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.file(name)?.info(name)
+        let (file, stored) = self.file(name)?;
+        file.info(stored)
     }
 
     /// The file that holds a tensor.
     pub fn path_of(&self, name: &str) -> Option<&Path> {
-        self.file(name).map(SafetensorsFile::path)
+        self.file(name).map(|(file, _)| file.path())
+    }
+
+    /// The tensor of scales of a weight in 8-bit floats, if it has one that fits.
+    pub fn scales_of(&self, name: &str) -> Option<String> {
+        let shape = &self.info(name)?.shape;
+        let fits =
+            |scales: &String| self.info(scales).is_some_and(|info| Spread::of(shape, &info.shape).is_some());
+        fp8::scale_names(name)?.into_iter().find(fits)
     }
 
     /// Every file the weights come from, the index included.
@@ -142,15 +186,40 @@ impl WeightFiles {
     /// # Errors
     /// No such tensor, or its file can no longer be read.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
-        self.require(name)?.read(name)
+        let (file, stored) = self.require(name)?;
+        file.read(stored)
     }
 
-    /// One float tensor, converted while it is read.
+    /// One float tensor, converted while it is read; a weight in 8-bit floats is multiplied by its scales in f32.
     ///
     /// # Errors
-    /// As [`SafetensorsFile::read_floats`].
+    /// As [`SafetensorsFile::read_floats`]; a weight in 8-bit floats has no scales that fit it.
     pub fn read_floats<T: Float>(&self, name: &str) -> Result<Vec<T>, Error> {
-        self.require(name)?.read_floats(name)
+        let (file, stored) = self.require(name)?;
+        if self.info(name).is_none_or(|info| info.dtype != Dtype::F8_E4M3) {
+            return file.read_floats(stored);
+        }
+        let missing =
+            |tensor: &str| Error::MissingTensor { path: self.folder.clone(), tensor: tensor.to_owned() };
+        let scales = self.scales_of(name).ok_or_else(|| missing(&format!("{name}_scale_inv")))?;
+        let (Some(info), Some(scale)) = (self.info(name), self.info(&scales)) else {
+            return Err(missing(name));
+        };
+        let spread = Spread::of(&info.shape, &scale.shape).ok_or_else(|| missing(&scales))?;
+        let mut values = file.read_floats::<f32>(stored)?;
+        let (scale_file, scale_name) = self.require(&scales)?;
+        spread.apply(&mut values, &scale_file.read_floats::<f32>(scale_name)?, info.shape[1]);
+        let converted: Vec<T> = values.iter().map(|value| T::from_f32(*value)).collect();
+        match converted.iter().position(|value| !value.is_finite()) {
+            None => Ok(converted),
+            Some(element) => Err(Error::BadNumber {
+                path: file.path().to_path_buf(),
+                tensor: name.to_owned(),
+                element,
+                value: values[element],
+                reason: "is outside the range of the compute dtype; set `compute_dtype = \"f32\"`",
+            }),
+        }
     }
 
     /// Whether two tensors have the same dtype, shape and bytes.
@@ -158,14 +227,17 @@ impl WeightFiles {
     /// # Errors
     /// No such tensor, or a file can no longer be read.
     pub fn same_tensor(&self, name: &str, other: &str) -> Result<bool, Error> {
-        self.require(name)?.same_tensor(name, self.require(other)?, other)
+        let ((file, name), (other_file, other)) = (self.require(name)?, self.require(other)?);
+        file.same_tensor(name, other_file, other)
     }
 
-    fn file(&self, name: &str) -> Option<&SafetensorsFile> {
-        self.places.get(name).map(|&place| &self.files[place])
+    /// The file of a tensor, and its name there.
+    fn file(&self, name: &str) -> Option<(&SafetensorsFile, &str)> {
+        let place = self.places.get(name).or_else(|| self.places.get(&modern(name)))?;
+        Some((&self.files[place.file], place.name.as_str()))
     }
 
-    fn require(&self, name: &str) -> Result<&SafetensorsFile, Error> {
+    fn require(&self, name: &str) -> Result<(&SafetensorsFile, &str), Error> {
         self.file(name)
             .ok_or_else(|| Error::MissingTensor { path: self.folder.clone(), tensor: name.to_owned() })
     }

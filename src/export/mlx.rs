@@ -42,8 +42,10 @@ pub fn write(
     let mut parameters = Vec::with_capacity(2 * modules.len());
     for module in &modules {
         let (a, b) = ([module.in_features, rank], [rank, module.out_features]);
-        parameters.push(Parameter { name: format!("{}.lora_a", module.path), part: Part::A, shape: a });
-        parameters.push(Parameter { name: format!("{}.lora_b", module.path), part: Part::B, shape: b });
+        // mlx-lm keeps a text decoder beside towers the other way round.
+        let path = module.path.replacen("model.language_model.", "language_model.model.", 1);
+        parameters.push(Parameter { name: format!("{path}.lora_a"), part: Part::A, shape: a });
+        parameters.push(Parameter { name: format!("{path}.lora_b"), part: Part::B, shape: b });
     }
     let values = |index: usize| -> Result<Vec<f32>, crate::adapter::Error> {
         let [rows, columns] = parameters[index].shape;

@@ -18,6 +18,7 @@ use super::Error;
 use super::base::{ORIGINAL_HASH_PREFIX, ORIGINAL_QUANTIZATION_KEY, OpenedBase};
 use super::delta::{square_of, square_of_difference};
 use super::shards::{Entry, Shards, Written};
+use super::weights::{parts_beside, safetensors_dtype};
 use crate::assets::Dtype;
 use crate::files::safetensors::TensorHeader;
 use crate::files::{self, Existing};
@@ -133,14 +134,24 @@ impl<'a> Work<'a> {
             work.add(tensor)?;
             progress(Progress::Measuring(index + 2, total));
         }
+        let weights = base.folder.weights();
+        let beside = parts_beside(weights, &tensors::check(&base.spec, weights, None)?);
+        work.kept += beside.len();
+        work.entries.extend(beside);
         Ok(work)
     }
 
     fn add(&mut self, tensor: &Expected) -> Result<(), Error> {
-        let dtype = self.base.folder.weights().info(&tensor.name).map_or(Dtype::F32, |info| info.dtype);
+        let weights = self.base.folder.weights();
+        let dtype = match weights.info(&tensor.name).map_or(Dtype::F32, |info| info.dtype) {
+            // What 8-bit floats stand for.
+            Dtype::F8_E4M3 => safetensors_dtype(tensors::checkpoint_dtype(&self.base.spec, weights)),
+            dtype => dtype,
+        };
         let parameters = tensor.shape.iter().product::<usize>() as u64;
+        let stored = weights.stored_name(&tensor.name).to_owned();
         if tensor.dense {
-            let header = TensorHeader { name: tensor.name.clone(), dtype, shape: tensor.shape.clone() };
+            let header = TensorHeader { name: stored, dtype, shape: tensor.shape.clone() };
             self.entries.push(Entry { tensors: vec![header], parameters });
             self.kept += 1;
             return Ok(());
@@ -151,8 +162,7 @@ impl<'a> Work<'a> {
             true => write::offset(&self.quantized(&tensor.name, shape)?.0),
             false => None,
         };
-        let plan =
-            Plan { weight: tensor.name.clone(), shape, spec: self.spec, dtype: torch_name(dtype), offset };
+        let plan = Plan { weight: stored, shape, spec: self.spec, dtype: torch_name(dtype), offset };
         let tensors = plan.tensors();
         self.plans.extend(tensors.iter().map(|part| (part.name.clone(), self.planned.len())));
         self.entries.push(Entry { tensors, parameters });

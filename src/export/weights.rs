@@ -19,7 +19,7 @@ use super::shards::{Entry, Shards, Written};
 use crate::adapter::peft;
 use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
-use crate::assets::Dtype;
+use crate::assets::{Dtype, WeightFiles};
 use crate::files::safetensors::TensorHeader;
 use crate::model::tensors::{self, Checked, Expected};
 use crate::model::{DecoderSpec, FloatDtype};
@@ -106,16 +106,18 @@ impl Merged<'_> {
         let mut sources: BTreeMap<String, Expected> = BTreeMap::new();
         let mut entries = Vec::new();
         for tensor in tensors::expected(self.spec) {
-            let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-            let header = TensorHeader { name, dtype: self.dtype_of(&tensor, &checked), shape };
+            let name = self.base.folder.weights().stored_name(&tensor.name).to_owned();
+            let (dtype, shape) = (self.dtype_of(&tensor, &checked), tensor.shape.clone());
+            let header = TensorHeader { name: name.clone(), dtype, shape };
             entries.push(Entry { parameters: elements(&tensor), tensors: vec![header] });
-            sources.insert(tensor.name.clone(), tensor);
+            sources.insert(name, tensor);
         }
+        entries.extend(parts_beside(self.base.folder.weights(), &checked));
         let mut changes = Changes { layers: BTreeMap::new(), rounding: 0.0 };
         let shards = Shards { entries, limit: self.shard_bytes, metadata: self.metadata };
         let mut bytes = |header: &TensorHeader| match sources.get(&header.name) {
             Some(tensor) => self.bytes(tensor, header.dtype, &checked, &mut changes),
-            None => Ok(Vec::new()),
+            None => Ok(self.base.folder.weights().read(&header.name)?),
         };
         shards.write(folder, &mut bytes, progress, stop)?;
         let layers = changes.layers.into_values().map(Change::finish).collect();
@@ -127,7 +129,11 @@ impl Merged<'_> {
         let weights = self.base.folder.weights();
         match (self.dtype, weights.info(&tensor.name)) {
             (Some(dtype), _) => safetensors_dtype(dtype),
-            (None, Some(info)) if !checked.quantized.contains_key(&tensor.name) => info.dtype,
+            (None, Some(info))
+                if !checked.quantized.contains_key(&tensor.name) && info.dtype != Dtype::F8_E4M3 =>
+            {
+                info.dtype
+            }
             _ => safetensors_dtype(tensors::checkpoint_dtype(&self.base.spec, weights)),
         }
     }
@@ -204,6 +210,17 @@ impl Merged<'_> {
         let path = tensor.name.strip_suffix(".weight").filter(|_| tensor.projection)?;
         self.targets.iter().find(|target| target.module.path == path)
     }
+}
+
+/// The tensors of the parts beside a text decoder, which are copied as they are.
+pub(super) fn parts_beside(weights: &WeightFiles, checked: &Checked) -> Vec<Entry> {
+    let entry = |name: &String| {
+        let info = weights.info(name)?;
+        let name = weights.stored_name(name).to_owned();
+        let header = TensorHeader { name, dtype: info.dtype, shape: info.shape.clone() };
+        Some(Entry { parameters: info.elements() as u64, tensors: vec![header] })
+    };
+    checked.skipped.iter().filter_map(entry).collect()
 }
 
 /// A merged tensor in f32.
@@ -310,7 +327,7 @@ fn elements(tensor: &Expected) -> u64 {
     tensor.shape.iter().product::<usize>() as u64
 }
 
-fn safetensors_dtype(dtype: FloatDtype) -> Dtype {
+pub(super) fn safetensors_dtype(dtype: FloatDtype) -> Dtype {
     match dtype {
         FloatDtype::F32 => Dtype::F32,
         FloatDtype::Bf16 => Dtype::BF16,

@@ -243,6 +243,11 @@ impl<'a> ConfigReader<'a> {
         self.entries.get(key).filter(|value| !value.is_null())
     }
 
+    /// Marks keys as understood that say nothing of the maths of this family.
+    pub(super) fn ignore(&self, keys: &[&str]) {
+        self.read.borrow_mut().extend(keys.iter().map(|key| (*key).to_owned()));
+    }
+
     /// Whether a key is there and null, where that differs from its absence.
     pub(super) fn is_null(&self, key: &str) -> bool {
         self.entries.get(key).is_some_and(Value::is_null)

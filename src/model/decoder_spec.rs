@@ -47,6 +47,8 @@ pub struct DecoderSpec {
     pub dtype: Option<FloatDtype>,
     /// Where a checkpoint has the modules.
     pub paths: Paths,
+    /// The model with towers that this is the text decoder of, as its `model_type` spells it.
+    pub wrapper: Option<&'static str>,
     /// How llama.cpp takes the family; `None`: not at all.
     pub gguf: Option<GgufSpec>,
 }
@@ -65,6 +67,13 @@ pub struct Paths {
 impl Paths {
     /// The spelling of Llama in transformers, which most families took over.
     pub const LLAMA: Self = Self { embedding: "model.embed_tokens", layers: "model.layers", head: "lm_head" };
+
+    /// The same beside towers.
+    pub const WRAPPED: Self = Self {
+        embedding: "model.language_model.embed_tokens",
+        layers: "model.language_model.layers",
+        head: "lm_head",
+    };
 }
 
 /// A family in llama.cpp.
@@ -142,6 +151,13 @@ pub enum RotaryPairs {
 }
 
 impl DecoderSpec {
+    /// The same as the text decoder of a model with towers.
+    #[must_use]
+    pub fn wrapped(self, wrapper: &'static str) -> Self {
+        let final_norm = NormSpec { path: "model.language_model.norm", ..self.final_norm };
+        Self { paths: Paths::WRAPPED, wrapper: Some(wrapper), final_norm, ..self }
+    }
+
     /// Module path of a part of a layer (`model.layers.0.self_attn.q_proj`).
     pub fn path(&self, layer: usize, path: &str) -> String {
         format!("{}.{layer}.{path}", self.paths.layers)

@@ -12,6 +12,23 @@ use crate::assets::{Dtype, WeightFiles};
 use crate::quant::bitsandbytes::Stored;
 use crate::quant::spec::Spec;
 
+/// Where models with towers keep what is not their text decoder.
+const BESIDE: [&str; 12] = [
+    "model.vision_tower.",
+    "vision_tower.",
+    "model.visual.",
+    "visual.",
+    "model.multi_modal_projector.",
+    "multi_modal_projector.",
+    "model.audio_tower.",
+    "audio_tower.",
+    "model.embed_vision.",
+    "model.embed_audio.",
+    "model.vision_embedder.",
+    "mtp.",
+];
+/// Tensors beside a weight in 8-bit floats that only inference in 8 bits reads.
+const OF_ACTIVATIONS: [&str; 4] = [".activation_scale", ".input_scale", ".k_scale", ".v_scale"];
 /// Mismatches spelled out in one message; the rest are counted.
 const SHOWN: usize = 10;
 
@@ -90,6 +107,8 @@ pub(crate) fn of_layer(spec: &DecoderSpec, layer: usize, tensor: &LayerTensor) -
 pub struct Checked {
     /// Weight name → how it is stored, for the weights that are quantized.
     pub quantized: BTreeMap<String, Stored>,
+    /// Tensors of the parts that are not the text decoder: towers, projectors, heads that predict further tokens.
+    pub skipped: Vec<String>,
 }
 
 impl Checked {
@@ -139,6 +158,13 @@ pub fn check(
                 ));
                 consumed.extend(weights.names().filter(|other| is_state_of(other, &name)).map(str::to_owned));
             }
+            Some(info) if projection && info.dtype == Dtype::F8_E4M3 => match weights.scales_of(&name) {
+                Some(scales) => _ = consumed.insert(scales),
+                None => problems.push(format!(
+                    "tensor `{name}` is F8_E4M3 and has no scales that fit it (`weight_scale_inv` or `weight_scale`, for the \
+                     whole weight, for each row or for blocks of 128 × 128)"
+                )),
+            },
             Some(info) if float_dtype(info.dtype).is_none() => {
                 problems.push(format!("tensor `{name}` is {:?}; F32, F16 and BF16 can be read", info.dtype));
             }
@@ -146,13 +172,16 @@ pub fn check(
         }
         consumed.insert(name);
     }
+    let mut skipped = Vec::new();
     for name in weights.names().filter(|name| !consumed.contains(*name)) {
-        if !ignorable(spec, weights, name)? {
+        if spec.wrapper.is_some() && BESIDE.iter().any(|prefix| name.starts_with(prefix)) {
+            skipped.push(name.to_owned());
+        } else if !ignorable(spec, weights, name)? {
             problems.push(format!("tensor `{name}` belongs to nothing in this model"));
         }
     }
     if problems.is_empty() {
-        return Ok(Checked { quantized });
+        return Ok(Checked { quantized, skipped });
     }
     if let Some(problem) = renamed(spec, weights) {
         problems = vec![problem];
@@ -206,7 +235,9 @@ const REDUNDANT: [&str; 5] =
 /// Tensors that some tools write and that are redundant: buffers, a copy of tied embeddings, the value head that TRL trains
 /// beside a model.
 fn ignorable(spec: &DecoderSpec, weights: &WeightFiles, name: &str) -> Result<bool, Error> {
-    if REDUNDANT.iter().any(|ending| name.ends_with(ending)) || name.starts_with("v_head.") {
+    let of_activations = OF_ACTIVATIONS.iter().any(|ending| name.ends_with(ending));
+    let is_buffer = REDUNDANT.iter().any(|ending| name.ends_with(ending));
+    if is_buffer || name.starts_with("v_head.") || of_activations {
         return Ok(true);
     }
     let embedding = embedding_name(spec);

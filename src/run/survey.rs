@@ -11,6 +11,7 @@ use crate::data::batch::Batching;
 use crate::data::error::Error as DataError;
 use crate::data::spec::OnBeyondPositions;
 use crate::data::survey::Survey;
+use crate::model::tensors;
 use crate::train::event::{Event, Observer};
 use crate::units::Grouped;
 
@@ -97,6 +98,14 @@ pub(super) fn warnings(opened: &Opened, survey: &Survey) -> Vec<String> {
     if !opened.unread_config_keys.is_empty() {
         let keys = opened.unread_config_keys.join("`, `");
         warnings.push(format!("config.json of the base: not used: `{keys}`"));
+    }
+    if let Some(wrapper) = opened.spec.wrapper
+        && let Ok(checked) = tensors::check(&opened.spec, opened.model.weights(), None)
+    {
+        warnings.push(format!(
+            "the model is a {wrapper}: its text decoder is trained, and {} tensors of other parts are left out",
+            Grouped(checked.skipped.len() as u64)
+        ));
     }
     let val_split = opened.recipe.data.val_split;
     if val_split > 0.0 && survey.validation.rows == 0 {

@@ -4,7 +4,9 @@
 
 use std::path::{Path, PathBuf};
 
+mod folders;
 mod forward;
+mod released;
 mod trajectory;
 
 /// The folder of the goldens, or one of a family.

@@ -167,7 +167,7 @@ impl Adapter {
     /// A tensor is missing, has another shape, or holds a number that is not finite.
     pub fn values(&self, targets: &[Target]) -> Result<Vec<Vec<f32>>, Error> {
         let read = |parameter: &Parameter| {
-            let values = self.file.read_floats::<f32>(&parameter.name)?;
+            let values = self.file.read_floats::<f32>(&self.stored(&parameter.name))?;
             match values.len() == parameter.shape[0] * parameter.shape[1] {
                 true => Ok(values),
                 false => Err(Error::WrongLength {
@@ -213,7 +213,7 @@ impl Adapter {
         let mut saved_modules = saved_modules;
         let mut problems = Vec::new();
         for saved in &saved_modules {
-            let name = key(&saved.path, Part::Saved);
+            let name = self.stored(&key(&saved.path, Part::Saved));
             match self.file.info(&name) {
                 None => problems
                     .push(format!("modules_to_save names `{}`, but the file has no `{name}`", saved.path)),
@@ -260,7 +260,7 @@ impl Adapter {
     pub fn saved_values(&self, saved: &SavedModule) -> Result<Vec<f32>, Error> {
         match self.folded.iter().find(|(folded, _)| folded.path == saved.path) {
             Some((_, values)) => Ok(values.clone()),
-            None => Ok(self.file.read_floats::<f32>(&key(&saved.path, Part::Saved))?),
+            None => Ok(self.file.read_floats::<f32>(&self.stored(&key(&saved.path, Part::Saved)))?),
         }
     }
 
@@ -289,11 +289,25 @@ impl Adapter {
         Ok((self, candidates.to_vec(), is_one))
     }
 
+    /// The name under which the file has a tensor: that of the model's modules, or of the same text decoder within or
+    /// without a model with towers.
+    fn stored(&self, name: &str) -> String {
+        if self.file.info(name).is_some() {
+            return name.to_owned();
+        }
+        let own = without_wrapper(name);
+        self.file.names().find(|other| without_wrapper(other) == own).unwrap_or(name).to_owned()
+    }
+
     /// The modules that have tensors, as targets, in the order of `modules`.
     fn survey(&self, modules: &[Module], problems: &mut Vec<String>) -> Vec<Target> {
         let mut unpaired = Groups::default();
-        let present: BTreeSet<&str> = self.file.names().filter_map(target_of).collect();
-        let known: BTreeSet<&str> = modules.iter().map(|module| module.path.as_str()).collect();
+        let own: BTreeSet<&str> = self.file.names().filter_map(target_of).collect();
+        let known: BTreeMap<String, &str> =
+            modules.iter().map(|module| (without_wrapper(&module.path), module.path.as_str())).collect();
+        let respelled = |path| known.get(&without_wrapper(path)).copied().unwrap_or(path);
+        let present: BTreeSet<&str> = own.into_iter().map(respelled).collect();
+        let known: BTreeSet<&str> = known.into_values().collect();
         let example = modules.first().map_or("", |module| module.path.as_str());
         for path in present.difference(&known) {
             unpaired.add(
@@ -316,7 +330,7 @@ impl Adapter {
         for module in modules.iter().filter(|module| present.contains(module.path.as_str())) {
             let target = self.config.target(module);
             for (part, shape) in target.parts() {
-                let (name, shape) = (key(&module.path, part), part.file_shape(shape));
+                let (name, shape) = (self.stored(&key(&module.path, part)), part.file_shape(shape));
                 match self.file.info(&name) {
                     None => unpaired.add(format!("{} is missing", part.name()), &module.path),
                     Some(info) if info.shape != shape => {
@@ -371,6 +385,11 @@ fn check_tensor(file: &SafetensorsFile, name: &str, part: Part, refused: &mut Gr
     if info.shape.len() != dimensions {
         refused.add(format!("its shape {:?} is not that of {what}", info.shape), name);
     }
+}
+
+/// A path or key of a text decoder without the step that leads to it in a model with towers.
+fn without_wrapper(path: &str) -> String {
+    path.replacen("language_model.model.", "model.", 1).replacen("model.language_model.", "model.", 1)
 }
 
 /// The module of a target that a key belongs to.

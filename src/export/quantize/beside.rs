@@ -46,6 +46,18 @@ fn config(base: &Value, spec: Spec, dtype: FloatDtype) -> Value {
             FloatDtype::Bf16 => "bfloat16",
             FloatDtype::F16 => "float16",
         };
+        // Beside a text decoder nothing is in 4 bits; without towers a loader knows itself that the head is not.
+        let skipped = entries.contains_key("text_config").then(|| {
+            [
+                "lm_head",
+                "vision_tower",
+                "visual",
+                "multi_modal_projector",
+                "audio_tower",
+                "embed_vision",
+                "embed_audio",
+            ]
+        });
         let quantization = json!({
             "_load_in_4bit": true,
             "_load_in_8bit": false,
@@ -55,7 +67,7 @@ fn config(base: &Value, spec: Spec, dtype: FloatDtype) -> Value {
             "bnb_4bit_use_double_quant": double_quant,
             "llm_int8_enable_fp32_cpu_offload": false,
             "llm_int8_has_fp16_weight": false,
-            "llm_int8_skip_modules": null,
+            "llm_int8_skip_modules": skipped,
             "llm_int8_threshold": 6.0,
             "load_in_4bit": true,
             "load_in_8bit": false,

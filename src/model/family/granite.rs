@@ -35,6 +35,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
 fn read_hybrid(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let shared = Shared::read(config, &Defaults::LLAMA)?;
     config.must_be("num_local_experts", &[json!(0)])?;
+    config.must_be("mlp_bias", &[json!(false)])?;
     if config.get("num_local_experts").is_none() {
         return Err(config.fail("num_local_experts", "is missing, which stands for 8 experts; expected 0"));
     }
@@ -47,18 +48,26 @@ fn read_hybrid(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         ));
     }
     // Of experts and recurrent layers, which are not there.
-    for key in ["num_experts_per_tok", "mamba_n_heads", "mamba_n_groups", "mamba_d_state", "mamba_d_head"] {
-        config.get(key);
-    }
-    for key in ["mamba_d_conv", "mamba_expand", "mamba_chunk_size", "mamba_conv_bias", "mamba_proj_bias"] {
-        config.get(key);
-    }
-    for key in ["time_step_limit", "time_step_min", "time_step_max", "time_step_floor"] {
-        config.get(key);
-    }
-    for key in ["output_router_logits", "router_aux_loss_coef", "normalization_function", "init_method"] {
-        config.get(key);
-    }
+    config.ignore(&[
+        "num_experts_per_tok",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "mamba_n_heads",
+        "mamba_n_groups",
+        "mamba_d_state",
+        "mamba_d_head",
+        "mamba_d_conv",
+        "mamba_expand",
+        "mamba_chunk_size",
+        "mamba_conv_bias",
+        "mamba_proj_bias",
+        "time_step_limit",
+        "time_step_min",
+        "time_step_max",
+        "time_step_floor",
+        "init_method",
+        "normalization_function",
+    ]);
     let rotates = match config.text("position_embedding_type")? {
         Some("rope") => true,
         Some("nope") | None => false,

@@ -26,20 +26,36 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("mlp_bias", &[json!(false)])?;
     config.must_be("use_qk_norm", &[json!(true)])?;
     config.must_be("use_cla", &[json!(false)])?;
-    // A width that repeats head_dim, norms by their name, and token ids.
-    for key in ["attention_head_dim", "norm_type", "eod_token_id", "sep_token_id", "im_start_id", "im_end_id"]
-    {
-        config.get(key);
-    }
-    for key in ["cla_share_factor", "add_classification_head", "class_num", "pool_type", "text_start_id"] {
-        config.get(key);
-    }
-    for key in
-        ["text_end_id", "image_token_id", "im_newline_id", "mask_init_id", "org_vocab_size", "dense_list"]
-    {
-        config.get(key);
-    }
-    let defaults = Defaults { vocab_size: 290_943, epsilon: 1e-5, ..Defaults::LLAMA };
+    config.must_be("use_rotary_pos_emb", &[json!(true)])?;
+    config.must_be("position_embedding_xdrope", &[json!(false)])?;
+    config.must_be("norm_type", &[json!("rms"), json!("hf_rms"), json!("fused")])?;
+    config.ignore(&[
+        "attention_head_dim",
+        "add_classification_head",
+        "class_num",
+        "pool_type",
+        "skip_cls_token",
+        "cla_share_factor",
+        "dense_list",
+        "enable_attention_fp32_softmax",
+        "enable_lm_head_fp32",
+        "eod_token_id",
+        "im_end_id",
+        "im_newline_id",
+        "im_start_id",
+        "image_token_id",
+        "mask_init_id",
+        "org_vocab_size",
+        "pad_id",
+        "text_end_id",
+        "text_start_id",
+    ]);
+    let defaults = Defaults {
+        vocab_size: 290_943,
+        epsilon: 1e-5,
+        published_code: &["configuration_hunyuan.", "hunyuan.", "modeling_hunyuan."],
+        ..Defaults::LLAMA
+    };
     let shared = Shared::read(config, &defaults)?;
     uniform_layer_types(config, shared.layers, false)?;
     let bias = config.flag("attention_bias")?.unwrap_or(false);

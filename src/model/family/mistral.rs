@@ -15,7 +15,7 @@ use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 pub(super) const MISTRAL: Declared = Declared {
     model_type: "mistral",
     architecture: "MistralForCausalLM",
-    models: "Mistral 7B, Mistral Nemo",
+    models: "Mistral 7B, Nemo, Small 3, Magistral, Devstral",
     read,
 };
 

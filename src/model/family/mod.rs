@@ -29,6 +29,7 @@ mod smollm3;
 mod starcoder2;
 #[cfg(test)]
 mod toy;
+mod wrapper;
 
 use serde_json::Value;
 
@@ -167,6 +168,17 @@ pub fn decoder_spec(config: &Value) -> Result<DecoderSpec, Error> {
 
 /// As [`decoder_spec`], and the keys that are not read because they do not change the maths.
 fn read(config: &Value) -> Result<(DecoderSpec, Vec<String>), Error> {
+    match wrapper::Wrapper::of(config)? {
+        Some((wrapper, text, mut unread)) => {
+            let (spec, more) = text_decoder(&text)?;
+            unread.extend(more);
+            Ok((spec.wrapped(wrapper.model_type), unread))
+        }
+        None => text_decoder(config),
+    }
+}
+
+fn text_decoder(config: &Value) -> Result<(DecoderSpec, Vec<String>), Error> {
     let config = ConfigReader::new(config)?;
     let spec = (Declared::of(&config)?.read)(&config)?;
     Ok((spec, config.finish()?))

@@ -26,11 +26,15 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     }
     config.must_be("attention_bias", &[json!(false)])?;
     config.must_be("mlp_bias", &[json!(false)])?;
+    config.must_be("lm_head_bias", &[json!(false)])?;
+    // Of Phi-4-mini's own code, which computes the same.
+    config.ignore(&["full_attn_mod", "interpolate_factor"]);
     let defaults = Defaults {
         vocab_size: 32_064,
         intermediate_size: 8192,
         max_position_embeddings: 4096,
         epsilon: 1e-5,
+        published_code: &["configuration_phi3.", "modeling_phi3.", "Xenova/"],
         ..Defaults::LLAMA
     };
     let shared = Shared::read(config, &defaults)?;

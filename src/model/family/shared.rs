@@ -59,6 +59,9 @@ pub(super) struct Defaults {
     pub(super) max_position_embeddings: usize,
     pub(super) rope_theta: f64,
     pub(super) tied: bool,
+    /// Beginnings of what `auto_map` may name: modelling code that was published with the models before transformers had
+    /// it.
+    pub(super) published_code: &'static [&'static str],
     /// Whether files of the family name a dropout of attention, which frozen layers go without.
     pub(super) drops_attention: bool,
     pub(super) activation: HiddenActivation,
@@ -83,6 +86,7 @@ impl Defaults {
         max_position_embeddings: 2048,
         rope_theta: 10_000.0,
         tied: false,
+        published_code: &[],
         drops_attention: false,
         activation: HiddenActivation {
             key: "hidden_act",
@@ -95,6 +99,21 @@ impl Defaults {
         layer_norm: None,
         keys: Keys::LLAMA,
     };
+}
+
+impl Defaults {
+    /// Whether `auto_map` is absent, or names nothing but code that transformers has too.
+    fn knows_code(&self, auto_map: Option<&Value>) -> bool {
+        let known = |name: &Value| {
+            let name = name.as_str().unwrap_or_default();
+            self.published_code.iter().any(|known| name.starts_with(known))
+        };
+        match auto_map {
+            None => true,
+            Some(Value::Object(classes)) => classes.values().all(known),
+            Some(_) => false,
+        }
+    }
 }
 
 /// Values that every family reads under the same key.
@@ -128,7 +147,7 @@ impl Shared {
         config.must_be("add_cross_attention", &[json!(false)])?;
         config.must_be("tie_encoder_decoder", &[json!(false), json!(true)])?;
         config.must_be("pruned_heads", &[json!({})])?;
-        if config.get("auto_map").is_some() {
+        if !defaults.knows_code(config.get("auto_map")) {
             return Err(config.fail(
                 "auto_map",
                 "names modelling code of its own, which is not run; if the model is a plain one, leave the key out: \
@@ -309,6 +328,7 @@ impl Shared {
             max_position_embeddings: self.max_position_embeddings,
             dtype: self.dtype,
             paths: Paths::LLAMA,
+            wrapper: None,
             gguf,
         }
     }
@@ -396,22 +416,26 @@ fn dtype(config: &ConfigReader<'_>) -> Result<Option<FloatDtype>, Error> {
     }
 }
 
-/// Only bitsandbytes' quantization can be read. Whether a tensor is quantized, and how, the tensor itself says.
+/// Quantization by bitsandbytes and 8-bit floats with scales can be read. Whether a tensor is quantized, and how, the
+/// tensor itself says.
 fn check_quantization(config: &ConfigReader<'_>) -> Result<(), Error> {
     let Some(quantization) = config.object("quantization_config")? else { return Ok(()) };
     let method = quantization.text("quant_method")?;
-    let bitsandbytes = match method {
-        Some(method) => method == "bitsandbytes",
+    let readable = match method {
+        Some("bitsandbytes" | "fp8") => true,
+        Some("compressed-tensors") => quantization.text("format")? == Some("float-quantized"),
+        Some("modelopt") => quantization.text("quant_algo")? == Some("FP8"),
+        Some(_) => false,
         // Written before the key existed.
         None => quantization.get("load_in_4bit").is_some() || quantization.get("load_in_8bit").is_some(),
     };
-    match bitsandbytes {
+    match readable {
         true => Ok(()),
         false => Err(quantization.fail(
             "quant_method",
             format!(
-                "is {}; checkpoints of that kind cannot be trained on: take the unquantized model, or one that \
-                 bitsandbytes quantized to 4 bits",
+                "is {}; checkpoints of that kind cannot be trained on: take the unquantized model, one that bitsandbytes \
+                 quantized to 4 bits, or one in 8-bit floats with scales (FP8)",
                 method.map_or("missing".to_owned(), |method| format!("{method:?}"))
             ),
         )),

@@ -20,6 +20,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         tied: true,
         ..Defaults::LLAMA
     };
+    // Left over from the code that it grew from.
+    config.ignore(&["max_window_layers", "pretraining_tp"]);
     let shared = Shared::read(config, &defaults)?;
     let bias = config.flag("attention_bias")?.unwrap_or(false);
     let mlp_bias = config.flag("mlp_bias")?.unwrap_or(false);

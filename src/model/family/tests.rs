@@ -228,7 +228,7 @@ fn what_changes_the_maths_is_refused() {
         json!({"num_key_value_heads": 4, "layer_types": vec!["sliding_attention"; 3]}),
         &["use_sliding_window"],
     );
-    for method in ["gptq", "awq", "fp8", "compressed-tensors"] {
+    for method in ["gptq", "awq", "compressed-tensors", "modelopt"] {
         refused("llama", json!({"quantization_config": {"quant_method": method}}), &["quant_method", method]);
     }
 }
@@ -408,4 +408,42 @@ fn old_and_new_spellings_of_newer_families_are_the_same_model() {
     let block = json!({"num_local_experts": 0, "layers_block_type": ["attention", "attention", "attention"]});
     let types = json!({"num_local_experts": 0, "layer_types": ["attention", "attention", "attention"]});
     assert_eq!(spec("granitemoehybrid", block), spec("granitemoehybrid", types));
+}
+
+#[test]
+fn a_wrapper_is_its_text_decoder_elsewhere() {
+    let text = json!({"model_type": "ministral3", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64, "head_dim": 8});
+    let wrapper = json!({"model_type": "mistral3", "architectures": ["Mistral3ForConditionalGeneration"],
+        "text_config": text, "vision_config": {"model_type": "pixtral", "hidden_size": 16}, "image_token_index": 10,
+        "multimodal_projector_bias": false, "projector_hidden_act": "gelu", "spatial_merge_size": 2,
+        "vision_feature_layer": -1, "dtype": "bfloat16", "tie_word_embeddings": true});
+    let inside = decoder_spec(&wrapper).unwrap();
+    let mut alone = text.clone();
+    alone["dtype"] = json!("bfloat16");
+    alone["tie_word_embeddings"] = json!(true);
+    let alone = decoder_spec(&alone).unwrap();
+    assert_eq!(inside, alone.clone().wrapped("mistral3"));
+    assert_eq!(inside.modules()[0].path, "model.language_model.layers.0.self_attn.q_proj");
+    assert_eq!(inside.parameters(), alone.parameters());
+
+    let refused = |changes: Value, part: &str| {
+        let mut config = wrapper.clone();
+        config.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        let message = decoder_spec(&config).unwrap_err().to_string();
+        assert!(message.contains(part), "{message}");
+    };
+    refused(json!({"logits_scaling": 8.0}), "logits_scaling");
+    refused(json!({"text_config": null}), "text_config");
+    refused(json!({"text_config": {"model_type": "mistral4"}}), "mistral4");
+}
+
+/// Published before transformers had the families, with code of their own that computes the same.
+#[test]
+fn files_that_name_published_code_are_read() {
+    let auto_map = json!({"AutoConfig": "configuration_phi3.Phi3Config",
+        "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM", "AutoTokenizer": "Xenova/gpt-4o"});
+    spec("phi3", json!({"auto_map": auto_map, "rope_scaling": null, "sliding_window": 2047}));
+    refused("llama", json!({"auto_map": auto_map}), &["auto_map"]);
+    refused("phi3", json!({"auto_map": {"AutoConfig": "configuration_mine.Config"}}), &["auto_map"]);
 }

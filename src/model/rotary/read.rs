@@ -165,7 +165,8 @@ impl Rules {
             // A copy of the model's own length.
             table.size("max_position_embeddings")?;
             let scale = |beta| QueryScale { beta, original_max_position_embeddings: original };
-            spec.query_scale = table.positive("llama_4_scaling_beta")?.map(scale);
+            let beta = table.number("llama_4_scaling_beta")?;
+            spec.query_scale = beta.filter(|&beta| beta != 0.0).map(scale);
         }
         if spec.theta <= 1.0 {
             return Err(config.fail("rope_theta", format!("is {}; expected it above 1", spec.theta)));

@@ -1,0 +1,138 @@
+//! Folders that hold a text decoder in other ways: beside towers, and in 8-bit floats.
+
+use std::path::{Path, PathBuf};
+
+use burn_flex::Flex;
+use tune::adapter::lora::LoraSet;
+use tune::adapter::peft::Adapter;
+use tune::assets::{Base, Dtype, ModelDir, SafetensorsFile};
+use tune::export::base::OpenedBase;
+use tune::export::consumer::{Consumer, export};
+use tune::export::merge::Options;
+use tune::files::Existing;
+use tune::model::{Decoder, FloatDtype, family, load, tensors};
+use tune::quant::spec::Spec;
+use tune::recipe::DeviceSpec;
+use tune::run::Environment;
+use tune::run::adapters::{BaseChoice, Merge};
+use tune::run::held_out::Source;
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dense_folders").join(name)
+}
+
+fn decoder(folder: &Path, quantization: Option<Spec>, dtype: FloatDtype) -> Decoder<Flex> {
+    let model = ModelDir::open(folder).unwrap();
+    let spec = family::decoder_spec(model.config()).unwrap();
+    load::load(model.weights(), &spec, quantization, dtype, &Default::default(), &mut |_| {}).unwrap()
+}
+
+/// Token ids, and the values of a tensor of the golden.
+fn golden(folder: &Path, tensor: &str) -> (Vec<u32>, Vec<f32>) {
+    let file = SafetensorsFile::open(&folder.join("golden.safetensors")).unwrap();
+    let bytes = file.read("input_ids").unwrap();
+    let ids = bytes.as_chunks().0.iter().map(|id| i64::from_le_bytes(*id) as u32).collect();
+    (ids, file.read_floats(tensor).unwrap())
+}
+
+fn logits(decoder: &Decoder<Flex>, ids: &[u32]) -> Vec<f32> {
+    decoder.logits(ids, None).unwrap().into_data().convert::<f32>().into_vec().unwrap()
+}
+
+fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
+    assert_eq!(left.len(), right.len());
+    left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
+}
+
+#[test]
+fn logits_agree_with_transformers() {
+    for name in ["mistral3", "mistral3_fp8", "qwen3_fp8"] {
+        let folder = folder(name);
+        let (ids, expected) = golden(&folder, "logits");
+        let difference =
+            largest_difference(&logits(&decoder(&folder, None, FloatDtype::F32), &ids), &expected);
+        println!("{name}: logits within {difference:.1e}");
+        assert!(difference <= 1e-4, "{name}: logits differ by {difference}");
+    }
+}
+
+#[test]
+fn eight_bit_floats_are_held_in_bf16_or_quantized_to_four_bits() {
+    for name in ["mistral3_fp8", "qwen3_fp8"] {
+        let folder = folder(name);
+        let (ids, expected) = golden(&folder, "logits");
+        let spread = expected.iter().fold(0f32, |spread, logit| spread.max(logit.abs()));
+        let held = largest_difference(&logits(&decoder(&folder, None, FloatDtype::Bf16), &ids), &expected);
+        assert!(held < 0.05 * spread, "{name}: {held} of {spread}");
+        let packed = decoder(&folder, Some(Spec::USUAL), FloatDtype::F32);
+        let packed = largest_difference(&logits(&packed, &ids), &expected);
+        assert!(packed > held && packed < spread, "{name}: {packed} of {spread}");
+    }
+}
+
+/// PEFT makes one over the model with towers, and another over the text decoder's own class.
+#[test]
+fn adapters_of_both_spellings_are_read() {
+    let folder = folder("mistral3");
+    let (ids, expected) = golden(&folder, "adapted");
+    for name in ["adapter", "adapter_text"] {
+        let decoder = decoder(&folder, None, FloatDtype::F32);
+        let adapter = Adapter::open(&folder.join(name)).unwrap();
+        let targets = adapter.targets(&decoder.spec().modules()).unwrap();
+        assert_eq!(targets.len(), 14, "{name}");
+        let values = adapter.values(&targets).unwrap();
+        let set = LoraSet::from_values(targets, 0.0, values, decoder.device()).unwrap();
+        let layers: Vec<_> = (0..2).map(|layer| set.layer(layer, None)).collect();
+        let found = decoder.logits(&ids, Some(&layers)).unwrap().into_data().into_vec::<f32>().unwrap();
+        let difference = largest_difference(&found, &expected);
+        assert!(difference <= 1e-4, "{name}: logits differ by {difference}");
+    }
+}
+
+#[test]
+fn exported_adapters_have_the_paths_that_each_reader_loads() {
+    let out = tempfile::tempdir().unwrap();
+    let base = OpenedBase::open(Base { folder: folder("mistral3"), hub: None }).unwrap();
+    let adapter = Adapter::open(&folder("mistral3").join("adapter_text")).unwrap();
+    let targets = adapter.targets(&base.spec.modules()).unwrap();
+    for (consumer, file, first) in [
+        (Consumer::Vllm, "adapter_model.safetensors", "base_model.model.model.language_model.layers.0."),
+        (Consumer::Peft, "adapter_model.safetensors", "base_model.model.model.language_model.layers.0."),
+        (Consumer::Mlx, "adapters.safetensors", "language_model.model.layers.0."),
+    ] {
+        let folder = out.path().join(consumer.word());
+        export(&adapter, &targets, Some(&base), consumer, &folder, Existing::Refuse).unwrap();
+        let written = SafetensorsFile::open(&folder.join(file)).unwrap();
+        assert!(written.names().next().unwrap().starts_with(first), "{consumer}");
+        assert_eq!(written.names().count(), 28);
+    }
+}
+
+/// What the text decoder is beside is copied, under the names that it had.
+#[test]
+fn a_merged_model_keeps_its_towers() {
+    let out = tempfile::tempdir().unwrap();
+    let (base, merged) = (folder("mistral3"), out.path().join("merged"));
+    let choice = BaseChoice { base: Some(base.to_str().unwrap()), revision: None };
+    let environment = Environment { hub_cache: Path::new("no-cache"), stop: &|| false, save: &|| false };
+    let options = Options { dtype: Some(FloatDtype::F32), ..Options::default() };
+    let merge = Merge::open(&base.join("adapter"), choice, options, &Source::Any, &environment).unwrap();
+    merge.run(&merged, &mut |_| {}, DeviceSpec::Auto, &environment).unwrap();
+    let (ids, expected) = golden(&base, "adapted");
+    let difference = largest_difference(&logits(&decoder(&merged, None, FloatDtype::F32), &ids), &expected);
+    assert!(difference <= 1e-4, "logits differ by {difference}");
+    let names = |folder: &Path| -> Vec<String> {
+        let file = SafetensorsFile::open(&folder.join("model.safetensors")).unwrap();
+        file.names().map(str::to_owned).collect()
+    };
+    assert_eq!(names(&merged), names(&base));
+    let checked = |folder: &Path| {
+        let model = ModelDir::open(folder).unwrap();
+        let spec = family::decoder_spec(model.config()).unwrap();
+        let skipped = tensors::check(&spec, model.weights(), None).unwrap().skipped;
+        assert!(skipped.iter().all(|name| model.weights().info(name).unwrap().dtype == Dtype::BF16));
+        skipped.len()
+    };
+    assert_eq!(checked(&merged), checked(&base));
+    assert!(checked(&base) > 5);
+}
