@@ -140,7 +140,7 @@ impl Conversation<'_> {
         self.greet();
         let mut number = 0;
         loop {
-            let line = match self.input.next(console.out())? {
+            let line = match self.input.next(&self.interrupts, console.out())? {
                 Entered::Line(line) => line,
                 Entered::End => return Ok(Exit::Done),
                 Entered::NotText => {

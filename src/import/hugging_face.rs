@@ -142,7 +142,15 @@ fn schedule(settings: &mut Settings<'_>, draft: &mut Draft, defaults: &Defaults)
     }
     let found = settings.any(&["lr_scheduler_type", "lr_scheduler"]);
     let name = found.and_then(|(_, node)| node.text()).unwrap_or(defaults.scheduler);
+    let special = settings.take("lr_scheduler_kwargs");
+    let mut special = special.map(|node| Settings::of(node, "lr_scheduler_kwargs"));
+    let mut of_special =
+        |keys: &[&'static str]| special.as_mut().and_then(|all| all.any(keys)).map(|(_, node)| node);
+    let floor = of_special(&["min_lr_rate", "min_lr_ratio"]).and_then(Node::number);
+    let decay = of_special(&["num_decay_steps"]).and_then(Node::integer);
     match (name, found) {
+        ("cosine_with_min_lr", _) if floor.is_some() => draft.set("train.lr_scheduler", name),
+        ("warmup_stable_decay", _) => draft.set("train.lr_scheduler", name),
         ("linear" | "cosine" | "inverse_sqrt", _) => draft.set("train.lr_scheduler", name),
         ("constant_with_warmup", _) => draft.set("train.lr_scheduler", "constant"),
         ("constant", found) => {
@@ -167,11 +175,20 @@ fn schedule(settings: &mut Settings<'_>, draft: &mut Draft, defaults: &Defaults)
         (_, Some((key, node))) => {
             draft.set("train.lr_scheduler", "cosine");
             let text = format!(
-                "`{node}` is not supported (constant, linear and cosine are); the recipe has `cosine`"
+                "`{node}` is not supported (`tune keys train.lr_scheduler` lists the others); the recipe has `cosine`"
             );
             draft.note(Kind::Changed, key, node, text);
         }
         (_, None) => {}
+    }
+    if let (Some(floor), "cosine_with_min_lr" | "warmup_stable_decay") = (floor, name) {
+        draft.set("train.min_lr_rate", floor);
+    }
+    if let (Some(decay), "warmup_stable_decay") = (decay, name) {
+        draft.set("train.decay_steps", decay);
+    }
+    if let Some(special) = special {
+        special.carry_rest(draft);
     }
 }
 

@@ -3,7 +3,6 @@
 //! A prompt is formatted as in the first training dataset: as a user turn, an Alpaca instruction, or the beginning of a
 //! text.
 
-use std::fs::OpenOptions;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -16,6 +15,7 @@ use super::open::Opened;
 use crate::adapter::lora::LoraSet;
 use crate::data::example::{Answer, Example, Message};
 use crate::data::spec::{Format, Split};
+use crate::files::{self, Action};
 use crate::generate::{Finish, Sampling, generate};
 use crate::model::Decoder;
 use crate::train::event::{Event, Observer, Sample};
@@ -86,9 +86,11 @@ impl<'a> Sampler<'a> {
             format!("{}\n", serde_json::json!({"step": step, "prompt": prompt, "answer": answer}))
         };
         let lines: String = answers.iter().map(line).collect();
-        let file = OpenOptions::new().append(true).create(true).open(path);
-        if let Err(error) = file.and_then(|mut file| file.write_all(lines.as_bytes())) {
-            observer.observe(&Event::Warning(format!("cannot write {}: {error}", path.display())));
+        let written = files::append(path).and_then(|mut file| {
+            file.write_all(lines.as_bytes()).map_err(files::Error::io(Action::Write, path))
+        });
+        if let Err(error) = written {
+            observer.observe(&Event::Warning(error.to_string()));
         }
         observer.observe(&Event::Sampled { step, answers: &answers });
     }

@@ -15,7 +15,7 @@ use super::server::{self, Hub};
 const CONFIGURATION: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/import/axolotl.yml");
 
 /// Every command with `--json`, in an order in which each finds what it needs.
-const COMMANDS: [&[&str]; 24] = [
+const COMMANDS: [&[&str]; 29] = [
     &["ls"],
     &["keys", "train"],
     &["cp", "quickstart", "copy"],
@@ -50,6 +50,11 @@ const COMMANDS: [&[&str]; 24] = [
     &["bench", "small.toml", "--steps", "1", "--warmup", "0"],
     &["doctor", "--device", "cpu"],
     &["download", "org/model"],
+    &["init", "train.jsonl", "--base", "data/quickstart/base"],
+    &["watch", "run", "--once"],
+    &["completions", "bash"],
+    &["man", "pages"],
+    &["plan", "small.toml"],
 ];
 
 #[test]
