@@ -123,7 +123,8 @@ fn typing_errors_get_a_suggestion() {
             "dataset.0.format=prompt_completion",
         ],
         &[
-            "cosin: `train.lr_scheduler`: unknown value \"cosin\" | did you mean \"cosine\"? The choices are \"constant\", \"linear\", \"cosine\"",
+            "cosin: `train.lr_scheduler`: unknown value \"cosin\" | did you mean \"cosine\"? The choices are \"constant\", \"constant_with_warmup\", \
+             \"linear\", \"cosine\", \"cosine_with_min_lr\", \"warmup_stable_decay\", \"wsd\", \"inverse_sqrt\"",
             "gpu: `device`: `gpu` is not a device: an NVIDIA GPU is `cuda`, or `vulkan` without the CUDA toolkit | the choices are auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal",
             "bfloat16: `model.compute_dtype`: unknown value \"bfloat16\" | tune calls it \"bf16\"; the choices are \"auto\", \"bf16\", \"f16\", \"f32\"",
             "prompt_completion: `dataset.0.format`: unknown value \"prompt_completion\" | tune calls it \"prompt-completion\"; the choices are \"messages\", \"alpaca\", \"prompt-completion\", \"preference\", \"feedback\", \"text\", \"tokens\"",
