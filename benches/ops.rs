@@ -20,6 +20,9 @@
 //! Without `--bench`, as `cargo test --bench ops` calls it, every op runs once and nothing is measured.
 #![expect(clippy::print_stdout, clippy::print_stderr, clippy::expect_used, reason = "a bench")]
 
+#[path = "ops/recurrent.rs"]
+mod recurrent;
+
 use std::fmt::{self, Display, Formatter};
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -569,6 +572,9 @@ fn main() -> ExitCode {
         attentions(&bench, model, dtype);
         losses(&bench, model, dtype);
         elementwise(&bench, model, dtype);
+    }
+    for dtype in dtypes {
+        recurrent::mixers(&bench, dtype);
     }
     for model in &MODELS {
         optimizers(&bench, model);

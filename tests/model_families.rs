@@ -17,6 +17,15 @@ fn families() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/families")
 }
 
+/// The folder of a golden model.
+fn place(name: &str) -> PathBuf {
+    let own = families().join(name);
+    match own.exists() {
+        true => own,
+        false => families().with_file_name("recurrent").join(name).join("base"),
+    }
+}
+
 fn decoder(folder: &Path, dtype: FloatDtype) -> Decoder<Flex> {
     let model = ModelDir::open(folder).unwrap();
     let spec = family::decoder_spec(model.config()).unwrap();
@@ -57,7 +66,7 @@ fn values<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
 }
 
 fn assert_logits(name: &str) {
-    let folder = families().join(name);
+    let folder = place(name);
     let golden = golden(&folder);
     let logits = values(decoder(&folder, FloatDtype::F32).logits(&golden.ids, None).unwrap());
     let difference = largest_difference(&logits, &golden.logits);
@@ -100,6 +109,7 @@ logits_agree!(
     qwen2,
     qwen2_sliding,
     qwen3,
+    qwen3_5,
 );
 
 #[test]
@@ -122,8 +132,8 @@ fn both_spellings_of_every_config_are_the_same_model() {
 
 #[test]
 fn decoding_with_a_cache_equals_the_whole_sequence() {
-    for name in ["llama3", "mistral", "qwen2_sliding", "qwen3", "llama_yarn"] {
-        let folder = families().join(name);
+    for name in ["llama3", "mistral", "qwen2_sliding", "qwen3", "qwen3_5", "llama_yarn"] {
+        let folder = place(name);
         let ids = golden(&folder).ids;
         let decoder = decoder(&folder, FloatDtype::F32);
         let whole = values(decoder.logits(&ids, None).unwrap());
@@ -136,14 +146,16 @@ fn decoding_with_a_cache_equals_the_whole_sequence() {
         }
         assert_eq!(cache.tokens(), ids.len());
         let difference = largest_difference(&whole, &pieces);
-        assert!(difference <= 2e-5, "{name}: {difference}");
+        // A recurrence passes on what rounding did to all tokens before.
+        let most = if name == "qwen3_5" { 1e-4 } else { 2e-5 };
+        assert!(difference <= most, "{name}: {difference}");
     }
 }
 
 #[test]
 fn packed_documents_do_not_see_each_other() {
-    for name in ["llama2", "mistral", "qwen3"] {
-        let folder = families().join(name);
+    for name in ["llama2", "mistral", "qwen3", "qwen3_5"] {
+        let folder = place(name);
         let ids = golden(&folder).ids;
         let decoder = decoder(&folder, FloatDtype::F32);
         let (first, second) = ids.split_at(15);
@@ -165,14 +177,23 @@ fn packed_documents_do_not_see_each_other() {
 /// every adapter matrix: with and without head norms, biases, windows and grouped heads.
 #[test]
 fn a_layers_backward_is_the_slope_of_its_forward() {
-    for name in ["llama3", "qwen2", "qwen2_sliding", "qwen3", "mistral", "smollm2"] {
-        let folder = families().join(name);
+    for (name, index) in [
+        ("llama3", 1),
+        ("qwen2", 1),
+        ("qwen2_sliding", 1),
+        ("qwen3", 1),
+        ("mistral", 1),
+        ("smollm2", 1),
+        ("qwen3_5", 1),
+        ("qwen3_5", 3),
+    ] {
+        let folder = place(name);
         let ids = golden(&folder).ids;
         let decoder = decoder(&folder, FloatDtype::F32);
         let count = ids.len() as u32;
         let positions: Vec<u32> = (0..3).chain(0..count - 3).collect();
         let inputs = decoder.inputs(&positions, DocumentOffsets::packed(&[0, 3, count])).unwrap();
-        let layer = layer(&decoder, 1);
+        let layer = layer(&decoder, index);
         let x = decoder.embed(&ids).unwrap();
         let random = |rows: usize, columns: usize, seed: u32| {
             let value = |i: u32| {
@@ -212,21 +233,25 @@ fn a_layers_backward_is_the_slope_of_its_forward() {
         assert_eq!(values(y), values(layer.forward(x.clone(), &still, &inputs, None)), "{name}");
         let mut gradients = LayerGradients::default();
         let dx = layer.backward(tape, &still, &inputs, dy.clone(), true, &mut gradients).unwrap();
+        // Normalised keys bend more than anything else.
+        let (step, most) = match (name, index) {
+            ("qwen3_5", 1) => (1.0 / 1024.0, 2e-2),
+            _ => (1.0 / 512.0, 5e-3),
+        };
         let check = |what: &str, found: f64, expected: f64| {
             let error = (found - expected).abs();
-            assert!(error <= 5e-3 * (1.0 + expected.abs()), "{name}, {what}: {found} instead of {expected}");
+            assert!(error <= most * (1.0 + expected.abs()), "{name}, {what}: {found} instead of {expected}");
         };
-        const STEP: f32 = 1.0 / 512.0;
         let direction = random(ids.len(), decoder.spec().hidden_size, 101) * 0.1;
         let moved = |step: f32| objective(x.clone() + direction.clone() * step, &still);
-        let slope = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);
+        let slope = (moved(step) - moved(-step)) / f64::from(2.0 * step);
         check("x", along(dx, direction), slope);
         for projection in layer.spec().projections() {
             let slot = projection.slot;
             let found = gradients.get(slot).unwrap();
             for (is_a, gradient) in [(true, &found.a), (false, &found.b)] {
                 let moved = |step: f32| objective(x.clone(), &adapters(Some((slot, is_a, step))));
-                let slope = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);
+                let slope = (moved(step) - moved(-step)) / f64::from(2.0 * step);
                 let [rows, columns] = gradient.dims();
                 let seed = 10 * slot as u32 + if is_a { 1 } else { 3 };
                 let found = along(gradient.clone(), random(rows, columns, seed));
@@ -239,7 +264,7 @@ fn a_layers_backward_is_the_slope_of_its_forward() {
 #[test]
 fn half_precision_stays_close() {
     for (name, dtype) in [("llama_bf16", FloatDtype::Bf16), ("llama_f16", FloatDtype::F16)] {
-        let folder = families().join(name);
+        let folder = place(name);
         let golden = golden(&folder);
         let decoder = decoder(&folder, dtype);
         let logits = values(decoder.logits(&golden.ids, None).unwrap());
@@ -265,4 +290,30 @@ fn ids_outside_the_vocabulary_are_refused() {
     let error = decoder.logits(&[1, 2, 64], None).unwrap_err().to_string();
     assert!(error.contains("64") && error.contains("position 2"), "{error}");
     assert!(decoder.logits(&[], None).is_err());
+}
+
+/// Behind an image tower the text model has other names, and the tower is left out.
+#[test]
+fn a_wrapper_is_its_text_model() {
+    let base = place("qwen3_5");
+    let wrapped = tempfile::tempdir().unwrap();
+    std::fs::copy(base.with_file_name("wrapper.json"), wrapped.path().join("config.json")).unwrap();
+    let bytes = std::fs::read(base.join("model.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut renamed: Vec<_> = tensors
+        .iter()
+        .map(|(name, view)| match name.strip_prefix("model.") {
+            Some(inner) => (format!("model.language_model.{inner}"), view),
+            None => (name.to_owned(), view),
+        })
+        .collect();
+    let norm = tensors.tensor("model.norm.weight").unwrap();
+    renamed.extend(
+        ["model.visual.merger.norm.weight", "mtp.norm.weight"].map(|name| (name.to_owned(), norm.clone())),
+    );
+    safetensors::serialize_to_file(renamed, None, &wrapped.path().join("model.safetensors")).unwrap();
+    let ids = golden(&base).ids;
+    let [text, wrapper] = [base.as_path(), wrapped.path()]
+        .map(|folder| decoder(folder, FloatDtype::F32).logits(&ids, None).unwrap());
+    assert_eq!(values(text), values(wrapper));
 }

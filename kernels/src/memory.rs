@@ -35,7 +35,9 @@ pub fn delta_rule_bytes(heads: DeltaHeads, tokens: u64) -> u64 {
 /// slopes, and what its sweeps leave to one another.
 pub fn delta_rule_bytes_on_gpu(heads: DeltaHeads) -> u64 {
     let DeltaHeads { keys, values, key_dim, value_dim } = heads;
-    4 * (2 * keys * key_dim + 3 * values + values * (3 * key_dim + 2 * value_dim)) as u64
+    // States and products between chunks, for each of their tokens.
+    let chunks = (values * key_dim * (value_dim + 1)).div_ceil(delta_rule::CHUNK);
+    4 * (2 * keys * key_dim + 3 * values + values * (3 * key_dim + 2 * value_dim) + chunks) as u64
 }
 
 /// Bytes of the logits and of what is computed from them inside [`trained_linear_cross_entropy`], for `tokens` supervised

@@ -49,7 +49,7 @@ def randomize(model: PreTrainedModel, seed: int, head_gain: float = 3.0, gain: f
             elif name in ("lm_head.weight", "embed_out.weight"):
                 value = normal(parameter.shape, head_gain / math.sqrt(parameter.shape[1]))
             else:
-                value = normal(parameter.shape, gain / math.sqrt(parameter.shape[1]))
+                value = normal(parameter.shape, gain / math.sqrt(parameter.shape[-1]))
             parameter.copy_(value.to(parameter.dtype))
 
 

@@ -9,6 +9,7 @@ mod peft_roundtrip;
 mod pins;
 mod preference;
 mod preference_kinds;
+mod recurrent;
 #[path = "../support/mod.rs"]
 mod tensors;
 mod training;

@@ -10,6 +10,9 @@
 //! forward, rows      S from Δ                       dq̂ = S dy; row = −β exp(g) S_before dΔ′
 //! back, rows         E from dy and dΔ′              col = E Δ
 //! ```
+//!
+//! The gradient of a decay is a running sum from the document's end. Between the chunks it begins anew, with the product of
+//! state and gradient there, lest rounding pile up: the forward sweep leaves its rows for the one back.
 
 mod gradients;
 mod inputs;
@@ -20,11 +23,14 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{DeltaGradients, DeltaHeads, DeltaRule, DeltaRuleOps};
+use super::{CHUNK, DeltaGradients, DeltaHeads, DeltaRule, DeltaRuleOps};
 use crate::cube::tensor::{array, cubes, elements, empty, empty_like, float, into_float, units, wrap};
 
 /// Units of a cube: so many columns or rows of a head's state.
 const UNITS: u32 = 32;
+
+/// Tokens from the beginning of a chunk to that of the next.
+const SPAN: u32 = CHUNK as u32;
 
 /// Sizes that kernels are compiled for.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -142,6 +148,12 @@ impl<R: CubeRuntime> Inputs<R> {
         empty(&self.mixed, &[self.tokens, (self.sizes.values * dim) as usize], DType::F32)
     }
 
+    /// f32 `[tokens / SPAN, values · dim]`: no two chunks begin within [`SPAN`] tokens but at the beginning of documents.
+    fn chunk_scratch(&self, dim: u32) -> CubeTensor<R> {
+        let chunks = self.tokens.div_ceil(CHUNK).max(1);
+        empty(&self.mixed, &[chunks, (self.sizes.values * dim) as usize], DType::F32)
+    }
+
     /// The outputs, and Δ where that is wanted.
     fn forward(&self, state: Option<&CubeTensor<R>>, delta: Option<&CubeTensor<R>>) -> CubeTensor<R> {
         let width = (self.sizes.values * self.sizes.value_dim) as usize;
@@ -175,6 +187,7 @@ impl<R: CubeRuntime> Inputs<R> {
         let [delta, ddelta] = [0; 2].map(|_| self.scratch(value_dim));
         self.forward(None, Some(&delta));
         let [dq, row, col] = [0; 3].map(|_| self.scratch(key_dim));
+        let (states, anchors) = (self.chunk_scratch(key_dim * value_dim), self.chunk_scratch(key_dim));
         let dmixed = empty_like(&self.mixed);
         let dtype = self.mixed.dtype;
         // SAFETY: cubes and units beyond the counts touch nothing.
@@ -205,6 +218,7 @@ impl<R: CubeRuntime> Inputs<R> {
                 array(&ddelta),
                 array(&dq),
                 array(&row),
+                array(&states),
                 self.documents(),
                 self.sizes,
                 dtype.into(),
@@ -219,13 +233,15 @@ impl<R: CubeRuntime> Inputs<R> {
                 array(dy),
                 array(&delta),
                 array(&ddelta),
+                array(&states),
                 array(&col),
+                array(&anchors),
                 self.documents(),
                 self.sizes,
                 dtype.into(),
             );
         }
-        let (ddecay, dwrite) = self.gate_gradients([&delta, &ddelta], [&dq, &row, &col]);
+        let (ddecay, dwrite) = self.gate_gradients([&delta, &ddelta], [&dq, &row, &col], &anchors);
         let rows = (self.tokens * self.sizes.keys as usize) as u32;
         // SAFETY: as above.
         unsafe {
@@ -251,6 +267,7 @@ impl<R: CubeRuntime> Inputs<R> {
         &self,
         [delta, ddelta]: [&CubeTensor<R>; 2],
         [dq, row, col]: [&CubeTensor<R>; 3],
+        anchors: &CubeTensor<R>,
     ) -> (CubeTensor<R>, CubeTensor<R>) {
         let (ddecay, dwrite) = (empty_like(&self.decay), empty_like(&self.write));
         let slopes = self.scratch(1);
@@ -278,8 +295,9 @@ impl<R: CubeRuntime> Inputs<R> {
             gradients::decay_kernel::launch_unchecked::<R>(
                 &self.mixed.client,
                 cubes(heads),
-                CubeDim::new_1d(gradients::SCAN),
+                CubeDim::new_1d(SPAN),
                 array(&slopes),
+                array(anchors),
                 array(&self.decay),
                 array(&self.log_rate),
                 array(&self.bias),

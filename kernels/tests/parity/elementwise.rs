@@ -161,7 +161,7 @@ fn gated_activations_saturate() {
 }
 
 fn check_saturation<B: KernelBackend>(_: &Site) {
-    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid] {
+    for activation in [Activation::Silu, Activation::GeluTanh] {
         let gate = tensor::<B, 2>(&[-1e30, -1000.0, -100.0, 0.0, 100.0, 1000.0, 1e30], [1, 7], DType::F32);
         let up = tensor::<B, 2>(&[2.0; 7], [1, 7], DType::F32);
         let y = values(&gated(activation, &gate, &up));

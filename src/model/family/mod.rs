@@ -23,6 +23,7 @@ mod phi;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_5;
 mod seed_oss;
 mod shared;
 mod smollm3;
@@ -54,6 +55,7 @@ pub static FAMILIES: &[&Declared] = &[
     &mistral::MISTRAL,
     &qwen2::QWEN2,
     &qwen3::QWEN3,
+    &qwen3_5::QWEN3_5,
     &smollm3::SMOLLM3,
     &ministral3::MINISTRAL3,
     &phi3::PHI3,

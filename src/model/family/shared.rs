@@ -273,6 +273,7 @@ impl Shared {
             takes_alpha: false,
             pairs: Pairs::Halves,
             theta_key: "rope_theta",
+            has_sections: false,
             scales_queries: false,
         }
     }
@@ -390,7 +391,7 @@ fn plausible_size(key: &str, size: usize) -> Result<usize, Error> {
 }
 
 /// Refuses a count for which things would be allocated that no model has.
-fn plausible_count(key: &str, count: usize) -> Result<usize, Error> {
+pub(super) fn plausible_count(key: &str, count: usize) -> Result<usize, Error> {
     const LIMIT: usize = 1 << 14;
     match count {
         0..=LIMIT => Ok(count),

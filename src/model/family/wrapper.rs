@@ -17,20 +17,35 @@ pub(super) struct Wrapper {
     beside: &'static [&'static str],
 }
 
-const WRAPPERS: [Wrapper; 1] = [Wrapper {
-    model_type: "mistral3",
-    architecture: "Mistral3ForConditionalGeneration",
-    text: "mistral",
-    beside: &[
-        "image_token_id",
-        "image_token_index",
-        "multimodal_projector_bias",
-        "projector_hidden_act",
-        "spatial_merge_size",
-        "vision_config",
-        "vision_feature_layer",
-    ],
-}];
+const WRAPPERS: [Wrapper; 2] = [
+    Wrapper {
+        model_type: "mistral3",
+        architecture: "Mistral3ForConditionalGeneration",
+        text: "mistral",
+        beside: &[
+            "image_token_id",
+            "image_token_index",
+            "multimodal_projector_bias",
+            "projector_hidden_act",
+            "spatial_merge_size",
+            "vision_config",
+            "vision_feature_layer",
+        ],
+    },
+    Wrapper {
+        model_type: "qwen3_5",
+        architecture: "Qwen3_5ForConditionalGeneration",
+        text: "qwen3_5_text",
+        beside: &[
+            "image_token_id",
+            "language_model_only",
+            "video_token_id",
+            "vision_config",
+            "vision_end_token_id",
+            "vision_start_token_id",
+        ],
+    },
+];
 
 /// Keys that stand outside the text decoder's part and hold for it too.
 const SHARED: [&str; 4] = ["dtype", "torch_dtype", "quantization_config", "tie_word_embeddings"];

@@ -29,6 +29,8 @@ pub(in crate::model) struct Rules {
     pub(in crate::model) pairs: Pairs,
     /// The key of the base outside the table.
     pub(in crate::model) theta_key: &'static str,
+    /// Sections of dimensions for the axes of images may be named; the positions of text are the same in all of them.
+    pub(in crate::model) has_sections: bool,
     /// Queries are scaled by position where `llama_4_scaling_beta` says so.
     pub(in crate::model) scales_queries: bool,
 }
@@ -161,6 +163,11 @@ impl Rules {
                 ));
             }
         };
+        if self.has_sections {
+            for key in ["mrope_section", "mrope_interleaved"] {
+                table.get(key);
+            }
+        }
         if self.scales_queries {
             // A copy of the model's own length.
             table.size("max_position_embeddings")?;

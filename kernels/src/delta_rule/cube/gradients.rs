@@ -3,11 +3,8 @@
 use cubecl::prelude::*;
 
 use super::inputs::{inverse_norm, width};
-use super::{Sizes, UNITS};
+use super::{SPAN, Sizes, UNITS};
 use crate::cube::reduce::cube_sum;
-
-/// Units of a cube that sums a head's slopes up, a tile of as many tokens at a time.
-pub(super) const SCAN: u32 = 64;
 
 /// One cube for each token and value head: what the running sum of ln decay moves, and the gradient of `write`.
 #[cube(launch_unchecked)]
@@ -56,10 +53,12 @@ pub(super) fn gates_kernel<F: Float>(
     }
 }
 
-/// One cube for each document and value head: the gradient of `decay`, from sums over the tokens from each one on.
+/// One cube for each document and value head: the gradient of `decay`, from sums over the tokens of a chunk from each one
+/// on, and what the tokens behind the chunk add.
 #[cube(launch_unchecked)]
 pub(super) fn decay_kernel<F: Float>(
     slopes: &Array<f32>,
+    anchors: &Array<f32>,
     decay: &Array<F>,
     log_rate: &Array<f32>,
     bias: &Array<f32>,
@@ -73,18 +72,28 @@ pub(super) fn decay_kernel<F: Float>(
     if cube >= count {
         terminate!();
     }
-    let mut shared = SharedMemory::<f32>::new(comptime!(SCAN as usize));
+    let mut shared = SharedMemory::<f32>::new(comptime!(SPAN as usize));
     let (document, head) = (cube / sizes.values, cube % sizes.values);
     let first = offsets[document as usize];
     let end = offsets[(document + 1) as usize];
     let rate = log_rate[head as usize].exp();
-    let tiles = (end - first).div_ceil(SCAN);
-    let mut before = 0.0f32;
-    for tile in 0..tiles {
-        // Unit u holds the token u places before the last one left.
-        let done = tile * SCAN + UNIT_POS;
-        let is_real = done < end - first;
-        let at = (end - 1 - min(done, end - 1 - first)) * sizes.values + head;
+    let chunks = (end - first).div_ceil(SPAN);
+    for chunk in 0..chunks {
+        let start = first + chunk * SPAN;
+        let stop = min(start + SPAN, end);
+        let mut behind = 0.0f32;
+        if stop < end {
+            let place = (stop / SPAN * sizes.values + head) * sizes.key_dim;
+            let mut i = UNIT_POS;
+            while i < sizes.key_dim {
+                behind += anchors[(place + i) as usize];
+                i += SPAN;
+            }
+        }
+        let behind = cube_sum(behind, &mut shared, SPAN);
+        // Unit u holds the token u places before the chunk's last.
+        let is_real = UNIT_POS < stop - start;
+        let at = (stop - 1 - min(UNIT_POS, stop - start - 1)) * sizes.values + head;
         let mut slope = 0.0f32;
         if is_real {
             slope = slopes[at as usize];
@@ -93,14 +102,13 @@ pub(super) fn decay_kernel<F: Float>(
         shared[UNIT_POS as usize] = slope;
         sync_cube();
         if UNIT_POS == 0 {
-            let mut sum = before;
-            for unit in 0..SCAN {
+            let mut sum = behind;
+            for unit in 0..SPAN {
                 sum += shared[unit as usize];
                 shared[unit as usize] = sum;
             }
         }
         sync_cube();
-        before = shared[comptime!((SCAN - 1) as usize)];
         if is_real {
             let x = f32::cast_from(decay[at as usize]) + bias[head as usize];
             let factor = rate / (1.0f32 + (-x).exp());

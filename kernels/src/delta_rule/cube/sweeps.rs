@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::inputs::width;
-use super::{Sizes, UNITS};
+use super::{SPAN, Sizes, UNITS};
 
 /// Whose state a unit holds a part of, and which.
 #[derive(CubeType)]
@@ -59,6 +59,18 @@ fn share<F: Float>(
         shared[(place + i) as usize] = f32::cast_from(from[(start + i) as usize]);
         i += UNITS;
     }
+}
+
+/// Whether a chunk begins with this token, and not the document.
+#[cube]
+fn begins_chunk(token: u32, own: &Own) -> bool {
+    token > own.first && (token - own.first) % SPAN == 0
+}
+
+/// Where the row of a unit begins in what is left of states at the beginning of chunks.
+#[cube]
+fn chunk_row(token: u32, own: &Own, #[comptime] sizes: Sizes) -> u32 {
+    (token / SPAN * sizes.values + own.head) * sizes.key_dim + own.index
 }
 
 /// Where a token's unit key begins; its query follows.
@@ -193,7 +205,7 @@ pub(super) fn back_by_columns_kernel<F: Float>(
     }
 }
 
-/// A row of S: dq̂ and `row`.
+/// A row of S: dq̂ and `row`, and the row itself before each chunk.
 #[cube(launch_unchecked)]
 pub(super) fn forward_by_rows_kernel<F: Float>(
     unit: &Array<f32>,
@@ -204,6 +216,7 @@ pub(super) fn forward_by_rows_kernel<F: Float>(
     ddelta: &Array<f32>,
     dq: &mut Array<f32>,
     row: &mut Array<f32>,
+    states: &mut Array<f32>,
     documents: u32,
     #[comptime] sizes: Sizes,
     #[define(F)] _dtype: StorageType,
@@ -227,6 +240,13 @@ pub(super) fn forward_by_rows_kernel<F: Float>(
         if own.is_real {
             key = unit[(unit_row(token, own.head, sizes) + own.index) as usize];
         }
+        if begins_chunk(token, &own) && own.is_real {
+            let place = chunk_row(token, &own, sizes) * dim;
+            #[unroll]
+            for j in 0..dim {
+                states[(place + j) as usize] = s[j as usize];
+            }
+        }
         let mut read = 0.0f32;
         let mut missed = 0.0f32;
         #[unroll]
@@ -244,7 +264,7 @@ pub(super) fn forward_by_rows_kernel<F: Float>(
     }
 }
 
-/// A row of E, from the last token to the first: `col`.
+/// A row of E, from the last token to the first: `col`, and its product with the row of S before each chunk.
 #[cube(launch_unchecked)]
 pub(super) fn back_by_rows_kernel<F: Float>(
     unit: &Array<f32>,
@@ -253,7 +273,9 @@ pub(super) fn back_by_rows_kernel<F: Float>(
     dy: &Array<F>,
     delta: &Array<f32>,
     ddelta: &Array<f32>,
+    states: &Array<f32>,
     col: &mut Array<f32>,
+    anchors: &mut Array<f32>,
     documents: u32,
     #[comptime] sizes: Sizes,
     #[define(F)] _dtype: StorageType,
@@ -291,6 +313,15 @@ pub(super) fn back_by_rows_kernel<F: Float>(
         }
         if own.is_real {
             col[(head * sizes.key_dim + own.index) as usize] = sum;
+        }
+        if begins_chunk(token, &own) && own.is_real {
+            let place = chunk_row(token, &own, sizes);
+            let mut product = 0.0f32;
+            #[unroll]
+            for j in 0..dim {
+                product += states[(place * dim + j) as usize] * e[j as usize];
+            }
+            anchors[place as usize] = product;
         }
     }
 }
