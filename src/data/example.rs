@@ -133,6 +133,7 @@ impl Example {
 
 /// One record, its shape resolved.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a few exist at a time, each made into tokens at once")]
 pub enum Example {
     /// To be rendered by the chat template.
     Conversation(Conversation),

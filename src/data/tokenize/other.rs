@@ -94,8 +94,8 @@ fn added_tokens(folder: &Path, config: &Value) -> Result<Vec<Value>, TokenizerEr
 fn missing(folder: &Path, class: &str) -> TokenizerError {
     let has = |name: &str| folder.join(name).is_file();
     let ends = |suffix: &str| {
-        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-        entries.into_iter().any(|entry| entry.file_name().to_string_lossy().ends_with(suffix))
+        let mut entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.any(|entry| entry.file_name().to_string_lossy().ends_with(suffix))
     };
     let here = folder.display();
     let convert = format!(

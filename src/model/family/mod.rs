@@ -98,10 +98,9 @@ impl Declared {
             None => known(&|family| architectures.iter().any(|name| alike(family.architecture, name)))
                 .ok_or_else(|| unsupported("no known `model_type` or `architectures`".into()))?,
         };
-        let is_own = |name: &&str| alike(family.architecture, name);
         match architectures.first() {
             None => Ok(family),
-            Some(_) if architectures.iter().any(|name| is_own(&name)) => Ok(family),
+            Some(_) if architectures.iter().any(|name| alike(family.architecture, name)) => Ok(family),
             Some(name) => Err(unsupported(format!(
                 "architecture {}{}",
                 architectures.join(", "),
