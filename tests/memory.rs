@@ -153,35 +153,28 @@ fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
 #[test]
 fn the_measured_peak_of_pairs_is_within_a_tenth_of_the_plan() {
     let folder = tempfile::tempdir().unwrap();
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    for (of, file) in [
-        ("trajectory/base", "config.json"),
-        ("trajectory/base", "model.safetensors"),
-        ("preference", "tokenizer.json"),
-        ("preference", "tokenizer_config.json"),
-    ] {
-        std::fs::copy(golden.join(of).join(file), folder.path().join(file)).unwrap();
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/preference");
+    let config = json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 1000, "hidden_size": 384,
+        "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 6,
+        "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": true,
+    });
+    let recipe = model_of(config, folder.path());
+    for file in ["tokenizer.json", "tokenizer_config.json", "pairs.jsonl"] {
+        std::fs::copy(golden.join(file), folder.path().join(file)).unwrap();
     }
-    // All layers keep what their backward pass needs, or run forward again.
+    let of_rows = std::fs::read_to_string(&recipe).unwrap();
+    let of_pairs = of_rows
+        .replace("rows.jsonl", "pairs.jsonl")
+        .replace("format = \"tokens\"", "format = \"preference\"")
+        .replace("quantization.nf4 = {}", "quantization.nf4 = {}\nobjective.dpo = {}");
+    // All layers keep what their backward pass needs, then one runs forward again.
     let mut budget = "8GiB".to_owned();
-    for _ in 0..2 {
-        let recipe = folder.path().join("recipe.toml");
-        let text = format!(
-            r#"
-            version = 1
-            output_dir = "out"
-            model = {{ base = {base:?}, compute_dtype = "f32" }}
-            adapter.lora = {{ rank = 4 }}
-            objective.dpo = {{}}
-            data = {{ max_seq_len = 2048 }}
-            dataset = [{{ path = {data:?}, format = "preference" }}]
-            train = {{ max_steps = 1, learning_rate = 1e-4, micro_batch_size = 6, memory_budget = {budget:?} }}
-            "#,
-            base = folder.path(),
-            data = golden.join("preference/pairs.jsonl"),
-        );
+    for recomputed in 0..2 {
+        let text = of_pairs.replace("max_steps = 2", &format!("max_steps = 2, memory_budget = {budget:?}"));
         std::fs::write(&recipe, text).unwrap();
         let report = measured(&[recipe.to_str().unwrap(), "--steps", "2", "--warmup", "0"]);
+        assert_eq!(report["recomputed_layers"], recomputed);
         let Some(peak) = report["peak_memory_bytes"].as_f64() else { return };
         let planned = report["planned_memory_bytes"].as_f64().unwrap();
         println!("{peak} measured, {planned} planned");
