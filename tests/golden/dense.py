@@ -21,7 +21,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
 from transformers import (
+    ArceeConfig,
     AutoModelForCausalLM,
+    Cohere2Config,
+    Ernie4_5Config,
     Exaone4Config,
     GraniteConfig,
     GraniteMoeHybridConfig,
@@ -148,6 +151,14 @@ FAMILIES = [
         Exaone4Config,
         {"head_dim": 16, "sliding_window": 12, "layer_types": PATTERN},
         [{"sliding_window": 64}, {"layer_types": PATTERN[:1] * 2}],
+    ),
+    Family("ernie4_5", Ernie4_5Config, {"head_dim": 16, "use_bias": True, "tie_word_embeddings": True} | rope(theta=5e5)),
+    Family("arcee", ArceeConfig, {"mlp_bias": True}),
+    Family(
+        "cohere2",
+        Cohere2Config,
+        {"sliding_window": 12, "layer_types": PATTERN, "logit_scale": 0.7, "tie_word_embeddings": True} | rope(),
+        [{"logit_scale": 1.0}, {"sliding_window": 64}, {"layer_types": PATTERN[:1] * 2}],
     ),
 ]
 

@@ -3,6 +3,9 @@
 //! One file per family. Defaults of absent keys are those of the family's configuration class in transformers.
 //! Refuses to know weights and arithmetic.
 
+mod arcee;
+mod cohere2;
+mod ernie4_5;
 mod exaone4;
 mod falcon;
 mod gemma;
@@ -66,6 +69,9 @@ pub static FAMILIES: &[&Declared] = &[
     &seed_oss::SEED_OSS,
     &hunyuan::HUNYUAN,
     &exaone4::EXAONE4,
+    &ernie4_5::ERNIE4_5,
+    &cohere2::COHERE2,
+    &arcee::ARCEE,
     &gemma::GEMMA,
     &gemma2::GEMMA2,
     &gemma3::GEMMA3,
