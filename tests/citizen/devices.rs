@@ -82,31 +82,34 @@ fn the_doctor_finds_a_vulkan_device_well() {
 
 /// Losses of a run of the small recipe in f32, and the adapter that came of it.
 #[cfg(feature = "vulkan")]
-fn trained(folder: &Path, device: &str, out: &str) -> (Vec<f64>, Vec<u8>) {
+fn trained(folder: &Path, device: &str, out: &str, offload: &str) -> (Vec<f64>, Vec<u8>) {
     let output_dir = format!("output_dir={out:?}");
     let f32 = "model.compute_dtype=\"f32\"";
+    let offload = format!("model.offload={offload:?}");
     let arguments = ["run", "small.toml", "--device", device, "--set", &output_dir, "--set", f32];
-    expect(0, folder, &arguments);
+    expect(0, folder, &[&arguments[..], &["--set", &offload]].concat());
     let metrics = fs::read_to_string(folder.join(out).join("metrics.jsonl")).unwrap();
     let losses = metrics.lines().filter_map(|line| json(line.as_bytes())["loss"].as_f64()).collect();
     (losses, fs::read(folder.join(out).join("adapter/adapter_model.safetensors")).unwrap())
 }
 
-/// The whole trainer on a GPU: the losses of the processor, and the same bytes each time.
+/// The whole trainer on a GPU: the losses of the processor, and the same bytes each time, wherever layers wait.
 #[cfg(feature = "vulkan")]
 #[test]
 fn a_run_on_vulkan_follows_one_on_the_processor() {
     let Some(_) = crate::vulkan::devices() else { return };
     let folder = small();
-    let (expected, _) = trained(folder.path(), "cpu", "on-cpu");
-    let (losses, adapter) = trained(folder.path(), "vulkan", "on-vulkan");
+    let (expected, _) = trained(folder.path(), "cpu", "on-cpu", "auto");
+    let (losses, adapter) = trained(folder.path(), "vulkan", "on-vulkan", "none");
     assert_eq!(losses.len(), expected.len());
     for (step, (loss, expected)) in losses.iter().zip(&expected).enumerate() {
         assert!((loss - expected).abs() <= 1e-5 * expected, "step {step}: {loss} instead of {expected}");
     }
-    let (again, same) = trained(folder.path(), "vulkan", "on-vulkan-again");
-    assert_eq!(again, losses);
-    assert!(same == adapter, "the same run on the same device gave another adapter");
+    for offload in ["none", "host", "disk"] {
+        let (again, same) = trained(folder.path(), "vulkan", &format!("again-{offload}"), offload);
+        assert_eq!(again, losses, "{offload}");
+        assert!(same == adapter, "{offload}: the same run on the same device gave another adapter");
+    }
 }
 
 /// `tune validate --fit`: what it chose, in the memory it was given; `None` where nothing fits.
