@@ -80,6 +80,13 @@ pub enum RotaryScaling {
         /// Round the ramp's ends to whole dimensions.
         truncate: bool,
     },
+    /// The first pairs rotate as if all did; the others stand still.
+    Proportional {
+        /// Pairs that rotate.
+        pairs: usize,
+        /// What their frequencies are divided by.
+        factor: f64,
+    },
     /// Divisors for each pair, one set for short documents and one for long ones, and a temperature.
     LongRope {
         /// Divisors in documents up to `original_max_position_embeddings`.
@@ -101,9 +108,9 @@ impl RotarySpec {
             RotaryScaling::None | RotaryScaling::Llama3 { .. } | RotaryScaling::LongRope { .. } => {
                 self.max_position_embeddings
             }
-            RotaryScaling::Linear { factor } | RotaryScaling::Dynamic { factor } => {
-                stretched(self.max_position_embeddings, *factor)
-            }
+            RotaryScaling::Linear { factor }
+            | RotaryScaling::Dynamic { factor }
+            | RotaryScaling::Proportional { factor, .. } => stretched(self.max_position_embeddings, *factor),
             RotaryScaling::Yarn { factor, original_max_position_embeddings, .. } => {
                 stretched(*original_max_position_embeddings, *factor)
             }
@@ -178,6 +185,11 @@ impl RotarySpec {
                     })
                     .collect()
             }
+            RotaryScaling::Proportional { pairs, factor } => self
+                .unscaled(self.theta)
+                .enumerate()
+                .map(|(pair, frequency)| if pair < *pairs { frequency / *factor as f32 } else { 0.0 })
+                .collect(),
             RotaryScaling::LongRope { short, long, .. } => {
                 let divisors = if self.depends_on_length(length) { long } else { short };
                 let pairs = self.powers(self.theta).zip(divisors);

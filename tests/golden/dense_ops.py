@@ -13,6 +13,7 @@ from transformers import (
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
     Glm4Config,
     GPTJConfig,
@@ -43,6 +44,7 @@ FAMILIES = [
     Family(
         "gemma3",
         Gemma3TextConfig,
+    Gemma4TextConfig,
         TIED
         | {"query_pre_attn_scalar": 10, "sliding_window": 12, "layer_types": PATTERN}
         | nested(LINEAR, plain(1e4)),
@@ -52,6 +54,22 @@ FAMILIES = [
             nested(plain(1e6), plain(1e4)),
             nested(LINEAR, plain(1e2)),
         ],
+    ),
+    Family(
+        "gemma4",
+        Gemma4TextConfig,
+        TIED
+        | {
+            "num_hidden_layers": 3,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "hidden_size_per_layer_input": 0,
+            "sliding_window": 12,
+            "layer_types": [*PATTERN, "full_attention"],
+            "final_logit_softcapping": 6.0,
+        },
+        [{"sliding_window": 64}, {"final_logit_softcapping": None}],
     ),
     Family(
         "glm4",

@@ -51,6 +51,9 @@ def randomize(model: PreTrainedModel, seed: int, head_gain: float = 3.0, gain: f
             else:
                 value = normal(parameter.shape, gain / math.sqrt(parameter.shape[-1]))
             parameter.copy_(value.to(parameter.dtype))
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.fill_(0.75)
 
 
 def fresh_folder(path: Path) -> Path:

@@ -33,6 +33,7 @@ fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
         ("head of 64", DocumentOffsets::packed(&[0, 65, 70, 113]), None, sizes(2, 1, 64)),
         ("head of 96", DocumentOffsets::packed(&[0, 83]), None, sizes(2, 1, 96)),
         ("head of 128", DocumentOffsets::packed(&[0, 67]), Some(40), sizes(2, 1, 128)),
+        ("head of 512", DocumentOffsets::packed(&[0, 37]), Some(20), sizes(2, 1, 512)),
         ("head of 40", DocumentOffsets::packed(&[0, 35]), None, sizes(1, 1, 40)),
         ("4 share", DocumentOffsets::packed(&[0, 21, 50, 51, 130]), Some(33), sizes(8, 2, 64)),
         ("prefix", pair(90, 17, 23), None, sizes(4, 2, 16)),

@@ -169,6 +169,12 @@ fn scaling(
                 }
             }
         }
+        RotaryScaling::Proportional { .. } => {
+            return Err(not_carried(
+                spec,
+                "the file has no place yet for heads of which a part stands still",
+            ));
+        }
         RotaryScaling::LongRope { attention_factor, original_max_position_embeddings, .. } => {
             add("rope.scaling.original_context_length", size(*original_max_position_embeddings));
             add("rope.scaling.attn_factor", Value::F32(*attention_factor as f32));

@@ -11,6 +11,7 @@ mod falcon;
 mod gemma;
 mod gemma2;
 mod gemma3;
+mod gemma4;
 mod glm4;
 mod gpt_neox;
 mod gptj;
@@ -75,6 +76,7 @@ pub static FAMILIES: &[&Declared] = &[
     &gemma::GEMMA,
     &gemma2::GEMMA2,
     &gemma3::GEMMA3,
+    &gemma4::GEMMA4,
     &glm4::GLM4,
     &gpt_neox::GPT_NEOX,
     &phi::PHI,

@@ -117,6 +117,7 @@ impl Defaults {
 }
 
 /// Values that every family reads under the same key.
+#[derive(Clone)]
 pub(super) struct Shared {
     pub(super) hidden_size: usize,
     pub(super) layers: usize,
@@ -188,6 +189,11 @@ impl Shared {
         })
     }
 
+    /// The same with other heads, where those differ by layer.
+    pub(super) fn with_heads(&self, heads: Heads) -> Self {
+        Self { heads, ..self.clone() }
+    }
+
     /// A norm of the hidden state, by its path in a layer and its name in GGUF files.
     pub(super) fn norm(&self, path: &'static str, gguf: &'static str) -> NormSpec {
         NormSpec { path, gguf, width: self.hidden_size, kind: self.norm, place: 0 }
@@ -212,6 +218,7 @@ impl Shared {
                 value: projection("v_proj", [values, hidden], Role::Value),
             },
             head_norms: None,
+            value_norm: None,
             output_gate: false,
             rotary: Some(0),
             output: projection(output, [hidden, queries], Role::Output),

@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, attention_backward};
 use tune_kernels::gated::{Activation, gated, gated_backward};
+use tune_kernels::rms_norm::{RmsNorm, rms_norm, rms_norm_backward};
 use tune_kernels::rope::Direction;
 
 use super::adapted::{ProjectedTape, project, project_backward};
@@ -59,6 +60,11 @@ pub(super) fn forward<B: KernelBackend>(
         }
         None => (None, rotated(spec, [raw_query, raw_key], call.inputs, Direction::Forward)),
     };
+    let raw_value = spec.value_norm.is_some().then(|| value.clone());
+    let value = match spec.value_norm {
+        Some(norm) => values_forward(norm, &value),
+        None => value,
+    };
     let (key, value) = match &mut call.cache {
         Some(cache) => cache.append(key, value),
         None => (key, value),
@@ -68,12 +74,17 @@ pub(super) fn forward<B: KernelBackend>(
     let (query, key) = raw.unwrap_or((query, key));
     let [query_index, key_index, value_index] = match spec.inner {
         Inner::Separate { .. } => [0, 1, 2],
+        Inner::SharedKey { .. } => [0, 1, 1],
         Inner::Fused(_) | Inner::ByHead(_) => [0; 3],
     };
     let tape = AttentionTape {
         query: inner.saved(query_index, query),
         key: inner.saved(key_index, key),
-        value: inner.saved(value_index, value),
+        value: match spec.inner {
+            // The raw keys.
+            Inner::SharedKey { .. } => None,
+            _ => inner.saved(value_index, raw_value.unwrap_or(value)),
+        },
         gate: gate.and_then(|gate| inner.saved(query_index, gate)),
         mixed,
         log_sum_exp,
@@ -132,8 +143,17 @@ pub(super) fn backward<B: KernelBackend>(
             (None, query.or_else(|| query_again.map(rotate_query)), key.or_else(|| key_again.map(rotate_key)))
         }
     };
-    let (Some(query), Some(key), Some(value)) = (query, key, value.or(value_again)) else {
+    let raw_key = || normed.as_ref().map(|(_, [_, key])| key.clone());
+    let raw_value = match spec.inner {
+        Inner::SharedKey { .. } => raw_key(),
+        _ => value.or(value_again),
+    };
+    let (Some(query), Some(key), Some(raw_value)) = (query, key, raw_value) else {
         unreachable!("an output is saved, or scaled again")
+    };
+    let value = match spec.value_norm {
+        Some(norm) => values_forward(norm, &raw_value),
+        None => raw_value.clone(),
     };
     let [dquery, dkey, dvalue] = attention_backward(AttentionBackward {
         q: &query,
@@ -145,6 +165,11 @@ pub(super) fn backward<B: KernelBackend>(
         dy: &dmixed.reshape([tokens, spec.heads.queries, spec.heads.dim]),
     });
     drop((query, key, value, mixed));
+    let dvalue = match spec.value_norm {
+        Some(norm) => values_backward(norm, &raw_value, dvalue),
+        None => dvalue,
+    };
+    drop(raw_value);
     let back = |gradients| rotated(spec, gradients, call.inputs, Direction::Backward);
     let [dquery, dkey] = match normed {
         None => back([dquery, dkey]),
@@ -161,6 +186,13 @@ pub(super) fn backward<B: KernelBackend>(
     drop((dquery, dkey, dvalue));
     let dy = match spec.inner {
         Inner::Separate { .. } => dy,
+        Inner::SharedKey { .. } => {
+            let [query, key, value]: [Tensor<B, 2>; 3] = match dy.try_into() {
+                Ok(gradients) => gradients,
+                Err(_) => unreachable!("there are three"),
+            };
+            vec![query, key + value]
+        }
         Inner::Fused(_) => vec![Tensor::cat(dy, 1)],
         Inner::ByHead(_) => {
             let width = 3 * spec.heads.queries * spec.heads.dim;
@@ -189,6 +221,11 @@ fn split<B: KernelBackend>(
         Inner::Separate { .. } => {
             let mut outputs = outputs.into_iter();
             heads.map(|heads| outputs.next().flatten().map(|x| shaped(x, heads)))
+        }
+        Inner::SharedKey { .. } => {
+            let key = outputs.pop().flatten().map(|x| shaped(x, spec.heads.keys));
+            let query = outputs.pop().flatten().map(|x| shaped(x, spec.heads.queries));
+            [query, key.clone(), key]
         }
         Inner::ByHead(_) => {
             let all = outputs.pop().flatten();
@@ -249,6 +286,26 @@ fn options<B: KernelBackend>(spec: &AttentionSpec, inputs: &LayerInputs<B>) -> A
 fn flat<B: KernelBackend>(x: &Tensor<B, 3>) -> Tensor<B, 2> {
     let [tokens, heads, dim] = x.dims();
     x.clone().reshape([tokens, heads * dim])
+}
+
+/// Each head's values normalized, without a weight.
+fn values_forward<B: KernelBackend>(norm: RmsNorm, x: &Tensor<B, 3>) -> Tensor<B, 3> {
+    let [tokens, heads, dim] = x.dims();
+    let rows = x.clone().reshape([tokens * heads, dim]);
+    rms_norm(&rows, &ones(x), norm).reshape([tokens, heads, dim])
+}
+
+/// The gradient of [`values_forward`]'s input.
+fn values_backward<B: KernelBackend>(norm: RmsNorm, x: &Tensor<B, 3>, dy: Tensor<B, 3>) -> Tensor<B, 3> {
+    let [tokens, heads, dim] = x.dims();
+    let rows = |x: Tensor<B, 3>| x.reshape([tokens * heads, dim]);
+    let dx = rms_norm_backward(&rows(x.clone()), &ones(x), norm, rows(dy), None);
+    dx.reshape([tokens, heads, dim])
+}
+
+/// The weight of a norm that has none.
+fn ones<B: KernelBackend>(x: &Tensor<B, 3>) -> Tensor<B, 1> {
+    Tensor::ones([x.dims()[2]], (&x.device(), x.dtype()))
 }
 
 /// Queries and keys rotated as the layer rotates them, or their gradients back.

@@ -180,7 +180,7 @@ impl<B: KernelBackend> Layer<B> {
             let (y, branches) = forward(block, &x, &mut call);
             tapes.push(BlockTape { x: std::mem::replace(&mut x, y), branches });
         }
-        (x, LayerTape(tapes))
+        (self.scaled(x), LayerTape(tapes))
     }
 
     /// What a backward pass needs, in the bits of [`Self::forward_with_tape`]; stops before products whose results nothing
@@ -215,7 +215,15 @@ impl<B: KernelBackend> Layer<B> {
         for block in self.spec.blocks() {
             x = forward(block, &x, &mut call).0;
         }
-        x
+        self.scaled(x)
+    }
+
+    /// Times the layer's factor, where it has one; so its gradient.
+    fn scaled(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self.spec.factor() {
+            Some(factor) => x * self.constants[factor.place].clone(),
+            None => x,
+        }
     }
 
     /// From the gradient `dy` of the layer's output to that of its input, or `None` if `wants_x` is false. Adds the
@@ -230,6 +238,7 @@ impl<B: KernelBackend> Layer<B> {
         gradients: &mut LayerGradients<B>,
     ) -> Option<Tensor<B, 2>> {
         let call = Call { layer: self, adapters, inputs, cache: None };
+        dy = self.scaled(dy);
         for (index, (block, tape)) in self.spec.blocks().iter().zip(tape.0).enumerate().rev() {
             dy = backward(block, tape, &call, dy, wants_x || index > 0, gradients)?;
         }

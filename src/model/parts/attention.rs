@@ -1,5 +1,7 @@
 //! Grouped-query self-attention with rotary positions: heads, projections, norms over heads, window.
 
+use tune_kernels::rms_norm::RmsNorm;
+
 use super::memory::Load;
 use super::{NormSpec, ProjectionSpec, TensorMut};
 use crate::model::dtype::FloatDtype;
@@ -15,6 +17,8 @@ pub struct AttentionSpec {
     pub head_norms: Option<HeadNorms>,
     /// Whether the query projection also gives a gate of the output, as the second half of every head.
     pub output_gate: bool,
+    /// Norm of each head's values, without a weight.
+    pub value_norm: Option<RmsNorm>,
     /// Which of the decoder's rotary positions; `None`: positions leave no mark on queries and keys.
     pub rotary: Option<usize>,
     /// All heads to hidden state.
@@ -57,6 +61,13 @@ pub enum Inner {
         /// `[keys · dim, hidden]`.
         value: ProjectionSpec,
     },
+    /// Values are what keys are before their norm, which there has to be, ahead of the rotation.
+    SharedKey {
+        /// `[queries · dim, hidden]`.
+        query: ProjectionSpec,
+        /// `[keys · dim, hidden]`.
+        key: ProjectionSpec,
+    },
     /// One weight: rows of queries, then keys, then values.
     Fused(ProjectionSpec),
     /// One weight: of each head the rows of queries, then keys, then values; there are as many of each.
@@ -68,6 +79,7 @@ impl Inner {
     pub fn projections(&self) -> Vec<&ProjectionSpec> {
         match self {
             Self::Separate { query, key, value } => vec![query, key, value],
+            Self::SharedKey { query, key } => vec![query, key],
             Self::Fused(all) | Self::ByHead(all) => vec![all],
         }
     }
@@ -94,6 +106,7 @@ impl AttentionSpec {
                     projection.bias = inner;
                 }
             }
+            Inner::SharedKey { query, key } => (query.bias, key.bias) = (inner, inner),
             Inner::Fused(all) | Inner::ByHead(all) => all.bias = inner,
         }
         self.output.bias = output;
@@ -104,6 +117,7 @@ impl AttentionSpec {
         let Self { inner, head_norms, output, .. } = self;
         let mut tensors = match inner {
             Inner::Separate { query, key, value } => [query, key, value].map(TensorMut::Projection).into(),
+            Inner::SharedKey { query, key } => [query, key].map(TensorMut::Projection).into(),
             Inner::Fused(all) | Inner::ByHead(all) => vec![TensorMut::Projection(all)],
         };
         if let Some(HeadNorms { query, key, .. }) = head_norms {
@@ -131,7 +145,7 @@ impl AttentionSpec {
         let [queries, keys, values] = self.heads.widths().map(|width| width as u64);
         let again = load.scaled_again(self.inner.projections().into_iter());
         let stacked = match self.inner {
-            Inner::Separate { .. } => 0,
+            Inner::Separate { .. } | Inner::SharedKey { .. } => 0,
             Inner::Fused(_) | Inner::ByHead(_) => queries + keys + values,
         };
         // Gradients of queries and gates, joined.

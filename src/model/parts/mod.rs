@@ -33,6 +33,7 @@ pub struct LayerSpec {
     width: usize,
     blocks: Vec<BlockSpec>,
     tensors: Vec<LayerTensor>,
+    factor: Option<ConstantSpec>,
 }
 
 /// A residual block.
@@ -159,7 +160,22 @@ impl LayerSpec {
                 }
             });
         }
-        Self { width, blocks, tensors }
+        Self { width, blocks, tensors, factor: None }
+    }
+
+    /// The same with its output times a frozen number, by name.
+    #[must_use]
+    pub fn times(mut self, name: &'static str) -> Self {
+        let constants = self.tensors.iter().filter(|tensor| matches!(tensor, LayerTensor::Constant(_)));
+        let factor = ConstantSpec { name, shape: vec![1], single: false, place: constants.count() };
+        self.tensors.push(LayerTensor::Constant(factor.clone()));
+        self.factor = Some(factor);
+        self
+    }
+
+    /// What its output is multiplied by.
+    pub fn factor(&self) -> Option<&ConstantSpec> {
+        self.factor.as_ref()
     }
 
     /// Numbers of a token's hidden state.

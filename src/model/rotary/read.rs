@@ -154,11 +154,17 @@ impl Rules {
             "llama3" => llama3(table, original)?,
             "yarn" => self.yarn(table, original)?,
             "longrope" => self.long_rope(table, original, spec.dimensions)?,
+            "proportional" => {
+                spec.dimensions = self.head_dim;
+                let share = self.partial_of(table)?.unwrap_or(1.0);
+                let factor = table.positive("factor")?.unwrap_or(1.0);
+                RotaryScaling::Proportional { pairs: (share * self.head_dim as f64 / 2.0) as usize, factor }
+            }
             other => {
                 return Err(table.fail(
                     "rope_type",
                     format!(
-                        "is {other:?}; implemented are default, linear, dynamic, llama3, yarn and longrope"
+                        "is {other:?}; implemented are default, linear, dynamic, llama3, yarn, longrope and proportional"
                     ),
                 ));
             }

@@ -91,7 +91,7 @@ impl Oracle<'_> {
             Inner::Fused(all) => {
                 self.product(x, all).chunks(queries + 2 * keys).map(<[f64]>::to_vec).collect()
             }
-            Inner::ByHead(_) => unreachable!("no layer here has one"),
+            Inner::ByHead(_) | Inner::SharedKey { .. } => unreachable!("no layer here has one"),
             Inner::Separate { query, key, value } => {
                 let parts = [query, key, value].map(|part| (self.product(x, part), part.shape[0]));
                 let row =
