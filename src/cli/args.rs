@@ -154,7 +154,8 @@ impl ModelArguments {
             Some(Named::Base(base)) => model.base = Some(base),
             None => {
                 let message = format!(
-                    "no model given: `{text}` is neither a run, an adapter nor a model on this machine"
+                    "no model given: `{text}` is neither a run, an adapter nor a model on this machine; add \
+                     `--adapter RUN` or `--base MODEL`"
                 );
                 return Err(Failure::Run(run::Error::Choice(message)));
             }

@@ -123,7 +123,7 @@ fn tensors_that_do_not_belong_are_named() {
 
 #[test]
 fn an_adapter_for_another_architecture_is_not_passed_over() {
-    let path = "base_model.model.model.language_model.layers.0.self_attn.q_proj";
+    let path = "base_model.model.model.encoder.layers.0.self_attn.q_proj";
     let folder = with_tensors(
         plain_config(),
         &[
@@ -134,10 +134,7 @@ fn an_adapter_for_another_architecture_is_not_passed_over() {
     let adapter = Adapter::open(folder.path()).unwrap();
     let recipe = spec(2, 4.0, names(&["q_proj"]));
     let error = adapter.require_equal(&recipe, &resolved(&recipe), &modules()).unwrap_err().to_string();
-    assert!(
-        error.contains("`model.language_model.layers.0.self_attn.q_proj`: this model has no such"),
-        "{error}"
-    );
+    assert!(error.contains("`model.encoder.layers.0.self_attn.q_proj`: this model has no such"), "{error}");
     assert!(error.contains("adapted by the recipe's target_modules, but not in the folder"), "{error}");
 }
 

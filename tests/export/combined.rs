@@ -192,7 +192,7 @@ fn the_command_line_is_held_to_what_makes_sense() {
         (&["--adapters", "a=1", "--combine", "cat", "--density", "0.5"], "remove `--density`"),
         (&["--adapters", "a=1", "--combine", "ties", "--density", "0"], "above 0"),
         (&["x", "--adapters", "a=1", "--combine", "cat"], "cannot be used with"),
-        (&[], "<ADAPTER>"),
+        (&[], "<ADAPTER|RUN>"),
     ] {
         let (code, error) = run(arguments);
         assert_eq!(code, Some(2), "{arguments:?}: {error}");

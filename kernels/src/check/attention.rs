@@ -72,13 +72,15 @@ pub fn check<B: KernelBackend>(
         dy: &dy,
     };
     let found = attention_backward(request);
-    let mut deviations = vec![Deviation::new("y", &case, &values(&output), &expected, on.tolerance())];
+    // Scores of wide heads are longer sums, and rounding grows with the root of their length.
+    let tolerance = on.tolerance() * (sizes.head_dim as f64 / 256.0).sqrt().max(1.0);
+    let mut deviations = vec![Deviation::new("y", &case, &values(&output), &expected, tolerance)];
     let expected = [("dq", &slopes.q), ("dk", &slopes.k), ("dv", &slopes.v)];
     for ((part, expected), found) in expected.into_iter().zip(&found) {
         // A query that sees one key has no slope in q and k: what is found there is rounding, and is measured against
         // dv. Elsewhere the rounded output enters δ: one more rounding than in the others.
         let room = if expected.iter().all(|x| *x == 0.0) { 10.0 } else { 2.0 };
-        deviations.push(Deviation::new(part, &case, &values(found), expected, room * on.tolerance()));
+        deviations.push(Deviation::new(part, &case, &values(found), expected, room * tolerance));
     }
     deviations
 }

@@ -4,31 +4,18 @@
 mod backward;
 mod chunk;
 mod products;
-
-use std::ops::Range;
+mod task;
 
 use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
 
 use super::{CHUNK, DeltaGradients, DeltaHeads, DeltaRule, DeltaRuleOps};
 use crate::cpu::disjoint::Disjoint;
-use crate::cpu::pool::{self, Buffer};
+use crate::cpu::pool;
 use crate::cpu::scalar::{Scalar, narrow, with_float};
 use crate::cpu::{parallel, tensor};
 use chunk::{Chunk, Recurrence};
-
-/// Everything that a task reads.
-#[derive(Clone, Copy)]
-struct Inputs<'a, T> {
-    mixed: &'a [T],
-    decay: &'a [T],
-    write: &'a [T],
-    log_rate: &'a [f32],
-    bias: &'a [f32],
-    heads: DeltaHeads,
-    /// Values of a row of `mixed`.
-    width: usize,
-}
+use task::{Inputs, Task, chunks};
 
 /// The call's tensors, contiguous.
 struct Operands {
@@ -61,12 +48,6 @@ impl Operands {
     }
 }
 
-/// A document and one of its heads.
-struct Task {
-    tokens: Range<usize>,
-    head: usize,
-}
-
 /// Long documents first, so that none is left for the end.
 fn tasks(call: &DeltaRule<'_, Flex>, heads: usize) -> Vec<Task> {
     let documents = call.documents.documents().filter(|(tokens, _)| !tokens.is_empty());
@@ -75,17 +56,6 @@ fn tasks(call: &DeltaRule<'_, Flex>, heads: usize) -> Vec<Task> {
         .collect();
     tasks.sort_by_key(|task| std::cmp::Reverse(task.tokens.len()));
     tasks
-}
-
-/// The chunks of a document.
-fn chunks(
-    tokens: &Range<usize>,
-) -> impl DoubleEndedIterator<Item = Range<usize>> + ExactSizeIterator + use<> {
-    let (start, end) = (tokens.start, tokens.end);
-    (0..tokens.len().div_ceil(CHUNK)).map(move |index| {
-        let first = start + index * CHUNK;
-        first..(first + CHUNK).min(end)
-    })
 }
 
 /// Elementary operations of a forward pass.
@@ -172,9 +142,4 @@ pub(crate) fn task_numbers(heads: DeltaHeads, tokens: u64) -> u64 {
     let kept = chunks * (key_dim * value_dim + chunk * (chunk + value_dim)) + tokens * 2 * key_dim;
     let working = 2 * key_dim * value_dim + chunk * (10 * key_dim + 6 * value_dim + 8 * chunk);
     kept + working
-}
-
-/// Room for `count` numbers.
-fn numbers(count: usize) -> Buffer<f32> {
-    pool::take::<f32>(count)
 }

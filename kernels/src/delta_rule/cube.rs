@@ -16,6 +16,7 @@
 
 mod gradients;
 mod inputs;
+mod sizes;
 mod sweeps;
 
 use burn::tensor::{DType, Tensor};
@@ -23,31 +24,9 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{CHUNK, DeltaGradients, DeltaHeads, DeltaRule, DeltaRuleOps};
+use super::{DeltaGradients, DeltaHeads, DeltaRule, DeltaRuleOps};
 use crate::cube::tensor::{array, cubes, elements, empty, empty_like, float, into_float, units, wrap};
-
-/// Units of a cube: so many columns or rows of a head's state.
-const UNITS: u32 = 32;
-
-/// Tokens from the beginning of a chunk to that of the next.
-const SPAN: u32 = CHUNK as u32;
-
-/// Sizes that kernels are compiled for.
-#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-struct Sizes {
-    keys: u32,
-    values: u32,
-    key_dim: u32,
-    value_dim: u32,
-}
-
-impl From<DeltaHeads> for Sizes {
-    fn from(heads: DeltaHeads) -> Self {
-        let [keys, values, key_dim, value_dim] =
-            [heads.keys, heads.values, heads.key_dim, heads.value_dim].map(|size| size as u32);
-        Self { keys, values, key_dim, value_dim }
-    }
-}
+use sizes::{SPAN, Sizes, UNITS};
 
 /// What all kernels of a call read.
 struct Inputs<R: CubeRuntime> {

@@ -41,16 +41,14 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 pub mod reference;
+mod sizes;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::attention::DocumentOffsets;
 pub(crate) use cpu::task_numbers;
-
-/// Tokens of a chunk.
-pub const CHUNK: usize = 64;
-/// Added to the sum of squares of queries and keys.
-const EPSILON: f32 = 1e-6;
+use sizes::EPSILON;
+pub use sizes::{CHUNK, DeltaHeads};
 
 /// The gated delta rule on a backend.
 pub trait DeltaRuleOps: Backend {
@@ -62,34 +60,6 @@ pub trait DeltaRuleOps: Backend {
 
     /// [`delta_rule_backward`].
     fn delta_rule_backward(call: DeltaRule<'_, Self>, dy: &Tensor<Self, 2>) -> DeltaGradients<Self>;
-}
-
-/// Numbers and widths of heads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeltaHeads {
-    /// Heads of queries and keys; divides `values`.
-    pub keys: usize,
-    /// Heads of values.
-    pub values: usize,
-    /// Width of a query and a key.
-    pub key_dim: usize,
-    /// Width of a value.
-    pub value_dim: usize,
-}
-
-impl DeltaHeads {
-    /// Numbers in a token's queries, keys and values.
-    pub fn widths(&self) -> [usize; 3] {
-        let keys = self.keys * self.key_dim;
-        [keys, keys, self.values * self.value_dim]
-    }
-
-    /// Where queries, keys and values of a value head begin in a token's row.
-    pub(crate) fn places(&self, value_head: usize) -> [usize; 3] {
-        let key = value_head / (self.values / self.keys) * self.key_dim;
-        let [queries, keys, _] = self.widths();
-        [key, queries + key, queries + keys + value_head * self.value_dim]
-    }
 }
 
 /// The arguments of [`delta_rule`].

@@ -99,13 +99,13 @@ mod tests {
         for (key, value) in [
             ("use_bidirectional_attention", json!(true)),
             ("hidden_activation", json!("silu")),
-            ("rope_parameters", json!({"full_attention": {"rope_type": "proportional"}})),
+            ("rope_parameters", json!({"full_attention": {"rope_type": "cubic"}})),
             ("attn_logit_softcapping", json!(-1.0)),
         ] {
             let mut config = gemma_3_1b();
             config[key] = value;
             let error = decoder_spec(&config).unwrap_err().to_string();
-            assert!(error.contains(key) || error.contains("proportional"), "{key}: {error}");
+            assert!(error.contains(key) || error.contains("cubic"), "{key}: {error}");
         }
     }
 

@@ -3,12 +3,12 @@
 
 use super::chunk::{Chunk, Recurrence, decays_at, fade, mask};
 use super::products::{Left, Right, add_to, multiply, multiply_part, scale, scaled, solve_transposed};
-use super::{Inputs, Task, chunks, numbers};
+use super::task::{Inputs, Task, chunks, numbers};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::pool::Buffer;
 use crate::cpu::scalar::{Scalar, widen};
 use crate::cpu::{math, vectorized};
-use crate::delta_rule::{CHUNK, DeltaHeads, EPSILON};
+use crate::delta_rule::sizes::{CHUNK, DeltaHeads, EPSILON};
 
 /// Where gradients go.
 pub(super) struct Out<'a, T> {

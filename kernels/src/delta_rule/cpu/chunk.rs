@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::products::{Left, Right, multiply, multiply_part, scale, scaled, solve};
-use super::{Inputs, numbers};
+use super::task::{Inputs, numbers};
 use crate::cpu::pool::Buffer;
 use crate::cpu::scalar::Scalar;
 use crate::cpu::{math, vectorized};
-use crate::delta_rule::{CHUNK, DeltaHeads, EPSILON};
+use crate::delta_rule::sizes::{CHUNK, DeltaHeads, EPSILON};
 
 /// A chunk's inputs.
 pub(super) struct Chunk {

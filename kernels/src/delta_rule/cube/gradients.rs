@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::inputs::{inverse_norm, width};
-use super::{SPAN, Sizes, UNITS};
+use super::sizes::{SPAN, Sizes, UNITS};
 use crate::cube::reduce::cube_sum;
 
 /// One cube for each token and value head: what the running sum of ln decay moves, and the gradient of `write`.

@@ -2,9 +2,9 @@
 
 use cubecl::prelude::*;
 
-use super::{Sizes, UNITS};
+use super::sizes::{Sizes, UNITS};
 use crate::cube::reduce::cube_sum;
-use crate::delta_rule::EPSILON;
+use crate::delta_rule::sizes::EPSILON;
 
 /// Numbers of a row of `mixed`.
 pub(super) fn width(sizes: Sizes) -> u32 {

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::inputs::width;
-use super::{SPAN, Sizes, UNITS};
+use super::sizes::{SPAN, Sizes, UNITS};
 
 /// Whose state a unit holds a part of, and which.
 #[derive(CubeType)]
