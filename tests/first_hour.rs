@@ -1,5 +1,5 @@
 //! The first hour with the program: own data, commands as others spell them, what is printed typed again, packaging.
-#![expect(clippy::unwrap_used, reason = "helpers of tests stop where they fail")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests stop where they fail")]
 
 use std::fs;
 use std::path::Path;

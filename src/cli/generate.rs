@@ -51,9 +51,12 @@ pub struct GenerateArguments {
     pub sampling: SamplingArguments,
 }
 
+/// The model and the prompt among the words of a command.
+type Words<'a> = (Option<&'a str>, Option<&'a str>);
+
 impl GenerateArguments {
-    /// The model and the prompt among the words, or what is wrong with them and what to type instead.
-    fn words(&self) -> Result<(Option<&str>, Option<&str>), (String, String)> {
+    /// The words, or what is wrong with them and what to type instead.
+    fn words(&self) -> Result<Words<'_>, (String, String)> {
         let is_named = self.model.adapter.is_some() || self.model.base.is_some();
         let (named, prompt) = match self.words.as_slice() {
             [] => (None, None),

@@ -34,7 +34,7 @@ pub fn guess(columns: &[String]) -> Option<Guess> {
             let names = |name: &&str| columns.iter().any(|column| column == name);
             // ShareGPT's name is read as it is.
             let aliases: &[&str] = if *field == "messages" { &["conversations"] } else { &[] };
-            if std::iter::once(field).chain(aliases).any(|name| names(&name)) {
+            if std::iter::once(field).chain(aliases).any(names) {
                 own += 1;
                 continue;
             }

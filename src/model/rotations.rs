@@ -46,9 +46,12 @@ impl<B: KernelBackend> Rotation<B> {
 /// The tables of a decoder's rotary positions, kept from one batch to the next and shared by clones.
 #[derive(Clone, Debug)]
 pub(super) struct Rotations<B: KernelBackend> {
-    /// By place in the decoder's list: how many positions there are, and their table.
-    kept: Arc<Mutex<Vec<Option<(usize, Tables<B>)>>>>,
+    /// By place in the decoder's list.
+    kept: Arc<Mutex<Vec<Option<Kept<B>>>>>,
 }
+
+/// How many positions there are, and their tables.
+type Kept<B> = (usize, Tables<B>);
 
 /// The tables of keys, and of queries where they differ.
 type Tables<B> = (RotaryTable<B>, Option<RotaryTable<B>>);

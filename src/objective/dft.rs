@@ -19,7 +19,7 @@ pub(super) fn with_frozen_head<B: KernelBackend>(
     wants_gradient: bool,
 ) -> Differentiated<B> {
     let normed = decoder.final_norm(hidden);
-    let found = linear_cross_entropy(&normed, &decoder.head(), targets, wants_gradient);
+    let found = linear_cross_entropy(&normed, decoder.head(), targets, wants_gradient);
     drop(normed);
     let weights = found.rows.clone().neg().exp();
     let gradient = found.gradient.map(|gradient| {
@@ -39,7 +39,7 @@ pub(super) fn with_trained_head<B: KernelBackend>(
     targets: &[i32],
 ) -> Differentiated<B> {
     let normed = decoder.final_norm(hidden);
-    let rows = linear_cross_entropy(&normed, &decoder.head(), targets, false).rows;
+    let rows = linear_cross_entropy(&normed, decoder.head(), targets, false).rows;
     let weights = rows.clone().neg().exp();
     let found =
         trained_linear_cross_entropy(&normed, &weight, decoder.spec().logits, targets, Some(&weights), sum);

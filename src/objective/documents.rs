@@ -18,7 +18,7 @@ pub(super) fn sums<B: KernelBackend>(
     batch: &MicroBatch,
     wants_gradient: bool,
 ) -> (Tensor<B, 1>, Option<Tensor<B, 2>>) {
-    let found = linear_cross_entropy(normed, &decoder.head(), &batch.targets, wants_gradient);
+    let found = linear_cross_entropy(normed, decoder.head(), &batch.targets, wants_gradient);
     let mut offsets = vec![0];
     let mut end = 0;
     offsets.extend(batch.lengths().map(|length| {

@@ -36,7 +36,7 @@ pub(super) fn with_frozen_head<B: KernelBackend>(
 ) -> Differentiated<B> {
     let normed = decoder.final_norm(hidden);
     let LossAndGradient { loss, gradient, .. } =
-        linear_cross_entropy(&normed, &decoder.head(), targets, wants_gradient);
+        linear_cross_entropy(&normed, decoder.head(), targets, wants_gradient);
     drop(normed);
     let gradient = gradient.map(|gradient| decoder.final_norm_backward(hidden, gradient));
     Differentiated { loss: Summed { value: loss, statistics: None }, hidden: gradient, head: None }

@@ -118,7 +118,7 @@ fn look(data: &str, tokenizer: Option<&Tokenizer>, hub_cache: &Path) -> Result<F
 }
 
 fn example(dataset: &Dataset, row: u64) -> Result<Example, Error> {
-    dataset.example(row).map_err(|error| Error::Data(DataError::Row(error.into())))
+    dataset.example(row).map_err(|error| Error::Data(DataError::Row(error)))
 }
 
 /// All text of an example.

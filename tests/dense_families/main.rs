@@ -1,6 +1,10 @@
 //! Today's dense families against transformers and PEFT. See `tests/golden/README.md`.
 
-#![expect(clippy::unwrap_used, reason = "a helper outside the test functions may fail the test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a helper outside the test functions may fail the test"
+)]
 
 use std::path::{Path, PathBuf};
 

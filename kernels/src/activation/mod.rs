@@ -36,7 +36,7 @@ impl Function {
 
 /// 1 / √2, and 1 / √(2π).
 const ROOT_HALF: f32 = std::f32::consts::FRAC_1_SQRT_2;
-const DENSITY: f32 = 0.398_942_28;
+const DENSITY: f32 = 0.398_942_3;
 /// Abramowitz and Stegun's p, and half of a₁ … a₅.
 const ERF: [f32; 6] = [0.327_591_1, 0.127_414_8, -0.142_248_37, 0.710_706_9, -0.726_576_03, 0.530_702_7];
 

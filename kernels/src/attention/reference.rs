@@ -96,10 +96,10 @@ fn each_query(
                 let query = ((queries.start + index) * heads + head) * head_dim;
                 let position = keys.len() - queries.len() + index;
                 let mut scores = Vec::new();
-                for key in 0..keys.len() {
-                    let in_window = options.sliding_window.is_none_or(|window| position < key + window);
-                    if key <= position && in_window {
-                        let key = (keys[key] * kv_heads + kv_head) * head_dim;
+                for (place, row) in keys.iter().enumerate() {
+                    let in_window = options.sliding_window.is_none_or(|window| position < place + window);
+                    if place <= position && in_window {
+                        let key = (row * kv_heads + kv_head) * head_dim;
                         let score = dot(&q[query..query + head_dim], &k[key..key + head_dim]);
                         let (p, slope) = bounded(score, options);
                         scores.push(Seen { key, p, slope });

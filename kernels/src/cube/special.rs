@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 #[cube]
 pub(crate) fn tanh(x: f32) -> f32 {
     let square = x * x;
-    let odd = 0.053_739_716f32 - square * (0.020_639_089f32 - square * 0.005_704_988_7f32);
+    let odd = 0.053_739_716f32 - square * (0.020_639_09f32 - square * 0.005_704_988_7f32);
     let near = x - x * square * (0.333_332_8f32 - square * (0.133_314_42f32 - square * odd));
     // From 20 on it is 1 in f32, and the power could overflow.
     let size = min(x.abs(), 20.0f32);

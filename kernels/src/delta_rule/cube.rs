@@ -24,7 +24,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{DeltaGradients, DeltaHeads, DeltaRule, DeltaRuleOps};
+use super::{CHUNK, DeltaGradients, DeltaHeads, DeltaRule, DeltaRuleOps};
 use crate::cube::tensor::{array, cubes, elements, empty, empty_like, float, into_float, units, wrap};
 use sizes::{SPAN, Sizes, UNITS};
 

@@ -200,7 +200,7 @@ fn check_copies<B: KernelBackend>(_: &Site) {
         );
         values(&y)
     };
-    let shared = run(&[0..rows], pair(prefix as u32, first as u32, second as u32));
+    let shared = run(std::slice::from_ref(&(0..rows)), pair(prefix as u32, first as u32, second as u32));
     let copies = run(
         &[0..prefix + first, 0..prefix, prefix + first..rows],
         DocumentOffsets::packed(&[0, (prefix + first) as u32, (rows + prefix) as u32]),

@@ -172,7 +172,8 @@ fn check_rows<B: KernelBackend>(site: &Site) {
             let found = check::rows::check_row_scale::<B>(Site::on(&device, dtype), rows, width);
             assert_within(&format!("row_scale in {dtype:?} on {}", site.name), found);
         }
-        for (ranges, width) in [(vec![0..1], 1), (vec![0..70, 3..66, 3..66, 99..100], 37), (vec![5..9], 513)]
+        for (ranges, width) in
+            [(vec![0..1, 0..1], 1), (vec![0..70, 3..66, 3..66, 99..100], 37), (vec![5..9, 7..8], 513)]
         {
             let lists = RowLists::copies(ranges, 100);
             let found = check::rows::check_row_sum::<B>(Site::on(&device, dtype), &lists, width);

@@ -161,7 +161,8 @@ mod tests {
     #[test]
     fn d8_tokenizers_of_other_kinds_are_named_with_the_way_out() {
         let sentencepiece: &[u8] = b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02";
-        let cases: [(&[(&str, &[u8])], &str, &str); 8] = [
+        type Files<'a> = &'a [(&'a str, &'a [u8])];
+        let cases: [(Files<'_>, &str, &str); 8] = [
             (&[("tokenizer.model", sentencepiece)], "SentencePiece", "save_pretrained"),
             (&[("tokenizer.model", b"IQ== 0\nIg== 1\n")], "tiktoken", "Hugging Face version"),
             (&[("tekken.json", b"{}"), ("tokenizer.model", b"")], "tekken.json", "Hugging Face version"),

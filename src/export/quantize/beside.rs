@@ -47,17 +47,15 @@ fn config(base: &Value, spec: Spec, dtype: FloatDtype) -> Value {
             FloatDtype::F16 => "float16",
         };
         // Beside a text decoder nothing is in 4 bits; without towers a loader knows itself that the head is not.
-        let skipped = entries.contains_key("text_config").then(|| {
-            [
-                "lm_head",
-                "vision_tower",
-                "visual",
-                "multi_modal_projector",
-                "audio_tower",
-                "embed_vision",
-                "embed_audio",
-            ]
-        });
+        let skipped = entries.contains_key("text_config").then_some([
+            "lm_head",
+            "vision_tower",
+            "visual",
+            "multi_modal_projector",
+            "audio_tower",
+            "embed_vision",
+            "embed_audio",
+        ]);
         let quantization = json!({
             "_load_in_4bit": true,
             "_load_in_8bit": false,

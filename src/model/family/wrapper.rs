@@ -50,13 +50,15 @@ const WRAPPERS: [Wrapper; 2] = [
 /// Keys that stand outside the text decoder's part and hold for it too.
 const SHARED: [&str; 4] = ["dtype", "torch_dtype", "quantization_config", "tie_word_embeddings"];
 
+/// A wrapper, the configuration of its text decoder, and the keys around that which are not read.
+type Wrapped = (&'static Wrapper, Value, Vec<String>);
+
 impl Wrapper {
-    /// The wrapper that config.json describes, the configuration of its text decoder, and the keys around that which are
-    /// not read.
+    /// The wrapper that config.json describes.
     ///
     /// # Errors
     /// A key of the wrapper that is not understood; no text decoder.
-    pub(super) fn of(config: &Value) -> Result<Option<(&'static Self, Value, Vec<String>)>, Error> {
+    pub(super) fn of(config: &Value) -> Result<Option<Wrapped>, Error> {
         let config = ConfigReader::new(config)?;
         let architectures = config.texts("architectures")?.unwrap_or_default();
         let name = config.text("model_type")?;
