@@ -237,7 +237,7 @@ fn part_text<'a>(part: Object<'a>, at: &str) -> Result<&'a str, RowProblem> {
     match part.get("type") {
         Value::Text("text" | "input_text" | "output_text") | Value::Null => {}
         other => {
-            let expected = "`text` (parts of other kinds are not trained on)";
+            let expected = "`text` (training takes text alone: leave parts of other kinds, or the row, out)";
             return Err(unexpected(pointer(at, "type"), expected, other));
         }
     }

@@ -204,8 +204,8 @@ fn a_malformed_message_is_named() {
     );
     assert_eq!(
         with(json!({"role": "user", "content": [{"type": "image_url", "image_url": "x"}]})),
-        "/messages/1/content/0/type: expected `text` (parts of other kinds are not trained on), \
-         found the string \"image_url\""
+        "/messages/1/content/0/type: expected `text` (training takes text alone: leave parts of other kinds, or the row, \
+         out), found the string \"image_url\""
     );
     assert_eq!(
         said(Format::Messages, &json!({"messages": []})),
