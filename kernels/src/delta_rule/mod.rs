@@ -11,7 +11,7 @@
 //! S ← S + k̂[t] Δ[t]ᵀ            y[t] = Sᵀ q̂[t]
 //! ```
 //!
-//! Computed in chunks of [`CHUNK`] tokens, in which G is the running sum of g, D[t, s] = exp(G[t] − G[s]) for s ≤ t, and S
+//! Computed in chunks of [`CHUNK`] tokens, in which G is the running sum of g, `D[t, s] = exp(G[t] − G[s])` for s ≤ t, and S
 //! the state before the chunk:
 //!
 //! ```text
