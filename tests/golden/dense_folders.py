@@ -65,6 +65,7 @@ def adapted(model, folder, targets, seed: int):
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
+    model.peft_config["default"].base_model_name_or_path = f"tune-golden/{folder.parent.name}"
     model.save_pretrained(folder, save_embedding_layers=False)
     tidy_adapter_folder(folder)
     return model.eval()
