@@ -2,8 +2,9 @@
 //!
 //! # The house
 //!
-//! Two crates. `tune-kernels` (in `kernels/`) holds every numerical operation and all `unsafe`; this one holds the
-//! rest and forbids it. A recipe flows through it like this:
+//! Three crates. `tune-kernels` (in `kernels/`) holds every numerical operation, and `tune-ranks` (in `kernels/ranks/`) the
+//! exchange between processes, both with all `unsafe`; this one holds the rest and forbids it. A recipe flows through it
+//! like this:
 //!
 //! ```text
 //! recipe.toml ─▶ RecipeFile (spans, problems) ─▶ Recipe ───┐   every problem at once
@@ -37,7 +38,7 @@
 //! | [`train`] | the layer loop, the optimizer, the training loop, the run folder |
 //! | [`generate`] | decoding with a key-value cache |
 //! | [`export`] | adapters verified, merged into their base, converted for other tools; GGUF files |
-//! | [`hub`] | downloading a model into the Hugging Face cache; the only room that opens the network |
+//! | [`hub`] | downloading a model into the Hugging Face cache; the only room that opens the network itself |
 //! | [`recipe`] | all tables together, overrides, the canonical hash |
 //! | [`import`] | configurations of other tools, converted to recipes |
 //! | [`bundled`] | recipes, model and data embedded in the binary |
@@ -81,7 +82,8 @@
 //! - Created files have the permissions that the umask leaves, as the user set it.
 //! - A file may cost memory in proportion to its length and never a panic. Code that comes with a model (a chat template)
 //!   may cost the process, never a finished run: every row that the survey covers is rendered before the first step.
-//! - Only `hub` opens the network, for `tune download`.
+//! - Only `hub` opens the network, for `tune download`, and the MPI that `--ranks` opens, between the ranks of one run.
+//! - The adapter is the same, byte for byte, for every number of ranks that `train.lanes` can be shared by.
 //! - A Hugging Face weight, `[out, in]` on disk, is transposed only in `model/load.rs`, `adapter/peft` and
 //!   `export/mlx.rs`.
 #![forbid(unsafe_code)]

@@ -23,7 +23,7 @@ pub(super) struct Context<'a> {
 }
 
 /// A variable that is set and not empty.
-fn variable(name: &str) -> Option<PathBuf> {
+pub(super) fn variable(name: &str) -> Option<PathBuf> {
     env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
@@ -171,9 +171,13 @@ impl Signals {
         self.save.swap(false, Ordering::Relaxed)
     }
 
-    /// The exit of a command that the signal stopped.
+    /// The exit of a command that a signal stopped: its own, or that of another rank.
     pub(super) fn exit(&self) -> Exit {
-        Exit::Signal(u8::try_from(self.received.load(Ordering::Relaxed)).unwrap_or(SIGINT as u8))
+        match u8::try_from(self.received.load(Ordering::Relaxed)) {
+            Ok(0) => Exit::Signal(SIGTERM as u8),
+            Ok(signal) => Exit::Signal(signal),
+            Err(_) => Exit::Signal(SIGINT as u8),
+        }
     }
 }
 

@@ -38,6 +38,16 @@ impl Exit {
         }
     }
 
+    /// The exit of this code, with which another rank ends.
+    pub(super) fn of(code: u8) -> Self {
+        let known = [Self::Recipe, Self::Data, Self::Resources, Self::Diverged, Self::Gate];
+        match known.into_iter().find(|exit| exit.code() == code) {
+            Some(exit) => exit,
+            None if code > 128 => Self::Signal(code - 128),
+            None => Self::Other,
+        }
+    }
+
     /// The `outcome` of the `end` event.
     pub(super) fn name(self) -> &'static str {
         match self {

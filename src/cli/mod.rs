@@ -33,6 +33,7 @@ mod page;
 mod plan;
 mod progress;
 mod quantize;
+mod ranks;
 mod report;
 mod reproduce;
 mod run;
@@ -160,6 +161,11 @@ fn dispatch(name: &str, arguments: &Arguments, out: &mut dyn Write) -> io::Resul
     let context = &Context {
         environment: Environment { hub_cache: &hub_cache, stop: &stop, save: &save },
         signals: &signals,
+    };
+    let mut nowhere = io::sink();
+    let out = match &arguments.command {
+        Command::Run(arguments) if arguments.ranks.is_silent() => &mut nowhere,
+        _ => out,
     };
     let mut console = Console::new(Some(name), arguments.output, out);
     let to = &mut console;

@@ -5,6 +5,7 @@ use std::io::{ErrorKind, IsTerminal, Write};
 
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme};
 use textwrap::{WordSeparator, WordSplitter};
+use tune_ranks::Error as Ranks;
 
 use super::exit::Exit;
 use super::shown::Shown;
@@ -20,6 +21,7 @@ use crate::model;
 use crate::record;
 use crate::run;
 use crate::train::folder::FolderError;
+use crate::train::team::TeamError;
 
 /// Widest line of an excerpt.
 const WIDTH: usize = 100;
@@ -92,6 +94,10 @@ pub(super) fn way_out(failure: &run::Error) -> Option<String> {
             "keep the base model unchanged during a run, and run again (with `--resume` if training had begun)"
         }
         run::Error::Changed { .. } => "restore the inputs, or train again with `tune run`",
+        run::Error::Team(TeamError::Ranks(error)) => way_out_of_ranks(error)?,
+        run::Error::Team(TeamError::Drifted { .. }) => {
+            "use the same processors or GPUs, with the same driver, on every machine"
+        }
         run::Error::Unfinished(_) => "name the folder of a finished run",
         run::Error::Export(export::Error::WrongBase { overridable: true, .. }) => {
             "name the right base with `--base`, or add `--allow-other-base` if you are sure that this one fits"
@@ -111,6 +117,11 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Recipe(problems) => diagnostic(problems),
         _ => error(&failure.to_string(), way_out(failure).as_deref()),
     }
+    exit(failure)
+}
+
+/// The exit code of a failure.
+pub(super) fn exit(failure: &run::Error) -> Exit {
     match failure {
         failure if is_of_something_missing(failure) || is_occupied(failure) => Exit::Recipe,
         run::Error::Recipe(_)
@@ -146,6 +157,11 @@ pub(super) fn failure(failure: &run::Error) -> Exit {
         run::Error::Model(model::Error::Assets(
             assets::Error::Io { .. } | assets::Error::Truncated { .. },
         )) => Exit::Resources,
+        run::Error::Team(TeamError::Elsewhere { exit, .. }) => Exit::of(*exit),
+        run::Error::Team(
+            TeamError::Ranks(Ranks::Silent(_) | Ranks::Call { .. }) | TeamError::Drifted { .. },
+        ) => Exit::Resources,
+        run::Error::Team(TeamError::Ranks(_)) => Exit::Recipe,
         run::Error::Memory(_)
         | run::Error::Device(_)
         | run::Error::Piece(_)
@@ -195,6 +211,24 @@ fn is_of_something_missing(failure: &run::Error) -> bool {
         ),
         _ => false,
     }
+}
+
+/// The remedy for ranks that cannot start or go on.
+fn way_out_of_ranks(error: &Ranks) -> Option<&'static str> {
+    Some(match error {
+        Ranks::NoLibrary { .. } | Ranks::NotMpi { .. } => {
+            "install Open MPI or MPICH (`apt install openmpi-bin`), load the cluster's module, or name the library with \
+             `--mpi-library PATH`"
+        }
+        Ranks::OtherLauncher { .. } => {
+            "start it with the launcher of that MPI, or name the library of the launcher's MPI with `--mpi-library PATH`"
+        }
+        Ranks::Silent(_) => {
+            "a rank ended or the network is down; `--silence` waits longer, `--resume` continues from the newest checkpoint"
+        }
+        Ranks::Call { .. } => "`--resume` continues from the newest checkpoint",
+        Ranks::Unsupported => return None,
+    })
 }
 
 /// The remedy for an unusable run folder.

@@ -11,13 +11,16 @@ use super::environment::{Context, Signals};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::lines::next;
+use super::ranks::{RanksArguments, Silent};
+use super::report;
 use super::style::{FAINT, GOOD, STRONG, output_width, paint, visible, wrapped};
 use crate::files::shell;
 use crate::run::{self, Options, Outcome};
 use crate::tensorboard::Recorder;
-use crate::train::event::Both;
+use crate::train::event::{Both, Observer};
 use crate::train::folder::FolderError;
 use crate::train::state::Ended;
+use crate::train::team::{Team, TeamError};
 
 /// Arguments of `tune run`.
 #[derive(Debug, Args)]
@@ -44,6 +47,9 @@ pub struct RunArguments {
     /// Also write TensorBoard event files, into `tensorboard/` of the run folder
     #[arg(long)]
     pub tensorboard: bool,
+    /// Several processes.
+    #[command(flatten)]
+    pub ranks: RanksArguments,
 }
 
 impl RunArguments {
@@ -51,6 +57,8 @@ impl RunArguments {
     fn typed(&self, flags: &[&str]) -> String {
         let own = [(self.fit, "--fit"), (self.tensorboard, "--tensorboard")];
         let own = own.into_iter().filter_map(|(is_set, flag)| is_set.then_some(flag));
+        let ranks = self.ranks.typed();
+        let own = own.chain(ranks.iter().map(String::as_str));
         self.recipe.typed("run", self.device, &own.chain(flags.iter().copied()).collect::<Vec<_>>())
     }
 
@@ -81,15 +89,15 @@ pub(super) fn run(
     context: &Context<'_>,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
-    let file = arguments.recipe.open(arguments.device.device)?;
-    let environment = &context.environment;
-    let RunArguments { overwrite, resume, accept_changes, fit, .. } = *arguments;
-    let options = Options { overwrite, resume, accept_changes, fit, ..Options::default() };
+    let team = arguments.ranks.team()?;
+    if let Some(team) = team.as_ref().filter(|team| !team.is_first()) {
+        return Ok(follow(arguments, team, context, console));
+    }
     let outcome = match arguments.tensorboard {
-        false => run::fine_tune(file, environment, options, console),
+        false => train(arguments, team.as_ref(), context, console),
         true => {
             let mut recorder = Recorder::default();
-            let outcome = run::fine_tune(file, environment, options, &mut Both(console, &mut recorder));
+            let outcome = train(arguments, team.as_ref(), context, &mut Both(console, &mut recorder));
             if let Some(fault) = recorder.fault() {
                 console.warning(&format!("the TensorBoard events are incomplete: {fault}"));
             }
@@ -109,6 +117,39 @@ pub(super) fn run(
             Ok(exit)
         }
         Ok(outcome) => Ok(finish(&outcome, context.signals, arguments, console)?),
+    }
+}
+
+/// Trains, with the other ranks where there are any.
+fn train(
+    arguments: &RunArguments,
+    team: Option<&Team>,
+    context: &Context<'_>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome, run::Error> {
+    let file = arguments.recipe.open(arguments.device.device).map_err(run::Error::from);
+    let environment = &context.environment;
+    let RunArguments { overwrite, resume, accept_changes, fit, .. } = *arguments;
+    let options = Options { overwrite, resume, accept_changes, fit, ..Options::default() };
+    let exit = |error: &run::Error| match error {
+        run::Error::Stopped => context.signals.exit().code(),
+        error => report::exit(error).code(),
+    };
+    match team {
+        None => run::fine_tune(file?, environment, options, observer),
+        Some(team) => run::fine_tune_together(team, &exit, file, environment, options, observer),
+    }
+}
+
+/// Trains as a rank that reports nothing but a failure of its own.
+fn follow(arguments: &RunArguments, team: &Team, context: &Context<'_>, console: &mut Console<'_>) -> Exit {
+    match train(arguments, Some(team), context, &mut Silent) {
+        Ok(Outcome { ended: Ended::Stopped, .. }) | Err(run::Error::Stopped) => context.signals.exit(),
+        Ok(_) => Exit::Done,
+        Err(error) if matches!(error, run::Error::Team(TeamError::Elsewhere { .. })) || !team.reports() => {
+            report::exit(&error)
+        }
+        Err(error) => console.failure(&error),
     }
 }
 

@@ -243,6 +243,11 @@ pub struct StepBatch {
 }
 
 impl StepBatch {
+    /// Where the documents of all micro-batches come from.
+    pub fn rows(&self) -> impl Iterator<Item = RowId> + Clone {
+        self.micro_batches.iter().flat_map(|micro_batch| micro_batch.rows.iter().copied())
+    }
+
     /// Tokens in all micro-batches.
     pub fn tokens(&self) -> usize {
         self.micro_batches.iter().map(MicroBatch::tokens).sum()

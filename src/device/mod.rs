@@ -157,6 +157,25 @@ impl Device {
         }
     }
 
+    /// What it is, without its number: devices of one kind compute alike.
+    pub fn kind(&self) -> String {
+        let id = self.id.to_string();
+        format!("{} ({})", id.split(':').next().unwrap_or(&id), self.model)
+    }
+
+    /// The GPUs that CUDA finds, by their numbers.
+    pub fn cuda_devices() -> Vec<usize> {
+        let index = |listed: Listed| match listed.id {
+            DeviceId::Cuda(index) => Some(index),
+            _ => None,
+        };
+        let found = list().into_iter().flat_map(|api| match api.found {
+            Found::Devices(devices) => devices,
+            Found::NotBuilt | Found::Nothing { .. } => Vec::new(),
+        });
+        found.filter_map(index).collect()
+    }
+
     /// Notes about the choice: GPUs that were skipped, and why.
     pub fn notes(&self) -> &[String] {
         &self.notes

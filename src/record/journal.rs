@@ -87,6 +87,9 @@ pub struct Session {
     pub to_step: Option<u64>,
     /// Where it ran.
     pub machine: Machine,
+    /// How many ranks trained together, where several did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ranks: Option<usize>,
 }
 
 /// The status of a session.
@@ -218,6 +221,7 @@ impl<'a> Journal<'a> {
             started: now(),
             from_step: start.done_steps,
             machine: Machine::this(),
+            ranks: Some(start.ranks).filter(|ranks| *ranks > 1),
             ..Session::default()
         });
         self.record.total_steps = start.total_steps;

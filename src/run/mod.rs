@@ -2,6 +2,7 @@
 
 pub mod adapters;
 mod advice;
+mod agreement;
 pub mod bench;
 pub mod doctor;
 pub mod evaluate;
@@ -25,12 +26,13 @@ pub mod reproduce;
 mod resume;
 mod sample;
 mod survey;
+mod training;
 pub mod validate;
 mod verdict;
 
 use std::path::{Path, PathBuf};
 
-pub use fine_tune::{Options, Outcome, fine_tune};
+pub use fine_tune::{Options, Outcome, fine_tune, fine_tune_together};
 
 use crate::device::{Device, Failed, Unavailable};
 use crate::model::FloatDtype;
@@ -39,6 +41,7 @@ use crate::train::error::FitError;
 use crate::train::folder::FolderError;
 use crate::train::memory::DoesNotFit;
 use crate::train::pieces::TooLargeAPiece;
+use crate::train::team::TeamError;
 use crate::{adapter, assets, checkpoint, data, export, files, generate, model, recipe, record};
 
 /// What a use case needs from the process that it runs in.
@@ -146,6 +149,9 @@ pub enum Error {
         /// The newest checkpoint, from before the divergence.
         checkpoint: Option<PathBuf>,
     },
+    /// The ranks cannot start, or cannot go on together.
+    #[error(transparent)]
+    Team(#[from] TeamError),
     /// The inputs of a resumed run have changed.
     #[error("the inputs of the run in {} have changed:{}", folder.display(), bullets(differences))]
     NotTheSameRun {
@@ -223,6 +229,7 @@ impl From<FitError> for Error {
             FitError::Checkpoint(error) => error.into(),
             FitError::Adapter(error) => error.into(),
             FitError::Model(error) => error.into(),
+            FitError::Team(error) => error.into(),
             FitError::Device { device, message } => Failed::new(device, &message).into(),
             FitError::Diverged { fault, checkpoint } => Self::Diverged { fault, checkpoint },
         }

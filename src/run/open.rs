@@ -49,6 +49,8 @@ pub struct Opened {
     pub template: Option<Arc<ChatTemplate>>,
     /// The examples.
     pub corpus: Corpus,
+    /// How many ranks train together.
+    pub ranks: usize,
 }
 
 /// What of the model folder could be opened.
@@ -93,6 +95,7 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
             tokenizer: text.tokenizer,
             template: text.template,
             corpus,
+            ranks: 1,
         }),
         _ => Err(Error::Unopened),
     }

@@ -41,7 +41,17 @@ pub(super) fn folder_in(run: &Path) -> Option<PathBuf> {
     Some(run.join(PACKED)).filter(|folder| folder.is_dir())
 }
 
-/// The folder to fetch layers from, written if it is not there or cannot be used; `None`: the base's own.
+/// Whether layers are fetched from a packed base, since the base's own files do not have them in 4 bits.
+///
+/// # Errors
+/// The base does not have the model's tensors.
+pub(super) fn is_needed(opened: &Opened) -> Result<bool, Error> {
+    let Some(spec) = opened.recipe.quantization else { return Ok(false) };
+    let checked = tensors::check(&opened.spec, opened.model.weights(), Some(spec))?;
+    Ok(checked.quantized.is_empty())
+}
+
+/// The folder to fetch layers from, where [`is_needed`] says so; written if it is not there or cannot be used.
 ///
 /// # Errors
 /// The disk has no room for it, it cannot be written, or `stop` returned true.
@@ -54,10 +64,6 @@ pub(super) fn ready(
     observer: &mut dyn Observer,
 ) -> Result<Option<PathBuf>, Error> {
     let Some(spec) = opened.recipe.quantization else { return Ok(None) };
-    let checked = tensors::check(&opened.spec, opened.model.weights(), Some(spec))?;
-    if !checked.quantized.is_empty() {
-        return Ok(None);
-    }
     let path = folder.packed_base();
     match fault(&path, spec, inputs) {
         None => {

@@ -1,7 +1,11 @@
 //! The memory plan of an opened recipe, made before loading, and the choice of micro-batches that fit.
 
+use tune_ranks::PIECE;
+use tune_ranks::tree::Tree;
+
 use super::Error;
 use super::open::Opened;
+use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
 use crate::device::{Device, SHARE};
 use crate::model::FloatDtype;
@@ -133,24 +137,37 @@ fn require_host(opened: &Opened, plan: Plan) -> Result<Plan, DoesNotFit> {
     })
 }
 
-/// The plan within `budget` where layers are placed so, with the adapter that an objective compares with where the run
-/// begins with one.
+/// The plan within `budget` where layers are placed so, with what the run holds beside it.
 fn plan_within(
     opened: &Opened,
     workload: &Workload<'_>,
     budget: u64,
     placement: Option<Placement>,
 ) -> Result<Plan, DoesNotFit> {
-    let has_reference = opened.recipe.objective.needs_reference() && opened.start.is_some();
-    let reference = match has_reference {
-        true => workload.targets.iter().map(Target::parameters).sum::<u64>() * 4,
-        false => 0,
-    };
-    let mut plan = Plan::with(workload, placement, budget.saturating_sub(reference))?;
-    if has_reference {
-        plan.terms.push(Term { name: "reference adapter", bytes: reference });
-    }
+    let beside = beside(opened, workload);
+    let bytes: u64 = beside.iter().map(|term| term.bytes).sum();
+    let mut plan = Plan::with(workload, placement, budget.saturating_sub(bytes))?;
+    plan.terms.extend(beside);
     Ok(plan)
+}
+
+/// What a run holds beside the model and its training: the adapter that an objective compares with where the run begins
+/// with one, the sums of lanes, and what ranks exchange.
+fn beside(opened: &Opened, workload: &Workload<'_>) -> Vec<Term> {
+    let adapters = 4 * workload.targets.iter().map(Target::parameters).sum::<u64>();
+    let trained = adapters + 4 * workload.saved_modules.iter().map(SavedModule::parameters).sum::<u64>();
+    let ranks = opened.ranks;
+    let has_reference = opened.recipe.objective.needs_reference() && opened.start.is_some();
+    let held = Tree::<()>::held(opened.recipe.train.lanes / ranks) as u64;
+    // A GPU's tensors are exchanged through the host.
+    let exchanged =
+        if ranks > 1 && !workload.on_device { trained + 3 * trained.min(PIECE as u64) } else { 0 };
+    let terms = [
+        Term { name: "reference adapter", bytes: if has_reference { adapters } else { 0 } },
+        Term { name: "sums of lanes", bytes: held * trained },
+        Term { name: "exchange of ranks", bytes: exchanged },
+    ];
+    terms.into_iter().filter(|term| term.bytes > 0).collect()
 }
 
 /// Micro-batch sizes up to the requested one, each with the accumulation that keeps their product, the optimizer step.

@@ -96,6 +96,15 @@ fn duration(value: &Value) -> Shaped<Duration> {
         Kind::Broken => return Err(Vec::new()),
         _ => return Err(error("expected a time with a unit, as a string")),
     };
+    parse(text).map_err(error)
+}
+
+/// A time such as `1h30m`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse(text: &str) -> Result<Duration, &'static str> {
+    const FORM: &str = "a time is a number and a unit: d, h, m or s";
     let mut rest = text;
     let mut seconds = 0_u64;
     let mut smallest = u64::MAX;
@@ -107,22 +116,22 @@ fn duration(value: &Value) -> Shaped<Duration> {
             Some('h') => 3600,
             Some('m') => 60,
             Some('s') => 1,
-            _ => return Err(error("a time is a number and a unit: d, h, m or s")),
+            _ => return Err(FORM),
         };
-        let number: u64 = number.parse().map_err(|_| error("a time is a number and a unit: d, h, m or s"))?;
+        let number: u64 = number.parse().map_err(|_| FORM)?;
         if unit >= smallest {
-            return Err(error("units go from large to small, each once"));
+            return Err("units go from large to small, each once");
         }
         smallest = unit;
         seconds = number
             .checked_mul(unit)
             .and_then(|more| seconds.checked_add(more))
             .filter(|seconds| *seconds <= LONGEST)
-            .ok_or_else(|| error("longer than ten years"))?;
+            .ok_or("longer than ten years")?;
         rest = &behind[1..];
     }
     match seconds {
-        0 => Err(error("the time must be above zero")),
+        0 => Err("the time must be above zero"),
         seconds => Ok(Duration::from_secs(seconds)),
     }
 }

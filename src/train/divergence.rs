@@ -19,7 +19,6 @@ use tune_kernels::adamw::Moments;
 use super::optimizer::Optimizer;
 use crate::adapter;
 use crate::adapter::lora::LoraSet;
-use crate::data::batch::MicroBatch;
 use crate::data::example::RowId;
 use crate::document::Word;
 
@@ -144,11 +143,13 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// The rows of some micro-batches, named by `place`; of many, the first and the number of the others.
-pub(super) fn named_rows(micro_batches: &[MicroBatch], place: &dyn Fn(RowId) -> String) -> Vec<String> {
-    let rows = || micro_batches.iter().flat_map(|micro_batch| micro_batch.rows.iter().copied());
-    let mut named: Vec<String> = rows().take(ROWS_NAMED).map(place).collect();
-    match rows().count() - named.len() {
+/// Rows, named by `place`; of many, the first and the number of the others.
+pub(super) fn named_rows(
+    rows: impl Iterator<Item = RowId> + Clone,
+    place: &dyn Fn(RowId) -> String,
+) -> Vec<String> {
+    let mut named: Vec<String> = rows.clone().take(ROWS_NAMED).map(place).collect();
+    match rows.count() - named.len() {
         0 => {}
         more => named.push(format!("and {more} more")),
     }

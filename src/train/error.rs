@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::divergence::Fault;
 use super::folder::FolderError;
+use super::team::TeamError;
 use crate::adapter;
 use crate::checkpoint;
 use crate::data::error::Error as DataError;
@@ -35,6 +36,9 @@ pub enum FitError {
         /// The error of its runtime.
         message: String,
     },
+    /// The ranks cannot go on together.
+    #[error(transparent)]
+    Team(#[from] TeamError),
     /// The loss or a gradient is not finite. The newest checkpoint holds the state before this step.
     #[error("{fault}")]
     Diverged {

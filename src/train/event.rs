@@ -234,6 +234,9 @@ pub struct Start {
     /// Steps between two evaluations.
     #[serde(skip)]
     pub eval_steps: u64,
+    /// Ranks that train together.
+    #[serde(skip)]
+    pub ranks: usize,
 }
 
 /// Receives the events of a run.

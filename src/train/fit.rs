@@ -1,5 +1,5 @@
 //! What the training loop works on, where it begins, and the gradient of one optimizer step. The loop itself is
-//! `running`.
+//! `running`; the micro-batches of a step are summed in `lanes`.
 //!
 //! Knows nothing of recipes, files of examples or devices: it takes a decoder, adapters, an objective, a stream of
 //! optimizer steps and a folder, and reports to an [`Observer`]. The stream may begin anywhere: what came before is in the
@@ -7,7 +7,9 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::Tensor;
 use tune_kernels::KernelBackend;
+use tune_ranks::tree::Tree;
 
 use super::backward::{Gradients, Pass, forward_backward};
 use super::budget::Clock;
@@ -15,20 +17,23 @@ use super::compare::compare;
 use super::divergence::Snapshot;
 use super::error::FitError;
 use super::event::Observer;
+use super::exchange::{Share, Whole, Wishes};
 use super::folder::RunFolder;
+use super::lanes::Lanes;
 use super::metrics::Metrics;
 use super::optimizer::{Gradient, Optimizer};
 use super::running::Running;
 use super::schedule::Schedule;
 use super::spec::Spec;
 use super::state::{Ended, State};
+use super::team::Team;
 use crate::adapter::lora::{DropoutStep, LoraSet, StepAdapters};
 use crate::data::batch::StepBatch;
 use crate::data::corpus::ValidationStream;
 use crate::data::error::Error as DataError;
 use crate::data::example::RowId;
 use crate::model::Decoder;
-use crate::objective::Objective;
+use crate::objective::{Objective, Summed};
 
 /// Answers sample prompts with the adapter as it is after a step.
 pub type Sample<'a, B> = &'a dyn Fn(u64, &LoraSet<B>, &mut dyn Observer);
@@ -51,8 +56,12 @@ pub struct Fit<'a, B: KernelBackend> {
     pub held_out: Option<&'a dyn Fn() -> Result<ValidationStream, DataError>>,
     /// Held-out examples.
     pub held_out_examples: u64,
-    /// Where the run writes.
-    pub folder: &'a RunFolder,
+    /// The ranks that train together.
+    pub team: &'a Team,
+    /// How the micro-batches of a step are dealt out.
+    pub lanes: Lanes,
+    /// Where the run writes; `None` on all ranks but the first.
+    pub folder: Option<&'a RunFolder>,
     /// Polled between micro-batches: whether the run should stop here, with a checkpoint.
     pub stop: &'a dyn Fn() -> bool,
     /// Polled after each step: whether its checkpoint was requested.
@@ -67,7 +76,8 @@ pub struct Fit<'a, B: KernelBackend> {
     pub kept_layers: usize,
     /// Answers the recipe's sample prompts every so many steps; a failure to answer is reported and ends nothing.
     pub sample: Option<(u64, Sample<'a, B>)>,
-    /// The device has a queue of its own: each step is launched before the numbers of the one before are read.
+    /// The device has a queue of its own: each step is launched before the numbers of the one before are read. Never
+    /// with several ranks.
     pub runs_ahead: bool,
 }
 
@@ -103,31 +113,67 @@ impl<B: KernelBackend> Fit<'_, B> {
         steps: impl Iterator<Item = Result<StepBatch, DataError>>,
         observer: &mut dyn Observer,
     ) -> Result<Summary, FitError> {
-        let metrics = Metrics::open(self.folder, &position.state)?;
+        let metrics = self.folder.map(|folder| Metrics::open(folder, &position.state)).transpose()?;
         Running::new(self, adapters, optimizer, position, metrics, observer).run(steps)
     }
 
-    /// The gradient of one optimizer step; `None` when the run is asked to stop meanwhile.
+    /// The gradient of one optimizer step, and what the ranks ask of the run; no gradient when the run is asked to stop
+    /// meanwhile.
     pub(super) fn gradient(
         &self,
         adapters: &LoraSet<B>,
         batch: &StepBatch,
-    ) -> Result<Option<Gradient<B>>, FitError> {
-        let mut gradients = Gradients::new(self.decoder.layers().len());
-        let mut losses = Vec::with_capacity(batch.micro_batches.len());
+    ) -> Result<(Wishes, Option<Gradient<B>>), FitError> {
+        let (share, count) = (self.share(adapters, batch)?, batch.micro_batches.len());
+        let (wishes, whole) = if self.team.is_alone() {
+            (Wishes::default(), share.map(|share| share.in_order(self.lanes.order(0, count))))
+        } else {
+            let late = self.clock.is_spent(batch.step, true);
+            let wishes = Wishes { stop: share.is_none() || (self.stop)(), save: (self.save)(), late };
+            let nothing = || Share { losses: Vec::new(), values: vec![None; adapters.parameters().len()] };
+            self.exchange(adapters.parameters(), count, share.unwrap_or_else(nothing), wishes)?
+        };
+        let scale = 1.0 / self.objective.divisor(&batch.counts) as f64;
+        let gradient =
+            |(losses, values): Whole<B>| Gradient::new(losses, values, scale, self.decoder.device());
+        Ok((wishes, whole.map(gradient)))
+    }
+
+    /// What this rank computes of a step; `None` when the run is asked to stop meanwhile.
+    fn share(&self, adapters: &LoraSet<B>, batch: &StepBatch) -> Result<Option<Share<B>>, FitError> {
+        let (mut losses, mut sums) = (Vec::new(), Tree::default());
         let adapters = adapters.until_update();
-        for (index, micro_batch) in batch.micro_batches.iter().enumerate() {
-            if index > 0 && (self.stop)() {
+        for lane in self.lanes.of(self.team.rank(), batch.micro_batches.len()) {
+            let Some(sum) = self.lane(&adapters, batch, lane, &mut losses)? else { return Ok(None) };
+            sums.push(sum, add);
+        }
+        let nothing = || vec![None; adapters.set().parameters().len()];
+        Ok(Some(Share { losses, values: sums.sum(add).unwrap_or_else(nothing) }))
+    }
+
+    /// The gradient of a lane's sum, one entry for each parameter; appends the losses of its micro-batches. `None` when the
+    /// run is asked to stop meanwhile.
+    fn lane(
+        &self,
+        adapters: &StepAdapters<'_, B>,
+        batch: &StepBatch,
+        lane: usize,
+        losses: &mut Vec<Summed<B>>,
+    ) -> Result<Option<Vec<Option<Tensor<B, 2>>>>, FitError> {
+        let (decoder, objective) = (self.decoder, self.objective);
+        let mut gradients = Gradients::new(decoder.layers().len());
+        for index in self.lanes.micro_batches(lane, batch.micro_batches.len()) {
+            if !losses.is_empty() && (self.stop)() {
                 return Ok(None);
             }
             let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
             let pass = Pass { dropout, keep: self.kept_layers };
-            let (decoder, objective) = (self.decoder, self.objective);
-            let comparison = compare(decoder, &adapters, self.reference, objective, micro_batch)?;
+            let micro_batch = &batch.micro_batches[index];
+            let comparison = compare(decoder, adapters, self.reference, objective, micro_batch)?;
             let sums = &mut gradients;
             losses.push(forward_backward(
                 decoder,
-                &adapters,
+                adapters,
                 objective,
                 &comparison,
                 micro_batch,
@@ -135,8 +181,18 @@ impl<B: KernelBackend> Fit<'_, B> {
                 sums,
             )?);
         }
-        let scale = 1.0 / self.objective.divisor(&batch.counts) as f64;
-        let values = gradients.by_parameter(adapters.set());
-        Ok(Some(Gradient::new(losses, values, scale, self.decoder.device())))
+        Ok(Some(gradients.by_parameter(adapters.set())))
     }
+}
+
+/// The sum of two lanes, one entry for each parameter.
+fn add<B: KernelBackend>(
+    left: Vec<Option<Tensor<B, 2>>>,
+    right: Vec<Option<Tensor<B, 2>>>,
+) -> Vec<Option<Tensor<B, 2>>> {
+    let pair = |pair| match pair {
+        (Some(left), Some(right)) => Some(left + right),
+        (one, other) => one.or(other),
+    };
+    left.into_iter().zip(right).map(pair).collect()
 }

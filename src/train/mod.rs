@@ -1,4 +1,5 @@
 //! The training loop: one optimizer step after another, what it reports, and the folder it writes.
+#![doc = include_str!("ranks.md")]
 
 pub mod backward;
 pub mod budget;
@@ -7,9 +8,12 @@ pub mod compare;
 pub mod divergence;
 pub mod error;
 pub mod event;
+mod exchange;
 pub mod fit;
 pub mod folder;
 pub mod gate;
+mod held_out;
+pub mod lanes;
 pub mod memory;
 pub mod metrics;
 pub mod optimizer;
@@ -21,6 +25,7 @@ mod running;
 pub mod schedule;
 pub mod spec;
 pub mod state;
+pub mod team;
 
 #[cfg(test)]
 mod tests;

@@ -9,25 +9,25 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use burn::tensor::Tensor;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tune_kernels::KernelBackend;
 use tune_kernels::memory::DeviceMemory;
-use tune_kernels::{KernelBackend, Reading};
 
-use super::backward::evaluate;
 use super::budget::Spent;
-use super::compare::compare;
 use super::divergence::{DivergenceReport, Fault, OnDivergence, Quantity, Snapshot, named_rows};
 use super::error::FitError;
-use super::event::{EvaluationReport, Event, Observer, StepReport};
+use super::event::{Event, Observer, StepReport};
+use super::exchange::Wishes;
 use super::fit::{Fit, Position, Summary};
 use super::metrics::Metrics;
 use super::optimizer::{Gradient, Optimizer, PendingNumbers, StepNumbers};
 use super::process;
 use super::state::{Ended, Kept, State, StepResult};
-use crate::adapter::lora::{LoraSet, StepAdapters};
-use crate::data::batch::{Counts, MicroBatch, StepBatch};
+use super::team::{TeamError, to_bytes};
+use crate::adapter::lora::LoraSet;
+use crate::data::batch::StepBatch;
 use crate::data::error::Error as DataError;
-use crate::objective::Summed;
 use crate::objective::statistics::Statistics;
 
 /// A run under way.
@@ -38,8 +38,11 @@ pub(super) struct Running<'r, 'f, B: KernelBackend> {
     state: State,
     /// The snapshot to roll back to.
     kept: Option<Snapshot<B>>,
-    metrics: Metrics,
+    /// `None` on all ranks but the first.
+    metrics: Option<Metrics>,
     observer: &'r mut dyn Observer,
+    /// What the ranks asked of the run while the last gradient was computed.
+    wishes: Wishes,
     /// The step whose numbers are still to be read.
     launched: Option<Launched>,
     pace: Pace,
@@ -69,13 +72,6 @@ enum ReadStep {
     Diverged,
 }
 
-/// Sums over the held-out micro-batches of an evaluation.
-#[derive(Default)]
-struct HeldOut {
-    loss: f64,
-    statistics: Option<Statistics>,
-}
-
 /// Training time and tokens since the last logged line, of this process alone.
 #[derive(Clone, Copy, Debug, Default)]
 struct Pace {
@@ -89,17 +85,19 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         adapters: &'r mut LoraSet<B>,
         optimizer: &'r mut Optimizer<B>,
         Position { state, kept, saved }: Position<B>,
-        metrics: Metrics,
+        metrics: Option<Metrics>,
         observer: &'r mut dyn Observer,
     ) -> Self {
         Self {
             fit,
             adapters,
             optimizer,
+            wishes: Wishes::default(),
             launched: None,
             since: Instant::now(),
             reported_step: state.step,
-            saved_step: (saved == Some(fit.folder.checkpoint(state.step))).then_some(state.step),
+            saved_step: (saved.is_some() && saved == fit.folder.map(|folder| folder.checkpoint(state.step)))
+                .then_some(state.step),
             state,
             kept,
             metrics,
@@ -135,7 +133,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
             if let Some(ended) = ending {
                 return Ok(ended);
             }
-            if (self.fit.stop)() {
+            if self.is_stopped() {
                 return self.stop();
             }
             let next = match steps.next() {
@@ -156,11 +154,11 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
             if read == ReadStep::Diverged {
                 gradient = self.gradient(&batch)?;
             }
-            let Some(gradient) = gradient.filter(|_| !(self.fit.stop)()) else { return self.stop() };
+            let Some(gradient) = gradient.filter(|_| !self.is_stopped()) else { return self.stop() };
             let step = batch.step;
             self.update(batch, gradient)?;
             ending = self.ending(true);
-            let is_requested = (self.fit.save)();
+            let is_requested = self.is_save_requested();
             if !self.fit.runs_ahead || ending.is_some() || is_requested || self.is_boundary(step) {
                 self.read_step()?;
                 if self.on_boundary(ending.is_some())?.is_break() {
@@ -180,9 +178,25 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
             Some(Launched { batch, .. }) => (batch.step, self.state.tokens + batch.tokens() as u64),
             None => (self.state.step, self.state.tokens),
         };
-        let is_late = || self.fit.clock.is_spent(step, has_stepped);
+        let is_late = || match self.fit.team.is_alone() {
+            true => self.fit.clock.is_spent(step, has_stepped),
+            false => self.wishes.late && has_stepped,
+        };
         let ended = State::ended_at(step, self.state.total_steps, tokens, &self.fit.spec.budget);
         ended.or_else(|| is_late().then_some(Ended::Budget(Spent::Time)))
+    }
+
+    /// Whether this process is asked to stop. Several ranks stop together, when they exchange their gradients.
+    fn is_stopped(&self) -> bool {
+        self.fit.team.is_alone() && (self.fit.stop)()
+    }
+
+    /// Whether a checkpoint of the step that was just made is asked for.
+    fn is_save_requested(&self) -> bool {
+        match self.fit.team.is_alone() {
+            true => (self.fit.save)(),
+            false => self.wishes.save,
+        }
     }
 
     /// Whether an evaluation or a checkpoint that needs the numbers of `step` follows it.
@@ -199,7 +213,8 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         if self.launched.is_none() {
             self.since = Instant::now();
         }
-        let gradient = self.fit.gradient(self.adapters, batch)?;
+        let (wishes, gradient) = self.fit.gradient(self.adapters, batch)?;
+        self.wishes = wishes;
         self.sample_device_memory();
         Ok(gradient)
     }
@@ -225,7 +240,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         self.pace.tokens += batch.tokens() as u64;
         match numbers {
             StepNumbers::NotFinite(what, value) => {
-                let rows = named_rows(&batch.micro_batches, self.fit.place);
+                let rows = named_rows(batch.rows(), self.fit.place);
                 self.tolerate(&batch, Fault { step: batch.step, what, value, rows })?;
                 Ok(ReadStep::Diverged)
             }
@@ -282,7 +297,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
             continued_from,
             rolled_back: self.kept.is_some(),
         };
-        self.metrics.write(&report)?;
+        self.write(&report)?;
         self.observer.observe(&Event::Diverged(&report));
         Ok(())
     }
@@ -304,6 +319,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
             sample(step, self.adapters, self.observer);
         }
         if due(spec.save_steps) {
+            self.require_same_adapters()?;
             self.save()?;
         }
         Ok(ControlFlow::Continue(()))
@@ -315,7 +331,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         let is_due = step > 0 && (is_end || step.is_multiple_of(self.fit.spec.logging_steps.max(1)));
         let report = (is_due && self.state.window.count > 0).then(|| self.report());
         if let Some(report) = &report {
-            self.metrics.write(report)?;
+            self.write(report)?;
         }
         if self.state.step > self.reported_step {
             self.reported_step = self.state.step;
@@ -346,95 +362,63 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
     /// Evaluates the held-out rows, where there are any.
     fn evaluate(&mut self) -> Result<ControlFlow<()>, FitError> {
         let Some(held_out) = self.fit.held_out else { return Ok(ControlFlow::Continue(())) };
-        let (mut sums, mut counts, mut examples) = (HeldOut::default(), Counts::default(), 0);
-        // Read when the next one is launched, as the steps are.
-        let mut launched: Option<(MicroBatch, Reading)> = None;
-        let adapters = self.adapters.until_update();
-        for micro_batch in held_out()? {
-            let micro_batch = micro_batch?;
-            if (self.fit.stop)() {
-                return Ok(ControlFlow::Break(()));
-            }
-            self.observer.observe(&Event::Evaluating { done: examples, total: self.fit.held_out_examples });
-            let loss = self.evaluated(&adapters, &micro_batch)?;
-            self.add_held_out(launched.take(), &mut sums)?;
-            counts = counts + micro_batch.counts();
-            examples += micro_batch.rows.len() as u64;
-            launched = Some((micro_batch, loss));
-            if !self.fit.runs_ahead {
-                self.add_held_out(launched.take(), &mut sums)?;
-            }
-        }
-        self.add_held_out(launched, &mut sums)?;
-        let report = EvaluationReport {
-            step: self.state.step,
-            epoch: self.state.epoch,
-            eval_loss: sums.loss / self.fit.objective.divisor(&counts) as f64,
-            eval_tokens: counts.tokens,
-            answers: sums.statistics.and_then(|statistics| statistics.means()),
+        let Some(report) = self.fit.evaluate(self.adapters, held_out()?, &self.state, self.observer)? else {
+            return Ok(ControlFlow::Break(()));
         };
-        self.metrics.write(&report)?;
+        self.write(&report)?;
         self.observer.observe(&Event::Evaluated(&report));
         // A checkpoint of this step that is on disk lacks the evaluation.
         self.saved_step = None;
-        if self.state.evaluated(&report) {
-            let path = self.fit.folder.best();
+        if self.state.evaluated(&report)
+            && let Some(folder) = self.fit.folder
+        {
+            let path = folder.best();
             self.write_checkpoint(&path)?;
             self.observer.observe(&Event::Checkpoint { path, best: true });
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Launches the evaluation of a micro-batch: its loss, and behind it the objective's statistics.
-    fn evaluated(&self, adapters: &StepAdapters<'_, B>, batch: &MicroBatch) -> Result<Reading, FitError> {
-        let (decoder, objective) = (self.fit.decoder, self.fit.objective);
-        let comparison = compare(decoder, adapters, self.fit.reference, objective, batch)?;
-        let Summed { value, statistics } = evaluate(decoder, adapters, objective, &comparison, batch)?;
-        Ok(B::read_later(match statistics {
-            Some(statistics) => Tensor::cat(vec![value, statistics], 0),
-            None => value,
-        }))
-    }
-
-    /// Adds the loss of a micro-batch to the sums of an evaluation.
-    fn add_held_out(
-        &self,
-        launched: Option<(MicroBatch, Reading)>,
-        sums: &mut HeldOut,
-    ) -> Result<(), FitError> {
-        let Some((micro_batch, loss)) = launched else { return Ok(()) };
-        let numbers = loss.wait().map_err(|message| FitError::device(self.fit.device, message))?;
-        let Some((loss, statistics)) = numbers.split_first() else {
-            return Err(FitError::device(self.fit.device, "no numbers to read".into()));
-        };
-        sums.loss += f64::from(*loss);
-        if let Some(statistics) = statistics.first_chunk() {
-            let statistics = Statistics::of(*statistics, &micro_batch.counts());
-            sums.statistics.get_or_insert_default().extend(&statistics);
-        }
-        if sums.loss.is_finite() {
+    /// Makes sure that the ranks' adapters are the same: they are updated by the same numbers, and would differ only where
+    /// devices compute differently.
+    fn require_same_adapters(&self) -> Result<(), FitError> {
+        if self.fit.team.is_alone() {
             return Ok(());
         }
-        let rows = named_rows(std::slice::from_ref(&micro_batch), self.fit.place);
-        let fault = Fault { step: self.state.step, what: Quantity::HeldOutLoss, value: sums.loss, rows };
-        Err(FitError::Diverged { fault, checkpoint: None })
+        let mut digest = Sha256::new();
+        for index in 0..self.adapters.parameters().len() {
+            digest.update(to_bytes(&self.adapters.values(index)?));
+        }
+        let hashes = self.fit.team.gather(&digest.finalize())?;
+        match hashes.iter().position(|hash| *hash != hashes[0]) {
+            None => Ok(()),
+            Some(rank) => Err(TeamError::Drifted { step: self.state.step, rank }.into()),
+        }
     }
 
-    /// Writes the checkpoint of this step, unless it is on disk.
-    fn save(&mut self) -> Result<PathBuf, FitError> {
-        let path = self.fit.folder.checkpoint(self.state.step);
+    /// Appends a line to the metrics.
+    fn write(&mut self, line: &impl Serialize) -> Result<(), FitError> {
+        Ok(self.metrics.as_mut().map_or(Ok(()), |metrics| metrics.write(line))?)
+    }
+
+    /// Writes the checkpoint of this step, unless it is on disk. Only the first rank does; it returns the folder.
+    fn save(&mut self) -> Result<Option<PathBuf>, FitError> {
+        let Some(folder) = self.fit.folder else { return Ok(None) };
+        let path = folder.checkpoint(self.state.step);
         if self.saved_step != Some(self.state.step) {
             self.write_checkpoint(&path)?;
             self.saved_step = Some(self.state.step);
-            self.fit.folder.prune_checkpoints(self.fit.spec.save_total_limit)?;
+            folder.prune_checkpoints(self.fit.spec.save_total_limit)?;
             self.observer.observe(&Event::Checkpoint { path: path.clone(), best: false });
         }
-        Ok(path)
+        Ok(Some(path))
     }
 
     /// The metrics first: a checkpoint counts on the lines before it.
     fn write_checkpoint(&self, path: &Path) -> Result<(), FitError> {
-        self.metrics.sync()?;
+        if let Some(metrics) = &self.metrics {
+            metrics.sync()?;
+        }
         Ok(self.state.save(self.adapters, self.optimizer, self.kept.as_ref(), path)?)
     }
 
@@ -448,15 +432,18 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
     /// Saves what was learned before `error`, and names the checkpoint of a step that diverged.
     fn save_before_failing(&mut self, mut error: FitError) -> FitError {
         let is_worth_saving = match &error {
-            FitError::Folder(_) | FitError::Checkpoint(_) | FitError::Device { .. } => false,
+            FitError::Folder(_)
+            | FitError::Checkpoint(_)
+            | FitError::Device { .. }
+            | FitError::Team(TeamError::Drifted { .. }) => false,
             FitError::Diverged { fault, .. } => fault.what != Quantity::HeldOutLoss,
-            FitError::Data(_) | FitError::Model(_) | FitError::Adapter(_) => true,
+            FitError::Data(_) | FitError::Model(_) | FitError::Adapter(_) | FitError::Team(_) => true,
         };
         if self.state.step == 0 || !is_worth_saving {
             return error;
         }
         match (self.save(), &mut error) {
-            (Ok(path), FitError::Diverged { checkpoint, .. }) => *checkpoint = Some(path),
+            (Ok(path), FitError::Diverged { checkpoint, .. }) => *checkpoint = path,
             (Ok(_), _) => {}
             (Err(second), _) => {
                 let text = format!("what was learned since the last checkpoint could not be saved: {second}");

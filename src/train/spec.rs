@@ -25,6 +25,8 @@ pub struct Spec {
     pub micro_batch_size: usize,
     /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: usize,
+    /// Sums that the micro-batches of a step are dealt into, in turn, and that are added as a binary tree.
+    pub lanes: usize,
     /// What ends the run before its last step.
     pub budget: Budget,
     /// Memory that the run may use, in bytes; `None`: what is free.
@@ -128,6 +130,7 @@ impl Default for Draft {
             budget: Budget::default(),
             micro_batch_size: 4,
             gradient_accumulation_steps: 1,
+            lanes: 1,
             memory_budget: None,
             host_memory_budget: None,
             learning_rate: 0.0,
@@ -213,6 +216,12 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
             "accumulate_grad_batches",
             "gradient_accumulation_step",
         ]),
+        K::count("lanes", 1..=65_536, |train| &mut train.spec.lanes)
+            .means(
+                "Sums that a step's micro-batches are dealt into; the adapter is the same for every number of `--ranks` that \
+                 they can be shared by (4 lanes: 1, 2 or 4).",
+            )
+            .added(),
         K::number("learning_rate", Limits::above(0.0).to(1.0), |train| &mut train.learning_rate)
             .required("2e-4")
             .means("Peak learning rate.")
@@ -306,7 +315,7 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
             .means("Checkpoints to keep; the best and the newest are always kept.")
             .also(&["max_checkpoints", "keep_checkpoints", "keep_last", "save_limit"]),
     ],
-    checks: &[report_no_end, report_two_warmups, report_no_floor, report_idle],
+    checks: &[report_no_end, report_two_warmups, report_no_floor, report_empty_lanes, report_idle],
     ..KeyTable::NEW
 };
 
@@ -431,6 +440,18 @@ fn report_no_floor(table: &mut TableReader<'_, '_>, train: &Draft) {
             problem.label("`min_lr_rate` is missing").help("write `min_lr_rate = 0.1` under `[train]`"),
         );
     }
+}
+
+/// More lanes than any step has micro-batches for.
+fn report_empty_lanes(table: &mut TableReader<'_, '_>, train: &Draft) {
+    let (lanes, micro_batches) = (train.spec.lanes, train.spec.gradient_accumulation_steps);
+    let Some(place) = table.place_of("lanes").filter(|_| lanes > micro_batches) else { return };
+    let message =
+        format!("{lanes} lanes for {micro_batches} micro-batches a step: some lanes would never have one");
+    let help = format!("set `train.gradient_accumulation_steps` to {lanes} or more, or lower `lanes`");
+    table.report(
+        Problem::new("recipe::contradiction", place, message).label("more than micro-batches").help(help),
+    );
 }
 
 /// Keys that have no effect beside this `on_divergence` or `lr_scheduler`.

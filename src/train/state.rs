@@ -16,6 +16,7 @@ use super::budget::{Budget, Spent};
 use super::divergence::Snapshot;
 use super::event::EvaluationReport;
 use super::optimizer::Optimizer;
+use super::team;
 use crate::adapter::lora::LoraSet;
 use crate::checkpoint::{self, Error, NamedTensor, Source, exact};
 use crate::data::batch::{Cursor, StepBatch};
@@ -273,6 +274,15 @@ pub struct Saved {
     tensors: BTreeMap<String, NamedTensor>,
 }
 
+/// What stands before the tensors of a checkpoint that is sent to other ranks.
+#[derive(Serialize, Deserialize)]
+struct SavedHeader {
+    path: PathBuf,
+    state: State,
+    /// Names and shapes.
+    tensors: Vec<(String, Vec<usize>)>,
+}
+
 impl Saved {
     /// Reads the checkpoint in `folder`.
     ///
@@ -284,6 +294,44 @@ impl Saved {
             .map_err(|error| Error::Damaged { path: folder.to_path_buf(), reason: error.to_string() })?;
         let tensors = tensors.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
         Ok(Self { path: folder.to_path_buf(), state, tensors })
+    }
+
+    /// All of it as bytes, for other ranks.
+    ///
+    /// # Errors
+    /// The counters cannot be written as JSON.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        let tensors =
+            self.tensors.values().map(|tensor| (tensor.name.clone(), tensor.shape.clone())).collect();
+        let header = SavedHeader { path: self.path.clone(), state: self.state.clone(), tensors };
+        let header = serde_json::to_vec(&header).map_err(|error| self.does_not_fit(error.to_string()))?;
+        let values = self.tensors.values().flat_map(|tensor| team::to_bytes(&tensor.values));
+        Ok((header.len() as u64).to_le_bytes().into_iter().chain(header).chain(values).collect())
+    }
+
+    /// The checkpoint of [`Self::to_bytes`].
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for other bytes.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
+        let damaged = |reason: &str| {
+            let reason = reason.to_owned();
+            Error::Damaged { path: PathBuf::from("the checkpoint of rank 0"), reason }
+        };
+        let (length, rest) = bytes.split_first_chunk().ok_or_else(|| damaged("it has no length"))?;
+        let length = u64::from_le_bytes(*length) as usize;
+        let (header, mut rest) = rest.split_at_checked(length).ok_or_else(|| damaged("it is cut off"))?;
+        let header: SavedHeader =
+            serde_json::from_slice(header).map_err(|error| damaged(&error.to_string()))?;
+        let mut tensors = BTreeMap::new();
+        for (name, shape) in header.tensors {
+            let bytes = size_of::<f32>() * shape.iter().product::<usize>();
+            let (values, behind) = rest.split_at_checked(bytes).ok_or_else(|| damaged("it is cut off"))?;
+            rest = behind;
+            let values = team::from_bytes(values);
+            tensors.insert(name.clone(), NamedTensor { name, shape, values });
+        }
+        Ok(Self { path: header.path, state: header.state, tensors })
     }
 
     /// Copies the saved numbers into `adapters` and `optimizer`; returns the snapshot to roll back to.

@@ -19,6 +19,8 @@ pub(crate) struct Bench {
     pub(crate) compute_dtype: &'static str,
     /// Changes as of `--set`.
     pub(crate) overrides: Vec<String>,
+    /// Of the rows.
+    pub(crate) format: &'static str,
     /// Written under `[model]`.
     pub(crate) model: String,
     /// Written under `[adapter.lora]`.
@@ -77,6 +79,7 @@ impl Bench {
             folder,
             base,
             compute_dtype: "f32",
+            format: "tokens",
             overrides,
             model,
             adapter,
@@ -117,10 +120,10 @@ impl Bench {
 
     /// The recipe that writes to the folder `name`.
     pub(crate) fn recipe(&self, name: &str) -> String {
-        let Self { base, compute_dtype, model, adapter, train, data, more, .. } = self;
+        let Self { base, compute_dtype, format, model, adapter, train, data, more, .. } = self;
         format!(
             "version = 1\noutput_dir = {:?}\n[model]\nbase = {base:?}\ncompute_dtype = {compute_dtype:?}\n{model}[adapter.lora]\nrank = 4\nalpha = 8\n{adapter}\
-             [data]\n{data}\n[[dataset]]\npath = {:?}\nformat = \"tokens\"\n[train]\nlearning_rate = 1e-3\n{train}\n{more}",
+             [data]\n{data}\n[[dataset]]\npath = {:?}\nformat = {format:?}\n[train]\nlearning_rate = 1e-3\n{train}\n{more}",
             self.run_dir(name),
             self.rows(),
         )
@@ -258,6 +261,19 @@ pub(crate) fn rows(count: u32, poisoned: Option<u32>) -> String {
         writeln!(text, "{}", serde_json::json!({"input_ids": ids, "labels": labels})).unwrap();
     }
     text
+}
+
+/// Numbers that look random and are the same each time (SplitMix64).
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (z ^ (z >> 31)) % bound
+    }
 }
 
 /// Hears nothing.

@@ -4,24 +4,11 @@ use std::process::{Child, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::common::Bench;
+use crate::common::{Bench, Random};
 
 /// Interruptions of one run; many of them hit a checkpoint being written. `TUNE_KILLS` asks for more.
 fn kills() -> u64 {
     std::env::var("TUNE_KILLS").map_or(6, |count| count.parse().unwrap())
-}
-
-/// Numbers that look random and are the same each time (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        (z ^ (z >> 31)) % bound
-    }
 }
 
 #[cfg(unix)]

@@ -8,8 +8,13 @@ mod divergence;
 mod faults;
 mod folder;
 mod kills;
+mod lanes;
+#[cfg(target_os = "linux")]
+mod links;
 mod load;
 mod offload;
+#[cfg(unix)]
+mod ranks;
 mod resume;
 #[cfg(feature = "vulkan")]
 #[path = "../support/vulkan.rs"]

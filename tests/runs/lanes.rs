@@ -1,0 +1,56 @@
+//! `train.lanes`: micro-batches dealt into sums that are added as a tree.
+
+use crate::common::{AHEAD, Bench, GO_ON, Silent};
+
+/// A last step of each epoch that has fewer micro-batches than lanes.
+const TRAIN: &str = "epochs = 3\nmicro_batch_size = 2\ngradient_accumulation_steps = 4\nlogging_steps = 1\neval_steps = 2\n\
+                     save_steps = 2\nsave_total_limit = 2\n";
+
+fn bench(lanes: usize) -> Bench {
+    let mut bench = Bench::new();
+    bench.data = "max_seq_len = 24\nval_split = 0.2\npacking = false\n".into();
+    bench.train = format!("{TRAIN}lanes = {lanes}\n");
+    bench
+}
+
+#[test]
+fn lanes_change_rounding_and_nothing_else() {
+    let one = bench(1);
+    one.run("run");
+    for lanes in [2, 3, 4] {
+        let bench = bench(lanes);
+        bench.run("run");
+        let (ones, others) = (one.metrics("run"), bench.metrics("run"));
+        assert_eq!(ones.len(), others.len());
+        let mut are_equal = true;
+        for (line, other) in ones.iter().zip(&others) {
+            for key in ["loss", "grad_norm", "eval_loss"] {
+                let Some((line, other)) = line[key].as_f64().zip(other[key].as_f64()) else { continue };
+                assert!(
+                    (line - other).abs() < 2e-5 * line.abs().max(1.0),
+                    "{lanes} lanes, {key}: {line} {other}"
+                );
+                are_equal &= line.to_bits() == other.to_bits();
+            }
+        }
+        assert!(!are_equal, "{lanes} lanes add in the order of one");
+    }
+}
+
+#[test]
+fn a_run_in_lanes_is_the_same_ahead_stopped_and_resumed() {
+    let bench = bench(3);
+    bench.run("whole");
+    bench.try_run("ahead", AHEAD, GO_ON, &mut Silent).unwrap();
+    bench.assert_same("whole", "ahead");
+    bench.stop_after("stopped", 4);
+    bench.resume("stopped");
+    bench.assert_same("whole", "stopped");
+}
+
+#[test]
+fn more_lanes_than_micro_batches_are_refused() {
+    let (code, error) = bench(5).output("run", &[]);
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("5 lanes for 4 micro-batches a step"), "{error}");
+}
