@@ -129,6 +129,7 @@ impl Observer for Recorder {
                     ("memory/device_reserved_bytes", report.device_reserved_bytes),
                 ];
                 scalars.extend(memory.into_iter().filter_map(|(name, bytes)| Some((name, bytes? as f64))));
+                scalars.extend(report.experts.expert_load_max.map(|most| ("experts/load_max", most)));
                 let answers = answers("train", report.answers.as_ref());
                 scalars.extend(answers.iter().map(|(name, value)| (name.as_str(), *value)));
                 self.scalars(report.step, &scalars);

@@ -8,12 +8,14 @@ use crate::column_scale::ColumnScaleOps;
 use crate::delta_rule::DeltaRuleOps;
 use crate::device::DeviceOps;
 use crate::gated::GatedOps;
+use crate::grouped_linear::GroupedLinearOps;
 use crate::layer_norm::LayerNormOps;
 use crate::linear::LinearOps;
 use crate::linear_cross_entropy::LossOps;
 use crate::nf4::Nf4Ops;
 use crate::rms_norm::RmsNormOps;
 use crate::rope::RopeOps;
+use crate::router::RouterOps;
 use crate::row_scale::RowScaleOps;
 use crate::row_sum::RowSumOps;
 use crate::segment_sum::SegmentOps;
@@ -25,6 +27,8 @@ use crate::segment_sum::SegmentOps;
 pub trait KernelBackend:
     DeviceOps
     + LinearOps
+    + GroupedLinearOps
+    + RouterOps
     + Nf4Ops
     + ColumnScaleOps
     + RmsNormOps
@@ -46,6 +50,8 @@ pub trait KernelBackend:
 impl<B> KernelBackend for B where
     B: DeviceOps
         + LinearOps
+        + GroupedLinearOps
+        + RouterOps
         + Nf4Ops
         + ColumnScaleOps
         + RmsNormOps

@@ -8,13 +8,14 @@
 //! | folder | op |
 //! |---|---|
 //! | [`linear`] | frozen weights (dense or [`nf4`]) over one input, bias, LoRA with dropout |
+//! | [`grouped_linear`], [`router`] | experts over ranges of rows, and which tokens each computes |
 //! | [`rms_norm`], [`layer_norm`], [`rope`], [`gated`], [`activation`] | the rest of a decoder layer's arithmetic |
 //! | [`attention`] | causal, grouped-query, per document, sliding window, capped scores |
 //! | [`causal_conv`], [`delta_rule`] | short convolutions and recurrent states, per document |
 //! | [`column_scale`] | a factor for each column: DoRA's magnitudes |
 //! | [`linear_cross_entropy`] | output head and loss, never all logits |
-//! | [`segment_sum`], [`row_scale`] | losses by document, and gradients weighed by row |
-//! | [`row_sum`] | rows that are copied or added up: the keys of a prompt that two answers read |
+//! | [`segment_sum`], [`row_scale`] | losses by document, and rows that are weighed |
+//! | [`row_sum`] | rows that are copied or added up: the keys of a prompt that two answers read, the tokens of experts |
 //! | [`adamw`] | the optimizer's update, and the norm for clipping |
 //! | [`ggml`] | weights coded in the block formats of GGUF files |
 //!
@@ -43,6 +44,7 @@ pub mod gated;
 pub mod ggml;
 #[cfg(feature = "cube")]
 pub mod gpu;
+pub mod grouped_linear;
 pub mod layer_norm;
 pub mod linear;
 pub mod linear_cross_entropy;
@@ -50,6 +52,7 @@ pub mod memory;
 pub mod nf4;
 pub mod rms_norm;
 pub mod rope;
+pub mod router;
 pub mod row_scale;
 pub mod row_sum;
 pub mod segment_sum;

@@ -29,7 +29,8 @@ use tune_kernels::linear_cross_entropy::{
 use tune_kernels::nf4::{self, Nf4Weight};
 use tune_kernels::rms_norm::{NormWeight, RmsNorm, Rounding, rms_norm, rms_norm_backward, rms_norm_onto};
 use tune_kernels::rope::{Direction, Pairs, Positions, RotaryTable, rope};
-use tune_kernels::row_scale::row_scale;
+use tune_kernels::router::{Router, Score, route, route_backward};
+use tune_kernels::row_scale::{row_scale, row_scale_backward};
 use tune_kernels::row_sum::{RowLists, row_sum};
 use tune_kernels::segment_sum::segment_sum;
 
@@ -92,7 +93,7 @@ fn decoder_layer(dtype: DType) {
     let key = DropoutKey { seed: 1, step: 1, micro_batch: 0, layer: 0, projection: 0 };
     projections(tokens, hidden, &[hidden], Some(Dropout { probability: 0.1, key }), dtype);
     let gate = zeros([tokens, intermediate], dtype);
-    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid] {
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid, Activation::Clamped] {
         gated(activation, &gate, &gate);
         gated_backward(activation, gate.clone(), gate.clone(), gate.clone());
     }
@@ -172,7 +173,12 @@ fn every_kernel_becomes_cuda() {
         linear_cross_entropy(&hidden, &bounded, &[3; 80], true);
         segment_sum(&found.rows, &[0, 30, 80]);
         row_sum(&hidden, &RowLists::copies([0..80, 3..9], 80));
-        row_scale(hidden, &found.rows);
+        let (_, weights) = row_scale_backward(&hidden, &found.rows, hidden.clone());
+        row_scale(hidden.clone(), &found.rows);
+        let router = Router { used: 8, score: Score::Softmax, normalised: true, factor: 1.0 };
+        let routes = route(&hidden, None, router);
+        let weights = Tensor::cat(vec![weights; 8], 0).reshape([80, 8]);
+        route_backward(&hidden, &routes.chosen, router, &weights);
     }
     let parameter = zeros([16, 512], DType::F32);
     let moments = Moments::zeros_like(&parameter);
@@ -199,6 +205,9 @@ fn every_kernel_becomes_cuda() {
         "cross_entropy",
         "segment_sum",
         "row_scale",
+        "row_products",
+        "route_kernel",
+        "route_backward",
         "row_sum",
         "adamw",
         "factor",

@@ -14,6 +14,8 @@ mod finite_differences;
 mod linear;
 #[path = "parity/linear_cross_entropy.rs"]
 mod linear_cross_entropy;
+#[path = "parity/mixture.rs"]
+mod mixture;
 #[path = "parity/nf4.rs"]
 mod nf4;
 #[path = "parity/recurrent.rs"]

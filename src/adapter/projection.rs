@@ -44,6 +44,12 @@ pub enum Role {
     Decay,
     /// Its output to hidden state.
     MixerOutput,
+    /// Hidden state to the gate of an expert.
+    ExpertGate,
+    /// Hidden state to the values that the gate multiplies.
+    ExpertUp,
+    /// An expert back to hidden state.
+    ExpertDown,
 }
 
 impl Role {
@@ -80,6 +86,21 @@ impl Role {
     /// The role of a module by the last component of its path, for use without a model.
     pub(super) fn of_name(name: &str) -> Option<Self> {
         Self::NAMES.iter().find(|(known, _)| *known == name).map(|(_, role)| *role)
+    }
+
+    /// The role in an expert of what has this role in a feed-forward block.
+    pub(super) fn of_expert(self) -> Option<Self> {
+        match self {
+            Self::Gate => Some(Self::ExpertGate),
+            Self::Up => Some(Self::ExpertUp),
+            Self::Down => Some(Self::ExpertDown),
+            _ => None,
+        }
+    }
+
+    /// Whether it belongs to an expert that some tokens pass and others do not.
+    pub fn is_routed(self) -> bool {
+        matches!(self, Self::ExpertGate | Self::ExpertUp | Self::ExpertDown)
     }
 }
 
@@ -140,11 +161,13 @@ impl<T: KernelBackend> LayerAdapters<T> {
 pub struct LayerGradients<B: KernelBackend> {
     pairs: Vec<Option<LoraGradient<B>>>,
     magnitudes: Vec<Option<Tensor<B, 2>>>,
+    /// Of a mixture, how many tokens were sent to each expert.
+    load: Vec<u64>,
 }
 
 impl<B: KernelBackend> Default for LayerGradients<B> {
     fn default() -> Self {
-        Self { pairs: Vec::new(), magnitudes: Vec::new() }
+        Self { pairs: Vec::new(), magnitudes: Vec::new(), load: Vec::new() }
     }
 }
 
@@ -157,6 +180,17 @@ impl<B: KernelBackend> LayerGradients<B> {
     /// The gradient of the magnitudes in `slot`, `[1, out]`; `None` likewise.
     pub fn magnitude(&self, slot: Slot) -> Option<&Tensor<B, 2>> {
         self.magnitudes.get(slot)?.as_ref()
+    }
+
+    /// How many tokens were sent to each expert; empty where the layer has none.
+    pub fn load(&self) -> &[u64] {
+        &self.load
+    }
+
+    /// Counts tokens that were sent to one of `experts` experts.
+    pub fn count_tokens(&mut self, expert: usize, tokens: usize, experts: usize) {
+        self.load.resize(experts, 0);
+        self.load[expert] += tokens as u64;
     }
 
     /// Adds to the gradient of the magnitudes in `slot`.

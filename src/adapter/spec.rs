@@ -35,6 +35,8 @@ pub struct Spec {
     pub dropout: f64,
     /// The projections that get an adapter.
     pub target_modules: TargetModules,
+    /// Whether "all-linear" takes in the experts that some tokens pass.
+    pub experts: bool,
     /// Scaling alpha/√rank instead of alpha/rank.
     pub use_rslora: bool,
     /// A magnitude for every row of an adapted weight, apart from its direction.
@@ -54,7 +56,8 @@ pub struct Spec {
 /// Which projections get an adapter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetModules {
-    /// Every linear projection of the decoder layers; never the output head.
+    /// Every linear projection of the decoder layers; never the output head, experts that some tokens pass only with
+    /// [`Spec::experts`].
     AllLinear,
     /// Module names: exact paths, or their last components.
     Names(Vec<String>),
@@ -69,6 +72,7 @@ impl Default for Spec {
             alpha: 32.0,
             dropout: 0.0,
             target_modules: TargetModules::AllLinear,
+            experts: false,
             use_rslora: false,
             use_dora: false,
             learning_rate_ratio: 1.0,
@@ -110,6 +114,9 @@ pub(crate) static TABLE: KeyTable<Spec> = KeyTable {
                 "lora_layers",
                 "keys",
             ]),
+        K::flag("experts", |lora| &mut lora.experts)
+            .added()
+            .means("Adapt every expert of a mixture too, where target_modules is \"all-linear\"."),
         K::flag("use_rslora", |lora| &mut lora.use_rslora)
             .means("Scale by alpha / √rank instead of alpha / rank.")
             .also(&["rslora", "peft_use_rslora", "use_rs_lora"]),

@@ -1,14 +1,16 @@
 //! The adapted projections as a short table: one row for all layers whose numbers agree. Refuses to know how a table is
 //! drawn.
 
+use std::borrow::Cow;
 use std::fmt;
 
+use super::projection::Module;
 use super::target::Target;
 
 /// One row: a projection, over the layers in which all its numbers agree.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TableRow {
-    /// The last component of the module paths (`q_proj`).
+    /// The last component of the module paths (`q_proj`); of all experts of a layer, `experts.*.` before it.
     pub name: String,
     /// Its layers, ascending.
     pub layers: Vec<usize>,
@@ -35,23 +37,26 @@ impl TableRow {
 
 /// The rows: usually one for each projection.
 pub fn table(targets: &[Target]) -> Vec<TableRow> {
-    let mut rows: Vec<((&str, usize), TableRow)> = Vec::new();
+    let mut rows: Vec<((Cow<'_, str>, usize), TableRow)> = Vec::new();
     for target in targets {
         let module = &target.module;
-        let path = module.path_in_layer();
-        let same = |((known, _), row): &&mut ((&str, usize), TableRow)| {
+        let path = place(module);
+        let same = |((known, _), row): &&mut ((Cow<'_, str>, usize), TableRow)| {
             *known == path
                 && (row.out_features, row.in_features) == (module.out_features, module.in_features)
                 && (row.rank, row.alpha, row.scaling) == (target.rank, target.alpha, target.scaling)
         };
         match rows.iter_mut().find(same) {
             Some((_, row)) => {
-                row.layers.push(module.layer);
+                if row.layers.last() != Some(&module.layer) {
+                    row.layers.push(module.layer);
+                }
                 row.parameters += target.parameters();
             }
             None => {
+                let name = module.name();
                 let row = TableRow {
-                    name: module.name().to_owned(),
+                    name: if module.role.is_routed() { format!("experts.*.{name}") } else { name.to_owned() },
                     layers: vec![module.layer],
                     out_features: module.out_features,
                     in_features: module.in_features,
@@ -66,6 +71,15 @@ pub fn table(targets: &[Target]) -> Vec<TableRow> {
     }
     rows.sort_by_key(|((_, slot), row)| (*slot, row.layers[0]));
     rows.into_iter().map(|(_, row)| row).collect()
+}
+
+/// The path in a layer, the same for all experts.
+fn place(module: &Module) -> Cow<'_, str> {
+    let path = module.path_in_layer();
+    match (module.role.is_routed(), path.split_once(".experts.")) {
+        (true, Some((before, _))) => Cow::Owned(format!("{before}.experts.*.{}", module.name())),
+        _ => Cow::Borrowed(path),
+    }
 }
 
 /// Layer numbers as ranges: `0-11, 14`.

@@ -105,7 +105,7 @@ pub enum At {
 /// meant.
 pub fn resolve(spec: &Spec, modules: &[Module]) -> Result<Vec<Target>, Vec<Problem>> {
     let mut problems = Vec::new();
-    let chosen = choose(&spec.target_modules, modules, &mut problems);
+    let chosen = choose(spec, modules, &mut problems);
     // With nothing chosen, patterns are checked against the whole model, so that one mistake is reported once.
     let candidates = if chosen.is_empty() { modules.iter().collect() } else { chosen };
     let rank_patterns = Patterns::new(&spec.rank_pattern, At::RankPattern, &mut problems);
@@ -143,6 +143,16 @@ pub fn resolve(spec: &Spec, modules: &[Module]) -> Result<Vec<Target>, Vec<Probl
             help: format!("a rank from 1 to {smaller} does; 8 to 64 is usual"),
         });
     }
+    if let Some(expert) = targets.iter().find(|target| target.use_dora && target.module.role.is_routed()) {
+        problems.push(Problem {
+            at: At::TargetModules,
+            message: format!(
+                "`{}` is an expert that some tokens pass, which has no magnitudes",
+                expert.module.path
+            ),
+            help: "leave `use_dora` out, or the experts".into(),
+        });
+    }
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -151,13 +161,12 @@ pub fn resolve(spec: &Spec, modules: &[Module]) -> Result<Vec<Target>, Vec<Probl
 }
 
 /// The modules that `target_modules` means.
-fn choose<'a>(
-    target_modules: &TargetModules,
-    modules: &'a [Module],
-    problems: &mut Vec<Problem>,
-) -> Vec<&'a Module> {
-    match target_modules {
-        TargetModules::AllLinear => modules.iter().collect(),
+fn choose<'a>(spec: &Spec, modules: &'a [Module], problems: &mut Vec<Problem>) -> Vec<&'a Module> {
+    match &spec.target_modules {
+        // Experts that some tokens pass are many, and seldom what is meant.
+        TargetModules::AllLinear => {
+            modules.iter().filter(|module| spec.experts || !module.role.is_routed()).collect()
+        }
         TargetModules::Names(names) => {
             if names.is_empty() {
                 problems.push(Problem {

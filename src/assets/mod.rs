@@ -6,6 +6,7 @@
 
 pub mod dataset;
 pub mod error;
+mod experts;
 pub mod folder;
 mod fp8;
 pub mod hub;

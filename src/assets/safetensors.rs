@@ -52,6 +52,30 @@ impl TensorInfo {
     pub fn bytes(&self) -> u64 {
         self.range.end - self.range.start
     }
+
+    /// One of the parts that the first dimension counts; `None` if it has no such part, or they are no whole bytes.
+    pub(super) fn slice(&self, index: usize) -> Option<Self> {
+        let (count, shape) = self.shape.split_first()?;
+        let bits = self.dtype.bitsize() * shape.iter().product::<usize>();
+        if index >= *count || !bits.is_multiple_of(8) {
+            return None;
+        }
+        let bytes = (bits / 8) as u64;
+        let start = self.range.start + index as u64 * bytes;
+        Some(Self { dtype: self.dtype, shape: shape.to_vec(), range: start..start + bytes })
+    }
+
+    /// Some rows of a matrix, in the same way.
+    pub(super) fn rows(&self, rows: Range<usize>) -> Option<Self> {
+        let (first, last) = (self.slice(rows.start)?, self.slice(rows.end.checked_sub(1)?)?);
+        let shape = [vec![rows.len()], first.shape].concat();
+        Some(Self { dtype: self.dtype, shape, range: first.range.start..last.range.end })
+    }
+
+    /// The same bytes in another shape.
+    pub(super) fn reshaped(&self, shape: Vec<usize>) -> Self {
+        Self { shape, ..self.clone() }
+    }
 }
 
 /// A float type that weights can be read as.
@@ -167,9 +191,13 @@ impl SafetensorsFile {
     /// # Errors
     /// The tensor does not exist, or the file cannot be read.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
-        let info = self.require(name)?;
-        let mut bytes = vec![0; info.bytes() as usize];
-        self.read_range(name, &mut bytes, info.range.start)?;
+        self.read_part(name, self.require(name)?)
+    }
+
+    /// The bytes of a part of a tensor.
+    pub(super) fn read_part(&self, name: &str, part: &TensorInfo) -> Result<Vec<u8>, Error> {
+        let mut bytes = vec![0; part.bytes() as usize];
+        self.read_range(name, &mut bytes, part.range.start)?;
         Ok(bytes)
     }
 
@@ -179,7 +207,15 @@ impl SafetensorsFile {
     /// The tensor does not exist, its dtype is not F32, F16 or BF16, the file cannot be read, or a value is not finite
     /// or outside the range of `T`.
     pub fn read_floats<T: Float>(&self, name: &str) -> Result<Vec<T>, Error> {
-        let info = self.require(name)?;
+        self.read_floats_of_part(name, self.require(name)?)
+    }
+
+    /// [`Self::read_floats`] of a part of a tensor.
+    pub(super) fn read_floats_of_part<T: Float>(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+    ) -> Result<Vec<T>, Error> {
         match info.dtype {
             Dtype::F32 => self.decode(name, info, f32::from_le_bytes),
             Dtype::BF16 => self.decode(name, info, |pair| bf16::from_le_bytes(pair).to_f32()),

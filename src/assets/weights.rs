@@ -2,16 +2,17 @@
 //!
 //! Knows which file contains which tensor; knows nothing of the tensors that a model needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::experts::{Columns, Take};
 use super::fp8::Spread;
 use super::safetensors::{Dtype, Float, SafetensorsFile, TensorInfo};
-use super::{Error, fp8, json};
+use super::{Error, experts, fp8, json};
 
 /// The single file's name.
 const SINGLE: &str = "model.safetensors";
@@ -35,10 +36,54 @@ struct Place {
     file: usize,
     /// Its name there.
     name: String,
+    /// Of a weight in a tensor of stacked experts, where it lies.
+    part: Option<StackedPart>,
 }
 
-/// The name that transformers gives a tensor today: models with towers once kept their text decoder elsewhere.
+/// A part of a tensor.
+#[derive(Debug)]
+struct StackedPart {
+    /// Its dtype and shape.
+    info: TensorInfo,
+    /// What is read of the file for it.
+    stored: TensorInfo,
+    /// Which columns of that it is; `None`: all that is read.
+    columns: Option<Columns>,
+}
+
+impl StackedPart {
+    fn of(whole: &TensorInfo, part: &experts::Part) -> Option<Self> {
+        let expert = whole.slice(part.expert)?;
+        match &part.take {
+            Take::Rows(rows) => {
+                let stored = expert.rows(rows.clone())?;
+                Some(Self { info: stored.clone(), stored, columns: None })
+            }
+            Take::Columns(columns) => {
+                let shape = match expert.shape.as_slice() {
+                    [rows, _] => vec![columns.len(), *rows],
+                    _ => vec![columns.len()],
+                };
+                Some(Self { info: expert.reshaped(shape), stored: expert, columns: Some(*columns) })
+            }
+        }
+    }
+
+    /// The numbers of the part, of those that were read for it.
+    fn pick<T: Copy>(&self, values: Vec<T>) -> Vec<T> {
+        match self.columns {
+            Some(columns) => columns.of(&values),
+            None => values,
+        }
+    }
+}
+
+/// The name that transformers gives a tensor today: models with towers once kept their text decoder elsewhere, Mixtral its
+/// experts.
 fn modern(name: &str) -> String {
+    if let Some(renamed) = experts::renamed(name) {
+        return renamed;
+    }
     match (name.strip_prefix("language_model.model."), name.strip_prefix("language_model.lm_head.")) {
         (Some(rest), _) => format!("model.language_model.{rest}"),
         (_, Some(rest)) => format!("lm_head.{rest}"),
@@ -46,13 +91,29 @@ fn modern(name: &str) -> String {
     }
 }
 
-/// The places of tensors by their names of today; one whose name another tensor has keeps its own.
-fn places(found: impl IntoIterator<Item = (String, usize)>) -> BTreeMap<String, Place> {
+/// The places of tensors by their names of today; one whose name another tensor has keeps its own. Stacked experts are
+/// found one by one.
+fn places(
+    found: impl IntoIterator<Item = (String, usize)>,
+    files: &[SafetensorsFile],
+) -> BTreeMap<String, Place> {
+    let found: Vec<(String, usize)> = found.into_iter().collect();
+    let names: BTreeSet<String> = found.iter().map(|(name, _)| modern(name)).collect();
     let mut places: BTreeMap<String, Place> = BTreeMap::new();
     for (name, file) in found {
         let today = modern(&name);
+        let alternates = experts::sign_of_alternation(&today).is_some_and(|sign| names.contains(&sign));
+        let info = files[file].info(&name);
+        let parts = info.and_then(|info| Some((info, experts::parts(&today, &info.shape, alternates)?)));
+        if let Some((info, parts)) = parts {
+            for part in parts {
+                let place = Place { file, name: name.clone(), part: StackedPart::of(info, &part) };
+                places.insert(part.name, place);
+            }
+            continue;
+        }
         let key = if places.contains_key(&today) { name.clone() } else { today };
-        places.insert(key, Place { file, name });
+        places.insert(key, Place { file, name, part: None });
     }
     places
 }
@@ -68,8 +129,10 @@ impl WeightFiles {
         require_one_kind(folder)?;
         if exists(&folder.join(SINGLE))? {
             let file = SafetensorsFile::open(&folder.join(SINGLE))?;
-            let places = places(file.names().map(|name| (name.to_owned(), 0)));
-            return Ok(Self { folder: folder.to_path_buf(), index: None, files: vec![file], places });
+            let names: Vec<_> = file.names().map(|name| (name.to_owned(), 0)).collect();
+            let files = vec![file];
+            let places = places(names, &files);
+            return Ok(Self { folder: folder.to_path_buf(), index: None, files, places });
         }
         let index = folder.join(INDEX);
         match exists(&index)? {
@@ -129,7 +192,8 @@ impl WeightFiles {
             }
         }
         listed.extend(unlisted);
-        Ok(Self { folder: folder.to_path_buf(), index: Some(index), files, places: places(listed) })
+        let places = places(listed, &files);
+        Ok(Self { folder: folder.to_path_buf(), index: Some(index), files, places })
     }
 
     /// The folder.
@@ -142,15 +206,19 @@ impl WeightFiles {
         self.places.keys().map(String::as_str)
     }
 
-    /// The name that a tensor has in its file: to write it again as it was called.
+    /// The name that a tensor has in its file: to write it again as it was called. A weight of stacked experts is written
+    /// by itself.
     pub fn stored_name<'a>(&'a self, name: &'a str) -> &'a str {
-        self.file(name).map_or(name, |(_, stored)| stored)
+        self.place(name).filter(|place| place.part.is_none()).map_or(name, |place| &place.name)
     }
 
     /// Dtype and shape of one tensor, by its name of today or that in its file.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
-        let (file, stored) = self.file(name)?;
-        file.info(stored)
+        let place = self.place(name)?;
+        match &place.part {
+            Some(part) => Some(&part.info),
+            None => self.files[place.file].info(&place.name),
+        }
     }
 
     /// The file that holds a tensor.
@@ -187,7 +255,29 @@ impl WeightFiles {
     /// No such tensor, or its file can no longer be read.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, Error> {
         let (file, stored) = self.require(name)?;
-        file.read(stored)
+        match self.place(name).and_then(|place| place.part.as_ref()) {
+            Some(part) => {
+                let bytes = file.read_part(stored, &part.stored)?;
+                // Of whole numbers, whatever their size.
+                Ok(match part.info.dtype.bitsize() {
+                    8 => part.pick(bytes),
+                    16 => part.pick(bytes.as_chunks::<2>().0.to_vec()).concat(),
+                    _ => part.pick(bytes.as_chunks::<4>().0.to_vec()).concat(),
+                })
+            }
+            None => file.read(stored),
+        }
+    }
+
+    /// The bytes of one of the parts of a tensor that its first dimension counts.
+    ///
+    /// # Errors
+    /// No such tensor or part, or its file can no longer be read.
+    pub fn read_slice(&self, name: &str, index: usize) -> Result<Vec<u8>, Error> {
+        let (file, stored) = self.require(name)?;
+        let missing = || Error::MissingTensor { path: self.folder.clone(), tensor: name.to_owned() };
+        let part = file.info(stored).and_then(|info| info.slice(index)).ok_or_else(missing)?;
+        file.read_part(stored, &part)
     }
 
     /// One float tensor, converted while it is read; a weight in 8-bit floats is multiplied by its scales in f32.
@@ -196,6 +286,9 @@ impl WeightFiles {
     /// As [`SafetensorsFile::read_floats`]; a weight in 8-bit floats has no scales that fit it.
     pub fn read_floats<T: Float>(&self, name: &str) -> Result<Vec<T>, Error> {
         let (file, stored) = self.require(name)?;
+        if let Some(part) = self.place(name).and_then(|place| place.part.as_ref()) {
+            return Ok(part.pick(file.read_floats_of_part(stored, &part.stored)?));
+        }
         if self.info(name).is_none_or(|info| info.dtype != Dtype::F8_E4M3) {
             return file.read_floats(stored);
         }
@@ -231,9 +324,13 @@ impl WeightFiles {
         file.same_tensor(name, other_file, other)
     }
 
+    fn place(&self, name: &str) -> Option<&Place> {
+        self.places.get(name).or_else(|| self.places.get(&modern(name)))
+    }
+
     /// The file of a tensor, and its name there.
     fn file(&self, name: &str) -> Option<(&SafetensorsFile, &str)> {
-        let place = self.places.get(name).or_else(|| self.places.get(&modern(name)))?;
+        let place = self.place(name)?;
         Some((&self.files[place.file], place.name.as_str()))
     }
 

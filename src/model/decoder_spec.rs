@@ -95,6 +95,8 @@ pub struct GgufSpec {
     pub separates_gate_and_up: bool,
     /// Whether it has keys for factors on embeddings, scores, blocks and logits.
     pub takes_scales: bool,
+    /// Whether the weights of a token's experts add up to 1; `None`: it computes no experts.
+    pub normalises_experts: Option<bool>,
 }
 
 /// Layers of an architecture in llama.cpp that have a sliding window, where a model has one.
@@ -133,7 +135,14 @@ impl GgufSpec {
             divides_temperature: false,
             separates_gate_and_up: false,
             takes_scales: false,
+            normalises_experts: None,
         }
+    }
+
+    /// The same with experts.
+    #[must_use]
+    pub const fn with_experts(self, normalised: bool) -> Self {
+        Self { normalises_experts: Some(normalised), ..self }
     }
 
     /// Llama, and the families that llama.cpp computes as Llama.

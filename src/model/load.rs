@@ -121,7 +121,7 @@ impl Shelf {
     ) -> Result<Self, Error> {
         let weights = WeightFiles::open(folder)?;
         let checked = tensors::check(spec, &weights, quantization)?;
-        let quantization = quantization.filter(|_| checked.quantized.is_empty());
+        let quantization = checked.quantization_of_dense(quantization);
         Ok(Self { weights, spec: spec.clone(), checked, quantization, dtype })
     }
 
@@ -263,8 +263,7 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
         progress: &'a mut dyn FnMut(Progress<'_>),
     ) -> Result<Self, Error> {
         let checked = tensors::check(spec, weights, quantization)?;
-        // A checkpoint with quantized tensors is taken as it is, its dense projections included.
-        let quantization = quantization.filter(|_| checked.quantized.is_empty());
+        let quantization = checked.quantization_of_dense(quantization);
         let total = tensors::expected(spec).len();
         Ok(Self { weights, spec, checked, quantization, dtype, device, progress, done: 0, total })
     }

@@ -132,7 +132,7 @@ impl<B: KernelBackend> Maker<'_, B> {
 
     fn projection(&mut self, spec: &ProjectionSpec) -> FrozenProjection<B> {
         let shape = spec.shape;
-        let weight = match self.quantization.filter(|_| !spec.dense) {
+        let weight = match spec.blocks(self.quantization) {
             Some(spec) => FrozenWeight::Nf4(Nf4Weight::new(self.values.quantized(shape, spec), self.device)),
             None => FrozenWeight::Dense(self.dense(shape, 0.0, 1.0 / (shape[1] as f32).sqrt())),
         };

@@ -17,6 +17,17 @@ struct Shape {
     head_dim: u32,
     vocabulary: u32,
     tied: bool,
+    experts: Option<Experts>,
+}
+
+/// The experts of a mixture.
+struct Experts {
+    count: u32,
+    used: u32,
+    /// Of gate and up of each.
+    width: u32,
+    /// The same of the expert that every token passes; 0: there is none.
+    shared: u32,
 }
 
 const fn shape(
@@ -27,11 +38,36 @@ const fn shape(
     vocabulary: u32,
     tied: bool,
 ) -> Shape {
-    Shape { name, family, hidden, intermediate, layers, heads, key_value_heads, head_dim, vocabulary, tied }
+    Shape {
+        name,
+        family,
+        hidden,
+        intermediate,
+        layers,
+        heads,
+        key_value_heads,
+        head_dim,
+        vocabulary,
+        tied,
+        experts: None,
+    }
+}
+
+/// A mixture, whose output head is a table of its own.
+const fn mixture(
+    name: &'static str,
+    family: &'static str,
+    sizes: [u32; 3],
+    heads: [u32; 3],
+    vocabulary: u32,
+    [count, used, width, shared]: [u32; 4],
+) -> Shape {
+    let experts = Some(Experts { count, used, width, shared });
+    Shape { experts, ..shape(name, family, sizes, heads, vocabulary, false) }
 }
 
 /// As the models' config.json files on the hub say.
-const SHAPES: [Shape; 24] = [
+const SHAPES: [Shape; 29] = [
     shape("stories-15m", "llama", [288, 768, 6], [6, 6, 48], 32_000, true),
     shape("smollm2-135m", "llama", [576, 1536, 30], [9, 3, 64], 49_152, true),
     shape("smollm2-360m", "llama", [960, 2560, 32], [15, 5, 64], 49_152, true),
@@ -56,6 +92,11 @@ const SHAPES: [Shape; 24] = [
     shape("llama-3.1-405b", "llama", [16_384, 53_248, 126], [128, 8, 128], 128_256, false),
     shape("mistral-7b", "mistral", [4096, 14_336, 32], [32, 8, 128], 32_768, false),
     shape("mistral-small-24b", "mistral", [5120, 32_768, 40], [32, 8, 128], 131_072, false),
+    mixture("olmoe-1b-7b", "olmoe", [2048, 1024, 16], [16, 16, 128], 50_304, [64, 8, 1024, 0]),
+    mixture("gpt-oss-20b", "gpt_oss", [2880, 2880, 24], [64, 8, 64], 201_088, [32, 4, 2880, 0]),
+    mixture("qwen3-30b-a3b", "qwen3_moe", [2048, 6144, 48], [32, 4, 128], 151_936, [128, 8, 768, 0]),
+    mixture("mixtral-8x7b", "mixtral", [4096, 14_336, 32], [32, 8, 128], 32_000, [8, 2, 14_336, 0]),
+    mixture("qwen2-57b-a14b", "qwen2_moe", [3584, 18_944, 28], [28, 4, 128], 151_936, [64, 8, 2560, 20_480]),
 ];
 
 /// The names there are.
@@ -96,6 +137,27 @@ impl Shape {
         if self.family == "mistral" {
             config["sliding_window"] = Value::Null;
         }
+        if let Some(Experts { count, used, width, shared }) = self.experts {
+            config["num_experts"] = json!(count);
+            config["num_experts_per_tok"] = json!(used);
+            // Elsewhere it is the intermediate size.
+            if width != self.intermediate {
+                config["moe_intermediate_size"] = json!(width);
+            }
+            if shared > 0 {
+                config["shared_expert_intermediate_size"] = json!(shared);
+            }
+            match self.family {
+                "qwen3_moe" => config["norm_topk_prob"] = json!(true),
+                "gpt_oss" => {
+                    config["quantization_config"] = json!({ "quant_method": "mxfp4" });
+                    config["rope_scaling"] = json!({
+                        "rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": false,
+                    });
+                }
+                _ => {}
+            }
+        }
         config
     }
 }
@@ -108,9 +170,14 @@ mod tests {
     fn every_shape_is_a_decoder_of_about_its_name() {
         for name in names() {
             let found = spec(name).unwrap().unwrap_or_else(|error| panic!("{name}: {error}"));
-            let size = name.rsplit('-').next().unwrap();
-            let (number, unit) = size.split_at(size.len() - 1);
-            let expected = number.parse::<f64>().unwrap() * if unit == "b" { 1e9 } else { 1e6 };
+            // The largest number that has a unit: others count what a token passes.
+            let size = |part: &str| {
+                let (number, unit) = part.split_at(part.len() - 1);
+                let factors = number.split('x').map(str::parse::<f64>).collect::<Result<Vec<_>, _>>().ok()?;
+                let unit = [("b", 1e9), ("m", 1e6)].into_iter().find(|(name, _)| *name == unit)?.1;
+                Some(factors.into_iter().product::<f64>() * unit)
+            };
+            let expected = name.split('-').filter_map(size).fold(0.0, f64::max);
             let ratio = found.parameters() as f64 / expected;
             assert!((0.75..1.3).contains(&ratio), "{name}: {} parameters", found.parameters());
         }

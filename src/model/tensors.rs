@@ -9,8 +9,8 @@ use super::decoder_spec::DecoderSpec;
 use super::dtype::FloatDtype;
 use super::parts::{LayerTensor, NormSpec};
 use crate::assets::{Dtype, WeightFiles};
-use crate::quant::bitsandbytes::Stored;
 use crate::quant::spec::Spec;
+use crate::quant::stored::Stored;
 
 /// Where models with towers keep what is not their text decoder.
 const BESIDE: [&str; 12] = [
@@ -115,10 +115,17 @@ impl Checked {
     /// The blocks of the projections, where all of them are stored in 4 bits and alike.
     pub fn blocks(&self, spec: &DecoderSpec) -> Option<Spec> {
         let mut stored = self.quantized.values().map(Stored::blocks_of);
-        let first = stored.next()?;
+        let first = stored.next()??;
         let all =
             expected(spec).iter().all(|tensor| tensor.dense || self.quantized.contains_key(&tensor.name));
-        (all && stored.all(|other| other == first)).then_some(first)
+        (all && stored.all(|other| other == Some(first))).then_some(first)
+    }
+
+    /// A recipe's quantization, as far as it concerns the projections that are dense here: none where bitsandbytes has
+    /// quantized the others, for then that is meant.
+    pub fn quantization_of_dense(&self, spec: Option<Spec>) -> Option<Spec> {
+        let is_whole = self.quantized.values().any(|stored| matches!(stored, Stored::Bitsandbytes(_)));
+        spec.filter(|_| !is_whole)
     }
 }
 
@@ -137,6 +144,7 @@ pub fn check(
     let mut problems = Vec::new();
     let mut quantized = BTreeMap::new();
     let mut consumed: BTreeSet<String> = BTreeSet::new();
+    let in_four_bits: BTreeSet<&str> = weights.names().filter_map(weight_of_state).collect();
     for Expected { name, shape, projection, .. } in expected(spec) {
         if projection && let Some(stored) = Stored::find(weights, &name, [shape[0], shape[1]])? {
             if let Some(spec) = quantization {
@@ -148,10 +156,10 @@ pub fn check(
         }
         match weights.info(&name) {
             None => problems.push(format!("tensor `{name}` {shape:?} is missing")),
-            Some(info) if info.shape != shape && !weights.names().any(|other| is_state_of(other, &name)) => {
+            Some(info) if info.shape != shape && !in_four_bits.contains(&*name) => {
                 problems.push(format!("tensor `{name}` has shape {:?}, expected {shape:?}", info.shape));
             }
-            Some(_) if weights.names().any(|other| is_state_of(other, &name)) => {
+            Some(_) if in_four_bits.contains(&*name) => {
                 problems.push(format!(
                     "`{name}` is stored in 4 bits, which only the projections of layers can be; quantize the original \
                      again with `tune quantize`, or in transformers with `llm_int8_skip_modules`"
@@ -220,6 +228,11 @@ fn renamed(spec: &DecoderSpec, weights: &WeightFiles) -> Option<String> {
              transformers' AutoModelForCausalLM and save it again (`save_pretrained`)"
         )
     })
+}
+
+/// The weight that a tensor is part of, as bitsandbytes stores weights in 4 bits.
+fn weight_of_state(name: &str) -> Option<&str> {
+    name.strip_suffix(".absmax").or_else(|| name.split_once(".quant_state.").map(|(weight, _)| weight))
 }
 
 /// Whether a tensor is part of how bitsandbytes stores a weight in 4 bits.

@@ -2,7 +2,9 @@
 
 pub mod bitsandbytes;
 pub mod error;
+pub mod mxfp4;
 pub mod nf4;
 pub mod spec;
+pub mod stored;
 
 pub use error::Error;

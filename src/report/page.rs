@@ -240,11 +240,13 @@ fn charts(run: &Run) -> String {
             answers("Share of pairs ranked as the data ranks them.", |means| means.preference_accuracy);
         html += &Chart { title: "Preference accuracy", ..accuracy }.figure();
     }
-    let single: [Single<'_>; 4] = [
+    let busiest = run.steps.iter().filter_map(|step| Some((step.step as f64, step.experts.expert_load_max?)));
+    let single: [Single<'_>; 5] = [
         ("Learning rate", steps(|step| step.learning_rate), scientific),
         ("Gradient norm, before clipping", steps(|step| step.grad_norm), plain),
         ("Tokens per second", steps(|step| step.tokens_per_second), whole),
         (memory_title, memory, whole),
+        ("Tokens of the busiest expert, over the mean of its layer", busiest.collect(), plain),
     ];
     for (title, points, format) in single {
         let summary = ends(title, &points, format);

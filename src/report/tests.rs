@@ -22,6 +22,7 @@ fn step(step: u64) -> String {
         device_memory_bytes: None,
         device_reserved_bytes: None,
         answers: None,
+        experts: Default::default(),
     };
     serde_json::to_string(&report).unwrap() + "\n"
 }

@@ -378,7 +378,7 @@ impl OnBackend for Work<'_> {
                 gradient?
             };
             let numbers = gradient.read_later();
-            optimizer.step(&mut adapters, gradient, step as u64 + 1, 1e-4, 1.0)?;
+            optimizer.step(&mut adapters, gradient, step as u64 + 1, &[], 1e-4, 1.0)?;
             if (warmup..warmup + steps).contains(&step) {
                 launching.push(began.elapsed().as_secs_f64());
             }

@@ -13,6 +13,7 @@ use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 
 use super::error::FitError;
+use super::expert_load::ExpertLoad;
 use crate::adapter::lora::{DropoutStep, LoraSet, StepAdapters};
 use crate::adapter::parameter::Part;
 use crate::adapter::projection::LayerGradients;
@@ -35,6 +36,11 @@ impl<B: KernelBackend> Gradients<B> {
     /// No gradient yet in any of `layers` layers.
     pub fn new(layers: usize) -> Self {
         Self { layers: (0..layers).map(|_| LayerGradients::default()).collect(), embedding: None, head: None }
+    }
+
+    /// How many tokens were sent to each expert of each layer that was differentiated.
+    pub fn expert_load(&self) -> ExpertLoad {
+        ExpertLoad::of(self.layers.iter().map(|layer| layer.load().to_vec()).collect())
     }
 
     /// One entry for each parameter of `adapters`, in their order; `None` where no micro-batch was added.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::divergence::DivergenceReport;
+use super::expert_load::Spread;
 use super::gate::Verdict;
 use super::memory::Plan;
 use crate::adapter::target::Target;
@@ -45,6 +46,9 @@ pub struct StepReport {
     /// Of a preference objective: means over the answers since the last line.
     #[serde(flatten, with = "means", default)]
     pub answers: Option<Means>,
+    /// Of a mixture: how tokens were spread over its experts since the last line.
+    #[serde(flatten)]
+    pub experts: Spread,
 }
 
 /// One evaluation over the held-out examples.

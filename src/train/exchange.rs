@@ -7,6 +7,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 
 use super::error::FitError;
+use super::expert_load::ExpertLoad;
 use super::fit::Fit;
 use super::team::{from_bytes, to_bytes};
 use crate::adapter::parameter::Parameter;
@@ -18,6 +19,8 @@ pub(super) struct Share<B: KernelBackend> {
     pub losses: Vec<Summed<B>>,
     /// The sum of its lanes: one entry for each parameter, `None` where no micro-batch was added.
     pub values: Vec<Option<Tensor<B, 2>>>,
+    /// How many tokens were sent to each expert.
+    pub load: ExpertLoad,
 }
 
 impl<B: KernelBackend> Share<B> {

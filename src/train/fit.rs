@@ -18,6 +18,7 @@ use super::divergence::Snapshot;
 use super::error::FitError;
 use super::event::Observer;
 use super::exchange::{Share, Whole, Wishes};
+use super::expert_load::ExpertLoad;
 use super::folder::RunFolder;
 use super::lanes::Lanes;
 use super::metrics::Metrics;
@@ -125,40 +126,51 @@ impl<B: KernelBackend> Fit<'_, B> {
         batch: &StepBatch,
     ) -> Result<(Wishes, Option<Gradient<B>>), FitError> {
         let (share, count) = (self.share(adapters, batch)?, batch.micro_batches.len());
+        // Several ranks do not exchange it.
+        let load = share.as_ref().filter(|_| self.team.is_alone()).map(|share| share.load.clone());
         let (wishes, whole) = if self.team.is_alone() {
             (Wishes::default(), share.map(|share| share.in_order(self.lanes.order(0, count))))
         } else {
             let late = self.clock.is_spent(batch.step, true);
             let wishes = Wishes { stop: share.is_none() || (self.stop)(), save: (self.save)(), late };
-            let nothing = || Share { losses: Vec::new(), values: vec![None; adapters.parameters().len()] };
+            let nothing = || Share {
+                losses: Vec::new(),
+                values: vec![None; adapters.parameters().len()],
+                load: ExpertLoad::default(),
+            };
             self.exchange(adapters.parameters(), count, share.unwrap_or_else(nothing), wishes)?
         };
         let scale = 1.0 / self.objective.divisor(&batch.counts) as f64;
-        let gradient =
-            |(losses, values): Whole<B>| Gradient::new(losses, values, scale, self.decoder.device());
+        let gradient = |(losses, values): Whole<B>| {
+            let gradient = Gradient::new(losses, values, scale, self.decoder.device());
+            gradient.with_load(load.unwrap_or_default())
+        };
         Ok((wishes, whole.map(gradient)))
     }
 
     /// What this rank computes of a step; `None` when the run is asked to stop meanwhile.
     fn share(&self, adapters: &LoraSet<B>, batch: &StepBatch) -> Result<Option<Share<B>>, FitError> {
-        let (mut losses, mut sums) = (Vec::new(), Tree::default());
+        let (mut losses, mut load, mut sums) = (Vec::new(), ExpertLoad::default(), Tree::default());
         let adapters = adapters.until_update();
         for lane in self.lanes.of(self.team.rank(), batch.micro_batches.len()) {
-            let Some(sum) = self.lane(&adapters, batch, lane, &mut losses)? else { return Ok(None) };
+            let Some(sum) = self.lane(&adapters, batch, lane, &mut losses, &mut load)? else {
+                return Ok(None);
+            };
             sums.push(sum, add);
         }
         let nothing = || vec![None; adapters.set().parameters().len()];
-        Ok(Some(Share { losses, values: sums.sum(add).unwrap_or_else(nothing) }))
+        Ok(Some(Share { losses, values: sums.sum(add).unwrap_or_else(nothing), load }))
     }
 
-    /// The gradient of a lane's sum, one entry for each parameter; appends the losses of its micro-batches. `None` when the
-    /// run is asked to stop meanwhile.
+    /// The gradient of a lane's sum, one entry for each parameter; appends the losses of its micro-batches, and adds to the
+    /// load of experts. `None` when the run is asked to stop meanwhile.
     fn lane(
         &self,
         adapters: &StepAdapters<'_, B>,
         batch: &StepBatch,
         lane: usize,
         losses: &mut Vec<Summed<B>>,
+        load: &mut ExpertLoad,
     ) -> Result<Option<Vec<Option<Tensor<B, 2>>>>, FitError> {
         let (decoder, objective) = (self.decoder, self.objective);
         let mut gradients = Gradients::new(decoder.layers().len());
@@ -181,6 +193,7 @@ impl<B: KernelBackend> Fit<'_, B> {
                 sums,
             )?);
         }
+        load.add(&gradients.expert_load());
         Ok(Some(gradients.by_parameter(adapters.set())))
     }
 }

@@ -9,6 +9,7 @@ pub mod divergence;
 pub mod error;
 pub mod event;
 mod exchange;
+pub mod expert_load;
 pub mod fit;
 pub mod folder;
 pub mod gate;

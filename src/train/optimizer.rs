@@ -3,12 +3,18 @@
 //! As torch: `torch.nn.utils.clip_grad_norm_` (factor `min(1, max / (norm + 1e-6))`) followed by
 //! `torch.optim.AdamW` (Loshchilov & Hutter 2019), decay on A and B alike. With LoRA+ B (and under DoRA the magnitudes)
 //! has a learning rate of its own, as in PEFT's `create_loraplus_optimizer`; clipping and schedule see both alike.
+//!
+//! The adapter of an expert that no token of a step reached has no gradient, and is not stepped: no decay, its moments and
+//! its count of updates stay.
+
+use std::collections::BTreeMap;
 
 use burn::tensor::Tensor;
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::{KernelBackend, Reading};
 
 use super::divergence::Quantity;
+use super::expert_load::ExpertLoad;
 use crate::adapter;
 use crate::adapter::lora::LoraSet;
 use crate::adapter::parameter::{Parameter, Part};
@@ -21,6 +27,8 @@ pub struct Optimizer<B: KernelBackend> {
     moments: Vec<Moments<B>>,
     /// Parameters by learning rate, the lowest rate first.
     groups: Vec<RateGroup>,
+    /// For each parameter, the number of its target among those that belong to experts.
+    experts: Vec<Option<usize>>,
 }
 
 /// Parameters that share a learning rate.
@@ -53,7 +61,16 @@ impl<B: KernelBackend> Optimizer<B> {
             RateGroup { factor, parameters }
         };
         let groups = distinct.into_iter().map(group).collect();
-        Self { config, moments, groups }
+        Self { config, moments, groups, experts: experts(adapters) }
+    }
+
+    /// The targets of experts that a gradient reaches, by their numbers among those of experts.
+    pub fn reached(&self, gradient: &Gradient<B>) -> Vec<usize> {
+        let parameters = self.experts.iter().zip(&gradient.values);
+        let mut reached: Vec<usize> =
+            parameters.filter_map(|(expert, value)| expert.filter(|_| value.is_some())).collect();
+        reached.dedup();
+        reached
     }
 
     /// Replaces the moments by saved ones, in the order of [`LoraSet::parameters`].
@@ -67,8 +84,9 @@ impl<B: KernelBackend> Optimizer<B> {
     }
 
     /// Updates every matrix of `adapters` once, in one pass for each learning rate; nothing changes when loss or gradient
-    /// is not finite, which the device itself checks. `update` counts the updates made, this one included;
-    /// `learning_rate` is A's; `max_grad_norm` 0: no clipping.
+    /// is not finite, which the device itself checks. `update` counts the updates made, this one included, and
+    /// `expert_updates` those made of each target of an expert before; `learning_rate` is A's; `max_grad_norm` 0: no
+    /// clipping.
     ///
     /// # Errors
     /// [`adapter::Error`] when gradients and adapters do not fit together.
@@ -77,6 +95,7 @@ impl<B: KernelBackend> Optimizer<B> {
         adapters: &mut LoraSet<B>,
         gradient: Gradient<B>,
         update: u64,
+        expert_updates: &[u64],
         learning_rate: f64,
         max_grad_norm: f64,
     ) -> Result<(), adapter::Error> {
@@ -90,16 +109,46 @@ impl<B: KernelBackend> Optimizer<B> {
                 .collect();
             let mut updated = Vec::with_capacity(updates.len());
             for RateGroup { factor, parameters } in &self.groups {
-                let group = parameters.iter().filter_map(|index| updates[*index].take()).collect();
-                let group = adamw(group, &guard, &self.config, factor * learning_rate, update);
-                updated.extend(parameters.iter().zip(group));
+                // By the number that this update has for them.
+                let mut by_count: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
+                for index in parameters {
+                    let is_reached = updates[*index].as_ref().is_some_and(|update| update.gradient.is_some());
+                    match self.experts[*index] {
+                        None => by_count.entry(update).or_default().push(*index),
+                        Some(expert) if is_reached => {
+                            let made = expert_updates.get(expert).copied().unwrap_or(0);
+                            by_count.entry(made + 1).or_default().push(*index);
+                        }
+                        Some(_) => {
+                            let unreached = updates[*index].take();
+                            updated.extend(unreached.map(|one| (*index, (one.parameter, one.moments))));
+                        }
+                    }
+                }
+                for (count, parameters) in by_count {
+                    let group = parameters.iter().filter_map(|index| updates[*index].take()).collect();
+                    let group = adamw(group, &guard, &self.config, factor * learning_rate, count);
+                    updated.extend(parameters.into_iter().zip(group));
+                }
             }
-            updated.sort_by_key(|(index, _)| **index);
+            updated.sort_by_key(|(index, _)| *index);
             let (parameters, moments) = updated.into_iter().map(|(_, updated)| updated).unzip();
             self.moments = moments;
             parameters
         })
     }
+}
+
+/// For each parameter, the number of its target among those that belong to experts.
+fn experts<B: KernelBackend>(adapters: &LoraSet<B>) -> Vec<Option<usize>> {
+    let mut numbers = 0..;
+    let mut experts = Vec::with_capacity(adapters.parameters().len());
+    for target in adapters.targets() {
+        let number = if target.module.role.is_routed() { numbers.next() } else { None };
+        experts.extend(target.parts().map(|_| number));
+    }
+    experts.resize(adapters.parameters().len(), None);
+    experts
 }
 
 /// The gradient of an optimizer step, and whether it may be used: all of it on the device.
@@ -110,6 +159,8 @@ pub struct Gradient<B: KernelBackend> {
     /// The objective's statistics, summed over micro-batches.
     statistics: Option<Tensor<B, 1>>,
     scale: f64,
+    /// How many tokens were sent to each expert.
+    load: ExpertLoad,
 }
 
 impl<B: KernelBackend> Gradient<B> {
@@ -126,7 +177,18 @@ impl<B: KernelBackend> Gradient<B> {
             losses.into_iter().map(|loss| (loss.value, loss.statistics)).unzip();
         let numbers = Tensor::cat(losses.into_iter().chain([norm]).collect(), 0);
         let statistics = statistics.into_iter().flatten().reduce(|sum, next| sum + next);
-        Self { values, numbers, statistics, scale }
+        Self { values, numbers, statistics, scale, load: ExpertLoad::default() }
+    }
+
+    /// The same, with the tokens that experts were sent for it.
+    #[must_use]
+    pub fn with_load(self, load: ExpertLoad) -> Self {
+        Self { load, ..self }
+    }
+
+    /// The tokens that experts were sent for it.
+    pub fn load(&self) -> &ExpertLoad {
+        &self.load
     }
 
     /// Starts to read its losses and norm, without waiting.

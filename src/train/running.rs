@@ -19,6 +19,7 @@ use super::divergence::{DivergenceReport, Fault, OnDivergence, Quantity, Snapsho
 use super::error::FitError;
 use super::event::{Event, Observer, StepReport};
 use super::exchange::Wishes;
+use super::expert_load::ExpertLoad;
 use super::fit::{Fit, Position, Summary};
 use super::metrics::Metrics;
 use super::optimizer::{Gradient, Optimizer, PendingNumbers, StepNumbers};
@@ -61,6 +62,10 @@ struct Launched {
     batch: StepBatch,
     learning_rate: f64,
     numbers: PendingNumbers,
+    /// The targets of experts that it reached.
+    experts: Vec<usize>,
+    /// How many tokens were sent to each expert.
+    load: ExpertLoad,
 }
 
 /// The result of reading a launched step's numbers.
@@ -224,14 +229,16 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         let learning_rate = self.fit.schedule.learning_rate(batch.step);
         let numbers = gradient.read_later();
         let (update, max_grad_norm) = (self.state.updates + 1, self.fit.spec.max_grad_norm);
-        self.optimizer.step(self.adapters, gradient, update, learning_rate, max_grad_norm)?;
-        self.launched = Some(Launched { batch, learning_rate, numbers });
+        let (experts, load) = (self.optimizer.reached(&gradient), gradient.load().clone());
+        let before = &self.state.expert_updates;
+        self.optimizer.step(self.adapters, gradient, update, before, learning_rate, max_grad_norm)?;
+        self.launched = Some(Launched { batch, learning_rate, numbers, experts, load });
         Ok(())
     }
 
     /// Reads the numbers of the launched step, and counts it.
     fn read_step(&mut self) -> Result<ReadStep, FitError> {
-        let Some(Launched { batch, learning_rate, numbers }) = self.launched.take() else {
+        let Some(Launched { batch, learning_rate, numbers, experts, load }) = self.launched.take() else {
             return Ok(ReadStep::Accepted);
         };
         let numbers = numbers.wait().map_err(|message| FitError::device(self.fit.device, message))?;
@@ -249,6 +256,8 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
                 let statistics = statistics.map(|sums| Statistics::of(sums, &batch.counts));
                 let result = StepResult { loss, count, grad_norm: norm, learning_rate, statistics };
                 self.state.advance(&batch, result);
+                self.state.advance_experts(&experts);
+                self.state.expert_load.add(&load);
                 if matches!(self.fit.spec.on_divergence, OnDivergence::Skip { .. }) {
                     self.state.divergences = 0;
                 }
@@ -273,6 +282,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         let State { step, updates, .. } = self.state;
         self.kept = Some(Snapshot::of(self.adapters, self.optimizer, step, updates));
         self.state.kept = Some(Kept { step, updates });
+        self.state.kept_expert_updates.clone_from(&self.state.expert_updates);
     }
 
     /// Goes on after a diverged step, as long as the recipe's patience lasts.
@@ -285,6 +295,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         if let Some(kept) = &self.kept {
             kept.restore(self.adapters, self.optimizer)?;
             self.state.updates = kept.updates;
+            self.state.expert_updates.clone_from(&self.state.kept_expert_updates);
             continued_from = kept.step;
         }
         self.state.pass_over(batch);
@@ -344,6 +355,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
     fn report(&mut self) -> StepReport {
         let window = std::mem::take(&mut self.state.window);
         let pace = std::mem::take(&mut self.pace);
+        let load = std::mem::take(&mut self.state.expert_load);
         StepReport {
             step: self.state.step,
             epoch: self.state.epoch,
@@ -356,6 +368,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
             device_memory_bytes: self.device_memory.map(|memory| memory.in_use),
             device_reserved_bytes: self.device_memory.map(|memory| memory.reserved),
             answers: window.statistics.and_then(|statistics| statistics.means()),
+            experts: load.spread(),
         }
     }
 

@@ -15,6 +15,7 @@ use tune_kernels::adamw::Moments;
 use super::budget::{Budget, Spent};
 use super::divergence::Snapshot;
 use super::event::EvaluationReport;
+use super::expert_load::ExpertLoad;
 use super::optimizer::Optimizer;
 use super::team;
 use crate::adapter::lora::LoraSet;
@@ -36,6 +37,16 @@ pub struct State {
     pub largest_micro_batch: u64,
     /// Updates of the adapter: steps that did not diverge and were not rolled back.
     pub updates: u64,
+    /// Updates of each target that belongs to an expert, in the order of the targets: steps without a token for it are
+    /// none. Shorter where the last ones had no update yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub expert_updates: Vec<u64>,
+    /// The same of the snapshot to roll back to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_expert_updates: Vec<u64>,
+    /// Tokens sent to each expert since the last logged line.
+    #[serde(default, skip_serializing_if = "ExpertLoad::is_empty")]
+    pub expert_load: ExpertLoad,
     /// Examples consumed over examples per epoch.
     #[serde(with = "exact")]
     pub epoch: f64,
@@ -146,6 +157,9 @@ impl State {
             total_steps,
             largest_micro_batch: 0,
             updates: 0,
+            expert_updates: Vec::new(),
+            kept_expert_updates: Vec::new(),
+            expert_load: ExpertLoad::default(),
             epoch: 0.0,
             tokens: 0,
             cursor,
@@ -185,6 +199,16 @@ impl State {
         self.window.learning_rate = result.learning_rate;
         if let Some(statistics) = &result.statistics {
             self.window.statistics.get_or_insert_default().extend(statistics);
+        }
+    }
+
+    /// Counts an update of the targets of experts with these numbers.
+    pub fn advance_experts(&mut self, reached: &[usize]) {
+        for number in reached {
+            if self.expert_updates.len() <= *number {
+                self.expert_updates.resize(number + 1, 0);
+            }
+            self.expert_updates[*number] += 1;
         }
     }
 

@@ -1,4 +1,4 @@
-//! Today's dense families against transformers and PEFT. See `tests/golden/README.md`.
+//! Today's dense families and mixtures of experts against transformers and PEFT. See `tests/golden/README.md`.
 
 #![expect(
     clippy::unwrap_used,
@@ -8,22 +8,31 @@
 
 use std::path::{Path, PathBuf};
 
+mod experts;
 mod folders;
 mod forward;
 mod released;
 mod trajectory;
 
-/// The folder of the goldens, or one of a family.
+/// The folders of the goldens.
+const FOLDERS: [&str; 2] = ["tests/golden/dense", "tests/golden/mixtures"];
+
+/// The folder of a family, or a file beside those of the dense families.
 fn dense(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dense").join(name)
+    let of = |folder: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(name);
+    FOLDERS.map(of).into_iter().find(|path| path.exists()).unwrap_or_else(|| of(FOLDERS[0]))
 }
 
 /// Every family that has a golden.
 fn families() -> Vec<String> {
-    let entries = std::fs::read_dir(dense("")).unwrap().map(|entry| entry.unwrap());
-    let folders = entries.filter(|entry| entry.path().is_dir());
-    let mut names: Vec<String> = folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    let mut names = Vec::new();
+    for folder in FOLDERS {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+        let folders = entries.filter(|entry| entry.path().is_dir());
+        names.extend(folders.map(|entry| entry.file_name().into_string().unwrap()));
+    }
     names.sort();
-    assert!(names.len() >= 11, "{names:?}");
+    assert!(names.len() >= 16, "{names:?}");
     names
 }

@@ -47,13 +47,17 @@ fn shrunk(config: &Value) -> Value {
         ("hidden_size", 32),
         ("intermediate_size", 48),
         ("shared_intermediate_size", 48),
+        ("moe_intermediate_size", 24),
+        ("shared_expert_intermediate_size", 40),
+        ("num_experts", 8),
+        ("num_local_experts", 8),
         ("num_hidden_layers", LAYERS),
         ("num_attention_heads", 4),
         ("num_key_value_heads", if shares_keys { 2 } else { 4 }),
         ("head_dim", 8),
         ("vocab_size", 64),
     ] {
-        if config.get(key).is_some() {
+        if config.get(key).is_some_and(|value| *value != json!(0)) {
             small[key] = json!(value);
         }
     }

@@ -9,7 +9,7 @@ use tune::train::event::{Event, Observer};
 
 use crate::{dense, families};
 
-struct Silent;
+pub(crate) struct Silent;
 
 impl Observer for Silent {
     fn observe(&mut self, _: &Event<'_>) {}

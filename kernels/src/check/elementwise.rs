@@ -54,6 +54,10 @@ pub(super) fn all_sigmoid<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
     all_gated(on, Activation::Sigmoid)
 }
 
+pub(super) fn all_clamped<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
+    all_gated(on, Activation::Clamped)
+}
+
 fn all_gated<B: KernelBackend>(on: On<'_, B>, activation: Activation) -> Vec<Deviation> {
     let cases = [(1, 1), (3, 173), (40, 256)];
     cases.into_iter().flat_map(|(rows, width)| check_gated(on, activation, rows, width)).collect()
@@ -134,7 +138,9 @@ pub fn check_gated<B: KernelBackend>(
 ) -> Vec<Deviation> {
     use gated::reference;
     let case = format!("[{rows}, {width}], {activation:?}");
-    let [gate, up, dy] = [1, 2, 3].map(|seed| on.random(rows * width, seed, 4.0));
+    // Beyond the limits of the activation that has some.
+    let size = if activation == Activation::Clamped { 12.0 } else { 4.0 };
+    let [gate, up, dy] = [1, 2, 3].map(|seed| on.random(rows * width, seed, size));
     let forward = reference::forward(activation, &gate, &up);
     let (dgate, dup) = reference::backward(activation, &gate, &up, &dy);
     let [gate, up, dy] = [&gate, &up, &dy].map(|numbers| on.tensor::<2>(numbers, [rows, width]));

@@ -74,7 +74,17 @@ pub fn frozen<B: KernelBackend>(
     storage: Storage,
     shape: [usize; 2],
 ) -> (FrozenWeight<B>, Vec<f32>) {
-    let original = random(shape[0] * shape[1], 7, 0.2);
+    frozen_of(on, storage, shape, 7)
+}
+
+/// [`frozen`] of other numbers for each seed.
+pub(super) fn frozen_of<B: KernelBackend>(
+    on: On<'_, B>,
+    storage: Storage,
+    shape: [usize; 2],
+    seed: u64,
+) -> (FrozenWeight<B>, Vec<f32>) {
+    let original = random(shape[0] * shape[1], seed, 0.2);
     match storage {
         Storage::Dense => {
             (FrozenWeight::Dense(on.tensor::<2>(&original, shape)), rounded(&original, on.dtype))

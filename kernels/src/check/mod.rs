@@ -11,6 +11,7 @@ pub mod elementwise;
 pub mod linear;
 pub mod linear_cross_entropy;
 mod measure;
+pub mod mixture;
 pub mod nf4;
 pub mod recurrent;
 pub mod rows;
@@ -47,11 +48,14 @@ pub fn all<B: KernelBackend>() -> Vec<Check<B>> {
     vec![
         single("nf4", nf4::all::<B>),
         check("linear", linear::all::<B>),
+        check("grouped_linear", mixture::all_grouped_linear::<B>),
+        check("router", mixture::all_router::<B>),
         check("rms_norm", elementwise::all_rms_norm::<B>),
         check("layer_norm", elementwise::all_layer_norm::<B>),
         check("rope", elementwise::all_rope::<B>),
         check("swiglu", elementwise::all_silu::<B>),
         check("geglu", elementwise::all_gelu::<B>),
+        check("clamped_swiglu", elementwise::all_clamped::<B>),
         check("activation", elementwise::all_activation::<B>),
         check("output_gate", elementwise::all_sigmoid::<B>),
         check("attention", attention::all::<B>),

@@ -4,7 +4,7 @@ use burn::tensor::DType;
 
 use super::measure::{Deviation, On, random, tolerance, values};
 use crate::KernelBackend;
-use crate::row_scale::{self, row_scale};
+use crate::row_scale::{self, row_scale, row_scale_backward};
 use crate::row_sum::{self, RowLists, row_sum};
 use crate::segment_sum::{self, segment_sum};
 
@@ -42,7 +42,7 @@ pub fn check_segment_sum<B: KernelBackend>(on: On<'_, B>, offsets: &[u32]) -> Ve
     vec![Deviation::new("sums", &format!("segments {offsets:?}"), &found, &expected, tolerance(DType::F32))]
 }
 
-/// [`row_scale()`], in place and beside a tensor that is still held.
+/// [`row_scale()`], in place and beside a tensor that is still held, and its backward.
 pub fn check_row_scale<B: KernelBackend>(on: On<'_, B>, rows: usize, width: usize) -> Vec<Deviation> {
     let case = format!("[{rows}, {width}]");
     let (numbers, factors) = (on.random(rows * width, 1, 2.0), random(rows, 2, 1.5));
@@ -51,8 +51,13 @@ pub fn check_row_scale<B: KernelBackend>(on: On<'_, B>, rows: usize, width: usiz
     let factors = on.single::<1>(&factors, [rows]);
     let beside = values(&row_scale(x.clone(), &factors));
     let held = values(&x);
-    let in_place = values(&row_scale(x, &factors));
+    let in_place = values(&row_scale(on.tensor::<2>(&numbers, [rows, width]), &factors));
+    let dy = on.random(rows * width, 3, 1.0);
+    let (dx, dfactors) = row_scale::reference::backward(&numbers, &values(&factors), &dy);
+    let (found_dx, found) = row_scale_backward(&x, &factors, on.tensor::<2>(&dy, [rows, width]));
     vec![
+        Deviation::new("dx", &case, &values(&found_dx), &dx, on.tolerance()),
+        Deviation::new("dfactors", &case, &values(&found), &dfactors, on.tolerance()),
         Deviation::new("y", &case, &beside, &expected, on.tolerance()),
         Deviation::new("x, held", &case, &held, &numbers, 0.0),
         Deviation::new("y, in place", &case, &in_place, &beside, 0.0),

@@ -9,7 +9,7 @@ mod in_step;
 mod operand;
 mod plain;
 pub(crate) mod product;
-mod read;
+pub(crate) mod read;
 pub(crate) mod reduce;
 pub(crate) mod special;
 pub(crate) mod tensor;

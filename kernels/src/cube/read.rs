@@ -23,7 +23,7 @@ struct Copy<R: CubeRuntime> {
 }
 
 /// The values of an f32 tensor without gaps.
-pub(super) fn later<R: CubeRuntime>(numbers: CubeTensor<R>) -> Reading {
+pub(crate) fn later<R: CubeRuntime>(numbers: CubeTensor<R>) -> Reading {
     let client = Box::new(numbers.client.clone());
     // Refused launches are reported when the queue is flushed: CUDA flushes on every read, the other runtimes need a
     // call.

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 
-use super::{Activation, GatedOps, gelu_argument};
+use super::{Activation, CLAMPED_FACTOR, CLAMPED_LIMIT, GatedOps, gelu_argument};
 #[cfg(target_arch = "x86_64")]
 use super::{GELU_CUBIC, GELU_LINEAR, GELU_SATURATED};
 #[cfg(target_arch = "x86_64")]
@@ -59,12 +59,14 @@ fn forward_run<T: Scalar>(activation: Activation, gate: &[T], up: &[T], y: &mut 
             // SAFETY: as above.
             Activation::GeluTanh => unsafe { fast::gelu_gated(gate, up, y, GELU) },
             Activation::Sigmoid => sigmoid::<T>(gate, up, y),
+            Activation::Clamped => clamped::<T>(gate, up, y),
         };
     }
     match activation {
         Activation::Silu => silu::<T>(gate, up, y),
         Activation::GeluTanh => gelu::<T>(gate, up, y),
         Activation::Sigmoid => sigmoid::<T>(gate, up, y),
+        Activation::Clamped => clamped::<T>(gate, up, y),
     }
 }
 
@@ -78,12 +80,14 @@ fn backward_run<T: Scalar>(activation: Activation, gate: &mut [T], up: &mut [T],
             // SAFETY: as above.
             Activation::GeluTanh => unsafe { fast::gelu_gated_backward(gate, up, dy, GELU) },
             Activation::Sigmoid => sigmoid_backward::<T>(gate, up, dy),
+            Activation::Clamped => clamped_backward::<T>(gate, up, dy),
         };
     }
     match activation {
         Activation::Silu => silu_backward::<T>(gate, up, dy),
         Activation::GeluTanh => gelu_backward::<T>(gate, up, dy),
         Activation::Sigmoid => sigmoid_backward::<T>(gate, up, dy),
+        Activation::Clamped => clamped_backward::<T>(gate, up, dy),
     }
 }
 
@@ -136,6 +140,27 @@ vectorized! {
             let (s, dy) = (math::sigmoid(gate.to_f32()), dy.to_f32());
             *gate = T::from_f32(dy * up.to_f32() * s * (1.0 - s));
             *up = T::from_f32(dy * s);
+        }
+    }
+
+    fn clamped<T: Scalar>(gate: &[T], up: &[T], y: &mut [T]) {
+        for ((gate, up), y) in gate.iter().zip(up).zip(y) {
+            let x = gate.to_f32().min(CLAMPED_LIMIT);
+            let factor = 1.0 + up.to_f32().clamp(-CLAMPED_LIMIT, CLAMPED_LIMIT);
+            *y = T::from_f32(x * math::sigmoid(CLAMPED_FACTOR * x) * factor);
+        }
+    }
+
+    fn clamped_backward<T: Scalar>(gate: &mut [T], up: &mut [T], dy: &[T]) {
+        for ((gate, up), dy) in gate.iter_mut().zip(up).zip(dy) {
+            let (g, u, dy) = (gate.to_f32(), up.to_f32(), dy.to_f32());
+            let x = g.min(CLAMPED_LIMIT);
+            let factor = 1.0 + u.clamp(-CLAMPED_LIMIT, CLAMPED_LIMIT);
+            let s = math::sigmoid(CLAMPED_FACTOR * x);
+            let dgate = if g > CLAMPED_LIMIT { 0.0 } else { dy * factor * s * (1.0 + CLAMPED_FACTOR * x * (1.0 - s)) };
+            let dup = if u.abs() > CLAMPED_LIMIT { 0.0 } else { dy * x * s };
+            *gate = T::from_f32(dgate);
+            *up = T::from_f32(dup);
         }
     }
 

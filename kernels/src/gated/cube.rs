@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
-use super::{Activation, GELU_CUBIC, GELU_LINEAR, GELU_SATURATED, GatedOps};
+use super::{Activation, CLAMPED_FACTOR, CLAMPED_LIMIT, GELU_CUBIC, GELU_LINEAR, GELU_SATURATED, GatedOps};
 use crate::cube::tensor::{array, elements, empty_like, float, in_place, into_float, units, wrap};
 
 impl<R, F, I, T> GatedOps for CubeBackend<R, F, I, T>
@@ -68,6 +68,8 @@ where
 
 /// The other end of [`GELU_SATURATED`].
 const LEAST: f32 = -GELU_SATURATED;
+/// The other end of [`CLAMPED_LIMIT`].
+const CLAMPED_LEAST: f32 = -CLAMPED_LIMIT;
 
 /// v of the gate.
 #[cube]
@@ -76,6 +78,9 @@ pub(crate) fn argument(x: f32, #[comptime] activation: Activation) -> f32 {
     if comptime!(activation == Activation::GeluTanh) {
         let x = max(min(x, GELU_SATURATED), LEAST);
         v = x * (x * x * GELU_CUBIC + GELU_LINEAR);
+    }
+    if comptime!(activation == Activation::Clamped) {
+        v = x * CLAMPED_FACTOR;
     }
     v
 }
@@ -87,6 +92,9 @@ pub(crate) fn slope(x: f32, #[comptime] activation: Activation) -> f32 {
     if comptime!(activation == Activation::GeluTanh) {
         let x = max(min(x, GELU_SATURATED), LEAST);
         slope = x * (x * x * GELU_CUBIC * 3.0f32 + GELU_LINEAR);
+    }
+    if comptime!(activation == Activation::Clamped) {
+        slope = x * CLAMPED_FACTOR;
     }
     slope
 }
@@ -108,13 +116,18 @@ fn gated_kernel<F: Float>(
     if ABSOLUTE_POS >= count as usize {
         terminate!();
     }
-    let g = f32::cast_from(gate[ABSOLUTE_POS]);
+    let mut g = f32::cast_from(gate[ABSOLUTE_POS]);
+    let mut u = f32::cast_from(up[ABSOLUTE_POS]);
+    if comptime!(activation == Activation::Clamped) {
+        g = min(g, CLAMPED_LIMIT);
+        u = max(min(u, CLAMPED_LIMIT), CLAMPED_LEAST) + 1.0f32;
+    }
     let s = sigmoid(argument(g, activation));
     let mut value = s;
     if comptime!(activation != Activation::Sigmoid) {
         value = g * s;
     }
-    y[ABSOLUTE_POS] = F::cast_from(value * f32::cast_from(up[ABSOLUTE_POS]));
+    y[ABSOLUTE_POS] = F::cast_from(value * u);
 }
 
 #[cube(launch_unchecked)]
@@ -131,9 +144,22 @@ fn gated_backward_kernel<F: Float>(
     if ABSOLUTE_POS >= count as usize {
         terminate!();
     }
-    let g = f32::cast_from(gate[ABSOLUTE_POS]);
-    let u = f32::cast_from(up[ABSOLUTE_POS]);
+    let mut g = f32::cast_from(gate[ABSOLUTE_POS]);
+    let mut u = f32::cast_from(up[ABSOLUTE_POS]);
     let dy = f32::cast_from(dy[ABSOLUTE_POS]);
+    // Beyond a limit nothing moves.
+    let mut gate_moves = 1.0f32;
+    let mut up_moves = 1.0f32;
+    if comptime!(activation == Activation::Clamped) {
+        if g > CLAMPED_LIMIT {
+            gate_moves = 0.0f32;
+        }
+        if u.abs() > CLAMPED_LIMIT {
+            up_moves = 0.0f32;
+        }
+        g = min(g, CLAMPED_LIMIT);
+        u = max(min(u, CLAMPED_LIMIT), CLAMPED_LEAST) + 1.0f32;
+    }
     let s = sigmoid(argument(g, activation));
     let mut factor = 1.0f32 - s;
     let mut value = dy;
@@ -141,6 +167,6 @@ fn gated_backward_kernel<F: Float>(
         factor = 1.0f32 + slope(g, activation) * factor;
         value = dy * g;
     }
-    dgate[ABSOLUTE_POS] = F::cast_from(dy * u * s * factor);
-    dup[ABSOLUTE_POS] = F::cast_from(value * s);
+    dgate[ABSOLUTE_POS] = F::cast_from(dy * u * s * factor * gate_moves);
+    dup[ABSOLUTE_POS] = F::cast_from(value * s * up_moves);
 }

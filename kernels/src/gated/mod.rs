@@ -8,6 +8,9 @@
 //! GELU:  v = 2 √(2/π) (gate + 0.044715 gate³)     v′ = 2 √(2/π) (1 + 0.134145 gate²)
 //!
 //! Sigmoid:  y = s · up          dgate = dy · up · s · (1 − s)          dup = dy · s          v = gate
+//!
+//! Clamped:  as SiLU with v = 1.702 gate, of min(gate, 7) in place of gate and 1 + clamp(up, −7, 7) in place of up; beyond
+//!           the limits the gradient is 0
 //! ```
 //!
 //! GELU is its tanh approximation: ½ (1 + tanh u) = σ(2u). All `[tokens, intermediate]` in the compute dtype; arithmetic is
@@ -32,7 +35,14 @@ pub enum Activation {
     GeluTanh,
     /// σ(x): a gate on the output of attention.
     Sigmoid,
+    /// x · σ(1.702 x) of a clamped gate, times a clamped up and one more: gpt-oss'.
+    Clamped,
 }
+
+/// What the clamped activation's σ multiplies its gate by.
+pub const CLAMPED_FACTOR: f32 = 1.702;
+/// What its gate is at most, and the size of its up.
+pub const CLAMPED_LIMIT: f32 = 7.0;
 
 /// GELU's v is x · (`GELU_LINEAR` + `GELU_CUBIC` · x²).
 const GELU_LINEAR: f32 = 1.595_769;

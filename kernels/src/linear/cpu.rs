@@ -63,52 +63,19 @@ impl LinearOps for Flex {
         layers: &[Linear<'_, Flex>],
         residual: Option<&Tensor<Flex, 2>>,
     ) -> Projected<Flex> {
-        let [tokens, width] = x.dims();
-        if decode::applies(tokens, layers) {
-            return decode::forward(x, layers, residual);
-        }
+        let [tokens, _] = x.dims();
         let x = tensor::primitive(x.clone());
-        let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
-        let biases: Vec<_> =
-            layers.iter().map(|layer| layer.bias.map(|bias| tensor::primitive(bias.clone()))).collect();
-        let biases: Vec<_> = biases.iter().map(|bias| bias.as_ref().map(tensor::floats)).collect();
         let residual = residual.map(|residual| tensor::primitive(residual.clone()));
-        let adapters = Adapter::all(layers);
+        let outs: Vec<usize> = layers.iter().map(|layer| layer.weight.shape()[0]).collect();
         let ranks: usize = layers.iter().map(Linear::rank).sum();
         with_float!(x.dtype(), T => {
-            let x = x.storage::<T>();
             let residual = residual.as_ref().map(|residual| residual.storage::<T>());
-            let packed = pack(x, tokens, width);
-            let down = down::<T>(x, &packed, &adapters, ranks);
-            let ts: Vec<_> = adapters
-                .iter()
-                .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&down, tokens, ranks, adapter)))
-                .collect();
-            let mut outputs: Vec<Buffer<T>> =
-                layers.iter().map(|layer| pool::take::<T>(tokens * layer.weight.shape()[0])).collect();
-            {
-                let places = outputs.iter().zip(layers);
-                let places: Vec<_> =
-                    places.map(|(out, layer)| Place::of(out, layer.weight.shape()[0])).collect();
-                let outs: Vec<_> = outputs.iter_mut().map(|out| Disjoint::new(out)).collect();
-                let mut planned = Vec::with_capacity(layers.len());
-                for (index, weight) in weights.iter().enumerate() {
-                    let mut terms = vec![Term { rows: &packed, columns: weight.columns(Side::Transposed) }];
-                    if let (Some(t), Some(adapter)) = (&ts[index], &adapters[index]) {
-                        terms.push(Term { rows: t, columns: adapter.b(Side::Transposed) });
-                    }
-                    let (out, bias, stride) = (&outs[index], biases[index].as_deref(), layers[index].weight.shape()[0]);
-                    let finish = Box::new(move |tile: Tile<'_>| store(tile, out, stride, bias, residual));
-                    planned.push(Planned { terms, finish, place: Some(places[index]) });
-                }
-                run::<T>(&planned);
-            }
-            let outputs = outputs
-                .into_iter()
-                .zip(layers)
-                .map(|(out, layer)| tensor::from_buffer(out, [tokens, layer.weight.shape()[0]]))
-                .collect();
-            let down = (ranks > 0).then(|| Down { t: tensor::from_buffer(down, [tokens, ranks]), operands: None });
+            let mut outputs: Vec<Buffer<T>> = outs.iter().map(|out| pool::take::<T>(tokens * out)).collect();
+            let mut places: Vec<&mut [T]> = outputs.iter_mut().map(|out| &mut **out).collect();
+            let down = forward(x.storage::<T>(), layers, residual, &mut places);
+            let outputs = outputs.into_iter().zip(outs);
+            let outputs = outputs.map(|(out, width)| tensor::from_buffer(out, [tokens, width])).collect();
+            let down = down.map(|t| Down { t: tensor::from_buffer(t, [tokens, ranks]), operands: None });
             Projected { outputs, down }
         })
     }
@@ -133,72 +100,127 @@ impl LinearOps for Flex {
         let tokens = dy[0].dims()[0];
         let width = layers[0].weight.shape()[1];
         let dy: Vec<_> = dy.iter().map(|dy| tensor::primitive(dy.clone())).collect();
-        let adapters = Adapter::all(layers);
-        let ranks: usize = layers.iter().map(Linear::rank).sum();
-        let adapted = x.zip(down).filter(|_| ranks > 0);
+        let is_adapted = layers.iter().any(|layer| layer.lora.is_some());
+        let adapted = x.zip(down).filter(|_| is_adapted);
         let adapted =
             adapted.map(|(x, down)| (tensor::primitive(x.clone()), tensor::primitive(down.t.clone())));
         with_float!(dy[0].dtype(), T => {
             let dy: Vec<&[T]> = dy.iter().map(|dy| dy.storage::<T>()).collect();
-            let outs: Vec<usize> = layers.iter().map(|layer| layer.weight.shape()[0]).collect();
-            let packed: Vec<_> = dy.iter().zip(&outs).map(|(dy, out)| pack(dy, tokens, *out)).collect();
-            let mut slopes = pool::take::<T>(tokens * ranks);
-            {
-                let out = Disjoint::new(&mut slopes);
-                let planned = adapters.iter().zip(&packed).filter_map(|(adapter, rows)| {
-                    let (adapter, out) = (adapter.as_ref()?, &out);
-                    let first = adapter.first;
-                    let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
-                    Some(Planned { terms: vec![Term { rows, columns: adapter.b(Side::Plain) }], finish, place: None })
-                });
-                run::<T>(&planned.collect::<Vec<_>>());
-            }
-            let adapters_gradients = match &adapted {
-                Some((x, down)) => {
-                    let operands = Operands { x: x.storage::<T>(), down: down.storage::<T>(), slopes: &slopes, dy: &dy };
-                    adapter_gradients(&adapters, operands, [tokens, width, ranks], &outs, sums)
-                }
-                None => sums,
-            };
-            let x = wants_x.then(|| {
-                let dts: Vec<_> = adapters
-                    .iter()
-                    .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&slopes, tokens, ranks, adapter)))
-                    .collect();
-                let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
-                let masked = masked_input_gradient::<T>(&adapters, &dts, tokens, width);
-                let mut dx = pool::take::<T>(tokens * width);
-                let place = Some(Place::of(&dx, width));
-                {
-                    let out = Disjoint::new(&mut dx);
-                    let mut terms = Vec::with_capacity(2 * layers.len());
-                    for (index, weight) in weights.iter().enumerate() {
-                        terms.push(Term { rows: &packed[index], columns: weight.columns(Side::Plain) });
-                        if let (Some(dt), Some(adapter)) = (&dts[index], &adapters[index])
-                            && adapter.mask.is_none()
-                        {
-                            terms.push(Term { rows: dt, columns: adapter.a(Side::Plain) });
-                        }
-                    }
-                    let masked = masked.as_deref();
-                    let finish = |mut tile: Tile<'_>| {
-                        let columns = tile.columns.clone();
-                        for (row, values) in tile.iter_mut() {
-                            let start = row * width + columns.start;
-                            if let Some(masked) = masked {
-                                add(values, &masked[start..][..values.len()]);
-                            }
-                            // SAFETY: tiles do not overlap, nor do the rows of one.
-                            narrow(values, unsafe { out.slice(start, values.len()) });
-                        }
-                    };
-                    multiply::<T>(&[Product { terms: &terms, finish: &finish, place }]);
-                }
-                tensor::from_buffer(dx, [tokens, width])
-            });
-            LinearGradients { x, adapters: adapters_gradients }
+            let saved = adapted.as_ref().map(|(x, down)| (x.storage::<T>(), down.storage::<T>()));
+            let mut dx = wants_x.then(|| pool::take::<T>(tokens * width));
+            let adapters = backward(layers, saved, &dy, dx.as_deref_mut(), sums);
+            LinearGradients { x: dx.map(|dx| tensor::from_buffer(dx, [tokens, width])), adapters }
         })
     }
+}
+
+/// [`linear`](super::linear) of rows that lie one behind the other, written to the output of each layer. Returns t of all
+/// adapters, `[tokens, ranks]`, if there are any.
+pub(crate) fn forward<T: Scalar>(
+    x: &[T],
+    layers: &[Linear<'_, Flex>],
+    residual: Option<&[T]>,
+    outputs: &mut [&mut [T]],
+) -> Option<Buffer<T>> {
+    let width = layers.first()?.weight.shape()[1];
+    let tokens = x.len().checked_div(width).unwrap_or(0);
+    if decode::applies(tokens, layers) {
+        return decode::forward(x, layers, residual, outputs);
+    }
+    let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
+    let biases: Vec<_> =
+        layers.iter().map(|layer| layer.bias.map(|bias| tensor::primitive(bias.clone()))).collect();
+    let biases: Vec<_> = biases.iter().map(|bias| bias.as_ref().map(tensor::floats)).collect();
+    let adapters = Adapter::all(layers);
+    let ranks: usize = layers.iter().map(Linear::rank).sum();
+    let packed = pack(x, tokens, width);
+    let down = down::<T>(x, &packed, &adapters, ranks);
+    let ts: Vec<_> = adapters
+        .iter()
+        .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&down, tokens, ranks, adapter)))
+        .collect();
+    let places = outputs.iter().zip(layers);
+    let places: Vec<_> = places.map(|(out, layer)| Place::of(out, layer.weight.shape()[0])).collect();
+    let outs: Vec<_> = outputs.iter_mut().map(|out| Disjoint::new(out)).collect();
+    let mut planned = Vec::with_capacity(layers.len());
+    for (index, weight) in weights.iter().enumerate() {
+        let mut terms = vec![Term { rows: &packed, columns: weight.columns(Side::Transposed) }];
+        if let (Some(t), Some(adapter)) = (&ts[index], &adapters[index]) {
+            terms.push(Term { rows: t, columns: adapter.b(Side::Transposed) });
+        }
+        let (out, bias, stride) = (&outs[index], biases[index].as_deref(), layers[index].weight.shape()[0]);
+        let finish = Box::new(move |tile: Tile<'_>| store(tile, out, stride, bias, residual));
+        planned.push(Planned { terms, finish, place: Some(places[index]) });
+    }
+    run::<T>(&planned);
+    (ranks > 0).then_some(down)
+}
+
+/// [`linear_backward`](super::linear_backward) of rows that lie one behind the other: writes the gradient of x, where it is
+/// wanted, and returns those of the adapters. `saved` are x and t, which adapters need.
+pub(crate) fn backward<T: Scalar>(
+    layers: &[Linear<'_, Flex>],
+    saved: Option<(&[T], &[T])>,
+    dy: &[&[T]],
+    dx: Option<&mut [T]>,
+    sums: Vec<Option<LoraGradient<Flex>>>,
+) -> Vec<Option<LoraGradient<Flex>>> {
+    let outs: Vec<usize> = layers.iter().map(|layer| layer.weight.shape()[0]).collect();
+    let width = layers[0].weight.shape()[1];
+    let tokens = dy[0].len().checked_div(outs[0]).unwrap_or(0);
+    let adapters = Adapter::all(layers);
+    let ranks: usize = layers.iter().map(Linear::rank).sum();
+    let packed: Vec<_> = dy.iter().zip(&outs).map(|(dy, out)| pack(dy, tokens, *out)).collect();
+    let mut slopes = pool::take::<T>(tokens * ranks);
+    {
+        let out = Disjoint::new(&mut slopes);
+        let planned = adapters.iter().zip(&packed).filter_map(|(adapter, rows)| {
+            let (adapter, out) = (adapter.as_ref()?, &out);
+            let first = adapter.first;
+            let finish = Box::new(move |tile: Tile<'_>| store_at(tile, out, ranks, first));
+            Some(Planned { terms: vec![Term { rows, columns: adapter.b(Side::Plain) }], finish, place: None })
+        });
+        run::<T>(&planned.collect::<Vec<_>>());
+    }
+    let gradients = match saved {
+        Some((x, down)) => {
+            let operands = Operands { x, down, slopes: &slopes, dy };
+            adapter_gradients(&adapters, operands, [tokens, width, ranks], &outs, sums)
+        }
+        None => sums,
+    };
+    let Some(dx) = dx else { return gradients };
+    let dts: Vec<_> = adapters
+        .iter()
+        .map(|adapter| adapter.as_ref().map(|adapter| pack_ranks(&slopes, tokens, ranks, adapter)))
+        .collect();
+    let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::new(layer.weight)).collect();
+    let masked = masked_input_gradient::<T>(&adapters, &dts, tokens, width);
+    let place = Some(Place::of(dx, width));
+    let out = Disjoint::new(dx);
+    let mut terms = Vec::with_capacity(2 * layers.len());
+    for (index, weight) in weights.iter().enumerate() {
+        terms.push(Term { rows: &packed[index], columns: weight.columns(Side::Plain) });
+        if let (Some(dt), Some(adapter)) = (&dts[index], &adapters[index])
+            && adapter.mask.is_none()
+        {
+            terms.push(Term { rows: dt, columns: adapter.a(Side::Plain) });
+        }
+    }
+    let masked = masked.as_deref();
+    let finish = |mut tile: Tile<'_>| {
+        let columns = tile.columns.clone();
+        for (row, values) in tile.iter_mut() {
+            let start = row * width + columns.start;
+            if let Some(masked) = masked {
+                add(values, &masked[start..][..values.len()]);
+            }
+            // SAFETY: tiles do not overlap, nor do the rows of one.
+            narrow(values, unsafe { out.slice(start, values.len()) });
+        }
+    };
+    multiply::<T>(&[Product { terms: &terms, finish: &finish, place }]);
+    gradients
 }
 
 /// t of all adapters side by side, `[tokens, ranks]`, of `x` and the same packed.

@@ -36,7 +36,7 @@ where
 }
 
 /// `product` of `rows` rows over a weight, which is made an operand in `dtype`.
-fn over<R, F, I, T>(
+pub(crate) fn over<R, F, I, T>(
     weight: &FrozenWeight<CubeBackend<R, F, I, T>>,
     rows: usize,
     dtype: DType,

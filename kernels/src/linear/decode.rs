@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use burn_flex::Flex;
 
 use super::operands::{Adapter, WeightTensors, finish};
-use super::{Down, Linear, Projected};
+use super::{Down, Linear};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::gemv::{self, LANES, MOST, Vectors};
 use crate::cpu::matmul::{Side, Stored};
@@ -25,65 +25,55 @@ pub(super) fn applies(tokens: usize, layers: &[Linear<'_, Flex>]) -> bool {
     (1..=MOST).contains(&tokens) && !layers.iter().any(drops)
 }
 
-/// `linear` of the CPU backend, where it [`applies`].
-pub(super) fn forward(
-    x: &Tensor<Flex, 2>,
+/// The rows of [`super::cpu::forward`], where this [`applies`].
+pub(super) fn forward<T: Scalar>(
+    x: &[T],
     layers: &[Linear<'_, Flex>],
-    residual: Option<&Tensor<Flex, 2>>,
-) -> Projected<Flex> {
-    let [tokens, width] = x.dims();
-    let x = tensor::primitive(x.clone());
+    residual: Option<&[T]>,
+    outputs: &mut [&mut [T]],
+) -> Option<Buffer<T>> {
+    let width = layers.first()?.weight.shape()[1];
+    let tokens = x.len() / width;
     let weights: Vec<_> = layers.iter().map(|layer| WeightTensors::packed(layer.weight)).collect();
     let biases: Vec<_> =
         layers.iter().map(|layer| layer.bias.map(|bias| tensor::primitive(bias.clone()))).collect();
     let biases: Vec<_> = biases.iter().map(|bias| bias.as_ref().map(tensor::floats)).collect();
-    let residual = residual.map(|residual| tensor::primitive(residual.clone()));
     let adapters = Adapter::all(layers);
     let ranks: usize = layers.iter().map(Linear::rank).sum();
     let outs: Vec<usize> = layers.iter().map(|layer| layer.weight.shape()[0]).collect();
-    with_float!(x.dtype(), T => {
-        let x = x.storage::<T>();
-        let residual = residual.as_ref().map(|residual| residual.storage::<T>());
-        let stored: Vec<Stored<'_>> = weights.iter().map(|weight| weight.columns(Side::Transposed).stored).collect();
-        let vectors = Vectors::new(x, tokens, width, stored.iter().any(|stored| matches!(stored, Stored::Nf4(_))));
-        let down = down(&vectors, &adapters, [tokens, width, ranks]);
-        // t as the product sees it, in f32, the ranks of each adapter by themselves.
-        let ts: Vec<_> = adapters.iter().map(|adapter| Some(adapter.as_ref()?.ranks_of(&down, tokens, ranks))).collect();
-        let mut outputs: Vec<Buffer<T>> = outs.iter().map(|out| pool::take::<T>(tokens * out)).collect();
-        {
-            let places: Vec<_> = outputs.iter_mut().map(|out| Disjoint::new(out)).collect();
-            let tasks: Vec<(usize, Range<usize>)> = outs
-                .iter()
-                .enumerate()
-                .flat_map(|(layer, out)| ranges(*out, width).map(move |rows| (layer, rows)))
-                .collect();
-            let work = outs.iter().sum::<usize>() * (width + ranks) * (1 + tokens) / 4;
-            parallel::for_each(tasks, work, |(layer, rows)| {
-                let mut lanes = pool::take::<f32>(rows.len() * tokens * LANES);
-                vectors.times(&stored[layer], rows.clone(), &mut lanes);
-                if let (Some(adapter), Some(t)) = (&adapters[layer], &ts[layer]) {
-                    let b = &adapter.b_values()[rows.start * adapter.rank..rows.end * adapter.rank];
-                    gemv::add_dots::<T>(b, adapter.lora.scaling, t, adapter.rank, &mut lanes);
-                }
-                let mut sums = pool::take::<f32>(rows.len() * tokens);
-                gemv::join(&lanes, tokens, &mut sums);
-                let bias = biases[layer].as_deref().map(|bias| &bias[rows.clone()]);
-                for (token, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
-                    let start = token * outs[layer] + rows.start;
-                    let residual = residual.map(|residual| &residual[start..][..rows.len()]);
-                    // SAFETY: these rows of this layer belong to this task alone.
-                    finish(sums, unsafe { places[layer].slice(start, rows.len()) }, bias, residual);
-                }
-            });
+    let stored: Vec<Stored<'_>> =
+        weights.iter().map(|weight| weight.columns(Side::Transposed).stored).collect();
+    let vectors =
+        Vectors::new(x, tokens, width, stored.iter().any(|stored| matches!(stored, Stored::Nf4(_))));
+    let down = down(&vectors, &adapters, [tokens, width, ranks]);
+    // t as the product sees it, in f32, the ranks of each adapter by themselves.
+    let ts: Vec<_> =
+        adapters.iter().map(|adapter| Some(adapter.as_ref()?.ranks_of(&down, tokens, ranks))).collect();
+    let places: Vec<_> = outputs.iter_mut().map(|out| Disjoint::new(out)).collect();
+    let tasks: Vec<(usize, Range<usize>)> = outs
+        .iter()
+        .enumerate()
+        .flat_map(|(layer, out)| ranges(*out, width).map(move |rows| (layer, rows)))
+        .collect();
+    let work = outs.iter().sum::<usize>() * (width + ranks) * (1 + tokens) / 4;
+    parallel::for_each(tasks, work, |(layer, rows)| {
+        let mut lanes = pool::take::<f32>(rows.len() * tokens * LANES);
+        vectors.times(&stored[layer], rows.clone(), &mut lanes);
+        if let (Some(adapter), Some(t)) = (&adapters[layer], &ts[layer]) {
+            let b = &adapter.b_values()[rows.start * adapter.rank..rows.end * adapter.rank];
+            gemv::add_dots::<T>(b, adapter.lora.scaling, t, adapter.rank, &mut lanes);
         }
-        let outputs = outputs
-            .into_iter()
-            .zip(&outs)
-            .map(|(out, width)| tensor::from_buffer(out, [tokens, *width]))
-            .collect();
-        let down = (ranks > 0).then(|| Down { t: tensor::from_buffer(down, [tokens, ranks]), operands: None });
-        Projected { outputs, down }
-    })
+        let mut sums = pool::take::<f32>(rows.len() * tokens);
+        gemv::join(&lanes, tokens, &mut sums);
+        let bias = biases[layer].as_deref().map(|bias| &bias[rows.clone()]);
+        for (token, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
+            let start = token * outs[layer] + rows.start;
+            let residual = residual.map(|residual| &residual[start..][..rows.len()]);
+            // SAFETY: these rows of this layer belong to this task alone.
+            finish(sums, unsafe { places[layer].slice(start, rows.len()) }, bias, residual);
+        }
+    });
+    (ranks > 0).then_some(down)
 }
 
 /// `linear_down` of the CPU backend, where the decode path [`applies`].

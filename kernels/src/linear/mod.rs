@@ -18,7 +18,7 @@
 
 #[cfg(feature = "cube")]
 mod choice;
-mod cpu;
+pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
 mod decode;
@@ -167,7 +167,7 @@ pub fn linear_down<B: LinearOps>(x: &Tensor<B, 2>, layers: &[Linear<'_, B>]) -> 
 }
 
 impl<B: Backend> Linear<'_, B> {
-    fn check(&self, width: usize) {
+    pub(crate) fn check(&self, width: usize) {
         let [out, input] = self.weight.shape();
         assert_eq!(width, input, "linear: x of {width} columns does not fit the weight [{out}, {input}]");
         if let Some(bias) = self.bias {

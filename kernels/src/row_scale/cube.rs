@@ -1,11 +1,12 @@
-//! Scaled rows on a GPU: one unit for each element.
+//! Scaled rows on a GPU: one unit for each element; for their products one cube for each row.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use cubecl::prelude::*;
 
 use super::RowScaleOps;
-use crate::cube::tensor::{array, dims, elements, float, in_place, into_float, units, wrap};
+use crate::cube::reduce::cube_sum;
+use crate::cube::tensor::{array, dims, elements, empty, float, in_place, into_float, rows, units, wrap};
 
 impl<R, F, I, T> RowScaleOps for CubeBackend<R, F, I, T>
 where
@@ -34,6 +35,57 @@ where
             );
         }
         wrap(y)
+    }
+
+    fn row_products(x: &Tensor<Self, 2>, y: &Tensor<Self, 2>) -> Tensor<Self, 1> {
+        let (x, y) = (float(x), float(y));
+        let shape = dims(&x);
+        let sums = empty(&x, &[shape[0]], DType::F32);
+        let (cubes, units) = rows(shape[0], shape[1]);
+        // SAFETY: every unit stays in its row, and cubes beyond the rows do nothing.
+        unsafe {
+            row_products_kernel::launch_unchecked::<R>(
+                &x.client,
+                cubes,
+                CubeDim::new_1d(units),
+                array(&x),
+                array(&y),
+                array(&sums),
+                shape[0] as u32,
+                shape[1] as u32,
+                units,
+                x.dtype.into(),
+            );
+        }
+        wrap(sums)
+    }
+}
+
+#[cube(launch_unchecked)]
+fn row_products_kernel<F: Float>(
+    x: &Array<F>,
+    y: &Array<F>,
+    sums: &mut Array<f32>,
+    count: u32,
+    width: u32,
+    #[comptime] units: u32,
+    #[define(F)] _dtype: StorageType,
+) {
+    if CUBE_POS >= count as usize {
+        terminate!();
+    }
+    let mut shared = SharedMemory::<f32>::new(comptime!(units as usize));
+    let start = CUBE_POS * width as usize;
+    let mut sum = 0.0f32;
+    let mut column = UNIT_POS;
+    while column < width {
+        let at = start + column as usize;
+        sum += f32::cast_from(x[at]) * f32::cast_from(y[at]);
+        column += units;
+    }
+    let sum = cube_sum(sum, &mut shared, units);
+    if UNIT_POS == 0 {
+        sums[CUBE_POS] = sum;
     }
 }
 

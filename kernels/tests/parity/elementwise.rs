@@ -145,7 +145,9 @@ fn check_gated<B: KernelBackend>(site: &Site) {
     for dtype in site.dtypes.clone() {
         for (rows, width) in [(1, 1), (3, 173), (40, 1536)] {
             let device = B::Device::default();
-            for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid] {
+            for activation in
+                [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid, Activation::Clamped]
+            {
                 let on = Site::on(&device, dtype);
                 let found = elementwise::check_gated::<B>(on, activation, rows, width);
                 assert_within(&format!("{activation:?} in {dtype:?} on {}", site.name), found);

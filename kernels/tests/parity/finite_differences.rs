@@ -10,7 +10,7 @@ use tune_kernels::linear_cross_entropy::reference::Rows;
 use tune_kernels::rope::Pairs;
 use tune_kernels::{
     activation, attention, causal_conv, check, delta_rule, layer_norm, linear, linear_cross_entropy,
-    rms_norm, rope,
+    rms_norm, rope, router, row_scale,
 };
 
 use crate::support::random;
@@ -67,7 +67,7 @@ fn elementwise_slopes() {
     }
 
     let up = random(14, 4, 1.0);
-    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid] {
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid, Activation::Clamped] {
         let (dgate, dup) = gated::reference::backward(activation, &x, &up, &dy);
         agrees("gate", &x, &dy, &dgate, |gate| gated::reference::forward(activation, gate, &up));
         agrees("up", &up, &dy, &dup, |up| gated::reference::forward(activation, &x, up));
@@ -90,6 +90,28 @@ fn elementwise_slopes() {
         let dx = rope::reference::backward(&cos, &sin, &[3, 1], &dy, sizes);
         agrees("rope", &x, &dy, &dx, |x| rope::reference::forward(x, &cos, &sin, &[3, 1], sizes));
     }
+}
+
+#[test]
+fn router_slopes() {
+    for router in check::mixture::ROUTERS {
+        let experts = 5;
+        let logits = random(15, 1, 2.0);
+        let chosen = router::reference::choose(&logits, experts, None, router);
+        let dweights = random(3 * router.used, 2, 1.0);
+        let slopes = router::reference::backward(&logits, experts, &chosen, router, &dweights);
+        agrees("logits", &logits, &dweights, &slopes, |logits| {
+            router::reference::weigh(logits, experts, &chosen, router)
+        });
+    }
+}
+
+#[test]
+fn scaled_row_slopes() {
+    let [x, factors, dy] = [(12, 1), (3, 2), (12, 3)].map(|(n, seed)| random(n, seed, 1.0));
+    let (dx, dfactors) = row_scale::reference::backward(&x, &factors, &dy);
+    agrees("x", &x, &dy, &dx, |x| row_scale::reference::forward(x, &factors));
+    agrees("factors", &factors, &dy, &dfactors, |factors| row_scale::reference::forward(&x, factors));
 }
 
 #[test]

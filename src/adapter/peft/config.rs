@@ -193,7 +193,9 @@ impl Config {
             |keep: &dyn Fn(&str) -> bool| modules.iter().filter(|module| keep(&module.path)).collect();
         match &self.target_modules {
             _ if self.narrowed => None,
-            TargetModules::AllLinear => Some(modules.iter().collect()),
+            TargetModules::AllLinear => {
+                Some(modules.iter().filter(|module| !module.role.is_routed()).collect())
+            }
             TargetModules::Names(names) => {
                 Some(filter(&|path| names.iter().any(|name| names_module(name, path))))
             }

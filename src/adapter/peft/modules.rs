@@ -83,6 +83,9 @@ impl Adapter {
 fn place(path: &str) -> Option<(usize, Role)> {
     let (before, last) = path.rsplit_once('.')?;
     let role = Role::of_name(last)?;
+    let is_expert =
+        before.rsplit_once(".experts.").is_some_and(|(_, number)| number.parse::<usize>().is_ok());
+    let role = if is_expert { role.of_expert()? } else { role };
     let mut parts = before.split('.').skip_while(|part| !["layers", "h"].contains(part)).skip(1);
     Some((parts.next()?.parse().ok()?, role))
 }
@@ -94,6 +97,8 @@ mod tests {
     #[test]
     fn paths_give_layer_and_role() {
         assert_eq!(place("model.layers.12.mlp.down_proj"), Some((12, Role::Down)));
+        assert_eq!(place("model.layers.3.mlp.experts.11.up_proj"), Some((3, Role::ExpertUp)));
+        assert_eq!(place("model.layers.3.mlp.shared_expert.up_proj"), Some((3, Role::Up)));
         assert_eq!(place("lm_head"), None);
         assert_eq!(place("model.layers.x.mlp.down_proj"), None);
         assert_eq!(place("model.layers.1.mlp.router"), None);

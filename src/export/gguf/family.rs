@@ -5,6 +5,7 @@
 //! | llama, mistral | `llama` | rotates pairs of adjacent rows, so q and k are reordered |
 //! | smollm3, ministral3, granite, granitemoehybrid | `smollm3`, `mistral3`, `granite` | alike |
 //! | qwen2, qwen3, phi3, olmo2, olmo3, seed_oss, hunyuan_v1_dense, exaone4 | their own | rotates pairs across the halves of a head, as here |
+//! | qwen3_moe, qwen2_moe, olmoe; mixtral | their own; `llama` | alike; reordered |
 //!
 //! A feature that llama.cpp lacks is an error; for sliding windows and dynamic scaling the context length is limited to
 //! where they have no effect, with a note.
@@ -17,10 +18,10 @@ use rayon::slice::ParallelSliceMut;
 
 use super::super::Error;
 use super::container::{Keys, Value};
-use super::{mixture, positions};
+use super::{experts, mixture, positions};
 use crate::adapter::projection;
 use crate::model::decoder_spec::{GgufSpec, RotaryPairs};
-use crate::model::parts::{LayerSpec, LayerTensor};
+use crate::model::parts::{GatedSpec, LayerSpec, LayerTensor};
 use crate::model::tensors::{self, Expected};
 use crate::model::{DecoderSpec, family};
 
@@ -60,12 +61,22 @@ pub struct Tensor {
     pub reordered: bool,
     /// The rows of the checkpoint's tensor that it holds; `None`: all.
     pub rows: Option<Range<usize>>,
+    /// Further tensors of the checkpoint that follow: those of the other experts.
+    pub stack: Vec<Expected>,
 }
 
 impl Tensor {
+    /// Its tensors in the checkpoint.
+    pub fn sources(&self) -> impl Iterator<Item = &Expected> {
+        std::iter::once(&self.source).chain(&self.stack)
+    }
+
     /// Its shape in the file, rows first.
     pub fn shape(&self) -> Vec<usize> {
         let mut shape = self.source.shape.clone();
+        if !self.stack.is_empty() {
+            shape.insert(0, 1 + self.stack.len());
+        }
         if let (Some(rows), Some(first)) = (&self.rows, shape.first_mut()) {
             *first = rows.len();
         }
@@ -106,21 +117,26 @@ pub(super) fn not_carried(spec: &DecoderSpec, reason: impl Into<String>) -> Erro
 pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error> {
     let architecture = architecture(spec)?;
     let Some(gguf) = spec.gguf else { return Err(not_carried(spec, "its architecture is not known")) };
-    let parts = spec.layers.first().and_then(|layer| Some((layer.attention()?.heads, layer.gated()?)));
-    let Some((heads, gated)) = parts else { return Err(not_carried(spec, "it has no layers")) };
+    let width = |layer: &LayerSpec| match layer.mixture() {
+        Some(mixture) => Some(mixture.intermediate()),
+        None => layer.gated().map(GatedSpec::intermediate),
+    };
+    let parts = spec.layers.first().and_then(|layer| Some((layer.attention()?.heads, width(layer)?)));
+    let Some((heads, intermediate)) = parts else { return Err(not_carried(spec, "it has no layers")) };
     let mut keys = Keys::new();
     let mut put = |key: &str, value: Value| keys.push((format!("{architecture}.{key}"), value));
     let size = |size: usize| Value::U32(u32::try_from(size).unwrap_or(u32::MAX));
     let mut notes = Vec::new();
     put("embedding_length", size(spec.hidden_size));
     put("block_count", size(spec.layers.len()));
-    put("feed_forward_length", size(gated.intermediate()));
+    put("feed_forward_length", size(intermediate));
     put("attention.head_count", size(heads.queries));
     put("attention.head_count_kv", size(heads.keys));
     put("attention.key_length", size(heads.dim));
     put("attention.value_length", size(heads.dim));
     put("attention.layer_norm_rms_epsilon", Value::F32(spec.final_norm.kind.epsilon() as f32));
     put("vocab_size", size(spec.vocab_size));
+    experts::put(spec, gguf, &mut put)?;
     scales(spec, gguf, &mut put)?;
     let context = positions::put(spec, gguf, &mut keys, &mut notes)?;
     keys.insert(0, (format!("{architecture}.context_length"), size(context)));
@@ -172,6 +188,7 @@ pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
         role,
         reordered: false,
         rows: None,
+        stack: Vec::new(),
     };
     let table = |path: &str| tensors::table(spec, path);
     let mut all = vec![plain("token_embd", Role::Embedding, table(spec.paths.embedding))];
@@ -179,8 +196,32 @@ pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
         for tensor in layer_spec.tensors() {
             let sources = tensors::of_layer(spec, layer, tensor).into_iter();
             match tensor {
-                // Only a recurrent mixer has any, and its projections are refused.
-                LayerTensor::Constant(_) => {}
+                // Others are of a recurrent mixer, whose projections are refused.
+                LayerTensor::Constant(constant) => {
+                    let Some((name, is_vector)) = experts::constant_name(layer_spec, constant) else {
+                        continue;
+                    };
+                    let flat = |source: Expected| match is_vector {
+                        true => Expected { shape: vec![source.shape.iter().product()], ..source },
+                        false => source,
+                    };
+                    let name = format!("blk.{layer}.{name}");
+                    all.extend(sources.map(|source| plain(&name, Role::Vector, flat(source))));
+                }
+                LayerTensor::Projection(projection) if projection.role.is_routed() => {
+                    let Some(name) = experts::stacked_name(projection.role) else { continue };
+                    let name = format!("blk.{layer}.{name}");
+                    let role = match projection.role {
+                        projection::Role::ExpertDown => Role::Down { layer },
+                        _ => Role::Matrix,
+                    };
+                    let file_name = format!("{name}.weight");
+                    let stacked = all.iter_mut().rev().find(|tensor| tensor.name == file_name);
+                    match stacked {
+                        Some(stacked) => stacked.stack.extend(sources),
+                        None => all.extend(sources.map(|source| plain(&name, role, source))),
+                    }
+                }
                 LayerTensor::Norm(norm) => {
                     let name = format!("blk.{layer}.{}", norm.gguf);
                     all.extend(sources.map(|source| plain(&name, Role::Vector, source)));
@@ -196,7 +237,10 @@ pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
                     }
                 }
                 LayerTensor::Projection(projection) => {
-                    let name = projection_name(spec, layer, projection.role)?;
+                    let name = match experts::shared_name(layer_spec, projection) {
+                        Some(name) => format!("blk.{layer}.{name}"),
+                        None => projection_name(spec, layer, projection.role)?,
+                    };
                     let role = match projection.role {
                         projection::Role::Value => Role::Value { layer },
                         projection::Role::Down => Role::Down { layer },
@@ -207,7 +251,14 @@ pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
                         true => Tensor { reordered, ..plain(&name, role, source) },
                         false => {
                             let name = format!("{name}.bias");
-                            Tensor { name, source, role: Role::Vector, reordered, rows: None }
+                            Tensor {
+                                name,
+                                source,
+                                role: Role::Vector,
+                                reordered,
+                                rows: None,
+                                stack: Vec::new(),
+                            }
                         }
                     }));
                 }
@@ -251,6 +302,9 @@ pub fn projection_name(spec: &DecoderSpec, layer: usize, role: projection::Role)
         | projection::Role::Decay
         | projection::Role::MixerOutput => {
             return Err(not_carried(spec, "recurrent mixers have no place in the file yet"));
+        }
+        projection::Role::ExpertGate | projection::Role::ExpertUp | projection::Role::ExpertDown => {
+            return Err(not_carried(spec, "llama.cpp takes no adapter on single experts; merge it first"));
         }
         projection::Role::GateUp => "ffn_up",
     };
@@ -390,6 +444,34 @@ mod tests {
             }
             assert_eq!(find(&keys(changes), &format!("{architecture}.block_count")), Value::U32(1));
         }
+    }
+
+    #[test]
+    fn experts_of_a_layer_are_one_tensor() {
+        let mixture = |more: serde_json::Value| {
+            let mut config = json!({"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 8});
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            spec(config)
+        };
+        let qwen3 = mixture(json!({"model_type": "qwen3_moe", "norm_topk_prob": true}));
+        let all = tensors(&qwen3).unwrap();
+        let shape = |name: &str| all.iter().find(|tensor| tensor.name == name).unwrap().shape();
+        assert_eq!(shape("blk.0.ffn_gate_inp.weight"), [3, 32]);
+        assert_eq!(shape("blk.0.ffn_gate_exps.weight"), [3, 16, 32]);
+        assert_eq!(shape("blk.0.ffn_up_exps.weight"), [3, 16, 32]);
+        assert_eq!(shape("blk.0.ffn_down_exps.weight"), [3, 32, 16]);
+        let sources: usize = all.iter().map(|tensor| tensor.sources().count()).sum();
+        assert_eq!(sources, tensors::expected(&qwen3).len());
+        let keys = hyperparameters(&qwen3).unwrap().0;
+        assert!(keys.contains(&("qwen3moe.expert_feed_forward_length".into(), Value::U32(16))), "{keys:?}");
+        let qwen2 = mixture(json!({"model_type": "qwen2_moe", "shared_expert_intermediate_size": 24}));
+        let all = tensors(&qwen2).unwrap();
+        let shape = |name: &str| all.iter().find(|tensor| tensor.name == name).unwrap().shape();
+        assert_eq!(shape("blk.0.ffn_gate_inp_shexp.weight"), [32]);
+        assert_eq!(shape("blk.0.ffn_down_shexp.weight"), [32, 24]);
+        let other = mixture(json!({"model_type": "qwen3_moe", "norm_topk_prob": false}));
+        let error = hyperparameters(&other).unwrap_err().to_string();
+        assert!(error.contains("weighs the experts"), "{error}");
     }
 
     /// Granite 4 stacks gate and up, llama.cpp does not.

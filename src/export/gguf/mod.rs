@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `container` | the layout of the file |
 //! | `family` | architecture, hyperparameters, tensor names, the order of the rows of q and k |
+//! | `experts` | the tensors and keys of mixtures of experts |
 //! | `mixture` | which tensor is stored in which type |
 //! | `vocabulary`, `pre` | the tokenizer |
 //! | `provenance` | metadata keys about the origin |
@@ -13,6 +14,7 @@
 //! The block formats themselves are in [`tune_kernels::ggml`].
 
 pub mod container;
+mod experts;
 pub mod family;
 pub mod lora;
 pub mod mixture;

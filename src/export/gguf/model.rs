@@ -21,7 +21,7 @@ use super::mixture::{self, FileType};
 use super::modelfile::{self, Modelfile};
 use super::{positions, vocabulary};
 use crate::files::{self, Existing};
-use crate::model::tensors::{self, Checked};
+use crate::model::tensors::{self, Checked, Expected};
 
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -234,21 +234,31 @@ impl Model<'_> {
             Source::FrequencyDivisors(divisors) => return encode("rope_freqs.weight", divisors, kind),
             Source::Weight(tensor) => tensor,
         };
+        let mut coded = Vec::new();
+        for source in tensor.sources() {
+            let values = self.values(tensor, source, checked)?;
+            let part = encode(&source.name, &values, kind)?;
+            measured.add(&tensor.name, &values, &part, kind);
+            coded.extend(part);
+        }
+        Ok(coded)
+    }
+
+    /// The values of a tensor of the checkpoint as the file has them.
+    fn values(&self, tensor: &Tensor, source: &Expected, checked: &Checked) -> Result<Vec<f32>, Error> {
         let mut values = match self.merged {
-            Some(merged) => merged.sum(&tensor.source, checked)?.values,
-            None => dense(self.base, checked, &tensor.source.name)?,
+            Some(merged) => merged.sum(source, checked)?.values,
+            None => dense(self.base, checked, &source.name)?,
         };
         if let Some(rows) = &tensor.rows {
-            let columns = tensor.source.shape[1];
+            let columns = source.shape[1];
             values = values[rows.start * columns..rows.end * columns].to_vec();
         }
         if tensor.reordered {
-            let columns = if tensor.role == Role::Vector { 1 } else { tensor.source.shape[1] };
+            let columns = if tensor.role == Role::Vector { 1 } else { source.shape[1] };
             family::reorder_rows(&mut values, family::head_dim(&self.base.spec), columns);
         }
-        let coded = encode(&tensor.source.name, &values, kind)?;
-        measured.add(&tensor.name, &values, &coded, kind);
-        Ok(coded)
+        Ok(values)
     }
 }
 

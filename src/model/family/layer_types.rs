@@ -31,12 +31,12 @@ pub(super) fn windows_by_layer(
     default_max_window_layers: usize,
 ) -> Result<Vec<Option<usize>>, Error> {
     let used = config.flag("use_sliding_window")?.unwrap_or(false);
-    // An explicit null stands for no window; an absent key for the default.
-    let window = match config.is_null("sliding_window") {
+    // An explicit null stands for no window; an absent key for the default. Where none is used it may be anything.
+    let window = match config.is_null("sliding_window") || !used {
         true => None,
         false => Some(config.size("sliding_window")?.unwrap_or(default_window)),
     };
-    let window = window.filter(|_| used);
+    config.ignore(&["sliding_window"]);
     let first = config.count("max_window_layers")?.unwrap_or(default_max_window_layers);
     match layer_types(config, layers)? {
         None => Ok((0..layers).map(|layer| window.filter(|_| layer >= first)).collect()),

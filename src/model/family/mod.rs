@@ -7,6 +7,7 @@ mod arcee;
 mod cohere2;
 mod ernie4_5;
 mod exaone4;
+mod experts;
 mod falcon;
 mod gemma;
 mod gemma2;
@@ -14,6 +15,7 @@ mod gemma3;
 mod gemma4;
 mod glm4;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod granite;
 mod hunyuan;
@@ -21,13 +23,17 @@ mod layer_types;
 mod llama;
 mod ministral3;
 mod mistral;
+mod mixtral;
 mod olmo2;
 mod olmo3;
+mod olmoe;
 mod phi;
 mod phi3;
 mod qwen2;
+mod qwen2_moe;
 mod qwen3;
 mod qwen3_5;
+mod qwen3_moe;
 mod seed_oss;
 mod shared;
 mod smollm3;
@@ -60,6 +66,11 @@ pub static FAMILIES: &[&Declared] = &[
     &qwen2::QWEN2,
     &qwen3::QWEN3,
     &qwen3_5::QWEN3_5,
+    &qwen3_moe::QWEN3_MOE,
+    &qwen2_moe::QWEN2_MOE,
+    &mixtral::MIXTRAL,
+    &olmoe::OLMOE,
+    &gpt_oss::GPT_OSS,
     &smollm3::SMOLLM3,
     &ministral3::MINISTRAL3,
     &phi3::PHI3,

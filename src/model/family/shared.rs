@@ -74,6 +74,8 @@ pub(super) struct Defaults {
     /// Norms also subtract the mean; the key of their epsilon, and whether they have biases.
     pub(super) layer_norm: Option<(&'static str, bool)>,
     pub(super) keys: Keys,
+    /// Whether its experts may be in MXFP4.
+    pub(super) mxfp4: bool,
 }
 
 impl Defaults {
@@ -98,6 +100,7 @@ impl Defaults {
         norm_weight: NormWeight::Plain,
         layer_norm: None,
         keys: Keys::LLAMA,
+        mxfp4: false,
     };
 }
 
@@ -155,7 +158,7 @@ impl Shared {
                  `ignore_config_keys = [\"auto_map\"]` in `[model]`",
             ));
         }
-        check_quantization(config)?;
+        check_quantization(config, defaults.mxfp4)?;
         let size = |key: &str, default: usize| Ok::<_, Error>(config.size(key)?.unwrap_or(default));
         let vocab_size = plausible_size("vocab_size", size("vocab_size", defaults.vocab_size)?)?;
         let keys = &defaults.keys;
@@ -225,6 +228,7 @@ impl Shared {
             scaling: 1.0 / (heads.dim as f32).sqrt(),
             window: None,
             soft_cap: None,
+            sinks: None,
         }
     }
 
@@ -287,16 +291,30 @@ impl Shared {
 
     /// A gated feed-forward block under `module`, with separate projections and no biases.
     pub(super) fn gated(&self, module: &str) -> GatedSpec {
-        let (hidden, intermediate) = (self.hidden_size, self.intermediate_size);
+        self.gated_of(module, self.intermediate_size)
+    }
+
+    /// The same of another width.
+    pub(super) fn gated_of(&self, module: &str, intermediate: usize) -> GatedSpec {
+        self.gated_with(module, intermediate, [Role::Gate, Role::Up, Role::Down])
+    }
+
+    /// An expert under `module`.
+    pub(super) fn expert(&self, module: &str, intermediate: usize) -> GatedSpec {
+        self.gated_with(module, intermediate, [Role::ExpertGate, Role::ExpertUp, Role::ExpertDown])
+    }
+
+    fn gated_with(&self, module: &str, intermediate: usize, [gate, up, down]: [Role; 3]) -> GatedSpec {
+        let hidden = self.hidden_size;
         let projection =
             |name: &str, shape, role| ProjectionSpec::new(format!("{module}.{name}"), shape, role);
         GatedSpec {
             inner: GatedInner::Separate {
-                gate: projection("gate_proj", [intermediate, hidden], Role::Gate),
-                up: projection("up_proj", [intermediate, hidden], Role::Up),
+                gate: projection("gate_proj", [intermediate, hidden], gate),
+                up: projection("up_proj", [intermediate, hidden], up),
             },
             activation: self.activation,
-            down: projection("down_proj", [hidden, intermediate], Role::Down),
+            down: projection("down_proj", [hidden, intermediate], down),
         }
     }
 
@@ -426,11 +444,12 @@ fn dtype(config: &ConfigReader<'_>) -> Result<Option<FloatDtype>, Error> {
 
 /// Quantization by bitsandbytes and 8-bit floats with scales can be read. Whether a tensor is quantized, and how, the
 /// tensor itself says.
-fn check_quantization(config: &ConfigReader<'_>) -> Result<(), Error> {
+fn check_quantization(config: &ConfigReader<'_>, mxfp4: bool) -> Result<(), Error> {
     let Some(quantization) = config.object("quantization_config")? else { return Ok(()) };
     let method = quantization.text("quant_method")?;
     let readable = match method {
         Some("bitsandbytes" | "fp8") => true,
+        Some("mxfp4") => mxfp4,
         Some("compressed-tensors") => quantization.text("format")? == Some("float-quantized"),
         Some("modelopt") => quantization.text("quant_algo")? == Some("FP8"),
         Some(_) => false,

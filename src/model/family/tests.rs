@@ -309,8 +309,8 @@ fn sizes_are_checked() {
 
 #[test]
 fn other_architectures_are_named() {
-    refused("mixtral", json!({"architectures": ["MixtralForCausalLM"]}), &["mixtral", "Qwen3ForCausalLM"]);
-    refused("qwen3_moe", json!({}), &["most like it is qwen3 (Qwen3"]);
+    refused("dbrx", json!({"architectures": ["DbrxForCausalLM"]}), &["dbrx", "Qwen3ForCausalLM"]);
+    refused("qwen3_vl", json!({}), &["most like it is qwen3 (Qwen3"]);
     refused("phimoe", json!({}), &["most like it is phi (Phi-"]);
     refused(
         "llama",

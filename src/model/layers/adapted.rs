@@ -59,7 +59,7 @@ impl<'a, B: KernelBackend> Adapted<'a, B> {
     }
 
     /// As the op takes it; a bias is added after the magnitudes.
-    fn linear(&self) -> Linear<'a, B> {
+    pub(super) fn linear(&self) -> Linear<'a, B> {
         let lora = self.adapter.map(|adapter| &adapter.lora);
         let is_scaled = self.adapter.is_some_and(|adapter| adapter.dora.is_some());
         let bias = self.projection.bias.as_ref().filter(|_| !is_scaled);

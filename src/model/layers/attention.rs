@@ -6,6 +6,7 @@ use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, at
 use tune_kernels::gated::{Activation, gated, gated_backward};
 use tune_kernels::rms_norm::{RmsNorm, rms_norm, rms_norm_backward};
 use tune_kernels::rope::Direction;
+use tune_kernels::row_scale::row_scale;
 
 use super::adapted::{ProjectedTape, project, project_backward};
 use super::layer::{Call, Output, Upstream};
@@ -70,6 +71,10 @@ pub(super) fn forward<B: KernelBackend>(
         None => (key, value),
     };
     let (mixed, log_sum_exp) = attention(&query, &key, &value, &options(spec, call.inputs));
+    let (mixed, log_sum_exp) = match &spec.sinks {
+        Some(sinks) => with_sinks(mixed, log_sum_exp, call.constant(sinks)),
+        None => (mixed, log_sum_exp),
+    };
     let (y, output) = output.of(&activated(gate.as_ref(), &mixed), call.adapted(&spec.output));
     let (query, key) = raw.unwrap_or((query, key));
     let [query_index, key_index, value_index] = match spec.inner {
@@ -271,6 +276,22 @@ fn activated<B: KernelBackend>(gate: Option<&Tensor<B, 2>>, mixed: &Tensor<B, 3>
         Some(gate) => gated(Activation::Sigmoid, gate, &flat(mixed)),
         None => flat(mixed),
     }
+}
+
+/// Attention's output and ln Σ exp of its scores, `[heads, tokens]`, where each head has one score more, of which no value
+/// comes. The backward pass of attention reads nothing else of it.
+fn with_sinks<B: KernelBackend>(
+    mixed: Tensor<B, 3>,
+    log_sum_exp: Tensor<B, 2>,
+    sinks: &Tensor<B, 2>,
+) -> (Tensor<B, 3>, Tensor<B, 2>) {
+    let ([tokens, heads, dim], [sums, _]) = (mixed.dims(), log_sum_exp.dims());
+    let above = sinks.clone().reshape([sums, 1]) - log_sum_exp.clone();
+    // ln(1 + exp x), without overflow.
+    let rise = above.clone().clamp_min(0.0) + (above.abs() * -1.0).exp().log1p();
+    let factors = (rise.clone() * -1.0).exp().transpose().reshape([tokens * heads]);
+    let mixed = row_scale(mixed.reshape([tokens * heads, dim]), &factors);
+    (mixed.reshape([tokens, heads, dim]), log_sum_exp + rise)
 }
 
 fn options<B: KernelBackend>(spec: &AttentionSpec, inputs: &LayerInputs<B>) -> AttentionOptions {

@@ -14,6 +14,7 @@ use super::attention::{self, AttentionTape};
 use super::cache::LayerCache;
 use super::delta_net::{self, DeltaNetTape};
 use super::gated::{self, GatedTape};
+use super::mixture::{self, MixtureTape};
 use super::norm::{Norm, NormTensors};
 use super::plain::{self, PlainTape};
 use super::{Adapted, FrozenProjection};
@@ -68,6 +69,7 @@ enum BodyTape<B: KernelBackend> {
     Attention(Box<AttentionTape<B>>),
     DeltaNet(Box<DeltaNetTape<B>>),
     Gated(Box<GatedTape<B>>),
+    Mixture(Box<MixtureTape<B>>),
     Plain(Box<PlainTape<B>>),
 }
 
@@ -349,6 +351,10 @@ fn body_forward<B: KernelBackend>(
             let (y, tape) = gated::forward(spec, x, call, output);
             (y, BodyTape::Gated(Box::new(tape)))
         }
+        BodySpec::Mixture(spec) => {
+            let (y, tape) = mixture::forward(spec, x, call, output);
+            (y, BodyTape::Mixture(Box::new(tape)))
+        }
         BodySpec::Plain(spec) => {
             let (y, tape) = plain::forward(spec, x, call, output);
             (y, BodyTape::Plain(Box::new(tape)))
@@ -373,6 +379,9 @@ fn body_backward<B: KernelBackend>(
         }
         (BodySpec::Gated(spec), BodyTape::Gated(tape)) => {
             gated::backward(spec, *tape, x, call, upstream, gradients)
+        }
+        (BodySpec::Mixture(spec), BodyTape::Mixture(tape)) => {
+            mixture::backward(spec, *tape, x, call, upstream, gradients)
         }
         (BodySpec::Plain(spec), BodyTape::Plain(tape)) => {
             plain::backward(spec, *tape, x, call, upstream, gradients)

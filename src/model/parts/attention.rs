@@ -3,7 +3,7 @@
 use tune_kernels::rms_norm::RmsNorm;
 
 use super::memory::Load;
-use super::{NormSpec, ProjectionSpec, TensorMut};
+use super::{ConstantSpec, NormSpec, ProjectionSpec, TensorMut};
 use crate::model::dtype::FloatDtype;
 
 /// Self-attention within each document.
@@ -29,6 +29,8 @@ pub struct AttentionSpec {
     pub window: Option<usize>,
     /// What scores are bounded by, smoothly.
     pub soft_cap: Option<f32>,
+    /// A score for each query head, `[queries]`, of which no value comes: it takes its share of every softmax.
+    pub sinks: Option<ConstantSpec>,
 }
 
 /// Numbers and width of heads.
@@ -114,7 +116,7 @@ impl AttentionSpec {
     }
 
     pub(super) fn tensors_mut(&mut self) -> Vec<TensorMut<'_>> {
-        let Self { inner, head_norms, output, .. } = self;
+        let Self { inner, head_norms, output, sinks, .. } = self;
         let mut tensors = match inner {
             Inner::Separate { query, key, value } => [query, key, value].map(TensorMut::Projection).into(),
             Inner::SharedKey { query, key } => [query, key].map(TensorMut::Projection).into(),
@@ -123,6 +125,7 @@ impl AttentionSpec {
         if let Some(HeadNorms { query, key, .. }) = head_norms {
             tensors.extend([query, key].map(TensorMut::Norm));
         }
+        tensors.extend(sinks.as_mut().map(TensorMut::Constant));
         tensors.push(TensorMut::Projection(output));
         tensors
     }

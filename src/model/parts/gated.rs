@@ -52,6 +52,16 @@ impl GatedSpec {
         self
     }
 
+    /// The projections by slot.
+    pub(super) fn projections(&self) -> impl Iterator<Item = &ProjectionSpec> {
+        self.inner.projections().into_iter().chain([&self.down])
+    }
+
+    /// The projections that are multiplied in one call, call by call.
+    pub(super) fn calls(&self) -> [Vec<&ProjectionSpec>; 2] {
+        [self.inner.projections(), vec![&self.down]]
+    }
+
     /// Width of gate and up.
     pub fn intermediate(&self) -> usize {
         self.down.shape[1]
@@ -69,8 +79,8 @@ impl GatedSpec {
     /// Bytes that the forward pass saves: gate and up; under DoRA the unscaled output.
     pub(super) fn saved(&self, load: &Load<'_>) -> u64 {
         let output = load.scaled_again(std::iter::once(&self.down));
-        let adapters = self.inner.projections().into_iter().chain([&self.down]);
-        load.tokens * load.value() * (2 * self.intermediate() as u64 + output) + load.adapters(adapters)
+        load.tokens * load.value() * (2 * self.intermediate() as u64 + output)
+            + load.adapters(self.projections())
     }
 
     /// Bytes for each token of the largest moment of the backward pass: the activation and its gradient beside the packed

@@ -96,7 +96,14 @@ impl Load<'_> {
     }
 
     fn target(&self, projection: &ProjectionSpec) -> Option<&Target> {
-        self.targets.iter().find(|target| target.module.slot == projection.slot)
+        // Targets are sorted by slot.
+        let found = self.targets.binary_search_by_key(&projection.slot, |target| target.module.slot);
+        self.targets.get(found.ok()?)
+    }
+
+    /// Whether the projection has an adapter.
+    pub(super) fn is_adapted(&self, projection: &ProjectionSpec) -> bool {
+        self.target(projection).is_some()
     }
 
     /// Whether the projection's output is scaled by DoRA's magnitudes.
@@ -112,10 +119,19 @@ impl Load<'_> {
     /// Bytes that the adapters of some projections save: the output of each A, and on a GPU A and B in the compute
     /// dtype, as products read them.
     pub(super) fn adapters<'p>(&self, projections: impl Iterator<Item = &'p ProjectionSpec>) -> u64 {
+        self.adapters_over(self.tokens, projections)
+    }
+
+    /// [`Self::adapters`] that each see `rows` rows.
+    pub(super) fn adapters_over<'p>(
+        &self,
+        rows: u64,
+        projections: impl Iterator<Item = &'p ProjectionSpec>,
+    ) -> u64 {
         let of = |target: &Target| {
             let (rank, module) = (target.rank as u64, &target.module);
             let operands = rank * (module.in_features + module.out_features) as u64;
-            self.tokens * rank + if self.on_device { operands } else { 0 }
+            rows * rank + if self.on_device { operands } else { 0 }
         };
         self.value() * projections.filter_map(|projection| self.target(projection)).map(of).sum::<u64>()
     }
@@ -140,7 +156,7 @@ impl LayerSpec {
         let of = |branch: &BranchSpec| {
             // A norm behind the body sees its output again; so does what computes DoRA's magnitudes.
             let output = if branch.post.is_some() { hidden } else { 0 };
-            output + branch.body.saved(load)
+            output + branch.body.saved(load, self.width as u64)
         };
         let block = |block: &BlockSpec| hidden + block.branches.iter().map(of).sum::<u64>();
         self.blocks.iter().map(block).sum()
@@ -156,7 +172,7 @@ impl LayerSpec {
                 let extra = u64::from(branch.post.is_some()) + u64::from(block.scale != 1.0);
                 let around = (2 + extra) * hidden;
                 let activations = around + load.tokens * branch.body.workspace(load, self.width as u64);
-                let scratch = branch.body.scratch(load).max(branch.body.states(load));
+                let scratch = branch.body.scratch(load, self.width as u64).max(branch.body.states(load));
                 largest = largest.max(Workspace { activations, scratch });
             }
         }
@@ -175,11 +191,12 @@ impl LayerSpec {
 }
 
 impl BodySpec {
-    fn saved(&self, load: &Load<'_>) -> u64 {
+    fn saved(&self, load: &Load<'_>, width: u64) -> u64 {
         match self {
             Self::Attention(attention) => attention.saved(load),
             Self::DeltaNet(delta_net) => delta_net.saved(load),
             Self::Gated(gated) => gated.saved(load),
+            Self::Mixture(mixture) => mixture.saved(load, width),
             Self::Plain(plain) => plain.saved(load),
         }
     }
@@ -190,6 +207,7 @@ impl BodySpec {
             Self::Attention(attention) => attention.workspace(load, width),
             Self::DeltaNet(delta_net) => delta_net.workspace(load, width),
             Self::Gated(gated) => gated.workspace(load, width),
+            Self::Mixture(mixture) => mixture.workspace(load, width),
             Self::Plain(plain) => plain.workspace(load, width),
         }
     }
@@ -199,35 +217,49 @@ impl BodySpec {
         match self {
             Self::Attention(attention) => vec![attention.inner.projections(), vec![&attention.output]],
             Self::DeltaNet(delta_net) => vec![delta_net.inner().to_vec(), vec![&delta_net.output]],
-            Self::Gated(gated) => vec![gated.inner.projections(), vec![&gated.down]],
+            Self::Gated(gated) => gated.calls().into(),
+            Self::Mixture(mixture) => mixture.calls(),
             Self::Plain(plain) => vec![vec![&plain.up], vec![&plain.down]],
         }
     }
 
-    fn scratch(&self, load: &Load<'_>) -> u64 {
-        let Some(Spec::Nf4 { block_size, .. }) = load.quantization else { return 0 };
+    fn scratch(&self, load: &Load<'_>, width: u64) -> u64 {
+        let packed = match self {
+            Self::Mixture(mixture) => mixture.packed(load, width),
+            Self::Attention(_) | Self::DeltaNet(_) | Self::Gated(_) | Self::Plain(_) => 0,
+        };
+        packed + self.unpacked(load)
+    }
+
+    /// What products hold of weights in 4 bits.
+    fn unpacked(&self, load: &Load<'_>) -> u64 {
         let calls = self.calls();
+        let is_packed = |projection: &&&ProjectionSpec| projection.blocks(load.quantization).is_some();
         if load.on_device {
             // A weight is dequantized as a whole.
-            let largest = calls.iter().flatten().map(|projection| projection.elements()).max();
+            let packed = calls.iter().flatten().filter(is_packed);
+            let largest = packed.map(|projection| projection.elements()).max();
             return memory::weight_scratch_on_gpu(largest.unwrap_or(0), burn_dtype(load.dtype));
         }
         // The scales of a call's blocks, in f32.
-        let elements = |call: &Vec<&ProjectionSpec>| call.iter().map(|p| p.elements()).sum::<u64>();
-        4 * (calls.iter().map(elements).max().unwrap_or(0) / block_size as u64)
+        let scales = |projection: &&ProjectionSpec| match projection.blocks(load.quantization) {
+            Some(Spec::Nf4 { block_size, .. }) => 4 * projection.elements() / block_size as u64,
+            None => 0,
+        };
+        calls.iter().map(|call| call.iter().map(scales).sum()).max().unwrap_or(0)
     }
 
     fn state(&self, dtype: FloatDtype) -> u64 {
         match self {
             Self::Attention(attention) => attention.state(dtype),
-            Self::DeltaNet(_) | Self::Gated(_) | Self::Plain(_) => 0,
+            Self::DeltaNet(_) | Self::Gated(_) | Self::Mixture(_) | Self::Plain(_) => 0,
         }
     }
 
     fn fixed_state(&self, dtype: FloatDtype) -> u64 {
         match self {
             Self::DeltaNet(delta_net) => delta_net.fixed_state(dtype),
-            Self::Attention(_) | Self::Gated(_) | Self::Plain(_) => 0,
+            Self::Attention(_) | Self::Gated(_) | Self::Mixture(_) | Self::Plain(_) => 0,
         }
     }
 
@@ -235,7 +267,7 @@ impl BodySpec {
     fn states(&self, load: &Load<'_>) -> u64 {
         match self {
             Self::DeltaNet(delta_net) => delta_net.states(load),
-            Self::Attention(_) | Self::Gated(_) | Self::Plain(_) => 0,
+            Self::Attention(_) | Self::Gated(_) | Self::Mixture(_) | Self::Plain(_) => 0,
         }
     }
 }

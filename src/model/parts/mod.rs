@@ -14,6 +14,7 @@ pub mod constant;
 pub mod delta_net;
 pub mod gated;
 pub mod memory;
+pub mod mixture;
 pub mod norm;
 pub mod plain;
 pub mod projection;
@@ -23,6 +24,7 @@ pub use constant::ConstantSpec;
 pub use delta_net::DeltaNetSpec;
 pub use gated::{GatedInner, GatedSpec};
 pub use memory::{Load, WeightBytes, Workspace};
+pub use mixture::{MixtureSpec, SharedExpertSpec};
 pub use norm::{NormKind, NormSpec};
 pub use plain::PlainSpec;
 pub use projection::ProjectionSpec;
@@ -65,6 +67,8 @@ pub enum BodySpec {
     DeltaNet(Box<DeltaNetSpec>),
     /// A gated feed-forward block.
     Gated(GatedSpec),
+    /// Several of them, of which each token passes a few.
+    Mixture(Box<MixtureSpec>),
     /// A feed-forward block without a gate.
     Plain(PlainSpec),
 }
@@ -102,6 +106,12 @@ impl From<DeltaNetSpec> for BodySpec {
 impl From<GatedSpec> for BodySpec {
     fn from(spec: GatedSpec) -> Self {
         Self::Gated(spec)
+    }
+}
+
+impl From<MixtureSpec> for BodySpec {
+    fn from(spec: MixtureSpec) -> Self {
+        Self::Mixture(Box::new(spec))
     }
 }
 
@@ -210,7 +220,7 @@ impl LayerSpec {
     /// state that a document leaves behind cannot be taken up by two.
     pub fn takes_prefixes(&self) -> bool {
         self.bodies().all(|body| match body {
-            BodySpec::Attention(_) | BodySpec::Gated(_) | BodySpec::Plain(_) => true,
+            BodySpec::Attention(_) | BodySpec::Gated(_) | BodySpec::Mixture(_) | BodySpec::Plain(_) => true,
             BodySpec::DeltaNet(_) => false,
         })
     }
@@ -231,9 +241,22 @@ impl LayerSpec {
         })
     }
 
-    /// Elements of all projections.
+    /// The first mixture of experts.
+    pub fn mixture(&self) -> Option<&MixtureSpec> {
+        self.bodies().find_map(|body| match body {
+            BodySpec::Mixture(mixture) => Some(&**mixture),
+            _ => None,
+        })
+    }
+
+    /// Elements of the projections that a token is multiplied with: all of them, but of experts only those it passes.
     pub fn projection_elements(&self) -> u64 {
-        self.projections().map(ProjectionSpec::elements).sum()
+        let idle = |body: &BodySpec| match body {
+            BodySpec::Mixture(mixture) => mixture.idle_elements(),
+            BodySpec::Attention(_) | BodySpec::DeltaNet(_) | BodySpec::Gated(_) | BodySpec::Plain(_) => 0,
+        };
+        let all: u64 = self.projections().map(ProjectionSpec::elements).sum();
+        all - self.bodies().map(idle).sum::<u64>()
     }
 }
 
@@ -254,6 +277,7 @@ impl BlockSpec {
                 BodySpec::Attention(attention) => tensors.extend(attention.tensors_mut()),
                 BodySpec::DeltaNet(delta_net) => tensors.extend(delta_net.tensors_mut()),
                 BodySpec::Gated(gated) => tensors.extend(gated.tensors_mut()),
+                BodySpec::Mixture(mixture) => tensors.extend(mixture.tensors_mut()),
                 BodySpec::Plain(plain) => tensors.extend(plain.tensors_mut()),
             }
             tensors.extend(post.as_mut().map(TensorMut::Norm));

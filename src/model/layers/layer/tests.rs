@@ -153,7 +153,7 @@ impl Oracle<'_> {
                     BodySpec::Attention(spec) => self.attention(&normed, spec),
                     BodySpec::Gated(spec) => self.gated(&normed, spec),
                     BodySpec::DeltaNet(_) => unreachable!("its recurrence has an oracle of its own"),
-                    BodySpec::Plain(_) => unreachable!("no layer here has one"),
+                    BodySpec::Mixture(_) | BodySpec::Plain(_) => unreachable!("no layer here has one"),
                 };
                 let y = branch.post.as_ref().map_or_else(|| y.clone(), |norm| self.norm(&y, norm));
                 sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += y);

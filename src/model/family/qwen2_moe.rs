@@ -1,0 +1,59 @@
+//! Qwen2 with experts, one of which every token passes behind a gate. Defaults: `Qwen2MoeConfig`.
+
+use serde_json::json;
+
+use super::Declared;
+use super::experts::{Experts, mixed_layers, mixture};
+use super::layer_types::{by_kind, windows_by_layer};
+use super::shared::{Defaults, Shared};
+use crate::model::Error;
+use crate::model::config::ConfigReader;
+use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs};
+use crate::model::parts::{AttentionSpec, ConstantSpec, LayerSpec, MixtureSpec, SharedExpertSpec, pre};
+
+pub(super) const QWEN2_MOE: Declared = Declared {
+    model_type: "qwen2_moe",
+    architecture: "Qwen2MoeForCausalLM",
+    models: "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B",
+    read,
+};
+
+fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
+    config.must_be("mlp_bias", &[json!(false)])?;
+    let defaults = Defaults {
+        vocab_size: 151_936,
+        intermediate_size: 5632,
+        key_value_heads: Some(16),
+        max_position_embeddings: 32_768,
+        ..Defaults::LLAMA
+    };
+    let shared = Shared::read(config, &defaults)?;
+    let bias = config.flag("qkv_bias")?.unwrap_or(true);
+    let width = config.size("moe_intermediate_size")?.unwrap_or(1408);
+    let experts = Experts { counts: [60, 4], width, normalised: None };
+    let width = config.size("shared_expert_intermediate_size")?.unwrap_or(5632);
+    let gate = ConstantSpec {
+        name: "mlp.shared_expert_gate.weight",
+        shape: vec![1, shared.hidden_size],
+        single: false,
+        place: 0,
+    };
+    let expert = SharedExpertSpec { gated: shared.gated_of("mlp.shared_expert", width), gate: Some(gate) };
+    let mixture = MixtureSpec { shared: Some(expert), ..mixture(config, &shared, &experts)? };
+    let windows = windows_by_layer(config, shared.layers, 4096, 28)?;
+    let kinds: Vec<_> = mixed_layers(config, shared.layers)?.into_iter().zip(windows).collect();
+    let layers = by_kind(&kinds, |(is_mixed, window)| {
+        let attention = AttentionSpec { window, ..shared.attention() }.biased(bias, false);
+        let norm = shared.norm("post_attention_layernorm", "ffn_norm");
+        let feed_forward = match is_mixed {
+            true => pre(norm, mixture.clone()),
+            false => pre(norm, shared.gated("mlp")),
+        };
+        LayerSpec::of(
+            shared.hidden_size,
+            [pre(shared.norm("input_layernorm", "attn_norm"), attention), feed_forward],
+        )
+    });
+    let gguf = GgufSpec::of("qwen2moe", RotaryPairs::Halves).with_experts(false);
+    shared.decoder(config, &QWEN2_MOE, layers, Some(gguf))
+}
