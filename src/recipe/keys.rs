@@ -92,6 +92,7 @@ pub fn tables() -> Vec<TableDescription> {
         data::spec::DATA.describe(),
         data::spec::DATASET.describe(),
         train::spec::TABLE.describe(),
+        train::spec::LOCAL.describe(),
         train::gate::TABLE.describe(),
         generate::spec::TABLE.describe(),
     ]

@@ -211,6 +211,12 @@ fn train(
     opened.ranks = team.size();
     let recipe = &opened.recipe;
     let lanes = agreement::lanes(team, &recipe.train)?;
+    if recipe.train.local_steps.is_some()
+        && opened.targets.iter().any(|target| target.module.role.is_routed())
+    {
+        let text = "`[train.local]` averages no adapters of experts, which each worker updates another number of times";
+        return Err(Error::Choice(text.to_owned()));
+    }
     let folder = match team.is_first() {
         true => Some(claim(&recipe.output_dir, claimed, options, observer)?),
         false => None,

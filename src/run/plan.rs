@@ -159,12 +159,15 @@ fn beside(opened: &Opened, workload: &Workload<'_>) -> Vec<Term> {
     let ranks = opened.ranks;
     let has_reference = opened.recipe.objective.needs_reference() && opened.start.is_some();
     let held = Tree::<()>::held(opened.recipe.train.lanes / ranks) as u64;
+    let is_local = opened.recipe.train.local_steps.is_some();
     // A GPU's tensors are exchanged through the host.
     let exchanged =
         if ranks > 1 && !workload.on_device { trained + 3 * trained.min(PIECE as u64) } else { 0 };
     let terms = [
         Term { name: "reference adapter", bytes: if has_reference { adapters } else { 0 } },
-        Term { name: "sums of lanes", bytes: held * trained },
+        Term { name: "sums of lanes", bytes: if is_local { 0 } else { held * trained } },
+        // Adapter and moments of each, and those that a round begins with.
+        Term { name: "workers", bytes: if is_local { 3 * (held + 1) * trained } else { 0 } },
         Term { name: "exchange of ranks", bytes: exchanged },
     ];
     terms.into_iter().filter(|term| term.bytes > 0).collect()

@@ -29,7 +29,7 @@ use super::spec::Spec;
 use super::state::{Ended, State};
 use super::team::Team;
 use crate::adapter::lora::{DropoutStep, LoraSet, StepAdapters};
-use crate::data::batch::StepBatch;
+use crate::data::batch::{Counts, StepBatch};
 use crate::data::corpus::ValidationStream;
 use crate::data::error::Error as DataError;
 use crate::data::example::RowId;
@@ -162,9 +162,15 @@ impl<B: KernelBackend> Fit<'_, B> {
         Ok(Some(Share { losses, values: sums.sum(add).unwrap_or_else(nothing), load }))
     }
 
+    /// What a step has for a lane.
+    pub(super) fn counts(&self, batch: &StepBatch, lane: usize) -> Counts {
+        let of_lane = self.lanes.micro_batches(lane, batch.micro_batches.len());
+        of_lane.map(|index| batch.micro_batches[index].counts()).sum()
+    }
+
     /// The gradient of a lane's sum, one entry for each parameter; appends the losses of its micro-batches, and adds to the
     /// load of experts. `None` when the run is asked to stop meanwhile.
-    fn lane(
+    pub(super) fn lane(
         &self,
         adapters: &StepAdapters<'_, B>,
         batch: &StepBatch,
@@ -199,7 +205,7 @@ impl<B: KernelBackend> Fit<'_, B> {
 }
 
 /// The sum of two lanes, one entry for each parameter.
-fn add<B: KernelBackend>(
+pub(super) fn add<B: KernelBackend>(
     left: Vec<Option<Tensor<B, 2>>>,
     right: Vec<Option<Tensor<B, 2>>>,
 ) -> Vec<Option<Tensor<B, 2>>> {

@@ -22,6 +22,11 @@ impl Lanes {
         (each * ranks == lanes && is_subtree).then_some(Self { count: lanes, each })
     }
 
+    /// How many there are.
+    pub(super) fn count(self) -> usize {
+        self.count
+    }
+
     /// The numbers of ranks that `lanes` can be dealt out to.
     pub fn ranks(lanes: usize) -> Vec<usize> {
         (1..=lanes).filter(|ranks| Self::new(lanes, *ranks).is_some()).collect()
@@ -34,7 +39,7 @@ impl Lanes {
     }
 
     /// The micro-batches of a lane, of `count` in all.
-    pub(super) fn micro_batches(self, lane: usize, count: usize) -> impl Iterator<Item = usize> {
+    pub(super) fn micro_batches(self, lane: usize, count: usize) -> impl Iterator<Item = usize> + Clone {
         (lane..count).step_by(self.count)
     }
 

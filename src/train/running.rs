@@ -5,6 +5,8 @@
 //! count: [`State`] stands after the last step whose numbers were read, and evaluations, checkpoints and the end of the
 //! run wait for them.
 
+mod local;
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -117,7 +119,11 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
         mut self,
         steps: impl Iterator<Item = Result<StepBatch, DataError>>,
     ) -> Result<Summary, FitError> {
-        match self.train(steps) {
+        let ended = match self.fit.spec.local_steps {
+            None => self.train(steps),
+            Some(every) => self.train_locally(steps, every),
+        };
+        match ended {
             Ok(ended) => Ok(Summary { state: self.state, ended }),
             Err(error) => Err(self.save_before_failing(error)),
         }

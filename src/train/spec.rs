@@ -27,6 +27,8 @@ pub struct Spec {
     pub gradient_accumulation_steps: usize,
     /// Sums that the micro-batches of a step are dealt into, in turn, and that are added as a binary tree.
     pub lanes: usize,
+    /// Steps that each lane makes by itself before the lanes are averaged; `None`: lanes are added in every step.
+    pub local_steps: Option<u64>,
     /// What ends the run before its last step.
     pub budget: Budget,
     /// Memory that the run may use, in bytes; `None`: what is free.
@@ -131,6 +133,7 @@ impl Default for Draft {
             micro_batch_size: 4,
             gradient_accumulation_steps: 1,
             lanes: 1,
+            local_steps: None,
             memory_budget: None,
             host_memory_budget: None,
             learning_rate: 0.0,
@@ -217,10 +220,7 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
             "gradient_accumulation_step",
         ]),
         K::count("lanes", 1..=65_536, |train| &mut train.spec.lanes)
-            .means(
-                "Sums that a step's micro-batches are dealt into; the adapter is the same for every number of `--ranks` that \
-                 they can be shared by (4 lanes: 1, 2 or 4).",
-            )
+            .means("Sums that a step's micro-batches are dealt into, to be shared by ranks: 4 lanes are for 1, 2 or 4 of them.")
             .added(),
         K::number("learning_rate", Limits::above(0.0).to(1.0), |train| &mut train.learning_rate)
             .required("2e-4")
@@ -319,6 +319,54 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
     ..KeyTable::NEW
 };
 
+/// `[train.local]`.
+#[derive(Default)]
+pub(crate) struct Local {
+    steps: Option<u64>,
+}
+
+pub(crate) static LOCAL: KeyTable<Local> = KeyTable {
+    path: "train.local",
+    meaning: "Makes each lane a worker that trains by itself, and averages the workers now and then; without this table lanes \
+              are added in every step.",
+    also: &["diloco", "local_sgd"],
+    keys: &[Key::integer("steps", 1..=1_000_000, |local: &mut Local| &mut local.steps)
+        .optional("required in this table")
+        .means("Optimizer steps of each lane between two averages of adapters and moments.")
+        .also(&["inner_steps", "sync_every"])],
+    checks: &[report_no_local_steps],
+    added: true,
+    ..KeyTable::NEW
+};
+
+fn report_no_local_steps(table: &mut TableReader<'_, '_>, local: &Local) {
+    if table.is_present() && local.steps.is_none() && table.place_of("steps").is_none() {
+        let message = "missing key `train.local.steps`";
+        let problem = Problem::new("recipe::missing_key", table.header(), message).label("no `steps`");
+        table.report_missing(&["steps"], problem.help("write `steps = 20` under `[train.local]`"));
+    }
+}
+
+/// Evaluations, checkpoints and divergence between two averages.
+fn report_within_rounds(table: &mut TableReader<'_, '_>, spec: &Spec) {
+    let Some(steps) = spec.local_steps else { return };
+    for (key, every) in [("eval_steps", spec.eval_steps), ("save_steps", spec.save_steps)] {
+        if !every.is_multiple_of(steps) {
+            let place = table.place_of(key).unwrap_or_else(|| table.header());
+            let message =
+                format!("`train.{key}` is {every}, and lanes are averaged every {steps} steps alone");
+            let help = format!("set it to a multiple of `train.local.steps`, {steps}");
+            table.report(Problem::new("recipe::contradiction", place, message).help(help));
+        }
+    }
+    if spec.on_divergence != OnDivergence::Stop
+        && let Some(place) = table.place_of("on_divergence")
+    {
+        let message = "with `[train.local]` a run ends at a step that diverges";
+        table.report(Problem::new("recipe::contradiction", place, message).help("remove `on_divergence`"));
+    }
+}
+
 impl Spec {
     /// Reads the `[train]` table; `None` if it names no learning rate.
     pub fn read(table: &mut TableReader<'_, '_>) -> Option<Self> {
@@ -334,11 +382,14 @@ impl Spec {
             memory_budget,
             host_memory_budget,
         } = TABLE.read(table);
+        let local_steps =
+            table.table("local", |local| LOCAL.read(local).steps.filter(|_| local.is_present()));
         let warmup = match (warmup_steps, warmup_ratio) {
             (Some(steps), _) => Warmup::Steps(steps),
             (None, ratio) => Warmup::Ratio(ratio.unwrap_or(WARMUP_RATIO)),
         };
-        Some(Self {
+        let spec = Self {
+            local_steps,
             learning_rate: learning_rate?,
             min_lr_rate: min_lr_rate.unwrap_or(0.0),
             warmup,
@@ -346,7 +397,9 @@ impl Spec {
             memory_budget: memory_budget.map(|Bytes(bytes)| bytes),
             host_memory_budget: host_memory_budget.map(|Bytes(bytes)| bytes),
             ..spec
-        })
+        };
+        report_within_rounds(table, &spec);
+        Some(spec)
     }
 
     /// Writes the table.
@@ -370,6 +423,9 @@ impl Spec {
             rollback_steps,
         };
         TABLE.write(&mut draft, writer);
+        if let Some(steps) = self.local_steps {
+            LOCAL.write(&mut Local { steps: Some(steps) }, writer);
+        }
     }
 }
 

@@ -54,3 +54,42 @@ fn more_lanes_than_micro_batches_are_refused() {
     assert_eq!(code, 2, "{error}");
     assert!(error.contains("5 lanes for 4 micro-batches a step"), "{error}");
 }
+
+fn local(lanes: usize) -> Bench {
+    let mut bench = bench(lanes);
+    bench.more = "[train.local]\nsteps = 2\n".into();
+    bench
+}
+
+#[test]
+fn one_worker_that_is_averaged_with_itself_trains_as_without() {
+    let (plain, local) = (bench(1), local(1));
+    plain.run("run");
+    local.run("run");
+    assert_eq!(plain.metrics("run"), local.metrics("run"));
+}
+
+#[test]
+fn workers_learn_and_are_the_same_stopped_and_resumed() {
+    let bench = local(4);
+    bench.run("whole");
+    let losses: Vec<f64> =
+        bench.metrics("whole").iter().filter_map(|line| line["eval_loss"].as_f64()).collect();
+    assert!(losses.last() < losses.first(), "{losses:?}");
+    bench.stop_after("stopped", 4);
+    bench.resume("stopped");
+    bench.assert_same("whole", "stopped");
+    // Without rounds the same lanes give another adapter.
+    let added = self::bench(4);
+    added.run("run");
+    assert_ne!(added.metrics("run"), bench.metrics("whole"));
+}
+
+#[test]
+fn what_happens_within_a_round_is_refused() {
+    let mut bench = local(2);
+    bench.train = bench.train.replace("eval_steps = 2", "eval_steps = 3");
+    let (code, error) = bench.output("run", &[]);
+    assert_eq!(code, 2, "{error}");
+    assert!(error.contains("lanes are averaged every 2 steps"), "{error}");
+}

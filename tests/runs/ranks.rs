@@ -5,6 +5,7 @@
 //! With `TUNE_REQUIRE_MPI` a machine without any fails instead of skipping.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -33,7 +34,7 @@ pub(crate) fn installed() -> Vec<Mpi> {
     }));
     if found.is_empty() {
         assert!(std::env::var_os("TUNE_REQUIRE_MPI").is_none(), "no MPI is installed");
-        println!("skipped: no MPI is installed");
+        _ = writeln!(std::io::stderr(), "skipped: no MPI is installed");
     }
     found
 }
@@ -94,11 +95,14 @@ fn kinds() -> Vec<(&'static str, Bench)> {
         bench.data = format!("max_seq_len = 24\nval_split = 0.2\n{data}");
         bench
     };
+    let mut local = bench();
+    local.more = "[train.local]\nsteps = 2\n".into();
     vec![
         ("packs with dropout", kind("dropout = 0.1\n", "")),
         ("DoRA and LoRA+", kind("use_dora = true\nlearning_rate_ratio = 16\n", "packing = false\n")),
         ("modules to save", kind("modules_to_save = [\"lm_head\", \"embed_tokens\"]\n", "packing = false\n")),
         ("preference pairs", pairs()),
+        ("local steps", local),
     ]
 }
 

@@ -1,0 +1,239 @@
+//! Local steps: lanes as workers that train by themselves for a while, and are averaged.
+//!
+//! A round has `train.local.steps` steps. Each worker begins it with the same adapter and moments, makes every step of it on
+//! the micro-batches of its lane alone, and clips and updates by itself. Then adapters and moments are averaged: added as
+//! lanes are, and divided. Ranks exchange nothing but that, once a round; one process trains the workers one after the
+//! other, to the same bytes. Evaluations and checkpoints lie between rounds; a run that is stopped within one begins it
+//! again.
+
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use tune_kernels::KernelBackend;
+use tune_kernels::adamw::Moments;
+use tune_ranks::tree::Tree;
+
+use super::Running;
+use crate::data::batch::{Counts, StepBatch};
+use crate::data::error::Error as DataError;
+use crate::objective::statistics::{self, Statistics};
+use crate::train::divergence::{Fault, Snapshot, named_rows};
+use crate::train::error::FitError;
+use crate::train::exchange::{Exchanged, Wishes};
+use crate::train::expert_load::ExpertLoad;
+use crate::train::fit::add;
+use crate::train::optimizer::{Gradient, StepNumbers};
+use crate::train::state::{Ended, State, StepResult};
+use crate::train::team::{from_bytes, to_bytes};
+
+/// The numbers of one worker's step.
+#[derive(Clone, Copy, Debug)]
+struct Worked {
+    loss: f64,
+    norm: f64,
+    /// The objective's, NaN where it has none.
+    statistics: [f32; statistics::LENGTH],
+}
+
+impl<B: KernelBackend> Running<'_, '_, B> {
+    /// Trains in rounds of `every` steps to the end of `steps`, or until the run is asked to stop.
+    pub(super) fn train_locally(
+        &mut self,
+        mut steps: impl Iterator<Item = Result<StepBatch, DataError>>,
+        every: u64,
+    ) -> Result<Ended, FitError> {
+        let mut ending = self.ending(false);
+        if self.on_boundary(ending.is_some())?.is_break() {
+            return self.stop();
+        }
+        loop {
+            if let Some(ended) = ending {
+                return Ok(ended);
+            }
+            if self.is_stopped() {
+                return self.stop();
+            }
+            let mut round: Vec<StepBatch> = Vec::new();
+            for batch in steps.by_ref() {
+                round.push(batch?);
+                if round.last().is_some_and(|batch| batch.step.is_multiple_of(every)) {
+                    break;
+                }
+            }
+            ending = match round.is_empty() {
+                true => Some(Ended::Done),
+                false if self.round(&round)?.is_none() => return self.stop(),
+                false => self.ending(true),
+            };
+            let is_requested = self.is_save_requested();
+            if self.on_boundary(ending.is_some())?.is_break() {
+                return self.stop();
+            }
+            if is_requested && self.state.step > 0 {
+                self.save()?;
+            }
+        }
+    }
+
+    /// Makes one round; `None`, and nothing has changed, when a rank is asked to stop meanwhile.
+    fn round(&mut self, round: &[StepBatch]) -> Result<Option<()>, FitError> {
+        let State { step, updates, .. } = self.state;
+        let start = Snapshot::of(self.adapters, self.optimizer, step, updates);
+        let made = self.workers(round, &start);
+        let Ok(Some((worked, sums))) = made else {
+            start.restore(self.adapters, self.optimizer)?;
+            return made.map(|_| None);
+        };
+        let share = 1.0 / self.fit.lanes.count() as f64;
+        let mut average = sums.into_iter().flatten().map(|sum| sum.mul_scalar(share));
+        let count = start.adapter.len();
+        let tensors: Vec<_> = average.by_ref().take(count).collect();
+        let first: Vec<_> = average.by_ref().take(count).collect();
+        let moments = first.into_iter().zip(average).map(|(first, second)| Moments { first, second });
+        self.optimizer.restore(moments.collect());
+        self.adapters.update(|_| tensors)?;
+        for (batch, workers) in round.iter().zip(worked) {
+            self.advance(batch, workers);
+            self.log_if_due(false)?;
+        }
+        Ok(Some(()))
+    }
+
+    /// Every worker's steps, by step and worker, and the sums of adapters and moments over the workers; `None` when a rank
+    /// is asked to stop.
+    #[expect(
+        clippy::type_complexity,
+        reason = "numbers by step and worker, and sums in the order of the parameters"
+    )]
+    fn workers(
+        &mut self,
+        round: &[StepBatch],
+        start: &Snapshot<B>,
+    ) -> Result<Option<(Vec<Vec<Worked>>, Vec<Option<Tensor<B, 2>>>)>, FitError> {
+        let (fit, began) = (self.fit, Instant::now());
+        let (mut sums, mut message, mut wishes) = (Tree::default(), Vec::new(), Wishes::default());
+        'workers: for worker in fit.lanes.of(fit.team.rank(), fit.lanes.count()) {
+            start.restore(self.adapters, self.optimizer)?;
+            for (index, batch) in round.iter().enumerate() {
+                match self.worker_step(batch, worker, start.updates + 1 + index as u64)? {
+                    ControlFlow::Continue(worked) => message.extend(worked.to_bytes()),
+                    ControlFlow::Break(()) => {
+                        wishes.stop = true;
+                        break 'workers;
+                    }
+                }
+            }
+            let moments = self.optimizer.moments();
+            let (first, second) = (moments.iter().map(|m| &m.first), moments.iter().map(|m| &m.second));
+            let tensors = self.adapters.tensors().iter().chain(first).chain(second);
+            sums.push(tensors.map(|tensor| Some(tensor.clone())).collect::<Vec<_>>(), add);
+        }
+        if !fit.team.is_alone() {
+            wishes.save = (fit.save)();
+            wishes.late = round.last().is_some_and(|batch| fit.clock.is_spent(batch.step, true));
+        }
+        let shapes = self.adapters.parameters().iter().map(|parameter| parameter.shape);
+        let shapes: Vec<[usize; 2]> = shapes.collect::<Vec<_>>().repeat(3);
+        let values = sums.sum(add).filter(|_| !wishes.stop).unwrap_or_else(|| vec![None; shapes.len()]);
+        let Exchanged { wishes, messages, sums } = fit.sum(&shapes, values, message, wishes)?;
+        self.wishes = wishes;
+        self.sample_device_memory();
+        self.pace.time += began.elapsed();
+        self.pace.tokens += round.iter().map(|batch| batch.tokens() as u64).sum::<u64>();
+        let Some(sums) = sums else { return Ok(None) };
+        let mut worked = vec![Vec::new(); round.len()];
+        for message in messages {
+            for (index, bytes) in message.chunks(Worked::BYTES).enumerate() {
+                worked[index % round.len()].push(Worked::from_bytes(bytes));
+            }
+        }
+        Ok(Some((worked, sums)))
+    }
+
+    /// A worker's step; breaks when the run is asked to stop.
+    fn worker_step(
+        &mut self,
+        batch: &StepBatch,
+        worker: usize,
+        update: u64,
+    ) -> Result<ControlFlow<(), Worked>, FitError> {
+        let fit = self.fit;
+        if (fit.stop)() {
+            return Ok(ControlFlow::Break(()));
+        }
+        let counts = fit.counts(batch, worker);
+        if counts == Counts::default() {
+            return Ok(ControlFlow::Continue(Worked::NOTHING));
+        }
+        let (mut losses, mut load) = (Vec::new(), ExpertLoad::default());
+        let values = fit.lane(&self.adapters.until_update(), batch, worker, &mut losses, &mut load)?;
+        let Some(values) = values else { return Ok(ControlFlow::Break(())) };
+        let scale = 1.0 / fit.objective.divisor(&counts) as f64;
+        let gradient = Gradient::new(losses, values, scale, fit.decoder.device());
+        let numbers = gradient.read_later();
+        let learning_rate = fit.schedule.learning_rate(batch.step);
+        self.optimizer.step(self.adapters, gradient, update, &[], learning_rate, fit.spec.max_grad_norm)?;
+        match numbers.wait().map_err(|message| FitError::device(fit.device, message))? {
+            StepNumbers::Finite { loss, norm, statistics } => {
+                let statistics = statistics.unwrap_or([f32::NAN; statistics::LENGTH]);
+                Ok(ControlFlow::Continue(Worked { loss, norm, statistics }))
+            }
+            StepNumbers::NotFinite(what, value) => {
+                let of_worker = fit.lanes.micro_batches(worker, batch.micro_batches.len());
+                let rows = of_worker.flat_map(|index| batch.micro_batches[index].rows.iter().copied());
+                let rows = named_rows(rows, fit.place);
+                let fault = Fault { step: batch.step, what, value, rows };
+                Err(FitError::Diverged { fault, checkpoint: None })
+            }
+        }
+    }
+
+    /// Counts a step that all workers made: the sum of their losses, and the mean of their gradient norms.
+    fn advance(&mut self, batch: &StepBatch, workers: Vec<Worked>) {
+        let (mut loss, mut norm, mut busy) = (0.0, 0.0, 0);
+        let mut statistics = None::<Statistics>;
+        for (worker, worked) in workers.into_iter().enumerate() {
+            if worked.loss.is_nan() {
+                continue;
+            }
+            (loss, norm, busy) = (loss + worked.loss, norm + worked.norm, busy + 1);
+            if !worked.statistics[0].is_nan() {
+                let counts = self.fit.counts(batch, worker);
+                statistics.get_or_insert_default().extend(&Statistics::of(worked.statistics, &counts));
+            }
+        }
+        let result = StepResult {
+            loss,
+            count: self.fit.objective.divisor(&batch.counts),
+            grad_norm: norm / f64::from(busy.max(1)),
+            learning_rate: self.fit.schedule.learning_rate(batch.step),
+            statistics,
+        };
+        self.state.advance(batch, result);
+    }
+}
+
+impl Worked {
+    /// Of a step that has no micro-batch for the worker.
+    const NOTHING: Self = Self { loss: f64::NAN, norm: f64::NAN, statistics: [f32::NAN; statistics::LENGTH] };
+    const BYTES: usize = 2 * size_of::<f64>() + statistics::LENGTH * size_of::<f32>();
+
+    fn to_bytes(self) -> Vec<u8> {
+        let numbers = [self.loss.to_le_bytes(), self.norm.to_le_bytes()].concat();
+        [numbers, to_bytes(&self.statistics)].concat()
+    }
+
+    /// Of bytes that are cut off: [`Self::NOTHING`].
+    fn from_bytes(bytes: &[u8]) -> Self {
+        let (numbers, statistics) = bytes.split_at(bytes.len().min(2 * size_of::<f64>()));
+        match (numbers.as_chunks().0, from_bytes(statistics).first_chunk()) {
+            ([loss, norm], Some(statistics)) => Self {
+                loss: f64::from_le_bytes(*loss),
+                norm: f64::from_le_bytes(*norm),
+                statistics: *statistics,
+            },
+            _ => Self::NOTHING,
+        }
+    }
+}
