@@ -120,7 +120,8 @@ fn model_of(config: Value, folder: &Path) -> PathBuf {
 }
 
 /// Of layers with norms on both sides and stacked gates, with branches side by side and no gate, with two norms and capped
-/// scores.
+/// scores, and of hybrids: recurrent layers and short convolutions beside attention; of layers
+/// that read the keys and values of others, with embeddings of their own.
 #[test]
 fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
     for (model_type, more) in [
@@ -128,6 +129,20 @@ fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
         ("glm4", json!({ "head_dim": 64 })),
         ("gpt_neox", json!({})),
         ("phi", json!({})),
+        (
+            "qwen3_5_text",
+            json!({ "head_dim": 64, "linear_num_key_heads": 3, "linear_num_value_heads": 6,
+                    "linear_key_head_dim": 64, "linear_value_head_dim": 64 }),
+        ),
+        ("lfm2", json!({ "full_attn_idxs": [2, 5], "block_auto_adjust_ff_dim": false })),
+        (
+            "gemma4_text",
+            json!({ "head_dim": 64, "global_head_dim": 64, "hidden_size_per_layer_input": 64, "sliding_window": 100,
+                    "vocab_size_per_layer_input": 1000, "num_kv_shared_layers": 3, "use_double_wide_mlp": true,
+                    "layer_types": vec!["sliding_attention", "full_attention"].repeat(3), "rope_parameters": {
+                        "full_attention": { "rope_type": "proportional", "rope_theta": 1e6 },
+                        "sliding_attention": { "rope_type": "default", "rope_theta": 1e4 } } }),
+        ),
     ] {
         let mut config = json!({
             "model_type": model_type, "vocab_size": 1000, "hidden_size": 384, "intermediate_size": 1536,

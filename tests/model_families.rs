@@ -110,6 +110,7 @@ logits_agree!(
     qwen2_sliding,
     qwen3,
     qwen3_5,
+    lfm2,
 );
 
 #[test]
@@ -132,7 +133,7 @@ fn both_spellings_of_every_config_are_the_same_model() {
 
 #[test]
 fn decoding_with_a_cache_equals_the_whole_sequence() {
-    for name in ["llama3", "mistral", "qwen2_sliding", "qwen3", "qwen3_5", "llama_yarn"] {
+    for name in ["llama3", "mistral", "qwen2_sliding", "qwen3", "qwen3_5", "lfm2", "llama_yarn"] {
         let folder = place(name);
         let ids = golden(&folder).ids;
         let decoder = decoder(&folder, FloatDtype::F32);
@@ -146,15 +147,15 @@ fn decoding_with_a_cache_equals_the_whole_sequence() {
         }
         assert_eq!(cache.tokens(), ids.len());
         let difference = largest_difference(&whole, &pieces);
-        // A recurrence passes on what rounding did to all tokens before.
-        let most = if name == "qwen3_5" { 1e-4 } else { 2e-5 };
+        // A recurrence passes on what rounding did to all tokens before, and these goldens are longer.
+        let most = if matches!(name, "qwen3_5" | "lfm2") { 1e-4 } else { 2e-5 };
         assert!(difference <= most, "{name}: {difference}");
     }
 }
 
 #[test]
 fn packed_documents_do_not_see_each_other() {
-    for name in ["llama2", "mistral", "qwen3", "qwen3_5"] {
+    for name in ["llama2", "mistral", "qwen3", "qwen3_5", "lfm2"] {
         let folder = place(name);
         let ids = golden(&folder).ids;
         let decoder = decoder(&folder, FloatDtype::F32);
@@ -174,7 +175,8 @@ fn packed_documents_do_not_see_each_other() {
 }
 
 /// The backward pass of a layer against differences of its forward pass, along random directions of the input and of
-/// every adapter matrix: with and without head norms, biases, windows and grouped heads.
+/// every adapter matrix: with and without head norms, biases, windows, gates and grouped heads. Recurrent layers bend too much
+/// for differences in f32; the unit tests of layers have theirs in f64.
 #[test]
 fn a_layers_backward_is_the_slope_of_its_forward() {
     for (name, index) in [
@@ -184,7 +186,6 @@ fn a_layers_backward_is_the_slope_of_its_forward() {
         ("qwen3", 1),
         ("mistral", 1),
         ("smollm2", 1),
-        ("qwen3_5", 1),
         ("qwen3_5", 3),
     ] {
         let folder = place(name);
@@ -233,14 +234,10 @@ fn a_layers_backward_is_the_slope_of_its_forward() {
         assert_eq!(values(y), values(layer.forward(x.clone(), &still, &inputs, None)), "{name}");
         let mut gradients = LayerGradients::default();
         let dx = layer.backward(tape, &still, &inputs, dy.clone(), true, &mut gradients).unwrap();
-        // Normalised keys bend more than anything else.
-        let (step, most) = match (name, index) {
-            ("qwen3_5", 1) => (1.0 / 1024.0, 2e-2),
-            _ => (1.0 / 512.0, 5e-3),
-        };
+        let step = 1.0 / 512.0;
         let check = |what: &str, found: f64, expected: f64| {
             let error = (found - expected).abs();
-            assert!(error <= most * (1.0 + expected.abs()), "{name}, {what}: {found} instead of {expected}");
+            assert!(error <= 5e-3 * (1.0 + expected.abs()), "{name}, {what}: {found} instead of {expected}");
         };
         let direction = random(ids.len(), decoder.spec().hidden_size, 101) * 0.1;
         let moved = |step: f32| objective(x.clone() + direction.clone() * step, &still);

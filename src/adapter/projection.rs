@@ -50,11 +50,15 @@ pub enum Role {
     ExpertUp,
     /// An expert back to hidden state.
     ExpertDown,
+    /// Hidden state to the gate of a layer's part of the embeddings by layer.
+    PartGate,
+    /// That part to hidden state.
+    PartOutput,
 }
 
 impl Role {
     /// The names that Hugging Face checkpoints give the last component of a module path.
-    const NAMES: [(&'static str, Self); 26] = [
+    const NAMES: [(&'static str, Self); 32] = [
         ("q_proj", Self::Query),
         ("k_proj", Self::Key),
         ("v_proj", Self::Value),
@@ -65,10 +69,16 @@ impl Role {
         ("qkv_proj", Self::QueryKeyValue),
         ("gate_up_proj", Self::GateUp),
         ("in_proj_qkv", Self::Mixed),
+        ("in_proj", Self::Mixed),
+        ("w1", Self::Gate),
+        ("w3", Self::Up),
+        ("w2", Self::Down),
         ("in_proj_z", Self::MixerGate),
         ("in_proj_b", Self::Write),
         ("in_proj_a", Self::Decay),
         ("out_proj", Self::MixerOutput),
+        ("per_layer_input_gate", Self::PartGate),
+        ("per_layer_projection", Self::PartOutput),
         ("input_linear", Self::GateUp),
         ("output_linear", Self::Down),
         ("query_key_value", Self::QueryKeyValue),

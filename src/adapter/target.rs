@@ -268,7 +268,7 @@ fn not_a_regex(at: At, pattern: &str, reason: &str) -> Problem {
 }
 
 /// The names that exist, the most similar one first.
-fn available(name: &str, modules: &[Module]) -> String {
+pub(crate) fn available(name: &str, modules: &[Module]) -> String {
     let last = name.rsplit('.').next().unwrap_or(name);
     let known = distinct_last_components(modules);
     let nearest = known

@@ -261,6 +261,57 @@ impl SafetensorsFile {
         Ok(values)
     }
 
+    /// Some rows of a float matrix, one after the other.
+    ///
+    /// # Errors
+    /// As [`Self::read_floats`]; the tensor is no matrix with such rows.
+    pub fn read_rows<T: Float>(&self, name: &str, rows: &[u32]) -> Result<Vec<T>, Error> {
+        let info = self.require(name)?;
+        match info.dtype {
+            Dtype::F32 => self.decode_rows(name, info, rows, f32::from_le_bytes),
+            Dtype::BF16 => self.decode_rows(name, info, rows, |pair| bf16::from_le_bytes(pair).to_f32()),
+            Dtype::F16 => self.decode_rows(name, info, rows, |pair| f16::from_le_bytes(pair).to_f32()),
+            other => Err(Error::UnsupportedDtype {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                dtype: format!("{other:?}"),
+            }),
+        }
+    }
+
+    fn decode_rows<T: Float, const W: usize>(
+        &self,
+        name: &str,
+        info: &TensorInfo,
+        rows: &[u32],
+        decode: impl Fn([u8; W]) -> f32,
+    ) -> Result<Vec<T>, Error> {
+        let [count, width] = info.shape[..] else {
+            let message = format!("tensor `{name}` has shape {:?}, and rows of it are read", info.shape);
+            return Err(Error::Safetensors { path: self.path.clone(), message });
+        };
+        let mut buffer = vec![0; width * W];
+        let mut values = Vec::with_capacity(rows.len() * width);
+        for row in rows.iter().map(|row| *row as usize) {
+            if row >= count {
+                let message = format!("tensor `{name}` has {count} rows, and row {row} is read");
+                return Err(Error::Safetensors { path: self.path.clone(), message });
+            }
+            self.read_range(name, &mut buffer, info.range.start + (row * width * W) as u64)?;
+            values.extend(buffer.as_chunks::<W>().0.iter().map(|element| T::from_f32(decode(*element))));
+        }
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(element) => Err(Error::BadNumber {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                element,
+                value: f32::NAN,
+                reason: "is not a valid weight, or outside the range of the compute dtype",
+            }),
+        }
+    }
+
     /// Whether two tensors (perhaps of different files) have the same dtype, shape and bytes.
     ///
     /// # Errors

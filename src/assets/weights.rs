@@ -315,6 +315,15 @@ impl WeightFiles {
         }
     }
 
+    /// Some rows of a float matrix, one after the other.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::read_rows`].
+    pub fn read_rows<T: Float>(&self, name: &str, rows: &[u32]) -> Result<Vec<T>, Error> {
+        let (file, stored) = self.require(name)?;
+        file.read_rows(stored, rows)
+    }
+
     /// Whether two tensors have the same dtype, shape and bytes.
     ///
     /// # Errors

@@ -32,6 +32,7 @@ mod merge;
 mod page;
 mod plan;
 mod progress;
+mod quantization;
 mod quantize;
 mod ranks;
 mod report;
@@ -138,10 +139,10 @@ fn stops_at_signals(command: &Command) -> bool {
         | Command::Merge(_)
         | Command::Quantize(_)
         | Command::Download(_) => true,
+        Command::Report(arguments) => arguments.quantization,
         Command::Export(arguments) => !matches!(arguments.form.program, Some(choices::Program::Adapter(_))),
         Command::Inspect(_)
         | Command::Plan(_)
-        | Command::Report(_)
         | Command::Completions(_)
         | Command::Man(_)
         | Command::Chat(_)
@@ -174,7 +175,7 @@ fn dispatch(name: &str, arguments: &Arguments, out: &mut dyn Write) -> io::Resul
         Command::Validate(arguments) => validate::validate(arguments, context, to),
         Command::Inspect(arguments) => inspect::inspect(arguments, context, to),
         Command::Reproduce(arguments) => reproduce::reproduce(arguments, context, to),
-        Command::Report(arguments) => page::report(arguments, to),
+        Command::Report(arguments) => page::report(arguments, context, to),
         Command::Watch(arguments) => watch::watch(arguments, context, to),
         Command::Bench(arguments) => bench::bench(arguments, context, to),
         Command::Plan(arguments) => plan::plan(arguments, context, to),

@@ -6,11 +6,14 @@ use clap::Args;
 use serde_json::json;
 
 use super::console::Console;
+use super::environment::Context;
 use super::exit::Exit;
 use super::failure::Failure;
+use super::quantization::{self, REPORT_ROWS};
 use super::style::{STRONG, paint};
 use crate::report;
 use crate::run::named::run_folder;
+use crate::run::quantize::report_on_run;
 
 /// Arguments of `tune report`.
 #[derive(Debug, Args)]
@@ -23,11 +26,31 @@ pub struct ReportArguments {
     /// Print a summary in Markdown instead, as in `>> "$GITHUB_STEP_SUMMARY"`
     #[arg(long, conflicts_with = "output")]
     pub markdown: bool,
+    /// First measure what 4 bits cost the base: the error of every weight, and the loss on held-out rows beside the dense one
+    #[arg(long)]
+    pub quantization: bool,
+    /// Compare losses on the first COUNT held-out rows
+    #[arg(long, value_name = "COUNT", default_value_t = REPORT_ROWS, requires = "quantization",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub report_rows: u64,
 }
 
 /// Writes the page.
-pub(super) fn report(arguments: &ReportArguments, console: &mut Console<'_>) -> Result<Exit, Failure> {
+pub(super) fn report(
+    arguments: &ReportArguments,
+    context: &Context<'_>,
+    console: &mut Console<'_>,
+) -> Result<Exit, Failure> {
     let run = run_folder(&arguments.run);
+    if arguments.quantization {
+        let mut show = |done, total| console.count("comparing", done as u64, total as u64);
+        let found = report_on_run(&run, arguments.report_rows, &mut show, &context.environment)?;
+        console.quiet();
+        console.event("report", &found);
+        if !arguments.markdown {
+            quantization::show(&found, console.out())?;
+        }
+    }
     if arguments.markdown {
         return match report::markdown(&run) {
             Ok(text) => {

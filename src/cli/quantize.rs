@@ -11,10 +11,16 @@ use super::environment::Context;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::lines::line;
+use super::quantization::{self, REPORT_ROWS};
 use super::style::{GOOD, STRONG, paint};
+use crate::data::spec::Format;
+use crate::export::quantize::report::Report;
 use crate::export::quantize::{Options, Outcome, Progress};
-use crate::quant::spec::Spec;
+use crate::quant::spec::{Quantization, Spec};
+use crate::recipe::DeviceSpec;
 use crate::run;
+use crate::run::inference::ModelChoice;
+use crate::run::quantize::Comparison;
 use crate::units::Bytes;
 
 /// Arguments of `tune quantize`.
@@ -35,6 +41,23 @@ pub struct QuantizeArguments {
     /// Store scales in 32 bits instead of 8 (no double quantization)
     #[arg(long)]
     pub no_double_quant: bool,
+    /// Leave the modules dense that this pattern matches: a name, or a regular expression for a path or its end (repeatable)
+    #[arg(long, value_name = "PATTERN")]
+    pub keep: Vec<String>,
+    /// Also show the error of every weight, and the loss in 4 bits beside the dense one on these rows: a file, or the held-out
+    /// rows of a recipe
+    #[arg(long, value_name = "DATA|RECIPE")]
+    pub report: Option<String>,
+    /// Record format of --report [default: as its columns tell]
+    #[arg(long, value_enum, value_name = "FORMAT", requires = "report")]
+    pub format: Option<Format>,
+    /// Compare losses on the first COUNT rows
+    #[arg(long, value_name = "COUNT", default_value_t = REPORT_ROWS, requires = "report",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub report_rows: u64,
+    /// The device of the comparison: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "report")]
+    pub device: DeviceSpec,
     /// Largest file of weights, in gigabytes
     #[arg(long = "max-shard-gb", value_name = "GB", default_value = "5", value_parser = gigabytes)]
     pub shard_bytes: u64,
@@ -47,27 +70,55 @@ pub(super) fn quantize(
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
     let environment = &context.environment;
-    let spec = Spec::Nf4 { block_size: arguments.block_size, double_quant: !arguments.no_double_quant };
-    let options = Options { spec, shard_bytes: arguments.shard_bytes, existing: arguments.folder.existing() };
+    let blocks = Spec::Nf4 { block_size: arguments.block_size, double_quant: !arguments.no_double_quant };
+    let quantization = &Quantization { blocks, keep: arguments.keep.clone() };
+    let options = Options {
+        quantization: quantization.clone(),
+        shard_bytes: arguments.shard_bytes,
+        existing: arguments.folder.existing(),
+    };
     let base = run::quantize::open(&arguments.base, arguments.revision.as_deref(), environment)?;
     line(console.out(), "base", &format!("{} ({})", base.name(), base.spec.family))?;
     console.out().flush()?;
+    let comparison = match &arguments.report {
+        Some(data) => {
+            let (base, revision) = (Some(arguments.base.as_str()), arguments.revision.as_deref());
+            let device = Some(arguments.device);
+            let choice = ModelChoice { base, revision, device, ..ModelChoice::default() };
+            let rows = (data.as_str(), arguments.format);
+            Some(Comparison::open(choice, quantization, rows, arguments.report_rows, environment)?)
+        }
+        None => None,
+    };
     let mut show = |progress: Progress| match progress {
         Progress::Measuring(done, total) => console.count("measuring", done as u64, total as u64),
         Progress::Writing(done, total) => console.count("writing", done as u64, total as u64),
     };
     let outcome = run::quantize::quantize(&base, &arguments.folder.out, options, &mut show, environment)?;
+    if let Some(comparison) = comparison {
+        let mut show = |done, total| console.count("comparing", done as u64, total as u64);
+        let held_out = comparison.losses(&mut show, environment)?;
+        let (quantization, tensors) = (quantization.to_string(), outcome.tensors.clone());
+        let report = Report { quantization, error: outcome.error, tensors, held_out };
+        console.quiet();
+        console.event("report", &report);
+        quantization::show(&report, console.out())?;
+    }
     console.quiet();
-    console.event("result", &result(&outcome, arguments, spec));
-    show_outcome(&outcome, arguments, spec, console.out())?;
+    console.event("result", &result(&outcome, arguments, quantization));
+    show_outcome(&outcome, arguments, quantization, console.out())?;
     Ok(Exit::Done)
 }
 
-fn result(outcome: &Outcome, arguments: &QuantizeArguments, spec: Spec) -> serde_json::Value {
+fn result(
+    outcome: &Outcome,
+    arguments: &QuantizeArguments,
+    quantization: &Quantization,
+) -> serde_json::Value {
     let worst = outcome.worst.as_ref().map(|(tensor, error)| json!({"tensor": tensor, "error": error}));
     json!({
         "output_dir": arguments.folder.out.display().to_string(),
-        "quantization": spec.to_string(),
+        "quantization": quantization.to_string(),
         "quantized": outcome.quantized,
         "kept": outcome.kept,
         "bytes_before": outcome.bytes_before,
@@ -80,10 +131,10 @@ fn result(outcome: &Outcome, arguments: &QuantizeArguments, spec: Spec) -> serde
 fn show_outcome(
     outcome: &Outcome,
     arguments: &QuantizeArguments,
-    spec: Spec,
+    quantization: &Quantization,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    let Spec::Nf4 { block_size, double_quant } = spec;
+    let Spec::Nf4 { block_size, double_quant } = quantization.blocks;
     let scales = if double_quant { ", double quantization" } else { "" };
     let how = format!(
         "{} weights to NF4 (blocks of {block_size}{scales}); {} tensors copied unchanged",

@@ -16,6 +16,7 @@ use super::tables;
 use crate::adapter::saved::SavedModule;
 use crate::adapter::target::Target;
 use crate::data::survey::{Statistics, Tally};
+use crate::quant::spec::{Quantization, Spec};
 use crate::run::validate::{Validation, validate as check};
 use crate::units::Grouped;
 
@@ -83,10 +84,11 @@ fn trainable(validation: &Validation) -> u64 {
 fn show(validation: &Validation, arguments: &ValidateArguments, out: &mut dyn Write) -> io::Result<()> {
     let Validation { recipe, survey, .. } = validation;
     let (family, parameters) = validation.model;
-    let storage = match recipe.quantization {
-        Some(crate::quant::spec::Spec::Nf4 { block_size, double_quant }) => {
-            let double = if double_quant { " with double quantization" } else { "" };
-            format!("NF4, blocks of {block_size}{double}")
+    let storage = match &recipe.quantization {
+        Some(Quantization { blocks: Spec::Nf4 { block_size, double_quant }, keep }) => {
+            let double = if *double_quant { " with double quantization" } else { "" };
+            let keep = if keep.is_empty() { String::new() } else { format!(", {} dense", keep.join(", ")) };
+            format!("NF4, blocks of {block_size}{double}{keep}")
         }
         None => "dense".to_owned(),
     };

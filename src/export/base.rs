@@ -9,7 +9,7 @@ use crate::adapter::target::Target;
 use crate::assets::folder::digest;
 use crate::assets::{Base, ModelDir};
 use crate::model::{DecoderSpec, family, tensors};
-use crate::quant::spec::Spec;
+use crate::quant::spec::{Quantization, Spec};
 
 /// Prefix of the metadata keys that hold hashes of the base's files.
 pub const HASH_PREFIX: &str = "tune.base_sha256.";
@@ -59,8 +59,20 @@ impl OpenedBase {
         let folder = ModelDir::open(&base.folder)?;
         let spec = family::decoder_spec_of_run(folder.config(), &ignored_config_keys)?;
         let checked = tensors::check(&spec, folder.weights(), None)?;
+        let spec = checked.as_stored(spec);
         let (quantized, blocks) = (!checked.quantized.is_empty(), checked.blocks(&spec));
         Ok(Self { base, folder, spec, quantized, ignored_config_keys, blocks })
+    }
+
+    /// The same with the projections that `patterns` match left dense when it is quantized.
+    ///
+    /// # Errors
+    /// Patterns that do not fit it.
+    pub fn keeping(mut self, patterns: &[String]) -> Result<Self, Error> {
+        self.spec = self.spec.keeping(patterns).map_err(|problems| Error::Choice {
+            message: problems.first().map_or_else(String::new, ToString::to_string),
+        })?;
+        Ok(self)
     }
 
     /// Name for messages and model cards: the hub id, else the folder.
@@ -195,12 +207,12 @@ fn short(hash: &str) -> &str {
 }
 
 /// The quantization of the base in training, from the adapter's metadata.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trained {
     /// Dense, or used as stored.
     AsStored,
     /// Quantized while loading.
-    Quantized(Spec),
+    Quantized(Quantization),
     /// Not recorded.
     Unknown,
 }
@@ -212,11 +224,23 @@ impl Trained {
         match metadata.get(QUANTIZATION_KEY).map(String::as_str) {
             Some("none") => match metadata.get(ORIGINAL_QUANTIZATION_KEY) {
                 // The base had been quantized before the run.
-                Some(text) => Spec::from_text(text).map_or(Self::Unknown, Self::Quantized),
+                Some(text) => Self::quantized(text),
                 None => Self::AsStored,
             },
-            Some(text) => Spec::from_text(text).map_or(Self::Unknown, Self::Quantized),
+            Some(text) => Self::quantized(text),
             None => Self::Unknown,
+        }
+    }
+
+    fn quantized(text: &str) -> Self {
+        Quantization::from_text(text).map_or(Self::Unknown, Self::Quantized)
+    }
+
+    /// The patterns of the modules that stayed dense.
+    pub fn keep(&self) -> &[String] {
+        match self {
+            Self::Quantized(quantization) => &quantization.keep,
+            Self::AsStored | Self::Unknown => &[],
         }
     }
 }

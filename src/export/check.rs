@@ -166,7 +166,8 @@ pub fn compare<B: KernelBackend>(
 
     let frame = base.frame()?;
     let (mut plain, inputs) = begin(&frame, rows)?;
-    let (mut adapted, _) = begin(&frame.adopting(&adapters), rows)?;
+    let (mut adapted, adapted_inputs) = begin(&frame.adopting(&adapters), rows)?;
+    let trained_inputs = adapted_inputs.apart();
     drop(frame);
     let mut as_trained = trained.is_some().then(|| adapted.clone());
     let (mut folded, folded_inputs) = begin(&merged.frame()?, rows)?;
@@ -180,13 +181,13 @@ pub fn compare<B: KernelBackend>(
         let (index, layer) = step?;
         let own = adapters.layer(index, None);
         plain = layer.forward(plain, &none, &inputs, None);
-        adapted = layer.forward(adapted, &own, &inputs, None);
+        adapted = layer.forward(adapted, &own, &adapted_inputs, None);
         drop(layer);
         let trained_step = trained_layers.as_mut().and_then(Iterator::next).transpose()?;
         if let (Some((_, layer)), Some(x)) = (trained_step, as_trained.take()) {
             // DoRA's norms belong to one base: computed anew.
             let own = adapters.layer(index, None);
-            as_trained = Some(layer.forward(x, &own, &inputs, None));
+            as_trained = Some(layer.forward(x, &own, &trained_inputs, None));
         }
         let (_, layer) = merged_step?;
         folded = layer.forward(folded, &none, &folded_inputs, None);
@@ -220,7 +221,8 @@ fn begin<B: KernelBackend>(frame: &Decoder<B>, rows: &Rows) -> Result<(Tensor<B,
         Some(*end)
     }));
     let x = frame.embed(&ids)?;
-    Ok((x, frame.inputs(&positions, DocumentOffsets::packed(&offsets))?))
+    let inputs = frame.inputs_of(&ids, &x, &positions, DocumentOffsets::packed(&offsets))?;
+    Ok((x, inputs))
 }
 
 fn logits<B: KernelBackend>(frame: &Decoder<B>, x: Tensor<B, 2>) -> Result<Vec<f32>, Error> {

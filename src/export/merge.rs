@@ -116,8 +116,9 @@ impl Plan {
     /// The base is the wrong one, the adapter is unusable, or an option does not apply to this base.
     pub fn new(adapter: peft::Adapter, base: OpenedBase, options: Options) -> Result<Self, Error> {
         let trained = Trained::of(&adapter);
-        let onto = choose(options.onto, &base, trained)?;
+        let onto = choose(options.onto, &base, &trained)?;
         let (targets, identity) = fit(&adapter, &base, options.any_hash)?;
+        let base = base.keeping(trained.keep())?;
         let tables = base.spec.tables();
         let mut spec = base.spec.clone();
         let embedding = format!("{}.weight", spec.paths.embedding);
@@ -159,14 +160,14 @@ impl Plan {
         let weights = self.base.folder.weights();
         let onto = self.onto_name();
         let dtype = self.options.dtype.unwrap_or_else(|| tensors::checkpoint_dtype(&self.base.spec, weights));
-        let measured = match (self.onto, self.trained) {
+        let measured = match (self.onto, &self.trained) {
             (Onto::Dequantized(spec), _) => Some(spec),
-            (Onto::Original, Trained::Quantized(spec)) => Some(spec),
+            (Onto::Original, Trained::Quantized(quantization)) => Some(quantization.blocks),
             (Onto::Original, Trained::Unknown) => Some(Spec::USUAL),
             (Onto::Original, Trained::AsStored) | (Onto::Stored, _) => None,
         };
-        let trained = match self.trained {
-            Trained::Quantized(spec) => Some(spec),
+        let trained = match &self.trained {
+            Trained::Quantized(quantization) => Some(quantization.blocks),
             Trained::AsStored | Trained::Unknown => None,
         };
         let metadata = self.metadata(&onto);
@@ -233,7 +234,7 @@ impl Plan {
     }
 }
 
-fn choose(wanted: Option<Wanted>, base: &OpenedBase, trained: Trained) -> Result<Onto, Error> {
+fn choose(wanted: Option<Wanted>, base: &OpenedBase, trained: &Trained) -> Result<Onto, Error> {
     match (wanted, base.quantized) {
         (None | Some(Wanted::Nf4), true) => Ok(Onto::Stored),
         (Some(Wanted::Original), true) => Err(Error::Choice {
@@ -245,7 +246,7 @@ fn choose(wanted: Option<Wanted>, base: &OpenedBase, trained: Trained) -> Result
         }),
         (None | Some(Wanted::Original), false) => Ok(Onto::Original),
         (Some(Wanted::Nf4), false) => match trained {
-            Trained::Quantized(spec) => Ok(Onto::Dequantized(spec)),
+            Trained::Quantized(quantization) => Ok(Onto::Dequantized(quantization.blocks)),
             Trained::Unknown => Ok(Onto::Dequantized(Spec::USUAL)),
             Trained::AsStored => Err(Error::Choice {
                 message: "the adapter was trained on an unquantized base; merge onto the original weights \

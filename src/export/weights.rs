@@ -175,8 +175,10 @@ impl Merged<'_> {
         let target = self.target(tensor);
         let mut values = dense(self.base, checked, name)?;
         let requantized = self.requantized(tensor, checked);
-        let mut quantization = None;
-        if let Some(spec) = requantized.or(self.measured.filter(|_| !stored && target.is_some())) {
+        let measured = self.measured.filter(|_| !stored && target.is_some());
+        // What stays dense has no error.
+        let mut quantization = measured.filter(|_| tensor.dense).map(|_| 0.0);
+        if let Some(spec) = requantized.or(measured.filter(|_| !tensor.dense)) {
             let shape = [tensor.shape[0], tensor.shape[1]];
             let dequantized = quant::nf4::quantize(&values, shape, spec).dequantize();
             quantization = Some(square_of_difference(&values, &dequantized));

@@ -15,7 +15,9 @@ use super::Error;
 use super::decoder_spec::DecoderSpec;
 use super::dtype::{FloatDtype, burn_dtype};
 use super::layers::norm::{Norm, NormTensors};
+use super::layers::shared::Shared;
 use super::layers::{KeyValueCache, LayerInputs, Layers};
+use super::per_layer::PerLayer;
 use super::rotations::Rotations;
 use crate::adapter::dora::row_norms;
 use crate::adapter::lora::LoraSet;
@@ -30,6 +32,8 @@ pub struct Decoder<B: KernelBackend> {
     pub(super) device: B::Device,
     /// `[vocab, hidden]`.
     pub(super) embedding: Tensor<B, 2>,
+    /// Embeddings by layer.
+    pub(super) per_layer: Option<PerLayer<B>>,
     pub(super) layers: Layers<B>,
     pub(super) final_norm: NormTensors<B>,
     /// `[vocab, hidden]`; shares the embedding's storage when tied.
@@ -73,7 +77,8 @@ impl<B: KernelBackend> Decoder<B> {
         let head =
             if self.spec.tied { 0 } else { self.head.shape().num_elements() * self.head.dtype().size() };
         let bias = if self.spec.head_bias { self.spec.vocab_size * size } else { 0 };
-        (embedding + head + bias + self.final_norm.bytes()) as u64 + self.layers.bytes()
+        let per_layer = self.per_layer.as_ref().map_or(0, PerLayer::bytes);
+        (embedding + per_layer + head + bias + self.final_norm.bytes()) as u64 + self.layers.bytes()
     }
 
     /// Gives the targets under DoRA the magnitudes that the model's own rows have, so that a new adapter changes
@@ -166,7 +171,22 @@ impl<B: KernelBackend> Decoder<B> {
             return Err(Error::PositionOutOfRange { position: last, limit });
         }
         let rotations = self.rotations.of(&self.spec.rotaries, position_ids, &documents, &self.device);
-        Ok(LayerInputs { rotations, documents })
+        Ok(LayerInputs { rotations, documents, shared: Shared::default(), parts: None })
+    }
+
+    /// [`Self::inputs`] for these tokens, whose embeddings are `x`: with their embeddings by layer, where there are any.
+    ///
+    /// # Errors
+    /// As [`Self::inputs`]; the table of embeddings by layer can no longer be read.
+    pub fn inputs_of(
+        &self,
+        ids: &[u32],
+        x: &Tensor<B, 2>,
+        position_ids: &[u32],
+        documents: DocumentOffsets,
+    ) -> Result<LayerInputs<B>, Error> {
+        let parts = self.per_layer.as_ref().map(|own| own.parts(ids, x, self.dtype)).transpose()?;
+        Ok(LayerInputs { parts, ..self.inputs(position_ids, documents)? })
     }
 
     /// The norm after the last layer, `[tokens, hidden]` → `[tokens, hidden]`, times the factor on logits.
@@ -210,7 +230,7 @@ impl<B: KernelBackend> Decoder<B> {
         let mut x = self.embed(ids)?;
         let positions: Vec<u32> = (past..past + ids.len()).map(|position| position as u32).collect();
         let documents = DocumentOffsets::with_cache(&[0, ids.len() as u32], &[0, (past + ids.len()) as u32]);
-        let inputs = self.inputs(&positions, documents)?;
+        let inputs = self.inputs_of(ids, &x, &positions, documents)?;
         let none = LayerAdapters::none();
         for step in self.layers.up() {
             let (index, layer) = step?;

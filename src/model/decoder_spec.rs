@@ -8,7 +8,7 @@ use tune_kernels::linear_cross_entropy::Logits;
 
 use super::Error;
 use super::dtype::FloatDtype;
-use super::parts::{LayerSpec, NormSpec};
+use super::parts::{LayerSpec, NormSpec, PerLayerSpec};
 use super::rotary::RotarySpec;
 use super::spec::ComputeDtype;
 use crate::adapter::projection::Module;
@@ -49,6 +49,8 @@ pub struct DecoderSpec {
     pub paths: Paths,
     /// The model with towers that this is the text decoder of, as its `model_type` spells it.
     pub wrapper: Option<&'static str>,
+    /// Embeddings by layer.
+    pub per_layer: Option<PerLayerSpec>,
     /// How llama.cpp takes the family; `None`: not at all.
     pub gguf: Option<GgufSpec>,
 }
@@ -164,7 +166,13 @@ impl DecoderSpec {
     #[must_use]
     pub fn wrapped(self, wrapper: &'static str) -> Self {
         let final_norm = NormSpec { path: "model.language_model.norm", ..self.final_norm };
-        Self { paths: Paths::WRAPPED, wrapper: Some(wrapper), final_norm, ..self }
+        let per_layer = self.per_layer.map(|own| PerLayerSpec {
+            table: "model.language_model.embed_tokens_per_layer",
+            projection: "model.language_model.per_layer_model_projection",
+            norm: NormSpec { path: "model.language_model.per_layer_projection_norm", ..own.norm },
+            ..own
+        });
+        Self { paths: Paths::WRAPPED, wrapper: Some(wrapper), final_norm, per_layer, ..self }
     }
 
     /// Module path of a part of a layer (`model.layers.0.self_attn.q_proj`).
@@ -190,6 +198,19 @@ impl DecoderSpec {
             spec.projections().map(module).collect::<Vec<_>>()
         };
         self.layers.iter().enumerate().flat_map(of).collect()
+    }
+
+    /// Numbers of a token that are held through a whole pass, forward and backward: embeddings by layer, and keys and values
+    /// that several layers read, with their gradients.
+    pub fn input_numbers(&self) -> u64 {
+        let parts = self.per_layer.as_ref().map_or(0, PerLayerSpec::numbers);
+        let given =
+            self.layers.iter().filter_map(|layer| layer.attention().filter(|one| one.gives.is_some()));
+        let given = given.map(|attention| {
+            let [_, keys, values] = attention.heads.widths();
+            2 * (keys + values)
+        });
+        (parts + given.sum::<usize>()) as u64
     }
 
     /// Whether documents may begin with tokens that stand in another one.

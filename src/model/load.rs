@@ -19,7 +19,8 @@ use super::decoder_spec::DecoderSpec;
 use super::dtype::FloatDtype;
 use super::fetch::{Fetcher, Home};
 use super::layers::{Layer, Layers, Order, Walk};
-use super::parts::{LayerSpec, LayerTensor, NormSpec, ProjectionSpec};
+use super::parts::{LayerSpec, LayerTensor, NormSpec, PerLayerSpec, ProjectionSpec};
+use super::per_layer::{PerLayer, Table};
 use super::rotations::Rotations;
 use super::stored::{self, Squares, StoredLayer, StoredNorm, StoredProjection, StoredWeight};
 use super::tensors::{self, Checked};
@@ -286,6 +287,10 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
         let embedding = self.dense(&weight(paths.embedding), table)?;
         let final_norm = self.read(|reader| reader.norm(spec.final_norm.path, &spec.final_norm))?;
         let final_norm = final_norm.place(self.dtype, self.device);
+        let per_layer = match &spec.per_layer {
+            Some(own) => Some(self.per_layer(own)?),
+            None => None,
+        };
         let head = match spec.tied {
             true => embedding.clone(),
             false => self.dense(&weight(paths.head), table)?,
@@ -299,12 +304,26 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
             dtype: self.dtype,
             device: self.device.clone(),
             embedding,
+            per_layer,
             layers: Layers::resident(Vec::new()),
             final_norm,
             head,
             head_bias,
             rotations: Rotations::new(),
         })
+    }
+
+    /// Embeddings by layer, whose table is opened and not read.
+    fn per_layer(&mut self, spec: &PerLayerSpec) -> Result<PerLayer<B>, Error> {
+        let projection =
+            self.dense(&format!("{}.weight", spec.projection), [spec.numbers(), self.spec.hidden_size])?;
+        let norm = self.read(|reader| {
+            (reader.report)(spec.table);
+            reader.norm(spec.norm.path, &spec.norm)
+        })?;
+        let table = Table::Stored(Arc::new(WeightFiles::open(self.weights.folder())?));
+        let norm = norm.place(self.dtype, self.device);
+        Ok(PerLayer { spec: spec.clone(), table, projection, norm })
     }
 
     /// Some layers in some order, each read when the walk comes to it.

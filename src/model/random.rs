@@ -16,6 +16,7 @@ use super::dtype::{FloatDtype, burn_dtype};
 use super::layers::norm::NormTensors;
 use super::layers::{FrozenProjection, Layer, Layers};
 use super::parts::{LayerSpec, LayerTensor, NormSpec, ProjectionSpec};
+use super::per_layer::{PerLayer, Table};
 use super::rotations::Rotations;
 use crate::quant;
 
@@ -101,6 +102,12 @@ impl<B: KernelBackend> Maker<'_, B> {
             dtype: self.dtype,
             device: self.device.clone(),
             embedding,
+            per_layer: spec.per_layer.as_ref().map(|own| PerLayer {
+                spec: own.clone(),
+                table: Table::Zeros,
+                projection: self.dense([own.numbers(), spec.hidden_size], 0.0, size),
+                norm: self.norm(&own.norm),
+            }),
             layers,
             final_norm: self.norm(&spec.final_norm),
             head,

@@ -32,9 +32,9 @@ impl<B: KernelBackend> Rotation<B> {
         }
     }
 
-    /// Queries alone, forward.
-    pub fn queries(&self, query: Tensor<B, 3>) -> Tensor<B, 3> {
-        rope(query, self.query.as_ref().unwrap_or(&self.table), &self.rows, Direction::Forward)
+    /// Queries alone, or their gradients back.
+    pub fn queries(&self, query: Tensor<B, 3>, direction: Direction) -> Tensor<B, 3> {
+        rope(query, self.query.as_ref().unwrap_or(&self.table), &self.rows, direction)
     }
 
     /// Keys alone, forward.

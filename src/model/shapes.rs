@@ -17,6 +17,8 @@ struct Shape {
     head_dim: u32,
     vocabulary: u32,
     tied: bool,
+    /// Value heads of recurrent layers; 0 in models without any.
+    recurrent_heads: u32,
     experts: Option<Experts>,
 }
 
@@ -49,6 +51,7 @@ const fn shape(
         head_dim,
         vocabulary,
         tied,
+        recurrent_heads: 0,
         experts: None,
     }
 }
@@ -66,8 +69,13 @@ const fn mixture(
     Shape { experts, ..shape(name, family, sizes, heads, vocabulary, false) }
 }
 
+/// With recurrent layers of so many value heads.
+const fn recurrent(shape: Shape, recurrent_heads: u32) -> Shape {
+    Shape { recurrent_heads, ..shape }
+}
+
 /// As the models' config.json files on the hub say.
-const SHAPES: [Shape; 29] = [
+const SHAPES: [Shape; 37] = [
     shape("stories-15m", "llama", [288, 768, 6], [6, 6, 48], 32_000, true),
     shape("smollm2-135m", "llama", [576, 1536, 30], [9, 3, 64], 49_152, true),
     shape("smollm2-360m", "llama", [960, 2560, 32], [15, 5, 64], 49_152, true),
@@ -85,6 +93,14 @@ const SHAPES: [Shape; 29] = [
     shape("qwen3-8b", "qwen3", [4096, 12_288, 36], [32, 8, 128], 151_936, false),
     shape("qwen3-14b", "qwen3", [5120, 17_408, 40], [40, 8, 128], 151_936, false),
     shape("qwen3-32b", "qwen3", [5120, 25_600, 64], [64, 8, 128], 151_936, false),
+    recurrent(shape("qwen3.5-0.8b", "qwen3_5_text", [1024, 3584, 24], [8, 2, 256], 248_320, true), 16),
+    recurrent(shape("qwen3.5-2b", "qwen3_5_text", [2048, 6144, 24], [8, 2, 256], 248_320, true), 16),
+    recurrent(shape("qwen3.5-4b", "qwen3_5_text", [2560, 9216, 32], [16, 4, 256], 248_320, true), 32),
+    recurrent(shape("qwen3.5-9b", "qwen3_5_text", [4096, 12_288, 32], [16, 4, 256], 248_320, false), 32),
+    recurrent(shape("qwen3.5-27b", "qwen3_5_text", [5120, 17_408, 64], [24, 4, 256], 248_320, false), 48),
+    shape("lfm2-350m", "lfm2", [1024, 4608, 16], [16, 8, 64], 65_536, true),
+    shape("lfm2-700m", "lfm2", [1536, 6912, 16], [24, 8, 64], 65_536, true),
+    shape("lfm2-1.2b", "lfm2", [2048, 8192, 16], [32, 8, 64], 65_536, true),
     shape("llama-3.2-1b", "llama", [2048, 8192, 16], [32, 8, 64], 128_256, true),
     shape("llama-3.2-3b", "llama", [3072, 8192, 28], [24, 8, 128], 128_256, true),
     shape("llama-3.1-8b", "llama", [4096, 14_336, 32], [32, 8, 128], 128_256, false),
@@ -133,6 +149,13 @@ impl Shape {
         // Elsewhere it follows from the hidden size.
         if self.heads * self.head_dim != self.hidden {
             config["head_dim"] = json!(self.head_dim);
+        }
+        if self.recurrent_heads > 0 {
+            config["linear_num_value_heads"] = json!(self.recurrent_heads);
+        }
+        if self.family == "lfm2" {
+            config["full_attn_idxs"] = json!([2, 5, 8, 10, 12, 14]);
+            config["block_auto_adjust_ff_dim"] = json!(false);
         }
         if self.family == "mistral" {
             config["sliding_window"] = Value::Null;

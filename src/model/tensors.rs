@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Error;
 use super::decoder_spec::DecoderSpec;
 use super::dtype::FloatDtype;
-use super::parts::{LayerTensor, NormSpec};
+use super::parts::{LayerSpec, LayerTensor, NormSpec};
 use crate::assets::{Dtype, WeightFiles};
 use crate::quant::spec::Spec;
 use crate::quant::stored::Stored;
@@ -48,6 +48,11 @@ pub struct Expected {
 /// Every tensor of a decoder, in the order a forward pass meets them; a tied head is not listed.
 pub fn expected(spec: &DecoderSpec) -> Vec<Expected> {
     let mut tensors = vec![table(spec, spec.paths.embedding)];
+    if let Some(per_layer) = &spec.per_layer {
+        tensors.push(weight(per_layer.table, vec![per_layer.rows, per_layer.numbers()]));
+        tensors.push(weight(per_layer.projection, vec![per_layer.numbers(), spec.hidden_size]));
+        tensors.extend(of_norm(&per_layer.norm, per_layer.norm.path));
+    }
     for (layer, layer_spec) in spec.layers.iter().enumerate() {
         tensors.extend(layer_spec.tensors().iter().flat_map(|tensor| of_layer(spec, layer, tensor)));
     }
@@ -112,6 +117,20 @@ pub struct Checked {
 }
 
 impl Checked {
+    /// The decoder as the checkpoint stores it: beside projections that bitsandbytes quantized, the others are dense.
+    #[must_use]
+    pub fn as_stored(&self, spec: DecoderSpec) -> DecoderSpec {
+        match self.is_whole() {
+            true => spec.dense_where(|path| !self.quantized.contains_key(&format!("{path}.weight"))),
+            false => spec,
+        }
+    }
+
+    /// Whether what is dense here is meant to be.
+    fn is_whole(&self) -> bool {
+        self.quantized.values().any(|stored| matches!(stored, Stored::Bitsandbytes(_)))
+    }
+
     /// The blocks of the projections, where all of them are stored in 4 bits and alike.
     pub fn blocks(&self, spec: &DecoderSpec) -> Option<Spec> {
         let mut stored = self.quantized.values().map(Stored::blocks_of);
@@ -124,8 +143,7 @@ impl Checked {
     /// A recipe's quantization, as far as it concerns the projections that are dense here: none where bitsandbytes has
     /// quantized the others, for then that is meant.
     pub fn quantization_of_dense(&self, spec: Option<Spec>) -> Option<Spec> {
-        let is_whole = self.quantized.values().any(|stored| matches!(stored, Stored::Bitsandbytes(_)));
-        spec.filter(|_| !is_whole)
+        spec.filter(|_| !self.is_whole())
     }
 }
 
@@ -251,6 +269,14 @@ fn ignorable(spec: &DecoderSpec, weights: &WeightFiles, name: &str) -> Result<bo
     let of_activations = OF_ACTIVATIONS.iter().any(|ending| name.ends_with(ending));
     let is_buffer = REDUNDANT.iter().any(|ending| name.ends_with(ending));
     if is_buffer || name.starts_with("v_head.") || of_activations {
+        return Ok(true);
+    }
+    // What layers that read another's keys and values would have had themselves.
+    let reads = |layer: usize, layer_spec: &LayerSpec| {
+        let unread = ["k_proj", "v_proj", "k_norm", "v_norm"].map(|part| format!("self_attn.{part}.weight"));
+        layer_spec.reads().is_some() && unread.iter().any(|unread| name == spec.path(layer, unread))
+    };
+    if spec.layers.iter().enumerate().any(|(layer, layer_spec)| reads(layer, layer_spec)) {
         return Ok(true);
     }
     let embedding = embedding_name(spec);

@@ -67,7 +67,7 @@ pub struct Parts {
     /// `[model]`, when it names a base.
     pub model: Option<model::spec::Spec>,
     /// `[quantization]`.
-    pub quantization: Option<quant::spec::Spec>,
+    pub quantization: Option<quant::spec::Quantization>,
     /// `[adapter]`.
     pub adapter: adapter::spec::Spec,
     /// `[objective]`.
@@ -222,7 +222,7 @@ fn read(source: &Arc<Source>, root: &Value, syntax: Vec<Problem>) -> (Parts, Vec
             seed,
             device,
             model: top.table("model", model::spec::Spec::read),
-            quantization: top.table("quantization", quant::spec::Spec::read),
+            quantization: top.table("quantization", quant::spec::Quantization::read),
             adapter: top.table("adapter", adapter::spec::Spec::read),
             objective: top.table("objective", objective::Objective::read),
             data: top.table("data", data::spec::Spec::read),

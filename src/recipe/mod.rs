@@ -41,7 +41,7 @@ pub struct Recipe {
     /// The base model.
     pub model: model::spec::Spec,
     /// How the frozen projections are stored; `None`: as dense as they are.
-    pub quantization: Option<quant::spec::Spec>,
+    pub quantization: Option<quant::spec::Quantization>,
     /// The adapter.
     pub adapter: adapter::spec::Spec,
     /// What is minimised.
@@ -56,4 +56,11 @@ pub struct Recipe {
     pub gate: train::gate::Spec,
     /// What is asked before and after.
     pub sample: generate::spec::Spec,
+}
+
+impl Recipe {
+    /// How quantized projections are stored; `None`: there are none.
+    pub fn blocks(&self) -> Option<quant::spec::Spec> {
+        self.quantization.as_ref().map(|quantization| quantization.blocks)
+    }
 }

@@ -41,6 +41,7 @@ pub(super) fn page(run: &Run) -> String {
     html += &sections::samples(run);
     html += &sections::data(run);
     html += &sections::memory(run);
+    html += &sections::quantization(run);
     html += &sections::provenance(run);
     html += &sections::numbers(run);
     html + "</main>\n</body>\n</html>\n"

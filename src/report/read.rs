@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::Error;
+use crate::export::quantize::report::{FILE as QUANTIZATION_FILE, Report as QuantizationReport};
 use crate::files::{self, Action};
 use crate::record::{LOCK_FILE, Lock, RECORD_FILE, Record};
 use crate::train::event::{EvaluationReport, StepReport};
@@ -39,6 +40,8 @@ pub(super) struct Run {
     pub answers: Vec<Answered>,
     /// Number of other lines in the metrics.
     pub unreadable_lines: u64,
+    /// What 4 bits cost the base, where that was measured.
+    pub quantization: Option<QuantizationReport>,
     /// The terms of the memory plan: names and bytes.
     pub plan: Vec<(String, u64)>,
 }
@@ -106,6 +109,8 @@ impl Run {
                 .map_or_else(Vec::new, |plan| terms(&plan)),
             ..Self::default()
         };
+        let measured = text(&folder.join(QUANTIZATION_FILE), LARGEST_TEXT)?;
+        run.quantization = measured.and_then(|text| serde_json::from_str(&text).ok());
         let answers = text(&folder.join("samples.jsonl"), LARGEST_TEXT)?.unwrap_or_default();
         run.answers = answers.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         run.read_metrics(&metrics.unwrap_or_default());

@@ -3,6 +3,7 @@
 use super::html::{escape, facts, table};
 use super::read::{Diverged, Run};
 use crate::data::survey::Side;
+use crate::export::quantize::report::{Kind, kinds};
 use crate::record::{LOCK_FILE, RECORD_FILE};
 use crate::units::{Bytes, Grouped};
 
@@ -174,6 +175,37 @@ pub(super) fn memory(run: &Run) -> String {
     }
     let head = [("term", false), ("memory", true), ("", false)];
     format!("<h2>Memory</h2>\n{}", table("Planned before the run, and measured", &head, &rows))
+}
+
+/// What 4 bits cost the base.
+pub(super) fn quantization(run: &Run) -> String {
+    let Some(report) = &run.quantization else { return String::new() };
+    let percent = |share: f64| format!("{:.2} %", 100.0 * share);
+    let row = |kind: Kind<'_>| {
+        let layer = escape(kind.worst.layer().unwrap_or("–"));
+        let name = format!("<code>{}</code>", escape(&kind.name));
+        let (error, largest) = (percent(kind.error), percent(kind.worst.error));
+        vec![name, Grouped(kind.tensors).to_string(), error, largest, layer]
+    };
+    let mut rows: Vec<Vec<String>> = kinds(&report.tensors).into_iter().map(row).collect();
+    let weights = Grouped(report.tensors.len() as u64).to_string();
+    let empty = String::new;
+    rows.push(vec!["<strong>together</strong>".into(), weights, percent(report.error), empty(), empty()]);
+    let head = [("module", false), ("weights", true), ("error", true), ("largest", true), ("in layer", true)];
+    let mut html = String::from("<h2>Quantization</h2>\n");
+    if let Some(held_out) = &report.held_out {
+        let margin = held_out.margin.map_or(String::new(), |margin| format!(" ± {margin:.4}"));
+        html += &facts(&[
+            ("Loss of the dense base", format!("{:.4}", held_out.dense_loss)),
+            ("Loss in 4 bits", format!("{:.4}", held_out.quantized_loss)),
+            ("Difference", format!("{:+.4}{margin}", held_out.difference)),
+            ("Rows", format!("{}: {}", Grouped(held_out.rows), escape(&held_out.origin))),
+            ("Supervised tokens", Grouped(held_out.supervised_tokens).to_string()),
+        ]);
+    }
+    let caption = "Root mean square of what 4 bits change, over that of the weights";
+    html + &table(caption, &head, &rows)
+        + &format!("<p class=\"soft\">Stored as <code>{}</code>.</p>\n", escape(&report.quantization))
 }
 
 /// The inputs of the run, and its machine.

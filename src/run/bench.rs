@@ -178,7 +178,7 @@ pub fn bench(
                 objective: recipe.objective,
                 model: recipe.model.base.clone(),
                 spec: opened.spec.clone(),
-                quantization: recipe.quantization,
+                quantization: recipe.blocks(),
                 targets: opened.targets.clone(),
                 saved_modules: opened.saved_modules.clone(),
                 dropout: recipe.adapter.dropout,

@@ -449,8 +449,24 @@ fn of_recipe(
     Ok((opened, corpus, format!("held-out rows of {}", path.display())))
 }
 
+/// Model and held-out rows of a recipe.
+///
+/// # Errors
+/// As [`Evaluation::open`].
+pub(super) fn held_out_of(
+    path: &Path,
+    choice: ModelChoice<'_>,
+    environment: &Environment<'_>,
+) -> Result<(OpenedModel, Corpus, String), Error> {
+    of_recipe(path, choice, None, environment)
+}
+
 /// The rows of one dataset, as the recipe's `[data]` has them cut and masked.
-fn corpus_of(opened: &OpenedModel, spec: Option<&Spec>, data: DatasetSpec) -> Result<Corpus, Error> {
+pub(super) fn corpus_of(
+    opened: &OpenedModel,
+    spec: Option<&Spec>,
+    data: DatasetSpec,
+) -> Result<Corpus, Error> {
     let whole = || Spec { max_seq_len: opened.context(), ..Spec::default() };
     let spec = Spec { packing: false, val_split: 0.0, ..spec.cloned().unwrap_or_else(whole) };
     let language = Language {

@@ -27,7 +27,7 @@ use crate::generate::memory::{Extent, require};
 use crate::model::fetch::Home;
 use crate::model::spec::ComputeDtype;
 use crate::model::{self, Decoder, FloatDtype, load, tensors};
-use crate::quant;
+use crate::quant::spec::{Quantization, Spec};
 use crate::recipe::{DeviceSpec, Recipe, RecipeFile};
 use crate::train::backward::document_sums;
 use crate::train::error::FitError;
@@ -78,7 +78,7 @@ pub struct OpenedModel {
     /// The chat template, if there is one.
     pub template: Option<Arc<ChatTemplate>>,
     /// Quantization applied while loading.
-    pub quantization: Option<quant::spec::Spec>,
+    pub quantization: Option<Quantization>,
     /// Compute dtype.
     pub dtype: FloatDtype,
     /// The device.
@@ -139,7 +139,7 @@ struct Origin {
     base: String,
     revision: Option<String>,
     ignored_config_keys: Vec<String>,
-    quantization: Option<quant::spec::Spec>,
+    quantization: Option<Quantization>,
     compute_dtype: ComputeDtype,
     device: DeviceSpec,
 }
@@ -150,7 +150,7 @@ impl Origin {
             base: recipe.model.base.clone(),
             revision: recipe.model.revision.clone(),
             ignored_config_keys: recipe.model.ignore_config_keys.clone(),
-            quantization: recipe.quantization,
+            quantization: recipe.quantization.clone(),
             compute_dtype: recipe.model.compute_dtype,
             device: recipe.device,
         }
@@ -225,13 +225,17 @@ impl OpenedModel {
         };
         let quantization = match (choice.quantize, &origin, &adapter) {
             (Quantize::No, ..) => None,
-            (Quantize::Nf4, ..) => Some(quant::spec::Spec::USUAL),
-            (Quantize::Auto, Some(origin), _) => origin.quantization,
+            (Quantize::Nf4, ..) => Some(Quantization::USUAL),
+            (Quantize::Auto, Some(origin), _) => origin.quantization.clone(),
             (Quantize::Auto, None, Some((adapter, _))) => match Trained::of(adapter) {
-                Trained::Quantized(spec) => Some(spec),
+                Trained::Quantized(quantization) => Some(quantization),
                 Trained::AsStored | Trained::Unknown => None,
             },
             (Quantize::Auto, None, None) => None,
+        };
+        let base = match &quantization {
+            Some(Quantization { keep, .. }) => base.keeping(keep)?,
+            None => base,
         };
         let device = choice.device.or(origin.as_ref().map(|origin| origin.device));
         let device = Device::choose(device.unwrap_or(DeviceSpec::Auto))?;
@@ -291,12 +295,17 @@ impl OpenedModel {
         self.streaming(extent).map(|_| ())
     }
 
+    /// How quantized projections are stored.
+    fn blocks(&self) -> Option<Spec> {
+        self.quantization.as_ref().map(|quantization| quantization.blocks)
+    }
+
     /// The layers that have to be fetched for each use, so that the others fit; `None` where all do.
     fn streaming(&self, extent: Extent) -> Result<Option<Streaming>, Error> {
         let on_device = self.device.has_own_memory();
         let workload = Workload {
             spec: &self.base.spec,
-            quantization: self.quantization.or(self.base.blocks),
+            quantization: self.blocks().or(self.base.blocks),
             dtype: self.dtype,
             targets: self.adapter.as_ref().map_or(&[], |(_, targets)| targets),
             saved_modules: &[],
@@ -365,10 +374,10 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
         };
         let (weights, spec, dtype) = (base.folder.weights(), &base.spec, opened.dtype);
         let decoder: Decoder<B> = match streaming {
-            None => load::load(weights, spec, opened.quantization, dtype, device, progress)?,
+            None => load::load(weights, spec, opened.blocks(), dtype, device, progress)?,
             Some(streaming) => {
                 let streaming = streaming.load(opened.packed.as_deref());
-                load::load_streaming(weights, spec, opened.quantization, dtype, device, streaming, progress)?
+                load::load_streaming(weights, spec, opened.blocks(), dtype, device, streaming, progress)?
             }
         };
         let mut alone = Session::new(&decoder, None);

@@ -71,7 +71,11 @@ pub fn draft(data: &str, base: &str, name: &str, hub_cache: &Path) -> Result<Dra
     Ok(Drafted { recipe, format: found.guess.format, rows: found.rows, has_base: folder.is_some() })
 }
 
-fn look(data: &str, tokenizer: Option<&Tokenizer>, hub_cache: &Path) -> Result<Found, Error> {
+/// The format of `data`, as its columns tell it.
+///
+/// # Errors
+/// The data cannot be read, or the columns belong to no format.
+pub(super) fn guess_format(data: &str, hub_cache: &Path) -> Result<Guess, Error> {
     let files = match Path::new(data).exists() || data.contains(['*', '?', '[']) {
         true => vec![data.to_owned()],
         false => {
@@ -88,13 +92,17 @@ fn look(data: &str, tokenizer: Option<&Tokenizer>, hub_cache: &Path) -> Result<F
     };
     let first = files.first().map_or(data, String::as_str);
     let columns = source::columns(first).map_err(DataError::from)?;
-    let Some(guess) = guess(&columns) else {
-        return Err(Error::Choice(format!(
+    guess(&columns).ok_or_else(|| {
+        Error::Choice(format!(
             "{data}: the columns {} belong to no format; rows have `messages`, or `prompt` and `completion`, or `text` \
              (`tune keys dataset` lists all formats, and `fields` maps other names)",
             columns.iter().map(|column| format!("`{column}`")).collect::<Vec<_>>().join(", ")
-        )));
-    };
+        ))
+    })
+}
+
+fn look(data: &str, tokenizer: Option<&Tokenizer>, hub_cache: &Path) -> Result<Found, Error> {
+    let guess = guess_format(data, hub_cache)?;
     let spec = DatasetSpec { fields: guess.fields.clone(), ..DatasetSpec::new(data, guess.format) };
     let dataset = open_dataset(&spec, hub_cache).map_err(Error::Choice)?;
     let rows = dataset.rows();

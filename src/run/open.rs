@@ -19,6 +19,7 @@ use crate::data::spec::{DatasetSpec, Format};
 use crate::data::template::ChatTemplate;
 use crate::data::tokenize::Tokenizer;
 use crate::document::Problem;
+use crate::model::kept::Unmatched;
 use crate::model::{self, DecoderSpec};
 use crate::quant;
 use crate::recipe::{Recipe, RecipeFile};
@@ -103,17 +104,30 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
 
 fn open_model(file: &mut RecipeFile, environment: &Environment<'_>) -> Option<OpenedModel> {
     let spec = file.parts().model.clone()?;
-    let quantization = file.parts().quantization;
+    let quantization = file.parts().quantization.clone();
+    let mut unmatched = Vec::new();
     let opened = assets::resolve_base(&spec.base, spec.revision.as_deref(), environment.hub_cache)
         .map_err(model::Error::from)
         .and_then(|base| {
             let folder = ModelDir::open(&base.folder)?;
             let (decoder, unread_config_keys) =
                 model::family::decoder_spec_without(folder.config(), &spec.ignore_config_keys)?;
-            let checked = model::tensors::check(&decoder, folder.weights(), quantization)?;
-            let quantization = quantization.or_else(|| checked.blocks(&decoder));
+            let asked = quantization.as_ref().map(|quantization| quantization.blocks);
+            let checked = model::tensors::check(&decoder, folder.weights(), asked)?;
+            let keep = quantization.as_ref().map_or(&[][..], |quantization| &quantization.keep);
+            unmatched.extend(checked.in_four_bits(keep));
+            let decoder = decoder.clone().keeping(keep).unwrap_or_else(|problems| {
+                unmatched.extend(problems);
+                decoder
+            });
+            let decoder = checked.as_stored(decoder);
+            let quantization = asked.or_else(|| checked.blocks(&decoder));
             Ok(OpenedModel { base, folder, spec: decoder, unread_config_keys, quantization })
         });
+    for Unmatched { position, message, help } in unmatched {
+        let place = file.place(&["quantization", "nf4", "keep", &position.to_string()]);
+        file.report(Problem::new("quantization::keep", place, message).help(help));
+    }
     match opened {
         Ok(opened) => Some(opened),
         Err(error) => {

@@ -18,7 +18,7 @@ use crate::export::quantize::{self, Options};
 use crate::export::shards::SHARD_BYTES;
 use crate::files::{self, Existing};
 use crate::model::tensors;
-use crate::quant::spec::Spec;
+use crate::quant::spec::Quantization;
 use crate::train::event::{Event, Observer};
 use crate::train::folder::{PACKED, RunFolder};
 use crate::train::memory::Workload;
@@ -46,8 +46,8 @@ pub(super) fn folder_in(run: &Path) -> Option<PathBuf> {
 /// # Errors
 /// The base does not have the model's tensors.
 pub(super) fn is_needed(opened: &Opened) -> Result<bool, Error> {
-    let Some(spec) = opened.recipe.quantization else { return Ok(false) };
-    let checked = tensors::check(&opened.spec, opened.model.weights(), Some(spec))?;
+    let Some(blocks) = opened.recipe.blocks() else { return Ok(false) };
+    let checked = tensors::check(&opened.spec, opened.model.weights(), Some(blocks))?;
     Ok(checked.quantized.is_empty())
 }
 
@@ -63,9 +63,9 @@ pub(super) fn ready(
     environment: &Environment<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Option<PathBuf>, Error> {
-    let Some(spec) = opened.recipe.quantization else { return Ok(None) };
+    let Some(quantization) = &opened.recipe.quantization else { return Ok(None) };
     let path = folder.packed_base();
-    match fault(&path, spec, inputs) {
+    match fault(&path, quantization, inputs) {
         None => {
             observer.observe(&Event::Note(format!("layers are read from {}", path.display())));
             return Ok(Some(path));
@@ -89,7 +89,8 @@ pub(super) fn ready(
     }
     let ignored = opened.recipe.model.ignore_config_keys.clone();
     let base = OpenedBase::open_without(opened.base.clone(), ignored)?;
-    let options = Options { spec, shard_bytes: SHARD_BYTES, existing: Existing::Replace };
+    let quantization = quantization.clone();
+    let options = Options { quantization, shard_bytes: SHARD_BYTES, existing: Existing::Replace };
     let mut progress = |progress| {
         let (done, total) = match progress {
             quantize::Progress::Measuring(done, total) | quantize::Progress::Writing(done, total) => {
@@ -118,13 +119,13 @@ fn list(path: &Path) -> Result<Vec<Listed>, Error> {
 }
 
 /// Why a packed base cannot be used for this run, in words; `None`: it can.
-fn fault(path: &Path, spec: Spec, inputs: &Inputs) -> Option<String> {
+fn fault(path: &Path, quantization: &Quantization, inputs: &Inputs) -> Option<String> {
     let folder = match ModelDir::open(path) {
         Ok(folder) => folder,
         Err(error) => return Some(format!("cannot be used ({error})")),
     };
     let metadata = folder.weights().metadata()?;
-    if metadata.get(ORIGINAL_QUANTIZATION_KEY) != Some(&spec.to_string()) {
+    if metadata.get(ORIGINAL_QUANTIZATION_KEY) != Some(&quantization.to_string()) {
         return Some("has another quantization".to_owned());
     }
     let originals =

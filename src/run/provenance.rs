@@ -42,7 +42,7 @@ impl Provenance<'_> {
         put("recipe_sha256", self.recipe.sha256());
         put(
             "quantization",
-            self.recipe.quantization.map_or_else(|| "none".to_owned(), |spec| spec.to_string()),
+            self.recipe.quantization.as_ref().map_or_else(|| "none".to_owned(), ToString::to_string),
         );
         put("seed", self.recipe.seed.to_string());
         if let Some(kwargs) = &self.recipe.data.chat_template_kwargs {

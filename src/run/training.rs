@@ -85,7 +85,7 @@ impl OnBackend for Training<'_> {
             let (done, total) = (progress.done as u64, progress.total as u64);
             observer.observe(&Event::Loading { done, total });
         };
-        let (weights, spec, quantization) = (opened.model.weights(), &opened.spec, recipe.quantization);
+        let (weights, spec, quantization) = (opened.model.weights(), &opened.spec, recipe.blocks());
         let decoder: Decoder<B> = match &self.plan.streaming {
             None => load::load(weights, spec, quantization, self.dtype, device, progress)?,
             Some(streaming) => {

@@ -20,8 +20,8 @@ use crate::adapter::projection::LayerGradients;
 use crate::adapter::saved::{SavedKind, SavedModule};
 use crate::adapter::target::Target;
 use crate::data::batch::MicroBatch;
-use crate::model::Decoder;
 use crate::model::layers::{LayerInputs, LayerTape, Order};
+use crate::model::{self, Decoder};
 use crate::objective::{self, Comparison, Objective, Summed, TrainedHead};
 
 /// Adapter gradients of the objective, summed over the micro-batches of an optimizer step.
@@ -106,11 +106,11 @@ pub fn forward_backward<B: KernelBackend>(
         false => set.targets().first().map_or(layers, |target| target.module.layer),
     };
     let head = set.saved(SavedKind::Head).cloned();
-    let inputs = layer_inputs(decoder, batch)?;
+    let mut hidden = decoder.embed(&batch.input_ids)?;
+    let inputs = layer_inputs(decoder, batch, &hidden)?;
     let adapters_of = |layer: usize| adapters.layer(layer, Some(pass.dropout));
 
     let mut tapes = Vec::with_capacity(layers - lowest);
-    let mut hidden = decoder.embed(&batch.input_ids)?;
     for step in decoder.layers().up() {
         let (index, layer) = step?;
         let adapters = adapters_of(index);
@@ -185,8 +185,8 @@ fn last_hidden<B: KernelBackend>(
     adapters: &StepAdapters<'_, B>,
     batch: &MicroBatch,
 ) -> Result<Tensor<B, 2>, FitError> {
-    let inputs = layer_inputs(decoder, batch)?;
     let mut hidden = decoder.embed(&batch.input_ids)?;
+    let inputs = layer_inputs(decoder, batch, &hidden)?;
     for step in decoder.layers().up() {
         let (index, layer) = step?;
         hidden = layer.forward(hidden, &adapters.layer(index, None), &inputs, None);
@@ -194,13 +194,18 @@ fn last_hidden<B: KernelBackend>(
     Ok(hidden)
 }
 
-fn layer_inputs<B: KernelBackend>(
+/// What every layer is given for a micro-batch with embeddings `x`.
+///
+/// # Errors
+/// A position beyond the keys there are; embeddings by layer that can no longer be read.
+pub fn layer_inputs<B: KernelBackend>(
     decoder: &Decoder<B>,
     batch: &MicroBatch,
-) -> Result<LayerInputs<B>, FitError> {
+    x: &Tensor<B, 2>,
+) -> Result<LayerInputs<B>, model::Error> {
     let documents = match batch.prefixes.as_slice() {
         [] => DocumentOffsets::packed(&batch.document_offsets),
         prefixes => DocumentOffsets::with_prefixes(&batch.document_offsets, prefixes),
     };
-    Ok(decoder.inputs(&batch.position_ids, documents)?)
+    decoder.inputs_of(&batch.input_ids, x, &batch.position_ids, documents)
 }

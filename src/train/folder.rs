@@ -9,6 +9,7 @@
 //! checkpoints/best/      the checkpoint with the lowest held-out loss
 //! base-packed/           the base in 4 bits, for a run that fetches layers from disk
 //! adapter/               the last step's adapter: the one that ships
+//! quantization.json      what 4 bits cost the base, when asked for
 //! tensorboard/           event files, when asked for
 //! .lock                  there while a run is at work
 //! ```
@@ -157,7 +158,8 @@ impl RunFolder {
         for folder in [self.adapter(), self.checkpoints(), self.root.join("tensorboard")] {
             files::remove_folder(&folder)?;
         }
-        let others = ["report.html", "run.json", "recipe.lock", SAMPLES].map(|name| self.root.join(name));
+        let others = ["report.html", "quantization.json", "run.json", "recipe.lock", SAMPLES]
+            .map(|name| self.root.join(name));
         for file in others.into_iter().chain([self.memory_plan(), self.metrics(), self.recipe()]) {
             match fs::remove_file(&file) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -14,7 +14,7 @@ use super::placement::{Placement, Streaming};
 use crate::adapter::saved::{SavedKind, SavedModule};
 use crate::adapter::target::Target;
 use crate::model::dtype::burn_dtype;
-use crate::model::parts::{Load, WeightBytes, Workspace};
+use crate::model::parts::{Load, PerLayerSpec, WeightBytes, Workspace};
 use crate::model::{DecoderSpec, FloatDtype};
 use crate::quant;
 use crate::units::Bytes;
@@ -131,7 +131,7 @@ impl Plan {
     /// tokens after it.
     pub fn pass_bytes(workload: &Workload<'_>, row: u64) -> u64 {
         let Workload { spec, dtype, tokens, .. } = *workload;
-        let hidden = 2 * tokens * (spec.hidden_size * dtype.bytes()) as u64;
+        let hidden = tokens * (2 * spec.hidden_size as u64 + spec.input_numbers()) * dtype.bytes() as u64;
         let loss_bytes = if workload.on_device { memory::loss_bytes_on_gpu } else { memory::loss_bytes };
         let loss = match row {
             0 => 0,
@@ -192,7 +192,8 @@ impl Plan {
         let (recomputed, saving) = (lowest..layers - kept, layers - kept..layers);
         let hidden = tokens * spec.hidden_size as u64 * value;
         let saved: u64 = saving.map(|layer| workload.saved(layer)).sum();
-        let activations = saved + recomputed.len() as u64 * hidden + 2 * hidden;
+        let inputs = tokens * spec.input_numbers() * value;
+        let activations = saved + inputs + recomputed.len() as u64 * hidden + 2 * hidden;
         // What the layers at the top saved is free again before the first of the others is run again.
         let again = recomputed.map(|layer| workload.saved(layer)).max().unwrap_or(0).saturating_sub(saved);
         let slack = |bytes: u64| match workload.on_device {
@@ -269,7 +270,9 @@ impl Workload<'_> {
         let table = (spec.vocab_size * spec.hidden_size) as u64;
         let tables = if spec.tied { table } else { 2 * table };
         let bias = if spec.head_bias { spec.vocab_size as u64 } else { 0 };
-        let dense = dense + value * (tables + bias + spec.final_norm.elements() as u64);
+        let per_layer = |own: &PerLayerSpec| own.numbers() * spec.hidden_size + own.norm.elements();
+        let per_layer = spec.per_layer.as_ref().map_or(0, per_layer) as u64;
+        let dense = dense + value * (tables + bias + per_layer + spec.final_norm.elements() as u64);
         [
             Term { name: "packed weights", bytes: packed },
             Term { name: "scales", bytes: scales },

@@ -46,6 +46,7 @@ fn shrunk(config: &Value) -> Value {
     for (key, value) in [
         ("hidden_size", 32),
         ("intermediate_size", 48),
+        ("block_ff_dim", 48),
         ("shared_intermediate_size", 48),
         ("moe_intermediate_size", 24),
         ("shared_expert_intermediate_size", 40),

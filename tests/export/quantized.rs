@@ -5,14 +5,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tune::adapter::peft::Adapter;
 use tune::assets::{Base, ModelDir, SafetensorsFile};
 use tune::export::Error;
 use tune::export::base::OpenedBase;
+use tune::export::merge::{Options as MergeOptions, Wanted};
 use tune::export::quantize::{Options, Outcome, Progress, quantize};
 use tune::export::shards::SHARD_BYTES;
 use tune::files::Existing;
-use tune::quant::spec::Spec;
+use tune::model::spec::ComputeDtype;
+use tune::quant::spec::{Quantization, Spec};
 use tune::recipe::RecipeFile;
+use tune::run::evaluate::{Evaluation, Options as EvaluationOptions, Subject, dataset};
+use tune::run::inference::ModelChoice;
+use tune::run::quantize::Comparison;
 use tune::run::{Error as RunError, Options as RunOptions, fine_tune};
 use tune::train::event::{Event, Observer};
 
@@ -22,7 +28,7 @@ const DOUBLE: Spec = Spec::Nf4 { block_size: 64, double_quant: true };
 const SINGLE: Spec = Spec::Nf4 { block_size: 64, double_quant: false };
 
 fn options(spec: Spec) -> Options {
-    Options { spec, shard_bytes: SHARD_BYTES, existing: Existing::Refuse }
+    Options { quantization: spec.into(), shard_bytes: SHARD_BYTES, existing: Existing::Refuse }
 }
 
 fn opened(folder: &Path) -> OpenedBase {
@@ -238,4 +244,108 @@ fn a_stop_or_a_number_that_is_not_finite_leaves_nothing() {
         assert!(error.contains(name), "{error}");
         assert_eq!(entries(out.path()), ["broken"]);
     }
+}
+
+fn assert_same_tensors(found: &Path, expected: &Path) {
+    let [found, expected] = [found, expected].map(|path| SafetensorsFile::open(path).unwrap());
+    assert_eq!(found.names().collect::<Vec<_>>(), expected.names().collect::<Vec<_>>());
+    for tensor in expected.names() {
+        assert_eq!(found.read(tensor).unwrap(), expected.read(tensor).unwrap(), "{tensor}");
+    }
+}
+
+#[test]
+fn modules_that_are_kept_stay_dense_everywhere() {
+    let out = tempfile::tempdir().unwrap();
+    let path = |name: &str| out.path().join(name);
+    let base = golden("families/llama_bf16");
+    let keep = ["down_proj", r"layers\.0\.self_attn\..*"];
+    let table = format!("quantization.nf4.keep={keep:?}");
+    let keep = keep.map(str::to_owned).to_vec();
+    let quantization = Quantization { blocks: DOUBLE, keep };
+    let small = path("small");
+    let outcome = write(&base, &small, Options { quantization, ..options(DOUBLE) }).unwrap();
+    assert_eq!(outcome.quantized, 8);
+    let name = "model.layers.0.self_attn.q_proj.weight";
+    let [packed, dense] = [&small, &base].map(|folder| ModelDir::open(folder).unwrap());
+    assert_eq!(packed.weights().read(name).unwrap(), dense.weights().read(name).unwrap());
+    let skipped = json(&small.join("config.json"))["quantization_config"]["llm_int8_skip_modules"].clone();
+    assert_eq!(skipped.as_array().unwrap().len(), 7);
+    assert_eq!([&skipped[0], &skipped[1]], ["lm_head", name.strip_suffix(".weight").unwrap()]);
+
+    // A run on the original, and on the folder with the table and without it.
+    let weights = |adapter: &Path| adapter.join("adapter_model.safetensors");
+    let plan = |adapter: &Path| json(&adapter.join("../memory_plan.json"))["terms"].clone();
+    let original = train(&base, &path("original"), &[&table]).unwrap();
+    for (name, changes) in [("stated", &[table.as_str()][..]), ("silent", &[])] {
+        let adapter = train(&small, &path(name), changes).unwrap();
+        assert_same_tensors(&weights(&adapter), &weights(&original));
+        for term in 0..3 {
+            assert_eq!(plan(&adapter)[term], plan(&original)[term], "{name}");
+        }
+    }
+    let all = train(&base, &path("all"), &["quantization.nf4={}"]).unwrap();
+    assert_ne!(fs::read(weights(&all)).unwrap(), fs::read(weights(&original)).unwrap());
+    assert!(plan(&all)[0]["bytes"].as_u64() > plan(&original)[0]["bytes"].as_u64());
+    let opened = Adapter::open(&original).unwrap();
+    let text = &opened.metadata()["tune.quantization"];
+    assert!(text.ends_with(r#" keep=["down_proj","layers\\.0\\.self_attn\\..*"]"#), "{text}");
+
+    // Merged into what it was trained on, from the original and from the folder.
+    let onto_nf4 = MergeOptions { onto: Some(Wanted::Nf4), ..f32_options() };
+    merge(&original, &base, onto_nf4, &path("merged")).unwrap();
+    merge(&path("silent/run/adapter"), &small, f32_options(), &path("merged-small")).unwrap();
+    let file = |name: &str| path(name).join("model.safetensors");
+    assert_same_tensors(&file("merged-small"), &file("merged"));
+
+    for (base, change, words) in [
+        (&small, "quantization.nf4.keep=[\"gate_proj\"]", "the base stores in 4 bits"),
+        (&base, "quantization.nf4.keep=[\"downproj\"]", "did you mean `down_proj`?"),
+        (&base, "quantization.nf4.keep=[\".*\"]", "nothing would be quantized"),
+    ] {
+        let error = train(base, &path("refused"), &[change]).unwrap_err();
+        let RunError::Recipe(error) = error else { panic!("{error}") };
+        assert!(format!("{error:?}").contains(words), "{error:?}");
+    }
+}
+
+/// Each model by itself has the losses that the report compares.
+#[test]
+fn the_report_compares_what_evaluations_measure() {
+    let out = tempfile::tempdir().unwrap();
+    let base = golden("families/llama_bf16");
+    let (small, rows) = (out.path().join("small"), out.path().join("rows.jsonl"));
+    let row = |row: usize| {
+        let ids: Vec<String> = (0..8 + row).map(|at| ((row * 13 + at * 7) % 60).to_string()).collect();
+        format!("{{\"input_ids\": [{}]}}\n", ids.join(", "))
+    };
+    fs::write(&rows, (0..8).map(row).collect::<String>()).unwrap();
+    let outcome = write(&base, &small, options(DOUBLE)).unwrap();
+    let rows = rows.to_str().unwrap();
+    fn choice(base: &Path) -> ModelChoice<'_> {
+        ModelChoice { base: base.to_str(), compute_dtype: Some(ComputeDtype::F32), ..ModelChoice::default() }
+    }
+    let loss = |base: &Path| {
+        let options = EvaluationOptions { limit: Some(6), matching: None };
+        let data = Some(dataset(rows, tune::data::spec::Format::Tokens, &[]));
+        let evaluation =
+            Evaluation::open(Subject::Choice, choice(base), data, options, &environment()).unwrap();
+        evaluation.run(&mut Silent, &environment()).unwrap().base.loss.loss
+    };
+    let quantization = Quantization::USUAL;
+    let comparison = Comparison::open(choice(&base), &quantization, (rows, None), 6, &environment()).unwrap();
+    let report = comparison.report(&mut |_, _| {}, &environment()).unwrap();
+    assert_eq!((report.tensors.len(), &report.tensors), (14, &outcome.tensors));
+    assert!((report.error - outcome.error).abs() < 1e-12 && report.error > 0.01, "{}", report.error);
+    let held_out = report.held_out.unwrap();
+    println!("{held_out:?}");
+    assert_eq!((held_out.rows, held_out.supervised_tokens), (6, (7..13).sum::<u64>()));
+    assert!((held_out.dense_loss - loss(&base)).abs() < 1e-5);
+    assert!((held_out.quantized_loss - loss(&small)).abs() < 1e-5);
+    let difference = held_out.quantized_loss - held_out.dense_loss;
+    assert!((held_out.difference - difference).abs() < 1e-9 && difference != 0.0);
+    assert!(held_out.margin.is_some_and(|margin| margin < 0.5));
+    // There is no dense base beside one in 4 bits.
+    let refused = Comparison::open(choice(&small), &quantization, (rows, None), 6, &environment());
+    assert!(refused.is_err_and(|error| error.to_string().contains("stored in 4 bits")));
 }

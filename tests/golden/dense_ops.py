@@ -44,7 +44,6 @@ FAMILIES = [
     Family(
         "gemma3",
         Gemma3TextConfig,
-    Gemma4TextConfig,
         TIED
         | {"query_pre_attn_scalar": 10, "sliding_window": 12, "layer_types": PATTERN}
         | nested(LINEAR, plain(1e4)),
@@ -70,6 +69,22 @@ FAMILIES = [
             "final_logit_softcapping": 6.0,
         },
         [{"sliding_window": 64}, {"final_logit_softcapping": None}],
+    ),
+    Family(
+        "gemma4_small",
+        Gemma4TextConfig,
+        TIED
+        | {
+            "num_hidden_layers": 5,
+            "global_head_dim": 32,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 64,
+            "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True,
+            "sliding_window": 12,
+            "layer_types": [*PATTERN, "sliding_attention", *PATTERN],
+        },
+        [{"sliding_window": 64}],
     ),
     Family(
         "glm4",

@@ -120,3 +120,31 @@ fn rows_that_are_not_there_are_asked_for() {
     assert!(refused(&["no-such.toml"], 2).contains("no-such.toml"));
     assert!(refused(&["runs"], 2).contains("runs"));
 }
+
+#[test]
+fn what_four_bits_cost_is_shown_for_a_base_and_for_a_run() {
+    let folder = tempfile::tempdir().unwrap();
+    said(&tune(folder.path(), &["cp", "quickstart", "."]));
+    let short = ["train.max_steps=2", "train.micro_batch_size=2", "sample.prompts=[]", "quantization.nf4={}"];
+    let changes: Vec<&str> = short.iter().flat_map(|change| ["--set", change]).collect();
+    said(&tune(folder.path(), &[&["run", "quickstart.toml"], &changes[..]].concat()));
+    let run = "runs/quickstart";
+    let table = said(&tune(folder.path(), &["report", run, "--quantization", "--report-rows", "2"]));
+    for word in ["module", "self_attn.q_proj", "together", "dense", "4-bit", "perplexity"] {
+        assert!(table.contains(word), "no `{word}` in:\n{table}");
+    }
+    assert!(table.lines().all(|line| line.chars().count() <= 80), "{table}");
+    let page = fs::read_to_string(folder.path().join(run).join("report.html")).unwrap();
+    assert!(page.contains("<h2>Quantization</h2>") && page.contains("self_attn.q_proj"));
+    // The same of the base, on the recipe's held-out rows.
+    let recipe = fs::read_to_string(folder.path().join(run).join("recipe.toml")).unwrap();
+    let base = recipe.lines().find_map(|line| line.strip_prefix("base = \"")).unwrap().trim_end_matches('"');
+    let command =
+        ["quantize", base, "--out", "small", "--report", "quickstart.toml", "--report-rows", "2", "--json"];
+    let events = lines(&said(&tune(folder.path(), &command)));
+    let found = events.iter().find(|event| event["event"] == "report").unwrap();
+    let file = fs::read_to_string(folder.path().join(run).join("quantization.json")).unwrap();
+    let of_run: serde_json::Value = serde_json::from_str(&file).unwrap();
+    assert_eq!(found["tensors"], of_run["tensors"]);
+    assert_eq!(found["held_out"]["difference"], of_run["held_out"]["difference"]);
+}

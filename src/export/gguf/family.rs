@@ -296,6 +296,9 @@ pub fn projection_name(spec: &DecoderSpec, layer: usize, role: projection::Role)
                 "llama.cpp has gate and up apart, where an adapter on both has no place",
             ));
         }
+        projection::Role::PartGate | projection::Role::PartOutput => {
+            return Err(not_carried(spec, "embeddings by layer have no place in the file yet"));
+        }
         projection::Role::Mixed
         | projection::Role::MixerGate
         | projection::Role::Write

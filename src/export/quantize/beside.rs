@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use crate::export::Error;
 use crate::export::base::OpenedBase;
 use crate::files;
-use crate::model::{FloatDtype, tensors};
-use crate::quant::spec::Spec;
+use crate::model::{DecoderSpec, FloatDtype, tensors};
+use crate::quant::spec::{Quantization, Spec};
 
 /// Name prefixes of files that must accompany a redistributed model.
 const LICENCES: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
@@ -18,9 +18,14 @@ const LICENCES: [&str; 4] = ["LICENSE", "LICENCE", "NOTICE", "USE_POLICY"];
 const CARD_LIMIT: usize = 1 << 20;
 
 /// Writes everything in the folder besides the weights.
-pub(super) fn write(folder: &Path, base: &OpenedBase, spec: Spec) -> Result<(), Error> {
-    let dtype = tensors::checkpoint_dtype(&base.spec, base.folder.weights());
-    let config = config(base.folder.config(), spec, dtype);
+pub(super) fn write(
+    folder: &Path,
+    base: &OpenedBase,
+    decoder: &DecoderSpec,
+    quantization: &Quantization,
+) -> Result<(), Error> {
+    let dtype = tensors::checkpoint_dtype(decoder, base.folder.weights());
+    let config = config(base.folder.config(), decoder, quantization.blocks, dtype);
     files::write_bytes(&folder.join("config.json"), format!("{config:#}\n").as_bytes())?;
     let mut copied = base.folder.tokenizer_files()?;
     if base.folder.generation_config().is_some() {
@@ -32,13 +37,13 @@ pub(super) fn write(folder: &Path, base: &OpenedBase, spec: Spec) -> Result<(), 
             files::copy_file(&file, &folder.join(name))?;
         }
     }
-    files::write_bytes(&folder.join("README.md"), card(base, spec)?.as_bytes())?;
+    files::write_bytes(&folder.join("README.md"), card(base, quantization)?.as_bytes())?;
     Ok(())
 }
 
 /// The base's config.json with the `quantization_config` that transformers writes.
-fn config(base: &Value, spec: Spec, dtype: FloatDtype) -> Value {
-    let Spec::Nf4 { double_quant, .. } = spec;
+fn config(base: &Value, decoder: &DecoderSpec, blocks: Spec, dtype: FloatDtype) -> Value {
+    let Spec::Nf4 { double_quant, .. } = blocks;
     let mut config = base.clone();
     if let Value::Object(entries) = &mut config {
         let compute_dtype = match dtype {
@@ -46,16 +51,7 @@ fn config(base: &Value, spec: Spec, dtype: FloatDtype) -> Value {
             FloatDtype::Bf16 => "bfloat16",
             FloatDtype::F16 => "float16",
         };
-        // Beside a text decoder nothing is in 4 bits; without towers a loader knows itself that the head is not.
-        let skipped = entries.contains_key("text_config").then_some([
-            "lm_head",
-            "vision_tower",
-            "visual",
-            "multi_modal_projector",
-            "audio_tower",
-            "embed_vision",
-            "embed_audio",
-        ]);
+        let skipped = dense_modules(decoder, entries.contains_key("text_config"));
         let quantization = json!({
             "_load_in_4bit": true,
             "_load_in_8bit": false,
@@ -76,6 +72,19 @@ fn config(base: &Value, spec: Spec, dtype: FloatDtype) -> Value {
     config
 }
 
+/// What a loader must not expect in 4 bits: the head, towers, and projections that stay dense. `None` where it knows
+/// itself: the head of a model without the others.
+fn dense_modules(decoder: &DecoderSpec, has_towers: bool) -> Option<Vec<String>> {
+    const TOWERS: [&str; 6] =
+        ["vision_tower", "visual", "multi_modal_projector", "audio_tower", "embed_vision", "embed_audio"];
+    let expected = tensors::expected(decoder);
+    let kept = expected.iter().filter(|tensor| tensor.projection && tensor.dense);
+    let kept = kept.filter_map(|tensor| tensor.name.strip_suffix(".weight"));
+    let towers = TOWERS.into_iter().filter(|_| has_towers);
+    let others: Vec<String> = towers.chain(kept).map(str::to_owned).collect();
+    (!others.is_empty()).then(|| [decoder.paths.head.to_owned()].into_iter().chain(others).collect())
+}
+
 /// Licence files of a model, in alphabetical order.
 fn licences(root: &Path) -> Result<Vec<PathBuf>, Error> {
     let fail = |source| Error::from(files::Error::io(files::Action::Read, root)(source));
@@ -92,8 +101,8 @@ fn licences(root: &Path) -> Result<Vec<PathBuf>, Error> {
 }
 
 /// The model card, with the licence lines of the base's own card.
-fn card(base: &OpenedBase, spec: Spec) -> Result<String, Error> {
-    let Spec::Nf4 { block_size, double_quant } = spec;
+fn card(base: &OpenedBase, quantization: &Quantization) -> Result<String, Error> {
+    let Quantization { blocks: Spec::Nf4 { block_size, double_quant }, keep } = quantization;
     let name = base.base.hub.as_ref().map(|hub| &hub.id);
     let mut lines = name.map_or_else(String::new, |name| {
         format!("base_model: {}\nbase_model_relation: quantized\n", json!(name))
@@ -109,10 +118,11 @@ fn card(base: &OpenedBase, spec: Spec) -> Result<String, Error> {
     Ok(format!(
         "---\n{lines}library_name: transformers\npipeline_tag: text-generation\ntags:\n- bitsandbytes\n- 4-bit\n- tune\n---\n\n\
          # {} in 4 bits\n\n\
-         NF4 in blocks of {block_size}{}, in the layout of bitsandbytes. Embeddings, output head and norms are as they \
+         NF4 in blocks of {block_size}{}, in the layout of bitsandbytes. Embeddings, output head and norms{} are as they \
          were.\nThe metadata of the safetensors files records hashes of the original files.\n",
         name.map_or("A model", String::as_str),
-        if double_quant { ", scales in 8 bits (double quantization)" } else { "" },
+        if *double_quant { ", scales in 8 bits (double quantization)" } else { "" },
+        keep.iter().map(|pattern| format!(", and what `{pattern}` matches,")).collect::<String>(),
     ))
 }
 

@@ -10,7 +10,7 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
-use crate::model::parts::{AttentionSpec, LayerSpec, sandwich};
+use crate::model::parts::{AttentionSpec, BlockSpec, BodySpec, LayerSpec, sandwich};
 
 pub(super) const GEMMA2: Declared =
     Declared { model_type: "gemma2", architecture: "Gemma2ForCausalLM", models: "Gemma 2", read };
@@ -25,7 +25,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let soft_cap = cap(config, "attn_logit_softcapping", Some(50.0))?;
     let attention = AttentionSpec { soft_cap, ..attention(config, &shared)? };
     let layers = by_kind(&slides, |slides| {
-        layer(&shared, AttentionSpec { window: window.filter(|_| slides), ..attention.clone() })
+        layer(&shared, AttentionSpec { window: window.filter(|_| slides), ..attention.clone() }, None)
     });
     let logits = logits(config, Some(30.0))?;
     Ok(DecoderSpec { logits, ..scaled(shared.decoder(config, &GEMMA2, layers, None)?) })
@@ -46,16 +46,17 @@ pub(super) fn window(config: &ConfigReader<'_>) -> Result<Option<usize>, Error> 
     }
 }
 
-/// A layer with norms on both sides of every body.
-pub(super) fn layer(shared: &Shared, attention: AttentionSpec) -> LayerSpec {
+/// A layer with norms on both sides of every body, and `more` behind them.
+pub(super) fn layer(shared: &Shared, attention: impl Into<BodySpec>, more: Option<BlockSpec>) -> LayerSpec {
     let norm = |path, gguf| shared.norm(path, gguf);
     let (before, behind) =
         (norm("input_layernorm", "attn_norm"), norm("post_attention_layernorm", "post_attention_norm"));
     let around =
         [norm("pre_feedforward_layernorm", "ffn_norm"), norm("post_feedforward_layernorm", "post_ffw_norm")];
     let [before_gate, behind_gate] = around;
-    let blocks =
-        [sandwich(before, attention, behind), sandwich(before_gate, shared.gated("mlp"), behind_gate)];
+    let mut blocks =
+        vec![sandwich(before, attention, behind), sandwich(before_gate, shared.gated("mlp"), behind_gate)];
+    blocks.extend(more);
     LayerSpec::of(shared.hidden_size, blocks)
 }
 

@@ -39,7 +39,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     };
     let layers = by_kind(&slides, |slides| {
         let (window, rotary) = (window.filter(|_| slides), Some(usize::from(slides)));
-        layer(&shared, AttentionSpec { window, rotary, ..attention.clone() })
+        layer(&shared, AttentionSpec { window, rotary, ..attention.clone() }, None)
     });
     let full = shared.rotary_rules();
     let sliding = Rules { theta: 10_000.0, theta_key: "rope_local_base_freq", ..full };

@@ -1,5 +1,6 @@
-//! Gemma 4, its dense text models without embeddings by layer: Gemma 3 with wider heads and shared keys and values where attention
-//! is full, norms of values, and a factor on every layer. Defaults: `Gemma4TextConfig`.
+//! Gemma 4, its dense text models: Gemma 3 with wider heads and shared keys and values where attention is full, norms of
+//! values, and a factor on every layer. In the small ones (E2B, E4B) the upper layers read the keys and values of lower
+//! ones, and every layer is given embeddings of its own. Defaults: `Gemma4TextConfig`.
 
 use serde_json::json;
 use tune_kernels::rms_norm::NormWeight;
@@ -8,17 +9,21 @@ use super::Declared;
 use super::gemma::{self, scaled};
 use super::gemma2::{layer, logits};
 use super::layer_types::{by_kind, layer_types};
-use super::shared::{Defaults, Shared};
+use super::shared::{Defaults, Shared, plausible_count, plausible_size};
+use crate::adapter::projection::Role;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
-use crate::model::parts::{AttentionSpec, Heads, Inner, NormKind};
+use crate::model::parts::{
+    AttentionSpec, BlockSpec, HeadNorms, Heads, Inner, NormKind, NormSpec, PerLayerInputSpec, PerLayerSpec,
+    ProjectionSpec, ReadingSpec, post,
+};
 use crate::model::rotary::{RotarySpec, Rules};
 
 pub(super) const GEMMA4: Declared = Declared {
     model_type: "gemma4_text",
     architecture: "Gemma4ForCausalLM",
-    models: "Gemma 4 (dense text: 12B, 31B)",
+    models: "Gemma 4 (E2B, E4B, 12B, 31B: text)",
     read,
 };
 
@@ -45,10 +50,27 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let shares = config.flag("attention_k_eq_v")?.unwrap_or(false);
     let wide = wide_heads(config, &shared, &slides, shares)?;
     let bias = config.flag("attention_bias")?.unwrap_or(false);
+    let sharing = Sharing::read(config, &slides)?;
+    let per_layer = per_layer(config, &shared)?;
     let NormKind::Rms(value_norm) = shared.norm("", "").kind else { unreachable!("Gemma has RMS norms") };
-    let layers = by_kind(&slides, |slides| {
+    let kind = |layer: usize| Kind {
+        slides: slides[layer],
+        reads: sharing.reads(layer),
+        gives: sharing.gives(layer),
+        part: per_layer.as_ref().map(|_| layer),
+    };
+    let kinds: Vec<Kind> = (0..shared.layers).map(kind).collect();
+    let layers = by_kind(&kinds, |Kind { slides, reads, gives, part }| {
         let heads = if slides { shared.heads } else { wide };
-        let shared = shared.with_heads(heads);
+        let mut shared = shared.with_heads(heads);
+        if reads && sharing.is_wide {
+            shared = shared.with_intermediate(2 * shared.intermediate_size);
+        }
+        let part = part.zip(per_layer.as_ref()).map(|(layer, own)| part_block(&shared, layer, own.width));
+        let window = Some(window).filter(|_| slides);
+        if reads {
+            return layer(&shared, reading(&shared, slides, window, bias), part).times("layer_scalar");
+        }
         let attention = shared.attention();
         let inner = match attention.inner {
             Inner::Separate { query, key, .. } if shares && !slides => Inner::SharedKey { query, key },
@@ -56,14 +78,15 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         };
         let attention = AttentionSpec {
             inner,
-            head_norms: Some(shared.head_norms("self_attn.q_norm", "self_attn.k_norm")),
+            head_norms: Some(head_norms(&shared)),
             value_norm: Some(value_norm),
             rotary: Some(usize::from(slides)),
             scaling: 1.0,
-            window: Some(window).filter(|_| slides),
+            window,
+            gives: gives.then_some(usize::from(slides)),
             ..attention
         };
-        layer(&shared, attention.biased(bias, bias)).times("layer_scalar")
+        layer(&shared, attention.biased(bias, bias), part).times("layer_scalar")
     });
     if config.get("rope_parameters").is_none() {
         return Err(config.fail("rope_parameters", "is missing"));
@@ -73,29 +96,127 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let kinds = [("full_attention", full), ("sliding_attention", sliding)];
     let rotaries = RotarySpec::read_by_kind(config, kinds)?;
     let logits = logits(config, None)?;
-    Ok(DecoderSpec { logits, ..scaled(shared.decoder_with(rotaries.into(), &GEMMA4, layers, None)) })
+    Ok(DecoderSpec {
+        logits,
+        per_layer,
+        ..scaled(shared.decoder_with(rotaries.into(), &GEMMA4, layers, None))
+    })
 }
 
-/// Refuses the members of the family with embeddings by layer, shared states, experts, or attention in both directions.
-fn refuse_other_kinds(config: &ConfigReader<'_>) -> Result<(), Error> {
-    const KEY: &str = "hidden_size_per_layer_input";
-    if config.is_null(KEY) {
-        config.get(KEY);
-    } else if config.count(KEY)?.unwrap_or(256) > 0 {
-        return Err(config.fail(KEY, "is above 0: embeddings by layer (E2B, E4B) are not implemented"));
+/// What tells layers of one kind from others.
+#[derive(Clone, Copy, PartialEq)]
+struct Kind {
+    slides: bool,
+    reads: bool,
+    gives: bool,
+    /// The layer, where it is given embeddings of its own.
+    part: Option<usize>,
+}
+
+/// Which layers read the keys and values of earlier ones: each those of the last one of its kind that has its own.
+struct Sharing {
+    slides: Vec<bool>,
+    /// Layers with their own.
+    own: usize,
+    /// Whether readers have feed-forward blocks of twice the width.
+    is_wide: bool,
+}
+
+impl Sharing {
+    fn read(config: &ConfigReader<'_>, slides: &[bool]) -> Result<Self, Error> {
+        const KEY: &str = "num_kv_shared_layers";
+        let count = config.count(KEY)?.unwrap_or(0);
+        let Some(own) = slides.len().checked_sub(count) else {
+            return Err(config.fail(KEY, format!("is {count}, of {} layers", slides.len())));
+        };
+        let (own_kinds, reading) = slides.split_at(own);
+        if reading.iter().any(|slides| !own_kinds.contains(slides)) {
+            return Err(config.fail(KEY, format!("is {count}, which leaves a kind of layers without keys")));
+        }
+        let is_wide = config.flag("use_double_wide_mlp")?.unwrap_or(false);
+        Ok(Self { slides: slides.to_vec(), own, is_wide })
     }
-    config.must_be("num_kv_shared_layers", &[json!(0)])?;
+
+    fn reads(&self, layer: usize) -> bool {
+        layer >= self.own
+    }
+
+    fn gives(&self, layer: usize) -> bool {
+        let (own, reading) = self.slides.split_at(self.own);
+        let slides = self.slides[layer];
+        own.iter().rposition(|other| *other == slides) == Some(layer) && reading.contains(&slides)
+    }
+}
+
+/// Attention over the keys and values of an earlier layer of the same kind.
+fn reading(shared: &Shared, slides: bool, window: Option<usize>, bias: bool) -> ReadingSpec {
+    let (heads, hidden, kind) = (shared.heads, shared.hidden_size, usize::from(slides));
+    let [queries, ..] = heads.widths();
+    let projection = |name: &str, shape, role| ProjectionSpec {
+        bias,
+        ..ProjectionSpec::new(format!("self_attn.{name}"), shape, role)
+    };
+    ReadingSpec {
+        heads,
+        from: kind,
+        query: projection("q_proj", [queries, hidden], Role::Query),
+        norm: head_norms(shared).query,
+        rotary: kind,
+        output: projection("o_proj", [hidden, queries], Role::Output),
+        scaling: 1.0,
+        window,
+    }
+}
+
+fn head_norms(shared: &Shared) -> HeadNorms {
+    shared.head_norms("self_attn.q_norm", "self_attn.k_norm")
+}
+
+/// Where a layer takes its part of the embeddings by layer in.
+fn part_block(shared: &Shared, layer: usize, width: usize) -> BlockSpec {
+    let hidden = shared.hidden_size;
+    let gate = ProjectionSpec::new("per_layer_input_gate".into(), [width, hidden], Role::PartGate);
+    let projection = ProjectionSpec::new("per_layer_projection".into(), [hidden, width], Role::PartOutput);
+    let body = PerLayerInputSpec { layer, gate, activation: shared.activation, projection };
+    post(body, shared.norm("post_per_layer_input_norm", "post_norm"))
+}
+
+/// Embeddings by layer; none where their width is 0.
+fn per_layer(config: &ConfigReader<'_>, shared: &Shared) -> Result<Option<PerLayerSpec>, Error> {
+    const KEY: &str = "hidden_size_per_layer_input";
+    let rows = config.size("vocab_size_per_layer_input")?.unwrap_or(262_144);
+    let width = match config.is_null(KEY) {
+        true => {
+            config.get(KEY);
+            0
+        }
+        false => config.count(KEY)?.unwrap_or(256),
+    };
+    if width == 0 {
+        return Ok(None);
+    }
+    let (rows, width) = (plausible_size("vocab_size_per_layer_input", rows)?, plausible_count(KEY, width)?);
+    if rows < shared.vocab_size {
+        let message = format!("is {rows}, fewer than the {} tokens of the vocabulary", shared.vocab_size);
+        return Err(config.fail("vocab_size_per_layer_input", message));
+    }
+    Ok(Some(PerLayerSpec {
+        rows,
+        width,
+        layers: shared.layers,
+        table: "model.embed_tokens_per_layer",
+        projection: "model.per_layer_model_projection",
+        norm: NormSpec { width, ..shared.norm("model.per_layer_projection_norm", "per_layer_proj_norm") },
+    }))
+}
+
+/// Refuses the members of the family with experts, or attention in both directions.
+fn refuse_other_kinds(config: &ConfigReader<'_>) -> Result<(), Error> {
     config.must_be("enable_moe_block", &[json!(false)])?;
     // What attention to the tokens of images is like, which text has none of.
     config.must_be("use_bidirectional_attention", &[json!(false), json!("vision")])?;
     // Of what is refused above.
-    for key in [
-        "vocab_size_per_layer_input",
-        "use_double_wide_mlp",
-        "num_experts",
-        "top_k_experts",
-        "moe_intermediate_size",
-    ] {
+    for key in ["num_experts", "top_k_experts", "moe_intermediate_size"] {
         config.get(key);
     }
     Ok(())
@@ -143,4 +264,67 @@ fn wide_heads(
         ));
     }
     Ok(Heads { queries, keys, dim })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use crate::model::family::decoder_spec;
+
+    /// As `google/gemma-4-E2B-it` has it, its text part.
+    fn e2b() -> Value {
+        let five = ["sliding_attention"; 4].into_iter().chain(["full_attention"]);
+        let layer_types: Vec<&str> = five.cycle().take(35).collect();
+        json!({"model_type": "gemma4_text", "attention_bias": false, "attention_dropout": 0.0,
+            "attention_k_eq_v": false, "bos_token_id": 2, "dtype": "bfloat16", "enable_moe_block": false,
+            "eos_token_id": 1, "final_logit_softcapping": 30.0, "global_head_dim": 512, "head_dim": 256,
+            "hidden_activation": "gelu_pytorch_tanh", "hidden_size": 1536, "hidden_size_per_layer_input": 256,
+            "initializer_range": 0.02, "intermediate_size": 6144, "layer_types": layer_types,
+            "max_position_embeddings": 131_072, "moe_intermediate_size": null, "num_attention_heads": 8,
+            "num_experts": null, "num_global_key_value_heads": null, "num_hidden_layers": 35,
+            "num_key_value_heads": 1, "num_kv_shared_layers": 20, "pad_token_id": 0, "rms_norm_eps": 1e-6,
+            "rope_parameters": {
+                "full_attention": {"partial_rotary_factor": 0.25, "rope_theta": 1e6, "rope_type": "proportional"},
+                "sliding_attention": {"rope_theta": 1e4, "rope_type": "default"}},
+            "sliding_window": 512, "tie_word_embeddings": true, "top_k_experts": null, "use_cache": true,
+            "use_bidirectional_attention": null, "use_double_wide_mlp": true, "vocab_size": 262_144,
+            "vocab_size_per_layer_input": 262_144})
+    }
+
+    #[test]
+    fn the_small_ones_read_keys_and_have_their_published_size() {
+        let config = json!({"architectures": ["Gemma4ForConditionalGeneration"], "model_type": "gemma4",
+            "audio_config": {}, "vision_config": {}, "text_config": e2b()});
+        let spec = decoder_spec(&config).unwrap();
+        assert_eq!(spec.wrapper, Some("gemma4"));
+        let table = 262_144 * 35 * 256_u64;
+        // Its card: 2.3 billion effective.
+        let effective = (spec.parameters() - table) as f64;
+        assert!((effective / 2.3e9 - 1.0).abs() < 0.02, "{effective}");
+        let gives = |layer: usize| spec.layers[layer].attention().and_then(|attention| attention.gives);
+        let reads = |layer: usize| spec.layers[layer].reads();
+        assert_eq!((0..35).filter_map(gives).collect::<Vec<_>>(), [1, 0]);
+        assert_eq!((gives(13), gives(14)), (Some(1), Some(0)));
+        assert!((0..15).all(|layer| reads(layer).is_none()) && (15..35).all(|layer| reads(layer).is_some()));
+        assert_eq!((reads(18), reads(19), reads(34)), (Some(1), Some(0), Some(0)));
+        let widths = [14, 15].map(|layer| spec.layers[layer].gated().unwrap().intermediate());
+        assert_eq!(widths, [6144, 12_288]);
+        assert_eq!(spec.input_numbers(), 35 * 256 + 4 * (256 + 512));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (key, value) in [
+            ("num_kv_shared_layers", json!(35)),
+            ("num_kv_shared_layers", json!(40)),
+            ("vocab_size_per_layer_input", json!(1000)),
+            ("enable_moe_block", json!(true)),
+        ] {
+            let mut config = e2b();
+            config[key] = value;
+            let error = decoder_spec(&config).unwrap_err().to_string();
+            assert!(error.contains(key), "{key}: {error}");
+        }
+    }
 }

@@ -20,6 +20,7 @@ mod gptj;
 mod granite;
 mod hunyuan;
 mod layer_types;
+mod lfm2;
 mod llama;
 mod ministral3;
 mod mistral;
@@ -71,6 +72,7 @@ pub static FAMILIES: &[&Declared] = &[
     &mixtral::MIXTRAL,
     &olmoe::OLMOE,
     &gpt_oss::GPT_OSS,
+    &lfm2::LFM2,
     &smollm3::SMOLLM3,
     &ministral3::MINISTRAL3,
     &phi3::PHI3,

@@ -124,14 +124,14 @@ impl Defaults {
 pub(super) struct Shared {
     pub(super) hidden_size: usize,
     pub(super) layers: usize,
-    vocab_size: usize,
+    pub(super) vocab_size: usize,
     pub(super) intermediate_size: usize,
     pub(super) heads: Heads,
     max_position_embeddings: usize,
     rope_theta: f64,
-    activation: Activation,
-    norm: NormKind,
-    tied: bool,
+    pub(super) activation: Activation,
+    pub(super) norm: NormKind,
+    pub(super) tied: bool,
     dtype: Option<FloatDtype>,
 }
 
@@ -197,6 +197,11 @@ impl Shared {
         Self { heads, ..self.clone() }
     }
 
+    /// The same with feed-forward blocks of another width.
+    pub(super) fn with_intermediate(&self, intermediate_size: usize) -> Self {
+        Self { intermediate_size, ..self.clone() }
+    }
+
     /// A norm of the hidden state, by its path in a layer and its name in GGUF files.
     pub(super) fn norm(&self, path: &'static str, gguf: &'static str) -> NormSpec {
         NormSpec { path, gguf, width: self.hidden_size, kind: self.norm, place: 0 }
@@ -223,6 +228,7 @@ impl Shared {
             head_norms: None,
             value_norm: None,
             output_gate: false,
+            gives: None,
             rotary: Some(0),
             output: projection(output, [hidden, queries], Role::Output),
             scaling: 1.0 / (heads.dim as f32).sqrt(),
@@ -355,6 +361,7 @@ impl Shared {
             dtype: self.dtype,
             paths: Paths::LLAMA,
             wrapper: None,
+            per_layer: None,
             gguf,
         }
     }
@@ -406,7 +413,7 @@ fn heads(config: &ConfigReader<'_>, defaults: &Defaults, hidden_size: usize) -> 
 }
 
 /// Refuses a size that would overflow arithmetic on it.
-fn plausible_size(key: &str, size: usize) -> Result<usize, Error> {
+pub(super) fn plausible_size(key: &str, size: usize) -> Result<usize, Error> {
     // Far above any real model; keeps every product of two within 2^56.
     const LIMIT: usize = 1 << 28;
     match size {

@@ -17,7 +17,7 @@ pub(super) struct Wrapper {
     beside: &'static [&'static str],
 }
 
-const WRAPPERS: [Wrapper; 2] = [
+const WRAPPERS: [Wrapper; 3] = [
     Wrapper {
         model_type: "mistral3",
         architecture: "Mistral3ForConditionalGeneration",
@@ -30,6 +30,24 @@ const WRAPPERS: [Wrapper; 2] = [
             "spatial_merge_size",
             "vision_config",
             "vision_feature_layer",
+        ],
+    },
+    Wrapper {
+        model_type: "gemma4",
+        architecture: "Gemma4ForConditionalGeneration",
+        text: "gemma4_text",
+        beside: &[
+            "audio_config",
+            "audio_token_id",
+            "boa_token_id",
+            "boi_token_id",
+            "eoa_token_id",
+            "eoa_token_index",
+            "eoi_token_id",
+            "image_token_id",
+            "video_token_id",
+            "vision_config",
+            "vision_soft_tokens_per_image",
         ],
     },
     Wrapper {

@@ -70,6 +70,9 @@ pub(super) fn forward<B: KernelBackend>(
         Some(cache) => cache.append(key, value),
         None => (key, value),
     };
+    if let Some(number) = spec.gives {
+        call.inputs.shared.give(number, [key.clone(), value.clone()]);
+    }
     let (mixed, log_sum_exp) = attention(&query, &key, &value, &options(spec, call.inputs));
     let (mixed, log_sum_exp) = match &spec.sinks {
         Some(sinks) => with_sinks(mixed, log_sum_exp, call.constant(sinks)),
@@ -138,7 +141,7 @@ pub(super) fn backward<B: KernelBackend>(
         }
         None => {
             let rotate_query = |x| match rotation {
-                Some(rotation) => rotation.queries(x),
+                Some(rotation) => rotation.queries(x, Direction::Forward),
                 None => x,
             };
             let rotate_key = |x| match rotation {
@@ -170,6 +173,10 @@ pub(super) fn backward<B: KernelBackend>(
         dy: &dmixed.reshape([tokens, spec.heads.queries, spec.heads.dim]),
     });
     drop((query, key, value, mixed));
+    let [dkey, dvalue] = match spec.gives {
+        Some(number) => call.inputs.shared.with_gradients(number, [dkey, dvalue]),
+        None => [dkey, dvalue],
+    };
     let dvalue = match spec.value_norm {
         Some(norm) => values_backward(norm, &raw_value, dvalue),
         None => dvalue,

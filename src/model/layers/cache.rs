@@ -68,8 +68,8 @@ pub struct LayerCache<B: KernelBackend> {
 pub struct Recurrent<B: KernelBackend> {
     /// The last inputs of its convolution, `[size − 1, channels]`.
     pub last: Tensor<B, 2>,
-    /// The state of each head, f32 `[values, key_dim, value_dim]`.
-    pub state: Tensor<B, 3>,
+    /// The state of each head, f32 `[values, key_dim, value_dim]`; `None` for a convolution alone.
+    pub state: Option<Tensor<B, 3>>,
 }
 
 impl<B: KernelBackend> LayerCache<B> {

@@ -1,6 +1,6 @@
 //! The gated delta net: projections, a short convolution, the gated delta rule, a norm and a gate on its output.
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::causal_conv::{CausalConv, causal_conv, causal_conv_backward};
@@ -149,12 +149,13 @@ impl<'a, B: KernelBackend> Constants<'a, B> {
         let ([tokens, channels], before) = (raw.dims(), self.spec.conv_size() - 1);
         let heads = self.spec.heads;
         let device = raw.device();
-        let Recurrent { last, state } = cache.take_recurrent().unwrap_or_else(|| Recurrent {
-            last: Tensor::zeros([before, channels], (&device, raw.dtype())),
-            state: Tensor::zeros(
-                [heads.values, heads.key_dim, heads.value_dim],
-                (&device, burn::tensor::DType::F32),
-            ),
+        let (last, state) = match cache.take_recurrent() {
+            Some(Recurrent { last, state }) => (Some(last), state),
+            None => (None, None),
+        };
+        let last = last.unwrap_or_else(|| Tensor::zeros([before, channels], (&device, raw.dtype())));
+        let state = state.unwrap_or_else(|| {
+            Tensor::zeros([heads.values, heads.key_dim, heads.value_dim], (&device, DType::F32))
         });
         let raw = match before {
             0 => raw.clone(),
@@ -168,7 +169,7 @@ impl<'a, B: KernelBackend> Constants<'a, B> {
             0 => raw,
             _ => raw.narrow(0, tokens, before),
         };
-        cache.put_recurrent(Recurrent { last, state }, tokens);
+        cache.put_recurrent(Recurrent { last, state: Some(state) }, tokens);
         read
     }
 }

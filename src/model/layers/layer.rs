@@ -16,7 +16,11 @@ use super::delta_net::{self, DeltaNetTape};
 use super::gated::{self, GatedTape};
 use super::mixture::{self, MixtureTape};
 use super::norm::{Norm, NormTensors};
+use super::per_layer::{self, PerLayerTape};
 use super::plain::{self, PlainTape};
+use super::reading::{self, ReadingTape};
+use super::shared::Shared;
+use super::short_conv::{self, ShortConvTape};
 use super::{Adapted, FrozenProjection};
 use crate::adapter::projection::{LayerAdapters, LayerGradients, Slot};
 use crate::model::parts::{
@@ -31,6 +35,18 @@ pub struct LayerInputs<B: KernelBackend> {
     pub rotations: Vec<Rotation<B>>,
     /// Where documents begin and end.
     pub documents: DocumentOffsets,
+    /// Keys and values that several layers read: one set for each pass over the layers.
+    pub shared: Shared<B>,
+    /// The parts of the embeddings by layer, `[tokens, layers · width]`, of decoders that have them.
+    pub parts: Option<Tensor<B, 2>>,
+}
+
+impl<B: KernelBackend> LayerInputs<B> {
+    /// The same for another pass beside this one.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { shared: Shared::default(), ..self.clone() }
+    }
 }
 
 /// One layer's frozen weights.
@@ -67,10 +83,13 @@ struct BranchTape<B: KernelBackend> {
 #[derive(Clone, Debug)]
 enum BodyTape<B: KernelBackend> {
     Attention(Box<AttentionTape<B>>),
+    Reading(Box<ReadingTape<B>>),
     DeltaNet(Box<DeltaNetTape<B>>),
+    ShortConv(Box<ShortConvTape<B>>),
     Gated(Box<GatedTape<B>>),
     Mixture(Box<MixtureTape<B>>),
     Plain(Box<PlainTape<B>>),
+    PerLayerInput(Box<PerLayerTape<B>>),
 }
 
 /// What a layer is called with.
@@ -343,9 +362,17 @@ fn body_forward<B: KernelBackend>(
             let (y, tape) = attention::forward(spec, x, call, output);
             (y, BodyTape::Attention(Box::new(tape)))
         }
+        BodySpec::Reading(spec) => {
+            let (y, tape) = reading::forward(spec, x, call, output);
+            (y, BodyTape::Reading(Box::new(tape)))
+        }
         BodySpec::DeltaNet(spec) => {
             let (y, tape) = delta_net::forward(spec, x, call, output);
             (y, BodyTape::DeltaNet(Box::new(tape)))
+        }
+        BodySpec::ShortConv(spec) => {
+            let (y, tape) = short_conv::forward(spec, x, call, output);
+            (y, BodyTape::ShortConv(Box::new(tape)))
         }
         BodySpec::Gated(spec) => {
             let (y, tape) = gated::forward(spec, x, call, output);
@@ -358,6 +385,10 @@ fn body_forward<B: KernelBackend>(
         BodySpec::Plain(spec) => {
             let (y, tape) = plain::forward(spec, x, call, output);
             (y, BodyTape::Plain(Box::new(tape)))
+        }
+        BodySpec::PerLayerInput(spec) => {
+            let (y, tape) = per_layer::forward(spec, x, call, output);
+            (y, BodyTape::PerLayerInput(Box::new(tape)))
         }
     }
 }
@@ -374,8 +405,14 @@ fn body_backward<B: KernelBackend>(
         (BodySpec::Attention(spec), BodyTape::Attention(tape)) => {
             attention::backward(spec, *tape, x, call, upstream, gradients)
         }
+        (BodySpec::Reading(spec), BodyTape::Reading(tape)) => {
+            reading::backward(spec, *tape, x, call, upstream, gradients)
+        }
         (BodySpec::DeltaNet(spec), BodyTape::DeltaNet(tape)) => {
             delta_net::backward(spec, *tape, x, call, upstream, gradients)
+        }
+        (BodySpec::ShortConv(spec), BodyTape::ShortConv(tape)) => {
+            short_conv::backward(spec, *tape, x, call, upstream, gradients)
         }
         (BodySpec::Gated(spec), BodyTape::Gated(tape)) => {
             gated::backward(spec, *tape, x, call, upstream, gradients)
@@ -385,6 +422,9 @@ fn body_backward<B: KernelBackend>(
         }
         (BodySpec::Plain(spec), BodyTape::Plain(tape)) => {
             plain::backward(spec, *tape, x, call, upstream, gradients)
+        }
+        (BodySpec::PerLayerInput(spec), BodyTape::PerLayerInput(tape)) => {
+            per_layer::backward(spec, *tape, x, call, upstream, gradients)
         }
         _ => unreachable!("a tape is read by the body that wrote it"),
     }

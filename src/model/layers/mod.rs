@@ -12,8 +12,12 @@ pub mod layer;
 pub mod mixture;
 pub mod norm;
 mod output_gate;
+pub mod per_layer;
 pub mod plain;
 pub mod projection;
+pub mod reading;
+pub mod shared;
+pub mod short_conv;
 pub(super) mod slots;
 pub mod walk;
 

@@ -17,6 +17,8 @@ pub struct AttentionSpec {
     pub head_norms: Option<HeadNorms>,
     /// Whether the query projection also gives a gate of the output, as the second half of every head.
     pub output_gate: bool,
+    /// The number under which later layers read its keys and values, where some do.
+    pub gives: Option<usize>,
     /// Norm of each head's values, without a weight.
     pub value_norm: Option<RmsNorm>,
     /// Which of the decoder's rotary positions; `None`: positions leave no mark on queries and keys.

@@ -194,10 +194,13 @@ impl BodySpec {
     fn saved(&self, load: &Load<'_>, width: u64) -> u64 {
         match self {
             Self::Attention(attention) => attention.saved(load),
+            Self::Reading(reading) => reading.saved(load),
             Self::DeltaNet(delta_net) => delta_net.saved(load),
+            Self::ShortConv(conv) => conv.saved(load),
             Self::Gated(gated) => gated.saved(load),
             Self::Mixture(mixture) => mixture.saved(load, width),
             Self::Plain(plain) => plain.saved(load),
+            Self::PerLayerInput(input) => input.saved(load),
         }
     }
 
@@ -205,10 +208,13 @@ impl BodySpec {
     fn workspace(&self, load: &Load<'_>, width: u64) -> u64 {
         match self {
             Self::Attention(attention) => attention.workspace(load, width),
+            Self::Reading(reading) => reading.workspace(load, width),
             Self::DeltaNet(delta_net) => delta_net.workspace(load, width),
+            Self::ShortConv(conv) => conv.workspace(load, width),
             Self::Gated(gated) => gated.workspace(load, width),
             Self::Mixture(mixture) => mixture.workspace(load, width),
             Self::Plain(plain) => plain.workspace(load, width),
+            Self::PerLayerInput(input) => input.workspace(load, width),
         }
     }
 
@@ -216,17 +222,20 @@ impl BodySpec {
     fn calls(&self) -> Vec<Vec<&ProjectionSpec>> {
         match self {
             Self::Attention(attention) => vec![attention.inner.projections(), vec![&attention.output]],
+            Self::Reading(reading) => vec![vec![&reading.query], vec![&reading.output]],
             Self::DeltaNet(delta_net) => vec![delta_net.inner().to_vec(), vec![&delta_net.output]],
+            Self::ShortConv(conv) => vec![vec![&conv.input], vec![&conv.output]],
             Self::Gated(gated) => gated.calls().into(),
             Self::Mixture(mixture) => mixture.calls(),
             Self::Plain(plain) => vec![vec![&plain.up], vec![&plain.down]],
+            Self::PerLayerInput(input) => vec![vec![&input.gate], vec![&input.projection]],
         }
     }
 
     fn scratch(&self, load: &Load<'_>, width: u64) -> u64 {
         let packed = match self {
             Self::Mixture(mixture) => mixture.packed(load, width),
-            Self::Attention(_) | Self::DeltaNet(_) | Self::Gated(_) | Self::Plain(_) => 0,
+            _ => 0,
         };
         packed + self.unpacked(load)
     }
@@ -252,14 +261,17 @@ impl BodySpec {
     fn state(&self, dtype: FloatDtype) -> u64 {
         match self {
             Self::Attention(attention) => attention.state(dtype),
-            Self::DeltaNet(_) | Self::Gated(_) | Self::Mixture(_) | Self::Plain(_) => 0,
+            Self::Reading(_) | Self::DeltaNet(_) | Self::ShortConv(_) => 0,
+            Self::Gated(_) | Self::Mixture(_) | Self::Plain(_) | Self::PerLayerInput(_) => 0,
         }
     }
 
     fn fixed_state(&self, dtype: FloatDtype) -> u64 {
         match self {
             Self::DeltaNet(delta_net) => delta_net.fixed_state(dtype),
-            Self::Attention(_) | Self::Gated(_) | Self::Mixture(_) | Self::Plain(_) => 0,
+            Self::ShortConv(conv) => conv.fixed_state(dtype),
+            Self::Attention(_) | Self::Reading(_) => 0,
+            Self::Gated(_) | Self::Mixture(_) | Self::Plain(_) | Self::PerLayerInput(_) => 0,
         }
     }
 
@@ -267,7 +279,7 @@ impl BodySpec {
     fn states(&self, load: &Load<'_>) -> u64 {
         match self {
             Self::DeltaNet(delta_net) => delta_net.states(load),
-            Self::Attention(_) | Self::Gated(_) | Self::Mixture(_) | Self::Plain(_) => 0,
+            _ => 0,
         }
     }
 }

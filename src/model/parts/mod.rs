@@ -16,8 +16,11 @@ pub mod gated;
 pub mod memory;
 pub mod mixture;
 pub mod norm;
+pub mod per_layer;
 pub mod plain;
 pub mod projection;
+pub mod reading;
+pub mod short_conv;
 
 pub use attention::{AttentionSpec, HeadNorms, Heads, Inner};
 pub use constant::ConstantSpec;
@@ -26,8 +29,13 @@ pub use gated::{GatedInner, GatedSpec};
 pub use memory::{Load, WeightBytes, Workspace};
 pub use mixture::{MixtureSpec, SharedExpertSpec};
 pub use norm::{NormKind, NormSpec};
+pub use per_layer::{PerLayerInputSpec, PerLayerSpec};
 pub use plain::PlainSpec;
 pub use projection::ProjectionSpec;
+pub use reading::ReadingSpec;
+pub use short_conv::ShortConvSpec;
+
+use crate::adapter::projection::Slot;
 
 /// One decoder layer.
 #[derive(Clone, Debug, PartialEq)]
@@ -63,14 +71,20 @@ pub struct BranchSpec {
 pub enum BodySpec {
     /// Self-attention.
     Attention(Box<AttentionSpec>),
+    /// Attention over the keys and values of an earlier layer.
+    Reading(Box<ReadingSpec>),
     /// A gated delta net.
     DeltaNet(Box<DeltaNetSpec>),
+    /// A gated short convolution.
+    ShortConv(ShortConvSpec),
     /// A gated feed-forward block.
     Gated(GatedSpec),
     /// Several of them, of which each token passes a few.
     Mixture(Box<MixtureSpec>),
     /// A feed-forward block without a gate.
     Plain(PlainSpec),
+    /// A layer's part of the embeddings by layer.
+    PerLayerInput(PerLayerInputSpec),
 }
 
 /// A part of a layer that has tensors.
@@ -97,9 +111,21 @@ impl From<AttentionSpec> for BodySpec {
     }
 }
 
+impl From<ReadingSpec> for BodySpec {
+    fn from(spec: ReadingSpec) -> Self {
+        Self::Reading(Box::new(spec))
+    }
+}
+
 impl From<DeltaNetSpec> for BodySpec {
     fn from(spec: DeltaNetSpec) -> Self {
         Self::DeltaNet(Box::new(spec))
+    }
+}
+
+impl From<ShortConvSpec> for BodySpec {
+    fn from(spec: ShortConvSpec) -> Self {
+        Self::ShortConv(spec)
     }
 }
 
@@ -112,6 +138,12 @@ impl From<GatedSpec> for BodySpec {
 impl From<MixtureSpec> for BodySpec {
     fn from(spec: MixtureSpec) -> Self {
         Self::Mixture(Box::new(spec))
+    }
+}
+
+impl From<PerLayerInputSpec> for BodySpec {
+    fn from(spec: PerLayerInputSpec) -> Self {
+        Self::PerLayerInput(spec)
     }
 }
 
@@ -183,6 +215,25 @@ impl LayerSpec {
         self
     }
 
+    /// The same with the projections in `slots` left dense whatever is quantized.
+    #[must_use]
+    pub(in crate::model) fn with_dense(&self, slots: &[Slot]) -> Self {
+        let mut spec = self.clone();
+        let listed = spec.tensors.iter_mut().filter_map(|tensor| match tensor {
+            LayerTensor::Projection(projection) => Some(projection),
+            LayerTensor::Norm(_) | LayerTensor::Constant(_) => None,
+        });
+        let placed =
+            spec.blocks.iter_mut().flat_map(BlockSpec::tensors_mut).filter_map(|tensor| match tensor {
+                TensorMut::Projection(projection) => Some(projection),
+                TensorMut::Norm(_) | TensorMut::Constant(_) => None,
+            });
+        for projection in listed.chain(placed).filter(|projection| slots.contains(&projection.slot)) {
+            projection.dense = true;
+        }
+        spec
+    }
+
     /// What its output is multiplied by.
     pub fn factor(&self) -> Option<&ConstantSpec> {
         self.factor.as_ref()
@@ -220,8 +271,19 @@ impl LayerSpec {
     /// state that a document leaves behind cannot be taken up by two.
     pub fn takes_prefixes(&self) -> bool {
         self.bodies().all(|body| match body {
-            BodySpec::Attention(_) | BodySpec::Gated(_) | BodySpec::Mixture(_) | BodySpec::Plain(_) => true,
-            BodySpec::DeltaNet(_) => false,
+            BodySpec::Attention(_) | BodySpec::Reading(_) => true,
+            BodySpec::Gated(_) | BodySpec::Mixture(_) | BodySpec::Plain(_) | BodySpec::PerLayerInput(_) => {
+                true
+            }
+            BodySpec::DeltaNet(_) | BodySpec::ShortConv(_) => false,
+        })
+    }
+
+    /// The number of the shared keys and values that it reads.
+    pub fn reads(&self) -> Option<usize> {
+        self.bodies().find_map(|body| match body {
+            BodySpec::Reading(reading) => Some(reading.from),
+            _ => None,
         })
     }
 
@@ -253,7 +315,7 @@ impl LayerSpec {
     pub fn projection_elements(&self) -> u64 {
         let idle = |body: &BodySpec| match body {
             BodySpec::Mixture(mixture) => mixture.idle_elements(),
-            BodySpec::Attention(_) | BodySpec::DeltaNet(_) | BodySpec::Gated(_) | BodySpec::Plain(_) => 0,
+            _ => 0,
         };
         let all: u64 = self.projections().map(ProjectionSpec::elements).sum();
         all - self.bodies().map(idle).sum::<u64>()
@@ -275,10 +337,13 @@ impl BlockSpec {
             tensors.extend(pre.as_mut().map(TensorMut::Norm));
             match body {
                 BodySpec::Attention(attention) => tensors.extend(attention.tensors_mut()),
+                BodySpec::Reading(reading) => tensors.extend(reading.tensors_mut()),
                 BodySpec::DeltaNet(delta_net) => tensors.extend(delta_net.tensors_mut()),
+                BodySpec::ShortConv(conv) => tensors.extend(conv.tensors_mut()),
                 BodySpec::Gated(gated) => tensors.extend(gated.tensors_mut()),
                 BodySpec::Mixture(mixture) => tensors.extend(mixture.tensors_mut()),
                 BodySpec::Plain(plain) => tensors.extend(plain.tensors_mut()),
+                BodySpec::PerLayerInput(input) => tensors.extend(input.tensors_mut()),
             }
             tensors.extend(post.as_mut().map(TensorMut::Norm));
         }

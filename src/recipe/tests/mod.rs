@@ -141,7 +141,7 @@ fn defaults_are_those_of_the_format() {
     assert_eq!((recipe.train.logging_steps, recipe.train.eval_steps), (1, 200));
     assert_eq!((recipe.train.save_steps, recipe.train.save_total_limit), (200, 3));
     let nf4 = good(&format!("{SMALL}\n[quantization.nf4]\n"), &[]).quantization;
-    assert_eq!(nf4, Some(quant::spec::Spec::Nf4 { block_size: 64, double_quant: true }));
+    assert_eq!(nf4, Some(quant::spec::Quantization::USUAL));
 }
 
 #[test]
@@ -305,7 +305,10 @@ fn overrides_have_toml_values_and_plain_words() {
         (recipe.datasets[1].path.as_str(), recipe.datasets[1].split),
         ("held.jsonl", Split::Validation)
     );
-    assert_eq!(recipe.quantization, Some(quant::spec::Spec::Nf4 { block_size: 128, double_quant: true }));
+    assert_eq!(
+        recipe.quantization,
+        Some(quant::spec::Spec::Nf4 { block_size: 128, double_quant: true }.into())
+    );
     assert!(!recipe.data.packing);
 }
 

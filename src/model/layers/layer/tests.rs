@@ -11,6 +11,8 @@ use crate::model::family::decoder_spec;
 use crate::model::parts::{AttentionSpec, GatedInner, GatedSpec, Inner};
 use crate::model::{Decoder, DecoderSpec, FloatDtype, random};
 
+mod mixers;
+
 /// Documents of 5 and 9 tokens.
 const ENDS: [u32; 3] = [0, 5, 14];
 const TOKENS: usize = 14;
@@ -152,8 +154,12 @@ impl Oracle<'_> {
                 let y = match &branch.body {
                     BodySpec::Attention(spec) => self.attention(&normed, spec),
                     BodySpec::Gated(spec) => self.gated(&normed, spec),
-                    BodySpec::DeltaNet(_) => unreachable!("its recurrence has an oracle of its own"),
-                    BodySpec::Mixture(_) | BodySpec::Plain(_) => unreachable!("no layer here has one"),
+                    BodySpec::Reading(_) | BodySpec::DeltaNet(_) | BodySpec::ShortConv(_) => {
+                        unreachable!("mixers have oracles of their own")
+                    }
+                    BodySpec::Mixture(_) | BodySpec::Plain(_) | BodySpec::PerLayerInput(_) => {
+                        unreachable!("no layer here has one")
+                    }
                 };
                 let y = branch.post.as_ref().map_or_else(|| y.clone(), |norm| self.norm(&y, norm));
                 sum.iter_mut().zip(y).for_each(|(sum, y)| *sum += y);
