@@ -120,8 +120,8 @@ fn model_of(config: Value, folder: &Path) -> PathBuf {
 }
 
 /// Of layers with norms on both sides and stacked gates, with branches side by side and no gate, with two norms and capped
-/// scores, and of hybrids: recurrent layers and short convolutions beside attention; of layers
-/// that read the keys and values of others, with embeddings of their own.
+/// scores, and of hybrids: recurrent layers and short convolutions beside attention; of layers that read the keys and values
+/// of others, with embeddings of their own.
 #[test]
 fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
     for (model_type, more) in [
