@@ -4,12 +4,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::ended;
-use crate::ranks::{Mpi, finish, installed, long, ranks_of, spawn, wait_for_checkpoint};
+use crate::ranks::{Mpi, installed, long, ranks_of, wait_for_checkpoint};
 
 /// Two namespaces with a link between them.
 struct Link;
@@ -52,7 +52,8 @@ impl Drop for Link {
 
 /// The launcher in the first namespace; ranks of the second start by `agent`.
 fn across(mpi: &Mpi, agent: &Path, run: &Command) -> Command {
-    fs::write(agent, "#!/bin/sh\nshift\nexec ip netns exec tune1 sh -c \"$*\"\n").unwrap();
+    fs::write(agent, "#!/bin/sh\necho $$ >\"$0.pid\"\nshift\nexec ip netns exec tune1 sh -c \"$*\"\n")
+        .unwrap();
     fs::set_permissions(agent, fs::Permissions::from_mode(0o700)).unwrap();
     let mut command = Command::new("ip");
     command.args(["netns", "exec", "tune0"]).arg(&mpi.launcher);
@@ -81,7 +82,11 @@ fn a_slow_link_changes_no_byte_and_a_cut_one_ends_every_rank() {
     bench.assert_same("whole", "apart");
 
     let run = mpi.command(&bench, "cut", 2, &["--silence", "3s"]);
-    let mut child = spawn(across(&mpi, &agent, &run));
+    // A file: what the launcher started on the other machine outlives it, and would hold a pipe open.
+    let errors = bench.path().join("errors");
+    let mut command = across(&mpi, &agent, &run);
+    command.stdout(Stdio::null()).stderr(fs::File::create(&errors).unwrap());
+    let mut child = command.spawn().unwrap();
     wait_for_checkpoint(&bench, "cut", &mut child);
     assert!(ip("-n tune1 link set tune-b down"));
     let began = Instant::now();
@@ -89,13 +94,14 @@ fn a_slow_link_changes_no_byte_and_a_cut_one_ends_every_rank() {
         assert!(began.elapsed() < Duration::from_secs(15), "a rank outlives its deadline");
         thread::sleep(Duration::from_millis(50));
     }
-    // The launcher itself waits for the other machine.
+    // The launcher itself waits for the other machine, where its agent waits for it.
     child.kill().unwrap();
-    let output = finish(child);
-    assert!(
-        String::from_utf8_lossy(&output.stderr).contains("no answer from the other ranks for 3 s"),
-        "{output:?}"
-    );
+    child.wait().unwrap();
+    let started = fs::read_to_string(agent.with_extension("pid")).unwrap();
+    let kill = format!("pkill -KILL -P {0}; kill -KILL {0}", started.trim());
+    _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
+    let errors = fs::read_to_string(&errors).unwrap();
+    assert!(errors.contains("no answer from the other ranks for 3 s"), "{errors}");
     let (code, error) = bench.output("cut", &["--resume"]);
     assert_eq!(code, 0, "{error}");
     bench.assert_same("whole", "cut");

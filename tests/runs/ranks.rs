@@ -171,7 +171,7 @@ fn signal(name: &str, process: u32) {
 }
 
 /// Waits for a launcher, and ends it after a minute.
-pub(crate) fn finish(mut child: Child) -> Output {
+fn finish(mut child: Child) -> Output {
     let began = Instant::now();
     while child.try_wait().unwrap().is_none() {
         if began.elapsed() > Duration::from_secs(60) {
@@ -183,7 +183,7 @@ pub(crate) fn finish(mut child: Child) -> Output {
     child.wait_with_output().unwrap()
 }
 
-pub(crate) fn spawn(mut command: Command) -> Child {
+fn spawn(mut command: Command) -> Child {
     command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 

@@ -146,8 +146,9 @@ impl Mpi {
         unsafe { (calls.description)(text.as_mut_ptr().cast(), &raw mut length) };
         text.truncate(usize::try_from(length).unwrap_or(0));
         let text = String::from_utf8_lossy(&text);
-        let text = text.lines().next().unwrap_or("").trim_end_matches('\0').trim();
-        let description = format!("{name} ({})", text.split(',').next().unwrap_or(text));
+        let text = text.trim_end_matches('\0').split(['\n', ',']).next().unwrap_or_default();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let description = format!("{name} ({})", words.join(" "));
 
         let mut mpi =
             Self { calls, constants, description, rank: 0, size: 1, silence, broken: Cell::new(None) };
