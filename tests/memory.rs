@@ -124,6 +124,7 @@ fn model_of(config: Value, folder: &Path) -> PathBuf {
 /// of others, with embeddings of their own.
 #[test]
 fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
+    let alternating = ["sliding_attention", "full_attention"].repeat(3);
     for (model_type, more) in [
         ("gemma2", json!({ "head_dim": 64, "sliding_window": 100 })),
         ("glm4", json!({ "head_dim": 64 })),
@@ -139,7 +140,7 @@ fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
             "gemma4_text",
             json!({ "head_dim": 64, "global_head_dim": 64, "hidden_size_per_layer_input": 64, "sliding_window": 100,
                     "vocab_size_per_layer_input": 1000, "num_kv_shared_layers": 3, "use_double_wide_mlp": true,
-                    "layer_types": vec!["sliding_attention", "full_attention"].repeat(3), "rope_parameters": {
+                    "layer_types": alternating, "rope_parameters": {
                         "full_attention": { "rope_type": "proportional", "rope_theta": 1e6 },
                         "sliding_attention": { "rope_type": "default", "rope_theta": 1e4 } } }),
         ),

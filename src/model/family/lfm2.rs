@@ -68,9 +68,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
 fn attends(config: &ConfigReader<'_>, layers: usize) -> Result<Vec<bool>, Error> {
     let indices = config.numbers("full_attn_idxs")?;
     let Some(types) = config.texts("layer_types")? else {
-        let attends = |layer: usize| {
-            indices.as_ref().is_none_or(|indices| indices.iter().any(|index| *index == layer as f64))
-        };
+        let attends = |layer: usize| indices.as_ref().is_none_or(|indices| indices.contains(&(layer as f64)));
         return Ok((0..layers).map(attends).collect());
     };
     if types.len() != layers {
