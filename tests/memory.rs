@@ -121,7 +121,7 @@ fn model_of(config: Value, folder: &Path) -> PathBuf {
 
 /// Of layers with norms on both sides and stacked gates, with branches side by side and no gate, with two norms and capped
 /// scores, and of hybrids: recurrent layers and short convolutions beside attention; of layers that read the keys and values
-/// of others, with embeddings of their own.
+/// of others, with embeddings of their own; of experts.
 #[test]
 fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
     let alternating = ["sliding_attention", "full_attention"].repeat(3);
@@ -143,6 +143,13 @@ fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
                     "layer_types": alternating, "rope_parameters": {
                         "full_attention": { "rope_type": "proportional", "rope_theta": 1e6 },
                         "sliding_attention": { "rope_type": "default", "rope_theta": 1e4 } } }),
+        ),
+        (
+            "qwen2_moe",
+            json!({
+                "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 512,
+                "shared_expert_intermediate_size": 768,
+            }),
         ),
     ] {
         let mut config = json!({

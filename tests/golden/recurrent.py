@@ -7,19 +7,29 @@ NF4 base the losses of ten steps; for the dense one the adapter after them. Also
 `qwen3_5/wrapper.json`, the config of the same model behind an image tower.
 transformers computes recurrences in torch: no kernels are installed.
 
-    python recurrent.py
+    python recurrent.py            write everything
+    python recurrent.py NAME ...   write only these
 """
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Lfm2Config, PretrainedConfig, Qwen3_5Config, Qwen3_5TextConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Lfm2Config,
+    PretrainedConfig,
+    Qwen3_5Config,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
+)
 
 import trajectory
+from mixtures import nf4
 from nf4_rule import quantize_nf4
 from tiny_model import (
     HERE,
@@ -53,6 +63,12 @@ QWEN3_5 = {
     "tie_word_embeddings": False,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
 }
+EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 24,
+}
 LFM2 = {
     "num_hidden_layers": 3,
     "layer_types": ["conv", "full_attention", "conv"],
@@ -82,6 +98,12 @@ MODELS = [
         + ["gate_proj", "up_proj", "down_proj"],
     ),
     Model(
+        "qwen3_5_moe",
+        Qwen3_5MoeTextConfig(**{key: SHAPE[key] for key in SHAPE if key != "intermediate_size"}, **QWEN3_5, **EXPERTS),
+        ["in_proj_qkv", "in_proj_z", "out_proj", "q_proj", "k_proj", "v_proj", "o_proj"]
+        + ["shared_expert.gate_proj", "shared_expert.up_proj", "shared_expert.down_proj"],
+    ),
+    Model(
         "lfm2",
         Lfm2Config(**SHAPE, **LFM2),
         ["in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "w1", "w2", "w3"],
@@ -107,7 +129,7 @@ def lively(model: torch.nn.Module, norms_around_zero: bool) -> None:
 def make_base(kind: Model) -> None:
     model = AutoModelForCausalLM.from_config(kind.config, dtype=torch.float32)
     randomize(model, seed=400)
-    lively(model, norms_around_zero=kind.name == "qwen3_5")
+    lively(model, norms_around_zero=kind.name.startswith("qwen3_5"))
     save_model(model.to(torch.bfloat16), kind.folder / "base")
     tokens = torch.randint(VOCAB_SIZE, (1, TOKENS), generator=torch.Generator().manual_seed(400))
     with torch.no_grad():
@@ -133,9 +155,13 @@ def frozen_base(kind: Model, quantized: bool) -> torch.nn.Module:
     with torch.no_grad():
         for name in sorted(stored):
             module, _, part = name.rpartition(".")
-            if part == "weight" and module.split(".")[-1] in kind.targets:
+            if part == "weight" and module.endswith(tuple(f".{target}" for target in kind.targets)):
                 values = quantize_nf4(stored[name].float().numpy(), 64, double_quant=True).dequantize()
                 model.get_submodule(module).weight.copy_(torch.from_numpy(values))
+        for name, parameter in model.named_parameters():
+            for expert in parameter if name.endswith(("experts.gate_up_proj", "experts.down_proj")) else []:
+                for weight in expert.chunk(2) if name.endswith("gate_up_proj") else [expert]:
+                    weight.copy_(nf4(weight))
     return model
 
 
@@ -178,6 +204,8 @@ def main() -> None:
     deterministic()
     trajectory.VOCAB_SIZE = VOCAB_SIZE
     for kind in MODELS:
+        if sys.argv[1:] and kind.name not in sys.argv[1:]:
+            continue
         fresh_folder(kind.folder)
         make_base(kind)
         make_adapter(kind)
@@ -185,7 +213,8 @@ def main() -> None:
         trajectory.write_rows(CASE.data, trajectory.make_rows(3, [17, 90, 9, 66, 40, 3]))
         for quantized in (False, True):
             write_case(kind, quantized)
-    write_wrapper(MODELS[0])
+        if kind is MODELS[0]:
+            write_wrapper(kind)
 
 
 if __name__ == "__main__":

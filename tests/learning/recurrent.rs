@@ -12,7 +12,7 @@ struct Model {
     targets: &'static [&'static str],
 }
 
-const MODELS: [Model; 2] = [
+const MODELS: [Model; 3] = [
     Model {
         name: "qwen3_5",
         targets: &[
@@ -26,6 +26,22 @@ const MODELS: [Model; 2] = [
             "gate_proj",
             "up_proj",
             "down_proj",
+        ],
+    },
+    // Beside experts that some tokens pass, the names mean the one that every token passes.
+    Model {
+        name: "qwen3_5_moe",
+        targets: &[
+            "in_proj_qkv",
+            "in_proj_z",
+            "out_proj",
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "shared_expert.gate_proj",
+            "shared_expert.up_proj",
+            "shared_expert.down_proj",
         ],
     },
     Model { name: "lfm2", targets: &["in_proj", "out_proj", "q_proj", "k_proj", "v_proj", "w1", "w2", "w3"] },

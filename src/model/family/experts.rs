@@ -6,7 +6,7 @@ use tune_kernels::router::{Router, Score};
 use super::shared::{Shared, plausible_count};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::parts::{ConstantSpec, MixtureSpec};
+use crate::model::parts::{ConstantSpec, MixtureSpec, SharedExpertSpec};
 
 /// What a family says of its mixtures, and its values for keys that are absent.
 pub(super) struct Experts {
@@ -50,6 +50,18 @@ pub(super) fn mixture(
         experts: (0..count).map(expert).collect(),
         shared: None,
     })
+}
+
+/// The same with an expert that every token passes behind a gate.
+pub(super) fn with_shared(mixture: MixtureSpec, shared: &Shared, width: usize) -> MixtureSpec {
+    let gate = ConstantSpec {
+        name: "mlp.shared_expert_gate.weight",
+        shape: vec![1, shared.hidden_size],
+        single: false,
+        place: 0,
+    };
+    let expert = SharedExpertSpec { gated: shared.gated_of("mlp.shared_expert", width), gate: Some(gate) };
+    MixtureSpec { shared: Some(expert), ..mixture }
 }
 
 /// Per layer: whether it is a mixture, as `mlp_only_layers` and `decoder_sparse_step` say.

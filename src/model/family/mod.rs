@@ -34,6 +34,7 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_5;
+mod qwen3_5_moe;
 mod qwen3_moe;
 mod seed_oss;
 mod shared;
@@ -67,6 +68,7 @@ pub static FAMILIES: &[&Declared] = &[
     &qwen2::QWEN2,
     &qwen3::QWEN3,
     &qwen3_5::QWEN3_5,
+    &qwen3_5_moe::QWEN3_5_MOE,
     &qwen3_moe::QWEN3_MOE,
     &qwen2_moe::QWEN2_MOE,
     &mixtral::MIXTRAL,

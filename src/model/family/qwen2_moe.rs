@@ -3,13 +3,13 @@
 use serde_json::json;
 
 use super::Declared;
-use super::experts::{Experts, mixed_layers, mixture};
+use super::experts::{Experts, mixed_layers, mixture, with_shared};
 use super::layer_types::{by_kind, windows_by_layer};
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs};
-use crate::model::parts::{AttentionSpec, ConstantSpec, LayerSpec, MixtureSpec, SharedExpertSpec, pre};
+use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
 pub(super) const QWEN2_MOE: Declared = Declared {
     model_type: "qwen2_moe",
@@ -32,14 +32,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let width = config.size("moe_intermediate_size")?.unwrap_or(1408);
     let experts = Experts { counts: [60, 4], width, normalised: None };
     let width = config.size("shared_expert_intermediate_size")?.unwrap_or(5632);
-    let gate = ConstantSpec {
-        name: "mlp.shared_expert_gate.weight",
-        shape: vec![1, shared.hidden_size],
-        single: false,
-        place: 0,
-    };
-    let expert = SharedExpertSpec { gated: shared.gated_of("mlp.shared_expert", width), gate: Some(gate) };
-    let mixture = MixtureSpec { shared: Some(expert), ..mixture(config, &shared, &experts)? };
+    let mixture = with_shared(mixture(config, &shared, &experts)?, &shared, width);
     let windows = windows_by_layer(config, shared.layers, 4096, 28)?;
     let kinds: Vec<_> = mixed_layers(config, shared.layers)?.into_iter().zip(windows).collect();
     let layers = by_kind(&kinds, |(is_mixed, window)| {

@@ -16,7 +16,7 @@ use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
 use crate::model::parts::norm::NormKind;
 use crate::model::parts::{
-    AttentionSpec, ConstantSpec, DeltaNetSpec, Inner, LayerSpec, NormSpec, ProjectionSpec, pre,
+    AttentionSpec, BodySpec, ConstantSpec, DeltaNetSpec, Inner, LayerSpec, NormSpec, ProjectionSpec, pre,
 };
 use crate::model::rotary::{RotarySpec, Rules};
 
@@ -28,6 +28,29 @@ pub(super) const QWEN3_5: Declared = Declared {
 };
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
+    let defaults = Defaults { intermediate_size: 12_288, key_value_heads: Some(4), ..defaults() };
+    decoder(config, &QWEN3_5, &defaults, |shared| Ok(shared.gated("mlp").into()))
+}
+
+/// What the dense models and those with experts have in common.
+pub(super) fn defaults() -> Defaults {
+    Defaults {
+        vocab_size: 248_320,
+        head_dim: Some(256),
+        max_position_embeddings: 32_768,
+        rounding: Rounding::Last,
+        norm_weight: NormWeight::OnePlus,
+        ..Defaults::LLAMA
+    }
+}
+
+/// The decoder whose layers have this feed-forward block.
+pub(super) fn decoder(
+    config: &ConfigReader<'_>,
+    family: &Declared,
+    defaults: &Defaults,
+    feed_forward: impl Fn(&Shared) -> Result<BodySpec, Error>,
+) -> Result<DecoderSpec, Error> {
     config.must_be("mlp_bias", &[json!(false)])?;
     config.must_be("attn_output_gate", &[json!(true)])?;
     config.must_be("output_gate_type", &[json!("swish"), json!("silu")])?;
@@ -35,31 +58,21 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     // The head that drafts further tokens.
     config.ignore(&["mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mlp_only_layers"]);
     let bias = config.flag("attention_bias")?.unwrap_or(false);
-    let defaults = Defaults {
-        vocab_size: 248_320,
-        intermediate_size: 12_288,
-        key_value_heads: Some(4),
-        head_dim: Some(256),
-        max_position_embeddings: 32_768,
-        rounding: Rounding::Last,
-        norm_weight: NormWeight::OnePlus,
-        ..Defaults::LLAMA
-    };
-    let shared = Shared::read(config, &defaults)?;
+    let shared = Shared::read(config, defaults)?;
     let attends = attends(config, shared.layers)?;
-    let delta_net = delta_net(config, &shared)?;
+    let (delta_net, feed_forward) = (delta_net(config, &shared)?, feed_forward(&shared)?);
     let layers = by_kind(&attends, |attends| {
         let norm = shared.norm("input_layernorm", "attn_norm");
         let mixer = match attends {
             true => pre(norm, attention(&shared).biased(bias, bias)),
             false => pre(norm, delta_net.clone()),
         };
-        let gated = pre(shared.norm("post_attention_layernorm", "post_attention_norm"), shared.gated("mlp"));
-        LayerSpec::of(shared.hidden_size, [mixer, gated])
+        let norm = shared.norm("post_attention_layernorm", "post_attention_norm");
+        LayerSpec::of(shared.hidden_size, [mixer, pre(norm, feed_forward.clone())])
     });
     let rules = Rules { partial: Some(0.25), has_sections: true, ..shared.rotary_rules() };
     let rotary = RotarySpec::read(config, &rules)?;
-    Ok(shared.decoder_with(vec![rotary], &QWEN3_5, layers, None))
+    Ok(shared.decoder_with(vec![rotary], family, layers, None))
 }
 
 /// Per layer: whether it attends, or is recurrent.

@@ -17,7 +17,17 @@ pub(super) struct Wrapper {
     beside: &'static [&'static str],
 }
 
-const WRAPPERS: [Wrapper; 3] = [
+/// Keys beside the text decoders of Qwen3.5, dense and with experts.
+const QWEN3_5: [&str; 6] = [
+    "image_token_id",
+    "language_model_only",
+    "video_token_id",
+    "vision_config",
+    "vision_end_token_id",
+    "vision_start_token_id",
+];
+
+const WRAPPERS: [Wrapper; 4] = [
     Wrapper {
         model_type: "mistral3",
         architecture: "Mistral3ForConditionalGeneration",
@@ -54,14 +64,13 @@ const WRAPPERS: [Wrapper; 3] = [
         model_type: "qwen3_5",
         architecture: "Qwen3_5ForConditionalGeneration",
         text: "qwen3_5_text",
-        beside: &[
-            "image_token_id",
-            "language_model_only",
-            "video_token_id",
-            "vision_config",
-            "vision_end_token_id",
-            "vision_start_token_id",
-        ],
+        beside: &QWEN3_5,
+    },
+    Wrapper {
+        model_type: "qwen3_5_moe",
+        architecture: "Qwen3_5MoeForConditionalGeneration",
+        text: "qwen3_5_moe_text",
+        beside: &QWEN3_5,
     },
 ];
 
