@@ -49,7 +49,7 @@ fn every_shipped_recipe_is_valid_and_opens_with_its_command() {
             }
         }
     }
-    assert_eq!(recipes.len(), 11, "a recipe was added or lost: {recipes:#?}");
+    assert_eq!(recipes.len(), 13, "a recipe was added or lost: {recipes:#?}");
 }
 
 /// As a terminal shows it, without colour.

@@ -36,7 +36,7 @@ pub enum Role {
     GateUp,
     /// Hidden state to what a recurrent mixer's convolution mixes.
     Mixed,
-    /// Hidden state to the gate of its output.
+    /// Hidden state to the gate of its output, or of attention's.
     MixerGate,
     /// Hidden state to the strength of its writes.
     Write,

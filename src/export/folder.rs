@@ -81,6 +81,18 @@ pub fn end_tokens(tokenizer: &Tokenizer, template: Option<&ChatTemplate>) -> Vec
     tokenizer.eos().map(|token| token.id).into_iter().chain(end_of_turn).collect()
 }
 
+/// A key of config.json, or of the text decoder in it where the model has towers and the key stands there.
+pub fn of_text<'a>(config: &'a Value, key: &str) -> Option<&'a Value> {
+    let given = |config: &'a Value| config.get(key).filter(|value| !value.is_null());
+    given(config).or_else(|| given(config.get("text_config")?))
+}
+
+/// The tokens that generation_config.json says end an answer, else those of config.json.
+pub fn configured_ends(model: &ModelDir) -> Vec<u32> {
+    let given = model.generation_config().and_then(|config| config.get("eos_token_id"));
+    token_ids(given.filter(|ids| !ids.is_null()).or_else(|| of_text(model.config(), "eos_token_id")))
+}
+
 /// Token ids of a JSON value: one, or a list.
 pub fn token_ids(value: Option<&Value>) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
@@ -150,7 +162,7 @@ fn generation_config(base: Option<&Value>, config: &Value, ends: &[u32]) -> Opti
         _ => {
             let mut entries = Map::new();
             for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
-                if let Some(value) = config.get(key).filter(|value| !value.is_null()) {
+                if let Some(value) = of_text(config, key) {
                     entries.insert(key.into(), value.clone());
                 }
             }
@@ -159,7 +171,7 @@ fn generation_config(base: Option<&Value>, config: &Value, ends: &[u32]) -> Opti
     };
     // Existing ids stay first: some readers use only the first.
     let known = generation.get("eos_token_id").filter(|value| !value.is_null());
-    let mut ids = token_ids(known.or_else(|| config.get("eos_token_id")));
+    let mut ids = token_ids(known.or_else(|| of_text(config, "eos_token_id")));
     let before = ids.len();
     for end in ends {
         if !ids.contains(end) {
@@ -209,6 +221,12 @@ mod tests {
             json!({"bos_token_id": 1, "eos_token_id": [2, 5]})
         );
         assert_eq!(of(Value::Null, json!({}), &[]), None);
+        let inside =
+            json!({"eos_token_id": null, "text_config": {"eos_token_id": [1, 106], "bos_token_id": 2}});
+        assert_eq!(
+            of(Value::Null, inside, &[106]).unwrap(),
+            json!({"bos_token_id": 2, "eos_token_id": [1, 106]})
+        );
     }
 
     #[test]

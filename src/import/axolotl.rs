@@ -6,6 +6,7 @@ use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
 use super::hugging_face::{self as hf, Defaults};
 use super::preference::{self, Goal, SUPPORTED};
 use super::source::{Node, Value};
+use super::template;
 use crate::adapter::spec::ALL_LINEAR;
 use crate::data::roles::role as known_role;
 
@@ -162,10 +163,10 @@ fn data(settings: &mut Settings<'_>, goal: Option<Goal>, draft: &mut Draft) {
     let on_inputs = settings.take("train_on_inputs").and_then(Node::truth) == Some(true);
     let template = settings.take("chat_template");
     if let Some(node) = template.filter(|node| node.text() != Some("jinja")) {
-        hf::template("chat_template", node, draft);
+        template::template("chat_template", node, draft);
     }
     if let Some(node) = settings.take("chat_template_jinja") {
-        hf::template("chat_template_jinja", node, draft);
+        template::template("chat_template_jinja", node, draft);
     }
     special_tokens(settings, draft);
     let default = template.and_then(Node::text).unwrap_or("tokenizer_default").to_owned();

@@ -339,27 +339,6 @@ pub(super) fn switched_off(keys: &[&'static str], settings: &mut Settings<'_>, d
     }
 }
 
-/// A chat template by a name that the other tool carries.
-pub(super) fn template(key: &str, node: &Node, draft: &mut Draft) {
-    match node.text() {
-        Some("chatml") => draft.set("data.chat_template", "chatml"),
-        Some(file) if file.ends_with(".jinja") || file.ends_with(".j2") => draft.set("data.chat_template", file),
-        Some(name) if name.starts_with("tokenizer_default") => {}
-        Some(name) if name.contains("{%") || name.contains("{{") => {
-            draft.note(Kind::Decide, key, node, "save the template to a .jinja file and name it in `data.chat_template`");
-        }
-        _ => draft.note(
-            Kind::Changed,
-            key,
-            node,
-            format!(
-                "`{node}` is a template of the other tool; here the base model's own is used, which may differ: compare with \
-                 `tune inspect`"
-            ),
-        ),
-    }
-}
-
 /// Refuses a configuration whose `key` has a value that is not `allowed`.
 pub(super) fn require(
     settings: &mut Settings<'_>,

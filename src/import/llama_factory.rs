@@ -6,6 +6,7 @@ use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
 use super::hugging_face::{self as hf, Defaults};
 use super::preference::{self, Goal, SUPPORTED};
 use super::source::{self, Node};
+use super::template;
 use crate::data::roles::is_call;
 
 const DEFAULTS: Defaults = Defaults {
@@ -246,7 +247,7 @@ fn dataset(
             node,
             &mut dataset,
             format!("LLaMA-Factory's template `{template}`, its system prompt included"),
-            Some("the base model's chat template"),
+            Some(&template::own(template)),
         ),
         false if compares => draft.prompt(
             &at,

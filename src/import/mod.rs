@@ -11,6 +11,7 @@ mod hugging_face;
 mod llama_factory;
 mod preference;
 mod source;
+mod template;
 mod tool;
 mod torchtune;
 mod trl;

@@ -5,6 +5,7 @@ use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
 use super::hugging_face as hf;
 use super::preference::{Goal, SUPPORTED};
 use super::source::{Node, Value};
+use super::template;
 use super::tool::COMPONENT;
 
 pub(super) fn import(root: &Node, draft: &mut Draft) -> Result<(), NotTrained> {
@@ -186,7 +187,7 @@ fn tokenizer<'a>(settings: &mut Settings<'a>, draft: &mut Draft) -> (Option<&'a 
         }
     }
     if let Some(node) = settings.take("prompt_template") {
-        hf::template("tokenizer.prompt_template", node, draft);
+        template::template("tokenizer.prompt_template", node, draft);
         prompt += &format!(" with its prompt template `{node}`");
     }
     let max_seq_len = settings.take("max_seq_len");

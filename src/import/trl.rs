@@ -5,6 +5,7 @@ use super::draft::{Dataset, Draft, Kind, NotTrained, Settings};
 use super::hugging_face::{self as hf, Defaults};
 use super::preference::{self, Goal, SUPPORTED};
 use super::source::{Node, Value};
+use super::template;
 
 const DEFAULTS: Defaults = Defaults {
     epochs: 3.0,
@@ -231,10 +232,10 @@ fn data(settings: &mut Settings<'_>, goal: Option<Goal>, draft: &mut Draft) {
         .take("packing_strategy")
         .inspect(|node| draft.left("packing_strategy", node, "rows are packed in their order"));
     if let Some(node) = settings.take("chat_template_path") {
-        hf::template("chat_template_path", node, draft);
+        template::template("chat_template_path", node, draft);
     }
     if let Some(node) = settings.take("chat_template") {
-        hf::template("chat_template", node, draft);
+        template::template("chat_template", node, draft);
     }
     if let Some(node) = settings.take("eos_token") {
         let text = format!(

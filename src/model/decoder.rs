@@ -10,6 +10,7 @@ use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::linear::{FrozenWeight, Linear, linear};
 use tune_kernels::linear_cross_entropy::{Logits, OutputHead};
+use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
 
 use super::Error;
 use super::decoder_spec::DecoderSpec;
@@ -138,8 +139,17 @@ impl<B: KernelBackend> Decoder<B> {
             return Err(Error::TokenOutOfRange { id: ids[position], position, vocab_size });
         }
         // A trained table is in f32, whatever the compute dtype.
-        let rows = self.embedding.clone().select(0, self.integers(ids)).cast(burn_dtype(self.dtype));
+        let rows = self.rows(ids).cast(burn_dtype(self.dtype));
+        let rows = match self.spec.embedding_norm {
+            Some(norm) => rms_norm(&rows, &ones(&rows), norm),
+            None => rows,
+        };
         Ok(scaled(rows, self.embedding_scale()))
+    }
+
+    /// Rows of the embedding table.
+    fn rows(&self, ids: &[u32]) -> Tensor<B, 2> {
+        self.embedding.clone().select(0, self.integers(ids))
     }
 
     /// The factor on embeddings as transformers has it: a number in the dtype of the weights.
@@ -153,6 +163,13 @@ impl<B: KernelBackend> Decoder<B> {
             || Tensor::zeros([self.spec.vocab_size, self.spec.hidden_size], (&self.device, DType::F32));
         let sum = sum.unwrap_or_else(zeros);
         let dx = scaled(dx.cast(DType::F32), self.embedding_scale());
+        let dx = match self.spec.embedding_norm {
+            Some(norm) => {
+                let rows = self.rows(ids).cast(DType::F32);
+                rms_norm_backward(&rows, &ones(&rows), norm, dx, None)
+            }
+            None => dx,
+        };
         sum.select_assign(0, self.integers(ids), dx, IndexingUpdateOp::Add)
     }
 
@@ -268,6 +285,11 @@ impl<B: KernelBackend> Decoder<B> {
         let length = values.len();
         Tensor::from_data(TensorData::new(values, [length]), &self.device)
     }
+}
+
+/// The weight of a norm of rows that has none.
+fn ones<B: KernelBackend>(x: &Tensor<B, 2>) -> Tensor<B, 1> {
+    Tensor::ones([x.dims()[1]], (&x.device(), x.dtype()))
 }
 
 /// x · factor; nothing is computed where that is 1.

@@ -5,9 +5,11 @@
 use std::sync::Arc;
 
 use tune_kernels::linear_cross_entropy::Logits;
+use tune_kernels::rms_norm::RmsNorm;
 
 use super::Error;
 use super::dtype::FloatDtype;
+use super::gguf_spec::GgufSpec;
 use super::parts::{LayerSpec, NormSpec, PerLayerSpec};
 use super::rotary::RotarySpec;
 use super::spec::ComputeDtype;
@@ -27,6 +29,8 @@ pub struct DecoderSpec {
     pub layers: Vec<Arc<LayerSpec>>,
     /// Frequencies of the rotary positions, for each kind of layer; those of layers with full attention first.
     pub rotaries: Vec<RotarySpec>,
+    /// Norm of embeddings, without a weight.
+    pub embedding_norm: Option<RmsNorm>,
     /// Factor on embeddings.
     pub embedding_scale: f32,
     /// Factor on logits, applied to what the output head is given.
@@ -76,89 +80,6 @@ impl Paths {
         layers: "model.language_model.layers",
         head: "lm_head",
     };
-}
-
-/// A family in llama.cpp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GgufSpec {
-    /// `general.architecture`.
-    pub architecture: &'static str,
-    /// Which rows of q and k it rotates together.
-    pub pairs: RotaryPairs,
-    /// Which layers have sliding windows, in models that have any.
-    pub windows: Windows,
-    /// Which layers rotate nothing.
-    pub unrotated: Unrotated,
-    /// Whether it divides rotary frequencies by a tensor of numbers.
-    pub takes_frequency_divisors: bool,
-    /// Whether YaRN's temperature is divided by one of its own, as in DeepSeek's formula.
-    pub divides_temperature: bool,
-    /// Whether gate and up are tensors of their own, whatever the checkpoint stacks.
-    pub separates_gate_and_up: bool,
-    /// Whether it has keys for factors on embeddings, scores, blocks and logits.
-    pub takes_scales: bool,
-    /// Whether the weights of a token's experts add up to 1; `None`: it computes no experts.
-    pub normalises_experts: Option<bool>,
-}
-
-/// Layers of an architecture in llama.cpp that have a sliding window, where a model has one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Windows {
-    /// It computes none.
-    None,
-    /// All of them.
-    AllLayers,
-    /// All but each of so many.
-    AllButEvery(usize),
-}
-
-/// Layers of an architecture in llama.cpp that rotate neither queries nor keys.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unrotated {
-    /// None of them.
-    None,
-    /// Each of so many.
-    Every(usize),
-    /// Those without a window, in models with windows.
-    WithoutWindow,
-    /// All or none, as a key says.
-    AllOrNone,
-}
-
-impl GgufSpec {
-    /// An architecture that computes what Qwen2 computes.
-    pub const fn of(architecture: &'static str, pairs: RotaryPairs) -> Self {
-        Self {
-            architecture,
-            pairs,
-            windows: Windows::None,
-            unrotated: Unrotated::None,
-            takes_frequency_divisors: false,
-            divides_temperature: false,
-            separates_gate_and_up: false,
-            takes_scales: false,
-            normalises_experts: None,
-        }
-    }
-
-    /// The same with experts.
-    #[must_use]
-    pub const fn with_experts(self, normalised: bool) -> Self {
-        Self { normalises_experts: Some(normalised), ..self }
-    }
-
-    /// Llama, and the families that llama.cpp computes as Llama.
-    pub const LLAMA: Self =
-        Self { takes_frequency_divisors: true, ..Self::of("llama", RotaryPairs::Neighbours) };
-}
-
-/// Rows of a head that are rotated together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RotaryPairs {
-    /// i and i + dim / 2, as in transformers.
-    Halves,
-    /// 2i and 2i + 1.
-    Neighbours,
 }
 
 impl DecoderSpec {

@@ -7,6 +7,7 @@ pub mod dtype;
 pub mod error;
 pub mod family;
 pub mod fetch;
+pub mod gguf_spec;
 pub mod kept;
 pub mod layers;
 pub mod load;

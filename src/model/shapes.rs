@@ -127,12 +127,8 @@ pub fn spec(name: &str) -> Option<Result<DecoderSpec, Error>> {
 
 impl Shape {
     fn config(&self) -> Value {
-        let Some(family) = family::FAMILIES.iter().find(|family| family.model_type == self.family) else {
-            unreachable!("every shape names a family");
-        };
         let mut config = json!({
             "model_type": self.family,
-            "architectures": [family.architecture],
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
             "num_hidden_layers": self.layers,

@@ -13,7 +13,7 @@ use crate::quant::spec::Spec;
 use crate::quant::stored::Stored;
 
 /// Where models with towers keep what is not their text decoder.
-const BESIDE: [&str; 12] = [
+const BESIDE: [&str; 14] = [
     "model.vision_tower.",
     "vision_tower.",
     "model.visual.",
@@ -25,6 +25,8 @@ const BESIDE: [&str; 12] = [
     "model.embed_vision.",
     "model.embed_audio.",
     "model.vision_embedder.",
+    "model.vision_adapter.",
+    "model.vision_projection.",
     "mtp.",
 ];
 /// Tensors beside a weight in 8-bit floats that only inference in 8 bits reads.
@@ -60,11 +62,14 @@ pub fn expected(spec: &DecoderSpec) -> Vec<Expected> {
     if !spec.tied {
         tensors.push(table(spec, spec.paths.head));
     }
-    if spec.head_bias {
-        let name = format!("{}.bias", spec.paths.head);
-        tensors.push(Expected { name, shape: vec![spec.vocab_size], projection: false, dense: true });
-    }
+    tensors.extend(head_bias(spec));
     tensors
+}
+
+/// The bias of the output head, if it has one.
+pub(crate) fn head_bias(spec: &DecoderSpec) -> Option<Expected> {
+    let name = format!("{}.bias", spec.paths.head);
+    spec.head_bias.then(|| Expected { name, shape: vec![spec.vocab_size], projection: false, dense: true })
 }
 
 /// The embedding table or the output head.

@@ -20,7 +20,7 @@ use crate::data::template::ChatTemplate;
 use crate::data::tokenize::Tokenizer;
 use crate::device::{Device, OnBackend};
 use crate::export::base::{FAMILY_KEY, OpenedBase, Trained, ignored_config_keys};
-use crate::export::folder::{Text, end_tokens as ends_of_text, token_ids};
+use crate::export::folder::{Text, configured_ends, end_tokens as ends_of_text};
 use crate::generate::Session;
 use crate::generate::answer::{Answer, Request, answer};
 use crate::generate::memory::{Extent, require};
@@ -457,17 +457,15 @@ fn text_of(base: &ModelDir) -> Result<Text, Error> {
     Ok(Text { files, tokenizer: Some(tokenizer), template })
 }
 
-/// The tokens that end an answer: the tokenizer's EOS, the end tokens of generation_config.json (else config.json), and
-/// the template's end of turn.
+/// The tokens that end an answer: the tokenizer's EOS, the end tokens of generation_config.json (else config.json, where
+/// those of a model with towers stand in the text decoder's part), and the template's end of turn.
 pub(super) fn end_tokens(
     tokenizer: Option<&Tokenizer>,
     template: Option<&ChatTemplate>,
     model: &ModelDir,
 ) -> Vec<u32> {
     let mut ends = tokenizer.map_or(Vec::new(), |tokenizer| ends_of_text(tokenizer, template));
-    let configured = model.generation_config().and_then(|config| config.get("eos_token_id"));
-    let configured = configured.filter(|ids| !ids.is_null()).or_else(|| model.config().get("eos_token_id"));
-    ends.extend(token_ids(configured));
+    ends.extend(configured_ends(model));
     ends.sort_unstable();
     ends.dedup();
     ends

@@ -34,6 +34,21 @@ fn released_sizes_give_the_published_number_of_parameters() {
     }
 }
 
+/// A file without keys is the model that transformers makes of it.
+#[test]
+fn absent_keys_have_the_defaults_of_transformers() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dense_families/defaults.json");
+    let defaults: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    for (name, all) in defaults.as_object().unwrap() {
+        let mut all = all.clone();
+        all["model_type"] = json!(name);
+        let read =
+            |config: &Value| family::decoder_spec(config).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let (absent, given) = (read(&json!({"model_type": name})), read(&all));
+        assert_eq!(absent, given, "{name}");
+    }
+}
+
 /// The same keys with small widths, few layers and a small vocabulary.
 fn shrunk(config: &Value) -> Value {
     const LAYERS: usize = 4;
@@ -43,8 +58,16 @@ fn shrunk(config: &Value) -> Value {
         return small;
     }
     let shares_keys = config["num_key_value_heads"] != config["num_attention_heads"];
+    // A share of a head that has to be even.
+    let hidden = if config["partial_rotary_factor"] == json!(0.4) { 80 } else { 32 };
     for (key, value) in [
-        ("hidden_size", 32),
+        ("hidden_size", hidden),
+        ("n_embd", 32),
+        ("n_layer", LAYERS),
+        ("n_head", 4),
+        ("rotary_dim", 4),
+        ("global_head_dim", 16),
+        ("num_global_key_value_heads", 1),
         ("intermediate_size", 48),
         ("block_ff_dim", 48),
         ("shared_intermediate_size", 48),
@@ -62,7 +85,7 @@ fn shrunk(config: &Value) -> Value {
             small[key] = json!(value);
         }
     }
-    for key in ["layer_types", "no_rope_layers"] {
+    for key in ["layer_types", "no_rope_layers", "layer_rope_theta"] {
         if let Some(Value::Array(list)) = small.get_mut(key) {
             list.truncate(LAYERS);
         }

@@ -96,7 +96,7 @@ fn merges_that_no_score_can_say() {
     let out = tempfile::tempdir().unwrap();
     let path = out.path().join("tokenizer.json");
     fs::copy(golden("gguf/sentencepiece/tokenizer.json"), &path).unwrap();
-    let read = || tune::export::gguf::vocabulary::read(&path, 800);
+    let read = || tune::export::gguf::vocabulary::read(&path, 800, false);
     read().unwrap();
     change(&path, |value| _ = value["model"]["merges"].as_array_mut().unwrap().remove(40));
     let error = read().unwrap_err().to_string();

@@ -34,6 +34,9 @@ pub(crate) fn staged(model: &Path, into: &Path) -> PathBuf {
     for from in [model, &golden("gguf/tokenizer")] {
         for entry in fs::read_dir(from).unwrap() {
             let entry = entry.unwrap();
+            if entry.path().is_dir() {
+                continue;
+            }
             fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
         }
     }

@@ -150,12 +150,16 @@ TOOLS = [
 # Conversations beyond the common ones, by template.
 EXTRA = {
     "gemma3": PARTS,
+    "gemma4": PARTS | TOOL_TURNS,
+    "ministral3": {"content in parts": PARTS["content in parts"]} | TOOL_TURNS,
     "llama31": TOOL_TURNS,
     "qwen25": TOOL_TURNS,
     "qwen3": TOOL_TURNS,
+    "glm4": TOOL_TURNS,
+    "granite": TOOL_TURNS,
     "features": LOOP_CONTROL,
 }
-WITH_TOOLS = ["llama31", "qwen25", "qwen3"]
+WITH_TOOLS = ["llama31", "qwen25", "qwen3", "gemma4", "glm4", "granite", "ministral3", "smollm3"]
 EVERYTHING = CONVERSATIONS | PARTS | TOOL_TURNS | LOOP_CONTROL
 
 

@@ -12,7 +12,7 @@ use super::container::Value;
 use super::family::not_carried;
 use crate::adapter::projection::Role;
 use crate::model::DecoderSpec;
-use crate::model::decoder_spec::GgufSpec;
+use crate::model::gguf_spec::GgufSpec;
 use crate::model::parts::{ConstantSpec, LayerSpec, MixtureSpec, ProjectionSpec};
 
 /// Adds the architecture's keys.

@@ -1,29 +1,18 @@
-//! A decoder in llama.cpp's terms: architecture, hyperparameters, tensor names, and the order of the rows of q and k.
+//! A decoder in llama.cpp's terms: architecture, hyperparameters, tensor names.
 //!
-//! | family | architecture | rotation |
-//! |---|---|---|
-//! | llama, mistral | `llama` | rotates pairs of adjacent rows, so q and k are reordered |
-//! | smollm3, ministral3, granite, granitemoehybrid | `smollm3`, `mistral3`, `granite` | alike |
-//! | qwen2, qwen3, phi3, olmo2, olmo3, seed_oss, hunyuan_v1_dense, exaone4 | their own | rotates pairs across the halves of a head, as here |
-//! | qwen3_moe, qwen2_moe, olmoe; mixtral | their own; `llama` | alike; reordered |
-//!
-//! A feature that llama.cpp lacks is an error; for sliding windows and dynamic scaling the context length is limited to
-//! where they have no effect, with a note.
-
-use std::ops::Range;
-use std::sync::Arc;
-
-use rayon::iter::ParallelIterator;
-use rayon::slice::ParallelSliceMut;
+//! What each architecture computes is declared by its family (`model::gguf_spec`). A feature that llama.cpp lacks is an
+//! error; for sliding windows and dynamic scaling the context length is limited to where they have no effect, with a
+//! note.
 
 use super::super::Error;
 use super::container::{Keys, Value};
+use super::rows::Rows;
 use super::{experts, mixture, positions};
 use crate::adapter::projection;
-use crate::model::decoder_spec::{GgufSpec, RotaryPairs};
-use crate::model::parts::{GatedSpec, LayerSpec, LayerTensor};
+use crate::model::DecoderSpec;
+use crate::model::gguf_spec::{Biases, Fixed, GgufSpec, Scales, SoftCaps};
+use crate::model::parts::{AttentionSpec, LayerSpec, LayerTensor, NormKind, NormSpec, PlainSpec, ProjectionSpec};
 use crate::model::tensors::{self, Expected};
-use crate::model::{DecoderSpec, family};
 
 /// The role of a tensor, as far as its type depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,7 +23,7 @@ pub enum Role {
     Embedding,
     /// The output head.
     Head,
-    /// The value projection of a layer.
+    /// The projection of a layer to values, or to queries, keys and values.
     Value {
         /// From 0.
         layer: usize,
@@ -57,10 +46,10 @@ pub struct Tensor {
     pub source: Expected,
     /// Its role.
     pub role: Role,
-    /// Whether its rows are reordered.
-    pub reordered: bool,
-    /// The rows of the checkpoint's tensor that it holds; `None`: all.
-    pub rows: Option<Range<usize>>,
+    /// Which rows of the checkpoint's tensor it holds, in which order.
+    pub rows: Rows,
+    /// Whether 1 is added to every number: a norm that the family multiplies by 1 + w.
+    pub plus_one: bool,
     /// Further tensors of the checkpoint that follow: those of the other experts.
     pub stack: Vec<Expected>,
 }
@@ -77,37 +66,44 @@ impl Tensor {
         if !self.stack.is_empty() {
             shape.insert(0, 1 + self.stack.len());
         }
-        if let (Some(rows), Some(first)) = (&self.rows, shape.first_mut()) {
+        if let (Rows::Part(rows), Some(first)) = (&self.rows, shape.first_mut()) {
             *first = rows.len();
         }
         shape
     }
+
+    /// Its numbers, from those of a tensor of the checkpoint.
+    pub fn arranged(&self, values: Vec<f32>) -> Vec<f32> {
+        let columns = if self.source.shape.len() > 1 { self.source.shape[1] } else { 1 };
+        let mut values = self.rows.arranged(values, columns);
+        if self.plus_one {
+            values.iter_mut().for_each(|value| *value += 1.0);
+        }
+        values
+    }
 }
 
-/// llama.cpp's name of the architecture.
+/// How llama.cpp takes the family.
 ///
 /// # Errors
-/// A family or a variant of one that llama.cpp does not have.
-pub fn architecture(spec: &DecoderSpec) -> Result<&'static str, Error> {
-    let Some(gguf) = spec.gguf else {
-        let known = family::FAMILIES.iter().map(|family| family.model_type).collect::<Vec<_>>().join(", ");
-        return Err(Error::NotInGguf {
-            subject: format!("the family {}", spec.family),
-            reason: format!("its architecture is not known; known families are {known}"),
-        });
-    };
-    let biased = |layer: &Arc<LayerSpec>| layer.attention().is_some_and(|attention| attention.output.bias);
-    if gguf.architecture == "qwen3" && spec.layers.iter().any(biased) {
-        return Err(not_carried(
-            spec,
-            "llama.cpp has no bias on the attention output of a qwen3 (`attention_bias` in config.json)",
-        ));
-    }
-    Ok(gguf.architecture)
+/// It does not.
+pub(super) fn declared(spec: &DecoderSpec) -> Result<GgufSpec, Error> {
+    spec.gguf.ok_or_else(|| Error::NotInGguf {
+        subject: format!("the family {}", spec.family),
+        reason: "llama.cpp does not compute it, or this version does not know how".into(),
+    })
 }
 
 pub(super) fn not_carried(spec: &DecoderSpec, reason: impl Into<String>) -> Error {
     Error::NotInGguf { subject: format!("this {}", spec.family), reason: reason.into() }
+}
+
+fn attentions(spec: &DecoderSpec) -> impl Iterator<Item = &AttentionSpec> {
+    spec.layers.iter().filter_map(|layer| layer.attention())
+}
+
+fn size(size: usize) -> Value {
+    Value::U32(u32::try_from(size).unwrap_or(u32::MAX))
 }
 
 /// The architecture's keys, and notes for the user.
@@ -115,52 +111,165 @@ pub(super) fn not_carried(spec: &DecoderSpec, reason: impl Into<String>) -> Erro
 /// # Errors
 /// The model has a feature that llama.cpp lacks.
 pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error> {
-    let architecture = architecture(spec)?;
-    let Some(gguf) = spec.gguf else { return Err(not_carried(spec, "its architecture is not known")) };
+    let gguf = declared(spec)?;
+    let no_layers = || not_carried(spec, "it has no layers with attention and a feed-forward block");
+    let is_down = |projection: &&ProjectionSpec| projection.role == projection::Role::Down;
     let width = |layer: &LayerSpec| match layer.mixture() {
         Some(mixture) => Some(mixture.intermediate()),
-        None => layer.gated().map(GatedSpec::intermediate),
+        None => layer.projections().find(is_down).map(|down| down.shape[1]),
     };
-    let parts = spec.layers.first().and_then(|layer| Some((layer.attention()?.heads, width(layer)?)));
-    let Some((heads, intermediate)) = parts else { return Err(not_carried(spec, "it has no layers")) };
+    let intermediate = spec.layers.first().and_then(|layer| width(layer)).ok_or_else(no_layers)?;
+    let first = attentions(spec).next().ok_or_else(no_layers)?;
+    let full = attentions(spec).find(|attention| attention.window.is_none()).unwrap_or(first);
+    let sliding = attentions(spec).find(|attention| attention.window.is_some()).unwrap_or(full);
+    check_biases(spec, gguf)?;
     let mut keys = Keys::new();
-    let mut put = |key: &str, value: Value| keys.push((format!("{architecture}.{key}"), value));
-    let size = |size: usize| Value::U32(u32::try_from(size).unwrap_or(u32::MAX));
+    let mut put = |key: &str, value: Value| keys.push((format!("{}.{key}", gguf.architecture), value));
     let mut notes = Vec::new();
     put("embedding_length", size(spec.hidden_size));
     put("block_count", size(spec.layers.len()));
     put("feed_forward_length", size(intermediate));
-    put("attention.head_count", size(heads.queries));
-    put("attention.head_count_kv", size(heads.keys));
-    put("attention.key_length", size(heads.dim));
-    put("attention.value_length", size(heads.dim));
-    put("attention.layer_norm_rms_epsilon", Value::F32(spec.final_norm.kind.epsilon() as f32));
+    put("attention.head_count", size(full.heads.queries));
+    put(
+        "attention.head_count_kv",
+        match full.heads.keys == sliding.heads.keys {
+            true => size(full.heads.keys),
+            false => Value::I32s(attentions(spec).map(|attention| attention.heads.keys as i32).collect()),
+        },
+    );
+    let mut put_widths = |ending: &str, dim: usize| {
+        for of in ["key", "value"] {
+            put(&format!("attention.{of}_length{ending}"), size(dim));
+        }
+    };
+    put_widths("", full.heads.dim);
+    if sliding.heads.dim != full.heads.dim {
+        put_widths("_swa", sliding.heads.dim);
+    }
+    let epsilon = match spec.final_norm.kind {
+        NormKind::Rms(_) => "attention.layer_norm_rms_epsilon",
+        NormKind::Layer { .. } => "attention.layer_norm_epsilon",
+    };
+    put(epsilon, Value::F32(spec.final_norm.kind.epsilon() as f32));
     put("vocab_size", size(spec.vocab_size));
     experts::put(spec, gguf, &mut put)?;
+    for (key, value) in gguf.fixed {
+        put(
+            key,
+            match value {
+                Fixed::Text(text) => (*text).into(),
+                Fixed::Number(number) => Value::U32(*number),
+                Fixed::Flag(flag) => Value::Bool(*flag),
+            },
+        );
+    }
     scales(spec, gguf, &mut put)?;
+    soft_caps(spec, gguf, &mut put)?;
+    if rounds_gelu(spec) {
+        notes.push(
+            "llama.cpp computes GELU by its approximation with tanh, where this model has the exact one"
+                .into(),
+        );
+    }
     let context = positions::put(spec, gguf, &mut keys, &mut notes)?;
-    keys.insert(0, (format!("{architecture}.context_length"), size(context)));
+    keys.insert(0, (format!("{}.context_length", gguf.architecture), size(context)));
     Ok((keys, notes))
+}
+
+/// Whether the model has an exact GELU, which llama.cpp has for no architecture of these.
+fn rounds_gelu(spec: &DecoderSpec) -> bool {
+    let exact = |plain: &PlainSpec| plain.function == tune_kernels::activation::Function::Gelu;
+    spec.layers.iter().any(|layer| layer.plain().is_some_and(exact))
+}
+
+/// Checks that the architecture has the model's biases.
+fn check_biases(spec: &DecoderSpec, gguf: GgufSpec) -> Result<(), Error> {
+    use projection::Role::{Key, Query, QueryKeyValue, Value};
+    let is_inner = |role| matches!(role, Query | Key | Value | QueryKeyValue);
+    let fits = |projection: &ProjectionSpec| match gguf.biases {
+        Biases::None => !projection.bias,
+        Biases::Inner => !projection.bias || is_inner(projection.role),
+        Biases::Any => true,
+        Biases::All => projection.bias,
+    };
+    match spec.layers.iter().flat_map(|layer| layer.projections()).find(|projection| !fits(projection)) {
+        None => Ok(()),
+        Some(projection) => Err(not_carried(
+            spec,
+            format!(
+                "llama.cpp has {} bias on `{}` of a {} (keys like `attention_bias` in config.json)",
+                if projection.bias { "no" } else { "a" },
+                projection.path,
+                gguf.architecture
+            ),
+        )),
+    }
 }
 
 /// The keys of factors on embeddings, scores, blocks and logits.
 fn scales(spec: &DecoderSpec, gguf: GgufSpec, put: &mut impl FnMut(&str, Value)) -> Result<(), Error> {
-    let attention = spec.layers.first().and_then(|layer| layer.attention());
-    let scaling = attention.map_or(1.0, |attention| attention.scaling);
-    let usual = 1.0 / (head_dim(spec) as f32).sqrt();
     let block = spec.layers.first().and_then(|layer| layer.blocks().first()).map_or(1.0, |block| block.scale);
-    if gguf.takes_scales {
-        put("attention.scale", Value::F32(scaling));
-        put("embedding_scale", Value::F32(spec.embedding_scale));
-        put("residual_scale", Value::F32(block));
-        put("logit_scale", Value::F32(1.0 / spec.logit_scale));
-        return Ok(());
-    }
-    match (scaling, spec.embedding_scale, block, spec.logit_scale) == (usual, 1.0, 1.0, 1.0) {
+    let [embedding, logits] = [spec.embedding_scale, spec.logit_scale];
+    let root = |square: f32| 1.0 / square.sqrt();
+    let scores_are = |expected: &dyn Fn(&AttentionSpec) -> f32| {
+        attentions(spec)
+            .all(|attention| (attention.scaling - expected(attention)).abs() <= 1e-6 * expected(attention))
+    };
+    let usual = scores_are(&|attention| root(attention.heads.dim as f32));
+    let wide = scores_are(&|attention| root((spec.hidden_size / attention.heads.queries) as f32));
+    let scaled = embedding == (spec.hidden_size as f32).sqrt();
+    let fits = match gguf.scales {
+        Scales::Keys => {
+            put("attention.scale", Value::F32(attentions(spec).next().map_or(1.0, |first| first.scaling)));
+            put("embedding_scale", Value::F32(embedding));
+            put("residual_scale", Value::F32(block));
+            put("logit_scale", Value::F32(1.0 / logits));
+            return Ok(());
+        }
+        Scales::LogitKey => {
+            put("logit_scale", Value::F32(logits));
+            usual && embedding == 1.0
+        }
+        Scales::QueryNorm => {
+            put("logit_scale", Value::F32(spec.logits.scale));
+            (embedding, logits) == (1.0, 1.0)
+        }
+        Scales::Usual => usual && (embedding, logits) == (1.0, 1.0),
+        Scales::Gemma { wide: layers } => {
+            scaled && logits == 1.0 && if spec.layers.len() == layers { wide } else { usual }
+        }
+        Scales::Gemma4 => scaled && logits == 1.0 && scores_are(&|_| 1.0),
+    };
+    match fits && block == 1.0 && (spec.logits.scale == 1.0 || gguf.scales == Scales::QueryNorm) {
         true => Ok(()),
         false => Err(not_carried(
             spec,
             format!("llama.cpp has no keys for the factors of a {}", gguf.architecture),
+        )),
+    }
+}
+
+/// The keys of smooth bounds.
+fn soft_caps(spec: &DecoderSpec, gguf: GgufSpec, put: &mut impl FnMut(&str, Value)) -> Result<(), Error> {
+    let (scores, logits) = (attentions(spec).find_map(|attention| attention.soft_cap), spec.logits.soft_cap);
+    let fits = match gguf.soft_caps {
+        SoftCaps::None => scores.or(logits).is_none(),
+        // Absent keys stand for the caps of Gemma 2.
+        SoftCaps::Logits => {
+            put("final_logit_softcapping", Value::F32(logits.unwrap_or(0.0)));
+            scores.is_none()
+        }
+        SoftCaps::ScoresAndLogits => {
+            put("attn_logit_softcapping", Value::F32(scores.unwrap_or(0.0)));
+            put("final_logit_softcapping", Value::F32(logits.unwrap_or(0.0)));
+            scores.is_some()
+        }
+    };
+    match fits {
+        true => Ok(()),
+        false => Err(not_carried(
+            spec,
+            format!("llama.cpp bounds other numbers smoothly in a {}", gguf.architecture),
         )),
     }
 }
@@ -182,20 +291,27 @@ pub fn mixed(spec: &DecoderSpec) -> mixture::Model {
 /// # Errors
 /// A projection that llama.cpp has under no name known here.
 pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
-    let plain = |name: &str, role: Role, source: Expected| Tensor {
-        name: format!("{name}.weight"),
-        source,
-        role,
-        reordered: false,
-        rows: None,
-        stack: Vec::new(),
+    let named = |name: &str, role: Role, rows: Rows, source: Expected| {
+        let ending = if source.name.ends_with(".bias") { "bias" } else { "weight" };
+        let role = if source.shape.len() > 1 { role } else { Role::Vector };
+        Tensor { name: format!("{name}.{ending}"), source, role, rows, plus_one: false, stack: Vec::new() }
     };
+    let plain = |name: &str, role: Role, source: Expected| named(name, role, Rows::All, source);
     let table = |path: &str| tensors::table(spec, path);
+    let of_norm = |name: &str, norm: &NormSpec, sources: Vec<Expected>| {
+        let plus_one = norm.kind.is_one_plus();
+        let tensor = |source: Expected| Tensor { plus_one, ..plain(name, Role::Vector, source) };
+        sources.into_iter().map(tensor).collect::<Vec<_>>()
+    };
     let mut all = vec![plain("token_embd", Role::Embedding, table(spec.paths.embedding))];
     for (layer, layer_spec) in spec.layers.iter().enumerate() {
         for tensor in layer_spec.tensors() {
-            let sources = tensors::of_layer(spec, layer, tensor).into_iter();
+            let sources = tensors::of_layer(spec, layer, tensor);
             match tensor {
+                LayerTensor::Constant(constant) if layer_spec.factor() == Some(constant) => {
+                    let name = format!("blk.{layer}.layer_output_scale");
+                    all.extend(sources.into_iter().map(|source| plain(&name, Role::Vector, source)));
+                }
                 // Others are of a recurrent mixer, whose projections are refused.
                 LayerTensor::Constant(constant) => {
                     let Some((name, is_vector)) = experts::constant_name(layer_spec, constant) else {
@@ -206,7 +322,7 @@ pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
                         false => source,
                     };
                     let name = format!("blk.{layer}.{name}");
-                    all.extend(sources.map(|source| plain(&name, Role::Vector, flat(source))));
+                    all.extend(sources.into_iter().map(|source| plain(&name, Role::Vector, flat(source))));
                 }
                 LayerTensor::Projection(projection) if projection.role.is_routed() => {
                     let Some(name) = experts::stacked_name(projection.role) else { continue };
@@ -219,61 +335,62 @@ pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
                     let stacked = all.iter_mut().rev().find(|tensor| tensor.name == file_name);
                     match stacked {
                         Some(stacked) => stacked.stack.extend(sources),
-                        None => all.extend(sources.map(|source| plain(&name, role, source))),
+                        None => all.extend(sources.into_iter().map(|source| plain(&name, role, source))),
                     }
                 }
                 LayerTensor::Norm(norm) => {
-                    let name = format!("blk.{layer}.{}", norm.gguf);
-                    all.extend(sources.map(|source| plain(&name, Role::Vector, source)));
-                }
-                LayerTensor::Projection(projection) if is_separated(spec, projection.role) => {
-                    let half = projection.shape[0] / 2;
-                    for source in sources {
-                        for (part, rows) in [("ffn_gate", 0..half), ("ffn_up", half..2 * half)] {
-                            let name = format!("blk.{layer}.{part}");
-                            let rows = Some(rows);
-                            all.push(Tensor { rows, ..plain(&name, Role::Matrix, source.clone()) });
-                        }
-                    }
+                    all.extend(of_norm(&format!("blk.{layer}.{}", norm.gguf), norm, sources))
                 }
                 LayerTensor::Projection(projection) => {
+                    let role = projection.role;
+                    if let Some(parts) = Rows::apart(spec, role, projection.shape[0]) {
+                        for source in sources {
+                            for (part, rows) in parts.clone() {
+                                all.push(named(
+                                    &format!("blk.{layer}.{part}"),
+                                    Role::Matrix,
+                                    rows,
+                                    source.clone(),
+                                ));
+                            }
+                        }
+                        continue;
+                    }
                     let name = match experts::shared_name(layer_spec, projection) {
                         Some(name) => format!("blk.{layer}.{name}"),
-                        None => projection_name(spec, layer, projection.role)?,
+                        None => projection_name(spec, layer, role)?,
                     };
-                    let role = match projection.role {
-                        projection::Role::Value => Role::Value { layer },
+                    let rows = Rows::of(spec, layer, role);
+                    let role = match role {
+                        projection::Role::Value | projection::Role::QueryKeyValue => Role::Value { layer },
                         projection::Role::Down => Role::Down { layer },
                         _ => Role::Matrix,
                     };
-                    let reordered = is_reordered(spec, projection.role);
-                    all.extend(sources.map(|source| match source.projection {
-                        true => Tensor { reordered, ..plain(&name, role, source) },
-                        false => {
-                            let name = format!("{name}.bias");
-                            Tensor {
-                                name,
-                                source,
-                                role: Role::Vector,
-                                reordered,
-                                rows: None,
-                                stack: Vec::new(),
-                            }
-                        }
-                    }));
+                    all.extend(sources.into_iter().map(|source| named(&name, role, rows.clone(), source)));
                 }
             }
         }
     }
-    all.push(plain("output_norm", Role::Vector, final_norm(spec)));
+    let norm = &spec.final_norm;
+    all.extend(of_norm("output_norm", norm, tensors::of_norm(norm, norm.path)));
     if !spec.tied {
         all.push(plain("output", Role::Head, table(spec.paths.head)));
     }
+    all.extend(tensors::head_bias(spec).map(|bias| plain("output", Role::Vector, bias)));
     Ok(all)
 }
 
-fn final_norm(spec: &DecoderSpec) -> Expected {
-    tensors::weight(spec.final_norm.path, vec![spec.final_norm.width])
+/// Tensors that no checkpoint has: divisors of rotary frequencies, and weights of norms that carry a factor.
+pub(super) fn computed(spec: &DecoderSpec) -> Vec<(String, Vec<f32>)> {
+    let divisors = positions::divisors(spec).into_iter().map(|(name, divisors)| (name.to_owned(), divisors));
+    let carries = spec.gguf.is_some_and(|gguf| gguf.scales == Scales::QueryNorm);
+    let norms = attentions(spec).enumerate().filter(|_| carries).flat_map(|(layer, attention)| {
+        let dim = attention.heads.dim;
+        let factor = attention.scaling * (dim as f32).sqrt();
+        [("q", factor), ("k", 1.0)]
+            .map(|(of, factor)| (format!("blk.{layer}.attn_{of}_norm.weight"), vec![factor; dim]))
+    });
+    divisors.chain(norms).collect()
 }
 
 /// llama.cpp's name of a projection's weight, without `.weight`.
@@ -299,6 +416,7 @@ pub fn projection_name(spec: &DecoderSpec, layer: usize, role: projection::Role)
         projection::Role::PartGate | projection::Role::PartOutput => {
             return Err(not_carried(spec, "embeddings by layer have no place in the file yet"));
         }
+        projection::Role::MixerGate if spec.layers[layer].attention().is_some() => "attn_gate",
         projection::Role::Mixed
         | projection::Role::MixerGate
         | projection::Role::Write
@@ -315,33 +433,8 @@ pub fn projection_name(spec: &DecoderSpec, layer: usize, role: projection::Role)
 }
 
 /// Whether a projection to gate and up is two tensors in the file.
-fn is_separated(spec: &DecoderSpec, role: projection::Role) -> bool {
+pub(super) fn is_separated(spec: &DecoderSpec, role: projection::Role) -> bool {
     role == projection::Role::GateUp && spec.gguf.is_some_and(|gguf| gguf.separates_gate_and_up)
-}
-
-/// Whether the rows of a projection are reordered.
-pub fn is_reordered(spec: &DecoderSpec, role: projection::Role) -> bool {
-    let neighbours = spec.gguf.is_some_and(|gguf| gguf.pairs == RotaryPairs::Neighbours);
-    neighbours && matches!(role, projection::Role::Query | projection::Role::Key)
-}
-
-/// Width of a head; llama.cpp has one for all layers.
-pub fn head_dim(spec: &DecoderSpec) -> usize {
-    spec.layers.iter().find_map(|layer| layer.attention()).map_or(1, |attention| attention.heads.dim)
-}
-
-/// Interleaves rows i and i + half of every head, which are rotated together.
-///
-/// `columns` is the length of a row: 1 for a bias.
-pub fn reorder_rows(values: &mut [f32], head_dim: usize, columns: usize) {
-    let half = head_dim / 2;
-    values.par_chunks_mut(head_dim * columns).for_each(|head| {
-        let old = head.to_vec();
-        for (row, new) in head.chunks_exact_mut(columns).enumerate() {
-            let from = row % 2 * half + row / 2;
-            new.copy_from_slice(&old[from * columns..][..columns]);
-        }
-    });
 }
 
 #[cfg(test)]
@@ -486,18 +579,8 @@ mod tests {
         let find = |name: &str| all.iter().find(|tensor| tensor.name == name).unwrap();
         let (gate, up) = (find("blk.0.ffn_gate.weight"), find("blk.0.ffn_up.weight"));
         assert_eq!((gate.shape(), up.shape()), (vec![40, 32], vec![40, 32]));
-        assert_eq!((gate.rows.clone(), up.rows.clone()), (Some(0..40), Some(40..80)));
+        assert_eq!((gate.rows.clone(), up.rows.clone()), (Rows::Part(0..40), Rows::Part(40..80)));
         assert_eq!(gate.source, up.source);
-    }
-
-    #[test]
-    fn rows_that_rotate_together_become_neighbours() {
-        let mut values: Vec<f32> = (0..16).map(|value| value as f32).collect();
-        reorder_rows(&mut values, 4, 2);
-        assert_eq!(values, [0., 1., 4., 5., 2., 3., 6., 7., 8., 9., 12., 13., 10., 11., 14., 15.]);
-        let mut bias = vec![0., 1., 2., 3., 4., 5.];
-        reorder_rows(&mut bias, 6, 1);
-        assert_eq!(bias, [0., 3., 1., 4., 2., 5.]);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::container::{Keys, Layout, TensorHeader, Value};
 use super::family;
 use super::model::encode;
 use super::modelfile::{self, Modelfile};
+use super::rows::Rows;
 use crate::adapter::peft;
 use crate::adapter::target::Target;
 use crate::files::{self, Existing};
@@ -62,7 +63,7 @@ impl Lora<'_> {
         };
         let (alpha, folded) = self.alpha();
         let mut keys: Keys = vec![
-            ("general.architecture".into(), family::architecture(spec)?.into()),
+            ("general.architecture".into(), family::declared(spec)?.architecture.into()),
             ("general.type".into(), "adapter".into()),
             ("adapter.type".into(), "lora".into()),
             ("adapter.lora.alpha".into(), Value::F32(alpha)),
@@ -125,10 +126,15 @@ impl Lora<'_> {
         } else if self.adapter.config().use_rslora {
             changes.push(format!("rsLoRA expressed as alpha = {alpha}"));
         }
-        if self.targets.iter().any(|target| family::is_reordered(spec, target.module.role)) {
-            changes.push("rows of q and k reordered for llama.cpp's rotary embedding".into());
+        if self.targets.iter().any(|target| self.rows(target) != Rows::All) {
+            changes.push("rows of queries and keys in the order that llama.cpp has them in".into());
         }
         Ok(Outcome { file, bytes: layout.bytes(), changes })
+    }
+
+    /// The order of the rows of B.
+    fn rows(&self, target: &Target) -> Rows {
+        Rows::of(&self.base.spec, target.module.layer, target.module.role)
     }
 
     /// The alpha of the file, and whether any target needs another factor.
@@ -154,9 +160,7 @@ impl Lora<'_> {
                     *value = (f64::from(*value) * factor) as f32;
                 }
             }
-            if family::is_reordered(&self.base.spec, target.module.role) {
-                family::reorder_rows(&mut values, family::head_dim(&self.base.spec), target.rank);
-            }
+            values = self.rows(target).arranged(values, target.rank);
         }
         let half = if index.is_multiple_of(2) { "lora_A" } else { "lora_B" };
         encode(&format!("{}.{half}", target.module.path), &values, kind)

@@ -3,7 +3,7 @@
 //!
 //! Norms and biases are f32. The output head (or the embedding table, if tied) gets at least six bits. So do value and
 //! down projections of the `_m` mixtures in the layers where errors cost most: the first and last eighth, and every
-//! third between. A row whose length is no multiple of the block falls back to a type with smaller blocks.
+//! third between; one projection to queries, keys and values counts as one to values. A row whose length is no multiple of the block falls back to a type with smaller blocks.
 
 use tune_kernels::ggml::BlockType;
 

@@ -3,7 +3,9 @@
 //! | file | owns |
 //! |---|---|
 //! | `container` | the layout of the file |
-//! | `family` | architecture, hyperparameters, tensor names, the order of the rows of q and k |
+//! | `family` | architecture, hyperparameters, tensor names |
+//! | `positions` | windows and rotary positions |
+//! | `rows` | the order of the rows of projections |
 //! | `experts` | the tensors and keys of mixtures of experts |
 //! | `mixture` | which tensor is stored in which type |
 //! | `vocabulary`, `pre` | the tokenizer |
@@ -23,6 +25,7 @@ pub mod modelfile;
 mod positions;
 mod pre;
 pub mod provenance;
+pub mod rows;
 pub mod vocabulary;
 
 pub use lora::Lora;

@@ -12,16 +12,16 @@ use tune_kernels::ggml::BlockType;
 use super::super::Error;
 use super::super::base::OpenedBase;
 use super::super::delta::{square_of, square_of_difference};
-use super::super::folder::{Text, end_tokens, token_ids};
+use super::super::folder::{Text, configured_ends, end_tokens};
 use super::super::shards::Written;
 use super::super::weights::{Merged, dense};
 use super::container::{Keys, Layout, TensorHeader, Value};
-use super::family::{self, Role, Tensor};
+use super::family::{self, Tensor};
 use super::mixture::{self, FileType};
 use super::modelfile::{self, Modelfile};
-use super::{positions, vocabulary};
+use super::vocabulary;
 use crate::files::{self, Existing};
-use crate::model::tensors::{self, Checked, Expected};
+use crate::model::tensors::{self, Checked};
 
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -77,7 +77,7 @@ pub struct Outcome {
 /// A tensor of the file and the source of its values.
 enum Source {
     Weight(Tensor),
-    FrequencyDivisors(Vec<f32>),
+    Computed(String, Vec<f32>),
 }
 
 /// Sums of squares over all tensors.
@@ -157,7 +157,7 @@ impl Model<'_> {
         let (hyperparameters, limits) = family::hyperparameters(spec)?;
         notes.extend(limits);
         let mut keys: Keys = vec![
-            ("general.architecture".into(), family::architecture(spec)?.into()),
+            ("general.architecture".into(), family::declared(spec)?.architecture.into()),
             ("general.type".into(), "model".into()),
             ("general.size_label".into(), size_label(spec.parameters()).into()),
         ];
@@ -175,7 +175,8 @@ impl Model<'_> {
                     .into(),
             });
         };
-        let vocabulary = vocabulary::read(file, spec.vocab_size)?;
+        let vocabulary =
+            vocabulary::read(file, spec.vocab_size, family::declared(spec)?.merges_beside_bytes)?;
         notes.extend(vocabulary.notes);
         keys.extend(vocabulary.keys);
         let template = self.text.template.as_ref().map(crate::data::template::ChatTemplate::source);
@@ -184,12 +185,11 @@ impl Model<'_> {
         Ok(keys)
     }
 
-    /// The tokens that end an answer: those of tokenizer and template, then those of generation_config.json.
+    /// The tokens that end an answer: those of tokenizer and template, then those of the configuration.
     fn ends(&self) -> Vec<u32> {
         let Some(tokenizer) = &self.text.tokenizer else { return Vec::new() };
         let mut ends = end_tokens(tokenizer, self.text.template.as_ref());
-        let generation = self.base.folder.generation_config().and_then(|config| config.get("eos_token_id"));
-        ends.extend(token_ids(generation));
+        ends.extend(configured_ends(&self.base.folder));
         let mut seen = std::collections::BTreeSet::new();
         ends.retain(|end| seen.insert(*end));
         ends
@@ -203,10 +203,13 @@ impl Model<'_> {
     fn plan(&self, fallbacks: &mut Vec<Fallback>) -> Result<(Vec<Source>, Vec<TensorHeader>), Error> {
         let spec = self.merged.map_or(&self.base.spec, |merged| merged.spec);
         let (mut sources, mut headers) = (Vec::new(), Vec::new());
-        for (name, divisors) in positions::divisors(spec) {
-            let shape = vec![divisors.len()];
-            headers.push(TensorHeader { name: name.into(), shape, kind: BlockType::F32 });
-            sources.push(Source::FrequencyDivisors(divisors));
+        for (name, values) in family::computed(spec) {
+            headers.push(TensorHeader {
+                name: name.clone(),
+                shape: vec![values.len()],
+                kind: BlockType::F32,
+            });
+            sources.push(Source::Computed(name, values));
         }
         for tensor in family::tensors(spec)? {
             let columns = tensor.source.shape.last().copied().unwrap_or(1);
@@ -231,34 +234,21 @@ impl Model<'_> {
         measured: &mut Measured,
     ) -> Result<Vec<u8>, Error> {
         let tensor = match source {
-            Source::FrequencyDivisors(divisors) => return encode("rope_freqs.weight", divisors, kind),
+            Source::Computed(name, values) => return encode(name, values, kind),
             Source::Weight(tensor) => tensor,
         };
         let mut coded = Vec::new();
         for source in tensor.sources() {
-            let values = self.values(tensor, source, checked)?;
+            let values = match self.merged {
+                Some(merged) => merged.sum(source, checked)?.values,
+                None => dense(self.base, checked, &source.name)?,
+            };
+            let values = tensor.arranged(values);
             let part = encode(&source.name, &values, kind)?;
             measured.add(&tensor.name, &values, &part, kind);
             coded.extend(part);
         }
         Ok(coded)
-    }
-
-    /// The values of a tensor of the checkpoint as the file has them.
-    fn values(&self, tensor: &Tensor, source: &Expected, checked: &Checked) -> Result<Vec<f32>, Error> {
-        let mut values = match self.merged {
-            Some(merged) => merged.sum(source, checked)?.values,
-            None => dense(self.base, checked, &source.name)?,
-        };
-        if let Some(rows) = &tensor.rows {
-            let columns = source.shape[1];
-            values = values[rows.start * columns..rows.end * columns].to_vec();
-        }
-        if tensor.reordered {
-            let columns = if tensor.role == Role::Vector { 1 } else { source.shape[1] };
-            family::reorder_rows(&mut values, family::head_dim(&self.base.spec), columns);
-        }
-        Ok(values)
     }
 }
 

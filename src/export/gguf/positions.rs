@@ -4,7 +4,7 @@ use super::super::Error;
 use super::container::{Keys, Value};
 use super::family::not_carried;
 use crate::model::DecoderSpec;
-use crate::model::decoder_spec::{GgufSpec, Unrotated, Windows};
+use crate::model::gguf_spec::{GgufSpec, Unrotated, Windows};
 use crate::model::rotary::{QueryScale, RotaryScaling, RotarySpec};
 
 /// Adds the architecture's keys; returns the context length. `notes` are for the user.
@@ -56,34 +56,34 @@ fn windows(
     let windows: Vec<Option<usize>> =
         spec.layers.iter().map(|layer| layer.attention().and_then(|attention| attention.window)).collect();
     let Some(smallest) = windows.iter().flatten().min().copied() else {
-        if gguf.windows == Windows::AllLayers {
-            add("attention.sliding_window", size(0));
+        match gguf.windows {
+            Windows::AllLayers => add("attention.sliding_window", size(0)),
+            Windows::Listed { always: true } => {
+                add("attention.sliding_window", size(spec.max_position_embeddings));
+                add("attention.sliding_window_pattern", Value::Bools(vec![false; windows.len()]));
+            }
+            Windows::None | Windows::Listed { always: false } => {}
         }
         return Ok(None);
-    };
-    let all = |slides: &dyn Fn(usize) -> bool| {
-        let expected = |layer| slides(layer).then_some(smallest);
-        windows.iter().enumerate().all(|(layer, window)| *window == expected(layer))
     };
     let fits = match gguf.windows {
         Windows::None => {
             return Ok(Some(smallest).filter(|window| *window < spec.max_position_embeddings));
         }
-        Windows::AllLayers => all(&|_| true),
-        Windows::AllButEvery(period) => all(&|layer| !(layer + 1).is_multiple_of(period)),
+        Windows::AllLayers => windows.iter().all(|window| *window == Some(smallest)),
+        Windows::Listed { .. } => windows.iter().flatten().all(|window| *window == smallest),
     };
     if !fits {
-        let pattern = match gguf.windows {
-            Windows::AllButEvery(period) => format!("in all layers but every {period}th"),
-            _ => "in all layers".to_owned(),
-        };
         return Err(not_carried(
             spec,
-            format!("llama.cpp has sliding windows {pattern} of a {}", gguf.architecture),
+            format!(
+                "llama.cpp has windows of one size for a {}, in the layers that have any",
+                gguf.architecture
+            ),
         ));
     }
     add("attention.sliding_window", size(smallest));
-    if let Windows::AllButEvery(_) = gguf.windows {
+    if let Windows::Listed { .. } = gguf.windows {
         add("attention.sliding_window_pattern", Value::Bools(windows.iter().map(Option::is_some).collect()));
     }
     Ok(None)
@@ -119,19 +119,30 @@ fn scaling(
     rotary: &RotarySpec,
     add: &mut impl FnMut(&str, Value),
 ) -> Result<(), Error> {
-    // llama.cpp takes the stretch from layers with a window, and keeps the base.
-    if let Some(other) = spec.rotaries.get(1)
-        && (other.theta != rotary.theta || other.scaling != RotaryScaling::None)
-    {
-        return Err(not_carried(spec, "its layers with a window have rotary positions of another kind"));
+    // llama.cpp takes the stretch from layers with a window, and keeps the base unless a key says otherwise.
+    if let Some(other) = spec.rotaries.get(1) {
+        let same_base = gguf.takes_base_of_windows || other.theta == rotary.theta;
+        if !same_base || other.scaling != RotaryScaling::None {
+            return Err(not_carried(spec, "its layers with a window have rotary positions of another kind"));
+        }
+        if gguf.takes_base_of_windows {
+            add("rope.freq_base_swa", Value::F32(other.theta as f32));
+        }
+        if other.dimensions != rotary.dimensions {
+            add("rope.dimension_count_swa", size(other.dimensions));
+        }
     }
     match &rotary.scaling {
         RotaryScaling::None | RotaryScaling::Dynamic { .. } => {}
-        RotaryScaling::Llama3 { .. } if gguf.takes_frequency_divisors => {}
-        RotaryScaling::Llama3 { .. } => {
+        RotaryScaling::Llama3 { .. } | RotaryScaling::Proportional { .. }
+            if gguf.takes_frequency_divisors => {}
+        RotaryScaling::Llama3 { .. } | RotaryScaling::Proportional { .. } => {
             return Err(not_carried(
                 spec,
-                format!("llama.cpp does not support rope type llama3 for {}", gguf.architecture),
+                format!(
+                    "llama.cpp does not support rope types llama3 and proportional for {}",
+                    gguf.architecture
+                ),
             ));
         }
         RotaryScaling::Linear { factor } => {
@@ -169,12 +180,6 @@ fn scaling(
                 }
             }
         }
-        RotaryScaling::Proportional { .. } => {
-            return Err(not_carried(
-                spec,
-                "the file has no place yet for heads of which a part stands still",
-            ));
-        }
         RotaryScaling::LongRope { attention_factor, original_max_position_embeddings, .. } => {
             add("rope.scaling.original_context_length", size(*original_max_position_embeddings));
             add("rope.scaling.attn_factor", Value::F32(*attention_factor as f32));
@@ -193,6 +198,11 @@ pub(super) fn divisors(spec: &DecoderSpec) -> Vec<(&'static str, Vec<f32>)> {
             let pairs = unscaled.inverse_frequencies(0).into_iter().zip(rotary.inverse_frequencies(0));
             let divisors = pairs.map(|(unscaled, scaled)| (f64::from(unscaled) / f64::from(scaled)) as f32);
             vec![("rope_freqs.weight", divisors.collect())]
+        }
+        // A pair that stands still turns once in so many positions that none sees it.
+        RotaryScaling::Proportional { pairs, factor } => {
+            let divisor = |pair: usize| if pair < *pairs { *factor as f32 } else { 1e30 };
+            vec![("rope_freqs.weight", (0..rotary.dimensions / 2).map(divisor).collect())]
         }
         RotaryScaling::LongRope { short, long, .. } => {
             let narrow = |divisors: &[f64]| divisors.iter().map(|divisor| *divisor as f32).collect();

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | byte-level BPE | `gpt2` | merges, and the name of the pre-tokenizer (`pre.rs`) |
 //! | BPE on characters with byte fallback, converted from SentencePiece | `llama` | a score for each token |
+//! | the same, where the architecture says so | `gemma4` | merges |
 //!
 //! The `llama` kind has no merges: it merges the pair whose token has the highest score. That gives the same tokens
 //! only if every split of a token into two tokens is a merge and the merges of one token are adjacent, which is
@@ -15,6 +16,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 
 use super::super::Error;
+use super::super::folder::{of_text, token_ids};
 use super::container::{Keys, Value};
 use super::pre;
 use crate::assets::json::read_limited;
@@ -51,19 +53,21 @@ struct Source<'a> {
     json: Json,
     /// Rows of the embedding table.
     size: usize,
+    /// Whether llama.cpp takes merges beside bytes.
+    merges_beside_bytes: bool,
 }
 
-/// Reads tokenizer.json for a model with `size` rows of embeddings.
+/// Reads tokenizer.json for a model with `size` rows of embeddings; `merges_beside_bytes` as its architecture says.
 ///
 /// # Errors
 /// llama.cpp would produce other tokens, or there are more tokens than rows of embeddings.
-pub fn read(path: &Path, size: usize) -> Result<Vocabulary, Error> {
+pub fn read(path: &Path, size: usize, merges_beside_bytes: bool) -> Result<Vocabulary, Error> {
     let bytes = read_limited(path, LIMIT)?;
     let json = serde_json::from_slice(&bytes).map_err(|error| crate::assets::Error::Json {
         path: path.to_path_buf(),
         message: format!("not valid JSON: {error}"),
     })?;
-    Source { path, json, size }.read()
+    Source { path, json, size, merges_beside_bytes }.read()
 }
 
 impl Source<'_> {
@@ -118,15 +122,13 @@ impl Source<'_> {
         let pre = pre::recognise(self.at("/pre_tokenizer"), self.flag("/model/ignore_merges"))
             .map_err(|reason| self.fail(reason))?;
         notes.extend(pre.note.map(str::to_owned));
-        let merges = self.merges()?;
-        let (tokens, types) = self.tokens(|_| NORMAL)?;
-        let merges = merges.into_iter().map(|(left, right)| format!("{left} {right}")).collect();
+        let (tokens, types) = self.tokens(|_| NORMAL, &mut notes)?;
         let keys = vec![
             key("model", "gpt2".into()),
             key("pre", pre.name.into()),
             key("tokens", Value::Texts(tokens.clone())),
             key("token_type", Value::I32s(types)),
-            key("merges", Value::Texts(merges)),
+            key("merges", self.merge_lines()?),
         ];
         Ok(Vocabulary { keys, notes, tokens })
     }
@@ -136,25 +138,32 @@ impl Source<'_> {
         let prepends = self.prepends_space(&mut notes)?;
         let unknown = self.at("/model/unk_token").as_str().map(str::to_owned);
         let bytes: HashSet<String> = (0..=255_u8).map(|byte| format!("<0x{byte:02X}>")).collect();
-        let (tokens, types) = self.tokens(|token| match token {
+        let kind = |token: &str| match token {
             _ if bytes.contains(token) => BYTE,
             _ if unknown.as_deref() == Some(token) => UNKNOWN,
             _ => NORMAL,
-        })?;
+        };
+        let (tokens, types) = self.tokens(kind, &mut notes)?;
         if types.iter().filter(|kind| **kind == BYTE).count() != bytes.len() {
             return Err(
                 self.fail("`byte_fallback` is set, but some tokens from `<0x00>` to `<0xFF>` are missing")
             );
         }
-        let scores = self.scores(&tokens, &types)?;
-        let keys = vec![
-            key("model", "llama".into()),
-            key("pre", "default".into()),
+        let (model, scores) = match self.merges_beside_bytes {
+            true => ("gemma4", vec![-1000.0; tokens.len()]),
+            false => ("llama", self.scores(&tokens, &types)?),
+        };
+        let mut keys = vec![key("model", model.into())];
+        match self.merges_beside_bytes {
+            true => keys.push(key("merges", self.merge_lines()?)),
+            false => keys.push(key("pre", "default".into())),
+        }
+        keys.extend([
             key("tokens", Value::Texts(tokens.clone())),
             key("scores", Value::F32s(scores)),
             key("token_type", Value::I32s(types)),
             key("add_space_prefix", Value::Bool(prepends)),
-        ];
+        ]);
         Ok(Vocabulary { keys, notes, tokens })
     }
 
@@ -166,6 +175,8 @@ impl Source<'_> {
         match (normalizers.as_slice(), pre) {
             ([Normalizer::Prepend, spaces], Json::Null) if space(spaces) => Ok(true),
             ([spaces], Json::Null) if space(spaces) => Ok(false),
+            // Gemma splits at spaces, of which none is left.
+            ([spaces], Json::Object(_)) if space(spaces) && splits_at_spaces(pre) => Ok(false),
             ([], Json::Object(_)) => {
                 let text = |name: &str| pre.get(name).and_then(Json::as_str);
                 let splits = pre.get("split").and_then(Json::as_bool).unwrap_or(true);
@@ -214,8 +225,13 @@ impl Source<'_> {
         Ok(steps)
     }
 
-    /// Text and type of every id up to the rows of the embedding table; ids without a token are unused.
-    fn tokens(&self, plain: impl Fn(&str) -> i32) -> Result<(Vec<String>, Vec<i32>), Error> {
+    /// Text and type of every id up to the rows of the embedding table; ids without a token are unused. Added tokens
+    /// beyond the table are left out, with a note: tokenizers of models with towers name those of images.
+    fn tokens(
+        &self,
+        plain: impl Fn(&str) -> i32,
+        notes: &mut Vec<String>,
+    ) -> Result<(Vec<String>, Vec<i32>), Error> {
         let Some(vocabulary) = self.at("/model/vocab").as_object() else {
             return Err(self.fail("`model.vocab` is missing"));
         };
@@ -233,6 +249,12 @@ impl Source<'_> {
             let (Some(id), Some(content)) = (id, added.get("content").and_then(Json::as_str)) else {
                 return Err(self.fail(format!("an added token lacks `id` or `content`: {added}")));
             };
+            if id >= self.size {
+                notes.push(format!(
+                    "the token {content:?} is left out: the model has no embedding for its id, {id}"
+                ));
+                continue;
+            }
             let special = added.get("special").and_then(Json::as_bool).unwrap_or(false);
             let kind = match plain(content) {
                 UNKNOWN => UNKNOWN,
@@ -260,6 +282,11 @@ impl Source<'_> {
             types.push(kind);
         }
         Ok((tokens, types))
+    }
+
+    /// The merges as llama.cpp spells them.
+    fn merge_lines(&self) -> Result<Value, Error> {
+        Ok(Value::Texts(self.merges()?.into_iter().map(|(left, right)| format!("{left} {right}")).collect()))
     }
 
     /// The merges, best first: pairs, or texts with a space between.
@@ -351,6 +378,14 @@ enum Normalizer {
     Spaces,
 }
 
+/// Whether a pre-tokenizer cuts behind every space and does nothing else.
+fn splits_at_spaces(pre: &Json) -> bool {
+    let text = |pointer: &str| pre.pointer(pointer).and_then(Json::as_str);
+    (text("/type"), text("/pattern/String"), text("/behavior"))
+        == (Some("Split"), Some(" "), Some("MergedWithPrevious"))
+        && pre.get("invert").and_then(Json::as_bool) == Some(false)
+}
+
 /// Added tokens that are treated as special without being declared so, as in llama.cpp's converter.
 fn looks_special(token: &str) -> bool {
     let between = |open: &str, close: &str| token.starts_with(open) && token.ends_with(close);
@@ -378,7 +413,7 @@ pub fn special(
     let mut keys = Keys::new();
     let variables: BTreeMap<String, String> = tokenizer.template_variables().collect();
     let named = |name: &str| variables.get(name).and_then(|token| tokenizer.id(token));
-    let configured = |name: &str| crate::export::folder::token_ids(config.get(name)).first().copied();
+    let configured = |name: &str| token_ids(of_text(config, name)).first().copied();
     let inside = |id: &u32| (*id as usize) < size;
     let bos = tokenizer.bos().map(|token| token.id);
     let eos = tokenizer.eos().map(|token| token.id).or_else(|| configured("eos_token_id")).filter(inside);

@@ -9,6 +9,7 @@ use super::shared::{Defaults, HiddenActivation, Shared, UNGATED, function};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs};
 use crate::model::parts::{LayerSpec, pre};
 
 pub(super) const ARCEE: Declared =
@@ -16,6 +17,7 @@ pub(super) const ARCEE: Declared =
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let defaults = Defaults {
+        hidden_size: 2560,
         intermediate_size: 18_432,
         max_position_embeddings: 4096,
         epsilon: 1e-5,
@@ -32,5 +34,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         pre(shared.norm("post_attention_layernorm", "ffn_norm"), plain),
     ];
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
-    shared.decoder(config, &ARCEE, vec![layer; shared.layers], None)
+    let gguf = GgufSpec { takes_frequency_divisors: true, ..GgufSpec::of("arcee", RotaryPairs::Neighbours) };
+    shared.decoder(config, &ARCEE, vec![layer; shared.layers], Some(gguf))
 }

@@ -10,6 +10,7 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs, Scales, Unrotated, Windows};
 use crate::model::parts::{AttentionSpec, LayerSpec, parallel};
 use crate::model::rotary::{RotarySpec, Rules};
 
@@ -40,6 +41,9 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         "use_parallel_embedding",
     ]);
     let defaults = Defaults {
+        hidden_size: 8192,
+        layers: 40,
+        attention_heads: 64,
         vocab_size: 256_000,
         intermediate_size: 22_528,
         max_position_embeddings: 8192,
@@ -69,5 +73,11 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     });
     let rotary = RotarySpec::read(config, &Rules { pairs: Pairs::Neighbours, ..shared.rotary_rules() })?;
     let logit_scale = config.positive("logit_scale")?.unwrap_or(0.0625) as f32;
-    Ok(DecoderSpec { logit_scale, ..shared.decoder_with(vec![rotary], &COHERE2, layers, None) })
+    let gguf = GgufSpec {
+        windows: Windows::Listed { always: false },
+        unrotated: Unrotated::WithoutWindow,
+        scales: Scales::LogitKey,
+        ..GgufSpec::of("cohere2", RotaryPairs::Neighbours)
+    };
+    Ok(DecoderSpec { logit_scale, ..shared.decoder_with(vec![rotary], &COHERE2, layers, Some(gguf)) })
 }

@@ -10,6 +10,7 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs};
 use crate::model::parts::{LayerSpec, pre};
 use crate::model::rotary::{RotarySpec, Rules};
 
@@ -23,6 +24,9 @@ pub(super) const ERNIE4_5: Declared = Declared {
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("compression_ratio", &[json!(1.0)])?;
     let defaults = Defaults {
+        hidden_size: 1024,
+        layers: 18,
+        attention_heads: 16,
         vocab_size: 103_424,
         intermediate_size: 3072,
         key_value_heads: Some(2),
@@ -42,5 +46,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     ];
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
     let rotary = RotarySpec::read(config, &Rules { pairs: Pairs::Neighbours, ..shared.rotary_rules() })?;
-    Ok(shared.decoder_with(vec![rotary], &ERNIE4_5, vec![layer; shared.layers], None))
+    let gguf = GgufSpec::of("ernie4_5", RotaryPairs::Neighbours);
+    Ok(shared.decoder_with(vec![rotary], &ERNIE4_5, vec![layer; shared.layers], Some(gguf)))
 }

@@ -6,7 +6,8 @@ use super::layer_types::{by_kind, layer_types};
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs, Unrotated, Windows};
+use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs, Unrotated, Windows};
 use crate::model::parts::{AttentionSpec, LayerSpec, post};
 
 pub(super) const EXAONE4: Declared =
@@ -48,7 +49,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         LayerSpec::of(shared.hidden_size, blocks)
     });
     let gguf = GgufSpec {
-        windows: Windows::AllButEvery(4),
+        windows: Windows::Listed { always: false },
         unrotated: Unrotated::WithoutWindow,
         takes_frequency_divisors: true,
         ..GgufSpec::of("exaone4", RotaryPairs::Halves)

@@ -13,6 +13,7 @@ use crate::adapter::projection::Role;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::{DecoderSpec, Paths};
+use crate::model::gguf_spec::{Biases, Fixed, GgufSpec, RotaryPairs};
 use crate::model::parts::{AttentionSpec, Inner, LayerSpec, ProjectionSpec, parallel};
 use crate::model::rotary::RotarySpec;
 
@@ -30,6 +31,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("num_kv_heads", &[json!(1), json!(config.size("num_attention_heads")?)])?;
     config.must_be("num_ln_in_parallel_attn", &[json!(1)])?;
     let defaults = Defaults {
+        hidden_size: 4544,
+        attention_heads: 71,
         vocab_size: 65_024,
         key_value_heads: Some(1),
         tied: true,
@@ -52,9 +55,14 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let blocks = [parallel([(norm(), attention.into()), (norm(), plain.into())])];
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
     let rotary = RotarySpec::read(config, &shared.rotary_rules())?;
+    let gguf = GgufSpec {
+        biases: Biases::None,
+        fixed: &[("tensor_data_layout", Fixed::Text("jploski"))],
+        ..GgufSpec::of("falcon", RotaryPairs::Halves)
+    };
     Ok(DecoderSpec {
         paths: Paths { embedding: "transformer.word_embeddings", layers: "transformer.h", head: "lm_head" },
         final_norm: shared.norm("transformer.ln_f", "output_norm"),
-        ..shared.decoder_with(vec![rotary], &FALCON, vec![layer; shared.layers], None)
+        ..shared.decoder_with(vec![rotary], &FALCON, vec![layer; shared.layers], Some(gguf))
     })
 }

@@ -13,6 +13,7 @@ use super::shared::{Defaults, HiddenActivation, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs, Scales};
 use crate::model::parts::{LayerSpec, pre};
 
 pub(super) const GEMMA: Declared =
@@ -20,6 +21,9 @@ pub(super) const GEMMA: Declared =
 
 /// What all Gemmas share.
 pub(super) const DEFAULTS: Defaults = Defaults {
+    hidden_size: 3072,
+    layers: 28,
+    attention_heads: 16,
     vocab_size: 256_000,
     intermediate_size: 24_576,
     key_value_heads: Some(16),
@@ -47,7 +51,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         pre(shared.norm("post_attention_layernorm", "ffn_norm"), shared.gated("mlp")),
     ];
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
-    Ok(scaled(shared.decoder(config, &GEMMA, vec![layer; shared.layers], None)?))
+    let gguf = GgufSpec { scales: Scales::Gemma { wide: 0 }, ..GgufSpec::of("gemma", RotaryPairs::Halves) };
+    Ok(scaled(shared.decoder(config, &GEMMA, vec![layer; shared.layers], Some(gguf))?))
 }
 
 /// Keys that every Gemma has.

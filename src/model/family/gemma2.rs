@@ -10,6 +10,7 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs, Scales, SoftCaps, Windows};
 use crate::model::parts::{AttentionSpec, BlockSpec, BodySpec, LayerSpec, sandwich};
 
 pub(super) const GEMMA2: Declared =
@@ -17,7 +18,14 @@ pub(super) const GEMMA2: Declared =
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     gemma::check(config)?;
-    let defaults = Defaults { intermediate_size: 9216, key_value_heads: Some(4), ..gemma::DEFAULTS };
+    let defaults = Defaults {
+        hidden_size: 2304,
+        layers: 26,
+        attention_heads: 8,
+        intermediate_size: 9216,
+        key_value_heads: Some(4),
+        ..gemma::DEFAULTS
+    };
     let shared = Shared::read(config, &defaults)?;
     let window = window(config)?;
     let slides = layer_types(config, shared.layers)?;
@@ -28,7 +36,13 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         layer(&shared, AttentionSpec { window: window.filter(|_| slides), ..attention.clone() }, None)
     });
     let logits = logits(config, Some(30.0))?;
-    Ok(DecoderSpec { logits, ..scaled(shared.decoder(config, &GEMMA2, layers, None)?) })
+    let gguf = GgufSpec {
+        windows: Windows::Listed { always: true },
+        scales: Scales::Gemma { wide: 46 },
+        soft_caps: SoftCaps::ScoresAndLogits,
+        ..GgufSpec::of("gemma2", RotaryPairs::Halves)
+    };
+    Ok(DecoderSpec { logits, ..scaled(shared.decoder(config, &GEMMA2, layers, Some(gguf))?) })
 }
 
 /// Attention with the factor on scores that the family names.

@@ -9,15 +9,19 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs, Scales, SoftCaps, Windows};
 use crate::model::parts::AttentionSpec;
 use crate::model::rotary::{RotarySpec, Rules};
 
 pub(super) const GEMMA3: Declared =
-    Declared { model_type: "gemma3_text", architecture: "Gemma3ForCausalLM", models: "Gemma 3 (text)", read };
+    Declared { model_type: "gemma3_text", architecture: "Gemma3ForCausalLM", models: "Gemma 3", read };
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     gemma::check(config)?;
     let defaults = Defaults {
+        hidden_size: 2304,
+        layers: 26,
+        attention_heads: 8,
         vocab_size: 262_208,
         intermediate_size: 9216,
         key_value_heads: Some(4),
@@ -46,7 +50,14 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let kinds = [("full_attention", full), ("sliding_attention", sliding)];
     let rotaries = RotarySpec::read_by_kind(config, kinds)?;
     let logits = logits(config, None)?;
-    Ok(DecoderSpec { logits, ..scaled(shared.decoder_with(rotaries.into(), &GEMMA3, layers, None)) })
+    let gguf = GgufSpec {
+        windows: Windows::Listed { always: false },
+        scales: Scales::Gemma { wide: 62 },
+        soft_caps: SoftCaps::Logits,
+        takes_base_of_windows: true,
+        ..GgufSpec::of("gemma3", RotaryPairs::Halves)
+    };
+    Ok(DecoderSpec { logits, ..scaled(shared.decoder_with(rotaries.into(), &GEMMA3, layers, Some(gguf))) })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Gemma 4, its dense text models: Gemma 3 with wider heads and shared keys and values where attention is full, norms of
 //! values, and a factor on every layer. In the small ones (E2B, E4B) the upper layers read the keys and values of lower
-//! ones, and every layer is given embeddings of its own. Defaults: `Gemma4TextConfig`.
+//! ones, and every layer is given embeddings of its own. Defaults: `Gemma4TextConfig`, `Gemma4UnifiedTextConfig`.
 
 use serde_json::json;
 use tune_kernels::rms_norm::NormWeight;
@@ -14,8 +14,9 @@ use crate::adapter::projection::Role;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{Fixed, GgufSpec, RotaryPairs, Scales, SoftCaps, Windows};
 use crate::model::parts::{
-    AttentionSpec, BlockSpec, HeadNorms, Heads, Inner, NormKind, NormSpec, PerLayerInputSpec, PerLayerSpec,
+    AttentionSpec, BlockSpec, HeadNorms, Heads, Inner, NormSpec, PerLayerInputSpec, PerLayerSpec,
     ProjectionSpec, ReadingSpec, post,
 };
 use crate::model::rotary::{RotarySpec, Rules};
@@ -23,23 +24,41 @@ use crate::model::rotary::{RotarySpec, Rules};
 pub(super) const GEMMA4: Declared = Declared {
     model_type: "gemma4_text",
     architecture: "Gemma4ForCausalLM",
-    models: "Gemma 4 (E2B, E4B, 12B, 31B: text)",
-    read,
+    models: "Gemma 4 (E2B, E4B, 31B)",
+    read: |config| read(config, &GEMMA4, Absent { window: 512, positions: 131_072, by_layer: 256 }),
 };
 
-fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
+pub(super) const GEMMA4_UNIFIED: Declared = Declared {
+    model_type: "gemma4_unified_text",
+    architecture: "Gemma4UnifiedForCausalLM",
+    models: "Gemma 4 12B",
+    read: |config| read(config, &GEMMA4_UNIFIED, Absent { window: 1024, positions: 262_144, by_layer: 0 }),
+};
+
+/// Values of absent keys that differ between the classes.
+struct Absent {
+    window: usize,
+    positions: usize,
+    /// Width of embeddings by layer.
+    by_layer: usize,
+}
+
+fn read(config: &ConfigReader<'_>, family: &Declared, absent: Absent) -> Result<DecoderSpec, Error> {
     refuse_other_kinds(config)?;
     let defaults = Defaults {
+        hidden_size: 2304,
+        layers: 30,
+        attention_heads: 8,
         vocab_size: 262_144,
         intermediate_size: 9216,
         key_value_heads: Some(4),
-        max_position_embeddings: 131_072,
+        max_position_embeddings: absent.positions,
         norm_weight: NormWeight::Plain,
         ..gemma::DEFAULTS
     };
     config.must_be("hidden_activation", &[json!("gelu_pytorch_tanh")])?;
     let shared = Shared::read(config, &defaults)?;
-    let window = config.size("sliding_window")?.unwrap_or(512);
+    let window = config.size("sliding_window")?.unwrap_or(absent.window);
     let slides = layer_types(config, shared.layers)?;
     let mut slides =
         slides.unwrap_or_else(|| (1..=shared.layers).map(|layer| !layer.is_multiple_of(6)).collect());
@@ -51,8 +70,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let wide = wide_heads(config, &shared, &slides, shares)?;
     let bias = config.flag("attention_bias")?.unwrap_or(false);
     let sharing = Sharing::read(config, &slides)?;
-    let per_layer = per_layer(config, &shared)?;
-    let NormKind::Rms(value_norm) = shared.norm("", "").kind else { unreachable!("Gemma has RMS norms") };
+    let per_layer = per_layer(config, &shared, absent.by_layer)?;
+    let value_norm = shared.norm("", "").kind.rms();
     let kind = |layer: usize| Kind {
         slides: slides[layer],
         reads: sharing.reads(layer),
@@ -79,7 +98,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         let attention = AttentionSpec {
             inner,
             head_norms: Some(head_norms(&shared)),
-            value_norm: Some(value_norm),
+            value_norm,
             rotary: Some(usize::from(slides)),
             scaling: 1.0,
             window,
@@ -88,18 +107,35 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         };
         layer(&shared, attention.biased(bias, bias), part).times("layer_scalar")
     });
-    if config.get("rope_parameters").is_none() {
-        return Err(config.fail("rope_parameters", "is missing"));
-    }
     let sliding = shared.rotary_rules();
     let full = Rules { theta: 1_000_000.0, head_dim: wide.dim, partial: Some(1.0), ..sliding };
     let kinds = [("full_attention", full), ("sliding_attention", sliding)];
-    let rotaries = RotarySpec::read_by_kind(config, kinds)?;
+    let usual = json!({"rope_parameters": {"full_attention":
+        {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1_000_000.0}}});
+    let rotaries = match config.get("rope_parameters") {
+        Some(_) => RotarySpec::read_by_kind(config, kinds)?,
+        None => RotarySpec::read_by_kind(&ConfigReader::new(&usual)?, kinds)?,
+    };
     let logits = logits(config, None)?;
+    let gguf = GgufSpec {
+        windows: Windows::Listed { always: true },
+        scales: Scales::Gemma4,
+        soft_caps: SoftCaps::Logits,
+        takes_base_of_windows: true,
+        takes_frequency_divisors: true,
+        fixed: &[
+            ("attention.shared_kv_layers", Fixed::Number(0)),
+            ("embedding_length_per_layer_input", Fixed::Number(0)),
+        ],
+        merges_beside_bytes: true,
+        ..GgufSpec::of("gemma4", RotaryPairs::Halves)
+    };
+    // Embeddings by layer and shared keys have no place in the file yet.
+    let gguf = Some(gguf).filter(|_| per_layer.is_none() && sharing.own == shared.layers);
     Ok(DecoderSpec {
         logits,
         per_layer,
-        ..scaled(shared.decoder_with(rotaries.into(), &GEMMA4, layers, None))
+        ..scaled(shared.decoder_with(rotaries.into(), family, layers, gguf))
     })
 }
 
@@ -182,7 +218,11 @@ fn part_block(shared: &Shared, layer: usize, width: usize) -> BlockSpec {
 }
 
 /// Embeddings by layer; none where their width is 0.
-fn per_layer(config: &ConfigReader<'_>, shared: &Shared) -> Result<Option<PerLayerSpec>, Error> {
+fn per_layer(
+    config: &ConfigReader<'_>,
+    shared: &Shared,
+    absent: usize,
+) -> Result<Option<PerLayerSpec>, Error> {
     const KEY: &str = "hidden_size_per_layer_input";
     let rows = config.size("vocab_size_per_layer_input")?.unwrap_or(262_144);
     let width = match config.is_null(KEY) {
@@ -190,7 +230,7 @@ fn per_layer(config: &ConfigReader<'_>, shared: &Shared) -> Result<Option<PerLay
             config.get(KEY);
             0
         }
-        false => config.count(KEY)?.unwrap_or(256),
+        false => config.count(KEY)?.unwrap_or(absent),
     };
     if width == 0 {
         return Ok(None);
@@ -237,9 +277,12 @@ fn wide_heads(
         None => (global_dim.unwrap_or(512), global_keys.unwrap_or(shared.heads.keys)),
         Some(layers) => {
             let mut found = None;
-            for (index, slides) in slides.iter().enumerate() {
-                let name = index.to_string();
-                let own = match layers.object(&name)? {
+            for (index, is_sliding) in slides.iter().enumerate() {
+                // With zeros in front, as wide as the last layer's number.
+                let width = (slides.len() - 1).to_string().len();
+                let names = [index.to_string(), format!("{index:0width$}")];
+                let [plain, padded] = [layers.object(&names[0])?, layers.object(&names[1])?];
+                let own = match plain.or(padded) {
                     Some(own) => {
                         let heads = (own.size("head_dim")?, own.size("num_key_value_heads")?);
                         own.finish()?;
@@ -247,8 +290,9 @@ fn wide_heads(
                     }
                     None => None,
                 };
-                if own.is_some() == *slides || (!slides && found.is_some_and(|found| Some(found) != own)) {
-                    return Err(layers.fail(&name, "differs from that of other layers of its kind"));
+                let other = !is_sliding && found.is_some_and(|found| Some(found) != own);
+                if own.is_some() == *is_sliding || other {
+                    return Err(layers.fail(&names[0], "differs from that of other layers of its kind"));
                 }
                 found = own.or(found);
             }

@@ -12,6 +12,7 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs};
 use crate::model::parts::{LayerSpec, sandwich};
 use crate::model::rotary::{RotarySpec, Rules};
 
@@ -21,6 +22,7 @@ pub(super) const GLM4: Declared =
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     config.must_be("mlp_bias", &[json!(false)])?;
     let defaults = Defaults {
+        layers: 40,
         vocab_size: 151_552,
         intermediate_size: 13_696,
         key_value_heads: Some(2),
@@ -49,5 +51,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
     let rules = Rules { partial: Some(0.5), pairs: Pairs::Neighbours, ..shared.rotary_rules() };
     let rotary = RotarySpec::read(config, &rules)?;
-    Ok(shared.decoder_with(vec![rotary], &GLM4, vec![layer; shared.layers], None))
+    let gguf = GgufSpec::of("glm4", RotaryPairs::Neighbours);
+    Ok(shared.decoder_with(vec![rotary], &GLM4, vec![layer; shared.layers], Some(gguf)))
 }

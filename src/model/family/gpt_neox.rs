@@ -13,6 +13,7 @@ use crate::adapter::projection::Role;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::{DecoderSpec, Paths};
+use crate::model::gguf_spec::{Biases, Fixed, GgufSpec, RotaryPairs};
 use crate::model::parts::{AttentionSpec, Inner, LayerSpec, ProjectionSpec, parallel, pre};
 use crate::model::rotary::{RotarySpec, Rules};
 
@@ -24,6 +25,9 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     // Of a head for classes of tokens.
     config.get("classifier_dropout");
     let defaults = Defaults {
+        hidden_size: 6144,
+        layers: 44,
+        attention_heads: 64,
         vocab_size: 50_432,
         intermediate_size: 24_576,
         epsilon: 1e-5,
@@ -47,7 +51,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let plain = shared.plain("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", function, true);
     let first = shared.norm("input_layernorm", "attn_norm");
     let second = shared.norm("post_attention_layernorm", "ffn_norm");
-    let blocks = match config.flag("use_parallel_residual")?.unwrap_or(true) {
+    let parallel_residual = config.flag("use_parallel_residual")?.unwrap_or(true);
+    let blocks = match parallel_residual {
         true => vec![parallel([(first, attention.into()), (second, plain.into())])],
         false => vec![pre(first, attention), pre(second, plain)],
     };
@@ -55,10 +60,15 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let partial = config.positive("rotary_pct")?.unwrap_or(0.25);
     let rules = Rules { partial: Some(partial), theta_key: "rotary_emb_base", ..shared.rotary_rules() };
     let rotary = RotarySpec::read(config, &rules)?;
+    let fixed: &[_] = match parallel_residual {
+        true => &[("use_parallel_residual", Fixed::Flag(true))],
+        false => &[("use_parallel_residual", Fixed::Flag(false))],
+    };
+    let gguf = GgufSpec { biases: Biases::All, fixed, ..GgufSpec::of("gptneox", RotaryPairs::Halves) };
     Ok(DecoderSpec {
         paths: Paths { embedding: "gpt_neox.embed_in", layers: "gpt_neox.layers", head: "embed_out" },
         final_norm: shared.norm("gpt_neox.final_layer_norm", "output_norm"),
-        ..shared.decoder_with(vec![rotary], &GPT_NEOX, vec![layer; shared.layers], None)
+        ..shared.decoder_with(vec![rotary], &GPT_NEOX, vec![layer; shared.layers], Some(gguf))
     })
 }
 

@@ -37,6 +37,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         config.get(key);
     }
     let defaults = Defaults {
+        layers: 28,
+        attention_heads: 16,
         vocab_size: 50_400,
         epsilon: 1e-5,
         activation: HiddenActivation { key: "activation_function", ..UNGATED },

@@ -11,7 +11,8 @@ use super::layer_types::uniform_layer_types;
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs, Unrotated};
+use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{Biases, GgufSpec, RotaryPairs, Scales, Unrotated};
 use crate::model::parts::{AttentionSpec, BlockSpec, GatedSpec, LayerSpec, pre};
 
 pub(super) const GRANITE: Declared =
@@ -104,7 +105,8 @@ fn decoder(
         unrotated: Unrotated::AllOrNone,
         takes_frequency_divisors: true,
         separates_gate_and_up: true,
-        takes_scales: true,
+        scales: Scales::Keys,
+        biases: Biases::Any,
         ..GgufSpec::of("granite", RotaryPairs::Neighbours)
     };
     Ok(DecoderSpec {

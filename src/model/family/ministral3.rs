@@ -7,7 +7,8 @@ use super::layer_types::uniform_layer_types;
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs};
+use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{Biases, GgufSpec, RotaryPairs};
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 use crate::model::rotary::{QueryScale, RotaryScaling, RotarySpec, Rules};
 
@@ -16,6 +17,7 @@ pub(super) const MINISTRAL3: Declared =
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let defaults = Defaults {
+        layers: 34,
         vocab_size: 131_072,
         intermediate_size: 14_336,
         key_value_heads: Some(8),
@@ -39,6 +41,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     };
     let gguf = GgufSpec {
         divides_temperature: true,
+        biases: Biases::Any,
         takes_frequency_divisors: true,
         ..GgufSpec::of("mistral3", RotaryPairs::Neighbours)
     };

@@ -9,7 +9,8 @@ use super::layer_types::uniform_layer_types;
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{DecoderSpec, GgufSpec};
+use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::GgufSpec;
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
 pub(super) const MISTRAL: Declared = Declared {

@@ -25,6 +25,7 @@ mod llama;
 mod ministral3;
 mod mistral;
 mod mixtral;
+mod muse_glimmer;
 mod olmo2;
 mod olmo3;
 mod olmoe;
@@ -92,6 +93,8 @@ pub static FAMILIES: &[&Declared] = &[
     &gemma2::GEMMA2,
     &gemma3::GEMMA3,
     &gemma4::GEMMA4,
+    &gemma4::GEMMA4_UNIFIED,
+    &muse_glimmer::MUSE_GLIMMER,
     &glm4::GLM4,
     &gpt_neox::GPT_NEOX,
     &phi::PHI,

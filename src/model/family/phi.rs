@@ -12,6 +12,7 @@ use super::shared::{Defaults, Shared, UNGATED, function};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{Biases, GgufSpec, RotaryPairs};
 use crate::model::parts::{LayerSpec, parallel};
 use crate::model::rotary::{RotarySpec, Rules};
 
@@ -25,6 +26,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         config.number(key)?;
     }
     let defaults = Defaults {
+        hidden_size: 2048,
+        layers: 24,
         vocab_size: 51_200,
         intermediate_size: 8192,
         epsilon: 1e-5,
@@ -42,9 +45,10 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
     let rules = Rules { partial: Some(0.5), ..shared.rotary_rules() };
     let rotary = RotarySpec::read(config, &rules)?;
+    let gguf = GgufSpec { biases: Biases::All, ..GgufSpec::of("phi2", RotaryPairs::Halves) };
     Ok(DecoderSpec {
         final_norm: shared.norm("model.final_layernorm", "output_norm"),
         head_bias: true,
-        ..shared.decoder_with(vec![rotary], &PHI, vec![layer; shared.layers], None)
+        ..shared.decoder_with(vec![rotary], &PHI, vec![layer; shared.layers], Some(gguf))
     })
 }

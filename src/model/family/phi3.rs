@@ -9,7 +9,8 @@ use super::layer_types::uniform_layer_types;
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs, Windows};
+use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs, Windows};
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 use crate::model::rotary::{RotarySpec, Rules};
 
@@ -30,6 +31,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     // Of Phi-4-mini's own code, which computes the same.
     config.ignore(&["full_attn_mod", "interpolate_factor"]);
     let defaults = Defaults {
+        hidden_size: 3072,
         vocab_size: 32_064,
         intermediate_size: 8192,
         max_position_embeddings: 4096,

@@ -7,7 +7,8 @@ use super::layer_types::{by_kind, windows_by_layer};
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs};
+use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs};
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
 pub(super) const QWEN2: Declared =

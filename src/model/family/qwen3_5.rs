@@ -16,7 +16,8 @@ use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
 use crate::model::parts::norm::NormKind;
 use crate::model::parts::{
-    AttentionSpec, BodySpec, ConstantSpec, DeltaNetSpec, Inner, LayerSpec, NormSpec, ProjectionSpec, pre,
+    AttentionSpec, BodySpec, ConstantSpec, DeltaNetSpec, Inner, LayerSpec, NormSpec, OutputGate,
+    ProjectionSpec, pre,
 };
 use crate::model::rotary::{RotarySpec, Rules};
 
@@ -36,6 +37,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
 pub(super) fn defaults() -> Defaults {
     Defaults {
         vocab_size: 248_320,
+        attention_heads: 16,
         head_dim: Some(256),
         max_position_embeddings: 32_768,
         rounding: Rounding::Last,
@@ -98,7 +100,7 @@ fn attends(config: &ConfigReader<'_>, layers: usize) -> Result<Vec<bool>, Error>
 fn attention(shared: &Shared) -> AttentionSpec {
     let mut attention = AttentionSpec {
         head_norms: Some(shared.head_norms("self_attn.q_norm", "self_attn.k_norm")),
-        output_gate: true,
+        output_gate: Some(OutputGate::InQuery),
         ..shared.attention()
     };
     if let Inner::Separate { query, .. } = &mut attention.inner {

@@ -18,7 +18,13 @@ pub(super) const QWEN3_5_MOE: Declared = Declared {
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     // All layers are mixtures, so that a dense width says nothing.
-    let defaults = Defaults { intermediate_size: 512, key_value_heads: Some(2), ..defaults() };
+    let defaults = Defaults {
+        hidden_size: 2048,
+        layers: 40,
+        intermediate_size: 512,
+        key_value_heads: Some(2),
+        ..defaults()
+    };
     decoder(config, &QWEN3_5_MOE, &defaults, |shared| {
         let width = config.size("moe_intermediate_size")?.unwrap_or(512);
         let experts = Experts { counts: [256, 8], width, normalised: Some(true) };

@@ -8,7 +8,8 @@ use super::Declared;
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs};
+use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs};
 use crate::model::parts::{LayerSpec, pre};
 
 pub(super) const SEED_OSS: Declared =
@@ -19,6 +20,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     // Dropout of pretraining, which frozen layers go without.
     config.number("residual_dropout")?;
     let defaults = Defaults {
+        layers: 64,
+        attention_heads: 80,
         vocab_size: 155_136,
         intermediate_size: 27_648,
         key_value_heads: Some(8),

@@ -13,8 +13,9 @@ use super::Declared;
 use crate::adapter::projection::Role;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{DecoderSpec, GgufSpec, Paths};
+use crate::model::decoder_spec::{DecoderSpec, Paths};
 use crate::model::dtype::FloatDtype;
+use crate::model::gguf_spec::GgufSpec;
 use crate::model::parts::{
     AttentionSpec, GatedInner, GatedSpec, HeadNorms, Heads, Inner, LayerSpec, NormKind, NormSpec, PlainSpec,
     ProjectionSpec,
@@ -51,6 +52,9 @@ pub(super) struct HiddenActivation {
 /// What a family computes, and its values for keys that are absent.
 pub(super) struct Defaults {
     pub(super) vocab_size: usize,
+    pub(super) hidden_size: usize,
+    pub(super) layers: usize,
+    pub(super) attention_heads: usize,
     pub(super) intermediate_size: usize,
     /// `None`: as many as attention heads.
     pub(super) key_value_heads: Option<usize>,
@@ -82,6 +86,9 @@ impl Defaults {
     /// Those of Llama, which most families took over.
     pub(super) const LLAMA: Self = Self {
         vocab_size: 32_000,
+        hidden_size: 4096,
+        layers: 32,
+        attention_heads: 32,
         intermediate_size: 11_008,
         key_value_heads: None,
         head_dim: None,
@@ -162,10 +169,10 @@ impl Shared {
         let size = |key: &str, default: usize| Ok::<_, Error>(config.size(key)?.unwrap_or(default));
         let vocab_size = plausible_size("vocab_size", size("vocab_size", defaults.vocab_size)?)?;
         let keys = &defaults.keys;
-        let hidden_size = plausible_size(keys.hidden, size(keys.hidden, 4096)?)?;
+        let hidden_size = plausible_size(keys.hidden, size(keys.hidden, defaults.hidden_size)?)?;
         let intermediate_size =
             plausible_size(keys.intermediate, size(keys.intermediate, defaults.intermediate_size)?)?;
-        let layers = plausible_count(keys.layers, size(keys.layers, 32)?)?;
+        let layers = plausible_count(keys.layers, size(keys.layers, defaults.layers)?)?;
         let max_position_embeddings = size(keys.positions, defaults.max_position_embeddings)?;
         let norm = match defaults.layer_norm {
             Some((key, bias)) => {
@@ -227,7 +234,8 @@ impl Shared {
             },
             head_norms: None,
             value_norm: None,
-            output_gate: false,
+            bare_head_norm: None,
+            output_gate: None,
             gives: None,
             rotary: Some(0),
             output: projection(output, [hidden, queries], Role::Output),
@@ -350,6 +358,7 @@ impl Shared {
             hidden_size: self.hidden_size,
             layers,
             rotaries,
+            embedding_norm: None,
             embedding_scale: 1.0,
             overflows_f16: false,
             logit_scale: 1.0,
@@ -386,7 +395,7 @@ pub(super) fn function(config: &ConfigReader<'_>, key: &str, default: Function) 
 
 fn heads(config: &ConfigReader<'_>, defaults: &Defaults, hidden_size: usize) -> Result<Heads, Error> {
     let key = defaults.keys.heads;
-    let queries = plausible_count(key, config.size(key)?.unwrap_or(32))?;
+    let queries = plausible_count(key, config.size(key)?.unwrap_or(defaults.attention_heads))?;
     // An explicit null stands for one key head per query head; an absent key for the default.
     let keys = match config.is_null("num_key_value_heads") {
         true => queries,

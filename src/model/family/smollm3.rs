@@ -5,7 +5,8 @@ use super::layer_types::{by_kind, layer_types};
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::decoder_spec::{DecoderSpec, GgufSpec, RotaryPairs, Unrotated};
+use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs, Unrotated};
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
 pub(super) const SMOLLM3: Declared =
@@ -13,6 +14,9 @@ pub(super) const SMOLLM3: Declared =
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let defaults = Defaults {
+        hidden_size: 2048,
+        layers: 36,
+        attention_heads: 16,
         vocab_size: 128_256,
         key_value_heads: Some(4),
         max_position_embeddings: 32_768,

@@ -10,6 +10,7 @@ use super::shared::{Defaults, Shared, UNGATED, function};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{Biases, GgufSpec, RotaryPairs};
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
 pub(super) const STARCODER2: Declared =
@@ -20,11 +21,20 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     for key in ["residual_dropout", "embedding_dropout"] {
         config.number(key)?;
     }
-    // What norms and blocks are called, which is fixed.
-    for key in ["norm_type", "mlp_type"] {
-        config.get(key);
-    }
+    // What norms and blocks are called, which is fixed; and keys of the code that it grew from.
+    config.ignore(&[
+        "norm_type",
+        "mlp_type",
+        "activation_function",
+        "attention_softmax_in_fp32",
+        "layer_norm_epsilon",
+        "scale_attention_softmax_in_fp32",
+        "scale_attn_weights",
+    ]);
     let defaults = Defaults {
+        hidden_size: 3072,
+        layers: 30,
+        attention_heads: 24,
         vocab_size: 49_152,
         intermediate_size: 12_288,
         key_value_heads: Some(2),
@@ -50,5 +60,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         ),
     ];
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
-    shared.decoder(config, &STARCODER2, vec![layer; shared.layers], None)
+    let gguf = GgufSpec { biases: Biases::All, ..GgufSpec::of("starcoder2", RotaryPairs::Halves) };
+    shared.decoder(config, &STARCODER2, vec![layer; shared.layers], Some(gguf))
 }

@@ -13,65 +13,50 @@ pub(super) struct Wrapper {
     architecture: &'static str,
     /// The `model_type` of its text decoder where that is not named.
     text: &'static str,
-    /// Keys of the towers and of their place in a prompt.
-    beside: &'static [&'static str],
 }
 
-/// Keys beside the text decoders of Qwen3.5, dense and with experts.
-const QWEN3_5: [&str; 6] = [
+const fn wrapper(model_type: &'static str, architecture: &'static str, text: &'static str) -> Wrapper {
+    Wrapper { model_type, architecture, text }
+}
+
+const WRAPPERS: [Wrapper; 7] = [
+    wrapper("mistral3", "Mistral3ForConditionalGeneration", "mistral"),
+    wrapper("qwen3_5", "Qwen3_5ForConditionalGeneration", "qwen3_5_text"),
+    wrapper("qwen3_5_moe", "Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe_text"),
+    wrapper("gemma3", "Gemma3ForConditionalGeneration", "gemma3_text"),
+    wrapper("gemma4", "Gemma4ForConditionalGeneration", "gemma4_text"),
+    wrapper("muse_glimmer", "MuseGlimmerForConditionalGeneration", "muse_glimmer_text"),
+    wrapper("gemma4_unified", "Gemma4UnifiedForConditionalGeneration", "gemma4_unified_text"),
+];
+
+/// Keys of the towers and of their place in a prompt.
+const BESIDE: [&str; 26] = [
+    "audio_config",
+    "audio_token_id",
+    "audio_token_index",
+    "boa_token_id",
+    "boa_token_index",
+    "boi_token_id",
+    "boi_token_index",
+    "eoa_token_id",
+    "eoa_token_index",
+    "eoi_token_id",
+    "eoi_token_index",
     "image_token_id",
+    "image_token_index",
     "language_model_only",
+    "mm_tokens_per_image",
+    "multimodal_projector_bias",
+    "out_hidden_size",
+    "projector_hidden_act",
+    "projector_hidden_size",
+    "spatial_merge_size",
     "video_token_id",
     "vision_config",
     "vision_end_token_id",
+    "vision_feature_layer",
+    "vision_soft_tokens_per_image",
     "vision_start_token_id",
-];
-
-const WRAPPERS: [Wrapper; 4] = [
-    Wrapper {
-        model_type: "mistral3",
-        architecture: "Mistral3ForConditionalGeneration",
-        text: "mistral",
-        beside: &[
-            "image_token_id",
-            "image_token_index",
-            "multimodal_projector_bias",
-            "projector_hidden_act",
-            "spatial_merge_size",
-            "vision_config",
-            "vision_feature_layer",
-        ],
-    },
-    Wrapper {
-        model_type: "gemma4",
-        architecture: "Gemma4ForConditionalGeneration",
-        text: "gemma4_text",
-        beside: &[
-            "audio_config",
-            "audio_token_id",
-            "boa_token_id",
-            "boi_token_id",
-            "eoa_token_id",
-            "eoa_token_index",
-            "eoi_token_id",
-            "image_token_id",
-            "video_token_id",
-            "vision_config",
-            "vision_soft_tokens_per_image",
-        ],
-    },
-    Wrapper {
-        model_type: "qwen3_5",
-        architecture: "Qwen3_5ForConditionalGeneration",
-        text: "qwen3_5_text",
-        beside: &QWEN3_5,
-    },
-    Wrapper {
-        model_type: "qwen3_5_moe",
-        architecture: "Qwen3_5MoeForConditionalGeneration",
-        text: "qwen3_5_moe_text",
-        beside: &QWEN3_5,
-    },
 ];
 
 /// Keys that stand outside the text decoder's part and hold for it too.
@@ -97,7 +82,7 @@ impl Wrapper {
         let Some(Value::Object(text)) = config.get("text_config") else {
             return Err(config.fail("text_config", "is missing; it describes the text decoder"));
         };
-        config.ignore(wrapper.beside);
+        config.ignore(&BESIDE);
         let mut text: Map<String, Value> = text.clone();
         // The text decoder's own class, or none; the wrapper's was looked at here.
         text.remove("architectures");

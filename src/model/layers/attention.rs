@@ -12,7 +12,7 @@ use super::adapted::{ProjectedTape, project, project_backward};
 use super::layer::{Call, Output, Upstream};
 use super::{Adapted, LayerInputs, output_gate};
 use crate::adapter::projection::LayerGradients;
-use crate::model::parts::{AttentionSpec, HeadNorms, Inner};
+use crate::model::parts::{AttentionSpec, HeadNorms, Inner, OutputGate};
 
 /// What the forward pass saves; the input is computed again.
 #[derive(Clone, Debug)]
@@ -52,7 +52,7 @@ pub(super) fn forward<B: KernelBackend>(
     let (Some(raw_query), Some(raw_key), Some(value)) = (raw_query, raw_key, value) else {
         unreachable!("every output is there")
     };
-    let (raw, [query, key]) = match &spec.head_norms {
+    let (raw, [query, key]) = match Norms::of(spec) {
         Some(norms) => {
             let raw = [raw_query, raw_key];
             let ready = Normed::of(spec, norms, call, &raw).ready;
@@ -63,7 +63,7 @@ pub(super) fn forward<B: KernelBackend>(
     };
     let raw_value = spec.value_norm.is_some().then(|| value.clone());
     let value = match spec.value_norm {
-        Some(norm) => values_forward(norm, &value),
+        Some(norm) => bare_forward(norm, &value),
         None => value,
     };
     let (key, value) = match &mut call.cache {
@@ -85,6 +85,10 @@ pub(super) fn forward<B: KernelBackend>(
         Inner::SharedKey { .. } => [0, 1, 1],
         Inner::Fused(_) | Inner::ByHead(_) => [0; 3],
     };
+    let gate_index = match spec.output_gate {
+        Some(OutputGate::Own(_)) => spec.inner.projections().len(),
+        Some(OutputGate::InQuery) | None => query_index,
+    };
     let tape = AttentionTape {
         query: inner.saved(query_index, query),
         key: inner.saved(key_index, key),
@@ -93,7 +97,7 @@ pub(super) fn forward<B: KernelBackend>(
             Inner::SharedKey { .. } => None,
             _ => inner.saved(value_index, raw_value.unwrap_or(value)),
         },
-        gate: gate.and_then(|gate| inner.saved(query_index, gate)),
+        gate: gate.and_then(|gate| inner.saved(gate_index, gate)),
         mixed,
         log_sum_exp,
         inner,
@@ -131,7 +135,7 @@ pub(super) fn backward<B: KernelBackend>(
     };
     let [query_again, key_again, value_again] = split(spec, again);
     let rotation = spec.rotary.map(|rotary| &call.inputs.rotations[rotary]);
-    let (normed, query, key) = match &spec.head_norms {
+    let (normed, query, key) = match Norms::of(spec) {
         Some(norms) => {
             let (Some(query), Some(key)) = (query.or(query_again), key.or(key_again)) else {
                 unreachable!("an output is saved, or scaled again")
@@ -160,7 +164,7 @@ pub(super) fn backward<B: KernelBackend>(
         unreachable!("an output is saved, or scaled again")
     };
     let value = match spec.value_norm {
-        Some(norm) => values_forward(norm, &raw_value),
+        Some(norm) => bare_forward(norm, &raw_value),
         None => raw_value.clone(),
     };
     let [dquery, dkey, dvalue] = attention_backward(AttentionBackward {
@@ -178,45 +182,41 @@ pub(super) fn backward<B: KernelBackend>(
         None => [dkey, dvalue],
     };
     let dvalue = match spec.value_norm {
-        Some(norm) => values_backward(norm, &raw_value, dvalue),
+        Some(norm) => bare_backward(norm, &raw_value, dvalue),
         None => dvalue,
     };
     drop(raw_value);
     let back = |gradients| rotated(spec, gradients, call.inputs, Direction::Backward);
     let [dquery, dkey] = match normed {
         None => back([dquery, dkey]),
-        Some((norms, input)) if norms.follow_rotation => {
-            back(norms_backward(norms, call, &input, [dquery, dkey]))
+        Some((norms, input)) if norms.follow_rotation() => back(norms.backward(call, &input, [dquery, dkey])),
+        Some((norms, input)) => norms.backward(call, &input, back([dquery, dkey])),
+    };
+    let (dqueries, dgate) = match (dgate, &spec.output_gate) {
+        (Some(dgate), Some(OutputGate::InQuery)) => {
+            (output_gate::join([flat(&dquery), dgate], spec.heads.dim), None)
         }
-        Some((norms, input)) => norms_backward(norms, call, &input, back([dquery, dkey])),
+        (dgate, _) => (flat(&dquery), dgate),
     };
-    let dqueries = match dgate {
-        Some(dgate) => output_gate::join([flat(&dquery), dgate], spec.heads.dim),
-        None => flat(&dquery),
-    };
-    let dy = vec![dqueries, flat(&dkey), flat(&dvalue)];
+    let [query, key, value] = [dqueries, flat(&dkey), flat(&dvalue)];
     drop((dquery, dkey, dvalue));
-    let dy = match spec.inner {
-        Inner::Separate { .. } => dy,
-        Inner::SharedKey { .. } => {
-            let [query, key, value]: [Tensor<B, 2>; 3] = match dy.try_into() {
-                Ok(gradients) => gradients,
-                Err(_) => unreachable!("there are three"),
-            };
-            vec![query, key + value]
-        }
-        Inner::Fused(_) => vec![Tensor::cat(dy, 1)],
+    let mut dy = match spec.inner {
+        Inner::Separate { .. } => vec![query, key, value],
+        Inner::SharedKey { .. } => vec![query, key + value],
+        Inner::Fused(_) => vec![Tensor::cat(vec![query, key, value], 1)],
         Inner::ByHead(_) => {
+            let heads =
+                [query, key, value].map(|dy| dy.reshape([tokens, spec.heads.queries, spec.heads.dim]));
             let width = 3 * spec.heads.queries * spec.heads.dim;
-            let heads = dy.into_iter().map(|dy| dy.reshape([tokens, spec.heads.queries, spec.heads.dim]));
-            vec![Tensor::cat(heads.collect(), 2).reshape([tokens, width])]
+            vec![Tensor::cat(heads.into(), 2).reshape([tokens, width])]
         }
     };
+    dy.extend(dgate);
     project_backward(x, &layers, inner_tape, dy, upstream.wants_x, gradients)
 }
 
 fn inner<'a, B: KernelBackend>(spec: &AttentionSpec, call: &Call<'a, B>) -> Vec<Adapted<'a, B>> {
-    spec.inner.projections().into_iter().map(|projection| call.adapted(projection)).collect()
+    spec.input_projections().into_iter().map(|projection| call.adapted(projection)).collect()
 }
 
 /// Queries, keys and values, `[tokens, heads, dim]`, from the outputs of the projections.
@@ -266,15 +266,20 @@ fn split<B: KernelBackend>(
     }
 }
 
-/// The gate of the output, taken out of the query projection's output, where there is one.
+/// The gate of the output, taken out of the outputs of the projections, where there is one.
 fn take_gate<B: KernelBackend>(
     spec: &AttentionSpec,
-    outputs: &mut [Option<Tensor<B, 2>>],
+    outputs: &mut Vec<Option<Tensor<B, 2>>>,
 ) -> Option<Tensor<B, 2>> {
-    let first = outputs.first_mut().filter(|_| spec.output_gate)?;
-    let [query, gate] = output_gate::split(first.take()?, spec.heads.dim);
-    *first = Some(query);
-    Some(gate)
+    match spec.output_gate.as_ref()? {
+        OutputGate::InQuery => {
+            let first = outputs.first_mut()?;
+            let [query, gate] = output_gate::split(first.take()?, spec.heads.dim);
+            *first = Some(query);
+            Some(gate)
+        }
+        OutputGate::Own(_) => outputs.pop()?,
+    }
 }
 
 /// What the output projection is given, `[tokens, heads · dim]`.
@@ -316,15 +321,15 @@ fn flat<B: KernelBackend>(x: &Tensor<B, 3>) -> Tensor<B, 2> {
     x.clone().reshape([tokens, heads * dim])
 }
 
-/// Each head's values normalized, without a weight.
-fn values_forward<B: KernelBackend>(norm: RmsNorm, x: &Tensor<B, 3>) -> Tensor<B, 3> {
+/// Each head normalized, without a weight.
+fn bare_forward<B: KernelBackend>(norm: RmsNorm, x: &Tensor<B, 3>) -> Tensor<B, 3> {
     let [tokens, heads, dim] = x.dims();
     let rows = x.clone().reshape([tokens * heads, dim]);
     rms_norm(&rows, &ones(x), norm).reshape([tokens, heads, dim])
 }
 
-/// The gradient of [`values_forward`]'s input.
-fn values_backward<B: KernelBackend>(norm: RmsNorm, x: &Tensor<B, 3>, dy: Tensor<B, 3>) -> Tensor<B, 3> {
+/// The gradient of [`bare_forward`]'s input.
+fn bare_backward<B: KernelBackend>(norm: RmsNorm, x: &Tensor<B, 3>, dy: Tensor<B, 3>) -> Tensor<B, 3> {
     let [tokens, heads, dim] = x.dims();
     let rows = |x: Tensor<B, 3>| x.reshape([tokens * heads, dim]);
     let dx = rms_norm_backward(&rows(x.clone()), &ones(x), norm, rows(dy), None);
@@ -358,32 +363,59 @@ struct Normed<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Normed<B> {
-    fn of(spec: &AttentionSpec, norms: &HeadNorms, call: &Call<'_, B>, raw: &[Tensor<B, 3>; 2]) -> Self {
+    fn of(spec: &AttentionSpec, norms: Norms<'_>, call: &Call<'_, B>, raw: &[Tensor<B, 3>; 2]) -> Self {
         let rotate = |x| rotated(spec, x, call.inputs, Direction::Forward);
-        match norms.follow_rotation {
+        match norms.follow_rotation() {
             true => {
                 let input = rotate(raw.clone());
-                Self { ready: norms_forward(norms, call, &input), input }
+                Self { ready: norms.forward(call, &input), input }
             }
-            false => Self { input: raw.clone(), ready: rotate(norms_forward(norms, call, raw)) },
+            false => Self { input: raw.clone(), ready: rotate(norms.forward(call, raw)) },
         }
     }
 }
 
-fn norms_forward<B: KernelBackend>(
-    norms: &HeadNorms,
-    call: &Call<'_, B>,
-    [query, key]: &[Tensor<B, 3>; 2],
-) -> [Tensor<B, 3>; 2] {
-    [call.norm(&norms.query).forward_heads(query), call.norm(&norms.key).forward_heads(key)]
+/// Norms of queries and keys.
+#[derive(Clone, Copy)]
+enum Norms<'a> {
+    Weighted(&'a HeadNorms),
+    Bare(RmsNorm),
 }
 
-fn norms_backward<B: KernelBackend>(
-    norms: &HeadNorms,
-    call: &Call<'_, B>,
-    [query, key]: &[Tensor<B, 3>; 2],
-    [dquery, dkey]: [Tensor<B, 3>; 2],
-) -> [Tensor<B, 3>; 2] {
-    let dquery = call.norm(&norms.query).backward_heads(query, dquery);
-    [dquery, call.norm(&norms.key).backward_heads(key, dkey)]
+impl<'a> Norms<'a> {
+    fn of(spec: &'a AttentionSpec) -> Option<Self> {
+        spec.head_norms.as_ref().map(Self::Weighted).or(spec.bare_head_norm.map(Self::Bare))
+    }
+
+    fn follow_rotation(self) -> bool {
+        matches!(self, Self::Weighted(norms) if norms.follow_rotation)
+    }
+
+    fn forward<B: KernelBackend>(
+        self,
+        call: &Call<'_, B>,
+        [query, key]: &[Tensor<B, 3>; 2],
+    ) -> [Tensor<B, 3>; 2] {
+        match self {
+            Self::Weighted(norms) => {
+                [call.norm(&norms.query).forward_heads(query), call.norm(&norms.key).forward_heads(key)]
+            }
+            Self::Bare(norm) => [bare_forward(norm, query), bare_forward(norm, key)],
+        }
+    }
+
+    fn backward<B: KernelBackend>(
+        self,
+        call: &Call<'_, B>,
+        [query, key]: &[Tensor<B, 3>; 2],
+        [dquery, dkey]: [Tensor<B, 3>; 2],
+    ) -> [Tensor<B, 3>; 2] {
+        match self {
+            Self::Weighted(norms) => {
+                let dquery = call.norm(&norms.query).backward_heads(query, dquery);
+                [dquery, call.norm(&norms.key).backward_heads(key, dkey)]
+            }
+            Self::Bare(norm) => [bare_backward(norm, query, dquery), bare_backward(norm, key, dkey)],
+        }
+    }
 }

@@ -15,8 +15,10 @@ pub struct AttentionSpec {
     pub inner: Inner,
     /// Norms of queries and keys.
     pub head_norms: Option<HeadNorms>,
-    /// Whether the query projection also gives a gate of the output, as the second half of every head.
-    pub output_gate: bool,
+    /// Norm of each head's queries and keys without a weight, ahead of the rotation, in place of `head_norms`.
+    pub bare_head_norm: Option<RmsNorm>,
+    /// What gives the gate of the output, which a sigmoid follows.
+    pub output_gate: Option<OutputGate>,
     /// The number under which later layers read its keys and values, where some do.
     pub gives: Option<usize>,
     /// Norm of each head's values, without a weight.
@@ -78,6 +80,24 @@ pub enum Inner {
     ByHead(ProjectionSpec),
 }
 
+/// What gives the gate of the output.
+#[derive(Clone, Debug, PartialEq)]
+pub enum OutputGate {
+    /// The query projection, as the second half of every head.
+    InQuery,
+    /// A projection of its own, `[queries · dim, hidden]`.
+    Own(ProjectionSpec),
+}
+
+impl OutputGate {
+    fn own(&self) -> Option<&ProjectionSpec> {
+        match self {
+            Self::InQuery => None,
+            Self::Own(projection) => Some(projection),
+        }
+    }
+}
+
 impl Inner {
     /// The projections by slot.
     pub fn projections(&self) -> Vec<&ProjectionSpec> {
@@ -117,8 +137,15 @@ impl AttentionSpec {
         self
     }
 
+    /// The projections of the block's input: those to queries, keys and values, then that to the gate.
+    pub fn input_projections(&self) -> Vec<&ProjectionSpec> {
+        let mut projections = self.inner.projections();
+        projections.extend(self.output_gate.as_ref().and_then(OutputGate::own));
+        projections
+    }
+
     pub(super) fn tensors_mut(&mut self) -> Vec<TensorMut<'_>> {
-        let Self { inner, head_norms, output, sinks, .. } = self;
+        let Self { inner, head_norms, output_gate, output, sinks, .. } = self;
         let mut tensors = match inner {
             Inner::Separate { query, key, value } => [query, key, value].map(TensorMut::Projection).into(),
             Inner::SharedKey { query, key } => [query, key].map(TensorMut::Projection).into(),
@@ -128,6 +155,9 @@ impl AttentionSpec {
             tensors.extend([query, key].map(TensorMut::Norm));
         }
         tensors.extend(sinks.as_mut().map(TensorMut::Constant));
+        if let Some(OutputGate::Own(gate)) = output_gate {
+            tensors.push(TensorMut::Projection(gate));
+        }
         tensors.push(TensorMut::Projection(output));
         tensors
     }
@@ -137,9 +167,9 @@ impl AttentionSpec {
     pub(super) fn saved(&self, load: &Load<'_>) -> u64 {
         let [queries, keys, values] = self.heads.widths().map(|width| width as u64);
         let output = load.scaled_again(std::iter::once(&self.output));
-        let gate = if self.output_gate { queries } else { 0 };
+        let gate = if self.output_gate.is_some() { queries } else { 0 };
         let numbers = 2 * queries + keys + values + gate + output;
-        let adapters = self.inner.projections().into_iter().chain([&self.output]);
+        let adapters = self.input_projections().into_iter().chain([&self.output]);
         load.tokens * (numbers * load.value() + 4 * self.heads.queries as u64) + load.adapters(adapters)
     }
 
@@ -148,13 +178,17 @@ impl AttentionSpec {
     /// gradients of one input up in f32. Keys and values of a shared prompt are there twice.
     pub(super) fn workspace(&self, load: &Load<'_>, width: u64) -> u64 {
         let [queries, keys, values] = self.heads.widths().map(|width| width as u64);
-        let again = load.scaled_again(self.inner.projections().into_iter());
+        let again = load.scaled_again(self.input_projections().into_iter());
         let stacked = match self.inner {
             Inner::Separate { .. } | Inner::SharedKey { .. } => 0,
             Inner::Fused(_) | Inner::ByHead(_) => queries + keys + values,
         };
-        // Gradients of queries and gates, joined.
-        let gates = if self.output_gate { 3 * queries } else { 0 };
+        // The gradient of the gate; joined with that of queries where one projection gives both.
+        let gates = match self.output_gate {
+            None => 0,
+            Some(OutputGate::InQuery) => 3 * queries,
+            Some(OutputGate::Own(_)) => queries,
+        };
         let sums = if load.on_device { 8 * width } else { 0 };
         let copies = match load.shares_prompts {
             true => 2 * (keys + values) * load.value() + 8 * queries,

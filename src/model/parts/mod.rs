@@ -22,7 +22,7 @@ pub mod projection;
 pub mod reading;
 pub mod short_conv;
 
-pub use attention::{AttentionSpec, HeadNorms, Heads, Inner};
+pub use attention::{AttentionSpec, HeadNorms, Heads, Inner, OutputGate};
 pub use constant::ConstantSpec;
 pub use delta_net::DeltaNetSpec;
 pub use gated::{GatedInner, GatedSpec};
@@ -307,6 +307,14 @@ impl LayerSpec {
     pub fn mixture(&self) -> Option<&MixtureSpec> {
         self.bodies().find_map(|body| match body {
             BodySpec::Mixture(mixture) => Some(&**mixture),
+            _ => None,
+        })
+    }
+
+    /// The first feed-forward block without a gate.
+    pub fn plain(&self) -> Option<&PlainSpec> {
+        self.bodies().find_map(|body| match body {
+            BodySpec::Plain(plain) => Some(plain),
             _ => None,
         })
     }

@@ -1,6 +1,6 @@
 //! A norm: where its weight is, how wide it is, and how it is computed.
 
-use tune_kernels::rms_norm::RmsNorm;
+use tune_kernels::rms_norm::{NormWeight, RmsNorm};
 
 /// A norm with a weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +38,19 @@ impl NormKind {
             Self::Rms(norm) => norm.epsilon,
             Self::Layer { epsilon, .. } => epsilon,
         }
+    }
+
+    /// The norm, where it subtracts no mean.
+    pub fn rms(self) -> Option<RmsNorm> {
+        match self {
+            Self::Rms(norm) => Some(norm),
+            Self::Layer { .. } => None,
+        }
+    }
+
+    /// Whether it multiplies by 1 + w.
+    pub fn is_one_plus(self) -> bool {
+        self.rms().is_some_and(|norm| norm.weight == NormWeight::OnePlus)
     }
 
     /// Whether it adds a bias.
