@@ -9,6 +9,8 @@ use tune::assets::{Base, Dtype, ModelDir, SafetensorsFile};
 use tune::export::base::OpenedBase;
 use tune::export::consumer::{Consumer, export};
 use tune::export::merge::Options;
+use tune::export::quantize;
+use tune::export::shards::SHARD_BYTES;
 use tune::files::Existing;
 use tune::model::{Decoder, FloatDtype, family, load, tensors};
 use tune::quant::spec::Spec;
@@ -18,7 +20,8 @@ use tune::run::adapters::{BaseChoice, Merge};
 use tune::run::held_out::Source;
 
 /// Text decoders beside towers.
-const WRAPPERS: [&str; 5] = ["mistral3", "gemma3", "gemma4_unified", "muse_glimmer", "qwen3_5"];
+const WRAPPERS: [&str; 6] =
+    ["mistral3", "mistral_small", "gemma3", "gemma4_unified", "muse_glimmer", "qwen3_5"];
 
 fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dense_folders").join(name)
@@ -120,6 +123,30 @@ fn exported_adapters_have_the_paths_that_each_reader_loads() {
             assert!(written.names().all(|name| name.starts_with(first)), "{name}, {consumer}");
             assert!(written.names().count() >= 2 * targets.len());
         }
+    }
+}
+
+/// In 4 bits the text decoder computes what it computes when it is quantized while it is loaded.
+#[test]
+fn four_bit_folders_keep_their_towers() {
+    for name in WRAPPERS {
+        let out = tempfile::tempdir().unwrap();
+        let (base, quantized) = (folder(name), out.path().join("quantized"));
+        let opened = OpenedBase::open(Base { folder: base.clone(), hub: None }).unwrap();
+        let options =
+            quantize::Options { spec: Spec::USUAL, shard_bytes: SHARD_BYTES, existing: Existing::Refuse };
+        quantize::quantize(&opened, &quantized, options, &mut |_| {}, &|| false).unwrap();
+        let (ids, _) = golden(&base, "logits");
+        let loaded = logits(&decoder(&base, Some(Spec::USUAL), FloatDtype::F32), &ids);
+        let difference =
+            largest_difference(&logits(&decoder(&quantized, None, FloatDtype::F32), &ids), &loaded);
+        assert!(difference <= 1e-5, "{name}: {difference}");
+        let beside = |folder: &Path| {
+            let model = ModelDir::open(folder).unwrap();
+            let spec = family::decoder_spec(model.config()).unwrap();
+            tensors::check(&spec, model.weights(), None).unwrap().skipped
+        };
+        assert_eq!(beside(&quantized), beside(&base), "{name}");
     }
 }
 

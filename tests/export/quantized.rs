@@ -50,6 +50,7 @@ fn files_are_those_that_transformers_saves() {
         ("llama_bf16_double", "llama_bf16", DOUBLE),
         ("llama_bf16_single", "llama_bf16", SINGLE),
         ("smollm2_single", "smollm2", SINGLE),
+        ("gemma3_single", "../dense/gemma3", SINGLE),
     ] {
         let base = golden("families").join(base);
         let (ours, theirs) = (out.path().join(name), golden("quantized").join(name));

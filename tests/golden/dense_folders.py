@@ -26,6 +26,7 @@ from transformers import (
     Ministral3Config,
     Mistral3Config,
     Mistral3ForConditionalGeneration,
+    MistralConfig,
     MuseGlimmerConfig,
     MuseGlimmerForConditionalGeneration,
     PixtralVisionConfig,
@@ -83,6 +84,7 @@ class Wrapper:
 
 def wrappers() -> list[Wrapper]:
     ministral = Ministral3Config(**TEXT)
+    mistral = MistralConfig(**TEXT | {"rope_parameters": plain(1e4), "sliding_window": None})
     gemma3 = Gemma3TextConfig(**GEMMA | {"query_pre_attn_scalar": 10, "sliding_window": 12, "layer_types": PATTERN} | nested(LINEAR, plain(1e4)))
     gemma4 = Gemma4UnifiedTextConfig(
         **{key: value for key, value in GEMMA.items() if key != "rope_parameters"}
@@ -106,6 +108,18 @@ def wrappers() -> list[Wrapper]:
             ),
             ministral,
             500,
+        ),
+        # As Mistral Small 3.1 and its successors have it.
+        Wrapper(
+            "mistral_small",
+            Mistral3ForConditionalGeneration,
+            Mistral3Config(
+                text_config=mistral.to_dict() | {"model_type": "mistral"},
+                vision_config=PixtralVisionConfig(**VISION).to_dict() | {"model_type": "pixtral"},
+                tie_word_embeddings=False,
+            ),
+            mistral,
+            570,
         ),
         Wrapper(
             "gemma3",

@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tiny_model import HERE, deterministic, save_model
 
-CASES = [("llama_bf16", False), ("llama_bf16", True), ("smollm2", False)]
+CASES = [("llama_bf16", False), ("llama_bf16", True), ("smollm2", False), ("../dense/gemma3", False)]
 
 
 def quantized(base: Path, double: bool) -> PreTrainedModel:
@@ -50,7 +50,7 @@ def quantized(base: Path, double: bool) -> PreTrainedModel:
 
 def make() -> None:
     for name, double in CASES:
-        folder = HERE / "quantized" / f"{name}_{'double' if double else 'single'}"
+        folder = HERE / "quantized" / f"{Path(name).name}_{'double' if double else 'single'}"
         save_model(quantized(HERE / "families" / name, double), folder)
 
 
