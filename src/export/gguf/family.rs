@@ -11,7 +11,9 @@ use super::{experts, mixture, positions};
 use crate::adapter::projection;
 use crate::model::DecoderSpec;
 use crate::model::gguf_spec::{Biases, Fixed, GgufSpec, Scales, SoftCaps};
-use crate::model::parts::{AttentionSpec, LayerSpec, LayerTensor, NormKind, NormSpec, PlainSpec, ProjectionSpec};
+use crate::model::parts::{
+    AttentionSpec, LayerSpec, LayerTensor, NormKind, NormSpec, PlainSpec, ProjectionSpec,
+};
 use crate::model::tensors::{self, Expected};
 
 /// The role of a tensor, as far as its type depends on it.
