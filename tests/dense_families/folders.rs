@@ -133,8 +133,11 @@ fn four_bit_folders_keep_their_towers() {
         let out = tempfile::tempdir().unwrap();
         let (base, quantized) = (folder(name), out.path().join("quantized"));
         let opened = OpenedBase::open(Base { folder: base.clone(), hub: None }).unwrap();
-        let options =
-            quantize::Options { spec: Spec::USUAL, shard_bytes: SHARD_BYTES, existing: Existing::Refuse };
+        let options = quantize::Options {
+            quantization: Spec::USUAL.into(),
+            shard_bytes: SHARD_BYTES,
+            existing: Existing::Refuse,
+        };
         quantize::quantize(&opened, &quantized, options, &mut |_| {}, &|| false).unwrap();
         let (ids, _) = golden(&base, "logits");
         let loaded = logits(&decoder(&base, Some(Spec::USUAL), FloatDtype::F32), &ids);
