@@ -11,10 +11,10 @@ use super::reader::{File, hash, read, summary};
 use super::support::{ADAPTERS, export, export_adapter, export_merged, golden, golden_json, source, staged};
 
 /// Keys of ours that may differ from the converter's: the folder's name as a title, and where llama.cpp, which has no
-/// sliding window for these families, would begin to compute something else. For Phi-2 the converter writes four times the
-/// width, whatever the file says.
+/// sliding window for these families, would begin to compute something else. For Phi-2 and Falcon the converter writes what
+/// released models have, whatever the file says.
 fn may_differ(key: &str, name: &str) -> bool {
-    let windowed = matches!(name, "mistral" | "qwen2_sliding" | "dense/starcoder2");
+    let windowed = matches!(name, "mistral" | "qwen2_sliding" | "dense/starcoder2" | "dense/falcon");
     key == "general.name"
         || (key.ends_with(".context_length") && windowed)
         || (key.ends_with(".feed_forward_length") && name == "dense/phi")

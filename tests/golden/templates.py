@@ -151,7 +151,7 @@ TOOLS = [
 EXTRA = {
     "gemma3": PARTS,
     "gemma4": PARTS | TOOL_TURNS,
-    "ministral3": {"content in parts": PARTS["content in parts"]} | TOOL_TURNS,
+    "ministral3": {"content in parts": PARTS["content in parts"]},
     "llama31": TOOL_TURNS,
     "qwen25": TOOL_TURNS,
     "qwen3": TOOL_TURNS,
