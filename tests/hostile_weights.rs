@@ -329,6 +329,21 @@ fn chat_templates_are_found_where_transformers_looks() {
     let model = ModelDir::open(folder.path()).unwrap();
     let names: Vec<_> = model.tokenizer_files().unwrap();
     assert_eq!(names, ["chat_template.jinja", "tokenizer_config.json"].map(|name| folder.path().join(name)));
+    // Templates beside the default one are copied with it, to the folder where they are looked for.
+    let additional = folder.path().join("additional_chat_templates");
+    fs::create_dir(&additional).unwrap();
+    fs::write(additional.join("tool_use.jinja"), "with tools").unwrap();
+    fs::write(additional.join("notes.txt"), "no template").unwrap();
+    let files = model.tokenizer_files().unwrap();
+    assert_eq!(files.len(), 3);
+    let copy = TempDir::new().unwrap();
+    for file in &files {
+        tune::assets::folder::copy_tokenizer_file(file, copy.path()).unwrap();
+    }
+    assert_eq!(fs::read_to_string(copy.path().join("chat_template.jinja")).unwrap(), "file");
+    let copied = copy.path().join("additional_chat_templates/tool_use.jinja");
+    assert_eq!(fs::read_to_string(copied).unwrap(), "with tools");
+    assert!(!copy.path().join("additional_chat_templates/notes.txt").exists());
 }
 
 #[test]

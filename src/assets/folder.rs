@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::weights::exists;
 use super::{Error, WeightFiles, json};
+use crate::files;
 
 /// Tokenizer files to copy beside an adapter, if the base has them.
 const TOKENIZER_FILES: [&str; 9] = [
@@ -25,6 +26,9 @@ const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer_config.json",
     "vocab.json",
 ];
+
+/// Where transformers saves chat templates beside the default one.
+pub const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 
 /// An open model folder.
 #[derive(Debug)]
@@ -175,12 +179,16 @@ pub fn has_tokenizer(folder: &Path) -> bool {
     has("tokenizer.json") || (has("vocab.json") && has("merges.txt"))
 }
 
-/// The tokenizer files of a folder, in alphabetical order.
+/// The tokenizer files of a folder, in alphabetical order, and before them its additional chat templates.
 ///
 /// # Errors
 /// A file is a dangling link.
 pub fn tokenizer_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    let mut found = Vec::new();
+    let additional = fs::read_dir(folder.join(ADDITIONAL_TEMPLATES)).into_iter().flatten().flatten();
+    let is_template =
+        |path: &PathBuf| path.extension().is_some_and(|ending| ending == "jinja") && path.is_file();
+    let mut found: Vec<PathBuf> = additional.map(|entry| entry.path()).filter(is_template).collect();
+    found.sort();
     for name in TOKENIZER_FILES {
         let path = folder.join(name);
         if exists(&path)? {
@@ -188,6 +196,27 @@ pub fn tokenizer_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
         }
     }
     Ok(found)
+}
+
+/// Whether a tokenizer file is a chat template beside the default one.
+pub fn is_additional_template(file: &Path) -> bool {
+    file.parent().is_some_and(|parent| parent.file_name().is_some_and(|name| name == ADDITIONAL_TEMPLATES))
+}
+
+/// Copies a tokenizer file into `folder`, under its own name and where it is looked for.
+///
+/// # Errors
+/// It cannot be read or written.
+pub fn copy_tokenizer_file(file: &Path, folder: &Path) -> Result<(), files::Error> {
+    let Some(name) = file.file_name() else {
+        return Err(files::Error::NoName { path: file.to_path_buf() });
+    };
+    let folder = match is_additional_template(file) {
+        true => folder.join(ADDITIONAL_TEMPLATES),
+        false => folder.to_path_buf(),
+    };
+    files::create_folder(&folder)?;
+    files::copy_file(file, &folder.join(name))
 }
 
 /// Hashes a file without reading it whole into memory.

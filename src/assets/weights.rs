@@ -3,6 +3,7 @@
 //! Knows which file contains which tensor; knows nothing of the tensors that a model needs.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -27,6 +28,23 @@ pub struct WeightFiles {
     files: Vec<SafetensorsFile>,
     /// By the names that transformers gives tensors today.
     places: BTreeMap<String, Place>,
+    /// Tensors of a file in another format, in the place of all others.
+    decoded: Option<Decoded>,
+}
+
+/// A file in another format, whose tensors can be read as f32.
+pub trait Decode: Debug + Send + Sync {
+    /// The values of a tensor, by the name that transformers gives it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    fn values(&self, name: &str) -> Result<Vec<f32>, Error>;
+}
+
+#[derive(Debug)]
+struct Decoded {
+    tensors: BTreeMap<String, TensorInfo>,
+    file: Box<dyn Decode>,
 }
 
 /// Where a tensor is.
@@ -132,7 +150,8 @@ impl WeightFiles {
             let names: Vec<_> = file.names().map(|name| (name.to_owned(), 0)).collect();
             let files = vec![file];
             let places = places(names, &files);
-            return Ok(Self { folder: folder.to_path_buf(), index: None, files, places });
+            let folder = folder.to_path_buf();
+            return Ok(Self { folder, index: None, files, places, decoded: None });
         }
         let index = folder.join(INDEX);
         match exists(&index)? {
@@ -193,7 +212,15 @@ impl WeightFiles {
         }
         listed.extend(unlisted);
         let places = places(listed, &files);
-        Ok(Self { folder: folder.to_path_buf(), index: Some(index), files, places })
+        let folder = folder.to_path_buf();
+        Ok(Self { folder, index: Some(index), files, places, decoded: None })
+    }
+
+    /// The weights in a file of another format: shapes by tensor, and how to read them.
+    pub fn decoded(folder: &Path, shapes: BTreeMap<String, Vec<usize>>, file: Box<dyn Decode>) -> Self {
+        let tensors = shapes.into_iter().map(|(name, shape)| (name, TensorInfo::of_f32(shape))).collect();
+        let (folder, decoded) = (folder.to_path_buf(), Some(Decoded { tensors, file }));
+        Self { folder, index: None, files: Vec::new(), places: BTreeMap::new(), decoded }
     }
 
     /// The folder.
@@ -203,7 +230,8 @@ impl WeightFiles {
 
     /// Tensor names in alphabetical order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.places.keys().map(String::as_str)
+        let decoded = self.decoded.iter().flat_map(|decoded| decoded.tensors.keys());
+        self.places.keys().chain(decoded).map(String::as_str)
     }
 
     /// The name that a tensor has in its file: to write it again as it was called. A weight of stacked experts is written
@@ -214,6 +242,9 @@ impl WeightFiles {
 
     /// Dtype and shape of one tensor, by its name of today or that in its file.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        if let Some(decoded) = &self.decoded {
+            return decoded.tensors.get(name);
+        }
         let place = self.place(name)?;
         match &place.part {
             Some(part) => Some(&part.info),
@@ -285,6 +316,9 @@ impl WeightFiles {
     /// # Errors
     /// As [`SafetensorsFile::read_floats`]; a weight in 8-bit floats has no scales that fit it.
     pub fn read_floats<T: Float>(&self, name: &str) -> Result<Vec<T>, Error> {
+        if let Some(decoded) = &self.decoded {
+            return Ok(decoded.file.values(name)?.into_iter().map(T::from_f32).collect());
+        }
         let (file, stored) = self.require(name)?;
         if let Some(part) = self.place(name).and_then(|place| place.part.as_ref()) {
             return Ok(part.pick(file.read_floats_of_part(stored, &part.stored)?));

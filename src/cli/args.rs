@@ -15,6 +15,14 @@ use crate::run::inference::{ModelChoice, Quantize};
 use crate::run::named::Named;
 use crate::units::Bytes;
 
+/// `ours=theirs`.
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((ours, theirs)) if !ours.is_empty() && !theirs.is_empty() => Ok((ours.into(), theirs.into())),
+        _ => Err("expected OURS=THEIRS, as in completion=answer".into()),
+    }
+}
+
 /// Output for programs; valid before and after every command.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct OutputArguments {

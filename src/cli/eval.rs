@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::args::{ModelArguments, length};
+use super::args::{ModelArguments, length, pair};
 use super::console::Console;
 use super::environment::Context;
 use super::exit::Exit;
@@ -73,14 +73,6 @@ pub struct EvalArguments {
     /// A text that ends an answer (repeatable)
     #[arg(long, value_name = "TEXT", requires = "exact_match", help_heading = "Exact match")]
     pub stop: Vec<String>,
-}
-
-/// `ours=theirs`.
-fn pair(text: &str) -> Result<(String, String), String> {
-    match text.split_once('=') {
-        Some((ours, theirs)) if !ours.is_empty() && !theirs.is_empty() => Ok((ours.into(), theirs.into())),
-        _ => Err("expected OURS=THEIRS, as in completion=answer".into()),
-    }
 }
 
 /// Evaluates, and shows base and adapter side by side.

@@ -11,6 +11,7 @@ use super::console::Console;
 use super::environment::Context;
 use super::exit::Exit;
 use super::failure::Failure;
+use super::fidelity::RowsArguments;
 use super::gguf;
 use super::lines::{changes, line, next};
 use super::style::{GOOD, paint};
@@ -18,6 +19,7 @@ use crate::adapter;
 use crate::export::gguf::FileType;
 use crate::export::merge::Wanted;
 use crate::model::FloatDtype;
+use crate::recipe::DeviceSpec;
 use crate::run::named::adapter_folder;
 use crate::run::{self, adapters};
 
@@ -42,6 +44,12 @@ pub struct ExportArguments {
     /// With --gguf and --gguf-lora: export even if the base's files differ from those that the adapter records
     #[arg(long)]
     pub allow_other_base: bool,
+    /// With --gguf: the rows that the file is measured on.
+    #[command(flatten, next_help_heading = "Measuring a GGUF file")]
+    pub rows: RowsArguments,
+    /// With --gguf: the device that measures: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal
+    #[arg(long, value_name = "DEVICE", default_value = "auto", help_heading = "Measuring a GGUF file")]
+    pub device: DeviceSpec,
 }
 
 /// What `tune export` writes: one of these.
@@ -89,8 +97,8 @@ pub(super) fn export(
             return Ok(Exit::Recipe);
         }
     };
-    if arguments.onto.is_some() || arguments.allow_other_base {
-        console.error("`--onto` and `--allow-other-base` require `--gguf`", None);
+    if arguments.onto.is_some() || arguments.allow_other_base || arguments.rows.data.is_some() {
+        console.error("`--onto`, `--allow-other-base` and `--data` require `--gguf`", None);
         return Ok(Exit::Recipe);
     }
     let (out, existing) = (&arguments.folder.out, arguments.folder.existing());

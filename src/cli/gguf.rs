@@ -10,6 +10,7 @@ use super::environment::Context;
 use super::exit::Exit;
 use super::export::ExportArguments;
 use super::failure::Failure;
+use super::fidelity;
 use super::lines::{changes, detail, identity, line, next, warn};
 use super::merge::{ASSUMED, OTHER_WEIGHTS};
 use super::style::{GOOD, paint};
@@ -21,20 +22,21 @@ use crate::export::shards::Written;
 use crate::export::weights::Onto;
 use crate::files::shell;
 use crate::model::FloatDtype;
+use crate::run::fidelity::Fidelity;
 use crate::run::gguf::{self, Source};
 use crate::units::Bytes;
 
 /// Writes a model as a GGUF file.
 pub(super) fn model(
     arguments: &ExportArguments,
-    source: &Path,
+    folder: &Path,
     file: FileType,
     context: &Context<'_>,
     console: &mut Console<'_>,
 ) -> Result<Exit, Failure> {
     let options =
         Options { onto: arguments.onto, any_hash: arguments.allow_other_base, ..Options::default() };
-    let source = Source::open(source, arguments.base.choice(), options, &context.environment)?;
+    let source = Source::open(folder, arguments.base.choice(), options, &context.environment)?;
     let base = source.base();
     let name = format!("{} ({})", base.name(), base.spec.family);
     match &source {
@@ -48,21 +50,42 @@ pub(super) fn model(
             if plan.guesses_quantization() {
                 warn(console, ASSUMED)?;
             }
-            if matches!((&plan.onto, &plan.trained), (Onto::Original, Trained::Quantized(_))) {
-                warn(console, OTHER_WEIGHTS)?;
-            }
         }
+    }
+    let is_adapter = matches!(source, Source::Adapter(_));
+    let rows = arguments.rows.held_out((folder, is_adapter), &arguments.base, &context.environment)?;
+    let is_onto_others = matches!(&source, Source::Adapter(plan)
+        if matches!((&plan.onto, &plan.trained), (Onto::Original, Trained::Quantized(_))));
+    if rows.is_none() && is_onto_others {
+        warn(console, OTHER_WEIGHTS)?;
     }
     console.out().flush()?;
     let mut show = |written: Written| console.count("writing", written.done as u64, written.total as u64);
     let (out, existing) = (&arguments.folder.out, arguments.folder.existing());
     let outcome = source.export(file, out, existing, &mut show, &context.environment)?;
+    let mut show = |done, total| console.count("measuring", done as u64, total as u64);
+    let measured =
+        rows.map(|rows| source.measure(file, out, &rows, arguments.device, &mut show, &context.environment));
     console.quiet();
-    finish(&outcome, arguments, console)?;
+    let measured = fidelity::measured(measured, console)?;
+    let ways = [
+        is_onto_others
+            .then_some("`--onto nf4` merges into the 4-bit weights that the adapter was trained on"),
+        file.rounds().then_some("`--gguf q8_0` rounds less"),
+    ];
+    let less = ways.into_iter().flatten().collect::<Vec<_>>().join("; ");
+    let measured =
+        measured.as_ref().map(|measured| (measured, Some(less.as_str()).filter(|less| !less.is_empty())));
+    finish(&outcome, measured, arguments, console)?;
     Ok(Exit::Done)
 }
 
-fn finish(outcome: &Outcome, arguments: &ExportArguments, console: &mut Console<'_>) -> io::Result<()> {
+fn finish(
+    outcome: &Outcome,
+    measured: Option<(&Fidelity, Option<&str>)>,
+    arguments: &ExportArguments,
+    console: &mut Console<'_>,
+) -> io::Result<()> {
     let kinds: Vec<String> =
         outcome.kinds.iter().map(|(kind, count)| format!("{count} in {}", kind.name())).collect();
     let path = arguments.folder.out.join(&outcome.file);
@@ -76,6 +99,7 @@ fn finish(outcome: &Outcome, arguments: &ExportArguments, console: &mut Console<
             "bytes": outcome.bytes,
             "tensors": tensors,
             "rounding": outcome.error,
+            "held_out": measured.map(|(measured, _)| measured),
         }),
     );
     line(console.out(), "tensors", &kinds.join(", "))?;
@@ -89,6 +113,9 @@ fn finish(outcome: &Outcome, arguments: &ExportArguments, console: &mut Console<
         None => "none: lossless".to_owned(),
     };
     line(console.out(), "rounding", &error)?;
+    if let Some((measured, less)) = measured {
+        fidelity::show(measured, less, console)?;
+    }
     for note in &outcome.notes {
         warn(console, note)?;
     }

@@ -54,8 +54,8 @@ pub(super) fn init(
             "base": arguments.base,
         }),
     );
-    let rows =
-        format!("{}: {} rows, format \"{}\"", arguments.data, Grouped(drafted.rows), drafted.format.word());
+    let count = Grouped(drafted.rows).of("row", "rows");
+    let rows = format!("{}: {count}, format \"{}\"", arguments.data, drafted.format.word());
     line(console.out(), "rows", &rows)?;
     line(console.out(), "recipe", &paint(GOOD, out.display()))?;
     let recipe = out.to_string_lossy();

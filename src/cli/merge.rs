@@ -12,14 +12,16 @@ use super::console::Console;
 use super::environment::Context;
 use super::exit::Exit;
 use super::failure::Failure;
+use super::fidelity::{self, RowsArguments};
 use super::lines::{identity, line, warn};
 use super::style::{GOOD, STRONG, paint};
 use crate::export::check::{Comparison, MAX_DIVERGENCE};
 use crate::export::merge::{Options, Outcome, Progress, Wanted};
-use crate::export::weights::Report;
+use crate::export::weights::{Onto, Report};
 use crate::model::FloatDtype;
 use crate::recipe::DeviceSpec;
 use crate::run::adapters::Merge;
+use crate::run::fidelity::{Fidelity, HeldOut};
 use crate::run::held_out::Source;
 use crate::run::named::adapter_folder;
 use crate::units::Bytes;
@@ -60,6 +62,9 @@ pub struct MergeArguments {
     /// Compare on the held-out rows of this recipe
     #[arg(long, value_name = "FILE")]
     pub recipe: Option<PathBuf>,
+    /// The rows that the merged model is measured on.
+    #[command(flatten)]
+    pub rows: RowsArguments,
     /// Refuse the merge if rounding loses more than this share of the adapter's effect
     #[arg(long, value_name = "SHARE", default_value_t = MAX_DIVERGENCE, value_parser = divergence)]
     pub max_divergence: f64,
@@ -170,14 +175,27 @@ pub(super) fn merge(
         Progress::Writing(done, total) => console.count("merging", done as u64, total as u64),
         Progress::Comparing(done, total) => console.count("comparing", done as u64, total as u64),
     };
+    // Rows that cannot be used are said before the work.
+    let rows = match (&arguments.recipe, &arguments.adapter) {
+        (Some(recipe), _) if arguments.rows.data.is_none() => Some(HeldOut::of_recipe(recipe, environment)?),
+        (_, Some(adapter)) => {
+            let adapter = adapter_folder(adapter)?;
+            arguments.rows.held_out((&adapter, true), &arguments.base, environment)?
+        }
+        (_, None) => None,
+    };
     let outcome = merge.run(out, &mut show, arguments.device, environment)?;
+    let mut show = |done, total| console.count("measuring", done as u64, total as u64);
+    let measured = rows.map(|rows| merge.measure(out, &rows, arguments.device, &mut show, environment));
     console.quiet();
-    finish(&outcome, &merge, arguments, console)?;
+    let measured = fidelity::measured(measured, console)?;
+    finish(&outcome, measured.as_ref(), &merge, arguments, console)?;
     Ok(Exit::Done)
 }
 
 fn finish(
     outcome: &Outcome,
+    measured: Option<&Fidelity>,
     merge: &Merge,
     arguments: &MergeArguments,
     console: &mut Console<'_>,
@@ -202,12 +220,22 @@ fn finish(
                 "agreement": found.agreement,
                 "from_training": found.from_training,
             },
+            "held_out": measured,
         }),
     );
     table(&outcome.report, console.out())?;
     let compared_on = format!("{} tokens in {} rows: {}", rows.tokens(), rows.ids.len(), rows.origin);
     line(console.out(), "check", &compared_on)?;
     compared(&outcome.comparison, console)?;
+    if let Some(measured) = measured {
+        let less = match merge.plan.onto {
+            Onto::Original if merge.plan.adapted().quantization.is_some() => {
+                "`--onto nf4` merges into the 4-bit weights that the adapter was trained on"
+            }
+            _ => "`--dtype f32` rounds less, and the adapter beside its base loses nothing",
+        };
+        fidelity::show(measured, Some(less), console)?;
+    }
     let files = format!("{folder} ({} files, {})", outcome.files, Bytes(outcome.bytes));
     line(console.out(), "merged", &paint(GOOD, files))?;
     writeln!(

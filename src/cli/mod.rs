@@ -19,6 +19,7 @@ mod eval;
 mod exit;
 mod export;
 mod failure;
+mod fidelity;
 mod finding;
 mod generate;
 mod gguf;
@@ -48,6 +49,7 @@ mod unread;
 mod validate;
 mod verify;
 mod watch;
+mod wheels;
 
 use std::io::{self, Write};
 use std::process::{self, ExitCode};
@@ -71,11 +73,13 @@ pub fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => return unread::refuse(&error).into(),
     };
+    let cache = environment::kernel_cache();
+    wheels::restart_with_cuda(cache.as_deref());
     let profile = match &arguments.command {
         Command::Bench(arguments) if arguments.profile => Some(environment::profile_file()),
         _ => None,
     };
-    device::configure(environment::kernel_cache().as_deref(), profile.as_deref());
+    device::configure(cache.as_deref(), profile.as_deref());
     let mut out = anstream::stdout().lock();
     let exit = match dispatch(&name, &arguments, &mut out).and_then(|exit| out.flush().map(|()| exit)) {
         Ok(exit) => exit,
@@ -139,7 +143,7 @@ fn stops_at_signals(command: &Command) -> bool {
         | Command::Merge(_)
         | Command::Quantize(_)
         | Command::Download(_) => true,
-        Command::Report(arguments) => arguments.quantization,
+        Command::Report(arguments) => arguments.quantization || arguments.watch,
         Command::Export(arguments) => !matches!(arguments.form.program, Some(choices::Program::Adapter(_))),
         Command::Inspect(_)
         | Command::Plan(_)

@@ -1,6 +1,8 @@
 //! `tune report`.
 
 use std::path::PathBuf;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use serde_json::json;
@@ -9,11 +11,16 @@ use super::console::Console;
 use super::environment::Context;
 use super::exit::Exit;
 use super::failure::Failure;
+use super::lines::next;
 use super::quantization::{self, REPORT_ROWS};
 use super::style::{STRONG, paint};
-use crate::report;
+use crate::files::shell;
+use crate::report::{self, State};
 use crate::run::named::run_folder;
 use crate::run::quantize::report_on_run;
+
+/// Time between two looks at whether the user wants to leave.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Arguments of `tune report`.
 #[derive(Debug, Args)]
@@ -23,8 +30,11 @@ pub struct ReportArguments {
     /// The file to write [default: report.html in the run folder]
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
+    /// Write the page anew every ten seconds until the run ends or Ctrl-C; a browser that shows it reads it again
+    #[arg(long)]
+    pub watch: bool,
     /// Print a summary in Markdown instead, as in `>> "$GITHUB_STEP_SUMMARY"`
-    #[arg(long, conflicts_with = "output")]
+    #[arg(long, conflicts_with_all = ["output", "watch"])]
     pub markdown: bool,
     /// First measure what 4 bits cost the base: the error of every weight, and the loss on held-out rows beside the dense one
     #[arg(long)]
@@ -62,14 +72,40 @@ pub(super) fn report(
         };
     }
     let output = arguments.output.clone().unwrap_or_else(|| run.join(report::FILE));
-    match report::write(&run, &output) {
-        Ok(()) => {
+    let mut is_first = true;
+    loop {
+        // Asked first: the page of a run that ends meanwhile is its last.
+        let is_running = report::summary(&run).is_ok_and(|summary| summary.state == State::Running);
+        if let Err(error) = report::write(&run, &output) {
+            return Ok(no_run(&error, console));
+        }
+        if is_first {
             console.event("result", &json!({"report": output.display().to_string()}));
             writeln!(console.out(), "{} {}", paint(STRONG, "report"), output.display())?;
-            Ok(Exit::Done)
+            console.out().flush()?;
         }
-        Err(error) => Ok(no_run(&error, console)),
+        if is_first && is_running && !arguments.watch {
+            let name = arguments.run.to_string_lossy();
+            let command = shell::command(["tune", "report", &name, "--watch"]);
+            next(console.out(), &[("to keep the page current while the run goes on", command)])?;
+        }
+        if !is_running || !arguments.watch || !waited(context) {
+            return Ok(Exit::Done);
+        }
+        is_first = false;
     }
+}
+
+/// Waits until the page is due again; false after a signal.
+fn waited(context: &Context<'_>) -> bool {
+    let end = Instant::now() + report::REFRESH;
+    while Instant::now() < end {
+        if context.signals.raised() {
+            return false;
+        }
+        thread::sleep(PATIENCE);
+    }
+    true
 }
 
 /// Reports why a run folder cannot be read.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use serde_json::json;
+use textwrap::core::display_width;
 
 use super::clock::Span;
 use super::console::Console;
@@ -95,7 +96,9 @@ fn lines(summary: &Summary, width: usize) -> Vec<String> {
     let mut line =
         |name: &str, text: String| lines.push(format!("{} {text}", paint(STRONG, format!("{name:<9}"))));
     let style = if summary.state == State::Failed { super::style::ERROR } else { GOOD };
-    line("run", format!("{}  {}", summary.folder.display(), paint(style, summary.state.word())));
+    let (state, folder) = (summary.state.word(), summary.folder.display().to_string());
+    let folder = one_line(&folder, width.saturating_sub(state.len() + 2));
+    line("run", format!("{folder}  {}", paint(style, state)));
     let total = summary.total_steps.max(summary.step).max(1);
     let percent = 100 * summary.step / total;
     line("step", format!("{} of {} ({percent} %)", Grouped(summary.step), Grouped(summary.total_steps)));
@@ -138,10 +141,15 @@ fn lines(summary: &Summary, width: usize) -> Vec<String> {
 fn one_line(text: &str, width: usize) -> String {
     let room = width.saturating_sub(12).max(20);
     let text = visible(&text.split_whitespace().collect::<Vec<_>>().join(" "));
-    match text.chars().count() > room {
-        true => text.chars().take(room - 1).chain(['…']).collect(),
-        false => text,
+    if display_width(&text) <= room {
+        return text;
     }
+    let mut used = 1;
+    let fits = |character: &char| {
+        used += display_width(character.encode_utf8(&mut [0; 4]));
+        used <= room
+    };
+    text.chars().take_while(fits).chain(['…']).collect()
 }
 
 /// Values as bars, the means of as many groups as there are columns.
@@ -173,5 +181,7 @@ mod tests {
     fn long_answers_keep_to_their_line() {
         assert_eq!(one_line("a\n b", 80), "a b");
         assert_eq!(one_line(&"x".repeat(100), 40).chars().count(), 28);
+        // Wide characters take two columns.
+        assert_eq!(one_line(&"水".repeat(100), 40), format!("{}…", "水".repeat(13)));
     }
 }

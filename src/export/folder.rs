@@ -9,7 +9,7 @@ use super::Error;
 use super::base::OpenedBase;
 use crate::adapter::peft::{self, TEMPLATE_FILE};
 use crate::assets::ModelDir;
-use crate::assets::folder::{has_tokenizer, tokenizer_files};
+use crate::assets::folder::{copy_tokenizer_file, has_tokenizer, is_additional_template, tokenizer_files};
 use crate::data::error::Error as DataError;
 use crate::data::template::ChatTemplate;
 use crate::data::tokenize::Tokenizer;
@@ -40,8 +40,12 @@ impl Text {
             false => {
                 let mut files = base.tokenizer_files()?;
                 if own_template {
-                    files.retain(|file| file.file_name().is_none_or(|name| name != TEMPLATE_FILE));
-                    files.push(adapter.folder().join(TEMPLATE_FILE));
+                    let is_template = |file: &PathBuf| {
+                        is_additional_template(file)
+                            || file.file_name().is_some_and(|name| name == TEMPLATE_FILE)
+                    };
+                    files.retain(|file| !is_template(file));
+                    files.extend(own.into_iter().filter(is_template));
                 }
                 (files, base.root())
             }
@@ -129,9 +133,7 @@ pub fn write(
         put("generation_config.json", &generation)?;
     }
     for file in &text.files {
-        if let Some(name) = file.file_name() {
-            files::copy_file(file, &folder.join(name))?;
-        }
+        copy_tokenizer_file(file, folder)?;
     }
     files::write_bytes(&folder.join("README.md"), card(base, adapter, onto).as_bytes())?;
     Ok(())

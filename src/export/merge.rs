@@ -11,6 +11,7 @@ use tune_kernels::KernelBackend;
 use super::Error;
 use super::base::{Identity, OpenedBase, Trained, fit};
 use super::check::{self, Comparison, MAX_DIVERGENCE, Rows, Sides};
+use super::fidelity::Adapted;
 use super::folder::{self, Text};
 use super::shards::{SHARD_BYTES, Written};
 use super::weights::{Merged, Onto, Report, dense};
@@ -219,6 +220,16 @@ impl Plan {
             ),
             Onto::Stored => "the dequantized weights of the 4-bit checkpoint".into(),
         }
+    }
+
+    /// The adapter as it was trained.
+    pub fn adapted(&self) -> Adapted<'_> {
+        let quantization = match &self.trained {
+            Trained::Quantized(quantization) if !self.base.quantized => Some(quantization.blocks),
+            _ => None,
+        };
+        let Self { adapter, targets, saved_modules, .. } = self;
+        Adapted { adapter, targets, saved_modules, quantization }
     }
 
     /// Whether the quantization applied to the weights is an assumption.

@@ -10,6 +10,7 @@
 //! | `folder` | everything in a merged folder besides the weights |
 //! | `check` | compares the logits of the merged model with those of adapter on base, one layer in memory at a time |
 //! | `merge` | the steps of a merge, in order |
+//! | `fidelity` | what a written model keeps of what training gained, by its loss on held-out rows |
 //! | `quantize` | a base model saved in 4 bits, in bitsandbytes' layout |
 //! | `verify` | checks an adapter folder: files, metadata, and that every module has an effect |
 //! | `portable`, `consumer`, `mlx` | adapters for other tools, and what each tool supports |
@@ -22,6 +23,7 @@ pub mod combine;
 pub mod consumer;
 pub mod delta;
 pub mod error;
+pub mod fidelity;
 pub mod folder;
 pub mod gguf;
 pub mod merge;

@@ -16,7 +16,7 @@ mod tests;
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -88,6 +88,23 @@ pub fn create_inside(path: &Path) -> Result<File, Error> {
 /// The file cannot be opened or created.
 pub fn append(path: &Path) -> Result<File, Error> {
     OpenOptions::new().append(true).create(true).open(path).map_err(Error::io(Action::Write, path))
+}
+
+/// Appends whole lines to a file, and creates it if it does not exist. A last line that a crash cut off stays a line of
+/// its own.
+///
+/// # Errors
+/// The file cannot be read or written.
+pub fn append_lines(path: &Path, lines: &str) -> Result<(), Error> {
+    let mut options = OpenOptions::new();
+    let mut file = { options.read(true).append(true).create(true).open(path) }
+        .map_err(Error::io(Action::Write, path))?;
+    let mut last = [b'\n'];
+    if file.seek(SeekFrom::End(-1)).is_ok() {
+        file.read_exact(&mut last).map_err(Error::io(Action::Read, path))?;
+    }
+    let start = if last == [b'\n'] { "" } else { "\n" };
+    file.write_all(format!("{start}{lines}").as_bytes()).map_err(Error::io(Action::Write, path))
 }
 
 /// Creates or replaces `to` with the content of `from`, with the permissions of a new file.

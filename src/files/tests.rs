@@ -51,6 +51,17 @@ fn a_failed_write_leaves_the_old_file_and_nothing_else() {
 }
 
 #[test]
+fn lines_after_one_that_was_cut_off_begin_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lines");
+    append_lines(&file, "one\n").unwrap();
+    fs::write(&file, "one\ntw").unwrap();
+    append_lines(&file, "three\nfour\n").unwrap();
+    append_lines(&file, "five\n").unwrap();
+    assert_eq!(fs::read_to_string(&file).unwrap(), "one\ntw\nthree\nfour\nfive\n");
+}
+
+#[test]
 fn paths_that_cannot_be_written_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let missing = write_bytes(&folder.path().join("no/such/file"), b"").unwrap_err();

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::Error;
 use crate::assets::dataset::{Choice, choose, is_data_file};
+use crate::assets::folder::ADDITIONAL_TEMPLATES;
 
 /// A repository at one commit.
 #[derive(Debug, Deserialize)]
@@ -60,13 +61,18 @@ impl Listing {
         self.files.iter().any(|file| file.path == name)
     }
 
-    /// The text files, in order.
+    /// The text files, in order, and chat templates beside the default one.
     pub(super) fn texts(&self) -> Vec<String> {
         let wanted = |path: &str| {
             let name = NAMES.iter().any(|name| path == *name || path.strip_suffix(".md") == Some(name));
             name || TEXT.iter().any(|ending| path.ends_with(ending))
         };
-        self.top().filter(|path| wanted(path)).map(str::to_owned).collect()
+        let is_template = |path: &&str| {
+            let inside = path.strip_prefix(ADDITIONAL_TEMPLATES).and_then(|rest| rest.strip_prefix('/'));
+            inside.is_some_and(|name| name.ends_with(".jinja") && !name.contains('/'))
+        };
+        let additional = self.files.iter().map(|file| file.path.as_str()).filter(is_template);
+        self.top().filter(|path| wanted(path)).chain(additional).map(str::to_owned).collect()
     }
 
     /// The weight files; of a sharded model those that its index names, without copies in other layouts.
@@ -191,13 +197,16 @@ mod tests {
             "pytorch_model.bin",
             "modeling.py",
             "original/params.json",
+            "additional_chat_templates/tool_use.jinja",
             "tokenizer.model",
             "LICENSE",
             "x.gguf",
             ".gitattributes",
             "merges.txt",
         ]);
-        assert_eq!(listing.texts(), ["config.json", "tokenizer.model", "LICENSE", "merges.txt"]);
+        let texts = ["config.json", "tokenizer.model", "LICENSE", "merges.txt"];
+        let additional = "additional_chat_templates/tool_use.jinja";
+        assert_eq!(listing.texts(), [&texts[..], &[additional]].concat());
         assert_eq!(listing.weights("a/b", None, "u").unwrap(), ["model.safetensors"]);
     }
 

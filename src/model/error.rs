@@ -23,6 +23,12 @@ pub enum Error {
         /// What can be used instead.
         supported: String,
     },
+    /// A configuration that names no architecture.
+    #[error(
+        "config.json has neither `model_type` nor `architectures`, so the kind of model is unknown; is it the config.json of \
+         a model, and whole?"
+    )]
+    NoArchitecture,
     /// A key of config.json has a value that cannot be right, or that means something not implemented.
     #[error("config.json: `{key}` {message}")]
     Config {

@@ -121,6 +121,7 @@ fn set(value: &mut Value, path: &[Step], new: Value, walked: &mut Vec<String>) -
                 let problem = Problem::new("recipe::override", place.clone(), format!("`{list}` is a list"));
                 let help = match count {
                     0 => format!("it is empty; `{list}.0` adds an entry"),
+                    1 => format!("it has one entry, `{list}.0`; `{list}.1` adds another"),
                     _ => format!(
                         "its entries are `{list}.0` to `{list}.{}`; `{list}.{count}` adds one",
                         count - 1

@@ -1,7 +1,7 @@
 //! A run folder as one HTML page: no network, no server, no script; charts are drawn inline.
 //!
-//! Uses the files that exist so far, so that a running run has a page too, which tells a browser to read it again. Everything from a file is escaped, and the
-//! page's security policy forbids loading anything.
+//! Uses the files that exist so far, so that a running run has a page too, which tells a browser to read it again.
+//! Everything from a file is escaped, and the page's security policy forbids loading anything.
 
 mod chart;
 mod html;
@@ -14,12 +14,15 @@ mod summary;
 mod tests;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::files;
 use crate::record;
 
 pub use summary::{State, Summary, summary};
 
+/// Time after which a browser reads the page of a running run again.
+pub const REFRESH: Duration = Duration::from_secs(10);
 /// Name of the page in the run folder.
 pub const FILE: &str = "report.html";
 

@@ -1,5 +1,6 @@
 //! The page: head, key figures, charts, and the sections below them.
 
+use super::REFRESH;
 use super::chart::{Chart, Series};
 use super::html::escape;
 use super::read::Run;
@@ -9,8 +10,6 @@ use crate::objective::statistics::Means;
 use crate::units::{Bytes, Grouped};
 
 const STYLE: &str = include_str!("style.css");
-/// Seconds after which a browser reads the page of a running run again.
-const REFRESH: u32 = 10;
 /// With more logged steps than this, the loss chart shows a running mean.
 const SMOOTHED_FROM: usize = 50;
 
@@ -22,7 +21,7 @@ pub(super) fn page(run: &Run) -> String {
     let name = escape(&run.folder.display().to_string());
     let (word, class) = status(run);
     let refresh = match State::of(run) {
-        State::Running => format!("<meta http-equiv=\"refresh\" content=\"{REFRESH}\">\n"),
+        State::Running => format!("<meta http-equiv=\"refresh\" content=\"{}\">\n", REFRESH.as_secs()),
         _ => String::new(),
     };
     let mut html = format!(

@@ -40,6 +40,8 @@ pub(super) struct Run {
     pub answers: Vec<Answered>,
     /// Number of other lines in the metrics.
     pub unreadable_lines: u64,
+    /// Number of lines among the answers that are none.
+    pub unreadable_answers: u64,
     /// What 4 bits cost the base, where that was measured.
     pub quantization: Option<QuantizationReport>,
     /// The terms of the memory plan: names and bytes.
@@ -112,7 +114,14 @@ impl Run {
         let measured = text(&folder.join(QUANTIZATION_FILE), LARGEST_TEXT)?;
         run.quantization = measured.and_then(|text| serde_json::from_str(&text).ok());
         let answers = text(&folder.join("samples.jsonl"), LARGEST_TEXT)?.unwrap_or_default();
-        run.answers = answers.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        // An incomplete line at the end is still being written.
+        let whole = answers.rfind('\n').map_or("", |end| &answers[..end]);
+        for line in whole.lines() {
+            match serde_json::from_str(line) {
+                Ok(answer) => run.answers.push(answer),
+                Err(_) => run.unreadable_answers += 1,
+            }
+        }
         run.read_metrics(&metrics.unwrap_or_default());
         Ok(run)
     }

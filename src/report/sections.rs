@@ -320,12 +320,14 @@ pub(super) fn numbers(run: &Run) -> String {
             ]
         })
         .collect();
-    let unreadable = match run.unreadable_lines {
-        0 => String::new(),
-        count => {
-            format!("<p class=\"soft\">{} lines of metrics.jsonl could not be read.</p>\n", Grouped(count))
-        }
-    };
+    let unreadable: String = [("metrics", run.unreadable_lines), ("samples", run.unreadable_answers)]
+        .into_iter()
+        .filter(|(_, count)| *count > 0)
+        .map(|(file, count)| {
+            let lines = Grouped(count).of("line", "lines");
+            format!("<p class=\"soft\">{lines} of {file}.jsonl could not be read.</p>\n")
+        })
+        .collect();
     let held_out = match evaluations.is_empty() {
         true => String::new(),
         false => table(

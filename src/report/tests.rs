@@ -97,6 +97,13 @@ fn a_run_under_way_has_a_page() {
     let page = page(folder.path()).unwrap();
     assert!(page.contains("cut off, can be resumed") && page.contains("of 9"), "{page}");
     assert!(!page.contains("could not be read"));
+    // A line that a crash cut off is left out and counted; the answers around it are read.
+    let answer = |text: &str| format!("{}\n", serde_json::json!({"step": 1, "prompt": "p", "answer": text}));
+    let answers = answer("first") + "{\"step\": 2, \"pro\n" + &answer("last");
+    fs::write(folder.path().join("samples.jsonl"), answers).unwrap();
+    let run = super::read::Run::read(folder.path()).unwrap();
+    assert_eq!((run.answers.len(), run.unreadable_answers), (2, 1));
+    assert!(super::page(folder.path()).unwrap().contains("1 line of samples.jsonl could not be read"));
 }
 
 #[test]

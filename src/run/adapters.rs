@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 
 use tune_kernels::KernelBackend;
 
+use super::fidelity::{Fidelity, HeldOut};
 use super::held_out::{self, Source};
 use super::{Environment, Error};
 use crate::adapter::peft::{self, Numbers};
 use crate::adapter::target::tensors;
 use crate::assets::folder::tokenizer_files;
-use crate::assets::resolve_base;
+use crate::assets::{ModelDir, resolve_base};
 use crate::device::{Device, OnBackend};
 use crate::export::base::{OpenedBase, fit, ignored_config_keys};
 use crate::export::check::Rows;
@@ -132,6 +133,25 @@ impl Merge {
         keep_sources(out, &[self.plan.adapter.folder(), self.plan.base.folder.root()])?;
         let work = Merging { merge: self, out, progress, stop: environment.stop };
         Ok(Device::choose(device)?.run(work)??)
+    }
+}
+
+impl Merge {
+    /// Measures the folder that [`Self::run`] wrote.
+    ///
+    /// # Errors
+    /// As [`HeldOut::measure`].
+    pub fn measure(
+        &self,
+        out: &Path,
+        rows: &HeldOut,
+        device: DeviceSpec,
+        progress: &mut dyn FnMut(usize, usize),
+        environment: &Environment<'_>,
+    ) -> Result<Fidelity, Error> {
+        let (plan, written) = (&self.plan, ModelDir::open(out)?);
+        let sides = (written.weights(), &plan.spec);
+        rows.measure(&plan.base, Some(plan.adapted()), sides, device, progress, environment)
     }
 }
 

@@ -10,7 +10,7 @@ const FEW_HELD_OUT: u64 = 10;
 const MANY_EPOCHS: f64 = 10.0;
 /// Share of the steps above which a warm-up leaves little of the run.
 const LONG_WARMUP: f64 = 0.3;
-/// Runs of at most so many steps get a note when the first one has rate zero.
+/// Runs of at most in steps get a note when the first one has rate zero.
 const SHORT_RUN: u64 = 20;
 
 /// Notes on a run of `steps` optimizer steps over `epochs` passes, with so many held-out rows.

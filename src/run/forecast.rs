@@ -204,8 +204,11 @@ pub fn forecast(subject: Subject, options: Options, environment: &Environment<'_
             None => return Err(Error::UnknownShape(name)),
         },
         Subject::Config(path) => {
-            let config = json::read_object(&path, json::CONFIG_LIMIT)?;
-            model(path.display().to_string(), family::decoder_spec(&config)?, options)
+            // The file is an argument: one that cannot be planned for is a wrong one.
+            let refused = |error: &dyn std::fmt::Display| Error::Choice(error.to_string());
+            let config = json::read_object(&path, json::CONFIG_LIMIT).map_err(|error| refused(&error))?;
+            let spec = family::decoder_spec(&config).map_err(|error| refused(&error))?;
+            model(path.display().to_string(), spec, options)
         }
     };
     Ok(planned.report(options.tokens_per_second))

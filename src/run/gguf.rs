@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::adapters::{BaseChoice, keep_sources};
+use super::fidelity::{Fidelity, HeldOut};
 use super::{Environment, Error};
 use crate::adapter::peft;
 use crate::assets::resolve_base;
@@ -16,6 +17,7 @@ use crate::export::shards::{SHARD_BYTES, Written};
 use crate::export::weights::Merged;
 use crate::files::Existing;
 use crate::model::FloatDtype;
+use crate::recipe::DeviceSpec;
 use crate::{export, model as decoder};
 
 /// The source of a GGUF file: a model, or an adapter merged into its base.
@@ -89,16 +91,45 @@ impl Source {
         progress: &mut dyn FnMut(Written),
         environment: &Environment<'_>,
     ) -> Result<model::Outcome, Error> {
-        let stop = environment.stop;
+        match self {
+            Self::Model { model, .. } => keep_sources(out, &[model.folder.root()])?,
+            Self::Adapter(plan) => keep_sources(out, &[plan.adapter.folder(), plan.base.folder.root()])?,
+        }
+        self.with_file(file_type, |file| file.write(out, existing, progress, environment.stop))
+    }
+
+    /// Measures the file in `out` that [`Self::export`] wrote.
+    ///
+    /// # Errors
+    /// As [`HeldOut::measure`].
+    pub fn measure(
+        &self,
+        file_type: FileType,
+        out: &Path,
+        rows: &HeldOut,
+        device: DeviceSpec,
+        progress: &mut dyn FnMut(usize, usize),
+        environment: &Environment<'_>,
+    ) -> Result<Fidelity, Error> {
+        let weights = self.with_file(file_type, |file| file.read_back(out))?;
+        let (adapted, spec) = match self {
+            Self::Model { model, .. } => (None, &model.spec),
+            Self::Adapter(plan) => (Some(plan.adapted()), &plan.spec),
+        };
+        rows.measure(self.base(), adapted, (&weights, spec), device, progress, environment)
+    }
+
+    fn with_file<T>(
+        &self,
+        file_type: FileType,
+        work: impl FnOnce(&Model<'_>) -> Result<T, export::Error>,
+    ) -> Result<T, Error> {
         match self {
             Self::Model { model, text } => {
-                keep_sources(out, &[model.folder.root()])?;
                 let provenance = provenance::of_model(model);
-                let file = Model { base: model, merged: None, text, file_type, provenance };
-                Ok(file.write(out, existing, progress, stop)?)
+                Ok(work(&Model { base: model, merged: None, text, file_type, provenance })?)
             }
             Self::Adapter(plan) => {
-                keep_sources(out, &[plan.adapter.folder(), plan.base.folder.root()])?;
                 let merged = Merged {
                     base: &plan.base,
                     spec: &plan.spec,
@@ -112,14 +143,8 @@ impl Source {
                     metadata: &BTreeMap::new(),
                 };
                 let provenance = provenance::of_adapter(&plan.base, &plan.adapter, Some(&plan.onto_name()))?;
-                let file = Model {
-                    base: &plan.base,
-                    merged: Some(&merged),
-                    text: &plan.text,
-                    file_type,
-                    provenance,
-                };
-                Ok(file.write(out, existing, progress, stop)?)
+                let (base, text) = (&plan.base, &plan.text);
+                Ok(work(&Model { base, merged: Some(&merged), text, file_type, provenance })?)
             }
         }
     }

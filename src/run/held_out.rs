@@ -54,23 +54,16 @@ pub(super) fn rows(
     let mut rows = match source {
         Source::Prompts(path) => prompts(path, tokenizer)?,
         Source::Recipe(path) => of_recipe(path, environment)?,
-        Source::Any => {
-            // A run folder has its recipe beside the adapter; its data may have been moved.
-            let beside = match adapter.parent().filter(|above| !above.as_os_str().is_empty()) {
-                Some(above) => above.join("recipe.toml"),
-                None => adapter.join("../recipe.toml"),
-            };
-            match beside.is_file().then(|| of_recipe(&beside, environment)) {
-                Some(Ok(rows)) => rows,
-                Some(Err(Error::Stopped)) => return Err(Error::Stopped),
-                Some(Err(_)) => {
-                    let mut rows = own(tokenizer, vocabulary)?;
-                    rows.origin.push_str(" (the recipe beside the adapter has no held-out rows)");
-                    rows
-                }
-                None => own(tokenizer, vocabulary)?,
+        Source::Any => match recipe_beside(adapter).map(|recipe| of_recipe(&recipe, environment)) {
+            Some(Ok(rows)) => rows,
+            Some(Err(Error::Stopped)) => return Err(Error::Stopped),
+            Some(Err(_)) => {
+                let mut rows = own(tokenizer, vocabulary)?;
+                rows.origin.push_str(" (the recipe beside the adapter has no held-out rows)");
+                rows
             }
-        }
+            None => own(tokenizer, vocabulary)?,
+        },
     };
     rows.ids.truncate(ROWS);
     for row in &mut rows.ids {
@@ -81,6 +74,15 @@ pub(super) fn rows(
         true => Err(Error::NoRows { origin: rows.origin }),
         false => Ok(rows),
     }
+}
+
+/// The recipe of the run folder that an adapter is in; its data may have been moved.
+pub(super) fn recipe_beside(adapter: &Path) -> Option<PathBuf> {
+    let beside = match adapter.parent().filter(|above| !above.as_os_str().is_empty()) {
+        Some(above) => above.join("recipe.toml"),
+        None => adapter.join("../recipe.toml"),
+    };
+    beside.is_file().then_some(beside)
 }
 
 fn prompts(path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Rows, Error> {

@@ -119,7 +119,8 @@ fn look(data: &str, tokenizer: Option<&Tokenizer>, hub_cache: &Path) -> Result<F
             (_, None) => text.len() / BYTES_PER_TOKEN,
         });
         let prompt = prompt_of(&example).filter(|prompt| prompt.chars().count() <= LONGEST_PROMPT);
-        prompts.extend(prompt.filter(|_| prompts.len() < 2));
+        let prompt = prompt.filter(|prompt| prompts.len() < 2 && !prompts.contains(prompt));
+        prompts.extend(prompt);
     }
     lengths.sort_unstable();
     Ok(Found { guess, rows, lengths, is_counted: tokenizer.is_some(), prompts })
@@ -205,7 +206,7 @@ fn written(data: &str, base: &str, name: &str, found: &Found, parameters: Option
     let mut line = |line: &str| {
         let _infallible = writeln!(text, "{line}");
     };
-    line(&format!("# Made by `tune init` for {data}: {} rows.", Grouped(rows)));
+    line(&format!("# Made by `tune init` for {data}: {}.", Grouped(rows).of("row", "rows")));
     line("# Every key: `tune keys`. Check it with `tune validate`, look at the rows with `tune inspect`.\n");
     line("version = 1");
     line(&format!("output_dir = {}\n", quoted(&format!("runs/{name}"))));
@@ -233,17 +234,17 @@ fn written(data: &str, base: &str, name: &str, found: &Found, parameters: Option
     line("[data]");
     let what = if is_paired { " with its prompt" } else { "" };
     line(&format!(
-        "# The longest row{what} has{count} {} tokens; {fitting} of {} rows looked at fit.",
-        Grouped(longest as u64),
-        lengths.len()
+        "# The longest row{what} has{count} {}; {fitting} of {} looked at fit.",
+        Grouped(longest as u64).of("token", "tokens"),
+        Grouped(lengths.len() as u64).of("row", "rows")
     ));
     line("# Memory grows with it: the first thing to lower when memory runs out.");
     line(&format!("max_seq_len = {max_seq_len}"));
     line("# Longer rows are left out, counted and named; \"error\" would end the run.");
     line("on_overflow = \"drop\"");
     line(&format!(
-        "# {} rows are held out: their loss tells learning from memorising.",
-        Grouped(rows - trained.min(rows))
+        "# {} held out: the loss on held-out rows tells learning from memorising.",
+        Grouped(rows - trained.min(rows)).of("row is", "rows are")
     ));
     line(&format!("val_split = {val_split}\n"));
     line("[[dataset]]");
@@ -273,7 +274,8 @@ fn written(data: &str, base: &str, name: &str, found: &Found, parameters: Option
     line("micro_batch_size = 2");
     line(&format!("gradient_accumulation_steps = {accumulation}"));
     line(&format!("learning_rate = {rate}"));
-    line(&format!("# At most {} steps: about ten evaluations and checkpoints.", Grouped(steps)));
+    let most = Grouped(steps).of("step", "steps");
+    line(&format!("# At most {most}: about ten evaluations and checkpoints."));
     line(&format!("eval_steps = {interval}"));
     line(&format!("save_steps = {interval}"));
     if let Some(parameters) = parameters {

@@ -6,6 +6,7 @@ mod agreement;
 pub mod bench;
 pub mod doctor;
 pub mod evaluate;
+pub mod fidelity;
 pub mod fine_tune;
 pub mod forecast;
 pub mod gguf;

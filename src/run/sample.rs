@@ -3,7 +3,6 @@
 //! A prompt is formatted as in the first training dataset: as a user turn, an Alpaca instruction, or the beginning of a
 //! text.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -15,7 +14,7 @@ use super::open::Opened;
 use crate::adapter::lora::LoraSet;
 use crate::data::example::{Answer, Example, Message};
 use crate::data::spec::{Format, Split};
-use crate::files::{self, Action};
+use crate::files;
 use crate::generate::{Finish, Sampling, generate};
 use crate::model::Decoder;
 use crate::train::event::{Event, Observer, Sample};
@@ -86,10 +85,7 @@ impl<'a> Sampler<'a> {
             format!("{}\n", serde_json::json!({"step": step, "prompt": prompt, "answer": answer}))
         };
         let lines: String = answers.iter().map(line).collect();
-        let written = files::append(path).and_then(|mut file| {
-            file.write_all(lines.as_bytes()).map_err(files::Error::io(Action::Write, path))
-        });
-        if let Err(error) = written {
+        if let Err(error) = files::append_lines(path, &lines) {
             observer.observe(&Event::Warning(error.to_string()));
         }
         observer.observe(&Event::Sampled { step, answers: &answers });

@@ -477,10 +477,10 @@ fn report_two_warmups(table: &mut TableReader<'_, '_>, _: &Draft) {
         let problem = Problem::new(
             "recipe::contradiction",
             steps,
-            "`warmup_steps` and `warmup_ratio` both say how long",
+            "`warmup_steps` and `warmup_ratio` both set the warm-up",
         )
-        .label("so many steps")
-        .also(ratio, "and so large a share")
+        .label("in steps")
+        .also(ratio, "and as a share")
         .help("keep one of them");
         table.report(problem);
     }

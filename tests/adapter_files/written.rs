@@ -170,6 +170,18 @@ fn files_beside_are_copied_and_old_folders_replaced_when_asked() {
     assert_eq!(fs::read(folder.join("tokenizer.json")).unwrap(), b"{}");
     let card = fs::read_to_string(folder.join(CARD_FILE)).unwrap();
     assert!(card.starts_with("---\nbase_model: \"my \\\"base\\\"\"\nlibrary_name: peft\n"), "{card}");
+    // A template for tools goes where it is looked for, unless the recipe chose another template for everything.
+    let additional = out.path().join("additional_chat_templates/tool_use.jinja");
+    fs::create_dir(additional.parent().unwrap()).unwrap();
+    fs::write(&additional, "with tools").unwrap();
+    for chosen in [None, Some("chosen")] {
+        let beside = [tokenizer.clone(), additional.clone()];
+        let (set, none) = (filled(&targets), BTreeMap::new());
+        peft::write(&folder, Existing::Replace, &set, &config, &none, &beside, chosen).unwrap();
+        let copied = fs::read_to_string(folder.join("additional_chat_templates/tool_use.jinja")).ok();
+        assert_eq!(copied.as_deref(), if chosen.is_some() { None } else { Some("with tools") });
+        assert_eq!(folder.join("chat_template.jinja").exists(), chosen.is_some());
+    }
 }
 
 proptest! {

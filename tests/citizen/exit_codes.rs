@@ -52,10 +52,24 @@ fn two_for_the_command_line_and_the_recipe() {
         &["verify", "no-such-adapter"],
         &["inspect", "small.toml", "--row", "99"],
         &["bench", "--shape", "no-such-shape"],
+        &["plan", "--config", "no-such.json"],
+        &["plan", "--config", "small.toml"],
     ] {
         expect(2, folder.path(), arguments);
     }
     assert!(!folder.path().join("run").exists());
+    // What is planned for is named by the user, and refused with the reason.
+    for (config, reason) in [
+        ("{}", "neither `model_type` nor `architectures`"),
+        (r#"{"model_type": "mamba"}"#, "model type \"mamba\""),
+        (r#"{"model_type": "mistral3", "text_config": 3}"#, "`text_config` is a number; expected an object"),
+        (r#"{"model_type": "mistral3"}"#, "`text_config` is missing"),
+    ] {
+        fs::write(folder.path().join("config.json"), config).unwrap();
+        let refused = text(&expect(2, folder.path(), &["plan", "--config", "config.json"]).stderr);
+        let said = refused.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(said.contains(reason), "{config}: {said}");
+    }
 }
 
 #[test]

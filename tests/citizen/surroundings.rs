@@ -140,3 +140,63 @@ fn an_output_folder_may_be_a_link() {
     assert!(folder.path().join("elsewhere/adapter_model.safetensors").is_file());
     assert!(fs::symlink_metadata(folder.path().join("out")).unwrap().is_symlink());
 }
+
+/// A small file system at a folder, until this is dropped.
+#[cfg(target_os = "linux")]
+struct SmallDisk(tempfile::TempDir);
+
+#[cfg(target_os = "linux")]
+impl SmallDisk {
+    /// `None` where this user may not mount one.
+    fn mount(options: &str) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(folder.path()).stderr(Stdio::null());
+        mount.status().is_ok_and(|status| status.success()).then_some(Self(folder))
+    }
+}
+
+#[cfg(target_os = "linux")]
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+/// A run that writes its base in 4 bits to a disk that is too small, or that fills up, ends as a lack of resources and says
+/// which file needs how much room.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_named_with_the_way_out() {
+    let folder = small();
+    let run = |disk: &SmallDisk| {
+        let output_dir = format!("output_dir={:?}", disk.0.path().join("run").display().to_string());
+        let mut tune = command(folder.path(), &["run", "small.toml", "--set", "model.offload=disk"]);
+        tune.args(["--set", "quantization.nf4.block_size=64", "--set", &output_dir]);
+        let output = tune.output().unwrap();
+        let told: Vec<String> = text(&output.stderr).split_whitespace().map(str::to_owned).collect();
+        (output.status.code(), told.join(" "))
+    };
+    let Some(small) = SmallDisk::mount("size=8m") else {
+        return println!("skipped: this user may not mount a small disk");
+    };
+    let (code, told) = run(&small);
+    assert_eq!(code, Some(4), "{told}");
+    for part in ["base-packed` takes", "are free on its disk", "choose a folder on another disk"] {
+        assert!(told.contains(part), "no `{part}` in {told}");
+    }
+    assert!(!small.0.path().join("run/base-packed").exists(), "nothing was written");
+    // Bytes enough, and no room for more files: it fills up while the folder is written.
+    let mut outcomes = Vec::new();
+    for files in [3, 6, 9, 12, 60] {
+        let Some(disk) = SmallDisk::mount(&format!("size=128m,nr_inodes={files}")) else { return };
+        let (code, told) = run(&disk);
+        if code != Some(0) {
+            assert_eq!(code, Some(4), "{files} files: {told}");
+            assert!(told.contains("the disk is full; free some space"), "{files} files: {told}");
+            assert!(told.contains(&disk.0.path().display().to_string()), "{files} files: {told}");
+        }
+        outcomes.push(code);
+    }
+    assert_eq!((outcomes.first(), outcomes.last()), (Some(&Some(4)), Some(&Some(0))));
+}

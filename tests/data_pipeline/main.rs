@@ -314,7 +314,11 @@ fn what_is_too_long_or_empty_is_counted_and_named() {
     let Err(Error::Rows(bad)) = refused.accept() else { panic!("bad rows are accepted") };
     let message = bad.to_string();
     assert!(message.contains("2 of 4 rows cannot be used"), "{message}");
-    assert!(message.contains("a.jsonl:1: 70 tokens, more than max_seq_len = 64"), "{message}");
+    assert!(
+        message.contains("1 row has more than max_seq_len = 64 tokens; 70 would fit all. Raise"),
+        "{message}"
+    );
+    assert!(message.contains("a.jsonl:1: 70 tokens\n"), "{message}");
     assert!(message.contains("a.jsonl:3: nothing is supervised"), "{message}");
     // The stream, asked without a survey, stops there too.
     let corpus = open(OnOverflow::Error, OnEmpty::Error);

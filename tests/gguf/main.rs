@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests stop where they fail")]
 
 mod computed;
+mod measured;
 mod reader;
 mod refused;
 mod support;

@@ -109,9 +109,9 @@ impl Unusable {
             Self::NoNvrtc | Self::NoCudaHeaders(_) => {
                 "install the CUDA toolkit. Debian/Ubuntu: `apt install nvidia-cuda-toolkit`; Fedora: cuda-toolkit from \
                  NVIDIA's repository; Arch: `pacman -S cuda`. Or without root, for a driver of CUDA 13 (580 or newer): \
-                 `pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl`, then set \
-                 CUDA_PATH to the folder nvidia/cu13 of site-packages and LD_LIBRARY_PATH to its lib. A build with the \
-                 feature `vulkan` needs only the driver"
+                 `pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl`. A tune that pip \
+                 installed into the same environment finds them; for another one set CUDA_PATH to the folder nvidia/cu13 of \
+                 site-packages and LD_LIBRARY_PATH to its lib. A build with the feature `vulkan` needs only the driver"
             }
             Self::NvrtcTooNew { .. } => {
                 "update NVIDIA's driver, or install a CUDA toolkit no newer than it; a build with the feature `vulkan` \

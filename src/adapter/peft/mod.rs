@@ -23,6 +23,7 @@ pub use read::Adapter;
 use super::error::Error;
 use super::lora::LoraSet;
 use super::parameter::Parameter;
+use crate::assets::folder::{copy_tokenizer_file, is_additional_template};
 use crate::files::safetensors::{Dtype, Layout, TensorHeader, write_f32};
 use crate::files::{self, Existing};
 
@@ -39,7 +40,7 @@ pub const CARD_FILE: &str = "README.md";
 ///
 /// `provenance` joins `{"format": "pt"}` in the safetensors metadata; `beside` are files copied in under their
 /// own names (tokenizer and chat template). A `chat_template` that the recipe chose is written as
-/// `chat_template.jinja`, in the place of the model's own, since it is what the adapter was trained with.
+/// `chat_template.jinja`, in the place of all of the model's own, since it is what the adapter was trained with.
 ///
 /// # Errors
 /// The folder exists and must not be replaced, writing fails, or a value is not finite.
@@ -83,10 +84,9 @@ pub fn write_folder(
         write_numbers(&inside.join(TENSORS_FILE), numbers, provenance)?;
         files::write_bytes(&inside.join(CARD_FILE), card::card(config).as_bytes())?;
         for file in beside {
-            let Some(name) = file.file_name() else {
-                return Err(files::Error::NoName { path: file.clone() }.into());
-            };
-            files::copy_file(file, &inside.join(name))?;
+            if chat_template.is_none() || !is_additional_template(file) {
+                copy_tokenizer_file(file, inside)?;
+            }
         }
         if let Some(template) = chat_template {
             files::write_bytes(&inside.join(TEMPLATE_FILE), template.as_bytes())?;

@@ -11,6 +11,9 @@ use crate::units::Grouped;
 /// How many bad rows are kept to be shown; the others are only counted.
 pub const SHOWN_BAD_ROWS: usize = 20;
 
+/// How many of the rows that are too long are shown.
+const SHOWN_TOO_LONG: usize = 3;
+
 /// Where a row stands in its file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -70,9 +73,21 @@ impl fmt::Display for Field<'_> {
 /// "First" is by row number, so that what is shown does not depend on how many threads looked.
 #[derive(Clone, Debug, Default)]
 pub struct BadRows {
-    first: Vec<(RowId, RowError)>,
+    first: Vec<Kept>,
     bad: u64,
     seen: u64,
+    /// The most tokens that a row may have.
+    max_seq_len: usize,
+    /// Tokens of each row that has more.
+    too_long: Vec<usize>,
+}
+
+#[derive(Clone, Debug)]
+struct Kept {
+    row: RowId,
+    error: RowError,
+    /// Where it has too many.
+    tokens: Option<usize>,
 }
 
 impl BadRows {
@@ -85,15 +100,26 @@ impl BadRows {
     pub fn bad(&mut self, row: RowId, error: RowError) {
         self.seen += 1;
         self.bad += 1;
-        self.keep(row, error);
+        self.keep(Kept { row, error, tokens: None });
+    }
+
+    /// As [`Self::bad`], of a row that has more tokens than `max_seq_len`.
+    pub fn too_long(&mut self, row: RowId, error: RowError, tokens: usize, max_seq_len: usize) {
+        self.seen += 1;
+        self.bad += 1;
+        self.max_seq_len = max_seq_len;
+        self.too_long.push(tokens);
+        self.keep(Kept { row, error, tokens: Some(tokens) });
     }
 
     /// Adds what another thread saw.
     pub fn merge(&mut self, other: BadRows) {
         self.seen += other.seen;
         self.bad += other.bad;
-        for (row, error) in other.first {
-            self.keep(row, error);
+        self.max_seq_len = self.max_seq_len.max(other.max_seq_len);
+        self.too_long.extend(other.too_long);
+        for kept in other.first {
+            self.keep(kept);
         }
     }
 
@@ -113,14 +139,14 @@ impl BadRows {
     }
 
     /// The first [`SHOWN_BAD_ROWS`] bad rows, in order.
-    pub fn first(&self) -> impl Iterator<Item = &(RowId, RowError)> {
-        self.first.iter()
+    pub fn first(&self) -> impl Iterator<Item = (RowId, &RowError)> {
+        self.first.iter().map(|kept| (kept.row, &kept.error))
     }
 
-    fn keep(&mut self, row: RowId, error: RowError) {
-        let at = self.first.partition_point(|(kept, _)| *kept < row);
+    fn keep(&mut self, new: Kept) {
+        let at = self.first.partition_point(|kept| kept.row < new.row);
         if at < SHOWN_BAD_ROWS {
-            self.first.insert(at, (row, error));
+            self.first.insert(at, new);
             self.first.truncate(SHOWN_BAD_ROWS);
         }
     }
@@ -129,12 +155,45 @@ impl BadRows {
 impl fmt::Display for BadRows {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{} of {} rows cannot be used", Grouped(self.bad), Grouped(self.seen))?;
-        for (_, error) in &self.first {
-            write!(formatter, "\n  {error}")?;
+        self.write_too_long(formatter)?;
+        let mut others = self.bad - self.too_long.len() as u64;
+        for kept in self.first.iter().filter(|kept| kept.tokens.is_none()) {
+            write!(formatter, "\n  {}", kept.error)?;
+            others -= 1;
         }
-        match self.bad - self.first.len() as u64 {
+        match others {
             0 => Ok(()),
             more => write!(formatter, "\n  and {} more", Grouped(more)),
+        }
+    }
+}
+
+impl BadRows {
+    /// The rows that are too long, together: how long they are, what would fit, and the first of them.
+    fn write_too_long(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(&longest) = self.too_long.iter().max() else { return Ok(()) };
+        let count = self.too_long.len() as u64;
+        let twice = self.max_seq_len.saturating_mul(2);
+        let fitting = self.too_long.iter().filter(|tokens| **tokens <= twice).count() as u64;
+        let some = match fitting {
+            0 => String::new(),
+            _ if fitting == count => String::new(),
+            _ => format!("{twice} would fit {} of them, ", Grouped(fitting)),
+        };
+        let rows = Grouped(count).of("row has", "rows have");
+        write!(
+            formatter,
+            "\n  {rows} more than max_seq_len = {} tokens; {some}{longest} would fit all. Raise max_seq_len, or set \
+             on_overflow to \"drop\" or \"truncate\"",
+            self.max_seq_len
+        )?;
+        let shown = self.first.iter().filter_map(|kept| Some((&kept.error.place, kept.tokens?)));
+        for (place, tokens) in shown.take(SHOWN_TOO_LONG) {
+            write!(formatter, "\n    {place}: {tokens} tokens")?;
+        }
+        match count.saturating_sub(SHOWN_TOO_LONG as u64) {
+            0 => Ok(()),
+            more => write!(formatter, "\n    and {} more", Grouped(more)),
         }
     }
 }
@@ -242,4 +301,33 @@ pub enum Error {
         /// The column's type.
         found: String,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_are_too_long_are_one_line_with_what_would_fit() {
+        let row = |row| RowId { dataset: 0, row };
+        let error = |line, problem: &str| {
+            let place = Place { file: Path::new("a.jsonl").into(), position: Position::Line(line) };
+            RowError { place, field: String::new(), problem: problem.to_owned() }
+        };
+        let (mut one, mut other) = (BadRows::default(), BadRows::default());
+        for (number, tokens) in [(0, 100), (1, 70), (2, 300), (5, 90)] {
+            one.too_long(row(number), error(number + 1, "too long"), tokens, 64);
+        }
+        other.bad(row(3), error(4, "no text"));
+        other.good();
+        other.merge(one);
+        assert_eq!(
+            other.to_string(),
+            "5 of 6 rows cannot be used\n  4 rows have more than max_seq_len = 64 tokens; 128 would fit 3 of them, 300 \
+             would fit all. Raise max_seq_len, or set on_overflow to \"drop\" or \"truncate\"\n    a.jsonl:1: 100 \
+             tokens\n    a.jsonl:2: 70 tokens\n    a.jsonl:3: 300 tokens\n    and 1 more\n  a.jsonl:4: no text"
+        );
+        // For programs every row is there.
+        assert_eq!(other.first().map(|(id, _)| id.row).collect::<Vec<_>>(), [0, 1, 2, 3, 5]);
+    }
 }

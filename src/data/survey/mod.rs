@@ -14,9 +14,9 @@ use crate::data::batch::Batching;
 use crate::data::corpus::{Corpus, Inner, Part};
 use crate::data::error::Error;
 use crate::data::example::RowId;
-use crate::data::sequence::FitOutcome;
+use crate::data::sequence::{FitOutcome, Limits};
 use crate::data::source::{BadRows, Place, SHOWN_BAD_ROWS};
-use crate::data::spec::Format;
+use crate::data::spec::{Format, OnOverflow};
 use crate::data::template::{EndOfTurn, SpanMethod};
 use crate::data::token_store::TokenStore;
 use crate::data::tokenize::{Supervision, Tokenized};
@@ -219,12 +219,19 @@ impl Seen {
         for name in unread {
             *self.unread.entry((id.dataset, name)).or_default() += 1;
         }
+        let mut longest = 0;
         let fate = documents.and_then(|documents| {
             self.remark(inner, part, id, &documents);
+            longest = documents.iter().map(|document| document.input_ids.len()).max().unwrap_or(0);
             inner.fit(id, documents)
         });
+        let Limits { max_seq_len, on_overflow, .. } = inner.limits;
         let fate = match fate {
             Ok(fate) => fate,
+            Err(error) if longest > max_seq_len && on_overflow == OnOverflow::Error => {
+                self.survey.bad.too_long(id, error, longest, max_seq_len);
+                return 0;
+            }
             Err(error) => {
                 self.survey.bad.bad(id, error);
                 return 0;

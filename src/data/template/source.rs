@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{ChatTemplate, TemplateError};
+use crate::assets::folder::ADDITIONAL_TEMPLATES;
 use crate::data::spec::ChatTemplateSource;
 use crate::data::tokenize::Tokenizer;
 
@@ -19,9 +20,6 @@ pub const CHATML: &str = "\
 {{ '<|im_start|>assistant\\n' }}
 {%- endif -%}
 ";
-
-/// Where transformers saves templates beside the default one.
-const ADDITIONAL: &str = "additional_chat_templates";
 
 impl ChatTemplate {
     /// The template for the model in `folder`: `choice` if the recipe makes one, else the model's own; `None` where
@@ -44,7 +42,7 @@ impl ChatTemplate {
             None => {
                 let file = folder.join("chat_template.jinja");
                 if file.is_file() {
-                    let tool_use = folder.join(ADDITIONAL).join("tool_use.jinja");
+                    let tool_use = folder.join(ADDITIONAL_TEMPLATES).join("tool_use.jinja");
                     let tool_use = tool_use.is_file().then(|| read(&tool_use)).transpose()?;
                     Some((Declared { default: read(&file)?, tool_use }, file.display().to_string()))
                 } else {
@@ -137,9 +135,10 @@ mod tests {
         for file in ["tokenizer.json", "tokenizer_config.json"] {
             std::fs::copy(base.join(file), folder.path().join(file)).unwrap();
         }
-        std::fs::create_dir(folder.path().join(ADDITIONAL)).unwrap();
+        std::fs::create_dir(folder.path().join(ADDITIONAL_TEMPLATES)).unwrap();
         std::fs::write(folder.path().join("chat_template.jinja"), "plain").unwrap();
-        std::fs::write(folder.path().join(ADDITIONAL).join("tool_use.jinja"), "with tools").unwrap();
+        std::fs::write(folder.path().join(ADDITIONAL_TEMPLATES).join("tool_use.jinja"), "with tools")
+            .unwrap();
         let tokenizer = Tokenizer::open(folder.path()).unwrap();
         let template = ChatTemplate::open(None, folder.path(), &tokenizer).unwrap().unwrap();
         let shown = |tools| {

@@ -105,6 +105,15 @@ impl Layout {
         &self.tensors
     }
 
+    /// Where the data of each tensor begins in the file, in file order.
+    pub fn offsets(&self) -> impl Iterator<Item = u64> {
+        self.tensors.iter().scan(self.header.len() as u64, |next, tensor| {
+            let offset = *next;
+            *next += tensor.bytes().next_multiple_of(ALIGNMENT) as u64;
+            Some(offset)
+        })
+    }
+
     /// Size of the file, in bytes.
     pub fn bytes(&self) -> u64 {
         let data: usize = self.tensors.iter().map(|tensor| tensor.bytes().next_multiple_of(ALIGNMENT)).sum();
@@ -217,6 +226,8 @@ mod tests {
         let mut file = Vec::new();
         layout.write(&mut file, |index| Ok(vec![index as u8 + 1; if index == 0 { 4 } else { 6 }])).unwrap();
         assert_eq!(file.len() as u64, layout.bytes());
+        let data: Vec<u8> = layout.offsets().map(|offset| file[offset as usize]).collect();
+        assert_eq!(data, [1, 2], "each tensor begins where it is said to");
         let mut expected = b"GGUF\x03\0\0\0".to_vec();
         for count in [2_u64, 2] {
             expected.extend(count.to_le_bytes());

@@ -76,12 +76,23 @@ impl Tensor {
 
     /// Its numbers, from those of a tensor of the checkpoint.
     pub fn arranged(&self, values: Vec<f32>) -> Vec<f32> {
-        let columns = if self.source.shape.len() > 1 { self.source.shape[1] } else { 1 };
-        let mut values = self.rows.arranged(values, columns);
+        let mut values = self.rows.arranged(values, self.columns());
         if self.plus_one {
             values.iter_mut().for_each(|value| *value += 1.0);
         }
         values
+    }
+
+    /// Length of a row: 1 for a vector.
+    pub fn columns(&self) -> usize {
+        if self.source.shape.len() > 1 { self.source.shape[1] } else { 1 }
+    }
+
+    /// Which row of a tensor of the checkpoint each of its rows is. Row numbers are exact in f32 up to 2^24.
+    pub fn source_rows(&self) -> Vec<usize> {
+        let all = self.source.shape.first().copied().unwrap_or(1);
+        let rows = self.rows.arranged((0..all).map(|row| row as f32).collect(), 1);
+        rows.into_iter().map(|row| row as usize).collect()
     }
 }
 

@@ -45,6 +45,11 @@ impl FileType {
         }
     }
 
+    /// Whether it has fewer bits than 8, so that rounding can cost what training gained.
+    pub fn rounds(self) -> bool {
+        !matches!(self, Self::F32 | Self::F16 | Self::Bf16 | Self::Q8_0)
+    }
+
     /// Its number in `general.file_type` (`enum llama_ftype`).
     pub fn id(self) -> u32 {
         match self {

@@ -11,6 +11,7 @@
 //! | `vocabulary`, `pre` | the tokenizer |
 //! | `provenance` | metadata keys about the origin |
 //! | `model`, `lora` | the two kinds of files, streamed to disk |
+//! | `read_back` | a written file as the weights of its model |
 //! | `modelfile` | the Modelfile beside them |
 //!
 //! The block formats themselves are in [`tune_kernels::ggml`].
@@ -25,6 +26,7 @@ pub mod modelfile;
 mod positions;
 mod pre;
 pub mod provenance;
+mod read_back;
 pub mod rows;
 pub mod vocabulary;
 

@@ -19,7 +19,8 @@ use super::container::{Keys, Layout, TensorHeader, Value};
 use super::family::{self, Tensor};
 use super::mixture::{self, FileType};
 use super::modelfile::{self, Modelfile};
-use super::vocabulary;
+use super::{read_back, vocabulary};
+use crate::assets::WeightFiles;
 use crate::files::{self, Existing};
 use crate::model::tensors::{self, Checked};
 
@@ -113,7 +114,7 @@ impl Model<'_> {
             *kinds.entry(tensor.kind).or_insert(0) += 1;
         }
         let checked = tensors::check(spec, self.base.folder.weights(), None)?;
-        let file = format!("model-{}.gguf", self.file_type.name());
+        let file = self.file_name();
         let stops = self.stops(&ends);
         let modelfile =
             Modelfile { file: &file, base: None, template: self.text.template.as_ref(), stops: &stops };
@@ -149,6 +150,26 @@ impl Model<'_> {
         };
         let bytes = layout.bytes();
         Ok(Outcome { file, bytes, kinds, fallbacks, error, worst: measured.worst, notes })
+    }
+
+    fn file_name(&self) -> String {
+        format!("model-{}.gguf", self.file_type.name())
+    }
+
+    /// The weights that a program finds in the file that [`Self::write`] wrote into `folder`, under the names that they have
+    /// in the checkpoint.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn read_back(&self, folder: &Path) -> Result<WeightFiles, Error> {
+        let (sources, headers) = self.plan(&mut Vec::new())?;
+        let layout = Layout::new(&self.keys(&self.ends(), &mut Vec::new())?, headers);
+        let tensors = sources.into_iter().zip(layout.tensors()).zip(layout.offsets());
+        let written = tensors.filter_map(|((source, header), offset)| match source {
+            Source::Weight(tensor) => Some((tensor, header.kind, offset)),
+            Source::Computed(..) => None,
+        });
+        Ok(read_back::weights(folder, &self.file_name(), written.collect()))
     }
 
     /// Every key of the file.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::assets::folder::copy_tokenizer_file;
 use crate::export::Error;
 use crate::export::base::OpenedBase;
 use crate::files;
@@ -33,9 +34,7 @@ pub(super) fn write(
     }
     copied.extend(licences(base.folder.root())?);
     for file in copied {
-        if let Some(name) = file.file_name() {
-            files::copy_file(&file, &folder.join(name))?;
-        }
+        copy_tokenizer_file(&file, folder)?;
     }
     files::write_bytes(&folder.join("README.md"), card(base, quantization)?.as_bytes())?;
     Ok(())

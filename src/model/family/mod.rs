@@ -121,8 +121,9 @@ impl Declared {
                 let also = architectures.first().map(|name| format!(" ({name})")).unwrap_or_default();
                 unsupported(format!("model type {name:?}{also}"))
             })?,
+            None if architectures.is_empty() => return Err(Error::NoArchitecture),
             None => known(&|family| architectures.iter().any(|name| alike(family.architecture, name)))
-                .ok_or_else(|| unsupported("no known `model_type` or `architectures`".into()))?,
+                .ok_or_else(|| unsupported(format!("architecture {}", architectures.join(", "))))?,
         };
         match architectures.first() {
             None => Ok(family),

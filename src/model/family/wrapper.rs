@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use crate::assets::json::kind;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 
@@ -79,8 +80,14 @@ impl Wrapper {
                 || name.is_none() && architectures.contains(&wrapper.architecture)
         };
         let Some(wrapper) = WRAPPERS.iter().find(is) else { return Ok(None) };
-        let Some(Value::Object(text)) = config.get("text_config") else {
-            return Err(config.fail("text_config", "is missing; it describes the text decoder"));
+        let text = match config.get("text_config") {
+            Some(Value::Object(text)) => text,
+            Some(other) => {
+                let message =
+                    format!("is {}; expected an object that describes the text decoder", kind(other));
+                return Err(config.fail("text_config", message));
+            }
+            None => return Err(config.fail("text_config", "is missing; it describes the text decoder")),
         };
         config.ignore(&BESIDE);
         let mut text: Map<String, Value> = text.clone();

@@ -28,8 +28,8 @@ fn wrong_overrides_point_at_what_was_typed() {
             ": `` is not a key | write `--set key.path=VALUE`, for example `--set train.learning_rate=1e-4`",
             "a b: `a b` is not a key | write `--set key.path=VALUE`, for example `--set train.learning_rate=1e-4`",
             "x: `model.base` is a string and has no keys | ",
-            "4: `dataset` is a list | its entries are `dataset.0` to `dataset.0`; `dataset.1` adds one",
-            "first: `dataset` is a list | its entries are `dataset.0` to `dataset.0`; `dataset.1` adds one",
+            "4: `dataset` is a list | it has one entry, `dataset.0`; `dataset.1` adds another",
+            "first: `dataset` is a list | it has one entry, `dataset.0`; `dataset.1` adds another",
             "2024: `output_dir`: expected a string, found an integer | put it in quotes: \"2024\"",
         ]
     );
@@ -266,7 +266,7 @@ fn target_modules_are_names_or_a_pattern() {
 fn contradictions() {
     reports(
         &["train.warmup_ratio=0.1", "train.warmup_steps=3"],
-        &["warmup_steps: `warmup_steps` and `warmup_ratio` both say how long | keep one of them"],
+        &["warmup_steps: `warmup_steps` and `warmup_ratio` both set the warm-up | keep one of them"],
     );
     reports(
         &["dataset.0.split=validation"],
