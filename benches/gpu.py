@@ -2,56 +2,51 @@
 
     python benches/gpu.py                          # builds with the feature `cuda`, measures, takes about an hour
     python benches/gpu.py --tune PATH              # with a binary that is there; this checkout holds the data
+    python benches/gpu.py --tune PATH --minutes 10 # what comes first, then `--resume` on another day
+    python benches/gpu.py --tune PATH --only first bench --shapes llama-3.1-8b --batches 1 4
     python benches/gpu.py --device vulkan --smoke  # everything once, tiny: does this script itself work here?
 
-Python's standard library is enough. In this order:
-  doctor      every op on the card against its slow oracle
+Python's standard library is enough, and no network is used. In this order:
+  first       the ops that a step spends its time in, in bf16, against their slow oracles
   trajectory  twenty QLoRA steps beside those of transformers + PEFT + torch (tests/golden/trajectory): losses, gradient
               norms and the change of every adapter tensor in f32, losses in bf16
-  quickstart  recipes/quickstart.toml on the card: held-out loss before and after
   bench       `tune bench` at two shapes, sequence 2048, batches 1, 4 and 8: tokens/s, peak memory, and the share of the
               card's own rate of plain products, measured in the same process, counting four operations a weight and token
+  torch       torch's products and attention at the same shapes, where torch can be imported and sees the card
+  profile     time by kernel of one step, and the floor beside it
+  ncu         the same by NVIDIA's profiler, where it is installed: device time of each kernel
+  doctor      every op in every dtype of the card against its oracle
+  quickstart  recipes/quickstart.toml on the card: held-out loss before and after
   streamed    a model whose layers wait in host memory: `tune plan` for the card, then `tune bench --offload host`, and the
               tokens/s that the plan's formula says beside those measured
-  profile     time by kernel of one step, and the floor beside it
   peers       PEFT + bitsandbytes, the same with Liger's kernels, and Unsloth: each where its packages can be imported,
               in a process of its own, on random weights of the same shapes. What is not installed is "not measured".
 
-Prints one section in Markdown for benches/README.md. All raw numbers, and that section, are kept in --workdir. The exit
-code is 1 when doctor, trajectory or quickstart fail; figures that were not measured are named in the section.
+Everything that was measured is written to WORKDIR/results.json at once, and the page made of it, one section in Markdown for
+benches/README.md, to WORKDIR/section.md: an end at any moment loses what was under way alone, and `--resume` measures what is
+left or failed. Compiled kernels lie in WORKDIR/cache and can be taken to another machine of the same kind.
+
+The exit code is 1 when first, trajectory, doctor or quickstart fail; figures that were not measured are named in the section.
 """
 
 import argparse
 import array
-import gc
-import importlib.metadata
-import importlib.util
+import csv
 import json
 import math
 import os
 import platform
-import statistics
+import shutil
 import subprocess
 import sys
 import time
 from datetime import date
 from pathlib import Path
 
+from gpu_peers import PEERS, RANK, SHAPES
+
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden" / "trajectory"
-RANK, ALPHA = 16, 32
-PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-SHAPES = {
-    "llama-3.2-1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "head_dim": 64}
-    | {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": True},
-    "llama-3.1-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "head_dim": 128}
-    | {"num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False},
-}
-PEERS = {
-    "PEFT + bitsandbytes": ["torch", "transformers", "peft", "bitsandbytes"],
-    "the same + Liger": ["torch", "transformers", "peft", "bitsandbytes", "liger_kernel"],
-    "Unsloth": ["torch", "transformers", "peft", "bitsandbytes", "unsloth"],
-}
 # Largest difference of a loss, the same over the loss, of a gradient norm over the norm, and of the change of an adapter
 # tensor over its size. That of bf16 is the processor's (tests/learning/trajectory.rs).
 TOLERANCE = {"f32": (1e-3, None, 1e-3, 2e-2), "bf16": (None, 1e-2, None, None)}
@@ -82,20 +77,71 @@ class Failed(Exception):
     """A step that did not come out; what it says."""
 
 
-def command(arguments, timeout, environment=None):
+class Late(Exception):
+    """There is no time left."""
+
+
+class Results:
+    """What was measured, by name, each with its phase; in a file from the moment it is known."""
+
+    def __init__(self, path, about, ends, is_resumed):
+        self.path, self.about, self.ends = path, about, ends
+        self.rows = {}
+        if is_resumed and path.exists():
+            earlier = json.loads(path.read_text(encoding="utf-8"))
+            if earlier["about"] != about:
+                raise SystemExit(f"{path} is of other settings: {earlier['about']}, now {about}; start without --resume")
+            self.rows = {name: row for name, row in earlier["rows"].items() if not {"error", "left"} & set(row)}
+
+    def once(self, phase, name, what, *arguments, **more):
+        """Calls `what`, unless an earlier run did; keeps what it gives, or why it gives nothing."""
+        if name in self.rows:
+            return self.rows[name]
+        try:
+            self.time_left()
+            row = what(*arguments)
+        except Late:
+            row = {"left": "no time was left"}
+        except KeyError as error:
+            row = {"error": f"the result has no {error}"}
+        except (Failed, ValueError, OSError, StopIteration) as error:
+            row = {"error": str(error) or repr(error)}
+        self.rows[name] = row | more | {"phase": phase}
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps({"about": self.about, "rows": self.rows}, indent=1) + "\n", encoding="utf-8")
+        partial.replace(self.path)
+        return self.rows[name]
+
+    def of(self, phase):
+        return [row for row in self.rows.values() if row["phase"] == phase]
+
+    def one(self, phase):
+        return next(iter(self.of(phase)), {"left": "not asked for"})
+
+    def time_left(self):
+        left = self.ends - time.monotonic()
+        if left <= 0:
+            raise Late
+        return left
+
+
+def command(options, arguments, timeout, environment=None):
     """What a process prints, and its exit code."""
     began = time.monotonic()
+    left = options.results.time_left() if options.results else timeout
     try:
         done = subprocess.run(
             [str(argument) for argument in arguments],
             cwd=ROOT,
-            env=os.environ | {"NO_COLOR": "1"} | (environment or {}),
+            env=os.environ | {"NO_COLOR": "1", "XDG_CACHE_HOME": str(options.workdir / "cache")} | (environment or {}),
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=min(timeout, left),
             check=False,
         )
     except subprocess.TimeoutExpired as late:
+        if left < timeout:
+            raise Late from late
         raise Failed(f"took longer than {timeout:.0f} s") from late
     except OSError as error:
         raise Failed(str(error)) from error
@@ -140,9 +186,13 @@ def tensors(path):
 # ---- Is it right? ----------------------------------------------------------------------------------------------
 
 
-def doctor(options):
+# The ops that a step spends its time in.
+FIRST = ["linear", "attention", "linear_cross_entropy", "rms_norm", "swiglu"]
+
+
+def doctor(options, more=()):
     # A device on which an op is wrong has a result all the same.
-    report = result(command([options.tune, "doctor", "--device", options.device, "--json"], 1800))
+    report = result(command(options, [options.tune, "doctor", "--device", options.device, "--json", *more], 1800))
     device = report["devices"][0]
     wrong = [f"{op['op']} in {op['dtype']}" for op in device["ops"] if not op["is_right"]]
     listed = [gpu for api in report["apis"] for gpu in api["devices"] if gpu["device"] == device["device"]]
@@ -155,6 +205,12 @@ def doctor(options):
         "wrong": wrong + ([device["fault"]] if device.get("fault") else []),
         "raw": report,
     }
+
+
+def first(options):
+    few = [word for op in FIRST[: 2 if options.smoke else None] for word in ("--op", op)]
+    dtype = "f32" if options.device.startswith("vulkan") else "bf16"
+    return doctor(options, [*few, "--dtype", dtype])
 
 
 def trajectory(options, dtype, case_name):
@@ -176,7 +232,7 @@ def trajectory(options, dtype, case_name):
     )
     recipe = options.workdir / f"trajectory-{case_name}-{dtype}.toml"
     recipe.write_text(text)
-    done = command([options.tune, "run", recipe, "--overwrite"], 1800)
+    done = command(options, [options.tune, "run", recipe, "--overwrite"], 1800)
     if done.returncode != 0:
         raise Failed(told(done))
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -214,7 +270,7 @@ def quickstart(options):
     for setting in settings:
         arguments += ["--set", setting]
     began = time.monotonic()
-    done = command(arguments, 3600)
+    done = command(options, arguments, 3600)
     if done.returncode != 0:
         raise Failed(told(done))
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
@@ -228,7 +284,9 @@ def quickstart(options):
 def bench(options, shape, batch, more=()):
     arguments = [options.tune, "bench", "--device", options.device, "--shape", shape, "--json", *more]
     arguments += ["--micro-batch-size", batch, "--seq-len", options.seq, "--steps", options.steps]
-    return result(command(arguments + ["--warmup", 2, "--rank", RANK], 3600))
+    if options.memory_budget:
+        arguments += ["--memory-budget", options.memory_budget]
+    return result(command(options, arguments + ["--warmup", 2, "--rank", RANK], 3600))
 
 
 def streamed(options):
@@ -238,10 +296,13 @@ def streamed(options):
     held = options.streamed_rate
     if held is None:
         # The speed with all layers held, where the card has room for them.
-        held = attempt(bench, options, shape, 1).get("tokens_per_second")
+        try:
+            held = bench(options, shape, 1)["tokens_per_second"]
+        except (Failed, KeyError):
+            held = None
     arguments = [options.tune, "plan", "--shape", shape, "--json", *sizes]
     arguments += ["--tokens-per-second", held] if held else []
-    plan = result(command(arguments, 60))
+    plan = result(command(options, arguments, 60))
     measured = bench(options, shape, 1, ["--offload", "host", "--packed", packed])
     links = [{key: link[key] for key in ("name", "tokens_to_hide", "tokens_per_second")} for link in plan["links"]]
     return {"shape": shape, "held": held, "links": links, "planned_bytes": plan["streamed"]["device_bytes"]} | {
@@ -249,188 +310,51 @@ def streamed(options):
     }
 
 
-def attempt(what, *arguments):
-    """What comes of it, or why nothing does."""
-    try:
-        return what(*arguments)
-    except (Failed, KeyError, ValueError, OSError, StopIteration) as error:
-        return {"error": str(error) or repr(error)}
+def ncu(options, shape, batch):
+    """Device time by kernel of one step, by NVIDIA's profiler."""
+    profiler = shutil.which("ncu")
+    if profiler is None:
+        raise Failed("ncu is not installed")
+    arguments = [profiler, "--csv", "--metrics", "gpu__time_duration.sum", options.tune, "bench", "--device", options.device]
+    arguments += ["--shape", shape, "--micro-batch-size", batch, "--seq-len", options.seq, "--rank", RANK]
+    done = command(options, [*arguments, "--steps", 1, "--warmup", 0], 3600)
+    (options.workdir / "ncu.csv").write_text(done.stdout, encoding="utf-8")
+    table = [line for line in done.stdout.splitlines() if line.startswith('"')]
+    kernels = {}
+    unit = {"nsecond": 1e-9, "ns": 1e-9, "usecond": 1e-6, "us": 1e-6, "msecond": 1e-3, "ms": 1e-3, "second": 1.0, "s": 1.0}
+    for row in csv.DictReader(table):
+        seen = kernels.setdefault(row["Kernel Name"], {"name": row["Kernel Name"], "launches": 0, "seconds": 0.0})
+        seen["launches"] += 1
+        seen["seconds"] += float(row["Metric Value"].replace(",", "")) * unit[row["Metric Unit"]]
+    if not kernels:
+        raise Failed(told(done))
+    return {"steps": 1, "kernels": sorted(kernels.values(), key=lambda kernel: -kernel["seconds"])}
 
 
-# ---- In the processes of the peers -----------------------------------------------------------------------------
+# ---- Beside it -------------------------------------------------------------------------------------------------
 
 
-def peer_config(shape):
-    from transformers import LlamaConfig
-
-    common = {"rms_norm_eps": 1e-5, "max_position_embeddings": 8192, "use_cache": False}
-    return LlamaConfig(**SHAPES[shape], **common, bos_token_id=1, eos_token_id=2)
-
-
-def random_model(shape, is_quantized):
-    """Random weights at about unit gain, made on the card one tensor at a time, so that no dense copy is ever whole."""
-    import torch
-    from torch import nn
-    from transformers import AutoModelForCausalLM
-
-    config = peer_config(shape)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
-    generator = torch.Generator(device="cuda").manual_seed(1)
-
-    def weight(rows, columns):
-        values = torch.randn(rows, columns, device="cuda", generator=generator)
-        return values.div_(math.sqrt(columns)).to(torch.bfloat16)
-
-    for name, module in list(model.named_modules()):
-        own = name.rsplit(".", 1)[-1]
-        if isinstance(module, nn.Linear) and own in PROJECTIONS:
-            sizes = (module.in_features, module.out_features, False)
-            values = weight(module.out_features, module.in_features)
-            if is_quantized:
-                import bitsandbytes as bnb
-
-                kind = {"quant_type": "nf4", "compress_statistics": True}
-                new = bnb.nn.Linear4bit(*sizes, **kind, compute_dtype=torch.bfloat16, device="meta")
-                new.weight = bnb.nn.Params4bit(values, requires_grad=False, blocksize=64, module=new, **kind).to("cuda")
-            else:
-                new = nn.Linear(*sizes, device="meta")
-                new.weight = nn.Parameter(values, requires_grad=False)
-            setattr(model.get_submodule(name.rsplit(".", 1)[0]), own, new)
-        elif isinstance(module, nn.Embedding):
-            module.weight = nn.Parameter(weight(config.vocab_size, config.hidden_size), requires_grad=False)
-        elif hasattr(module, "variance_epsilon"):
-            ones = torch.ones(module.weight.shape, device="cuda", dtype=torch.bfloat16)
-            module.weight = nn.Parameter(ones, requires_grad=False)
-        elif hasattr(module, "inv_freq"):
-            # Its buffers are computed, not stored.
-            parent, own = name.rsplit(".", 1)
-            with torch.device("cuda"):
-                setattr(model.get_submodule(parent), own, type(module)(config))
-    if config.tie_word_embeddings:
-        model.tie_weights()
-    else:
-        model.lm_head.weight = nn.Parameter(weight(config.vocab_size, config.hidden_size), requires_grad=False)
-    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
-    if left:
-        raise Failed(f"without values: {left[:5]}")
-    # By this PEFT knows.
-    model.is_loaded_in_4bit = model.is_quantized = is_quantized
-    return model
-
-
-def unsloth_model(shape, seq, workdir):
-    from unsloth import FastLanguageModel  # before transformers: it changes it
-
-    import torch
-
-    folder = Path(workdir) / f"unsloth-{shape}"
-    if not (folder / "tokenizer.json").exists():
-        # It loads from files alone.
-        from tokenizers import Tokenizer, models
-        from transformers import PreTrainedTokenizerFast
-
-        model = random_model(shape, is_quantized=False).to("cpu")
-        model.save_pretrained(folder)
-        del model
-        gc.collect()
-        torch.cuda.empty_cache()
-        words = {"<unk>": 0, "<s>": 1, "</s>": 2}
-        tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-        named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(folder)
-    model, _ = FastLanguageModel.from_pretrained(
-        str(folder), max_seq_length=seq, dtype=torch.bfloat16, load_in_4bit=True, local_files_only=True
-    )
-    return FastLanguageModel.get_peft_model(
-        model, r=RANK, lora_alpha=ALPHA, lora_dropout=0, bias="none", target_modules=PROJECTIONS,
-        use_gradient_checkpointing="unsloth", max_seq_length=seq,
-    )
-
-
-def run_peer(name, shape, batch, options):
-    """Steps of one peer; the last line printed is its figures."""
-    if name == "Unsloth":
-        model = unsloth_model(shape, options.seq, options.workdir)
-    else:
-        if "Liger" in name:
-            from liger_kernel.transformers import apply_liger_kernel_to_llama
-
-            apply_liger_kernel_to_llama(cross_entropy=False, fused_linear_cross_entropy=True)
-        from peft import LoraConfig, get_peft_model
-
-        model = random_model(shape, is_quantized=True)
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
-        lora = {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0, "target_modules": PROJECTIONS}
-        model = get_peft_model(model, LoraConfig(**lora, bias="none", task_type="CAUSAL_LM"))
-    import torch
-
-    model.train()
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=2e-4, fused=True)
-    generator = torch.Generator().manual_seed(7)
-    ids = torch.randint(3, SHAPES[shape]["vocab_size"], (batch, options.seq), generator=generator).cuda()
-    gc.collect()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    seconds = []
-    for step in range(2 + options.steps):
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        if step >= 2:
-            seconds.append(time.perf_counter() - began)
-    packages = sorted({package for needs in PEERS.values() for package in needs})
-    installed = {}
-    for package in packages:
-        if importlib.util.find_spec(package):
-            installed[package] = importlib.metadata.version(package.replace("_", "-"))
-    figures = {
-        "tokens_per_second": batch * options.seq / statistics.median(seconds),
-        "step_seconds": seconds,
-        "peak_memory_bytes": torch.cuda.max_memory_reserved(),
-        "loss": loss.item(),
-        "packages": installed,
-    }
-    print("FIGURES " + json.dumps(figures), flush=True)
-
-
-def run_cublas():
-    """Rate of torch's own bf16 product of large matrices: the roof that the card's vendor reaches."""
-    import torch
-
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    torch.cuda.synchronize()
-    began = time.perf_counter()
-    for _ in range(20):
-        a @ b
-    torch.cuda.synchronize()
-    print("FIGURES " + json.dumps({"flops": 20 * 2 * 8192**3 / (time.perf_counter() - began)}))
-
-
-def why_not(packages):
+def why_not(options, packages):
     """Why these packages cannot be measured with; None when they can."""
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        return f"not installed: {', '.join(missing)}"
-    probe = command([sys.executable, "-c", "import torch; assert torch.cuda.is_available()"], 300)
-    return None if probe.returncode == 0 else "torch sees no CUDA device"
+    probe = "import importlib.util, sys; print(*(p for p in sys.argv[1:] if importlib.util.find_spec(p) is None))"
+    done = command(options, [options.python, "-c", probe, *packages], 60)
+    if done.returncode != 0:
+        return told(done)
+    if done.stdout.strip():
+        return f"not installed: {', '.join(done.stdout.split())}"
+    probe = "import torch; assert torch.cuda.is_available()"
+    return None if command(options, [options.python, "-c", probe], 300).returncode == 0 else "torch sees no CUDA device"
 
 
-def own_process(options, *arguments):
-    """The figures that this script prints in a process of its own."""
+def own_process(options, packages, *arguments):
+    """The figures that `gpu_peers.py` prints."""
+    why = why_not(options, packages)
+    if why:
+        raise Failed(why)
     shared = ["--seq", options.seq, "--steps", options.steps, "--workdir", options.workdir]
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = command([sys.executable, __file__, *shared, *arguments], 3600, offline)
+    script = Path(__file__).resolve().parent / "gpu_peers.py"
+    done = command(options, [options.python, script, *shared, *arguments], 3600, offline)
     figures = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
     if not figures:
         raise Failed(told(done))
@@ -444,153 +368,216 @@ def gib(size):
     return "?" if size is None else f"{size / 2**30:.2f}"
 
 
-def short(error):
-    """An error in one cell of a table."""
-    return " ".join(error.replace("|", "/").split())[-120:]
+def missing(row):
+    """Why a row has no figures, in one cell of a table; None when it has."""
+    why = row.get("error") or row.get("left")
+    return why and " ".join(why.replace("|", "/").split())[-120:]
 
 
-def section(found, options):
-    """The results page's section."""
-    health, lines = found["doctor"], []
-    say = lines.append
-    card = health.get("card", {})
-    name = card.get("name", options.device)
-    say(f"## On a GPU: {name}\n")
-    say(f"{date.today().isoformat()}, `{found['version']}`, {card.get('driver', 'driver unknown')}, {platform.platform()}.")
-    if options.smoke:
-        say("\n**A smoke test at tiny sizes: it shows that this script works, and nothing of speed.**")
-    say("\n### Right\n")
-    if "error" in health:
-        say(f"- `tune doctor`: **failed**, {short(health['error'])}")
+def health(say, what, row):
+    if "left" in row:
+        say(f"- {what}: not run, {row['left']}")
+    elif "error" in row:
+        say(f"- {what}: **failed**, {missing(row)}")
     else:
-        verdict = "all right" if not health["wrong"] else "**wrong: " + ", ".join(health["wrong"]) + "**"
-        say(f"- `tune doctor`: {health['ops']} checks in {', '.join(health['dtypes'])}, {verdict}")
-    for run in found["trajectory"]:
-        if "error" in run:
-            say(f"- trajectory: **failed**, {short(run['error'])}")
-        elif "skipped" in run:
-            say(f"- trajectory in {run['dtype']}: not run, {run['skipped']}")
-        else:
-            change = "" if run["change"] is None else f", adapter within {run['change']:.1e} of its change"
-            verdict = "right" if run["is_right"] else "**wrong**"
-            say(
-                f"- trajectory `{run['case']}` in {run['dtype']}, {run['steps']} steps: losses within {run['loss']:.1e}, "
-                f"gradient norms within {run['norm']:.1e}{change}: {verdict}"
-            )
-    quick = found["quickstart"]
-    if "error" in quick:
-        say(f"- quickstart: **failed**, {short(quick['error'])}")
+        verdict = "all right" if not row["wrong"] else "**wrong: " + ", ".join(row["wrong"]) + "**"
+        say(f"- {what}: {row['ops']} checks, {verdict}")
+
+
+def rightness(say, found):
+    health(say, "the ops of a step (`tune doctor --op`)", found.one("first"))
+    for run in found.of("trajectory"):
+        if missing(run):
+            verdict = f"not run, {run['left']}" if "left" in run else f"**failed**, {missing(run)}"
+            say(f"- trajectory `{run['case']}` in {run['dtype']}: {verdict}")
+            continue
+        change = "" if run["change"] is None else f", adapter within {run['change']:.1e} of its change"
+        verdict = "right" if run["is_right"] else "**wrong**"
+        say(
+            f"- trajectory `{run['case']}` in {run['dtype']}, {run['steps']} steps: losses within {run['loss']:.1e}, "
+            f"gradient norms within {run['norm']:.1e}{change}: {verdict}"
+        )
+    health(say, "every op (`tune doctor`)", found.one("doctor"))
+    quick = found.one("quickstart")
+    if missing(quick):
+        say(f"- quickstart: {'not run, ' if 'left' in quick else '**failed**, '}{missing(quick)}")
     else:
         say(f"- quickstart: held-out loss {quick['before']:.3f} → {quick['after']:.3f} in {quick['seconds']:.0f} s")
 
-    say(f"\n### Fast: sequence {options.seq}, NF4, rank {RANK} on all projections\n")
-    cublas = found["cublas"]
-    say(
-        f"Plain bf16 product of torch (cuBLAS): {cublas['flops'] / 1e12:.1f} TFLOP/s."
-        if "flops" in cublas
-        else f"Plain bf16 product of torch (cuBLAS): not measured ({short(cublas['error'])})."
-    )
-    say("\n| shape | batch | tool | tokens/s | share of the product's rate | peak memory, GiB | |")
-    say("|---|--:|---|--:|--:|--:|---|")
-    for run in found["bench"]:
+
+def speed(say, found):
+    say("| shape | batch | tool | tokens/s | share of the product's rate | reserved, GiB | at the peak live, GiB | |")
+    say("|---|--:|---|--:|--:|--:|--:|---|")
+    for run in [*found.of("bench"), *found.of("peers")]:
         head = f"| {run['shape']} | {run['batch']} | {run['tool']} |"
-        if "error" in run:
-            say(f"{head} | | | not measured: {short(run['error'])} |")
+        if missing(run):
+            say(f"{head} | | | | not measured: {missing(run)} |")
             continue
-        note = share = ""
+        note = share = live = ""
         if run["tool"] == "tune":
             if run["ceiling_flops"]:
                 share = f"{100 * run['share_of_ceiling']:.0f} % of {run['ceiling_flops'] / 1e12:.3g} TFLOP/s"
             planned, again = gib(run["planned_memory_bytes"]), run["recomputed_layers"]
             note = f"{run['compute_dtype']}; {planned} planned; {again} layers run forward twice"
-            memory = run["device_reserved_bytes"]
+            memory, live = run["device_reserved_bytes"], gib(run["device_peak_bytes"])
         else:
             memory = run["peak_memory_bytes"]
-        say(f"{head} {run['tokens_per_second']:.0f} | {share} | {gib(memory)} | {note} |")
-    for name, why in found["not_measured"].items():
-        say(f"\n{name}: not measured ({why}).")
+        say(f"{head} {run['tokens_per_second']:.0f} | {share} | {gib(memory)} | {live} | {note} |")
 
-    say("\n### Larger than the card\n")
-    larger = found["streamed"]
-    if "error" in larger:
-        say(f"Not measured: {short(larger['error'])}.")
-    else:
-        held = f"{larger['held']:.0f} tokens/s with all layers held; " if larger["held"] else ""
-        waiting = gib(larger["streaming"]["streamed_bytes"])
-        say(
-            f"{larger['shape']}, 1 × {options.seq}, layers of {waiting} GiB in host memory: "
-            f"{larger['tokens_per_second']:.0f} tokens/s, {gib(larger['device_reserved_bytes'])} GiB on the card; {held}"
-            + "; ".join(f"{link['tokens_per_second']:.0f} predicted over {link['name']}" for link in larger["links"])
-        )
 
-    profile = found["profile"]
-    say("\n### By kernel\n")
-    if "error" in profile or not profile["kernels"]:
-        say(f"Not measured: {short(profile.get('error', 'the device gave no times'))}.")
-        return "\n".join(lines) + "\n"
-    steps, kernels = profile["steps"], profile["kernels"]
+def torch_calls(say, row):
+    if missing(row):
+        say(f"Not measured: {missing(row)}.")
+        return
+    say(f"Its product of 8192 × 8192 matrices in bf16: {row['flops'] / 1e12:.1f} TFLOP/s.\n")
+    say("| shape | batch | call | ms | TFLOP/s |\n|---|--:|---|--:|--:|")
+    for call in row["calls"]:
+        time_and_rate = f"{1e3 * call['seconds']:.3f} | {call['flops'] / 1e12:.1f}"
+        say(f"| {call['shape']} | {call['batch']} | {call['what']} | {time_and_rate} |")
+
+
+def larger(say, row, seq):
+    if missing(row):
+        say(f"Not measured: {missing(row)}.")
+        return
+    held = f"{row['held']:.0f} tokens/s with all layers held; " if row["held"] else ""
+    waiting = gib(row["streaming"]["streamed_bytes"])
+    say(
+        f"{row['shape']}, 1 × {seq}, layers of {waiting} GiB in host memory: "
+        f"{row['tokens_per_second']:.0f} tokens/s, {gib(row['device_reserved_bytes'])} GiB on the card; {held}"
+        + "; ".join(f"{link['tokens_per_second']:.0f} predicted over {link['name']}" for link in row["links"])
+    )
+
+
+def by_kernel(say, row, clock):
+    if missing(row) or not row["kernels"]:
+        say(f"\nBy {clock}: not measured ({missing(row) or 'the device gave no times'}).")
+        return
+    steps, kernels = row["steps"], row["kernels"]
     total = sum(kernel["seconds"] for kernel in kernels)
-    say(f"One step of {profile['shape']} at batch {profile['batch']}, every kernel timed alone by the device's clock.\n")
+    say(f"\nOne step of {row['shape']} at batch {row['batch']}, every kernel timed alone by {clock}.\n")
     say("| kernel | launches | ms | share |\n|---|--:|--:|--:|")
     for kernel in kernels[:20]:
         share = 100 * kernel["seconds"] / total
-        row = f"{kernel['launches'] / steps:.0f} | {1e3 * kernel['seconds'] / steps:.3f} | {share:.1f} %"
-        say(f"| {kernel['name']} | {row} |")
+        figures = f"{kernel['launches'] / steps:.0f} | {1e3 * kernel['seconds'] / steps:.3f} | {share:.1f} %"
+        say(f"| {kernel['name']} | {figures} |")
     say(f"| all | | {1e3 * total / steps:.3f} | |")
-    if profile.get("floor_seconds"):
-        say(f"| floor: the products with frozen weights at the measured rate | | {1e3 * profile['floor_seconds']:.3f} | |")
+    if row.get("floor_seconds"):
+        say(f"| floor: the products with frozen weights at the measured rate | | {1e3 * row['floor_seconds']:.3f} | |")
     largest = kernels[0]
     say(f"\nNext to mend: `{largest['name']}`, {100 * largest['seconds'] / total:.0f} % of the step.")
+
+
+def section(found, options):
+    """The results page's section."""
+    lines = []
+    say = lines.append
+    seen = [row for row in (found.one("doctor"), found.one("first")) if row.get("card")]
+    card = seen[0]["card"] if seen else {}
+    say(f"## On a GPU: {card.get('name', options.device)}\n")
+    say(f"{date.today().isoformat()}, `{found.about['version']}`, {card.get('driver', 'driver unknown')}, {platform.platform()}.")
+    if options.smoke:
+        say("\n**A smoke test at tiny sizes: it shows that this script works, and nothing of speed.**")
+    if options.memory_budget:
+        say(f"\nBenches within a budget of {options.memory_budget}.")
+    say("\n### Right\n")
+    rightness(say, found)
+    say(f"\n### Fast: sequence {options.seq}, NF4, rank {RANK} on all projections\n")
+    speed(say, found)
+    say("\n### torch at the same shapes, bf16\n")
+    torch_calls(say, found.one("torch"))
+    say("\n### Larger than the card\n")
+    larger(say, found.one("streamed"), options.seq)
+    say("\n### By kernel")
+    by_kernel(say, found.one("profile"), "the device's clock")
+    by_kernel(say, found.one("ncu"), "ncu")
     return "\n".join(lines) + "\n"
 
 
-def measure(options):
-    found = {"version": command([options.tune, "--version"], 60).stdout.strip(), "smoke": options.smoke}
-    found["doctor"] = attempt(doctor, options)
-    dtypes = found["doctor"].get("dtypes", [])
+def phase_first(options, once):
+    once("first", "first", first, options)
+
+
+def phase_trajectory(options, once):
     cases = ["plain"] if options.smoke else ["plain", "accumulated", "clipped"]
-    found["trajectory"] = [attempt(trajectory, options, "f32", case) for case in cases]
-    found["trajectory"].append(
-        attempt(trajectory, options, "bf16", "plain")
-        if "bf16" in dtypes
-        else {"dtype": "bf16", "skipped": "the device has none"}
-    )
-    found["quickstart"] = attempt(quickstart, options)
-    found["bench"], found["not_measured"] = [], {}
+    for dtype, case in [*(("f32", case) for case in cases), ("bf16", "plain")]:
+        if dtype == "bf16" and options.device.startswith("vulkan"):
+            continue
+        about = {"dtype": dtype, "case": case}
+        once("trajectory", f"trajectory {case} {dtype}", trajectory, options, dtype, case, **about)
+
+
+def phase_bench(options, once):
     for shape in options.shapes:
         for batch in options.batches:
             about = {"shape": shape, "batch": batch, "tool": "tune"}
-            found["bench"].append(attempt(bench, options, shape, batch) | about)
-    found["streamed"] = attempt(streamed, options)
-    batch = options.batches[len(options.batches) // 2]
-    found["profile"] = attempt(bench, options, options.shapes[0], batch, ["--profile"])
-    found["profile"] |= {"shape": options.shapes[0], "batch": batch}
-    why = why_not(["torch"])
-    found["cublas"] = {"error": why} if why else attempt(own_process, options, "--cublas")
+            once("bench", f"bench {shape} {batch}", bench, options, shape, batch, **about)
+
+
+def layers_of(options):
+    """Shapes and batches for a script that knows the larger shapes alone."""
+    shapes = [shape for shape in options.shapes if shape in SHAPES]
+    return ["--shapes", *(shapes or [next(iter(SHAPES))]), "--batches", *options.batches]
+
+
+def phase_torch(options, once):
+    once("torch", "torch", own_process, options, ["torch"], "--torch", *layers_of(options))
+
+
+def phase_profile(options, once):
+    shape, batch = options.shapes[0], options.batches[len(options.batches) // 2]
+    once("profile", "profile", bench, options, shape, batch, ["--profile"], shape=shape, batch=batch)
+
+
+def phase_ncu(options, once):
+    shape, batch = options.shapes[0], options.batches[0]
+    once("ncu", "ncu", ncu, options, shape, batch, shape=shape, batch=batch)
+
+
+def phase_doctor(options, once):
+    once("doctor", "doctor", doctor, options)
+
+
+def phase_quickstart(options, once):
+    once("quickstart", "quickstart", quickstart, options)
+
+
+def phase_streamed(options, once):
+    once("streamed", "streamed", streamed, options)
+
+
+def phase_peers(options, once):
     for peer, packages in PEERS.items():
-        why = why_not(packages)
-        if why is None and not set(options.shapes) <= set(SHAPES):
-            why = "the shape has no peers"
-        if why:
-            found["not_measured"][peer] = why
-            continue
         for shape in options.shapes:
             for batch in options.batches:
                 about = {"shape": shape, "batch": batch, "tool": peer}
-                arguments = ["--peer", peer, "--peer-shape", shape, "--peer-batch", batch]
-                found["bench"].append(attempt(own_process, options, *arguments) | about)
-    return found
+                arguments = ["--peer", peer, "--shapes", shape, "--batches", batch]
+                once("peers", f"{peer} {shape} {batch}", own_process, options, packages, *arguments, **about)
+
+
+PHASES = {
+    "first": phase_first,
+    "trajectory": phase_trajectory,
+    "bench": phase_bench,
+    "torch": phase_torch,
+    "profile": phase_profile,
+    "ncu": phase_ncu,
+    "doctor": phase_doctor,
+    "quickstart": phase_quickstart,
+    "streamed": phase_streamed,
+    "peers": phase_peers,
+}
+# Those that prove something; the others measure.
+PROOFS = ["first", "trajectory", "doctor", "quickstart"]
 
 
 def is_right(found):
-    runs = [run for run in found["trajectory"] if "skipped" not in run]
-    trajectory_is_right = all(run.get("is_right") for run in runs)
-    health = found["doctor"]
-    return "error" not in health and not health["wrong"] and trajectory_is_right and "error" not in found["quickstart"]
+    proofs = [row for phase in PROOFS for row in found.of(phase)]
+    return not any("error" in row or row.get("wrong") or row.get("is_right") is False for row in proofs)
 
 
-def build(features):
-    done = command(["cargo", "build", "--release", "--locked", "--features", features], 7200)
+def build(options):
+    done = command(options, ["cargo", "build", "--release", "--locked", "--features", options.features], 7200)
     if done.returncode != 0:
         raise SystemExit(f"the build failed; {told(done)}")
     return ROOT / "target" / "release" / ("tune.exe" if os.name == "nt" else "tune")
@@ -600,37 +587,41 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tune", type=Path, help="the binary; left out, one is built")
     parser.add_argument("--features", default="cuda", help="of the build (default: cuda)")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that has torch and the peers")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--workdir", type=Path, default=ROOT / "target" / "gpu-proof")
+    parser.add_argument("--only", nargs="+", choices=PHASES, default=list(PHASES), metavar="PHASE")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing and wait for nothing after them")
+    parser.add_argument("--resume", action="store_true", help="keep what WORKDIR/results.json has, measure the rest")
     parser.add_argument("--smoke", action="store_true", help="everything once, at sizes that the processor can imitate")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--seq", type=int, default=2048)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--memory-budget", help="of the benches: how a smaller card would fare, as 24GiB")
     parser.add_argument("--streamed-shape", default="llama-3.3-70b", help="a model larger than the card")
     parser.add_argument("--streamed-rate", type=float, help="its tokens/s with all layers held, where that is known")
-    parser.add_argument("--peer", help=argparse.SUPPRESS)
-    parser.add_argument("--peer-shape", help=argparse.SUPPRESS)
-    parser.add_argument("--peer-batch", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--cublas", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    ends = time.monotonic() + 60 * options.minutes
     options.workdir = options.workdir.resolve()
-    if options.peer:
-        return run_peer(options.peer, options.peer_shape, options.peer_batch, options)
-    if options.cublas:
-        return run_cublas()
     options.trajectory_steps = 3 if options.smoke else 10**9
     if options.smoke:
         options.shapes, options.batches, options.seq, options.steps = ["stories-15m"], [1], 32, 2
         options.streamed_shape = "stories-15m"
-    options.workdir.mkdir(parents=True, exist_ok=True)
-    options.tune = options.tune.resolve() if options.tune else build(options.features)
-    found = measure(options)
-    (options.workdir / "results.json").write_text(json.dumps(found, indent=1) + "\n")
-    page = section(found, options)
-    (options.workdir / "section.md").write_text(page, encoding="utf-8")
-    print(page)
-    print(f"raw numbers: {options.workdir / 'results.json'}", file=sys.stderr)
+    (options.workdir / "cache").mkdir(parents=True, exist_ok=True)
+    options.results = None
+    options.tune = options.tune.resolve() if options.tune else build(options)
+    settings = {name: getattr(options, name) for name in ("device", "smoke", "seq", "steps", "memory_budget")}
+    about = {"version": command(options, [options.tune, "--version"], 60).stdout.strip(), **settings}
+    found = options.results = Results(options.workdir / "results.json", about, ends, options.resume)
+    for name, phase in PHASES.items():
+        if name in options.only:
+            phase(options, found.once)
+            (options.workdir / "section.md").write_text(section(found, options), encoding="utf-8")
+    print(section(found, options))
+    print(f"raw numbers: {found.path}", file=sys.stderr)
+    if any("left" in row for row in found.rows.values()):
+        print("no time was left for all of it: the same command with --resume goes on", file=sys.stderr)
     return 0 if is_right(found) else 1
 
 

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use clap::Args;
+use clap::builder::PossibleValuesParser;
 
 use super::console::Console;
 use super::environment::Context;
@@ -10,8 +11,9 @@ use super::exit::Exit;
 use super::failure::Failure;
 use super::finding::Finding;
 use super::style::{ERROR, FAINT, GOOD, STRONG, WARNING, interactive, paint, visible};
+use crate::model::FloatDtype;
 use crate::recipe::DeviceSpec;
-use crate::run::doctor::{Reached, Report, Tried, Verdict, doctor as examine};
+use crate::run::doctor::{Only, Reached, Report, Tried, Verdict, doctor as examine, ops};
 use crate::units::Bytes;
 
 /// Arguments of `tune doctor`.
@@ -20,6 +22,12 @@ pub struct DoctorArguments {
     /// Test only this device: auto, cpu, cuda, cuda:N, vulkan, vulkan:N, metal [default: the CPU and every GPU]
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceSpec>,
+    /// Test only this op (repeatable)
+    #[arg(long, value_name = "OP", value_parser = PossibleValuesParser::new(ops()), hide_possible_values = true)]
+    pub op: Vec<String>,
+    /// Test only in this compute dtype (repeatable)
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub dtype: Vec<FloatDtype>,
 }
 
 /// Dtypes in the order of the table's columns.
@@ -37,7 +45,8 @@ pub(super) fn doctor(
             let _ = writeln!(anstream::stderr(), "testing {device} ...");
         }
     };
-    let report = examine(arguments.device, &context.environment, &mut testing)?;
+    let only = Only { ops: &arguments.op, dtypes: &arguments.dtype };
+    let report = examine(arguments.device, only, &context.environment, &mut testing)?;
     console.event("result", &report);
     show(&report, console.out())?;
     for tried in report.devices.iter().filter(|tried| !tried.is_right()) {
@@ -53,6 +62,7 @@ pub(super) fn doctor(
 fn why(tried: &Tried) -> String {
     match &tried.fault {
         Some(fault) => format!("it does not start: {fault}"),
+        None if tried.ops.is_empty() => "none of the tests asked for runs in its dtypes".into(),
         None => {
             let of = |verdict: &Verdict| format!("{} in {}", verdict.op, verdict.dtype);
             let wrong: Vec<String> = tried.ops.iter().filter(|verdict| !verdict.is_right).map(of).collect();
@@ -82,7 +92,7 @@ fn show(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let wrong: Vec<&str> =
         report.devices.iter().filter(|tried| !tried.is_right()).map(|tried| tried.device.as_str()).collect();
     match wrong.as_slice() {
-        [] => writeln!(out, "\n{}", paint(GOOD, "All ops are correct on all tested devices.")),
+        [] => writeln!(out, "\n{}", paint(GOOD, "All tested ops are correct on all tested devices.")),
         wrong => {
             writeln!(out, "\n{}", paint(ERROR, format!("Not usable for training: {}.", wrong.join(", "))))
         }

@@ -6,12 +6,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::Serialize;
-use tune_kernels::check::{self, Deviation, On, panic_message};
+use tune_kernels::check::{self, Check, Deviation, On, panic_message};
 use tune_kernels::isa::InstructionSet;
 use tune_kernels::{KernelBackend, fault};
 
 use super::Error;
-use crate::device::{Api, Device, Found, Listed, OnBackend, Unavailable, list};
+use crate::device::{Api, Cpu, Device, Found, Listed, OnBackend, Unavailable, list};
 use crate::model::FloatDtype;
 use crate::model::dtype::burn_dtype;
 use crate::recipe::{DeviceId, DeviceSpec};
@@ -103,10 +103,24 @@ pub struct Verdict {
 }
 
 impl Tried {
-    /// Whether it starts and all its ops are correct.
+    /// Whether it starts, was tested, and all its ops are correct.
     pub fn is_right(&self) -> bool {
-        self.fault.is_none() && self.ops.iter().all(|verdict| verdict.is_right)
+        self.fault.is_none() && !self.ops.is_empty() && self.ops.iter().all(|verdict| verdict.is_right)
     }
+}
+
+/// Which checks run; an empty list stands for all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Only<'a> {
+    /// Names of ops, as in [`ops`].
+    pub ops: &'a [String],
+    /// Compute dtypes.
+    pub dtypes: &'a [FloatDtype],
+}
+
+/// The ops that have a check.
+pub fn ops() -> Vec<&'static str> {
+    check::all::<Cpu>().iter().map(|check| check.op).collect()
 }
 
 impl Report {
@@ -116,13 +130,14 @@ impl Report {
     }
 }
 
-/// Tests the CPU and every GPU that is not emulated by it; with `device`, only that one. `testing` is called with each
-/// device before its test.
+/// Tests the CPU and every GPU that is not emulated by it; with `device`, only that one. Of all checks those in `only`
+/// run. `testing` is called with each device before its test.
 ///
 /// # Errors
 /// [`Error::Device`] if the named device is unusable.
 pub fn doctor(
     device: Option<DeviceSpec>,
+    only: Only<'_>,
     environment: &super::Environment<'_>,
     testing: &mut dyn FnMut(&str),
 ) -> Result<Report, Error> {
@@ -139,7 +154,7 @@ pub fn doctor(
     for spec in specs {
         testing(&spec.to_string());
         match Device::choose(spec) {
-            Ok(device) => devices.push(try_out(&device, environment.stop)?),
+            Ok(device) => devices.push(try_out(&device, only, environment.stop)?),
             // A discovered device that fails is a finding; a requested one is an error.
             Err(Unavailable::Broken { device, why, .. }) => devices.push(Tried {
                 device: device.to_string(),
@@ -179,19 +194,20 @@ fn gpu(listed: &Listed) -> Gpu {
     }
 }
 
-fn try_out(device: &Device, stop: &dyn Fn() -> bool) -> Result<Tried, Error> {
+fn try_out(device: &Device, only: Only<'_>, stop: &dyn Fn() -> bool) -> Result<Tried, Error> {
     let room = if device.has_own_memory() { GPU_ROOM } else { 1.0 };
     Ok(Tried {
         device: device.id().to_string(),
         dtypes: device.dtypes().iter().map(|dtype| dtype.name()).collect(),
         fault: None,
-        ops: device.run(Checks { dtypes: device.dtypes(), room, stop })??,
+        ops: device.run(Checks { dtypes: device.dtypes(), only, room, stop })??,
     })
 }
 
-/// Runs all checks on a backend.
+/// Runs checks on a backend.
 struct Checks<'a> {
     dtypes: &'a [FloatDtype],
+    only: Only<'a>,
     room: f64,
     stop: &'a dyn Fn() -> bool,
 }
@@ -200,9 +216,15 @@ impl OnBackend for Checks<'_> {
     type Output = Result<Vec<Verdict>, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
+        let Only { ops, dtypes } = self.only;
         let mut verdicts = Vec::new();
-        for check in check::all::<B>() {
-            for dtype in self.dtypes.iter().filter(|dtype| !check.f32_only || **dtype == FloatDtype::F32) {
+        let is_wanted = |check: &Check<B>| ops.is_empty() || ops.iter().any(|op| op == check.op);
+        for check in check::all::<B>().into_iter().filter(is_wanted) {
+            let is_wanted = |dtype: &&FloatDtype| {
+                (dtypes.is_empty() || dtypes.contains(dtype))
+                    && (!check.f32_only || **dtype == FloatDtype::F32)
+            };
+            for dtype in self.dtypes.iter().filter(is_wanted) {
                 if (self.stop)() {
                     return Err(Error::Stopped);
                 }

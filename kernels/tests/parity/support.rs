@@ -32,6 +32,12 @@ impl Site {
     pub(crate) fn has_time_for(&self, multiplications: usize) -> bool {
         !self.is_slow || multiplications <= 40_000_000
     }
+
+    /// Whether there is time for every variant of a kernel: where a CPU compiles and imitates them, by night alone, as
+    /// `TUNE_EVERY_VARIANT` says.
+    pub(crate) fn has_time_for_every_variant(&self) -> bool {
+        !self.is_slow || std::env::var_os("TUNE_EVERY_VARIANT").is_some()
+    }
 }
 
 /// Runs a check, `fn(&Site)` generic over the backend, on every GPU that this build and this machine have; where there
