@@ -7,10 +7,10 @@
 use super::super::Error;
 use super::container::{Keys, Value};
 use super::rows::Rows;
-use super::{experts, mixture, positions};
+use super::{experts, mixture, positions, scales};
 use crate::adapter::projection;
 use crate::model::DecoderSpec;
-use crate::model::gguf_spec::{Biases, Fixed, GgufSpec, Scales, SoftCaps};
+use crate::model::gguf_spec::{Biases, Fixed, GgufSpec, Scales};
 use crate::model::parts::{
     AttentionSpec, LayerSpec, LayerTensor, NormKind, NormSpec, PlainSpec, ProjectionSpec,
 };
@@ -111,7 +111,7 @@ pub(super) fn not_carried(spec: &DecoderSpec, reason: impl Into<String>) -> Erro
     Error::NotInGguf { subject: format!("this {}", spec.family), reason: reason.into() }
 }
 
-fn attentions(spec: &DecoderSpec) -> impl Iterator<Item = &AttentionSpec> {
+pub(super) fn attentions(spec: &DecoderSpec) -> impl Iterator<Item = &AttentionSpec> {
     spec.layers.iter().filter_map(|layer| layer.attention())
 }
 
@@ -176,8 +176,8 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
             },
         );
     }
-    scales(spec, gguf, &mut put)?;
-    soft_caps(spec, gguf, &mut put)?;
+    scales::put(spec, gguf, &mut put)?;
+    scales::put_soft_caps(spec, gguf, &mut put)?;
     if rounds_gelu(spec) {
         notes.push(
             "llama.cpp computes GELU by its approximation with tanh, where this model has the exact one"
@@ -215,74 +215,6 @@ fn check_biases(spec: &DecoderSpec, gguf: GgufSpec) -> Result<(), Error> {
                 projection.path,
                 gguf.architecture
             ),
-        )),
-    }
-}
-
-/// The keys of factors on embeddings, scores, blocks and logits.
-fn scales(spec: &DecoderSpec, gguf: GgufSpec, put: &mut impl FnMut(&str, Value)) -> Result<(), Error> {
-    let block = spec.layers.first().and_then(|layer| layer.blocks().first()).map_or(1.0, |block| block.scale);
-    let [embedding, logits] = [spec.embedding_scale, spec.logit_scale];
-    let root = |square: f32| 1.0 / square.sqrt();
-    let scores_are = |expected: &dyn Fn(&AttentionSpec) -> f32| {
-        attentions(spec)
-            .all(|attention| (attention.scaling - expected(attention)).abs() <= 1e-6 * expected(attention))
-    };
-    let usual = scores_are(&|attention| root(attention.heads.dim as f32));
-    let wide = scores_are(&|attention| root((spec.hidden_size / attention.heads.queries) as f32));
-    let scaled = embedding == (spec.hidden_size as f32).sqrt();
-    let fits = match gguf.scales {
-        Scales::Keys => {
-            put("attention.scale", Value::F32(attentions(spec).next().map_or(1.0, |first| first.scaling)));
-            put("embedding_scale", Value::F32(embedding));
-            put("residual_scale", Value::F32(block));
-            put("logit_scale", Value::F32(1.0 / logits));
-            return Ok(());
-        }
-        Scales::LogitKey => {
-            put("logit_scale", Value::F32(logits));
-            usual && embedding == 1.0
-        }
-        Scales::QueryNorm => {
-            put("logit_scale", Value::F32(spec.logits.scale));
-            (embedding, logits) == (1.0, 1.0)
-        }
-        Scales::Usual => usual && (embedding, logits) == (1.0, 1.0),
-        Scales::Gemma { wide: layers } => {
-            scaled && logits == 1.0 && if spec.layers.len() == layers { wide } else { usual }
-        }
-        Scales::Gemma4 => scaled && logits == 1.0 && scores_are(&|_| 1.0),
-    };
-    match fits && block == 1.0 && (spec.logits.scale == 1.0 || gguf.scales == Scales::QueryNorm) {
-        true => Ok(()),
-        false => Err(not_carried(
-            spec,
-            format!("llama.cpp has no keys for the factors of a {}", gguf.architecture),
-        )),
-    }
-}
-
-/// The keys of smooth bounds.
-fn soft_caps(spec: &DecoderSpec, gguf: GgufSpec, put: &mut impl FnMut(&str, Value)) -> Result<(), Error> {
-    let (scores, logits) = (attentions(spec).find_map(|attention| attention.soft_cap), spec.logits.soft_cap);
-    let fits = match gguf.soft_caps {
-        SoftCaps::None => scores.or(logits).is_none(),
-        // Absent keys stand for the caps of Gemma 2.
-        SoftCaps::Logits => {
-            put("final_logit_softcapping", Value::F32(logits.unwrap_or(0.0)));
-            scores.is_none()
-        }
-        SoftCaps::ScoresAndLogits => {
-            put("attn_logit_softcapping", Value::F32(scores.unwrap_or(0.0)));
-            put("final_logit_softcapping", Value::F32(logits.unwrap_or(0.0)));
-            scores.is_some()
-        }
-    };
-    match fits {
-        true => Ok(()),
-        false => Err(not_carried(
-            spec,
-            format!("llama.cpp bounds other numbers smoothly in a {}", gguf.architecture),
         )),
     }
 }

@@ -6,6 +6,7 @@
 //! | `family` | architecture, hyperparameters, tensor names |
 //! | `positions` | windows and rotary positions |
 //! | `rows` | the order of the rows of projections |
+//! | `scales` | factors and smooth bounds |
 //! | `experts` | the tensors and keys of mixtures of experts |
 //! | `mixture` | which tensor is stored in which type |
 //! | `vocabulary`, `pre` | the tokenizer |
@@ -28,6 +29,7 @@ mod pre;
 pub mod provenance;
 mod read_back;
 pub mod rows;
+mod scales;
 pub mod vocabulary;
 
 pub use lora::Lora;
