@@ -156,7 +156,7 @@ fn check(counter: &mut Counter, dtype: FloatDtype) {
         let values = gradients.by_parameter(&adapters);
         drop(gradients);
         let gradient = Gradient::new(vec![loss], values, 1.0, &device);
-        optimizer.step(&mut adapters, gradient, 1, 1e-4, 1.0).unwrap();
+        optimizer.step(&mut adapters, gradient, 1, &[], 1e-4, 1.0).unwrap();
     });
 
     let total = |counts: &Counts| counts.values().sum::<u64>();

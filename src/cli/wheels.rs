@@ -155,7 +155,8 @@ fn has_headers(runtime: &Path, compiler: &Path) -> bool {
     runtime.join("cuda_runtime.h").is_file() && compiler.join("host_config.h").is_file()
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use super::*;
 
