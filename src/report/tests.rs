@@ -69,7 +69,7 @@ fn what_comes_from_files_cannot_become_markup() {
     );
     assert_eq!(page.matches("</style>").count(), 1, "the page's own");
     assert!(page.contains("&lt;script&gt;alert(&#39;x&#39;)"));
-    assert!(page.contains("1 lines of metrics.jsonl could not be read"));
+    assert!(page.contains("1 line of metrics.jsonl could not be read"));
 }
 
 #[test]
