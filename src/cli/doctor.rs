@@ -62,7 +62,6 @@ pub(super) fn doctor(
 fn why(tried: &Tried) -> String {
     match &tried.fault {
         Some(fault) => format!("it does not start: {fault}"),
-        None if tried.ops.is_empty() => "none of the tests asked for runs in its dtypes".into(),
         None => {
             let of = |verdict: &Verdict| format!("{} in {}", verdict.op, verdict.dtype);
             let wrong: Vec<String> = tried.ops.iter().filter(|verdict| !verdict.is_right).map(of).collect();

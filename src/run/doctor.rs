@@ -103,9 +103,9 @@ pub struct Verdict {
 }
 
 impl Tried {
-    /// Whether it starts, was tested, and all its ops are correct.
+    /// Whether it starts and all its ops are correct.
     pub fn is_right(&self) -> bool {
-        self.fault.is_none() && !self.ops.is_empty() && self.ops.iter().all(|verdict| verdict.is_right)
+        self.fault.is_none() && self.ops.iter().all(|verdict| verdict.is_right)
     }
 }
 
@@ -134,7 +134,7 @@ impl Report {
 /// run. `testing` is called with each device before its test.
 ///
 /// # Errors
-/// [`Error::Device`] if the named device is unusable.
+/// [`Error::Device`] if the named device is unusable, [`Error::Choice`] if `only` leaves nothing to test on a device.
 pub fn doctor(
     device: Option<DeviceSpec>,
     only: Only<'_>,
@@ -196,11 +196,18 @@ fn gpu(listed: &Listed) -> Gpu {
 
 fn try_out(device: &Device, only: Only<'_>, stop: &dyn Fn() -> bool) -> Result<Tried, Error> {
     let room = if device.has_own_memory() { GPU_ROOM } else { 1.0 };
+    let ops = device.run(Checks { dtypes: device.dtypes(), only, room, stop })??;
+    if ops.is_empty() {
+        return Err(Error::Choice(format!(
+            "{} has nothing to test: none of the ops asked for computes in a dtype asked for",
+            device.id()
+        )));
+    }
     Ok(Tried {
         device: device.id().to_string(),
         dtypes: device.dtypes().iter().map(|dtype| dtype.name()).collect(),
         fault: None,
-        ops: device.run(Checks { dtypes: device.dtypes(), only, room, stop })??,
+        ops,
     })
 }
 
