@@ -170,9 +170,10 @@ fn only_device_names_a_concrete_backend() {
 }
 
 /// Where numbers are brought back from a device: nobody else may make the host wait for it.
-const READERS: [&str; 9] = [
+const READERS: [&str; 10] = [
     "adapter/lora.rs",
     "export/check.rs",
+    "export/fidelity.rs",
     "export/quantize/losses.rs",
     "generate/decode.rs",
     "run/inference.rs",

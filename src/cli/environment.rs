@@ -95,7 +95,7 @@ pub(super) fn kernel_cache() -> Option<PathBuf> {
 }
 
 /// Creates a folder, and missing ones above it, with access for this user only.
-fn private_folder(path: &Path) -> io::Result<()> {
+pub(super) fn private_folder(path: &Path) -> io::Result<()> {
     #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has a mode to set"))]
     let mut builder = std::fs::DirBuilder::new();
     #[cfg(unix)]

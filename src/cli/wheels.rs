@@ -9,6 +9,8 @@ use std::{env, fs, io};
 
 use sha2::{Digest, Sha256};
 
+use super::environment::private_folder;
+
 /// Toolkits of the system, which CubeCL finds itself.
 const SYSTEM: [&str; 3] = ["/usr/local/cuda", "/opt/cuda", "/usr/bin/nvcc"];
 
@@ -114,7 +116,7 @@ impl Wheels {
             return Ok(folder);
         }
         let new = cache.join(format!("cuda-{hash}-{}", std::process::id()));
-        fs::create_dir_all(new.join("include"))?;
+        private_folder(&new.join("include"))?;
         for (name, path) in headers {
             link(path, &new.join("include").join(name))?;
         }
