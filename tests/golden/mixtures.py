@@ -124,6 +124,8 @@ def pack(folder) -> None:
     READ[folder.name] = state
     config = AutoConfig.from_pretrained(folder).to_dict()
     config["quantization_config"] = {"quant_method": "mxfp4"}
+    # The folder that it was read from.
+    config.pop("_name_or_path", None)
     write_json(folder / "config.json", config)
 
 
