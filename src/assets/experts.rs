@@ -69,7 +69,9 @@ pub(super) fn parts(name: &str, shape: &[usize], alternates: bool) -> Option<Vec
         _ => return None,
     };
     let outputs = if alternates { columns } else { rows };
-    if !module.ends_with(".experts") || !outputs.is_multiple_of(projections.len()) {
+    // What has no numbers has no parts, however many experts its shape names.
+    let is_empty = rows == 0 || columns == 0;
+    if is_empty || !module.ends_with(".experts") || !outputs.is_multiple_of(projections.len()) {
         return None;
     }
     let height = outputs / projections.len();
@@ -132,6 +134,7 @@ mod tests {
         assert_eq!((down.len(), rows(&down[0])), (1, 0..5));
         assert_eq!(parts("model.layers.0.mlp.down_proj", &[1, 5, 3], false), None);
         assert_eq!(parts("model.layers.0.mlp.experts.down_proj", &[5, 3], false), None);
+        assert_eq!(parts("model.layers.0.mlp.experts.down_proj", &[usize::MAX, 0, 3], false), None);
     }
 
     #[test]

@@ -293,6 +293,7 @@ impl WeightFiles {
                 Ok(match part.info.dtype.bitsize() {
                     8 => part.pick(bytes),
                     16 => part.pick(bytes.as_chunks::<2>().0.to_vec()).concat(),
+                    64 => part.pick(bytes.as_chunks::<8>().0.to_vec()).concat(),
                     _ => part.pick(bytes.as_chunks::<4>().0.to_vec()).concat(),
                 })
             }

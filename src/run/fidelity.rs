@@ -122,7 +122,8 @@ impl HeldOut {
     /// Measures what was written.
     ///
     /// # Errors
-    /// A file cannot be read, the device cannot be used, a loss is not finite, or the work was asked to stop.
+    /// There are no rows, a file cannot be read, the device cannot be used, a loss is not finite, or the work was asked to
+    /// stop.
     pub fn measure(
         &self,
         base: &OpenedBase,
@@ -132,6 +133,9 @@ impl HeldOut {
         progress: &mut dyn FnMut(usize, usize),
         environment: &Environment<'_>,
     ) -> Result<Fidelity, Error> {
+        if self.batches.is_empty() {
+            return Err(Error::NoRows { origin: self.origin.clone() });
+        }
         let sides = Sides { base, adapted, written, spec };
         let work = Measuring { sides, batches: &self.batches, progress, stop: environment.stop };
         let Losses { base, trained, written } = Device::choose(device)?.run(work)??;

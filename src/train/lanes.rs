@@ -2,8 +2,8 @@
 //!
 //! Micro-batch i of a step belongs to lane i mod `train.lanes`. Within a lane, gradients are added one after the other;
 //! the lanes are added as a binary tree ([`tune_ranks::tree`]). One of several ranks has neighbouring lanes, a power of
-//! two of them, and so a whole subtree: what the ranks add up is the rest of the same tree, and the sum has the same bits for every number
-//! of ranks. Lanes without a micro-batch, in a short step, add nothing.
+//! two of them, and so a whole subtree: what the ranks add up is the rest of the same tree, and the sum has the same bits
+//! for every number of ranks. Lanes without a micro-batch, in a short step, add nothing.
 
 use std::ops::Range;
 
