@@ -28,7 +28,7 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn_tensor::{DType, Tensor, TensorData};
 use rayon::prelude::*;
 use tune::device::Cpu;
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune::device::{Device, Failed};
 use tune::recipe::RecipeFile;
 use tune::run::{Environment, Error, Options, fine_tune};

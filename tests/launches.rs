@@ -9,8 +9,8 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{Distribution, Tensor};
+use burn_tensor::backend::Backend;
+use burn_tensor::{Distribution, Tensor};
 use tune::adapter::lora::{DropoutStep, LoraSet};
 use tune::adapter::projection::LayerGradients;
 use tune::adapter::spec::Spec as AdapterSpec;

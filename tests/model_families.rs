@@ -4,8 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
+use burn_tensor::{Tensor, TensorData};
 use tune::adapter::projection::{LayerAdapters, LayerGradients};
 use tune::assets::{ModelDir, SafetensorsFile};
 use tune::model::layers::{Guard, Order};

@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 
-use burn::tensor::{DType, Tensor};
+use burn_tensor::{DType, Tensor};
 use tune::device::Cpu;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::causal_conv::{CausalConv, causal_conv, causal_conv_backward};

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Distribution, Tensor};
+use burn_tensor::{DType, Distribution, Tensor};
 
 use crate::KernelBackend;
 use crate::cpu::matmul;

@@ -3,8 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use burn_tensor::Tensor;
+use burn_tensor::backend::Backend;
 
 /// Numbers that are on their way from the device.
 pub struct Reading(Box<dyn FnOnce() -> Result<Vec<f32>, String>>);

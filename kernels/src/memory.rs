@@ -5,7 +5,7 @@
 
 pub use crate::device::DeviceMemory;
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 
 use crate::cpu::matmul::{self, Kernels};
 use crate::cpu::parallel;

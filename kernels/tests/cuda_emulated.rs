@@ -13,7 +13,7 @@ use std::io::Write;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 use emulator::{Buffer, Emulator, Launch, Source, program};
 use runtime::{Compiled, EMULATES, LAUNCHED, Launched, NoDevice, architecture};
 use tune_kernels::attention::reference::Sizes;

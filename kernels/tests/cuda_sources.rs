@@ -9,7 +9,7 @@ mod emulator;
 #[path = "cuda_without_gpu/runtime.rs"]
 mod runtime;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn_tensor::{DType, Tensor, TensorData};
 use runtime::{Compiled, LAUNCHED, architecture};
 use tune_kernels::activation::{Function, activation, activation_backward};
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};

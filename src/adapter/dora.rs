@@ -16,7 +16,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{DType, Tensor};
+use burn_tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 use tune_kernels::linear::{FrozenWeight, Linear, Lora, linear};
 
@@ -99,8 +99,8 @@ pub fn row_squares<B: KernelBackend>(weight: &FrozenWeight<B>) -> Tensor<B, 2> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
     use burn_flex::Flex;
+    use burn_tensor::TensorData;
     use tune_kernels::nf4::{Nf4Weight, quantize};
 
     use super::*;

@@ -8,7 +8,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn_tensor::{DType, Tensor, TensorData};
 use sha2::{Digest, Sha256};
 use tune_kernels::KernelBackend;
 use tune_kernels::dropout::{Dropout, DropoutKey, philox};

@@ -4,7 +4,7 @@
 //! A layer lists its projections in the order of use (`model::parts`); a *slot* is a place in that list. Refuses to
 //! know which projections a recipe adapts (`target`) and where the numbers of an adapter come from (`lora`).
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::linear::{Lora, LoraGradient};
 

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 

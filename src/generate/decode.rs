@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 use tune_kernels::KernelBackend;
 
 use super::sampling::Sampling;

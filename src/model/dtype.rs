@@ -1,6 +1,6 @@
 //! The float dtypes of weights and of the arithmetic on them.
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 use half::{bf16, f16};
 
 use super::Error;

@@ -8,7 +8,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
+use burn_tensor::{Tensor, TensorData};
 use half::{bf16, f16};
 use tune_kernels::KernelBackend;
 use tune_kernels::nf4::Quantized;

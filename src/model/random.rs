@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, TensorData};
+use burn_tensor::{Tensor, TensorData};
 use half::{bf16, f16};
 use tune_kernels::KernelBackend;
 use tune_kernels::linear::FrozenWeight;

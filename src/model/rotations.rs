@@ -3,7 +3,7 @@
 use std::iter::repeat_n;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn_tensor::{DType, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::rope::{Direction, Positions, RotaryTable, rope, rope_all};

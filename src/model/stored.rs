@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::{Tensor, TensorData};
+use burn_tensor::{Tensor, TensorData};
 use tune_kernels::KernelBackend;
 use tune_kernels::linear::FrozenWeight;
 use tune_kernels::nf4::{Nf4Weight, Quantized};

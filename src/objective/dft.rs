@@ -2,7 +2,7 @@
 //!
 //! `Σₜ pₜ · (−ln pₜ)` with `pₜ = exp(−lossₜ)` taken as a constant, over the positions that are supervised.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn_tensor::{Int, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 use tune_kernels::linear_cross_entropy::trained::trained_linear_cross_entropy;
 use tune_kernels::linear_cross_entropy::{IGNORED, linear_cross_entropy};

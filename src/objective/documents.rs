@@ -1,8 +1,8 @@
 //! The documents of a micro-batch under the output head: the summed negative log-likelihood of each, and values of
 //! documents spread over their rows.
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn_tensor::backend::Backend;
+use burn_tensor::{DType, Int, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 use tune_kernels::linear_cross_entropy::linear_cross_entropy;
 use tune_kernels::segment_sum::segment_sum;

@@ -13,9 +13,9 @@
 //! KTO: Ethayarajh et al. (<https://arxiv.org/abs/2402.01306>); APO: D'Oosterlinck et al.
 //! (<https://arxiv.org/abs/2408.06266>).
 
-use burn::tensor::activation::sigmoid;
-use burn::tensor::backend::Backend;
-use burn::tensor::{Tensor, TensorData};
+use burn_tensor::activation::sigmoid;
+use burn_tensor::backend::Backend;
+use burn_tensor::{Tensor, TensorData};
 
 use super::statistics::Statistics;
 use super::{Answers, Judged, Summed};

@@ -18,8 +18,8 @@ pub mod statistics;
 #[cfg(test)]
 mod tests;
 
-use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use burn_tensor::Tensor;
+use burn_tensor::backend::Backend;
 use tune_kernels::KernelBackend;
 use tune_kernels::linear_cross_entropy::trained::trained_linear_cross_entropy;
 use tune_kernels::row_scale::row_scale;

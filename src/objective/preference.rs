@@ -21,9 +21,9 @@
 //! (<https://arxiv.org/abs/2305.10425>); `rpo_alpha`: Pang et al. (<https://arxiv.org/abs/2404.19733>); ORPO: Hong et al.
 //! (<https://arxiv.org/abs/2403.07691>); SimPO: Meng et al. (<https://arxiv.org/abs/2405.14734>).
 
-use burn::tensor::Tensor;
-use burn::tensor::activation::{log_sigmoid, sigmoid};
-use burn::tensor::backend::Backend;
+use burn_tensor::Tensor;
+use burn_tensor::activation::{log_sigmoid, sigmoid};
+use burn_tensor::backend::Backend;
 
 use super::statistics::Statistics;
 use super::{Answers, Judged, Summed};

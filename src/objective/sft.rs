@@ -3,7 +3,7 @@
 //! `Σₜ −log softmax(norm(hₜ) · headᵀ)[targetₜ]` over the positions whose target is not
 //! [`IGNORED`](tune_kernels::linear_cross_entropy::IGNORED). The logits are never held as a whole.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::linear_cross_entropy::trained::trained_linear_cross_entropy;
 use tune_kernels::linear_cross_entropy::{LossAndGradient, linear_cross_entropy};

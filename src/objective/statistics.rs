@@ -1,7 +1,7 @@
 //! What is reported of answers beside the loss: sums that the device makes, and the means of them.
 
-use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
+use burn_tensor::Tensor;
+use burn_tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::exact;

@@ -1,7 +1,7 @@
 //! Every formula against a few lines of f64, and every weight against a finite difference of its loss.
 
-use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
+use burn_tensor::{Tensor, TensorData};
 
 use super::feedback::{Kto, KtoLoss};
 use super::preference::{Dpo, DpoLoss, Preference};

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Tensor};
+use burn_tensor::{DType, Tensor};
 use serde::Serialize;
 use tune_kernels::KernelBackend;
 use tune_kernels::ceiling;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use burn::tensor::{DType, Tensor};
+use burn_tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 
 use super::inputs::Inputs;

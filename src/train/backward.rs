@@ -8,7 +8,7 @@
 //! Below the lowest adapted layer nothing is differentiated, unless the embeddings are trained. Gradients are those of a
 //! sum over tokens; the mean is taken once, at the end.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 

@@ -183,7 +183,7 @@ pub struct Snapshot<B: KernelBackend> {
     /// Updates made until then.
     pub updates: u64,
     /// In the order of [`LoraSet::parameters`].
-    pub adapter: Vec<burn::tensor::Tensor<B, 2>>,
+    pub adapter: Vec<burn_tensor::Tensor<B, 2>>,
     /// Likewise.
     pub moments: Vec<Moments<B>>,
 }

@@ -3,7 +3,7 @@
 //!
 //! A rank that has no gradient of a parameter sends −0, the one number that changes no sum.
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn_tensor::{DType, Tensor, TensorData};
 use tune_kernels::KernelBackend;
 
 use super::error::FitError;

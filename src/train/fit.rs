@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_ranks::tree::Tree;
 

@@ -1,7 +1,7 @@
 //! The objective over the held-out examples. Several ranks take the micro-batches in turn; the numbers of each are added at
 //! their place, so that the result is the same for every number of ranks.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::{KernelBackend, Reading};
 
 use super::backward::evaluate;

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::{KernelBackend, Reading};
 

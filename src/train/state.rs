@@ -7,7 +7,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, Tensor, TensorData};
+use burn_tensor::{DType, Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 use tune_kernels::KernelBackend;
 use tune_kernels::adamw::Moments;

@@ -2,8 +2,8 @@
 
 use std::process::Command;
 
-use burn::tensor::{Device, Tensor};
 use burn_flex::Flex;
+use burn_tensor::{Device, Tensor};
 use serde_json::json;
 use tune_kernels::device::DeviceOps;
 

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tune::adapter::lora::LoraSet;

@@ -10,13 +10,14 @@ mod oddities;
 use std::path::Path;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, DictionaryArray, Int64Array, ListArray, RecordBatch, StringArray, StringViewArray,
-    StructArray,
+use arrow_array::types::Int32Type;
+use arrow_array::{
+    Array, ArrayRef, DictionaryArray, Int8Array, Int16Array, Int32Array, Int64Array, ListArray, RecordBatch,
+    StringArray, StringViewArray, StructArray, UInt8Array, UInt16Array, UInt32Array, UInt64Array,
 };
-use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::{DataType, Field, Int32Type};
-use arrow::ipc::CompressionType;
+use arrow_buffer::OffsetBuffer;
+use arrow_ipc::CompressionType;
+use arrow_schema::{DataType, Field};
 use files::{batches, csv, every_kind, ipc, json_lines, pairs, parquet, parquet_with, table};
 use parquet::basic::Compression;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
@@ -185,9 +186,18 @@ fn tokens_of_every_width() {
         let offsets = OffsetBuffer::from_lengths([3, 0]);
         Arc::new(ListArray::new(item(values.data_type()), offsets, values, Some(valid.to_vec().into())))
     };
-    use DataType::{Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32, UInt64};
-    for kind in [Int8, Int16, Int32, Int64, UInt8, UInt16, UInt32, UInt64] {
-        let ids = arrow::compute::cast(&Int64Array::from(vec![1, 2, 3]), &kind).unwrap();
+    let ids_of_every_width: [ArrayRef; 8] = [
+        Arc::new(Int8Array::from(vec![1, 2, 3])),
+        Arc::new(Int16Array::from(vec![1, 2, 3])),
+        Arc::new(Int32Array::from(vec![1, 2, 3])),
+        Arc::new(Int64Array::from(vec![1, 2, 3])),
+        Arc::new(UInt8Array::from(vec![1, 2, 3])),
+        Arc::new(UInt16Array::from(vec![1, 2, 3])),
+        Arc::new(UInt32Array::from(vec![1, 2, 3])),
+        Arc::new(UInt64Array::from(vec![1, 2, 3])),
+    ];
+    for ids in ids_of_every_width {
+        let kind = ids.data_type().clone();
         let labels: ArrayRef = Arc::new(Int64Array::from(vec![-100, 2, 3]));
         let batch = RecordBatch::try_from_iter_with_nullable([
             ("input_ids", list(ids, [true, true]), true),

@@ -145,11 +145,11 @@ fn m1_models_that_are_not_what_they_seem() {
 #[test]
 fn d1_unused_columns_of_files_with_a_schema() {
     let outer = tempfile::tempdir().unwrap();
-    let column = |values: Vec<Option<&str>>| -> arrow::array::ArrayRef {
-        std::sync::Arc::new(arrow::array::StringArray::from(values))
+    let column = |values: Vec<Option<&str>>| -> arrow_array::ArrayRef {
+        std::sync::Arc::new(arrow_array::StringArray::from(values))
     };
     let batch = |images| {
-        arrow::array::RecordBatch::try_from_iter([
+        arrow_array::RecordBatch::try_from_iter([
             ("text", column(vec![Some("a"), Some("b")])),
             ("source", column(vec![Some("web"), None])),
             ("images", column(images)),
@@ -180,13 +180,13 @@ fn d1_unused_columns_of_files_with_a_schema() {
 fn d9_json_text_in_columns_of_text() {
     let outer = tempfile::tempdir().unwrap();
     let list = r#"[{"role": "user", "content": "Hi"}]"#;
-    let column = |text: &str| -> arrow::array::ArrayRef {
-        std::sync::Arc::new(arrow::array::StringArray::from(vec![text]))
+    let column = |text: &str| -> arrow_array::ArrayRef {
+        std::sync::Arc::new(arrow_array::StringArray::from(vec![text]))
     };
     for (name, text, format) in
         [("messages", list, Format::Messages), ("input_ids", "[1, 2]", Format::Tokens)]
     {
-        let table = arrow::array::RecordBatch::try_from_iter([(name, column(text))]).unwrap();
+        let table = arrow_array::RecordBatch::try_from_iter([(name, column(text))]).unwrap();
         let files = [
             ("a.parquet", parquet(std::slice::from_ref(&table), Compression::SNAPPY, 10)),
             ("a.arrow", super::ipc(std::slice::from_ref(&table), false, None)),

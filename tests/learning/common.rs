@@ -67,7 +67,7 @@ pub(crate) fn relative_difference(ours: &[f32], theirs: &[f32]) -> f64 {
 }
 
 /// The one number of a loss.
-pub(crate) fn number<B: tune_kernels::KernelBackend>(loss: burn::tensor::Tensor<B, 1>) -> f64 {
+pub(crate) fn number<B: tune_kernels::KernelBackend>(loss: burn_tensor::Tensor<B, 1>) -> f64 {
     let numbers = B::read_later(loss).wait().unwrap();
     assert_eq!(numbers.len(), 1);
     f64::from(numbers[0])

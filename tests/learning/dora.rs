@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use burn::tensor::{Tensor, TensorData};
+use burn_tensor::{Tensor, TensorData};
 use tune::adapter::dora::row_norms;
 use tune::adapter::lora::{DropoutStep, LoraSet};
 use tune::adapter::parameter::Part;

@@ -1,7 +1,7 @@
 //! Activations without a gate on the CPU, a run of elements per task.
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::{ActivationOps, DENSITY, ERF, Function, ROOT_HALF};
 use crate::cpu::scalar::{Scalar, with_float};

@@ -1,7 +1,7 @@
 //! Activations without a gate on a GPU: one unit for each element.
 
-use burn::tensor::Tensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::Tensor;
 use cubecl::prelude::*;
 
 use super::{ActivationOps, DENSITY, Function, ROOT_HALF};

@@ -16,7 +16,7 @@ mod cpu;
 mod cube;
 pub mod reference;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn_tensor::{Tensor, backend::Backend};
 
 /// What every number goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

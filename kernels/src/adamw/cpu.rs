@@ -1,7 +1,7 @@
 //! AdamW on the CPU: one pass over parameter, gradient and moments.
 
-use burn::tensor::{DType, Tensor, TensorData};
 use burn_flex::{Flex, FlexTensor};
+use burn_tensor::{DType, Tensor, TensorData};
 
 use super::{AdamWConfig, AdamWOps, CLIP_EPSILON, Factors, Guard, Moments, Update};
 use crate::cpu::scalar::{widen, with_float};

@@ -18,7 +18,7 @@ mod cpu;
 mod cube;
 pub mod reference;
 
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_tensor::{DType, Tensor, backend::Backend};
 
 /// The optimizer's update on a backend.
 pub trait AdamWOps: Backend {

@@ -7,8 +7,8 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::{AttentionBackward, AttentionOps, AttentionOptions, decode};
 use crate::cpu::disjoint::Disjoint;

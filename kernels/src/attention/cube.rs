@@ -31,9 +31,9 @@ mod tensor_cores;
 mod tensor_cores_backward;
 mod tensor_cores_forward;
 
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::{DType, Tensor};
 use cubecl::prelude::*;
 
 use super::{AttentionBackward, AttentionOps, AttentionOptions};

@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::AttentionOptions;
 use super::cpu::bound;

@@ -32,7 +32,7 @@ pub mod reference;
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn_tensor::{Tensor, backend::Backend};
 
 use crate::row_sum::{RowLists, RowSumOps, row_sum};
 

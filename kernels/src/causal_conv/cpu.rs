@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::{CausalConv, CausalConvOps};
 use crate::cpu::disjoint::Disjoint;

@@ -1,8 +1,8 @@
 //! The causal convolution on a GPU: one unit for each element.
 
-use burn::tensor::Tensor;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::Tensor;
 use cubecl::prelude::*;
 
 use super::{CausalConv, CausalConvOps};

@@ -1,6 +1,6 @@
 //! AdamW over several steps, and the norm that clipping needs.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 
 use super::measure::{Deviation, On, random, values};
 use crate::KernelBackend;

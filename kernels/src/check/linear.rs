@@ -1,6 +1,6 @@
 //! Linear: dense and NF4, with and without bias, adapter and dropout.
 
-use burn::tensor::{DType, Tensor};
+use burn_tensor::{DType, Tensor};
 
 use super::measure::{Deviation, On, random, rounded, values};
 use crate::KernelBackend;

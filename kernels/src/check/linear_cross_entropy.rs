@@ -1,6 +1,6 @@
 //! Output head and loss: dense and NF4 heads, rows without a target, rows with weights.
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 
 use super::measure::{Deviation, On, random, rounded, tolerance, values};
 use crate::KernelBackend;

@@ -2,8 +2,8 @@
 
 use std::any::Any;
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn_tensor::backend::Backend;
+use burn_tensor::{DType, Tensor, TensorData};
 
 /// Where a check runs, and what it computes in.
 #[derive(Debug)]

@@ -1,6 +1,6 @@
 //! What a mixture of experts adds: the router, and linear layers over ranges of rows.
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 
 use super::linear::{STORAGES, Storage, frozen_of};
 use super::measure::{Deviation, On, random, rounded, tolerance, values};

@@ -16,7 +16,7 @@ pub mod nf4;
 pub mod recurrent;
 pub mod rows;
 
-use burn::tensor::backend::Backend;
+use burn_tensor::backend::Backend;
 
 pub use measure::{Deviation, On, panic_message, random, random_in, rounded, tolerance, values};
 
@@ -71,7 +71,7 @@ pub fn all<B: KernelBackend>() -> Vec<Check<B>> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::DType;
+    use burn_tensor::DType;
 
     use super::*;
 

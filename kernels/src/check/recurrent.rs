@@ -1,6 +1,6 @@
 //! What runs along a document: the causal convolution and the gated delta rule.
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 
 use super::measure::{Deviation, On, values};
 use crate::KernelBackend;

@@ -1,6 +1,6 @@
 //! Sums over segments of rows, scaled rows, and sums of rows.
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 
 use super::measure::{Deviation, On, random, tolerance, values};
 use crate::KernelBackend;

@@ -1,8 +1,8 @@
 //! Scaled columns on the CPU: some rows per task; the gradient of the factors by blocks of columns, each summed over
 //! the tokens in order, so that it does not depend on the number of threads.
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::ColumnScaleOps;
 use crate::cpu::scalar::{Scalar, with_float};

@@ -13,7 +13,7 @@ mod cpu;
 mod cube;
 pub mod reference;
 
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_tensor::{DType, Tensor, backend::Backend};
 
 /// Scaled columns on a backend, composed of its own operations unless it has a faster way.
 pub trait ColumnScaleOps: Backend {

@@ -1,6 +1,6 @@
 //! The three compute dtypes and their conversions to and from f32.
 
-use burn::tensor::{DType, Element};
+use burn_tensor::{DType, Element};
 use half::{bf16, f16};
 
 #[cfg(target_arch = "x86_64")]
@@ -139,16 +139,16 @@ macro_rules! with_float {
         assert!(
             matches!(
                 dtype,
-                ::burn::tensor::DType::F32 | ::burn::tensor::DType::BF16 | ::burn::tensor::DType::F16
+                ::burn_tensor::DType::F32 | ::burn_tensor::DType::BF16 | ::burn_tensor::DType::F16
             ),
             "kernels compute in f32, bf16 or f16, not {dtype:?}"
         );
         match dtype {
-            ::burn::tensor::DType::BF16 => {
+            ::burn_tensor::DType::BF16 => {
                 type $T = ::half::bf16;
                 $body
             }
-            ::burn::tensor::DType::F16 => {
+            ::burn_tensor::DType::F16 => {
                 type $T = ::half::f16;
                 $body
             }

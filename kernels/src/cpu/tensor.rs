@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::{Bytes, DType, Int, Shape, Tensor, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor, Layout};
+use burn_tensor::{Bytes, DType, Int, Shape, Tensor, TensorPrimitive};
 
 use super::parallel;
 use super::pool::{self, Buffer};

@@ -4,9 +4,9 @@
     reason = "what is decided when a kernel is compiled stands apart from what it decides itself"
 )]
 
-use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
+use burn_tensor::DType;
 use cubecl::prelude::*;
 
 use super::tensor::{UNITS, array, columns, dims, elements, empty, empty_like, many, units};

@@ -1,7 +1,7 @@
 //! A GPU as a device.
 
-use burn::tensor::Tensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::Tensor;
 
 use super::tensor::into_float;
 use super::{read, watch};

@@ -9,9 +9,9 @@
 
 use std::cell::Cell;
 
-use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
+use burn_tensor::DType;
 use cubecl::features::MmaConfig;
 use cubecl::prelude::*;
 use cubecl::std::tensor::View;

@@ -1,9 +1,9 @@
 //! burn's tensors as kernels see them: contiguous buffers, and how many units work on them.
 
-use burn::tensor::{DType, Int, Shape, Tensor, TensorMetadata, TensorPrimitive};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::{DType, Int, Shape, Tensor, TensorMetadata, TensorPrimitive};
 use cubecl::prelude::*;
 
 use crate::fault;

@@ -6,8 +6,8 @@ mod chunk;
 mod products;
 mod task;
 
-use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
+use burn_tensor::Tensor;
 
 use super::{CHUNK, DeltaGradients, DeltaHeads, DeltaRule, DeltaRuleOps};
 use crate::cpu::disjoint::Disjoint;

@@ -19,9 +19,9 @@ mod inputs;
 mod sizes;
 mod sweeps;
 
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::{DType, Tensor};
 use cubecl::prelude::*;
 
 use super::{CHUNK, DeltaGradients, DeltaHeads, DeltaRule, DeltaRuleOps};

@@ -43,7 +43,7 @@ mod cube;
 pub mod reference;
 mod sizes;
 
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_tensor::{DType, Tensor, backend::Backend};
 
 use crate::attention::DocumentOffsets;
 pub(crate) use cpu::task_numbers;

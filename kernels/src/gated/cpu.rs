@@ -1,7 +1,7 @@
 //! The gated activation on the CPU, a run of elements per task.
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::{Activation, CLAMPED_FACTOR, CLAMPED_LIMIT, GatedOps, gelu_argument};
 #[cfg(target_arch = "x86_64")]

@@ -1,7 +1,7 @@
 //! The gated activation on a GPU: one unit for each element.
 
-use burn::tensor::Tensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::Tensor;
 use cubecl::prelude::*;
 
 use super::{Activation, CLAMPED_FACTOR, CLAMPED_LIMIT, GELU_CUBIC, GELU_LINEAR, GELU_SATURATED, GatedOps};

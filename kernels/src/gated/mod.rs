@@ -24,7 +24,7 @@ mod cpu;
 pub(crate) mod cube;
 pub mod reference;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn_tensor::{Tensor, backend::Backend};
 
 /// What the gate goes through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,6 +1,6 @@
 //! The dtypes that a device computes in.
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 use cubecl::features::TypeUsage;
 use cubecl::prelude::*;
 

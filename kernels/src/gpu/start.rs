@@ -2,8 +2,8 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use burn::tensor::{DType, Tensor, TensorData};
 use burn_cubecl::{CubeBackend, CubeRuntime};
+use burn_tensor::{DType, Tensor, TensorData};
 
 use super::dtypes::dtypes;
 use crate::fault;

@@ -1,7 +1,7 @@
 //! Grouped linear layers on the CPU: the products of `linear`, read and written where the rows of each range lie.
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::{Group, Grouped, GroupedBackward, GroupedGradients, GroupedLinearOps};
 use crate::cpu::pool::{self, Buffer};

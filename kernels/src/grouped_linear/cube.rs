@@ -1,8 +1,8 @@
 //! Grouped linear layers on a GPU: the products of `linear`, range by range. Frozen layers alone read and write where the
 //! rows of each range lie; with adapters the parts are joined.
 
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::{DType, Tensor};
 
 use super::{
     Group, Grouped, GroupedBackward, GroupedGradients, GroupedLinearOps, composed, composed_backward,

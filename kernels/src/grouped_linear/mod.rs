@@ -18,7 +18,7 @@ pub mod reference;
 
 use std::ops::Range;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn_tensor::{Tensor, backend::Backend};
 
 use crate::linear::{Down, Linear, LinearOps, LoraGradient, linear_down};
 #[cfg(feature = "cube")]

@@ -1,7 +1,7 @@
 //! Layer normalisation on the CPU, a run of rows per task.
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::LayerNormOps;
 use crate::cpu::scalar::{Scalar, with_float};

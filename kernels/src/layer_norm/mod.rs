@@ -15,7 +15,7 @@ mod cpu;
 mod cube;
 pub mod reference;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn_tensor::{Tensor, backend::Backend};
 
 /// Layer normalisation on a backend.
 pub trait LayerNormOps: Backend {

@@ -1,7 +1,7 @@
 //! The linear op on the CPU: weight and adapter as terms of one product, several layers in one fork.
 
-use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
+use burn_tensor::Tensor;
 
 use super::operands::{Adapter, WeightTensors, add, finish};
 use super::{Down, Linear, LinearBackward, LinearGradients, LinearOps, LoraGradient, Projected, decode};

@@ -7,9 +7,9 @@
 //! An NF4 weight is dequantized tile by tile inside the product, or once into a dense scratch in the compute dtype that
 //! lives as long as the product; [`super::choice`] decides.
 
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::{DType, Tensor};
 
 use super::choice::over_nf4;
 use super::{

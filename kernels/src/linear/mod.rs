@@ -25,7 +25,7 @@ mod decode;
 pub(crate) mod operands;
 pub mod reference;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn_tensor::{Tensor, backend::Backend};
 
 use crate::dropout::Dropout;
 use crate::nf4::Nf4Weight;

@@ -46,7 +46,7 @@ impl<'a> WeightTensors<'a> {
 
     /// The weight as the right operand of a product.
     pub(crate) fn columns(&self, side: Side) -> Columns<'_> {
-        use burn::tensor::DType;
+        use burn_tensor::DType;
         let stored = match &self.held {
             Held::Dense(dense) => match dense.dtype() {
                 DType::BF16 => Stored::Bf16(dense.storage()),

@@ -10,8 +10,8 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::{HiddenGradient, LossAndGradient, LossOps, OutputHead, Supervised};
 use crate::cpu::disjoint::Disjoint;

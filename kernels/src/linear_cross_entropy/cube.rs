@@ -8,9 +8,9 @@
 //! is `−A / (A + e)` and the loss `m − z[t] + ln(A + e)`, or `ln(1 + A)` where the target is the largest: exact where
 //! the model is certain.
 
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::{DType, Tensor};
 use cubecl::prelude::*;
 
 use super::{HiddenGradient, Logits, LossAndGradient, LossOps, OutputHead, Supervised};

@@ -20,7 +20,7 @@ pub(crate) mod cube;
 pub mod reference;
 pub mod trained;
 
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_tensor::{DType, Tensor, backend::Backend};
 
 use crate::linear::FrozenWeight;
 

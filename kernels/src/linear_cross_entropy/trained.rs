@@ -9,7 +9,7 @@
 //! over the supervised rows, some of them at a time, so that the logits never exist all at once. The head is its f32
 //! master, and everything is computed in f32.
 
-use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
+use burn_tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
 
 use super::{Logits, check_logits, check_weights, chunk_rows, supervised};
 

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
+use burn_tensor::Tensor;
 
 use super::quantized::{Absmax, Quantized};
 use super::weight::{DeviceAbsmax, Nf4Ops, Nf4Weight};

@@ -1,8 +1,8 @@
 //! NF4 on a GPU: a vector of weights out of its codes, for products that dequantize as they read, and whole matrices.
 
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::{DType, Tensor};
 use cubecl::prelude::*;
 
 use super::weight::{DeviceAbsmax, Nf4Ops, Nf4Weight};

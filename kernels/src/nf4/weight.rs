@@ -1,6 +1,6 @@
 //! An NF4 weight on a device: the host's bytes, unchanged, in tensors a kernel can read.
 
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use burn_tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 use super::quantized::{Absmax, Error, Quantized};
 

@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-use burn::tensor::Tensor;
 use burn_flex::{Flex, FlexTensor};
+use burn_tensor::Tensor;
 
 use super::{NormWeight, RmsNorm, RmsNormOps, Rounding};
 use crate::cpu::scalar::{Scalar, with_float};

@@ -1,8 +1,8 @@
 //! RMS norm on a GPU: one cube for each row.
 
-use burn::tensor::Tensor;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::Tensor;
 use cubecl::prelude::*;
 
 use super::{NormWeight, RmsNorm, RmsNormOps, Rounding};

@@ -17,7 +17,7 @@ mod cpu;
 mod cube;
 pub mod reference;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn_tensor::{Tensor, backend::Backend};
 
 /// Where the normalised values are rounded to the compute dtype, beside the result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,7 +1,7 @@
 //! Rotary embedding on the CPU, a run of tokens per task.
 
-use burn::tensor::{Int, Tensor};
 use burn_flex::Flex;
+use burn_tensor::{Int, Tensor};
 
 use super::{Direction, Pairs, RopeOps, RotaryTable};
 use crate::cpu::scalar::{Scalar, with_float};

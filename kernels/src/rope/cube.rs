@@ -1,9 +1,9 @@
 //! Rotary embedding on a GPU: one unit for each pair of dimensions, and for each that passes through; a column of cubes
 //! for each tensor.
 
-use burn::tensor::Tensor;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::Tensor;
 use cubecl::prelude::*;
 
 use super::{Direction, Pairs, RopeOps, RotaryTable};
@@ -19,7 +19,7 @@ where
     fn rope<const N: usize>(
         x: [Tensor<Self, 3>; N],
         table: &RotaryTable<Self>,
-        position_ids: &Tensor<Self, 1, burn::tensor::Int>,
+        position_ids: &Tensor<Self, 1, burn_tensor::Int>,
         direction: Direction,
     ) -> [Tensor<Self, 3>; N] {
         let (cos, sin) = (float(&table.cos), float(&table.sin));

@@ -18,7 +18,7 @@ mod cpu;
 mod cube;
 pub mod reference;
 
-use burn::tensor::{Int, Tensor, TensorData, backend::Backend};
+use burn_tensor::{Int, Tensor, TensorData, backend::Backend};
 
 /// Rotary embedding on a backend.
 pub trait RopeOps: Backend {

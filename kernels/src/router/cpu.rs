@@ -1,7 +1,7 @@
 //! The router on the CPU, a run of tokens per task.
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::{LEAST, Router, RouterOps, Routes, Score};
 use crate::cpu::scalar::{narrow, widen, with_float};

@@ -1,7 +1,7 @@
 //! The router on a GPU: one unit for each token.
 
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::{DType, Tensor};
 use cubecl::prelude::*;
 
 use super::{LEAST, Router, RouterOps, Routes, Score};

@@ -17,7 +17,7 @@ mod cpu;
 mod cube;
 pub mod reference;
 
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_tensor::{DType, Tensor, backend::Backend};
 
 /// Routers on a backend.
 pub trait RouterOps: Backend {

@@ -1,7 +1,7 @@
 //! Scaled rows on the CPU, a run of rows per task.
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::RowScaleOps;
 use crate::cpu::scalar::{Scalar, with_float};

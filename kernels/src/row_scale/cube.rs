@@ -1,7 +1,7 @@
 //! Scaled rows on a GPU: one unit for each element; for their products one cube for each row.
 
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::{DType, Tensor};
 use cubecl::prelude::*;
 
 use super::RowScaleOps;

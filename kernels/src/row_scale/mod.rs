@@ -13,7 +13,7 @@ mod cpu;
 mod cube;
 pub mod reference;
 
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_tensor::{DType, Tensor, backend::Backend};
 
 /// Scaled rows on a backend.
 pub trait RowScaleOps: Backend {

@@ -1,7 +1,7 @@
 //! Sums of rows on the CPU, a run of rows per task.
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::{RowLists, RowSumOps};
 use crate::cpu::scalar::{Scalar, narrow, with_float};

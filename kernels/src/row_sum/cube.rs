@@ -1,7 +1,7 @@
 //! Sums of rows on a GPU: one unit for each element.
 
-use burn::tensor::Tensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::Tensor;
 use cubecl::prelude::*;
 
 use super::{RowLists, RowSumOps};

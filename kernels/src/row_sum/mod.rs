@@ -16,7 +16,7 @@ pub mod reference;
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn_tensor::{Tensor, backend::Backend};
 
 /// Sums of rows on a backend.
 pub trait RowSumOps: Backend {

@@ -1,7 +1,7 @@
 //! Sums over segments on the CPU: in f64, from the first row to the last.
 
-use burn::tensor::Tensor;
 use burn_flex::Flex;
+use burn_tensor::Tensor;
 
 use super::SegmentOps;
 use crate::cpu::tensor;

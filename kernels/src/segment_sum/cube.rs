@@ -1,7 +1,7 @@
 //! Sums over segments on a GPU: one cube for each.
 
-use burn::tensor::{DType, Tensor};
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
+use burn_tensor::{DType, Tensor};
 use cubecl::prelude::*;
 
 use super::SegmentOps;

@@ -11,7 +11,7 @@ mod cpu;
 mod cube;
 pub mod reference;
 
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn_tensor::{DType, Tensor, backend::Backend};
 
 /// Sums over segments on a backend.
 pub trait SegmentOps: Backend {

@@ -85,7 +85,7 @@ impl Device for NoDevice {
     }
 }
 
-impl burn::tensor::backend::DeviceOps for NoDevice {}
+impl burn_tensor::backend::DeviceOps for NoDevice {}
 
 #[derive(Debug)]
 pub(crate) struct Server {

@@ -1,6 +1,6 @@
 //! AdamW over several steps, and the norm.
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 use tune_kernels::KernelBackend;
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm, reference};
 

@@ -1,6 +1,6 @@
 //! Attention: documents, grouped queries, windows, key-value cache.
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::reference::Sizes;
 use tune_kernels::attention::{AttentionOptions, DocumentOffsets, attention};

@@ -1,6 +1,6 @@
 //! Norms, rotary embedding, activations and scaled columns.
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 use tune_kernels::KernelBackend;
 use tune_kernels::activation::Function;
 use tune_kernels::check::elementwise;

@@ -1,6 +1,6 @@
 //! Linear: dense and NF4, with and without bias, adapter and dropout.
 
-use burn::tensor::DType;
+use burn_tensor::DType;
 use tune_kernels::check::linear::{Case, STORAGES, Storage};
 use tune_kernels::dropout::{Dropout, DropoutKey};
 use tune_kernels::linear::reference::Sizes;

@@ -1,7 +1,7 @@
 //! Head and loss: dense and NF4 heads, ignored rows, weighted rows, more rows than one chunk; sums over segments of rows,
 //! scaled rows, and sums of rows.
 
-use burn::tensor::{DType, Tensor};
+use burn_tensor::{DType, Tensor};
 use tune_kernels::check::linear_cross_entropy::Rule;
 use tune_kernels::linear::FrozenWeight;
 use tune_kernels::linear_cross_entropy::{IGNORED, Logits, linear_cross_entropy, reference};

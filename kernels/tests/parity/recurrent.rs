@@ -71,12 +71,12 @@ fn check_documents<B: KernelBackend>(site: &Site) {
     let [decay, write] =
         [3, 4].map(|seed| tensor::<B, 2>(&random(tokens * 2, seed, 1.0), [tokens, 2], dtype));
     let [log_rate, bias] =
-        [5, 6].map(|seed| tensor::<B, 1>(&random(2, seed, 1.0), [2], burn::tensor::DType::F32));
+        [5, 6].map(|seed| tensor::<B, 1>(&random(2, seed, 1.0), [2], burn_tensor::DType::F32));
     let dy = tensor::<B, 2>(&random(tokens * 16, 7, 1.0), [tokens, 16], dtype);
     // Outputs and gradients of some tokens, taken as these documents.
     let run = |start: usize, length: usize, offsets: &[u32]| -> Vec<Vec<f32>> {
         let documents = DocumentOffsets::packed(offsets);
-        let part = |x: &burn::tensor::Tensor<B, 2>| x.clone().narrow(0, start, length);
+        let part = |x: &burn_tensor::Tensor<B, 2>| x.clone().narrow(0, start, length);
         let (x, decay, write, dy) = (part(&x), part(&decay), part(&write), part(&dy));
         let conv = CausalConv { weight: &weight, silu: true, documents: &documents };
         let mixed = causal_conv(&x, conv);

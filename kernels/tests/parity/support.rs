@@ -3,8 +3,8 @@
 #[cfg(any(feature = "vulkan", feature = "cuda"))]
 use std::io::Write;
 
-use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Tensor, TensorData};
+use burn_tensor::backend::Backend;
+use burn_tensor::{DType, Tensor, TensorData};
 use tune_kernels::check::{Deviation, On};
 pub(crate) use tune_kernels::check::{random, random_in, tolerance, values};
 use tune_kernels::isa::InstructionSet;

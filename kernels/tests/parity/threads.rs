@@ -1,7 +1,7 @@
 //! The same bytes from one, two and three threads, and from a second run.
 
-use burn::tensor::{DType, Tensor};
 use burn_flex::Flex;
+use burn_tensor::{DType, Tensor};
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
     AttentionBackward, AttentionOptions, DocumentOffsets, attention, attention_backward,

@@ -1,7 +1,7 @@
 //! Initialization, layer views and updates of a [`LoraSet`] on the CPU backend.
 
-use burn::tensor::Device;
 use burn_flex::Flex;
+use burn_tensor::Device;
 use tune_kernels::linear::FrozenWeight;
 
 use super::*;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use arrow::datatypes::DataType;
+use arrow_schema::DataType;
 
 use super::super::source::Error;
 use super::super::spec::{DatasetSpec, Format, PromptSpec};

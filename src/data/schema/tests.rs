@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use arrow::datatypes::DataType;
+use arrow_schema::DataType;
 use serde_json::{Map, Value as Json, json};
 
 use super::super::example::Message;
@@ -319,8 +319,7 @@ fn columns_of_the_wrong_type() {
     let choose = |format, column: &str, data_type: DataType| {
         fields(format, &[]).unwrap().choose(Path::new("a.parquet"), &[(column, Some(&data_type))])
     };
-    let list_of =
-        |item| DataType::List(std::sync::Arc::new(arrow::datatypes::Field::new("item", item, true)));
+    let list_of = |item| DataType::List(std::sync::Arc::new(arrow_schema::Field::new("item", item, true)));
     assert_eq!(
         choose(Format::Text, "text", DataType::Int64).unwrap_err().to_string(),
         "a.parquet: column `text`: expected strings, found Int64"
@@ -333,7 +332,7 @@ fn columns_of_the_wrong_type() {
         (Format::Tokens, "input_ids", DataType::Utf8View),
         (Format::Text, "text", DataType::Dictionary(Box::new(DataType::Int8), Box::new(DataType::Utf8))),
         (Format::Tokens, "input_ids", list_of(DataType::UInt8)),
-        (Format::Messages, "messages", list_of(DataType::Struct(arrow::datatypes::Fields::empty()))),
+        (Format::Messages, "messages", list_of(DataType::Struct(arrow_schema::Fields::empty()))),
     ] {
         assert_eq!(choose(format, column, data_type).unwrap(), [0]);
     }

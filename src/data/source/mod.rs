@@ -18,8 +18,8 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use arrow::array::{Array, StructArray};
-use arrow::datatypes::Schema;
+use arrow_array::{Array, StructArray};
+use arrow_schema::Schema;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -452,6 +452,6 @@ fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn typed_columns(schema: &Schema) -> Vec<(&str, Option<&arrow::datatypes::DataType>)> {
+fn typed_columns(schema: &Schema) -> Vec<(&str, Option<&arrow_schema::DataType>)> {
     schema.fields().iter().map(|field| (field.name().as_str(), Some(field.data_type()))).collect()
 }

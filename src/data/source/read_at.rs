@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use arrow::buffer::{Buffer, MutableBuffer};
+use arrow_buffer::{Buffer, MutableBuffer};
 
 use super::fault::Fault;
 

@@ -48,7 +48,7 @@ struct Block {
 /// The records of one block, as they stand in the file.
 #[derive(Debug)]
 pub(super) struct TextBlock {
-    bytes: arrow::buffer::Buffer,
+    bytes: arrow_buffer::Buffer,
     start: u64,
     records: Vec<Record>,
 }

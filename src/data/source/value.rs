@@ -1,12 +1,13 @@
 //! One value of a record, whether it lies in a parsed JSON text or in an Arrow array: borrowed, never copied.
 //! Knows how to look inside; what is expected there is `schema`'s.
 
-use arrow::array::cast::AsArray;
-use arrow::array::{Array, ArrayRef, MapArray, StructArray};
-use arrow::datatypes::{
-    DataType, Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type,
-    UInt16Type, UInt32Type, UInt64Type,
+use arrow_array::cast::AsArray;
+use arrow_array::types::{
+    Float16Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
 };
+use arrow_array::{Array, ArrayRef, MapArray, StructArray};
+use arrow_schema::DataType;
 use serde_json::Value as Json;
 
 use crate::data::json;
@@ -229,15 +230,16 @@ fn dictionary_key(keys: &dyn Array, row: usize) -> Option<usize> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::Arc;
 
-    use arrow::array::{
+    use arrow_array::types::Int32Type;
+    use arrow_array::{
         DictionaryArray, FixedSizeListArray, Int8Array, Int64Array, LargeListArray, ListArray, StringArray,
         StringViewArray, UInt64Array,
     };
-    use arrow::buffer::OffsetBuffer;
-    use arrow::datatypes::{Field, Int32Type};
+    use arrow_buffer::OffsetBuffer;
+    use arrow_schema::Field;
     use serde_json::json;
 
     use super::*;
@@ -246,7 +248,8 @@ mod tests {
         (0..array.len()).map(|row| json(Value::from_arrow(&array, row))).collect()
     }
 
-    fn json(value: Value<'_>) -> Json {
+    /// The value as JSON.
+    pub(in crate::data::source) fn json(value: Value<'_>) -> Json {
         match value {
             Value::Null => Json::Null,
             Value::Integer(value) => i64::try_from(value).map_or_else(|_| json!(value as u64), Json::from),

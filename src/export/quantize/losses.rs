@@ -1,6 +1,6 @@
 //! The losses of a dense base and of the same base in 4 bits over the same micro-batches, in f32 and one layer at a time.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 
 use crate::adapter::projection::LayerAdapters;

@@ -4,7 +4,7 @@
 //! and residual are added. The backward pass needs `u`, and scales it again where it needs the output too: a tape saves
 //! one or the other.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::column_scale::{column_scale, column_scale_backward};
 use tune_kernels::linear::{Down, Linear, LinearBackward, linear, linear_backward, linear_down};

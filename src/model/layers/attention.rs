@@ -1,6 +1,6 @@
 //! Grouped-query self-attention with rotary positions, within each document of a batch.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, attention_backward};
 use tune_kernels::gated::{Activation, gated, gated_backward};

@@ -4,7 +4,7 @@
 //! Capacity is doubled when it is used up, and new tokens are written in place: the cost of a step does not depend on the
 //! tokens before it.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 
 /// The first capacity, in tokens.

@@ -1,6 +1,6 @@
 //! The gated delta net: projections, a short convolution, the gated delta rule, a norm and a gate on its output.
 
-use burn::tensor::{DType, Tensor};
+use burn_tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::causal_conv::{CausalConv, causal_conv, causal_conv_backward};

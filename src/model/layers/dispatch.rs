@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::row_sum::{RowLists, row_sum};
 
@@ -113,8 +113,8 @@ impl Dispatch {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::TensorData;
     use burn_flex::Flex;
+    use burn_tensor::TensorData;
 
     use super::*;
 

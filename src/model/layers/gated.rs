@@ -1,6 +1,6 @@
 //! The gated feed-forward block: down(activation(gate(x)) · up(x)).
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::gated::{gated, gated_backward};
 

@@ -7,8 +7,8 @@
 //! A weight multiplies what goes into the last projection, which is linear: the rows are as wide as an expert there, and
 //! the router's gradient needs no output of an expert.
 
-use burn::tensor::activation::sigmoid;
-use burn::tensor::{DType, Tensor};
+use burn_tensor::activation::sigmoid;
+use burn_tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 use tune_kernels::gated::{gated, gated_backward};
 use tune_kernels::grouped_linear::{

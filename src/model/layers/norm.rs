@@ -1,6 +1,6 @@
 //! A norm with its weight and bias.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::layer_norm::{layer_norm, layer_norm_backward};
 use tune_kernels::rms_norm::{rms_norm, rms_norm_backward, rms_norm_onto};

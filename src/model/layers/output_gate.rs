@@ -4,7 +4,7 @@
 //! query[h], gate[h] = the two halves of head h of the query projection          y = mixed · σ(gate)
 //! ```
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 
 /// Queries, `[tokens, heads · dim]`, and their gates, alike, from the projection's `[tokens, heads · 2 · dim]`.

@@ -1,7 +1,7 @@
 //! A layer's part of the embeddings by layer: projection(activation(gate(x)) · part). The part has no gradient: nothing that
 //! it is made of is trained.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::gated::{gated, gated_backward};
 

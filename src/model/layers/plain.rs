@@ -1,6 +1,6 @@
 //! The feed-forward block without a gate: down(function(up(x))).
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::activation::{activation, activation_backward};
 

@@ -1,6 +1,6 @@
 //! Attention over the keys and values of an earlier layer, whose gradients it leaves to that layer.
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, attention_backward};
 use tune_kernels::rope::Direction;

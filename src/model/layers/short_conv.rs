@@ -1,6 +1,6 @@
 //! The gated short convolution: output(c · convolution(b · x)).
 
-use burn::tensor::Tensor;
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::causal_conv::{CausalConv, causal_conv, causal_conv_backward};

@@ -1,8 +1,8 @@
 //! Rows of one head in a `[tokens, heads, head_dim]` buffer, δ, the product of each with its gradient, and capped scores.
 
-use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
+use burn_tensor::DType;
 use cubecl::prelude::*;
 
 use crate::cube::special::tanh;

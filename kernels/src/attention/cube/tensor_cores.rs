@@ -5,8 +5,8 @@
 //! not tell which element is where; a lane then holds one row and every so-many-th column, and what it makes of them
 //! returns to fragments through a second strip in the operands' dtype. Sums stay in fragments throughout.
 
-use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
+use burn_tensor::DType;
 use cubecl::features::{MmaConfig, Plane};
 use cubecl::prelude::*;
 

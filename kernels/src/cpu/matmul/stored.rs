@@ -17,7 +17,7 @@ pub(crate) enum Stored<'a> {
 impl<'a> Stored<'a> {
     /// Dense values.
     pub(crate) fn of<T: Scalar>(values: &'a [T]) -> Self {
-        use burn::tensor::DType;
+        use burn_tensor::DType;
         match T::DTYPE {
             DType::BF16 => Self::Bf16(bytemuck::cast_slice(values)),
             DType::F16 => Self::F16(bytemuck::cast_slice(values)),

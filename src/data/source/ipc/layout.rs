@@ -3,10 +3,10 @@
 
 use std::fs::File;
 
-use arrow::buffer::Buffer;
-use arrow::datatypes::Schema;
-use arrow::ipc;
-use arrow::ipc::convert::try_fb_to_schema;
+use arrow_buffer::Buffer;
+use arrow_ipc as ipc;
+use arrow_ipc::convert::try_fb_to_schema;
+use arrow_schema::Schema;
 
 use super::super::fault::Fault;
 use super::super::read_at::Location;

@@ -13,11 +13,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, RecordBatch};
-use arrow::buffer::Buffer;
-use arrow::datatypes::{Schema, SchemaRef};
-use arrow::ipc;
-use arrow::ipc::reader::{RecordBatchDecoder, read_dictionary};
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_buffer::Buffer;
+use arrow_ipc as ipc;
+use arrow_ipc::reader::{RecordBatchDecoder, read_dictionary};
+use arrow_schema::{Schema, SchemaRef};
 
 use super::fault::Fault;
 use super::read_at::Location;

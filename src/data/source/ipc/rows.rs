@@ -5,16 +5,16 @@
 use std::fs::File;
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayData, ArrayRef, BinaryViewArray, FixedSizeListArray, GenericByteArray, GenericListArray,
+use arrow_array::types::{ByteArrayType, GenericBinaryType, GenericStringType};
+use arrow_array::{
+    Array, ArrayRef, BinaryViewArray, FixedSizeListArray, GenericByteArray, GenericListArray,
     GenericListViewArray, MapArray, NullArray, OffsetSizeTrait, RecordBatch, RecordBatchOptions,
     StringViewArray, StructArray, make_array,
 };
-use arrow::buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{
-    ByteArrayType, DataType, Field, FieldRef, GenericBinaryType, GenericStringType, UnionMode,
-};
-use arrow::ipc;
+use arrow_buffer::{BooleanBuffer, Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow_data::ArrayData;
+use arrow_ipc as ipc;
+use arrow_schema::{DataType, Field, FieldRef, UnionMode};
 
 use super::super::fault::Fault;
 use super::super::read_at::{LARGEST_READ, Location};
@@ -363,7 +363,7 @@ fn build(
     data_type: &DataType,
     rows: Rows,
     nulls: Option<NullBuffer>,
-    add: impl FnOnce(arrow::array::ArrayDataBuilder) -> arrow::array::ArrayDataBuilder,
+    add: impl FnOnce(arrow_data::ArrayDataBuilder) -> arrow_data::ArrayDataBuilder,
 ) -> Result<ArrayRef, Fault> {
     let data = ArrayData::builder(data_type.clone()).len(rows.len as usize).nulls(nulls);
     Ok(make_array(add(data).align_buffers(true).build()?))

@@ -2,15 +2,17 @@
 
 use std::path::Path;
 
-use arrow::array::{
+use arrow_array::builder::{MapBuilder, StringBuilder};
+use arrow_array::types::{Int8Type, Int16Type, Int32Type};
+use arrow_array::{
     Array, BinaryViewArray, BooleanArray, Decimal128Array, DictionaryArray, FixedSizeBinaryArray,
     FixedSizeListArray, Float32Array, Int8Array, Int32Array, LargeListArray, LargeListViewArray,
-    LargeStringArray, ListArray, ListViewArray, MapBuilder, NullArray, RunArray, StringArray, StringBuilder,
-    StringViewArray, StructArray, TimestampMicrosecondArray, UInt16Array, UnionArray,
+    LargeStringArray, ListArray, ListViewArray, NullArray, RunArray, StringArray, StringViewArray,
+    StructArray, TimestampMicrosecondArray, UInt16Array, UnionArray,
 };
-use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
-use arrow::datatypes::{DataType, Field, Int8Type, Int16Type, Int32Type, UnionFields};
-use arrow::ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
+use arrow_buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
+use arrow_ipc::writer::{FileWriter, IpcWriteOptions, StreamWriter};
+use arrow_schema::{DataType, Field, UnionFields};
 use proptest::prelude::*;
 
 use super::*;

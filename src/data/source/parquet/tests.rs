@@ -2,18 +2,20 @@
 
 use std::path::Path;
 
-use arrow::array::{
+use arrow_array::types::Int32Type;
+use arrow_array::{
     ArrayRef, DictionaryArray, FixedSizeListArray, Int32Array, Int64Array, LargeStringArray, ListArray,
     MapArray, RecordBatch, StringArray, StringViewArray, StructArray,
 };
-use arrow::buffer::OffsetBuffer;
-use arrow::datatypes::{Field, Int32Type};
-use arrow::util::display::array_value_to_string;
+use arrow_buffer::OffsetBuffer;
+use arrow_schema::Field;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::file::properties::{WriterProperties, WriterVersion};
 
 use super::*;
+use crate::data::source::value::Value;
+use crate::data::source::value::tests::json;
 
 fn open(path: &Path) -> ParquetFile {
     let mut file = ParquetFile::open(Location::new(path.into()).unwrap()).unwrap();
@@ -116,8 +118,8 @@ fn texts_of_every_type_and_encoding_are_read_as_written() {
                             column.data_type()
                         );
                         for at in 0..batch.len() {
-                            let read = array_value_to_string(column, at).unwrap();
-                            let expected = array_value_to_string(expected, row + at).unwrap();
+                            let read = json(Value::from_arrow(column, at));
+                            let expected = json(Value::from_arrow(expected, row + at));
                             assert_eq!(read, expected, "{version:?} {encoding:?} row {}", row + at);
                         }
                     }

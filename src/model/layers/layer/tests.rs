@@ -1,8 +1,8 @@
 //! The layers of the toy family against the formula written out in f64, and backward passes against differences of forward
 //! passes.
 
-use burn::tensor::{Device, TensorData};
 use burn_flex::Flex;
+use burn_tensor::{Device, TensorData};
 use serde_json::json;
 use tune_kernels::linear::{FrozenWeight, Lora};
 
