@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::args::{ModelArguments, SamplingArguments};
 use super::chat_input::{Entered, Input};
 use super::console::Console;
-use super::environment::{Context, Interrupts};
+use super::environment::{self, Context, Interrupts};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::speed;
@@ -32,6 +32,10 @@ pub struct ChatArguments {
     /// Print the speed of each answer to standard error
     #[arg(short, long)]
     pub verbose: bool,
+    /// Do not read or keep what is typed at the prompt; else the last 1,000 lines are kept in
+    /// $XDG_STATE_HOME/tune/chat_history [default: ~/.local/state/tune/chat_history], readable by this user only
+    #[arg(long)]
+    pub no_history: bool,
     /// The model.
     #[command(flatten, next_help_heading = "Model")]
     pub model: ModelArguments,
@@ -47,6 +51,10 @@ const HELP: &str = "\
 /exit           leave, as Ctrl-D does
 
 Ctrl-C stops an answer. A line that starts with // is sent with one slash.";
+
+/// Added to the help where there is a history.
+const HISTORY_HELP: &str =
+    "Up and Down show earlier lines, Ctrl-R searches them; a line that starts with a space is not kept.";
 
 /// Tokens of a conversation that memory is reserved for.
 const CONVERSATION: usize = 2048;
@@ -67,6 +75,11 @@ pub(super) fn chat(
     let outcome = opened.with_loaded(extent, console, |model, console| {
         console.quiet();
         let interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !console.json();
+        let history = if arguments.no_history { None } else { environment::chat_history() };
+        let input = match interactive {
+            true => Input::terminal(history.as_deref())?,
+            false => Input::Piped,
+        };
         let mut conversation = Conversation {
             opened: &opened,
             arguments,
@@ -76,7 +89,7 @@ pub(super) fn chat(
             turns: Vec::new(),
             answered: 0,
             interactive,
-            input: Input { prompts: interactive },
+            input,
         };
         let exit = conversation.run(model, console)?;
         if exit == Exit::Done {
@@ -140,10 +153,15 @@ impl Conversation<'_> {
         self.greet();
         let mut number = 0;
         loop {
-            let line = match self.input.next(&self.interrupts, console.out())? {
-                Entered::Line(line) => line,
-                Entered::End => return Ok(Exit::Done),
-                Entered::NotText => {
+            console.out().flush()?;
+            let line = match self.input.next(&self.interrupts, console.out()) {
+                Ok(Entered::Line(line)) => line,
+                Ok(Entered::End) => return Ok(Exit::Done),
+                Err(error) => {
+                    console.error(&format!("cannot read the next line: {error}"), None);
+                    return Ok(Exit::Other);
+                }
+                Ok(Entered::NotText) => {
                     console.error("standard input: a line is not UTF-8 text", None);
                     if self.interactive {
                         continue;
@@ -151,7 +169,11 @@ impl Conversation<'_> {
                     return Ok(Exit::Data);
                 }
             };
-            match Line::of(&line) {
+            let entered = Line::of(&line);
+            if !matches!(entered, Line::Nothing | Line::Exit) {
+                self.input.remember(line.trim_end());
+            }
+            match entered {
                 Line::Nothing => {}
                 Line::Say(text) => {
                     if let Some(exit) = self.say(&text, number, model, console)? {
@@ -171,7 +193,15 @@ impl Conversation<'_> {
                     });
                     self.system = text;
                 }
-                Line::Help => self.note(HELP),
+                Line::Help => {
+                    self.note(HELP);
+                    if let Some(file) = self.input.history() {
+                        self.note(&format!(
+                            "{HISTORY_HELP}\nThey are kept in {} (`--no-history`: nowhere).",
+                            file.display()
+                        ));
+                    }
+                }
                 Line::Exit => return Ok(Exit::Done),
                 Line::Unknown(line) => {
                     let message = format!("unknown command `{}`", visible(line));

@@ -94,6 +94,13 @@ pub(super) fn kernel_cache() -> Option<PathBuf> {
     Some(folder)
 }
 
+/// The file of what was said in earlier conversations; `None` if there is no place for it.
+pub(super) fn chat_history() -> Option<PathBuf> {
+    let home = || env::home_dir().filter(|home| !home.as_os_str().is_empty());
+    let state = variable("XDG_STATE_HOME").or_else(|| Some(home()?.join(".local").join("state")))?;
+    Some(state.join("tune").join("chat_history"))
+}
+
 /// Creates a folder, and missing ones above it, with access for this user only.
 pub(super) fn private_folder(path: &Path) -> io::Result<()> {
     #[cfg_attr(not(unix), expect(unused_mut, reason = "only Unix has a mode to set"))]

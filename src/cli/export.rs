@@ -88,6 +88,10 @@ pub(super) fn export(
         FormArguments { program: Some(Program::Ollama), .. } => {
             return gguf::model(arguments, source, FileType::Q4KM, context, console);
         }
+        _ if arguments.onto.is_some() || arguments.rows.data.is_some() || arguments.rows.no_measure => {
+            console.error("`--onto`, `--data` and `--no-measure` require `--gguf`", None);
+            return Ok(Exit::Recipe);
+        }
         FormArguments { gguf_lora: Some(dtype), .. } => {
             return gguf::lora(arguments, source, dtype, context, console);
         }
@@ -97,8 +101,8 @@ pub(super) fn export(
             return Ok(Exit::Recipe);
         }
     };
-    if arguments.onto.is_some() || arguments.allow_other_base || arguments.rows.data.is_some() {
-        console.error("`--onto`, `--allow-other-base` and `--data` require `--gguf`", None);
+    if arguments.allow_other_base {
+        console.error("`--allow-other-base` requires `--gguf` or `--gguf-lora`", None);
         return Ok(Exit::Recipe);
     }
     let (out, existing) = (&arguments.folder.out, arguments.folder.existing());

@@ -18,9 +18,24 @@ use crate::units::Grouped;
 /// Share of the gain of training from which on a loss of it is a warning.
 const NOTABLE: f64 = 0.1;
 
+/// How an adapter that was trained on 4-bit weights loses nothing to others.
+pub(super) const ONTO_TRAINED: &str =
+    "`--onto nf4` merges into the 4-bit weights that the adapter was trained on";
+
+/// The warning where an adapter that was trained on 4-bit weights is merged into the full-precision ones; `how` is what
+/// differs.
+pub(super) fn other_weights(how: &str) -> String {
+    format!(
+        "the adapter was trained on 4-bit weights and is merged into the full-precision ones: {how}. {ONTO_TRAINED}"
+    )
+}
+
 /// Rows that what is written is measured on.
 #[derive(Debug, Args)]
 pub struct RowsArguments {
+    /// Skip the measurement on held-out rows: three passes over at most 2,048 tokens, slow for a large model on a CPU
+    #[arg(long, conflicts_with = "data")]
+    pub no_measure: bool,
     /// Measure what is written on these rows [default: the run's held-out rows, where there are any]
     #[arg(long, value_name = "PATH", requires = "format")]
     pub data: Option<String>,
@@ -33,7 +48,12 @@ pub struct RowsArguments {
 }
 
 impl RowsArguments {
-    /// The rows for an adapter, or for a model alone; `None` where there are none.
+    /// Whether the run's held-out rows are the ones to measure on.
+    pub(super) fn wants_run(&self) -> bool {
+        self.data.is_none() && !self.no_measure
+    }
+
+    /// The rows for an adapter, or for a model alone; `None` where there are none, or nothing is to be measured.
     ///
     /// # Errors
     /// Those of `--data` cannot be used.
@@ -43,6 +63,9 @@ impl RowsArguments {
         base: &BaseArguments,
         environment: &Environment<'_>,
     ) -> Result<Option<HeldOut>, Error> {
+        if self.no_measure {
+            return Ok(None);
+        }
         let Some((data, format)) = self.data.as_deref().zip(self.format) else {
             return if is_adapter { HeldOut::of_run(source, environment) } else { Ok(None) };
         };

@@ -12,7 +12,7 @@ use super::export::ExportArguments;
 use super::failure::Failure;
 use super::fidelity;
 use super::lines::{changes, detail, identity, line, next, warn};
-use super::merge::{ASSUMED, OTHER_WEIGHTS};
+use super::merge::ASSUMED;
 use super::style::{GOOD, paint};
 use crate::export::base::Trained;
 use crate::export::gguf::FileType;
@@ -57,7 +57,7 @@ pub(super) fn model(
     let is_onto_others = matches!(&source, Source::Adapter(plan)
         if matches!((&plan.onto, &plan.trained), (Onto::Original, Trained::Quantized(_))));
     if rows.is_none() && is_onto_others {
-        warn(console, OTHER_WEIGHTS)?;
+        warn(console, &fidelity::other_weights("answers can differ from those of `tune chat`"))?;
     }
     console.out().flush()?;
     let mut show = |written: Written| console.count("writing", written.done as u64, written.total as u64);
@@ -69,8 +69,7 @@ pub(super) fn model(
     console.quiet();
     let measured = fidelity::measured(measured, console)?;
     let ways = [
-        is_onto_others
-            .then_some("`--onto nf4` merges into the 4-bit weights that the adapter was trained on"),
+        is_onto_others.then_some(fidelity::ONTO_TRAINED),
         file.rounds().then_some("`--gguf q8_0` rounds less"),
     ];
     let less = ways.into_iter().flatten().collect::<Vec<_>>().join("; ");

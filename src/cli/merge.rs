@@ -34,10 +34,6 @@ const TABLE_LINES: usize = 16;
 pub(super) const ASSUMED: &str =
     "the adapter does not record how its base was quantized; QLoRA's usual settings are assumed";
 
-/// Shown where the weights of a file are not those of training, and nothing measures what that changes.
-pub(super) const OTHER_WEIGHTS: &str = "the adapter was trained on 4-bit weights and is merged into the full-precision ones: answers can differ from those of \
-     `tune chat`. `--onto nf4` merges into the weights that it was trained and tested on";
-
 /// Arguments of `tune merge`.
 #[derive(Debug, Args)]
 pub struct MergeArguments {
@@ -177,7 +173,7 @@ pub(super) fn merge(
     };
     // Rows that cannot be used are said before the work.
     let rows = match (&arguments.recipe, &arguments.adapter) {
-        (Some(recipe), _) if arguments.rows.data.is_none() => Some(HeldOut::of_recipe(recipe, environment)?),
+        (Some(recipe), _) if arguments.rows.wants_run() => Some(HeldOut::of_recipe(recipe, environment)?),
         (_, Some(adapter)) => {
             let adapter = adapter_folder(adapter)?;
             arguments.rows.held_out((&adapter, true), &arguments.base, environment)?
@@ -229,9 +225,7 @@ fn finish(
     compared(&outcome.comparison, console)?;
     if let Some(measured) = measured {
         let less = match merge.plan.onto {
-            Onto::Original if merge.plan.adapted().quantization.is_some() => {
-                "`--onto nf4` merges into the 4-bit weights that the adapter was trained on"
-            }
+            Onto::Original if merge.plan.adapted().quantization.is_some() => fidelity::ONTO_TRAINED,
             _ => "`--dtype f32` rounds less, and the adapter beside its base loses nothing",
         };
         fidelity::show(measured, Some(less), console)?;
@@ -268,11 +262,8 @@ fn compared(found: &Comparison, console: &mut Console<'_>) -> io::Result<()> {
             "          from the adapter on the quantized base of its training: {distance:.3e} ({share:.0} % of the effect)"
         )?;
         if distance > FAR * found.effect {
-            let text = format!(
-                "the adapter was trained on 4-bit weights; in the full-precision ones its outputs differ by {share:.0} % of what \
-                 it changes. `--onto nf4` merges into the weights that it was trained and tested on"
-            );
-            warn(console, &text)?;
+            let how = format!("its outputs differ by {share:.0} % of what it changes");
+            warn(console, &fidelity::other_weights(&how))?;
         }
     }
     Ok(())

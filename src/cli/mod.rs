@@ -69,6 +69,7 @@ use crate::run::Environment;
 
 /// Parses the command line and runs its command.
 pub fn main() -> ExitCode {
+    style::settle();
     let (name, arguments) = match parse() {
         Ok(parsed) => parsed,
         Err(error) => return unread::refuse(&error).into(),

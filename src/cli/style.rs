@@ -1,5 +1,5 @@
-//! Colours, text that is safe to print on a terminal, and lines of its width. Colour is dropped if output is piped or
-//! `NO_COLOR` is set.
+//! Colours, text that is safe to print on a terminal, and lines of its width. Colours and bars are for terminals: pipes,
+//! `NO_COLOR`, `TERM=dumb` and `CI` switch them off.
 
 use std::io::IsTerminal;
 
@@ -21,13 +21,31 @@ pub(super) const FAINT: Style = Style::new().dimmed();
 /// Stands for a space inside backticks while text is wrapped: a command is never broken.
 const UNBREAKABLE: &str = "\u{e000}";
 
-/// Whether standard error is a terminal that may be redrawn. Some CI systems provide one and log every redrawn line;
-/// `NO_COLOR` and `TERM=dumb` ask for plain lines.
+/// Whether a variable is set and not empty.
+fn set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty())
+}
+
+/// Whether this is a job of a CI system. Some provide a terminal, and log every redrawn line and every escape.
+fn in_ci() -> bool {
+    set("CI") && std::env::var_os("CI").is_some_and(|value| value != "false")
+}
+
+/// Switches colours off in CI; `NO_COLOR` and `TERM=dumb` do so themselves.
+pub(super) fn settle() {
+    if in_ci() && !set("CLICOLOR_FORCE") {
+        anstream::ColorChoice::Never.write_global();
+    }
+}
+
+/// Whether standard error is a terminal that may be redrawn.
 pub(super) fn interactive() -> bool {
-    let set = |name: &str| std::env::var(name).is_ok_and(|value| !value.is_empty());
-    let in_ci = std::env::var("CI").is_ok_and(|value| !value.is_empty() && value != "false");
-    let is_dumb = std::env::var("TERM").is_ok_and(|value| value == "dumb");
-    std::io::stderr().is_terminal() && !in_ci && !is_dumb && !set("NO_COLOR")
+    std::io::stderr().is_terminal() && !in_ci() && !is_dumb() && !set("NO_COLOR")
+}
+
+/// Whether the terminal says that its cursor cannot be moved.
+pub(super) fn is_dumb() -> bool {
+    std::env::var("TERM").is_ok_and(|value| value == "dumb")
 }
 
 /// The width of standard error, if it is a terminal.
@@ -75,6 +93,11 @@ pub(super) fn breakable(text: &str) -> String {
 /// Whether standard error is coloured.
 pub(super) fn colored_errors() -> bool {
     anstream::AutoStream::choice(&std::io::stderr()) != anstream::ColorChoice::Never
+}
+
+/// Whether standard output is coloured.
+pub(super) fn colored_output() -> bool {
+    anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never
 }
 
 /// Text in a style, for a stream that strips styles if needed.
