@@ -10,11 +10,13 @@ use std::time::Duration;
 use rustyline::config::BellStyle;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
-use rustyline::{ColorMode, Config, Editor};
+use rustyline::{Config, Editor};
 
 use super::environment::{Interrupts, private_folder};
-use super::style::{FAINT, STRONG, colored_output, is_dumb, paint};
+use super::style::{FAINT, is_dumb, paint};
 
+/// What stands before a line.
+const PROMPT: &str = "> ";
 /// Time between two looks for Ctrl-C at a prompt without editing.
 const PATIENCE: Duration = Duration::from_millis(20);
 /// Lines that the history keeps.
@@ -94,13 +96,9 @@ fn hint_at_leaving() -> String {
     paint(FAINT, "Ctrl-D or /exit leaves")
 }
 
-fn prompt() -> String {
-    format!("{} ", paint(STRONG, ">"))
-}
-
 /// A line of a terminal without editing.
 fn plain(interrupts: &Interrupts, out: &mut dyn Write) -> io::Result<Entered> {
-    write!(out, "{}", prompt()).and_then(|()| out.flush())?;
+    write!(out, "{PROMPT}").and_then(|()| out.flush())?;
     let is_read = AtomicBool::new(false);
     let read = thread::scope(|scope| {
         interrupts.forget();
@@ -121,7 +119,7 @@ fn answer_interrupts(interrupts: &Interrupts, is_read: &AtomicBool) {
         if interrupts.raised() {
             interrupts.forget();
             let mut stderr = anstream::stderr();
-            let _ = write!(stderr, "\n{}\n{}", hint_at_leaving(), prompt()).and_then(|()| stderr.flush());
+            let _ = write!(stderr, "\n{}\n{PROMPT}", hint_at_leaving()).and_then(|()| stderr.flush());
         }
         thread::sleep(PATIENCE);
     }
@@ -141,7 +139,6 @@ impl Edited {
             .map_err(io_error)?
             .history_ignore_space(true)
             .bell_style(BellStyle::None)
-            .color_mode(if colored_output() { ColorMode::Enabled } else { ColorMode::Disabled })
             .build();
         let mut editor = Editor::with_config(config).map_err(io_error)?;
         let file = history.filter(|file| is_usable(file)).map(Path::to_owned);
@@ -153,7 +150,7 @@ impl Edited {
 
     fn next(&mut self) -> io::Result<Entered> {
         loop {
-            match self.editor.readline(&("> ", prompt())) {
+            match self.editor.readline(PROMPT) {
                 Ok(line) => return Ok(Entered::Line(line)),
                 Err(ReadlineError::Eof) => return Ok(Entered::End),
                 Err(ReadlineError::Interrupted | ReadlineError::Signal(_)) => {
@@ -169,10 +166,11 @@ impl Edited {
 
     /// The file is written at once, so that a conversation that is killed loses nothing.
     fn remember(&mut self, line: &str) {
-        if line.len() <= LONGEST_KEPT && self.editor.add_history_entry(line).unwrap_or(false) {
-            if let Some(file) = &self.file {
-                let _ = self.editor.append_history(file);
-            }
+        if line.len() <= LONGEST_KEPT
+            && self.editor.add_history_entry(line).unwrap_or(false)
+            && let Some(file) = &self.file
+        {
+            let _ = self.editor.append_history(file);
         }
     }
 }

@@ -81,10 +81,10 @@ impl Terminal {
         }
     }
 
-    /// The next prompt of a conversation, ready for keys.
+    /// The next prompt of a conversation: pasted text is to be bracketed from there on.
     #[track_caller]
-    fn wait_for_prompt(&mut self) -> String {
-        self.wait_for(">\u{1b}[0m ")
+    fn wait_for_prompt(&mut self) {
+        self.wait_for("\u{1b}[?2004h");
     }
 
     /// The exit code, and the rest of the output.
