@@ -127,11 +127,18 @@ pub enum Error {
         message: String,
     },
     /// The base of a recipe was not found.
-    #[error("{message}")]
+    #[error("{message}{}", fetched(fetch.as_deref()))]
     BaseNotFound {
-        /// What was searched where, and the remedy.
+        /// What was searched where.
         message: String,
+        /// The command that downloads it.
+        fetch: Option<String>,
     },
+}
+
+/// The remedy in a sentence.
+fn fetched(fetch: Option<&str>) -> String {
+    fetch.map_or_else(String::new, |fetch| format!("; download it with `{fetch}`, or name a folder"))
 }
 
 impl Error {

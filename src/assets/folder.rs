@@ -68,6 +68,7 @@ impl ModelDir {
                     "{} is a file; a base model is a folder that holds config.json and safetensors weights",
                     root.display()
                 ),
+                fetch: None,
             });
         }
         let optional = |name: &str| -> Result<Option<Value>, Error> {

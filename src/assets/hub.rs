@@ -33,7 +33,7 @@ pub struct HubSnapshot {
 /// The base is neither a folder nor a model in the cache, or a revision is given for a folder. The message names the
 /// searched place and the command that downloads the model.
 pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Result<Base, Error> {
-    let not_found = |message: String| Error::BaseNotFound { message };
+    let not_found = |message: String| Error::BaseNotFound { message, fetch: None };
     let folder = Path::new(base);
     if folder.is_dir() {
         return match revision {
@@ -59,10 +59,11 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
         return Err(not_found(format!("`{wanted}` is not a branch, tag or commit")));
     }
     let at = revision.map(|revision| format!("@{revision}")).unwrap_or_default();
-    let fetch = format!("download it with `tune download {base}{at}`, or name a folder");
+    let absent =
+        |message: String| Error::BaseNotFound { message, fetch: Some(format!("tune download {base}{at}")) };
     if !repository.is_dir() {
-        return Err(not_found(format!(
-            "`{base}` is neither a folder nor in the hub cache ({} does not exist); {fetch}",
+        return Err(absent(format!(
+            "`{base}` is neither a folder nor in the hub cache ({} does not exist)",
             repository.display()
         )));
     }
@@ -79,15 +80,15 @@ pub fn resolve_base(base: &str, revision: Option<&str>, hub_cache: &Path) -> Res
             true => format!("{} does not contain a commit", reference.display()),
             false => format!("revision `{wanted}` is not ({} does not exist)", reference.display()),
         };
-        return Err(not_found(format!("`{base}` is in the hub cache, but {place}; {fetch}")));
+        return Err(absent(format!("`{base}` is in the hub cache, but {place}")));
     }
     let snapshot = repository.join("snapshots").join(&commit);
     match fs::metadata(&snapshot) {
         Ok(metadata) if metadata.is_dir() => {
             Ok(Base { folder: snapshot, hub: Some(HubSnapshot { id: base.to_owned(), commit }) })
         }
-        _ => Err(not_found(format!(
-            "`{base}` is in the hub cache, but revision `{wanted}` is not ({} does not exist); {fetch}",
+        _ => Err(absent(format!(
+            "`{base}` is in the hub cache, but revision `{wanted}` is not ({} does not exist)",
             snapshot.display()
         ))),
     }

@@ -13,7 +13,7 @@ use super::environment::{self, Context, Interrupts};
 use super::exit::Exit;
 use super::failure::Failure;
 use super::speed;
-use super::style::{FAINT, WARNING, paint, visible};
+use super::style::{FAINT, WARNING, error_width, paint, visible, wrapped};
 use crate::generate::memory::Extent;
 use crate::generate::{Answer, Ending, Sampling, answer::Request};
 use crate::run;
@@ -46,15 +46,15 @@ pub struct ChatArguments {
 
 const HELP: &str = "\
 /reset          start a new conversation
-/system TEXT    start a new conversation with this system message; without TEXT, with none
+/system TEXT    start a new conversation with this system message, or with none
 /help           show this help
 /exit           leave, as Ctrl-D does
 
 Ctrl-C stops an answer. A line that starts with // is sent with one slash.";
 
 /// Added to the help where there is a history.
-const HISTORY_HELP: &str =
-    "Up and Down show earlier lines, Ctrl-R searches them; a line that starts with a space is not kept.";
+const HISTORY_HELP: &str = "Up and Down show earlier lines, Ctrl-R searches them. A line that starts with a space is not kept; \
+                            `--no-history` keeps none. They are in";
 
 /// Tokens of a conversation that memory is reserved for.
 const CONVERSATION: usize = 2048;
@@ -196,10 +196,7 @@ impl Conversation<'_> {
                 Line::Help => {
                     self.note(HELP);
                     if let Some(file) = self.input.history() {
-                        self.note(&format!(
-                            "{HISTORY_HELP}\nThey are kept in {} (`--no-history`: nowhere).",
-                            file.display()
-                        ));
+                        self.note(&format!("{HISTORY_HELP} {}.", file.display()));
                     }
                 }
                 Line::Exit => return Ok(Exit::Done),
@@ -228,7 +225,8 @@ impl Conversation<'_> {
     /// A remark, shown on a terminal only.
     fn note(&self, text: &str) {
         if self.interactive {
-            let _ = writeln!(anstream::stderr(), "{}", paint(FAINT, text));
+            let text = wrapped(&paint(FAINT, text), error_width(), "");
+            let _ = writeln!(anstream::stderr(), "{text}");
         }
     }
 

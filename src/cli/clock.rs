@@ -5,8 +5,10 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::time::{Duration, Instant};
 
-/// Steps whose pace counts.
+/// Newest steps whose pace counts, at least.
 const RECENT: usize = 20;
+/// Time of the newest steps whose pace counts, at least.
+const RECENT_TIME: Duration = Duration::from_secs(20);
 
 /// The times of one run.
 #[derive(Debug)]
@@ -46,7 +48,11 @@ impl Clock {
         self.account(now);
         self.done = step;
         self.recent.push_back((step, self.training));
-        if self.recent.len() > RECENT {
+        let is_old = |recent: &VecDeque<(u64, Duration)>| {
+            recent.len() > RECENT
+                && recent.get(1).is_some_and(|(_, then)| self.training - *then >= RECENT_TIME)
+        };
+        while is_old(&self.recent) {
             self.recent.pop_front();
         }
     }

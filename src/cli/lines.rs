@@ -32,7 +32,8 @@ fn listed(out: &mut dyn Write, steps: &[(&str, String)], between: &str) -> io::R
     for (number, (what, command)) in steps.iter().enumerate() {
         let begin = if number == 0 { "Next" } else { between };
         let what = if what.is_empty() { String::new() } else { format!(", {what}") };
-        writeln!(out, "{begin}{what}:\n  {}", paint(STRONG, command))?;
+        let what = wrapped(&format!("{begin}{what}:"), output_width(), "");
+        writeln!(out, "{what}\n  {}", paint(STRONG, command))?;
     }
     Ok(())
 }

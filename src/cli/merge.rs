@@ -13,7 +13,7 @@ use super::environment::Context;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::fidelity::{self, RowsArguments};
-use super::lines::{identity, line, warn};
+use super::lines::{detail, identity, line, warn};
 use super::style::{GOOD, STRONG, paint};
 use crate::export::check::{Comparison, MAX_DIVERGENCE};
 use crate::export::merge::{Options, Outcome, Progress, Wanted};
@@ -243,24 +243,23 @@ fn compared(found: &Comparison, console: &mut Console<'_>) -> io::Result<()> {
     if found.effect == 0.0 {
         warn(console, "the adapter changes no logit; `tune verify` shows why")?;
     }
-    writeln!(
-        console.out(),
-        "          logits change by {:.3e} through the adapter, by {:.3e} through merging ({:.2} %)",
+    let text = format!(
+        "logits change by {:.3e} through the adapter, by {:.3e} through merging ({:.2} %)",
         found.effect,
         found.residual,
         100.0 * found.divergence(),
-    )?;
-    writeln!(
+    );
+    detail(console.out(), text)?;
+    detail(
         console.out(),
-        "          same most likely token at {:.1} % of positions",
-        100.0 * found.agreement
+        format!("same most likely token at {:.1} % of positions", 100.0 * found.agreement),
     )?;
     if let Some(distance) = found.from_training {
         let share = 100.0 * distance / found.effect;
-        writeln!(
-            console.out(),
-            "          from the adapter on the quantized base of its training: {distance:.3e} ({share:.0} % of the effect)"
-        )?;
+        let text = format!(
+            "logits differ by {distance:.3e} from those on the 4-bit base of training ({share:.0} % of the adapter's effect)"
+        );
+        detail(console.out(), text)?;
         if distance > FAR * found.effect {
             let how = format!("its outputs differ by {share:.0} % of what it changes");
             warn(console, &fidelity::other_weights(&how))?;

@@ -53,7 +53,7 @@ pub struct PlanArguments {
     #[arg(long, value_name = "DEVICE")]
     pub device: Option<DeviceSpec>,
     /// Memory of the device, as in 24GiB [default: the recipe's, else the smallest card that holds all layers]
-    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    #[arg(long, alias = "memory", value_name = "SIZE", value_parser = memory)]
     pub memory_budget: Option<u64>,
     /// Speed with all layers held [default: estimated for 100 TFLOP/s]
     #[arg(long, value_name = "SPEED", value_parser = speed)]

@@ -181,7 +181,8 @@ impl Progress {
             let tenths = step.saturating_mul(KEPT_LINES) / self.total_steps.max(1);
             if !self.interactive || tenths > self.tenths {
                 self.tenths = tenths;
-                self.line(&step_line(report, self.total_steps));
+                let is_narrow = error_width().is_some_and(|width| width < ROOMY);
+                self.line(&step_line(report, self.total_steps, is_narrow));
             }
         }
         if let Some(bar) = &self.bar {
@@ -267,6 +268,8 @@ impl Observer for Progress {
                     self.line(&format!("{}   {}", paint(STRONG, "gate"), paint(style, verdict)));
                 }
             }
+            // A bar has the losses above it; the log of a run has all its files.
+            Event::Checkpoint { best: true, .. } if self.interactive => {}
             Event::Checkpoint { path, best } => {
                 let what = if *best { "best so far" } else { "checkpoint" };
                 self.line(&paint(FAINT, format!("saved  {} ({what})", path.display())));
@@ -317,8 +320,9 @@ fn answers(means: Option<&Means>) -> String {
     margin + &accuracy
 }
 
-/// One logged step as a plain line.
-fn step_line(report: &StepReport, total_steps: u64) -> String {
+/// One logged step as a plain line; on a narrow terminal without its memory, which `tune watch` shows.
+fn step_line(report: &StepReport, total_steps: u64, is_narrow: bool) -> String {
+    let peak = report.peak_memory_bytes.filter(|_| !is_narrow);
     format!(
         "step {}/{}  loss {:.4}{}  grad {:.3}  lr {:.2e}  {} tokens/s{}",
         report.step,
@@ -328,6 +332,6 @@ fn step_line(report: &StepReport, total_steps: u64) -> String {
         report.grad_norm,
         report.learning_rate,
         Grouped(report.tokens_per_second as u64),
-        report.peak_memory_bytes.map(|bytes| format!("  peak {}", Bytes(bytes))).unwrap_or_default(),
+        peak.map(|bytes| format!("  peak {}", Bytes(bytes))).unwrap_or_default(),
     )
 }

@@ -143,6 +143,12 @@ impl RecipeFile {
         self.problems.extend(problems);
     }
 
+    /// The folder of the recipe, if `path` exists there.
+    pub(super) fn folder_with(&self, path: &str) -> Option<&Path> {
+        let folder = Path::new(&self.name).parent().filter(|folder| !folder.as_os_str().is_empty());
+        folder.filter(|folder| folder.join(path).exists())
+    }
+
     /// What could be read.
     pub fn parts(&self) -> &Parts {
         &self.parts

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::data::spec::ChatTemplateSource;
 use crate::document::Problem;
+use crate::files::shell;
 
 use super::RecipeFile;
 
@@ -81,15 +82,13 @@ fn base(file: &RecipeFile) -> Option<Problem> {
         return None;
     }
     let problem = Problem::new("recipe::missing_file", place(), format!("there is no folder {base}"));
-    Some(
-        problem.label("no such folder").help(match base.starts_with('~') {
-            true => "tune does not expand `~`; write the whole path".to_owned(),
-            false => {
-                "name a folder, relative to the working directory, or a hub id such as \"Qwen/Qwen3-0.6B\""
-                    .to_owned()
-            }
+    Some(problem.label("no such folder").help(match base.starts_with('~') {
+        true => "tune does not expand `~`; write the whole path".to_owned(),
+        false => beside(file, base).unwrap_or_else(|| {
+            "name a folder, relative to the working directory, or a hub id such as \"Qwen/Qwen3-0.6B\""
+                .to_owned()
         }),
-    )
+    }))
 }
 
 /// Whether `base` can be a name on the Hugging Face hub: `name` or `organisation/name`.
@@ -101,6 +100,15 @@ pub(super) fn is_hub_id(base: &str) -> bool {
             && part.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     };
     parts.len() <= 2 && parts.iter().all(is_name)
+}
+
+/// The remedy for a path that is right where the recipe is.
+fn beside(file: &RecipeFile, path: &str) -> Option<String> {
+    let folder = file.folder_with(path)?.to_string_lossy();
+    Some(format!(
+        "paths are relative to the working directory, and this one is right beside the recipe; go there first:\n  {}",
+        shell::command(["cd", &folder])
+    ))
 }
 
 fn output_dir(file: &RecipeFile) -> Option<Problem> {
@@ -125,8 +133,10 @@ fn dataset_path(file: &RecipeFile, index: usize, path: &str) -> Option<Problem> 
     }
     if !path.contains(['*', '?', '[']) {
         let help = match path.starts_with('~') {
-            true => "tune does not expand `~`; write the whole path",
-            false => "paths are relative to the working directory",
+            true => "tune does not expand `~`; write the whole path".to_owned(),
+            false => {
+                beside(file, path).unwrap_or_else(|| "paths are relative to the working directory".to_owned())
+            }
         };
         return Some(problem(format!("there is no file {path}")).label("no such file").help(help));
     }

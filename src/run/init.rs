@@ -3,6 +3,10 @@
 use std::fmt::Write;
 use std::path::Path;
 
+mod pace;
+
+use pace::Pace;
+
 use super::Error;
 use super::open::open_dataset;
 use crate::assets::{ModelDir, resolve_base};
@@ -29,6 +33,8 @@ const FEWEST_TOKENS: usize = 256;
 const LONGEST_PROMPT: usize = 200;
 /// Parameters from which the base is held in 4 bits.
 const LARGE: u64 = 300_000_000;
+/// Parameters below which the rate of learning is that of a toy.
+const TINY: u64 = 50_000_000;
 
 /// A recipe, and what it was made from.
 #[derive(Clone, Debug)]
@@ -187,18 +193,16 @@ fn written(data: &str, base: &str, name: &str, found: &Found, parameters: Option
         500..5000 => 0.05,
         _ => 0.02,
     };
-    let epochs = match rows {
-        0..500 => 3,
-        500..5000 => 2,
-        _ => 1,
-    };
     let trained = (rows as f64 * (1.0 - val_split)).round() as u64;
-    let accumulation = if rows < 500 { 4 } else { 8 };
-    // Short rows are packed together, so that this is the most steps there can be.
-    let steps = (trained * epochs).div_ceil(2 * accumulation).max(1);
-    let interval = (steps / 10).max(1);
+    let mean = lengths.iter().sum::<usize>() as f64 / lengths.len().max(1) as f64;
+    let pace = Pace::of(trained, mean, max_seq_len);
+    let interval = (pace.steps / 10).max(1);
     let is_large = parameters.is_none_or(|parameters| parameters >= LARGE);
-    let rate = if is_large { "2e-4" } else { "5e-4" };
+    let rate = match parameters {
+        Some(0..TINY) => "2e-3",
+        Some(TINY..LARGE) => "5e-4",
+        _ => "2e-4",
+    };
     let is_paired = matches!(guess.format, Format::Preference | Format::Feedback);
     let count = if *is_counted { "" } else { " about" };
 
@@ -246,7 +250,12 @@ fn written(data: &str, base: &str, name: &str, found: &Found, parameters: Option
         "# {} held out: the loss on held-out rows tells learning from memorising.",
         Grouped(rows - trained.min(rows)).of("row is", "rows are")
     ));
-    line(&format!("val_split = {val_split}\n"));
+    line(&format!("val_split = {val_split}"));
+    if !pace.packing {
+        line("# Short rows do not share a sequence: so few rows are learned better in more steps.");
+        line("packing = false");
+    }
+    line("");
     line("[[dataset]]");
     line(&format!("path = {}", quoted(data)));
     line("# Recognised by its columns.");
@@ -263,19 +272,21 @@ fn written(data: &str, base: &str, name: &str, found: &Found, parameters: Option
     line("\n[train]");
     line(&format!(
         "# Passes over the rows: {}.",
-        if epochs > 1 { "few rows are seen more than once" } else { "so many rows need one" }
+        if pace.epochs > 1 { "few rows are seen more than once" } else { "so many rows need one" }
     ));
-    line(&format!("epochs = {epochs}"));
+    line(&format!("epochs = {}", pace.epochs));
+    let unit =
+        if pace.packing { ("sequence of short rows", "sequences of short rows") } else { ("row", "rows") };
     line(&format!(
-        "# {} rows in an optimizer step, {} at a time; `--fit` chooses what is fastest in memory.",
-        2 * accumulation,
-        2
+        "# {} in an optimizer step, {} at a time; `--fit` chooses what is fastest in memory.",
+        Grouped(pace.sequences()).of(unit.0, unit.1),
+        pace.micro_batch_size
     ));
-    line("micro_batch_size = 2");
-    line(&format!("gradient_accumulation_steps = {accumulation}"));
+    line(&format!("micro_batch_size = {}", pace.micro_batch_size));
+    line(&format!("gradient_accumulation_steps = {}", pace.accumulation));
     line(&format!("learning_rate = {rate}"));
-    let most = Grouped(steps).of("step", "steps");
-    line(&format!("# At most {most}: about ten evaluations and checkpoints."));
+    let steps = Grouped(pace.steps).of("step", "steps");
+    line(&format!("# About {steps}: about ten evaluations and checkpoints."));
     line(&format!("eval_steps = {interval}"));
     line(&format!("save_steps = {interval}"));
     if let Some(parameters) = parameters {

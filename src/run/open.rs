@@ -136,7 +136,14 @@ fn open_model(file: &mut RecipeFile, environment: &Environment<'_>) -> Option<Op
                 _ => "base",
             };
             let place = file.place(&["model", key]);
-            report_new(file, Problem::new("model::unusable", place, error.to_string()).label("this base"));
+            let problem = match error {
+                model::Error::Assets(assets::Error::BaseNotFound { message, fetch: Some(fetch) }) => {
+                    Problem::new("model::unusable", place, message)
+                        .help(format!("download it, or name a folder:\n  {fetch}"))
+                }
+                error => Problem::new("model::unusable", place, error.to_string()),
+            };
+            report_new(file, problem.label("this base"));
             None
         }
     }

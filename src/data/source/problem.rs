@@ -183,7 +183,7 @@ impl BadRows {
         let rows = Grouped(count).of("row has", "rows have");
         write!(
             formatter,
-            "\n  {rows} more than max_seq_len = {} tokens; {some}{longest} would fit all. Raise max_seq_len, or set \
+            "\n{rows} more than max_seq_len = {} tokens; {some}{longest} would fit all. Raise max_seq_len, or set \
              on_overflow to \"drop\" or \"truncate\"",
             self.max_seq_len
         )?;
@@ -323,7 +323,7 @@ mod tests {
         other.merge(one);
         assert_eq!(
             other.to_string(),
-            "5 of 6 rows cannot be used\n  4 rows have more than max_seq_len = 64 tokens; 128 would fit 3 of them, 300 \
+            "5 of 6 rows cannot be used\n4 rows have more than max_seq_len = 64 tokens; 128 would fit 3 of them, 300 \
              would fit all. Raise max_seq_len, or set on_overflow to \"drop\" or \"truncate\"\n    a.jsonl:1: 100 \
              tokens\n    a.jsonl:2: 70 tokens\n    a.jsonl:3: 300 tokens\n    and 1 more\n  a.jsonl:4: no text"
         );
