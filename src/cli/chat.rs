@@ -32,8 +32,8 @@ pub struct ChatArguments {
     /// Print the speed of each answer to standard error
     #[arg(short, long)]
     pub verbose: bool,
-    /// Do not read or keep what is typed at the prompt; else the last 1,000 lines are kept in
-    /// $XDG_STATE_HOME/tune/chat_history [default: ~/.local/state/tune/chat_history], readable by this user only
+    /// Keep no history of what is typed at the prompt [default: the last 1,000 lines, in ~/.local/state/tune/chat_history
+    /// or under $XDG_STATE_HOME, readable by you alone]
     #[arg(long)]
     pub no_history: bool,
     /// The model.
