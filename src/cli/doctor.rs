@@ -10,11 +10,14 @@ use super::environment::Context;
 use super::exit::Exit;
 use super::failure::Failure;
 use super::finding::Finding;
-use super::style::{ERROR, FAINT, GOOD, STRONG, WARNING, interactive, paint, visible};
+use super::style::{self, ERROR, FAINT, GOOD, STRONG, WARNING, interactive, output_width, paint, visible};
 use crate::model::FloatDtype;
 use crate::recipe::DeviceSpec;
 use crate::run::doctor::{Only, Reached, Report, Tried, Verdict, doctor as examine, ops};
 use crate::units::Bytes;
+
+/// Lines below the name of an API begin here.
+const INDENT: &str = "           ";
 
 /// Arguments of `tune doctor`.
 #[derive(Debug, Args)]
@@ -102,7 +105,8 @@ fn show_api(api: &Reached, tried: &[Tried], out: &mut dyn Write) -> io::Result<(
     let name = paint(STRONG, format!("{:<10}", api.name));
     if !api.is_built {
         let way = format!("not in this build; add it with `cargo build --release --features {}`", api.name);
-        return writeln!(out, "{name} {}", paint(FAINT, way));
+        let text = style::wrapped(&format!("{name} {}", paint(FAINT, way)), output_width(), INDENT);
+        return writeln!(out, "{text}");
     }
     if let Some(missing) = &api.missing {
         writeln!(out, "{name} {}", paint(WARNING, missing))?;

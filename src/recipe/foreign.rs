@@ -113,7 +113,7 @@ pub(super) const NOTES: &[(&[&str], &str)] = &[
             "use_tensorboard",
             "mlflow_tracking_uri",
         ],
-        "nothing is sent anywhere; every figure stands in metrics.jsonl in the run folder",
+        "nothing is sent anywhere; metrics.jsonl in the run folder has every figure, and `tune run --tensorboard` writes event files",
     ),
     (&["push_to_hub", "hub_model_id", "hub_token", "hf_token", "token"], "nothing is uploaded; leave it out"),
     (
