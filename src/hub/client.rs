@@ -67,6 +67,14 @@ pub(super) enum Failure {
     Final(Error),
 }
 
+/// Why a server gave no answer.
+fn unreached(uri: &Uri, error: &ureq::Error) -> String {
+    match (error, uri.host()) {
+        (ureq::Error::Io(error), Some(host)) => format!("no connection to {host} ({error})"),
+        _ => error.to_string(),
+    }
+}
+
 impl Client {
     pub(super) fn new(request: &Request) -> Self {
         let silence = Some(request.patience.silence);
@@ -120,7 +128,7 @@ impl Client {
             if let Some(range) = &range {
                 builder = builder.header("Range", range);
             }
-            let response = builder.call().map_err(|error| Failure::Passing(error.to_string()))?;
+            let response = builder.call().map_err(|error| Failure::Passing(unreached(&uri, &error)))?;
             let (parts, body) = response.into_parts();
             let answer = Answer { status: parts.status.as_u16(), headers: parts.headers, body };
             match answer.status {

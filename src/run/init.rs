@@ -247,7 +247,7 @@ fn written(data: &str, base: &str, name: &str, found: &Found, parameters: Option
     line("# Longer rows are left out, counted and named; \"error\" would end the run.");
     line("on_overflow = \"drop\"");
     line(&format!(
-        "# {} held out: the loss on held-out rows tells learning from memorising.",
+        "# About {} held out: the loss on held-out rows tells learning from memorising.",
         Grouped(rows - trained.min(rows)).of("row is", "rows are")
     ));
     line(&format!("val_split = {val_split}"));
