@@ -88,7 +88,8 @@ impl<B: KernelBackend> Decoder<B> {
     /// # Errors
     /// A layer cannot be read.
     pub fn init_magnitudes(&self, adapters: &mut LoraSet<B>) -> Result<(), Error> {
-        for step in self.layers.up() {
+        // Every row of every weight is looked at.
+        for step in self.layers.up(usize::MAX) {
             let (index, layer) = step?;
             adapters.set_magnitudes(index, |target, lora| {
                 let projection = layer.projection(target.module.slot);
@@ -249,7 +250,7 @@ impl<B: KernelBackend> Decoder<B> {
         let documents = DocumentOffsets::with_cache(&[0, ids.len() as u32], &[0, (past + ids.len()) as u32]);
         let inputs = self.inputs_of(ids, &x, &positions, documents)?;
         let none = LayerAdapters::none();
-        for step in self.layers.up() {
+        for step in self.layers.up(ids.len()) {
             let (index, layer) = step?;
             let adapters = adapters.map_or(&none, |adapters| &adapters[index]);
             let cache = cache.as_mut().and_then(|cache| cache.layer(index));

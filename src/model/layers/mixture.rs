@@ -275,6 +275,8 @@ fn groups<'a, B: KernelBackend>(
     call: &Call<'a, B>,
     of: impl Fn(&GatedSpec) -> Vec<&ProjectionSpec>,
 ) -> Vec<ExpertRows<'a, B>> {
+    let chosen = dispatch.experts.iter().map(|(expert, _)| &spec.experts[*expert]);
+    call.bring(&chosen.flat_map(GatedSpec::projections).collect::<Vec<_>>());
     let group = |(expert, rows): &(usize, std::ops::Range<usize>)| {
         let projections = of(&spec.experts[*expert]);
         (rows.clone(), projections.into_iter().map(|projection| call.adapted(projection)).collect())

@@ -23,7 +23,7 @@ use crate::train::error::FitError;
 use crate::train::exchange::{Exchanged, Wishes};
 use crate::train::expert_load::ExpertLoad;
 use crate::train::fit::add;
-use crate::train::optimizer::{Gradient, StepNumbers};
+use crate::train::optimizer::{Gradient, PendingNumbers, StepNumbers};
 use crate::train::state::{Ended, State, StepResult};
 use crate::train::team::{from_bytes, to_bytes};
 
@@ -115,14 +115,22 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let (mut sums, mut message, mut wishes) = (Tree::default(), Vec::new(), Wishes::default());
         'workers: for worker in fit.lanes.of(fit.team.rank(), fit.lanes.count()) {
             start.restore(self.adapters, self.optimizer)?;
+            // A step's numbers are read when the next one is launched. What is computed behind one that is not finite is
+            // thrown away with the round.
+            let mut launched = None;
             for (index, batch) in round.iter().enumerate() {
-                match self.worker_step(batch, worker, start.updates + 1 + index as u64)? {
-                    ControlFlow::Continue(worked) => message.extend(worked.to_bytes()),
-                    ControlFlow::Break(()) => {
-                        wishes.stop = true;
-                        break 'workers;
-                    }
+                let ControlFlow::Continue(numbers) =
+                    self.worker_step(batch, worker, start.updates + 1 + index as u64)?
+                else {
+                    wishes.stop = true;
+                    break 'workers;
+                };
+                if let Some(before) = launched.replace((batch, numbers)) {
+                    message.extend(self.worked(before, worker)?.to_bytes());
                 }
+            }
+            if let Some(last) = launched {
+                message.extend(self.worked(last, worker)?.to_bytes());
             }
             let moments = self.optimizer.moments();
             let (first, second) = (moments.iter().map(|m| &m.first), moments.iter().map(|m| &m.second));
@@ -151,20 +159,20 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         Ok(Some((worked, sums)))
     }
 
-    /// A worker's step; breaks when the run is asked to stop.
+    /// Launches a worker's step, which has numbers where it has micro-batches; breaks when the run is asked to stop.
     fn worker_step(
         &mut self,
         batch: &StepBatch,
         worker: usize,
         update: u64,
-    ) -> Result<ControlFlow<(), Worked>, FitError> {
+    ) -> Result<ControlFlow<(), Option<PendingNumbers>>, FitError> {
         let fit = self.fit;
         if (fit.stop)() {
             return Ok(ControlFlow::Break(()));
         }
         let counts = fit.counts(batch, worker);
         if counts == Counts::default() {
-            return Ok(ControlFlow::Continue(Worked::NOTHING));
+            return Ok(ControlFlow::Continue(None));
         }
         let (mut losses, mut load) = (Vec::new(), ExpertLoad::default());
         let values = fit.lane(&self.adapters.until_update(), batch, worker, &mut losses, &mut load)?;
@@ -174,10 +182,21 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let numbers = gradient.read_later();
         let learning_rate = fit.schedule.learning_rate(batch.step);
         self.optimizer.step(self.adapters, gradient, update, &[], learning_rate, fit.spec.max_grad_norm)?;
+        Ok(ControlFlow::Continue(Some(numbers)))
+    }
+
+    /// Reads the numbers of a worker's step.
+    fn worked(
+        &self,
+        (batch, numbers): (&StepBatch, Option<PendingNumbers>),
+        worker: usize,
+    ) -> Result<Worked, FitError> {
+        let fit = self.fit;
+        let Some(numbers) = numbers else { return Ok(Worked::NOTHING) };
         match numbers.wait().map_err(|message| FitError::device(fit.device, message))? {
             StepNumbers::Finite { loss, norm, statistics } => {
                 let statistics = statistics.unwrap_or([f32::NAN; statistics::LENGTH]);
-                Ok(ControlFlow::Continue(Worked { loss, norm, statistics }))
+                Ok(Worked { loss, norm, statistics })
             }
             StepNumbers::NotFinite(what, value) => {
                 let of_worker = fit.lanes.micro_batches(worker, batch.micro_batches.len());

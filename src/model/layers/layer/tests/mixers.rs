@@ -32,7 +32,7 @@ fn product(x: &[f64], y: &[f64]) -> Vec<f64> {
 
 impl Formula<'_> {
     fn project(&self, x: &[f64], spec: &ProjectionSpec) -> Vec<f64> {
-        let FrozenWeight::Dense(weight) = &self.layer.projections[spec.slot].weight else { panic!("dense") };
+        let FrozenWeight::Dense(weight) = &self.layer.projection(spec.slot).weight else { panic!("dense") };
         let [a, b] = &self.adapters[spec.slot];
         let up = times(&times(x, a, spec.shape[1]), b, RANK);
         let frozen = times(x, &host(weight), spec.shape[1]);
@@ -149,7 +149,7 @@ fn check(model: serde_json::Value) {
         "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1});
     config.as_object_mut().unwrap().extend(model.as_object().unwrap().clone());
     let decoder = decoder(&decoder_spec(&config).unwrap());
-    let (_, layer) = decoder.layers().up().next().unwrap().unwrap();
+    let (_, layer) = decoder.layers().up(usize::MAX).next().unwrap().unwrap();
     let matrices: Vec<[Tensor<Flex, 2>; 2]> = layer
         .spec
         .projections()
