@@ -17,7 +17,7 @@ use super::decoder_spec::DecoderSpec;
 use super::dtype::{FloatDtype, burn_dtype};
 use super::layers::norm::{Norm, NormTensors};
 use super::layers::shared::Shared;
-use super::layers::{KeyValueCache, LayerInputs, Layers};
+use super::layers::{KeyValueCache, LayerInputs, Layers, Order};
 use super::per_layer::PerLayer;
 use super::rotations::Rotations;
 use crate::adapter::dora::row_norms;
@@ -88,8 +88,7 @@ impl<B: KernelBackend> Decoder<B> {
     /// # Errors
     /// A layer cannot be read.
     pub fn init_magnitudes(&self, adapters: &mut LoraSet<B>) -> Result<(), Error> {
-        // Every row of every weight is looked at.
-        for step in self.layers.up(usize::MAX) {
+        for step in self.layers.up() {
             let (index, layer) = step?;
             adapters.set_magnitudes(index, |target, lora| {
                 let projection = layer.projection(target.module.slot);
@@ -250,7 +249,7 @@ impl<B: KernelBackend> Decoder<B> {
         let documents = DocumentOffsets::with_cache(&[0, ids.len() as u32], &[0, (past + ids.len()) as u32]);
         let inputs = self.inputs_of(ids, &x, &positions, documents)?;
         let none = LayerAdapters::none();
-        for step in self.layers.up(ids.len()) {
+        for step in self.layers.walk_with(Order::Up(0..self.layers.len()), ids.len()) {
             let (index, layer) = step?;
             let adapters = adapters.map_or(&none, |adapters| &adapters[index]);
             let cache = cache.as_mut().and_then(|cache| cache.layer(index));

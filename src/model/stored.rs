@@ -104,9 +104,9 @@ impl StoredLayer {
         let constants = self.constants.into_iter().map(|(data, dtype)| dense(data, dtype, device)).collect();
         let norms = self.norms.into_iter().map(|norm| norm.place(dtype, device)).collect();
         let place = |(slot, stored): (usize, Option<StoredProjection>)| {
-            let Some(stored) = stored else { return Ok(None) };
+            let Some(stored) = stored else { return Ok(OnceLock::new()) };
             let projection = stored.place(dtype, device)?;
-            Ok(Some(match squares.and_then(|squares| squares.get(slot)) {
+            Ok(OnceLock::from(match squares.and_then(|squares| squares.get(slot)) {
                 Some(squares) => projection.with_squares(Arc::clone(squares)),
                 None => projection,
             }))

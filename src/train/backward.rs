@@ -111,7 +111,7 @@ pub fn forward_backward<B: KernelBackend>(
     let adapters_of = |layer: usize| adapters.layer(layer, Some(pass.dropout));
 
     let mut tapes = Vec::with_capacity(layers - lowest);
-    for step in decoder.layers().up(batch.tokens()) {
+    for step in decoder.layers().walk_with(Order::Up(0..layers), batch.tokens()) {
         let (index, layer) = step?;
         let adapters = adapters_of(index);
         if index >= lowest && index + pass.keep >= layers {
@@ -131,7 +131,7 @@ pub fn forward_backward<B: KernelBackend>(
     gradients.head = found.head;
     let mut upstream = found.hidden;
     drop(hidden);
-    for step in decoder.layers().walk(Order::Down(lowest..layers), batch.tokens()) {
+    for step in decoder.layers().walk_with(Order::Down(lowest..layers), batch.tokens()) {
         let (index, layer) = step?;
         let (Some(tape), Some(dy)) = (tapes.pop(), upstream.take()) else { break };
         let adapters = adapters_of(index);
@@ -187,7 +187,7 @@ fn last_hidden<B: KernelBackend>(
 ) -> Result<Tensor<B, 2>, FitError> {
     let mut hidden = decoder.embed(&batch.input_ids)?;
     let inputs = layer_inputs(decoder, batch, &hidden)?;
-    for step in decoder.layers().up(batch.tokens()) {
+    for step in decoder.layers().walk_with(Order::Up(0..decoder.layers().len()), batch.tokens()) {
         let (index, layer) = step?;
         hidden = layer.forward(hidden, &adapters.layer(index, None), &inputs, None);
     }

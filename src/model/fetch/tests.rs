@@ -59,7 +59,7 @@ fn a_disk_that_is_slow_or_fails_for_a_while_changes_no_number() {
                     failures += failed;
                 }
                 // A walk down, as a backward pass goes.
-                let down = slow.layers.walk(Order::Down(0..count), many.len());
+                let down = slow.layers.walk_with(Order::Down(0..count), many.len());
                 failures += down.filter(Result::is_err).count();
             }
             assert_eq!(failures > 0, fails_every > 0, "{base}: {failures} failures");

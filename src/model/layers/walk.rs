@@ -131,13 +131,18 @@ impl<B: KernelBackend> Layers<B> {
         streamed + self.resident.iter().map(|layer| layer.bytes()).sum::<u64>()
     }
 
-    /// Every layer, from the embeddings up, for computing with so many tokens.
-    pub fn up(&self, tokens: usize) -> Walk<'_, B> {
-        self.walk(Order::Up(0..self.len()), tokens)
+    /// Every layer, from the embeddings up.
+    pub fn up(&self) -> Walk<'_, B> {
+        self.walk(Order::Up(0..self.len()))
+    }
+
+    /// Some layers in some order.
+    pub fn walk(&self, order: Order) -> Walk<'_, B> {
+        self.walk_with(order, usize::MAX)
     }
 
     /// Some layers in some order, for computing with so many tokens.
-    pub fn walk(&self, order: Order, tokens: usize) -> Walk<'_, B> {
+    pub fn walk_with(&self, order: Order, tokens: usize) -> Walk<'_, B> {
         if let Some(streamed) = &self.streamed {
             let mut slots = streamed.slots();
             slots.carrier().prepare(tokens);
