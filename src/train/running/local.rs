@@ -79,7 +79,7 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     /// Makes one round; `None`, and nothing has changed, when a rank is asked to stop meanwhile.
     fn round(&mut self, round: &[StepBatch]) -> Result<Option<()>, FitError> {
         let State { step, updates, .. } = self.state;
-        let start = Snapshot::of(self.adapters, self.optimizer, step, updates);
+        let (start, began) = (Snapshot::of(self.adapters, self.optimizer, step, updates), Instant::now());
         let made = self.workers(round, &start);
         let Ok(Some((worked, sums))) = made else {
             start.restore(self.adapters, self.optimizer)?;
@@ -93,7 +93,11 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let moments = first.into_iter().zip(average).map(|(first, second)| Moments { first, second });
         self.optimizer.restore(moments.collect());
         self.adapters.update(|_| tensors)?;
+        // Each step has its part of the round's time.
+        let each = began.elapsed() / round.len().max(1) as u32;
         for (batch, workers) in round.iter().zip(worked) {
+            self.pace.time += each;
+            self.pace.tokens += batch.tokens() as u64;
             self.advance(batch, workers);
             self.log_if_due(false)?;
         }
@@ -111,7 +115,7 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         round: &[StepBatch],
         start: &Snapshot<B>,
     ) -> Result<Option<(Vec<Vec<Worked>>, Vec<Option<Tensor<B, 2>>>)>, FitError> {
-        let (fit, began) = (self.fit, Instant::now());
+        let fit = self.fit;
         let (mut sums, mut message, mut wishes) = (Tree::default(), Vec::new(), Wishes::default());
         'workers: for worker in fit.lanes.of(fit.team.rank(), fit.lanes.count()) {
             start.restore(self.adapters, self.optimizer)?;
@@ -147,8 +151,6 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let Exchanged { wishes, messages, sums } = fit.sum(&shapes, values, message, wishes)?;
         self.wishes = wishes;
         self.sample_device_memory();
-        self.pace.time += began.elapsed();
-        self.pace.tokens += round.iter().map(|batch| batch.tokens() as u64).sum::<u64>();
         let Some(sums) = sums else { return Ok(None) };
         let mut worked = vec![Vec::new(); round.len()];
         for message in messages {
