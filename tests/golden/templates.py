@@ -147,6 +147,14 @@ TOOLS = [
     }
 ]
 
+THOUGHT = [
+    {"role": "system", "content": "Be exact."},
+    {"role": "user", "content": "2 + 2?"},
+    {"role": "assistant", "content": "4.", "thinking": "Twice two."},
+    {"role": "user", "content": "And 3 + 3?"},
+    {"role": "assistant", "content": "6.", "thinking": "Twice three."},
+]
+
 # Conversations beyond the common ones, by template.
 EXTRA = {
     "gemma3": PARTS,
@@ -157,9 +165,10 @@ EXTRA = {
     "qwen3": TOOL_TURNS,
     "glm4": TOOL_TURNS,
     "granite": TOOL_TURNS,
+    "gptoss": TOOL_TURNS | {"a thought": THOUGHT},
     "features": LOOP_CONTROL,
 }
-WITH_TOOLS = ["llama31", "qwen25", "qwen3", "gemma4", "glm4", "granite", "ministral3", "smollm3"]
+WITH_TOOLS = ["llama31", "qwen25", "qwen3", "gemma4", "glm4", "granite", "ministral3", "smollm3", "gptoss"]
 EVERYTHING = CONVERSATIONS | PARTS | TOOL_TURNS | LOOP_CONTROL
 
 

@@ -348,13 +348,22 @@ impl Turns<'_> {
             return Some((content_end + closing.length, closing.end));
         }
         let tail = self.plain_tail(index)?;
-        let body = difference.strip_suffix(tail.as_str())?;
+        let (body, closing) = match difference.strip_suffix(tail.as_str()) {
+            Some(body) => (body, self.template.closing(&tail)),
+            // A call may have an end of its own (gpt-oss).
+            None if calls_tools(message) => {
+                let mut tokens = self.template.end_tokens.iter();
+                let token = tokens.find(|token| difference.ends_with(token.as_str()))?;
+                let body = &difference[..difference.len() - token.len()];
+                (body, Closing { length: token.len(), end: EndOfTurn::Special })
+            }
+            None => return None,
+        };
         if !without_space(body).contains(&without_space(&message.content))
             || self.has_no_generation_prompt(index, prompt)
         {
             return None;
         }
-        let closing = self.template.closing(&tail);
         Some((body.len() + closing.length, closing.end))
     }
 
