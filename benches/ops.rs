@@ -20,6 +20,8 @@
 //! Without `--bench`, as `cargo test --bench ops` calls it, every op runs once and nothing is measured.
 #![expect(clippy::print_stdout, clippy::print_stderr, clippy::expect_used, reason = "a bench")]
 
+#[path = "ops/grouped.rs"]
+mod grouped;
 #[path = "ops/recurrent.rs"]
 mod recurrent;
 
@@ -575,6 +577,7 @@ fn main() -> ExitCode {
     }
     for dtype in dtypes {
         recurrent::mixers(&bench, dtype);
+        grouped::experts(&bench, dtype);
     }
     for model in &MODELS {
         optimizers(&bench, model);

@@ -3,12 +3,15 @@
     pip install torch transformers peft bitsandbytes accelerate      # in an environment of its own, some 6 GB
     cargo build --release
     python benches/peers.py                                      # S, M and L, three rounds
+    python benches/peers.py --sizes E R                          # a mixture, a hybrid
     python benches/peers.py --sizes S --rounds 1 --steps 4       # a look
 
 On the processor, with the same number of threads for all. In each round the same steps are trained by `tune bench`
 and by transformers + PEFT + bitsandbytes, each in a process of its own, one after another: 4 x 256 tokens a step,
 NF4 with double quantization, LoRA of rank 16 on all seven projections, AdamW, gradients clipped to a norm of 1.
 A `tune run` of one step gives the time to the first step.
+E is a mixture of the Qwen3-30B-A3B kind with 0.4 B parameters, whose attention is adapted, R a hybrid of the Qwen3.5 kind
+with 0.1 B and adapters on all projections. transformers keeps stacked experts in bf16, where `tune` has them in NF4.
 The peers run in each of their modes (`MODES`), and the best one counts. The models have random weights; S, M and L
 have the shapes of a 15 M, a 135 M (SmolLM2) and a 0.5 B (Qwen2.5) model. They are written once, with the rest, to
 --workdir.
@@ -47,6 +50,8 @@ ROWS, TOKENS = 4, 256
 RANK, ALPHA = 16, 32
 LEARNING_RATE = 2e-4
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ATTENTION = PROJECTIONS[:4]
+RECURRENT = ["in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "out_proj"]
 PACKAGES = ["torch", "transformers", "peft", "bitsandbytes", "accelerate"]
 
 LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "attention_bias": False, "mlp_bias": False}
@@ -61,7 +66,15 @@ SHAPES = {
     "L": QWEN2
     | {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151936}
     | {"num_attention_heads": 14, "num_key_value_heads": 2, "max_position_embeddings": 32768},
+    "E": {"model_type": "qwen3_moe", "hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 12}
+    | {"num_attention_heads": 12, "num_key_value_heads": 2, "head_dim": 64, "vocab_size": 32000}
+    | {"num_experts": 32, "num_experts_per_tok": 4, "moe_intermediate_size": 384, "norm_topk_prob": True},
+    "R": {"model_type": "qwen3_5_text", "hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 12}
+    | {"num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 32000}
+    | {"linear_num_key_heads": 8, "linear_num_value_heads": 8},
 }
+# What the adapters of the peers are on; those of `tune` are on the same modules by default.
+TARGETS = {"E": ATTENTION, "R": PROJECTIONS + RECURRENT}
 
 # Name of a mode, and whether the forward pass runs under autocast. Weights and computation are bf16 in both.
 MODES = {"bf16": False, "bf16 + autocast": True}
@@ -115,8 +128,8 @@ def write_model(size, folder):
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.dim() == 2:
-                parameter.copy_(noise / math.sqrt(parameter.shape[1]))
+            if parameter.dim() > 1:
+                parameter.copy_(noise / math.sqrt(parameter.shape[-1]))
             elif name.endswith("bias"):
                 parameter.copy_(0.1 * noise)
             else:
@@ -147,7 +160,8 @@ def train(folder, mode, steps):
         attn_implementation="sdpa",
     )
     model.config.use_cache = False
-    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=PROJECTIONS, task_type="CAUSAL_LM")
+    targets = TARGETS.get(folder.name, PROJECTIONS)
+    lora = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
     model = get_peft_model(model, lora).train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, weight_decay=0.0)
@@ -342,7 +356,7 @@ def arguments():
     parser = argparse.ArgumentParser(
         description=description, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=list(SHAPES), help="default: S M L")
+    parser.add_argument("--sizes", nargs="+", choices=SHAPES, default=["S", "M", "L"], help="default: S M L")
     parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of a round (default: %(default)s)")
     parser.add_argument("--warmup", type=int, default=2, help="steps before those (default: %(default)s)")
