@@ -42,7 +42,7 @@ fn main() {
         if InstructionSet::best().name().contains("bf16") { FloatDtype::Bf16 } else { FloatDtype::F32 };
     let device = Default::default();
     let spec = shapes::spec("smollm2-135m").expect("the shape is known").expect("it makes a decoder");
-    let decoder = random::decoder::<Cpu>(&spec, Some(Quantization::USUAL), dtype, &device);
+    let decoder = random::decoder::<Cpu>(&spec, Some(Quantization::USUAL), dtype, &device, false);
     let targets = target::resolve(&AdapterSpec::default(), &spec.modules()).expect("it has linear layers");
     let adapters = LoraSet::<Cpu>::init(targets, 0.0, 0, &device);
     let base = LoraSet::<Cpu>::init(Vec::new(), 0.0, 0, &device);
@@ -52,7 +52,7 @@ fn main() {
         let began = Instant::now();
         let comparison = compare(&decoder, &adapters, Some(&base), &objective, batch).expect("ids are known");
         let dropout = DropoutStep { seed: 0, step: 1, micro_batch: 0 };
-        let pass = Pass { dropout, keep: spec.layers.len() };
+        let pass = Pass { dropout, keep: spec.layers.len(), balance: 0.0 };
         let mut gradients = Gradients::new(spec.layers.len());
         let loss =
             forward_backward(&decoder, &adapters, &objective, &comparison, batch, pass, &mut gradients);

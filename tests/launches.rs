@@ -92,7 +92,7 @@ fn check(counter: &mut Counter, dtype: FloatDtype) {
     spec.vocab_size = 64;
     let device = counter.device.clone();
     let nf4 = quant::spec::Spec::Nf4 { block_size: 64, double_quant: true };
-    let decoder = random::decoder::<Wgpu>(&spec, Some(nf4), dtype, &device);
+    let decoder = random::decoder::<Wgpu>(&spec, Some(nf4), dtype, &device, false);
     let targets =
         target::resolve(&AdapterSpec { rank: 8, ..AdapterSpec::default() }, &spec.modules()).unwrap();
     let mut adapters = LoraSet::<Wgpu>::init(targets, 0.0, 0, &device);
@@ -124,7 +124,7 @@ fn check(counter: &mut Counter, dtype: FloatDtype) {
     drop((own, sums));
 
     // A whole step: the other launches are of embeddings, loss and update.
-    let pass = Pass { dropout, keep: spec.layers.len() };
+    let pass = Pass { dropout, keep: spec.layers.len(), balance: 0.0 };
     let mut gradients = Gradients::new(spec.layers.len());
     let (loss, step) = counter.count(|| {
         forward_backward(

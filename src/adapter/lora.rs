@@ -136,11 +136,18 @@ impl<B: KernelBackend> LoraSet<B> {
     }
 
     /// Gives every module to save the values that `of` returns for it.
-    pub fn set_saved_modules(&mut self, mut of: impl FnMut(&SavedModule) -> Tensor<B, 2>) {
+    ///
+    /// # Errors
+    /// Those of `of`.
+    pub fn set_saved_modules<E>(
+        &mut self,
+        mut of: impl FnMut(&SavedModule) -> Result<Tensor<B, 2>, E>,
+    ) -> Result<(), E> {
         let first = self.tensors.len() - self.saved_modules.len();
         for (index, saved) in self.saved_modules.iter().enumerate() {
-            self.tensors[first + index] = of(saved);
+            self.tensors[first + index] = of(saved)?;
         }
+        Ok(())
     }
 
     /// The adapted projections, in the order of the parameters.

@@ -249,12 +249,20 @@ pub struct Module {
     pub out_features: usize,
     /// Columns of the weight.
     pub in_features: usize,
+    /// Of gate and up of an expert: whether their rows take turns where both are one parameter.
+    pub alternates: bool,
 }
 
 impl Module {
     /// The part of the path behind the layer's number (`self_attn.q_proj`): the same in every layer.
     pub fn path_in_layer(&self) -> &str {
         self.path.split_once(&format!(".{}.", self.layer)).map_or(&self.path, |(_, inside)| inside)
+    }
+
+    /// The expert that it belongs to, of those that some tokens pass.
+    pub fn expert(&self) -> Option<usize> {
+        let (_, after) = self.path.rsplit_once(".experts.").filter(|_| self.role.is_routed())?;
+        after.split('.').next()?.parse().ok()
     }
 
     /// The last component of the path (`q_proj`).

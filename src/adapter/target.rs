@@ -211,7 +211,7 @@ fn choose<'a>(spec: &Spec, modules: &'a [Module], problems: &mut Vec<Problem>) -
 const FROZEN: [&str; 2] = ["lm_head", "model.embed_tokens"];
 
 /// PEFT's rule for a name in a list.
-pub(super) fn names_module(name: &str, path: &str) -> bool {
+pub fn names_module(name: &str, path: &str) -> bool {
     path.strip_suffix(name).is_some_and(|before| before.is_empty() || before.ends_with('.'))
 }
 

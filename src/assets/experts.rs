@@ -95,7 +95,7 @@ pub(super) fn sign_of_alternation(name: &str) -> Option<String> {
 }
 
 /// The name that Mixtral's tensors have today.
-pub(super) fn renamed(name: &str) -> Option<String> {
+pub fn renamed(name: &str) -> Option<String> {
     const OLD: &str = ".block_sparse_moe.";
     let (before, inside) = name.split_once(OLD)?;
     if inside.starts_with("gate.") {

@@ -15,6 +15,7 @@ pub mod safetensors;
 pub mod weights;
 
 pub use error::Error;
+pub use experts::renamed as experts_renamed;
 pub use folder::{FileDigest, ModelDir};
 pub use hub::{Base, resolve_base};
 pub use safetensors::{Dtype, Float, SafetensorsFile, TensorInfo};

@@ -43,7 +43,7 @@ pub struct TensorInfo {
 
 impl TensorInfo {
     /// Of a tensor that is read as f32 from a file of another format.
-    pub(super) fn of_f32(shape: Vec<usize>) -> Self {
+    pub fn of_f32(shape: Vec<usize>) -> Self {
         Self { dtype: Dtype::F32, shape, range: 0..0 }
     }
 

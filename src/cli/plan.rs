@@ -164,6 +164,8 @@ fn show_terms(report: &Report, out: &mut dyn Write) -> io::Result<()> {
     let layers = report.layers;
     let of = |count: usize| format!("{count} of {layers}");
     row("layers held", &of(held.resident_layers), &of(streamed.resident_layers))?;
+    let lie = |outlook: &Outlook| if outlook.host_embeddings { "off the device" } else { "on the device" };
+    row("token embeddings", lie(held), lie(streamed))?;
     row("layers recomputed", &of(held.recomputed_layers), &of(streamed.recomputed_layers))?;
     row("longest document", &tokens(held.max_context), &tokens(streamed.max_context))?;
     let fits = |outlook: &Outlook| if outlook.fits { "yes" } else { "no" };

@@ -46,7 +46,8 @@ pub(super) fn plan_line(plan: &Plan) -> String {
         let (held, waiting) = (streaming.resident_layers, Bytes(streaming.streamed_bytes));
         format!("; {held} of {} layers held, the others fetched from {home} ({waiting})", plan.layers)
     });
-    format!("{} planned; {kept}{held}", Bytes(plan.total()))
+    let table = if plan.host_embeddings { "; token embeddings off the device" } else { "" };
+    format!("{} planned; {kept}{held}{table}", Bytes(plan.total()))
 }
 
 /// A memory plan, one line per term.

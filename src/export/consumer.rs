@@ -16,14 +16,19 @@ use std::path::Path;
 
 use super::base::OpenedBase;
 use super::portable::{self, Portable};
+use super::stacked::{self, has_experts, is_mistaken};
 use super::{Error, mlx};
-use crate::adapter::peft::{self, Config, Numbers};
+use crate::adapter::parameter::Parameter;
+use crate::adapter::peft::{self, ALTERNATE, Config, GATE_UP, Numbers};
 use crate::adapter::target::{Target, tensors};
 use crate::assets::folder::tokenizer_files;
 use crate::files::Existing;
+use crate::model::DecoderSpec;
 
 /// The largest `--max-lora-rank` of vLLM.
 const VLLM_LARGEST_RANK: usize = 512;
+/// Families whose experts vLLM reads stacked.
+const STACKED_BY_VLLM: [&str; 2] = ["gpt_oss", "qwen3_5_moe_text"];
 /// vLLM's default `--max-lora-rank`.
 const VLLM_USUAL_RANK: usize = 16;
 
@@ -90,6 +95,13 @@ impl Consumer {
         let one_rank = targets.iter().all(|target| rank(target) == config.rank);
         let same = |left: f64, right: f64| (left - right).abs() <= 1e-12 * right.abs();
         self.knows(config)?;
+        if has_experts(targets) {
+            return match (self, config.target_parameters.is_empty()) {
+                (Self::Peft, false) | (Self::MistralRs, true) => Ok(()),
+                (Self::Peft, true) => Err("transformers has all experts in one parameter"),
+                (_, _) => Err("it reads adapters of experts in its own form"),
+            };
+        }
         match self {
             Self::Peft | Self::MistralRs => Ok(()),
             Self::Vllm => {
@@ -202,25 +214,55 @@ pub fn export(
         Some(base) => base.spec.modules(),
         None => portable::lattice(targets),
     };
+    let needs_base = |why: &str| Error::Choice {
+        message: format!(
+            "{why}, so the export needs the base model: add `--base MODEL` (the adapter names `{}`, which was not found here)",
+            original.base_model.as_deref().unwrap_or_default()
+        ),
+    };
+    let experts = match (has_experts(targets), base) {
+        (false, _) => None,
+        (true, Some(base)) => Some(&base.spec),
+        (true, None) => return Err(needs_base("the adapter has pairs on experts")),
+    };
     let mut metadata = adapter.metadata().clone();
     metadata.insert("tune.exported_for".into(), consumer.word().into());
     let shown = out.display();
     let base_name = original.base_model.as_deref().filter(|name| !name.is_empty()).unwrap_or("BASE");
-    let write = |config: &Config, targets: &[Target], values: &[Vec<f32>]| -> Result<(), Error> {
-        write_peft(adapter, config, targets, values, &metadata, out, existing)
+    let write = |config: &Config, targets: &[Target], values: Vec<Vec<f32>>| -> Result<(), Error> {
+        write_peft(adapter, config, tensors(targets), values, &metadata, out, existing)
     };
+    // Of experts that are all in one pair of tensors.
+    let write_stacked = |spec: &DecoderSpec, targets: &[Target], values: &[Vec<f32>], rslora: bool| {
+        let stacked = stacked::stack(spec, targets, values, rslora);
+        let config = portable::config(original, &stacked.targets, &modules, rslora);
+        let config = stacked.config(config, spec);
+        let mut metadata = metadata.clone();
+        let alternates = modules.iter().any(|module| module.alternates);
+        metadata.insert(GATE_UP.into(), if alternates { ALTERNATE } else { "halves" }.into());
+        let (parameters, values) = stacked.tensors();
+        write_peft(adapter, &config, parameters, values, &metadata, out, existing)
+    };
+    let is_stacked = "experts stacked in the parameters that hold all of them";
+    let in_peft = format!("PeftModel.from_pretrained(base, \"{shown}\")");
+    let by_name = |spec: &&DecoderSpec| targets.iter().any(|target| is_mistaken(spec, target));
+    let parameters = experts.or(base.map(|base| &base.spec).filter(by_name)).filter(|_| !original.use_dora);
     match consumer {
+        Consumer::Peft if let Some(spec) = parameters => {
+            write_stacked(spec, targets, &adapter.values(targets)?, original.use_rslora)?;
+            Ok(Exported { changes: vec![is_stacked.to_owned()], usage: in_peft })
+        }
         Consumer::Peft | Consumer::MistralRs => {
             let config = portable::config(original, targets, &modules, original.use_rslora);
-            write(&config, targets, &adapter.values(targets)?)?;
+            write(&config, targets, adapter.values(targets)?)?;
             let usage = match consumer {
-                Consumer::Peft => format!("PeftModel.from_pretrained(base, \"{shown}\")"),
+                Consumer::Peft => in_peft,
                 _ => format!("mistralrs serve lora -m {base_name} -a {shown}"),
             };
             Ok(Exported { changes: Vec::new(), usage })
         }
         Consumer::Vllm | Consumer::LlamaCpp => {
-            let Portable { targets, values, changes } = portable::fold(adapter, targets)?;
+            let Portable { mut targets, mut values, mut changes } = portable::fold(adapter, targets)?;
             let rank = targets.first().map_or(0, |target| target.rank);
             if consumer == Consumer::Vllm && rank > VLLM_LARGEST_RANK {
                 return Err(Error::NotPortable {
@@ -229,8 +271,31 @@ pub fn export(
                     adapter: adapter.folder().to_path_buf(),
                 });
             }
-            let config = portable::config(original, &targets, &modules, false);
-            write(&config, &targets, &values)?;
+            match experts {
+                Some(spec) if consumer == Consumer::Vllm && STACKED_BY_VLLM.contains(&spec.family) => {
+                    write_stacked(spec, &targets, &values, false)?;
+                    changes.push(is_stacked.to_owned());
+                }
+                experts => {
+                    let mut modules = modules.clone();
+                    if let Some(spec) = experts {
+                        let before = targets.len();
+                        (targets, values) = stacked::complete(spec, &targets, values);
+                        if targets.len() > before {
+                            changes.push(format!(
+                                "{} pairs of zeros for experts without one",
+                                targets.len() - before
+                            ));
+                        }
+                        let own = targets.iter_mut().map(|target| &mut target.module);
+                        for module in own.chain(&mut modules).filter(|_| spec.family == "mixtral") {
+                            module.path = stacked::named_as_mixtral(&module.path);
+                        }
+                    }
+                    let config = portable::config(original, &targets, &modules, false);
+                    write(&config, &targets, values)?;
+                }
+            }
             let usage = match consumer {
                 Consumer::Vllm => {
                     let sizes = [8, 16, 32, 64, 128, 256, 320, 512];
@@ -248,12 +313,7 @@ pub fn export(
         }
         Consumer::Mlx => {
             let Some(base) = base else {
-                return Err(Error::Choice {
-                    message: format!(
-                        "mlx-lm counts layers from the last one, so the export needs the base model: add `--base MODEL` \
-                         (the adapter names `{base_name}`, which was not found here)"
-                    ),
-                });
+                return Err(needs_base("mlx-lm counts layers from the last one"));
             };
             let portable = portable::fold(adapter, targets)?;
             mlx::write(&portable, base, &metadata, out, existing)?;
@@ -268,14 +328,12 @@ pub fn export(
 fn write_peft(
     adapter: &peft::Adapter,
     config: &Config,
-    targets: &[Target],
-    values: &[Vec<f32>],
+    mut parameters: Vec<Parameter>,
+    mut values: Vec<Vec<f32>>,
     metadata: &BTreeMap<String, String>,
     out: &Path,
     existing: Existing,
 ) -> Result<(), Error> {
-    let mut parameters = tensors(targets);
-    let mut values = values.to_vec();
     for saved in adapter.saved_modules(&adapter.own_saved_modules())? {
         values.push(adapter.saved_values(&saved)?);
         parameters.push(saved.parameter());

@@ -13,7 +13,7 @@
 //! | `fidelity` | what a written model keeps of what training gained, by its loss on held-out rows |
 //! | `quantize` | a base model saved in 4 bits, in bitsandbytes' layout |
 //! | `verify` | checks an adapter folder: files, metadata, and that every module has an effect |
-//! | `portable`, `consumer`, `mlx` | adapters for other tools, and what each tool supports |
+//! | `portable`, `stacked`, `consumer`, `mlx` | adapters for other tools, and what each tool supports |
 //! | `gguf` | models and adapters as llama.cpp and Ollama load them |
 #![doc = include_str!("after.md")]
 
@@ -31,6 +31,7 @@ pub mod mlx;
 pub mod portable;
 pub mod quantize;
 pub mod shards;
+pub mod stacked;
 pub mod verify;
 pub mod weights;
 

@@ -132,7 +132,8 @@ fn measure(adapter: &peft::Adapter, targets: Vec<Target>, found: &mut Verificati
                 None
             }
         };
-        if norm == Some(0.0) {
+        // Of an expert that no token reached, or that another tool wants a pair for, nothing was learned.
+        if norm == Some(0.0) && !target.module.role.is_routed() {
             idle.push(target.module.path.clone());
         }
         found.modules.push(ModuleReport { target, norm });

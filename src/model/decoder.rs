@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use burn_tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn_tensor::{DType, IndexingUpdateOp, Tensor};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::linear::{FrozenWeight, Linear, linear};
@@ -15,11 +15,13 @@ use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
 use super::Error;
 use super::decoder_spec::DecoderSpec;
 use super::dtype::{FloatDtype, burn_dtype};
+use super::layers::choice::Balance;
 use super::layers::norm::{Norm, NormTensors};
 use super::layers::shared::Shared;
-use super::layers::{KeyValueCache, LayerInputs, Layers, Order};
+use super::layers::{KeyValueCache, LayerInputs, Layers};
 use super::per_layer::PerLayer;
 use super::rotations::Rotations;
+use super::table::{Table, integers};
 use crate::adapter::dora::row_norms;
 use crate::adapter::lora::LoraSet;
 use crate::adapter::projection::LayerAdapters;
@@ -32,7 +34,7 @@ pub struct Decoder<B: KernelBackend> {
     pub(super) dtype: FloatDtype,
     pub(super) device: B::Device,
     /// `[vocab, hidden]`.
-    pub(super) embedding: Tensor<B, 2>,
+    pub(super) embedding: Table<B>,
     /// Embeddings by layer.
     pub(super) per_layer: Option<PerLayer<B>>,
     pub(super) layers: Layers<B>,
@@ -71,10 +73,10 @@ impl<B: KernelBackend> Decoder<B> {
         OutputHead { weight, bias: self.head_bias.clone(), logits: self.spec.logits }
     }
 
-    /// Bytes of all frozen weights; a tied head is counted once.
+    /// Bytes of all frozen weights, but for tables off the device; a tied head is counted once.
     pub fn frozen_bytes(&self) -> u64 {
         let size = self.dtype.bytes();
-        let embedding = self.embedding.shape().num_elements() * size;
+        let embedding = self.embedding.bytes();
         let head =
             if self.spec.tied { 0 } else { self.head.shape().num_elements() * self.head.dtype().size() };
         let bias = if self.spec.head_bias { self.spec.vocab_size * size } else { 0 };
@@ -99,14 +101,19 @@ impl<B: KernelBackend> Decoder<B> {
     }
 
     /// Gives the modules to save the numbers that the model has for them.
-    pub fn init_wholes(&self, adapters: &mut LoraSet<B>) {
+    ///
+    /// # Errors
+    /// A table off the device can no longer be read.
+    pub fn init_wholes(&self, adapters: &mut LoraSet<B>) -> Result<(), Error> {
         adapters.set_saved_modules(|saved| {
             let own = match saved.kind {
-                SavedKind::Embedding => self.embedding.clone(),
+                SavedKind::Embedding => {
+                    self.embedding.whole(self.spec.vocab_size, self.dtype, &self.device)?
+                }
                 SavedKind::Head => self.head.clone(),
             };
-            own.cast(DType::F32)
-        });
+            Ok(own.cast(DType::F32))
+        })
     }
 
     /// The model with the saved modules of `adapters` in place of its own, everything else shared; the model itself
@@ -118,7 +125,7 @@ impl<B: KernelBackend> Decoder<B> {
         }
         let mut adopted = self.clone();
         if let Some(embedding) = adapters.saved(SavedKind::Embedding) {
-            adopted.embedding = embedding.clone();
+            adopted.embedding = Table::Device(embedding.clone());
         }
         if let Some(head) = adapters.saved(SavedKind::Head) {
             adopted.head = head.clone();
@@ -129,7 +136,7 @@ impl<B: KernelBackend> Decoder<B> {
     /// Embeddings of token ids, `[tokens, hidden]`.
     ///
     /// # Errors
-    /// No token, or an id outside the vocabulary.
+    /// No token, or an id outside the vocabulary; a table off the device can no longer be read.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor<B, 2>, Error> {
         let vocab_size = self.spec.vocab_size;
         if ids.is_empty() {
@@ -139,7 +146,7 @@ impl<B: KernelBackend> Decoder<B> {
             return Err(Error::TokenOutOfRange { id: ids[position], position, vocab_size });
         }
         // A trained table is in f32, whatever the compute dtype.
-        let rows = self.rows(ids).cast(burn_dtype(self.dtype));
+        let rows = self.rows(ids)?.cast(burn_dtype(self.dtype));
         let rows = match self.spec.embedding_norm {
             Some(norm) => rms_norm(&rows, &ones(&rows), norm),
             None => rows,
@@ -148,8 +155,8 @@ impl<B: KernelBackend> Decoder<B> {
     }
 
     /// Rows of the embedding table.
-    fn rows(&self, ids: &[u32]) -> Tensor<B, 2> {
-        self.embedding.clone().select(0, self.integers(ids))
+    fn rows(&self, ids: &[u32]) -> Result<Tensor<B, 2>, Error> {
+        self.embedding.rows(ids, self.dtype, &self.device)
     }
 
     /// The factor on embeddings as transformers has it: a number in the dtype of the weights.
@@ -158,19 +165,27 @@ impl<B: KernelBackend> Decoder<B> {
     }
 
     /// The gradient of the embedding table, f32 `[vocab, hidden]`, for that of its rows `dx`; added to `sum`.
-    pub fn embed_backward(&self, ids: &[u32], dx: Tensor<B, 2>, sum: Option<Tensor<B, 2>>) -> Tensor<B, 2> {
+    ///
+    /// # Errors
+    /// A table off the device can no longer be read.
+    pub fn embed_backward(
+        &self,
+        ids: &[u32],
+        dx: Tensor<B, 2>,
+        sum: Option<Tensor<B, 2>>,
+    ) -> Result<Tensor<B, 2>, Error> {
         let zeros =
             || Tensor::zeros([self.spec.vocab_size, self.spec.hidden_size], (&self.device, DType::F32));
         let sum = sum.unwrap_or_else(zeros);
         let dx = scaled(dx.cast(DType::F32), self.embedding_scale());
         let dx = match self.spec.embedding_norm {
             Some(norm) => {
-                let rows = self.rows(ids).cast(DType::F32);
+                let rows = self.rows(ids)?.cast(DType::F32);
                 rms_norm_backward(&rows, &ones(&rows), norm, dx, None)
             }
             None => dx,
         };
-        sum.select_assign(0, self.integers(ids), dx, IndexingUpdateOp::Add)
+        Ok(sum.select_assign(0, integers(ids, &self.device), dx, IndexingUpdateOp::Add))
     }
 
     /// What every layer needs beside the hidden state of a batch.
@@ -188,7 +203,8 @@ impl<B: KernelBackend> Decoder<B> {
             return Err(Error::PositionOutOfRange { position: last, limit });
         }
         let rotations = self.rotations.of(&self.spec.rotaries, position_ids, &documents, &self.device);
-        Ok(LayerInputs { rotations, documents, shared: Shared::default(), parts: None })
+        let (shared, balance) = (Shared::default(), Balance::Off);
+        Ok(LayerInputs { rotations, documents, shared, parts: None, balance })
     }
 
     /// [`Self::inputs`] for these tokens, whose embeddings are `x`: with their embeddings by layer, where there are any.
@@ -249,7 +265,7 @@ impl<B: KernelBackend> Decoder<B> {
         let documents = DocumentOffsets::with_cache(&[0, ids.len() as u32], &[0, (past + ids.len()) as u32]);
         let inputs = self.inputs_of(ids, &x, &positions, documents)?;
         let none = LayerAdapters::none();
-        for step in self.layers.walk_with(Order::Up(0..self.layers.len()), ids.len()) {
+        for step in self.layers.up() {
             let (index, layer) = step?;
             let adapters = adapters.map_or(&none, |adapters| &adapters[index]);
             let cache = cache.as_mut().and_then(|cache| cache.layer(index));
@@ -277,13 +293,6 @@ impl<B: KernelBackend> Decoder<B> {
     /// As [`Self::hidden`].
     pub fn logits(&self, ids: &[u32], adapters: Option<&[LayerAdapters<B>]>) -> Result<Tensor<B, 2>, Error> {
         Ok(self.logits_of(self.hidden(ids, adapters, None)?))
-    }
-
-    fn integers(&self, values: &[u32]) -> Tensor<B, 1, Int> {
-        // Ids were checked to be far below 2^31.
-        let values: Vec<i32> = values.iter().map(|&value| value as i32).collect();
-        let length = values.len();
-        Tensor::from_data(TensorData::new(values, [length]), &self.device)
     }
 }
 

@@ -103,22 +103,20 @@ impl DecoderSpec {
 
     /// Every projection of every layer, layer by layer: what target patterns are matched against.
     pub fn modules(&self) -> Vec<Module> {
-        let of = |(layer, spec): (usize, &Arc<LayerSpec>)| {
-            let module = |projection: &super::parts::ProjectionSpec| {
-                let [out_features, in_features] = projection.shape;
-                let path = self.path(layer, &projection.path);
-                Module {
-                    path,
-                    layer,
-                    role: projection.role,
-                    slot: projection.slot,
-                    out_features,
-                    in_features,
-                }
-            };
-            spec.projections().map(module).collect::<Vec<_>>()
+        (0..self.layers.len()).flat_map(|layer| self.modules_of(layer)).collect()
+    }
+
+    /// Every projection of a layer.
+    pub fn modules_of(&self, layer: usize) -> Vec<Module> {
+        let spec = &self.layers[layer];
+        let alternates = spec.mixture().is_some_and(|mixture| mixture.alternates);
+        let module = |projection: &super::parts::ProjectionSpec| {
+            let [out_features, in_features] = projection.shape;
+            let path = self.path(layer, &projection.path);
+            let (role, slot) = (projection.role, projection.slot);
+            Module { path, layer, role, slot, out_features, in_features, alternates }
         };
-        self.layers.iter().enumerate().flat_map(of).collect()
+        spec.projections().map(module).collect()
     }
 
     /// Numbers of a token that are held through a whole pass, forward and backward: embeddings by layer, and keys and values

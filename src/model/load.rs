@@ -20,11 +20,11 @@ use super::dtype::FloatDtype;
 use super::fetch::{Fetcher, Home};
 use super::layers::{Layer, Layers, Order, Walk};
 use super::parts::{LayerSpec, LayerTensor, NormSpec, PerLayerSpec, ProjectionSpec};
-use super::per_layer::{PerLayer, Table};
+use super::per_layer::PerLayer;
 use super::rotations::Rotations;
 use super::stored::{self, Squares, StoredLayer, StoredNorm, StoredProjection, StoredWeight};
+use super::table::{HostTable, Table};
 use super::tensors::{self, Checked};
-use crate::adapter::projection::Slot;
 use crate::assets::WeightFiles;
 use crate::quant;
 
@@ -55,7 +55,16 @@ pub fn load<B: KernelBackend>(
     device: &B::Device,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Decoder<B>, Error> {
-    Loader::new(weights, spec, quantization, dtype, device, progress)?.decoder()
+    load_as(weights, spec, quantization, dtype, device, Layout::default(), progress)
+}
+
+/// What of a decoder lies elsewhere than on the device.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Layout<'a> {
+    /// Whether the table of token embeddings stays in the checkpoint's files. One that is the output head too does not.
+    pub host_embeddings: bool,
+    /// The layers that are fetched for each use.
+    pub streaming: Option<Streaming<'a>>,
 }
 
 /// Layers that are fetched for each use.
@@ -71,22 +80,27 @@ pub struct Streaming<'a> {
     pub packed: Option<&'a Path>,
 }
 
-/// [`load`], with most layers left where they wait.
+/// [`load`], with some weights left where they lie.
 ///
 /// # Errors
 /// As [`load`], and for the packed folder alike; the system starts no thread.
-pub fn load_streaming<B: KernelBackend>(
+pub fn load_as<B: KernelBackend>(
     weights: &WeightFiles,
     spec: &DecoderSpec,
     quantization: Option<quant::spec::Spec>,
     dtype: FloatDtype,
     device: &B::Device,
-    streaming: Streaming<'_>,
+    layout: Layout<'_>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<Decoder<B>, Error> {
     let mut loader = Loader::<B>::new(weights, spec, quantization, dtype, device, progress)?;
-    let mut decoder = loader.frame()?;
+    let mut decoder = loader.frame_as(layout.host_embeddings)?;
     let layers = spec.layers.len();
+    let Some(streaming) = layout.streaming else {
+        let resident = (0..layers).map(|layer| loader.layer(layer));
+        decoder.layers = Layers::resident(resident.collect::<Result<_, _>>()?);
+        return Ok(decoder);
+    };
     let streamed = layers - streaming.resident_layers.min(layers);
     let waiting = match streaming.home {
         Home::Host => (0..streamed).map(|layer| loader.stored(layer)).collect::<Result<_, _>>()?,
@@ -99,7 +113,6 @@ pub fn load_streaming<B: KernelBackend>(
         Home::Host => Fetcher::memory(waiting, &shelf, device),
         Home::Disk => Fetcher::files(shelf, device)?,
     };
-    let fetcher = fetcher.by_use(spec);
     let bytes = spec.layers.iter().take(streamed).map(|layer| layer.weights(quantization, dtype).total());
     decoder.layers = Layers::streaming(fetcher, streaming.slots, streamed, bytes.sum(), resident);
     Ok(decoder)
@@ -116,11 +129,7 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// Of the weights in a folder, which are checked and not read.
-    ///
-    /// # Errors
-    /// As [`load`].
-    pub(super) fn open(
+    fn open(
         folder: &Path,
         spec: &DecoderSpec,
         quantization: Option<quant::spec::Spec>,
@@ -143,23 +152,12 @@ impl Shelf {
         self.spec.layers.iter().map(of).collect()
     }
 
-    /// Reads a layer, with or without its experts.
+    /// Reads a layer.
     ///
     /// # Errors
     /// A file that can no longer be read, a number that is not finite or does not fit the dtype.
-    pub(super) fn layer(&self, layer: usize, with_experts: bool) -> Result<StoredLayer, Error> {
-        self.reader(&mut |_| {}).layer(layer, with_experts)
-    }
-
-    /// Reads the projection of a layer in `slot`.
-    ///
-    /// # Errors
-    /// As [`Self::layer`].
-    pub(super) fn projection(&self, layer: usize, slot: Slot) -> Result<StoredProjection, Error> {
-        let found = self.spec.layers[layer].projections().find(|projection| projection.slot == slot);
-        let projection =
-            found.ok_or_else(|| Error::LayerReader { message: format!("there is no slot {slot}") })?;
-        self.reader(&mut |_| {}).projection(&self.spec.path(layer, &projection.path), projection)
+    pub(super) fn layer(&self, layer: usize) -> Result<StoredLayer, Error> {
+        self.reader(&mut |_| {}).layer(layer)
     }
 
     fn reader<'a>(&'a self, report: &'a mut dyn FnMut(&str)) -> Reader<'a> {
@@ -180,7 +178,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn layer(&mut self, layer: usize, with_experts: bool) -> Result<StoredLayer, Error> {
+    fn layer(&mut self, layer: usize) -> Result<StoredLayer, Error> {
         let spec = Arc::clone(&self.spec.layers[layer]);
         let (mut projections, mut norms, mut constants) = (Vec::new(), Vec::new(), Vec::new());
         for tensor in spec.tensors() {
@@ -189,12 +187,9 @@ impl Reader<'_> {
                     let path = self.spec.path(layer, norm.path);
                     norms.push(self.norm(&path, norm)?);
                 }
-                LayerTensor::Projection(projection) if projection.role.is_routed() && !with_experts => {
-                    projections.push(None);
-                }
                 LayerTensor::Projection(projection) => {
                     let module = self.spec.path(layer, &projection.path);
-                    projections.push(Some(self.projection(&module, projection)?));
+                    projections.push(self.projection(&module, projection)?);
                 }
                 LayerTensor::Constant(constant) => {
                     let name = self.spec.path(layer, constant.name);
@@ -289,31 +284,32 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
         Ok(Self { weights, spec, checked, quantization, dtype, device, progress, done: 0, total })
     }
 
-    fn decoder(mut self) -> Result<Decoder<B>, Error> {
-        let mut decoder = self.frame()?;
-        let layers = (0..self.spec.layers.len()).map(|layer| self.layer(layer));
-        decoder.layers = Layers::resident(layers.collect::<Result<_, _>>()?);
-        Ok(decoder)
-    }
-
     /// Everything but the layers: embeddings, final norm, output head.
     ///
     /// # Errors
     /// As [`load`].
     pub fn frame(&mut self) -> Result<Decoder<B>, Error> {
+        self.frame_as(false)
+    }
+
+    /// [`Self::frame`], with the token embeddings off the device where they can be.
+    fn frame_as(&mut self, host_embeddings: bool) -> Result<Decoder<B>, Error> {
         let (spec, paths) = (self.spec, self.spec.paths);
         let weight = |path: &str| format!("{path}.weight");
         let table = [spec.vocab_size, spec.hidden_size];
-        let embedding = self.dense(&weight(paths.embedding), table)?;
+        let embedding = match host_embeddings && !spec.tied {
+            true => Table::Host(self.host_table(&weight(paths.embedding), spec.hidden_size)?),
+            false => Table::Device(self.dense(&weight(paths.embedding), table)?),
+        };
         let final_norm = self.read(|reader| reader.norm(spec.final_norm.path, &spec.final_norm))?;
         let final_norm = final_norm.place(self.dtype, self.device);
         let per_layer = match &spec.per_layer {
             Some(own) => Some(self.per_layer(own)?),
             None => None,
         };
-        let head = match spec.tied {
-            true => embedding.clone(),
-            false => self.dense(&weight(paths.head), table)?,
+        let head = match &embedding {
+            Table::Device(table) if spec.tied => table.clone(),
+            _ => self.dense(&weight(paths.head), table)?,
         };
         let head_bias = match spec.head_bias {
             true => Some(self.dense(&format!("{}.bias", paths.head), [spec.vocab_size])?),
@@ -333,15 +329,20 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
         })
     }
 
+    /// A table that is opened and not read.
+    fn host_table(&mut self, name: &str, width: usize) -> Result<HostTable, Error> {
+        self.read(|reader| {
+            (reader.report)(name);
+            HostTable::stored(reader.weights, name.to_owned(), width)
+        })
+    }
+
     /// Embeddings by layer, whose table is opened and not read.
     fn per_layer(&mut self, spec: &PerLayerSpec) -> Result<PerLayer<B>, Error> {
         let projection =
             self.dense(&format!("{}.weight", spec.projection), [spec.numbers(), self.spec.hidden_size])?;
-        let norm = self.read(|reader| {
-            (reader.report)(spec.table);
-            reader.norm(spec.norm.path, &spec.norm)
-        })?;
-        let table = Table::Stored(Arc::new(WeightFiles::open(self.weights.folder())?));
+        let norm = self.read(|reader| reader.norm(spec.norm.path, &spec.norm))?;
+        let table = self.host_table(&format!("{}.weight", spec.table), spec.numbers())?;
         let norm = norm.place(self.dtype, self.device);
         Ok(PerLayer { spec: spec.clone(), table, projection, norm })
     }
@@ -357,7 +358,7 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
 
     /// A layer in host memory.
     fn stored(&mut self, layer: usize) -> Result<StoredLayer, Error> {
-        self.read(|reader| reader.layer(layer, true))
+        self.read(|reader| reader.layer(layer))
     }
 
     /// A tensor in the compute dtype.

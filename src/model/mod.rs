@@ -1,6 +1,5 @@
 //! The decoder: what a checkpoint says it is, its weights, its forward pass.
 
-mod absent;
 mod config;
 pub mod decoder;
 pub mod decoder_spec;
@@ -20,6 +19,7 @@ pub mod rotations;
 pub mod shapes;
 pub mod spec;
 mod stored;
+mod table;
 pub mod tensors;
 
 pub use decoder::Decoder;

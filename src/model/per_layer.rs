@@ -1,36 +1,24 @@
 //! The embeddings by layer of a decoder. Their table, larger than all other weights together, stays on disk: rows are read
 //! from there as tokens need them.
 
-use std::sync::Arc;
-
-use burn_tensor::{Tensor, TensorData};
-use half::{bf16, f16};
+use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::linear::{FrozenWeight, Linear, linear};
 
 use super::Error;
-use super::dtype::{FloatDtype, burn_dtype};
+use super::dtype::FloatDtype;
 use super::layers::norm::{Norm, NormTensors};
 use super::parts::PerLayerSpec;
-use crate::assets::WeightFiles;
+use super::table::HostTable;
 
 /// The embeddings by layer of a decoder. Cloning shares them.
 #[derive(Clone, Debug)]
 pub(super) struct PerLayer<B: KernelBackend> {
     pub(super) spec: PerLayerSpec,
-    pub(super) table: Table,
+    pub(super) table: HostTable,
     /// `[layers · width, hidden]`.
     pub(super) projection: Tensor<B, 2>,
     pub(super) norm: NormTensors<B>,
-}
-
-/// Where rows of the table come from.
-#[derive(Clone, Debug)]
-pub(super) enum Table {
-    /// The files of the checkpoint.
-    Stored(Arc<WeightFiles>),
-    /// Nowhere: the model is made of random numbers, and these of zeros.
-    Zeros,
 }
 
 impl<B: KernelBackend> PerLayer<B> {
@@ -51,21 +39,8 @@ impl<B: KernelBackend> PerLayer<B> {
         let projected = linear(x, &[projection], None).outputs.remove(0) * (hidden as f32).powf(-0.5);
         let norm = Norm { spec: &self.spec.norm, tensors: &self.norm };
         let normed = norm.forward(&projected.reshape([tokens * layers, width]), None);
-        let rows = self.rows(ids, dtype, &x.device())? * dtype.rounded((width as f32).sqrt());
+        let rows = self.table.rows(ids, dtype, &x.device())? * dtype.rounded((width as f32).sqrt());
         Ok((normed.reshape([tokens, numbers]) + rows) * 0.5_f32.sqrt())
-    }
-
-    fn rows(&self, ids: &[u32], dtype: FloatDtype, device: &B::Device) -> Result<Tensor<B, 2>, Error> {
-        let (shape, name) = ([ids.len(), self.spec.numbers()], format!("{}.weight", self.spec.table));
-        let Table::Stored(weights) = &self.table else {
-            return Ok(Tensor::zeros(shape, (device, burn_dtype(dtype))));
-        };
-        let data = match dtype {
-            FloatDtype::F32 => TensorData::new(weights.read_rows::<f32>(&name, ids)?, shape),
-            FloatDtype::Bf16 => TensorData::new(weights.read_rows::<bf16>(&name, ids)?, shape),
-            FloatDtype::F16 => TensorData::new(weights.read_rows::<f16>(&name, ids)?, shape),
-        };
-        Ok(Tensor::from_data(data, (device, burn_dtype(dtype))))
     }
 
     /// Bytes that it takes on the device.

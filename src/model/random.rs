@@ -16,18 +16,21 @@ use super::dtype::{FloatDtype, burn_dtype};
 use super::layers::norm::NormTensors;
 use super::layers::{FrozenProjection, Layer, Layers};
 use super::parts::{LayerSpec, LayerTensor, NormSpec, ProjectionSpec};
-use super::per_layer::{PerLayer, Table};
+use super::per_layer::PerLayer;
 use super::rotations::Rotations;
+use super::table::{HostTable, Table};
 use crate::quant;
 
-/// A decoder of `spec` whose projections are stored as `quantization` says.
+/// A decoder of `spec` whose projections are stored as `quantization` says, and its token embeddings off the device where
+/// `host_embeddings` and its output head allow it.
 pub fn decoder<B: KernelBackend>(
     spec: &DecoderSpec,
     quantization: Option<quant::spec::Spec>,
     dtype: FloatDtype,
     device: &B::Device,
+    host_embeddings: bool,
 ) -> Decoder<B> {
-    Maker { spec, quantization, dtype, device, values: Values::new() }.decoder()
+    Maker { spec, quantization, dtype, device, values: Values::new() }.decoder(host_embeddings)
 }
 
 /// A stream of random numbers for weights.
@@ -90,12 +93,16 @@ struct Maker<'a, B: KernelBackend> {
 }
 
 impl<B: KernelBackend> Maker<'_, B> {
-    fn decoder(mut self) -> Decoder<B> {
+    fn decoder(mut self, host_embeddings: bool) -> Decoder<B> {
         let spec = self.spec;
-        let table = [spec.vocab_size, spec.hidden_size];
+        let shape = [spec.vocab_size, spec.hidden_size];
         let size = 1.0 / (spec.hidden_size as f32).sqrt();
-        let embedding = self.dense(table, 0.0, size);
-        let head = if spec.tied { embedding.clone() } else { self.dense(table, 0.0, size) };
+        let head = self.dense(shape, 0.0, size);
+        let embedding = match (spec.tied, host_embeddings) {
+            (true, _) => Table::Device(head.clone()),
+            (false, true) => Table::Host(HostTable::random(&mut self.values, spec.hidden_size, size)),
+            (false, false) => Table::Device(self.dense(shape, 0.0, size)),
+        };
         let layers = Layers::resident(spec.layers.iter().map(|layer| self.layer(layer)).collect());
         Decoder {
             spec: spec.clone(),
@@ -104,7 +111,7 @@ impl<B: KernelBackend> Maker<'_, B> {
             embedding,
             per_layer: spec.per_layer.as_ref().map(|own| PerLayer {
                 spec: own.clone(),
-                table: Table::Zeros,
+                table: HostTable::random(&mut self.values, own.numbers(), size),
                 projection: self.dense([own.numbers(), spec.hidden_size], 0.0, size),
                 norm: self.norm(&own.norm),
             }),
@@ -121,7 +128,7 @@ impl<B: KernelBackend> Maker<'_, B> {
         for tensor in spec.tensors() {
             match tensor {
                 LayerTensor::Norm(norm) => norms.push(self.norm(norm)),
-                LayerTensor::Projection(projection) => projections.push(self.projection(projection).into()),
+                LayerTensor::Projection(projection) => projections.push(self.projection(projection)),
                 LayerTensor::Constant(constant) => {
                     let values = self.dense(constant.matrix(), 0.0, 0.5);
                     constants.push(values.cast(burn_dtype(constant.dtype(self.dtype))));

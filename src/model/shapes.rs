@@ -69,13 +69,18 @@ const fn mixture(
     Shape { experts, ..shape(name, family, sizes, heads, vocabulary, false) }
 }
 
+/// With the embeddings as its output head.
+const fn tied(shape: Shape) -> Shape {
+    Shape { tied: true, ..shape }
+}
+
 /// With recurrent layers of so many value heads.
 const fn recurrent(shape: Shape, recurrent_heads: u32) -> Shape {
     Shape { recurrent_heads, ..shape }
 }
 
 /// As the models' config.json files on the hub say.
-const SHAPES: [Shape; 37] = [
+const SHAPES: [Shape; 38] = [
     shape("stories-15m", "llama", [288, 768, 6], [6, 6, 48], 32_000, true),
     shape("smollm2-135m", "llama", [576, 1536, 30], [9, 3, 64], 49_152, true),
     shape("smollm2-360m", "llama", [960, 2560, 32], [15, 5, 64], 49_152, true),
@@ -111,6 +116,14 @@ const SHAPES: [Shape; 37] = [
     mixture("olmoe-1b-7b", "olmoe", [2048, 1024, 16], [16, 16, 128], 50_304, [64, 8, 1024, 0]),
     mixture("gpt-oss-20b", "gpt_oss", [2880, 2880, 24], [64, 8, 64], 201_088, [32, 4, 2880, 0]),
     mixture("qwen3-30b-a3b", "qwen3_moe", [2048, 6144, 48], [32, 4, 128], 151_936, [128, 8, 768, 0]),
+    tied(mixture(
+        "gemma-4-26b-a4b",
+        "gemma4_text",
+        [2816, 2112, 30],
+        [16, 8, 256],
+        262_144,
+        [128, 8, 704, 0],
+    )),
     mixture("mixtral-8x7b", "mixtral", [4096, 14_336, 32], [32, 8, 128], 32_000, [8, 2, 14_336, 0]),
     mixture("qwen2-57b-a14b", "qwen2_moe", [3584, 18_944, 28], [28, 4, 128], 151_936, [64, 8, 2560, 20_480]),
 ];
@@ -153,12 +166,24 @@ impl Shape {
             config["full_attn_idxs"] = json!([2, 5, 8, 10, 12, 14]);
             config["block_auto_adjust_ff_dim"] = json!(false);
         }
+        if self.family == "gemma4_text" {
+            config = json!({
+                "model_type": self.family, "hidden_size": self.hidden, "intermediate_size": self.intermediate,
+                "num_hidden_layers": self.layers, "num_attention_heads": self.heads,
+                "num_key_value_heads": self.key_value_heads, "head_dim": self.head_dim, "global_head_dim": 512,
+                "num_global_key_value_heads": 2, "attention_k_eq_v": true, "vocab_size": self.vocabulary,
+                "sliding_window": 1024, "hidden_size_per_layer_input": 0, "final_logit_softcapping": 30.0,
+                "enable_moe_block": true, "torch_dtype": "bfloat16",
+            });
+        }
         if self.family == "mistral" {
             config["sliding_window"] = Value::Null;
         }
         if let Some(Experts { count, used, width, shared }) = self.experts {
             config["num_experts"] = json!(count);
-            config["num_experts_per_tok"] = json!(used);
+            if self.family != "gemma4_text" {
+                config["num_experts_per_tok"] = json!(used);
+            }
             // Elsewhere it is the intermediate size.
             if width != self.intermediate {
                 config["moe_intermediate_size"] = json!(width);
@@ -167,6 +192,7 @@ impl Shape {
                 config["shared_expert_intermediate_size"] = json!(shared);
             }
             match self.family {
+                "gemma4_text" => config["top_k_experts"] = json!(used),
                 "qwen3_moe" => config["norm_topk_prob"] = json!(true),
                 "gpt_oss" => {
                     config["quantization_config"] = json!({ "quant_method": "mxfp4" });

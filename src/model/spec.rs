@@ -17,6 +17,27 @@ pub struct Spec {
     pub offload: Offload,
     /// Layers that are held on the device although the others are fetched for each use.
     pub resident_layers: usize,
+    /// Where the table of token embeddings lies.
+    pub embeddings: Embeddings,
+}
+
+/// Where the table of token embeddings lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Embeddings {
+    /// On the device, unless its memory is better used for layers.
+    #[default]
+    Auto,
+    /// On the device.
+    Device,
+    /// In the checkpoint's files, unless the table is the output head too.
+    Host,
+}
+
+impl Word for Embeddings {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("auto", Self::Auto), ("device", Self::Device), ("host", Self::Host)];
+    const ALIASES: &'static [(&'static str, &'static str)] =
+        &[("cpu", "host"), ("ram", "host"), ("true", "host"), ("gpu", "device"), ("false", "device")];
 }
 
 /// Where frozen layers wait that are not held on the device.
@@ -80,6 +101,7 @@ pub(crate) struct Draft {
     ignore_config_keys: Vec<String>,
     offload: Offload,
     resident_layers: usize,
+    embeddings: Embeddings,
 }
 
 type K = Key<Draft>;
@@ -131,6 +153,11 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
         K::count("resident_layers", 0..=1_000_000, |model| &mut model.resident_layers)
             .bookkeeping()
             .means("With offload \"host\" or \"disk\": layers that are held on the device all the same."),
+        // The same rows, wherever they are gathered.
+        K::parsed("embeddings", |model| &mut model.embeddings)
+            .bookkeeping()
+            .means("Where the token embeddings lie: device; host: rows are read as tokens need them; auto: as fits.")
+            .also(&["offload_embedding", "offload_embeddings"]),
     ],
     checks: &[report_idle_residents],
     ..KeyTable::NEW
@@ -153,17 +180,19 @@ fn report_idle_residents(table: &mut TableReader<'_, '_>, draft: &Draft) {
 impl Spec {
     /// Reads the `[model]` table; `None` if it names no base.
     pub fn read(table: &mut TableReader<'_, '_>) -> Option<Self> {
-        let Draft { base, revision, compute_dtype, ignore_config_keys, offload, resident_layers } =
+        let Draft { base, revision, compute_dtype, ignore_config_keys, offload, resident_layers, embeddings } =
             TABLE.read(table);
-        Some(Self { base: base?, revision, compute_dtype, ignore_config_keys, offload, resident_layers })
+        let base = base?;
+        Some(Self { base, revision, compute_dtype, ignore_config_keys, offload, resident_layers, embeddings })
     }
 
     /// Writes the table.
     pub fn write(&self, writer: &mut Writer) {
-        let Self { base, revision, compute_dtype, ignore_config_keys, offload, resident_layers } =
+        let Self { base, revision, compute_dtype, ignore_config_keys, offload, resident_layers, embeddings } =
             self.clone();
         let base = Some(base);
-        let mut draft = Draft { base, revision, compute_dtype, ignore_config_keys, offload, resident_layers };
+        let mut draft =
+            Draft { base, revision, compute_dtype, ignore_config_keys, offload, resident_layers, embeddings };
         TABLE.write(&mut draft, writer);
     }
 }

@@ -4,6 +4,7 @@
 //! Everything from a file is escaped, and the page's security policy forbids loading anything.
 
 mod chart;
+mod experts;
 mod html;
 mod markdown;
 mod page;

@@ -2,6 +2,7 @@
 
 use super::REFRESH;
 use super::chart::{Chart, Series};
+use super::experts;
 use super::html::escape;
 use super::read::Run;
 use super::sections;
@@ -36,6 +37,7 @@ pub(super) fn page(run: &Run) -> String {
     html += &figures(run);
     html += "</header>\n";
     html += &charts(run);
+    html += &experts::experts(run);
     html += &sections::diverged(run);
     html += &sections::samples(run);
     html += &sections::data(run);

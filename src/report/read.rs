@@ -13,6 +13,8 @@ use crate::export::quantize::report::{FILE as QUANTIZATION_FILE, Report as Quant
 use crate::files::{self, Action};
 use crate::record::{LOCK_FILE, Lock, RECORD_FILE, Record};
 use crate::train::event::{EvaluationReport, StepReport};
+use crate::train::expert_load::ExpertLoad;
+use crate::train::folder::EXPERT_LOAD;
 
 /// Largest metrics file read, in bytes: about four million lines.
 const LARGEST_METRICS: u64 = 1 << 30;
@@ -44,6 +46,8 @@ pub(super) struct Run {
     pub unreadable_answers: u64,
     /// What 4 bits cost the base, where that was measured.
     pub quantization: Option<QuantizationReport>,
+    /// How many tokens the experts of a mixture were sent.
+    pub expert_load: ExpertLoad,
     /// The terms of the memory plan: names and bytes.
     pub plan: Vec<(String, u64)>,
 }
@@ -113,6 +117,10 @@ impl Run {
         };
         let measured = text(&folder.join(QUANTIZATION_FILE), LARGEST_TEXT)?;
         run.quantization = measured.and_then(|text| serde_json::from_str(&text).ok());
+        let load = text(&folder.join(EXPERT_LOAD), LARGEST_TEXT)?;
+        let load = load.and_then(|text| serde_json::from_str::<Value>(&text).ok());
+        let load = load.and_then(|load| serde_json::from_value(load.get("tokens")?.clone()).ok());
+        run.expert_load = load.unwrap_or_default();
         let answers = text(&folder.join("samples.jsonl"), LARGEST_TEXT)?.unwrap_or_default();
         // An incomplete line at the end is still being written.
         let whole = answers.rfind('\n').map_or("", |end| &answers[..end]);

@@ -165,3 +165,22 @@ fn a_folder_without_a_run_says_so() {
     fs::write(folder.path().join("run.json"), "{}").unwrap();
     assert!(matches!(page(folder.path()), Err(Error::Record(_))));
 }
+
+#[test]
+fn the_load_of_every_expert_is_drawn() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("metrics.jsonl"), step(1)).unwrap();
+    let write = |load: serde_json::Value| fs::write(folder.path().join("expert_load.json"), load.to_string());
+    write(serde_json::json!({ "tokens": [[], [6, 0, 0, 2], [1, 1, 1, 1]] })).unwrap();
+    let found = page(folder.path()).unwrap();
+    assert_eq!(found.matches("class=\"cell\"").count(), 8);
+    for part in ["layer 1, expert 0: 6 tokens, 3.00 of the mean", "expert 0 of layer 1", "2 of 8 experts"] {
+        assert!(found.contains(part), "no {part}");
+    }
+    // A file that is none shows nothing, and numbers without end are no drawing.
+    let hostile = serde_json::json!({ "tokens": [vec![u64::MAX; 3], vec![0; 200_000]] });
+    for load in [serde_json::json!({ "tokens": "x" }), serde_json::json!([1]), hostile] {
+        write(load).unwrap();
+        assert!(!page(folder.path()).unwrap().contains("<h2>Experts"));
+    }
+}

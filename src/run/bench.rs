@@ -28,7 +28,7 @@ use crate::data::tokenize::IGNORED;
 use crate::device::{Device, Failed, KernelTime, OnBackend, Profiler};
 use crate::model::dtype::burn_dtype;
 use crate::model::fetch::Home;
-use crate::model::spec::Offload;
+use crate::model::spec::{Embeddings, Offload};
 use crate::model::{Decoder, DecoderSpec, FloatDtype, family, load, random, shapes};
 use crate::objective::Objective;
 use crate::quant;
@@ -38,7 +38,7 @@ use crate::train::compare::compare;
 use crate::train::event::{Event, Observer};
 use crate::train::memory::{self, Plan, Workload};
 use crate::train::optimizer::{Gradient, Optimizer, PendingNumbers, StepNumbers};
-use crate::train::placement::{Placement, Streaming};
+use crate::train::placement::{Placement, Streaming, with_embeddings};
 use crate::train::process;
 
 /// How long the ceiling is measured.
@@ -187,6 +187,7 @@ pub fn bench(
                 accumulation: recipe.train.gradient_accumulation_steps,
                 offload: options.offload.unwrap_or(recipe.model.offload),
                 resident_layers: options.resident_layers.unwrap_or(recipe.model.resident_layers),
+                embeddings: recipe.model.embeddings,
                 budget: options.memory_budget.or(recipe.train.memory_budget),
                 dtype,
                 opened: Some(opened),
@@ -225,6 +226,7 @@ pub fn bench(
                 accumulation: 1,
                 offload: options.offload.unwrap_or_default(),
                 resident_layers: options.resident_layers.unwrap_or(0),
+                embeddings: Embeddings::Auto,
                 budget: options.memory_budget,
                 dtype,
                 opened: None,
@@ -253,6 +255,7 @@ struct Work<'a> {
     budget: Option<u64>,
     offload: Offload,
     resident_layers: usize,
+    embeddings: Embeddings,
     dtype: FloatDtype,
     /// Where the weights come from; random ones without it.
     saved_modules: Vec<SavedModule>,
@@ -287,6 +290,7 @@ impl OnBackend for Work<'_> {
             shares_prompts: self.objective.compares_answers(),
             program: if on_device { 0 } else { self.program },
             on_device,
+            host_embeddings: false,
         };
         workload.require_pieces(self.device.largest_buffer())?;
         let free = match on_device {
@@ -300,14 +304,16 @@ impl OnBackend for Work<'_> {
             Offload::Host | Offload::Auto | Offload::None => None,
         };
         let placement = home.map(|home| Placement { home, resident_layers: self.resident_layers });
-        let plan = Plan::with(&workload, placement, self.budget.or(free).unwrap_or(u64::MAX))?;
+        let budget = self.budget.or(free).unwrap_or(u64::MAX);
+        let plan = |workload: &Workload<'_>| Plan::with(workload, placement, budget);
+        let plan = with_embeddings(&workload, self.embeddings, plan)?;
         let began = Instant::now();
-        let decoder = self.decoder::<B>(device, plan.streaming.as_ref())?;
+        let decoder = self.decoder::<B>(device, &plan)?;
         let load_seconds = began.elapsed().as_secs_f64();
         let unset = |saved: &SavedModule| Tensor::zeros(saved.shape, (device, DType::F32));
         let adapters = LoraSet::<B>::init(self.targets.clone(), self.dropout, 0, device);
         let mut adapters = adapters.with_saved_modules(self.saved_modules.clone(), unset);
-        decoder.init_wholes(&mut adapters);
+        decoder.init_wholes(&mut adapters)?;
         decoder.init_magnitudes(&mut adapters)?;
         let mut optimizer = Optimizer::new(&adapters, 0.0, 1.0);
         let objective = self.objective;
@@ -352,7 +358,7 @@ impl OnBackend for Work<'_> {
                 for micro_batch in 0..self.accumulation {
                     let dropout =
                         DropoutStep { seed: 0, step: step as u64 + 1, micro_batch: micro_batch as u32 };
-                    let pass = Pass { dropout, keep: plan.kept_layers };
+                    let pass = Pass { dropout, keep: plan.kept_layers, balance: 0.0 };
                     let comparison = compare(&decoder, &adapters, Some(&reference), &objective, &batch)?;
                     let losses_of = forward_backward(
                         &decoder,
@@ -472,12 +478,8 @@ impl Work<'_> {
         profiler.take().map_err(|error| failed(error.to_string()).into())
     }
 
-    fn decoder<B: KernelBackend>(
-        &self,
-        device: &B::Device,
-        streaming: Option<&Streaming>,
-    ) -> Result<Decoder<B>, Error> {
-        if let Some(streaming) = streaming {
+    fn decoder<B: KernelBackend>(&self, device: &B::Device, plan: &Plan) -> Result<Decoder<B>, Error> {
+        if plan.streaming.is_some() {
             let (spec, quantization, dtype) = (&self.spec, self.quantization, self.dtype);
             let folder = match (&self.opened, self.options.packed) {
                 (Some(opened), _) => opened.model.root(),
@@ -491,24 +493,19 @@ impl Work<'_> {
                 random_base::write(spec, quantization, dtype, folder, self.environment.stop)?;
             }
             let weights = WeightFiles::open(folder)?;
-            let streaming = streaming.load(None);
             let progress = &mut |_: load::Progress<'_>| {};
-            return Ok(load::load_streaming(
-                &weights,
-                spec,
-                quantization,
-                dtype,
-                device,
-                streaming,
-                progress,
-            )?);
+            let layout = plan.layout(None);
+            return Ok(load::load_as(&weights, spec, quantization, dtype, device, layout, progress)?);
         }
         match &self.opened {
-            None => Ok(random::decoder(&self.spec, self.quantization, self.dtype, device)),
+            None => {
+                let (spec, on_host) = (&self.spec, plan.host_embeddings);
+                Ok(random::decoder(spec, self.quantization, self.dtype, device, on_host))
+            }
             Some(opened) => {
                 let weights = opened.model.weights();
-                let quantization = self.quantization;
-                Ok(load::load(weights, &self.spec, quantization, self.dtype, device, &mut |_| {})?)
+                let (quantization, layout) = (self.quantization, plan.layout(None));
+                Ok(load::load_as(weights, &self.spec, quantization, self.dtype, device, layout, &mut |_| {})?)
             }
         }
     }

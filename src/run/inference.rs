@@ -292,7 +292,7 @@ impl OpenedModel {
     /// # Errors
     /// [`Error::Memory`], with the largest terms and remedies.
     pub fn require_memory(&self, extent: Extent) -> Result<(), Error> {
-        self.streaming(extent).map(|_| ())
+        self.held(extent).map(|_| ())
     }
 
     /// How quantized projections are stored.
@@ -300,8 +300,9 @@ impl OpenedModel {
         self.quantization.as_ref().map(|quantization| quantization.blocks)
     }
 
-    /// The layers that have to be fetched for each use, so that the others fit; `None` where all do.
-    fn streaming(&self, extent: Extent) -> Result<Option<Streaming>, Error> {
+    /// What of the model has to lie elsewhere than on the device, so that the rest fits: nothing, the token embeddings, or
+    /// those and layers that are fetched for each use.
+    fn held(&self, extent: Extent) -> Result<Held, Error> {
         let on_device = self.device.has_own_memory();
         let workload = Workload {
             spec: &self.base.spec,
@@ -313,9 +314,16 @@ impl OpenedModel {
             shares_prompts: false,
             program: if on_device { 0 } else { resident_bytes().unwrap_or(0) },
             on_device,
+            host_embeddings: false,
         };
         let budget = self.memory_budget.or_else(|| self.device.memory_for_a_run()).unwrap_or(u64::MAX);
-        let Err(error) = require(&workload, extent, None, budget) else { return Ok(None) };
+        if require(&workload, extent, None, budget).is_ok() {
+            return Ok(Held { host_embeddings: false, streaming: None });
+        }
+        let workload = Workload { host_embeddings: true, ..workload };
+        let Err(error) = require(&workload, extent, None, budget) else {
+            return Ok(Held { host_embeddings: true, streaming: None });
+        };
         let home = if on_device { Home::Host } else { Home::Disk };
         // Quantizing a layer at every use would take longer than computing with it.
         let is_readable = self.base.quantized || self.quantization.is_none() || self.packed.is_some();
@@ -323,7 +331,8 @@ impl OpenedModel {
         let fits = |streaming: &Streaming| require(&workload, extent, Some(streaming), budget).is_ok();
         let mut placed = (0..self.base.spec.layers.len()).rev().map(of);
         let found = placed.find(fits).filter(|_| on_device || is_readable);
-        found.map_or_else(|| Err(error.into()), |streaming| Ok(Some(streaming)))
+        let streaming = Some(found.ok_or(error)?);
+        Ok(Held { host_embeddings: true, streaming })
     }
 
     /// Loads the model, if it fits into memory for work of this extent, and runs `body` with it.
@@ -336,22 +345,28 @@ impl OpenedModel {
         observer: &mut O,
         body: impl FnOnce(&mut LoadedModel<'_>, &mut O) -> R,
     ) -> Result<R, Error> {
-        let streaming = self.streaming(extent)?;
-        if let Some(streaming) = &streaming {
+        let held = self.held(extent)?;
+        if let Some(streaming) = &held.streaming {
             observer.observe(&Event::Note(format!(
                 "{} of {} layers fit into memory; the others are fetched for each pass",
                 streaming.resident_layers,
                 self.base.spec.layers.len()
             )));
         }
-        self.device.run(Loading { opened: self, streaming, observer, body })?
+        self.device.run(Loading { opened: self, held, observer, body })?
     }
+}
+
+/// What of a model lies elsewhere than on the device.
+struct Held {
+    host_embeddings: bool,
+    streaming: Option<Streaming>,
 }
 
 /// Loads the model and runs `body` on the chosen backend.
 struct Loading<'a, O, F> {
     opened: &'a OpenedModel,
-    streaming: Option<Streaming>,
+    held: Held,
     observer: &'a mut O,
     body: F,
 }
@@ -360,7 +375,7 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
     type Output = Result<R, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { opened, streaming, observer, body } = self;
+        let Self { opened, held, observer, body } = self;
         let adapters: Option<LoraSet<B>> = match &opened.adapter {
             Some((adapter, targets)) => {
                 Some(LoraSet::from_values(targets.clone(), 0.0, adapter.values(targets)?, device)?)
@@ -373,13 +388,10 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
             observer.observe(&Event::Loading { done, total });
         };
         let (weights, spec, dtype) = (base.folder.weights(), &base.spec, opened.dtype);
-        let decoder: Decoder<B> = match streaming {
-            None => load::load(weights, spec, opened.blocks(), dtype, device, progress)?,
-            Some(streaming) => {
-                let streaming = streaming.load(opened.packed.as_deref());
-                load::load_streaming(weights, spec, opened.blocks(), dtype, device, streaming, progress)?
-            }
-        };
+        let streaming = held.streaming.map(|streaming| streaming.load(opened.packed.as_deref()));
+        let layout = load::Layout { host_embeddings: held.host_embeddings, streaming };
+        let decoder: Decoder<B> =
+            load::load_as(weights, spec, opened.blocks(), dtype, device, layout, progress)?;
         let mut alone = Session::new(&decoder, None);
         let mut adapted = adapters.as_ref().map(|adapters| Session::new(&decoder, Some(adapters)));
         let mut ask = |side: Side, request: Request<'_>, listen: &mut Listener<'_>| {

@@ -23,7 +23,6 @@ use crate::model::kept::Unmatched;
 use crate::model::{self, DecoderSpec};
 use crate::quant;
 use crate::recipe::{Recipe, RecipeFile};
-use crate::train::team::Neighbours;
 
 /// A recipe with everything it names.
 pub struct Opened {
@@ -51,8 +50,8 @@ pub struct Opened {
     pub template: Option<Arc<ChatTemplate>>,
     /// The examples.
     pub corpus: Corpus,
-    /// The ranks that train together.
-    pub ranks: Neighbours,
+    /// How many ranks train together.
+    pub ranks: usize,
 }
 
 /// What of the model folder could be opened.
@@ -71,6 +70,9 @@ struct OpenedModel {
 pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opened, Error> {
     file.check_files();
     let model = open_model(&mut file, environment);
+    if let Some(model) = &model {
+        require_mixture(&mut file, &model.spec);
+    }
     let targets = model.as_ref().and_then(|model| find_targets(&mut file, &model.spec));
     let saved_modules = model.as_ref().and_then(|model| find_saved_modules(&mut file, &model.spec));
     let start = targets
@@ -97,7 +99,7 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
             tokenizer: text.tokenizer,
             template: text.template,
             corpus,
-            ranks: Neighbours::NONE,
+            ranks: 1,
         }),
         _ => Err(Error::Unopened),
     }
@@ -147,6 +149,16 @@ fn open_model(file: &mut RecipeFile, environment: &Environment<'_>) -> Option<Op
             report_new(file, problem.label("this base"));
             None
         }
+    }
+}
+
+/// A loss over experts needs some.
+fn require_mixture(file: &mut RecipeFile, spec: &DecoderSpec) {
+    let is_asked = file.parts().train.as_ref().is_some_and(|train| train.router_aux_loss_coef > 0.0);
+    if is_asked && spec.layers.iter().all(|layer| layer.mixture().is_none()) {
+        let place = file.place(&["train", "router_aux_loss_coef"]);
+        let message = format!("this {} model has no mixture of experts", spec.family);
+        file.report(Problem::new("train::mixtures", place, message).help("remove this key"));
     }
 }
 

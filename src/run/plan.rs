@@ -10,16 +10,15 @@ use crate::adapter::target::Target;
 use crate::device::{Device, SHARE};
 use crate::model::FloatDtype;
 use crate::model::fetch::Home;
-use crate::model::spec::Offload;
+use crate::model::spec::{Embeddings, Offload};
 use crate::train::memory::{self, DoesNotFit, Plan, Term, Workload};
 use crate::train::placement::{self, Placement, Streaming};
 use crate::train::process;
 use crate::units::{Bytes, Grouped};
 
-/// The memory limit of the run: the recipe's budget, else the device's free memory, or this rank's part of it.
+/// The memory limit of the run: the recipe's budget, else the device's free memory.
 fn budget(opened: &Opened, device: &Device) -> u64 {
-    let free = || device.memory_for_one_of(opened.ranks.on_device);
-    opened.recipe.train.memory_budget.or_else(free).unwrap_or(u64::MAX)
+    opened.recipe.train.memory_budget.or_else(|| device.memory_for_a_run()).unwrap_or(u64::MAX)
 }
 
 pub(super) fn workload<'a>(
@@ -39,6 +38,7 @@ pub(super) fn workload<'a>(
         shares_prompts: opened.recipe.objective.compares_answers() && opened.spec.takes_prefixes(),
         program: if on_device { 0 } else { process::resident_bytes().unwrap_or(0) },
         on_device,
+        host_embeddings: false,
     }
 }
 
@@ -55,26 +55,28 @@ pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: 
             "`train.host_memory_budget` bounds the host beside a GPU; on the CPU set `train.memory_budget` alone".to_owned(),
         ));
     }
-    let held = plan_within(opened, &workload, budget, None);
-    let placed = match (opened.recipe.model.offload, held) {
-        (Offload::None, held) => held,
-        (Offload::Auto, Ok(plan)) => Ok(plan),
-        (offload, _) => streamed(opened, &workload, offload, budget),
-    };
-    placed.map_err(|mut error| {
-        if opened.ranks.on_device > 1 && train.memory_budget.is_none() {
-            error.ways.push(format!(
-                "start fewer than the {} ranks that share this memory",
-                opened.ranks.on_device
-            ));
+    let model = &opened.recipe.model;
+    let placed = |workload: &Workload<'_>| {
+        let held = plan_within(opened, workload, budget, None);
+        match (model.offload, held) {
+            (Offload::None, held) => held,
+            (Offload::Auto, Ok(plan)) => Ok(plan),
+            (offload, _) => streamed(opened, workload, offload, budget),
         }
-        if opened.recipe.model.offload == Offload::None {
+    };
+    let placed = placement::with_embeddings(&workload, model.embeddings, placed);
+    placed.map_err(|mut error| {
+        if model.offload == Offload::None {
             error.ways.push("set `model.offload = \"auto\"`".to_owned());
         }
+        if model.embeddings == Embeddings::Device && !opened.spec.tied {
+            error.ways.push("set `model.embeddings = \"auto\"`".to_owned());
+        }
+        let workload = Workload { host_embeddings: model.embeddings != Embeddings::Device, ..workload };
         let seq_len = longest_group(opened).min(tokens).max(1);
         let sizes = (train.micro_batch_size, train.gradient_accumulation_steps);
         // Too much for the host is not a matter of tokens.
-        let placement = match (&opened.recipe.model.offload, workload.on_device) {
+        let placement = match (&model.offload, workload.on_device) {
             _ if error.subject != memory::RUN => return error.into(),
             (Offload::None, _) => None,
             (_, true) => Some(Placement { home: Home::Host, resident_layers: 0 }),
@@ -126,8 +128,7 @@ fn streamed(
 /// # Errors
 /// The host has no room for the layers that wait in its memory.
 fn require_host(opened: &Opened, plan: Plan) -> Result<Plan, DoesNotFit> {
-    let free =
-        || process::available_bytes().map(|free| (free as f64 * SHARE) as u64 / opened.ranks.on_machine);
+    let free = || process::available_bytes().map(|free| (free as f64 * SHARE) as u64);
     let budget = opened.recipe.train.host_memory_budget.or_else(free).unwrap_or(u64::MAX);
     let needed = plan.streaming.as_ref().map_or(0, Streaming::host_bytes);
     if needed <= budget {
@@ -164,7 +165,7 @@ fn plan_within(
 fn beside(opened: &Opened, workload: &Workload<'_>) -> Vec<Term> {
     let adapters = 4 * workload.targets.iter().map(Target::parameters).sum::<u64>();
     let trained = adapters + 4 * workload.saved_modules.iter().map(SavedModule::parameters).sum::<u64>();
-    let ranks = opened.ranks.ranks;
+    let ranks = opened.ranks;
     let has_reference = opened.recipe.objective.needs_reference() && opened.start.is_some();
     let held = Tree::<()>::held(opened.recipe.train.lanes / ranks) as u64;
     let is_local = opened.recipe.train.local_steps.is_some();
@@ -230,10 +231,11 @@ pub(super) fn fit(
     let planned = |(size, accumulation): (usize, usize)| {
         let workload = workload(opened, device, dtype, tokens_of(size));
         workload.require_pieces(device.largest_buffer()).ok()?;
-        let held = match opened.recipe.model.offload {
-            Offload::Auto | Offload::None => plan_within(opened, &workload, budget, None),
-            offload => streamed(opened, &workload, offload, budget),
-        };
+        let model = &opened.recipe.model;
+        let held = placement::with_embeddings(&workload, model.embeddings, |workload| match model.offload {
+            Offload::Auto | Offload::None => plan_within(opened, workload, budget, None),
+            offload => streamed(opened, workload, offload, budget),
+        });
         Some(((size, accumulation), held.ok()?))
     };
     let by_cost = |((size, _), plan): &((usize, usize), Plan)| cost(tokens_of(*size), plan);
@@ -287,7 +289,13 @@ mod tests {
     /// are so small that reading the weights dominates.
     #[test]
     fn what_is_fastest_weighs_passes_against_layers_run_twice() {
-        let plan = |kept_layers| Plan { terms: Vec::new(), kept_layers, layers: 32, streaming: None };
+        let plan = |kept_layers| Plan {
+            terms: Vec::new(),
+            kept_layers,
+            layers: 32,
+            streaming: None,
+            host_embeddings: false,
+        };
         assert!(cost(4096, &plan(32)) < cost(4096, &plan(16)));
         assert!(cost(2048, &plan(32)) < cost(16_384, &plan(0)));
         assert!(cost(2048, &plan(32)) > cost(4096, &plan(32)));

@@ -86,17 +86,13 @@ impl OnBackend for Training<'_> {
             observer.observe(&Event::Loading { done, total });
         };
         let (weights, spec, quantization) = (opened.model.weights(), &opened.spec, recipe.blocks());
-        let decoder: Decoder<B> = match &self.plan.streaming {
-            None => load::load(weights, spec, quantization, self.dtype, device, progress)?,
-            Some(streaming) => {
-                let streaming = streaming.load(self.packed.as_deref());
-                load::load_streaming(weights, spec, quantization, self.dtype, device, streaming, progress)?
-            }
-        };
+        let layout = self.plan.layout(self.packed.as_deref());
+        let decoder: Decoder<B> =
+            load::load_as(weights, spec, quantization, self.dtype, device, layout, progress)?;
         inputs.require_unchanged()?;
         if !goes_on && opened.start.is_none() {
             decoder.init_magnitudes(&mut adapters)?;
-            decoder.init_wholes(&mut adapters);
+            decoder.init_wholes(&mut adapters)?;
         }
 
         let reference = match (recipe.objective.needs_reference(), &opened.start) {

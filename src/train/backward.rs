@@ -12,6 +12,7 @@ use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 
+use super::balance::Counted;
 use super::error::FitError;
 use super::expert_load::ExpertLoad;
 use crate::adapter::lora::{DropoutStep, LoraSet, StepAdapters};
@@ -20,6 +21,7 @@ use crate::adapter::projection::LayerGradients;
 use crate::adapter::saved::{SavedKind, SavedModule};
 use crate::adapter::target::Target;
 use crate::data::batch::MicroBatch;
+use crate::model::layers::choice::{Balance, Choice};
 use crate::model::layers::{LayerInputs, LayerTape, Order};
 use crate::model::{self, Decoder};
 use crate::objective::{self, Comparison, Objective, Summed, TrainedHead};
@@ -68,8 +70,8 @@ impl<B: KernelBackend> Gradients<B> {
 
 /// What the forward pass saves for the backward pass of one layer.
 enum Tape<B: KernelBackend> {
-    /// The layer's input; its forward pass is run again.
-    Input(Tensor<B, 2>),
+    /// The layer's input, and what its routers chose; its forward pass is run again.
+    Input(Tensor<B, 2>, Vec<Choice<B>>),
     /// All that its backward needs.
     Saved(Box<LayerTape<B>>),
 }
@@ -81,6 +83,8 @@ pub struct Pass {
     pub dropout: DropoutStep,
     /// How many of the top layers save what their backward needs.
     pub keep: usize,
+    /// Factor on the loss that spreads tokens over the experts of mixtures; 0: there is none.
+    pub balance: f64,
 }
 
 /// Adds the adapter gradients of the objective's sum over one micro-batch to `gradients` and returns that sum. Does not
@@ -107,44 +111,56 @@ pub fn forward_backward<B: KernelBackend>(
     };
     let head = set.saved(SavedKind::Head).cloned();
     let mut hidden = decoder.embed(&batch.input_ids)?;
-    let inputs = layer_inputs(decoder, batch, &hidden)?;
+    let mut inputs = layer_inputs(decoder, batch, &hidden)?;
+    let mut counted = Counted::new(pass.balance);
+    if counted.is_some() {
+        inputs.balance = Balance::Shares;
+    }
+    let tokens = batch.tokens();
     let adapters_of = |layer: usize| adapters.layer(layer, Some(pass.dropout));
 
     let mut tapes = Vec::with_capacity(layers - lowest);
-    for step in decoder.layers().walk_with(Order::Up(0..layers), batch.tokens()) {
+    for step in decoder.layers().up() {
         let (index, layer) = step?;
         let adapters = adapters_of(index);
         if index >= lowest && index + pass.keep >= layers {
             let (output, tape) = layer.forward_with_tape(hidden, &adapters, &inputs);
+            counted.iter_mut().for_each(|counted| counted.add(tape.choices(), tokens));
             tapes.push(Tape::Saved(Box::new(tape)));
             hidden = output;
             continue;
         }
-        if index >= lowest {
-            tapes.push(Tape::Input(hidden.clone()));
-        }
-        hidden = layer.forward(hidden, &adapters, &inputs, None);
+        let input = (index >= lowest).then(|| hidden.clone());
+        let (output, choices) = layer.forward_with_choices(hidden, &adapters, &inputs);
+        counted.iter_mut().for_each(|counted| counted.add(&choices, tokens));
+        tapes.extend(input.map(|input| Tape::Input(input, choices)));
+        hidden = output;
     }
 
     let head = head.map(|weight| TrainedHead { weight, sum: gradients.head.take() });
-    let found = objective.differentiate(decoder, &hidden, batch, comparison, head, !tapes.is_empty());
+    let mut found = objective.differentiate(decoder, &hidden, batch, comparison, head, !tapes.is_empty());
     gradients.head = found.head;
     let mut upstream = found.hidden;
+    let divisor = objective.divisor(&batch.counts()) as f64;
+    if let Some((loss, slopes)) = counted.and_then(|counted| counted.loss(divisor)) {
+        found.loss.value = found.loss.value + loss;
+        inputs.balance = slopes;
+    }
     drop(hidden);
-    for step in decoder.layers().walk_with(Order::Down(lowest..layers), batch.tokens()) {
+    for step in decoder.layers().walk(Order::Down(lowest..layers)) {
         let (index, layer) = step?;
         let (Some(tape), Some(dy)) = (tapes.pop(), upstream.take()) else { break };
         let adapters = adapters_of(index);
         let tape = match tape {
             Tape::Saved(tape) => *tape,
-            Tape::Input(hidden) => layer.tape(hidden, &adapters, &inputs),
+            Tape::Input(hidden, choices) => layer.tape(hidden, &adapters, &inputs, choices),
         };
         let sums = &mut gradients.layers[index];
         upstream = layer.backward(tape, &adapters, &inputs, dy, index > lowest || trains_embedding, sums);
     }
     if let Some(dx) = upstream.filter(|_| trains_embedding) {
         let sum = gradients.embedding.take();
-        gradients.embedding = Some(decoder.embed_backward(&batch.input_ids, dx, sum));
+        gradients.embedding = Some(decoder.embed_backward(&batch.input_ids, dx, sum)?);
     }
     Ok(found.loss)
 }
@@ -187,7 +203,7 @@ fn last_hidden<B: KernelBackend>(
 ) -> Result<Tensor<B, 2>, FitError> {
     let mut hidden = decoder.embed(&batch.input_ids)?;
     let inputs = layer_inputs(decoder, batch, &hidden)?;
-    for step in decoder.layers().walk_with(Order::Up(0..decoder.layers().len()), batch.tokens()) {
+    for step in decoder.layers().up() {
         let (index, layer) = step?;
         hidden = layer.forward(hidden, &adapters.layer(index, None), &inputs, None);
     }

@@ -1,9 +1,7 @@
 //! The gradient of a step whose micro-batches several ranks share: what each sends, and how all of it becomes one
 //! gradient, the same on every rank.
 //!
-//! A rank that has no gradient of a parameter sends −0, the one number that changes no sum. A GPU's numbers pass through the
-//! host; a carrier between GPUs (NCCL) would replace what [`Fit::sum`] does behind the messages: slices to their ranks, a sum
-//! in the order of the tree, and the sums back.
+//! A rank that has no gradient of a parameter sends −0, the one number that changes no sum.
 
 use burn_tensor::{DType, Tensor, TensorData};
 use tune_kernels::KernelBackend;
@@ -15,7 +13,7 @@ use super::team::{from_bytes, to_bytes};
 use crate::adapter::parameter::Parameter;
 use crate::objective::Summed;
 
-/// What one rank computed of a step.
+/// What one rank computed of a step; or all ranks, their losses in the order of the micro-batches.
 pub(super) struct Share<B: KernelBackend> {
     /// The loss of each of its micro-batches, in the order of [`super::lanes::Lanes::order`].
     pub losses: Vec<Summed<B>>,
@@ -27,10 +25,10 @@ pub(super) struct Share<B: KernelBackend> {
 
 impl<B: KernelBackend> Share<B> {
     /// The share that is the whole, with its losses at their places.
-    pub(super) fn in_order(self, order: impl Iterator<Item = usize>) -> Whole<B> {
+    pub(super) fn in_order(self, order: impl Iterator<Item = usize>) -> Self {
         let mut losses: Vec<(usize, Summed<B>)> = order.zip(self.losses).collect();
         losses.sort_by_key(|(index, _)| *index);
-        (losses.into_iter().map(|(_, loss)| loss).collect(), self.values)
+        Self { losses: losses.into_iter().map(|(_, loss)| loss).collect(), ..self }
     }
 }
 
@@ -62,9 +60,6 @@ impl Wishes {
     }
 }
 
-/// The losses of all micro-batches at their places, and the gradient of each parameter.
-pub(super) type Whole<B> = (Vec<Summed<B>>, Vec<Option<Tensor<B, 2>>>);
-
 /// What the ranks exchanged.
 pub(super) struct Exchanged<B: KernelBackend> {
     /// What they ask of the run.
@@ -87,17 +82,22 @@ impl<B: KernelBackend> Fit<'_, B> {
         count: usize,
         share: Share<B>,
         wishes: Wishes,
-    ) -> Result<(Wishes, Option<Whole<B>>), FitError> {
-        let mut message = Vec::new();
+    ) -> Result<(Wishes, Option<Share<B>>), FitError> {
+        let mut losses = Vec::new();
         for Summed { value, statistics } in share.losses {
             let numbers = std::iter::once(value).chain(statistics).collect();
-            message.extend(to_bytes(&self.read(Tensor::cat(numbers, 0))?));
+            losses.extend(to_bytes(&self.read(Tensor::cat(numbers, 0))?));
         }
+        let message = [&(losses.len() as u64).to_le_bytes(), &losses[..], &share.load.to_bytes()].concat();
         let shapes: Vec<[usize; 2]> = parameters.iter().map(|parameter| parameter.shape).collect();
         let Exchanged { wishes, messages, sums } = self.sum(&shapes, share.values, message, wishes)?;
-        let mut losses: Vec<Option<Summed<B>>> = vec![None; count];
+        let (mut losses, mut load): (Vec<Option<Summed<B>>>, _) = (vec![None; count], ExpertLoad::default());
         for (rank, message) in messages.iter().enumerate() {
-            let numbers = from_bytes(message);
+            let Some((length, message)) = message.split_first_chunk() else { continue };
+            let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+            let (numbers, of_experts) = message.split_at(length.min(message.len()));
+            load.add(&ExpertLoad::of_bytes(of_experts));
+            let numbers = from_bytes(numbers);
             let own: Vec<usize> = self.lanes.order(rank, count).collect();
             let width = (numbers.len() / own.len().max(1)).max(1);
             for (index, numbers) in own.into_iter().zip(numbers.chunks(width)) {
@@ -107,7 +107,8 @@ impl<B: KernelBackend> Fit<'_, B> {
                 losses[index] = Some(Summed { value: self.upload(value, [1]), statistics });
             }
         }
-        Ok((wishes, sums.map(|sums| (losses.into_iter().flatten().collect(), sums))))
+        let losses = losses.into_iter().flatten().collect();
+        Ok((wishes, sums.map(|values| Share { losses, values, load })))
     }
 
     /// The sum of all ranks' `values`, which have these `shapes`; `message` and `wishes` go with them.

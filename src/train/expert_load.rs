@@ -32,6 +32,11 @@ impl ExpertLoad {
         self.0.is_empty()
     }
 
+    /// By layer: its number, and the tokens of each expert.
+    pub fn layers(&self) -> impl Iterator<Item = (usize, &[u64])> {
+        self.0.iter().map(Vec::as_slice).enumerate().filter(|(_, experts)| !experts.is_empty())
+    }
+
     /// Adds other counts of the same layers.
     pub fn add(&mut self, other: &Self) {
         if self.0.len() < other.0.len() {
@@ -41,6 +46,22 @@ impl ExpertLoad {
             sum.resize(sum.len().max(more.len()), 0);
             sum.iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
         }
+    }
+
+    /// For another rank: of each layer the number of its experts, and their tokens.
+    pub(super) fn to_bytes(&self) -> Vec<u8> {
+        let layer = |layer: &Vec<u64>| [&[layer.len() as u64], layer.as_slice()].concat();
+        self.0.iter().flat_map(layer).flat_map(u64::to_le_bytes).collect()
+    }
+
+    /// The counts of [`Self::to_bytes`]; of bytes that are cut off those that are whole.
+    pub(super) fn of_bytes(bytes: &[u8]) -> Self {
+        let mut numbers = bytes.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes));
+        let mut layers = Vec::new();
+        while let Some(experts) = numbers.next() {
+            layers.push(numbers.by_ref().take(experts.try_into().unwrap_or(usize::MAX)).collect());
+        }
+        Self::of(layers)
     }
 
     /// What a line says of it.
@@ -68,6 +89,8 @@ mod tests {
         load.add(&ExpertLoad::of(vec![vec![], vec![6, 0, 0, 2]]));
         let spread = load.spread();
         assert_eq!((spread.expert_load_max, spread.experts_unused), (Some(8.0 / 3.0), Some(1)));
+        assert_eq!(ExpertLoad::of_bytes(&load.to_bytes()), load);
+        assert!(ExpertLoad::of_bytes(&ExpertLoad::default().to_bytes()).is_empty());
         assert_eq!(ExpertLoad::of(vec![vec![], vec![]]).spread(), Spread::default());
     }
 }

@@ -17,7 +17,7 @@ use super::compare::compare;
 use super::divergence::Snapshot;
 use super::error::FitError;
 use super::event::Observer;
-use super::exchange::{Share, Whole, Wishes};
+use super::exchange::{Share, Wishes};
 use super::expert_load::ExpertLoad;
 use super::folder::RunFolder;
 use super::lanes::Lanes;
@@ -126,8 +126,6 @@ impl<B: KernelBackend> Fit<'_, B> {
         batch: &StepBatch,
     ) -> Result<(Wishes, Option<Gradient<B>>), FitError> {
         let (share, count) = (self.share(adapters, batch)?, batch.micro_batches.len());
-        // Several ranks do not exchange it.
-        let load = share.as_ref().filter(|_| self.team.is_alone()).map(|share| share.load.clone());
         let (wishes, whole) = if self.team.is_alone() {
             (Wishes::default(), share.map(|share| share.in_order(self.lanes.order(0, count))))
         } else {
@@ -141,9 +139,8 @@ impl<B: KernelBackend> Fit<'_, B> {
             self.exchange(adapters.parameters(), count, share.unwrap_or_else(nothing), wishes)?
         };
         let scale = 1.0 / self.objective.divisor(&batch.counts) as f64;
-        let gradient = |(losses, values): Whole<B>| {
-            let gradient = Gradient::new(losses, values, scale, self.decoder.device());
-            gradient.with_load(load.unwrap_or_default())
+        let gradient = |Share { losses, values, load }: Share<B>| {
+            Gradient::new(losses, values, scale, self.decoder.device()).with_load(load)
         };
         Ok((wishes, whole.map(gradient)))
     }
@@ -185,7 +182,8 @@ impl<B: KernelBackend> Fit<'_, B> {
                 return Ok(None);
             }
             let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
-            let pass = Pass { dropout, keep: self.kept_layers };
+            let balance = self.spec.router_aux_loss_coef;
+            let pass = Pass { dropout, keep: self.kept_layers, balance };
             let micro_batch = &batch.micro_batches[index];
             let comparison = compare(decoder, adapters, self.reference, objective, micro_batch)?;
             let sums = &mut gradients;

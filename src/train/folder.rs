@@ -4,6 +4,7 @@
 //! recipe.toml            the resolved recipe, every default written out
 //! recipe.lock            the hash of every input
 //! run.json               how the run went: sessions, data statistics, samples, machine
+//! expert_load.json       how many tokens each expert of a mixture was sent, by layer
 //! metrics.jsonl          one line per logged optimizer step or evaluation, flushed at once
 //! checkpoints/step-N/    adapter, optimizer and data cursor after step N
 //! checkpoints/best/      the checkpoint with the lowest held-out loss
@@ -18,6 +19,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use super::expert_load::ExpertLoad;
 use crate::checkpoint;
 use crate::files::lock::Lock;
 use crate::files::{self, Action};
@@ -26,6 +28,8 @@ const LOCK: &str = ".lock";
 /// The folder of the packed base.
 pub const PACKED: &str = "base-packed";
 const SAMPLES: &str = "samples.jsonl";
+/// How many tokens the experts of a mixture were sent.
+pub const EXPERT_LOAD: &str = "expert_load.json";
 const STEP: &str = "step-";
 const DAMAGED: &str = "damaged-";
 
@@ -158,7 +162,7 @@ impl RunFolder {
         for folder in [self.adapter(), self.checkpoints(), self.root.join("tensorboard")] {
             files::remove_folder(&folder)?;
         }
-        let others = ["report.html", "quantization.json", "run.json", "recipe.lock", SAMPLES]
+        let others = ["report.html", "quantization.json", "run.json", "recipe.lock", SAMPLES, EXPERT_LOAD]
             .map(|name| self.root.join(name));
         for file in others.into_iter().chain([self.memory_plan(), self.metrics(), self.recipe()]) {
             match fs::remove_file(&file) {
@@ -187,6 +191,15 @@ impl RunFolder {
     /// What the run was planned to hold in memory.
     pub fn memory_plan(&self) -> PathBuf {
         self.root.join("memory_plan.json")
+    }
+
+    /// Writes how many tokens each expert was sent so far, by layer.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub(super) fn write_expert_load(&self, load: &ExpertLoad) -> Result<(), FolderError> {
+        let text = serde_json::json!({ "tokens": load });
+        Ok(files::write_bytes(&self.root.join(EXPERT_LOAD), format!("{text}\n").as_bytes())?)
     }
 
     /// The metrics, one JSON object per line.

@@ -5,6 +5,7 @@
 //! alone, except the program's own memory, which is measured; `tests/memory.rs` holds plan and measured peak within a tenth of each other.
 
 use std::ops::Range;
+use std::path::Path;
 
 use serde::Serialize;
 use tune_kernels::memory;
@@ -14,6 +15,7 @@ use super::placement::{Placement, Streaming};
 use crate::adapter::saved::{SavedKind, SavedModule};
 use crate::adapter::target::Target;
 use crate::model::dtype::burn_dtype;
+use crate::model::load::Layout;
 use crate::model::parts::{Load, PerLayerSpec, WeightBytes, Workspace};
 use crate::model::{DecoderSpec, FloatDtype};
 use crate::quant;
@@ -45,6 +47,8 @@ pub struct Workload<'a> {
     pub program: u64,
     /// Whether it is held on a GPU, whose ops hold other buffers than those of the processor.
     pub on_device: bool,
+    /// Whether the table of token embeddings stays in the checkpoint's files. One that is the output head too does not.
+    pub host_embeddings: bool,
 }
 
 /// One term of a plan.
@@ -68,6 +72,9 @@ pub struct Plan {
     /// The layers that are fetched for each use; `None`: all are held.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub streaming: Option<Streaming>,
+    /// Whether the token embeddings are off the device.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub host_embeddings: bool,
 }
 
 /// The subject of a plan for a run.
@@ -223,7 +230,8 @@ impl Plan {
             Term { name: "loss chunk", bytes: slack(loss) },
             Term { name: "program and data", bytes: program },
         ]);
-        Self { terms, kept_layers: kept, layers, streaming }
+        let host_embeddings = workload.host_embeddings && !spec.tied;
+        Self { terms, kept_layers: kept, layers, streaming, host_embeddings }
     }
 
     /// The plan as it is kept in the run folder.
@@ -237,7 +245,21 @@ impl Plan {
         if let Some(streaming) = &self.streaming {
             plan["streaming"] = serde_json::json!(streaming);
         }
+        if self.host_embeddings {
+            plan["embeddings"] = "host".into();
+        }
         format!("{plan:#}\n")
+    }
+
+    /// Layers that are held on the device.
+    pub fn resident_layers(&self) -> usize {
+        self.streaming.as_ref().map_or(self.layers, |streaming| streaming.resident_layers)
+    }
+
+    /// What loading needs to know, with the folder of packed weights where there is one.
+    pub fn layout<'a>(&self, packed: Option<&'a Path>) -> Layout<'a> {
+        let streaming = self.streaming.as_ref().map(|streaming| streaming.load(packed));
+        Layout { host_embeddings: self.host_embeddings, streaming }
     }
 
     /// All terms together, in bytes.
@@ -268,7 +290,7 @@ impl Workload<'_> {
         let layers = layers.map(|layer| layer.weights(self.quantization, self.dtype));
         let WeightBytes { packed, scales, dense } = layers.sum();
         let table = (spec.vocab_size * spec.hidden_size) as u64;
-        let tables = if spec.tied { table } else { 2 * table };
+        let tables = if spec.tied || self.host_embeddings { table } else { 2 * table };
         let bias = if spec.head_bias { spec.vocab_size as u64 } else { 0 };
         let per_layer = |own: &PerLayerSpec| own.numbers() * spec.hidden_size + own.norm.elements();
         let per_layer = spec.per_layer.as_ref().map_or(0, per_layer) as u64;

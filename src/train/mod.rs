@@ -2,6 +2,7 @@
 #![doc = include_str!("ranks.md")]
 
 pub mod backward;
+mod balance;
 pub mod budget;
 mod cgroup;
 pub mod compare;

@@ -122,6 +122,7 @@ mod tests {
             shares_prompts: false,
             program: 0,
             on_device: true,
+            host_embeddings: false,
         };
         let refused = |workload: Workload<'_>, most: u64| {
             workload.require_pieces(Some(most)).map_err(|error| error.to_string())

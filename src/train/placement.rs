@@ -1,15 +1,16 @@
-//! Where the frozen layers of a run lie: on the device, or in host memory or on disk, from where each is fetched for each
-//! use.
+//! Where the frozen weights of a run lie: layers on the device, or in host memory or on disk, from where each is fetched
+//! for each use; the token embeddings on the device, or off it.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use serde::Serialize;
 
-use super::memory::{Plan, Term, Workload};
+use super::memory::{DoesNotFit, Plan, Term, Workload};
 use crate::model::fetch::Home;
 use crate::model::load;
 use crate::model::parts::LayerSpec;
+use crate::model::spec::Embeddings;
 
 /// Which layers are held, and how many of the others the device has room for at one time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,32 @@ pub fn most_resident(workload: &Workload<'_>, home: Home, budget: u64) -> usize 
     (0..=workload.spec.layers.len()).rev().find(fits).unwrap_or(0)
 }
 
+/// The plan with the token embeddings where `choice` has them. Where it leaves that open, they are on the device unless
+/// more layers can be held, or fewer are recomputed, without them.
+///
+/// # Errors
+/// The plan that needs less memory does not fit.
+pub fn with_embeddings(
+    workload: &Workload<'_>,
+    choice: Embeddings,
+    plan: impl Fn(&Workload<'_>) -> Result<Plan, DoesNotFit>,
+) -> Result<Plan, DoesNotFit> {
+    let on_host = |host_embeddings| plan(&Workload { host_embeddings, ..*workload });
+    match choice {
+        _ if workload.spec.tied => on_host(false),
+        Embeddings::Device => on_host(false),
+        Embeddings::Host => on_host(true),
+        Embeddings::Auto => {
+            let rank = |plan: &Plan| (plan.resident_layers(), plan.kept_layers);
+            match (on_host(false), on_host(true)) {
+                (Ok(device), Ok(host)) if rank(&device) >= rank(&host) => Ok(device),
+                (Ok(device), Err(_)) => Ok(device),
+                (_, host) => host,
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,6 +139,7 @@ mod tests {
             shares_prompts: false,
             program: 0,
             on_device: true,
+            host_embeddings: false,
         };
         let total = |resident_layers| {
             Plan::placed(&workload, 0, Some(Placement { home: Home::Host, resident_layers })).total()

@@ -264,6 +264,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
                 self.state.advance(&batch, result);
                 self.state.advance_experts(&experts);
                 self.state.expert_load.add(&load);
+                self.state.expert_load_in_all.add(&load);
                 if matches!(self.fit.spec.on_divergence, OnDivergence::Skip { .. }) {
                     self.state.divergences = 0;
                 }
@@ -428,6 +429,9 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
             self.write_checkpoint(&path)?;
             self.saved_step = Some(self.state.step);
             folder.prune_checkpoints(self.fit.spec.save_total_limit)?;
+            if !self.state.expert_load_in_all.is_empty() {
+                folder.write_expert_load(&self.state.expert_load_in_all)?;
+            }
             self.observer.observe(&Event::Checkpoint { path: path.clone(), best: false });
         }
         Ok(Some(path))

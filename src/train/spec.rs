@@ -49,6 +49,8 @@ pub struct Spec {
     pub weight_decay: f64,
     /// Clip the global gradient norm to this; 0: no clipping.
     pub max_grad_norm: f64,
+    /// Factor on the loss that spreads tokens over the experts of mixtures; 0: there is none.
+    pub router_aux_loss_coef: f64,
     /// What becomes of a step whose loss or gradient is not finite.
     pub on_divergence: OnDivergence,
     /// Write a metrics line every so many optimizer steps.
@@ -143,6 +145,7 @@ impl Default for Draft {
             warmup: Warmup::Ratio(WARMUP_RATIO),
             weight_decay: 0.0,
             max_grad_norm: 1.0,
+            router_aux_loss_coef: 0.0,
             on_divergence: OnDivergence::Stop,
             logging_steps: 1,
             eval_steps: 200,
@@ -260,6 +263,12 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
                 "max_gradient_norm",
                 "gradient_clip_val",
             ]),
+        K::number("router_aux_loss_coef", Limits::from(0.0).to(100.0), |train| {
+            &mut train.spec.router_aux_loss_coef
+        })
+        .means("Factor on transformers' loss that spreads tokens over experts; routers stay frozen; 0: no such loss.")
+        .also(&["aux_loss_coef", "moe_aux_loss_coeff", "router_aux_loss_coefficient"])
+        .added(),
         // A run that ends at its first divergence has the adapter that it would have with any other choice.
         K::parsed("on_divergence", |train| &mut train.on_divergence)
             .bookkeeping_unless(|train| train.on_divergence != Choice::Stop)

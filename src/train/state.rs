@@ -47,6 +47,9 @@ pub struct State {
     /// Tokens sent to each expert since the last logged line.
     #[serde(default, skip_serializing_if = "ExpertLoad::is_empty")]
     pub expert_load: ExpertLoad,
+    /// Tokens sent to each expert in all.
+    #[serde(default, skip_serializing_if = "ExpertLoad::is_empty")]
+    pub expert_load_in_all: ExpertLoad,
     /// Examples consumed over examples per epoch.
     #[serde(with = "exact")]
     pub epoch: f64,
@@ -160,6 +163,7 @@ impl State {
             expert_updates: Vec::new(),
             kept_expert_updates: Vec::new(),
             expert_load: ExpertLoad::default(),
+            expert_load_in_all: ExpertLoad::default(),
             epoch: 0.0,
             tokens: 0,
             cursor,

@@ -37,7 +37,7 @@ fn targets(spec: &DecoderSpec, use_dora: bool) -> Vec<Target> {
 fn model(dtype: FloatDtype, use_dora: bool, dropout: f64) -> (Decoder<Flex>, LoraSet<Flex>) {
     let (spec, device) = (spec(4, 32), Device::<Flex>::default());
     let nf4 = quant::spec::Spec::Nf4 { block_size: 64, double_quant: true };
-    let decoder = random::decoder(&spec, Some(nf4), dtype, &device);
+    let decoder = random::decoder(&spec, Some(nf4), dtype, &device, false);
     let mut set = LoraSet::init(targets(&spec, use_dora), dropout, 3, &device);
     decoder.init_magnitudes(&mut set).unwrap();
     let values = (0..set.parameters().len()).map(|index| {
@@ -86,7 +86,7 @@ fn gradients(
     let step = set.until_update();
     let (none, mut sum) = (Comparison::default(), 0.0);
     for batch in batches {
-        let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep };
+        let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep, balance: 0.0 };
         sum += number(
             forward_backward(decoder, &step, &Objective::Sft, &none, batch, pass, &mut gradients)
                 .unwrap()
@@ -213,7 +213,8 @@ fn the_loss_falls() {
     let before = loss(&decoder, &set, &batch);
     for update in 1..=60 {
         let mut gradients = Gradients::new(decoder.layers().len());
-        let pass = Pass { dropout: DropoutStep { seed: 1, step: update, micro_batch: 0 }, keep: 2 };
+        let pass =
+            Pass { dropout: DropoutStep { seed: 1, step: update, micro_batch: 0 }, keep: 2, balance: 0.0 };
         let adapters = set.until_update();
         let none = Comparison::default();
         let sum = forward_backward(&decoder, &adapters, &Objective::Sft, &none, &batch, pass, &mut gradients);
@@ -251,9 +252,10 @@ fn one_step_for_its_peak() {
         shares_prompts: false,
         program: resident_bytes().unwrap_or(0),
         on_device: false,
+        host_embeddings: false,
     };
     let planned = Plan::keeping(&workload, keep).total();
-    let decoder = random::decoder::<Flex>(&spec, quantization, FloatDtype::F32, &device);
+    let decoder = random::decoder::<Flex>(&spec, quantization, FloatDtype::F32, &device, false);
     let set = LoraSet::init(targets.clone(), 0.0, 3, &device);
     let (_, found) = gradients(&decoder, &set, &[batch.clone(), batch], keep);
     assert!(!found.is_empty());

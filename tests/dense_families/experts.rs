@@ -16,7 +16,7 @@ fn golden(name: &str) -> PathBuf {
 }
 
 /// A run from PEFT's adapter, over all experts or by the names that mean them.
-fn train(output_dir: &Path, quantization: &str, targets: &str) -> Vec<f64> {
+fn train(output_dir: &Path, quantization: &str, targets: &str, more: &str) -> Vec<f64> {
     let recipe = format!(
         r#"
         version = 1
@@ -35,6 +35,7 @@ fn train(output_dir: &Path, quantization: &str, targets: &str) -> Vec<f64> {
         weight_decay = 0.1
         max_grad_norm = 0.0
         save_steps = 5
+        {more}
         "#,
         base = golden("base"),
         adapter = golden("adapter"),
@@ -60,7 +61,7 @@ fn experts_follow_peft_and_rest_while_no_token_reaches_them() {
     for (kind, quantization) in [("dense", ""), ("nf4", "quantization.nf4 = { block_size = 64 }")] {
         let folder = tempfile::tempdir().unwrap();
         let run = folder.path().join("run");
-        let ours = train(&run, quantization, "experts = true");
+        let ours = train(&run, quantization, "experts = true", "");
         let theirs = expected[kind].as_array().unwrap();
         assert_eq!((ours.len(), theirs.len()), (10, 10));
         let pairs = ours.iter().zip(theirs).map(|(ours, theirs)| (ours - theirs.as_f64().unwrap()).abs());
@@ -83,6 +84,21 @@ fn experts_follow_peft_and_rest_while_no_token_reaches_them() {
     }
 }
 
+/// transformers' loss over experts, through routers that stay as they are.
+#[test]
+fn the_loss_that_spreads_tokens_over_experts_is_that_of_transformers() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/expert_balance.json");
+    let expected: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let key = format!("router_aux_loss_coef = {}", expected["coefficient"]);
+    let ours = train(&folder.path().join("run"), "", "experts = true", &key);
+    let theirs = expected["losses"].as_array().unwrap();
+    let pairs = ours.iter().zip(theirs).map(|(ours, theirs)| (ours - theirs.as_f64().unwrap()).abs());
+    let worst = pairs.fold(0.0, f64::max);
+    println!("losses within {worst:.1e}");
+    assert!(worst <= 1e-4, "a loss differs by {worst:e}");
+}
+
 /// Names mean experts too; a run that stopped half way goes on to the same bytes.
 #[test]
 fn names_mean_experts_and_a_resumed_run_gives_the_same_bytes() {
@@ -90,8 +106,8 @@ fn names_mean_experts_and_a_resumed_run_gives_the_same_bytes() {
     let names =
         r#"target_modules = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]"#;
     let (whole, named) = (folder.path().join("whole"), folder.path().join("named"));
-    train(&whole, "", "experts = true");
-    train(&named, "", names);
+    train(&whole, "", "experts = true", "");
+    train(&named, "", names, "");
     let adapter = |run: &Path| tensors(&run.join("adapter/adapter_model.safetensors"));
     let found = adapter(&whole);
     assert!(found == adapter(&named));

@@ -8,7 +8,6 @@
 
 use std::path::{Path, PathBuf};
 
-mod by_use;
 mod experts;
 mod folders;
 mod forward;

@@ -8,6 +8,7 @@ mod exported;
 mod merged;
 mod quantized;
 mod refused;
+mod stacked;
 mod support;
 mod tables;
 #[path = "../support/mod.rs"]

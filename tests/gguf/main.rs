@@ -4,8 +4,11 @@
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests stop where they fail")]
 
 mod computed;
+mod experts;
 mod measured;
 mod reader;
 mod refused;
 mod support;
+#[path = "../support/mod.rs"]
+mod tensors;
 mod written;

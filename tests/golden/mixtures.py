@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Gemma4TextConfig,
     GptOssConfig,
     MixtralConfig,
     OlmoeConfig,
@@ -41,6 +42,19 @@ GPT_OSS = {
     "sliding_window": 12,
     "rope_parameters": YARN | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
 }
+GEMMA4 = {
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "hidden_size_per_layer_input": 0,
+    "sliding_window": 12,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "enable_moe_block": True,
+    "num_experts": 5,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 24,
+}
 # PEFT takes the names of projections in a mixture for those of its stacked experts; here they mean modules.
 conversion._convert_peft_config_moe = lambda config, model: None
 LEVELS = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
@@ -59,19 +73,20 @@ FAMILIES = [
     Family("olmoe", OlmoeConfig, {"num_experts": 6, "num_experts_per_tok": 3}, [{"norm_topk_prob": True}]),
     Family("gpt_oss", GptOssConfig, GPT_OSS, [{"sliding_window": 64}]),
     Family("gpt_oss_mxfp4", GptOssConfig, GPT_OSS, [{"num_experts_per_tok": 1}]),
+    Family("gemma4_moe", Gemma4TextConfig, GEMMA4, [{"top_k_experts": 1}]),
 ]
 # The models whose files transformers does not read on a CPU, by the names of their folders.
 READ = {}
 
 
 def projections(model: torch.nn.Module) -> list[str]:
-    """Paths of the linear projections of the layers; the gate of a shared expert is none."""
+    """Paths of the linear projections of the layers; the gate of a shared expert and a router are none."""
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and re.search(r"\.layers\.\d+\.", f".{name}")
-        and not name.endswith("shared_expert_gate")
+        and not name.endswith(("shared_expert_gate", "router.proj"))
     ]
 
 

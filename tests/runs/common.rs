@@ -89,6 +89,15 @@ impl Bench {
         }
     }
 
+    /// On a mixture, with adapters on all experts, and short rows that do not reach every expert.
+    pub(crate) fn of_experts() -> Self {
+        let mut bench = Self::new();
+        bench.base = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/mixture_experts/base");
+        fs::write(bench.rows(), rows_below(64, 24, None)).unwrap();
+        bench.adapter = "experts = true\n".into();
+        bench
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -246,10 +255,16 @@ pub(crate) fn ended(output: Output) -> (i32, String) {
 
 /// Rows of different lengths, some of whose tokens are not supervised; `poisoned` holds token 511, all others do not.
 pub(crate) fn rows(count: u32, poisoned: Option<u32>) -> String {
+    rows_below(500, count, poisoned)
+}
+
+/// Rows of ids below a number.
+fn rows_below(vocabulary: u32, count: u32, poisoned: Option<u32>) -> String {
     let mut text = String::new();
     for row in 0..count {
         let length = 5 + (row * 7) % 19;
-        let mut ids: Vec<u32> = (0..length).map(|at| (row * 131 + at * 29 + at * at * 3) % 500).collect();
+        let mut ids: Vec<u32> =
+            (0..length).map(|at| (row * 131 + at * 29 + at * at * 3) % vocabulary).collect();
         if poisoned == Some(row) {
             ids[2] = 511;
         }

@@ -56,6 +56,48 @@ fn the_adapter_is_the_same_wherever_layers_come_from() {
     }
 }
 
+/// Rows of the token embeddings come from the checkpoint's files; the table is read there too where it is trained.
+#[test]
+fn the_adapter_is_the_same_with_embeddings_off_the_device() {
+    for settings in ["", "modules_to_save = [\"embed_tokens\"]\n"] {
+        let mut bench = Bench::new();
+        (bench.adapter, bench.more) = (settings.to_owned(), NF4.into());
+        bench.train = "max_steps = 2\nmicro_batch_size = 2\neval_steps = 2\n".into();
+        let plan_of = |bench: &Bench, name: &str| {
+            bench.run(name);
+            let plan = fs::read_to_string(bench.run_dir(name).join("memory_plan.json")).unwrap();
+            serde_json::from_str::<serde_json::Value>(&plan).unwrap()
+        };
+        let held = plan_of(&bench, "held");
+        assert_eq!(held["embeddings"], serde_json::Value::Null);
+        for (name, offload) in [("host", String::new()), ("disk", disk(1))] {
+            bench.model = format!("embeddings = \"host\"\n{offload}");
+            assert_eq!(plan_of(&bench, name)["embeddings"], "host");
+            assert!(bench.adapter(name) == bench.adapter("held"), "{settings}{name}");
+        }
+    }
+}
+
+/// Experts are fetched with their layer, the choice of their routers is kept for the pass that runs a layer again, and the
+/// loss that spreads tokens knows the choices of all layers before the first goes down.
+#[test]
+fn a_mixture_is_trained_in_the_same_bits_wherever_its_layers_lie() {
+    let mut bench = Bench::of_experts();
+    bench.more = NF4.into();
+    bench.train =
+        "max_steps = 3\nmicro_batch_size = 2\ngradient_accumulation_steps = 2\nrouter_aux_loss_coef = 0.1\n"
+            .into();
+    bench.run("held");
+    for (name, model) in [("disk", disk(0)), ("host", "embeddings = \"host\"\n".to_owned()), ("one", disk(1))]
+    {
+        bench.model = model;
+        bench.run(name);
+        assert!(bench.adapter(name) == bench.adapter("held"), "{name}");
+    }
+    let load = fs::read_to_string(bench.run_dir("held").join("expert_load.json")).unwrap();
+    assert_eq!(fs::read_to_string(bench.run_dir("disk").join("expert_load.json")).unwrap(), load);
+}
+
 #[test]
 fn a_run_goes_on_with_layers_elsewhere_than_it_began_with() {
     let mut bench = Bench::new();
@@ -232,10 +274,13 @@ fn decoding_walks_the_same_layers() {
     };
     for (resident_layers, slots) in [(0, 1), (0, 2), (0, 9), (1, 2), (2, 2), (3, 0)] {
         let streaming = load::Streaming { home: Home::Disk, resident_layers, slots, packed: None };
-        let streamed =
-            load::load_streaming::<Cpu>(weights, &spec, None, dtype, &device, streaming, &mut |_| {});
+        let layout = load::Layout { host_embeddings: resident_layers == 1, streaming: Some(streaming) };
+        let streamed = load::load_as::<Cpu>(weights, &spec, None, dtype, &device, layout, &mut |_| {});
         let streamed = streamed.unwrap();
-        assert_eq!((streamed.layers().len(), streamed.frozen_bytes()), (3, held.frozen_bytes()));
+        let table =
+            if layout.host_embeddings && !spec.tied { 4 * spec.vocab_size * spec.hidden_size } else { 0 };
+        let frozen = held.frozen_bytes() - table as u64;
+        assert_eq!((streamed.layers().len(), streamed.frozen_bytes()), (3, frozen));
         assert_eq!(numbers(&streamed), numbers(&held), "{resident_layers} held, {slots} slots");
     }
 }

@@ -15,7 +15,8 @@ fn device() -> Device<Flex> {
 fn target(layer: usize, role: Role, [out_features, in_features]: [usize; 2], rank: usize) -> Target {
     let name = if role == Role::Query { "q_proj" } else { "v_proj" };
     let path = format!("model.layers.{layer}.self_attn.{name}");
-    let module = Module { path, layer, role, slot: role as usize, out_features, in_features };
+    let module =
+        Module { path, layer, role, slot: role as usize, out_features, in_features, alternates: false };
     Target { module, rank, alpha: 8.0, scaling: scaling(8.0, rank, false), use_dora: false }
 }
 

@@ -3,6 +3,8 @@
 //! A field that changes the mathematics and is not understood is an error, never a default. Knows how PEFT
 //! reads each field; refuses to know tensors.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Number, Value, json};
 
 use super::patterns::{Pattern, first, portable, target_names};
@@ -34,6 +36,8 @@ pub struct Config {
     pub ties_tables: bool,
     /// `target_modules`.
     pub target_modules: TargetModules,
+    /// `target_parameters`: names of parameters that are no linear modules of their own.
+    pub target_parameters: Vec<String>,
     /// `rank_pattern`, in file order.
     rank_pattern: Vec<Pattern<usize>>,
     /// `alpha_pattern`, in file order.
@@ -70,10 +74,30 @@ impl Config {
             modules_to_save: sorted(&spec.modules_to_save),
             ties_tables: false,
             target_modules: TargetModules::Names(target_names(targets, modules)),
+            target_parameters: Vec::new(),
             rank_pattern,
             alpha_pattern,
             narrowed: false,
         }
+    }
+
+    /// The same with adapters on parameters, each with a name, a rank and an alpha.
+    #[must_use]
+    pub fn with_parameters(mut self, parameters: impl IntoIterator<Item = (String, usize, f64)>) -> Self {
+        for (name, rank, alpha) in parameters {
+            // A name of identifiers is a pattern of itself.
+            if rank != self.rank {
+                self.rank_pattern.extend(Pattern::new(name.clone(), rank).ok());
+            }
+            if alpha != self.alpha {
+                self.alpha_pattern.extend(Pattern::new(name.clone(), alpha).ok());
+            }
+            self.target_parameters.push(name);
+        }
+        self.target_parameters.sort();
+        // PEFT computes no dropout of a parameter's input.
+        self.dropout = 0.0;
+        self
     }
 
     /// The text of the file: PEFT's classic fields, sorted, two spaces deep.
@@ -113,8 +137,12 @@ impl Config {
             ("use_dora", json!(self.use_dora)),
             ("use_rslora", json!(self.use_rslora)),
         ];
-        let fields: Map<String, Value> =
+        let mut fields: BTreeMap<String, Value> =
             fields.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
+        if !self.target_parameters.is_empty() {
+            fields.insert("target_parameters".to_owned(), json!(self.target_parameters));
+        }
+        let fields = fields.into_iter().collect();
         format!("{:#}", Value::Object(fields))
     }
 
@@ -138,7 +166,13 @@ impl Config {
         let use_dora = fields.optional("use_dora", "true or false", Value::as_bool);
         let modules_to_save = fields.optional("modules_to_save", "a list of names", names);
         let ties_tables = fields.optional("ensure_weight_tying", "true or false", Value::as_bool);
-        let target_modules = fields.required("target_modules", "a list of names, or a pattern", targets_of);
+        let target_parameters =
+            fields.optional("target_parameters", "a list of names", names).unwrap_or_default();
+        let no_modules = fields.fields.get("target_modules").is_none_or(Value::is_null);
+        let target_modules = match no_modules && !target_parameters.is_empty() {
+            true => Some(TargetModules::Names(Vec::new())),
+            false => fields.required("target_modules", "a list of names, or a pattern", targets_of),
+        };
         let base_model = fields.optional("base_model_name_or_path", "a string", owned);
         let revision = fields.optional("revision", "a string", owned);
         let rank_pattern = fields.patterns("rank_pattern", "a positive whole number", positive);
@@ -157,6 +191,7 @@ impl Config {
             modules_to_save: modules_to_save.unwrap_or_default(),
             ties_tables: ties_tables.unwrap_or(false),
             target_modules: target_modules?,
+            target_parameters,
             rank_pattern,
             alpha_pattern,
             narrowed,
@@ -174,10 +209,9 @@ impl Config {
         })
     }
 
-    /// The target that PEFT makes of a module.
-    pub(super) fn target(&self, module: &Module) -> Target {
-        let (rank, alpha, scaling) = self.strength(&module.path);
-        Target { module: module.clone(), rank, alpha, scaling, use_dora: self.use_dora }
+    /// Whether `target_parameters` names the parameter at a path.
+    pub(super) fn names_parameter(&self, path: &str) -> bool {
+        self.target_parameters.iter().any(|name| names_module(name, path))
     }
 
     /// Rank, alpha and scaling of the module at a path.
@@ -197,7 +231,8 @@ impl Config {
                 Some(modules.iter().filter(|module| !module.role.is_routed()).collect())
             }
             TargetModules::Names(names) => {
-                Some(filter(&|path| names.iter().any(|name| names_module(name, path))))
+                let weight = |path: &str| self.names_parameter(&format!("{path}.weight"));
+                Some(filter(&|path| names.iter().any(|name| names_module(name, path)) || weight(path)))
             }
             // Python's look-around is not supported here: then the tensors decide alone.
             TargetModules::Pattern(pattern) => {
@@ -234,7 +269,7 @@ fn check_kind(fields: &Map<String, Value>, problems: &mut Vec<String>) {
 }
 
 /// Fields that must have their empty value, and what they mean otherwise.
-const UNSUPPORTED: [(&str, &str); 14] = [
+const UNSUPPORTED: [(&str, &str); 13] = [
     ("alora_invocation_tokens", "an activated LoRA"),
     ("arrow_config", "Arrow routing"),
     ("bias", "trained biases"),
@@ -244,7 +279,6 @@ const UNSUPPORTED: [(&str, &str); 14] = [
     ("lora_bias", "a bias on B"),
     ("megatron_config", "Megatron layers"),
     ("monteclora_config", "MonteCLoRA"),
-    ("target_parameters", "adapters on bare parameters"),
     ("trainable_token_indices", "trained token embeddings"),
     ("use_bdlora", "block-diagonal LoRA"),
     ("use_qalora", "QA-LoRA"),
@@ -252,7 +286,7 @@ const UNSUPPORTED: [(&str, &str); 14] = [
 ];
 
 /// Fields that are read elsewhere, or that do not change what the adapter computes.
-const UNDERSTOOD: [&str; 28] = [
+const UNDERSTOOD: [&str; 29] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
@@ -278,6 +312,7 @@ const UNDERSTOOD: [&str; 28] = [
     "revision",
     "runtime_config",
     "target_modules",
+    "target_parameters",
     "task_type",
     "use_dora",
     "use_rslora",

@@ -9,6 +9,7 @@ pub mod config;
 mod modules;
 mod patterns;
 mod read;
+mod stacked;
 mod tables;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use tune_kernels::KernelBackend;
 
 pub use config::Config;
 pub use read::Adapter;
+pub use stacked::{ALTERNATE, GATE_UP, PARAMETERS};
 
 use super::error::Error;
 use super::lora::LoraSet;

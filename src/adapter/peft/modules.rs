@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::read::{Adapter, Groups, target_of};
+use super::stacked::{ALTERNATE, GATE_UP};
 use crate::adapter::error::Error;
 use crate::adapter::parameter::{Part, key, parse};
 use crate::adapter::projection::{Module, Role};
@@ -35,6 +36,13 @@ impl Adapter {
     /// together).
     pub fn modules(&self) -> Result<Vec<Module>, Error> {
         let mut faults = Groups::default();
+        let alternates = self.metadata().get(GATE_UP).map(|how| how == ALTERNATE);
+        if alternates.is_none() && self.file.stacks_gate_and_up() {
+            let problem = "gate and up of all experts are one parameter, and whether their rows take turns depends on the \
+                           base model; name it (`--base`)";
+            return Err(Error::unusable(&self.folder, vec![problem.to_owned()]));
+        }
+        let alternates = alternates.unwrap_or(false);
         let paths: BTreeSet<&str> = self.file.names().filter_map(target_of).collect();
         let mut modules = Vec::with_capacity(paths.len());
         for path in paths {
@@ -64,6 +72,7 @@ impl Adapter {
                     slot: role as usize,
                     out_features: b[0],
                     in_features: a[1],
+                    alternates,
                 }),
                 None => faults.add("it is not a projection of a decoder layer".into(), path),
             }

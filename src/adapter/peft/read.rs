@@ -11,15 +11,16 @@ use burn_tensor::{DType, Tensor, TensorData};
 use serde_json::Value;
 use tune_kernels::KernelBackend;
 
+use super::stacked::Tensors;
 use super::tables::table_of;
 use super::{CONFIG_FILE, Config, TENSORS_FILE};
 use crate::adapter::error::Error;
 use crate::adapter::lora::LoraSet;
-use crate::adapter::parameter::{Parameter, Part, key, parse};
+use crate::adapter::parameter::{Part, key, parse};
 use crate::adapter::projection::Module;
 use crate::adapter::saved::{SavedModule, resolve};
 use crate::adapter::spec::Spec;
-use crate::adapter::target::{Target, tensors};
+use crate::adapter::target::Target;
 use crate::assets::json::{CONFIG_LIMIT, read_object};
 use crate::assets::weights::require_one_kind;
 use crate::assets::{Dtype, SafetensorsFile};
@@ -29,7 +30,7 @@ use crate::assets::{Dtype, SafetensorsFile};
 pub struct Adapter {
     pub(super) folder: PathBuf,
     pub(super) config: Config,
-    pub(super) file: SafetensorsFile,
+    pub(super) file: Tensors,
     /// Tables of the base with the adapter's LoRA on them folded in ([`Self::fold_tables`]).
     pub(super) folded: Vec<(SavedModule, Vec<f32>)>,
 }
@@ -87,6 +88,7 @@ impl Adapter {
             Value::Object(fields) => Config::parse(fields, &mut problems),
             _ => None,
         };
+        let file = Tensors::new(file, config.as_ref(), &mut problems);
         let mut refused = Groups::default();
         for name in file.names() {
             if table_of(name).is_some() {
@@ -166,18 +168,16 @@ impl Adapter {
     /// # Errors
     /// A tensor is missing, has another shape, or holds a number that is not finite.
     pub fn values(&self, targets: &[Target]) -> Result<Vec<Vec<f32>>, Error> {
-        let read = |parameter: &Parameter| {
-            let values = self.file.read_floats::<f32>(&self.stored(&parameter.name))?;
-            match values.len() == parameter.shape[0] * parameter.shape[1] {
+        let read = |(target, part, shape): (&Target, Part, [usize; 2])| {
+            let tensor = key(&target.module.path, part);
+            let values = self.file.read(&self.stored(&tensor), target.module.alternates)?;
+            match values.len() == shape[0] * shape[1] {
                 true => Ok(values),
-                false => Err(Error::WrongLength {
-                    tensor: parameter.name.clone(),
-                    shape: parameter.shape,
-                    found: values.len(),
-                }),
+                false => Err(Error::WrongLength { tensor, shape, found: values.len() }),
             }
         };
-        tensors(targets).iter().map(read).collect()
+        let parts = |target| Target::parts(target).map(move |(part, shape)| (target, part, shape));
+        targets.iter().flat_map(parts).map(read).collect()
     }
 
     /// The modules to save, of those in `candidates`.
@@ -260,7 +260,7 @@ impl Adapter {
     pub fn saved_values(&self, saved: &SavedModule) -> Result<Vec<f32>, Error> {
         match self.folded.iter().find(|(folded, _)| folded.path == saved.path) {
             Some((_, values)) => Ok(values.clone()),
-            None => Ok(self.file.read_floats::<f32>(&self.stored(&key(&saved.path, Part::Saved)))?),
+            None => Ok(self.file.read(&self.stored(&key(&saved.path, Part::Saved)), false)?),
         }
     }
 
@@ -299,6 +299,18 @@ impl Adapter {
         self.file.names().find(|other| without_wrapper(other) == own).unwrap_or(name).to_owned()
     }
 
+    /// The target that PEFT makes of a module, or of the parameter that holds it.
+    fn target(&self, module: &Module) -> Target {
+        let weight = format!("{}.weight", module.path);
+        let path = match self.file.parameter_of(&module.path) {
+            Some(parameter) => parameter,
+            None if self.config.names_parameter(&weight) => &weight,
+            None => &module.path,
+        };
+        let (rank, alpha, scaling) = self.config.strength(path);
+        Target { module: module.clone(), rank, alpha, scaling, use_dora: self.config.use_dora }
+    }
+
     /// The modules that have tensors, as targets, in the order of `modules`.
     fn survey(&self, modules: &[Module], problems: &mut Vec<String>) -> Vec<Target> {
         let mut unpaired = Groups::default();
@@ -331,7 +343,7 @@ impl Adapter {
         let mut misshapen = Groups::default();
         let mut targets = Vec::new();
         for module in modules.iter().filter(|module| present.contains(module.path.as_str())) {
-            let target = self.config.target(module);
+            let target = self.target(module);
             for (part, shape) in target.parts() {
                 let (name, shape) = (self.stored(&key(&module.path, part)), part.file_shape(shape));
                 match self.file.info(&name) {
@@ -375,7 +387,7 @@ fn require_files(folder: &Path) -> Result<(), Error> {
     refuse(format!("it has no {}", missing.join(" and no ")))
 }
 
-fn check_tensor(file: &SafetensorsFile, name: &str, part: Part, refused: &mut Groups) {
+fn check_tensor(file: &Tensors, name: &str, part: Part, refused: &mut Groups) {
     let Some(info) = file.info(name) else { return };
     if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
         refused.add(format!("its dtype is {}; F32, F16 and BF16 can be read", info.dtype), name);

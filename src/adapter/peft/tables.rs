@@ -112,7 +112,7 @@ impl Adapter {
                 }
             }
         }
-        let read = |ending| self.file.read_floats::<f32>(&key(ending)).map_err(|error| error.to_string());
+        let read = |ending| self.file.read(&key(ending), false).map_err(|error| error.to_string());
         let (a, b) = (read(a)?, read(b)?);
         let (left, right) = match kind {
             SavedKind::Head => (b, a),

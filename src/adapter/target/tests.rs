@@ -21,7 +21,7 @@ fn modules(layers: usize) -> Vec<Module> {
         ];
         for (slot, (path, role, out_features, in_features)) in projections.into_iter().enumerate() {
             let path = format!("model.layers.{layer}.{path}");
-            modules.push(Module { path, layer, role, slot, out_features, in_features });
+            modules.push(Module { path, layer, role, slot, out_features, in_features, alternates: false });
         }
     }
     modules

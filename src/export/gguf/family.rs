@@ -369,9 +369,10 @@ pub fn projection_name(spec: &DecoderSpec, layer: usize, role: projection::Role)
         | projection::Role::MixerOutput => {
             return Err(not_carried(spec, "recurrent mixers have no place in the file yet"));
         }
-        projection::Role::ExpertGate | projection::Role::ExpertUp | projection::Role::ExpertDown => {
-            return Err(not_carried(spec, "llama.cpp takes no adapter on single experts; merge it first"));
-        }
+        // All experts together.
+        projection::Role::ExpertGate => "ffn_gate_exps",
+        projection::Role::ExpertUp => "ffn_up_exps",
+        projection::Role::ExpertDown => "ffn_down_exps",
         projection::Role::GateUp => "ffn_up",
     };
     Ok(format!("blk.{layer}.{name}"))

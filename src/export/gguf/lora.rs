@@ -2,8 +2,11 @@
 //!
 //! llama.cpp computes `alpha / rank of the tensor · B·A` with one alpha for the file. If all targets share
 //! scaling · rank, that is alpha (with rsLoRA too, and ranks may differ); else the remaining factor of each target's
-//! scaling is multiplied into its B. The rows of B of q and k are reordered like those of the weight.
+//! scaling is multiplied into its B. The rows of B of q and k are reordered like those of the weight. Those of the experts of
+//! a layer lie one behind the other in one tensor, `[experts, rank, in]` and `[experts, out, rank]`: of one rank, and zeros
+//! where an expert has no adapter.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::Path;
 
@@ -71,19 +74,18 @@ impl Lora<'_> {
         // A base that llama.cpp does not support cannot be used with an adapter either.
         family::hyperparameters(spec)?;
         keys.extend(self.provenance.iter().cloned());
-        let mut headers = Vec::with_capacity(2 * self.targets.len());
-        for target in self.targets {
-            let module = &target.module;
+        let pairs = self.pairs();
+        let mut headers = Vec::with_capacity(2 * pairs.len());
+        for Pair { targets, rank, .. } in &pairs {
+            let Some(module) = targets.iter().flatten().next().map(|target| &target.module) else { continue };
             let name = family::projection_name(spec, module.layer, module.role)?;
             let mut push = |half: &str, shape: [usize; 2]| {
-                headers.push(TensorHeader {
-                    name: format!("{name}.weight.{half}"),
-                    shape: shape.to_vec(),
-                    kind,
-                });
+                let experts = module.role.is_routed().then_some(targets.len());
+                let shape = experts.into_iter().chain(shape).collect();
+                headers.push(TensorHeader { name: format!("{name}.weight.{half}"), shape, kind });
             };
-            push("lora_a", [target.rank, module.in_features]);
-            push("lora_b", [module.out_features, target.rank]);
+            push("lora_a", [*rank, module.in_features]);
+            push("lora_b", [module.out_features, *rank]);
         }
         let layout = Layout::new(&keys, headers);
         let file = format!("adapter-{}.gguf", self.dtype.name());
@@ -105,7 +107,7 @@ impl Lora<'_> {
             let mut fault = None;
             let written = files::write_atomically(&inside.join(&file), |out: &mut dyn Write| {
                 layout.write(out, |index| {
-                    self.coded(index, folded.then_some(alpha), kind).map_err(|error| {
+                    self.coded(&pairs[index / 2], index % 2, folded.then_some(alpha), kind).map_err(|error| {
                         fault = Some(error);
                         io::Error::other("the tensor cannot be written")
                     })
@@ -139,30 +141,93 @@ impl Lora<'_> {
 
     /// The alpha of the file, and whether any target needs another factor.
     fn alpha(&self) -> (f32, bool) {
-        let own = |target: &Target| (target.scaling * target.rank as f64) as f32;
-        let Some(first) = self.targets.first() else { return (1.0, false) };
+        let pairs = self.pairs();
+        let alpha = |target: &Target, rank: usize| (target.scaling * rank as f64) as f32;
+        let mut alphas = pairs
+            .iter()
+            .flat_map(|pair| pair.targets.iter().flatten().map(|target| alpha(target, pair.rank)));
+        let Some(first) = alphas.next() else { return (1.0, false) };
         // llama.cpp ignores an alpha of 0.
-        match own(first) != 0.0 && self.targets.iter().all(|target| own(target) == own(first)) {
-            true => (own(first), false),
-            false => (first.rank as f32, true),
+        match first != 0.0 && alphas.all(|other| other == first) {
+            true => (first, false),
+            false => (pairs[0].rank as f32, true),
         }
     }
 
-    /// The bytes of A (even index) or B (odd) of a target; `folded` is the file's alpha if B carries the remaining
-    /// factor.
-    fn coded(&self, index: usize, folded: Option<f32>, kind: BlockType) -> Result<Vec<u8>, Error> {
-        let target = &self.targets[index / 2];
-        let mut values = self.adapter.values(std::slice::from_ref(target))?.swap_remove(index % 2);
-        if index % 2 == 1 {
-            if let Some(alpha) = folded {
-                let factor = target.scaling * target.rank as f64 / f64::from(alpha);
-                for value in &mut values {
-                    *value = (f64::from(*value) * factor) as f32;
-                }
-            }
-            values = self.rows(target).arranged(values, target.rank);
+    /// The pairs of tensors in the file, in the order of the targets.
+    fn pairs(&self) -> Vec<Pair<'_>> {
+        let mut pairs: Vec<Pair<'_>> = Vec::new();
+        let mut stacks = BTreeMap::new();
+        for target in self.targets {
+            let module = &target.module;
+            let Some(expert) = module.expert() else {
+                pairs.push(Pair { targets: vec![Some(target)], rank: target.rank });
+                continue;
+            };
+            let index = *stacks.entry((module.layer, module.role)).or_insert_with(|| {
+                let experts = self.base.spec.layers[module.layer].mixture();
+                let count = experts.map_or(0, |mixture| mixture.experts.len()).max(expert + 1);
+                pairs.push(Pair { targets: vec![None; count], rank: 0 });
+                pairs.len() - 1
+            });
+            let pair = &mut pairs[index];
+            pair.targets[expert] = Some(target);
+            pair.rank = pair.rank.max(target.rank);
         }
-        let half = if index.is_multiple_of(2) { "lora_A" } else { "lora_B" };
-        encode(&format!("{}.{half}", target.module.path), &values, kind)
+        pairs
     }
+
+    /// The bytes of A (half 0) or B (half 1) of a pair; `folded` is the file's alpha if B carries the remaining factor.
+    fn coded(
+        &self,
+        pair: &Pair<'_>,
+        half: usize,
+        folded: Option<f32>,
+        kind: BlockType,
+    ) -> Result<Vec<u8>, Error> {
+        let (mut all, mut path) = (Vec::new(), "");
+        let size = pair.targets.iter().flatten().next().map_or(0, |target| {
+            path = &target.module.path;
+            pair.rank * [target.module.in_features, target.module.out_features][half]
+        });
+        for target in &pair.targets {
+            let filled = all.len() + size;
+            if let Some(target) = target {
+                let mut values = self.adapter.values(std::slice::from_ref(target))?.swap_remove(half);
+                if half == 1 {
+                    if let Some(alpha) = folded {
+                        let factor = target.scaling * pair.rank as f64 / f64::from(alpha);
+                        for value in &mut values {
+                            *value = (f64::from(*value) * factor) as f32;
+                        }
+                    }
+                    values = widened(self.rows(target).arranged(values, target.rank), target.rank, pair.rank);
+                }
+                all.extend(values);
+            }
+            // More rows of A, or no adapter at all.
+            all.resize(filled, 0.0);
+        }
+        encode(&format!("{path}.{}", ["lora_A", "lora_B"][half]), &all, kind)
+    }
+}
+
+/// A pair of tensors: of one target, or of those of the experts of a layer, by expert.
+struct Pair<'a> {
+    targets: Vec<Option<&'a Target>>,
+    /// The largest of theirs.
+    rank: usize,
+}
+
+/// The rows of a matrix filled up with zeros.
+fn widened(values: Vec<f32>, columns: usize, wide: usize) -> Vec<f32> {
+    if columns == wide {
+        return values;
+    }
+    let filled = |row: &[f32]| {
+        let mut row = row.to_vec();
+        row.resize(wide, 0.0);
+        row
+    };
+    values.chunks_exact(columns).flat_map(filled).collect()
 }

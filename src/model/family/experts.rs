@@ -49,6 +49,9 @@ pub(super) fn mixture(
         router: Router { used, score: Score::Softmax, normalised, factor: 1.0 },
         experts: (0..count).map(expert).collect(),
         shared: None,
+        inputs: None,
+        factors: None,
+        alternates: false,
     })
 }
 

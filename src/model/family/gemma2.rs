@@ -63,13 +63,22 @@ pub(super) fn window(config: &ConfigReader<'_>) -> Result<Option<usize>, Error> 
 /// A layer with norms on both sides of every body, and `more` behind them.
 pub(super) fn layer(shared: &Shared, attention: impl Into<BodySpec>, more: Option<BlockSpec>) -> LayerSpec {
     let norm = |path, gguf| shared.norm(path, gguf);
+    let [before, behind] =
+        [norm("pre_feedforward_layernorm", "ffn_norm"), norm("post_feedforward_layernorm", "post_ffw_norm")];
+    layer_with(shared, attention, sandwich(before, shared.gated("mlp"), behind), more)
+}
+
+/// The same with another feed-forward block.
+pub(super) fn layer_with(
+    shared: &Shared,
+    attention: impl Into<BodySpec>,
+    feed_forward: BlockSpec,
+    more: Option<BlockSpec>,
+) -> LayerSpec {
+    let norm = |path, gguf| shared.norm(path, gguf);
     let (before, behind) =
         (norm("input_layernorm", "attn_norm"), norm("post_attention_layernorm", "post_attention_norm"));
-    let around =
-        [norm("pre_feedforward_layernorm", "ffn_norm"), norm("post_feedforward_layernorm", "post_ffw_norm")];
-    let [before_gate, behind_gate] = around;
-    let mut blocks =
-        vec![sandwich(before, attention, behind), sandwich(before_gate, shared.gated("mlp"), behind_gate)];
+    let mut blocks = vec![sandwich(before, attention, behind), feed_forward];
     blocks.extend(more);
     LayerSpec::of(shared.hidden_size, blocks)
 }

@@ -1,13 +1,15 @@
-//! Gemma 4, its dense text models: Gemma 3 with wider heads and shared keys and values where attention is full, norms of
+//! Gemma 4, its text models: Gemma 3 with wider heads and shared keys and values where attention is full, norms of
 //! values, and a factor on every layer. In the small ones (E2B, E4B) the upper layers read the keys and values of lower
-//! ones, and every layer is given embeddings of its own. Defaults: `Gemma4TextConfig`, `Gemma4UnifiedTextConfig`.
+//! ones, and every layer is given embeddings of its own. Beside the dense block may be a mixture (`gemma4_moe`). Defaults:
+//! `Gemma4TextConfig`, `Gemma4UnifiedTextConfig`.
 
 use serde_json::json;
 use tune_kernels::rms_norm::NormWeight;
 
 use super::Declared;
 use super::gemma::{self, scaled};
-use super::gemma2::{layer, logits};
+use super::gemma2::{layer, layer_with, logits};
+use super::gemma4_moe;
 use super::layer_types::{by_kind, layer_types};
 use super::shared::{Defaults, Shared, plausible_count, plausible_size};
 use crate::adapter::projection::Role;
@@ -24,7 +26,7 @@ use crate::model::rotary::{RotarySpec, Rules};
 pub(super) const GEMMA4: Declared = Declared {
     model_type: "gemma4_text",
     architecture: "Gemma4ForCausalLM",
-    models: "Gemma 4 (E2B, E4B, 31B)",
+    models: "Gemma 4 (E2B, E4B, 31B, 26B-A4B)",
     read: |config| read(config, &GEMMA4, Absent { window: 512, positions: 131_072, by_layer: 256 }),
 };
 
@@ -71,6 +73,7 @@ fn read(config: &ConfigReader<'_>, family: &Declared, absent: Absent) -> Result<
     let bias = config.flag("attention_bias")?.unwrap_or(false);
     let sharing = Sharing::read(config, &slides)?;
     let per_layer = per_layer(config, &shared, absent.by_layer)?;
+    let experts = gemma4_moe::mixture(config, &shared)?;
     let value_norm = shared.norm("", "").kind.rms();
     let kind = |layer: usize| Kind {
         slides: slides[layer],
@@ -105,7 +108,12 @@ fn read(config: &ConfigReader<'_>, family: &Declared, absent: Absent) -> Result<
             gives: gives.then_some(usize::from(slides)),
             ..attention
         };
-        layer(&shared, attention.biased(bias, bias), part).times("layer_scalar")
+        let attention = attention.biased(bias, bias);
+        let spec = match &experts {
+            Some(experts) => layer_with(&shared, attention, gemma4_moe::block(&shared, experts), part),
+            None => layer(&shared, attention, part),
+        };
+        spec.times("layer_scalar")
     });
     let sliding = shared.rotary_rules();
     let full = Rules { theta: 1_000_000.0, head_dim: wide.dim, partial: Some(1.0), ..sliding };
@@ -130,8 +138,9 @@ fn read(config: &ConfigReader<'_>, family: &Declared, absent: Absent) -> Result<
         merges_beside_bytes: true,
         ..GgufSpec::of("gemma4", RotaryPairs::Halves)
     };
-    // Embeddings by layer and shared keys have no place in the file yet.
-    let gguf = Some(gguf).filter(|_| per_layer.is_none() && sharing.own == shared.layers);
+    // Embeddings by layer, shared keys and experts beside a dense block have no place in the file yet.
+    let is_plain = per_layer.is_none() && sharing.own == shared.layers && experts.is_none();
+    let gguf = Some(gguf).filter(|_| is_plain);
     Ok(DecoderSpec {
         logits,
         per_layer,
@@ -250,15 +259,10 @@ fn per_layer(
     }))
 }
 
-/// Refuses the members of the family with experts, or attention in both directions.
+/// Refuses attention in both directions.
 fn refuse_other_kinds(config: &ConfigReader<'_>) -> Result<(), Error> {
-    config.must_be("enable_moe_block", &[json!(false)])?;
     // What attention to the tokens of images is like, which text has none of.
     config.must_be("use_bidirectional_attention", &[json!(false), json!("vision")])?;
-    // Of what is refused above.
-    for key in ["num_experts", "top_k_experts", "moe_intermediate_size"] {
-        config.get(key);
-    }
     Ok(())
 }
 
@@ -363,10 +367,11 @@ mod tests {
             ("num_kv_shared_layers", json!(35)),
             ("num_kv_shared_layers", json!(40)),
             ("vocab_size_per_layer_input", json!(1000)),
-            ("enable_moe_block", json!(true)),
+            ("num_experts", json!(0)),
         ] {
             let mut config = e2b();
             config[key] = value;
+            config["enable_moe_block"] = json!(key == "num_experts");
             let error = decoder_spec(&config).unwrap_err().to_string();
             assert!(error.contains(key), "{key}: {error}");
         }

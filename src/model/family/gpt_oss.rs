@@ -63,6 +63,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         gate: constant("mlp.router.weight", vec![count, shared.hidden_size], false),
         bias: Some(constant("mlp.router.bias", vec![count], false)),
         experts: plain.experts.into_iter().map(|expert| of_expert(expert, mxfp4)).collect(),
+        alternates: true,
         ..plain
     };
     let layers = by_kind(&slides, |slides| {

@@ -13,6 +13,7 @@ mod gemma;
 mod gemma2;
 mod gemma3;
 mod gemma4;
+mod gemma4_moe;
 mod glm4;
 mod gpt_neox;
 mod gpt_oss;

@@ -62,5 +62,6 @@ fn sandwich(pre: NormSpec, body: impl Into<BodySpec>, post: NormSpec) -> BlockSp
     BlockSpec {
         branches: vec![BranchSpec { pre: Some(pre), body: body.into(), post: Some(post) }],
         scale: SCALE,
+        post: None,
     }
 }

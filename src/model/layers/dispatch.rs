@@ -1,6 +1,7 @@
 //! Which rows of a batch each expert computes: tokens sorted by expert, and the way back.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
@@ -11,7 +12,7 @@ use tune_kernels::row_sum::{RowLists, row_sum};
 #[derive(Clone, Debug)]
 pub(super) struct Dispatch {
     /// For each token its experts, as the router chose them.
-    pub(super) chosen: Vec<u32>,
+    pub(super) chosen: Arc<[u32]>,
     /// The experts that have rows, with these.
     pub(super) experts: Vec<(usize, Range<usize>)>,
     /// The token of each row.
@@ -26,9 +27,9 @@ pub(super) struct Dispatch {
 
 impl Dispatch {
     /// Of `used` experts for each token.
-    pub(super) fn new(chosen: Vec<u32>, used: usize, experts: usize) -> Self {
+    pub(super) fn new(chosen: Arc<[u32]>, used: usize, experts: usize) -> Self {
         let mut ends = vec![0; experts + 1];
-        for expert in &chosen {
+        for expert in &*chosen {
             ends[*expert as usize + 1] += 1;
         }
         for expert in 0..experts {
@@ -120,7 +121,7 @@ mod tests {
 
     #[test]
     fn rows_are_sorted_by_expert_and_find_their_tokens_again() {
-        let dispatch = Dispatch::new(vec![2, 0, 4, 2, 0, 4], 2, 5);
+        let dispatch = Dispatch::new([2, 0, 4, 2, 0, 4].into(), 2, 5);
         let experts: Vec<_> = dispatch.experts.iter().map(|(expert, rows)| (*expert, rows.clone())).collect();
         assert_eq!(experts, [(0, 0..2), (2, 2..4), (4, 4..6)]);
         let tensor = |values: &[f32], shape: [usize; 2]| {

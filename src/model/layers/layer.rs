@@ -1,9 +1,9 @@
 //! One decoder layer: its frozen weights, and its forward and backward pass, block by block.
 //!
-//! `y = x + scale · Σᵢ postᵢ(bodyᵢ(preᵢ(x)))`. Where nothing stands between a body and the residual, its last product adds
+//! `y = x + scale · post(Σᵢ postᵢ(bodyᵢ(preᵢ(x))))`. Where nothing stands between a body and the residual, its last product adds
 //! onto the residual itself.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
@@ -12,6 +12,7 @@ use tune_kernels::attention::DocumentOffsets;
 use super::adapted::{ProjectedTape, project, project_tape};
 use super::attention::{self, AttentionTape};
 use super::cache::LayerCache;
+use super::choice::{Balance, Choice};
 use super::delta_net::{self, DeltaNetTape};
 use super::gated::{self, GatedTape};
 use super::mixture::{self, MixtureTape};
@@ -23,7 +24,6 @@ use super::shared::Shared;
 use super::short_conv::{self, ShortConvTape};
 use super::{Adapted, FrozenProjection};
 use crate::adapter::projection::{LayerAdapters, LayerGradients, Slot};
-use crate::model::absent::{Absent, Failure};
 use crate::model::parts::{
     BlockSpec, BodySpec, BranchSpec, ConstantSpec, LayerSpec, NormSpec, ProjectionSpec,
 };
@@ -40,6 +40,8 @@ pub struct LayerInputs<B: KernelBackend> {
     pub shared: Shared<B>,
     /// The parts of the embeddings by layer, `[tokens, layers · width]`, of decoders that have them.
     pub parts: Option<Tensor<B, 2>>,
+    /// What mixtures are asked for the loss that spreads tokens over experts.
+    pub balance: Balance<B>,
 }
 
 impl<B: KernelBackend> LayerInputs<B> {
@@ -54,10 +56,8 @@ impl<B: KernelBackend> LayerInputs<B> {
 #[derive(Clone, Debug)]
 pub struct Layer<B: KernelBackend> {
     spec: Arc<LayerSpec>,
-    /// By slot. Those of experts may come when they are used.
-    projections: Vec<OnceLock<FrozenProjection<B>>>,
-    /// Where those come from.
-    absent: Option<Absent<B>>,
+    /// By slot.
+    projections: Vec<FrozenProjection<B>>,
     /// By place.
     norms: Vec<NormTensors<B>>,
     /// By place, as matrices.
@@ -67,13 +67,25 @@ pub struct Layer<B: KernelBackend> {
 /// What a forward pass saves for the backward pass of a layer. Norms and activations are computed again: they cost little
 /// beside the matrix products, and half the memory.
 #[derive(Clone, Debug)]
-pub struct LayerTape<B: KernelBackend>(Vec<BlockTape<B>>);
+pub struct LayerTape<B: KernelBackend> {
+    blocks: Vec<BlockTape<B>>,
+    choices: Vec<Choice<B>>,
+}
+
+impl<B: KernelBackend> LayerTape<B> {
+    /// What its mixtures chose.
+    pub fn choices(&self) -> &[Choice<B>] {
+        &self.choices
+    }
+}
 
 #[derive(Clone, Debug)]
 struct BlockTape<B: KernelBackend> {
     /// The block's input, `[tokens, hidden]`.
     x: Tensor<B, 2>,
     branches: Vec<BranchTape<B>>,
+    /// The sum of the branches, where a norm follows.
+    sum: Option<Tensor<B, 2>>,
 }
 
 #[derive(Clone, Debug)]
@@ -101,6 +113,10 @@ pub(super) struct Call<'a, B: KernelBackend> {
     adapters: &'a LayerAdapters<B>,
     pub(super) inputs: &'a LayerInputs<B>,
     pub(super) cache: Option<&'a mut LayerCache<B>>,
+    /// What its mixtures chose in an earlier pass over the same tokens.
+    known: std::vec::IntoIter<Choice<B>>,
+    /// What they chose in this one.
+    choices: Vec<Choice<B>>,
 }
 
 /// What is wanted of a body's output.
@@ -137,15 +153,30 @@ pub(super) struct Upstream<'a, B: KernelBackend> {
 }
 
 impl<'a, B: KernelBackend> Call<'a, B> {
+    fn new(
+        layer: &'a Layer<B>,
+        adapters: &'a LayerAdapters<B>,
+        inputs: &'a LayerInputs<B>,
+        known: Vec<Choice<B>>,
+    ) -> Self {
+        Self { layer, adapters, inputs, cache: None, known: known.into_iter(), choices: Vec::new() }
+    }
+
+    /// What the next mixture chose in an earlier pass, else what it chooses now.
+    pub(super) fn choice(&mut self, choose: impl FnOnce(&Balance<B>) -> Choice<B>) -> Choice<B> {
+        let choice = self.known.next().unwrap_or_else(|| choose(&self.inputs.balance));
+        self.choices.push(choice.clone());
+        choice
+    }
+
     /// A projection with its weight and adapter.
     pub(super) fn adapted(&self, spec: &ProjectionSpec) -> Adapted<'a, B> {
         let (layer, adapters) = (self.layer, self.adapters);
-        Adapted { projection: layer.brought(spec), adapter: adapters.get(spec.slot), slot: spec.slot }
-    }
-
-    /// Brings projections that come when they are used, side by side.
-    pub(super) fn bring(&self, specs: &[&ProjectionSpec]) {
-        self.layer.bring(specs);
+        Adapted {
+            projection: &layer.projections[spec.slot],
+            adapter: adapters.get(spec.slot),
+            slot: spec.slot,
+        }
     }
 
     /// A norm with its weight.
@@ -166,40 +197,11 @@ impl<B: KernelBackend> Layer<B> {
     /// Of the weights of its projections by slot, and of its norms and constants by place.
     pub(in crate::model) fn new(
         spec: Arc<LayerSpec>,
-        projections: Vec<OnceLock<FrozenProjection<B>>>,
+        projections: Vec<FrozenProjection<B>>,
         norms: Vec<NormTensors<B>>,
         constants: Vec<Tensor<B, 2>>,
     ) -> Self {
-        Self { spec, projections, absent: None, norms, constants }
-    }
-
-    /// The same, whose projections that are not there come when they are used.
-    #[must_use]
-    pub(in crate::model) fn bringing(self, absent: Absent<B>) -> Self {
-        Self { absent: Some(absent), ..self }
-    }
-
-    /// Brings some projections, as far as they are not there.
-    fn bring(&self, specs: &[&ProjectionSpec]) {
-        let Some(absent) = &self.absent else { return };
-        let is_absent = |spec: &&&ProjectionSpec| self.projections[spec.slot].get().is_none();
-        let wanted: Vec<_> = specs.iter().filter(is_absent).map(|spec| (spec.slot, spec.shape)).collect();
-        for ((slot, _), brought) in wanted.iter().zip(absent.bring(&wanted)) {
-            self.projections[*slot].get_or_init(|| brought);
-        }
-    }
-
-    /// A projection, once it is there.
-    fn brought(&self, spec: &ProjectionSpec) -> &FrozenProjection<B> {
-        self.bring(&[spec]);
-        self.projections[spec.slot]
-            .get()
-            .unwrap_or_else(|| unreachable!("all projections are there, or come"))
-    }
-
-    /// Where it is told that a projection did not come.
-    pub(in crate::model) fn failure(&self) -> Option<Failure> {
-        self.absent.as_ref().map(|absent| Arc::clone(&absent.failure))
+        Self { spec, projections, norms, constants }
     }
 
     /// What it is made of.
@@ -209,18 +211,16 @@ impl<B: KernelBackend> Layer<B> {
 
     /// The projection in `slot`, which is one of [`Self::spec`]'s.
     pub fn projection(&self, slot: Slot) -> &FrozenProjection<B> {
-        let spec = self.spec.projections().find(|projection| projection.slot == slot);
-        self.brought(spec.unwrap_or_else(|| unreachable!("a slot of this layer")))
+        &self.projections[slot]
     }
 
-    /// Bytes of its weights that are there.
+    /// Bytes of its weights.
     pub fn bytes(&self) -> u64 {
         let norms: usize = self.norms.iter().map(NormTensors::bytes).sum();
         let constants =
             self.constants.iter().map(|constant| constant.shape().num_elements() * constant.dtype().size());
         let small = norms + constants.sum::<usize>();
-        let projections = self.projections.iter().filter_map(OnceLock::get);
-        projections.map(FrozenProjection::bytes).sum::<u64>() + small as u64
+        self.projections.iter().map(FrozenProjection::bytes).sum::<u64>() + small as u64
     }
 
     /// `[tokens, hidden]` → `[tokens, hidden]`, with what a backward pass needs.
@@ -230,48 +230,65 @@ impl<B: KernelBackend> Layer<B> {
         adapters: &LayerAdapters<B>,
         inputs: &LayerInputs<B>,
     ) -> (Tensor<B, 2>, LayerTape<B>) {
-        let mut call = Call { layer: self, adapters, inputs, cache: None };
+        let mut call = Call::new(self, adapters, inputs, Vec::new());
         let mut tapes = Vec::with_capacity(self.spec.blocks().len());
         for block in self.spec.blocks() {
-            let (y, branches) = forward(block, &x, &mut call);
-            tapes.push(BlockTape { x: std::mem::replace(&mut x, y), branches });
+            let (y, tape) = forward(block, x, &mut call);
+            tapes.push(tape);
+            x = y;
         }
-        (self.scaled(x), LayerTape(tapes))
+        (self.scaled(x), LayerTape { blocks: tapes, choices: call.choices })
     }
 
     /// What a backward pass needs, in the bits of [`Self::forward_with_tape`]; stops before products whose results nothing
-    /// reads.
+    /// reads. `choices` are those of the forward pass that is run again.
     pub fn tape(
         &self,
         mut x: Tensor<B, 2>,
         adapters: &LayerAdapters<B>,
         inputs: &LayerInputs<B>,
+        choices: Vec<Choice<B>>,
     ) -> LayerTape<B> {
-        let mut call = Call { layer: self, adapters, inputs, cache: None };
+        let mut call = Call::new(self, adapters, inputs, choices);
         let mut tapes = Vec::with_capacity(self.spec.blocks().len());
-        let Some((last, before)) = self.spec.blocks().split_last() else { return LayerTape(tapes) };
+        let Some((last, before)) = self.spec.blocks().split_last() else {
+            return LayerTape { blocks: tapes, choices: Vec::new() };
+        };
         for block in before {
-            let (y, branches) = forward(block, &x, &mut call);
-            tapes.push(BlockTape { x: std::mem::replace(&mut x, y), branches });
+            let (y, tape) = forward(block, x, &mut call);
+            tapes.push(tape);
+            x = y;
         }
-        let branches = tape(last, &x, &mut call);
-        tapes.push(BlockTape { x, branches });
-        LayerTape(tapes)
+        tapes.push(tape(last, x, &mut call));
+        LayerTape { blocks: tapes, choices: call.choices }
     }
 
     /// `[tokens, hidden]` → `[tokens, hidden]`. With a cache the tokens continue the sequence in it.
     pub fn forward(
         &self,
-        mut x: Tensor<B, 2>,
+        x: Tensor<B, 2>,
         adapters: &LayerAdapters<B>,
         inputs: &LayerInputs<B>,
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 2> {
-        let mut call = Call { layer: self, adapters, inputs, cache };
+        self.run(x, Call { cache, ..Call::new(self, adapters, inputs, Vec::new()) }).0
+    }
+
+    /// [`Self::forward`], with what mixtures chose, for [`Self::tape`].
+    pub fn forward_with_choices(
+        &self,
+        x: Tensor<B, 2>,
+        adapters: &LayerAdapters<B>,
+        inputs: &LayerInputs<B>,
+    ) -> (Tensor<B, 2>, Vec<Choice<B>>) {
+        self.run(x, Call::new(self, adapters, inputs, Vec::new()))
+    }
+
+    fn run(&self, mut x: Tensor<B, 2>, mut call: Call<'_, B>) -> (Tensor<B, 2>, Vec<Choice<B>>) {
         for block in self.spec.blocks() {
-            x = forward(block, &x, &mut call).0;
+            x = forward(block, x, &mut call).0;
         }
-        self.scaled(x)
+        (self.scaled(x), call.choices)
     }
 
     /// Times the layer's factor, where it has one; so its gradient.
@@ -293,31 +310,32 @@ impl<B: KernelBackend> Layer<B> {
         wants_x: bool,
         gradients: &mut LayerGradients<B>,
     ) -> Option<Tensor<B, 2>> {
-        let call = Call { layer: self, adapters, inputs, cache: None };
+        let call = Call::new(self, adapters, inputs, Vec::new());
         dy = self.scaled(dy);
-        for (index, (block, tape)) in self.spec.blocks().iter().zip(tape.0).enumerate().rev() {
+        for (index, (block, tape)) in self.spec.blocks().iter().zip(tape.blocks).enumerate().rev() {
             dy = backward(block, tape, &call, dy, wants_x || index > 0, gradients)?;
         }
         Some(dy)
     }
 }
 
-/// A block's output, and the tapes of its branches.
+/// A block's output, and its tape.
 fn forward<B: KernelBackend>(
     block: &BlockSpec,
-    x: &Tensor<B, 2>,
+    x: Tensor<B, 2>,
     call: &mut Call<'_, B>,
-) -> (Tensor<B, 2>, Vec<BranchTape<B>>) {
+) -> (Tensor<B, 2>, BlockTape<B>) {
     let mut sum: Option<Tensor<B, 2>> = None;
     let mut tapes = Vec::with_capacity(block.branches.len());
     let is_scaled = block.scale != 1.0;
     for branch in &block.branches {
         let normed = match &branch.pre {
-            Some(norm) => call.norm(norm).forward(x, None),
+            Some(norm) => call.norm(norm).forward(&x, None),
             None => x.clone(),
         };
-        let residual = sum.as_ref().unwrap_or(x);
-        let onto = Some(residual).filter(|_| !is_scaled);
+        // A norm of the sum sees the branches alone.
+        let residual = sum.as_ref().or(Some(&x).filter(|_| block.post.is_none()));
+        let onto = residual.filter(|_| !is_scaled);
         let output = Output::Onto(onto.filter(|_| branch.post.is_none()));
         let (y, body) = body_forward(&branch.body, &normed, call, output);
         drop(normed);
@@ -326,18 +344,29 @@ fn forward<B: KernelBackend>(
             Some(norm) => (call.norm(norm).forward(&y, onto), Some(y)),
             None => (y, None),
         };
-        let y = if is_scaled { y * block.scale + residual.clone() } else { y };
+        let y = match residual.filter(|_| is_scaled) {
+            Some(residual) => y * block.scale + residual.clone(),
+            None => y,
+        };
         sum = Some(y);
         tapes.push(BranchTape { body, output });
     }
-    (sum.unwrap_or_else(|| x.clone()), tapes)
+    let sum = sum.unwrap_or_else(|| x.clone());
+    let (y, sum) = match &block.post {
+        Some(norm) => (call.norm(norm).forward(&sum, Some(&x)), Some(sum)),
+        None => (sum, None),
+    };
+    (y, BlockTape { x, branches: tapes, sum })
 }
 
-/// The tapes of a block's branches, where nothing reads its output.
-fn tape<B: KernelBackend>(block: &BlockSpec, x: &Tensor<B, 2>, call: &mut Call<'_, B>) -> Vec<BranchTape<B>> {
+/// The tape of a block, where nothing reads its output.
+fn tape<B: KernelBackend>(block: &BlockSpec, x: Tensor<B, 2>, call: &mut Call<'_, B>) -> BlockTape<B> {
+    if block.post.is_some() {
+        return forward(block, x, call).1;
+    }
     let of = |branch: &BranchSpec| {
         let normed = match &branch.pre {
-            Some(norm) => call.norm(norm).forward(x, None),
+            Some(norm) => call.norm(norm).forward(&x, None),
             None => x.clone(),
         };
         // The backward pass of a norm reads its input.
@@ -348,7 +377,8 @@ fn tape<B: KernelBackend>(block: &BlockSpec, x: &Tensor<B, 2>, call: &mut Call<'
         let (output, body) = body_forward(&branch.body, &normed, call, output);
         BranchTape { body, output }
     };
-    block.branches.iter().map(of).collect()
+    let branches = block.branches.iter().map(of).collect();
+    BlockTape { x, branches, sum: None }
 }
 
 /// dL/dx of a block, or `None` if it is not wanted.
@@ -360,8 +390,11 @@ fn backward<B: KernelBackend>(
     wants_x: bool,
     gradients: &mut LayerGradients<B>,
 ) -> Option<Tensor<B, 2>> {
-    let BlockTape { x, branches } = tape;
-    let scaled = (block.scale != 1.0).then(|| dy.clone() * block.scale);
+    let BlockTape { x, branches, sum } = tape;
+    let scaled = match (&block.post, sum) {
+        (Some(norm), Some(sum)) => Some(call.norm(norm).backward(&sum, dy.clone(), None)),
+        _ => (block.scale != 1.0).then(|| dy.clone() * block.scale),
+    };
     let above = scaled.as_ref().unwrap_or(&dy);
     let mut sum: Option<Tensor<B, 2>> = None;
     for (branch, tape) in block.branches.iter().zip(branches).rev() {

@@ -15,13 +15,15 @@ use tune_kernels::grouped_linear::{
     Group, GroupedBackward, grouped_linear, grouped_linear_backward, grouped_linear_down,
 };
 use tune_kernels::linear::{Down, FrozenWeight, Linear, LinearBackward, linear, linear_backward};
-use tune_kernels::router::{route, route_backward};
+use tune_kernels::router::route_backward;
 use tune_kernels::row_scale::{row_scale, row_scale_backward};
 
 use super::Adapted;
+use super::choice::Choice;
 use super::dispatch::Dispatch;
 use super::gated::{self, GatedTape};
 use super::layer::{Call, Output, Upstream};
+use super::mixture_inputs::{self, Given};
 use crate::adapter::projection::{LayerGradients, Slot};
 use crate::model::parts::{ConstantSpec, GatedSpec, MixtureSpec, ProjectionSpec, SharedExpertSpec};
 
@@ -57,17 +59,23 @@ struct SharedTape<B: KernelBackend> {
 pub(super) fn forward<B: KernelBackend>(
     spec: &MixtureSpec,
     x: &Tensor<B, 2>,
-    call: &Call<'_, B>,
+    call: &mut Call<'_, B>,
     output: Output<'_, B>,
 ) -> (Option<Tensor<B, 2>>, MixtureTape<B>) {
     let bias = spec.bias.as_ref().map(|bias| call.constant(bias).clone().reshape([spec.experts.len()]));
-    let logits = project(x, call.constant(&spec.gate), bias.as_ref());
-    let routes = route(&logits, None, spec.router);
-    let dispatch = Dispatch::new(routes.chosen, spec.router.used, spec.experts.len());
+    let given = Given::of(spec, x, call);
+    let logits = project(given.router(x), call.constant(&spec.gate), bias.as_ref());
+    let choice = call.choice(|balance| Choice::new(&logits, spec.router, balance));
+    let call = &*call;
+    let dispatch = Dispatch::new(choice.chosen, spec.router.used, spec.experts.len());
     let biases = Biases::of(spec, call);
-    let weights = dispatch.numbers_to_rows(routes.weights.clone());
+    let weights_of = match factors(spec, &dispatch, call) {
+        Some(factors) => choice.weights * factors,
+        None => choice.weights,
+    };
+    let weights = dispatch.numbers_to_rows(weights_of.clone());
     let inner_groups = groups(spec, &dispatch, call, inner);
-    let mut projected = grouped_linear(&dispatch.to_rows(x), &linears(&inner_groups));
+    let mut projected = grouped_linear(&dispatch.to_rows(given.experts(x)), &linears(&inner_groups));
     let (Some(up), Some(gate)) = (projected.outputs.pop(), projected.outputs.pop()) else {
         unreachable!("an expert has gate and up")
     };
@@ -85,7 +93,7 @@ pub(super) fn forward<B: KernelBackend>(
                 (sum, _) => sum,
             };
             let sum = match (sum, &biases) {
-                (Some(sum), Some(biases)) => Some(sum + biases.weighed(&dispatch, routes.weights, x.dtype())),
+                (Some(sum), Some(biases)) => Some(sum + biases.weighed(&dispatch, weights_of, x.dtype())),
                 (sum, _) => sum,
             };
             (sum, projected.down)
@@ -137,7 +145,8 @@ pub(super) fn backward<B: KernelBackend>(
     let (dactivated, dweights) = row_scale_backward(&activated, &weights, dscaled);
     drop(activated);
     let (dgate, dup) = gated_backward(activation(spec), gate, up, dactivated);
-    let rows = inner_adapted.then(|| dispatch.to_rows(x));
+    let given = Given::of(spec, x, call);
+    let rows = inner_adapted.then(|| dispatch.to_rows(given.experts(x)));
     let drows =
         experts_backward(&inner_groups, rows.as_ref(), &inner_down, &[dgate, dup], wants_x, gradients)?;
     let routed = dispatch.to_tokens(&drows);
@@ -147,8 +156,14 @@ pub(super) fn backward<B: KernelBackend>(
         Some(dbiases) => dweights + dbiases,
         None => dweights,
     };
+    let dweights = match factors(spec, &dispatch, call) {
+        Some(factors) => dweights * factors,
+        None => dweights,
+    };
     let dlogits = route_backward(&logits, &dispatch.chosen, spec.router, &dweights);
-    let routed = routed + project_backward(call.constant(&spec.gate), dlogits);
+    let dlogits = call.inputs.balance.add_to(dlogits, &logits);
+    let read = project_backward(call.constant(&spec.gate), dlogits);
+    let routed = mixture_inputs::backward(spec, x, call, routed, read);
     dx = Some(match dx {
         Some(shared) => shared + routed,
         None => routed,
@@ -226,9 +241,7 @@ struct Biases<B: KernelBackend> {
 impl<B: KernelBackend> Biases<B> {
     /// `None` where experts have none.
     fn of(spec: &MixtureSpec, call: &Call<'_, B>) -> Option<Self> {
-        // One without is not asked for: it may not be there.
-        let own = |expert: &GatedSpec| expert.down.bias.then(|| call.adapted(&expert.down));
-        let bias = |expert: &GatedSpec| own(expert)?.projection.bias.clone();
+        let bias = |expert: &GatedSpec| call.adapted(&expert.down).projection.bias.clone();
         let biases: Option<Vec<_>> = spec.experts.iter().map(bias).collect();
         Some(Self { columns: Tensor::stack(biases?, 1) })
     }
@@ -255,6 +268,18 @@ fn project_backward<B: KernelBackend>(weight: &Tensor<B, 2>, dy: Tensor<B, 2>) -
     dx
 }
 
+/// The factors of each token's experts, f32 `[tokens, used]`.
+fn factors<B: KernelBackend>(
+    spec: &MixtureSpec,
+    dispatch: &Dispatch,
+    call: &Call<'_, B>,
+) -> Option<Tensor<B, 2>> {
+    let (factors, tokens) =
+        (call.constant(spec.factors.as_ref()?), dispatch.chosen.len() / spec.router.used.max(1));
+    let row = factors.clone().cast(DType::F32).reshape([1, spec.experts.len()]);
+    Some(dispatch.numbers_of_experts(row.repeat_dim(0, tokens)))
+}
+
 fn activation(spec: &MixtureSpec) -> tune_kernels::gated::Activation {
     spec.experts.first().map_or(tune_kernels::gated::Activation::Silu, |expert| expert.activation)
 }
@@ -277,8 +302,6 @@ fn groups<'a, B: KernelBackend>(
     call: &Call<'a, B>,
     of: impl Fn(&GatedSpec) -> Vec<&ProjectionSpec>,
 ) -> Vec<ExpertRows<'a, B>> {
-    let chosen = dispatch.experts.iter().map(|(expert, _)| &spec.experts[*expert]);
-    call.bring(&chosen.flat_map(|expert| [inner(expert), outer(expert)].concat()).collect::<Vec<_>>());
     let group = |(expert, rows): &(usize, std::ops::Range<usize>)| {
         let projections = of(&spec.experts[*expert]);
         (rows.clone(), projections.into_iter().map(|projection| call.adapted(projection)).collect())

@@ -5,11 +5,13 @@
 pub mod adapted;
 pub mod attention;
 pub mod cache;
+pub mod choice;
 pub mod delta_net;
 mod dispatch;
 pub mod gated;
 pub mod layer;
 pub mod mixture;
+mod mixture_inputs;
 pub mod norm;
 mod output_gate;
 pub mod per_layer;

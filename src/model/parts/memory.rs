@@ -158,7 +158,9 @@ impl LayerSpec {
             let output = if branch.post.is_some() { hidden } else { 0 };
             output + branch.body.saved(load, self.width as u64)
         };
-        let block = |block: &BlockSpec| hidden + block.branches.iter().map(of).sum::<u64>();
+        // A norm of the sum sees it again.
+        let sum = |block: &BlockSpec| if block.post.is_some() { 2 * hidden } else { hidden };
+        let block = |block: &BlockSpec| sum(block) + block.branches.iter().map(of).sum::<u64>();
         self.blocks.iter().map(block).sum()
     }
 
@@ -169,7 +171,9 @@ impl LayerSpec {
         for block in &self.blocks {
             for branch in &block.branches {
                 // The gradient that comes from above, and the output of the norm.
-                let extra = u64::from(branch.post.is_some()) + u64::from(block.scale != 1.0);
+                let extra = u64::from(branch.post.is_some())
+                    + u64::from(block.scale != 1.0)
+                    + u64::from(block.post.is_some());
                 let around = (2 + extra) * hidden;
                 let activations = around + load.tokens * branch.body.workspace(load, self.width as u64);
                 let scratch = branch.body.scratch(load, self.width as u64).max(branch.body.states(load));

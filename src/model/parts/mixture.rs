@@ -8,10 +8,11 @@
 //! no projection: it is neither quantized nor adapted.
 
 use tune_kernels::memory;
+use tune_kernels::rms_norm::RmsNorm;
 use tune_kernels::router::Router;
 
 use super::memory::Load;
-use super::{ConstantSpec, GatedSpec, ProjectionSpec, TensorMut};
+use super::{ConstantSpec, GatedSpec, NormSpec, ProjectionSpec, TensorMut};
 
 /// A mixture of experts.
 #[derive(Clone, Debug, PartialEq)]
@@ -26,6 +27,23 @@ pub struct MixtureSpec {
     pub experts: Vec<GatedSpec>,
     /// An expert that every token passes.
     pub shared: Option<SharedExpertSpec>,
+    /// What experts and router are given, where the mixture is given the residual itself; else both are given its input.
+    pub inputs: Option<MixtureInputs>,
+    /// Multiplies the weight of each expert, `[experts]`.
+    pub factors: Option<ConstantSpec>,
+    /// Whether rows of gate and up take turns where a parameter holds both, of all experts.
+    pub alternates: bool,
+}
+
+/// What a mixture makes of the residual.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MixtureInputs {
+    /// For its experts.
+    pub experts: NormSpec,
+    /// The norm for its router, and the weight of that, `[hidden]`.
+    pub router: (RmsNorm, ConstantSpec),
+    /// Multiplies what the router is given.
+    pub factor: f32,
 }
 
 /// An expert that every token passes.
@@ -41,12 +59,6 @@ impl MixtureSpec {
     /// Width of gate and up of each expert.
     pub fn intermediate(&self) -> usize {
         self.experts.first().map_or(0, GatedSpec::intermediate)
-    }
-
-    /// So many tokens reach less than half of the experts; 0 where their biases are needed together.
-    pub fn few_tokens(&self) -> usize {
-        let has_biases = self.routed().any(|projection| projection.bias);
-        if has_biases { 0 } else { self.experts.len() / (2 * self.router.used.max(1)) }
     }
 
     /// The projections of the experts alone.
@@ -65,6 +77,10 @@ impl MixtureSpec {
     pub(super) fn tensors_mut(&mut self) -> Vec<TensorMut<'_>> {
         let mut tensors = vec![TensorMut::Constant(&mut self.gate)];
         tensors.extend(self.bias.as_mut().map(TensorMut::Constant));
+        if let Some(MixtureInputs { experts, router: (_, weight), .. }) = &mut self.inputs {
+            tensors.extend([TensorMut::Norm(experts), TensorMut::Constant(weight)]);
+        }
+        tensors.extend(self.factors.as_mut().map(TensorMut::Constant));
         if let Some(SharedExpertSpec { gated, gate }) = &mut self.shared {
             tensors.extend(gate.as_mut().map(TensorMut::Constant));
             tensors.extend(gated.tensors_mut());
@@ -111,7 +127,9 @@ impl MixtureSpec {
         let routed = (rows + activations + inputs + joined) * value;
         let shared =
             self.shared.as_ref().map_or(0, |shared| shared.gated.workspace(load, width) + 2 * width * value);
-        routed.max(shared) + width * value
+        // What experts and router are given, and the gradient of one.
+        let given = if self.inputs.is_some() { 3 * width * value } else { 0 };
+        routed.max(shared) + width * value + given
     }
 
     /// Bytes of a product's packed operand: the rows of one expert, which may be all.

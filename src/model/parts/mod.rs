@@ -3,7 +3,7 @@
 //! A layer is a list of residual blocks, a block a sum of branches:
 //!
 //! ```text
-//! y = x + scale · Σᵢ postᵢ(bodyᵢ(preᵢ(x)))        block after block
+//! y = x + scale · post(Σᵢ postᵢ(bodyᵢ(preᵢ(x))))        block after block
 //! ```
 //!
 //! Which norms exist says whether a block is pre-norm, post-norm or both. Each part states its tensors and the memory
@@ -27,7 +27,7 @@ pub use constant::ConstantSpec;
 pub use delta_net::DeltaNetSpec;
 pub use gated::{GatedInner, GatedSpec};
 pub use memory::{Load, WeightBytes, Workspace};
-pub use mixture::{MixtureSpec, SharedExpertSpec};
+pub use mixture::{MixtureInputs, MixtureSpec, SharedExpertSpec};
 pub use norm::{NormKind, NormSpec};
 pub use per_layer::{PerLayerInputSpec, PerLayerSpec};
 pub use plain::PlainSpec;
@@ -53,6 +53,8 @@ pub struct BlockSpec {
     pub branches: Vec<BranchSpec>,
     /// Factor on the sum before it joins the residual.
     pub scale: f32,
+    /// Norm of the sum of several branches.
+    pub post: Option<NormSpec>,
 }
 
 /// One term of a residual block.
@@ -155,24 +157,29 @@ impl From<PlainSpec> for BodySpec {
 
 /// A block of one branch, with a norm before it.
 pub fn pre(norm: NormSpec, body: impl Into<BodySpec>) -> BlockSpec {
-    BlockSpec { branches: vec![BranchSpec { pre: Some(norm), body: body.into(), post: None }], scale: 1.0 }
+    BlockSpec {
+        branches: vec![BranchSpec { pre: Some(norm), body: body.into(), post: None }],
+        scale: 1.0,
+        post: None,
+    }
 }
 
 /// A block of one branch, with a norm behind it.
 pub fn post(body: impl Into<BodySpec>, norm: NormSpec) -> BlockSpec {
-    BlockSpec { branches: vec![BranchSpec { pre: None, body: body.into(), post: Some(norm) }], scale: 1.0 }
+    let branch = BranchSpec { pre: None, body: body.into(), post: Some(norm) };
+    BlockSpec { branches: vec![branch], scale: 1.0, post: None }
 }
 
 /// A block of one branch, with norms on both sides.
 pub fn sandwich(before: NormSpec, body: impl Into<BodySpec>, behind: NormSpec) -> BlockSpec {
     let branch = BranchSpec { pre: Some(before), body: body.into(), post: Some(behind) };
-    BlockSpec { branches: vec![branch], scale: 1.0 }
+    BlockSpec { branches: vec![branch], scale: 1.0, post: None }
 }
 
 /// A block whose branches see its input side by side, each behind its own norm.
 pub fn parallel<const N: usize>(branches: [(NormSpec, BodySpec); N]) -> BlockSpec {
     let branch = |(norm, body)| BranchSpec { pre: Some(norm), body, post: None };
-    BlockSpec { branches: branches.map(branch).into(), scale: 1.0 }
+    BlockSpec { branches: branches.map(branch).into(), scale: 1.0, post: None }
 }
 
 impl LayerSpec {
@@ -355,6 +362,7 @@ impl BlockSpec {
             }
             tensors.extend(post.as_mut().map(TensorMut::Norm));
         }
+        tensors.extend(self.post.as_mut().map(TensorMut::Norm));
         tensors
     }
 }

@@ -112,7 +112,7 @@ fn typing_errors_get_a_suggestion() {
     reports(
         &["model.zzzzzzzz=1"],
         &[
-            "zzzzzzzz: unknown key `zzzzzzzz` in `[model]` | the keys of `[model]` are `base`, `revision`, `compute_dtype`, `ignore_config_keys`, `offload`, `resident_layers`",
+            "zzzzzzzz: unknown key `zzzzzzzz` in `[model]` | the keys of `[model]` are `base`, `revision`, `compute_dtype`, `ignore_config_keys`, `offload`, `resident_layers`, `embeddings`",
         ],
     );
     reports(

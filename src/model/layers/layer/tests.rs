@@ -24,7 +24,7 @@ fn spec() -> DecoderSpec {
 }
 
 fn decoder(spec: &DecoderSpec) -> Decoder<Flex> {
-    random::decoder(spec, None, FloatDtype::F32, &Device::<Flex>::default())
+    random::decoder(spec, None, FloatDtype::F32, &Device::<Flex>::default(), false)
 }
 
 fn inputs(decoder: &Decoder<Flex>) -> LayerInputs<Flex> {
@@ -54,7 +54,7 @@ struct Oracle<'a> {
 
 impl Oracle<'_> {
     fn product(&self, x: &[f64], spec: &ProjectionSpec) -> Vec<f64> {
-        let FrozenWeight::Dense(weight) = &self.layer.projection(spec.slot).weight else { panic!("dense") };
+        let FrozenWeight::Dense(weight) = &self.layer.projections[spec.slot].weight else { panic!("dense") };
         let weight = host(weight);
         let [out, width] = spec.shape;
         let dot = |row: &[f64], at: usize| -> f64 {
@@ -178,10 +178,10 @@ fn specs() -> Vec<LayerSpec> {
     };
     let [mut attention, mut gated] = <[BranchSpec; 2]>::try_from(branches(&layers[0])).unwrap();
     (attention.post, gated.pre) = (None, None);
-    let parallel = BlockSpec { branches: vec![attention.clone(), gated], scale: 1.0 };
+    let parallel = BlockSpec { branches: vec![attention.clone(), gated], scale: 1.0, post: None };
     let [_, mut gated] = <[BranchSpec; 2]>::try_from(branches(&layers[1])).unwrap();
     gated.post = None;
-    let plain = [attention, gated].map(|branch| BlockSpec { branches: vec![branch], scale: 1.0 });
+    let plain = [attention, gated].map(|branch| BlockSpec { branches: vec![branch], scale: 1.0, post: None });
     let width = layers[0].width();
     let own = layers.iter().map(|layer| (**layer).clone());
     own.chain([LayerSpec::of(width, [parallel]), LayerSpec::of(width, plain)]).collect()
@@ -247,6 +247,8 @@ fn a_backward_pass_is_the_slope_of_the_forward_pass() {
         };
         let still = adapters(None);
         let (y, tape) = layer.forward_with_tape(x.clone(), &still, &inputs);
+        let (again, choices) = layer.forward_with_choices(x.clone(), &still, &inputs);
+        assert_eq!(host(&y), host(&again));
         assert_eq!(host(&y), host(&layer.forward(x.clone(), &still, &inputs, None)));
         let mut gradients = LayerGradients::default();
         let dx = layer.backward(tape, &still, &inputs, dy.clone(), true, &mut gradients).unwrap();
@@ -265,7 +267,7 @@ fn a_backward_pass_is_the_slope_of_the_forward_pass() {
             }
         }
         // A tape without the last product serves the backward pass in the same bits, and so does one for no dx.
-        let tape = layer.tape(x.clone(), &still, &inputs);
+        let tape = layer.tape(x.clone(), &still, &inputs, choices);
         let mut again = LayerGradients::default();
         assert!(layer.backward(tape, &still, &inputs, dy.clone(), false, &mut again).is_none());
         for projection in layer.spec.projections() {
