@@ -217,6 +217,20 @@ fn a_copied_recipe_says_what_it_needs() {
 }
 
 #[test]
+fn what_is_missing_is_said_with_the_command_that_leads_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    assert!(tune(folder, &["cp", "quickstart", "my demo"]).status.success());
+    let beside = tune(folder, &["validate", "my demo/quickstart.toml"]);
+    assert_eq!(beside.status.code(), Some(2));
+    assert_eq!(printed(&error(&beside), "cd "), "cd 'my demo'");
+    let absent = ["validate", "quickstart.toml", "--set", "model.base=Qwen/Qwen3-0.6B"];
+    let absent = tune(&folder.join("my demo"), &absent);
+    assert_eq!(absent.status.code(), Some(2));
+    assert_eq!(printed(&error(&absent), "tune download"), "tune download Qwen/Qwen3-0.6B");
+}
+
+#[test]
 fn settings_that_are_rarely_meant_are_noted() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
