@@ -8,6 +8,7 @@ use tune_ranks::{Launched, Ranks};
 
 use super::environment::variable;
 use super::failure::Failure;
+use crate::assets::folder::digest;
 use crate::run;
 use crate::train::budget;
 use crate::train::event::{Event, Observer};
@@ -113,8 +114,15 @@ impl RanksArguments {
         let launched = launch.as_ref().map(|launch| &launch.launched);
         let ranks = Ranks::mpi(self.mpi_library.as_deref(), launched, self.silence.unwrap_or(SILENCE));
         let ranks = ranks.map_err(|error| run::Error::from(TeamError::from(error)))?;
-        Ok(Some(Team::of(ranks, launch.map_or(0, |launch| launch.local_rank))))
+        Ok(Some(Team::of(ranks, launch.map_or(0, |launch| launch.local_rank), build())))
     }
+}
+
+/// This program: its release, and the hash of its file, for programs of one release may compute differently.
+fn build() -> String {
+    let file = std::env::current_exe().ok().and_then(|program| digest(&program).ok());
+    let hash = file.map_or_else(|| "unreadable".to_owned(), |file| file.sha256.chars().take(16).collect());
+    format!("tune {} ({hash})", env!("CARGO_PKG_VERSION"))
 }
 
 /// Observes nothing, on all ranks but the first.

@@ -95,6 +95,7 @@ pub(super) fn way_out(failure: &run::Error) -> Option<String> {
         }
         run::Error::Changed { .. } => "restore the inputs, or train again with `tune run`",
         run::Error::Team(TeamError::Ranks(error)) => way_out_of_ranks(error)?,
+        run::Error::Team(TeamError::OtherBuild { .. }) => "start the same file of tune on every machine",
         run::Error::Team(TeamError::Drifted { .. }) => {
             "use the same processors or GPUs, with the same driver, on every machine"
         }
@@ -161,7 +162,7 @@ pub(super) fn exit(failure: &run::Error) -> Exit {
         run::Error::Team(
             TeamError::Ranks(Ranks::Silent(_) | Ranks::Call { .. }) | TeamError::Drifted { .. },
         ) => Exit::Resources,
-        run::Error::Team(TeamError::Ranks(_)) => Exit::Recipe,
+        run::Error::Team(TeamError::Ranks(_) | TeamError::OtherBuild { .. }) => Exit::Recipe,
         run::Error::Memory(_)
         | run::Error::Device(_)
         | run::Error::Piece(_)

@@ -216,7 +216,12 @@ impl Device {
     /// Memory that a run may plan with now, in bytes: a share of the free memory, plus what the process holds already
     /// if it is the same memory. `None` if the driver does not report it.
     pub fn memory_for_a_run(&self) -> Option<u64> {
-        let share = |free: u64| (free as f64 * SHARE) as u64;
+        self.memory_for_one_of(1)
+    }
+
+    /// The same for each of several processes that share the memory.
+    pub fn memory_for_one_of(&self, processes: u64) -> Option<u64> {
+        let share = |free: u64| (free as f64 * SHARE) as u64 / processes;
         match self.handle {
             Handle::Cpu => {
                 let program = process::resident_bytes().unwrap_or(0);

@@ -85,7 +85,8 @@ pub(super) fn batch(draft: &mut Draft) {
         "effective batch size",
         format!(
             "{micro} x {steps} = {} {packs} in an optimizer step, on one device; after a run on N devices, multiply \
-             `train.gradient_accumulation_steps` by N",
+             `train.gradient_accumulation_steps` by N. For several here set `train.lanes`, and start with \
+             `mpirun -n N tune run RECIPE --ranks mpi`",
             micro.saturating_mul(steps)
         ),
     );

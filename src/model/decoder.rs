@@ -18,7 +18,7 @@ use super::dtype::{FloatDtype, burn_dtype};
 use super::layers::choice::Balance;
 use super::layers::norm::{Norm, NormTensors};
 use super::layers::shared::Shared;
-use super::layers::{KeyValueCache, LayerInputs, Layers};
+use super::layers::{KeyValueCache, LayerInputs, Layers, Order};
 use super::per_layer::PerLayer;
 use super::rotations::Rotations;
 use super::table::{Table, integers};
@@ -265,7 +265,7 @@ impl<B: KernelBackend> Decoder<B> {
         let documents = DocumentOffsets::with_cache(&[0, ids.len() as u32], &[0, (past + ids.len()) as u32]);
         let inputs = self.inputs_of(ids, &x, &positions, documents)?;
         let none = LayerAdapters::none();
-        for step in self.layers.up() {
+        for step in self.layers.walk_with(Order::Up(0..self.layers.len()), ids.len()) {
             let (index, layer) = step?;
             let adapters = adapters.map_or(&none, |adapters| &adapters[index]);
             let cache = cache.as_mut().and_then(|cache| cache.layer(index));

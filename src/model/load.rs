@@ -25,6 +25,7 @@ use super::rotations::Rotations;
 use super::stored::{self, Squares, StoredLayer, StoredNorm, StoredProjection, StoredWeight};
 use super::table::{HostTable, Table};
 use super::tensors::{self, Checked};
+use crate::adapter::projection::Slot;
 use crate::assets::WeightFiles;
 use crate::quant;
 
@@ -113,6 +114,7 @@ pub fn load_as<B: KernelBackend>(
         Home::Host => Fetcher::memory(waiting, &shelf, device),
         Home::Disk => Fetcher::files(shelf, device)?,
     };
+    let fetcher = fetcher.by_use(spec);
     let bytes = spec.layers.iter().take(streamed).map(|layer| layer.weights(quantization, dtype).total());
     decoder.layers = Layers::streaming(fetcher, streaming.slots, streamed, bytes.sum(), resident);
     Ok(decoder)
@@ -129,7 +131,11 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    fn open(
+    /// Of the weights in a folder, which are checked and not read.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub(super) fn open(
         folder: &Path,
         spec: &DecoderSpec,
         quantization: Option<quant::spec::Spec>,
@@ -152,12 +158,23 @@ impl Shelf {
         self.spec.layers.iter().map(of).collect()
     }
 
-    /// Reads a layer.
+    /// Reads a layer, with or without its experts.
     ///
     /// # Errors
     /// A file that can no longer be read, a number that is not finite or does not fit the dtype.
-    pub(super) fn layer(&self, layer: usize) -> Result<StoredLayer, Error> {
-        self.reader(&mut |_| {}).layer(layer)
+    pub(super) fn layer(&self, layer: usize, with_experts: bool) -> Result<StoredLayer, Error> {
+        self.reader(&mut |_| {}).layer(layer, with_experts)
+    }
+
+    /// Reads the projection of a layer in `slot`.
+    ///
+    /// # Errors
+    /// As [`Self::layer`].
+    pub(super) fn projection(&self, layer: usize, slot: Slot) -> Result<StoredProjection, Error> {
+        let found = self.spec.layers[layer].projections().find(|projection| projection.slot == slot);
+        let projection =
+            found.ok_or_else(|| Error::LayerReader { message: format!("there is no slot {slot}") })?;
+        self.reader(&mut |_| {}).projection(&self.spec.path(layer, &projection.path), projection)
     }
 
     fn reader<'a>(&'a self, report: &'a mut dyn FnMut(&str)) -> Reader<'a> {
@@ -178,7 +195,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn layer(&mut self, layer: usize) -> Result<StoredLayer, Error> {
+    fn layer(&mut self, layer: usize, with_experts: bool) -> Result<StoredLayer, Error> {
         let spec = Arc::clone(&self.spec.layers[layer]);
         let (mut projections, mut norms, mut constants) = (Vec::new(), Vec::new(), Vec::new());
         for tensor in spec.tensors() {
@@ -187,9 +204,12 @@ impl Reader<'_> {
                     let path = self.spec.path(layer, norm.path);
                     norms.push(self.norm(&path, norm)?);
                 }
+                LayerTensor::Projection(projection) if projection.role.is_routed() && !with_experts => {
+                    projections.push(None);
+                }
                 LayerTensor::Projection(projection) => {
                     let module = self.spec.path(layer, &projection.path);
-                    projections.push(self.projection(&module, projection)?);
+                    projections.push(Some(self.projection(&module, projection)?));
                 }
                 LayerTensor::Constant(constant) => {
                     let name = self.spec.path(layer, constant.name);
@@ -358,7 +378,7 @@ impl<'a, B: KernelBackend> Loader<'a, B> {
 
     /// A layer in host memory.
     fn stored(&mut self, layer: usize) -> Result<StoredLayer, Error> {
-        self.read(|reader| reader.layer(layer))
+        self.read(|reader| reader.layer(layer, true))
     }
 
     /// A tensor in the compute dtype.

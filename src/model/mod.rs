@@ -1,5 +1,6 @@
 //! The decoder: what a checkpoint says it is, its weights, its forward pass.
 
+mod absent;
 mod config;
 pub mod decoder;
 pub mod decoder_spec;

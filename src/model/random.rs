@@ -128,7 +128,7 @@ impl<B: KernelBackend> Maker<'_, B> {
         for tensor in spec.tensors() {
             match tensor {
                 LayerTensor::Norm(norm) => norms.push(self.norm(norm)),
-                LayerTensor::Projection(projection) => projections.push(self.projection(projection)),
+                LayerTensor::Projection(projection) => projections.push(self.projection(projection).into()),
                 LayerTensor::Constant(constant) => {
                     let values = self.dense(constant.matrix(), 0.0, 0.5);
                     constants.push(values.cast(burn_dtype(constant.dtype(self.dtype))));

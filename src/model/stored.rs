@@ -19,8 +19,8 @@ use crate::quant;
 pub(super) struct StoredLayer {
     /// What it is made of.
     pub(super) spec: Arc<LayerSpec>,
-    /// By slot.
-    pub(super) projections: Vec<StoredProjection>,
+    /// By slot; `None` for those of experts that come when they are used.
+    pub(super) projections: Vec<Option<StoredProjection>>,
     /// By place.
     pub(super) norms: Vec<StoredNorm>,
     /// By place, each with its dtype.
@@ -52,6 +52,24 @@ pub(super) struct StoredProjection {
     pub(super) bias: Option<TensorData>,
 }
 
+impl StoredProjection {
+    /// Moves it to a device.
+    ///
+    /// # Errors
+    /// Parts of a 4-bit weight that do not fit each other.
+    pub(super) fn place<B: KernelBackend>(
+        self,
+        dtype: FloatDtype,
+        device: &B::Device,
+    ) -> Result<FrozenProjection<B>, Error> {
+        let weight = match self.weight {
+            StoredWeight::Dense(data) => FrozenWeight::Dense(dense(data, dtype, device)),
+            StoredWeight::FourBit(name, quantized) => packed(name, *quantized, device)?,
+        };
+        Ok(FrozenProjection::new(weight, self.bias.map(|bias| dense(bias, dtype, device))))
+    }
+}
+
 /// A weight, named where its parts may not fit each other.
 #[derive(Clone, Debug)]
 pub(super) enum StoredWeight {
@@ -63,6 +81,16 @@ pub(super) enum StoredWeight {
 pub(super) type Squares<B> = Vec<Arc<OnceLock<Tensor<B, 2>>>>;
 
 impl StoredLayer {
+    /// The same without the projections of its experts.
+    pub(super) fn without_experts(&self) -> Self {
+        let mut projections = vec![None; self.projections.len()];
+        for projection in self.spec.projections().filter(|projection| !projection.role.is_routed()) {
+            projections[projection.slot].clone_from(&self.projections[projection.slot]);
+        }
+        let Self { spec, norms, constants, .. } = self;
+        Self { spec: Arc::clone(spec), projections, norms: norms.clone(), constants: constants.clone() }
+    }
+
     /// Moves it to a device.
     ///
     /// # Errors
@@ -75,17 +103,13 @@ impl StoredLayer {
     ) -> Result<Layer<B>, Error> {
         let constants = self.constants.into_iter().map(|(data, dtype)| dense(data, dtype, device)).collect();
         let norms = self.norms.into_iter().map(|norm| norm.place(dtype, device)).collect();
-        let place = |(slot, stored): (usize, StoredProjection)| {
-            let weight = match stored.weight {
-                StoredWeight::Dense(data) => FrozenWeight::Dense(dense(data, dtype, device)),
-                StoredWeight::FourBit(name, quantized) => packed(name, *quantized, device)?,
-            };
-            let bias = stored.bias.map(|bias| dense(bias, dtype, device));
-            let projection = FrozenProjection::new(weight, bias);
-            Ok(match squares.and_then(|squares| squares.get(slot)) {
+        let place = |(slot, stored): (usize, Option<StoredProjection>)| {
+            let Some(stored) = stored else { return Ok(OnceLock::new()) };
+            let projection = stored.place(dtype, device)?;
+            Ok(OnceLock::from(match squares.and_then(|squares| squares.get(slot)) {
                 Some(squares) => projection.with_squares(Arc::clone(squares)),
                 None => projection,
-            })
+            }))
         };
         let projections = self.projections.into_iter().enumerate().map(place);
         Ok(Layer::new(self.spec, projections.collect::<Result<_, Error>>()?, norms, constants))

@@ -117,8 +117,38 @@ pub(super) const NOTES: &[(&[&str], &str)] = &[
     ),
     (&["push_to_hub", "hub_model_id", "hub_token", "hf_token", "token"], "nothing is uploaded; leave it out"),
     (
-        &["deepspeed", "fsdp", "fsdp_config", "num_processes", "ddp_find_unused_parameters"],
-        "a run has one device; leave it out",
+        &[
+            "deepspeed",
+            "deepspeed_config",
+            "fsdp",
+            "fsdp_config",
+            "fsdp_version",
+            "fsdp_final_state_dict_type",
+        ],
+        "nothing is sharded: each GPU has all layers, or fetches them with `offload` under `[model]`; several GPUs share \
+         `train.lanes`, started with `mpirun -n N tune run RECIPE --ranks mpi`",
+    ),
+    (
+        &[
+            "num_processes",
+            "num_machines",
+            "num_gpus",
+            "distributed_type",
+            "world_size",
+            "nproc_per_node",
+            "nnodes",
+            "ddp",
+            "ddp_backend",
+            "ddp_find_unused_parameters",
+            "ddp_broadcast_buffers",
+            "ddp_bucket_cap_mb",
+        ],
+        "several GPUs share `train.lanes`, started with `mpirun -n N tune run RECIPE --ranks mpi`",
+    ),
+    (
+        &["ddp_timeout"],
+        "several GPUs share `train.lanes`, started with `mpirun -n N tune run RECIPE --ranks mpi --silence 10m`, which waits \
+         so long for the other ranks",
     ),
     (
         &["load_best_model_at_end", "metric_for_best_model", "early_stopping_patience"],

@@ -12,7 +12,7 @@ use crate::record::Machine;
 use crate::train::lanes::Lanes;
 use crate::train::spec::Spec;
 use crate::train::state::{Origin, Saved};
-use crate::train::team::Team;
+use crate::train::team::{Neighbours, Team};
 
 /// The recipe's lanes, dealt out to the team.
 ///
@@ -44,6 +44,18 @@ pub(super) fn device(team: &Team, spec: DeviceSpec) -> Result<Device, Unavailabl
         }
         _ => Device::choose(spec),
     }
+}
+
+/// With whom this rank shares memory.
+///
+/// # Errors
+/// Another rank fails.
+pub(super) fn neighbours(team: &Team, device: &Device) -> Result<Neighbours, Error> {
+    // A launcher may show each rank its own GPU alone, under the same number.
+    let is_own = device.has_own_memory() && Device::cuda_devices().len() < 2;
+    let name =
+        if is_own { format!("{} of rank {}", device.id(), team.rank()) } else { device.id().to_string() };
+    Ok(team.neighbours(&name)?)
 }
 
 /// Compares what all ranks run.
@@ -79,12 +91,8 @@ pub(super) fn require_same(
     let mut differences: Vec<String> =
         recipe::differences(&all[0].recipe, &other.recipe).iter().map(ToString::to_string).collect();
     differences.extend(inputs::differences(&all[0].inputs, &other.inputs, &datasets));
-    for (what, first, other) in
-        [("it computes", &all[0].compute, &other.compute), ("it is tune", &all[0].release, &other.release)]
-    {
-        if first != other {
-            differences.push(format!("{what} {other}, rank 0 {first}"));
-        }
+    if all[0].compute != other.compute {
+        differences.push(format!("it computes {}, rank 0 {}", other.compute, all[0].compute));
     }
     let list: String = differences.iter().map(|difference| format!("\n  - {difference}")).collect();
     Err(Error::Choice(format!("rank {rank} does not run what rank 0 runs:{list}")))

@@ -156,7 +156,7 @@ pub fn fine_tune_together(
             Err(error)
         }
     };
-    let result = match file {
+    let result = match team.meet().map_err(Error::from).and(file) {
         Ok(file) => recorded(team, file, environment, options, None, &together, observer),
         Err(error) => together(Err(error)),
     };
@@ -208,7 +208,6 @@ fn train(
 ) -> Result<Outcome, Error> {
     let began = Instant::now();
     let mut opened = open(file, environment)?;
-    opened.ranks = team.size();
     let recipe = &opened.recipe;
     let lanes = agreement::lanes(team, &recipe.train)?;
     if recipe.train.local_steps.is_some()
@@ -226,7 +225,8 @@ fn train(
         observer.observe(&Event::Warning(note.clone()));
     }
     let dtype = opened.compute_dtype(&device)?;
-    let quarter = || process::available_bytes().unwrap_or(0) / (4 * team.size() as u64);
+    opened.ranks = agreement::neighbours(team, &device)?;
+    let quarter = || process::available_bytes().unwrap_or(0) / (4 * opened.ranks.on_machine);
     opened.corpus.keep_tokens(options.token_budget.unwrap_or_else(quarter));
     let mut extent = None;
     if options.fit && !team.is_alone() {
@@ -287,6 +287,8 @@ fn train(
         Err(_) if opened.corpus.forget_tokens() => planned()?,
         planned => planned?,
     };
+    // All have seen what memory is free before any takes of it.
+    team.gather(&[])?;
     let (opened, inputs) = (&opened, &inputs);
     let packed = match &plan.streaming {
         Some(Streaming { home: Home::Disk, .. }) if packed::is_needed(opened)? => {

@@ -23,6 +23,7 @@ use crate::model::kept::Unmatched;
 use crate::model::{self, DecoderSpec};
 use crate::quant;
 use crate::recipe::{Recipe, RecipeFile};
+use crate::train::team::Neighbours;
 
 /// A recipe with everything it names.
 pub struct Opened {
@@ -50,8 +51,8 @@ pub struct Opened {
     pub template: Option<Arc<ChatTemplate>>,
     /// The examples.
     pub corpus: Corpus,
-    /// How many ranks train together.
-    pub ranks: usize,
+    /// The ranks that train together.
+    pub ranks: Neighbours,
 }
 
 /// What of the model folder could be opened.
@@ -99,7 +100,7 @@ pub fn open(mut file: RecipeFile, environment: &Environment<'_>) -> Result<Opene
             tokenizer: text.tokenizer,
             template: text.template,
             corpus,
-            ranks: 1,
+            ranks: Neighbours::NONE,
         }),
         _ => Err(Error::Unopened),
     }

@@ -16,9 +16,10 @@ use crate::train::placement::{self, Placement, Streaming};
 use crate::train::process;
 use crate::units::{Bytes, Grouped};
 
-/// The memory limit of the run: the recipe's budget, else the device's free memory.
+/// The memory limit of the run: the recipe's budget, else the device's free memory, or this rank's part of it.
 fn budget(opened: &Opened, device: &Device) -> u64 {
-    opened.recipe.train.memory_budget.or_else(|| device.memory_for_a_run()).unwrap_or(u64::MAX)
+    let free = || device.memory_for_one_of(opened.ranks.on_device);
+    opened.recipe.train.memory_budget.or_else(free).unwrap_or(u64::MAX)
 }
 
 pub(super) fn workload<'a>(
@@ -66,6 +67,12 @@ pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: 
     };
     let placed = placement::with_embeddings(&workload, model.embeddings, placed);
     placed.map_err(|mut error| {
+        if opened.ranks.on_device > 1 && train.memory_budget.is_none() {
+            error.ways.push(format!(
+                "start fewer than the {} ranks that share this memory",
+                opened.ranks.on_device
+            ));
+        }
         if model.offload == Offload::None {
             error.ways.push("set `model.offload = \"auto\"`".to_owned());
         }
@@ -128,7 +135,8 @@ fn streamed(
 /// # Errors
 /// The host has no room for the layers that wait in its memory.
 fn require_host(opened: &Opened, plan: Plan) -> Result<Plan, DoesNotFit> {
-    let free = || process::available_bytes().map(|free| (free as f64 * SHARE) as u64);
+    let free =
+        || process::available_bytes().map(|free| (free as f64 * SHARE) as u64 / opened.ranks.on_machine);
     let budget = opened.recipe.train.host_memory_budget.or_else(free).unwrap_or(u64::MAX);
     let needed = plan.streaming.as_ref().map_or(0, Streaming::host_bytes);
     if needed <= budget {
@@ -165,7 +173,7 @@ fn plan_within(
 fn beside(opened: &Opened, workload: &Workload<'_>) -> Vec<Term> {
     let adapters = 4 * workload.targets.iter().map(Target::parameters).sum::<u64>();
     let trained = adapters + 4 * workload.saved_modules.iter().map(SavedModule::parameters).sum::<u64>();
-    let ranks = opened.ranks;
+    let ranks = opened.ranks.ranks;
     let has_reference = opened.recipe.objective.needs_reference() && opened.start.is_some();
     let held = Tree::<()>::held(opened.recipe.train.lanes / ranks) as u64;
     let is_local = opened.recipe.train.local_steps.is_some();

@@ -120,7 +120,7 @@ pub fn forward_backward<B: KernelBackend>(
     let adapters_of = |layer: usize| adapters.layer(layer, Some(pass.dropout));
 
     let mut tapes = Vec::with_capacity(layers - lowest);
-    for step in decoder.layers().up() {
+    for step in decoder.layers().walk_with(Order::Up(0..layers), batch.tokens()) {
         let (index, layer) = step?;
         let adapters = adapters_of(index);
         if index >= lowest && index + pass.keep >= layers {
@@ -147,7 +147,7 @@ pub fn forward_backward<B: KernelBackend>(
         inputs.balance = slopes;
     }
     drop(hidden);
-    for step in decoder.layers().walk(Order::Down(lowest..layers)) {
+    for step in decoder.layers().walk_with(Order::Down(lowest..layers), batch.tokens()) {
         let (index, layer) = step?;
         let (Some(tape), Some(dy)) = (tapes.pop(), upstream.take()) else { break };
         let adapters = adapters_of(index);
@@ -203,7 +203,7 @@ fn last_hidden<B: KernelBackend>(
 ) -> Result<Tensor<B, 2>, FitError> {
     let mut hidden = decoder.embed(&batch.input_ids)?;
     let inputs = layer_inputs(decoder, batch, &hidden)?;
-    for step in decoder.layers().up() {
+    for step in decoder.layers().walk_with(Order::Up(0..decoder.layers().len()), batch.tokens()) {
         let (index, layer) = step?;
         hidden = layer.forward(hidden, &adapters.layer(index, None), &inputs, None);
     }

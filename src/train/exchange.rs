@@ -1,7 +1,9 @@
 //! The gradient of a step whose micro-batches several ranks share: what each sends, and how all of it becomes one
 //! gradient, the same on every rank.
 //!
-//! A rank that has no gradient of a parameter sends −0, the one number that changes no sum.
+//! A rank that has no gradient of a parameter sends −0, the one number that changes no sum. A GPU's numbers pass through the
+//! host; a carrier between GPUs (NCCL) would replace what [`Fit::sum`] does behind the messages: slices to their ranks, a sum
+//! in the order of the tree, and the sums back.
 
 use burn_tensor::{DType, Tensor, TensorData};
 use tune_kernels::KernelBackend;

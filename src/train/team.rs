@@ -36,6 +36,16 @@ pub enum TeamError {
         /// The first rank that differs.
         rank: usize,
     },
+    /// The ranks are not the same program.
+    #[error("rank {rank} is {other}, rank 0 {first}")]
+    OtherBuild {
+        /// The first rank that differs.
+        rank: usize,
+        /// What it says it is.
+        other: String,
+        /// What rank 0 says.
+        first: String,
+    },
     /// The ranks cannot start, or the exchange failed.
     #[error(transparent)]
     Ranks(#[from] tune_ranks::Error),
@@ -46,6 +56,8 @@ pub struct Team {
     ranks: Ranks,
     /// The number of this process among those of its machine.
     local_rank: usize,
+    /// This program, its release and its bytes.
+    build: String,
     /// The exchange is over: a rank gave up, or does not answer.
     is_over: Cell<bool>,
     /// The first rank gave up itself, and reports why.
@@ -55,12 +67,25 @@ pub struct Team {
 impl Team {
     /// A process by itself.
     pub fn alone() -> Self {
-        Self::of(Ranks::one(), 0)
+        Self::of(Ranks::one(), 0, String::new())
     }
 
-    /// The team of `ranks`.
-    pub fn of(ranks: Ranks, local_rank: usize) -> Self {
-        Self { ranks, local_rank, is_over: Cell::new(false), first_gave_up: Cell::new(false) }
+    /// The team of `ranks`. `build` tells programs apart; `local_rank` is the number of this process on its machine.
+    pub fn of(ranks: Ranks, local_rank: usize, build: String) -> Self {
+        Self { ranks, local_rank, build, is_over: Cell::new(false), first_gave_up: Cell::new(false) }
+    }
+
+    /// Makes sure that all ranks are the same program, before anything else is exchanged: another release may exchange
+    /// something else. The form of this message, bare text, is that of every release.
+    ///
+    /// # Errors
+    /// [`TeamError::OtherBuild`], on every rank.
+    pub fn meet(&self) -> Result<(), TeamError> {
+        let builds = self.checked(self.ranks.gather(self.build.as_bytes()))?;
+        let Some(error) = other_build(&builds) else { return Ok(()) };
+        self.is_over.set(true);
+        self.first_gave_up.set(true);
+        Err(error)
     }
 
     /// The number of this process, from 0.
@@ -91,6 +116,15 @@ impl Team {
     /// The number of this process among those of its machine.
     pub fn local_rank(&self) -> usize {
         self.local_rank
+    }
+
+    /// With how many ranks this one, which computes on `device`, shares memory.
+    ///
+    /// # Errors
+    /// [`TeamError`]: a rank gave up, or does not answer.
+    pub fn neighbours(&self, device: &str) -> Result<Neighbours, TeamError> {
+        let places = self.gather([self.ranks.machine().as_str(), device].join("\n").as_bytes())?;
+        Ok(Neighbours::of(&places, self.rank()))
     }
 
     /// The MPI that connects the ranks, in its own words.
@@ -168,6 +202,44 @@ impl Team {
     }
 }
 
+/// How many ranks there are, and how many of them share memory with one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Neighbours {
+    /// All ranks.
+    pub ranks: usize,
+    /// Those of its machine, itself among them.
+    pub on_machine: u64,
+    /// Those of its device, itself among them.
+    pub on_device: u64,
+}
+
+impl Neighbours {
+    /// Of a process by itself.
+    pub const NONE: Self = Self { ranks: 1, on_machine: 1, on_device: 1 };
+
+    /// Of `rank` among all; the place of each is its machine and its device, in two lines.
+    fn of(places: &[Vec<u8>], rank: usize) -> Self {
+        fn machine(place: &[u8]) -> Option<&[u8]> {
+            place.split(|byte| *byte == b'\n').next()
+        }
+        let own = &places[rank];
+        let count =
+            |is_near: &dyn Fn(&Vec<u8>) -> bool| places.iter().filter(|place| is_near(place)).count() as u64;
+        Self {
+            ranks: places.len(),
+            on_machine: count(&|place| machine(place) == machine(own)),
+            on_device: count(&|place| place == own),
+        }
+    }
+}
+
+fn other_build(builds: &[Vec<u8>]) -> Option<TeamError> {
+    let (first, rest) = builds.split_first()?;
+    let at = rest.iter().position(|build| build != first)?;
+    let text = |build: &[u8]| String::from_utf8_lossy(build).into_owned();
+    Some(TeamError::OtherBuild { rank: at + 1, other: text(&rest[at]), first: text(first) })
+}
+
 /// Numbers as bytes of a message.
 pub(super) fn to_bytes(numbers: &[f32]) -> Vec<u8> {
     numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
@@ -189,6 +261,29 @@ mod tests {
         team.give_up("no more", 3);
         assert!(team.is_over.get());
         team.close();
+    }
+
+    #[test]
+    fn another_build_is_named_with_what_it_says_of_itself() {
+        let found = |builds: &[&str]| {
+            other_build(&builds.iter().map(|build| build.as_bytes().to_vec()).collect::<Vec<_>>())
+        };
+        assert_eq!(found(&["tune 1 (a)"; 3]), None);
+        let error = found(&["tune 1 (a)", "tune 1 (a)", "tune 2 (b)", ""]).unwrap();
+        assert_eq!(error.to_string(), "rank 2 is tune 2 (b), rank 0 tune 1 (a)");
+    }
+
+    #[test]
+    fn ranks_share_memory_with_those_of_their_machine_and_device() {
+        let of = |places: &[&str]| -> Vec<(u64, u64)> {
+            let places: Vec<Vec<u8>> = places.iter().map(|place| place.as_bytes().to_vec()).collect();
+            let found = (0..places.len()).map(|rank| Neighbours::of(&places, rank));
+            found.map(|found| (found.on_machine, found.on_device)).collect()
+        };
+        assert_eq!(Team::alone().neighbours("cpu"), Ok(Neighbours::NONE));
+        assert_eq!(of(&["one\ncpu", "one\ncpu", "two\ncpu"]), [(2, 2), (2, 2), (1, 1)]);
+        let cards = ["one\ncuda:0", "one\ncuda:1", "two\ncuda:0", "two\ncuda:0"];
+        assert_eq!(of(&cards), [(2, 1), (2, 1), (2, 2), (2, 2)]);
     }
 
     #[test]

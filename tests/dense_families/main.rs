@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
+mod by_use;
 mod experts;
 mod folders;
 mod forward;

@@ -14,7 +14,7 @@ const HUGE: [u8; 2] = 0x477F_u16.to_le_bytes();
 
 /// A recipe one of whose rows, and no other, makes its step diverge: token 511 fills the residual stream to the brim,
 /// and what the first layer adds runs over.
-fn poisoned(settings: &str) -> Bench {
+pub(crate) fn poisoned(settings: &str) -> Bench {
     let mut bench = Bench::in_memory();
     bench.compute_dtype = "f16";
     let weights = bench.own_base().join("model.safetensors");

@@ -12,11 +12,11 @@ use tune::train::event::Event;
 use crate::common::{Bench, GO_ON, Silent, Watch, ended, rows};
 
 /// A file system of its own, which goes when it is dropped.
-struct Mount<'a>(&'a Path);
+pub(crate) struct Mount<'a>(&'a Path);
 
 impl<'a> Mount<'a> {
     /// `None` where this process may not mount.
-    fn tmpfs(at: &'a Path, options: &str) -> Option<Self> {
+    pub(crate) fn tmpfs(at: &'a Path, options: &str) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(at).output();
         mounted.is_ok_and(|output| output.status.success()).then_some(Self(at))
@@ -30,7 +30,7 @@ impl Drop for Mount<'_> {
 }
 
 /// Tells that a test could not be made here, where whoever reads the log sees it.
-fn skipped(why: &str) {
+pub(crate) fn skipped(why: &str) {
     _ = writeln!(std::io::stderr(), "skipped: {why}");
 }
 
@@ -112,7 +112,7 @@ fn an_output_folder_that_is_a_file_is_named() {
 }
 
 /// A recipe over more rows than stay in memory, so that training reads the file again and again.
-fn with_many_rows() -> Bench {
+pub(crate) fn with_many_rows() -> Bench {
     let mut bench = Bench::new();
     let mut file = File::create(bench.rows()).unwrap();
     // Spaces make a row long on disk and leave it short in tokens.

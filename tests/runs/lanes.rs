@@ -76,6 +76,11 @@ fn workers_learn_and_are_the_same_stopped_and_resumed() {
     let losses: Vec<f64> =
         bench.metrics("whole").iter().filter_map(|line| line["eval_loss"].as_f64()).collect();
     assert!(losses.last() < losses.first(), "{losses:?}");
+    let lines = std::fs::read_to_string(bench.run_dir("whole").join("metrics.jsonl")).unwrap();
+    assert!(
+        !lines.contains("\"tokens_per_second\":0.0"),
+        "each step of a round has its share of the time: {lines}"
+    );
     bench.stop_after("stopped", 4);
     bench.resume("stopped");
     bench.assert_same("whole", "stopped");

@@ -42,6 +42,13 @@ impl Link {
     }
 }
 
+/// Bytes that the first namespace sent over the link.
+fn sent() -> u64 {
+    let counter = "/sys/class/net/tune-a/statistics/tx_bytes";
+    let read = Command::new("ip").args(["netns", "exec", "tune0", "cat", counter]).output().unwrap();
+    String::from_utf8(read.stdout).unwrap().trim().parse().unwrap()
+}
+
 impl Drop for Link {
     fn drop(&mut self) {
         for name in ["tune0", "tune1"] {
@@ -80,6 +87,17 @@ fn a_slow_link_changes_no_byte_and_a_cut_one_ends_every_rank() {
     let (code, error) = ended(across(&mpi, &agent, &mpi.command(&bench, "apart", 2, &[])).output().unwrap());
     assert_eq!(code, 0, "{error}");
     bench.assert_same("whole", "apart");
+    // Half of the gradient goes to the other rank, and half of the sum.
+    let steps = bench.metrics("apart").last().unwrap()["step"].as_u64().unwrap();
+    let adapter = bench.adapter("apart");
+    let header = u64::from_le_bytes(adapter[..8].try_into().unwrap());
+    let expected = steps * (adapter.len() as u64 - 8 - header);
+    let sent = sent();
+    println!("{sent} bytes were sent for {steps} steps, {expected} by arithmetic");
+    assert!(
+        (expected..expected * 5 / 4 + (1 << 20)).contains(&sent),
+        "{sent} bytes, {expected} by arithmetic"
+    );
 
     let run = mpi.command(&bench, "cut", 2, &["--silence", "3s"]);
     // A file: what the launcher started on the other machine outlives it, and would hold a pipe open.

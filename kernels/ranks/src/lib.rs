@@ -39,6 +39,8 @@ pub struct Ranks {
     carrier: Carrier,
 }
 
+/// What moves the bytes. Another carrier is another variant, with the same three operations: `all_gather`, `all_to_all` and
+/// `broadcast`; all of it has to end by a deadline.
 enum Carrier {
     One,
     #[cfg(all(unix, target_pointer_width = "64"))]
@@ -93,6 +95,15 @@ impl Ranks {
             Carrier::One => None,
             #[cfg(all(unix, target_pointer_width = "64"))]
             Carrier::Mpi(mpi) => Some(mpi.library()),
+        }
+    }
+
+    /// The name of the machine that this process is on; empty for a process by itself.
+    pub fn machine(&self) -> String {
+        match &self.carrier {
+            Carrier::One => String::new(),
+            #[cfg(all(unix, target_pointer_width = "64"))]
+            Carrier::Mpi(mpi) => mpi.machine(),
         }
     }
 

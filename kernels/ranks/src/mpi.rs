@@ -20,8 +20,8 @@ use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 
 use super::{Error, Launched};
 
-/// Room for the library's description of itself: `MPI_MAX_LIBRARY_VERSION_STRING` is at most 8192.
-const DESCRIPTION: usize = 1 << 14;
+/// Room for a text that MPI writes: `MPI_MAX_LIBRARY_VERSION_STRING`, the largest, is at most 8192.
+const TEXT: usize = 1 << 14;
 /// Polls without a pause before the first pause.
 const EAGER: u32 = 2000;
 /// Longest pause between two polls.
@@ -33,6 +33,7 @@ type Gather =
     unsafe extern "C" fn(*const c_void, c_int, Handle, *mut c_void, c_int, Handle, Handle, *mut u64) -> c_int;
 type Broadcast = unsafe extern "C" fn(*mut c_void, c_int, Handle, c_int, Handle, *mut u64) -> c_int;
 type Asked = unsafe extern "C" fn(Handle, *mut c_int) -> c_int;
+type Named = unsafe extern "C" fn(*mut c_char, *mut c_int) -> c_int;
 
 /// The functions of a library.
 struct Calls {
@@ -44,7 +45,8 @@ struct Calls {
     all_gather: Gather,
     broadcast: Broadcast,
     test: unsafe extern "C" fn(*mut u64, *mut c_int, *mut c_void) -> c_int,
-    description: unsafe extern "C" fn(*mut c_char, *mut c_int) -> c_int,
+    description: Named,
+    machine: Named,
 }
 
 /// The values that a binary interface gives to names.
@@ -82,6 +84,16 @@ fn names(launched: Option<&Launched>) -> [&'static str; 5] {
         }
         _ => [standard[0], standard[1], "libmpi.so.12", "libmpich.so.12", "libmpi.so.40"],
     }
+}
+
+/// The text that a function of MPI writes.
+fn named(write: Named) -> String {
+    let mut text = vec![0_u8; TEXT];
+    let mut length = 0;
+    // SAFETY: the buffer is longer than any text of MPI.
+    unsafe { write(text.as_mut_ptr().cast(), &raw mut length) };
+    text.truncate(usize::try_from(length).unwrap_or(0));
+    String::from_utf8_lossy(&text).trim_end_matches('\0').to_owned()
 }
 
 impl Mpi {
@@ -130,6 +142,7 @@ impl Mpi {
             broadcast: call!("MPI_Ibcast"),
             test: call!("MPI_Test"),
             description: call!("MPI_Get_library_version"),
+            machine: call!("MPI_Get_processor_name"),
         };
         // SAFETY: only the addresses of the two variables are taken.
         let variable =
@@ -140,13 +153,9 @@ impl Mpi {
             _ => Constants { world: 0x4400_0000, byte: 0x4c00_010d, funneled: 1 },
         };
 
-        let mut text = vec![0_u8; DESCRIPTION];
-        let mut length = 0;
-        // SAFETY: may be called before MPI is initialized; the buffer is longer than any description.
-        unsafe { (calls.description)(text.as_mut_ptr().cast(), &raw mut length) };
-        text.truncate(usize::try_from(length).unwrap_or(0));
-        let text = String::from_utf8_lossy(&text);
-        let text = text.trim_end_matches('\0').split(['\n', ',']).next().unwrap_or_default();
+        // May be called before MPI is initialized.
+        let text = named(calls.description);
+        let text = text.split(['\n', ',']).next().unwrap_or_default();
         let words: Vec<&str> = text.split_whitespace().collect();
         let description = format!("{name} ({})", words.join(" "));
 
@@ -180,6 +189,11 @@ impl Mpi {
 
     pub(crate) fn library(&self) -> &str {
         &self.description
+    }
+
+    /// The name of this machine, unlike that of any other.
+    pub(crate) fn machine(&self) -> String {
+        named(self.calls.machine)
     }
 
     /// The parts of all ranks, one behind the other.

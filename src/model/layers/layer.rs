@@ -3,7 +3,7 @@
 //! `y = x + scale · post(Σᵢ postᵢ(bodyᵢ(preᵢ(x))))`. Where nothing stands between a body and the residual, its last product adds
 //! onto the residual itself.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
@@ -24,6 +24,7 @@ use super::shared::Shared;
 use super::short_conv::{self, ShortConvTape};
 use super::{Adapted, FrozenProjection};
 use crate::adapter::projection::{LayerAdapters, LayerGradients, Slot};
+use crate::model::absent::{Absent, Failure};
 use crate::model::parts::{
     BlockSpec, BodySpec, BranchSpec, ConstantSpec, LayerSpec, NormSpec, ProjectionSpec,
 };
@@ -56,8 +57,10 @@ impl<B: KernelBackend> LayerInputs<B> {
 #[derive(Clone, Debug)]
 pub struct Layer<B: KernelBackend> {
     spec: Arc<LayerSpec>,
-    /// By slot.
-    projections: Vec<FrozenProjection<B>>,
+    /// By slot. Those of experts may come when they are used.
+    projections: Vec<OnceLock<FrozenProjection<B>>>,
+    /// Where those come from.
+    absent: Option<Absent<B>>,
     /// By place.
     norms: Vec<NormTensors<B>>,
     /// By place, as matrices.
@@ -172,11 +175,12 @@ impl<'a, B: KernelBackend> Call<'a, B> {
     /// A projection with its weight and adapter.
     pub(super) fn adapted(&self, spec: &ProjectionSpec) -> Adapted<'a, B> {
         let (layer, adapters) = (self.layer, self.adapters);
-        Adapted {
-            projection: &layer.projections[spec.slot],
-            adapter: adapters.get(spec.slot),
-            slot: spec.slot,
-        }
+        Adapted { projection: layer.brought(spec), adapter: adapters.get(spec.slot), slot: spec.slot }
+    }
+
+    /// Brings projections that come when they are used, side by side.
+    pub(super) fn bring(&self, specs: &[&ProjectionSpec]) {
+        self.layer.bring(specs);
     }
 
     /// A norm with its weight.
@@ -197,11 +201,40 @@ impl<B: KernelBackend> Layer<B> {
     /// Of the weights of its projections by slot, and of its norms and constants by place.
     pub(in crate::model) fn new(
         spec: Arc<LayerSpec>,
-        projections: Vec<FrozenProjection<B>>,
+        projections: Vec<OnceLock<FrozenProjection<B>>>,
         norms: Vec<NormTensors<B>>,
         constants: Vec<Tensor<B, 2>>,
     ) -> Self {
-        Self { spec, projections, norms, constants }
+        Self { spec, projections, absent: None, norms, constants }
+    }
+
+    /// The same, whose projections that are not there come when they are used.
+    #[must_use]
+    pub(in crate::model) fn bringing(self, absent: Absent<B>) -> Self {
+        Self { absent: Some(absent), ..self }
+    }
+
+    /// Brings some projections, as far as they are not there.
+    fn bring(&self, specs: &[&ProjectionSpec]) {
+        let Some(absent) = &self.absent else { return };
+        let is_absent = |spec: &&&ProjectionSpec| self.projections[spec.slot].get().is_none();
+        let wanted: Vec<_> = specs.iter().filter(is_absent).map(|spec| (spec.slot, spec.shape)).collect();
+        for ((slot, _), brought) in wanted.iter().zip(absent.bring(&wanted)) {
+            self.projections[*slot].get_or_init(|| brought);
+        }
+    }
+
+    /// A projection, once it is there.
+    fn brought(&self, spec: &ProjectionSpec) -> &FrozenProjection<B> {
+        self.bring(&[spec]);
+        self.projections[spec.slot]
+            .get()
+            .unwrap_or_else(|| unreachable!("all projections are there, or come"))
+    }
+
+    /// Where it is told that a projection did not come.
+    pub(in crate::model) fn failure(&self) -> Option<Failure> {
+        self.absent.as_ref().map(|absent| Arc::clone(&absent.failure))
     }
 
     /// What it is made of.
@@ -211,16 +244,18 @@ impl<B: KernelBackend> Layer<B> {
 
     /// The projection in `slot`, which is one of [`Self::spec`]'s.
     pub fn projection(&self, slot: Slot) -> &FrozenProjection<B> {
-        &self.projections[slot]
+        let spec = self.spec.projections().find(|projection| projection.slot == slot);
+        self.brought(spec.unwrap_or_else(|| unreachable!("a slot of this layer")))
     }
 
-    /// Bytes of its weights.
+    /// Bytes of its weights that are there.
     pub fn bytes(&self) -> u64 {
         let norms: usize = self.norms.iter().map(NormTensors::bytes).sum();
         let constants =
             self.constants.iter().map(|constant| constant.shape().num_elements() * constant.dtype().size());
         let small = norms + constants.sum::<usize>();
-        self.projections.iter().map(FrozenProjection::bytes).sum::<u64>() + small as u64
+        let projections = self.projections.iter().filter_map(OnceLock::get);
+        projections.map(FrozenProjection::bytes).sum::<u64>() + small as u64
     }
 
     /// `[tokens, hidden]` → `[tokens, hidden]`, with what a backward pass needs.

@@ -241,7 +241,9 @@ struct Biases<B: KernelBackend> {
 impl<B: KernelBackend> Biases<B> {
     /// `None` where experts have none.
     fn of(spec: &MixtureSpec, call: &Call<'_, B>) -> Option<Self> {
-        let bias = |expert: &GatedSpec| call.adapted(&expert.down).projection.bias.clone();
+        // One without is not asked for: it may not be there.
+        let own = |expert: &GatedSpec| expert.down.bias.then(|| call.adapted(&expert.down));
+        let bias = |expert: &GatedSpec| own(expert)?.projection.bias.clone();
         let biases: Option<Vec<_>> = spec.experts.iter().map(bias).collect();
         Some(Self { columns: Tensor::stack(biases?, 1) })
     }
@@ -302,6 +304,8 @@ fn groups<'a, B: KernelBackend>(
     call: &Call<'a, B>,
     of: impl Fn(&GatedSpec) -> Vec<&ProjectionSpec>,
 ) -> Vec<ExpertRows<'a, B>> {
+    let chosen = dispatch.experts.iter().map(|(expert, _)| &spec.experts[*expert]);
+    call.bring(&chosen.flat_map(|expert| [inner(expert), outer(expert)].concat()).collect::<Vec<_>>());
     let group = |(expert, rows): &(usize, std::ops::Range<usize>)| {
         let projections = of(&spec.experts[*expert]);
         (rows.clone(), projections.into_iter().map(|projection| call.adapted(projection)).collect())

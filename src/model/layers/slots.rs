@@ -63,6 +63,11 @@ impl<C: Carrier> Slots<C> {
         Self { carrier, slots: (0..count.max(1)).map(|_| Slot::Free).collect(), wanted: VecDeque::new() }
     }
 
+    /// What fetches them.
+    pub(in crate::model) fn carrier(&mut self) -> &mut C {
+        &mut self.carrier
+    }
+
     /// Says which layers are wanted next, in this order; what was said before is forgotten.
     pub(in crate::model) fn want(&mut self, layers: impl Iterator<Item = usize>) {
         self.wanted = layers.collect();

@@ -11,6 +11,7 @@ use tune_kernels::KernelBackend;
 use super::Layer;
 use super::slots::Slots;
 use crate::model::Error;
+use crate::model::absent::{self, Failure};
 use crate::model::fetch::Fetcher;
 
 /// The layers of a decoder. Cloning shares them.
@@ -50,6 +51,8 @@ pub enum Order {
 pub struct Walk<'a, B: KernelBackend> {
     order: Order,
     source: Source<'a, B>,
+    /// Of the last layer, where projections of it may not have come.
+    failure: Option<Failure>,
 }
 
 enum Source<'a, B: KernelBackend> {
@@ -135,15 +138,21 @@ impl<B: KernelBackend> Layers<B> {
 
     /// Some layers in some order.
     pub fn walk(&self, order: Order) -> Walk<'_, B> {
+        self.walk_with(order, usize::MAX)
+    }
+
+    /// Some layers in some order, for computing with so many tokens.
+    pub fn walk_with(&self, order: Order, tokens: usize) -> Walk<'_, B> {
         if let Some(streamed) = &self.streamed {
             let mut slots = streamed.slots();
+            slots.carrier().prepare(tokens);
             let is_streamed = |layer: &usize| *layer < streamed.count;
             match &order {
                 Order::Up(range) => slots.want(range.clone().filter(is_streamed)),
                 Order::Down(range) => slots.want(range.clone().rev().filter(is_streamed)),
             }
         }
-        Walk { order, source: Source::Held(self) }
+        Walk { order, source: Source::Held(self), failure: None }
     }
 
     fn get(&self, layer: usize) -> Option<Result<Guard<B>, Error>> {
@@ -169,7 +178,7 @@ impl<'a, B: KernelBackend> Walk<'a, B> {
         order: Order,
         read: impl FnMut(usize) -> Result<Layer<B>, Error> + 'a,
     ) -> Self {
-        Self { order, source: Source::Read(Box::new(read)) }
+        Self { order, source: Source::Read(Box::new(read)), failure: None }
     }
 }
 
@@ -177,12 +186,19 @@ impl<B: KernelBackend> Iterator for Walk<'_, B> {
     type Item = Result<(usize, Guard<B>), Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.failure.take().and_then(|failure| absent::take(&failure)) {
+            return Some(Err(error));
+        }
         let index = match &mut self.order {
             Order::Up(range) => range.next(),
             Order::Down(range) => range.next_back(),
         }?;
         match &mut self.source {
-            Source::Held(layers) => layers.get(index).map(|found| found.map(|guard| (index, guard))),
+            Source::Held(layers) => {
+                let found = layers.get(index)?;
+                self.failure = found.as_ref().ok().and_then(|guard| guard.layer.failure());
+                Some(found.map(|guard| (index, guard)))
+            }
             Source::Read(read) => {
                 Some(read(index).map(|layer| (index, Guard { layer: Arc::new(layer), _ticket: None })))
             }

@@ -61,6 +61,12 @@ impl MixtureSpec {
         self.experts.first().map_or(0, GatedSpec::intermediate)
     }
 
+    /// So many tokens reach less than half of the experts; 0 where their biases are needed together.
+    pub fn few_tokens(&self) -> usize {
+        let has_biases = self.routed().any(|projection| projection.bias);
+        if has_biases { 0 } else { self.experts.len() / (2 * self.router.used.max(1)) }
+    }
+
     /// The projections of the experts alone.
     fn routed(&self) -> impl Iterator<Item = &ProjectionSpec> {
         self.experts.iter().flat_map(GatedSpec::projections)

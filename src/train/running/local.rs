@@ -23,7 +23,7 @@ use crate::train::error::FitError;
 use crate::train::exchange::{Exchanged, Wishes};
 use crate::train::expert_load::ExpertLoad;
 use crate::train::fit::add;
-use crate::train::optimizer::{Gradient, StepNumbers};
+use crate::train::optimizer::{Gradient, PendingNumbers, StepNumbers};
 use crate::train::state::{Ended, State, StepResult};
 use crate::train::team::{from_bytes, to_bytes};
 
@@ -79,7 +79,7 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     /// Makes one round; `None`, and nothing has changed, when a rank is asked to stop meanwhile.
     fn round(&mut self, round: &[StepBatch]) -> Result<Option<()>, FitError> {
         let State { step, updates, .. } = self.state;
-        let start = Snapshot::of(self.adapters, self.optimizer, step, updates);
+        let (start, began) = (Snapshot::of(self.adapters, self.optimizer, step, updates), Instant::now());
         let made = self.workers(round, &start);
         let Ok(Some((worked, sums))) = made else {
             start.restore(self.adapters, self.optimizer)?;
@@ -93,7 +93,11 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let moments = first.into_iter().zip(average).map(|(first, second)| Moments { first, second });
         self.optimizer.restore(moments.collect());
         self.adapters.update(|_| tensors)?;
+        // Each step has its part of the round's time.
+        let each = began.elapsed() / round.len().max(1) as u32;
         for (batch, workers) in round.iter().zip(worked) {
+            self.pace.time += each;
+            self.pace.tokens += batch.tokens() as u64;
             self.advance(batch, workers);
             self.log_if_due(false)?;
         }
@@ -111,18 +115,26 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         round: &[StepBatch],
         start: &Snapshot<B>,
     ) -> Result<Option<(Vec<Vec<Worked>>, Vec<Option<Tensor<B, 2>>>)>, FitError> {
-        let (fit, began) = (self.fit, Instant::now());
+        let fit = self.fit;
         let (mut sums, mut message, mut wishes) = (Tree::default(), Vec::new(), Wishes::default());
         'workers: for worker in fit.lanes.of(fit.team.rank(), fit.lanes.count()) {
             start.restore(self.adapters, self.optimizer)?;
+            // A step's numbers are read when the next one is launched. What is computed behind one that is not finite is
+            // thrown away with the round.
+            let mut launched = None;
             for (index, batch) in round.iter().enumerate() {
-                match self.worker_step(batch, worker, start.updates + 1 + index as u64)? {
-                    ControlFlow::Continue(worked) => message.extend(worked.to_bytes()),
-                    ControlFlow::Break(()) => {
-                        wishes.stop = true;
-                        break 'workers;
-                    }
+                let ControlFlow::Continue(numbers) =
+                    self.worker_step(batch, worker, start.updates + 1 + index as u64)?
+                else {
+                    wishes.stop = true;
+                    break 'workers;
+                };
+                if let Some(before) = launched.replace((batch, numbers)) {
+                    message.extend(self.worked(before, worker)?.to_bytes());
                 }
+            }
+            if let Some(last) = launched {
+                message.extend(self.worked(last, worker)?.to_bytes());
             }
             let moments = self.optimizer.moments();
             let (first, second) = (moments.iter().map(|m| &m.first), moments.iter().map(|m| &m.second));
@@ -139,8 +151,6 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let Exchanged { wishes, messages, sums } = fit.sum(&shapes, values, message, wishes)?;
         self.wishes = wishes;
         self.sample_device_memory();
-        self.pace.time += began.elapsed();
-        self.pace.tokens += round.iter().map(|batch| batch.tokens() as u64).sum::<u64>();
         let Some(sums) = sums else { return Ok(None) };
         let mut worked = vec![Vec::new(); round.len()];
         for message in messages {
@@ -151,20 +161,20 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         Ok(Some((worked, sums)))
     }
 
-    /// A worker's step; breaks when the run is asked to stop.
+    /// Launches a worker's step, which has numbers where it has micro-batches; breaks when the run is asked to stop.
     fn worker_step(
         &mut self,
         batch: &StepBatch,
         worker: usize,
         update: u64,
-    ) -> Result<ControlFlow<(), Worked>, FitError> {
+    ) -> Result<ControlFlow<(), Option<PendingNumbers>>, FitError> {
         let fit = self.fit;
         if (fit.stop)() {
             return Ok(ControlFlow::Break(()));
         }
         let counts = fit.counts(batch, worker);
         if counts == Counts::default() {
-            return Ok(ControlFlow::Continue(Worked::NOTHING));
+            return Ok(ControlFlow::Continue(None));
         }
         let (mut losses, mut load) = (Vec::new(), ExpertLoad::default());
         let values = fit.lane(&self.adapters.until_update(), batch, worker, &mut losses, &mut load)?;
@@ -174,10 +184,21 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let numbers = gradient.read_later();
         let learning_rate = fit.schedule.learning_rate(batch.step);
         self.optimizer.step(self.adapters, gradient, update, &[], learning_rate, fit.spec.max_grad_norm)?;
+        Ok(ControlFlow::Continue(Some(numbers)))
+    }
+
+    /// Reads the numbers of a worker's step.
+    fn worked(
+        &self,
+        (batch, numbers): (&StepBatch, Option<PendingNumbers>),
+        worker: usize,
+    ) -> Result<Worked, FitError> {
+        let fit = self.fit;
+        let Some(numbers) = numbers else { return Ok(Worked::NOTHING) };
         match numbers.wait().map_err(|message| FitError::device(fit.device, message))? {
             StepNumbers::Finite { loss, norm, statistics } => {
                 let statistics = statistics.unwrap_or([f32::NAN; statistics::LENGTH]);
-                Ok(ControlFlow::Continue(Worked { loss, norm, statistics }))
+                Ok(Worked { loss, norm, statistics })
             }
             StepNumbers::NotFinite(what, value) => {
                 let of_worker = fit.lanes.micro_batches(worker, batch.micro_batches.len());

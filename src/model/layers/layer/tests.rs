@@ -54,7 +54,7 @@ struct Oracle<'a> {
 
 impl Oracle<'_> {
     fn product(&self, x: &[f64], spec: &ProjectionSpec) -> Vec<f64> {
-        let FrozenWeight::Dense(weight) = &self.layer.projections[spec.slot].weight else { panic!("dense") };
+        let FrozenWeight::Dense(weight) = &self.layer.projection(spec.slot).weight else { panic!("dense") };
         let weight = host(weight);
         let [out, width] = spec.shape;
         let dot = |row: &[f64], at: usize| -> f64 {

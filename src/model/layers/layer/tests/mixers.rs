@@ -32,7 +32,7 @@ fn product(x: &[f64], y: &[f64]) -> Vec<f64> {
 
 impl Formula<'_> {
     fn project(&self, x: &[f64], spec: &ProjectionSpec) -> Vec<f64> {
-        let FrozenWeight::Dense(weight) = &self.layer.projections[spec.slot].weight else { panic!("dense") };
+        let FrozenWeight::Dense(weight) = &self.layer.projection(spec.slot).weight else { panic!("dense") };
         let [a, b] = &self.adapters[spec.slot];
         let up = times(&times(x, a, spec.shape[1]), b, RANK);
         let frozen = times(x, &host(weight), spec.shape[1]);
