@@ -8,26 +8,30 @@
 //! ```
 //!
 //! Without variables, the quickstart's conversations. With them, prompts and completions of your own: the same work as
-//! `tests/golden/pipeline_bench.py` does with Hugging Face `datasets` and `tokenizers`, to compare with.
+//! `tests/golden/pipeline_bench.py` does with Hugging Face `datasets` and `tokenizers`, to compare with. With
+//! `TUNE_BENCH_FORMAT=messages` the rows are conversations; with `TUNE_BENCH_ONCE=1` one epoch is timed and told as JSON,
+//! for `benches/data_peers.py`.
 #![expect(clippy::unwrap_used, reason = "a bench")]
 
 use std::collections::BTreeMap;
 use std::env;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use criterion::{Criterion, Throughput, criterion_group};
 use tune::data::batch::{Batching, Cursor};
 use tune::data::corpus::{Corpus, Language};
 use tune::data::spec::{DatasetSpec, Format, OnEmpty, OnOverflow, Spec};
 use tune::data::template::ChatTemplate;
 use tune::data::tokenize::Tokenizer;
+use tune::train::process::peak_resident_bytes;
 
 fn corpus(base: &Path, path: String, format: Format, fields: BTreeMap<String, String>) -> Corpus {
     let tokenizer = Arc::new(Tokenizer::open(base).unwrap());
     let template = ChatTemplate::open(None, base, &tokenizer).unwrap().map(Arc::new);
     let spec = Spec {
-        max_seq_len: 4096,
+        max_seq_len: env::var("TUNE_BENCH_TOKENS").map_or(4096, |tokens| tokens.parse().unwrap()),
         packing: true,
         on_overflow: OnOverflow::Drop,
         on_empty: OnEmpty::Drop,
@@ -55,10 +59,13 @@ fn one_epoch(corpus: &Corpus) -> (u64, u64) {
         })
 }
 
-fn data_pipeline(criterion: &mut Criterion) {
+/// The rows that the environment names.
+fn chosen() -> Corpus {
     let quickstart = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/quickstart");
     let base = env::var_os("TUNE_BENCH_BASE").map_or(quickstart.join("base"), PathBuf::from);
-    let corpus = match env::var("TUNE_BENCH_DATA") {
+    let is_messages = env::var("TUNE_BENCH_FORMAT").is_ok_and(|format| format == "messages");
+    match env::var("TUNE_BENCH_DATA") {
+        Ok(path) if is_messages => corpus(&base, path, Format::Messages, BTreeMap::new()),
         Err(_) => {
             let path = quickstart.join("train.arrow").display().to_string();
             corpus(&base, path, Format::Messages, BTreeMap::new())
@@ -70,7 +77,11 @@ fn data_pipeline(criterion: &mut Criterion) {
                 [column("TUNE_BENCH_PROMPT", "prompt"), column("TUNE_BENCH_COMPLETION", "completion")].into();
             corpus(&base, path, Format::PromptCompletion, fields)
         }
-    };
+    }
+}
+
+fn data_pipeline(criterion: &mut Criterion) {
+    let corpus = chosen();
     let (examples, tokens) = one_epoch(&corpus);
     let mut group = criterion.benchmark_group("data_pipeline");
     group.sample_size(10);
@@ -82,4 +93,19 @@ fn data_pipeline(criterion: &mut Criterion) {
 }
 
 criterion_group!(benches, data_pipeline);
-criterion_main!(benches);
+
+#[expect(clippy::print_stdout, reason = "a bench")]
+fn main() {
+    if env::var_os("TUNE_BENCH_ONCE").is_none() {
+        benches();
+        return Criterion::default().configure_from_args().final_summary();
+    }
+    let corpus = chosen();
+    let began = Instant::now();
+    let (examples, tokens) = one_epoch(&corpus);
+    let seconds = began.elapsed().as_secs_f64();
+    let peak = peak_resident_bytes().unwrap_or(0);
+    println!(
+        "{{\"seconds\": {seconds}, \"examples\": {examples}, \"tokens\": {tokens}, \"peak_memory_bytes\": {peak}}}"
+    );
+}

@@ -27,6 +27,9 @@ What is compared:
 
 A machine that does something else meanwhile gives other numbers to whoever runs then; the load average is shown.
 All figures, those of each round too, are written to WORKDIR/results.json.
+
+Rows of real lengths instead, beside TRL with its padding and its packing: `--real FILE --base FOLDER`, see
+`benches/real_rows.py`.
 """
 
 import argparse
@@ -363,9 +366,14 @@ def arguments():
     parser.add_argument("--threads", type=int, default=cores(), help="default: the cores there are, %(default)s")
     parser.add_argument("--tune", type=Path, default=repository / "target/release/tune", metavar="PATH")
     parser.add_argument("--workdir", type=Path, default=repository / "target/peers", metavar="FOLDER")
+    parser.add_argument("--real", type=Path, metavar="FILE", help="train on these conversations, beside TRL")
+    parser.add_argument("--base", type=Path, metavar="FOLDER", help="of --real: model, tokenizer and chat template")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="of --real: these rows of the table alone")
     parser.add_argument("--write-model", nargs=2, metavar=("SIZE", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--train", nargs=2, metavar=("MODE", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.real and not options.base:
+        parser.error("--real takes the model from --base FOLDER")
     if min(options.rounds, options.steps, options.threads) < 1 or options.warmup < 0:
         parser.error("--rounds, --steps and --threads are at least 1, --warmup at least 0")
     return parser, options
@@ -394,6 +402,10 @@ def main():
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if options.real:
+        import real_rows
+
+        return real_rows.measure(options, environment)
     facts = machine(options)
     print("\n".join(f"{name:<20} {value}" for name, value in facts.items()))
     sizes = {}

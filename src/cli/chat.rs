@@ -71,7 +71,7 @@ pub(super) fn chat(
     opened.encode(&Prompt::Text("Hello.".into()), PromptStyle::default())?;
     // Conversations have no known length: reserve room for a usual one, or at least for one answer.
     let conversation = opened.context().min(CONVERSATION.max(2 * arguments.sampling.max_new_tokens));
-    let extent = Extent { conversation, row: 0, models: 1 };
+    let extent = Extent { conversation, row: 0, lanes: 1 };
     let outcome = opened.with_loaded(extent, console, |model, console| {
         console.quiet();
         let interactive = io::stdin().is_terminal() && io::stdout().is_terminal() && !console.json();

@@ -1,8 +1,10 @@
 //! `tune generate`.
 
+use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Read, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::Args;
 use serde_json::{Map, Value, json};
@@ -15,8 +17,10 @@ use super::failure::Failure;
 use super::speed;
 use super::style::visible;
 use crate::files::{self, shell::command};
+use crate::generate::answer::{Heard, Request};
 use crate::generate::memory::Extent;
-use crate::generate::{Answer, Ending, Sampling, answer::Request};
+use crate::generate::together::MOST_TOGETHER;
+use crate::generate::{Answer, Ending, Sampling};
 use crate::run;
 use crate::run::inference::{LoadedModel, OpenedModel, Side};
 use crate::run::prompts::{Prompt, PromptStyle, Record};
@@ -104,10 +108,10 @@ pub(super) fn generate(
     let longest = records.iter().map(|record| record.ids.len()).max().unwrap_or(0);
     let conversation = model.context().min(longest.saturating_add(sampling.max_new_tokens));
     let work = Work { arguments, signals: context.signals, records: &records, sampling };
-    let extent = Extent { conversation, row: 0, models: 1 };
-    let outcome = model.with_loaded(extent, console, |model, console| match &arguments.out {
-        Some(path) => work.to_file(path, model, console),
-        None => work.to_output(model, console),
+    let extent = Extent { conversation, row: 0, lanes: records.len().min(MOST_TOGETHER) };
+    let outcome = model.with_loaded(extent, console, |model, console| match &arguments.prompts {
+        Some(path) => work.many(path, model, console),
+        None => work.one(model, console),
     });
     match outcome.unwrap_or_else(Err) {
         Err(run::Error::Stopped) => {
@@ -159,52 +163,49 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Answers to standard output: as events, as lines, or as the text of the only answer.
-    fn to_output(&self, model: &mut LoadedModel<'_>, console: &mut Console<'_>) -> Result<Exit, run::Error> {
+    /// The answer to the only prompt on standard output, as events or as text.
+    fn one(&self, model: &mut LoadedModel<'_>, console: &mut Console<'_>) -> Result<Exit, run::Error> {
         console.quiet();
-        let streams = self.arguments.prompts.is_none() && !console.json();
         let is_terminal = io::stdout().is_terminal();
-        for (row, record) in self.records.iter().enumerate() {
+        for record in self.records {
             let mut fault: Option<io::Error> = None;
-            let answer = {
-                let console = &mut *console;
-                let fault = &mut fault;
-                self.answer(model, row, record, &mut |piece: &str| {
-                    if piece.is_empty() {
-                        return ControlFlow::Continue(());
+            let request = self.request(record, &self.sampling);
+            let answer = model.answer(Side::Adapted, request, &mut |piece: &str| {
+                if self.signals.raised() {
+                    return ControlFlow::Break(());
+                }
+                if piece.is_empty() {
+                    return ControlFlow::Continue(());
+                }
+                if console.json() {
+                    console.event("text", &json!({"row": 0, "text": piece}));
+                    return ControlFlow::Continue(());
+                }
+                let shown = if is_terminal { visible(piece) } else { piece.to_owned() };
+                match write!(console.out(), "{shown}").and_then(|()| console.out().flush()) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(error) => {
+                        fault = Some(error);
+                        ControlFlow::Break(())
                     }
-                    if console.json() {
-                        console.event("text", &json!({"row": row, "text": piece}));
-                    } else if streams {
-                        let shown = if is_terminal { visible(piece) } else { piece.to_owned() };
-                        let written = write!(console.out(), "{shown}").and_then(|()| console.out().flush());
-                        if let Err(error) = written {
-                            *fault = Some(error);
-                            return ControlFlow::Break(());
-                        }
-                    }
-                    ControlFlow::Continue(())
-                })
-            };
+                }
+            });
             if let Some(error) = fault {
                 return Err(run::Error::Output(error));
             }
             let answer = answer?;
-            let line = line(record, &answer);
             if console.json() {
-                let mut event = line;
-                event.insert("row".into(), row.into());
+                let mut event = line(record, &answer);
+                event.insert("row".into(), 0.into());
                 console.event("answer", &event);
-            } else if streams {
+            } else {
                 // A text that ends with a line end needs no second one.
                 let end = if answer.text.ends_with('\n') { "" } else { "\n" };
                 write!(console.out(), "{end}").map_err(run::Error::Output)?;
-            } else {
-                let line = Value::Object(line).to_string();
-                let written = writeln!(console.out(), "{line}").and_then(|()| console.out().flush());
-                written.map_err(run::Error::Output)?;
             }
-            self.say(&answer, row);
+            if self.arguments.verbose {
+                speed::show("", &answer);
+            }
             if answer.ending == Ending::Interrupted {
                 return Err(run::Error::Stopped);
             }
@@ -212,31 +213,65 @@ impl Work<'_> {
         self.finish(None, console)
     }
 
-    /// Answers into a file, which is written once all answers are there.
-    fn to_file(
+    /// The answers to a file of prompts, side by side: lines or events on standard output in the order of the prompts, as
+    /// soon as those before are there; or a file, which is written once all answers are there.
+    fn many(
         &self,
         path: &Path,
         model: &mut LoadedModel<'_>,
         console: &mut Console<'_>,
     ) -> Result<Exit, run::Error> {
-        let mut lines = String::new();
-        for (row, record) in self.records.iter().enumerate() {
-            console.count("answering", row as u64, self.records.len() as u64);
-            let answer = self.answer(model, row, record, &mut |_| ControlFlow::Continue(()))?;
-            if answer.ending == Ending::Interrupted {
-                return Err(run::Error::Stopped);
-            }
-            let line = line(record, &answer);
-            lines.push_str(&Value::Object(line.clone()).to_string());
-            lines.push('\n');
-            let mut event = line;
-            event.insert("row".into(), row.into());
-            console.event("answer", &event);
-            self.say(&answer, row);
+        let out = self.arguments.out.as_deref();
+        if out.is_none() {
+            console.quiet();
         }
+        // An answer depends on seed, row and prompt alone.
+        let sampling = |row: usize| Sampling { answer: row as u64, ..self.sampling.clone() };
+        let samplings: Vec<Sampling> = (0..self.records.len()).map(sampling).collect();
+        let requests = self.records.iter().zip(&samplings);
+        let requests: Vec<_> = requests.map(|(record, sampling)| self.request(record, sampling)).collect();
+        let mut lines =
+            Lines { work: self, console, out: out.map(|_| String::new()), next: 0, early: BTreeMap::new() };
+        let mut fault: Option<run::Error> = None;
+        let began = Instant::now();
+        let mut tokens = 0;
+        let answered = model.answer_together(Side::Adapted, &requests, &mut |row, heard| {
+            let said = match heard {
+                _ if self.signals.raised() => Err(run::Error::Stopped),
+                Heard::Text(piece) => Ok(lines.text(row, piece)),
+                Heard::Answer(answer) => {
+                    tokens += answer.tokens;
+                    lines.answer(row, answer)
+                }
+            };
+            match said {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    fault.get_or_insert(error);
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        if let Some(error) = fault {
+            return Err(error);
+        }
+        answered.map_err(|(row, error)| {
+            let place = format!("{}, prompt {}", path.display(), row + 1);
+            run::Error::Prompt { place, message: error.to_string() }
+        })?;
+        if self.arguments.verbose {
+            speed::show_together(self.records.len(), tokens, began.elapsed());
+        }
+        let text = lines.out;
         console.quiet();
-        files::write_bytes(path, lines.as_bytes())?;
-        self.finish(Some(path), console)
+        if let (Some(path), Some(text)) = (out, text) {
+            files::write_bytes(path, text.as_bytes())?;
+        }
+        self.finish(out, console)
+    }
+
+    fn request<'r>(&'r self, record: &'r Record, sampling: &'r Sampling) -> Request<'r> {
+        Request { prompt: &record.ids, sampling, stops: &self.arguments.sampling.stop }
     }
 
     /// The result, once all prompts are answered.
@@ -245,36 +280,60 @@ impl Work<'_> {
         console.event("result", &json!({"out": out, "rows": self.records.len()}));
         Ok(Exit::Done)
     }
+}
 
-    /// The answer to one prompt. It depends on seed, row and prompt alone.
-    fn answer(
-        &self,
-        model: &mut LoadedModel<'_>,
-        row: usize,
-        record: &Record,
-        listen: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Answer, run::Error> {
-        let sampling = Sampling { answer: row as u64, ..self.sampling.clone() };
-        let request =
-            Request { prompt: &record.ids, sampling: &sampling, stops: &self.arguments.sampling.stop };
-        let answer = model.answer(Side::Adapted, request, &mut |piece| match self.signals.raised() {
-            true => ControlFlow::Break(()),
-            false => listen(piece),
-        });
-        answer.map_err(|error| match &self.arguments.prompts {
-            Some(path) => {
-                let place = format!("{}, prompt {}", path.display(), row + 1);
-                run::Error::Prompt { place, message: error.to_string() }
-            }
-            None => error,
-        })
+/// The answers to a file of prompts, put into its order.
+struct Lines<'w, 'c, 'o> {
+    work: &'w Work<'w>,
+    console: &'c mut Console<'o>,
+    /// The lines of a file to be written, or `None` for standard output.
+    out: Option<String>,
+    /// The row whose answer comes next, and answers of later ones.
+    next: usize,
+    early: BTreeMap<usize, Answer>,
+}
+
+impl Lines<'_, '_, '_> {
+    fn text(&mut self, row: usize, piece: &str) {
+        if self.out.is_none() && self.console.json() && !piece.is_empty() {
+            self.console.event("text", &json!({"row": row, "text": piece}));
+        }
     }
 
-    fn say(&self, answer: &Answer, row: usize) {
-        if self.arguments.verbose {
-            let name = if self.records.len() > 1 { format!("{}: ", row + 1) } else { String::new() };
-            speed::show(&name, answer);
+    fn answer(&mut self, row: usize, answer: Answer) -> Result<(), run::Error> {
+        self.early.insert(row, answer);
+        while let Some(answer) = self.early.remove(&self.next) {
+            self.write(self.next, &answer)?;
+            self.next += 1;
         }
+        if self.out.is_some() {
+            let answered = self.next + self.early.len();
+            self.console.count("answering", answered as u64, self.work.records.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, row: usize, answer: &Answer) -> Result<(), run::Error> {
+        let fields = line(&self.work.records[row], answer);
+        let text = Value::Object(fields.clone()).to_string();
+        match &mut self.out {
+            Some(out) => {
+                out.push_str(&text);
+                out.push('\n');
+            }
+            None if !self.console.json() => {
+                let out = self.console.out();
+                writeln!(out, "{text}").and_then(|()| out.flush()).map_err(run::Error::Output)?;
+            }
+            None => {}
+        }
+        let mut event = fields;
+        event.insert("row".into(), row.into());
+        self.console.event("answer", &event);
+        if self.work.arguments.verbose {
+            speed::show(&format!("{}: ", row + 1), answer);
+        }
+        Ok(())
     }
 }
 

@@ -24,6 +24,12 @@ pub(super) fn show(name: &str, answer: &Answer) {
     let _ = writeln!(anstream::stderr(), "{}", paint(FAINT, text));
 }
 
+/// Prints the speed of answers that were generated side by side.
+pub(super) fn show_together(answers: usize, tokens: usize, time: Duration) {
+    let text = format!("{} answers, prompts included: {}", Grouped(answers as u64), part(tokens, time));
+    let _ = writeln!(anstream::stderr(), "{}", paint(FAINT, text));
+}
+
 fn part(tokens: usize, time: Duration) -> String {
     let seconds = time.as_secs_f64();
     let rate = if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-use burn_tensor::DType;
+use burn_tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 
 use super::sampling::Sampling;
@@ -103,13 +103,89 @@ pub enum GenerationEvent {
     Token(u32),
 }
 
-/// A model that answers prompts in turn; a prefix shared with the previous prompt is reused.
+/// A model that answers prompts: in turn, where a prefix shared with the previous prompt is reused, or side by side.
 pub struct Session<'a, B: KernelBackend> {
-    decoder: Cow<'a, Decoder<B>>,
-    adapters: Option<Vec<LayerAdapters<B>>>,
+    pub(super) decoder: Cow<'a, Decoder<B>>,
+    pub(super) adapters: Option<Vec<LayerAdapters<B>>>,
     cache: KeyValueCache<B>,
     /// The tokens in the cache.
     cached: Vec<u32>,
+}
+
+/// An answer under way.
+pub(super) struct Growing<'s> {
+    sampling: &'s Sampling,
+    /// Tokens of prompt and answer.
+    pub(super) seen: Vec<u32>,
+    tokens: Vec<u32>,
+    /// Longest answer that the context has room for.
+    room: usize,
+    began: Instant,
+    timing: Timing,
+}
+
+impl<'s> Growing<'s> {
+    /// The empty answer to a prompt.
+    ///
+    /// # Errors
+    /// The prompt is empty or fills the context.
+    pub(super) fn new(prompt: &[u32], sampling: &'s Sampling, context: usize) -> Result<Self, Error> {
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if prompt.len() >= context {
+            return Err(Error::PromptTooLong { prompt: prompt.len(), context });
+        }
+        let room = context - prompt.len();
+        let (seen, began, timing) = (prompt.to_vec(), Instant::now(), Timing::default());
+        Ok(Self { sampling, seen, tokens: Vec::new(), room, began, timing })
+    }
+
+    /// Says how many tokens of the prompt are not in the cache.
+    pub(super) fn reading(&mut self, prompt_tokens: usize) {
+        self.timing.prompt_tokens = prompt_tokens;
+    }
+
+    /// Why no further token may follow, if so.
+    pub(super) fn end(&self) -> Option<Finish> {
+        match self.tokens.len() {
+            length if length >= self.sampling.max_new_tokens => Some(Finish::Length),
+            length if length >= self.room => Some(Finish::ContextFull),
+            _ => None,
+        }
+    }
+
+    /// Chooses the next token by the logits behind the last one; returns why the answer ends there, if it does.
+    pub(super) fn take(
+        &mut self,
+        logits: &mut [f32],
+        listen: &mut dyn FnMut(GenerationEvent) -> ControlFlow<()>,
+    ) -> Result<Option<Finish>, Error> {
+        self.sampling.penalize(logits, &self.seen);
+        let chosen = self.sampling.pick(logits, self.tokens.len() as u64);
+        let id = chosen.ok_or(Error::NotFinite { tokens: self.seen.len() })?;
+        match self.tokens.is_empty() {
+            true => self.timing.prompt = self.began.elapsed(),
+            false => {
+                self.timing.passes += 1;
+                self.timing.decode = self.began.elapsed() - self.timing.prompt;
+            }
+        }
+        if self.sampling.stop_tokens.contains(&id) {
+            return Ok(Some(Finish::StopToken(id)));
+        }
+        self.tokens.push(id);
+        self.seen.push(id);
+        Ok(match listen(GenerationEvent::Token(id)) {
+            ControlFlow::Break(()) => Some(Finish::Interrupted),
+            ControlFlow::Continue(()) => self.end(),
+        })
+    }
+
+    /// The whole answer.
+    pub(super) fn finished(self, finish: Finish) -> Generation {
+        Generation { tokens: self.tokens, finish, timing: self.timing }
+    }
 }
 
 impl<'a, B: KernelBackend> Session<'a, B> {
@@ -132,49 +208,24 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         sampling: &Sampling,
         listen: &mut dyn FnMut(GenerationEvent) -> ControlFlow<()>,
     ) -> Result<Generation, Error> {
-        let context = self.decoder.spec().positions();
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt);
-        }
-        if prompt.len() >= context {
-            return Err(Error::PromptTooLong { prompt: prompt.len(), context });
-        }
-        let room = context - prompt.len();
+        let mut answer = Growing::new(prompt, sampling, self.decoder.spec().positions())?;
         // The last token of the prompt is always read: the answer begins with its logits.
         let common = self.cached.iter().zip(prompt).take_while(|(cached, id)| cached == id).count();
         self.keep(common.min(prompt.len() - 1));
-        let began = Instant::now();
-        let mut timing = Timing { prompt_tokens: prompt.len() - self.cached.len(), ..Timing::default() };
-        let mut tokens = Vec::new();
-        let mut seen = prompt.to_vec();
+        answer.reading(prompt.len() - self.cached.len());
+        let mut end = answer.end();
         let finish = loop {
-            if tokens.len() >= sampling.max_new_tokens {
-                break Finish::Length;
+            if let Some(finish) = end {
+                break finish;
             }
-            if tokens.len() >= room {
-                break Finish::ContextFull;
-            }
-            let Some(mut logits) = self.read(&seen, listen)? else { break Finish::Interrupted };
-            sampling.penalize(&mut logits, &seen);
-            let id =
-                sampling.pick(&logits, tokens.len() as u64).ok_or(Error::NotFinite { tokens: seen.len() })?;
-            match tokens.is_empty() {
-                true => timing.prompt = began.elapsed(),
-                false => {
-                    timing.passes += 1;
-                    timing.decode = began.elapsed() - timing.prompt;
-                }
-            }
-            if sampling.stop_tokens.contains(&id) {
-                break Finish::StopToken(id);
-            }
-            tokens.push(id);
-            seen.push(id);
-            if listen(GenerationEvent::Token(id)).is_break() {
-                break Finish::Interrupted;
-            }
+            let (decoder, adapters) = (&*self.decoder, self.adapters.as_deref());
+            let read = read(decoder, adapters, &mut self.cache, &answer.seen, listen);
+            self.cached.truncate(self.cache.tokens());
+            self.cached.extend(&answer.seen[self.cached.len()..self.cache.tokens()]);
+            let Some(mut logits) = read? else { break Finish::Interrupted };
+            end = answer.take(&mut logits, listen)?;
         };
-        Ok(Generation { tokens, finish, timing })
+        Ok(answer.finished(finish))
     }
 
     /// Takes all but the first `tokens` out of the cache.
@@ -182,35 +233,33 @@ impl<'a, B: KernelBackend> Session<'a, B> {
         let kept = self.cache.truncate(tokens);
         self.cached.truncate(kept);
     }
+}
 
-    /// Runs the part of `ids` that is not in the cache, and returns the logits after the last; `None` if the listener
-    /// stopped the answer.
-    fn read(
-        &mut self,
-        ids: &[u32],
-        listen: &mut dyn FnMut(GenerationEvent) -> ControlFlow<()>,
-    ) -> Result<Option<Vec<f32>>, Error> {
-        loop {
-            let start = self.cached.len();
-            let end = ids.len().min(start + PROMPT_CHUNK);
-            let (decoder, adapters, cache) = (&*self.decoder, self.adapters.as_deref(), &mut self.cache);
-            let is_last = end == ids.len();
-            let passed = B::on_workers(|| pass(decoder, adapters, cache, &ids[start..end], is_last));
-            match passed {
-                Ok(Some(logits)) => {
-                    self.cached.extend(&ids[start..end]);
-                    return Ok(Some(logits));
-                }
-                Ok(None) => self.cached.extend(&ids[start..end]),
-                Err(error) => {
-                    // What the cache holds is not known.
-                    self.keep(0);
-                    return Err(error);
-                }
+/// Runs the part of `ids` that is not in the cache, and returns the logits after the last; `None` if the listener stopped
+/// the answer. After an error the cache is empty.
+pub(super) fn read<B: KernelBackend>(
+    decoder: &Decoder<B>,
+    adapters: Option<&[LayerAdapters<B>]>,
+    cache: &mut KeyValueCache<B>,
+    ids: &[u32],
+    listen: &mut dyn FnMut(GenerationEvent) -> ControlFlow<()>,
+) -> Result<Option<Vec<f32>>, Error> {
+    loop {
+        let start = cache.tokens();
+        let end = ids.len().min(start + PROMPT_CHUNK);
+        let is_last = end == ids.len();
+        let passed = B::on_workers(|| pass(decoder, adapters, cache, &ids[start..end], is_last));
+        match passed {
+            Ok(Some(logits)) => return Ok(Some(logits)),
+            Ok(None) => {}
+            Err(error) => {
+                // What the cache holds is not known.
+                cache.truncate(0);
+                return Err(error);
             }
-            if listen(GenerationEvent::Prompt).is_break() {
-                return Ok(None);
-            }
+        }
+        if listen(GenerationEvent::Prompt).is_break() {
+            return Ok(None);
         }
     }
 }
@@ -228,10 +277,18 @@ fn pass<B: KernelBackend>(
         return Ok(None);
     }
     let last = hidden.dims()[0] - 1;
-    let logits = decoder.logits_of(hidden.narrow(0, last, 1)).cast(DType::F32).try_into_data();
+    logits_of(decoder, hidden.narrow(0, last, 1)).map(Some)
+}
+
+/// The logits of hidden states, row after row.
+pub(super) fn logits_of<B: KernelBackend>(
+    decoder: &Decoder<B>,
+    hidden: Tensor<B, 2>,
+) -> Result<Vec<f32>, Error> {
     let device = |reason: String| Error::Device { reason };
+    let logits = decoder.logits_of(hidden).cast(DType::F32).try_into_data();
     let logits = logits.map_err(|error| device(format!("{error:?}")))?;
-    Ok(Some(logits.into_vec().map_err(|error| device(format!("{error:?}")))?))
+    logits.into_vec().map_err(|error| device(format!("{error:?}")))
 }
 
 /// Continues one prompt. `on_token` receives each token as it is chosen, and may stop the answer there.

@@ -24,8 +24,8 @@ pub struct Extent {
     pub conversation: usize,
     /// Tokens of the longest row whose loss is measured; 0: none.
     pub row: usize,
-    /// Models that answer, each with its own cache: the base, and the base with its adapter.
-    pub models: usize,
+    /// Conversations side by side, each with its own cache.
+    pub lanes: usize,
 }
 
 /// The memory plan, term by term, for the model of `workload`, of which some layers may be fetched for each use; its
@@ -40,12 +40,12 @@ pub fn plan(workload: &Workload<'_>, extent: Extent, streaming: Option<&Streamin
         _ => {
             let outgrown = if room > cache_room(1) as u64 { room / 2 } else { 0 };
             let fixed: u64 = spec.layers.iter().map(|layer| layer.fixed_state(workload.dtype)).sum();
-            extent.models as u64 * (row * (room + outgrown) + fixed)
+            extent.lanes as u64 * (row * (room + outgrown) + fixed)
         }
     };
     let tokens = (extent.conversation.min(PROMPT_CHUNK)).max(extent.row) as u64;
     let pass = Plan::pass_bytes(&Workload { tokens, ..*workload }, extent.row as u64);
-    let logits = 2 * 4 * spec.vocab_size as u64;
+    let logits = 2 * 4 * spec.vocab_size as u64 * extent.lanes.max(1) as u64;
     let adapters: u64 = workload.targets.iter().map(crate::adapter::target::Target::parameters).sum();
     // Loading a tensor: its values in f32, beside the quantized form.
     let loading = match workload.quantization {

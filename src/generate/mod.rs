@@ -7,6 +7,7 @@ pub mod memory;
 pub mod sampling;
 pub mod spec;
 pub mod text;
+pub mod together;
 
 pub use answer::{Answer, Ending};
 pub use decode::{Error, Finish, Generation, Session, generate};

@@ -15,6 +15,7 @@ use tune_kernels::rms_norm::{rms_norm, rms_norm_backward};
 use super::Error;
 use super::decoder_spec::DecoderSpec;
 use super::dtype::{FloatDtype, burn_dtype};
+use super::layers::cache::LayerCaches;
 use super::layers::choice::Balance;
 use super::layers::norm::{Norm, NormTensors};
 use super::layers::shared::Shared;
@@ -252,24 +253,57 @@ impl<B: KernelBackend> Decoder<B> {
         &self,
         ids: &[u32],
         adapters: Option<&[LayerAdapters<B>]>,
-        mut cache: Option<&mut KeyValueCache<B>>,
+        cache: Option<&mut KeyValueCache<B>>,
+    ) -> Result<Tensor<B, 2>, Error> {
+        self.pass(&[ids], adapters, cache.into_iter().collect())
+    }
+
+    /// [`Self::hidden`] of several sequences, each continued by the ids beside its cache: one pass over the layers, with
+    /// the rows of one sequence behind those of another.
+    ///
+    /// # Errors
+    /// As [`Self::hidden`].
+    pub fn continued(
+        &self,
+        sequences: Vec<(&[u32], &mut KeyValueCache<B>)>,
+        adapters: Option<&[LayerAdapters<B>]>,
+    ) -> Result<Tensor<B, 2>, Error> {
+        let (ids, caches): (Vec<_>, Vec<_>) = sequences.into_iter().unzip();
+        self.pass(&ids, adapters, caches)
+    }
+
+    /// A pass over some sequences, which continue those in `caches`, if there are any.
+    fn pass(
+        &self,
+        ids: &[&[u32]],
+        adapters: Option<&[LayerAdapters<B>]>,
+        mut caches: Vec<&mut KeyValueCache<B>>,
     ) -> Result<Tensor<B, 2>, Error> {
         if let Some(adapters) = adapters
             && adapters.len() != self.layers.len()
         {
             return Err(Error::AdapterCount { adapters: adapters.len(), layers: self.layers.len() });
         }
-        let past = cache.as_ref().map_or(0, |cache| cache.tokens());
-        let mut x = self.embed(ids)?;
-        let positions: Vec<u32> = (past..past + ids.len()).map(|position| position as u32).collect();
-        let documents = DocumentOffsets::with_cache(&[0, ids.len() as u32], &[0, (past + ids.len()) as u32]);
-        let inputs = self.inputs_of(ids, &x, &positions, documents)?;
+        let all = ids.concat();
+        let mut x = self.embed(&all)?;
+        let mut positions: Vec<u32> = Vec::with_capacity(all.len());
+        let (mut queries, mut keys) = (vec![0], vec![0]);
+        let mut seen = 0;
+        for (sequence, ids) in ids.iter().enumerate() {
+            let past = caches.get(sequence).map_or(0, |cache| cache.tokens());
+            positions.extend((past..past + ids.len()).map(|position| position as u32));
+            seen += past + ids.len();
+            queries.push(positions.len() as u32);
+            keys.push(seen as u32);
+        }
+        let inputs = self.inputs_of(&all, &x, &positions, DocumentOffsets::with_cache(&queries, &keys))?;
         let none = LayerAdapters::none();
         for step in self.layers.walk_with(Order::Up(0..self.layers.len()), ids.len()) {
             let (index, layer) = step?;
             let adapters = adapters.map_or(&none, |adapters| &adapters[index]);
-            let cache = cache.as_mut().and_then(|cache| cache.layer(index));
-            x = layer.forward(x, adapters, &inputs, cache);
+            let own: Vec<_> = caches.iter_mut().filter_map(|cache| cache.layer(index)).collect();
+            let caches = (!own.is_empty()).then_some(LayerCaches(own));
+            x = layer.forward(x, adapters, &inputs, caches);
         }
         Ok(self.final_norm(&x))
     }

@@ -1,6 +1,7 @@
 //! `tune eval`: a base and the adapter on it, measured on rows they were not trained on: loss, answers compared with known
 //! ones, and which answer of a pair is preferred.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use serde::Serialize;
@@ -16,9 +17,10 @@ use crate::data::batch::MicroBatch;
 use crate::data::corpus::{Corpus, Language};
 use crate::data::example::{Conversation, Example, Message, RowId};
 use crate::data::spec::{DatasetSpec, Format, Spec, Split};
-use crate::generate::answer::Request;
+use crate::generate::Sampling;
+use crate::generate::answer::{Heard, Request};
 use crate::generate::memory::Extent;
-use crate::generate::{Ending, Sampling};
+use crate::generate::together::MOST_TOGETHER;
 use crate::recipe::RecipeFile;
 use crate::train::event::{Event, Observer};
 
@@ -175,8 +177,7 @@ impl Evaluation {
 
     /// The largest batch and conversation. Reads every row, so that problems are reported before the model is loaded.
     fn extent(&self, environment: &Environment<'_>) -> Result<Extent, Error> {
-        let models = if self.opened.adapter.is_some() { 2 } else { 1 };
-        let mut extent = Extent { conversation: 0, row: 0, models };
+        let mut extent = Extent::default();
         let mut rows = 0;
         for batch in self.corpus.validation(ROWS_AT_ONCE)? {
             let batch = batch?;
@@ -196,6 +197,9 @@ impl Evaluation {
                 }
             }
         }
+        // One of the two models answers at a time.
+        let answers = if self.options.matching.is_some() { rows.min(self.rows()) } else { 0 };
+        extent.lanes = usize::try_from(answers).unwrap_or(usize::MAX).min(MOST_TOGETHER);
         Ok(extent)
     }
 
@@ -210,7 +214,8 @@ impl Evaluation {
             None => &[Side::Base],
         };
         let mut tallies = vec![Tally::default(); sides.len()];
-        let (mut rows, mut supervised_tokens, mut lines, mut differ) = (0, 0, Vec::new(), [0, 0]);
+        let (mut rows, mut supervised_tokens, mut lines) = (0, 0, Vec::new());
+        let mut questions = Vec::new();
         let (mut pairs, mut rewarded) = (0, 0);
         'rows: for batch in self.corpus.validation(ROWS_AT_ONCE)? {
             let batch = batch?;
@@ -228,17 +233,14 @@ impl Evaluation {
                     break 'rows;
                 }
                 let place = self.place(id);
-                let asked = match &self.options.matching {
-                    Some(matching) => Some((self.question(id, matching, &place)?, matching)),
-                    None => None,
-                };
                 let (first, lengths) = (documents.start, &lengths[documents.clone()]);
                 let mut line = json!({"row": rows, "place": place, "supervised_tokens": lengths[0]});
-                if let Some((question, _)) = &asked {
+                if let Some(matching) = &self.options.matching {
+                    let question = self.question(id, matching, &place)?;
                     line["reference"] = question.reference.clone().into();
                     line["expected"] = question.expected.clone().into();
+                    questions.push(question);
                 }
-                let mut right = Vec::new();
                 for ((side, tally), sums) in sides.iter().zip(&mut tallies).zip(&sums) {
                     let sums = &sums[documents.clone()];
                     if let Some(value) = sums.iter().copied().find(|value| !value.is_finite()) {
@@ -252,23 +254,7 @@ impl Evaluation {
                         said["logp_chosen"] = (-sums[0]).into();
                         said["logp_rejected"] = (-sums[1]).into();
                     }
-                    if let Some((question, matching)) = &asked {
-                        let judged = self.judge(question, matching, *side, model, environment)?;
-                        tally.right += u64::from(judged.correct);
-                        right.push(judged.correct);
-                        said["response"] = judged.response.into();
-                        said["finish"] = judged.finish.into();
-                        said["extracted"] = judged.extracted.into();
-                        said["correct"] = judged.correct.into();
-                    }
-                    line[match side {
-                        Side::Base => "base",
-                        Side::Adapted => "adapter",
-                    }] = said;
-                }
-                if let [base, adapter] = right[..] {
-                    differ[0] += u64::from(base && !adapter);
-                    differ[1] += u64::from(adapter && !base);
+                    line[name(*side)] = said;
                 }
                 if documents.len() == 2 {
                     pairs += 1;
@@ -287,6 +273,28 @@ impl Evaluation {
             return Err(Error::NoRows { origin: self.origin.clone() });
         }
         let matched = self.options.matching.is_some();
+        let mut differ = [0, 0];
+        if let Some(matching) = &self.options.matching {
+            let mut right = Vec::with_capacity(sides.len());
+            for (side, tally) in sides.iter().zip(&mut tallies) {
+                let judged = self.judge(&questions, matching, *side, model, observer, environment)?;
+                tally.right = judged.iter().filter(|judged| judged.correct).count() as u64;
+                right.push(judged.iter().map(|judged| judged.correct).collect::<Vec<_>>());
+                for (line, judged) in lines.iter_mut().zip(judged) {
+                    let said: &mut Value = &mut line[name(*side)];
+                    said["response"] = judged.response.into();
+                    said["finish"] = judged.finish.into();
+                    said["extracted"] = judged.extracted.into();
+                    said["correct"] = judged.correct.into();
+                }
+            }
+            if let [base, adapter] = &right[..] {
+                for (base, adapter) in base.iter().zip(adapter) {
+                    differ[0] += u64::from(*base && !adapter);
+                    differ[1] += u64::from(*adapter && !base);
+                }
+            }
+        }
         let mut measured = tallies.into_iter().map(|tally| Measured {
             loss: tally.losses.together(),
             exact_match: matched.then(|| Share::new(tally.right, rows)),
@@ -355,26 +363,49 @@ impl Evaluation {
         Ok(Question { prompt, reference, expected })
     }
 
+    /// The answers of one model to all questions.
     fn judge(
         &self,
-        question: &Question,
+        questions: &[Question],
         matching: &Matching,
         side: Side,
         model: &mut LoadedModel<'_>,
+        observer: &mut dyn Observer,
         environment: &Environment<'_>,
-    ) -> Result<Judged, Error> {
+    ) -> Result<Vec<Judged>, Error> {
         let sampling = Sampling::greedy(matching.max_new_tokens, self.opened.end_tokens.clone());
-        let request = Request { prompt: &question.prompt, sampling: &sampling, stops: &matching.stops };
-        let answer = model.answer(side, request, &mut |_| match (environment.stop)() {
-            true => std::ops::ControlFlow::Break(()),
-            false => std::ops::ControlFlow::Continue(()),
-        })?;
-        if answer.ending == Ending::Interrupted {
-            return Err(Error::Stopped);
-        }
-        let extracted = matching.extraction.find(&answer.text);
-        let correct = extracted.as_ref() == Some(&question.expected);
-        Ok(Judged { response: answer.text, finish: answer.ending.name(), extracted, correct })
+        let requests = questions.iter().map(|question| Request {
+            prompt: &question.prompt,
+            sampling: &sampling,
+            stops: &matching.stops,
+        });
+        let requests: Vec<_> = requests.collect();
+        let mut judged: Vec<Option<Judged>> = questions.iter().map(|_| None).collect();
+        let (mut done, total) = (0, questions.len() as u64);
+        let answered = model.answer_together(side, &requests, &mut |row, heard| {
+            if (environment.stop)() {
+                return ControlFlow::Break(());
+            }
+            if let Heard::Answer(answer) = heard {
+                let extracted = matching.extraction.find(&answer.text);
+                let correct = extracted.as_ref() == Some(&questions[row].expected);
+                let finish = answer.ending.name();
+                judged[row] = Some(Judged { response: answer.text, finish, extracted, correct });
+                done += 1;
+                observer.observe(&Event::Evaluating { done, total });
+            }
+            ControlFlow::Continue(())
+        });
+        answered.map_err(|(_, error)| error)?;
+        judged.into_iter().collect::<Option<_>>().ok_or(Error::Stopped)
+    }
+}
+
+/// The name of a model in a row's line.
+fn name(side: Side) -> &'static str {
+    match side {
+        Side::Base => "base",
+        Side::Adapted => "adapter",
     }
 }
 

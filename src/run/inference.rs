@@ -1,6 +1,7 @@
 //! A model for inference: base, adapter, tokenizer and chat template are opened and checked against each other, then
 //! loaded once and used for any number of prompts. Shared by `tune generate`, `tune chat` and `tune eval`.
 
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use crate::device::{Device, OnBackend};
 use crate::export::base::{FAMILY_KEY, OpenedBase, Trained, ignored_config_keys};
 use crate::export::folder::{Text, configured_ends, end_tokens as ends_of_text};
 use crate::generate::Session;
-use crate::generate::answer::{Answer, Request, answer};
+use crate::generate::answer::{Answer, Heard, Request, answer, answer_together};
 use crate::generate::memory::{Extent, require};
 use crate::model::fetch::Home;
 use crate::model::spec::ComputeDtype;
@@ -102,12 +103,18 @@ pub enum Side {
 /// Receives an answer's text while it is generated, and can end it.
 pub type Listener<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
 
+/// Receives the text and the end of answers that are generated side by side, by number.
+pub type TogetherListener<'a> = dyn FnMut(usize, Heard<'_>) -> ControlFlow<()> + 'a;
+
+type TogetherWith<'a> =
+    dyn FnMut(Side, &[Request<'_>], &mut TogetherListener<'_>) -> Result<(), (usize, Error)> + 'a;
 type AnswerWith<'a> = dyn FnMut(Side, Request<'_>, &mut Listener<'_>) -> Result<Answer, Error> + 'a;
 type LossesOf<'a> = dyn FnMut(Side, &MicroBatch) -> Result<Vec<f64>, Error> + 'a;
 
 /// A loaded model, on any backend.
 pub struct LoadedModel<'a> {
     answer: &'a mut AnswerWith<'a>,
+    together: &'a mut TogetherWith<'a>,
     losses: &'a mut LossesOf<'a>,
 }
 
@@ -123,6 +130,19 @@ impl LoadedModel<'_> {
         listen: &mut Listener<'_>,
     ) -> Result<Answer, Error> {
         (self.answer)(side, request, listen)
+    }
+
+    /// Answers prompts side by side, as many as the model was loaded for. On the CPU each answer is the same as by itself.
+    ///
+    /// # Errors
+    /// As [`Self::answer`], with the number of the prompt.
+    pub fn answer_together(
+        &mut self,
+        side: Side,
+        requests: &[Request<'_>],
+        listen: &mut TogetherListener<'_>,
+    ) -> Result<(), (usize, Error)> {
+        (self.together)(side, requests, listen)
     }
 
     /// Σ negative log-likelihood of the supervised tokens of each document of a batch.
@@ -292,7 +312,19 @@ impl OpenedModel {
     /// # Errors
     /// [`Error::Memory`], with the largest terms and remedies.
     pub fn require_memory(&self, extent: Extent) -> Result<(), Error> {
-        self.held(extent).map(|_| ())
+        self.fitted(extent).map(|_| ())
+    }
+
+    /// How many conversations fit side by side, up to those of the extent, where nothing more of the model has to lie
+    /// elsewhere for them; and what has to.
+    fn fitted(&self, extent: Extent) -> Result<(usize, Held), Error> {
+        let with = |lanes: usize| self.held(Extent { lanes, ..extent }).map(|held| (lanes, held));
+        let alone = with(1)?;
+        let elsewhere = |(_, held): &(usize, Held)| {
+            (held.host_embeddings, held.streaming.as_ref().map(|streaming| streaming.resident_layers))
+        };
+        let mut more = (2..=extent.lanes).rev().filter_map(|lanes| with(lanes).ok());
+        Ok(more.find(|found| elsewhere(found) == elsewhere(&alone)).unwrap_or(alone))
     }
 
     /// How quantized projections are stored.
@@ -345,7 +377,7 @@ impl OpenedModel {
         observer: &mut O,
         body: impl FnOnce(&mut LoadedModel<'_>, &mut O) -> R,
     ) -> Result<R, Error> {
-        let held = self.held(extent)?;
+        let (lanes, held) = self.fitted(extent)?;
         if let Some(streaming) = &held.streaming {
             observer.observe(&Event::Note(format!(
                 "{} of {} layers fit into memory; the others are fetched for each pass",
@@ -353,7 +385,7 @@ impl OpenedModel {
                 self.base.spec.layers.len()
             )));
         }
-        self.device.run(Loading { opened: self, held, observer, body })?
+        self.device.run(Loading { opened: self, lanes, held, observer, body })?
     }
 }
 
@@ -366,6 +398,7 @@ struct Held {
 /// Loads the model and runs `body` on the chosen backend.
 struct Loading<'a, O, F> {
     opened: &'a OpenedModel,
+    lanes: usize,
     held: Held,
     observer: &'a mut O,
     body: F,
@@ -375,7 +408,7 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
     type Output = Result<R, Error>;
 
     fn call<B: KernelBackend>(self, device: &B::Device) -> Self::Output {
-        let Self { opened, held, observer, body } = self;
+        let Self { opened, lanes, held, observer, body } = self;
         let adapters: Option<LoraSet<B>> = match &opened.adapter {
             Some((adapter, targets)) => {
                 Some(LoraSet::from_values(targets.clone(), 0.0, adapter.values(targets)?, device)?)
@@ -392,14 +425,19 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
         let layout = load::Layout { host_embeddings: held.host_embeddings, streaming };
         let decoder: Decoder<B> =
             load::load_as(weights, spec, opened.blocks(), dtype, device, layout, progress)?;
-        let mut alone = Session::new(&decoder, None);
-        let mut adapted = adapters.as_ref().map(|adapters| Session::new(&decoder, Some(adapters)));
+        let alone = RefCell::new(Session::new(&decoder, None));
+        let adapted = adapters.as_ref().map(|adapters| RefCell::new(Session::new(&decoder, Some(adapters))));
+        let session = |side: Side| match (side, &adapted) {
+            (Side::Adapted, Some(session)) => session,
+            _ => &alone,
+        };
         let mut ask = |side: Side, request: Request<'_>, listen: &mut Listener<'_>| {
-            let session = match (side, &mut adapted) {
-                (Side::Adapted, Some(session)) => session,
-                _ => &mut alone,
-            };
-            Ok(answer(session, opened.tokenizer()?, request, listen)?)
+            Ok(answer(&mut session(side).borrow_mut(), opened.tokenizer()?, request, listen)?)
+        };
+        let mut together = |side: Side, requests: &[Request<'_>], listen: &mut TogetherListener<'_>| {
+            let tokenizer = opened.tokenizer().map_err(|error| (0, error))?;
+            let answered = answer_together(&session(side).borrow(), tokenizer, lanes, requests, listen);
+            answered.map_err(|failed| (failed.number, failed.error.into()))
         };
         let nothing = LoraSet::init(Vec::new(), 0.0, 0, device);
         let (nothing, adapters) = (nothing.until_update(), adapters.as_ref().map(LoraSet::until_update));
@@ -412,7 +450,10 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
             let losses = losses.wait().map_err(|message| FitError::device(&opened.device.name(), message))?;
             Ok(losses.into_iter().map(f64::from).collect())
         };
-        Ok(body(&mut LoadedModel { answer: &mut ask, losses: &mut losses }, observer))
+        Ok(body(
+            &mut LoadedModel { answer: &mut ask, together: &mut together, losses: &mut losses },
+            observer,
+        ))
     }
 }
 

@@ -10,7 +10,7 @@ use std::ops::Range;
 use burn_flex::Flex;
 use burn_tensor::Tensor;
 
-use super::{AttentionBackward, AttentionOps, AttentionOptions, decode};
+use super::{AttentionBackward, AttentionOps, AttentionOptions, decode, one_by_one};
 use crate::cpu::disjoint::Disjoint;
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::fast;
@@ -190,6 +190,17 @@ impl AttentionOps for Flex {
             }
             (tensor::from_buffer(y, [tokens, heads, head_dim]), tensor::from_buffer(log_sum_exp, [heads, tokens]))
         })
+    }
+
+    fn document_attention_apart(
+        q: &Tensor<Flex, 3>,
+        states: &[[Tensor<Flex, 3>; 2]],
+        options: &AttentionOptions,
+    ) -> (Tensor<Flex, 3>, Tensor<Flex, 2>) {
+        match decode::applies(options) {
+            true => decode::forward_apart(q, states, options),
+            false => one_by_one(q, states, options),
+        }
     }
 
     fn document_attention_backward(request: AttentionBackward<'_, Flex>) -> [Tensor<Flex, 3>; 3] {

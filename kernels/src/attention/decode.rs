@@ -24,6 +24,8 @@ pub(super) fn applies(options: &AttentionOptions) -> bool {
 /// One key-value head of one document.
 struct Task {
     queries: Range<usize>,
+    /// Which keys and values it has, and which rows of those.
+    states: usize,
     keys: Range<usize>,
     kv_head: usize,
 }
@@ -43,24 +45,57 @@ pub(super) fn forward(
     v: &Tensor<Flex, 3>,
     options: &AttentionOptions,
 ) -> (Tensor<Flex, 3>, Tensor<Flex, 2>) {
-    let ([tokens, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
+    let documents = options.documents.documents().map(|(queries, keys)| (queries, 0, keys));
+    run(q, &[[k.clone(), v.clone()]], documents, options)
+}
+
+/// `attention_apart` of the CPU backend, where the decode path [`applies`].
+pub(super) fn forward_apart(
+    q: &Tensor<Flex, 3>,
+    states: &[[Tensor<Flex, 3>; 2]],
+    options: &AttentionOptions,
+) -> (Tensor<Flex, 3>, Tensor<Flex, 2>) {
+    let documents = options.documents.documents().enumerate();
+    let documents = documents.map(|(document, (queries, keys))| (queries, document, 0..keys.len()));
+    run(q, states, documents, options)
+}
+
+/// Documents with queries, and the keys among those of the states with a number.
+fn run(
+    q: &Tensor<Flex, 3>,
+    states: &[[Tensor<Flex, 3>; 2]],
+    documents: impl Iterator<Item = (Range<usize>, usize, Range<usize>)>,
+    options: &AttentionOptions,
+) -> (Tensor<Flex, 3>, Tensor<Flex, 2>) {
+    let [tokens, heads, head_dim] = q.dims();
+    let kv_heads = states.first().map_or(heads, |[k, _]| k.dims()[1]);
     let q = tensor::primitive(q.clone());
-    let [k, v] = [k, v].map(|tensor| tensor::leading(tensor.clone()));
+    let states: Vec<_> =
+        states.iter().map(|state| state.each_ref().map(|rows| tensor::leading(rows.clone()))).collect();
     let group = heads / kv_heads;
-    let documents = options.documents.documents().filter(|(queries, _)| !queries.is_empty());
     let tasks: Vec<Task> = documents
-        .flat_map(|(queries, keys)| {
-            (0..kv_heads).map(move |kv_head| Task { queries: queries.clone(), keys: keys.clone(), kv_head })
+        .filter(|(queries, ..)| !queries.is_empty())
+        .flat_map(|(queries, states, keys)| {
+            (0..kv_heads).map(move |kv_head| Task {
+                queries: queries.clone(),
+                states,
+                keys: keys.clone(),
+                kv_head,
+            })
         })
         .collect();
     let work = tasks.iter().map(|task| task.queries.len() * task.keys.len() * group * head_dim / 8).sum();
     with_float!(q.dtype(), T => {
-        let (q, k, v) = (q.storage::<T>(), k.storage::<T>(), v.storage::<T>());
+        let q = q.storage::<T>();
+        let states: Vec<[&[T]; 2]> =
+            states.iter().map(|state| state.each_ref().map(|rows| rows.storage::<T>())).collect();
         let mut y = pool::take::<T>(q.len());
         let mut log_sum_exp = pool::take::<f32>(heads * tokens);
         {
             let (y, lse) = (Disjoint::new(&mut y), Disjoint::new(&mut log_sum_exp));
-            parallel::for_each(tasks, work, |task| {
+            parallel::share(tasks.len(), work, |number| {
+                let task = &tasks[number];
+                let [k, v] = states[task.states];
                 let start = (task.keys.start * kv_heads + task.kv_head) * head_dim;
                 let rows_of = |values| Rows { values, stride: kv_heads * head_dim, head_dim };
                 let (count, keys) = (task.queries.len(), task.keys.len());

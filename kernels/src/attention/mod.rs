@@ -46,6 +46,15 @@ pub trait AttentionOps: RowSumOps {
         options: &AttentionOptions,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>);
 
+    /// [`attention_apart`] of several documents.
+    fn document_attention_apart(
+        q: &Tensor<Self, 3>,
+        states: &[[Tensor<Self, 3>; 2]],
+        options: &AttentionOptions,
+    ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
+        one_by_one(q, states, options)
+    }
+
     /// [`attention_backward`] without prefixes.
     fn document_attention_backward(request: AttentionBackward<'_, Self>) -> [Tensor<Self, 3>; 3];
 }
@@ -211,6 +220,55 @@ pub fn attention<B: AttentionOps>(
     }
 }
 
+/// [`attention`] of documents whose keys and values lie in tensors of their own, `states[d]` those of document d: for
+/// sequences that continue side by side, each with its cache.
+///
+/// # Panics
+/// As [`attention`]; or `states` are not as many as there are documents.
+pub fn attention_apart<B: AttentionOps>(
+    q: &Tensor<B, 3>,
+    states: &[[Tensor<B, 3>; 2]],
+    options: &AttentionOptions,
+) -> (Tensor<B, 3>, Tensor<B, 2>) {
+    let documents = options.documents.documents();
+    assert_eq!(documents.len(), states.len(), "attention: one set of keys and values for each document");
+    assert!(
+        options.documents.prefixes.is_none(),
+        "attention: a prefix lies among the rows of its own tensor"
+    );
+    if let [[k, v]] = states {
+        return attention(q, k, v, options);
+    }
+    for ((_, keys), [k, v]) in documents.zip(states) {
+        assert_eq!(k.dims()[0], keys.len(), "attention: documents do not cover the keys");
+        assert_eq!(k.dims()[1], states[0][0].dims()[1], "attention: documents differ in key-value heads");
+        check_heads(q, k, v, options);
+    }
+    B::document_attention_apart(q, states, options)
+}
+
+/// The options of a document among several, by itself.
+fn alone(options: &AttentionOptions, queries: usize, keys: usize) -> AttentionOptions {
+    options.among(&DocumentOffsets::with_cache(&[0, queries as u32], &[0, keys as u32]))
+}
+
+/// [`attention_apart`], a document at a time.
+fn one_by_one<B: AttentionOps>(
+    q: &Tensor<B, 3>,
+    states: &[[Tensor<B, 3>; 2]],
+    options: &AttentionOptions,
+) -> (Tensor<B, 3>, Tensor<B, 2>) {
+    let documents = options.documents.documents().zip(states);
+    let (outputs, sums): (Vec<_>, Vec<_>) = documents
+        .filter(|((queries, _), _)| !queries.is_empty())
+        .map(|((queries, keys), [k, v])| {
+            let own = q.clone().narrow(0, queries.start, queries.len());
+            B::document_attention(&own, k, v, &alone(options, queries.len(), keys.len()))
+        })
+        .unzip();
+    (Tensor::cat(outputs, 0), Tensor::cat(sums, 1))
+}
+
 /// [`row_sum`] of rows of heads.
 fn summed<B: AttentionOps>(x: &Tensor<B, 3>, lists: &RowLists) -> Tensor<B, 3> {
     let [rows, heads, head_dim] = x.dims();
@@ -224,7 +282,12 @@ fn check_operands<B: Backend>(
     v: &Tensor<B, 3>,
     options: &AttentionOptions,
 ) {
-    let ([tokens, heads, head_dim], [keys, kv_heads, key_dim]) = (q.dims(), k.dims());
+    check_heads(q, k, v, options);
+    assert_eq!(options.documents.keys(), k.dims()[0], "attention: documents do not cover the keys");
+}
+
+fn check_heads<B: Backend>(q: &Tensor<B, 3>, k: &Tensor<B, 3>, v: &Tensor<B, 3>, options: &AttentionOptions) {
+    let ([tokens, heads, head_dim], [_, kv_heads, key_dim]) = (q.dims(), k.dims());
     assert_eq!(k.dims(), v.dims(), "attention: keys and values differ in shape");
     assert_eq!(head_dim, key_dim, "attention: queries and keys differ in head dimension");
     assert!(
@@ -233,7 +296,6 @@ fn check_operands<B: Backend>(
     );
     assert!(q.dtype() == k.dtype() && k.dtype() == v.dtype(), "attention: q, k and v differ in dtype");
     assert_eq!(options.documents.queries(), tokens, "attention: documents do not cover the queries");
-    assert_eq!(options.documents.keys(), keys, "attention: documents do not cover the keys");
     assert_ne!(options.sliding_window, Some(0), "attention: a window of 0 sees nothing");
     assert!(options.scaling > 0.0, "attention: scores are scaled by {}", options.scaling);
     assert!(

@@ -15,6 +15,7 @@ pub(crate) mod matmul;
 pub(crate) mod parallel;
 pub mod pool;
 pub(crate) mod scalar;
+mod team;
 pub(crate) mod tensor;
 
 pub(crate) use isa::vectorized;

@@ -2,10 +2,26 @@
 
 use rayon::prelude::*;
 
-use super::isa;
+use super::{isa, team};
 
 /// Elementary operations below which forking costs more than it saves (a fork-join is about 5 to 10 µs).
 const WORTH_A_FORK: usize = 1 << 17;
+
+/// Elementary operations below which sharing with threads that are awake costs more than it saves.
+const WORTH_SHARING: usize = 1 << 14;
+
+/// Runs `body` with `0..count`, as [`for_range`], for jobs of some microseconds that follow one upon another: threads stay
+/// awake between them.
+pub(crate) fn share(count: usize, work: usize, body: impl Fn(usize) + Sync + Send) {
+    if count < 2 || work < WORTH_SHARING || threads() < 2 {
+        return (0..count).for_each(body);
+    }
+    let set = isa::forced();
+    let body = |index: usize| isa::scoped(set, || body(index));
+    if !team::run(count, &body) {
+        (0..count).into_par_iter().with_max_len(1).for_each(body);
+    }
+}
 
 /// Runs `body` on every task; in parallel if the whole is worth it. `work` is the total of elementary operations
 /// (a multiply-add, a byte moved). Tasks run in any order and must not depend on one another.

@@ -56,7 +56,8 @@ pub(super) fn forward<T: Scalar>(
         .flat_map(|(layer, out)| ranges(*out, width).map(move |rows| (layer, rows)))
         .collect();
     let work = outs.iter().sum::<usize>() * (width + ranks) * (1 + tokens) / 4;
-    parallel::for_each(tasks, work, |(layer, rows)| {
+    parallel::share(tasks.len(), work, |task| {
+        let (layer, rows) = tasks[task].clone();
         let mut lanes = pool::take::<f32>(rows.len() * tokens * LANES);
         vectors.times(&stored[layer], rows.clone(), &mut lanes);
         if let (Some(adapter), Some(t)) = (&adapters[layer], &ts[layer]) {
@@ -103,7 +104,8 @@ fn down<T: Scalar>(
             .flatten()
             .flat_map(|adapter| ranges(adapter.rank, width).map(move |rows| (adapter, rows)))
             .collect();
-        parallel::for_each(tasks, ranks * width * (1 + tokens) / 4, |(adapter, rows)| {
+        parallel::share(tasks.len(), ranks * width * (1 + tokens) / 4, |task| {
+            let (adapter, rows) = tasks[task].clone();
             let mut lanes = pool::take::<f32>(rows.len() * tokens * LANES);
             vectors.times(&Stored::F32(adapter.a_values()), rows.clone(), &mut lanes);
             let mut sums = pool::take::<f32>(rows.len() * tokens);
@@ -118,9 +120,13 @@ fn down<T: Scalar>(
     down
 }
 
-/// The rows of a matrix, a task's worth at a time.
+/// The rows of a matrix, about a task's worth at a time, as many for each thread. A sum does not depend on its task.
 fn ranges(rows: usize, width: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = (TASK / width.max(1)).max(8);
+    let tasks = match (rows * width).div_ceil(TASK) {
+        0 | 1 => 1,
+        tasks => tasks.next_multiple_of(parallel::threads()),
+    };
+    let step = rows.div_ceil(tasks).max(8);
     (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
 }
 

@@ -1,9 +1,9 @@
 //! Attention: documents, grouped queries, windows, key-value cache.
 
-use burn_tensor::DType;
+use burn_tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 use tune_kernels::attention::reference::Sizes;
-use tune_kernels::attention::{AttentionOptions, DocumentOffsets, attention};
+use tune_kernels::attention::{AttentionOptions, DocumentOffsets, attention, attention_apart};
 use tune_kernels::check::{
     self,
     attention::{CAP, SCALING},
@@ -174,6 +174,43 @@ fn check_large_scores<B: KernelBackend>(_: &Site) {
         &AttentionOptions { documents, scaling: 1.0, sliding_window: None, soft_cap: None },
     );
     assert_eq!(values(&y), [3.0, 3.0]);
+}
+
+#[test]
+fn documents_with_keys_of_their_own_equal_those_side_by_side() {
+    everywhere!(check_apart);
+}
+
+fn check_apart<B: KernelBackend>(site: &Site) {
+    let (heads, kv_heads, head_dim) = (6, 2, 40);
+    // A query each, as in decoding, and more than the decode path takes.
+    for (queries, keys) in [(vec![0, 1, 2, 3], vec![0, 70, 71, 204]), (vec![0, 3, 9], vec![0, 100, 107])] {
+        let documents = DocumentOffsets::with_cache(&queries, &keys);
+        for dtype in site.dtypes.clone() {
+            for sliding_window in [None, Some(33)] {
+                let documents = documents.clone();
+                let rows = |seed, rows: usize, heads: usize| {
+                    let values = random(rows * heads * head_dim, seed, 1.0);
+                    tensor::<B, 3>(&values, [rows, heads, head_dim], dtype)
+                };
+                let q = rows(1, documents.queries(), heads);
+                let [k, v] = [2, 3].map(|seed| rows(seed, documents.keys(), kv_heads));
+                let states: Vec<_> = documents
+                    .documents()
+                    .map(|(_, keys)| [&k, &v].map(|all| all.clone().narrow(0, keys.start, keys.len())))
+                    .collect();
+                let options =
+                    AttentionOptions { documents, scaling: SCALING, sliding_window, soft_cap: None };
+                let (y, sums) = attention(&q, &k, &v, &options);
+                let (y_apart, sums_apart) = attention_apart(&q, &states, &options);
+                let what = format!("{dtype:?}, {queries:?}, {sliding_window:?} on {}", site.name);
+                let tolerance = if dtype == DType::F32 { 1e-6 } else { 1e-2 };
+                let wide = |x: Tensor<B, 3>| values(&x.cast(DType::F32));
+                assert_close(&what, &wide(y_apart), &wide(y), tolerance);
+                assert_close(&what, &values(&sums_apart), &values(&sums), tolerance);
+            }
+        }
+    }
 }
 
 /// Documents that share a prefix give what each gives with a copy of it.

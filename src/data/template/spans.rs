@@ -258,13 +258,19 @@ fn reasoning(message: &Message) -> &str {
 
 /// Whether an answer has neither text nor thoughts nor tool calls.
 fn is_silent(message: &Message) -> bool {
-    let said = message.content.replace("<think>", "").replace(END_OF_THOUGHT, "");
-    said.trim().is_empty() && reasoning(message).is_empty() && !calls_tools(message)
+    // Most contents end this at their first character.
+    let begins = message.content.trim_start();
+    let is_blank = begins.is_empty()
+        || begins.starts_with('<') && {
+            begins.replace("<think>", "").replace(END_OF_THOUGHT, "").trim().is_empty()
+        };
+    is_blank && reasoning(message).is_empty() && !calls_tools(message)
 }
 
 /// Whether the text of a turn does not show the reasoning that the message has beside its content.
 fn hides_reasoning(message: &Message, text: &str) -> bool {
-    !without_space(text).contains(&without_space(reasoning(message)))
+    let reasoning = without_space(reasoning(message));
+    !reasoning.is_empty() && !without_space(text).contains(&reasoning)
 }
 
 fn calls_tools(message: &Message) -> bool {

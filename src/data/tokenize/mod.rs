@@ -5,7 +5,9 @@
 //! tokenizer_config.json (else special_tokens_map.json) says which tokens are BOS and EOS.
 
 mod answers;
+mod byte_level;
 mod other;
+mod splits;
 mod tokenized;
 
 use std::collections::BTreeMap;
@@ -13,6 +15,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use byte_level::ByteLevel;
 use serde_json::Value;
 use tokenizers::{ModelWrapper, PostProcessorWrapper};
 
@@ -31,6 +34,8 @@ pub struct SpecialToken {
 pub struct Tokenizer {
     /// Without post-processor, truncation and padding: adds no tokens, and every offset is exact.
     inner: tokenizers::Tokenizer,
+    /// The fast way to the same ids, for the tokenizers that have one.
+    byte_level: Option<ByteLevel>,
     config: Value,
     variables: BTreeMap<String, String>,
     bos: Option<SpecialToken>,
@@ -97,6 +102,8 @@ pub struct Encoding {
     pub ids: Vec<u32>,
     /// One byte range per token. Several tokens that share one character share its range.
     pub offsets: Vec<Range<usize>>,
+    /// Whether the tokens are known to spell the text byte for byte.
+    pub is_exact: bool,
 }
 
 impl Tokenizer {
@@ -166,7 +173,8 @@ impl Tokenizer {
             suffix.extend(eos.iter().filter(|_| adds("add_eos_token")).map(|token| token.id));
         }
         let origin = origin.to_owned();
-        Ok(Tokenizer { inner, config, variables, bos, eos, specials, prefix, suffix, origin })
+        let byte_level = ByteLevel::of(&inner);
+        Ok(Tokenizer { inner, byte_level, config, variables, bos, eos, specials, prefix, suffix, origin })
     }
 
     /// Tokenizes `text` and adds no tokens. The text of a special token becomes that token.
@@ -174,10 +182,20 @@ impl Tokenizer {
     /// # Errors
     /// [`TokenizerError::Encode`].
     pub fn encode(&self, text: &str) -> Result<Encoding, TokenizerError> {
+        let failed = |problem| TokenizerError::Encode { file: self.origin.clone(), problem };
+        let fast = |byte_level: &ByteLevel| byte_level.encode(self.inner.get_model(), text).transpose();
+        match guarded(|| self.byte_level.as_ref().map_or(Ok(None), fast)).map_err(failed)? {
+            Some(encoding) => Ok(encoding),
+            None => self.encode_by_crate(text),
+        }
+    }
+
+    /// [`Self::encode`] for every tokenizer and text.
+    fn encode_by_crate(&self, text: &str) -> Result<Encoding, TokenizerError> {
         let encoded = guarded(|| self.inner.encode(text, false))
             .map_err(|problem| TokenizerError::Encode { file: self.origin.clone(), problem })?;
         let offsets = encoded.get_offsets().iter().map(|&(start, end)| start..end).collect();
-        Ok(Encoding { ids: encoded.get_ids().to_vec(), offsets })
+        Ok(Encoding { ids: encoded.get_ids().to_vec(), offsets, is_exact: false })
     }
 
     /// Decodes `ids`, special tokens included.

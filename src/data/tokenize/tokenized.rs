@@ -57,6 +57,8 @@ pub struct TokenizedText {
     pub text: String,
     /// One byte range per token. Tokens that were added to the text have an empty range at its start or end.
     pub offsets: Vec<Range<usize>>,
+    /// Whether the tokens are known to spell the text byte for byte.
+    pub is_exact: bool,
 }
 
 /// What the survey reports about templates.
@@ -155,15 +157,16 @@ impl Examples {
     /// not know a character or normalizes it. True for `tokens`.
     pub fn round_trips(&self, tokenized: &Tokenized) -> bool {
         let (Some(tokenizer), Some(text)) = (&self.tokenizer, &tokenized.text) else { return true };
-        supervised_runs(&tokenized.labels).all(|run| {
-            // Tokens that were added to the text have no bytes in it.
-            let tokens: Vec<usize> = run.filter(|token| !text.offsets[*token].is_empty()).collect();
-            let (Some(first), Some(last)) = (tokens.first(), tokens.last()) else { return true };
-            let bytes = text.offsets[*first].start..text.offsets[*last].end;
-            let ids: Vec<u32> = tokens.iter().map(|token| tokenized.input_ids[*token]).collect();
-            let Ok(decoded) = tokenizer.decode(&ids) else { return false };
-            solid(&decoded).eq(solid(&text.text[bytes]))
-        })
+        text.is_exact
+            || supervised_runs(&tokenized.labels).all(|run| {
+                // Tokens that were added to the text have no bytes in it.
+                let tokens: Vec<usize> = run.filter(|token| !text.offsets[*token].is_empty()).collect();
+                let (Some(first), Some(last)) = (tokens.first(), tokens.last()) else { return true };
+                let bytes = text.offsets[*first].start..text.offsets[*last].end;
+                let ids: Vec<u32> = tokens.iter().map(|token| tokenized.input_ids[*token]).collect();
+                let Ok(decoded) = tokenizer.decode(&ids) else { return false };
+                solid(&decoded).eq(solid(&text.text[bytes]))
+            })
     }
 
     pub(super) fn conversation(
@@ -202,7 +205,11 @@ impl Examples {
                 method => Supervision::Template(method.unwrap_or(SpanMethod::Prefix)),
             },
             input_ids: encoding.ids,
-            text: Some(TokenizedText { text: rendered.text, offsets: encoding.offsets }),
+            text: Some(TokenizedText {
+                text: rendered.text,
+                offsets: encoding.offsets,
+                is_exact: encoding.is_exact,
+            }),
             rendered: Some(traits),
             side: Side::Plain,
         })
@@ -247,7 +254,7 @@ impl Examples {
         } else {
             labels_within(&encoding, &text, std::slice::from_ref(&span), tokenizer)
         };
-        let Encoding { mut ids, mut offsets } = encoding;
+        let Encoding { mut ids, mut offsets, is_exact } = encoding;
         let prefix = tokenizer.prefix();
         let is_whole = supervision == Supervision::Everything && !is_blank;
         let prefix_labels = prefix.iter().map(|id| if is_whole { *id as i32 } else { IGNORED });
@@ -263,7 +270,7 @@ impl Examples {
         Ok(Tokenized {
             input_ids: ids,
             labels,
-            text: Some(TokenizedText { text, offsets }),
+            text: Some(TokenizedText { text, offsets, is_exact }),
             supervision,
             rendered: None,
             side: Side::Plain,

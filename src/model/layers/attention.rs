@@ -2,7 +2,9 @@
 
 use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
-use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, attention_backward};
+use tune_kernels::attention::{
+    AttentionBackward, AttentionOptions, attention, attention_apart, attention_backward,
+};
 use tune_kernels::gated::{Activation, gated, gated_backward};
 use tune_kernels::rms_norm::{RmsNorm, rms_norm, rms_norm_backward};
 use tune_kernels::rope::Direction;
@@ -36,8 +38,8 @@ pub struct AttentionTape<B: KernelBackend> {
     output: ProjectedTape<B>,
 }
 
-/// block(x), `[tokens, hidden]`, as far as it is wanted. With a cache the tokens continue the sequence in
-/// it; the tape is then of no use for a backward pass.
+/// block(x), `[tokens, hidden]`, as far as it is wanted. With caches the tokens continue the sequences in
+/// them; the tape is then of no use for a backward pass.
 pub(super) fn forward<B: KernelBackend>(
     spec: &AttentionSpec,
     x: &Tensor<B, 2>,
@@ -66,14 +68,14 @@ pub(super) fn forward<B: KernelBackend>(
         Some(norm) => bare_forward(norm, &value),
         None => value,
     };
-    let (key, value) = match &mut call.cache {
-        Some(cache) => cache.append(key, value),
-        None => (key, value),
+    let states = match &mut call.cache {
+        Some(caches) => caches.append(&call.inputs.documents, &key, &value),
+        None => vec![[key.clone(), value.clone()]],
     };
+    let (mixed, log_sum_exp) = attend(&query, &states, &options(spec, call.inputs));
     if let Some(number) = spec.gives {
-        call.inputs.shared.give(number, [key.clone(), value.clone()]);
+        call.inputs.shared.give(number, states);
     }
-    let (mixed, log_sum_exp) = attention(&query, &key, &value, &options(spec, call.inputs));
     let (mixed, log_sum_exp) = match &spec.sinks {
         Some(sinks) => with_sinks(mixed, log_sum_exp, call.constant(sinks)),
         None => (mixed, log_sum_exp),
@@ -213,6 +215,18 @@ pub(super) fn backward<B: KernelBackend>(
     };
     dy.extend(dgate);
     project_backward(x, &layers, inner_tape, dy, upstream.wants_x, gradients)
+}
+
+/// Attention with the keys and values of all documents, or of each sequence that is continued.
+pub(super) fn attend<B: KernelBackend>(
+    query: &Tensor<B, 3>,
+    states: &[[Tensor<B, 3>; 2]],
+    options: &AttentionOptions,
+) -> (Tensor<B, 3>, Tensor<B, 2>) {
+    match states {
+        [[key, value]] => attention(query, key, value, options),
+        _ => attention_apart(query, states, options),
+    }
 }
 
 fn inner<'a, B: KernelBackend>(spec: &AttentionSpec, call: &Call<'a, B>) -> Vec<Adapted<'a, B>> {

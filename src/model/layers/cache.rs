@@ -1,11 +1,14 @@
-//! What layers keep of the tokens already seen, for decoding one sequence token by token: keys and values, or a recurrent
+//! What layers keep of the tokens already seen, for decoding sequences token by token: keys and values, or a recurrent
 //! state.
 //!
 //! Capacity is doubled when it is used up, and new tokens are written in place: the cost of a step does not depend on the
 //! tokens before it.
 
+use std::ops::Range;
+
 use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
+use tune_kernels::attention::DocumentOffsets;
 
 /// The first capacity, in tokens.
 const ROOM: usize = 64;
@@ -119,5 +122,43 @@ impl<B: KernelBackend> LayerCache<B> {
         let all = (room.0.clone().narrow(0, 0, end), room.1.clone().narrow(0, 0, end));
         self.room = Some(room);
         all
+    }
+}
+
+/// The caches of one layer, one for each sequence that a pass continues, in the order of its documents.
+pub struct LayerCaches<'a, B: KernelBackend>(pub(crate) Vec<&'a mut LayerCache<B>>);
+
+impl<B: KernelBackend> LayerCaches<'_, B> {
+    /// Adds the new tokens of every sequence to its cache; returns keys and values of all, by sequence.
+    pub(super) fn append(
+        &mut self,
+        documents: &DocumentOffsets,
+        keys: &Tensor<B, 3>,
+        values: &Tensor<B, 3>,
+    ) -> Vec<[Tensor<B, 3>; 2]> {
+        let [tokens, ..] = keys.dims();
+        let own = |all: &Tensor<B, 3>, rows: &Range<usize>| match rows.len() == tokens {
+            true => all.clone(),
+            false => all.clone().narrow(0, rows.start, rows.len()),
+        };
+        let appended = documents.documents().zip(&mut self.0).map(|((rows, _), cache)| {
+            let (keys, values) = cache.append(own(keys, &rows), own(values, &rows));
+            [keys, values]
+        });
+        appended.collect()
+    }
+
+    /// The rows of a pass, `[tokens, width]`, that `next` computes for the rows of each sequence.
+    pub(super) fn each(
+        &mut self,
+        documents: &DocumentOffsets,
+        mut next: impl FnMut(&mut LayerCache<B>, Range<usize>) -> Tensor<B, 2>,
+    ) -> Tensor<B, 2> {
+        let rows = documents.documents().zip(&mut self.0);
+        let mut rows: Vec<_> = rows.map(|((rows, _), cache)| next(cache, rows)).collect();
+        match rows.len() {
+            1 => rows.remove(0),
+            _ => Tensor::cat(rows, 0),
+        }
     }
 }

@@ -28,7 +28,7 @@ pub struct DeltaNetTape<B: KernelBackend> {
     output: ProjectedTape<B>,
 }
 
-/// block(x), `[tokens, hidden]`, as far as it is wanted. With a cache the tokens continue the sequence in it.
+/// block(x), `[tokens, hidden]`, as far as it is wanted. With caches the tokens continue the sequences in them.
 pub(super) fn forward<B: KernelBackend>(
     spec: &DeltaNetSpec,
     x: &Tensor<B, 2>,
@@ -43,7 +43,10 @@ pub(super) fn forward<B: KernelBackend>(
     let constants = Constants::new(spec, call);
     let documents = call.inputs.documents.clone();
     let read = match &mut call.cache {
-        Some(cache) => constants.onwards(&raw, [&write, &decay], &documents, cache),
+        Some(caches) => caches.each(&documents, |cache, rows| {
+            let own = |x: &Tensor<B, 2>| x.clone().narrow(0, rows.start, rows.len());
+            constants.onwards(&own(&raw), [&own(&write), &own(&decay)], cache)
+        }),
         None => {
             let mixed = causal_conv(&raw, constants.conv(&documents));
             delta_rule(constants.rule(&mixed, [&write, &decay], &documents))
@@ -143,7 +146,6 @@ impl<'a, B: KernelBackend> Constants<'a, B> {
         &self,
         raw: &Tensor<B, 2>,
         gates: [&Tensor<B, 2>; 2],
-        documents: &DocumentOffsets,
         cache: &mut LayerCache<B>,
     ) -> Tensor<B, 2> {
         let ([tokens, channels], before) = (raw.dims(), self.spec.conv_size() - 1);
@@ -163,7 +165,8 @@ impl<'a, B: KernelBackend> Constants<'a, B> {
         };
         let all = DocumentOffsets::packed(&[0, (before + tokens) as u32]);
         let mixed = causal_conv(&raw, self.conv(&all)).narrow(0, before, tokens);
-        let (read, state) = delta_rule_onwards(self.rule(&mixed, gates, documents), state);
+        let own = DocumentOffsets::packed(&[0, tokens as u32]);
+        let (read, state) = delta_rule_onwards(self.rule(&mixed, gates, &own), state);
         // What the next tokens reach back to.
         let last = match before {
             0 => raw,

@@ -11,7 +11,7 @@ use tune_kernels::attention::DocumentOffsets;
 
 use super::adapted::{ProjectedTape, project, project_tape};
 use super::attention::{self, AttentionTape};
-use super::cache::LayerCache;
+use super::cache::LayerCaches;
 use super::choice::{Balance, Choice};
 use super::delta_net::{self, DeltaNetTape};
 use super::gated::{self, GatedTape};
@@ -115,7 +115,7 @@ pub(super) struct Call<'a, B: KernelBackend> {
     layer: &'a Layer<B>,
     adapters: &'a LayerAdapters<B>,
     pub(super) inputs: &'a LayerInputs<B>,
-    pub(super) cache: Option<&'a mut LayerCache<B>>,
+    pub(super) cache: Option<LayerCaches<'a, B>>,
     /// What its mixtures chose in an earlier pass over the same tokens.
     known: std::vec::IntoIter<Choice<B>>,
     /// What they chose in this one.
@@ -298,13 +298,13 @@ impl<B: KernelBackend> Layer<B> {
         LayerTape { blocks: tapes, choices: call.choices }
     }
 
-    /// `[tokens, hidden]` → `[tokens, hidden]`. With a cache the tokens continue the sequence in it.
+    /// `[tokens, hidden]` → `[tokens, hidden]`. With caches the tokens continue the sequences in them.
     pub fn forward(
         &self,
         x: Tensor<B, 2>,
         adapters: &LayerAdapters<B>,
         inputs: &LayerInputs<B>,
-        cache: Option<&mut LayerCache<B>>,
+        cache: Option<LayerCaches<'_, B>>,
     ) -> Tensor<B, 2> {
         self.run(x, Call { cache, ..Call::new(self, adapters, inputs, Vec::new()) }).0
     }

@@ -2,10 +2,11 @@
 
 use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
-use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention, attention_backward};
+use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention_backward};
 use tune_kernels::rope::Direction;
 
 use super::adapted::{ProjectedTape, project, project_backward};
+use super::attention::attend;
 use super::layer::{Call, Output, Upstream};
 use crate::adapter::projection::LayerGradients;
 use crate::model::parts::ReadingSpec;
@@ -35,9 +36,9 @@ pub(super) fn forward<B: KernelBackend>(
     let mut projected = project(x, &[call.adapted(&spec.query)], None);
     let Some(raw) = projected.outputs.pop() else { unreachable!("every output is there") };
     let inner = projected.tape;
-    let [key, value] = call.inputs.shared.read(spec.from);
+    let states = call.inputs.shared.read(spec.from);
     let query = ready(spec, call, &raw);
-    let (mixed, log_sum_exp) = attention(&query, &key, &value, &options(spec, call));
+    let (mixed, log_sum_exp) = attend(&query, &states, &options(spec, call));
     let (y, output) = output.of(&flat(&mixed), call.adapted(&spec.output));
     (y, ReadingTape { query: inner.saved(0, raw), mixed, log_sum_exp, inner, output })
 }
@@ -59,7 +60,9 @@ pub(super) fn backward<B: KernelBackend>(
     let outer = [call.adapted(&spec.output)];
     let found = project_backward(&flat(&mixed), &outer, output, vec![upstream.dy.clone()], true, gradients);
     let Some(dmixed) = found else { unreachable!("the gradient was asked for") };
-    let [key, value] = call.inputs.shared.read(spec.from);
+    let Some([key, value]) = call.inputs.shared.read(spec.from).pop() else {
+        unreachable!("a layer below gave them")
+    };
     let [dquery, dkey, dvalue] = attention_backward(AttentionBackward {
         q: &ready(spec, call, &raw),
         k: &key,

@@ -15,7 +15,8 @@ pub struct Shared<B: KernelBackend>(Arc<Mutex<Vec<Entry<B>>>>);
 
 #[derive(Debug)]
 struct Entry<B: KernelBackend> {
-    states: Option<Pair<B>>,
+    /// One pair for all documents, or one for each sequence that is continued.
+    states: Option<Vec<Pair<B>>>,
     gradients: Option<Pair<B>>,
 }
 
@@ -31,7 +32,7 @@ impl<B: KernelBackend> Shared<B> {
     }
 
     /// Gives keys and values to the layers above, in place of earlier ones.
-    pub(super) fn give(&self, number: usize, states: Pair<B>) {
+    pub(super) fn give(&self, number: usize, states: Vec<Pair<B>>) {
         let mut entries = self.entries();
         if entries.len() <= number {
             entries.resize_with(number + 1, || Entry { states: None, gradients: None });
@@ -40,7 +41,7 @@ impl<B: KernelBackend> Shared<B> {
     }
 
     /// Keys and values that a layer below gave.
-    pub(super) fn read(&self, number: usize) -> Pair<B> {
+    pub(super) fn read(&self, number: usize) -> Vec<Pair<B>> {
         let found = self.entries().get(number).and_then(|entry| entry.states.clone());
         found.unwrap_or_else(|| unreachable!("a layer below gave them"))
     }

@@ -22,7 +22,7 @@ pub struct ShortConvTape<B: KernelBackend> {
     output: ProjectedTape<B>,
 }
 
-/// block(x), `[tokens, hidden]`, as far as it is wanted. With a cache the tokens continue the sequence in it.
+/// block(x), `[tokens, hidden]`, as far as it is wanted. With caches the tokens continue the sequences in them.
 pub(super) fn forward<B: KernelBackend>(
     spec: &ShortConvSpec,
     x: &Tensor<B, 2>,
@@ -37,7 +37,9 @@ pub(super) fn forward<B: KernelBackend>(
     let weight = call.constant(&spec.conv);
     let documents = call.inputs.documents.clone();
     let convolved = match &mut call.cache {
-        Some(cache) => onwards(spec, &product, weight, cache),
+        Some(caches) => caches.each(&documents, |cache, rows| {
+            onwards(spec, &product.clone().narrow(0, rows.start, rows.len()), weight, cache)
+        }),
         None => causal_conv(&product, CausalConv { weight, silu: false, documents: &documents }),
     };
     let (y, output) = output.of(&(behind * convolved), call.adapted(&spec.output));
