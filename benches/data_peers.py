@@ -163,7 +163,7 @@ def time_validate(options, folder, environment):
         f"[model]\nbase = {json.dumps(str(options.base))}\n"
         f'[adapter.lora]\nrank = 16\n[data]\nmax_seq_len = {TOKENS}\npacking = true\non_overflow = "truncate"\n'
         f"[[dataset]]\npath = {json.dumps(str(folder / 'conversations.jsonl'))}\n"
-        'format = "messages"\ntrain_on = "completion"\n[train]\nmicro_batch_size = 1\n'
+        'format = "messages"\ntrain_on = "completion"\n[train]\nmicro_batch_size = 1\nlearning_rate = 2e-4\nepochs = 1\n'
     )
     output, peak, _, wall = peers.run([options.tune, "validate", recipe, "--json"], environment)
     train = next(event for event in map(json.loads, output.splitlines()) if event["event"] == "data")["train"]

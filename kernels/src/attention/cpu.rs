@@ -2,8 +2,7 @@
 //!
 //! Keys and values of a head are packed once for all its strips. The forward keeps a running maximum and sum per query
 //! (Milakov and Gimelshein, *Online normalizer calculation for softmax*, <https://arxiv.org/abs/1805.02867>), the
-//! backward recomputes probabilities from the log-sum-exp: memory grows with the length of a document, not with its
-//! square.
+//! backward recomputes probabilities from the log-sum-exp: memory grows with a document's length, not its square.
 
 use std::ops::Range;
 
@@ -197,10 +196,7 @@ impl AttentionOps for Flex {
         states: &[[Tensor<Flex, 3>; 2]],
         options: &AttentionOptions,
     ) -> (Tensor<Flex, 3>, Tensor<Flex, 2>) {
-        match decode::applies(options) {
-            true => decode::forward_apart(q, states, options),
-            false => one_by_one(q, states, options),
-        }
+        decode::forward_apart(q, states, options).unwrap_or_else(|| one_by_one(q, states, options))
     }
 
     fn document_attention_backward(request: AttentionBackward<'_, Flex>) -> [Tensor<Flex, 3>; 3] {

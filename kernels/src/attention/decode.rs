@@ -49,15 +49,15 @@ pub(super) fn forward(
     run(q, &[[k.clone(), v.clone()]], documents, options)
 }
 
-/// `attention_apart` of the CPU backend, where the decode path [`applies`].
+/// `attention_apart` of the CPU backend; `None` where the decode path does not apply.
 pub(super) fn forward_apart(
     q: &Tensor<Flex, 3>,
     states: &[[Tensor<Flex, 3>; 2]],
     options: &AttentionOptions,
-) -> (Tensor<Flex, 3>, Tensor<Flex, 2>) {
+) -> Option<(Tensor<Flex, 3>, Tensor<Flex, 2>)> {
     let documents = options.documents.documents().enumerate();
     let documents = documents.map(|(document, (queries, keys))| (queries, document, 0..keys.len()));
-    run(q, states, documents, options)
+    applies(options).then(|| run(q, states, documents, options))
 }
 
 /// Documents with queries, and the keys among those of the states with a number.
