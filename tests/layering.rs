@@ -274,3 +274,29 @@ fn files_stay_short_and_say_what_they_own() {
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
+
+/// Bytes of the files below a folder.
+fn bytes_below(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let bytes = |entry: fs::DirEntry| match entry.metadata().unwrap() {
+        folder if folder.is_dir() => bytes_below(&entry.path()),
+        file => file.len(),
+    };
+    entries.map(bytes).sum()
+}
+
+#[test]
+fn fixtures_stay_small() {
+    const ALL: u64 = 16_000_000;
+    const OF_A_FAMILY: u64 = 250_000;
+    let golden = root().join("tests/golden");
+    let all = bytes_below(&golden);
+    assert!(all <= ALL, "{all} bytes of fixtures, at most {ALL}");
+    for folder in ["dense", "dense_folders", "families", "mixtures"] {
+        for entry in fs::read_dir(golden.join(folder)).unwrap() {
+            let path = entry.unwrap().path();
+            let bytes = if path.is_dir() { bytes_below(&path) } else { 0 };
+            assert!(bytes <= OF_A_FAMILY, "{}: {bytes} bytes, at most {OF_A_FAMILY}", path.display());
+        }
+    }
+}

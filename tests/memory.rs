@@ -120,11 +120,14 @@ fn model_of(config: Value, folder: &Path) -> PathBuf {
 }
 
 /// Of layers with norms on both sides and stacked gates, with branches side by side and no gate, with two norms and capped
-/// scores, and of hybrids: recurrent layers and short convolutions beside attention; of layers that read the keys and values
-/// of others, with embeddings of their own; of experts.
+/// scores, with norms behind and over all heads; of heads of two widths whose values are keys; of gates on attention, whose
+/// norms have no weight; of hybrids: recurrent layers and short convolutions beside attention; of layers that read the keys
+/// and values of others, with embeddings of their own; of experts.
 #[test]
 fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
     let alternating = ["sliding_attention", "full_attention"].repeat(3);
+    let by_kind = json!({ "full_attention": { "rope_type": "proportional", "rope_theta": 1e6 },
+                          "sliding_attention": { "rope_type": "default", "rope_theta": 1e4 } });
     for (model_type, more) in [
         ("gemma2", json!({ "head_dim": 64, "sliding_window": 100 })),
         ("glm4", json!({ "head_dim": 64 })),
@@ -140,10 +143,15 @@ fn the_peak_of_every_kind_of_layer_is_within_a_tenth_of_the_plan() {
             "gemma4_text",
             json!({ "head_dim": 64, "global_head_dim": 64, "hidden_size_per_layer_input": 64, "sliding_window": 100,
                     "vocab_size_per_layer_input": 1000, "num_kv_shared_layers": 3, "use_double_wide_mlp": true,
-                    "layer_types": alternating, "rope_parameters": {
-                        "full_attention": { "rope_type": "proportional", "rope_theta": 1e6 },
-                        "sliding_attention": { "rope_type": "default", "rope_theta": 1e4 } } }),
+                    "layer_types": alternating, "rope_parameters": by_kind }),
         ),
+        (
+            "gemma4_unified_text",
+            json!({ "head_dim": 64, "global_head_dim": 128, "attention_k_eq_v": true, "sliding_window": 100,
+                    "num_global_key_value_heads": 3, "layer_types": alternating, "rope_parameters": by_kind }),
+        ),
+        ("olmo2", json!({})),
+        ("muse_glimmer_text", json!({ "head_dim": 64, "sliding_window": 100, "layer_types": alternating })),
         (
             "qwen2_moe",
             json!({

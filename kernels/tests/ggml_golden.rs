@@ -33,5 +33,5 @@ fn every_block_is_the_one_that_ggml_writes() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 9 * 63);
+    assert_eq!(compared, 10 * 63);
 }

@@ -208,6 +208,11 @@ impl Merged<'_> {
         self.saved_modules.iter().find(|saved| name.strip_suffix(".weight") == Some(&saved.path))
     }
 
+    /// Whether the adapter changes a tensor.
+    pub(super) fn is_adapted(&self, tensor: &Expected) -> bool {
+        self.target(tensor).is_some() || self.saved(&tensor.name).is_some()
+    }
+
     fn target(&self, tensor: &Expected) -> Option<&Target> {
         let path = tensor.name.strip_suffix(".weight").filter(|_| tensor.projection)?;
         self.targets.iter().find(|target| target.module.path == path)

@@ -23,6 +23,10 @@ pub struct GgufSpec {
     pub takes_base_of_windows: bool,
     /// Whether YaRN's temperature is divided by one of its own, as in DeepSeek's formula.
     pub divides_temperature: bool,
+    /// The epsilon of norms behind a block, where it is none of the model's keys.
+    pub post_epsilon: Option<f64>,
+    /// Whether all heads together are as wide as hidden states.
+    pub heads_fill_hidden: bool,
     /// Whether gate and up are tensors of their own, whatever the checkpoint stacks.
     pub separates_gate_and_up: bool,
     /// Whether the weights of a token's experts add up to 1; `None`: it computes no experts.
@@ -38,8 +42,6 @@ pub struct GgufSpec {
 pub enum Fixed {
     /// Text.
     Text(&'static str),
-    /// A number.
-    Number(u32),
     /// Yes or no.
     Flag(bool),
 }
@@ -49,8 +51,8 @@ pub enum Fixed {
 pub enum Windows {
     /// It computes none.
     None,
-    /// All of them.
-    AllLayers,
+    /// None, though a key says how long those of all layers are.
+    Told,
     /// Those that a key lists.
     Listed {
         /// Whether the keys have to be there, windows or none.
@@ -138,11 +140,18 @@ impl GgufSpec {
             takes_frequency_divisors: false,
             takes_base_of_windows: false,
             divides_temperature: false,
+            post_epsilon: None,
+            heads_fill_hidden: false,
             separates_gate_and_up: false,
             normalises_experts: None,
             fixed: &[],
             merges_beside_bytes: false,
         }
+    }
+
+    /// An architecture whose heads together are as wide as hidden states.
+    pub const fn filled(architecture: &'static str) -> Self {
+        Self { heads_fill_hidden: true, ..Self::of(architecture, RotaryPairs::Halves) }
     }
 
     /// The same with experts.

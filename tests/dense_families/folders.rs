@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use burn_flex::Flex;
 use tune::adapter::lora::LoraSet;
 use tune::adapter::peft::Adapter;
 use tune::assets::{Base, Dtype, ModelDir, SafetensorsFile};
@@ -12,12 +11,14 @@ use tune::export::merge::Options;
 use tune::export::quantize;
 use tune::export::shards::SHARD_BYTES;
 use tune::files::Existing;
-use tune::model::{Decoder, FloatDtype, family, load, tensors};
+use tune::model::{FloatDtype, family, tensors};
 use tune::quant::spec::Spec;
 use tune::recipe::DeviceSpec;
 use tune::run::Environment;
 use tune::run::adapters::{BaseChoice, Merge};
 use tune::run::held_out::Source;
+
+use crate::golden::{assert_logits, decoder, golden, largest_difference, logits};
 
 /// Text decoders beside towers.
 const WRAPPERS: [&str; 6] =
@@ -27,38 +28,10 @@ fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/dense_folders").join(name)
 }
 
-fn decoder(folder: &Path, quantization: Option<Spec>, dtype: FloatDtype) -> Decoder<Flex> {
-    let model = ModelDir::open(folder).unwrap();
-    let spec = family::decoder_spec(model.config()).unwrap();
-    load::load(model.weights(), &spec, quantization, dtype, &Default::default(), &mut |_| {}).unwrap()
-}
-
-/// Token ids, and the values of a tensor of the golden.
-fn golden(folder: &Path, tensor: &str) -> (Vec<u32>, Vec<f32>) {
-    let file = SafetensorsFile::open(&folder.join("golden.safetensors")).unwrap();
-    let bytes = file.read("input_ids").unwrap();
-    let ids = bytes.as_chunks().0.iter().map(|id| i64::from_le_bytes(*id) as u32).collect();
-    (ids, file.read_floats(tensor).unwrap())
-}
-
-fn logits(decoder: &Decoder<Flex>, ids: &[u32]) -> Vec<f32> {
-    decoder.logits(ids, None).unwrap().into_data().convert::<f32>().into_vec().unwrap()
-}
-
-fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
-    assert_eq!(left.len(), right.len());
-    left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
-}
-
 #[test]
 fn logits_agree_with_transformers() {
     for name in WRAPPERS.into_iter().chain(["mistral3_fp8", "qwen3_fp8"]) {
-        let folder = folder(name);
-        let (ids, expected) = golden(&folder, "logits");
-        let difference =
-            largest_difference(&logits(&decoder(&folder, None, FloatDtype::F32), &ids), &expected);
-        println!("{name}: logits within {difference:.1e}");
-        assert!(difference <= 1e-4, "{name}: logits differ by {difference}");
+        assert_logits(name, &folder(name));
     }
 }
 

@@ -1,169 +1,33 @@
-//! Logits against transformers, decoding with a cache, documents that share a batch, backward passes.
+//! Every family with a golden: logits against transformers, decoding with a cache, documents that share a batch, backward
+//! passes.
 
-use std::path::Path;
-
-use burn_flex::Flex;
-use burn_tensor::{Tensor, TensorData};
-use tune::adapter::projection::{LayerAdapters, LayerGradients};
-use tune::assets::{ModelDir, SafetensorsFile};
-use tune::model::layers::LayerInputs;
-use tune::model::{Decoder, FloatDtype, family, load};
-use tune_kernels::attention::DocumentOffsets;
-use tune_kernels::linear::Lora;
-
+use crate::golden::{assert_decoding, assert_logits, assert_packed, assert_slopes};
 use crate::{dense, families};
-
-fn decoder(folder: &Path) -> Decoder<Flex> {
-    let model = ModelDir::open(folder).unwrap();
-    let spec = family::decoder_spec(model.config()).unwrap();
-    load::load(model.weights(), &spec, None, FloatDtype::F32, &Default::default(), &mut |_| {}).unwrap()
-}
-
-/// Token ids and the logits that transformers computes for them.
-fn golden(folder: &Path) -> (Vec<u32>, Vec<f32>) {
-    let file = SafetensorsFile::open(&folder.join("golden.safetensors")).unwrap();
-    let bytes = file.read("input_ids").unwrap();
-    let id = |id: &[u8; 8]| u32::try_from(i64::from_le_bytes(*id)).unwrap();
-    (bytes.as_chunks::<8>().0.iter().map(id).collect(), file.read_floats("logits").unwrap())
-}
-
-fn values<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
-    tensor.into_data().convert::<f32>().into_vec().unwrap()
-}
-
-fn largest_difference(left: &[f32], right: &[f32]) -> f32 {
-    assert_eq!(left.len(), right.len());
-    left.iter().zip(right).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max)
-}
 
 #[test]
 fn logits_agree_with_transformers() {
-    for name in families() {
-        let (ids, expected) = golden(&dense(&name));
-        let logits = values(decoder(&dense(&name)).logits(&ids, None).unwrap());
-        let difference = largest_difference(&logits, &expected);
-        println!("{name}: logits within {difference:.1e}");
-        assert!(difference <= 1e-4, "{name}: logits differ by {difference}");
-    }
+    families().iter().for_each(|name| assert_logits(name, &dense(name)));
 }
 
 #[test]
 fn decoding_with_a_cache_equals_the_whole_sequence() {
     for name in families() {
         // A cache holds keys that were rotated when the sequence was short: see the README on longrope.
-        let (ids, _) = golden(&dense(&name));
-        let ids = if name == "phi3_longrope" { &ids[..24] } else { &ids[..] };
-        let decoder = decoder(&dense(&name));
-        let whole = values(decoder.logits(ids, None).unwrap());
-        let mut cache = decoder.new_cache();
-        let mut pieces = Vec::new();
-        for piece in [&ids[..17], &ids[17..20]].into_iter().chain(ids[20..].chunks(1)) {
-            let hidden = decoder.hidden(piece, None, Some(&mut cache)).unwrap();
-            pieces.extend(values(decoder.logits_of(hidden)));
-        }
-        let difference = largest_difference(&whole, &pieces);
-        assert!(difference <= 3e-5, "{name}: {difference}");
+        let tokens = (name == "phi3_longrope").then_some(24);
+        assert_decoding(&name, &dense(&name), tokens, 4e-5);
     }
 }
 
-/// What layers are given for the documents of `ids` that end at `ends`.
-fn inputs(decoder: &Decoder<Flex>, ids: &[u32], ends: &[u32]) -> LayerInputs<Flex> {
-    let positions: Vec<u32> = ends.windows(2).flat_map(|ends| 0..ends[1] - ends[0]).collect();
-    let x = decoder.embed(ids).unwrap();
-    decoder.inputs_of(ids, &x, &positions, DocumentOffsets::packed(ends)).unwrap()
-}
-
-/// A short document before a long one, whose rotary frequencies may differ.
 #[test]
 fn packed_documents_do_not_see_each_other() {
-    for name in families() {
-        let (ids, _) = golden(&dense(&name));
-        let decoder = decoder(&dense(&name));
-        let (first, second) = ids.split_at(11);
-        let inputs = inputs(&decoder, &ids, &[0, 11, ids.len() as u32]);
-        let none = LayerAdapters::none();
-        let x = decoder.embed(&ids).unwrap();
-        let x = decoder.layers().up().fold(x, |x, step| step.unwrap().1.forward(x, &none, &inputs, None));
-        let packed = values(decoder.logits_of(decoder.final_norm(&x)));
-        let mut apart = values(decoder.logits(first, None).unwrap());
-        apart.extend(values(decoder.logits(second, None).unwrap()));
-        let difference = largest_difference(&packed, &apart);
-        assert!(difference <= 3e-5, "{name}: {difference}");
-    }
+    families().iter().for_each(|name| assert_packed(name, &dense(name)));
 }
 
-fn random(rows: usize, columns: usize, seed: u32) -> Tensor<Flex, 2> {
-    let value = |i: u32| {
-        let hash = (i ^ seed.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b).rotate_left(13);
-        (hash.wrapping_mul(0xc2b2_ae35) >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let values: Vec<f32> = (0..(rows * columns) as u32).map(value).collect();
-    Tensor::from_data(TensorData::new(values, [rows, columns]), &Default::default())
-}
-
-/// Against differences of the forward pass, along random directions of the input and of every adapter matrix.
 #[test]
 fn a_layers_backward_is_the_slope_of_its_forward() {
-    const STEP: f32 = 1.0 / 512.0;
     for name in families() {
-        let (ids, _) = golden(&dense(&name));
-        let decoder = decoder(&dense(&name));
-        let inputs = inputs(&decoder, &ids, &[0, 3, ids.len() as u32]);
-        let x = decoder.embed(&ids).unwrap() * (1.0 / decoder.spec().embedding_scale);
-        let hidden = decoder.spec().hidden_size;
-        for step in decoder.layers().up() {
-            let (index, layer) = step.unwrap();
-            // Every projection has an adapter; the one in `moved` is moved along its own direction.
-            let adapters = |moved: Option<(usize, bool, f32)>| {
-                let mut adapters = LayerAdapters::none();
-                for projection in layer.spec().projections() {
-                    let [out, input] = projection.shape;
-                    let seed = 10 * projection.slot as u32;
-                    let step = |is_a| match moved {
-                        Some((at, a, step)) if at == projection.slot && a == is_a => step,
-                        _ => 0.0,
-                    };
-                    let a = random(4, input, seed) * 0.2 + random(4, input, seed + 1) * step(true);
-                    let b = random(out, 4, seed + 2) * 0.2 + random(out, 4, seed + 3) * step(false);
-                    adapters.set(projection.slot, Lora { a, b, scaling: 0.5, dropout: None }.into());
-                }
-                adapters
-            };
-            let dy = random(ids.len(), hidden, 100);
-            let objective = |x: Tensor<Flex, 2>, adapters: &LayerAdapters<Flex>| -> f64 {
-                let y = values(layer.forward(x, adapters, &inputs, None));
-                y.iter().zip(values(dy.clone())).map(|(y, dy)| f64::from(*y) * f64::from(dy)).sum()
-            };
-            let along = |gradient: Tensor<Flex, 2>, direction: Tensor<Flex, 2>| -> f64 {
-                let parts = values(gradient).into_iter().zip(values(direction));
-                parts.map(|(gradient, direction)| f64::from(gradient) * f64::from(direction)).sum()
-            };
-            let check = |what: &str, found: f64, expected: f64| {
-                let error = (found - expected).abs();
-                // Scores of normalized heads that nothing scales down bend the most.
-                let most = if name == "gemma4_small" { 1e-2 } else { 5e-3 };
-                let bound = most * (1.0 + expected.abs());
-                assert!(error <= bound, "{name} {index}, {what}: {found} instead of {expected}");
-            };
-            let still = adapters(None);
-            let (_, tape) = layer.forward_with_tape(x.clone(), &still, &inputs);
-            let mut gradients = LayerGradients::default();
-            let dx = layer.backward(tape, &still, &inputs, dy.clone(), true, &mut gradients).unwrap();
-            let direction = random(ids.len(), hidden, 101) * 0.1;
-            let moved = |step: f32| objective(x.clone() + direction.clone() * step, &still);
-            check("x", along(dx, direction.clone()), (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP));
-            for projection in layer.spec().projections() {
-                let slot = projection.slot;
-                let found = gradients.get(slot).unwrap();
-                for (is_a, gradient) in [(true, &found.a), (false, &found.b)] {
-                    let moved = |step: f32| objective(x.clone(), &adapters(Some((slot, is_a, step))));
-                    let slope = (moved(STEP) - moved(-STEP)) / f64::from(2.0 * STEP);
-                    let [rows, columns] = gradient.dims();
-                    let seed = 10 * slot as u32 + if is_a { 1 } else { 3 };
-                    let found = along(gradient.clone(), random(rows, columns, seed));
-                    check(&format!("{}, A {is_a}", projection.path), found, slope);
-                }
-            }
-        }
+        // Scores of normalized heads that nothing scales down bend the most.
+        let most = if name == "gemma4_small" { 1e-2 } else { 5e-3 };
+        assert_slopes(&name, &dense(&name), None, most);
     }
 }

@@ -12,6 +12,8 @@ mod by_use;
 mod experts;
 mod folders;
 mod forward;
+#[path = "../support/forward.rs"]
+mod golden;
 mod released;
 mod trajectory;
 

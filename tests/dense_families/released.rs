@@ -8,16 +8,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tune::model::{DecoderSpec, family, tensors};
 use tune::recipe::RecipeFile;
-use tune::run::{self, Environment};
-use tune::train::event::{Event, Observer};
+use tune::run;
 
 use crate::dense;
-
-struct Silent;
-
-impl Observer for Silent {
-    fn observe(&mut self, _: &Event<'_>) {}
-}
+use crate::trajectory::{Silent, environment};
 
 fn released() -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dense_families/released.json");
@@ -142,9 +136,7 @@ fn every_released_key_passes_validate() {
             dense("tokens.jsonl"),
         );
         let file = RecipeFile::parse("test.toml", recipe.as_bytes(), &[]);
-        let environment =
-            Environment { hub_cache: Path::new("no-such-cache"), stop: &|| false, save: &|| false };
-        let found = run::validate::validate(file, &environment, false, &mut Silent)
+        let found = run::validate::validate(file, &environment(), false, &mut Silent)
             .unwrap_or_else(|error| panic!("{name}: {error:?}"));
         assert_eq!(found.model, (spec.family, spec.parameters()), "{name}");
         assert!(!found.targets.is_empty());

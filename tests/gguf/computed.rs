@@ -1,5 +1,6 @@
 //! The tokens that llama.cpp gave for these files, beside those of our own decoder for the folders they were made from.
 
+use std::fs;
 use std::path::Path;
 
 use burn_flex::Flex;
@@ -8,7 +9,7 @@ use tune::adapter::peft::Adapter;
 use tune::assets::ModelDir;
 use tune::model::{Decoder, FloatDtype, family, load};
 
-use super::support::{golden, golden_json, source};
+use super::support::{golden, golden_json, source, staged_with};
 
 fn decoder(folder: &Path) -> Decoder<Flex> {
     let model = ModelDir::open(folder).unwrap();
@@ -42,13 +43,18 @@ fn our_decoder_gives_the_tokens_that_llama_cpp_gave() {
     let ids = |value: &serde_json::Value| -> Vec<u32> {
         value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
     };
-    let cases = golden_json("greedy.json");
-    assert_eq!(cases.len(), 30);
-    for (name, case) in cases {
+    let (llamas, others) = (golden_json("greedy.json"), golden_json("dense_greedy.json"));
+    assert_eq!((llamas.len(), others.len()), (30, 38));
+    let folder = tempfile::tempdir().unwrap();
+    for (name, case) in llamas.into_iter().chain(others) {
         let (prompt, expected) = (ids(&case["prompt"]), ids(&case["tokens"]));
         let (model, adapter) = match name.split_once(' ') {
             Some((adapter, _)) => (golden("peft/base"), Some(golden(adapter))),
-            None => (source(&name), None),
+            None => {
+                let into = folder.path().join(name.replace('/', "-"));
+                fs::create_dir(&into).unwrap();
+                (staged_with(&source(&name), &case["config"], &into), None)
+            }
         };
         let found = greedy(&decoder(&model), adapter.as_deref(), &prompt, expected.len());
         assert_eq!(found, expected, "{name}, smallest lead {}", case["lead"]);

@@ -72,16 +72,6 @@ fn models_and_tokenizers_that_llama_cpp_has_no_words_for() {
             }),
             &["SentencePiece"],
         ),
-        (
-            "llama3",
-            Box::new(|folder| {
-                change(&folder.join("config.json"), |config| {
-                    config["rope_parameters"] = json!({"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
-                        "original_max_position_embeddings": 16, "truncate": false});
-                });
-            }),
-            &["YaRN"],
-        ),
     ];
     for (model, prepare, says) in cases {
         let error = refusal(model, prepare);

@@ -43,6 +43,23 @@ pub(crate) fn staged(model: &Path, into: &Path) -> PathBuf {
     folder
 }
 
+/// The same with other keys in its config.json, as a golden file lists them: `outer.inner` is within an object.
+pub(crate) fn staged_with(model: &Path, changes: &Value, into: &Path) -> PathBuf {
+    let folder = staged(model, into);
+    let Some(changes) = changes.as_object().filter(|changes| !changes.is_empty()) else { return folder };
+    let config = folder.join("config.json");
+    let mut value: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    for (key, change) in changes {
+        let place = match key.split_once('.') {
+            Some((outer, inner)) => &mut value[outer][inner],
+            None => &mut value[key],
+        };
+        *place = change.clone();
+    }
+    fs::write(&config, value.to_string()).unwrap();
+    folder
+}
+
 pub(crate) fn environment() -> Environment<'static> {
     Environment { hub_cache: Path::new("no-cache"), stop: &|| false, save: &|| false }
 }

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 HERE = Path(__file__).resolve().parent
-TYPES = {"f16": 1, "q4_0": 2, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q4_K": 12, "q5_K": 13, "q6_K": 14, "bf16": 30}
+TYPES = {"f16": 1, "q4_0": 2, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q4_K": 12, "q5_K": 13, "q6_K": 14, "bf16": 30, "mxfp4": 39}
 COLUMNS = 256
 
 

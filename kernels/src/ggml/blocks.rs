@@ -110,3 +110,40 @@ pub(super) fn decode_q8_0(bytes: &[u8], values: &mut [f32]) {
         *value = f32::from(*code as i8) * scale;
     }
 }
+
+/// E2M1 twice: a sign, two bits of exponent, one of mantissa.
+const LEVELS: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+
+/// 2^(e − 128), the unit of [`LEVELS`].
+fn unit(exponent: u8) -> f32 {
+    match exponent {
+        0 | 1 => f32::from_bits(0x0020_0000 << exponent),
+        _ => f32::from_bits(u32::from(exponent - 1) << 23),
+    }
+}
+
+/// The nearest of 16 levels; the exponent is that of the largest magnitude less two. Numbers that were decoded from such
+/// blocks are coded without loss.
+pub(super) fn encode_mxfp4(values: &[f32], bytes: &mut [u8]) {
+    let magnitude = extreme(values).abs();
+    let exponent = if magnitude > 0.0 { (magnitude.log2().floor() + 125.0) as u8 } else { 0 };
+    let unit = unit(exponent);
+    let code = |value: f32| {
+        let error = |code: usize| (LEVELS[code] * unit - value).abs();
+        (1..16).fold(0, |best, code| if error(code) < error(best) { code } else { best }) as u8
+    };
+    bytes[0] = exponent;
+    for at in 0..HALF {
+        bytes[1 + at] = code(values[at]) | code(values[HALF + at]) << 4;
+    }
+}
+
+pub(super) fn decode_mxfp4(bytes: &[u8], values: &mut [f32]) {
+    let unit = unit(bytes[0]);
+    for at in 0..HALF {
+        let packed = usize::from(bytes[1 + at]);
+        values[at] = LEVELS[packed & 15] * unit;
+        values[HALF + at] = LEVELS[packed >> 4] * unit;
+    }
+}

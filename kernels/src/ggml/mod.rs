@@ -11,6 +11,7 @@
 //! | `q5_1` | 32 | `d·q + m` | 24 |
 //! | `q4_k`, `q5_k` | 8 × 32 | `d·s·q − dmin·m`, 6-bit s and m for each 32 | 144, 176 |
 //! | `q6_k` | 16 × 16 | `d·s·q`, 8-bit s for each 16 | 210 |
+//! | `mxfp4` | 32 | `2ᵉ·q`, q one of 16 levels, 8-bit e | 17 |
 //!
 //! d, dmin and m of a block are f16. Formats and search for scales: ggml's `ggml-quants.c` (`quantize_row_*_ref`); the
 //! order of every f32 operation is kept, so the bytes are those of a ggml built for plain x86-64 (no fused
@@ -49,6 +50,8 @@ pub enum BlockType {
     Q5K,
     /// 6 bits, quantized scales.
     Q6K,
+    /// 4 bits of floating point, a power of two for 32.
+    Mxfp4,
 }
 
 /// A number that its block's format cannot hold.
@@ -62,7 +65,7 @@ pub struct OutOfRange {
 
 impl BlockType {
     /// Every type.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
         Self::Bf16,
@@ -73,6 +76,7 @@ impl BlockType {
         Self::Q4K,
         Self::Q5K,
         Self::Q6K,
+        Self::Mxfp4,
     ];
 
     /// Its name in ggml.
@@ -88,6 +92,7 @@ impl BlockType {
             Self::Q4K => "q4_K",
             Self::Q5K => "q5_K",
             Self::Q6K => "q6_K",
+            Self::Mxfp4 => "mxfp4",
         }
     }
 
@@ -104,6 +109,7 @@ impl BlockType {
             Self::Q5K => 13,
             Self::Q6K => 14,
             Self::Bf16 => 30,
+            Self::Mxfp4 => 39,
         }
     }
 
@@ -116,7 +122,7 @@ impl BlockType {
     pub fn block_size(self) -> usize {
         match self {
             Self::F32 | Self::F16 | Self::Bf16 => 1,
-            Self::Q4_0 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => 32,
+            Self::Q4_0 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 | Self::Mxfp4 => 32,
             Self::Q4K | Self::Q5K | Self::Q6K => 256,
         }
     }
@@ -133,6 +139,7 @@ impl BlockType {
             Self::Q4K => 144,
             Self::Q5K => 176,
             Self::Q6K => 210,
+            Self::Mxfp4 => 17,
         }
     }
 
@@ -197,6 +204,7 @@ impl BlockType {
             Self::Q4K => super_blocks::encode_q4_k(values, bytes),
             Self::Q5K => super_blocks::encode_q5_k(values, bytes),
             Self::Q6K => super_blocks::encode_q6_k(values, bytes),
+            Self::Mxfp4 => blocks::encode_mxfp4(values, bytes),
         }
     }
 
@@ -214,6 +222,7 @@ impl BlockType {
             Self::Q4K => super_blocks::decode_q4_k(bytes, values),
             Self::Q5K => super_blocks::decode_q5_k(bytes, values),
             Self::Q6K => super_blocks::decode_q6_k(bytes, values),
+            Self::Mxfp4 => blocks::decode_mxfp4(bytes, values),
         }
     }
 
@@ -222,7 +231,7 @@ impl BlockType {
         let finite = |at: usize| f16::from_le_bytes([bytes[at], bytes[at + 1]]).is_finite();
         values.iter().all(|value| value.is_finite())
             && match self {
-                Self::F32 => true,
+                Self::F32 | Self::Mxfp4 => true,
                 Self::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).is_finite(),
                 Self::F16 | Self::Q4_0 | Self::Q5_0 | Self::Q8_0 => finite(0),
                 Self::Q5_1 | Self::Q4K | Self::Q5K => finite(0) && finite(2),

@@ -39,6 +39,7 @@ fn errors_are_those_of_the_number_of_bits() {
         (BlockType::Q5_0, 0.04),
         (BlockType::Q4K, 0.065),
         (BlockType::Q4_0, 0.08),
+        (BlockType::Mxfp4, 0.13),
     ] {
         let error = relative_error(kind, &values);
         assert!(error <= bound, "{}: {error}", kind.name());
@@ -70,7 +71,7 @@ fn what_a_format_cannot_hold_is_refused_with_its_place() {
     for kind in BlockType::ALL {
         let found = kind.encode(&values).map_err(|fault| fault.value);
         match kind {
-            BlockType::F32 | BlockType::Bf16 => assert!(found.is_ok()),
+            BlockType::F32 | BlockType::Bf16 | BlockType::Mxfp4 => assert!(found.is_ok()),
             _ => assert_eq!(found.unwrap_err(), -1e9, "{}", kind.name()),
         }
     }

@@ -338,7 +338,37 @@ impl Turns<'_> {
             let span = prompt.len()..prompt.len() + closing;
             return Ok(Turn { span, method: SpanMethod::Prefix, end, dropped_thoughts: false });
         }
-        self.differential(whole, index, prompt.as_deref())
+        let found = self.differential(whole, index, prompt.as_deref());
+        if found.is_err()
+            && calls_tools(&self.messages[index])
+            && let Some(moved) = prompt.and_then(|prompt| self.moved(whole, index, &prompt))
+        {
+            return Ok(moved);
+        }
+        found
+    }
+
+    /// A turn whose calls stand in place of content, in a text that begins differently from its prompt (Mistral lists the
+    /// tools at the last question): what it is behind its prompt, found where the name of its first call stands.
+    fn moved(&self, whole: &str, index: usize, prompt: &str) -> Option<Turn> {
+        let through = self.render(0..index + 1, None, false).ok()?;
+        let difference = through.strip_prefix(prompt)?;
+        let (closing, end) = self.close_difference(difference, index, prompt)?;
+        let mut message = self.messages[index].clone();
+        let call = message.extra.get_mut("tool_calls")?.get_mut(0)?;
+        let call = if call.get("function").is_some() { call.get_mut("function")? } else { call };
+        *call.get_mut("name")? = PROBE.into();
+        let place = |messages: usize| {
+            self.render(0..messages, Some((index, &message)), false).ok().and_then(|text| text.find(PROBE))
+        };
+        let inside = place(index + 1)?.checked_sub(prompt.len())?;
+        let start = place(self.messages.len())?.checked_sub(inside)?;
+        whole.get(start..)?.starts_with(&difference[..closing]).then_some(Turn {
+            span: start..start + closing,
+            method: SpanMethod::Differential,
+            end,
+            dropped_thoughts: false,
+        })
     }
 
     /// Where the turn ends in the template's text for it; `None` if its content is not there unchanged.
@@ -353,7 +383,7 @@ impl Turns<'_> {
             let closing = self.template.closing(&difference[content_end..]);
             return Some((content_end + closing.length, closing.end));
         }
-        let tail = self.plain_tail(index)?;
+        let (header, tail) = self.around_plain(index, index + 1)?;
         let (body, closing) = match difference.strip_suffix(tail.as_str()) {
             Some(body) => (body, self.template.closing(&tail)),
             // A call may have an end of its own (gpt-oss).
@@ -365,32 +395,23 @@ impl Turns<'_> {
             }
             None => return None,
         };
-        if !without_space(body).contains(&without_space(&message.content))
-            || self.has_no_generation_prompt(index, prompt)
-        {
+        // Without a generation prompt the turn's header would be supervised, if it has one.
+        let shows_header = header != prompt && self.has_no_generation_prompt(index, prompt);
+        if shows_header || !without_space(body).contains(&without_space(&message.content)) {
             return None;
         }
         Some((body.len() + closing.length, closing.end))
     }
 
-    /// The text behind the content of an assistant's turn that has nothing but its content and ends the conversation.
-    fn plain_tail(&self, index: usize) -> Option<String> {
-        self.behind_plain_in(index, index + 1)
-    }
-
-    /// The same for the turn at its place in the whole conversation.
-    fn behind_plain(&self, index: usize) -> Option<String> {
-        self.behind_plain_in(index, self.messages.len())
-    }
-
-    fn behind_plain_in(&self, index: usize, messages: usize) -> Option<String> {
+    /// The text around the content of an assistant's turn that has nothing but its content, in the first `messages`.
+    fn around_plain(&self, index: usize, messages: usize) -> Option<(String, String)> {
         let plain = Message {
             role: self.messages[index].role.clone(),
             content: PROBE.to_owned(),
             extra: serde_json::Map::new(),
         };
         let text = self.render(0..messages, Some((index, &plain)), false).ok()?;
-        text.split_once(PROBE).map(|(_, behind)| behind.to_owned())
+        text.split_once(PROBE).map(|(before, behind)| (before.to_owned(), behind.to_owned()))
     }
 
     fn differential(&self, whole: &str, index: usize, prompt: Option<&str>) -> Result<Turn, TemplateError> {
@@ -412,8 +433,8 @@ impl Turns<'_> {
         }
         let mut said = before.len() + body.trim_end().len();
         if calls_tools(message) {
-            let behind = self.behind_plain(index).and_then(|behind| whole.strip_suffix(behind.as_str()));
-            match behind {
+            let plain = self.around_plain(index, self.messages.len());
+            match plain.and_then(|(_, behind)| whole.strip_suffix(behind.as_str())) {
                 Some(until) if until.len() >= said => said = until.len(),
                 _ => return Err(error("the end of its tool calls was not found")),
             }
@@ -457,7 +478,7 @@ impl Turns<'_> {
     /// Where the turn ends in `tail`, which begins behind its last word: behind the token that ends the turn when it is
     /// the last one, or behind another special token in its place (gpt-oss), but never in the next turn.
     fn close_in_place(&self, tail: &str, index: usize) -> Option<(usize, EndOfTurn)> {
-        let Some(plain) = self.plain_tail(index) else {
+        let Some((_, plain)) = self.around_plain(index, index + 1) else {
             let closing = self.template.closing(tail);
             return Some((closing.length, closing.end));
         };

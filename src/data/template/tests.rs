@@ -359,6 +359,47 @@ fn tool_calls_are_supervised_with_their_turn() {
     assert_eq!(texts, [r#"<call>{"name": "weather", "days": 2}</call><|im_end|>"#, "Sun.<|im_end|>"]);
 }
 
+/// As Mistral's later formats: no generation prompt, calls in place of content, tools at the last question.
+#[test]
+fn tool_calls_in_place_of_content_are_supervised_wherever_the_tools_are_listed() {
+    let source = "{{ bos_token }}{% set users = messages | selectattr('role', 'equalto', 'user') | list %}\
+        {% for m in messages %}\
+        {% if m.role == 'user' %}{% if m == users[-1] %}[TOOLS]{% endif %}{{ '[INST]' + m.content + '[/INST]' }}\
+        {% elif m.role == 'tool' %}{{ '[RESULTS]' + m.content + '[/RESULTS]' }}\
+        {% elif m.tool_calls %}{% for call in m.tool_calls %}{{ '[CALLS]' + call.function.name + '[ARGS]' }}\
+        {{ call.function.arguments | tojson }}{% endfor %}{{ eos_token }}\
+        {% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}";
+    let call = |name: &str| json!([{"function": {"name": name, "arguments": {"days": 2}}}]);
+    let mut asked_once = conversation(&[
+        ("user", "Weather?"),
+        ("assistant", ""),
+        ("tool", "sun"),
+        ("assistant", ""),
+        ("tool", "rain"),
+        ("assistant", "Both."),
+    ]);
+    asked_once.messages[1].extra.insert("tool_calls".into(), call("weather"));
+    asked_once.messages[3].extra.insert("tool_calls".into(), call("again"));
+    let mut asked_twice = conversation(&[
+        ("user", "Weather?"),
+        ("assistant", ""),
+        ("tool", "sun"),
+        ("assistant", "Sun."),
+        ("user", "Sure?"),
+        ("assistant", "Yes."),
+    ]);
+    asked_twice.messages[1].extra.insert("tool_calls".into(), call("weather"));
+    let (first, second) = (r#"[CALLS]weather[ARGS]{"days": 2}</s>"#, r#"[CALLS]again[ARGS]{"days": 2}</s>"#);
+    for (conversation, expected, method) in [
+        (asked_once, [first, second, "Both.</s>"], SpanMethod::Prefix),
+        (asked_twice, [first, "Sun.</s>", "Yes.</s>"], SpanMethod::Differential),
+    ] {
+        let rendered = template(source).supervise(&conversation, TrainOn::Assistant).unwrap();
+        let texts: Vec<&str> = rendered.spans.iter().map(|span| &rendered.text[span.clone()]).collect();
+        assert_eq!((&texts[..], rendered.method), (&expected[..], Some(method)));
+    }
+}
+
 #[test]
 fn tool_calls_that_are_not_shown_are_an_error() {
     let mut messages = conversation(&[("user", "Weather?"), ("assistant", "")]);

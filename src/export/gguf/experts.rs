@@ -2,14 +2,15 @@
 //!
 //! | here | there |
 //! |---|---|
-//! | router | `ffn_gate_inp`, in f32 |
+//! | router, its bias | `ffn_gate_inp`, in f32 |
 //! | gate, up, down of expert E | row E of `ffn_gate_exps`, `ffn_up_exps`, `ffn_down_exps` |
 //! | those of the expert that every token passes | `ffn_gate_shexp`, `ffn_up_shexp`, `ffn_down_shexp` |
-//! | its gate | `ffn_gate_inp_shexp`, a vector |
+//! | its gate | `ffn_gate_inp_shexp` |
 
 use super::super::Error;
 use super::container::Value;
-use super::family::not_carried;
+use super::family::{not_carried, size};
+use super::mixers::Constant;
 use crate::adapter::projection::Role;
 use crate::model::DecoderSpec;
 use crate::model::gguf_spec::GgufSpec;
@@ -26,7 +27,6 @@ pub(super) fn put(
 ) -> Result<(), Error> {
     let mixtures: Vec<&MixtureSpec> = spec.layers.iter().filter_map(|layer| layer.mixture()).collect();
     let Some(first) = mixtures.first() else { return Ok(()) };
-    let size = |size: usize| Value::U32(u32::try_from(size).unwrap_or(u32::MAX));
     if mixtures.len() < spec.layers.len() {
         return Err(not_carried(spec, "llama.cpp has experts in all of its layers"));
     }
@@ -43,13 +43,14 @@ pub(super) fn put(
     Ok(())
 }
 
-/// The name of a mixture's own tensor, and whether it is a vector there; `None` for another.
-pub(super) fn constant_name(layer: &LayerSpec, constant: &ConstantSpec) -> Option<(&'static str, bool)> {
+/// The place of a mixture's own tensor; `None` for another.
+pub(super) fn constant(layer: &LayerSpec, constant: &ConstantSpec) -> Option<Constant> {
     let mixture = layer.mixture()?;
     let shared = mixture.shared.as_ref().and_then(|shared| shared.gate.as_ref());
     match constant {
-        constant if *constant == mixture.gate => Some(("ffn_gate_inp", false)),
-        constant if shared == Some(constant) => Some(("ffn_gate_inp_shexp", true)),
+        constant if *constant == mixture.gate => Some(Constant::plain("ffn_gate_inp.weight")),
+        constant if mixture.bias.as_ref() == Some(constant) => Some(Constant::plain("ffn_gate_inp.bias")),
+        constant if shared == Some(constant) => Some(Constant::plain("ffn_gate_inp_shexp.weight")),
         _ => None,
     }
 }

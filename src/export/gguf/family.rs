@@ -1,4 +1,4 @@
-//! A decoder in llama.cpp's terms: architecture, hyperparameters, tensor names.
+//! A decoder in llama.cpp's terms: architecture and hyperparameters.
 //!
 //! What each architecture computes is declared by its family (`model::gguf_spec`). A feature that llama.cpp lacks is an
 //! error; for sliding windows and dynamic scaling the context length is limited to where they have no effect, with a
@@ -6,95 +6,12 @@
 
 use super::super::Error;
 use super::container::{Keys, Value};
-use super::rows::Rows;
+use super::mixers::{self, Attending};
 use super::{experts, mixture, positions, scales};
 use crate::adapter::projection;
 use crate::model::DecoderSpec;
-use crate::model::gguf_spec::{Biases, Fixed, GgufSpec, Scales};
-use crate::model::parts::{
-    AttentionSpec, LayerSpec, LayerTensor, NormKind, NormSpec, PlainSpec, ProjectionSpec,
-};
-use crate::model::tensors::{self, Expected};
-
-/// The role of a tensor, as far as its type depends on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// A norm or a bias.
-    Vector,
-    /// The embedding table.
-    Embedding,
-    /// The output head.
-    Head,
-    /// The projection of a layer to values, or to queries, keys and values.
-    Value {
-        /// From 0.
-        layer: usize,
-    },
-    /// The last projection of a layer.
-    Down {
-        /// From 0.
-        layer: usize,
-    },
-    /// Any other projection.
-    Matrix,
-}
-
-/// A tensor of the decoder and its place in the file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Tensor {
-    /// Its name in the GGUF file.
-    pub name: String,
-    /// Its tensor in the checkpoint.
-    pub source: Expected,
-    /// Its role.
-    pub role: Role,
-    /// Which rows of the checkpoint's tensor it holds, in which order.
-    pub rows: Rows,
-    /// Whether 1 is added to every number: a norm that the family multiplies by 1 + w.
-    pub plus_one: bool,
-    /// Further tensors of the checkpoint that follow: those of the other experts.
-    pub stack: Vec<Expected>,
-}
-
-impl Tensor {
-    /// Its tensors in the checkpoint.
-    pub fn sources(&self) -> impl Iterator<Item = &Expected> {
-        std::iter::once(&self.source).chain(&self.stack)
-    }
-
-    /// Its shape in the file, rows first.
-    pub fn shape(&self) -> Vec<usize> {
-        let mut shape = self.source.shape.clone();
-        if !self.stack.is_empty() {
-            shape.insert(0, 1 + self.stack.len());
-        }
-        if let (Rows::Part(rows), Some(first)) = (&self.rows, shape.first_mut()) {
-            *first = rows.len();
-        }
-        shape
-    }
-
-    /// Its numbers, from those of a tensor of the checkpoint.
-    pub fn arranged(&self, values: Vec<f32>) -> Vec<f32> {
-        let mut values = self.rows.arranged(values, self.columns());
-        if self.plus_one {
-            values.iter_mut().for_each(|value| *value += 1.0);
-        }
-        values
-    }
-
-    /// Length of a row: 1 for a vector.
-    pub fn columns(&self) -> usize {
-        if self.source.shape.len() > 1 { self.source.shape[1] } else { 1 }
-    }
-
-    /// Which row of a tensor of the checkpoint each of its rows is. Row numbers are exact in f32 up to 2^24.
-    pub fn source_rows(&self) -> Vec<usize> {
-        let all = self.source.shape.first().copied().unwrap_or(1);
-        let rows = self.rows.arranged((0..all).map(|row| row as f32).collect(), 1);
-        rows.into_iter().map(|row| row as usize).collect()
-    }
-}
+use crate::model::gguf_spec::{Biases, Fixed, GgufSpec};
+use crate::model::parts::{AttentionSpec, LayerSpec, NormKind, PlainSpec, ProjectionSpec};
 
 /// How llama.cpp takes the family.
 ///
@@ -103,7 +20,7 @@ impl Tensor {
 pub(super) fn declared(spec: &DecoderSpec) -> Result<GgufSpec, Error> {
     spec.gguf.ok_or_else(|| Error::NotInGguf {
         subject: format!("the family {}", spec.family),
-        reason: "llama.cpp does not compute it, or this version does not know how".into(),
+        reason: "llama.cpp has no architecture for it; `tune merge` writes a folder for transformers".into(),
     })
 }
 
@@ -115,8 +32,18 @@ pub(super) fn attentions(spec: &DecoderSpec) -> impl Iterator<Item = &AttentionS
     spec.layers.iter().filter_map(|layer| layer.attention())
 }
 
-fn size(size: usize) -> Value {
+pub(super) fn size(size: usize) -> Value {
     Value::U32(u32::try_from(size).unwrap_or(u32::MAX))
+}
+
+/// A number that layers have in common, or that of each.
+fn by_layer(sizes: Vec<usize>) -> Value {
+    match sizes.split_first() {
+        Some((first, rest)) if rest.iter().any(|other| other != first) => {
+            Value::I32s(sizes.iter().map(|size| *size as i32).collect())
+        }
+        first => size(first.map_or(0, |(first, _)| *first)),
+    }
 }
 
 /// The architecture's keys, and notes for the user.
@@ -131,25 +58,36 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
         Some(mixture) => Some(mixture.intermediate()),
         None => layer.projections().find(is_down).map(|down| down.shape[1]),
     };
-    let intermediate = spec.layers.first().and_then(|layer| width(layer)).ok_or_else(no_layers)?;
+    let widths: Vec<usize> = spec.layers.iter().filter_map(|layer| width(layer)).collect();
+    if widths.len() < spec.layers.len() {
+        return Err(no_layers());
+    }
     let first = attentions(spec).next().ok_or_else(no_layers)?;
     let full = attentions(spec).find(|attention| attention.window.is_none()).unwrap_or(first);
     let sliding = attentions(spec).find(|attention| attention.window.is_some()).unwrap_or(full);
     check_biases(spec, gguf)?;
+    check_epsilons(spec, gguf)?;
+    if gguf.heads_fill_hidden && attentions(spec).any(|own| own.heads.widths()[0] != spec.hidden_size) {
+        let reason = format!(
+            "in llama.cpp all heads of a {} together are as wide as hidden states: `head_dim` × `num_attention_heads` is not \
+             `hidden_size`",
+            gguf.architecture
+        );
+        return Err(not_carried(spec, reason));
+    }
     let mut keys = Keys::new();
     let mut put = |key: &str, value: Value| keys.push((format!("{}.{key}", gguf.architecture), value));
     let mut notes = Vec::new();
     put("embedding_length", size(spec.hidden_size));
     put("block_count", size(spec.layers.len()));
-    put("feed_forward_length", size(intermediate));
+    put("feed_forward_length", by_layer(widths));
     put("attention.head_count", size(full.heads.queries));
-    put(
-        "attention.head_count_kv",
-        match full.heads.keys == sliding.heads.keys {
-            true => size(full.heads.keys),
-            false => Value::I32s(attentions(spec).map(|attention| attention.heads.keys as i32).collect()),
-        },
-    );
+    // A layer without keys is a short convolution; delta nets are listed.
+    let keys_of = |layer: &LayerSpec| match layer.short_conv() {
+        Some(_) => 0,
+        None => Attending::of(layer).map_or(full.heads.keys, |attending| attending.heads.keys),
+    };
+    put("attention.head_count_kv", by_layer(spec.layers.iter().map(|layer| keys_of(layer)).collect()));
     let mut put_widths = |ending: &str, dim: usize| {
         for of in ["key", "value"] {
             put(&format!("attention.{of}_length{ending}"), size(dim));
@@ -166,12 +104,12 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
     put(epsilon, Value::F32(spec.final_norm.kind.epsilon() as f32));
     put("vocab_size", size(spec.vocab_size));
     experts::put(spec, gguf, &mut put)?;
+    mixers::put(spec, &mut put)?;
     for (key, value) in gguf.fixed {
         put(
             key,
             match value {
                 Fixed::Text(text) => (*text).into(),
-                Fixed::Number(number) => Value::U32(*number),
                 Fixed::Flag(flag) => Value::Bool(*flag),
             },
         );
@@ -193,6 +131,28 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
 fn rounds_gelu(spec: &DecoderSpec) -> bool {
     let exact = |plain: &PlainSpec| plain.function == tune_kernels::activation::Function::Gelu;
     spec.layers.iter().any(|layer| layer.plain().is_some_and(exact))
+}
+
+/// Checks that the norms of layers have the epsilon of the last one, or that which the architecture has behind blocks.
+fn check_epsilons(spec: &DecoderSpec, gguf: GgufSpec) -> Result<(), Error> {
+    let usual = spec.final_norm.kind.epsilon();
+    let behind = gguf.post_epsilon.unwrap_or(usual);
+    let branches = spec.layers.iter().flat_map(|layer| layer.blocks()).flat_map(|block| &block.branches);
+    let mut norms = branches
+        .flat_map(|branch| [branch.pre.as_ref().zip(Some(usual)), branch.post.as_ref().zip(Some(behind))])
+        .flatten();
+    match norms.find(|(norm, expected)| norm.kind.epsilon() != *expected) {
+        None => Ok(()),
+        Some((norm, expected)) => Err(not_carried(
+            spec,
+            format!(
+                "llama.cpp has an epsilon of {expected:e} in `{}` of a {}, where this model has {:e}",
+                norm.path,
+                gguf.architecture,
+                norm.kind.epsilon()
+            ),
+        )),
+    }
 }
 
 /// Checks that the architecture has the model's biases.
@@ -231,164 +191,15 @@ pub fn mixed(spec: &DecoderSpec) -> mixture::Model {
     mixture::Model { layers, tied: spec.tied, shares_values_widely: layers == 80 && shared }
 }
 
-/// Every tensor of the decoder, in the order of a forward pass.
-///
-/// # Errors
-/// A projection that llama.cpp has under no name known here.
-pub fn tensors(spec: &DecoderSpec) -> Result<Vec<Tensor>, Error> {
-    let named = |name: &str, role: Role, rows: Rows, source: Expected| {
-        let ending = if source.name.ends_with(".bias") { "bias" } else { "weight" };
-        let role = if source.shape.len() > 1 { role } else { Role::Vector };
-        Tensor { name: format!("{name}.{ending}"), source, role, rows, plus_one: false, stack: Vec::new() }
-    };
-    let plain = |name: &str, role: Role, source: Expected| named(name, role, Rows::All, source);
-    let table = |path: &str| tensors::table(spec, path);
-    let of_norm = |name: &str, norm: &NormSpec, sources: Vec<Expected>| {
-        let plus_one = norm.kind.is_one_plus();
-        let tensor = |source: Expected| Tensor { plus_one, ..plain(name, Role::Vector, source) };
-        sources.into_iter().map(tensor).collect::<Vec<_>>()
-    };
-    let mut all = vec![plain("token_embd", Role::Embedding, table(spec.paths.embedding))];
-    for (layer, layer_spec) in spec.layers.iter().enumerate() {
-        for tensor in layer_spec.tensors() {
-            let sources = tensors::of_layer(spec, layer, tensor);
-            match tensor {
-                LayerTensor::Constant(constant) if layer_spec.factor() == Some(constant) => {
-                    let name = format!("blk.{layer}.layer_output_scale");
-                    all.extend(sources.into_iter().map(|source| plain(&name, Role::Vector, source)));
-                }
-                // Others are of a recurrent mixer, whose projections are refused.
-                LayerTensor::Constant(constant) => {
-                    let Some((name, is_vector)) = experts::constant_name(layer_spec, constant) else {
-                        continue;
-                    };
-                    let flat = |source: Expected| match is_vector {
-                        true => Expected { shape: vec![source.shape.iter().product()], ..source },
-                        false => source,
-                    };
-                    let name = format!("blk.{layer}.{name}");
-                    all.extend(sources.into_iter().map(|source| plain(&name, Role::Vector, flat(source))));
-                }
-                LayerTensor::Projection(projection) if projection.role.is_routed() => {
-                    let Some(name) = experts::stacked_name(projection.role) else { continue };
-                    let name = format!("blk.{layer}.{name}");
-                    let role = match projection.role {
-                        projection::Role::ExpertDown => Role::Down { layer },
-                        _ => Role::Matrix,
-                    };
-                    let file_name = format!("{name}.weight");
-                    let stacked = all.iter_mut().rev().find(|tensor| tensor.name == file_name);
-                    match stacked {
-                        Some(stacked) => stacked.stack.extend(sources),
-                        None => all.extend(sources.into_iter().map(|source| plain(&name, role, source))),
-                    }
-                }
-                LayerTensor::Norm(norm) => {
-                    all.extend(of_norm(&format!("blk.{layer}.{}", norm.gguf), norm, sources))
-                }
-                LayerTensor::Projection(projection) => {
-                    let role = projection.role;
-                    if let Some(parts) = Rows::apart(spec, role, projection.shape[0]) {
-                        for source in sources {
-                            for (part, rows) in parts.clone() {
-                                all.push(named(
-                                    &format!("blk.{layer}.{part}"),
-                                    Role::Matrix,
-                                    rows,
-                                    source.clone(),
-                                ));
-                            }
-                        }
-                        continue;
-                    }
-                    let name = match experts::shared_name(layer_spec, projection) {
-                        Some(name) => format!("blk.{layer}.{name}"),
-                        None => projection_name(spec, layer, role)?,
-                    };
-                    let rows = Rows::of(spec, layer, role);
-                    let role = match role {
-                        projection::Role::Value | projection::Role::QueryKeyValue => Role::Value { layer },
-                        projection::Role::Down => Role::Down { layer },
-                        _ => Role::Matrix,
-                    };
-                    all.extend(sources.into_iter().map(|source| named(&name, role, rows.clone(), source)));
-                }
-            }
-        }
-    }
-    let norm = &spec.final_norm;
-    all.extend(of_norm("output_norm", norm, tensors::of_norm(norm, norm.path)));
-    if !spec.tied {
-        all.push(plain("output", Role::Head, table(spec.paths.head)));
-    }
-    all.extend(tensors::head_bias(spec).map(|bias| plain("output", Role::Vector, bias)));
-    Ok(all)
-}
-
-/// Tensors that no checkpoint has: divisors of rotary frequencies, and weights of norms that carry a factor.
-pub(super) fn computed(spec: &DecoderSpec) -> Vec<(String, Vec<f32>)> {
-    let divisors = positions::divisors(spec).into_iter().map(|(name, divisors)| (name.to_owned(), divisors));
-    let carries = spec.gguf.is_some_and(|gguf| gguf.scales == Scales::QueryNorm);
-    let norms = attentions(spec).enumerate().filter(|_| carries).flat_map(|(layer, attention)| {
-        let dim = attention.heads.dim;
-        let factor = attention.scaling * (dim as f32).sqrt();
-        [("q", factor), ("k", 1.0)]
-            .map(|(of, factor)| (format!("blk.{layer}.attn_{of}_norm.weight"), vec![factor; dim]))
-    });
-    divisors.chain(norms).collect()
-}
-
-/// llama.cpp's name of a projection's weight, without `.weight`.
-///
-/// # Errors
-/// A projection whose name is not known here.
-pub fn projection_name(spec: &DecoderSpec, layer: usize, role: projection::Role) -> Result<String, Error> {
-    let name = match role {
-        projection::Role::Query => "attn_q",
-        projection::Role::Key => "attn_k",
-        projection::Role::Value => "attn_v",
-        projection::Role::Output => "attn_output",
-        projection::Role::Gate => "ffn_gate",
-        projection::Role::Up => "ffn_up",
-        projection::Role::Down => "ffn_down",
-        projection::Role::QueryKeyValue => "attn_qkv",
-        projection::Role::GateUp if is_separated(spec, role) => {
-            return Err(not_carried(
-                spec,
-                "llama.cpp has gate and up apart, where an adapter on both has no place",
-            ));
-        }
-        projection::Role::PartGate | projection::Role::PartOutput => {
-            return Err(not_carried(spec, "embeddings by layer have no place in the file yet"));
-        }
-        projection::Role::MixerGate if spec.layers[layer].attention().is_some() => "attn_gate",
-        projection::Role::Mixed
-        | projection::Role::MixerGate
-        | projection::Role::Write
-        | projection::Role::Decay
-        | projection::Role::MixerOutput => {
-            return Err(not_carried(spec, "recurrent mixers have no place in the file yet"));
-        }
-        // All experts together.
-        projection::Role::ExpertGate => "ffn_gate_exps",
-        projection::Role::ExpertUp => "ffn_up_exps",
-        projection::Role::ExpertDown => "ffn_down_exps",
-        projection::Role::GateUp => "ffn_up",
-    };
-    Ok(format!("blk.{layer}.{name}"))
-}
-
-/// Whether a projection to gate and up is two tensors in the file.
-pub(super) fn is_separated(spec: &DecoderSpec, role: projection::Role) -> bool {
-    role == projection::Role::GateUp && spec.gguf.is_some_and(|gguf| gguf.separates_gate_and_up)
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
+    use super::super::names::tensors;
+    use super::super::rows::Rows;
     use super::*;
     use crate::model::family::decoder_spec;
+    use crate::model::tensors::{Expected, expected};
 
     fn spec(extra: serde_json::Value) -> DecoderSpec {
         let mut config = json!({
@@ -410,7 +221,7 @@ mod tests {
             let spec = spec(extra);
             let sources: Vec<Expected> =
                 tensors(&spec).unwrap().into_iter().map(|tensor| tensor.source).collect();
-            assert_eq!(sources, tensors::expected(&spec));
+            assert_eq!(sources, expected(&spec));
         }
         let names: Vec<String> =
             tensors(&spec(json!({}))).unwrap().into_iter().map(|tensor| tensor.name).collect();
@@ -503,13 +314,13 @@ mod tests {
         assert_eq!(shape("blk.0.ffn_up_exps.weight"), [3, 16, 32]);
         assert_eq!(shape("blk.0.ffn_down_exps.weight"), [3, 32, 16]);
         let sources: usize = all.iter().map(|tensor| tensor.sources().count()).sum();
-        assert_eq!(sources, tensors::expected(&qwen3).len());
+        assert_eq!(sources, expected(&qwen3).len());
         let keys = hyperparameters(&qwen3).unwrap().0;
         assert!(keys.contains(&("qwen3moe.expert_feed_forward_length".into(), Value::U32(16))), "{keys:?}");
         let qwen2 = mixture(json!({"model_type": "qwen2_moe", "shared_expert_intermediate_size": 24}));
         let all = tensors(&qwen2).unwrap();
         let shape = |name: &str| all.iter().find(|tensor| tensor.name == name).unwrap().shape();
-        assert_eq!(shape("blk.0.ffn_gate_inp_shexp.weight"), [32]);
+        assert_eq!(shape("blk.0.ffn_gate_inp_shexp.weight"), [1, 32]);
         assert_eq!(shape("blk.0.ffn_down_shexp.weight"), [32, 24]);
         let other = mixture(json!({"model_type": "qwen3_moe", "norm_topk_prob": false}));
         let error = hyperparameters(&other).unwrap_err().to_string();
@@ -540,8 +351,14 @@ mod tests {
             context(&spec(json!({"model_type": "mistral", "sliding_window": 12}))),
             (Value::U32(12), 1)
         );
+        let yarn = json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": false,
+            "original_max_position_embeddings": 32}});
+        assert_eq!(context(&spec(yarn)), (Value::U32(64), 1));
         let dynamic = json!({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}});
         assert_eq!(context(&spec(dynamic)), (Value::U32(64), 1));
+        let wide = spec(json!({"model_type": "olmo2", "head_dim": 16}));
+        let error = hyperparameters(&wide).unwrap_err().to_string();
+        assert!(error.contains("olmo2") && error.contains("head_dim"), "{error}");
         let biased = spec(json!({"model_type": "qwen3", "attention_bias": true, "head_dim": 8}));
         let error = hyperparameters(&biased).unwrap_err().to_string();
         assert!(error.contains("qwen3") && error.contains("attention_bias"), "{error}");

@@ -16,10 +16,10 @@ use super::super::Error;
 use super::super::base::OpenedBase;
 use super::super::folder::{Text, end_tokens};
 use super::container::{Keys, Layout, TensorHeader, Value};
-use super::family;
 use super::model::encode;
 use super::modelfile::{self, Modelfile};
 use super::rows::Rows;
+use super::{family, names};
 use crate::adapter::peft;
 use crate::adapter::target::Target;
 use crate::files::{self, Existing};
@@ -78,7 +78,11 @@ impl Lora<'_> {
         let mut headers = Vec::with_capacity(2 * pairs.len());
         for Pair { targets, rank, .. } in &pairs {
             let Some(module) = targets.iter().flatten().next().map(|target| &target.module) else { continue };
-            let name = family::projection_name(spec, module.layer, module.role)?;
+            let own = spec.layers[module.layer].projections().find(|own| own.slot == module.slot);
+            let name = match own {
+                Some(projection) => names::projection_name(spec, module.layer, projection)?,
+                None => return Err(family::not_carried(spec, format!("it has no `{}`", module.path))),
+            };
             let mut push = |half: &str, shape: [usize; 2]| {
                 let experts = module.role.is_routed().then_some(targets.len());
                 let shape = experts.into_iter().chain(shape).collect();
@@ -128,8 +132,9 @@ impl Lora<'_> {
         } else if self.adapter.config().use_rslora {
             changes.push(format!("rsLoRA expressed as alpha = {alpha}"));
         }
-        if self.targets.iter().any(|target| self.rows(target) != Rows::All) {
-            changes.push("rows of queries and keys in the order that llama.cpp has them in".into());
+        let moved = |target: &Target| self.rows(target) != Rows::All || self.columns(target) != Rows::All;
+        if self.targets.iter().any(moved) {
+            changes.push("heads, or the rows in them, in the order that llama.cpp has them in".into());
         }
         Ok(Outcome { file, bytes: layout.bytes(), changes })
     }
@@ -137,6 +142,11 @@ impl Lora<'_> {
     /// The order of the rows of B.
     fn rows(&self, target: &Target) -> Rows {
         Rows::of(&self.base.spec, target.module.layer, target.module.role)
+    }
+
+    /// The order of the columns of A.
+    fn columns(&self, target: &Target) -> Rows {
+        Rows::of_columns(&self.base.spec, target.module.layer, target.module.role)
     }
 
     /// The alpha of the file, and whether any target needs another factor.
@@ -202,6 +212,9 @@ impl Lora<'_> {
                         }
                     }
                     values = widened(self.rows(target).arranged(values, target.rank), target.rank, pair.rank);
+                } else if self.columns(target) != Rows::All {
+                    let rows = values.chunks_exact(target.module.in_features);
+                    values = rows.flat_map(|row| self.columns(target).arranged(row.to_vec(), 1)).collect();
                 }
                 all.extend(values);
             }

@@ -7,7 +7,7 @@
 
 use tune_kernels::ggml::BlockType;
 
-use super::family::Role;
+use super::names::Role;
 
 /// A file type, named after the type of most of its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +112,9 @@ pub fn choose(file: FileType, role: Role, columns: usize, model: Model) -> Choic
     if usual.block_size() == 1 {
         return Choice { kind: usual, wanted: usual };
     }
+    if role == Role::Whole {
+        return Choice { kind: BlockType::Bf16, wanted: BlockType::Bf16 };
+    }
     let wanted = match role {
         Role::Head => head(usual),
         Role::Embedding if model.tied => head(usual),
@@ -204,8 +207,8 @@ mod tests {
         ] {
             assert_eq!(choose(file, Role::Matrix, columns, model), Choice { kind, wanted });
         }
-        let vector = choose(FileType::Q4_0, Role::Vector, 96, model);
-        assert_eq!(vector.kind, BlockType::F32);
+        let kept = |role| choose(FileType::Q4_0, role, 96, model).kind;
+        assert_eq!([Role::Vector, Role::Whole].map(kept), [BlockType::F32, BlockType::Bf16]);
     }
 
     #[test]

@@ -3,11 +3,13 @@
 //! | file | owns |
 //! |---|---|
 //! | `container` | the layout of the file |
-//! | `family` | architecture, hyperparameters, tensor names |
+//! | `family` | architecture and hyperparameters |
+//! | `names` | tensor names, and how their numbers are arranged |
 //! | `positions` | windows and rotary positions |
 //! | `rows` | the order of the rows of projections |
 //! | `scales` | factors and smooth bounds |
 //! | `experts` | the tensors and keys of mixtures of experts |
+//! | `mixers` | those of recurrent mixers, short convolutions, embeddings by layer |
 //! | `mixture` | which tensor is stored in which type |
 //! | `vocabulary`, `pre` | the tokenizer |
 //! | `provenance` | metadata keys about the origin |
@@ -21,9 +23,11 @@ pub mod container;
 mod experts;
 pub mod family;
 pub mod lora;
+mod mixers;
 pub mod mixture;
 pub mod model;
 pub mod modelfile;
+pub mod names;
 mod positions;
 mod pre;
 pub mod provenance;

@@ -16,16 +16,19 @@ use super::super::folder::{Text, configured_ends, end_tokens};
 use super::super::shards::Written;
 use super::super::weights::{Merged, dense};
 use super::container::{Keys, Layout, TensorHeader, Value};
-use super::family::{self, Tensor};
-use super::mixture::{self, FileType};
+use super::mixture::{self, Choice, FileType};
 use super::modelfile::{self, Modelfile};
-use super::{read_back, vocabulary};
+use super::names::{self, Tensor};
+use super::{family, read_back, vocabulary};
 use crate::assets::WeightFiles;
 use crate::files::{self, Existing};
+use crate::model::DecoderSpec;
 use crate::model::tensors::{self, Checked};
 
 /// Version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
+/// `general.file_type` where experts are in MXFP4.
+const MXFP4_EXPERTS: u32 = 38;
 /// Values decoded at a time to measure an error.
 const PIECE: usize = 1 << 20;
 
@@ -105,9 +108,9 @@ impl Model<'_> {
         let spec = &self.base.spec;
         let mut notes = Vec::new();
         let ends = self.ends();
-        let keys = self.keys(&ends, &mut notes)?;
         let mut fallbacks = Vec::new();
         let (sources, headers) = self.plan(&mut fallbacks)?;
+        let keys = self.keys(&ends, &headers, &mut notes)?;
         let layout = Layout::new(&keys, headers);
         let mut kinds = BTreeMap::new();
         for tensor in layout.tensors() {
@@ -163,7 +166,7 @@ impl Model<'_> {
     /// As [`Self::write`].
     pub fn read_back(&self, folder: &Path) -> Result<WeightFiles, Error> {
         let (sources, headers) = self.plan(&mut Vec::new())?;
-        let layout = Layout::new(&self.keys(&self.ends(), &mut Vec::new())?, headers);
+        let layout = Layout::new(&self.keys(&self.ends(), &headers, &mut Vec::new())?, headers);
         let tensors = sources.into_iter().zip(layout.tensors()).zip(layout.offsets());
         let written = tensors.filter_map(|((source, header), offset)| match source {
             Source::Weight(tensor) => Some((tensor, header.kind, offset)),
@@ -173,17 +176,19 @@ impl Model<'_> {
     }
 
     /// Every key of the file.
-    fn keys(&self, ends: &[u32], notes: &mut Vec<String>) -> Result<Keys, Error> {
+    fn keys(&self, ends: &[u32], tensors: &[TensorHeader], notes: &mut Vec<String>) -> Result<Keys, Error> {
         let spec = &self.base.spec;
         let (hyperparameters, limits) = family::hyperparameters(spec)?;
         notes.extend(limits);
         let mut keys: Keys = vec![
             ("general.architecture".into(), family::declared(spec)?.architecture.into()),
             ("general.type".into(), "model".into()),
-            ("general.size_label".into(), size_label(spec.parameters()).into()),
+            ("general.size_label".into(), size_label(spec).into()),
         ];
         keys.extend(self.provenance.iter().cloned());
-        keys.push(("general.file_type".into(), Value::U32(self.file_type.id())));
+        let has_mxfp4 = tensors.iter().any(|tensor| tensor.kind == BlockType::Mxfp4);
+        let file_type = if has_mxfp4 { MXFP4_EXPERTS } else { self.file_type.id() };
+        keys.push(("general.file_type".into(), Value::U32(file_type)));
         keys.push(("general.quantization_version".into(), Value::U32(QUANTIZATION_VERSION)));
         keys.extend(hyperparameters);
         let file =
@@ -224,7 +229,7 @@ impl Model<'_> {
     fn plan(&self, fallbacks: &mut Vec<Fallback>) -> Result<(Vec<Source>, Vec<TensorHeader>), Error> {
         let spec = self.merged.map_or(&self.base.spec, |merged| merged.spec);
         let (mut sources, mut headers) = (Vec::new(), Vec::new());
-        for (name, values) in family::computed(spec) {
+        for (name, values) in names::computed(spec) {
             headers.push(TensorHeader {
                 name: name.clone(),
                 shape: vec![values.len()],
@@ -232,9 +237,14 @@ impl Model<'_> {
             });
             sources.push(Source::Computed(name, values));
         }
-        for tensor in family::tensors(spec)? {
-            let columns = tensor.source.shape.last().copied().unwrap_or(1);
-            let choice = mixture::choose(self.file_type, tensor.role, columns, family::mixed(spec));
+        for tensor in names::tensors(spec)? {
+            let columns = tensor.row_length();
+            let is_adapted = |source| self.merged.is_some_and(|merged| merged.is_adapted(source));
+            let choice = match tensor.mxfp4 && !tensor.sources().any(is_adapted) {
+                // As it was released: nothing is lost, and no type takes less.
+                true => Choice { kind: BlockType::Mxfp4, wanted: BlockType::Mxfp4 },
+                false => mixture::choose(self.file_type, tensor.role, columns, family::mixed(spec)),
+            };
             if choice.kind != choice.wanted {
                 let (tensor, wanted, kind) = (tensor.name.clone(), choice.wanted, choice.kind);
                 fallbacks.push(Fallback { tensor, columns, wanted, kind });
@@ -298,8 +308,20 @@ pub(super) fn encode(name: &str, values: &[f32], kind: BlockType) -> Result<Vec<
     })
 }
 
-/// The number of parameters with at least two digits, as in model names: 135M, 5.6M, 8.0B.
-fn size_label(parameters: u64) -> String {
+/// The size as in model names: 135M, 8.0B, or that with one expert and the number of them, 8x7.2B.
+fn size_label(spec: &DecoderSpec) -> String {
+    let experts = spec.layers.iter().find_map(|layer| layer.mixture()).map_or(0, |first| first.experts.len());
+    let projections = spec.layers.iter().flat_map(|layer| layer.projections());
+    let routed = projections.filter(|projection| projection.role.is_routed());
+    let routed: u64 = routed.map(|projection| projection.shape.iter().product::<usize>() as u64).sum();
+    match experts as u64 {
+        0 => rounded(spec.parameters()),
+        experts => format!("{experts}x{}", rounded(spec.parameters() - routed + routed / experts)),
+    }
+}
+
+/// A number of parameters with at least two digits.
+fn rounded(parameters: u64) -> String {
     let (divisor, letter) = match parameters {
         1_000_000_000_000.. => (1e12, 'T'),
         1_000_000_000.. => (1e9, 'B'),
@@ -313,14 +335,14 @@ fn size_label(parameters: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::size_label;
+    use super::rounded;
 
     #[test]
     fn sizes_as_models_are_named() {
         for (parameters, label) in
             [(134_515_008, "135M"), (1_234_567_890, "1.2B"), (8_030_261_248, "8.0B"), (45_000, "45K")]
         {
-            assert_eq!(size_label(parameters), label);
+            assert_eq!(rounded(parameters), label);
         }
     }
 }

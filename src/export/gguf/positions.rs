@@ -2,7 +2,8 @@
 
 use super::super::Error;
 use super::container::{Keys, Value};
-use super::family::not_carried;
+use super::family::{not_carried, size};
+use super::mixers::Attending;
 use crate::model::DecoderSpec;
 use crate::model::gguf_spec::{GgufSpec, Unrotated, Windows};
 use crate::model::rotary::{QueryScale, RotaryScaling, RotarySpec};
@@ -37,14 +38,17 @@ pub(super) fn put(
     add("rope.dimension_count", size(rotary.dimensions));
     add("rope.freq_base", Value::F32(rotary.theta as f32));
     scaling(spec, gguf, rotary, &mut add)?;
+    if let RotaryScaling::Yarn { truncate: false, .. } = rotary.scaling {
+        notes.push(
+            "llama.cpp rounds the ends of YaRN's ramp, which this model does not (`truncate` is false): frequencies in \
+             between differ a little"
+                .into(),
+        );
+    }
     if let Some(QueryScale { beta, .. }) = rotary.query_scale {
         add("attention.temperature_scale", Value::F32(beta as f32));
     }
     Ok(context)
-}
-
-fn size(size: usize) -> Value {
-    Value::U32(u32::try_from(size).unwrap_or(u32::MAX))
 }
 
 /// Adds the keys of windows; returns the smallest window where llama.cpp has none.
@@ -53,11 +57,11 @@ fn windows(
     gguf: GgufSpec,
     add: &mut impl FnMut(&str, Value),
 ) -> Result<Option<usize>, Error> {
-    let windows: Vec<Option<usize>> =
-        spec.layers.iter().map(|layer| layer.attention().and_then(|attention| attention.window)).collect();
+    let attending = spec.layers.iter().map(|layer| Attending::of(layer));
+    let windows: Vec<Option<usize>> = attending.map(|layer| layer.and_then(|layer| layer.window)).collect();
     let Some(smallest) = windows.iter().flatten().min().copied() else {
         match gguf.windows {
-            Windows::AllLayers => add("attention.sliding_window", size(0)),
+            Windows::Told => add("attention.sliding_window", size(0)),
             Windows::Listed { always: true } => {
                 add("attention.sliding_window", size(spec.max_position_embeddings));
                 add("attention.sliding_window_pattern", Value::Bools(vec![false; windows.len()]));
@@ -66,14 +70,13 @@ fn windows(
         }
         return Ok(None);
     };
-    let fits = match gguf.windows {
-        Windows::None => {
-            return Ok(Some(smallest).filter(|window| *window < spec.max_position_embeddings));
+    let Windows::Listed { .. } = gguf.windows else {
+        if gguf.windows == Windows::Told {
+            add("attention.sliding_window", size(smallest));
         }
-        Windows::AllLayers => windows.iter().all(|window| *window == Some(smallest)),
-        Windows::Listed { .. } => windows.iter().flatten().all(|window| *window == smallest),
+        return Ok(Some(smallest).filter(|window| *window < spec.max_position_embeddings));
     };
-    if !fits {
+    if windows.iter().flatten().any(|window| *window != smallest) {
         return Err(not_carried(
             spec,
             format!(
@@ -83,25 +86,26 @@ fn windows(
         ));
     }
     add("attention.sliding_window", size(smallest));
-    if let Windows::Listed { .. } = gguf.windows {
-        add("attention.sliding_window_pattern", Value::Bools(windows.iter().map(Option::is_some).collect()));
-    }
+    add("attention.sliding_window_pattern", Value::Bools(windows.iter().map(Option::is_some).collect()));
     Ok(None)
 }
 
 /// Checks that llama.cpp rotates in the layers that do.
 fn unrotated(spec: &DecoderSpec, gguf: GgufSpec, add: &mut impl FnMut(&str, Value)) -> Result<(), Error> {
-    let rotates = |layer: usize| spec.layers[layer].attention().is_some_and(|a| a.rotary.is_some());
-    let window = |layer: usize| spec.layers[layer].attention().and_then(|attention| attention.window);
-    let has_windows = (0..spec.layers.len()).any(|layer| window(layer).is_some());
-    let all = |expected: &dyn Fn(usize) -> bool| (0..spec.layers.len()).all(|l| rotates(l) == expected(l));
+    let attending = spec.layers.iter().map(|layer| Attending::of(layer)).enumerate();
+    let attending: Vec<_> = attending.filter_map(|(layer, attending)| Some((layer, attending?))).collect();
+    let has_windows = attending.iter().any(|(_, attending)| attending.window.is_some());
+    let all = |expected: &dyn Fn(usize, &Attending) -> bool| {
+        attending.iter().all(|(layer, attending)| attending.rotary.is_some() == expected(*layer, attending))
+    };
     let fits = match gguf.unrotated {
-        Unrotated::None => all(&|_| true),
-        Unrotated::Every(period) => all(&|layer| !(layer + 1).is_multiple_of(period)),
-        Unrotated::WithoutWindow => all(&|layer| !has_windows || window(layer).is_some()),
+        Unrotated::None => all(&|_, _| true),
+        Unrotated::Every(period) => all(&|layer, _| !(layer + 1).is_multiple_of(period)),
+        Unrotated::WithoutWindow => all(&|_, attending| !has_windows || attending.window.is_some()),
         Unrotated::AllOrNone => {
-            add("rope.scaling.finetuned", Value::Bool(rotates(0)));
-            all(&|_| rotates(0))
+            let rotates = attending.first().is_some_and(|(_, first)| first.rotary.is_some());
+            add("rope.scaling.finetuned", Value::Bool(rotates));
+            all(&|_, _| rotates)
         }
     };
     match fits {
@@ -155,14 +159,8 @@ fn scaling(
             beta_fast,
             beta_slow,
             original_max_position_embeddings,
-            truncate,
+            truncate: _,
         } => {
-            if !truncate {
-                return Err(not_carried(
-                    spec,
-                    "llama.cpp rounds the ends of YaRN's ramp (`truncate` is false)",
-                ));
-            }
             add("rope.scaling.type", "yarn".into());
             add("rope.scaling.factor", Value::F32(*factor as f32));
             add("rope.scaling.original_context_length", size(*original_max_position_embeddings));

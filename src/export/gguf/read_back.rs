@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tune_kernels::ggml::BlockType;
 
-use super::family::Tensor;
+use super::names::{Change, Tensor};
 use crate::assets::weights::Decode;
 use crate::assets::{Error, WeightFiles};
 
@@ -18,9 +18,10 @@ use crate::assets::{Error, WeightFiles};
 struct Part {
     /// Which row of the checkpoint's tensor each row is.
     rows: Vec<usize>,
-    columns: usize,
-    /// What was added to every number.
-    added: f32,
+    /// Which number of a row of the checkpoint's tensor each number is.
+    columns: Vec<usize>,
+    /// What became of every number.
+    change: Change,
     kind: BlockType,
     /// Where it begins in the file.
     offset: u64,
@@ -39,12 +40,11 @@ pub(super) fn weights(folder: &Path, file: &str, written: Vec<(Tensor, BlockType
     let mut shapes = BTreeMap::new();
     for (tensor, kind, mut offset) in written {
         for source in tensor.sources() {
-            let (rows, columns) = (tensor.source_rows(), tensor.columns());
-            let bytes = kind.bytes(rows.len() * columns) as u64;
-            let added = if tensor.plus_one { 1.0 } else { 0.0 };
+            let (rows, columns, change) = (tensor.source_rows(), tensor.source_columns(), tensor.change);
+            let bytes = kind.bytes(rows.len() * columns.len()) as u64;
             let elements = source.shape.iter().product();
             let known = tensors.entry(source.name.clone()).or_insert_with(|| (elements, Vec::new()));
-            known.1.push(Part { rows, columns, added, kind, offset });
+            known.1.push(Part { rows, columns, change, kind, offset });
             shapes.insert(source.name.clone(), source.shape.clone());
             offset += bytes;
         }
@@ -59,9 +59,10 @@ impl Decode for Written {
         let mut values = vec![0.0; *elements];
         for part in parts {
             let stored = self.stored(part).map_err(Error::io(&self.path))?;
-            for (row, stored) in part.rows.iter().zip(stored.chunks_exact(part.columns)) {
-                let row = &mut values[row * part.columns..][..part.columns];
-                row.iter_mut().zip(stored).for_each(|(value, stored)| *value = stored - part.added);
+            let length = part.columns.len();
+            for (row, stored) in part.rows.iter().zip(stored.chunks_exact(length)) {
+                let row = &mut values[row * length..][..length];
+                part.columns.iter().zip(stored).for_each(|(at, stored)| row[*at] = part.change.back(*stored));
             }
         }
         Ok(values)
@@ -73,7 +74,7 @@ impl Written {
     fn stored(&self, part: &Part) -> std::io::Result<Vec<f32>> {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(part.offset))?;
-        let mut bytes = vec![0; part.kind.bytes(part.rows.len() * part.columns)];
+        let mut bytes = vec![0; part.kind.bytes(part.rows.len() * part.columns.len())];
         file.read_exact(&mut bytes)?;
         Ok(part.kind.decode(&bytes))
     }

@@ -7,7 +7,7 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
-use crate::model::gguf_spec::{GgufSpec, RotaryPairs, Unrotated, Windows};
+use crate::model::gguf_spec::{GgufSpec, Unrotated, Windows};
 use crate::model::parts::{AttentionSpec, LayerSpec, post};
 
 pub(super) const EXAONE4: Declared =
@@ -48,12 +48,13 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         ];
         LayerSpec::of(shared.hidden_size, blocks)
     });
-    let gguf = GgufSpec {
-        windows: Windows::Listed { always: false },
-        unrotated: Unrotated::WithoutWindow,
-        takes_frequency_divisors: true,
-        ..GgufSpec::of("exaone4", RotaryPairs::Halves)
+    // llama.cpp has windows in models of 64 layers alone, and rotates where they are; in others all layers.
+    let (windows, unrotated) = match (shared.layers, window) {
+        (64, Some(_)) => (Windows::Listed { always: false }, Unrotated::WithoutWindow),
+        (64, None) => (Windows::None, Unrotated::Every(1)),
+        _ => (Windows::None, Unrotated::None),
     };
+    let gguf = GgufSpec { windows, unrotated, takes_frequency_divisors: true, ..GgufSpec::filled("exaone4") };
     shared.decoder(config, &EXAONE4, layers, Some(gguf))
 }
 

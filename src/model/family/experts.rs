@@ -6,7 +6,7 @@ use tune_kernels::router::{Router, Score};
 use super::shared::{Shared, plausible_count};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
-use crate::model::parts::{ConstantSpec, MixtureSpec, SharedExpertSpec};
+use crate::model::parts::{BlockSpec, ConstantSpec, MixtureSpec, SharedExpertSpec, pre};
 
 /// What a family says of its mixtures, and its values for keys that are absent.
 pub(super) struct Experts {
@@ -65,6 +65,15 @@ pub(super) fn with_shared(mixture: MixtureSpec, shared: &Shared, width: usize) -
     };
     let expert = SharedExpertSpec { gated: shared.gated_of("mlp.shared_expert", width), gate: Some(gate) };
     MixtureSpec { shared: Some(expert), ..mixture }
+}
+
+/// The feed-forward block of a layer under `mlp`: the mixture, or a dense one, behind the same norm.
+pub(super) fn mixed_or_dense(shared: &Shared, mixture: &MixtureSpec, is_mixed: bool) -> BlockSpec {
+    let norm = shared.norm("post_attention_layernorm", "ffn_norm");
+    match is_mixed {
+        true => pre(norm, mixture.clone()),
+        false => pre(norm, shared.gated("mlp")),
+    }
 }
 
 /// Per layer: whether it is a mixture, as `mlp_only_layers` and `decoder_sparse_step` say.

@@ -13,7 +13,7 @@ use crate::adapter::projection::Role;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::{DecoderSpec, Paths};
-use crate::model::gguf_spec::{Biases, Fixed, GgufSpec, RotaryPairs};
+use crate::model::gguf_spec::{Biases, Fixed, GgufSpec};
 use crate::model::parts::{AttentionSpec, Inner, LayerSpec, ProjectionSpec, parallel};
 use crate::model::rotary::RotarySpec;
 
@@ -58,7 +58,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let gguf = GgufSpec {
         biases: Biases::None,
         fixed: &[("tensor_data_layout", Fixed::Text("jploski"))],
-        ..GgufSpec::of("falcon", RotaryPairs::Halves)
+        ..GgufSpec::filled("falcon")
     };
     Ok(DecoderSpec {
         paths: Paths { embedding: "transformer.word_embeddings", layers: "transformer.h", head: "lm_head" },

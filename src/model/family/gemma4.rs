@@ -16,7 +16,7 @@ use crate::adapter::projection::Role;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
-use crate::model::gguf_spec::{Fixed, GgufSpec, RotaryPairs, Scales, SoftCaps, Windows};
+use crate::model::gguf_spec::{GgufSpec, RotaryPairs, Scales, SoftCaps, Windows};
 use crate::model::parts::{
     AttentionSpec, BlockSpec, HeadNorms, Heads, Inner, NormSpec, PerLayerInputSpec, PerLayerSpec,
     ProjectionSpec, ReadingSpec, post,
@@ -131,16 +131,11 @@ fn read(config: &ConfigReader<'_>, family: &Declared, absent: Absent) -> Result<
         soft_caps: SoftCaps::Logits,
         takes_base_of_windows: true,
         takes_frequency_divisors: true,
-        fixed: &[
-            ("attention.shared_kv_layers", Fixed::Number(0)),
-            ("embedding_length_per_layer_input", Fixed::Number(0)),
-        ],
         merges_beside_bytes: true,
         ..GgufSpec::of("gemma4", RotaryPairs::Halves)
     };
-    // Embeddings by layer, shared keys and experts beside a dense block have no place in the file yet.
-    let is_plain = per_layer.is_none() && sharing.own == shared.layers && experts.is_none();
-    let gguf = Some(gguf).filter(|_| is_plain);
+    // Experts beside a dense block have no place in the file yet.
+    let gguf = Some(gguf).filter(|_| experts.is_none());
     Ok(DecoderSpec {
         logits,
         per_layer,

@@ -13,7 +13,7 @@ use crate::adapter::projection::Role;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::{DecoderSpec, Paths};
-use crate::model::gguf_spec::{Biases, Fixed, GgufSpec, RotaryPairs};
+use crate::model::gguf_spec::{Biases, Fixed, GgufSpec};
 use crate::model::parts::{AttentionSpec, Inner, LayerSpec, ProjectionSpec, parallel, pre};
 use crate::model::rotary::{RotarySpec, Rules};
 
@@ -64,7 +64,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         true => &[("use_parallel_residual", Fixed::Flag(true))],
         false => &[("use_parallel_residual", Fixed::Flag(false))],
     };
-    let gguf = GgufSpec { biases: Biases::All, fixed, ..GgufSpec::of("gptneox", RotaryPairs::Halves) };
+    let gguf = GgufSpec { biases: Biases::All, fixed, ..GgufSpec::filled("gptneox") };
     Ok(DecoderSpec {
         paths: Paths { embedding: "gpt_neox.embed_in", layers: "gpt_neox.layers", head: "embed_out" },
         final_norm: shared.norm("gpt_neox.final_layer_norm", "output_norm"),

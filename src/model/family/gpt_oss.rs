@@ -12,6 +12,7 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{Biases, GgufSpec, RotaryPairs, Windows};
 use crate::model::parts::{
     AttentionSpec, ConstantSpec, GatedInner, GatedSpec, LayerSpec, MixtureSpec, ProjectionSpec, pre,
 };
@@ -74,11 +75,16 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         };
         let blocks = [
             pre(shared.norm("input_layernorm", "attn_norm"), attention.biased(bias, bias)),
-            pre(shared.norm("post_attention_layernorm", "ffn_norm"), mixture.clone()),
+            pre(shared.norm("post_attention_layernorm", "post_attention_norm"), mixture.clone()),
         ];
         LayerSpec::of(shared.hidden_size, blocks)
     });
-    shared.decoder(config, &GPT_OSS, layers, None)
+    let gguf = GgufSpec {
+        windows: Windows::Listed { always: true },
+        biases: Biases::All,
+        ..GgufSpec::of("gpt-oss", RotaryPairs::Halves).with_experts(true)
+    };
+    shared.decoder(config, &GPT_OSS, layers, Some(gguf))
 }
 
 /// An expert with biases and its own activation.

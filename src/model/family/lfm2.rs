@@ -10,10 +10,10 @@ use crate::adapter::projection::Role;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{Biases, GgufSpec};
 use crate::model::parts::norm::NormKind;
 use crate::model::parts::{
-    AttentionSpec, ConstantSpec, GatedInner, GatedSpec, LayerSpec, NormSpec, ProjectionSpec, ShortConvSpec,
-    pre,
+    AttentionSpec, ConstantSpec, GatedInner, GatedSpec, LayerSpec, ProjectionSpec, ShortConvSpec, pre,
 };
 
 pub(super) const LFM2: Declared =
@@ -59,8 +59,9 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         let gated = gated(shared.hidden_size, intermediate, &shared);
         LayerSpec::of(shared.hidden_size, [mixer, pre(shared.norm("ffn_norm", "ffn_norm"), gated)])
     });
-    let spec = shared.decoder(config, &LFM2, layers, None)?;
-    let final_norm = NormSpec { path: "model.embedding_norm", ..spec.final_norm };
+    let gguf = GgufSpec { biases: Biases::None, ..GgufSpec::filled("lfm2") };
+    let spec = shared.decoder(config, &LFM2, layers, Some(gguf))?;
+    let final_norm = shared.norm("model.embedding_norm", "token_embd_norm");
     Ok(DecoderSpec { final_norm, ..spec })
 }
 

@@ -106,6 +106,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let gguf = GgufSpec {
         windows: Windows::Listed { always: true },
         unrotated: Unrotated::WithoutWindow,
+        post_epsilon: Some(1e-8),
         scales: Scales::QueryNorm,
         soft_caps: SoftCaps::Logits,
         ..GgufSpec::of("muse-glimmer", RotaryPairs::Neighbours)

@@ -10,7 +10,7 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
-use crate::model::gguf_spec::{GgufSpec, RotaryPairs, Windows};
+use crate::model::gguf_spec::{GgufSpec, Windows};
 use crate::model::parts::{AttentionSpec, LayerSpec, post};
 
 pub(super) const OLMO2: Declared =
@@ -22,7 +22,7 @@ pub(super) const DEFAULTS: Defaults =
 
 /// How llama.cpp takes both.
 pub(super) const GGUF: GgufSpec =
-    GgufSpec { windows: Windows::Listed { always: false }, ..GgufSpec::of("olmo2", RotaryPairs::Halves) };
+    GgufSpec { windows: Windows::Listed { always: false }, ..GgufSpec::filled("olmo2") };
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let shared = Shared::read(config, &DEFAULTS)?;

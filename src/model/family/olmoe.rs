@@ -10,7 +10,7 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
-use crate::model::gguf_spec::{GgufSpec, RotaryPairs};
+use crate::model::gguf_spec::GgufSpec;
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
 pub(super) const OLMOE: Declared =
@@ -36,6 +36,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         pre(shared.norm("post_attention_layernorm", "ffn_norm"), mixture(config, &shared, &experts)?),
     ];
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
-    let gguf = GgufSpec::of("olmoe", RotaryPairs::Halves).with_experts(false);
+    let gguf = GgufSpec::filled("olmoe").with_experts(false);
     shared.decoder(config, &OLMOE, vec![layer; shared.layers], Some(gguf))
 }

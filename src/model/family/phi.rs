@@ -12,7 +12,7 @@ use super::shared::{Defaults, Shared, UNGATED, function};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
-use crate::model::gguf_spec::{Biases, GgufSpec, RotaryPairs};
+use crate::model::gguf_spec::{Biases, GgufSpec};
 use crate::model::parts::{LayerSpec, parallel};
 use crate::model::rotary::{RotarySpec, Rules};
 
@@ -45,7 +45,7 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
     let rules = Rules { partial: Some(0.5), ..shared.rotary_rules() };
     let rotary = RotarySpec::read(config, &rules)?;
-    let gguf = GgufSpec { biases: Biases::All, ..GgufSpec::of("phi2", RotaryPairs::Halves) };
+    let gguf = GgufSpec { biases: Biases::All, ..GgufSpec::filled("phi2") };
     Ok(DecoderSpec {
         final_norm: shared.norm("model.final_layernorm", "output_norm"),
         head_bias: true,

@@ -57,6 +57,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         ..shared.rotary_rules()
     };
     let rotary = RotarySpec::read(config, &rules)?;
-    let gguf = GgufSpec { windows: Windows::AllLayers, ..GgufSpec::of("phi3", RotaryPairs::Halves) };
+    let gguf = GgufSpec { windows: Windows::Told, ..GgufSpec::of("phi3", RotaryPairs::Halves) };
     Ok(shared.decoder_with(vec![rotary], &PHI3, vec![layer; shared.layers], Some(gguf)))
 }

@@ -8,7 +8,7 @@ use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
-use crate::model::gguf_spec::{GgufSpec, RotaryPairs};
+use crate::model::gguf_spec::GgufSpec;
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
 pub(super) const QWEN2: Declared =
@@ -36,6 +36,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         ];
         LayerSpec::of(shared.hidden_size, blocks)
     });
-    let gguf = GgufSpec::of("qwen2", RotaryPairs::Halves);
+    let gguf = GgufSpec::filled("qwen2");
     shared.decoder(config, &QWEN2, layers, Some(gguf))
 }

@@ -3,13 +3,13 @@
 use serde_json::json;
 
 use super::Declared;
-use super::experts::{Experts, mixed_layers, mixture, with_shared};
+use super::experts::{Experts, mixed_layers, mixed_or_dense, mixture, with_shared};
 use super::layer_types::{by_kind, windows_by_layer};
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
-use crate::model::gguf_spec::{GgufSpec, RotaryPairs};
+use crate::model::gguf_spec::GgufSpec;
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
 pub(super) const QWEN2_MOE: Declared = Declared {
@@ -38,16 +38,9 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let kinds: Vec<_> = mixed_layers(config, shared.layers)?.into_iter().zip(windows).collect();
     let layers = by_kind(&kinds, |(is_mixed, window)| {
         let attention = AttentionSpec { window, ..shared.attention() }.biased(bias, false);
-        let norm = shared.norm("post_attention_layernorm", "ffn_norm");
-        let feed_forward = match is_mixed {
-            true => pre(norm, mixture.clone()),
-            false => pre(norm, shared.gated("mlp")),
-        };
-        LayerSpec::of(
-            shared.hidden_size,
-            [pre(shared.norm("input_layernorm", "attn_norm"), attention), feed_forward],
-        )
+        let norm = shared.norm("input_layernorm", "attn_norm");
+        LayerSpec::of(shared.hidden_size, [pre(norm, attention), mixed_or_dense(&shared, &mixture, is_mixed)])
     });
-    let gguf = GgufSpec::of("qwen2moe", RotaryPairs::Halves).with_experts(false);
+    let gguf = GgufSpec::filled("qwen2moe").with_experts(false);
     shared.decoder(config, &QWEN2_MOE, layers, Some(gguf))
 }

@@ -14,6 +14,7 @@ use crate::adapter::projection::Role;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{Biases, GgufSpec, RotaryPairs};
 use crate::model::parts::norm::NormKind;
 use crate::model::parts::{
     AttentionSpec, BodySpec, ConstantSpec, DeltaNetSpec, Inner, LayerSpec, NormSpec, OutputGate,
@@ -30,7 +31,8 @@ pub(super) const QWEN3_5: Declared = Declared {
 
 fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let defaults = Defaults { intermediate_size: 12_288, key_value_heads: Some(4), ..defaults() };
-    decoder(config, &QWEN3_5, &defaults, |shared| Ok(shared.gated("mlp").into()))
+    let gguf = GgufSpec { biases: Biases::None, ..GgufSpec::of("qwen35", RotaryPairs::Halves) };
+    decoder(config, &QWEN3_5, &defaults, gguf, |shared| Ok(shared.gated("mlp").into()))
 }
 
 /// What the dense models and those with experts have in common.
@@ -51,6 +53,7 @@ pub(super) fn decoder(
     config: &ConfigReader<'_>,
     family: &Declared,
     defaults: &Defaults,
+    gguf: GgufSpec,
     feed_forward: impl Fn(&Shared) -> Result<BodySpec, Error>,
 ) -> Result<DecoderSpec, Error> {
     config.must_be("mlp_bias", &[json!(false)])?;
@@ -74,7 +77,7 @@ pub(super) fn decoder(
     });
     let rules = Rules { partial: Some(0.25), has_sections: true, ..shared.rotary_rules() };
     let rotary = RotarySpec::read(config, &rules)?;
-    Ok(shared.decoder_with(vec![rotary], family, layers, None))
+    Ok(shared.decoder_with(vec![rotary], family, layers, Some(gguf)))
 }
 
 /// Per layer: whether it attends, or is recurrent.

@@ -8,6 +8,7 @@ use super::shared::Defaults;
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
+use crate::model::gguf_spec::{Biases, GgufSpec, RotaryPairs};
 
 pub(super) const QWEN3_5_MOE: Declared = Declared {
     model_type: "qwen3_5_moe_text",
@@ -25,7 +26,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         key_value_heads: Some(2),
         ..defaults()
     };
-    decoder(config, &QWEN3_5_MOE, &defaults, |shared| {
+    let gguf = GgufSpec { biases: Biases::None, ..GgufSpec::of("qwen35moe", RotaryPairs::Halves) };
+    decoder(config, &QWEN3_5_MOE, &defaults, gguf.with_experts(true), |shared| {
         let width = config.size("moe_intermediate_size")?.unwrap_or(512);
         let experts = Experts { counts: [256, 8], width, normalised: Some(true) };
         let width = config.size("shared_expert_intermediate_size")?.unwrap_or(512);

@@ -4,7 +4,7 @@
 use serde_json::json;
 
 use super::Declared;
-use super::experts::{Experts, mixed_layers, mixture};
+use super::experts::{Experts, mixed_layers, mixed_or_dense, mixture};
 use super::layer_types::by_kind;
 use super::shared::{Defaults, Shared};
 use crate::model::Error;
@@ -40,15 +40,8 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
     let layers = by_kind(&mixed_layers(config, shared.layers)?, |is_mixed| {
         let head_norms = Some(shared.head_norms("self_attn.q_norm", "self_attn.k_norm"));
         let attention = AttentionSpec { head_norms, ..shared.attention() }.biased(bias, bias);
-        let norm = shared.norm("post_attention_layernorm", "ffn_norm");
-        let feed_forward = match is_mixed {
-            true => pre(norm, mixture.clone()),
-            false => pre(norm, shared.gated("mlp")),
-        };
-        LayerSpec::of(
-            shared.hidden_size,
-            [pre(shared.norm("input_layernorm", "attn_norm"), attention), feed_forward],
-        )
+        let norm = shared.norm("input_layernorm", "attn_norm");
+        LayerSpec::of(shared.hidden_size, [pre(norm, attention), mixed_or_dense(&shared, &mixture, is_mixed)])
     });
     let gguf = GgufSpec::of("qwen3moe", RotaryPairs::Halves).with_experts(true);
     shared.decoder(config, &QWEN3_MOE, layers, Some(gguf))

@@ -10,7 +10,7 @@ use super::shared::{Defaults, Shared, UNGATED, function};
 use crate::model::Error;
 use crate::model::config::ConfigReader;
 use crate::model::decoder_spec::DecoderSpec;
-use crate::model::gguf_spec::{Biases, GgufSpec, RotaryPairs};
+use crate::model::gguf_spec::{Biases, GgufSpec};
 use crate::model::parts::{AttentionSpec, LayerSpec, pre};
 
 pub(super) const STARCODER2: Declared =
@@ -60,6 +60,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         ),
     ];
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
-    let gguf = GgufSpec { biases: Biases::All, ..GgufSpec::of("starcoder2", RotaryPairs::Halves) };
+    let gguf = GgufSpec { biases: Biases::All, ..GgufSpec::filled("starcoder2") };
     shared.decoder(config, &STARCODER2, vec![layer; shared.layers], Some(gguf))
 }

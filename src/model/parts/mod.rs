@@ -288,8 +288,29 @@ impl LayerSpec {
 
     /// The number of the shared keys and values that it reads.
     pub fn reads(&self) -> Option<usize> {
+        self.reading().map(|reading| reading.from)
+    }
+
+    /// The first attention over keys and values of an earlier layer.
+    pub fn reading(&self) -> Option<&ReadingSpec> {
         self.bodies().find_map(|body| match body {
-            BodySpec::Reading(reading) => Some(reading.from),
+            BodySpec::Reading(reading) => Some(&**reading),
+            _ => None,
+        })
+    }
+
+    /// The first gated delta net.
+    pub fn delta_net(&self) -> Option<&DeltaNetSpec> {
+        self.bodies().find_map(|body| match body {
+            BodySpec::DeltaNet(delta_net) => Some(&**delta_net),
+            _ => None,
+        })
+    }
+
+    /// The first gated short convolution.
+    pub fn short_conv(&self) -> Option<&ShortConvSpec> {
+        self.bodies().find_map(|body| match body {
+            BodySpec::ShortConv(conv) => Some(conv),
             _ => None,
         })
     }
