@@ -27,6 +27,8 @@ pub struct GgufSpec {
     pub post_epsilon: Option<f64>,
     /// Whether all heads together are as wide as hidden states.
     pub heads_fill_hidden: bool,
+    /// Whether several query heads can share keys and values.
+    pub shares_keys: bool,
     /// Whether gate and up are tensors of their own, whatever the checkpoint stacks.
     pub separates_gate_and_up: bool,
     /// Whether the weights of a token's experts add up to 1; `None`: it computes no experts.
@@ -142,6 +144,7 @@ impl GgufSpec {
             divides_temperature: false,
             post_epsilon: None,
             heads_fill_hidden: false,
+            shares_keys: true,
             separates_gate_and_up: false,
             normalises_experts: None,
             fixed: &[],

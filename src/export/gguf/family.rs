@@ -75,6 +75,13 @@ pub fn hyperparameters(spec: &DecoderSpec) -> Result<(Keys, Vec<String>), Error>
         );
         return Err(not_carried(spec, reason));
     }
+    if !gguf.shares_keys && attentions(spec).any(|own| own.heads.keys != own.heads.queries) {
+        let reason = format!(
+            "in llama.cpp every head of a {} has keys of its own: `num_key_value_heads` is not `num_attention_heads`",
+            gguf.architecture
+        );
+        return Err(not_carried(spec, reason));
+    }
     let mut keys = Keys::new();
     let mut put = |key: &str, value: Value| keys.push((format!("{}.{key}", gguf.architecture), value));
     let mut notes = Vec::new();

@@ -36,6 +36,6 @@ fn read(config: &ConfigReader<'_>) -> Result<DecoderSpec, Error> {
         pre(shared.norm("post_attention_layernorm", "ffn_norm"), mixture(config, &shared, &experts)?),
     ];
     let layer = Arc::new(LayerSpec::of(shared.hidden_size, blocks));
-    let gguf = GgufSpec::filled("olmoe").with_experts(false);
+    let gguf = GgufSpec { shares_keys: false, ..GgufSpec::filled("olmoe").with_experts(false) };
     shared.decoder(config, &OLMOE, vec![layer; shared.layers], Some(gguf))
 }
