@@ -33,9 +33,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 # llama.cpp has these architectures without biases in the feed-forward block. It does not have GPT-J, nor OLMo 2 and EXAONE 4
 # with heads that are not as wide together as hidden states, nor layers with experts beside others without, nor an OLMoE whose
-# heads share keys.
+# heads share keys; a Gemma 4 with experts has no place in files of ours yet.
 WITHOUT_BIASES = {"dense/arcee": ["mlp_bias"], "dense/ernie4_5": ["use_bias"]}
-REFUSED = ["dense/gptj", "dense/olmo2", "dense/exaone4", "mixtures/olmoe", "mixtures/qwen3_moe"]
+REFUSED = ["dense/gptj", "dense/olmo2", "dense/exaone4", "mixtures/gemma4_moe", "mixtures/olmoe", "mixtures/qwen3_moe"]
 # Beside towers, of which the file has nothing; and in place of models that llama.cpp does not have, also of recurrent heads
 # of two widths.
 OTHERS = [

@@ -20,7 +20,9 @@ use crate::model::parts::{AttentionSpec, LayerSpec, NormKind, PlainSpec, Project
 pub(super) fn declared(spec: &DecoderSpec) -> Result<GgufSpec, Error> {
     spec.gguf.ok_or_else(|| Error::NotInGguf {
         subject: format!("the family {}", spec.family),
-        reason: "llama.cpp has no architecture for it; `tune merge` writes a folder for transformers".into(),
+        reason: "llama.cpp has no architecture for it, or this version no place for its tensors; `tune merge` writes a folder for \
+                 transformers"
+            .into(),
     })
 }
 
