@@ -73,7 +73,7 @@ impl Terminal {
         loop {
             let shown = String::from_utf8_lossy(&self.unread).into_owned();
             if let Some(at) = shown.find(text) {
-                self.unread = shown[at + text.len()..].as_bytes().to_vec();
+                self.unread = shown.as_bytes()[at + text.len()..].to_vec();
                 return shown[..at].to_owned();
             }
             let more = self.output.recv_timeout(PATIENCE);
