@@ -238,7 +238,10 @@ impl Work<'_> {
         let answered = model.answer_together(Side::Adapted, &requests, &mut |row, heard| {
             let said = match heard {
                 _ if self.signals.raised() => Err(run::Error::Stopped),
-                Heard::Text(piece) => Ok(lines.text(row, piece)),
+                Heard::Text(piece) => {
+                    lines.text(row, piece);
+                    Ok(())
+                }
                 Heard::Answer(answer) => {
                     tokens += answer.tokens;
                     lines.answer(row, answer)
@@ -255,7 +258,8 @@ impl Work<'_> {
         if let Some(error) = fault {
             return Err(error);
         }
-        answered.map_err(|(row, error)| {
+        answered.map_err(|failed| {
+            let (row, error) = *failed;
             let place = format!("{}, prompt {}", path.display(), row + 1);
             run::Error::Prompt { place, message: error.to_string() }
         })?;

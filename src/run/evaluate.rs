@@ -396,7 +396,7 @@ impl Evaluation {
             }
             ControlFlow::Continue(())
         });
-        answered.map_err(|(_, error)| error)?;
+        answered.map_err(|failed| failed.1)?;
         judged.into_iter().collect::<Option<_>>().ok_or(Error::Stopped)
     }
 }

@@ -107,7 +107,7 @@ pub type Listener<'a> = dyn FnMut(&str) -> ControlFlow<()> + 'a;
 pub type TogetherListener<'a> = dyn FnMut(usize, Heard<'_>) -> ControlFlow<()> + 'a;
 
 type TogetherWith<'a> =
-    dyn FnMut(Side, &[Request<'_>], &mut TogetherListener<'_>) -> Result<(), (usize, Error)> + 'a;
+    dyn FnMut(Side, &[Request<'_>], &mut TogetherListener<'_>) -> Result<(), Box<(usize, Error)>> + 'a;
 type AnswerWith<'a> = dyn FnMut(Side, Request<'_>, &mut Listener<'_>) -> Result<Answer, Error> + 'a;
 type LossesOf<'a> = dyn FnMut(Side, &MicroBatch) -> Result<Vec<f64>, Error> + 'a;
 
@@ -141,7 +141,7 @@ impl LoadedModel<'_> {
         side: Side,
         requests: &[Request<'_>],
         listen: &mut TogetherListener<'_>,
-    ) -> Result<(), (usize, Error)> {
+    ) -> Result<(), Box<(usize, Error)>> {
         (self.together)(side, requests, listen)
     }
 
@@ -435,9 +435,9 @@ impl<O: Observer, R, F: FnOnce(&mut LoadedModel<'_>, &mut O) -> R> OnBackend for
             Ok(answer(&mut session(side).borrow_mut(), opened.tokenizer()?, request, listen)?)
         };
         let mut together = |side: Side, requests: &[Request<'_>], listen: &mut TogetherListener<'_>| {
-            let tokenizer = opened.tokenizer().map_err(|error| (0, error))?;
+            let tokenizer = opened.tokenizer().map_err(|error| Box::new((0, error)))?;
             let answered = answer_together(&session(side).borrow(), tokenizer, lanes, requests, listen);
-            answered.map_err(|failed| (failed.number, failed.error.into()))
+            answered.map_err(|failed| Box::new((failed.number, failed.error.into())))
         };
         let nothing = LoraSet::init(Vec::new(), 0.0, 0, device);
         let (nothing, adapters) = (nothing.until_update(), adapters.as_ref().map(LoraSet::until_update));

@@ -1,5 +1,7 @@
 //! What every golden model is held to: logits, decoding with a cache, documents that share a batch, the slopes of layers.
 
+#![expect(clippy::print_stdout, reason = "differences are shown")]
+
 use std::ops::Range;
 use std::path::Path;
 

@@ -218,7 +218,7 @@ fn together(
 fn asked(count: usize) -> Vec<(Vec<u32>, Sampling)> {
     let one = |row: usize| {
         let prompt = (0..1 + row * 13 % 21).map(|at| ((at * 7 + row * 3) % 60) as u32).collect();
-        let temperature = if row % 2 == 0 { 0.0 } else { 1.3 };
+        let temperature = if row.is_multiple_of(2) { 0.0 } else { 1.3 };
         let greedy = Sampling::greedy(3 + row * 5 % 17, vec![11]);
         (prompt, Sampling { temperature, answer: row as u64, seed: 5, top_p: 0.95, ..greedy })
     };
