@@ -11,7 +11,7 @@ Python's standard library is enough, and no network is used. In this order:
   trajectory  twenty QLoRA steps beside those of transformers + PEFT + torch (tests/golden/trajectory): losses, gradient
               norms and the change of every adapter tensor in f32, losses in bf16
   bench       `tune bench` at two shapes, sequence 2048, batches 1, 4 and 8: tokens/s, peak memory, and the share of the
-              card's own rate of plain products, measured in the same process, counting four operations a weight and token
+              card's own rate of plain products, measured in the same process, that weights, adapters and visible scores take
   torch       torch's products and attention at the same shapes, where torch can be imported and sees the card
   profile     time by kernel of one step, and the floor beside it
   ncu         the same by NVIDIA's profiler, where it is installed: device time of each kernel

@@ -180,7 +180,7 @@ fn show(report: &Report, tokens: u64, out: &mut dyn Write) -> io::Result<()> {
         line(
             "ceiling",
             format!(
-                "{:.0} GFLOP/s of {}; the step reaches {:.0} % of it, counting 4 operations per weight and token",
+                "{:.0} GFLOP/s of {}; the step reaches {:.0} % of it, counting weights, adapters and visible scores",
                 ceiling / 1e9,
                 match report.device.as_str() {
                     "cpu" => "the microkernel alone",

@@ -15,7 +15,7 @@ use tune_kernels::isa::InstructionSet;
 use tune_kernels::memory::DeviceMemory;
 
 use super::open::{Opened, open};
-use super::{Environment, Error, random_base, require_dtype};
+use super::{Environment, Error, arithmetic, random_base, require_dtype};
 use crate::adapter::lora::{DropoutStep, LoraSet};
 use crate::adapter::saved::SavedModule;
 use crate::adapter::spec::Spec as AdapterSpec;
@@ -127,7 +127,7 @@ pub struct Report {
     /// Operations per second of the processor's microkernel alone, on all threads, which no step can exceed; on a GPU of the
     /// plain product of large square matrices.
     pub ceiling_flops: Option<f64>,
-    /// Share of it that the median step reached, counting four operations per frozen weight and token.
+    /// Share of it that the median step reached: of the arithmetic of weights, adapters and visible scores.
     pub share_of_ceiling: Option<f64>,
     /// Largest resident memory of the process.
     pub peak_memory_bytes: Option<u64>,
@@ -418,6 +418,7 @@ impl OnBackend for Work<'_> {
         let median = |sorted: &[f64]| sorted.get(sorted.len() / 2).copied();
         let rate = |seconds: Option<&f64>| tokens_per_step as f64 / seconds.copied().unwrap_or(f64::NAN);
         let tokens_per_second = rate(median(&sorted).as_ref());
+        let operations = arithmetic::operations(&self.spec, &self.targets, &batch) / tokens as f64;
         let (plan_layers, kept_layers) = (plan.layers, plan.kept_layers);
         Ok(Report {
             parameters: self.spec.parameters(),
@@ -438,8 +439,7 @@ impl OnBackend for Work<'_> {
             launch_seconds: median(&launching).filter(|_| on_device && profile.is_none()),
             load_seconds,
             ceiling_flops,
-            share_of_ceiling: ceiling_flops
-                .map(|ceiling| tokens_per_second * 4.0 * multiplied_weights(&self.spec) as f64 / ceiling),
+            share_of_ceiling: ceiling_flops.map(|ceiling| tokens_per_second * operations / ceiling),
             peak_memory_bytes,
             device_memory_bytes: device_memory.map(|memory| memory.in_use),
             device_peak_bytes: peak.map(|memory| memory.in_use),

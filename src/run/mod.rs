@@ -3,6 +3,7 @@
 pub mod adapters;
 mod advice;
 mod agreement;
+mod arithmetic;
 pub mod bench;
 pub mod doctor;
 pub mod evaluate;
