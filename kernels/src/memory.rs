@@ -46,20 +46,17 @@ pub fn delta_rule_bytes_on_gpu(heads: DeltaHeads) -> u64 {
 /// [`trained_linear_cross_entropy`]: linear_cross_entropy::trained::trained_linear_cross_entropy
 pub fn trained_loss_bytes(tokens: u64, vocabulary: u64) -> u64 {
     let bytes = linear_cross_entropy::trained::BYTES_PER_LOGIT;
-    linear_cross_entropy::chunk_rows(tokens, vocabulary, bytes) * vocabulary * bytes
+    linear_cross_entropy::trained::chunk_rows(tokens, vocabulary) * vocabulary * bytes
 }
 
 /// Bytes inside [`linear_cross_entropy::linear_cross_entropy`] with a gradient, which is included, for `tokens`
 /// supervised rows.
 pub fn loss_bytes(tokens: u64, width: u64, vocabulary: u64, dtype: DType) -> u64 {
-    let packed = packed_value_bytes(dtype);
-    let rows = linear_cross_entropy::chunk_rows(tokens, vocabulary, packed);
     let value = dtype.size() as u64;
-    let exponentials = rows * vocabulary * packed;
-    // One sum for each panel of 32 columns.
-    let sums = rows * vocabulary.div_ceil(32) * 4;
-    let rows_of_the_chunk = rows * width * (value + packed + 4);
-    exponentials + sums + rows_of_the_chunk + tokens * width * value
+    let [rows, hidden, logits] = [tokens, width, vocabulary].map(|size| size as usize);
+    let packed = packed_value_bytes(dtype) as usize;
+    let chunk = linear_cross_entropy::cpu::chunk_bytes(rows, hidden, logits, packed, value as usize);
+    chunk as u64 + tokens * width * value
 }
 
 /// Bytes inside [`linear_cross_entropy::linear_cross_entropy`] on a GPU, with a gradient, which is included, for `tokens`

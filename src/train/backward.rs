@@ -101,6 +101,23 @@ pub fn forward_backward<B: KernelBackend>(
     pass: Pass,
     gradients: &mut Gradients<B>,
 ) -> Result<Summed<B>, FitError> {
+    let mut passes = || passes(decoder, adapters, objective, comparison, batch, pass, gradients);
+    match decoder.layers().are_held() {
+        true => B::on_workers(passes),
+        // The thread that reads layers ahead may need the worker that would wait for it.
+        false => passes(),
+    }
+}
+
+fn passes<B: KernelBackend>(
+    decoder: &Decoder<B>,
+    adapters: &StepAdapters<'_, B>,
+    objective: &Objective,
+    comparison: &Comparison<B>,
+    batch: &MicroBatch,
+    pass: Pass,
+    gradients: &mut Gradients<B>,
+) -> Result<Summed<B>, FitError> {
     let set = adapters.set();
     let layers = decoder.layers().len();
     let decoder = &decoder.adopting(set);

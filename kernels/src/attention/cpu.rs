@@ -7,18 +7,21 @@
 use std::ops::Range;
 
 use burn_flex::Flex;
+#[cfg(target_arch = "x86_64")]
+use burn_tensor::DType;
 use burn_tensor::Tensor;
 
+use super::softmax::{add_to, dot, scale, slopes_of_scores, softmax_step};
 use super::{AttentionBackward, AttentionOps, AttentionOptions, decode, one_by_one};
-use crate::cpu::disjoint::Disjoint;
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::fast;
+use super::{bf16, bf16_backward};
+use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{
     Columns, PackedColumns, PackedRows, RowSource, Side, Stored, Tile, multiply_packed,
 };
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, with_float};
-use crate::cpu::{math, parallel, tensor, vectorized};
+use crate::cpu::{parallel, tensor};
 
 /// Queries per strip: four tiles of rows.
 const STRIP: usize = 56;
@@ -93,26 +96,26 @@ impl Task {
 }
 
 /// One head of a tensor `[rows, heads, head_dim]`.
-struct Head<'a, T> {
+pub(super) struct Head<'a, T> {
     values: &'a [T],
     stride: usize,
-    head_dim: usize,
+    pub(super) head_dim: usize,
 }
 
 impl<'a, T: Scalar> Head<'a, T> {
-    fn new(values: &'a [T], heads: usize, head_dim: usize, head: usize) -> Self {
+    pub(super) fn new(values: &'a [T], heads: usize, head_dim: usize, head: usize) -> Self {
         Self { values: &values[head * head_dim..], stride: heads * head_dim, head_dim }
     }
 
-    fn row(&self, row: usize) -> &'a [T] {
+    pub(super) fn row(&self, row: usize) -> &'a [T] {
         &self.values[row * self.stride..][..self.head_dim]
     }
 
     /// Rows as a right operand.
-    fn columns(&self, rows: Range<usize>, side: Side) -> Columns<'a> {
+    pub(super) fn columns(&self, rows: Range<usize>, side: Side) -> Columns<'a> {
         let values = self.values.get(rows.start * self.stride..).unwrap_or(&[]);
         let shape = [rows.len(), self.head_dim];
-        Columns { stored: Stored::of::<T>(values), shape, stride: self.stride, side, factor: 1.0 }
+        Columns::strided(Stored::of::<T>(values), shape, self.stride, side)
     }
 
     /// Rows as a left operand.
@@ -157,6 +160,16 @@ impl AttentionOps for Flex {
         }
         let ([tokens, heads, head_dim], [_, kv_heads, _]) = (q.dims(), k.dims());
         let [q, k, v] = [q, k, v].map(|tensor| tensor::primitive(tensor.clone()));
+        #[cfg(target_arch = "x86_64")]
+        if q.dtype() == DType::BF16 && bf16::applies(options, head_dim) {
+            let mut y = pool::take::<half::bf16>(tokens * heads * head_dim);
+            let mut log_sum_exp = pool::take::<f32>(heads * tokens);
+            let (q, k, v) = (q.storage(), k.storage(), v.storage());
+            let operands = bf16::Operands { q, k, v, heads, kv_heads, head_dim, options };
+            operands.forward(&mut y, &mut log_sum_exp);
+            let y = tensor::from_buffer(y, [tokens, heads, head_dim]);
+            return (y, tensor::from_buffer(log_sum_exp, [heads, tokens]));
+        }
         let (tasks, work) = tasks(options, heads, head_dim);
         with_float!(q.dtype(), T => {
             let (q, k, v) = (q.storage::<T>(), k.storage::<T>(), v.storage::<T>());
@@ -205,6 +218,18 @@ impl AttentionOps for Flex {
         let [q, k, v, output, dy] = [q, k, v, output, dy].map(|tensor| tensor::primitive(tensor.clone()));
         let log_sum_exp = tensor::primitive(log_sum_exp.clone());
         let log_sum_exp = log_sum_exp.storage::<f32>();
+        #[cfg(target_arch = "x86_64")]
+        if q.dtype() == DType::BF16 && bf16::applies(options, head_dim) {
+            let mut dq = pool::take::<half::bf16>(tokens * heads * head_dim);
+            let [mut dk, mut dv] = [(); 2].map(|()| pool::take::<half::bf16>(keys * kv_heads * head_dim));
+            let (q, k, v) = (q.storage(), k.storage(), v.storage());
+            let upstream =
+                bf16_backward::Upstream { output: output.storage(), log_sum_exp, dy: dy.storage() };
+            let operands = bf16::Operands { q, k, v, heads, kv_heads, head_dim, options };
+            operands.backward(upstream, &mut dq, &mut dk, &mut dv);
+            let [dk, dv] = [dk, dv].map(|sum| tensor::from_buffer(sum, [keys, kv_heads, head_dim]));
+            return [tensor::from_buffer(dq, [tokens, heads, head_dim]), dk, dv];
+        }
         let (tasks, work) = tasks(options, heads, head_dim);
         with_float!(q.dtype(), T => {
             let (q, k, v) = (q.storage::<T>(), k.storage::<T>(), v.storage::<T>());
@@ -451,150 +476,4 @@ impl<T: Scalar> BackwardStrip<T> {
             multiply_packed(&self.packed, &head.keys_plain[pair.block], part, out);
         }
     }
-}
-
-vectorized! {
-    fn add_to(values: &mut [f32], other: &[f32]) {
-        for (value, other) in values.iter_mut().zip(other) {
-            *value += other;
-        }
-    }
-
-    fn scale(values: &mut [f32], factor: f32) {
-        for value in values {
-            *value *= factor;
-        }
-    }
-
-    fn dot<T: Scalar>(a: &[T], b: &[T]) -> f32 {
-        let mut lanes = [0.0f32; 16];
-        let (a_runs, b_runs) = (a.chunks_exact(16), b.chunks_exact(16));
-        let tail = a_runs.remainder().iter().zip(b_runs.remainder());
-        let tail: f32 = tail.map(|(a, b)| a.to_f32() * b.to_f32()).sum();
-        for (a, b) in a_runs.zip(b_runs) {
-            for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-                *lane += a.to_f32() * b.to_f32();
-            }
-        }
-        math::join(lanes) + tail
-    }
-
-    fn largest(values: &[f32]) -> f32 {
-        math::max(values)
-    }
-
-    /// Turns values into exp(factor · value − shift); returns their sum.
-    fn plain_exponentiate(values: &mut [f32], factor: f32, shift: f32) -> f32 {
-        for value in values.iter_mut() {
-            *value = math::exp(*value * factor - shift);
-        }
-        math::sum(values)
-    }
-
-    /// Turns scores into cap · tanh(factor · score).
-    fn capped(scores: &mut [f32], factor: f32, cap: f32) {
-        for score in scores {
-            *score = cap * math::tanh(*score * factor);
-        }
-    }
-
-    /// [`plain_slopes`] under a cap: ds is times 1 − tanh².
-    fn capped_slopes(
-        scores: &mut [f32],
-        slopes: &mut [f32],
-        scaling: f32,
-        cap: f32,
-        log_sum_exp: f32,
-        delta: f32,
-    ) {
-        let factor = scaling / cap;
-        for (score, slope) in scores.iter_mut().zip(slopes) {
-            let t = math::tanh(*score * factor);
-            let p = math::exp(cap * t - log_sum_exp);
-            *score = p;
-            *slope = p * (*slope - delta) * scaling * (1.0 - t * t);
-        }
-    }
-
-    /// Turns scores into probabilities p and dp into ds = p (dp − delta) scaling.
-    fn plain_slopes(scores: &mut [f32], slopes: &mut [f32], scaling: f32, log_sum_exp: f32, delta: f32) {
-        for (score, slope) in scores.iter_mut().zip(slopes) {
-            let p = math::exp(*score * scaling - log_sum_exp);
-            *score = p;
-            *slope = p * (*slope - delta) * scaling;
-        }
-    }
-}
-
-/// Caps scores, if there is a cap; returns what remains to multiply them by.
-pub(super) fn bound(scores: &mut [f32], options: &AttentionOptions) -> f32 {
-    match options.soft_cap {
-        Some(cap) => {
-            capped(scores, options.scaling / cap, cap);
-            1.0
-        }
-        None => options.scaling,
-    }
-}
-
-/// Turns one row's scores into exp(scaling · score − most), 0 where not visible, with the running largest score and
-/// sum brought up to date and the output so far scaled to the new largest.
-fn softmax_step(
-    scores: &mut [f32],
-    visible: Range<usize>,
-    options: &AttentionOptions,
-    (most, sum): (&mut f32, &mut f32),
-    output: &mut [f32],
-) {
-    scores[..visible.start].fill(0.0);
-    scores[visible.end..].fill(0.0);
-    let scores = &mut scores[visible];
-    if scores.is_empty() {
-        return;
-    }
-    let scaling = bound(scores, options);
-    // A scaling below zero would turn the largest into the smallest: no model has one, and the op asks for none.
-    let found = largest(scores) * scaling;
-    let new = if found > *most { found } else { *most };
-    let correction = math::exp(*most - new);
-    if correction != 1.0 {
-        scale(output, correction);
-    }
-    *sum = *sum * correction + exponentiate(scores, scaling, new);
-    *most = new;
-}
-
-fn exponentiate(values: &mut [f32], factor: f32, shift: f32) -> f32 {
-    #[cfg(target_arch = "x86_64")]
-    if fast::available() {
-        // SAFETY: asked just before.
-        return unsafe { fast::exponentiate(values, factor, shift) }.0;
-    }
-    plain_exponentiate(values, factor, shift)
-}
-
-/// Turns one row's scores into probabilities p and its dp into ds = p (dp − delta) scaling (1 − tanh² under a cap); 0 where
-/// not visible.
-fn slopes_of_scores(
-    scores: &mut [f32],
-    slopes: &mut [f32],
-    visible: Range<usize>,
-    options: &AttentionOptions,
-    (log_sum_exp, delta): (f32, f32),
-) {
-    for values in [&mut *scores, &mut *slopes] {
-        values[..visible.start].fill(0.0);
-        values[visible.end..].fill(0.0);
-    }
-    let (scores, slopes) = (&mut scores[visible.clone()], &mut slopes[visible]);
-    let scaling = options.scaling;
-    if let Some(cap) = options.soft_cap {
-        return capped_slopes(scores, slopes, scaling, cap, log_sum_exp, delta);
-    }
-    #[cfg(target_arch = "x86_64")]
-    if fast::available() {
-        // SAFETY: asked just before.
-        return unsafe { fast::slopes(scores, slopes, scaling, log_sum_exp, delta) };
-    }
-    plain_slopes(scores, slopes, scaling, log_sum_exp, delta);
 }

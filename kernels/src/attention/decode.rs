@@ -7,7 +7,7 @@ use burn_flex::Flex;
 use burn_tensor::Tensor;
 
 use super::AttentionOptions;
-use super::cpu::bound;
+use super::softmax::bound;
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, widen, with_float};

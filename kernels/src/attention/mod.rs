@@ -23,11 +23,18 @@
 //!
 //! Dao, *FlashAttention-2* (<https://arxiv.org/abs/2307.08691>), for the backward by log-sum-exp.
 
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+#[cfg(target_arch = "x86_64")]
+mod bf16_backward;
+#[cfg(target_arch = "x86_64")]
+mod bf16_tiles;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 mod decode;
 pub mod reference;
+mod softmax;
 
 use std::ops::Range;
 use std::sync::Arc;

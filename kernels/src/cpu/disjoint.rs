@@ -17,6 +17,19 @@ impl<'a, T> Disjoint<'a, T> {
         Self { pointer: values.as_mut_ptr(), length: values.len(), borrow: PhantomData }
     }
 
+    /// Where value number `start` lies, with `length` values from there on.
+    ///
+    /// # Panics
+    /// If the range is out of bounds.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(dead_code, reason = "for stores by hand, which are x86-64's")
+    )]
+    pub(crate) fn place(&self, start: usize, length: usize) -> *mut T {
+        assert!(start <= self.length && length <= self.length - start, "disjoint place out of bounds");
+        self.pointer.wrapping_add(start)
+    }
+
     /// `length` values from `start` on.
     ///
     /// # Safety

@@ -26,6 +26,11 @@ pub(crate) trait Lanes: Copy {
     /// # Safety
     /// AVX-512 with BF16 is there, and the lanes of `mask` are writable.
     unsafe fn store(to: *mut Self, mask: __mmask16, values: __m512);
+    /// The values that [`Self::store`] would leave.
+    ///
+    /// # Safety
+    /// AVX-512 with BF16 is there.
+    unsafe fn round(values: __m512) -> __m512;
 }
 
 impl Lanes for f32 {
@@ -41,6 +46,12 @@ impl Lanes for f32 {
     unsafe fn store(to: *mut Self, mask: __mmask16, values: __m512) {
         // SAFETY: the caller answers for the lanes.
         unsafe { _mm512_mask_storeu_ps(to, mask, values) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn round(values: __m512) -> __m512 {
+        values
     }
 }
 
@@ -62,6 +73,14 @@ impl Lanes for bf16 {
             _mm256_mask_storeu_epi16(to.cast(), mask, words);
         }
     }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    unsafe fn round(values: __m512) -> __m512 {
+        // SAFETY: the types are of one size.
+        let words: __m256i = unsafe { transmute(_mm512_cvtneps_pbh(values)) };
+        _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(words)))
+    }
 }
 
 impl Lanes for f16 {
@@ -78,6 +97,12 @@ impl Lanes for f16 {
         let words = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values);
         // SAFETY: the caller answers for the lanes.
         unsafe { _mm256_mask_storeu_epi16(to.cast(), mask, words) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    unsafe fn round(values: __m512) -> __m512 {
+        _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values))
     }
 }
 
@@ -113,6 +138,19 @@ fn exp(x: __m512) -> __m512 {
         p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(coefficient));
     }
     _mm512_scalef_ps(p, n)
+}
+
+/// 2^x to about one unit in the last place: the nearest polynomial of degree 5 to 2^r over the fraction r of x, which is
+/// computed exactly, and `vscalefps`, which takes the whole part of x by itself.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq")]
+pub(crate) fn exp2(x: __m512) -> __m512 {
+    let r = _mm512_reduce_ps::<{ _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC }>(x);
+    let mut p = _mm512_set1_ps(1.877_576_7e-3);
+    for coefficient in [8.989_34e-3, 5.582_631_8e-2, 2.401_536_2e-1, 6.931_531e-1, 9.999_999_3e-1] {
+        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(coefficient));
+    }
+    _mm512_scalef_ps(p, x)
 }
 
 /// 1 / x to about one unit in the last place, for x not below 1.
@@ -231,6 +269,82 @@ fn gated_slopes(x: __m512, slope: __m512, s: __m512, up: __m512, dy: __m512) -> 
     (_mm512_mul_ps(_mm512_mul_ps(dy, up), slope), _mm512_mul_ps(dy, _mm512_mul_ps(x, s)))
 }
 
+/// By how much the largest of some logits exceeds its row's reference; rows of `32` logits, one for each reference.
+///
+/// # Safety
+/// [`available`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(crate) unsafe fn largest_excess(logits: &[f32], references: &[f32]) -> f32 {
+    assert_eq!(logits.len(), 32 * references.len());
+    let mut most = _mm512_set1_ps(f32::NEG_INFINITY);
+    for (logits, reference) in logits.chunks_exact(32).zip(references) {
+        // SAFETY: 32 numbers are two vectors.
+        let (low, high) =
+            unsafe { (_mm512_loadu_ps(logits.as_ptr()), _mm512_loadu_ps(logits.as_ptr().add(16))) };
+        most = _mm512_max_ps(most, _mm512_sub_ps(_mm512_max_ps(low, high), _mm512_set1_ps(*reference)));
+    }
+    _mm512_reduce_max_ps(most)
+}
+
+/// Turns up to 16 rows of 32 logits into e^(logit − reference), with a reference for each row, and writes their sums.
+///
+/// # Safety
+/// [`available`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+pub(crate) unsafe fn exponentiate_rows(logits: &mut [f32], references: &[f32], sums: &mut [f32; 16]) {
+    assert!(logits.len() == 32 * references.len() && references.len() <= 16);
+    let factor = _mm512_set1_ps(std::f32::consts::LOG2_E);
+    let mut rows = [_mm512_setzero_ps(); 16];
+    for ((logits, reference), sum) in logits.chunks_exact_mut(32).zip(references).zip(&mut rows) {
+        let reference = _mm512_set1_ps(*reference);
+        // SAFETY: 32 numbers are two vectors.
+        unsafe {
+            let (low, high) = (logits.as_mut_ptr(), logits.as_mut_ptr().add(16));
+            let first = exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(low), reference), factor));
+            let second = exp2(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(high), reference), factor));
+            _mm512_storeu_ps(low, first);
+            _mm512_storeu_ps(high, second);
+            *sum = _mm512_add_ps(first, second);
+        }
+    }
+    let sums_of_rows = add_across(rows);
+    // SAFETY: sixteen numbers are a vector.
+    unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), sums_of_rows) };
+}
+
+/// The sum of each of sixteen vectors.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_across(rows: [__m512; 16]) -> __m512 {
+    // Each level adds halves of two vectors, at distances of 1, 2, 4 and 8 lanes.
+    let mut a = [_mm512_setzero_ps(); 8];
+    for i in 0..8 {
+        let (x, y) = (rows[2 * i], rows[2 * i + 1]);
+        a[i] = _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+    }
+    // a[i], of each four lanes: [x0 + x2, y0 + y2, x1 + x3, y1 + y3].
+    let mut b = [_mm512_setzero_ps(); 4];
+    for i in 0..4 {
+        let (x, y) = (a[2 * i], a[2 * i + 1]);
+        b[i] =
+            _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(x, y), _mm512_shuffle_ps::<0b11_10_11_10>(x, y));
+    }
+    // b[i], of each four lanes: rows 4 i to 4 i + 3.
+    let mut c = [_mm512_setzero_ps(); 2];
+    for i in 0..2 {
+        let (x, y) = (b[2 * i], b[2 * i + 1]);
+        c[i] = _mm512_add_ps(
+            _mm512_shuffle_f32x4::<0b01_00_01_00>(x, y),
+            _mm512_shuffle_f32x4::<0b11_10_11_10>(x, y),
+        );
+    }
+    // c[i], quarters: rows 8 i to 8 i + 3 twice, then rows 8 i + 4 to 8 i + 7 twice.
+    _mm512_add_ps(
+        _mm512_shuffle_f32x4::<0b10_00_10_00>(c[0], c[1]),
+        _mm512_shuffle_f32x4::<0b11_01_11_01>(c[0], c[1]),
+    )
+}
+
 /// Turns values into exp(factor · value − shift). Returns their sum, and the largest exponent.
 ///
 /// # Safety
@@ -308,4 +422,37 @@ pub(crate) unsafe fn store<T: Lanes>(
             T::store(to.as_mut_ptr().add(start), mask, value);
         }
     });
+}
+
+/// [`store`] for rows of 16 or 32 values, `width`, one behind the other, into rows `stride` apart. `residual` is as `out`.
+///
+/// # Safety
+/// [`available`], and `out` and `residual` take `width` values at the start of each of the rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(crate) unsafe fn store_rows<T: Lanes>(
+    from: &[f32],
+    width: usize,
+    out: *mut T,
+    stride: usize,
+    bias: Option<&[f32]>,
+    residual: Option<*const T>,
+) {
+    assert!((width == 16 || width == 32) && bias.is_none_or(|bias| bias.len() == width));
+    for start in (0..width).step_by(16) {
+        // SAFETY: the vectors are within `width` values; the caller answers for the rows.
+        unsafe {
+            let bias = match bias {
+                Some(bias) => _mm512_loadu_ps(bias.as_ptr().add(start)),
+                None => _mm512_setzero_ps(),
+            };
+            for (row, values) in from.chunks_exact(width).enumerate() {
+                let place = row * stride + start;
+                let mut value = _mm512_add_ps(_mm512_loadu_ps(values.as_ptr().add(start)), bias);
+                if let Some(residual) = residual {
+                    value = _mm512_add_ps(value, T::load(residual.add(place), !0));
+                }
+                T::store(out.add(place), !0, value);
+            }
+        }
+    }
 }

@@ -3,7 +3,7 @@
 use burn_flex::{Flex, FlexTensor};
 use burn_tensor::Tensor;
 
-use super::operands::{Adapter, WeightTensors, add, finish};
+use super::operands::{Adapter, WeightTensors, add, finish, finish_rows};
 use super::{Down, Linear, LinearBackward, LinearGradients, LinearOps, LoraGradient, Projected, decode};
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{
@@ -34,6 +34,9 @@ fn store<T: Scalar>(
 ) {
     let columns = tile.columns.clone();
     let bias = bias.map(|bias| &bias[columns.clone()]);
+    if finish_rows(&mut tile, out, stride, 0, bias, residual) {
+        return;
+    }
     for (row, values) in tile.iter_mut() {
         let start = row * stride + columns.start;
         let residual = residual.map(|residual| &residual[start..][..values.len()]);
@@ -52,7 +55,7 @@ struct Planned<'a> {
 fn run<T: Scalar>(planned: &[Planned<'_>]) {
     let mut products = Vec::with_capacity(planned.len());
     for Planned { terms, finish, place } in planned {
-        products.push(Product { terms, finish, place: *place });
+        products.push(Product { terms, begin: None, finish, place: *place });
     }
     multiply::<T>(&products);
 }
@@ -209,6 +212,9 @@ pub(crate) fn backward<T: Scalar>(
     }
     let masked = masked.as_deref();
     let finish = |mut tile: Tile<'_>| {
+        if masked.is_none() && finish_rows(&mut tile, &out, width, 0, None, None) {
+            return;
+        }
         let columns = tile.columns.clone();
         for (row, values) in tile.iter_mut() {
             let start = row * width + columns.start;
@@ -219,7 +225,7 @@ pub(crate) fn backward<T: Scalar>(
             narrow(values, unsafe { out.slice(start, values.len()) });
         }
     };
-    multiply::<T>(&[Product { terms: &terms, finish: &finish, place }]);
+    multiply::<T>(&[Product { terms: &terms, begin: None, finish: &finish, place }]);
     gradients
 }
 
@@ -252,6 +258,9 @@ fn down<T: Scalar>(
 /// Rounds a tile into columns `first..` of `out`.
 fn store_at<T: Scalar>(mut tile: Tile<'_>, out: &Disjoint<'_, T>, stride: usize, first: usize) {
     let start = first + tile.columns.start;
+    if finish_rows(&mut tile, out, stride, first, None, None) {
+        return;
+    }
     for (row, values) in tile.iter_mut() {
         // SAFETY: tiles do not overlap, nor do the rows of one.
         narrow(values, unsafe { out.slice(row * stride + start, values.len()) });
@@ -281,7 +290,7 @@ fn masked_input_gradient<T: Scalar>(
             }
         };
         let terms = [Term { rows: dt, columns: adapter.a(Side::Plain) }];
-        multiply::<T>(&[Product { terms: &terms, finish: &finish, place: None }]);
+        multiply::<T>(&[Product { terms: &terms, begin: None, finish: &finish, place: None }]);
     }
     sum
 }

@@ -4,7 +4,8 @@
 use burn_flex::{Flex, FlexTensor};
 
 use super::{FrozenWeight, Linear, Lora};
-use crate::cpu::matmul::{Columns, Side, Stored};
+use crate::cpu::disjoint::Disjoint;
+use crate::cpu::matmul::{Columns, Side, Stored, Tile};
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, widen};
 use crate::cpu::{parallel, tensor, vectorized};
@@ -156,6 +157,35 @@ pub(super) fn finish<T: Scalar>(
         add(values, residual);
     }
     narrow(values, out);
+}
+
+/// [`finish`] of all rows of a tile as wide as its kernel at once, into the columns from `first` on of `out`, whose rows are
+/// `stride` values apart; false if it is narrower, or there is no faster way.
+pub(super) fn finish_rows<T: Scalar>(
+    tile: &mut Tile<'_>,
+    out: &Disjoint<'_, T>,
+    stride: usize,
+    first: usize,
+    bias: Option<&[f32]>,
+    residual: Option<&[T]>,
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if matches!(tile.columns.len(), 16 | 32)
+        && crate::cpu::fast::available()
+        && let (rows, columns, Some(values)) = (tile.rows.clone(), tile.columns.clone(), tile.whole())
+    {
+        let start = rows.start * stride + first + columns.start;
+        let end = (rows.end - 1) * stride + first + columns.end;
+        let residual = residual.map(|residual| residual[start..end].as_ptr());
+        let out = out.place(start, end - start);
+        // SAFETY: asked just before; first and last value of the tile are within `out` and `residual`, and tiles do not
+        // overlap.
+        unsafe { crate::cpu::fast::store_rows(values, columns.len(), out, stride, bias, residual) };
+        return true;
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (tile, out, stride, first, bias, residual);
+    false
 }
 
 vectorized! {

@@ -1,13 +1,15 @@
-//! Head and loss on the CPU, a chunk of supervised rows at a time.
+//! Head and loss on the CPU, a chunk of supervised rows and a slice of the vocabulary at a time.
 //!
 //! The tiles of `hidden · headᵀ` turn into exponentials while they are in a register tile's memory, and are packed at
-//! once as the left operand of the gradient's product: neither logits nor probabilities exist as a matrix in f32.
+//! once as the left operand of the gradient's product, which follows while they are in a cache: neither logits nor
+//! probabilities exist as a matrix, and each panel of the head is unpacked for a chunk at once.
 //!
 //! The exponentials of row i are taken relative to its target's logit, `e[j] = exp(z[j] − z[t])`, so the loss is
 //! `ln(1 + S)` with `S` the sum over all others, and the gradient `(Σ e[j] head[j] − S head[t]) / (1 + S)`: exact where
 //! the model is certain, and known without a second pass. Where a logit exceeds the target's by so much that this
 //! could overflow, the chunk is done again relative to the largest.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use burn_flex::Flex;
@@ -15,23 +17,38 @@ use burn_tensor::Tensor;
 
 use super::{HiddenGradient, LossAndGradient, LossOps, OutputHead, Supervised};
 use crate::cpu::disjoint::Disjoint;
-use crate::cpu::matmul::{Kernels, PackedRows, Product, RowSource, Side, Term, Tile, multiply};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::fast;
+use crate::cpu::matmul::{PackedRows, Place, Product, RowSource, Side, Term, Tile, multiply};
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, widen, with_float};
 use crate::cpu::{math, parallel, tensor, vectorized};
 use crate::linear::operands::WeightTensors;
 
-/// Exponentials held at once, unless that is fewer than [`FEWEST_ROWS`] rows.
-const CHUNK_BYTES: usize = 96 << 20;
-/// With fewer rows the head would be unpacked too often.
-const FEWEST_ROWS: usize = 64;
+/// Rows of a chunk, whose gradient is summed in f32.
+const MOST_ROWS: usize = 1024;
+/// Vocabulary of a slice: one block of the gradient's reduction, and a whole number of panels.
+const SLICE: usize = 640;
 /// A logit may exceed the reference by this much: e⁶⁰ times any vocabulary is far from overflow.
 const HEADROOM: f32 = 60.0;
 
 /// Rows of the chunks that `supervised` rows are cut into.
-pub(super) fn chunk_rows(supervised: usize, vocabulary: usize, bytes_per_logit: usize) -> usize {
-    let most = (CHUNK_BYTES / (vocabulary * bytes_per_logit).max(1)).max(FEWEST_ROWS);
-    supervised.div_ceil(supervised.div_ceil(most).max(1)).max(1)
+fn chunk_rows(supervised: usize) -> usize {
+    supervised.div_ceil(supervised.div_ceil(MOST_ROWS).max(1)).max(1)
+}
+
+/// Bytes of a chunk of `supervised` rows beside the gradient of all, where packed values take `packed` bytes and others
+/// `value`: exponentials, their sums for each panel of 8 columns or more, and hidden states, rows of the head and the
+/// gradient's sums.
+pub(crate) fn chunk_bytes(
+    supervised: usize,
+    width: usize,
+    vocabulary: usize,
+    packed: usize,
+    value: usize,
+) -> usize {
+    let (rows, slice) = (chunk_rows(supervised), SLICE.min(vocabulary));
+    rows * (slice * packed + 4 * slice.div_ceil(8) + width * (value + packed + 4 + 4))
 }
 
 impl LossOps for Flex {
@@ -57,8 +74,7 @@ impl LossOps for Flex {
             let hidden = hidden.storage::<T>();
             let wanted = !matches!(gradient, HiddenGradient::None);
             let mut gradient = wanted.then(|| pool::zeros::<T>(tokens * width));
-            let bytes = 4 / Kernels::of::<T>().element().indices();
-            let chunk_rows = chunk_rows(supervised.len(), vocabulary, bytes);
+            let chunk_rows = chunk_rows(supervised.len());
             let (mut loss, mut rows) = (0.0, Vec::with_capacity(supervised.len()));
             for supervised in supervised.chunks(chunk_rows) {
                 let weights = weights.as_mut().map(|weights| take(weights, supervised.len()));
@@ -133,6 +149,9 @@ struct Sums {
     references: Vec<f32>,
     /// Σ exp(z − reference) over all but the target.
     others: Vec<f64>,
+    /// By how much the largest logit exceeds the reference, as the bits of a number that is not negative: those compare
+    /// like the numbers.
+    excess: Vec<AtomicU32>,
 }
 
 impl<'a, T: Scalar> Chunk<'a, T> {
@@ -175,10 +194,28 @@ impl<'a, T: Scalar> Chunk<'a, T> {
     /// The loss of each row; the gradient is written to the rows of `gradient`.
     fn run(&self, head: &WeightTensors<'_>, gradient: Option<&mut [T]>) -> Vec<f64> {
         let rows = self.supervised.len();
-        let mut exponentials = gradient.as_ref().map(|_| PackedRows::reserve::<T>(rows, self.vocabulary));
-        let sums = self.exponentials(head, exponentials.as_mut());
-        if let (Some(gradient), Some(exponentials)) = (gradient, &exponentials) {
-            self.gradient(head, &sums, exponentials, gradient);
+        let mut sums = Sums {
+            references: self.target_logits.clone(),
+            others: Vec::new(),
+            excess: (0..rows).map(|_| AtomicU32::new(0)).collect(),
+        };
+        let mut gathered = gradient.as_ref().map(|_| pool::take::<f32>(rows * self.width));
+        loop {
+            self.slices(head, &mut sums, gathered.as_deref_mut());
+            let mut again = false;
+            for (reference, excess) in sums.references.iter_mut().zip(&mut sums.excess) {
+                let excess = f32::from_bits(std::mem::take(excess.get_mut()));
+                if excess > HEADROOM && excess.is_finite() {
+                    *reference += excess;
+                    again = true;
+                }
+            }
+            if !again {
+                break;
+            }
+        }
+        if let (Some(gradient), Some(gathered)) = (gradient, &gathered) {
+            self.gradient(&sums, gathered, gradient);
         }
         let loss = |row: usize| {
             let (reference, target) = (f64::from(sums.references[row]), f64::from(self.target_logits[row]));
@@ -191,104 +228,170 @@ impl<'a, T: Scalar> Chunk<'a, T> {
         (0..rows).map(loss).collect()
     }
 
-    /// Exponentials of all logits but the targets', packed into `out`, and their sums.
-    fn exponentials(&self, head: &WeightTensors<'_>, mut out: Option<&mut PackedRows>) -> Sums {
+    /// The sums over the whole vocabulary, and Σ e[j] head[j] of each row, if there is room for it.
+    fn slices(&self, head: &WeightTensors<'_>, sums: &mut Sums, mut gathered: Option<&mut [f32]>) {
         let rows = self.supervised.len();
         let panel = self.hidden.kernels().for_columns(self.vocabulary).columns;
-        let panels = self.vocabulary.div_ceil(panel);
-        let mut references = self.target_logits.clone();
-        let mut parts = pool::take::<f32>(rows * panels);
-        loop {
-            // The largest logit of each row, above its reference, as the bits of a positive number: those compare
-            // like the numbers.
-            let excess: Vec<AtomicU32> = (0..rows).map(|_| AtomicU32::new(0)).collect();
-            {
-                let parts = Disjoint::new(&mut parts);
-                let writer = out.as_deref_mut().map(PackedRows::writer);
-                let finish = |mut tile: Tile<'_>| {
-                    let columns = tile.columns.clone();
-                    for (row, values) in tile.iter_mut() {
-                        let target = self.supervised[row].target;
-                        let target = columns.contains(&target).then(|| target - columns.start);
-                        let target = target.unwrap_or(usize::MAX);
-                        let (sum, most) = match self.rule.is_plain() {
-                            true => exponentiate(values, references[row], target),
-                            false => {
-                                let bias = self.rule.bias.map_or(&[][..], |bias| &bias[columns.clone()]);
-                                let rule = (bias, self.rule.scale, self.rule.soft_cap);
-                                ruled_exponentiate(values, rule, references[row], target)
-                            }
-                        };
-                        if most > 0.0 {
-                            excess[row].fetch_max(most.to_bits(), Ordering::Relaxed);
-                        }
-                        // SAFETY: one number for each row and panel.
-                        let part = unsafe { parts.slice(row * panels + columns.start / panel, 1) };
-                        part[0] = sum;
-                    }
-                    if let Some(writer) = &writer {
-                        // SAFETY: the tiles of a product do not overlap.
-                        unsafe { writer.put(&mut tile) };
-                    }
-                };
-                let terms = [Term { rows: &self.hidden, columns: head.columns(Side::Transposed) }];
-                multiply::<T>(&[Product { terms: &terms, finish: &finish, place: None }]);
+        let mut parts = pool::take::<f32>(rows * SLICE.min(self.vocabulary).div_ceil(panel));
+        let mut exponentials: Option<PackedRows> = None;
+        sums.others.clear();
+        sums.others.resize(rows, 0.0);
+        for start in (0..self.vocabulary).step_by(SLICE) {
+            let slice = start..(start + SLICE).min(self.vocabulary);
+            if gathered.is_some() && exponentials.as_ref().is_none_or(|held| held.depth() != slice.len()) {
+                exponentials = Some(PackedRows::reserve::<T>(rows, slice.len()));
             }
-            let mut again = false;
-            for (reference, excess) in references.iter_mut().zip(excess) {
-                let excess = f32::from_bits(excess.into_inner());
-                if excess > HEADROOM && excess.is_finite() {
-                    *reference += excess;
-                    again = true;
+            self.exponentials(head, sums, slice.clone(), &mut parts, exponentials.as_mut());
+            for part in parts.chunks_exact(rows).take(slice.len().div_ceil(panel)) {
+                for (sum, part) in sums.others.iter_mut().zip(part) {
+                    *sum += f64::from(*part);
                 }
             }
-            if !again {
-                break;
+            if let (Some(gathered), Some(exponentials)) = (gathered.as_deref_mut(), &exponentials) {
+                self.gather(head, slice, exponentials, gathered);
             }
         }
-        let sum = |parts: &[f32]| parts.iter().map(|part| f64::from(*part)).sum();
-        Sums { references, others: parts.chunks_exact(panels).map(sum).collect() }
+    }
+
+    /// Exponentials of a slice of all logits but the targets', packed into `out`, and their sums, `[panel][row]`.
+    fn exponentials(
+        &self,
+        head: &WeightTensors<'_>,
+        sums: &Sums,
+        slice: Range<usize>,
+        parts: &mut [f32],
+        out: Option<&mut PackedRows>,
+    ) {
+        let rows = self.supervised.len();
+        let parts = Disjoint::new(parts);
+        let writer = out.map(PackedRows::writer);
+        let panel = self.hidden.kernels().for_columns(slice.len()).columns;
+        let finish = |mut tile: Tile<'_>| {
+            let start = tile.columns.start / panel * rows + tile.rows.start;
+            // SAFETY: one number for each row and panel.
+            let parts = unsafe { parts.slice(start, tile.rows.len()) };
+            self.exponentiate(&mut tile, slice.start, sums, parts);
+            if let Some(writer) = &writer {
+                // SAFETY: the tiles of a product do not overlap.
+                unsafe { writer.put(&mut tile) };
+            }
+        };
+        let columns = head.columns(Side::Transposed).rows(slice.clone());
+        let terms = [Term { rows: &self.hidden, columns }];
+        multiply::<T>(&[Product { terms: &terms, begin: None, finish: &finish, place: None }]);
+    }
+
+    /// Turns a tile of products, whose columns are tokens from `first` on, into exponentials, and writes the sum of each row.
+    fn exponentiate(&self, tile: &mut Tile<'_>, first: usize, sums: &Sums, parts: &mut [f32]) {
+        let (rows, columns) = (tile.rows.clone(), first + tile.columns.start..first + tile.columns.end);
+        let target = |row: usize| {
+            let target = self.supervised[row].target;
+            columns.contains(&target).then(|| target - columns.start)
+        };
+        let exceeds = |row: usize, most: f32| {
+            if most > 0.0 {
+                sums.excess[row].fetch_max(most.to_bits(), Ordering::Relaxed);
+            }
+        };
+        #[cfg(target_arch = "x86_64")]
+        if columns.len() == 32
+            && self.rule.is_plain()
+            && fast::available()
+            && let Some(values) = tile.whole()
+        {
+            for (row, values) in rows.clone().zip(values.chunks_exact_mut(32)) {
+                if let Some(target) = target(row) {
+                    values[target] = f32::NEG_INFINITY;
+                }
+            }
+            let references = &sums.references[rows.clone()];
+            // SAFETY: asked just before.
+            if unsafe { fast::largest_excess(values, references) } > HEADROOM {
+                for (row, values) in rows.clone().zip(values.chunks_exact(32)) {
+                    exceeds(row, largest(values) - sums.references[row]);
+                }
+            }
+            let mut sums_of_rows = [0.0; 16];
+            // SAFETY: as above.
+            unsafe { fast::exponentiate_rows(values, references, &mut sums_of_rows) };
+            parts.copy_from_slice(&sums_of_rows[..rows.len()]);
+            return;
+        }
+        for ((row, values), part) in tile.iter_mut().zip(parts) {
+            let (reference, target) = (sums.references[row], target(row).unwrap_or(usize::MAX));
+            let (sum, most) = match self.rule.is_plain() {
+                true => plain_exponentiate(values, reference, target),
+                false => {
+                    let bias = self.rule.bias.map_or(&[][..], |bias| &bias[columns.clone()]);
+                    let rule = (bias, self.rule.scale, self.rule.soft_cap);
+                    ruled_exponentiate(values, rule, reference, target)
+                }
+            };
+            exceeds(row, most);
+            *part = sum;
+        }
+    }
+
+    /// Adds the slice's Σ e[j] head[j] onto those of the slices before it; the first begins.
+    fn gather(
+        &self,
+        head: &WeightTensors<'_>,
+        slice: Range<usize>,
+        exponentials: &PackedRows,
+        gathered: &mut [f32],
+    ) {
+        let width = self.width;
+        let place = Some(Place::of(gathered, width));
+        let sums = Disjoint::new(gathered);
+        // SAFETY: tiles do not overlap, nor do the rows of one.
+        let row = |row: usize, columns: &Range<usize>| unsafe {
+            sums.slice(row * width + columns.start, columns.len())
+        };
+        let begin = |mut tile: Tile<'_>| {
+            let columns = tile.columns.clone();
+            tile.iter_mut().for_each(|(number, values)| copy(row(number, &columns), values));
+        };
+        let finish = |mut tile: Tile<'_>| {
+            let columns = tile.columns.clone();
+            tile.iter_mut().for_each(|(number, values)| copy(values, row(number, &columns)));
+        };
+        let terms = [Term { rows: exponentials, columns: head.columns(Side::Plain).rows(slice.clone()) }];
+        let begin: Option<&(dyn Fn(Tile<'_>) + Sync)> = if slice.start > 0 { Some(&begin) } else { None };
+        multiply::<T>(&[Product { terms: &terms, begin, finish: &finish, place }]);
     }
 
     /// Writes `weight · (Σ e[j] head[j] − S head[t]) / (e[t] + S)` to the rows' places in `gradient`.
-    fn gradient(&self, head: &WeightTensors<'_>, sums: &Sums, exponentials: &PackedRows, gradient: &mut [T]) {
-        let factors: Vec<(f32, f32)> = (0..self.supervised.len())
-            .map(|row| {
+    fn gradient(&self, sums: &Sums, gathered: &[f32], gradient: &mut [T]) {
+        let out = Disjoint::new(gradient);
+        let rows = self.supervised.len();
+        let per_task = parallel::rows_per_task(self.width);
+        parallel::for_range(rows.div_ceil(per_task), 4 * rows * self.width, |task| {
+            let mut wide = pool::take::<f32>(self.width);
+            for row in task * per_task..((task + 1) * per_task).min(rows) {
                 let reference = f64::from(sums.references[row]);
                 let at_target = (f64::from(self.target_logits[row]) - reference).exp();
                 let whole = at_target + sums.others[row];
                 let weight = self.weights.map_or(1.0, |weights| f64::from(weights[row]));
                 let weight = weight * f64::from(self.rule.scale);
                 let bend = self.rule.slope(self.target_logits[row]);
-                ((weight / whole) as f32, (-weight * bend * sums.others[row] / whole) as f32)
-            })
-            .collect();
-        let out = Disjoint::new(gradient);
-        let finish = |mut tile: Tile<'_>| {
-            let columns = tile.columns.clone();
-            for (row, values) in tile.iter_mut() {
-                let (others, target) = factors[row];
-                let weights = &self.target_rows[row * self.width..][columns.clone()];
-                combine(values, others, weights, target);
-                let start = self.supervised[row].row * self.width + columns.start;
-                // SAFETY: tiles do not overlap, and no row of the batch is supervised twice.
-                narrow(values, unsafe { out.slice(start, values.len()) });
+                let (others, target) =
+                    ((weight / whole) as f32, (-weight * bend * sums.others[row] / whole) as f32);
+                let here = row * self.width..(row + 1) * self.width;
+                wide.copy_from_slice(&gathered[here.clone()]);
+                combine(&mut wide, others, &self.target_rows[here], target);
+                // SAFETY: no row of the batch is supervised twice.
+                narrow(&wide, unsafe { out.slice(self.supervised[row].row * self.width, self.width) });
             }
-        };
-        let terms = [Term { rows: exponentials, columns: head.columns(Side::Plain) }];
-        multiply::<T>(&[Product { terms: &terms, finish: &finish, place: None }]);
+        });
     }
 }
 
-/// Turns logits into exp(z − reference), that of the target into 0. Returns the sum of the others, and by how much the
-/// largest exceeds the reference.
-fn exponentiate(values: &mut [f32], reference: f32, target: usize) -> (f32, f32) {
-    #[cfg(target_arch = "x86_64")]
-    if target >= values.len() && crate::cpu::fast::available() {
-        // SAFETY: asked just before.
-        return unsafe { crate::cpu::fast::exponentiate(values, 1.0, reference) };
+/// Copies; a panel's width without a call.
+fn copy(from: &[f32], to: &mut [f32]) {
+    match (<&[f32; 32]>::try_from(from), <&mut [f32; 32]>::try_from(&mut *to)) {
+        (Ok(from), Ok(to)) => *to = *from,
+        _ => to.copy_from_slice(from),
     }
-    plain_exponentiate(values, reference, target)
 }
 
 vectorized! {
@@ -296,6 +399,12 @@ vectorized! {
         math::dot(a, b)
     }
 
+    fn largest(values: &[f32]) -> f32 {
+        math::max(values)
+    }
+
+    /// Turns logits into exp(z − reference), that of the target into 0. Returns the sum of the others, and by how much the
+    /// largest exceeds the reference.
     fn plain_exponentiate(values: &mut [f32], reference: f32, target: usize) -> (f32, f32) {
         for value in values.iter_mut() {
             *value -= reference;

@@ -35,11 +35,6 @@ pub trait LossOps: Backend {
     ) -> LossAndGradient<Self>;
 }
 
-/// Rows of the chunks that `supervised` rows are cut into.
-pub(crate) fn chunk_rows(supervised: u64, vocabulary: u64, bytes_per_logit: u64) -> u64 {
-    cpu::chunk_rows(supervised as usize, vocabulary as usize, bytes_per_logit as usize) as u64
-}
-
 /// The target of a position that is not supervised.
 pub const IGNORED: i32 = -100;
 

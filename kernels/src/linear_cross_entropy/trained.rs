@@ -11,10 +11,20 @@
 
 use burn_tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
 
-use super::{Logits, check_logits, check_weights, chunk_rows, supervised};
+use super::{Logits, check_logits, check_weights, supervised};
 
 /// Bytes that a logit takes while its rows are worked on: itself, its probability, and one in between.
 pub(crate) const BYTES_PER_LOGIT: u64 = 12;
+/// Bytes of the logits that are worked on at once, unless that is fewer than [`FEWEST_ROWS`] rows.
+const CHUNK_BYTES: u64 = 96 << 20;
+/// With fewer rows the head would be read too often.
+const FEWEST_ROWS: u64 = 64;
+
+/// Rows of the chunks that `supervised` rows are cut into.
+pub(crate) fn chunk_rows(supervised: u64, vocabulary: u64) -> u64 {
+    let most = (CHUNK_BYTES / (vocabulary * BYTES_PER_LOGIT).max(1)).max(FEWEST_ROWS);
+    supervised.div_ceil(supervised.div_ceil(most).max(1)).max(1)
+}
 
 /// The losses and gradients of [`trained_linear_cross_entropy`].
 #[derive(Clone, Debug)]
@@ -80,7 +90,7 @@ pub fn trained_linear_cross_entropy<B: Backend>(
     let mut loss = Tensor::<B, 1>::zeros([1], (&device, DType::F32));
     let mut dhidden = zeros([tokens, width]);
     let mut dhead = sum.unwrap_or_else(|| zeros([vocabulary, width]));
-    let chunk = chunk_rows(rows.len() as u64, vocabulary as u64, BYTES_PER_LOGIT) as usize;
+    let chunk = chunk_rows(rows.len() as u64, vocabulary as u64) as usize;
     let mut chunks = Vec::new();
     for (index, rows) in rows.chunks(chunk.max(1)).enumerate() {
         let places = integers(rows.iter().map(|supervised| supervised.row).collect());

@@ -5,6 +5,8 @@ use std::borrow::Cow;
 use burn_flex::{Flex, FlexTensor};
 use burn_tensor::Tensor;
 
+#[cfg(target_arch = "x86_64")]
+use super::fast;
 use super::{NormWeight, RmsNorm, RmsNormOps, Rounding};
 use crate::cpu::scalar::{Scalar, with_float};
 use crate::cpu::{math, parallel, pool, tensor, vectorized};
@@ -29,6 +31,13 @@ impl RmsNormOps for Flex {
             let tasks = x.chunks(chunk).zip(y.chunks_mut(chunk)).enumerate().collect();
             parallel::for_each(tasks, 2 * x.len(), |(task, (x, y))| {
                 let onto = onto.get(task * chunk..).unwrap_or(&[]);
+                #[cfg(target_arch = "x86_64")]
+                if crate::cpu::fast::available() {
+                    let rounds_first = norm.rounding == Rounding::BeforeWeight;
+                    let norm = fast::Norm { weight: &weight, epsilon: norm.epsilon as f32, rounds_first };
+                    // SAFETY: asked just before.
+                    return unsafe { fast::forward_rows::<T>(x, norm, onto, y) };
+                }
                 forward_rows::<T>(x, &weight, norm, onto, y);
             });
             tensor::from_buffer(y, shape)
@@ -55,8 +64,15 @@ impl RmsNormOps for Flex {
             let chunk = (parallel::rows_per_task(shape[1]) * shape[1]).max(1);
             let tasks = x.chunks(chunk).zip(dy.storage_mut::<T>().chunks_mut(chunk)).enumerate().collect();
             parallel::for_each(tasks, 4 * x.len(), |(task, (x, dy))| {
-                let mut wide = pool::take::<f32>(2 * weight.len());
                 let residual = residual.get(task * chunk..).unwrap_or(&[]);
+                #[cfg(target_arch = "x86_64")]
+                if crate::cpu::fast::available() {
+                    let epsilon = norm.epsilon as f32;
+                    let norm = fast::Norm { weight: &weight, epsilon, rounds_first: false };
+                    // SAFETY: asked just before.
+                    return unsafe { fast::backward_rows::<T>(x, norm, dy, residual) };
+                }
+                let mut wide = pool::take::<f32>(2 * weight.len());
                 backward_rows::<T>(x, &weight, norm.epsilon as f32, dy, residual, &mut wide);
             });
         });

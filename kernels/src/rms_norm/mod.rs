@@ -15,6 +15,8 @@
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
+#[cfg(target_arch = "x86_64")]
+mod fast;
 pub mod reference;
 
 use burn_tensor::{Tensor, backend::Backend};

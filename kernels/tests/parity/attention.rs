@@ -23,6 +23,7 @@ fn cases() -> Vec<(&'static str, DocumentOffsets, Option<usize>, Sizes)> {
         ("window beyond", DocumentOffsets::packed(&[0, 20]), Some(1000), sizes(1, 1, 8)),
         ("cache", DocumentOffsets::with_cache(&[0, 1, 4], &[0, 100, 130]), None, sizes(4, 2, 16)),
         ("long", DocumentOffsets::packed(&[0, 1100]), None, sizes(2, 1, 8)),
+        ("long, shared", DocumentOffsets::packed(&[0, 1031, 1040]), None, sizes(2, 1, 16)),
         ("long, window", DocumentOffsets::packed(&[0, 30, 1200]), Some(600), sizes(1, 1, 16)),
         ("wide heads", DocumentOffsets::packed(&[0, 61]), None, sizes(2, 1, 256)),
         ("one query", DocumentOffsets::with_cache(&[0, 1], &[0, 700]), None, sizes(6, 2, 64)),

@@ -120,6 +120,11 @@ impl<B: KernelBackend> Layers<B> {
         self.streamed.as_ref().map_or(0, |streamed| streamed.count)
     }
 
+    /// Whether none is fetched.
+    pub fn are_held(&self) -> bool {
+        self.streamed.is_none()
+    }
+
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0

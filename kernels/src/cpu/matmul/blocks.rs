@@ -47,4 +47,9 @@ impl Tile<'_> {
         let rows = self.values.chunks_exact_mut(self.stride).map(move |row| &mut row[..width]);
         self.rows.clone().zip(rows)
     }
+
+    /// All values, row after row, if the tile is as wide as its kernel.
+    pub(crate) fn whole(&mut self) -> Option<&mut [f32]> {
+        (self.columns.len() == self.stride).then_some(&mut *self.values)
+    }
 }

@@ -11,7 +11,7 @@ use super::super::pool::{self, Buffer};
 use super::super::scalar::{Scalar, round_as, widen};
 use super::super::vectorized;
 use super::kernel::{Element, Kernel};
-use super::rows::{interleave, pack_pairs, pack_singles};
+use super::rows::{interleave, pack_pairs, pack_rows};
 use super::select::Kernels;
 use super::stored::Stored;
 
@@ -35,12 +35,25 @@ pub(crate) struct Columns<'a> {
     pub(crate) side: Side,
     /// Multiplies every value, before it is rounded.
     pub(crate) factor: f32,
+    /// The row of the stored matrix that is this operand's first.
+    first: usize,
 }
 
 impl<'a> Columns<'a> {
     /// A matrix without gaps, as it is or transposed.
     pub(crate) fn new(stored: Stored<'a>, shape: [usize; 2], side: Side) -> Self {
-        Self { stored, shape, stride: shape[1], side, factor: 1.0 }
+        Self::strided(stored, shape, shape[1], side)
+    }
+
+    /// A matrix whose rows are `stride` values apart.
+    pub(crate) fn strided(stored: Stored<'a>, shape: [usize; 2], stride: usize, side: Side) -> Self {
+        Self { stored, shape, stride, side, factor: 1.0, first: 0 }
+    }
+
+    /// Some rows of the stored matrix alone.
+    pub(crate) fn rows(self, rows: Range<usize>) -> Self {
+        assert!(rows.end <= self.shape[0], "product: rows {rows:?} of {}", self.shape[0]);
+        Self { shape: [rows.len(), self.shape[1]], first: self.first + rows.start, ..self }
     }
 
     /// The same, every value multiplied.
@@ -77,6 +90,11 @@ impl<'a> Columns<'a> {
         if across.len() < kernel.columns {
             out.fill(0);
         }
+        let further = |range: Range<usize>| range.start + self.first..range.end + self.first;
+        let (across, block) = match self.side {
+            Side::Transposed => (further(across), block),
+            Side::Plain => (across, further(block)),
+        };
         #[cfg(target_arch = "x86_64")]
         if kernel.element == Element::Bf16Pair && self.factor == 1.0 {
             use super::fill_avx512 as fast;
@@ -84,6 +102,9 @@ impl<'a> Columns<'a> {
             match (&self.stored, self.side) {
                 (Stored::Bf16(values), Side::Transposed) => {
                     return fast::transpose_rows(values, self.stride, across, block, width, out);
+                }
+                (Stored::Bf16(values), Side::Plain) if across.len() == width => {
+                    return fast::interleave_rows(values, self.stride, across, block, width, out);
                 }
                 (Stored::Nf4(rows), Side::Transposed)
                     if rows.has_runs_of(32) && block.start.is_multiple_of(32) =>
@@ -94,6 +115,23 @@ impl<'a> Columns<'a> {
                     if rows.has_runs_of(16) && across.start.is_multiple_of(16) =>
                 {
                     return fast::nf4_plain(rows, across, block, width, out);
+                }
+                _ => {}
+            }
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let (Stored::Nf4(rows), Element::F32) = (&self.stored, kernel.element)
+            && self.factor == 1.0
+            && super::fill_avx2::available()
+            && rows.has_runs_of(8)
+        {
+            let whole = |range: &Range<usize>| range.start.is_multiple_of(8) && range.end.is_multiple_of(8);
+            match self.side {
+                Side::Transposed if whole(&block) => {
+                    return super::fill_avx2::nf4_transposed::<C>(rows, across, block, kernel.columns, out);
+                }
+                Side::Plain if whole(&across) => {
+                    return super::fill_avx2::nf4_plain::<C>(rows, across, block, kernel.columns, out);
                 }
                 _ => {}
             }
@@ -148,7 +186,7 @@ impl<'a> Columns<'a> {
                 let values = &values[across.start * stride..];
                 let count = across.len();
                 match kernel.element {
-                    Element::F32 => pack_singles::<S, C>(values, stride, count, block, out, kernel.columns),
+                    Element::F32 => pack_rows::<S, C>(values, stride, count, block, out, kernel.columns),
                     Element::Bf16Pair => pack_pairs::<S>(values, stride, count, block, out, kernel.columns),
                 }
             }
@@ -215,6 +253,12 @@ impl PackedColumns {
 
     pub(crate) fn width(&self) -> usize {
         self.width
+    }
+
+    /// The steps of panel number `panel`, and the elements of a step.
+    pub(crate) fn panel_values(&self, panel: usize) -> (&[u32], usize) {
+        let columns = self.kernel.columns;
+        (&self.data[panel * self.steps * columns..][..self.steps * columns], columns)
     }
 }
 

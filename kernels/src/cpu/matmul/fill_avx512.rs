@@ -55,6 +55,93 @@ pub(super) fn transpose_rows(
     }
 }
 
+/// Packs rows of 32 numbers one behind the other, rounded, into `[step][row]`.
+pub(super) fn pack_floats(values: &[f32], out: &mut [u32]) {
+    assert_supported();
+    let rows = values.len() / 32;
+    assert!((1..=16).contains(&rows) && values.len() == 32 * rows && out.len() >= 16 * rows);
+    // SAFETY: the machine has the set; reads and writes are within the bounds asserted above.
+    unsafe { float_pairs(values.as_ptr(), rows, out.as_mut_ptr()) }
+}
+
+/// [`pack_floats`].
+///
+/// # Safety
+/// `rows` is from 1 to 16; `values` holds 32 numbers and `out` takes 16 elements for each.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+unsafe fn float_pairs(values: *const f32, rows: usize, out: *mut u32) {
+    // SAFETY: the caller answers for the bounds; stores are masked to the rows.
+    unsafe {
+        let lanes = ((1u32 << rows) - 1) as __mmask16;
+        let mut loaded = [_mm512_setzero_si512(); 16];
+        for (row, loaded) in loaded.iter_mut().enumerate().take(rows) {
+            let values = values.add(32 * row);
+            let (low, high) = (_mm512_loadu_ps(values), _mm512_loadu_ps(values.add(16)));
+            *loaded = transmute(_mm512_cvtne2ps_pbh(high, low));
+        }
+        for (step, pairs) in transpose(loaded).iter().enumerate() {
+            _mm512_mask_storeu_epi32(out.wrapping_add(step * rows).cast(), lanes, *pairs);
+        }
+    }
+}
+
+/// Packs columns `across` of `values`, whose rows are `stride` apart, rows `block`, into the columns of a panel
+/// `[step][width]`; 16 or 32 columns, as many as the panel has.
+pub(super) fn interleave_rows(
+    values: &[bf16],
+    stride: usize,
+    across: Range<usize>,
+    block: Range<usize>,
+    width: usize,
+    out: &mut [u32],
+) {
+    assert_supported();
+    assert!(across.len() == width && matches!(width, 16 | 32));
+    assert!(block.is_empty() || (block.end - 1) * stride + across.end <= values.len());
+    assert!(out.len() >= block.len().div_ceil(2) * width);
+    let values = values.as_ptr().wrapping_add(block.start * stride + across.start);
+    // SAFETY: the machine has the set; reads and writes are within the bounds asserted above.
+    unsafe { paired_rows(values, stride, block.len(), width, out.as_mut_ptr()) }
+}
+
+/// [`interleave_rows`].
+///
+/// # Safety
+/// `values` holds `width` values, 16 or 32, at each of the rows' starts; `out` takes `width` elements for each pair of rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn paired_rows(values: *const bf16, stride: usize, rows: usize, width: usize, out: *mut u32) {
+    /// Rows that are asked for ahead. The panel beside this one is asked for too: rows lie too far apart for the
+    /// hardware to see a stream.
+    const AHEAD: usize = 24;
+    // SAFETY: the caller answers for the bounds.
+    unsafe {
+        let live = if width == 32 { u32::MAX } else { 0xffff };
+        let indices = |half: u16| -> __m512i {
+            let words: [u16; 32] = std::array::from_fn(|i| 16 * half + i as u16 / 2 + 32 * (i as u16 % 2));
+            _mm512_loadu_si512(words.as_ptr().cast())
+        };
+        let (first, second) = (indices(0), indices(1));
+        for row in (0..rows).step_by(2) {
+            let low = values.add(row * stride);
+            for further in [row + AHEAD, row + AHEAD + 1] {
+                let line = values.wrapping_add(further * stride);
+                _mm_prefetch::<_MM_HINT_T0>(line.cast());
+                _mm_prefetch::<_MM_HINT_T1>(line.wrapping_add(width).cast());
+            }
+            let even = _mm512_maskz_loadu_epi16(live, low.cast());
+            let odd = match row + 1 < rows {
+                true => _mm512_maskz_loadu_epi16(live, low.add(stride).cast()),
+                false => _mm512_setzero_si512(),
+            };
+            let out = out.add(row / 2 * width);
+            _mm512_storeu_si512(out.cast(), _mm512_permutex2var_epi16(even, first, odd));
+            if width == 32 {
+                _mm512_storeu_si512(out.add(16).cast(), _mm512_permutex2var_epi16(even, second, odd));
+            }
+        }
+    }
+}
+
 /// `[row][index]` to `[pair of indices][row]`, steps of the output `width` elements apart.
 ///
 /// # Safety

@@ -16,6 +16,8 @@ mod avx512_bf16;
 mod blocks;
 mod columns;
 #[cfg(target_arch = "x86_64")]
+mod fill_avx2;
+#[cfg(target_arch = "x86_64")]
 mod fill_avx512;
 mod kernel;
 #[cfg(target_arch = "aarch64")]

@@ -26,6 +26,8 @@ pub(crate) struct Term<'a> {
 pub(crate) struct Product<'a> {
     /// All of the same rows and the same width. Never empty.
     pub(crate) terms: &'a [Term<'a>],
+    /// Called once for each tile, from any thread, for what the terms are added onto; `None`: onto zero.
+    pub(crate) begin: Option<&'a (dyn Fn(Tile<'_>) + Sync)>,
     /// Called once for each tile, from any thread.
     pub(crate) finish: &'a (dyn Fn(Tile<'_>) + Sync),
     /// Where `finish` will write, if to one matrix.
@@ -48,16 +50,20 @@ impl Place {
     }
 
     #[inline]
-    fn fetch(self, rows: Range<usize>, column: usize) {
+    fn fetch(self, rows: Range<usize>, columns: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
         for row in rows {
             use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
-            let address = self.address.wrapping_add(row * self.stride + column * self.size);
-            // SAFETY: a prefetch reads nothing, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(std::ptr::without_provenance(address)) };
+            let start = self.address.wrapping_add(row * self.stride + columns.start * self.size);
+            for line in (0..columns.len() * self.size).step_by(64) {
+                // SAFETY: a prefetch reads nothing, whatever the address.
+                unsafe {
+                    _mm_prefetch::<_MM_HINT_ET0>(std::ptr::without_provenance(start.wrapping_add(line)))
+                };
+            }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = (self, rows, column);
+        let _ = (self, rows, columns);
     }
 }
 
@@ -245,8 +251,21 @@ impl Plan {
                         *run = Run { steps: block.steps, rows: left.as_ptr(), columns: here.as_ptr() };
                         packed = rest;
                     }
-                    if let (true, Some(place)) = (last, product.place) {
-                        place.fetch(rows.clone(), panel * width);
+                    let across = panel * width..(panel * width + width).min(self.width);
+                    if let (0, Some(begin)) = (number, product.begin) {
+                        // What the next tile begins with; this one's was fetched by the one before.
+                        let (tile, next) = match panel + 1 < panels.end {
+                            true => (tile, panel + 1),
+                            false => (tile + 1, panels.start),
+                        };
+                        if let (true, Some(place)) = (tile < self.tiles, product.place) {
+                            let columns = next * width..(next * width + width).min(self.width);
+                            place.fetch(tile_range(self.rows, self.tiles, tile), columns);
+                        }
+                        let (rows, columns) = (rows.clone(), across.clone());
+                        begin(Tile { rows, columns, values, stride: width });
+                    } else if let (true, Some(place)) = (last, product.place) {
+                        place.fetch(rows.clone(), across.clone());
                     }
                     // SAFETY: the kernel is one of those of the set in use, which this machine has; each run's
                     // operands were cut to `steps · rows` and `steps · width` elements above, the accumulators to
@@ -258,12 +277,11 @@ impl Plan {
                             rows.len(),
                             &runs[..pass.len()],
                             values.as_mut_ptr(),
-                            number > 0,
+                            number > 0 || product.begin.is_some(),
                         );
                     }
                     if last {
-                        let columns = panel * width..(panel * width + width).min(self.width);
-                        (product.finish)(Tile { rows: rows.clone(), columns, values, stride: width });
+                        (product.finish)(Tile { rows: rows.clone(), columns: across, values, stride: width });
                     }
                 }
             }

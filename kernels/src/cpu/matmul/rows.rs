@@ -139,6 +139,13 @@ impl TileWriter<'_> {
         let out = unsafe { self.data.slice(first, columns.len().div_ceil(indices) * rows.len()) };
         const WIDTH: usize = 32;
         const HEIGHT: usize = 16;
+        #[cfg(target_arch = "x86_64")]
+        if self.element == Element::Bf16Pair
+            && columns.len() == WIDTH
+            && let Some(values) = tile.whole()
+        {
+            return super::fill_avx512::pack_floats(values, out);
+        }
         match self.element {
             Element::Bf16Pair => {
                 let mut rounded = [bf16::ZERO; HEIGHT * WIDTH];
@@ -186,13 +193,34 @@ fn pack_tile<S: Scalar, C: Scalar>(
                     super::fill_avx512::pack_rows(values, stride, rows.len(), block, out);
                 }
                 (Element::Bf16Pair, _) => pack_pairs::<S>(values, stride, rows.len(), block, out, rows.len()),
-                (Element::F32, _) => pack_singles::<S, C>(values, stride, rows.len(), block, out, rows.len()),
+                (Element::F32, _) => pack_rows::<S, C>(values, stride, rows.len(), block, out, rows.len()),
             }
         }
         RowSource::Transposed { values, stride } => {
             interleave::<S, C>(values, stride, block, rows.clone(), rows.len(), element, out);
         }
     }
+}
+
+/// `rows` rows of `values`, `stride` apart, to `[index][row]` in f32, the steps of the output `step` elements apart.
+pub(super) fn pack_rows<S: Scalar, C: Scalar>(
+    values: &[S],
+    stride: usize,
+    rows: usize,
+    block: Range<usize>,
+    out: &mut [u32],
+    step: usize,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if S::DTYPE == C::DTYPE && super::fill_avx2::available() {
+        let done = super::fill_avx2::transpose_rows(values, stride, rows, block.clone(), out, step);
+        if done < block.len() {
+            let (block, out) = (block.start + done..block.end, &mut out[done * step..]);
+            pack_singles::<S, C>(values, stride, rows, block, out, step);
+        }
+        return;
+    }
+    pack_singles::<S, C>(values, stride, rows, block, out, step);
 }
 
 vectorized! {
@@ -209,7 +237,7 @@ vectorized! {
     }
 
     /// [`pack_pairs`] in f32.
-    pub(super) fn pack_singles<S: Scalar, C: Scalar>(values: &[S], stride: usize, rows: usize, block: Range<usize>, out: &mut [u32], step: usize) {
+    fn pack_singles<S: Scalar, C: Scalar>(values: &[S], stride: usize, rows: usize, block: Range<usize>, out: &mut [u32], step: usize) {
         for row in 0..rows {
             let values = &values[row * stride..][block.clone()];
             for (out, value) in out[row..].iter_mut().step_by(step).zip(values) {
