@@ -3,6 +3,7 @@
 //! ```text
 //! cargo bench --bench ops                      # all of it, in a minute or two
 //! cargo bench --bench ops -- linear bf16 L     # lines that hold each of these words
+//! cargo bench --bench ops -- --on=avx2 linear  # as on a processor with no more than that: portable, avx2 or avx512
 //! ```
 //!
 //! Two ceilings are measured first: multiply-adds of the microkernel on operands that stay in the first-level cache
@@ -183,7 +184,7 @@ fn copied_bytes_per_second() -> f64 {
 impl Bench {
     fn heading(&self) {
         let Some(ceilings) = &self.ceilings else { return };
-        let (set, threads) = (InstructionSet::best(), rayon::current_num_threads());
+        let (set, threads) = (InstructionSet::current(), rayon::current_num_threads());
         println!("{set}, {threads} threads, {TOKENS} tokens in documents of {DOCUMENT}");
         println!("ceilings: {ceilings}\n");
         println!(
@@ -558,13 +559,33 @@ fn quantizers(bench: &Bench, model: &Model) {
 
 fn main() -> ExitCode {
     let (options, words): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
-    if let Some(unknown) = options.iter().find(|option| *option != "--bench") {
-        eprintln!(
-            "{unknown}: the bench takes words alone, and shows the lines that hold each: linear bf16 L"
-        );
-        return ExitCode::from(2);
+    let measures = options.iter().any(|option| option == "--bench");
+    let mut set = InstructionSet::best();
+    for option in options.iter().filter(|option| *option != "--bench") {
+        set = match option.as_str() {
+            "--on=portable" => InstructionSet::Portable,
+            "--on=avx2" => InstructionSet::Avx2,
+            "--on=avx512" => InstructionSet::Avx512,
+            unknown => {
+                eprintln!(
+                    "{unknown}: beside --on=portable, avx2 or avx512 the bench takes words alone, and shows the lines that \
+                     hold each: linear bf16 L"
+                );
+                return ExitCode::from(2);
+            }
+        };
     }
-    let measures = !options.is_empty();
+    match set.run(|| table(words, measures)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(unavailable) => {
+            eprintln!("{unavailable}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Measures all lines that hold each of some words, on the instruction set in use.
+fn table(words: Vec<String>, measures: bool) {
     let bench = Bench { words, ceilings: measures.then(Ceilings::measure) };
     bench.heading();
     let dtypes = [DType::BF16, DType::F32];
@@ -591,5 +612,4 @@ fn main() -> ExitCode {
             "\nceilings now: {later}. They were {before}: the machine does other work, the table is not its own."
         );
     }
-    ExitCode::SUCCESS
 }
