@@ -10,7 +10,7 @@ use super::bf16_tiles::{
     self as tiles, ACROSS, ALONG_KEYS, ALONG_QUERIES, MOST_DIM, PANEL, QUERY, ROWS, SLOPE, SLOPED, Slopes,
 };
 use super::cpu::Head;
-use super::softmax::{add_to, dot};
+use super::softmax::add_to;
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{PackedColumns, Side};
 use crate::cpu::parallel;
@@ -187,7 +187,8 @@ impl Backward {
             let lse = &upstream.log_sum_exp[head * tokens + first..];
             for (index, token) in here.clone().enumerate() {
                 self.shifts[index] = lse[index] * std::f32::consts::LOG2_E;
-                self.deltas[index] = dot(dy.row(token), outputs.row(token));
+                // SAFETY: the path is taken where the set is there.
+                self.deltas[index] = unsafe { tiles::dot(dy.row(token), outputs.row(token)) };
             }
             self.strip(on, unit, &rows);
             for (token, row) in here.zip(self.dq.chunks_exact(head_dim)) {

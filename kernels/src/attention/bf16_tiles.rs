@@ -193,6 +193,26 @@ pub(super) unsafe fn round(values: &[f32], factor: f32, out: &mut [bf16]) {
     }
 }
 
+/// Σ a · b of two rows of one length.
+///
+/// # Safety
+/// AVX-512 with BF16 is there.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+pub(super) unsafe fn dot(a: &[bf16], b: &[bf16]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let mut sum = _mm512_setzero_ps();
+    for start in (0..a.len()).step_by(32) {
+        let live = if a.len() - start >= 32 { u32::MAX } else { (1 << (a.len() - start)) - 1 };
+        // SAFETY: the mask keeps to the rows; the types are of one size.
+        unsafe {
+            let a: __m512bh = transmute(_mm512_maskz_loadu_epi16(live, a.as_ptr().add(start).cast()));
+            let b: __m512bh = transmute(_mm512_maskz_loadu_epi16(live, b.as_ptr().add(start).cast()));
+            sum = _mm512_dpbf16_ps(sum, a, b);
+        }
+    }
+    _mm512_reduce_add_ps(sum)
+}
+
 /// Of lanes `start..start + 16` those in `from..to`.
 #[inline]
 fn lanes(from: usize, to: usize, start: usize) -> __mmask16 {
