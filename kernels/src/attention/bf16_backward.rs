@@ -234,6 +234,9 @@ impl Backward {
         for start in (0..seen).step_by(PANEL) {
             let key = block + start;
             let vectors = if seen - start > 16 { 2 } else { 1 };
+            // Of most tiles every query sees every key.
+            let all_see =
+                key >= ends[tile.len() - 1].start && key + PANEL <= ends[0].end && tile.len() == height;
             let below = |end: usize| ((1u64 << end.saturating_sub(key).min(32)) - 1) as u32;
             let operands = Slopes {
                 queries: self.queries[tile.start * QUERY..].as_ptr(),
@@ -243,7 +246,10 @@ impl Backward {
                 factor: on.options.scaling * std::f32::consts::LOG2_E,
                 shifts: self.shifts[tile.start..].as_ptr(),
                 deltas: self.deltas[tile.start..].as_ptr(),
-                visible: std::array::from_fn(|index| below(ends[index].end) & !below(ends[index].start)),
+                visible: match all_see {
+                    true => [u32::MAX; ROWS],
+                    false => ends.each_ref().map(|seen| below(seen.end) & !below(seen.start)),
+                },
                 weights: self.weights[pair * ACROSS + start..].as_mut_ptr(),
                 across: self.across[pair * ACROSS + start..].as_mut_ptr(),
                 along: self.along[tile.start * SLOPE + start / 2..].as_mut_ptr(),
