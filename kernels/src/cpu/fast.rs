@@ -318,25 +318,25 @@ pub(crate) unsafe fn exponentiate_rows(logits: &mut [f32], references: &[f32], s
 fn add_across(rows: [__m512; 16]) -> __m512 {
     // Each level adds halves of two vectors, at distances of 1, 2, 4 and 8 lanes.
     let mut a = [_mm512_setzero_ps(); 8];
-    for i in 0..8 {
+    for (i, sum) in a.iter_mut().enumerate() {
         let (x, y) = (rows[2 * i], rows[2 * i + 1]);
-        a[i] = _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
+        *sum = _mm512_add_ps(_mm512_unpacklo_ps(x, y), _mm512_unpackhi_ps(x, y));
     }
     // a[i], of each four lanes: [x0 + x2, y0 + y2, x1 + x3, y1 + y3].
     let mut b = [_mm512_setzero_ps(); 4];
-    for i in 0..4 {
+    for (i, sum) in b.iter_mut().enumerate() {
         let (x, y) = (a[2 * i], a[2 * i + 1]);
-        b[i] =
-            _mm512_add_ps(_mm512_shuffle_ps::<0b01_00_01_00>(x, y), _mm512_shuffle_ps::<0b11_10_11_10>(x, y));
+        let (low, high) =
+            (_mm512_shuffle_ps::<0b01_00_01_00>(x, y), _mm512_shuffle_ps::<0b11_10_11_10>(x, y));
+        *sum = _mm512_add_ps(low, high);
     }
     // b[i], of each four lanes: rows 4 i to 4 i + 3.
     let mut c = [_mm512_setzero_ps(); 2];
-    for i in 0..2 {
+    for (i, sum) in c.iter_mut().enumerate() {
         let (x, y) = (b[2 * i], b[2 * i + 1]);
-        c[i] = _mm512_add_ps(
-            _mm512_shuffle_f32x4::<0b01_00_01_00>(x, y),
-            _mm512_shuffle_f32x4::<0b11_10_11_10>(x, y),
-        );
+        let (low, high) =
+            (_mm512_shuffle_f32x4::<0b01_00_01_00>(x, y), _mm512_shuffle_f32x4::<0b11_10_11_10>(x, y));
+        *sum = _mm512_add_ps(low, high);
     }
     // c[i], quarters: rows 8 i to 8 i + 3 twice, then rows 8 i + 4 to 8 i + 7 twice.
     _mm512_add_ps(

@@ -283,7 +283,7 @@ impl<'a, T: Scalar> Chunk<'a, T> {
 
     /// Turns a tile of products, whose columns are tokens from `first` on, into exponentials, and writes the sum of each row.
     fn exponentiate(&self, tile: &mut Tile<'_>, first: usize, sums: &Sums, parts: &mut [f32]) {
-        let (rows, columns) = (tile.rows.clone(), first + tile.columns.start..first + tile.columns.end);
+        let columns = first + tile.columns.start..first + tile.columns.end;
         let target = |row: usize| {
             let target = self.supervised[row].target;
             columns.contains(&target).then(|| target - columns.start)
@@ -297,7 +297,7 @@ impl<'a, T: Scalar> Chunk<'a, T> {
         if columns.len() == 32
             && self.rule.is_plain()
             && fast::available()
-            && let Some(values) = tile.whole()
+            && let (rows, Some(values)) = (tile.rows.clone(), tile.whole())
         {
             for (row, values) in rows.clone().zip(values.chunks_exact_mut(32)) {
                 if let Some(target) = target(row) {
@@ -399,6 +399,7 @@ vectorized! {
         math::dot(a, b)
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn largest(values: &[f32]) -> f32 {
         math::max(values)
     }

@@ -256,6 +256,7 @@ impl PackedColumns {
     }
 
     /// The steps of panel number `panel`, and the elements of a step.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "tiles by hand are x86-64's"))]
     pub(crate) fn panel_values(&self, panel: usize) -> (&[u32], usize) {
         let columns = self.kernel.columns;
         (&self.data[panel * self.steps * columns..][..self.steps * columns], columns)
