@@ -19,7 +19,7 @@
 //! The ceilings are measured again at the end: they show whether the machine was quiet.
 //!
 //! Without `--bench`, as `cargo test --bench ops` calls it, every op runs once and nothing is measured.
-#![expect(clippy::print_stdout, clippy::print_stderr, clippy::expect_used, reason = "a bench")]
+#![expect(clippy::print_stdout, clippy::expect_used, reason = "a bench")]
 
 #[path = "ops/grouped.rs"]
 mod grouped;
@@ -28,7 +28,6 @@ mod recurrent;
 
 use std::fmt::{self, Display, Formatter};
 use std::hint::black_box;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use burn_tensor::{DType, Tensor, TensorData};
@@ -557,31 +556,17 @@ fn quantizers(bench: &Bench, model: &Model) {
     });
 }
 
-fn main() -> ExitCode {
+fn main() -> Result<(), String> {
     let (options, words): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
     let measures = options.iter().any(|option| option == "--bench");
     let mut set = InstructionSet::best();
     for option in options.iter().filter(|option| *option != "--bench") {
-        set = match option.as_str() {
-            "--on=portable" => InstructionSet::Portable,
-            "--on=avx2" => InstructionSet::Avx2,
-            "--on=avx512" => InstructionSet::Avx512,
-            unknown => {
-                eprintln!(
-                    "{unknown}: beside --on=portable, avx2 or avx512 the bench takes words alone, and shows the lines that \
-                     hold each: linear bf16 L"
-                );
-                return ExitCode::from(2);
-            }
-        };
+        let names = ["--on=portable", "--on=avx2", "--on=avx512"];
+        let place = names.iter().position(|name| name == option);
+        let place = place.ok_or(format!("beside {names:?} the bench takes words alone: linear bf16 L"))?;
+        set = [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::Avx512][place];
     }
-    match set.run(|| table(words, measures)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(unavailable) => {
-            eprintln!("{unavailable}");
-            ExitCode::from(2)
-        }
-    }
+    set.run(|| table(words, measures)).map_err(|unavailable| unavailable.to_string())
 }
 
 /// Measures all lines that hold each of some words, on the instruction set in use.
