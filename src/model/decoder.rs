@@ -68,6 +68,15 @@ impl<B: KernelBackend> Decoder<B> {
         &self.layers
     }
 
+    /// Runs a pass over all layers where its forks cost least. Not where layers are fetched: the thread that reads them ahead
+    /// may need the worker that would wait for it.
+    pub fn pass<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match self.layers.are_held() {
+            true => B::on_workers(work),
+            false => work(),
+        }
+    }
+
     /// The output head, `[vocab, hidden]`, and what is made of its products.
     pub fn head(&self) -> OutputHead<B> {
         let weight = FrozenWeight::Dense(self.head.clone());

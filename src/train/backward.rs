@@ -101,12 +101,7 @@ pub fn forward_backward<B: KernelBackend>(
     pass: Pass,
     gradients: &mut Gradients<B>,
 ) -> Result<Summed<B>, FitError> {
-    let mut passes = || passes(decoder, adapters, objective, comparison, batch, pass, gradients);
-    match decoder.layers().are_held() {
-        true => B::on_workers(passes),
-        // The thread that reads layers ahead may need the worker that would wait for it.
-        false => passes(),
-    }
+    decoder.pass(|| passes(decoder, adapters, objective, comparison, batch, pass, gradients))
 }
 
 fn passes<B: KernelBackend>(
