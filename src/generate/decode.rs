@@ -248,7 +248,7 @@ pub(super) fn read<B: KernelBackend>(
         let start = cache.tokens();
         let end = ids.len().min(start + PROMPT_CHUNK);
         let is_last = end == ids.len();
-        let passed = decoder.pass(|| pass(decoder, adapters, cache, &ids[start..end], is_last));
+        let passed = decoder.on_workers(|| pass(decoder, adapters, cache, &ids[start..end], is_last));
         match passed {
             Ok(Some(logits)) => return Ok(Some(logits)),
             Ok(None) => {}

@@ -164,7 +164,7 @@ impl<B: KernelBackend> Session<'_, B> {
             (new, &mut one.lane.cache)
         });
         let sequences = sequences.collect();
-        decoder.pass(|| logits_of(decoder, decoder.continued(sequences, adapters)?))
+        decoder.on_workers(|| logits_of(decoder, decoder.continued(sequences, adapters)?))
     }
 }
 

@@ -70,7 +70,7 @@ impl<B: KernelBackend> Decoder<B> {
 
     /// Runs a pass over all layers where its forks cost least. Not where layers are fetched: the thread that reads them ahead
     /// may need the worker that would wait for it.
-    pub fn pass<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+    pub fn on_workers<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match self.layers.are_held() {
             true => B::on_workers(work),
             false => work(),

@@ -101,7 +101,7 @@ pub fn forward_backward<B: KernelBackend>(
     pass: Pass,
     gradients: &mut Gradients<B>,
 ) -> Result<Summed<B>, FitError> {
-    decoder.pass(|| passes(decoder, adapters, objective, comparison, batch, pass, gradients))
+    decoder.on_workers(|| passes(decoder, adapters, objective, comparison, batch, pass, gradients))
 }
 
 fn passes<B: KernelBackend>(
