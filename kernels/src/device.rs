@@ -64,7 +64,7 @@ pub trait DeviceOps: Backend {
         Reading::new(move || numbers)
     }
 
-    /// Runs work of many ops, such as a pass over all layers, where they fork at the least cost.
+    /// Runs work of many small ops, such as a token's pass over all layers, where they fork at the least cost.
     fn on_workers<R: Send>(work: impl FnOnce() -> R + Send) -> R {
         work()
     }

@@ -56,6 +56,7 @@ pub mod router;
 pub mod row_scale;
 pub mod row_sum;
 pub mod segment_sum;
+pub mod sum;
 
 pub use backend::KernelBackend;
 pub use cpu::isa;

@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 use burn_tensor::{DType, Tensor};
 use tune_kernels::KernelBackend;
 use tune_kernels::linear::{FrozenWeight, Linear, Lora, linear};
+use tune_kernels::sum::sum_rows;
 
 /// Elements of a dense weight that are squared at a time.
 const PIECE: usize = 1 << 22;
@@ -91,7 +92,7 @@ pub fn row_squares<B: KernelBackend>(weight: &FrozenWeight<B>) -> Tensor<B, 2> {
     let rows = (PIECE / input.max(1)).max(1);
     let piece = |start: usize| {
         let rows = dense.clone().narrow(0, start, rows.min(out - start)).cast(DType::F32);
-        (rows.clone() * rows).sum_dim(1)
+        sum_rows(rows.clone() * rows)
     };
     let squares = Tensor::cat((0..out).step_by(rows).map(piece).collect(), 0);
     squares.reshape([1, out])

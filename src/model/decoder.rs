@@ -68,9 +68,9 @@ impl<B: KernelBackend> Decoder<B> {
         &self.layers
     }
 
-    /// Runs a pass over all layers where its forks cost least. Not where layers are fetched: the thread that reads them ahead
+    /// Runs the pass of a few tokens where its forks cost least. Not where layers are fetched: the thread that reads them ahead
     /// may need the worker that would wait for it.
-    pub fn on_workers<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+    pub(crate) fn on_workers<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match self.layers.are_held() {
             true => B::on_workers(work),
             false => work(),

@@ -101,18 +101,6 @@ pub fn forward_backward<B: KernelBackend>(
     pass: Pass,
     gradients: &mut Gradients<B>,
 ) -> Result<Summed<B>, FitError> {
-    decoder.on_workers(|| passes(decoder, adapters, objective, comparison, batch, pass, gradients))
-}
-
-fn passes<B: KernelBackend>(
-    decoder: &Decoder<B>,
-    adapters: &StepAdapters<'_, B>,
-    objective: &Objective,
-    comparison: &Comparison<B>,
-    batch: &MicroBatch,
-    pass: Pass,
-    gradients: &mut Gradients<B>,
-) -> Result<Summed<B>, FitError> {
     let set = adapters.set();
     let layers = decoder.layers().len();
     let decoder = &decoder.adopting(set);

@@ -65,23 +65,24 @@ impl Operands<'_> {
             .collect();
         let work = Self::work(&tasks, head_dim);
         let dq = Disjoint::new(dq);
-        let gradients = Gradients {
-            dk: Disjoint::new(dk),
-            dv: Disjoint::new(dv),
-            dk_parts: Disjoint::new(&mut dk_parts),
-            dv_parts: Disjoint::new(&mut dv_parts),
-        };
-        parallel::for_each(tasks, 5 * work, |task| {
-            let mut strip = Backward::new(head_dim);
-            for unit in task {
-                strip.pack(self, &unit);
-                for head in unit.heads.clone() {
-                    strip.head(self, &unit, head, upstream, &dq);
+        {
+            let gradients = Gradients {
+                dk: Disjoint::new(dk),
+                dv: Disjoint::new(dv),
+                dk_parts: Disjoint::new(&mut dk_parts),
+                dv_parts: Disjoint::new(&mut dv_parts),
+            };
+            parallel::for_each(tasks, 5 * work, |task| {
+                let mut strip = Backward::new(head_dim);
+                for unit in task {
+                    strip.pack(self, &unit);
+                    for head in unit.heads.clone() {
+                        strip.head(self, &unit, head, upstream, &dq);
+                    }
+                    strip.give(self, &unit, &gradients);
                 }
-                strip.give(self, &unit, &gradients);
-            }
-        });
-        drop(gradients);
+            });
+        }
         for (parts, out, factor) in [(&dk_parts, &mut *dk, self.options.scaling), (&dv_parts, &mut *dv, 1.0)]
         {
             let out = Disjoint::new(out);

@@ -12,6 +12,7 @@
 use burn_tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData, backend::Backend};
 
 use super::{Logits, check_logits, check_weights, supervised};
+use crate::sum::sum_rows;
 
 /// Bytes that a logit takes while its rows are worked on: itself, its probability, and one in between.
 pub(crate) const BYTES_PER_LOGIT: u64 = 12;
@@ -102,7 +103,7 @@ pub fn trained_linear_cross_entropy<B: Backend>(
         let logits = logits.clone() - logits.max_dim(1);
         let at_target = logits.clone().gather(1, targets.clone());
         let exponentials = logits.exp();
-        let whole = exponentials.clone().sum_dim(1);
+        let whole = sum_rows(exponentials.clone());
         let losses = whole.clone().log() - at_target;
         loss = loss + losses.clone().sum();
         chunks.push(losses.reshape([rows.len()]));

@@ -77,7 +77,7 @@ unsafe fn float_pairs(values: *const f32, rows: usize, out: *mut u32) {
         for (row, loaded) in loaded.iter_mut().enumerate().take(rows) {
             let values = values.add(32 * row);
             let (low, high) = (_mm512_loadu_ps(values), _mm512_loadu_ps(values.add(16)));
-            *loaded = transmute(_mm512_cvtne2ps_pbh(high, low));
+            *loaded = transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(high, low));
         }
         for (step, pairs) in transpose(loaded).iter().enumerate() {
             _mm512_mask_storeu_epi32(out.wrapping_add(step * rows).cast(), lanes, *pairs);
