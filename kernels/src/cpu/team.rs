@@ -58,7 +58,7 @@ static TEAM: OnceLock<Team> = OnceLock::new();
 /// job.
 pub(super) fn run<F: Fn(usize) + Sync>(count: usize, body: &F) -> bool {
     let (team, Ok(tasks)) = (team(), u32::try_from(count)) else { return false };
-    let Ok(_lead) = team.leader.try_lock() else { return false };
+    let Ok(lead) = team.leader.try_lock() else { return false };
     let job = (team.state.load(Ordering::SeqCst) >> 32).wrapping_add(1) << 32;
     team.state.store(job | CLOSED, Ordering::SeqCst);
     team.done.store(0, Ordering::Release);
@@ -81,6 +81,8 @@ pub(super) fn run<F: Fn(usize) + Sync>(count: usize, body: &F) -> bool {
         if turns % PATIENCE == 0 { thread::yield_now() } else { spin_loop() }
     }
     let panic = team.panic().take();
+    // A panic that passed it would close the team to all later jobs.
+    drop(lead);
     if let Some(panic) = panic {
         resume_unwind(panic);
     }
