@@ -3,7 +3,8 @@
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
-    reason = "a helper outside the test functions may fail the test"
+    clippy::print_stdout,
+    reason = "a helper outside the test functions may fail the test, and shows what it saw"
 )]
 
 use std::path::{Path, PathBuf};
