@@ -45,7 +45,7 @@ const PINS: [Pin; 10] = [
     Pin {
         name: "dora",
         adapter: "use_dora = true, dropout = 0.1",
-        sha256: "5e8b4bd43662fc00170b66b2af3c611ca2d5a607d2ad62ec90fe9012aac25765",
+        sha256: "c06e35dc0a2027d6731ffd1243c1c8541fc45b573420296d6c6e0eb90ef2d3ff",
         ..PLAIN
     },
     Pin {
@@ -57,7 +57,7 @@ const PINS: [Pin; 10] = [
     Pin {
         name: "modules_to_save",
         adapter: "modules_to_save = [\"lm_head\", \"embed_tokens\"], use_rslora = true",
-        sha256: "7f339cc682f12d5383cab590f513dba378a7d01002b9d4a6388620c93de3bf31",
+        sha256: "067b89403e8fd49f2a0df081c4e667f47b6714384010566f0189786a1b0d5a3d",
         ..PLAIN
     },
     Pin {
@@ -91,7 +91,7 @@ const PINS: [Pin; 10] = [
         base: "families/qwen3",
         quantized: false,
         adapter: "use_dora = true",
-        sha256: "c4609717d78e28cd4be4b5b732438e656c55071ff54efa430140e96cd38726ec",
+        sha256: "7613b7571100fdb5297bdd44f866a406ee91e5312a640ac15c07f087cdf1ba3b",
         ..PLAIN
     },
 ];
