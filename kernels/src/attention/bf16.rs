@@ -12,7 +12,7 @@ use super::AttentionOptions;
 use super::bf16_tiles::{
     self as tiles, AS_WEIGHTS, KEYS, MOST_DIM, PANEL, Panel, QUERY, ROWS, SCORE, WEIGHT,
 };
-use super::cpu::Head;
+use super::head::Head;
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::fast;
 use crate::cpu::matmul::{Columns, PackedColumns, Side, Stored};

@@ -9,7 +9,7 @@ use super::bf16::{Operands, Unit, copy_rows, even_parts, nothing, panel_of};
 use super::bf16_tiles::{
     self as tiles, ACROSS, ALONG_KEYS, ALONG_QUERIES, MOST_DIM, PANEL, QUERY, ROWS, SLOPE, SLOPED, Slopes,
 };
-use super::cpu::Head;
+use super::head::Head;
 use super::softmax::add_to;
 use crate::cpu::disjoint::Disjoint;
 use crate::cpu::matmul::{PackedColumns, Side};

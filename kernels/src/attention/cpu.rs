@@ -11,6 +11,7 @@ use burn_flex::Flex;
 use burn_tensor::DType;
 use burn_tensor::Tensor;
 
+use super::head::Head;
 use super::softmax::{add_to, dot, scale, slopes_of_scores, softmax_step};
 use super::{AttentionBackward, AttentionOps, AttentionOptions, decode, one_by_one};
 #[cfg(target_arch = "x86_64")]
@@ -95,44 +96,6 @@ impl Task {
     }
 }
 
-/// One head of a tensor `[rows, heads, head_dim]`.
-pub(super) struct Head<'a, T> {
-    values: &'a [T],
-    stride: usize,
-    pub(super) head_dim: usize,
-}
-
-impl<'a, T: Scalar> Head<'a, T> {
-    pub(super) fn new(values: &'a [T], heads: usize, head_dim: usize, head: usize) -> Self {
-        Self { values: &values[head * head_dim..], stride: heads * head_dim, head_dim }
-    }
-
-    pub(super) fn row(&self, row: usize) -> &'a [T] {
-        &self.values[row * self.stride..][..self.head_dim]
-    }
-
-    /// Rows as a right operand.
-    pub(super) fn columns(&self, rows: Range<usize>, side: Side) -> Columns<'a> {
-        let values = self.values.get(rows.start * self.stride..).unwrap_or(&[]);
-        let shape = [rows.len(), self.head_dim];
-        Columns::strided(Stored::of::<T>(values), shape, self.stride, side)
-    }
-
-    /// Rows as a left operand.
-    fn pack(&self, rows: Range<usize>, packed: &mut PackedRows) {
-        let source =
-            RowSource::RowMajor { values: &self.values[rows.start * self.stride..], stride: self.stride };
-        packed.repack::<T, T>(rows.len(), self.head_dim, source);
-    }
-
-    /// All blocks of the rows `range`, packed as right operands.
-    fn blocks(&self, range: &Range<usize>, side: Side) -> Vec<PackedColumns> {
-        let blocks = range.clone().step_by(KEYS);
-        let block = |start: usize| self.columns(start..(start + KEYS).min(range.end), side);
-        blocks.map(|start| PackedColumns::pack::<T>(&block(start))).collect()
-    }
-}
-
 /// Copies or adds the tiles of a product into `out`, whose rows are `stride` values apart.
 fn collect(out: &mut [f32], stride: usize, add: bool) -> impl FnMut(Tile<'_>) {
     move |mut tile| {
@@ -179,8 +142,8 @@ impl AttentionOps for Flex {
                 let (y, lse) = (Disjoint::new(&mut y), Disjoint::new(&mut log_sum_exp));
                 parallel::for_each(tasks, 2 * work, |task| {
                     let kv_head = task.head / (heads / kv_heads);
-                    let keys = Head::new(k, kv_heads, head_dim, kv_head).blocks(&task.keys, Side::Transposed);
-                    let values = Head::new(v, kv_heads, head_dim, kv_head).blocks(&task.keys, Side::Plain);
+                    let keys = Head::new(k, kv_heads, head_dim, kv_head).blocks(&task.keys, KEYS, Side::Transposed);
+                    let values = Head::new(v, kv_heads, head_dim, kv_head).blocks(&task.keys, KEYS, Side::Plain);
                     let queries = Head::new(q, heads, head_dim, task.head);
                     let mut strip = ForwardStrip::<T>::new(head_dim);
                     for rows in task.strips() {
@@ -260,9 +223,9 @@ impl AttentionOps for Flex {
                     let key_head = Head::new(k, kv_heads, head_dim, kv_head);
                     let value_head = Head::new(v, kv_heads, head_dim, kv_head);
                     let packed = PackedHead {
-                        keys: key_head.blocks(&task.keys, Side::Transposed),
-                        keys_plain: key_head.blocks(&task.keys, Side::Plain),
-                        values: value_head.blocks(&task.keys, Side::Transposed),
+                        keys: key_head.blocks(&task.keys, KEYS, Side::Transposed),
+                        keys_plain: key_head.blocks(&task.keys, KEYS, Side::Plain),
+                        values: value_head.blocks(&task.keys, KEYS, Side::Transposed),
                     };
                     let queries = Head::new(q, heads, head_dim, task.head);
                     let upstream = Head::new(dy, heads, head_dim, task.head);

@@ -33,6 +33,7 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 mod decode;
+mod head;
 pub mod reference;
 mod softmax;
 
