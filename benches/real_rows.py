@@ -150,7 +150,7 @@ def train(folder, base, mode, steps):
         ),
         callbacks=[Watch()],
     )
-    # The progress of a trainer is told on standard output.
+    # A trainer prints its progress to standard output.
     with contextlib.redirect_stdout(sys.stderr):
         trainer.train()
     print(json.dumps({"seconds": seconds, "supervised": supervised, "first_step_at": first[0]}))

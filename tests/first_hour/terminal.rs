@@ -158,7 +158,7 @@ fn a_line_is_edited_and_recalled() {
     assert_eq!(third.end().0, Some(0));
     assert_eq!(fs::read_to_string(&history).unwrap(), kept);
 
-    // A history that cannot be written stops nobody.
+    // A chat goes on where its history cannot be written.
     let mut fourth = chat(folder, &[], &[("XDG_STATE_HOME", "/dev/null/state")]);
     entered(&mut fourth, "/d", "/d");
     entered(&mut fourth, &format!("{UP}e"), "/de");

@@ -1,7 +1,7 @@
 //! Threads that share tasks of some microseconds: those of decoding, where a product is over before a sleeping thread has
 //! been woken.
 //!
-//! Helpers spin for a moment after each job, then sleep. A job is a closure and a number of tasks; whoever is free claims
+//! Helpers spin for a moment after each job, then sleep. A job is a closure and a number of tasks; a free thread claims
 //! the next one:
 //!
 //! ```text
@@ -81,7 +81,7 @@ pub(super) fn run<F: Fn(usize) + Sync>(count: usize, body: &F) -> bool {
         if turns % PATIENCE == 0 { thread::yield_now() } else { spin_loop() }
     }
     let panic = team.panic().take();
-    // A panic that passed it would close the team to all later jobs.
+    // A panic that unwound past the lock would poison it, and the team would serve no later job.
     drop(lead);
     if let Some(panic) = panic {
         resume_unwind(panic);

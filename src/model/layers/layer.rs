@@ -232,7 +232,7 @@ impl<B: KernelBackend> Layer<B> {
             .unwrap_or_else(|| unreachable!("all projections are there, or come"))
     }
 
-    /// Where it is told that a projection did not come.
+    /// The slot that a failed fetch of a projection is written to.
     pub(in crate::model) fn failure(&self) -> Option<Failure> {
         self.absent.as_ref().map(|absent| Arc::clone(&absent.failure))
     }
