@@ -82,7 +82,8 @@ TARGETS = {"E": ATTENTION, "R": PROJECTIONS + RECURRENT}
 # Name of a mode, and whether the forward pass runs under autocast. Weights and computation are bf16 in both.
 MODES = {"bf16": False, "bf16 + autocast": True}
 
-RECIPE = """\
+# What the recipes of all benches begin with.
+QLORA = """\
 version = 1
 output_dir = {output}
 
@@ -97,6 +98,8 @@ double_quant = true
 rank = {rank}
 alpha = {alpha}
 
+"""
+RECIPE = QLORA + """\
 [data]
 max_seq_len = {tokens}
 packing = false

@@ -40,21 +40,7 @@ MODES = {
     "bf16, recomputed": ("bfloat16", False, True),
 }
 
-RECIPE = """\
-version = 1
-output_dir = {output}
-
-[model]
-base = {base}
-compute_dtype = "bf16"
-
-[quantization.nf4]
-double_quant = true
-
-[adapter.lora]
-rank = {rank}
-alpha = {alpha}
-
+RECIPE = peers.QLORA + """\
 [objective.dpo]
 beta = 0.1
 

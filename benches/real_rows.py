@@ -48,21 +48,7 @@ MODES = {
 }
 OURS = {"tune": "completion", "tune, all supervised": "all"}
 
-RECIPE = """\
-version = 1
-output_dir = {output}
-
-[model]
-base = {base}
-compute_dtype = "bf16"
-
-[quantization.nf4]
-double_quant = true
-
-[adapter.lora]
-rank = {rank}
-alpha = {alpha}
-
+RECIPE = peers.QLORA + """\
 [data]
 max_seq_len = {tokens}
 packing = true
