@@ -64,6 +64,7 @@ pub fn all<B: KernelBackend>() -> Vec<Check<B>> {
         check("linear_cross_entropy", linear_cross_entropy::all::<B>),
         single("segment_sum", rows::all_segment_sum::<B>),
         check("row_scale", rows::all_row_scale::<B>),
+        check("column_scale", rows::all_column_scale::<B>),
         check("row_sum", rows::all_row_sum::<B>),
         single("adamw", adamw::all::<B>),
     ]

@@ -1,9 +1,10 @@
-//! Sums over segments of rows, scaled rows, and sums of rows.
+//! Sums over segments of rows, scaled rows and columns, and sums of rows.
 
 use burn_tensor::DType;
 
 use super::measure::{Deviation, On, random, tolerance, values};
 use crate::KernelBackend;
+use crate::column_scale::{self, column_scale, column_scale_backward};
 use crate::row_scale::{self, row_scale, row_scale_backward};
 use crate::row_sum::{self, RowLists, row_sum};
 use crate::segment_sum::{self, segment_sum};
@@ -14,6 +15,10 @@ pub(super) fn all_segment_sum<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation>
 
 pub(super) fn all_row_scale<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
     [(1, 1), (3, 173)].into_iter().flat_map(|(rows, width)| check_row_scale(on, rows, width)).collect()
+}
+
+pub(super) fn all_column_scale<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
+    [(1, 1), (7, 173)].into_iter().flat_map(|(rows, width)| check_column_scale(on, rows, width)).collect()
 }
 
 pub(super) fn all_row_sum<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
@@ -61,5 +66,35 @@ pub fn check_row_scale<B: KernelBackend>(on: On<'_, B>, rows: usize, width: usiz
         Deviation::new("y", &case, &beside, &expected, on.tolerance()),
         Deviation::new("x, held", &case, &held, &numbers, 0.0),
         Deviation::new("y, in place", &case, &in_place, &beside, 0.0),
+    ]
+}
+
+/// [`column_scale()`] with and without a bias and a residual, and its backward.
+pub fn check_column_scale<B: KernelBackend>(on: On<'_, B>, rows: usize, width: usize) -> Vec<Deviation> {
+    use column_scale::reference;
+    let case = format!("[{rows}, {width}]");
+    let [u, residual, dy] = [1, 4, 5].map(|seed| on.random(rows * width, seed, 2.0));
+    let (factors, bias) = (random(width, 2, 1.5), on.random(width, 3, 1.0));
+    let slopes = reference::backward(&u, &factors, &dy);
+    let [on_u, on_residual, on_dy] =
+        [&u, &residual, &dy].map(|numbers| on.tensor::<2>(numbers, [rows, width]));
+    let on_factors = on.single::<2>(&factors, [1, width]);
+    let on_bias = on.tensor::<1>(&bias, [width]);
+    let forward = |part: &'static str, biased: bool, added: bool| {
+        let (bias, on_bias) = (biased.then_some(bias.as_slice()), biased.then_some(&on_bias));
+        let (residual, on_residual) = (added.then_some(residual.as_slice()), added.then_some(&on_residual));
+        let expected = reference::forward(&u, &factors, bias, residual);
+        let found = column_scale(&on_u, &on_factors, on_bias, on_residual);
+        assert_eq!(found.dtype(), on.dtype, "scaled columns keep their dtype");
+        Deviation::new(part, &case, &values(&found), &expected, on.tolerance())
+    };
+    let (du, dfactors) = column_scale_backward(&on_u, &on_factors, &on_dy);
+    vec![
+        forward("y", false, false),
+        forward("y + bias", true, false),
+        forward("y + residual", false, true),
+        forward("y + bias + residual", true, true),
+        Deviation::new("du", &case, &values(&du), &slopes.0, on.tolerance()),
+        Deviation::new("dfactors", &case, &values(&dfactors), &slopes.1, 5.0 * tolerance(DType::F32)),
     ]
 }

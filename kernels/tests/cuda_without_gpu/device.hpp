@@ -1,29 +1,11 @@
 // A CUDA device on a CPU: what the CUDA C++ that CubeCL writes needs of the language, of a warp and of tensor cores.
 //
-// A program is this file, one kernel, and `main` with a call of `launch(kernel)`. It reads a launch from standard input,
+// A program is `memory.hpp`, this file, one kernel, and `main` with a call of `launch(kernel)`. It reads a launch from standard input,
 // runs it and writes the buffers to standard output. The threads of a block are fibers, one of which runs until it must
-// wait for others; between two such points they run in a shuffled order, so what is not synchronized comes out wrong.
-// Shared memory begins as NaNs, and no more of it may be touched than the launch asks for; each buffer ends at the end of
-// a page, behind which nothing can be read.
+// wait for others; between two such points they run in a shuffled order.
 //
 // A warp's operation (a product, a shuffle) is done by the lane that arrives last, for all. Where lanes of a warp wait for
 // different things, or for lanes that have ended, a real card may hang or worse: here the program ends and says so.
-
-#include <sys/mman.h>
-#include <ucontext.h>
-#include <unistd.h>
-
-#include <algorithm>
-#include <cmath>
-#include <csetjmp>
-#include <csignal>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-#include <vector>
 
 #define __global__
 #define __device__
@@ -32,28 +14,8 @@
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
 
-struct uint3 {
-  unsigned x, y, z;
-};
-static inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
-
-static uint3 threadIdx, blockIdx, blockDim, gridDim;
 static const unsigned warpSize = 32;
-
-static size_t in_pages(size_t size) {
-  static const size_t page = size_t(sysconf(_SC_PAGESIZE));
-  return (size + page - 1) / page * page;
-}
-
-// More than any card gives a block, in whole pages; and what the launch asks for.
-alignas(1 << 16) unsigned char dynamic_shared_mem[1 << 18];
-static size_t shared_size;
-
-[[noreturn]] static void fail(const char* what) {
-  std::fprintf(stderr, "%s (block %u %u %u, thread %u %u %u)\n", what, blockIdx.x, blockIdx.y, blockIdx.z, threadIdx.x,
-               threadIdx.y, threadIdx.z);
-  _exit(3);
-}
+static inline uint3 make_uint3(unsigned x, unsigned y, unsigned z) { return {x, y, z}; }
 
 // ---- Numbers ----
 
@@ -157,10 +119,6 @@ struct Meeting {
 static Meeting block_meeting;
 static Meeting warp_meetings[32];
 
-static unsigned thread_number() {
-  return threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
-}
-
 // The lanes `first..first + count` go on.
 static void release(Meeting& meeting, unsigned first, unsigned count) {
   meeting.arrived = 0;
@@ -184,11 +142,18 @@ static void together(const char* what, Arguments& arguments, Work work) {
 
 static void __syncwarp() {
   char nothing;
-  together("__syncwarp", nothing, [](char**) {});
+  together("__syncwarp", nothing, [](char**) { warp_meets(thread_number() / 32); });
+}
+
+// Lanes that do something together, which orders no memory.
+static void converge(const char* what) {
+  char nothing;
+  together(what, nothing, [](char**) {});
 }
 
 static void __syncthreads() {
   if (++block_meeting.arrived < fibers.size()) return yield();
+  block_meets();
   release(block_meeting, 0, unsigned(fibers.size()));
 }
 
@@ -220,24 +185,35 @@ static uint32_t __cvta_generic_to_shared(const void* address) {
   return uint32_t(static_cast<const unsigned char*>(address) - dynamic_shared_mem);
 }
 
-// `count` matrices of 8 × 8 numbers of 16 bits: lane 8 i + r names row r of the i-th, and lane l gets two numbers of row
-// l / 4 of each, or of column l / 4.
-template <int count, bool transposed>
-static void load_matrices(const char* what, uint32_t* (&registers)[count], uint32_t address) {
+// `count` matrices of 8 × 8 numbers of 16 bits, loaded or stored: lane 8 i + r names row r of the i-th, and lane l has two
+// numbers of row l / 4 of each, or of column l / 4.
+template <int count, bool stores, bool transposed>
+static void move_matrices(const char* what, uint32_t address, uint32_t* const (&registers)[count]) {
   struct {
-    uint32_t** registers;
+    uint32_t* const* registers;
     uint32_t address;
   } lane{registers, address};
-  together(what, lane, [](auto** of) {
+  together(what, lane, [](auto** of) UNWATCHED {
+    const unsigned first = thread_number() / 32 * 32;
+    for (int row = 0; row < 8 * count; ++row) {
+      const uint32_t start = of[row]->address;
+      if (start % 16 || start + 16 > shared_size) fail("ldmatrix or stmatrix at an address that it cannot take");
+    }
     for (int i = 0; i < 32; ++i) {
       for (int matrix = 0; matrix < count; ++matrix) {
         uint16_t pair[2];
+        std::memcpy(pair, of[i]->registers[matrix], 4);
         for (int k = 0; k < 2; ++k) {
           const int along = 2 * (i % 4) + k;
           const int row = transposed ? along : i / 4, column = transposed ? i / 4 : along;
-          const uint32_t start = of[8 * matrix + row]->address;
-          if (start % 16 || start + 16 > shared_size) fail("ldmatrix at an address that it cannot take");
-          std::memcpy(&pair[k], dynamic_shared_mem + start + 2 * column, 2);
+          unsigned char* const element = dynamic_shared_mem + of[8 * matrix + row]->address + 2 * column;
+          // By the lane that has the element, whichever names the row.
+          touch(shared_region, element, 2, stores, first + i);
+          if (stores) {
+            std::memcpy(element, &pair[k], 2);
+          } else {
+            std::memcpy(&pair[k], element, 2);
+          }
         }
         std::memcpy(of[i]->registers[matrix], pair, 4);
       }
@@ -245,21 +221,30 @@ static void load_matrices(const char* what, uint32_t* (&registers)[count], uint3
   });
 }
 
-#define LDMATRIX(count, is_transposed, suffix)                                                \
-  template <class... Registers>                                                               \
-  static void ldmatrix_sync_aligned_m8n8_x##count##suffix##_shared__cta_b16(Registers&... all) { \
-    uint32_t* given[] = {&all...};                                                            \
-    uint32_t* registers[count];                                                               \
-    static_assert(sizeof...(all) == count + 1, "registers, then an address");                 \
-    std::copy(given, given + count, registers);                                               \
-    load_matrices<count, is_transposed>("ldmatrix x" #count #suffix, registers, *given[count]); \
+// Loads have registers, then an address; stores an address, then registers.
+#define MATRICES(count, is_transposed, suffix)                                                                    \
+  template <class... All>                                                                                         \
+  static void ldmatrix_sync_aligned_m8n8_x##count##suffix##_shared__cta_b16(All&... all) {                        \
+    uint32_t* given[] = {&all...};                                                                                \
+    uint32_t* registers[count];                                                                                   \
+    static_assert(sizeof...(all) == count + 1, "registers, then an address");                                     \
+    std::copy(given, given + count, registers);                                                                   \
+    move_matrices<count, false, is_transposed>("ldmatrix x" #count #suffix, *given[count], registers);            \
+  }                                                                                                               \
+  template <class... All>                                                                                         \
+  static void stmatrix_sync_aligned_m8n8_x##count##suffix##_shared__cta_b16(uint32_t address, const All&... all) { \
+    static_assert(sizeof...(all) == count, "an address, then registers");                                         \
+    uint32_t values[] = {all...};                                                                                 \
+    uint32_t* registers[count];                                                                                   \
+    for (int i = 0; i < count; ++i) registers[i] = values + i;                                                    \
+    move_matrices<count, true, is_transposed>("stmatrix x" #count #suffix, address, registers);                   \
   }
-LDMATRIX(1, false, )
-LDMATRIX(2, false, )
-LDMATRIX(4, false, )
-LDMATRIX(1, true, _trans)
-LDMATRIX(2, true, _trans)
-LDMATRIX(4, true, _trans)
+MATRICES(1, false, )
+MATRICES(2, false, )
+MATRICES(4, false, )
+MATRICES(1, true, _trans)
+MATRICES(2, true, _trans)
+MATRICES(4, true, _trans)
 
 // d = a · b + c of 16 × 8 × k, by the layout of fragments that the PTX manual gives. The sum of one element is rounded
 // once; tensor cores promise no order.
@@ -362,14 +347,14 @@ template <class Use, int m, int n, int k, class T, class Layout>
 static void load_matrix_sync(fragment<Use, m, n, k, T, Layout>& to, const T* address, unsigned stride) {
   check("a fragment is loaded from an address or with a stride that it cannot take", address, stride);
   each(to, address, stride, std::is_same_v<Layout, row_major>, [](T& x, const T& y) { x = y; });
-  __syncwarp();
+  converge("wmma::load_matrix_sync");
 }
 
 template <int m, int n, int k, class T>
 static void load_matrix_sync(fragment<accumulator, m, n, k, T>& to, const T* address, unsigned stride, layout_t layout) {
   check("sums are loaded from an address or with a stride that they cannot take", address, stride);
   each(to, address, stride, layout == mem_row_major, [](T& x, const T& y) { x = y; });
-  __syncwarp();
+  converge("wmma::load_matrix_sync");
 }
 
 template <int m, int n, int k, class T>
@@ -377,7 +362,7 @@ static void store_matrix_sync(T* address, const fragment<accumulator, m, n, k, T
                               layout_t layout) {
   check("sums are stored to an address or with a stride that they cannot take", address, stride);
   each(from, address, stride, layout == mem_row_major, [](const T& x, T& y) { y = x; });
-  __syncwarp();
+  converge("wmma::store_matrix_sync");
 }
 
 template <class Fragment, class T>
@@ -424,24 +409,13 @@ static uint64_t read_word() {
   return word;
 }
 
-// Memory of `size` bytes that ends with a page, but for what an alignment of 32 bytes leaves, before pages that nobody
-// may touch.
-static unsigned char* guarded(size_t size) {
-  const size_t pages = in_pages(size);
-  const size_t guard = 1 << 20;
-  void* at = mmap(nullptr, pages + guard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (at == MAP_FAILED) fail("no memory");
-  mprotect(static_cast<char*>(at) + pages, guard, PROT_NONE);
-  return static_cast<unsigned char*>(at) + (pages - (size + 31) / 32 * 32);
-}
-
 static void on_fault(int) { fail("a thread touches memory that is neither a buffer's nor shared"); }
 
 static const size_t stack_size = 1 << 20;
 
 static void run_block(uint64_t& seed, const std::vector<uint3>& indices) {
-  const size_t touchable = in_pages(shared_size);
-  std::memset(dynamic_shared_mem, 0xff, touchable);
+  renew_shared();
+  begin_block();
   block_meeting.arrived = 0;
   for (Meeting& meeting : warp_meetings) meeting.arrived = 0;
   std::vector<unsigned> order(fibers.size());
@@ -479,9 +453,6 @@ static void run_block(uint64_t& seed, const std::vector<uint3>& indices) {
     }
     if (!is_over && !has_moved) fail("threads wait for threads that never come");
   }
-  const auto is_untouched = [](unsigned char byte) { return byte == 0xff; };
-  if (!std::all_of(dynamic_shared_mem + shared_size, dynamic_shared_mem + touchable, is_untouched))
-    fail("a thread of the block writes to shared memory that the launch does not ask for");
 }
 
 static std::vector<void*> buffers;
@@ -513,10 +484,7 @@ static int launch(void (*kernel)(T...)) {
   for (uint64_t& size : sizes) size = read_word();
   gridDim = {unsigned(sizes[0]), unsigned(sizes[1]), unsigned(sizes[2])};
   blockDim = {unsigned(sizes[3]), unsigned(sizes[4]), unsigned(sizes[5])};
-  shared_size = read_word();
-  if (shared_size > sizeof dynamic_shared_mem) fail("the launch asks for more shared memory than there is");
-  const size_t touchable = in_pages(shared_size);
-  mprotect(dynamic_shared_mem + touchable, sizeof dynamic_shared_mem - touchable, PROT_NONE);
+  give_shared(read_word());
   uint64_t seed = read_word();
   constants.resize(read_word());
   read_all(constants.data(), constants.size() * 8);
@@ -527,7 +495,7 @@ static int launch(void (*kernel)(T...)) {
       buffers.push_back(buffers[size & ~(uint64_t(1) << 63)]);
       continue;
     }
-    void* memory = guarded(size);
+    void* memory = new_buffer(size);
     read_all(memory, size);
     distinct.push_back({memory, size});
     buffers.push_back(memory);

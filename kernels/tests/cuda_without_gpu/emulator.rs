@@ -1,6 +1,6 @@
-//! Runs CUDA C++ on the CPU: each kernel becomes a program (`device.hpp` and the host's C++ compiler), each launch a run of
-//! it. A kernel that reaches behind a buffer or its shared memory, waits for a thread that never comes, or forgets to
-//! synchronize ends or computes nonsense there, and nowhere else.
+//! Runs CUDA C++ on the CPU: each kernel becomes a program (`memory.hpp`, `device.hpp` and the host's C++ compiler), each
+//! launch a run of it. A kernel that reaches beside a buffer or its shared memory, waits for a thread that never comes, or
+//! forgets to synchronize ends there with a message, and nowhere else.
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -8,7 +8,18 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-const DEVICE: &str = include_str!("device.hpp");
+const DEVICE: &str = concat!(include_str!("memory.hpp"), include_str!("device.hpp"));
+
+/// As nvcc, which lets one type be read as another; with calls of what `memory.hpp` has instead of sanitizers' libraries.
+const COMPILE: [&str; 7] = [
+    "-std=c++17",
+    "-O0",
+    "-w",
+    "-fno-strict-aliasing",
+    "-fno-threadsafe-statics",
+    "-fsanitize=thread,alignment,bounds,shift,integer-divide-by-zero",
+    "-c",
+];
 
 /// A kernel in CUDA C++.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +101,7 @@ impl Emulator {
 /// What the compiler says of it.
 pub(crate) fn program(source: Source<'_>) -> Result<PathBuf, String> {
     let mut hasher = DefaultHasher::new();
-    (DEVICE, source.text).hash(&mut hasher);
+    (DEVICE, COMPILE, source.text).hash(&mut hasher);
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("cuda_without_gpu");
     std::fs::create_dir_all(&folder).expect("the folder can be made");
     let program = folder.join(format!("{:016x}", hasher.finish()));
@@ -104,22 +115,25 @@ pub(crate) fn program(source: Source<'_>) -> Result<PathBuf, String> {
     );
     // Two processes may compile the same kernel.
     let own = |extension: &str| program.with_extension(format!("{}.{extension}", std::process::id()));
-    let [file, made] = ["cpp", "new"].map(own);
+    let [file, object, made] = ["cpp", "o", "new"].map(own);
     std::fs::write(&file, text).expect("the folder can be written to");
-    // As nvcc, which lets one type be read as another.
-    let output = Command::new("c++")
-        .args(["-std=c++17", "-O0", "-fno-strict-aliasing", "-w", "-o"])
-        .arg(&made)
-        .arg(&file)
-        .output()
-        .map_err(|error| format!("c++, a C++ compiler: {error}"))?;
+    let compiler = |arguments: &[&str], from: &PathBuf, to: &PathBuf| {
+        let mut command = Command::new("c++");
+        command.args(arguments).arg(from).arg("-o").arg(to).output().map_err(|error| format!("c++: {error}"))
+    };
+    let mut output = compiler(&COMPILE, &file, &object)?;
+    if output.status.success() {
+        output = compiler(&[], &object, &made)?;
+    }
     if !output.status.success() {
         let complaint = String::from_utf8_lossy(&output.stderr);
         let first: Vec<_> = complaint.lines().take(6).collect();
         return Err(format!("{} ({}): {}", source.entry_point, file.display(), first.join("\n")));
     }
     std::fs::rename(&made, &program).expect("the program can be renamed");
-    std::fs::remove_file(&file).expect("the file can be removed");
+    for left in [&file, &object] {
+        std::fs::remove_file(left).expect("the file can be removed");
+    }
     Ok(program)
 }
 

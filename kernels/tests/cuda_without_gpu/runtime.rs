@@ -2,16 +2,13 @@
 //! CUDA C++ and keeps the source. With [`EMULATES`] it also runs it on the CPU; otherwise nothing is computed, and what is
 //! read back is whatever the memory held.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use burn_cubecl::CubeBackend;
 use cubecl::client::ComputeClient;
-use cubecl::ir::{
-    ContiguousElements, DeviceProperties, ElemType, FloatKind, HardwareProperties, MatrixLayout,
-    MemoryDeviceProperties, MmaProperties, TargetProperties, VectorSize,
-};
+use cubecl::ir::{ContiguousElements, MatrixLayout, MmaProperties, TargetProperties};
 use cubecl::server::{
     Binding, ComputeServer, CopyDescriptor, CubeCount, ExecutionMode, KernelArguments, ServerCommunication,
     ServerUtilities,
@@ -20,17 +17,14 @@ use cubecl::{MemoryConfiguration, Runtime};
 use cubecl_common::bytes::Bytes;
 use cubecl_common::device::{Device, DeviceId, DeviceService};
 use cubecl_common::future::DynFut;
-use cubecl_common::profile::{ProfileDuration, TimingMethod};
+use cubecl_common::profile::ProfileDuration;
 use cubecl_common::stream_id::StreamId;
 use cubecl_cpp::cuda::CudaDialect;
-use cubecl_cpp::cuda::arch::CudaArchitecture;
 use cubecl_cpp::cuda::mma::{CudaWmmaCompiler, contiguous_elements_cuda};
-use cubecl_cpp::shared::{
-    CompilationOptions, CppCompiler, CppSupportedFeatures, DialectWmmaCompiler, register_mma_features,
-    register_supported_types, register_wmma_features,
-};
-use cubecl_runtime::allocator::ContiguousMemoryLayoutPolicy;
+use cubecl_cpp::shared::{CompilationOptions, CppCompiler};
+use cubecl_runtime::allocator::PitchedMemoryLayoutPolicy;
 use cubecl_runtime::compiler::CubeTask;
+use cubecl_runtime::id::KernelId;
 use cubecl_runtime::kernel::KernelMetadata;
 use cubecl_runtime::logging::ServerLogger;
 use cubecl_runtime::memory_management::{
@@ -39,37 +33,68 @@ use cubecl_runtime::memory_management::{
 use cubecl_runtime::server::{ProfileError, ProfilingToken, ServerError};
 use cubecl_runtime::storage::{BytesResource, BytesStorage, ManagedResource};
 use cubecl_runtime::timestamp_profiler::TimestampProfiler;
+use cubecl_zspace::striding::has_pitched_row_major_strides;
 use cubecl_zspace::{Shape, Strides};
 
+use crate::card;
 use crate::emulator::{Buffer, Emulator, Launch, Source};
-
-/// The architecture that `TUNE_CUDA_ARCH` names, as in `sm_80`, which it is without; compiled for from here on.
-pub(crate) fn architecture() -> u32 {
-    let named = std::env::var("TUNE_CUDA_ARCH").ok();
-    *ARCHITECTURE
-        .get_or_init(|| named.map_or(80, |text| text.parse().expect("TUNE_CUDA_ARCH is a number like 80")))
-}
 
 /// burn over the runtime without a GPU.
 pub(crate) type Compiled = CubeBackend<CompileOnly, f32, i32, u8>;
 
 type Compiler = CppCompiler<CudaDialect<CudaWmmaCompiler>>;
 
-/// What was launched: CUDA C++ by kernel name and number, and kernels that CubeCL refused.
+/// What was launched: each kernel once, and what CubeCL or a card would refuse.
 #[derive(Debug, Default)]
 pub(crate) struct Launched {
-    pub(crate) sources: BTreeMap<String, String>,
+    pub(crate) kernels: Vec<Arc<Kernel>>,
     pub(crate) refused: Vec<String>,
-    number: usize,
 }
 
-static ARCHITECTURE: OnceLock<u32> = OnceLock::new();
+/// A kernel as CubeCL writes it.
+#[derive(Debug)]
+pub(crate) struct Kernel {
+    pub(crate) entry_point: String,
+    /// CUDA C++.
+    pub(crate) text: String,
+    block: [u32; 3],
+    shared: usize,
+    /// Units of a cube, bytes of shared memory, and what was computed when it was first launched, as [`begin`] names it.
+    pub(crate) launch: String,
+}
 
-/// Whether kernels are run, too; set before the first launch.
+/// Whether kernels are run, too.
 pub(crate) static EMULATES: AtomicBool = AtomicBool::new(false);
+
+/// Whether no kernel of the past is known any more.
+static FORGETS: AtomicBool = AtomicBool::new(false);
 
 /// Everything launched so far in this process.
 pub(crate) static LAUNCHED: Mutex<Option<Launched>> = Mutex::new(None);
+
+static PART: Mutex<String> = Mutex::new(String::new());
+
+/// The runtime for one test alone, as if nothing had been launched.
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    begin("");
+    EMULATES.store(false, Ordering::Relaxed);
+    FORGETS.store(true, Ordering::Relaxed);
+    *LAUNCHED.lock().expect("nothing panics while it is held") = None;
+    alone
+}
+
+fn note(what: impl FnOnce(&mut Launched)) {
+    what(LAUNCHED.lock().expect("nothing panics while it is held").get_or_insert_default());
+}
+
+/// Names what is computed from here on.
+pub(crate) fn begin(part: &str) {
+    // Launches are handed to the runtime's thread.
+    cubecl::future::block_on(CompileOnly::client(&NoDevice).sync()).expect("host memory");
+    *PART.lock().expect("nothing panics while it is held") = part.to_owned();
+}
 
 /// The one device.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, Default)]
@@ -94,66 +119,25 @@ pub(crate) struct Server {
     utilities: Arc<ServerUtilities<Self>>,
     options: CompilationOptions,
     emulator: Emulator,
+    /// As a card's context has them: CubeCL does not write a kernel in the same words every time.
+    compiled: HashMap<KernelId, Arc<Kernel>>,
 }
 
 impl DeviceService for Server {
     fn init(_: DeviceId) -> Self {
-        let memory_properties = MemoryDeviceProperties { max_page_size: 1 << 30, alignment: 512 };
+        let properties = card::properties();
         let logger = Arc::new(ServerLogger::default());
         let memory = MemoryManagement::from_configuration(
             BytesStorage::default(),
-            &memory_properties,
+            &properties.memory,
             MemoryConfiguration::default(),
             logger.clone(),
             MemoryManagementOptions::new("compile-only"),
         );
-        let hardware = HardwareProperties {
-            load_width: 128,
-            plane_size_min: 32,
-            plane_size_max: 32,
-            max_bindings: 1024,
-            // What every card since Turing gives a block that asks for it; newer ones give more.
-            max_shared_memory_size: 65_536,
-            max_cube_count: (i32::MAX as u32, 65_535, 65_535),
-            max_units_per_cube: 1024,
-            max_cube_dim: (1024, 1024, 64),
-            num_streaming_multiprocessors: Some(128),
-            num_tensor_cores: Some(4),
-            min_tensor_cores_dim: Some(8),
-            num_cpu_cores: None,
-            max_vector_size: VectorSize::MAX,
-        };
-        let mut properties =
-            DeviceProperties::new(Default::default(), memory_properties, hardware, TimingMethod::System);
-        let version = architecture();
-        let architecture = CudaArchitecture { version };
-        register_supported_types(&mut properties);
-        register_wmma_features(CudaWmmaCompiler::supported_wmma_combinations(&architecture), &mut properties);
-        register_mma_features(CudaWmmaCompiler::supported_mma_combinations(&architecture), &mut properties);
-        for kind in [FloatKind::F16, FloatKind::BF16] {
-            properties.features.matmul.ldmatrix.insert(ElemType::Float(kind).into());
-        }
-        properties.features.copy_async = version >= 80;
-        properties.features.memory_reinterpret = true;
-        properties.features.alignment = true;
-        for feature in [
-            cubecl::features::Plane::Ops,
-            cubecl::features::Plane::Sync,
-            cubecl::features::Plane::NonUniformControlFlow,
-        ] {
-            properties.features.plane.insert(feature);
-        }
-        let policy = ContiguousMemoryLayoutPolicy::new(512);
+        let policy = PitchedMemoryLayoutPolicy::new(card::ALIGNMENT);
         let utilities = Arc::new(ServerUtilities::new(properties, logger, (), policy));
-        let supports_features = CppSupportedFeatures {
-            grid_constants: version >= 70,
-            fast_math: true,
-            fast_tanh: version >= 75,
-            ..Default::default()
-        };
-        let options = CompilationOptions { warp_size: 32, supports_features };
         let (timestamps, emulator) = (TimestampProfiler::default(), Emulator::default());
-        Self { memory, timestamps, utilities, options, emulator }
+        Self { memory, timestamps, utilities, options: card::options(), emulator, compiled: HashMap::new() }
     }
 
     fn utilities(&self) -> Arc<dyn std::any::Any + Send + Sync> {
@@ -162,27 +146,50 @@ impl DeviceService for Server {
 }
 
 impl Server {
+    fn resource(&mut self, binding: Binding) -> BytesResource {
+        let Binding { memory, offset_start, offset_end, .. } = binding;
+        self.memory.get_resource(memory, offset_start, offset_end).expect("bound memory")
+    }
+
+    /// A kernel in CUDA C++.
+    ///
+    /// # Errors
+    /// What CubeCL or a card would not stand.
+    fn compile(&self, kernel: &dyn CubeTask<Compiler>, mode: ExecutionMode) -> Result<Kernel, String> {
+        let address = kernel.address_type();
+        let compiled = kernel
+            .compile(&mut Default::default(), &self.options, mode, address)
+            .map_err(|error| format!("{}: {error:?}", kernel.name()))?;
+        let block = [compiled.cube_dim.x, compiled.cube_dim.y, compiled.cube_dim.z];
+        let units: u32 = block.into_iter().product();
+        let shared = compiled.repr.as_ref().map_or(0, |kernel| kernel.shared_memory_size());
+        let limits = &self.utilities.properties.hardware;
+        if units > limits.max_units_per_cube || shared > limits.max_shared_memory_size {
+            return Err(format!("{}: {units} units and {shared} bytes of shared memory", kernel.name()));
+        }
+        let part = PART.lock().expect("nothing panics while it is held");
+        let launch = format!("units {units} shared {shared} of {part}");
+        let (entry_point, text) = (compiled.entrypoint_name, compiled.source);
+        Ok(Kernel { entry_point, text, block, shared, launch })
+    }
+
     /// Runs a launch on the CPU.
     ///
     /// # Errors
     /// What the kernel did that no card would stand.
     fn emulate(
         &mut self,
-        source: Source<'_>,
+        kernel: &Kernel,
         count: CubeCount,
-        block: [u32; 3],
-        shared: u64,
         arguments: KernelArguments,
     ) -> Result<(), String> {
         let CubeCount::Static(x, y, z) = count else {
-            return Err(format!("{}: a grid that a kernel decides", source.entry_point));
+            return Err(format!("{}: a grid that a kernel decides", kernel.entry_point));
         };
         let mut resources = Vec::new();
         for binding in arguments.buffers {
             let size = binding.size_in_used() as usize;
-            let Binding { memory, offset_start, offset_end, .. } = binding;
-            let resource = self.memory.get_resource(memory, offset_start, offset_end);
-            resources.push((resource.expect("bound memory"), size));
+            resources.push((self.resource(binding), size));
         }
         let mut buffers = Vec::new();
         for (number, (resource, size)) in resources.iter().enumerate() {
@@ -198,8 +205,9 @@ impl Server {
         if !dynamic.is_empty() {
             buffers.push(Buffer::Bytes(dynamic.into_iter().flat_map(u64::to_ne_bytes).collect()));
         }
-        let launch = Launch { grid: [x, y, z], block, shared, constants, buffers };
-        let mut results = self.emulator.run(source, &launch)?.into_iter();
+        let Kernel { entry_point, text, block, shared, .. } = kernel;
+        let launch = Launch { grid: [x, y, z], block: *block, shared: *shared as u64, constants, buffers };
+        let mut results = self.emulator.run(Source { entry_point, text }, &launch)?.into_iter();
         for ((resource, size), buffer) in resources.iter_mut().zip(&launch.buffers) {
             if matches!(buffer, Buffer::Bytes(_))
                 && let Some(bytes) = results.next()
@@ -211,6 +219,15 @@ impl Server {
     }
 }
 
+/// Bytes of a row, and from one to the next: at least 1, for there are tensors of nothing.
+fn rows(descriptor: &CopyDescriptor) -> (usize, usize) {
+    let CopyDescriptor { shape, strides, elem_size, .. } = descriptor;
+    assert!(has_pitched_row_major_strides(shape, strides), "{shape:?} by {strides:?} cannot be copied");
+    let width = shape.last().copied().unwrap_or(1);
+    let pitch = if shape.len() < 2 { width } else { strides[shape.len() - 2] };
+    ((width * elem_size).max(1), (pitch * elem_size).max(1))
+}
+
 impl ServerCommunication for Server {
     const SERVER_COMM_ENABLED: bool = false;
 }
@@ -218,7 +235,7 @@ impl ServerCommunication for Server {
 impl ComputeServer for Server {
     type Kernel = Box<dyn CubeTask<Compiler>>;
     type Storage = BytesStorage;
-    type MemoryLayoutPolicy = ContiguousMemoryLayoutPolicy;
+    type MemoryLayoutPolicy = PitchedMemoryLayoutPolicy;
     type Info = ();
 
     fn logger(&self) -> Arc<ServerLogger> {
@@ -243,10 +260,13 @@ impl ComputeServer for Server {
         _: StreamId,
     ) -> DynFut<Result<Vec<Bytes>, ServerError>> {
         let read = |descriptor: CopyDescriptor| {
-            let Binding { memory, offset_start, offset_end, .. } = descriptor.handle.clone();
-            let size = descriptor.handle.size_in_used() as usize;
-            let resource = self.memory.get_resource(memory, offset_start, offset_end).expect("bound memory");
-            Bytes::from_bytes_vec(resource.read()[..size].to_vec())
+            let (width, pitch) = rows(&descriptor);
+            let resource = self.resource(descriptor.handle);
+            let rows = resource.read().chunks(pitch).map(|row| &row[..width]);
+            let size = descriptor.shape.num_elements() * descriptor.elem_size;
+            let bytes: Vec<u8> = rows.flatten().copied().take(size).collect();
+            assert_eq!(bytes.len(), size, "a tensor of {:?} lies in its buffer", descriptor.shape);
+            Bytes::from_bytes_vec(bytes)
         };
         let bytes: Vec<_> = descriptors.into_iter().map(read).collect();
         Box::pin(async move { Ok(bytes) })
@@ -254,10 +274,12 @@ impl ComputeServer for Server {
 
     fn write(&mut self, descriptors: Vec<(CopyDescriptor, Bytes)>, _: StreamId) {
         for (descriptor, data) in descriptors {
-            let Binding { memory, offset_start, offset_end, .. } = descriptor.handle.clone();
-            let mut resource =
-                self.memory.get_resource(memory, offset_start, offset_end).expect("bound memory");
-            resource.write()[..data.len()].copy_from_slice(&data);
+            let (width, pitch) = rows(&descriptor);
+            let mut resource = self.resource(descriptor.handle);
+            let to = resource.write().chunks_mut(pitch);
+            for (to, from) in to.zip(data.chunks(width)) {
+                to[..from.len()].copy_from_slice(from);
+            }
         }
     }
 
@@ -283,27 +305,25 @@ impl ComputeServer for Server {
         mode: ExecutionMode,
         _: StreamId,
     ) {
-        let address = kernel.address_type();
-        let compiled = kernel.compile(&mut Default::default(), &self.options, mode, address);
-        let mut launched = LAUNCHED.lock().expect("nothing panics while it is held");
-        let launched = launched.get_or_insert_default();
-        let compiled = match compiled {
-            Ok(compiled) => compiled,
-            Err(error) => return launched.refused.push(format!("{}: {error:?}", kernel.name())),
-        };
-        let cube = compiled.cube_dim;
-        let shared = compiled.repr.as_ref().map_or(0, |kernel| kernel.shared_memory_size()) as u64;
-        if EMULATES.load(Ordering::Relaxed) {
-            let source = Source { entry_point: &compiled.entrypoint_name, text: &compiled.source };
-            let block = [cube.x, cube.y, cube.z];
-            let failed = self.emulate(source, count, block, shared, arguments).err();
-            launched.refused.extend(failed);
+        if FORGETS.swap(false, Ordering::Relaxed) {
+            self.compiled.clear();
         }
-        let source = format!("// units {} shared {shared}\n{}", cube.x * cube.y * cube.z, compiled.source);
-        if !launched.sources.values().any(|known| *known == source) {
-            launched.number += 1;
-            let name = format!("{:03}_{}", launched.number, compiled.entrypoint_name);
-            launched.sources.insert(name, source);
+        let mut id = kernel.id();
+        id.mode(mode);
+        let done = match self.compiled.get(&id) {
+            Some(kernel) => Ok(kernel.clone()),
+            None => self.compile(&*kernel, mode).map(|kernel| {
+                let kernel = Arc::new(kernel);
+                self.compiled.insert(id, kernel.clone());
+                note(|launched| launched.kernels.push(kernel.clone()));
+                kernel
+            }),
+        };
+        let done = done.and_then(|kernel| {
+            if EMULATES.load(Ordering::Relaxed) { self.emulate(&kernel, count, arguments) } else { Ok(()) }
+        });
+        if let Err(refusal) = done {
+            note(|launched| launched.refused.push(refusal));
         }
     }
 
@@ -357,8 +377,8 @@ impl Runtime for CompileOnly {
         (i32::MAX as u32, 65_535, 65_535)
     }
 
-    fn can_read_tensor(_: &Shape, _: &Strides) -> bool {
-        true
+    fn can_read_tensor(shape: &Shape, strides: &Strides) -> bool {
+        has_pitched_row_major_strides(shape, strides)
     }
 
     fn target_properties() -> TargetProperties {

@@ -96,11 +96,21 @@ fn gpu<R: burn_cubecl::CubeRuntime>(
     found: Result<Vec<tune_kernels::gpu::Found<R::Device>>, tune_kernels::gpu::Unusable>,
 ) -> Option<Site> {
     match found {
-        Ok(devices) => devices.into_iter().next().map(|found| Site {
-            is_slow: found.is_software(),
-            name: found.name,
-            dtypes: tune_kernels::gpu::dtypes::<R>(&R::Device::default()),
-            is_gpu: true,
+        Ok(devices) => devices.into_iter().next().map(|found| {
+            let device = R::Device::default();
+            if found.is_software()
+                && let Ok(bits) = std::env::var("LP_NATIVE_VECTOR_WIDTH")
+            {
+                // Lavapipe's planes are as wide as its vectors.
+                let planes = R::client(&device).properties().hardware.plane_size_max * 32;
+                assert_eq!(planes.to_string(), bits, "LP_NATIVE_VECTOR_WIDTH names another size of planes");
+            }
+            Site {
+                is_slow: found.is_software(),
+                name: found.name,
+                dtypes: tune_kernels::gpu::dtypes::<R>(&device),
+                is_gpu: true,
+            }
         }),
         Err(why) => {
             // Past the harness, which would keep it to itself.

@@ -1,16 +1,11 @@
 //! Every GPU kernel, at the shapes of a real model, through CubeCL's CUDA compiler without a GPU.
 //!
-//! `TUNE_CUDA_SOURCES=folder` keeps the CUDA C++; `.ci/cuda.py` makes machine code of it and says how many registers
-//! each kernel takes and whether any spill. `TUNE_CUDA_ARCH` (75, 80, 86, 89, 90, 120) picks the architecture.
-#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests stop where they fail")]
+//! `TUNE_CUDA_SOURCES=folder` keeps the CUDA C++; `.ci/cuda.py` makes machine code of it and says what each kernel takes and
+//! what its loops do.
 
-#[path = "cuda_without_gpu/emulator.rs"]
-mod emulator;
-#[path = "cuda_without_gpu/runtime.rs"]
-mod runtime;
+use std::sync::Arc;
 
 use burn_tensor::{DType, Tensor, TensorData};
-use runtime::{Compiled, LAUNCHED, architecture};
 use tune_kernels::activation::{Function, activation, activation_backward};
 use tune_kernels::adamw::{AdamWConfig, Guard, Moments, Update, adamw, norm};
 use tune_kernels::attention::{
@@ -33,6 +28,9 @@ use tune_kernels::router::{Router, Score, route, route_backward};
 use tune_kernels::row_scale::{row_scale, row_scale_backward};
 use tune_kernels::row_sum::{RowLists, row_sum};
 use tune_kernels::segment_sum::segment_sum;
+
+use crate::card::architecture;
+use crate::runtime::{Compiled, Kernel, LAUNCHED, alone, begin};
 
 fn zeros<const D: usize>(shape: [usize; D], dtype: DType) -> Tensor<Compiled, D> {
     let count = shape.iter().product();
@@ -77,6 +75,7 @@ fn decoder_layer(dtype: DType) {
     let (hidden, intermediate, heads, kv_heads) = (512, 1024, 8, 2);
     let x = zeros([tokens, hidden], dtype);
     let weight = zeros([hidden], dtype);
+    begin("norms");
     rms_norm(&x, &weight, 1e-5);
     rms_norm_backward(&x, &weight, 1e-5, x.clone(), Some(&x));
     let gemma = RmsNorm { rounding: Rounding::Last, weight: NormWeight::OnePlus, ..RmsNorm::from(1e-5) };
@@ -84,14 +83,18 @@ fn decoder_layer(dtype: DType) {
     rms_norm_backward(&x, &weight, gemma, x.clone(), None);
     layer_norm(&x, &weight, Some(&weight), 1e-5, Some(&x));
     layer_norm_backward(&x, &weight, 1e-5, x.clone(), None);
+    begin("layers over NF4");
     projections(tokens, hidden, &[hidden, 128, 128], None, dtype);
     projections(tokens, hidden, &[hidden], None, dtype);
-    // So few tokens that weights are dequantized as they are read.
-    projections(96, hidden, &[hidden], None, dtype);
     projections(tokens, hidden, &[intermediate, intermediate], None, dtype);
     projections(tokens, intermediate, &[hidden], None, dtype);
+    begin("layers over NF4, dequantized as it is read");
+    // So few tokens that it is.
+    projections(96, hidden, &[hidden], None, dtype);
+    begin("layers with dropout");
     let key = DropoutKey { seed: 1, step: 1, micro_batch: 0, layer: 0, projection: 0 };
     projections(tokens, hidden, &[hidden], Some(Dropout { probability: 0.1, key }), dtype);
+    begin("activations");
     let gate = zeros([tokens, intermediate], dtype);
     for activation in [Activation::Silu, Activation::GeluTanh, Activation::Sigmoid, Activation::Clamped] {
         gated(activation, &gate, &gate);
@@ -101,7 +104,8 @@ fn decoder_layer(dtype: DType) {
         activation(function, &gate);
         activation_backward(function, gate.clone(), gate.clone());
     }
-    for head_dim in [64, 96, 128, 256] {
+    for head_dim in [64, 96, 128, 192, 256] {
+        begin(&format!("attention, heads of {head_dim}"));
         let table = RotaryTable {
             cos: zeros([tokens, head_dim / 2], DType::F32),
             sin: zeros([tokens, head_dim / 2], DType::F32),
@@ -153,16 +157,20 @@ fn recurrent_layer(dtype: DType) {
 
 #[test]
 fn every_kernel_becomes_cuda() {
+    let _alone = alone();
     let architecture = architecture();
     // Cards before Ampere have no bf16.
     let half = if architecture < 80 { DType::F16 } else { DType::BF16 };
     for dtype in [half, DType::F32] {
         if dtype == DType::F32 {
+            begin("layers in f32");
             projections(96, 512, &[512], None, dtype);
         } else {
             decoder_layer(dtype);
+            begin("recurrent states");
             recurrent_layer(dtype);
         }
+        begin("the loss");
         let hidden = zeros([80, 512], dtype);
         let head = FrozenWeight::Dense(zeros([1024, 512], dtype));
         let found = linear_cross_entropy(&hidden, &head, &[3; 80], true);
@@ -180,6 +188,7 @@ fn every_kernel_becomes_cuda() {
         let weights = Tensor::cat(vec![weights; 8], 0).reshape([80, 8]);
         route_backward(&hidden, &routes.chosen, router, &weights);
     }
+    begin("the update");
     let parameter = zeros([16, 512], DType::F32);
     let moments = Moments::zeros_like(&parameter);
     let update = Update { gradient: Some(parameter.clone()), parameter, moments };
@@ -214,18 +223,22 @@ fn every_kernel_becomes_cuda() {
         "sum_of_squares",
         "root",
     ] {
-        let found = launched.sources.keys().any(|key| key.contains(name));
+        let found = launched.kernels.iter().any(|kernel| kernel.entry_point.contains(name));
         assert!(found, "no kernel of {name}");
     }
     let product = if architecture < 80 { "wmma::mma_sync" } else { "mma.sync" };
     let has_product =
-        |(name, source): (&String, &String)| name.contains("matmul") && source.contains(product);
-    assert!(launched.sources.iter().any(has_product), "no product on tensor cores");
+        |kernel: &Arc<Kernel>| kernel.entry_point.contains("matmul") && kernel.text.contains(product);
+    assert!(launched.kernels.iter().any(has_product), "no product on tensor cores");
+    let has_stores = launched.kernels.iter().any(|kernel| kernel.text.contains("stmatrix"));
+    assert_eq!(has_stores, architecture >= 90, "whether results in 16 bits leave by stmatrix");
     if let Ok(folder) = std::env::var("TUNE_CUDA_SOURCES") {
         std::fs::create_dir_all(&folder).expect("the folder can be made");
-        for (name, source) in &launched.sources {
-            let path = std::path::Path::new(&folder).join(format!("{name}.cu"));
-            std::fs::write(&path, source).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        for (number, kernel) in launched.kernels.iter().enumerate() {
+            let Kernel { entry_point, text, launch, .. } = &**kernel;
+            let path = std::path::Path::new(&folder).join(format!("{number:03}_{entry_point}.cu"));
+            let text = format!("// {launch}\n{text}");
+            std::fs::write(&path, text).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         }
     }
 }

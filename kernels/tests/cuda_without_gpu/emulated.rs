@@ -1,26 +1,20 @@
 //! Every op on the CUDA C++ that CubeCL makes of our kernels, run on the CPU and judged by the oracles: what is left for a
 //! card to prove is that NVIDIA's compiler and silicon do what their manuals say. Wants a C++ compiler, `c++`.
-//!
-//! `TUNE_CUDA_ARCH` as in `cuda_sources`: 75 has other tensor cores, and no bf16.
-#![expect(clippy::expect_used, clippy::panic, reason = "helpers of tests stop where they fail")]
-
-#[path = "cuda_without_gpu/emulator.rs"]
-mod emulator;
-#[path = "cuda_without_gpu/runtime.rs"]
-mod runtime;
 
 use std::io::Write;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn_tensor::DType;
-use emulator::{Buffer, Emulator, Launch, Source, program};
-use runtime::{Compiled, EMULATES, LAUNCHED, Launched, NoDevice, architecture};
 use tune_kernels::attention::reference::Sizes;
 use tune_kernels::attention::{AttentionOptions, DocumentOffsets};
 use tune_kernels::check::attention::{CAP, SCALING};
 use tune_kernels::check::{self, Deviation, On};
 use tune_kernels::gpu::with_plain_products;
+
+use crate::card::architecture;
+use crate::emulator::{Buffer, Emulator, Launch, Source, program};
+use crate::runtime::{Compiled, EMULATES, LAUNCHED, Launched, NoDevice, alone, begin};
 
 /// Something to compute, by name.
 struct Task {
@@ -47,7 +41,9 @@ fn tasks() -> Vec<Task> {
     let dtype = dtypes[0];
     let on = move || On { device: &NoDevice, dtype };
     let several = || DocumentOffsets::packed(&[0, 37, 70, 101]);
-    for (head_dim, window) in [(64, Some(33)), (96, None), (256, Some(20))] {
+    for (head_dim, window) in
+        [(64, Some(33)), (80, None), (96, None), (128, Some(40)), (192, None), (256, Some(20))]
+    {
         let sizes = Sizes { heads: 4, kv_heads: 2, head_dim };
         for soft_cap in [None, Some(CAP)] {
             let options =
@@ -69,16 +65,11 @@ fn launched() -> Launched {
 
 /// Compiles kernels, on all cores.
 fn compile_all(launched: &Launched) -> Result<(), String> {
-    // As CubeCL wrote them: behind a number in the name, and a line in the text.
-    let kernel = |(name, text): (&'_ String, &'_ String)| {
-        let ((_, entry_point), (_, text)) = (name.split_once('_')?, text.split_once('\n')?);
-        Some((entry_point.to_owned(), text.to_owned()))
-    };
-    let kernels: Vec<_> = launched.sources.iter().filter_map(kernel).collect();
     let next = AtomicUsize::new(0);
     let work = || {
-        while let Some((entry_point, text)) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
-            program(Source { entry_point, text })?;
+        while let Some(kernel) = launched.kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let made = program(Source { entry_point: &kernel.entry_point, text: &kernel.text });
+            made.map_err(|complaint| format!("{}: {complaint}", kernel.launch))?;
         }
         Ok(())
     };
@@ -99,14 +90,15 @@ fn has_compiler() -> bool {
     found
 }
 
-/// A kernel of one block of 64 threads over one buffer of 64 words.
-fn emulated(body: &str) -> Result<Vec<u32>, String> {
+/// A kernel of blocks of 64 threads over one buffer of 64 words.
+fn emulated(blocks: u32, body: &str) -> Result<Vec<u32>, String> {
     let text = format!(
         "extern \"C\" __global__ void kernel(unsigned* words) {{ extern __shared__ unsigned char dynamic_shared_mem[]; \
          unsigned* shared = reinterpret_cast<unsigned*>(dynamic_shared_mem); unsigned i = threadIdx.x; {body} }}"
     );
     let buffers = vec![Buffer::Bytes(vec![0; 256])];
-    let launch = Launch { grid: [1; 3], block: [64, 1, 1], shared: 256, constants: Vec::new(), buffers };
+    let launch =
+        Launch { grid: [blocks, 1, 1], block: [64, 1, 1], shared: 256, constants: Vec::new(), buffers };
     let results = Emulator::default().run(Source { entry_point: "kernel", text: &text }, &launch)?;
     Ok(results[0]
         .chunks_exact(4)
@@ -122,18 +114,83 @@ fn the_emulator_forgives_nothing() {
     }
     let reversed: Vec<u32> = (0..64).rev().collect();
     let swapped = "shared[i] = i; __syncthreads(); words[i] = shared[63 - i];";
-    assert_eq!(emulated(swapped).as_deref(), Ok(&reversed[..]));
-    assert_ne!(emulated(&swapped.replace("__syncthreads();", "")).as_deref(), Ok(&reversed[..]));
+    assert_eq!(emulated(1, swapped).as_deref(), Ok(&reversed[..]));
+    let of_a_warp = "shared[i] = i; __syncwarp(); words[i] = shared[i ^ 31];";
+    assert!(emulated(1, of_a_warp).is_ok());
 
-    let complaint = |body: &str| emulated(body).expect_err("a card would not stand it");
-    let touches = "memory that is neither a buffer's nor shared (block 0 0 0, thread 63 0 0)";
-    assert!(complaint("words[i + 1] = i;").contains(touches));
-    assert!(complaint("if (i == 63) words[i] = shared[1 << 14];").contains(touches));
-    assert!(complaint("shared[i + 1] = i;").contains("does not ask for"));
-    assert!(complaint("if (i < 32) __syncthreads();").contains("threads that never come"));
-    assert!(
-        complaint("if (i % 2) __syncwarp(); else __any_sync(0xffffffff, 1);").contains("different things")
-    );
+    let between_blocks = "if (i == 0) words[blockIdx.x] = words[1 - blockIdx.x];";
+    assert!(emulated(1, between_blocks).is_ok());
+    for (blocks, body, expected) in [
+        (1, &*swapped.replace("__syncthreads();", ""), "without a barrier between them"),
+        (1, &*of_a_warp.replace("31", "32"), "without a barrier between them"),
+        (
+            1,
+            &*of_a_warp.replace("__syncwarp()", "__any_sync(0xffffffff, 1)"),
+            "without a barrier between them",
+        ),
+        (2, between_blocks, "without a barrier between them"),
+        (
+            1,
+            "words[i + 1] = i;",
+            "beside what it is given: byte 256 of a buffer (block 0 0 0, thread 63 0 0)",
+        ),
+        (
+            1,
+            "words[int(i) - 1] = i;",
+            "beside what it is given: byte -4 of a buffer (block 0 0 0, thread 0 0 0)",
+        ),
+        (
+            1,
+            "words[i + (i == 63) * (1 << 22)] = i;",
+            "neither a buffer's nor shared (block 0 0 0, thread 63 0 0)",
+        ),
+        (1, "shared[i + 1] = i;", "beside what it is given: byte 256 of shared memory"),
+        (
+            1,
+            "if (i == 63) words[i] = shared[1 << 14];",
+            "beside what it is given: byte 65536 of shared memory",
+        ),
+        (
+            1,
+            "words[i] = *reinterpret_cast<unsigned long long*>(words + 1);",
+            "an address that its type cannot have",
+        ),
+        (1, "unsigned local[4]; words[i] = local[i];", "an index beyond a local array"),
+        (1, "words[i] = 1u << i;", "a shift by more bits than there are"),
+        (1, "if (i < 32) __syncthreads();", "threads that never come"),
+        (1, "if (i % 2) __syncwarp(); else __any_sync(0xffffffff, 1);", "different things"),
+    ] {
+        let found = emulated(blocks, body).expect_err("a card would not stand it");
+        assert!(found.contains(expected), "{body}: {found}");
+    }
+}
+
+/// The two rows of instructions that move matrices, as CubeCL writes them and the PTX manual defines them: lane l has two
+/// elements of row l / 4, and lane r names row r.
+#[test]
+fn matrices_move_as_the_manual_says() {
+    if !has_compiler() {
+        return;
+    }
+    let moved = |store: &str, load: &str| {
+        let body = format!(
+            "uint32_t addr = __cvta_generic_to_shared(shared) + 16 * (i % 8 + i / 32 * 8); \
+             uint32_t reg_0 = 2 * (i % 32) | (2 * (i % 32) + 1) << 16; \
+             asm volatile(\"stmatrix.sync.aligned.m8n8.x1{store}.shared::cta.b16\" \" [%0], {{%1}};\" \
+             :: \"r\"(addr), \"r\"(reg_0)); __syncwarp(); \
+             asm volatile(\"ldmatrix.sync.aligned.m8n8.x1{load}.shared::cta.b16\" \" {{%0}}, [%1];\" \
+             : \"=r\"(reg_0) : \"r\"(addr)); words[i] = reg_0;"
+        );
+        let words = emulated(1, &body).unwrap_or_else(|complaint| panic!("{complaint}"));
+        assert_eq!(words[..32], words[32..]);
+        words[..32].iter().flat_map(|word| [word & 0xffff, word >> 16]).collect::<Vec<_>>()
+    };
+    let rows: Vec<u32> = (0..64).collect();
+    let columns: Vec<u32> = (0..64).map(|at| at % 8 * 8 + at / 8).collect();
+    assert_eq!(moved("", ""), rows);
+    assert_eq!(moved(".trans", ".trans"), rows);
+    assert_eq!(moved("", ".trans"), columns);
+    assert_eq!(moved(".trans", ""), columns);
 }
 
 #[test]
@@ -141,9 +198,11 @@ fn every_op_agrees_with_its_oracle() {
     if !has_compiler() {
         return;
     }
+    let _alone = alone();
     // A first time without results, for the kernels: those are compiled side by side.
-    for task in tasks() {
-        (task.run)();
+    for Task { name, run } in tasks() {
+        begin(&name);
+        run();
     }
     compile_all(&launched()).unwrap_or_else(|complaint| panic!("{complaint}"));
 
