@@ -92,20 +92,24 @@ pub fn check_grouped_linear<B: KernelBackend>(
     };
     let pairs: Vec<[(Vec<f32>, Vec<f32>); 2]> =
         (0..counts.len()).map(|group| [0, 1].map(|layer| pair(group, layer))).collect();
-    let lora = |(a, b): &(Vec<f32>, Vec<f32>)| Lora {
-        a: on.single::<2>(a, [rank, input]),
-        b: on.single::<2>(b, [out, rank]),
-        scaling: SCALING,
-        dropout: None,
+    // None of rank 0: CUDA copies no tensor without elements.
+    let lora = |(a, b): &(Vec<f32>, Vec<f32>)| {
+        (rank > 0).then(|| Lora {
+            a: on.single::<2>(a, [rank, input]),
+            b: on.single::<2>(b, [out, rank]),
+            scaling: SCALING,
+            dropout: None,
+        })
     };
-    let loras: Vec<[Lora<B>; 2]> = pairs.iter().map(|pairs| pairs.each_ref().map(lora)).collect();
+    let loras: Vec<[Option<Lora<B>>; 2]> = pairs.iter().map(|pairs| pairs.each_ref().map(lora)).collect();
     let groups: Vec<Group<'_, B>> = ranges
         .iter()
         .enumerate()
         .map(|(group, rows)| {
-            let layer = |layer: usize| {
-                let lora = (rank > 0).then(|| &loras[group][layer]);
-                Linear { weight: &weights[group].0, bias: None, lora }
+            let layer = |layer: usize| Linear {
+                weight: &weights[group].0,
+                bias: None,
+                lora: loras[group][layer].as_ref(),
             };
             Group { rows: rows.clone(), layers: vec![layer(0), layer(1)] }
         })

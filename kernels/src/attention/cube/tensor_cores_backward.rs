@@ -160,12 +160,16 @@ pub(super) fn attention_backward_kernel<F: Float, N: Size>(
     }
     let to = rows(block.first, block.count, head, row_heads, comptime!(tile.head_dim));
     if comptime!(wants[0]) {
-        factors[row as usize] = scaling;
+        if UNIT_POS_X < fragment {
+            factors[row as usize] = scaling;
+        }
         store_sums::<F>(&sums1, &factors, &mut scores, d1, to, tile);
     }
     if comptime!(wants[1]) {
         sync_cube();
-        factors[row as usize] = 1.0f32;
+        if UNIT_POS_X < fragment {
+            factors[row as usize] = 1.0f32;
+        }
         store_sums::<F>(&sums2, &factors, &mut scores, d2, to, tile);
     }
 }
