@@ -52,7 +52,7 @@ fn main() {
         let began = Instant::now();
         let comparison = compare(&decoder, &adapters, Some(&base), &objective, batch).expect("ids are known");
         let dropout = DropoutStep { seed: 0, step: 1, micro_batch: 0 };
-        let pass = Pass { dropout, keep: spec.layers.len(), balance: 0.0 };
+        let pass = Pass { dropout, keep: spec.layers.len(), balance: 0.0, parks: false };
         let mut gradients = Gradients::new(spec.layers.len());
         let loss =
             forward_backward(&decoder, &adapters, &objective, &comparison, batch, pass, &mut gradients);

@@ -63,7 +63,8 @@
 //!
 //! - Only `cli` prints, exits and reads the environment.
 //! - `units`, `document`, `files`, `assets`, `data` and `recipe` are independent of the tensor engine.
-//! - Tokenizing runs beside the training thread; device work runs on one thread.
+//! - Tokenizing runs beside the training thread; device work is launched by one thread, and what layers that are fetched bring
+//!   to a GPU is copied by another.
 //! - A dense copy of a frozen quantized weight lives only while its tensor is loaded or multiplied.
 //! - Computation walks the layers and holds one at a time: wherever they lie (device, host memory, disk), the adapter is the
 //!   same.

@@ -124,7 +124,7 @@ fn check(counter: &mut Counter, dtype: FloatDtype) {
     drop((own, sums));
 
     // A whole step: the other launches are of embeddings, loss and update.
-    let pass = Pass { dropout, keep: spec.layers.len(), balance: 0.0 };
+    let pass = Pass { dropout, keep: spec.layers.len(), balance: 0.0, parks: false };
     let mut gradients = Gradients::new(spec.layers.len());
     let (loss, step) = counter.count(|| {
         forward_backward(

@@ -233,6 +233,9 @@ fn the_measured_peak_on_vulkan_is_within_a_tenth_of_the_plan() {
         let (peak, planned) = (number(&report, "device_peak_bytes"), number(&report, "planned_memory_bytes"));
         println!("{dtype}: {peak} measured, {planned} planned");
         assert!((0.9..1.1).contains(&(peak / planned)), "{dtype}: {peak} measured, {planned} planned");
+        // Buffers have the sizes of their tensors, so that pools hold hardly more than tensors at the largest moment.
+        let reserved = number(&report, "device_reserved_bytes");
+        assert!(reserved <= 1.05 * peak, "{dtype}: {reserved} reserved, {peak} held at most");
         // Between steps: weights in allocations of their own size, adapters and optimizer.
         let terms = report["plan"].as_array().unwrap().iter();
         let stays = ["packed weights", "scales", "dense weights", "adapters", "optimizer"];
@@ -251,6 +254,44 @@ fn the_measured_peak_on_vulkan_is_within_a_tenth_of_the_plan() {
             }
         }
     }
+}
+
+/// Micro-batches of many lengths take no more of a device than the longest alone: before each, buffers of other sizes go back.
+#[cfg(feature = "vulkan")]
+#[test]
+fn pools_take_no_more_for_many_lengths_than_for_the_longest() {
+    let Some(_) = vulkan::devices() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let row = |length: u32| {
+        format!("{}\n", json!({ "input_ids": (0..length).map(|i| i * 31 % 400).collect::<Vec<_>>() }))
+    };
+    std::fs::write(folder.path().join("rows.jsonl"), [128, 125, 60, 128, 17, 101].map(row).concat()).unwrap();
+    let (out, recipe) = (folder.path().join("out"), folder.path().join("recipe.toml"));
+    let text = format!(
+        r#"
+        version = 1
+        output_dir = {out:?}
+        device = "vulkan"
+        model = {{ base = {base:?}, compute_dtype = "f32" }}
+        quantization.nf4 = {{}}
+        adapter.lora = {{ rank = 8 }}
+        data = {{ max_seq_len = 128, packing = false }}
+        dataset = [{{ path = {rows:?}, format = "tokens" }}]
+        train = {{ max_steps = 6, learning_rate = 1e-3, micro_batch_size = 1 }}
+        "#,
+        base = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/quickstart/base"),
+        rows = folder.path().join("rows.jsonl"),
+    );
+    std::fs::write(&recipe, text).unwrap();
+    let longest = measured(&[recipe.to_str().unwrap(), "--steps", "1", "--warmup", "0"]);
+    let ran = Command::new(env!("CARGO_BIN_EXE_tune")).arg("run").arg(&recipe).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let lines = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
+    let reserved = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let most = reserved.filter_map(|line| line["device_reserved_bytes"].as_u64()).max().unwrap();
+    let alone = longest["device_reserved_bytes"].as_u64().unwrap();
+    println!("{most} reserved for many lengths, {alone} for the longest");
+    assert!(most as f64 <= 1.01 * alone as f64, "{most} reserved for many lengths, {alone} for the longest");
 }
 
 /// Where the budget does not hold all activations, layers are run forward again, and the peak is lower.

@@ -61,4 +61,4 @@ pub mod sum;
 pub use backend::KernelBackend;
 pub use cpu::isa;
 pub use cpu::pool;
-pub use device::Reading;
+pub use device::{Fence, Parked, Reading};

@@ -158,14 +158,27 @@ fn show_terms(report: &Report, out: &mut dyn Write) -> io::Result<()> {
         }
     }
     row("device in all", &size(Some(held.device_bytes)), &size(Some(streamed.device_bytes)))?;
-    for term in streamed.host.iter().filter(|term| term.bytes > 0) {
-        row(&format!("host: {}", term.name), "", &size(Some(term.bytes)))?;
+    let hosted = |outlook: &Outlook, name| {
+        let found = outlook.host.iter().find(|term| term.name == name && term.bytes > 0);
+        size(found.map(|term| term.bytes))
+    };
+    let mut names: Vec<_> = streamed.host.iter().chain(&held.host).map(|term| term.name).collect();
+    names.dedup();
+    for name in names {
+        let (held, streamed) = (hosted(held, name), hosted(streamed, name));
+        if !held.is_empty() || !streamed.is_empty() {
+            row(&format!("host: {name}"), &held, &streamed)?;
+        }
     }
     let layers = report.layers;
     let of = |count: usize| format!("{count} of {layers}");
     row("layers held", &of(held.resident_layers), &of(streamed.resident_layers))?;
     let lie = |outlook: &Outlook| if outlook.host_embeddings { "off the device" } else { "on the device" };
     row("token embeddings", lie(held), lie(streamed))?;
+    let wait = |outlook: &Outlook| if outlook.host_inputs { "off the device" } else { "on the device" };
+    if held.host_inputs || streamed.host_inputs {
+        row("inputs of recomputed", wait(held), wait(streamed))?;
+    }
     row("layers recomputed", &of(held.recomputed_layers), &of(streamed.recomputed_layers))?;
     row("longest document", &tokens(held.max_context), &tokens(streamed.max_context))?;
     let fits = |outlook: &Outlook| if outlook.fits { "yes" } else { "no" };

@@ -47,7 +47,10 @@ pub(super) fn plan_line(plan: &Plan) -> String {
         format!("; {held} of {} layers held, the others fetched from {home} ({waiting})", plan.layers)
     });
     let table = if plan.host_embeddings { "; token embeddings off the device" } else { "" };
-    format!("{} planned; {kept}{held}{table}", Bytes(plan.total()))
+    let inputs = plan.host_inputs.map_or_else(String::new, |bytes| {
+        format!("; the inputs of recomputed layers in host memory ({})", Bytes(bytes))
+    });
+    format!("{} planned; {kept}{held}{table}{inputs}", Bytes(plan.total()))
 }
 
 /// A memory plan, one line per term.

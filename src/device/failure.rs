@@ -27,8 +27,8 @@ fn wanted(bytes: Option<u64>) -> String {
     bytes.map_or(String::new(), |bytes| format!(": cannot allocate a buffer of {}", Bytes(bytes)))
 }
 
-/// CubeCL's message for a failed allocation, before the size.
-const NO_BUFFER: &str = "can't allocate buffer of size: ";
+/// CubeCL's and wgpu's messages for a failed allocation, before the size.
+const NO_BUFFER: [&str; 2] = ["can't allocate buffer of size: ", "Buffer size "];
 
 /// Messages of drivers and runtimes for lack of memory, in lower case and without separators.
 const OUT_OF_MEMORY: [&str; 4] = ["outofmemory", "outofdevicememory", "outofhostmemory", "notenoughmemory"];
@@ -36,8 +36,8 @@ const OUT_OF_MEMORY: [&str; 4] = ["outofmemory", "outofdevicememory", "outofhost
 impl Failed {
     /// Classifies a runtime's message.
     pub fn new(device: String, said: &str) -> Self {
-        let size = said.split_once(NO_BUFFER).map(|(_, rest)| rest);
-        if let Some(rest) = size {
+        let size = NO_BUFFER.iter().find_map(|before| said.split_once(before));
+        if let Some((_, rest)) = size {
             let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
             return Self::OutOfMemory { device, bytes: digits.parse().ok() };
         }
@@ -73,6 +73,9 @@ mod tests {
         let cubecl = "called `Result::unwrap()` on an `Err` value: can't allocate buffer of size: 188743680\n\
                       No backtrace available";
         assert_eq!(of(cubecl).to_string(), "cuda:0 is out of memory: cannot allocate a buffer of 180.00 MiB");
+        let wgpu = "wgpu error: Validation Error\n\nCaused by:\n  In Device::create_buffer\n    Buffer size 2147483648 is \
+                    greater than the maximum buffer size (1073741824)";
+        assert_eq!(of(wgpu).to_string(), "cuda:0 is out of memory: cannot allocate a buffer of 2.00 GiB");
         for said in [
             "wgpu error: Out of Memory",
             "CUDA allocation error: DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",

@@ -32,6 +32,9 @@ pub type Cpu = burn_flex::Flex;
 /// exact.
 pub const SHARE: f64 = 0.9;
 
+/// Memory of a GPU that CUDA's context and the loaded kernels take beside all tensors.
+pub const CUDA_CONTEXT: u64 = 448 << 20;
+
 /// A device that was found and computed correctly when it was chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
@@ -213,8 +216,16 @@ impl Device {
         self.largest_buffer
     }
 
-    /// Memory that a run may plan with now, in bytes: a share of the free memory, plus what the process holds already
-    /// if it is the same memory. `None` if the driver does not report it.
+    /// What the driver takes of the device's memory for this process; small but with CUDA.
+    pub fn context_bytes(&self) -> u64 {
+        match self.id {
+            DeviceId::Cuda(_) => CUDA_CONTEXT,
+            DeviceId::Cpu | DeviceId::Vulkan(_) | DeviceId::Metal => 0,
+        }
+    }
+
+    /// Memory that a run may plan with now, in bytes: a share of the free memory, plus what the process holds already: all
+    /// of it on the CPU, its context on a GPU. `None` if the driver does not report it.
     pub fn memory_for_a_run(&self) -> Option<u64> {
         self.memory_for_one_of(1)
     }
@@ -230,7 +241,9 @@ impl Device {
             #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
             _ => {
                 let memory = self.handle.memory()?;
-                Some(share(memory.free.unwrap_or(memory.total)))
+                // The device was started, so what is free is so beside its context.
+                let context = if memory.free.is_some() { self.context_bytes() } else { 0 };
+                Some(context + share(memory.free.unwrap_or(memory.total)))
             }
         }
     }

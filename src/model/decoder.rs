@@ -294,6 +294,7 @@ impl<B: KernelBackend> Decoder<B> {
             return Err(Error::AdapterCount { adapters: adapters.len(), layers: self.layers.len() });
         }
         let all = ids.concat();
+        B::begin_pass(&self.device, all.len());
         let mut x = self.embed(&all)?;
         let mut positions: Vec<u32> = Vec::with_capacity(all.len());
         let (mut queries, mut keys) = (vec![0], vec![0]);

@@ -106,6 +106,12 @@ pub enum Error {
         /// The family.
         family: &'static str,
     },
+    /// A layer's input did not come back from host memory.
+    #[error("the input of a layer did not come back from host memory: {message}")]
+    SavedInput {
+        /// The error of the device's runtime.
+        message: String,
+    },
     /// The device cannot compute in the dtype of the recipe.
     #[error("the device cannot compute in {dtype}: choose `compute_dtype = \"f32\"` or \"auto\"")]
     UnsupportedDtype {

@@ -111,7 +111,7 @@ pub fn load_as<B: KernelBackend>(
     let folder = streaming.packed.unwrap_or(weights.folder());
     let shelf = Shelf::open(folder, spec, quantization, dtype)?;
     let fetcher = match streaming.home {
-        Home::Host => Fetcher::memory(waiting, &shelf, device),
+        Home::Host => Fetcher::memory(waiting, &shelf, device)?,
         Home::Disk => Fetcher::files(shelf, device)?,
     };
     let fetcher = fetcher.by_use(spec);
@@ -252,7 +252,7 @@ impl Reader<'_> {
 
     fn four_bit(&mut self, name: String, quantized: Quantized) -> StoredWeight {
         (self.report)(&name);
-        StoredWeight::FourBit(name, Box::new(quantized))
+        StoredWeight::FourBit(name, Arc::new(quantized))
     }
 
     /// A tensor in the compute dtype.

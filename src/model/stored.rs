@@ -64,7 +64,7 @@ impl StoredProjection {
     ) -> Result<FrozenProjection<B>, Error> {
         let weight = match self.weight {
             StoredWeight::Dense(data) => FrozenWeight::Dense(dense(data, dtype, device)),
-            StoredWeight::FourBit(name, quantized) => packed(name, *quantized, device)?,
+            StoredWeight::FourBit(name, quantized) => packed(name, quantized, device)?,
         };
         Ok(FrozenProjection::new(weight, self.bias.map(|bias| dense(bias, dtype, device))))
     }
@@ -74,7 +74,8 @@ impl StoredProjection {
 #[derive(Clone, Debug)]
 pub(super) enum StoredWeight {
     Dense(TensorData),
-    FourBit(String, Box<Quantized>),
+    /// Shared by what waits in host memory and what is on its way.
+    FourBit(String, Arc<Quantized>),
 }
 
 /// The sums of squares of the rows of each projection, which outlive the weights that they are of: by slot.
@@ -119,13 +120,13 @@ impl StoredLayer {
 /// A 4-bit weight on a device.
 fn packed<B: KernelBackend>(
     name: String,
-    quantized: Quantized,
+    quantized: Arc<Quantized>,
     device: &B::Device,
 ) -> Result<FrozenWeight<B>, Error> {
-    // Weights stay: each in a buffer of its own size, not in a page of a pool.
-    let weight = B::memory_persistent_allocations(device, quantized, |quantized| {
-        Nf4Weight::try_new(quantized, device)
-    });
+    let weight = match Arc::try_unwrap(quantized) {
+        Ok(quantized) => Nf4Weight::try_new(quantized, device),
+        Err(shared) => Nf4Weight::copied(&shared, device),
+    };
     let weight =
         weight.map_err(|error| quant::Error::FourBit { weight: name, message: error.to_string() })?;
     Ok(FrozenWeight::Nf4(weight))
@@ -137,6 +138,5 @@ pub(super) fn dense<B: KernelBackend, const D: usize>(
     dtype: FloatDtype,
     device: &B::Device,
 ) -> Tensor<B, D> {
-    let tensor = |data| Tensor::from_data(data, (device, burn_dtype(dtype)));
-    B::memory_persistent_allocations(device, data, tensor)
+    Tensor::from_data(data, (device, burn_dtype(dtype)))
 }

@@ -38,8 +38,9 @@ use crate::train::compare::compare;
 use crate::train::event::{Event, Observer};
 use crate::train::memory::{self, Plan, Workload};
 use crate::train::optimizer::{Gradient, Optimizer, PendingNumbers, StepNumbers};
-use crate::train::placement::{Placement, Streaming, with_embeddings};
+use crate::train::placement::{self, Placement, Streaming};
 use crate::train::process;
+use crate::train::saved_inputs::SavedInputs;
 
 /// How long the ceiling is measured.
 const CEILING_TIME: Duration = Duration::from_millis(600);
@@ -188,6 +189,7 @@ pub fn bench(
                 offload: options.offload.unwrap_or(recipe.model.offload),
                 resident_layers: options.resident_layers.unwrap_or(recipe.model.resident_layers),
                 embeddings: recipe.model.embeddings,
+                saved_inputs: recipe.train.saved_inputs,
                 budget: options.memory_budget.or(recipe.train.memory_budget),
                 dtype,
                 opened: Some(opened),
@@ -227,6 +229,7 @@ pub fn bench(
                 offload: options.offload.unwrap_or_default(),
                 resident_layers: options.resident_layers.unwrap_or(0),
                 embeddings: Embeddings::Auto,
+                saved_inputs: SavedInputs::Auto,
                 budget: options.memory_budget,
                 dtype,
                 opened: None,
@@ -256,6 +259,7 @@ struct Work<'a> {
     offload: Offload,
     resident_layers: usize,
     embeddings: Embeddings,
+    saved_inputs: SavedInputs,
     dtype: FloatDtype,
     /// Where the weights come from; random ones without it.
     saved_modules: Vec<SavedModule>,
@@ -288,9 +292,10 @@ impl OnBackend for Work<'_> {
             saved_modules: &self.saved_modules,
             tokens,
             shares_prompts: self.objective.compares_answers(),
-            program: if on_device { 0 } else { self.program },
+            program: if on_device { self.device.context_bytes() } else { self.program },
             on_device,
             host_embeddings: false,
+            host_inputs: false,
         };
         workload.require_pieces(self.device.largest_buffer())?;
         let free = match on_device {
@@ -306,7 +311,7 @@ impl OnBackend for Work<'_> {
         let placement = home.map(|home| Placement { home, resident_layers: self.resident_layers });
         let budget = self.budget.or(free).unwrap_or(u64::MAX);
         let plan = |workload: &Workload<'_>| Plan::with(workload, placement, budget);
-        let plan = with_embeddings(&workload, self.embeddings, plan)?;
+        let plan = placement::chosen(&workload, self.embeddings, self.saved_inputs, plan)?;
         let began = Instant::now();
         let decoder = self.decoder::<B>(device, &plan)?;
         let load_seconds = began.elapsed().as_secs_f64();
@@ -358,7 +363,12 @@ impl OnBackend for Work<'_> {
                 for micro_batch in 0..self.accumulation {
                     let dropout =
                         DropoutStep { seed: 0, step: step as u64 + 1, micro_batch: micro_batch as u32 };
-                    let pass = Pass { dropout, keep: plan.kept_layers, balance: 0.0 };
+                    let pass = Pass {
+                        dropout,
+                        keep: plan.kept_layers,
+                        balance: 0.0,
+                        parks: plan.host_inputs.is_some(),
+                    };
                     let comparison = compare(&decoder, &adapters, Some(&reference), &objective, &batch)?;
                     let losses_of = forward_backward(
                         &decoder,

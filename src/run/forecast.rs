@@ -1,13 +1,8 @@
 //! `tune plan`: the memory of a run and what fetched layers cost it, from shapes alone. Nothing is loaded, and no device
 //! is started.
 //!
-//! A micro-batch of T tokens fetches its layers once on the way up and once on the way down, while it computes:
-//!
-//! ```text
-//! tokens/s = T / max(bytes / link, T / rate)
-//! ```
-//!
-//! where `rate` is the speed with all layers held. From `rate · bytes / link` tokens on the copies are hidden.
+//! A micro-batch fetches its layers once on the way up and once on the way down, while it computes; each way takes as long
+//! as the slower of both ([`Link`]).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -20,16 +15,17 @@ use crate::adapter::saved::SavedModule;
 use crate::adapter::spec::Spec as AdapterSpec;
 use crate::adapter::target::{self, Target};
 use crate::assets::json;
-use crate::device::SHARE;
-use crate::model::fetch::Home;
+use crate::device::{CUDA_CONTEXT, SHARE};
+use crate::model::fetch::{Home, pass_seconds};
 use crate::model::parts::LayerSpec;
 use crate::model::spec::Embeddings;
 use crate::model::{DecoderSpec, FloatDtype, family, shapes};
 use crate::quant;
 use crate::recipe::{DeviceId, DeviceSpec, RecipeFile};
 use crate::train::memory::{Plan, Term, Workload, most_tokens, most_tokens_with};
-use crate::train::placement::{Placement, Streaming, most_resident, with_embeddings};
+use crate::train::placement::{Placement, chosen, most_resident, smallest};
 use crate::train::process;
+use crate::train::saved_inputs::SavedInputs;
 
 /// Memory of common cards, in GiB.
 const CARDS: [u64; 6] = [8, 12, 16, 24, 48, 80];
@@ -131,6 +127,8 @@ pub struct Outlook {
     pub recomputed_layers: usize,
     /// Whether the token embeddings are off the device.
     pub host_embeddings: bool,
+    /// Whether the inputs of recomputed layers are off the device.
+    pub host_inputs: bool,
     /// The longest document that a micro-batch of one can have.
     pub max_context: Option<u64>,
 }
@@ -193,6 +191,9 @@ struct Planned {
     shares_prompts: bool,
     on_device: bool,
     embeddings: Embeddings,
+    saved_inputs: SavedInputs,
+    /// What the driver takes of the device, or the program of the host.
+    program: u64,
     budget: Option<u64>,
 }
 
@@ -222,6 +223,15 @@ fn is_gpu(device: DeviceSpec) -> bool {
     device != DeviceSpec::Named(DeviceId::Cpu)
 }
 
+/// What a run holds before anything is loaded; a GPU that is not named is one of CUDA.
+fn program(device: DeviceSpec) -> u64 {
+    match device {
+        DeviceSpec::Named(DeviceId::Cpu) => process::resident_bytes().unwrap_or(0),
+        DeviceSpec::Named(DeviceId::Vulkan(_) | DeviceId::Metal) => 0,
+        _ => CUDA_CONTEXT,
+    }
+}
+
 fn recipe(file: RecipeFile, options: Options, environment: &Environment<'_>) -> Result<Planned, Error> {
     let opened = open(file, environment)?;
     let recipe = &opened.recipe;
@@ -239,6 +249,8 @@ fn recipe(file: RecipeFile, options: Options, environment: &Environment<'_>) -> 
         shares_prompts: recipe.objective.compares_answers(),
         on_device,
         embeddings: recipe.model.embeddings,
+        saved_inputs: recipe.train.saved_inputs,
+        program: program(options.device.unwrap_or(recipe.device)),
         budget: options.memory_budget.or(recipe.train.memory_budget),
         spec: opened.spec,
         targets: opened.targets,
@@ -262,6 +274,8 @@ fn model(name: String, spec: DecoderSpec, options: Options) -> Planned {
         shares_prompts: false,
         on_device: options.device.is_none_or(is_gpu),
         embeddings: Embeddings::Auto,
+        saved_inputs: SavedInputs::Auto,
+        program: program(options.device.unwrap_or(DeviceSpec::Auto)),
         budget: options.memory_budget,
         spec,
     }
@@ -277,15 +291,11 @@ impl Planned {
             saved_modules: &self.saved_modules,
             tokens,
             shares_prompts: self.shares_prompts,
-            program: if self.on_device { 0 } else { process::resident_bytes().unwrap_or(0) },
+            program: self.program,
             on_device: self.on_device,
             host_embeddings: false,
+            host_inputs: false,
         }
-    }
-
-    /// With the token embeddings off the device, if they may be: what needs the least memory.
-    fn smallest<'a>(&self, workload: &Workload<'a>) -> Workload<'a> {
-        Workload { host_embeddings: self.embeddings != Embeddings::Device, ..*workload }
     }
 
     fn home(&self) -> Home {
@@ -294,9 +304,9 @@ impl Planned {
 
     /// With all layers held.
     fn held(&self, workload: &Workload<'_>, budget: u64) -> (bool, Plan, Option<u64>) {
-        let smallest = &self.smallest(workload);
+        let smallest = &smallest(workload, self.embeddings, self.saved_inputs);
         let plan = |workload: &Workload<'_>| Plan::new(workload, budget);
-        let (fits, plan) = match with_embeddings(workload, self.embeddings, plan) {
+        let (fits, plan) = match chosen(workload, self.embeddings, self.saved_inputs, plan) {
             Ok(plan) => (true, plan),
             Err(_) => (false, Plan::keeping(smallest, 0)),
         };
@@ -305,13 +315,13 @@ impl Planned {
 
     /// With as many layers held as fit.
     fn streamed(&self, workload: &Workload<'_>, budget: u64) -> (bool, Plan, Option<u64>) {
-        let smallest = &self.smallest(workload);
+        let smallest = &smallest(workload, self.embeddings, self.saved_inputs);
         let none = Some(Placement { home: self.home(), resident_layers: 0 });
         let plan = |workload: &Workload<'_>| {
             let resident_layers = most_resident(workload, self.home(), budget);
             Plan::with(workload, Some(Placement { home: self.home(), resident_layers }), budget)
         };
-        let (fits, plan) = match with_embeddings(workload, self.embeddings, plan) {
+        let (fits, plan) = match chosen(workload, self.embeddings, self.saved_inputs, plan) {
             Ok(plan) => (true, plan),
             Err(_) => (false, Plan::placed(smallest, 0, none)),
         };
@@ -343,18 +353,23 @@ impl Planned {
         let outlook = |(fits, plan, max_context): (bool, Plan, Option<u64>)| Outlook {
             fits,
             device_bytes: plan.total(),
-            host_bytes: plan.streaming.as_ref().map_or(0, Streaming::host_bytes),
-            host: plan.streaming.as_ref().map_or_else(Vec::new, |streaming| streaming.host.clone()),
+            host_bytes: plan.host().iter().map(|term| term.bytes).sum(),
+            host: plan.host(),
             resident_layers: plan.resident_layers(),
             recomputed_layers: plan.layers - plan.kept_layers,
             host_embeddings: plan.host_embeddings,
+            host_inputs: plan.host_inputs.is_some(),
             max_context,
             device: plan.terms,
         };
         let streamed = self.streamed(workload, budget);
         let fetched = streamed.1.streaming.as_ref().map_or(0, |streaming| streaming.fetched_bytes(layers));
-        let (is_estimated, rate) = (rate.is_none(), rate.unwrap_or_else(|| self.rate(&streamed.1)));
-        let links = LINKS.iter().map(|&(name, bandwidth)| Link::of(name, bandwidth, fetched, tokens, rate));
+        let operations = self.operations(&streamed.1);
+        let (is_estimated, rate) =
+            (rate.is_none(), rate.unwrap_or(ASSUMED_FLOPS / operations.iter().sum::<f64>()));
+        let up = operations[0] / operations.iter().sum::<f64>();
+        let links =
+            LINKS.iter().map(|&(name, bandwidth)| Link::of(name, bandwidth, fetched, tokens, rate, up));
         Report {
             model: self.model.clone(),
             parameters: self.spec.parameters(),
@@ -378,27 +393,31 @@ impl Planned {
         }
     }
 
-    /// Tokens per second at [`ASSUMED_FLOPS`]: four operations for each frozen weight, and two more where the layer's
-    /// forward pass is run again.
-    fn rate(&self, plan: &Plan) -> f64 {
+    /// Operations for each token on the way up and on the way down: two for each frozen weight, and two more on the way down
+    /// where the layer's forward pass is run again.
+    fn operations(&self, plan: &Plan) -> [f64; 2] {
         let of = |layer: &Arc<LayerSpec>| layer.projection_elements();
         let again = self.spec.layers.iter().take(plan.layers - plan.kept_layers).map(of).sum::<u64>();
         let head = (self.spec.vocab_size * self.spec.hidden_size) as u64;
         let weights = self.spec.layers.iter().map(of).sum::<u64>() + head;
-        ASSUMED_FLOPS / (4 * weights + 2 * again) as f64
+        [(2 * weights) as f64, (2 * weights + 2 * again) as f64]
     }
 }
 
 impl Link {
-    /// A micro-batch of `tokens` tokens that fetches `bytes` bytes while it computes `rate` tokens per second.
-    fn of(name: &'static str, bytes_per_second: f64, bytes: u64, tokens: u64, rate: f64) -> Self {
+    /// A micro-batch of `tokens` tokens that fetches `bytes` bytes while it computes `rate` tokens per second, a share `up` of
+    /// the time on the way up.
+    fn of(name: &'static str, bytes_per_second: f64, bytes: u64, tokens: u64, rate: f64, up: f64) -> Self {
         let floor_seconds = bytes as f64 / bytes_per_second;
-        let tokens_per_second = tokens as f64 / floor_seconds.max(tokens as f64 / rate);
+        let computing = tokens as f64 / rate;
+        let seconds = pass_seconds(floor_seconds / 2.0, [computing * up, computing * (1.0 - up)]);
+        let tokens_per_second = tokens as f64 / seconds;
         Self {
             name,
             bytes_per_second,
             floor_seconds,
-            tokens_to_hide: (rate * floor_seconds).ceil() as u64,
+            // On the way that takes less time.
+            tokens_to_hide: (rate * floor_seconds / 2.0 / up.min(1.0 - up)).ceil() as u64,
             tokens_per_second,
             million_tokens_seconds: 1e6 / tokens_per_second,
         }
@@ -451,12 +470,31 @@ mod tests {
         assert!(!tied.fits && !tied.host_embeddings);
     }
 
+    /// All told, with the driver's context and what pools hold: an 8B model trains on a card of 8 GB, which leaves some 7.5
+    /// of its memory to a run; and longer documents fit 24 GiB than the 78,475 tokens that Unsloth publishes.
+    #[test]
+    fn an_8b_model_needs_six_gib_and_long_documents_fit_a_card() {
+        let found = report("llama-3.1-8b", Some(6 << 30)).held;
+        assert!(found.fits && found.host_embeddings && found.host_inputs, "{}", found.device_bytes);
+        assert!(found.device_bytes <= 6 << 30 && found.host_bytes > 0);
+        assert!(
+            found.device.iter().any(|term| term.name == "driver's context" && term.bytes == CUDA_CONTEXT)
+        );
+        let longest = report("llama-3.1-8b", Some(24 << 30)).held.max_context;
+        assert!(longest.is_some_and(|tokens| tokens > 78_475), "{longest:?}");
+        let roomy = report("llama-3.1-8b", Some(24 << 30)).held;
+        assert!(!roomy.host_inputs && !roomy.host_embeddings && roomy.host_bytes == 0);
+    }
+
     #[test]
     fn the_slower_of_copies_and_products_decides() {
-        let link = |tokens| Link::of("link", 10e9, 20_000_000_000, tokens, 300.0);
+        let link = |tokens| Link::of("link", 10e9, 20_000_000_000, tokens, 300.0, 0.5);
         let (few, many) = (link(300), link(1200));
         assert_eq!((few.floor_seconds, few.tokens_to_hide, few.tokens_per_second), (2.0, 600, 150.0));
         assert_eq!((many.tokens_per_second, many.tokens_to_hide), (300.0, 600));
+        // A way down that takes twice as long as the way up hides its copies before that does.
+        let uneven = Link::of("link", 10e9, 20_000_000_000, 600, 300.0, 1.0 / 3.0);
+        assert_eq!((uneven.tokens_to_hide, uneven.tokens_per_second.round()), (900, 257.0));
         // Layers that are all held cost nothing to fetch.
         assert!(report("llama-3.2-1b", Some(24 << 30)).links.is_empty());
     }

@@ -344,9 +344,13 @@ impl OpenedModel {
             saved_modules: &[],
             tokens: 0,
             shares_prompts: false,
-            program: if on_device { 0 } else { resident_bytes().unwrap_or(0) },
+            program: match on_device {
+                true => self.device.context_bytes(),
+                false => resident_bytes().unwrap_or(0),
+            },
             on_device,
             host_embeddings: false,
+            host_inputs: false,
         };
         let budget = self.memory_budget.or_else(|| self.device.memory_for_a_run()).unwrap_or(u64::MAX);
         if require(&workload, extent, None, budget).is_ok() {

@@ -12,8 +12,9 @@ use crate::model::FloatDtype;
 use crate::model::fetch::Home;
 use crate::model::spec::{Embeddings, Offload};
 use crate::train::memory::{self, DoesNotFit, Plan, Term, Workload};
-use crate::train::placement::{self, Placement, Streaming};
+use crate::train::placement::{self, Placement};
 use crate::train::process;
+use crate::train::saved_inputs::SavedInputs;
 use crate::units::{Bytes, Grouped};
 
 /// The memory limit of the run: the recipe's budget, else the device's free memory, or this rank's part of it.
@@ -37,9 +38,13 @@ pub(super) fn workload<'a>(
         saved_modules: &opened.saved_modules,
         tokens,
         shares_prompts: opened.recipe.objective.compares_answers() && opened.spec.takes_prefixes(),
-        program: if on_device { 0 } else { process::resident_bytes().unwrap_or(0) },
+        program: match on_device {
+            true => device.context_bytes(),
+            false => process::resident_bytes().unwrap_or(0),
+        },
         on_device,
         host_embeddings: false,
+        host_inputs: false,
     }
 }
 
@@ -57,15 +62,12 @@ pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: 
         ));
     }
     let model = &opened.recipe.model;
-    let placed = |workload: &Workload<'_>| {
-        let held = plan_within(opened, workload, budget, None);
-        match (model.offload, held) {
-            (Offload::None, held) => held,
-            (Offload::Auto, Ok(plan)) => Ok(plan),
-            (offload, _) => streamed(opened, workload, offload, budget),
-        }
+    let placed = match model.offload {
+        Offload::None => chosen(opened, &workload, None, budget),
+        Offload::Auto => chosen(opened, &workload, None, budget)
+            .or_else(|_| chosen(opened, &workload, Some(model.offload), budget)),
+        offload => chosen(opened, &workload, Some(offload), budget),
     };
-    let placed = placement::with_embeddings(&workload, model.embeddings, placed);
     placed.map_err(|mut error| {
         if opened.ranks.on_device > 1 && train.memory_budget.is_none() {
             error.ways.push(format!(
@@ -79,7 +81,10 @@ pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: 
         if model.embeddings == Embeddings::Device && !opened.spec.tied {
             error.ways.push("set `model.embeddings = \"auto\"`".to_owned());
         }
-        let workload = Workload { host_embeddings: model.embeddings != Embeddings::Device, ..workload };
+        if train.saved_inputs == SavedInputs::Device && workload.on_device {
+            error.ways.push("set `train.saved_inputs = \"auto\"`".to_owned());
+        }
+        let workload = placement::smallest(&workload, model.embeddings, train.saved_inputs);
         let seq_len = longest_group(opened).min(tokens).max(1);
         let sizes = (train.micro_batch_size, train.gradient_accumulation_steps);
         // Too much for the host is not a matter of tokens.
@@ -104,6 +109,26 @@ pub(super) fn plan(opened: &Opened, device: &Device, dtype: FloatDtype, tokens: 
             },
         }
     })
+}
+
+/// The plan with embeddings and saved inputs where the recipe has them, or else as they fit: with all layers held, or
+/// fetched as `offload` says.
+fn chosen(
+    opened: &Opened,
+    workload: &Workload<'_>,
+    offload: Option<Offload>,
+    budget: u64,
+) -> Result<Plan, DoesNotFit> {
+    let recipe = &opened.recipe;
+    placement::chosen(
+        workload,
+        recipe.model.embeddings,
+        recipe.train.saved_inputs,
+        |workload| match offload {
+            None => require_host(opened, plan_within(opened, workload, budget, None)?),
+            Some(offload) => streamed(opened, workload, offload, budget),
+        },
+    )
 }
 
 /// The plan that fetches layers for each use, from where the recipe says.
@@ -133,24 +158,28 @@ fn streamed(
 }
 
 /// # Errors
-/// The host has no room for the layers that wait in its memory.
+/// The host has no room for the layers and inputs that wait in its memory.
 fn require_host(opened: &Opened, plan: Plan) -> Result<Plan, DoesNotFit> {
     let free =
         || process::available_bytes().map(|free| (free as f64 * SHARE) as u64 / opened.ranks.on_machine);
     let budget = opened.recipe.train.host_memory_budget.or_else(free).unwrap_or(u64::MAX);
-    let needed = plan.streaming.as_ref().map_or(0, Streaming::host_bytes);
+    let terms = plan.host();
+    let needed = terms.iter().map(|term| term.bytes).sum();
     if needed <= budget {
         return Ok(plan);
     }
+    let ways = match &plan.streaming {
+        Some(_) => {
+            ["set `model.offload = \"disk\"`", "raise `model.resident_layers` or `train.host_memory_budget`"]
+        }
+        None => ["set `train.saved_inputs = \"device\"`", "raise `train.host_memory_budget`"],
+    };
     Err(DoesNotFit {
-        subject: "the layers that wait in host memory",
+        subject: "what waits in host memory",
         needed: Bytes(needed),
         budget: Bytes(budget),
-        terms: plan.streaming.map_or_else(Vec::new, |streaming| streaming.host),
-        ways: vec![
-            "set `model.offload = \"disk\"`".to_owned(),
-            "raise `model.resident_layers` or `train.host_memory_budget`".to_owned(),
-        ],
+        terms,
+        ways: ways.map(str::to_owned).to_vec(),
     })
 }
 
@@ -207,11 +236,16 @@ fn smaller(asked: (usize, usize), most: u64) -> Option<(usize, usize)> {
 /// as long as a current GPU needs for two operations with it for this many tokens.
 const TOKENS_OF_A_PASS: f64 = 170.0;
 
+/// Cost of inputs that wait on the host, of all layers, in passes: a hidden state of an 8B model goes there at 24 GB/s and
+/// back at 10, in a quarter of the time that a GPU with 100 TFLOP/s takes for a layer's forward pass.
+const COST_OF_INPUTS: f64 = 0.25;
+
 /// Relative cost of a token, for micro-batches of this many tokens and some recomputed layers: passes, each with its
 /// share of the fixed cost.
 fn cost(tokens: u64, plan: &Plan) -> f64 {
     let again = (plan.layers - plan.kept_layers) as f64 / plan.layers.max(1) as f64;
-    (2.0 + again) * (1.0 + TOKENS_OF_A_PASS / tokens.max(1) as f64)
+    let copied = if plan.host_inputs.is_some() { COST_OF_INPUTS * again } else { 0.0 };
+    (2.0 + again + copied) * (1.0 + TOKENS_OF_A_PASS / tokens.max(1) as f64)
 }
 
 /// Chooses the fastest micro-batches that fit into memory, at most as large as the recipe's, and stores the present
@@ -239,12 +273,11 @@ pub(super) fn fit(
     let planned = |(size, accumulation): (usize, usize)| {
         let workload = workload(opened, device, dtype, tokens_of(size));
         workload.require_pieces(device.largest_buffer()).ok()?;
-        let model = &opened.recipe.model;
-        let held = placement::with_embeddings(&workload, model.embeddings, |workload| match model.offload {
-            Offload::Auto | Offload::None => plan_within(opened, workload, budget, None),
-            offload => streamed(opened, workload, offload, budget),
-        });
-        Some(((size, accumulation), held.ok()?))
+        let offload = match opened.recipe.model.offload {
+            Offload::Auto | Offload::None => None,
+            offload => Some(offload),
+        };
+        Some(((size, accumulation), chosen(opened, &workload, offload, budget).ok()?))
     };
     let by_cost = |((size, _), plan): &((usize, usize), Plan)| cost(tokens_of(*size), plan);
     // Among equals the largest, which comes first.
@@ -265,12 +298,13 @@ pub(super) fn fit(
         train.memory_budget = Some(budget);
     }
     Ok(format!(
-        "micro_batch_size = {} and gradient_accumulation_steps = {}, {change}; {} of {} layers recomputed; {} planned of \
+        "micro_batch_size = {} and gradient_accumulation_steps = {}, {change}; {} of {} layers recomputed{}; {} planned of \
          {}, for {} tokens",
         chosen.0,
         chosen.1,
         plan.layers - plan.kept_layers,
         plan.layers,
+        if plan.host_inputs.is_some() { ", their inputs in host memory" } else { "" },
         Bytes(plan.total()),
         Bytes(budget),
         Grouped(*largest),
@@ -303,11 +337,14 @@ mod tests {
             layers: 32,
             streaming: None,
             host_embeddings: false,
+            host_inputs: None,
         };
         assert!(cost(4096, &plan(32)) < cost(4096, &plan(16)));
         assert!(cost(2048, &plan(32)) < cost(16_384, &plan(0)));
         assert!(cost(2048, &plan(32)) > cost(4096, &plan(32)));
         assert!(cost(64, &plan(32)) > cost(1024, &plan(0)));
+        let copied = Plan { host_inputs: Some(1), ..plan(16) };
+        assert!(cost(2048, &copied) > cost(2048, &plan(16)) && cost(2048, &copied) < cost(2048, &plan(8)));
     }
 
     #[test]

@@ -172,6 +172,7 @@ impl OnBackend for Training<'_> {
             place: &place,
             device: &self.device_name,
             kept_layers: self.plan.kept_layers,
+            parks_inputs: self.plan.host_inputs.is_some(),
             runs_ahead: self.runs_ahead,
             sample: recipe.sample.every.map(|every| (every, &sample as Answering<'_, B>)),
         };

@@ -15,6 +15,7 @@ use tune_kernels::attention::DocumentOffsets;
 use super::balance::Counted;
 use super::error::FitError;
 use super::expert_load::ExpertLoad;
+use super::saved_inputs::SavedInput;
 use crate::adapter::lora::{DropoutStep, LoraSet, StepAdapters};
 use crate::adapter::parameter::Part;
 use crate::adapter::projection::LayerGradients;
@@ -71,7 +72,7 @@ impl<B: KernelBackend> Gradients<B> {
 /// What the forward pass saves for the backward pass of one layer.
 enum Tape<B: KernelBackend> {
     /// The layer's input, and what its routers chose; its forward pass is run again.
-    Input(Tensor<B, 2>, Vec<Choice<B>>),
+    Input(SavedInput<B>, Vec<Choice<B>>),
     /// All that its backward needs.
     Saved(Box<LayerTape<B>>),
 }
@@ -85,6 +86,8 @@ pub struct Pass {
     pub keep: usize,
     /// Factor on the loss that spreads tokens over the experts of mixtures; 0: there is none.
     pub balance: f64,
+    /// Whether the inputs of the other layers wait in host memory, where that is not the device's.
+    pub parks: bool,
 }
 
 /// Adds the adapter gradients of the objective's sum over one micro-batch to `gradients` and returns that sum. Does not
@@ -110,6 +113,7 @@ pub fn forward_backward<B: KernelBackend>(
         false => set.targets().first().map_or(layers, |target| target.module.layer),
     };
     let head = set.saved(SavedKind::Head).cloned();
+    B::begin_pass(decoder.device(), batch.tokens());
     let mut hidden = decoder.embed(&batch.input_ids)?;
     let mut inputs = layer_inputs(decoder, batch, &hidden)?;
     let mut counted = Counted::new(pass.balance);
@@ -130,7 +134,7 @@ pub fn forward_backward<B: KernelBackend>(
             hidden = output;
             continue;
         }
-        let input = (index >= lowest).then(|| hidden.clone());
+        let input = (index >= lowest).then(|| SavedInput::new(hidden.clone(), pass.parks));
         let (output, choices) = layer.forward_with_choices(hidden, &adapters, &inputs);
         counted.iter_mut().for_each(|counted| counted.add(&choices, tokens));
         tapes.extend(input.map(|input| Tape::Input(input, choices)));
@@ -153,7 +157,7 @@ pub fn forward_backward<B: KernelBackend>(
         let adapters = adapters_of(index);
         let tape = match tape {
             Tape::Saved(tape) => *tape,
-            Tape::Input(hidden, choices) => layer.tape(hidden, &adapters, &inputs, choices),
+            Tape::Input(input, choices) => layer.tape(input.fetch()?, &adapters, &inputs, choices),
         };
         let sums = &mut gradients.layers[index];
         upstream = layer.backward(tape, &adapters, &inputs, dy, index > lowest || trains_embedding, sums);
@@ -201,6 +205,7 @@ fn last_hidden<B: KernelBackend>(
     adapters: &StepAdapters<'_, B>,
     batch: &MicroBatch,
 ) -> Result<Tensor<B, 2>, FitError> {
+    B::begin_pass(decoder.device(), batch.tokens());
     let mut hidden = decoder.embed(&batch.input_ids)?;
     let inputs = layer_inputs(decoder, batch, &hidden)?;
     for step in decoder.layers().walk_with(Order::Up(0..decoder.layers().len()), batch.tokens()) {

@@ -75,6 +75,8 @@ pub struct Fit<'a, B: KernelBackend> {
     pub device: &'a str,
     /// How many of the top layers save what their backward pass needs.
     pub kept_layers: usize,
+    /// Whether the inputs of the others wait in host memory.
+    pub parks_inputs: bool,
     /// Answers the recipe's sample prompts every so many steps; a failure to answer is reported and ends nothing.
     pub sample: Option<(u64, Sample<'a, B>)>,
     /// The device has a queue of its own: each step is launched before the numbers of the one before are read. Never
@@ -183,7 +185,7 @@ impl<B: KernelBackend> Fit<'_, B> {
             }
             let dropout = DropoutStep { seed: self.seed, step: batch.step, micro_batch: index as u32 };
             let balance = self.spec.router_aux_loss_coef;
-            let pass = Pass { dropout, keep: self.kept_layers, balance };
+            let pass = Pass { dropout, keep: self.kept_layers, balance, parks: self.parks_inputs };
             let micro_batch = &batch.micro_batches[index];
             let comparison = compare(decoder, adapters, self.reference, objective, micro_batch)?;
             let sums = &mut gradients;

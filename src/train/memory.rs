@@ -21,10 +21,10 @@ use crate::model::{DecoderSpec, FloatDtype};
 use crate::quant;
 use crate::units::Bytes;
 
-/// What the processor's pool may hold, over what is in use at one time: it keeps buffers of the sizes that come again. The
-/// pools of a GPU hold pages, of which some are half empty: a quarter, a sixteenth and less of its memory's quarter each,
-/// a twelfth of its memory in all. That is no term of the plan but part of what a run leaves free (`device::SHARE`).
+/// What the processor's pool may hold, over what is in use at one time: it keeps buffers of the sizes that come again.
 const POOL_SLACK: f64 = 1.125;
+/// The same of a GPU's, whose buffers have the sizes of their tensors.
+const POOL_SLACK_OF_GPU: f64 = 1.05;
 
 /// What memory is planned for.
 #[derive(Clone, Copy, Debug)]
@@ -43,12 +43,15 @@ pub struct Workload<'a> {
     pub tokens: u64,
     /// Whether the two answers of a pair share their prompt's tokens.
     pub shares_prompts: bool,
-    /// Memory of the process before anything is loaded, in bytes; 0 on a device with memory of its own.
+    /// Memory of the process before anything is loaded, in bytes; on a device with memory of its own what its driver takes
+    /// there for a process.
     pub program: u64,
     /// Whether it is held on a GPU, whose ops hold other buffers than those of the processor.
     pub on_device: bool,
     /// Whether the table of token embeddings stays in the checkpoint's files. One that is the output head too does not.
     pub host_embeddings: bool,
+    /// Whether the inputs of layers that are run again wait in host memory beside a GPU.
+    pub host_inputs: bool,
 }
 
 /// One term of a plan.
@@ -75,6 +78,9 @@ pub struct Plan {
     /// Whether the token embeddings are off the device.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub host_embeddings: bool,
+    /// Bytes of layer inputs that wait in host memory; `None`: they wait on the device, or no layer is run again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_inputs: Option<u64>,
 }
 
 /// The subject of a plan for a run.
@@ -144,7 +150,7 @@ impl Plan {
             0 => 0,
             row => loss_bytes(row, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype)),
         };
-        ((hidden + workload.workspace().max(loss)) as f64 * POOL_SLACK) as u64
+        workload.pooled(hidden + workload.workspace().max(loss))
     }
 
     /// The plan that keeps as many layers as `budget` bytes allow.
@@ -200,13 +206,14 @@ impl Plan {
         let hidden = tokens * spec.hidden_size as u64 * value;
         let saved: u64 = saving.map(|layer| workload.saved(layer)).sum();
         let inputs = tokens * spec.input_numbers() * value;
-        let activations = saved + inputs + recomputed.len() as u64 * hidden + 2 * hidden;
+        let again_inputs = recomputed.len() as u64;
+        let host_inputs =
+            (workload.host_inputs && workload.on_device && again_inputs > 0).then_some(again_inputs * hidden);
+        // One of those on the host is here while its layer is run.
+        let held_inputs = if host_inputs.is_some() { 1 } else { again_inputs };
+        let activations = saved + inputs + held_inputs * hidden + 2 * hidden;
         // What the layers at the top saved is free again before the first of the others is run again.
         let again = recomputed.map(|layer| workload.saved(layer)).max().unwrap_or(0).saturating_sub(saved);
-        let slack = |bytes: u64| match workload.on_device {
-            true => bytes,
-            false => (bytes as f64 * POOL_SLACK) as u64,
-        };
         // The loss is done before the backward pass begins.
         let loss_bytes = if workload.on_device { memory::loss_bytes_on_gpu } else { memory::loss_bytes };
         let loss = loss_bytes(tokens, spec.hidden_size as u64, spec.vocab_size as u64, burn_dtype(dtype));
@@ -225,13 +232,16 @@ impl Plan {
             Term { name: "adapters", bytes: 4 * trained },
             Term { name: "optimizer", bytes: 8 * trained },
             Term { name: "gradients", bytes: 4 * trained },
-            Term { name: "activations", bytes: slack(activations) },
-            Term { name: "workspace", bytes: slack(workspace) },
-            Term { name: "loss chunk", bytes: slack(loss) },
-            Term { name: "program and data", bytes: program },
+            Term { name: "activations", bytes: workload.pooled(activations) },
+            Term { name: "workspace", bytes: workload.pooled(workspace) },
+            Term { name: "loss chunk", bytes: workload.pooled(loss) },
+            Term {
+                name: if workload.on_device { "driver's context" } else { "program and data" },
+                bytes: program,
+            },
         ]);
         let host_embeddings = workload.host_embeddings && !spec.tied;
-        Self { terms, kept_layers: kept, layers, streaming, host_embeddings }
+        Self { terms, kept_layers: kept, layers, streaming, host_embeddings, host_inputs }
     }
 
     /// The plan as it is kept in the run folder.
@@ -248,7 +258,17 @@ impl Plan {
         if self.host_embeddings {
             plan["embeddings"] = "host".into();
         }
+        if let Some(bytes) = self.host_inputs {
+            plan["host_inputs_bytes"] = bytes.into();
+        }
         format!("{plan:#}\n")
+    }
+
+    /// What waits in host memory beside a GPU.
+    pub fn host(&self) -> Vec<Term> {
+        let mut host = self.streaming.as_ref().map_or_else(Vec::new, |streaming| streaming.host.clone());
+        host.extend(self.host_inputs.map(|bytes| Term { name: "layer inputs", bytes }));
+        host
     }
 
     /// Layers that are held on the device.
@@ -300,6 +320,11 @@ impl Workload<'_> {
             Term { name: "scales", bytes: scales },
             Term { name: "dense weights", bytes: dense },
         ]
+    }
+
+    /// What pools hold of buffers that come and go, `bytes` of them at the largest moment.
+    fn pooled(&self, bytes: u64) -> u64 {
+        (bytes as f64 * if self.on_device { POOL_SLACK_OF_GPU } else { POOL_SLACK }) as u64
     }
 
     /// What a layer is run on.

@@ -24,6 +24,7 @@ pub mod placement;
 pub mod process;
 pub mod resume;
 mod running;
+pub mod saved_inputs;
 pub mod schedule;
 pub mod spec;
 pub mod state;

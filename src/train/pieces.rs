@@ -123,6 +123,7 @@ mod tests {
             program: 0,
             on_device: true,
             host_embeddings: false,
+            host_inputs: false,
         };
         let refused = |workload: Workload<'_>, most: u64| {
             workload.require_pieces(Some(most)).map_err(|error| error.to_string())

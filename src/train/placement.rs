@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::memory::{DoesNotFit, Plan, Term, Workload};
+use super::saved_inputs::SavedInputs;
 use crate::model::fetch::Home;
 use crate::model::load;
 use crate::model::parts::LayerSpec;
@@ -75,11 +76,6 @@ impl Streaming {
         self.slots as u64 * self.largest_layer_bytes
     }
 
-    /// Bytes of host memory.
-    pub fn host_bytes(&self) -> u64 {
-        self.host.iter().map(|term| term.bytes).sum()
-    }
-
     /// Bytes that a forward and a backward pass fetch. Layers that are still in a slot where a pass turns are used again.
     pub fn fetched_bytes(&self, layers: usize) -> u64 {
         let streamed = (layers - self.resident_layers) as u64;
@@ -94,12 +90,41 @@ pub fn most_resident(workload: &Workload<'_>, home: Home, budget: u64) -> usize 
     (0..=workload.spec.layers.len()).rev().find(fits).unwrap_or(0)
 }
 
+/// The plan with token embeddings and the inputs of recomputed layers where the choices have them. What they leave open is
+/// on the device if it fits so; the inputs are the last to leave it.
+///
+/// # Errors
+/// The plan that needs the least memory does not fit.
+pub fn chosen(
+    workload: &Workload<'_>,
+    embeddings: Embeddings,
+    inputs: SavedInputs,
+    plan: impl Fn(&Workload<'_>) -> Result<Plan, DoesNotFit>,
+) -> Result<Plan, DoesNotFit> {
+    let with = |host_inputs| with_embeddings(&Workload { host_inputs, ..*workload }, embeddings, &plan);
+    match inputs {
+        _ if !workload.on_device => with(false),
+        SavedInputs::Device => with(false),
+        SavedInputs::Host => with(true),
+        SavedInputs::Auto => with(false).or_else(|_| with(true)),
+    }
+}
+
+/// The workload in as little memory as the choices allow.
+pub fn smallest<'a>(workload: &Workload<'a>, embeddings: Embeddings, inputs: SavedInputs) -> Workload<'a> {
+    Workload {
+        host_embeddings: embeddings != Embeddings::Device,
+        host_inputs: inputs != SavedInputs::Device,
+        ..*workload
+    }
+}
+
 /// The plan with the token embeddings where `choice` has them. Where it leaves that open, they are on the device unless
 /// more layers can be held, or fewer are recomputed, without them.
 ///
 /// # Errors
 /// The plan that needs less memory does not fit.
-pub fn with_embeddings(
+fn with_embeddings(
     workload: &Workload<'_>,
     choice: Embeddings,
     plan: impl Fn(&Workload<'_>) -> Result<Plan, DoesNotFit>,
@@ -140,6 +165,7 @@ mod tests {
             program: 0,
             on_device: true,
             host_embeddings: false,
+            host_inputs: false,
         };
         let total = |resident_layers| {
             Plan::placed(&workload, 0, Some(Placement { home: Home::Host, resident_layers })).total()
@@ -154,7 +180,7 @@ mod tests {
         }
         assert_eq!(most_resident(&workload, Home::Host, held), 32);
         let streaming = Streaming::of(&workload, Placement { home: Home::Host, resident_layers: 12 });
-        assert_eq!((streaming.streamed_bytes, streaming.host_bytes()), (20 * layer, 20 * layer));
+        assert_eq!((streaming.streamed_bytes, streaming.host[0].bytes), (20 * layer, 20 * layer));
         // Three layers are still there at each turn.
         assert_eq!(streaming.fetched_bytes(32), 2 * 17 * layer);
     }

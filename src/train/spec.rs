@@ -2,6 +2,7 @@
 
 use super::budget::{Budget, MOST_TOKENS};
 use super::divergence::{Choice, OnDivergence};
+use super::saved_inputs::SavedInputs;
 use crate::document::{
     Key, KeyTable, Kind, Limits, Parsed, Problem, Shaped, TableReader, Value, ValueError, Word, Writer,
     Written,
@@ -35,6 +36,8 @@ pub struct Spec {
     pub memory_budget: Option<u64>,
     /// Host memory that layers may wait in, in bytes; `None`: what is free.
     pub host_memory_budget: Option<u64>,
+    /// Where the inputs of layers wait whose forward pass is run again.
+    pub saved_inputs: SavedInputs,
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Shape of the learning rate over the run.
@@ -138,6 +141,7 @@ impl Default for Draft {
             local_steps: None,
             memory_budget: None,
             host_memory_budget: None,
+            saved_inputs: SavedInputs::Auto,
             learning_rate: 0.0,
             lr_scheduler: LrScheduler::Cosine,
             min_lr_rate: 0.0,
@@ -288,7 +292,12 @@ pub(crate) static TABLE: KeyTable<Draft> = KeyTable {
         K::parsed("host_memory_budget", |train| &mut train.host_memory_budget)
             .bookkeeping()
             .optional("the memory that is free")
-            .means("Host memory in which layers may wait that are not held on a GPU."),
+            .means("Host memory in which layers and saved inputs may wait that are not held on a GPU."),
+        // The same numbers come back.
+        K::parsed("saved_inputs", |train| &mut train.spec.saved_inputs)
+            .bookkeeping()
+            .means("Where the inputs of recomputed layers wait: device; host: in host memory beside a GPU; auto: as fits.")
+            .also(&["activation_offloading", "offload_activations"]),
         K::integer("logging_steps", 1..=LARGEST_STEP, |train| &mut train.spec.logging_steps)
             .bookkeeping()
             .means("Optimizer steps between two lines of metrics.jsonl.")

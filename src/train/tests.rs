@@ -86,7 +86,12 @@ fn gradients(
     let step = set.until_update();
     let (none, mut sum) = (Comparison::default(), 0.0);
     for batch in batches {
-        let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep, balance: 0.0 };
+        let pass = Pass {
+            dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 },
+            keep,
+            balance: 0.0,
+            parks: false,
+        };
         sum += number(
             forward_backward(decoder, &step, &Objective::Sft, &none, batch, pass, &mut gradients)
                 .unwrap()
@@ -213,8 +218,12 @@ fn the_loss_falls() {
     let before = loss(&decoder, &set, &batch);
     for update in 1..=60 {
         let mut gradients = Gradients::new(decoder.layers().len());
-        let pass =
-            Pass { dropout: DropoutStep { seed: 1, step: update, micro_batch: 0 }, keep: 2, balance: 0.0 };
+        let pass = Pass {
+            dropout: DropoutStep { seed: 1, step: update, micro_batch: 0 },
+            keep: 2,
+            balance: 0.0,
+            parks: false,
+        };
         let adapters = set.until_update();
         let none = Comparison::default();
         let sum = forward_backward(&decoder, &adapters, &Objective::Sft, &none, &batch, pass, &mut gradients);
@@ -253,6 +262,7 @@ fn one_step_for_its_peak() {
         program: resident_bytes().unwrap_or(0),
         on_device: false,
         host_embeddings: false,
+        host_inputs: false,
     };
     let planned = Plan::keeping(&workload, keep).total();
     let decoder = random::decoder::<Flex>(&spec, quantization, FloatDtype::F32, &device, false);

@@ -36,7 +36,8 @@ fn gradients(
     keep: usize,
 ) -> (f64, Vec<Vec<f32>>) {
     let mut gradients = Gradients::new(decoder.layers().len());
-    let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep, balance: 0.0 };
+    let pass =
+        Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep, balance: 0.0, parks: false };
     let sum = number(
         forward_backward(
             decoder,

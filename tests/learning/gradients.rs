@@ -65,7 +65,8 @@ fn gradients_of(
     keep: usize,
 ) -> (f64, BTreeMap<String, Vec<f32>>) {
     let mut gradients = Gradients::new(setup.decoder.layers().len());
-    let pass = Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep, balance: 0.0 };
+    let pass =
+        Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep, balance: 0.0, parks: false };
     let sum = number(
         forward_backward(
             &setup.decoder,

@@ -160,8 +160,12 @@ fn the_first_gradients_are_those_of_trl() {
         let step = first_step(&recipe, &base);
         let mut gradients = Gradients::new(spec.layers.len());
         for batch in &step.micro_batches {
-            let pass =
-                Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep: 3, balance: 0.0 };
+            let pass = Pass {
+                dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 },
+                keep: 3,
+                balance: 0.0,
+                parks: false,
+            };
             let comparison = compare(&decoder, &adapters, Some(&reference), &objective, batch).unwrap();
             forward_backward(&decoder, &adapters, &objective, &comparison, batch, pass, &mut gradients)
                 .unwrap();

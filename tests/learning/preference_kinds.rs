@@ -82,8 +82,12 @@ fn a_prompt_that_is_computed_once_changes_neither_losses_nor_gradients() {
             let all = |batch: &MicroBatch, keep: usize| {
                 let mut gradients = Gradients::new(spec.layers.len());
                 let comparison = compare(&decoder, &adapters, Some(&reference), &objective, batch).unwrap();
-                let pass =
-                    Pass { dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 }, keep, balance: 0.0 };
+                let pass = Pass {
+                    dropout: DropoutStep { seed: 1, step: 1, micro_batch: 0 },
+                    keep,
+                    balance: 0.0,
+                    parks: false,
+                };
                 let loss = forward_backward(
                     &decoder,
                     &adapters,

@@ -307,6 +307,19 @@ fn the_adapter_of_a_gpu_is_the_same_wherever_layers_come_from() {
                 "{settings:?}: {offload} with {resident_layers} layers held"
             );
         }
+        // A layer is run again, whose input waited on the host.
+        let plan_of = |bench: &Bench, name: &str| {
+            let plan = fs::read_to_string(bench.run_dir(name).join("memory_plan.json")).unwrap();
+            serde_json::from_str::<serde_json::Value>(&plan).unwrap()
+        };
+        let short = plan_of(&bench, "held")["total_bytes"].as_u64().unwrap() - 1;
+        let train = bench.train.clone();
+        bench.model = "embeddings = \"device\"\n".into();
+        bench.train.push_str(&format!("saved_inputs = \"host\"\nmemory_budget = \"{short} B\"\n"));
+        bench.run("parked");
+        assert!(bench.adapter("parked") == held, "{settings:?}: with an input on the host");
+        assert!(plan_of(&bench, "parked")["host_inputs_bytes"].as_u64().is_some_and(|bytes| bytes > 0));
+        bench.train = train;
         bench.model = "offload = \"host\"\n".into();
         bench.train.push_str("host_memory_budget = \"1KiB\"\n");
         let refused = bench.try_run("refused", Options::default(), GO_ON, &mut Watch(|_: &Event<'_>| {}));

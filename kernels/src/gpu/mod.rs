@@ -17,6 +17,7 @@ use std::sync::Arc;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 use burn_cubecl::CubeBackend;
 use cubecl::config::cache::CacheConfig;
+use cubecl::config::memory::PersistentMemory;
 use cubecl::config::profiling::ProfilingLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cubecl::prelude::*;
@@ -56,6 +57,9 @@ pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
         config.profiling.logger.level = ProfilingLogLevel::Basic;
         config.profiling.logger.file = Some(file.to_path_buf());
     }
+    // A buffer of its own size for each tensor, which the next one of that size takes over, in place of pages that stand half
+    // empty. Sizes that come no more are given back by `cube::passes`.
+    config.memory.persistent_memory = PersistentMemory::Enforced;
     config.compilation.cache = cache.map(|folder| CacheConfig::File(folder.join(env!("TUNE_KERNELS"))));
     // `CubeClRuntimeConfig::set` panics where this does nothing.
     let mut slot = CubeClRuntimeConfig::storage().lock();

@@ -3,6 +3,7 @@
 use burn_tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
 use super::quantized::{Absmax, Error, Quantized};
+use crate::device::DeviceOps;
 
 /// NF4 weights on a backend.
 pub trait Nf4Ops: Backend {
@@ -36,7 +37,7 @@ pub(crate) enum DeviceAbsmax<B: Backend> {
     },
 }
 
-impl<B: Backend> Nf4Weight<B> {
+impl<B: DeviceOps> Nf4Weight<B> {
     /// Moves a quantized matrix to `device`.
     ///
     /// # Errors
@@ -45,11 +46,35 @@ impl<B: Backend> Nf4Weight<B> {
         quantized.validate()?;
         let bytes = quantized.bytes();
         let Quantized { shape, block_size, codebook, codes, absmax } = quantized;
+        let codes = B::words(codes.into(), device);
+        Ok(Self::placed(shape, block_size, codebook, codes, absmax, bytes, device))
+    }
+
+    /// [`Self::try_new`] of a matrix that stays on the host too.
+    ///
+    /// # Errors
+    /// As [`Self::try_new`].
+    pub fn copied(quantized: &Quantized, device: &B::Device) -> Result<Self, Error> {
+        quantized.validate()?;
+        let Quantized { shape, block_size, codebook, codes, absmax } = quantized;
+        let codes = B::words(codes.into(), device);
+        Ok(Self::placed(*shape, *block_size, *codebook, codes, absmax.clone(), quantized.bytes(), device))
+    }
+
+    fn placed(
+        shape: [usize; 2],
+        block_size: usize,
+        codebook: [f32; 16],
+        codes: Tensor<B, 1, Int>,
+        absmax: Absmax,
+        bytes: usize,
+        device: &B::Device,
+    ) -> Self {
         let absmax = match absmax {
             Absmax::F32(values) => DeviceAbsmax::F32(floats(values, device)),
             Absmax::Double { codes, nested_absmax, nested_map, offset, nested_block_size } => {
                 DeviceAbsmax::Double {
-                    codes: words(codes, device),
+                    codes: B::words(codes.into(), device),
                     nested_absmax: floats(nested_absmax, device),
                     nested_map: floats(nested_map.to_vec(), device),
                     offset,
@@ -57,7 +82,7 @@ impl<B: Backend> Nf4Weight<B> {
                 }
             }
         };
-        Ok(Self { shape, block_size, codebook, codes: words(codes, device), absmax, bytes })
+        Self { shape, block_size, codebook, codes, absmax, bytes }
     }
 
     /// Moves a quantized matrix to `device`.
@@ -72,7 +97,9 @@ impl<B: Backend> Nf4Weight<B> {
             Err(_) => unreachable!("validated above"),
         }
     }
+}
 
+impl<B: Backend> Nf4Weight<B> {
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
         self.shape
@@ -99,10 +126,4 @@ impl<B: Nf4Ops> Nf4Weight<B> {
 fn floats<B: Backend>(values: Vec<f32>, device: &B::Device) -> Tensor<B, 1> {
     let shape = [values.len()];
     Tensor::from_data(TensorData::new(values, shape), (device, DType::F32))
-}
-
-fn words<B: Backend>(mut bytes: Vec<u8>, device: &B::Device) -> Tensor<B, 1, Int> {
-    bytes.resize(bytes.len().next_multiple_of(4), 0);
-    let shape = [bytes.len() / 4];
-    Tensor::from_data(TensorData::from_bytes_vec(bytes, shape, DType::U32), (device, DType::U32))
 }

@@ -38,7 +38,9 @@ fn a_disk_that_is_slow_or_fails_for_a_while_changes_no_number() {
         for (slots, fails_every) in [(1, 0), (2, 0), (2, 4), (3, 3)] {
             let shelf = Shelf::open(folder.weights().folder(), &spec, None, dtype).unwrap();
             let mut reads = 0_u64;
-            let fetcher = Fetcher::read_by(shelf, &device, move |shelf, layer, with_experts| {
+            let shelf = Arc::new(shelf);
+            let placer = Placer::new(Waiting::Files(Arc::clone(&shelf)), &shelf, &device);
+            let fetcher = Fetcher::start(placer, move |layer, with_experts| {
                 reads += 1;
                 // Mostly fast, sometimes far slower than a layer is computed.
                 let hash = (reads ^ slots as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use super::*;
 use crate::model::Error;
+use crate::model::fetch::pass_seconds;
 
 /// A device with a stream of copies and a stream of work. Time is a counter; the host moves on by waiting.
 struct FakeDevice {
@@ -177,4 +178,86 @@ fn a_walk_that_ends_early_and_walks_at_one_time_leave_no_slot_behind() {
         slots.give_back(place);
     }
     walk(&mut slots, &[3, 1, 2]);
+}
+
+/// A device whose copies and layers take as long as they take, in microseconds. The host waits for a copy before it launches
+/// what needs it, and for nothing else.
+struct TimedDevice {
+    copy: u64,
+    host: u64,
+    copies_end: u64,
+    work_ends: u64,
+    read_until: Vec<u64>,
+    pending: VecDeque<(usize, u64)>,
+}
+
+impl Carrier for TimedDevice {
+    type Cargo = ();
+
+    fn begin(&mut self, slot: usize, _layer: usize, _old: Option<()>) {
+        // Behind the copies before it, and behind the work that reads what lies there.
+        self.copies_end = self.copies_end.max(self.host).max(self.read_until[slot]) + self.copy;
+        self.pending.push_back((slot, self.copies_end));
+    }
+
+    fn next(&mut self) -> (usize, Result<(), Error>) {
+        let (slot, ends) = self.pending.pop_front().expect("something was begun");
+        self.host = self.host.max(ends);
+        (slot, Ok(()))
+    }
+}
+
+impl TimedDevice {
+    /// One pass; each layer is computed with for so long.
+    fn walk(slots: &mut Slots<Self>, order: &[usize], work: u64) {
+        slots.want(order.iter().copied());
+        for &layer in order {
+            let Ok((place, ())) = slots.lend(layer) else { panic!("nothing fails here") };
+            let device = slots.carrier();
+            device.work_ends = device.work_ends.max(device.host) + work;
+            device.read_until[place] = device.work_ends;
+            slots.give_back(place);
+        }
+    }
+}
+
+/// What `tune plan` says of fetched layers, against layers that are fetched: copies from a tenth to five times as long as a
+/// layer's forward pass, whose backward pass takes as long or twice as long.
+#[test]
+fn passes_take_as_long_as_the_plan_says() {
+    const LAYERS: usize = 80;
+    const FORWARD: u64 = 1000;
+    let (up, down): (Vec<usize>, Vec<usize>) = ((0..LAYERS).collect(), (0..LAYERS).rev().collect());
+    for count in [2, 3] {
+        for backward in [FORWARD, 2 * FORWARD] {
+            for copy in [100, 500, 900, 1100, 1500, 1900, 2500, 5000] {
+                let device = TimedDevice {
+                    copy,
+                    host: 0,
+                    copies_end: 0,
+                    work_ends: 0,
+                    read_until: vec![0; count],
+                    pending: VecDeque::new(),
+                };
+                let mut slots = Slots::new(device, count);
+                let mut began = 0;
+                for step in 0..6 {
+                    TimedDevice::walk(&mut slots, &up, FORWARD);
+                    TimedDevice::walk(&mut slots, &down, backward);
+                    if step == 0 {
+                        began = slots.carrier().work_ends;
+                    }
+                }
+                let found = (slots.carrier().work_ends - began) as f64 / 5.0;
+                let copying = (LAYERS - count) as f64 * copy as f64;
+                let computing = [FORWARD, backward].map(|each| (LAYERS as u64 * each) as f64);
+                let planned = pass_seconds(copying, computing);
+                let off = found / planned - 1.0;
+                assert!(
+                    (-0.01..0.03).contains(&off),
+                    "{count} slots, copies of {copy}, {backward} back: {off:+.3}"
+                );
+            }
+        }
+    }
 }
