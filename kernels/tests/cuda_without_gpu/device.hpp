@@ -78,6 +78,8 @@ template <class A, class B>
 static std::common_type_t<A, B> max(A a, B b) {
   return a < b ? b : a;
 }
+// Without it the one of C, which is of integers.
+using std::abs;
 using std::exp;
 using std::log;
 using std::sqrt;
