@@ -94,6 +94,16 @@ pub fn project<B: KernelBackend>(
     Projected { outputs: projected.outputs, tape: ProjectedTape { down: projected.down, unscaled } }
 }
 
+/// [`project`] for a number of projections that is known, without a residual.
+pub fn project_each<B: KernelBackend, const N: usize>(
+    x: &Tensor<B, 2>,
+    layers: &[Adapted<'_, B>; N],
+) -> ([Tensor<B, 2>; N], ProjectedTape<B>) {
+    let Projected { outputs, tape } = project(x, layers, None);
+    let Ok(outputs) = outputs.try_into() else { unreachable!("each projection has an output") };
+    (outputs, tape)
+}
+
 /// What [`project`] saves, without its outputs: no product with a weight is computed, unless an adapter has magnitudes.
 pub fn project_tape<B: KernelBackend>(x: &Tensor<B, 2>, layers: &[Adapted<'_, B>]) -> ProjectedTape<B> {
     let is_scaled: Vec<bool> = layers.iter().map(|layer| layer.scale().is_some()).collect();
@@ -117,13 +127,37 @@ impl<B: KernelBackend> ProjectedTape<B> {
         }
     }
 
-    /// The outputs of the projections with magnitudes, scaled again; `None` for the others.
-    pub fn scaled_again(&self, layers: &[Adapted<'_, B>]) -> Vec<Option<Tensor<B, 2>>> {
-        let of = |(layer, unscaled): (&Adapted<'_, B>, &Option<Tensor<B, 2>>)| {
-            Some(layer.scaled(unscaled.as_ref()?, layer.scale()?, None))
-        };
-        layers.iter().zip(&self.unscaled).map(of).collect()
+    /// The output of the projection at `index`: what [`Self::saved`] kept, else the unscaled one scaled again.
+    pub fn output(
+        &self,
+        index: usize,
+        saved: Option<Tensor<B, 2>>,
+        layers: &[Adapted<'_, B>],
+    ) -> Tensor<B, 2> {
+        let output = saved.or_else(|| self.scaled_again(index, layers));
+        output.unwrap_or_else(|| unreachable!("an output is saved, or scaled again"))
     }
+
+    /// The outputs of the projections with magnitudes, scaled again; `None` for the others.
+    pub fn all_scaled_again(&self, layers: &[Adapted<'_, B>]) -> Vec<Option<Tensor<B, 2>>> {
+        (0..layers.len()).map(|index| self.scaled_again(index, layers)).collect()
+    }
+
+    fn scaled_again(&self, index: usize, layers: &[Adapted<'_, B>]) -> Option<Tensor<B, 2>> {
+        Some(layers[index].scaled(self.unscaled[index].as_ref()?, layers[index].scale()?, None))
+    }
+}
+
+/// dL/dx of one projection for the gradient `dy` of its output; adds the gradients of its adapter to `gradients`.
+pub fn project_backward_through<B: KernelBackend>(
+    x: &Tensor<B, 2>,
+    layer: Adapted<'_, B>,
+    tape: ProjectedTape<B>,
+    dy: &Tensor<B, 2>,
+    gradients: &mut LayerGradients<B>,
+) -> Tensor<B, 2> {
+    let found = project_backward(x, &[layer], tape, vec![dy.clone()], true, gradients);
+    found.unwrap_or_else(|| unreachable!("the gradient was asked for"))
 }
 
 /// Returns dL/dx for upstream gradients `dy` of each projection, or `None` if `wants_x` is false; adds the gradients of

@@ -10,7 +10,7 @@ use tune_kernels::rms_norm::{RmsNorm, rms_norm, rms_norm_backward};
 use tune_kernels::rope::Direction;
 use tune_kernels::row_scale::row_scale;
 
-use super::adapted::{ProjectedTape, project, project_backward};
+use super::adapted::{ProjectedTape, project, project_backward, project_backward_through};
 use super::layer::{Call, Output, Upstream};
 use super::{Adapted, LayerInputs, output_gate};
 use crate::adapter::projection::LayerGradients;
@@ -120,14 +120,13 @@ pub(super) fn backward<B: KernelBackend>(
     let [tokens, _] = x.dims();
     let AttentionTape { query, key, value, gate, mixed, log_sum_exp, inner: inner_tape, output } = tape;
     let layers = inner(spec, call);
-    let mut again = inner_tape.scaled_again(&layers);
+    let mut again = inner_tape.all_scaled_again(&layers);
     let gate_again = take_gate(spec, &mut again);
     let gate = gate.or(gate_again);
-    let layer = [call.adapted(&spec.output)];
     let read = activated(gate.as_ref(), &mixed);
-    let found = project_backward(&read, &layer, output, vec![upstream.dy.clone()], true, gradients);
+    let layer = call.adapted(&spec.output);
+    let dread = project_backward_through(&read, layer, output, upstream.dy, gradients);
     drop(read);
-    let Some(dread) = found else { unreachable!("the gradient was asked for") };
     let (dgate, dmixed) = match gate {
         Some(gate) => {
             let (dgate, dmixed) = gated_backward(Activation::Sigmoid, gate, flat(&mixed), dread);

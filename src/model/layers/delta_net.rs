@@ -8,7 +8,7 @@ use tune_kernels::delta_rule::{DeltaRule, delta_rule, delta_rule_backward, delta
 use tune_kernels::gated::{Activation, gated, gated_backward};
 
 use super::Adapted;
-use super::adapted::{ProjectedTape, project, project_backward};
+use super::adapted::{ProjectedTape, project_backward, project_backward_through, project_each};
 use super::cache::{LayerCache, Recurrent};
 use super::layer::{Call, Output, Upstream};
 use crate::adapter::projection::LayerGradients;
@@ -19,7 +19,7 @@ use crate::model::parts::{ConstantSpec, DeltaNetSpec};
 pub struct DeltaNetTape<B: KernelBackend> {
     /// Queries, keys and values before the convolution, the gate, and what writes and decays follow from; `None` where they
     /// follow from DoRA's unscaled output.
-    projected: Vec<Option<Tensor<B, 2>>>,
+    projected: [Option<Tensor<B, 2>>; 4],
     /// The recurrence's output, `[tokens, values · value_dim]`.
     read: Tensor<B, 2>,
     /// Of the projections.
@@ -35,11 +35,7 @@ pub(super) fn forward<B: KernelBackend>(
     call: &mut Call<'_, B>,
     output: Output<'_, B>,
 ) -> (Option<Tensor<B, 2>>, DeltaNetTape<B>) {
-    let projected = project(x, &inner(spec, call), None);
-    let inner = projected.tape;
-    let Ok([raw, gate, write, decay]) = <[_; 4]>::try_from(projected.outputs) else {
-        unreachable!("every output is there")
-    };
+    let ([raw, gate, write, decay], inner) = project_each(x, &inner(spec, call));
     let constants = Constants::new(spec, call);
     let documents = call.inputs.documents.clone();
     let read = match &mut call.cache {
@@ -54,8 +50,7 @@ pub(super) fn forward<B: KernelBackend>(
     };
     let normed = call.norm(&spec.norm).forward(&heads(spec, &read), None).reshape(read.dims());
     let (y, output) = output.of(&gated(Activation::Silu, &gate, &normed), call.adapted(&spec.output));
-    let projected = [raw, gate, write, decay].into_iter().enumerate();
-    let projected = projected.map(|(index, x)| inner.saved(index, x)).collect();
+    let projected = [(0, raw), (1, gate), (2, write), (3, decay)].map(|(index, x)| inner.saved(index, x));
     (y, DeltaNetTape { projected, read, inner, output })
 }
 
@@ -68,21 +63,16 @@ pub(super) fn backward<B: KernelBackend>(
     upstream: Upstream<'_, B>,
     gradients: &mut LayerGradients<B>,
 ) -> Option<Tensor<B, 2>> {
-    let DeltaNetTape { projected, read, inner: inner_tape, output } = tape;
+    let DeltaNetTape { projected: [raw, gate, write, decay], read, inner: inner_tape, output } = tape;
     let layers = inner(spec, call);
-    let again = inner_tape.scaled_again(&layers);
-    let projected: Option<Vec<_>> =
-        projected.into_iter().zip(again).map(|(saved, again)| saved.or(again)).collect();
-    let Some(Ok([raw, gate, write, decay])) = projected.map(<[_; 4]>::try_from) else {
-        unreachable!("an output is saved, or scaled again")
-    };
+    let [raw, gate, write, decay] = [(0, raw), (1, gate), (2, write), (3, decay)]
+        .map(|(index, saved)| inner_tape.output(index, saved, &layers));
     let norm = call.norm(&spec.norm);
     let normed = norm.forward(&heads(spec, &read), None).reshape(read.dims());
-    let layer = [call.adapted(&spec.output)];
     let activated = gated(Activation::Silu, &gate, &normed);
-    let found = project_backward(&activated, &layer, output, vec![upstream.dy.clone()], true, gradients);
+    let layer = call.adapted(&spec.output);
+    let dactivated = project_backward_through(&activated, layer, output, upstream.dy, gradients);
     drop(activated);
-    let Some(dactivated) = found else { unreachable!("the gradient was asked for") };
     let (dgate, dnormed) = gated_backward(Activation::Silu, gate, normed, dactivated);
     let dread = norm.backward(&heads(spec, &read), heads(spec, &dnormed), None).reshape(read.dims());
     drop((read, dnormed));
@@ -97,8 +87,8 @@ pub(super) fn backward<B: KernelBackend>(
     project_backward(x, &layers, inner_tape, dy, upstream.wants_x, gradients)
 }
 
-fn inner<'a, B: KernelBackend>(spec: &DeltaNetSpec, call: &Call<'a, B>) -> Vec<Adapted<'a, B>> {
-    spec.inner().into_iter().map(|projection| call.adapted(projection)).collect()
+fn inner<'a, B: KernelBackend>(spec: &DeltaNetSpec, call: &Call<'a, B>) -> [Adapted<'a, B>; 4] {
+    spec.inner().map(|projection| call.adapted(projection))
 }
 
 /// One row for each head of each token.

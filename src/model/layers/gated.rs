@@ -5,7 +5,7 @@ use tune_kernels::KernelBackend;
 use tune_kernels::gated::{gated, gated_backward};
 
 use super::Adapted;
-use super::adapted::{ProjectedTape, project, project_backward};
+use super::adapted::{ProjectedTape, project, project_backward, project_backward_through};
 use super::layer::{Call, Output, Upstream};
 use crate::adapter::projection::LayerGradients;
 use crate::model::parts::{GatedInner, GatedSpec};
@@ -58,16 +58,14 @@ pub(super) fn backward<B: KernelBackend>(
 ) -> Option<Tensor<B, 2>> {
     let GatedTape { gate, up, activated, inner: inner_tape, down } = tape;
     let layers = inner(spec, call);
-    let [gate_again, up_again] = split(spec, inner_tape.scaled_again(&layers));
+    let [gate_again, up_again] = split(spec, inner_tape.all_scaled_again(&layers));
     let (Some(gate), Some(up)) = (gate.or(gate_again), up.or(up_again)) else {
         unreachable!("an output is saved, or scaled again")
     };
     let activated = activated.unwrap_or_else(|| gated(spec.activation, &gate, &up));
-    let layer = [call.adapted(&spec.down)];
-    let dy = vec![upstream.dy.clone()];
-    let found = project_backward(&activated, &layer, down, dy, true, gradients);
+    let layer = call.adapted(&spec.down);
+    let dactivated = project_backward_through(&activated, layer, down, upstream.dy, gradients);
     drop(activated);
-    let Some(dactivated) = found else { unreachable!("the gradient was asked for") };
     let (dgate, dup) = gated_backward(spec.activation, gate, up, dactivated);
     let dy = match spec.inner {
         GatedInner::Separate { .. } => vec![dgate, dup],

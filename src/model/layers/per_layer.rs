@@ -5,7 +5,7 @@ use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::gated::{gated, gated_backward};
 
-use super::adapted::{ProjectedTape, project, project_backward};
+use super::adapted::{ProjectedTape, project_backward, project_backward_through, project_each};
 use super::layer::{Call, Output, Upstream};
 use crate::adapter::projection::LayerGradients;
 use crate::model::parts::PerLayerInputSpec;
@@ -28,9 +28,7 @@ pub(super) fn forward<B: KernelBackend>(
     call: &Call<'_, B>,
     output: Output<'_, B>,
 ) -> (Option<Tensor<B, 2>>, PerLayerTape<B>) {
-    let mut projected = project(x, &[call.adapted(&spec.gate)], None);
-    let Some(gate) = projected.outputs.pop() else { unreachable!("every output is there") };
-    let inner = projected.tape;
+    let ([gate], inner) = project_each(x, &[call.adapted(&spec.gate)]);
     let activated = gated(spec.activation, &gate, &part(spec, call));
     let (y, output) = output.of(&activated, call.adapted(&spec.projection));
     (y, PerLayerTape { gate: inner.saved(0, gate), inner, output })
@@ -47,14 +45,12 @@ pub(super) fn backward<B: KernelBackend>(
 ) -> Option<Tensor<B, 2>> {
     let PerLayerTape { gate, inner, output } = tape;
     let layer = [call.adapted(&spec.gate)];
-    let again = inner.scaled_again(&layer).pop().flatten();
-    let Some(gate) = gate.or(again) else { unreachable!("an output is saved, or scaled again") };
+    let gate = inner.output(0, gate, &layer);
     let part = part(spec, call);
     let activated = gated(spec.activation, &gate, &part);
-    let outer = [call.adapted(&spec.projection)];
-    let found = project_backward(&activated, &outer, output, vec![upstream.dy.clone()], true, gradients);
+    let outer = call.adapted(&spec.projection);
+    let dactivated = project_backward_through(&activated, outer, output, upstream.dy, gradients);
     drop(activated);
-    let Some(dactivated) = found else { unreachable!("the gradient was asked for") };
     let (dgate, _) = gated_backward(spec.activation, gate, part, dactivated);
     project_backward(x, &layer, inner, vec![dgate], upstream.wants_x, gradients)
 }

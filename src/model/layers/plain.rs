@@ -4,7 +4,7 @@ use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
 use tune_kernels::activation::{activation, activation_backward};
 
-use super::adapted::{ProjectedTape, project, project_backward};
+use super::adapted::{ProjectedTape, project_backward, project_backward_through, project_each};
 use super::layer::{Call, Output, Upstream};
 use crate::adapter::projection::LayerGradients;
 use crate::model::parts::PlainSpec;
@@ -29,9 +29,7 @@ pub(super) fn forward<B: KernelBackend>(
     call: &Call<'_, B>,
     output: Output<'_, B>,
 ) -> (Option<Tensor<B, 2>>, PlainTape<B>) {
-    let mut projected = project(x, &[call.adapted(&spec.up)], None);
-    let up = projected.outputs.remove(0);
-    let inner = projected.tape;
+    let ([up], inner) = project_each(x, &[call.adapted(&spec.up)]);
     let activated = activation(spec.function, &up);
     let (y, down) = output.of(&activated, call.adapted(&spec.down));
     let activated = Some(activated).filter(|_| y.is_none());
@@ -50,14 +48,11 @@ pub(super) fn backward<B: KernelBackend>(
 ) -> Option<Tensor<B, 2>> {
     let PlainTape { up, activated, inner, down } = tape;
     let layers = [call.adapted(&spec.up)];
-    let Some(up) = up.or_else(|| inner.scaled_again(&layers).remove(0)) else {
-        unreachable!("an output is saved, or scaled again")
-    };
+    let up = inner.output(0, up, &layers);
     let activated = activated.unwrap_or_else(|| activation(spec.function, &up));
-    let dy = vec![upstream.dy.clone()];
-    let found = project_backward(&activated, &[call.adapted(&spec.down)], down, dy, true, gradients);
+    let layer = call.adapted(&spec.down);
+    let dactivated = project_backward_through(&activated, layer, down, upstream.dy, gradients);
     drop(activated);
-    let Some(dactivated) = found else { unreachable!("the gradient was asked for") };
     let dup = activation_backward(spec.function, up, dactivated);
     project_backward(x, &layers, inner, vec![dup], upstream.wants_x, gradients)
 }

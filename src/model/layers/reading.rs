@@ -5,7 +5,7 @@ use tune_kernels::KernelBackend;
 use tune_kernels::attention::{AttentionBackward, AttentionOptions, attention_backward};
 use tune_kernels::rope::Direction;
 
-use super::adapted::{ProjectedTape, project, project_backward};
+use super::adapted::{ProjectedTape, project_backward, project_backward_through, project_each};
 use super::attention::attend;
 use super::layer::{Call, Output, Upstream};
 use crate::adapter::projection::LayerGradients;
@@ -33,9 +33,7 @@ pub(super) fn forward<B: KernelBackend>(
     call: &Call<'_, B>,
     output: Output<'_, B>,
 ) -> (Option<Tensor<B, 2>>, ReadingTape<B>) {
-    let mut projected = project(x, &[call.adapted(&spec.query)], None);
-    let Some(raw) = projected.outputs.pop() else { unreachable!("every output is there") };
-    let inner = projected.tape;
+    let ([raw], inner) = project_each(x, &[call.adapted(&spec.query)]);
     let states = call.inputs.shared.read(spec.from);
     let query = ready(spec, call, &raw);
     let (mixed, log_sum_exp) = attend(&query, &states, &options(spec, call));
@@ -55,11 +53,9 @@ pub(super) fn backward<B: KernelBackend>(
     let [tokens, _] = x.dims();
     let ReadingTape { query, mixed, log_sum_exp, inner, output } = tape;
     let layer = [call.adapted(&spec.query)];
-    let again = inner.scaled_again(&layer).pop().flatten();
-    let Some(raw) = query.or(again) else { unreachable!("an output is saved, or scaled again") };
-    let outer = [call.adapted(&spec.output)];
-    let found = project_backward(&flat(&mixed), &outer, output, vec![upstream.dy.clone()], true, gradients);
-    let Some(dmixed) = found else { unreachable!("the gradient was asked for") };
+    let raw = inner.output(0, query, &layer);
+    let outer = call.adapted(&spec.output);
+    let dmixed = project_backward_through(&flat(&mixed), outer, output, upstream.dy, gradients);
     let Some([key, value]) = call.inputs.shared.read(spec.from).pop() else {
         unreachable!("a layer below gave them")
     };

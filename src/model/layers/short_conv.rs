@@ -5,7 +5,7 @@ use tune_kernels::KernelBackend;
 use tune_kernels::attention::DocumentOffsets;
 use tune_kernels::causal_conv::{CausalConv, causal_conv, causal_conv_backward};
 
-use super::adapted::{ProjectedTape, project, project_backward};
+use super::adapted::{ProjectedTape, project_backward, project_backward_through, project_each};
 use super::cache::{LayerCache, Recurrent};
 use super::layer::{Call, Output, Upstream};
 use crate::adapter::projection::LayerGradients;
@@ -29,9 +29,7 @@ pub(super) fn forward<B: KernelBackend>(
     call: &mut Call<'_, B>,
     output: Output<'_, B>,
 ) -> (Option<Tensor<B, 2>>, ShortConvTape<B>) {
-    let mut projected = project(x, &[call.adapted(&spec.input)], None);
-    let Some(thirds) = projected.outputs.pop() else { unreachable!("every output is there") };
-    let input = projected.tape;
+    let ([thirds], input) = project_each(x, &[call.adapted(&spec.input)]);
     let [before, behind, value] = split(spec, &thirds);
     let product = before * value;
     let weight = call.constant(&spec.conv);
@@ -57,18 +55,16 @@ pub(super) fn backward<B: KernelBackend>(
 ) -> Option<Tensor<B, 2>> {
     let ShortConvTape { thirds, input: input_tape, output } = tape;
     let layer = [call.adapted(&spec.input)];
-    let again = input_tape.scaled_again(&layer).pop().flatten();
-    let Some(thirds) = thirds.or(again) else { unreachable!("an output is saved, or scaled again") };
+    let thirds = input_tape.output(0, thirds, &layer);
     let [before, behind, value] = split(spec, &thirds);
     let documents = &call.inputs.documents;
     let conv = CausalConv { weight: call.constant(&spec.conv), silu: false, documents };
     let product = before.clone() * value.clone();
     let convolved = causal_conv(&product, conv);
     let mixed = behind.clone() * convolved.clone();
-    let dy = vec![upstream.dy.clone()];
-    let found = project_backward(&mixed, &[call.adapted(&spec.output)], output, dy, true, gradients);
+    let outer = call.adapted(&spec.output);
+    let dmixed = project_backward_through(&mixed, outer, output, upstream.dy, gradients);
     drop(mixed);
-    let Some(dmixed) = found else { unreachable!("the gradient was asked for") };
     let dbehind = dmixed.clone() * convolved;
     let dproduct = causal_conv_backward(&product, conv, &(dmixed * behind));
     let dthirds = vec![dproduct.clone() * value, dbehind, dproduct * before];
