@@ -1,4 +1,4 @@
-//! cubek's products for tensor cores, with each tile of the result passed on in step.
+//! cubek's products for tensor cores, with each tile of the result passed on in step, and tiles made in an [`order`].
 //!
 //! A tile's sums leave the registers of a plane's lanes through shared memory, from which other lanes write them out.
 //! cubek 0.2's writer does not synchronize between the two, nor before the next tile takes the same place. A plane that
@@ -30,6 +30,8 @@ use cubek::matmul::routines::ordered_double_buffering::{
 use cubek::matmul::routines::simple::{SimpleAlgorithm, SimpleArgs};
 use cubek::matmul::routines::{BlueprintStrategy, DeviceSettings, ExpandInfo, LaunchInfo, Routine};
 
+use super::order::order;
+
 type Planes = PlaneMatmulFamily<StridedStageFamily, StridedStageFamily, Option<StridedStageFamily>>;
 
 /// `$name`, which is `$inner` with its tiles passed on in step: its blueprints, and a kernel of `$global`.
@@ -53,7 +55,9 @@ macro_rules! routine {
                     BlueprintStrategy::Forced(blueprint) => BlueprintStrategy::Forced(blueprint.clone()),
                     BlueprintStrategy::Inferred(strategy) => BlueprintStrategy::Inferred(strategy.clone()),
                 };
-                <$inner as Routine<()>>::expand_blueprint(problem, device, &strategy)
+                let mut expanded = <$inner as Routine<()>>::expand_blueprint(problem, device, &strategy)?;
+                fit(&mut expanded.blueprint, problem, &device.client);
+                Ok(expanded)
             }
 
             fn prepare<R: Runtime>(
@@ -65,6 +69,23 @@ macro_rules! routine {
             }
         }
     };
+}
+
+/// Cubes of a product that a multiprocessor works on together; their registers allow no more.
+const CUBES_TOGETHER: u32 = 2;
+
+/// What our products want otherwise than cubek's own.
+fn fit<R: Runtime>(blueprint: &mut TilingBlueprint, problem: &MatmulProblem, client: &ComputeClient<R>) {
+    let scheme = &blueprint.tiling_scheme;
+    // Double buffering makes its last stages a pair, whose second may begin where the reduction ends.
+    let pair = 2 * scheme.elements_per_stage_along_k();
+    blueprint.check_k_bounds = !(problem.k as u32).is_multiple_of(pair);
+    // Where the device does not say how many it has, its grid is the problem's and knows no order.
+    if let Some(processors) = client.properties().hardware.num_streaming_multiprocessors {
+        let tile = [scheme.elements_per_stage_along_m(), scheme.elements_per_stage_along_n()];
+        let tiles = [(problem.m as u32).div_ceil(tile[0]), (problem.n as u32).div_ceil(tile[1])];
+        blueprint.hypercube_blueprint.global_order = order(tiles, tile, processors * CUBES_TOGETHER);
+    }
 }
 
 routine!(

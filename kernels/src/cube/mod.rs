@@ -7,6 +7,7 @@ pub(crate) mod convert;
 mod device;
 mod in_step;
 mod operand;
+mod order;
 mod passes;
 mod plain;
 pub(crate) mod product;

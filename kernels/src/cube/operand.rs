@@ -5,11 +5,17 @@
 //! [`Matrix::read`]: an NF4 weight is dequantized between global and shared memory, and the LoRA product is the same
 //! loop carried on from `[x | W]` into `[t | B]`. A read is one vector along the rows of what is stored. Vector sizes
 //! divide those rows, so a vector crosses neither an NF4 block, nor a row, nor the border to the tail.
+//!
+//! Tiles may reach beyond an operand. Behind the end of the reduction there are zeros, which are not read: a load that is
+//! skipped costs a predicate, where one that is thrown away costs a selection for each number. Beside the operand, where
+//! no sum is written, the last line is read once more. Along a side that whole tiles divide, nothing is asked
+//! ([`Checks`]).
 
 use cubecl::prelude::barrier::BarrierExpand;
 use cubecl::prelude::*;
 use cubecl::std::tensor::layout::{Layout, LayoutExpand};
 use cubecl::std::tensor::{ViewOperations, ViewOperationsExpand, ViewOperationsMut, ViewOperationsMutExpand};
+use cubek::matmul::components::global::memory::GlobalLayoutConfig;
 use cubek::matmul::launch::BatchedCoords;
 
 use crate::nf4::cube::{Nf4Data, dequantize_vector};
@@ -53,6 +59,24 @@ pub(crate) struct Input<E: CubePrimitive> {
     vector_size: usize,
 }
 
+/// Along which sides of an operand or a result tiles may reach beyond it.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+pub(crate) struct Checks {
+    rows: bool,
+    columns: bool,
+}
+
+impl From<GlobalLayoutConfig> for Checks {
+    fn from(config: GlobalLayoutConfig) -> Self {
+        Self { rows: config.check_row_bounds, columns: config.check_col_bounds }
+    }
+}
+
+impl Checks {
+    pub(super) const ALL: Self = Self { rows: true, columns: true };
+    const NONE: Self = Self { rows: false, columns: false };
+}
+
 /// An operand of a product inside its kernel.
 #[derive(CubeType)]
 pub(crate) struct Matrix<E: CubePrimitive> {
@@ -60,6 +84,8 @@ pub(crate) struct Matrix<E: CubePrimitive> {
     nf4: ComptimeOption<Nf4Data>,
     tail: ComptimeOption<Dense<E>>,
     border: u32,
+    rows: u32,
+    columns: u32,
     /// The 16 levels of an NF4 operand.
     levels: SharedMemory<f32>,
     #[cube(comptime)]
@@ -68,12 +94,14 @@ pub(crate) struct Matrix<E: CubePrimitive> {
     reduces_rows: bool,
     #[cube(comptime)]
     vector_size: usize,
+    #[cube(comptime)]
+    checks: Checks,
 }
 
 #[cube]
 impl<E: CubePrimitive> Matrix<E> {
     /// Puts the codebook of an NF4 operand into shared memory. All units of the cube call it.
-    pub(crate) fn new(input: &Input<E>) -> Self {
+    pub(crate) fn new(input: &Input<E>, #[comptime] checks: Checks) -> Self {
         let mut levels = SharedMemory::<f32>::new(16usize);
         #[comptime]
         match &input.nf4 {
@@ -85,10 +113,13 @@ impl<E: CubePrimitive> Matrix<E> {
             nf4: input.nf4.clone(),
             tail: input.tail.clone(),
             border: input.border,
+            rows: input.rows,
+            columns: input.columns,
             levels,
             transposed: input.transposed,
             reduces_rows: input.reduces_rows,
             vector_size: input.vector_size,
+            checks,
         }
     }
 }
@@ -103,8 +134,9 @@ fn read_dense<E: CubePrimitive>(
     #[comptime] vector_size: usize,
 ) -> E {
     let (line, within) = if comptime!(transposed) { (column, row) } else { (row, column) };
-    let element = (matrix.offset + line * matrix.stride + within) as usize;
-    matrix.data[element / vector_size]
+    // Divided apart: where the line begins does not change along a loop that goes through it.
+    let size = comptime!(vector_size as u32);
+    matrix.data[((matrix.offset + line * matrix.stride) / size + within / size) as usize]
 }
 
 #[cube]
@@ -132,13 +164,10 @@ pub(super) fn read<E: CubePrimitive>(matrix: &Matrix<E>, row: u32, column: u32) 
     match &matrix.tail {
         ComptimeOption::Some(tail) => {
             let along = if comptime!(matrix.reduces_rows) { row } else { column };
-            let border = matrix.border;
-            if along < border {
+            if along < matrix.border {
                 read_head::<E>(matrix, row, column)
-            } else if comptime!(matrix.reduces_rows) {
-                read_dense::<E>(tail, row - border, column, matrix.transposed, matrix.vector_size)
             } else {
-                read_dense::<E>(tail, row, column - border, matrix.transposed, matrix.vector_size)
+                read_tail::<E>(matrix, tail, row, column)
             }
         }
         ComptimeOption::None => read_head::<E>(matrix, row, column),
@@ -146,40 +175,97 @@ pub(super) fn read<E: CubePrimitive>(matrix: &Matrix<E>, row: u32, column: u32) 
 }
 
 #[cube]
-fn read_at<E: CubePrimitive>(matrix: &Matrix<E>, position: BatchedCoords) -> E {
-    let (_, row, column) = position;
-    read::<E>(matrix, row, column)
+fn read_tail<E: CubePrimitive>(matrix: &Matrix<E>, tail: &Dense<E>, row: u32, column: u32) -> E {
+    let border = matrix.border;
+    let (row, column) =
+        if comptime!(matrix.reduces_rows) { (row - border, column) } else { (row, column - border) };
+    read_dense::<E>(tail, row, column, matrix.transposed, matrix.vector_size)
 }
 
-/// The extent of a matrix: positions outside are moved to the last vector inside, and said to be outside.
+/// The vector at a position of an operand, which may lie outside. Behind the end of the reduction there are zeros; beside
+/// the operand anything, for it only goes into sums that are not written.
+#[cube]
+fn read_checked<E: CubePrimitive>(matrix: &Matrix<E>, position: BatchedCoords) -> E {
+    let (_, row, column) = position;
+    let lanes = comptime!(matrix.vector_size as u32);
+    let is_right = comptime!(matrix.reduces_rows);
+    let row = if comptime!(!is_right && matrix.checks.rows) {
+        min(row, matrix.rows - comptime!(if matrix.transposed { lanes } else { 1 }))
+    } else {
+        row
+    };
+    let column = if comptime!(is_right && matrix.checks.columns) {
+        min(column, matrix.columns - comptime!(if matrix.transposed { 1 } else { lanes }))
+    } else {
+        column
+    };
+    let ends = comptime!(if is_right { matrix.checks.rows } else { matrix.checks.columns });
+    let bytes = E::type_size().comptime();
+    if comptime!(!ends && matrix.tail.is_none()) {
+        read_head::<E>(matrix, row, column)
+    } else if comptime!(bytes.is_multiple_of(4)) {
+        let size!(W) = comptime!(bytes / 4);
+        read_or_zero::<E, Vector<u32, W>>(matrix, row, column, true)
+    } else {
+        read_or_zero::<E, E>(matrix, row, column, false)
+    }
+}
+
+/// The vector at (row, column) of an operand; zeros behind the end of the reduction. It is held as `H`: words, where it
+/// is made of some, lest compilers select each of its 16-bit numbers by itself.
+#[cube]
+fn read_or_zero<E: CubePrimitive, H: CubePrimitive>(
+    matrix: &Matrix<E>,
+    row: u32,
+    column: u32,
+    #[comptime] is_words: bool,
+) -> E {
+    let mut held = H::cast_from(0u32);
+    let (along, end) =
+        if comptime!(matrix.reduces_rows) { (row, matrix.rows) } else { (column, matrix.columns) };
+    #[comptime]
+    match &matrix.tail {
+        ComptimeOption::Some(tail) => {
+            let is_head = along < matrix.border;
+            if is_head {
+                held = rewritten::<E, H>(read_head::<E>(matrix, row, column), is_words);
+            }
+            if !is_head && along < end {
+                held = rewritten::<E, H>(read_tail::<E>(matrix, tail, row, column), is_words);
+            }
+        }
+        ComptimeOption::None => {
+            if along < end {
+                held = rewritten::<E, H>(read_head::<E>(matrix, row, column), is_words);
+            }
+        }
+    }
+    rewritten::<H, E>(held, is_words)
+}
+
+/// The same bits as another type, or the same type.
+#[cube]
+fn rewritten<A: CubePrimitive, B: CubePrimitive>(value: A, #[comptime] is_other: bool) -> B {
+    if comptime!(is_other) { B::reinterpret(value) } else { B::cast_from(value) }
+}
+
+/// How far an operand or a result reaches. An operand's positions are judged where it is read.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Extent {
     rows: u32,
     columns: u32,
-    /// Vectors lie down columns.
     #[cube(comptime)]
-    vertical: bool,
-    #[cube(comptime)]
-    vector_size: usize,
+    checks: Checks,
 }
 
 #[cube]
 impl Extent {
-    pub(crate) fn new(
-        rows: u32,
-        columns: u32,
-        #[comptime] vertical: bool,
-        #[comptime] vector_size: usize,
-    ) -> Self {
-        Extent { rows, columns, vertical, vector_size }
-    }
-
     pub(crate) fn of<E: CubePrimitive>(input: &Input<E>) -> Self {
-        Extent::new(input.rows, input.columns, input.transposed, input.vector_size)
+        Extent { rows: input.rows, columns: input.columns, checks: comptime!(Checks::NONE) }
     }
 
-    pub(crate) fn of_sink<E: CubePrimitive>(sink: &Sink<E>) -> Self {
-        Extent::new(sink.rows, sink.columns, false, sink.vector_size)
+    pub(crate) fn of_sink<E: CubePrimitive>(sink: &Sink<E>, #[comptime] checks: Checks) -> Self {
+        Extent { rows: sink.rows, columns: sink.columns, checks }
     }
 }
 
@@ -193,11 +279,7 @@ impl Layout for Extent {
     }
 
     fn to_source_pos_checked(&self, position: Self::Coordinates) -> (BatchedCoords, bool) {
-        let (batch, row, column) = position;
-        let lanes = comptime!(self.vector_size as u32);
-        let (down, across) = if comptime!(self.vertical) { (lanes, 1u32) } else { (1u32, lanes) };
-        let inside = (batch, min(row, self.rows - down), min(column, self.columns - across));
-        (inside, self.is_in_bounds(position))
+        (position, self.is_in_bounds(position))
     }
 
     fn shape(&self) -> Self::Coordinates {
@@ -206,7 +288,9 @@ impl Layout for Extent {
 
     fn is_in_bounds(&self, position: Self::Coordinates) -> bool {
         let (_, row, column) = position;
-        row < self.rows && column < self.columns
+        let in_rows = if comptime!(self.checks.rows) { row < self.rows } else { true.runtime() };
+        let in_columns = if comptime!(self.checks.columns) { column < self.columns } else { true.runtime() };
+        in_rows && in_columns
     }
 }
 
@@ -223,24 +307,24 @@ type Position = <BatchedCoords as CubeType>::ExpandType;
 
 impl<E: CubePrimitive> ViewOperationsExpand<E, BatchedCoords> for MatrixExpand<E> {
     fn __expand_read_method(&self, scope: &mut Scope, position: Position) -> E::ExpandType {
-        read_at::expand::<E>(scope, self.clone(), position)
+        read_checked::expand::<E>(scope, self.clone(), position)
     }
 
     fn __expand_read_checked_method(&self, scope: &mut Scope, position: Position) -> E::ExpandType {
-        read_at::expand::<E>(scope, self.clone(), position)
+        read_checked::expand::<E>(scope, self.clone(), position)
     }
 
     fn __expand_read_masked_method(
         &self,
-        scope: &mut Scope,
-        position: Position,
+        _scope: &mut Scope,
+        _position: Position,
         _mask: E::ExpandType,
     ) -> E::ExpandType {
-        read_at::expand::<E>(scope, self.clone(), position)
+        unreachable!("the routines in use have zeros outside")
     }
 
-    fn __expand_read_unchecked_method(&self, scope: &mut Scope, position: Position) -> E::ExpandType {
-        read_at::expand::<E>(scope, self.clone(), position)
+    fn __expand_read_unchecked_method(&self, _scope: &mut Scope, _position: Position) -> E::ExpandType {
+        unreachable!("the routines in use read with checks, as far as those are needed")
     }
 
     fn __expand_to_linear_slice_method(
@@ -280,8 +364,8 @@ pub(crate) struct Sink<E: CubePrimitive> {
     /// Elements before the first, and from one row to the next.
     offset: u32,
     stride: u32,
-    rows: u32,
-    columns: u32,
+    pub(super) rows: u32,
+    pub(super) columns: u32,
     factor: f32,
     #[cube(comptime)]
     vector_size: usize,

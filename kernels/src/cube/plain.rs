@@ -6,7 +6,7 @@
 
 use cubecl::prelude::*;
 
-use super::operand::{Input, Matrix, Sink, read, write_at};
+use super::operand::{Checks, Input, Matrix, Sink, read, write_at};
 
 /// Rows and columns of a cube's tile of the result, and steps of a tile along the reduction.
 pub(super) const TILE: u32 = 16;
@@ -22,7 +22,7 @@ pub(super) fn plain_product_kernel<E: Float, O: Float>(
     result: &mut Sink<O>,
     #[define(E, O)] _dtypes: [StorageType; 2],
 ) {
-    let (rows, columns, reduction) = (lhs.rows, rhs.columns, lhs.columns);
+    let (rows, columns, reduction) = (result.rows, result.columns, lhs.columns);
     let across = columns.div_ceil(TILE);
     let tile = CUBE_POS as u32;
     if tile >= across * rows.div_ceil(TILE) {
@@ -30,8 +30,8 @@ pub(super) fn plain_product_kernel<E: Float, O: Float>(
     }
     let row = tile / across * TILE + UNIT_POS_Y;
     let column = tile % across * TILE + UNIT_POS_X;
-    let lhs = Matrix::<E>::new(lhs);
-    let rhs = Matrix::<E>::new(rhs);
+    let lhs = Matrix::<E>::new(lhs, comptime!(Checks::ALL));
+    let rhs = Matrix::<E>::new(rhs, comptime!(Checks::ALL));
     let mut left = SharedMemory::<f32>::new(AREA);
     let mut right = SharedMemory::<f32>::new(AREA);
     let own = (UNIT_POS_Y * TILE + UNIT_POS_X) as usize;

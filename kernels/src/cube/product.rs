@@ -27,7 +27,7 @@ use cubek::matmul::routines::{BlueprintStrategy, Routine};
 use cubek::std::MatrixLayout;
 
 use super::in_step::{Ordered, Simple};
-use super::operand::{DenseLaunch, Extent, Input, InputLaunch, Matrix, Sink, SinkLaunch};
+use super::operand::{Checks, DenseLaunch, Extent, Input, InputLaunch, Matrix, Sink, SinkLaunch};
 use super::plain::{TILE, plain_product_kernel};
 use super::tensor::{cubes, dims, elements, empty, syncs_planes, vector_size};
 use crate::nf4::cube::Nf4Tensors;
@@ -60,6 +60,8 @@ pub(crate) struct Rows<R: CubeRuntime> {
     offset: usize,
     /// Elements from one row to the next.
     stride: usize,
+    /// Columns that may be read: those, and what fills them up to whole vectors.
+    room: usize,
 }
 
 impl<R: CubeRuntime> Rows<R> {
@@ -67,18 +69,23 @@ impl<R: CubeRuntime> Rows<R> {
     pub(crate) fn all(tensor: CubeTensor<R>) -> Self {
         let shape = dims(&tensor);
         let (rows, columns) = (shape[0], shape[1]);
-        Self { tensor, rows, columns, offset: 0, stride: columns }
+        Self { tensor, rows, columns, offset: 0, stride: columns, room: columns }
     }
 
     /// `columns` columns from `first` on.
     pub(crate) fn part(tensor: CubeTensor<R>, first: usize, columns: usize) -> Self {
         let all = Self::all(tensor);
-        Self { columns, offset: first, ..all }
+        Self { columns, offset: first, room: columns, ..all }
     }
 
     /// `[rows, columns]` from element `offset` of a tensor on.
     pub(crate) fn at(tensor: CubeTensor<R>, offset: usize, [rows, columns]: [usize; 2]) -> Self {
-        Self { tensor, rows, columns, offset, stride: columns }
+        Self { tensor, rows, columns, offset, stride: columns, room: columns }
+    }
+
+    /// The first `columns`, where the others may be read and do not count.
+    pub(crate) fn first(&self, columns: usize) -> Self {
+        Self { columns, ..self.clone() }
     }
 
     fn argument<E: CubePrimitive>(&self, vector_size: usize) -> DenseLaunch<E, R> {
@@ -90,7 +97,7 @@ impl<R: CubeRuntime> Rows<R> {
 
     /// What a vector size must divide.
     fn lengths(&self) -> [usize; 3] {
-        [self.columns, self.offset, self.stride]
+        [self.room, self.offset, self.stride]
     }
 }
 
@@ -141,16 +148,19 @@ impl<'a, R: CubeRuntime> Operand<'a, R> {
     }
 
     fn vector_size(&self, client: &ComputeClient<R>, dtype: DType) -> usize {
-        let mut lengths = vec![self.stored.shape()[1]];
-        if let Stored::Dense(rows) = self.stored {
-            lengths.extend(rows.lengths());
-        }
+        let mut lengths = match self.stored {
+            Stored::Dense(rows) => rows.lengths().to_vec(),
+            Stored::Nf4(weight) => vec![weight.shape[1]],
+        };
         lengths.extend(self.tail.iter().flat_map(|tail| tail.lengths()));
         vector_size(client, dtype, &lengths)
     }
 
     fn argument<E: CubePrimitive>(&self, reduces_rows: bool, vector_size: usize) -> InputLaunch<E, R> {
-        let [rows, columns] = self.head();
+        let [mut rows, mut columns] = self.head();
+        if let Stored::Dense(stored) = self.stored {
+            *(if self.transposed { &mut rows } else { &mut columns }) = stored.room;
+        }
         let tail = self.tail_length(reduces_rows);
         let (dense, nf4) = match self.stored {
             Stored::Dense(rows) => (Some(rows.argument::<E>(vector_size)), None),
@@ -372,16 +382,17 @@ impl MatmulArgs for ProductArgs {
         input: &Self::Input<Lhs, Rhs, EO>,
         output: &mut Self::Output<EO>,
         _config: (),
-        #[comptime] _lhs: GlobalLayoutConfig,
-        #[comptime] _rhs: GlobalLayoutConfig,
-        #[comptime] _out: GlobalLayoutConfig,
+        #[comptime] lhs_layout: GlobalLayoutConfig,
+        #[comptime] rhs_layout: GlobalLayoutConfig,
+        #[comptime] out_layout: GlobalLayoutConfig,
     ) -> Self::State<Lhs, Rhs, EO> {
-        let lhs = Matrix::<Lhs>::new(&input.lhs);
-        let rhs = Matrix::<Rhs>::new(&input.rhs);
+        let lhs = Matrix::<Lhs>::new(&input.lhs, comptime!(Checks::from(lhs_layout)));
+        let rhs = Matrix::<Rhs>::new(&input.rhs, comptime!(Checks::from(rhs_layout)));
+        let to = Extent::of_sink::<EO>(output, comptime!(Checks::from(out_layout)));
         Views::<Lhs, Rhs, EO> {
             lhs: View::new::<Matrix<Lhs>, BatchedCoords>(&lhs, Extent::of::<Lhs>(&input.lhs)),
             rhs: View::new::<Matrix<Rhs>, BatchedCoords>(&rhs, Extent::of::<Rhs>(&input.rhs)),
-            out: View::new_mut::<Sink<EO>, BatchedCoords>(output, Extent::of_sink::<EO>(output)),
+            out: View::new_mut::<Sink<EO>, BatchedCoords>(output, to),
         }
     }
 

@@ -141,6 +141,12 @@ pub(crate) fn array<R: CubeRuntime>(tensor: &CubeTensor<R>) -> ArrayArg<R> {
     unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), elements(tensor)) }
 }
 
+/// A tensor as a kernel's argument that is read or written by vectors, whose size divides the tensor's elements.
+pub(crate) fn array_of<R: CubeRuntime>(tensor: &CubeTensor<R>, vector_size: usize) -> ArrayArg<R> {
+    // SAFETY: as in [`array`].
+    unsafe { ArrayArg::from_raw_parts(tensor.handle.clone(), elements(tensor) / vector_size) }
+}
+
 /// The largest vector of `dtype` that the device loads at once and that divides all of `lengths`.
 pub(crate) fn vector_size<R: CubeRuntime>(
     client: &ComputeClient<R>,

@@ -79,7 +79,7 @@ where
                 }));
             }
             if let Some(sum) = &sum {
-                copy_all(&[Part { source: sum, factor: 1.0, offset }], &dx);
+                copy_all(&[Part { source: sum, factor: 1.0, offset, room: None }], &dx);
             }
         }
         GroupedGradients { x: Some(wrap(dx)), adapters: sums }

@@ -57,22 +57,30 @@ where
 
 /// The adapter of one layer in the compute dtype, and where its `t` stands among the others'.
 struct Adapter<R: CubeRuntime> {
-    /// `[rank, in]`.
+    /// `[width, in]`, zeros behind the rank.
     a: Rows<R>,
-    /// `scaling · B`, `[out, rank]`.
+    /// `scaling · B`, `[out, width]`, likewise.
     b: Rows<R>,
     scaling: f32,
     dropout: Option<Dropout>,
     /// First column of this layer's `t`.
     first: usize,
+    /// Columns of it.
+    width: usize,
     rank: usize,
+}
+
+/// Columns of the `t` of an adapter: in 16 bits whole vectors of tensor cores, as narrower ones would be those of weight
+/// and input too. The files of an adapter know nothing of it.
+fn padded(rank: usize, dtype: DType) -> usize {
+    if dtype == DType::F32 { rank } else { rank.next_multiple_of(8) }
 }
 
 /// All adapters of a group, in one tensor: their `A` one below the other, behind them every `scaling · B`.
 struct Adapters<R: CubeRuntime> {
     /// In the compute dtype.
     operands: CubeTensor<R>,
-    /// `A` of all layers, `[Σ rank, in]`.
+    /// `A` of all layers, `[Σ width, in]`.
     a: Rows<R>,
     /// For each layer.
     layers: Vec<Option<Adapter<R>>>,
@@ -94,16 +102,17 @@ impl<R: CubeRuntime> Adapters<R> {
         I: IntElement,
         T: BoolElement,
     {
-        let ranks: usize = layers.iter().map(Linear::rank).sum();
-        if ranks == 0 {
+        let wide = |layer: &Linear<'_, CubeBackend<R, F, I, T>>| padded(layer.rank(), like.dtype);
+        let all: usize = layers.iter().map(wide).sum();
+        if all == 0 {
             return None;
         }
-        let mut length = (ranks * width).next_multiple_of(ALIGNMENT);
+        let mut length = (all * width).next_multiple_of(ALIGNMENT);
         let mut first = 0;
         let mut place = |layer: &Linear<'_, CubeBackend<R, F, I, T>>| {
             let place = layer.lora.map(|_| (first, length));
-            first += layer.rank();
-            length += (layer.weight.shape()[0] * layer.rank()).next_multiple_of(ALIGNMENT);
+            first += wide(layer);
+            length += (layer.weight.shape()[0] * wide(layer)).next_multiple_of(ALIGNMENT);
             place
         };
         let places: Vec<_> = layers.iter().map(&mut place).collect();
@@ -113,29 +122,36 @@ impl<R: CubeRuntime> Adapters<R> {
                 layers.iter().map(|layer| layer.lora.map(|lora| (float(&lora.a), float(&lora.b), lora)));
             let loras: Vec<_> = loras.zip(&places).filter_map(|(lora, place)| lora.zip(*place)).collect();
             let parts = loras.iter().flat_map(|((a, b, lora), (first, offset))| {
-                let a = Part { source: a, factor: 1.0, offset: first * width };
-                [a, Part { source: b, factor: lora.scaling, offset: *offset }]
+                let [out, rank] = lora.b.dims();
+                let columns = padded(rank, like.dtype);
+                let room = |room| (columns != rank).then_some(room);
+                let to = first * width;
+                let a = Part { source: a, factor: 1.0, offset: to, room: room([columns, width]) };
+                let room = room([out, columns]);
+                [a, Part { source: b, factor: lora.scaling, offset: *offset, room }]
             });
             copy_all(&parts.collect::<Vec<_>>(), &operands);
             operands
         });
         let adapter = |lora: &Lora<CubeBackend<R, F, I, T>>, (first, offset): (usize, usize)| {
             let [out, rank] = lora.b.dims();
+            let columns = padded(rank, like.dtype);
             Adapter {
-                a: Rows::at(operands.clone(), first * width, [rank, width]),
-                b: Rows::at(operands.clone(), offset, [out, rank]),
+                a: Rows::at(operands.clone(), first * width, [columns, width]),
+                b: Rows::at(operands.clone(), offset, [out, columns]),
                 scaling: lora.scaling,
                 dropout: lora.dropout,
                 first,
+                width: columns,
                 rank,
             }
         };
         let layers = layers.iter().zip(places);
         let layers = layers.map(|(layer, place)| Some(adapter(layer.lora?, place?))).collect();
-        Some(Self { a: Rows::at(operands.clone(), 0, [ranks, width]), operands, layers })
+        Some(Self { a: Rows::at(operands.clone(), 0, [all, width]), operands, layers })
     }
 
-    /// `t` of all layers, `[tokens, Σ rank]`.
+    /// `t` of all layers, `[tokens, Σ width]`.
     fn down(&self, x: &Rows<R>) -> CubeTensor<R> {
         let (like, dtype) = (&x.tensor, x.tensor.dtype);
         if self.layers.iter().flatten().all(|layer| layer.dropout.is_none()) {
@@ -144,7 +160,7 @@ impl<R: CubeRuntime> Adapters<R> {
         let down = empty(like, &[x.rows, self.a.rows], dtype);
         for layer in self.layers.iter().flatten() {
             let dropped = layer.dropped(x);
-            let target = Rows::part(down.clone(), layer.first, layer.rank);
+            let target = Rows::part(down.clone(), layer.first, layer.width);
             let (lhs, rhs) = (Operand::dense(&dropped), Operand::transposed(&layer.a));
             product_into(&target, lhs, rhs, Finish::default());
         }
@@ -162,7 +178,7 @@ impl<R: CubeRuntime> Adapter<R> {
 
     /// This layer's part of [`Adapters::down`].
     fn part(&self, down: &CubeTensor<R>) -> Rows<R> {
-        Rows::part(down.clone(), self.first, self.rank)
+        Rows::part(down.clone(), self.first, self.width)
     }
 }
 
@@ -251,10 +267,11 @@ where
                 let before = sum.map(|sum| (float(&sum.a), float(&sum.b)));
                 let (before_a, before_b) = before.as_ref().map_or((None, None), |(a, b)| (Some(a), Some(b)));
                 let dropped = adapter.dropped(x);
+                let dt = dt.first(adapter.rank);
                 let (lhs, rhs) = (Operand::transposed(&dt), Operand::dense(&dropped));
                 let finish = Finish { residual: before_a, ..Finish::default() };
                 let a = product(like, lhs, rhs, finish, DType::F32);
-                let part = adapter.part(down);
+                let part = adapter.part(down).first(adapter.rank);
                 let (lhs, rhs) = (Operand::transposed(dy), Operand::dense(&part));
                 let finish = Finish { factor: adapter.scaling, bias: None, residual: before_b };
                 let b = product(like, lhs, rhs, finish, DType::F32);
