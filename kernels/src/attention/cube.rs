@@ -96,7 +96,7 @@ fn forward<R: CubeRuntime>(
         return (y, log_sum_exp);
     }
     let tile = tile(&q.client, q.dtype, head_dim, Tile::forward_rows);
-    let schedule = Schedule::new(&q.client, options, Side::Queries, block_rows(tile));
+    let schedule = Schedule::new(q, options, Side::Queries, block_rows(tile));
     let grid = cubes(schedule.blocks() * heads as u32);
     // SAFETY: the schedule names rows of the tensors, and units read and write only rows that it names; a head of so many
     // dimensions is made of whole vectors.
@@ -192,7 +192,7 @@ impl<R: CubeRuntime> Pass<'_, R> {
         }
         let tile =
             tile(&x1.client, x1.dtype, head_dim, |tile| tensor_cores_backward::staged_rows(tile, wants[0]));
-        let schedule = Schedule::new(&x1.client, options, side, block_rows(tile));
+        let schedule = Schedule::new(x1, options, side, block_rows(tile));
         let grid = cubes(schedule.blocks() * row_heads as u32);
         let tokens = options.documents.queries() as u32;
         // SAFETY: as in the forward; a gradient that is not wanted is not written.

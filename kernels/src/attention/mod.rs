@@ -42,6 +42,8 @@ use std::sync::Arc;
 
 use burn_tensor::{Tensor, backend::Backend};
 
+#[cfg(feature = "cube")]
+use crate::cube::uploads::Uploads;
 use crate::row_sum::{RowLists, RowSumOps, row_sum};
 
 /// Attention on a backend.
@@ -73,6 +75,9 @@ pub struct DocumentOffsets {
     queries: Arc<[u32]>,
     keys: Arc<[u32]>,
     prefixes: Option<Arc<Prefixes>>,
+    /// What kernels of all layers read of them.
+    #[cfg(feature = "cube")]
+    pub(crate) uploads: Uploads,
 }
 
 /// Rows that documents share, and the same documents with a copy of them for each.
@@ -88,6 +93,16 @@ struct Prefixes {
 }
 
 impl DocumentOffsets {
+    fn of(queries: Arc<[u32]>, keys: Arc<[u32]>) -> Self {
+        Self {
+            queries,
+            keys,
+            prefixes: None,
+            #[cfg(feature = "cube")]
+            uploads: Uploads::default(),
+        }
+    }
+
     /// Training: queries and keys are the same tokens. `offsets` starts with 0, ascends, and ends with the number of
     /// tokens; document d is `offsets[d]..offsets[d + 1]`.
     ///
@@ -96,7 +111,7 @@ impl DocumentOffsets {
     pub fn packed(offsets: &[u32]) -> Self {
         check("documents", offsets);
         let queries: Arc<[u32]> = offsets.into();
-        Self { keys: queries.clone(), queries, prefixes: None }
+        Self::of(queries.clone(), queries)
     }
 
     /// Training, where documents begin with rows of others: document d is the rows `prefixes[d]`, which may be none, and
@@ -136,7 +151,7 @@ impl DocumentOffsets {
         check("queries", queries);
         check("keys", keys);
         assert_eq!(queries.len(), keys.len(), "document offsets: queries and keys name as many documents");
-        let offsets = Self { queries: queries.into(), keys: keys.into(), prefixes: None };
+        let offsets = Self::of(queries.into(), keys.into());
         for (queries, keys) in offsets.documents() {
             assert!(
                 queries.len() <= keys.len(),

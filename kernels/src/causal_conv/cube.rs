@@ -8,6 +8,7 @@ use cubecl::prelude::*;
 use super::{CausalConv, CausalConvOps};
 use crate::attention::DocumentOffsets;
 use crate::cube::tensor::{array, elements, empty_like, float, units, wrap};
+use crate::cube::uploads;
 
 impl<R, F, I, T> CausalConvOps for CubeBackend<R, F, I, T>
 where
@@ -80,10 +81,8 @@ fn bounds<R: CubeRuntime>(like: &CubeTensor<R>, documents: &DocumentOffsets) -> 
         let bounds = [document.start as u32, document.end as u32];
         document.flat_map(move |_| bounds)
     };
-    let bounds: Vec<u32> = documents.documents().flat_map(|(document, _)| of(document)).collect();
-    let handle = like.client.create_from_slice(bytemuck::cast_slice(&bounds));
-    // SAFETY: the buffer was made of as many numbers.
-    unsafe { ArrayArg::from_raw_parts(handle, bounds.len()) }
+    let bounds = || documents.documents().flat_map(|(document, _)| of(document)).collect();
+    uploads::argument(&documents.uploads.list(like, ("bounds of each token", [0; 3]), bounds))
 }
 
 /// u of one token and channel.

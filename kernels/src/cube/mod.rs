@@ -15,4 +15,5 @@ pub(crate) mod read;
 pub(crate) mod reduce;
 pub(crate) mod special;
 pub(crate) mod tensor;
+pub(crate) mod uploads;
 mod watch;

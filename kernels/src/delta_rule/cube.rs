@@ -23,9 +23,11 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use burn_tensor::{DType, Tensor};
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 
 use super::{CHUNK, DeltaGradients, DeltaHeads, DeltaRule, DeltaRuleOps};
 use crate::cube::tensor::{array, cubes, elements, empty, empty_like, float, into_float, units, wrap};
+use crate::cube::uploads;
 use sizes::{SPAN, Sizes, UNITS};
 
 /// What all kernels of a call read.
@@ -39,7 +41,8 @@ struct Inputs<R: CubeRuntime> {
     unit: CubeTensor<R>,
     /// exp(g) and β, f32 `[tokens, values, 2]`.
     gates: CubeTensor<R>,
-    offsets: Vec<u32>,
+    /// Where documents begin, and the last one ends.
+    offsets: (Handle, usize),
     sizes: Sizes,
     tokens: usize,
 }
@@ -57,8 +60,9 @@ impl<R: CubeRuntime> Inputs<R> {
         let DeltaHeads { keys, values, key_dim, .. } = call.heads;
         let unit = empty(&mixed, &[tokens, keys * 2 * key_dim], DType::F32);
         let gates = empty(&mixed, &[tokens, values * 2], DType::F32);
-        let mut offsets = vec![0];
-        offsets.extend(call.documents.documents().map(|(tokens, _)| tokens.end as u32));
+        let ends = || call.documents.documents().map(|(tokens, _)| tokens.end as u32);
+        let offsets = || [0].into_iter().chain(ends()).collect();
+        let offsets = call.documents.uploads.list(&mixed, ("offsets", [0; 3]), offsets);
         let inputs = Self {
             mixed,
             decay,
@@ -108,13 +112,11 @@ impl<R: CubeRuntime> Inputs<R> {
     }
 
     fn offsets(&self) -> ArrayArg<R> {
-        let handle = self.mixed.client.create_from_slice(bytemuck::cast_slice(&self.offsets));
-        // SAFETY: the buffer was made of as many numbers.
-        unsafe { ArrayArg::from_raw_parts(handle, self.offsets.len()) }
+        uploads::argument(&self.offsets)
     }
 
     fn documents(&self) -> u32 {
-        self.offsets.len() as u32 - 1
+        self.offsets.1 as u32 - 1
     }
 
     /// A cube for each document, value head and [`UNITS`] columns or rows of `dim`.

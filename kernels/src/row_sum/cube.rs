@@ -6,6 +6,7 @@ use cubecl::prelude::*;
 
 use super::{RowLists, RowSumOps};
 use crate::cube::tensor::{array, dims, elements, empty, float, units, wrap};
+use crate::cube::uploads;
 
 impl<R, F, I, T> RowSumOps for CubeBackend<R, F, I, T>
 where
@@ -23,10 +24,8 @@ where
             return wrap::<R, F, I, T, 2>(y).zeros_like();
         }
         let (cubes, dim) = units(count);
-        let list = |words: &[u32]| {
-            let handle = x.client.create_from_slice(bytemuck::cast_slice(words));
-            // SAFETY: the buffer was made of so many words.
-            unsafe { ArrayArg::from_raw_parts(handle, words.len()) }
+        let list = |name, words: &[u32]| {
+            uploads::argument(&lists.uploads.list(&x, (name, [0; 3]), || words.to_vec()))
         };
         // SAFETY: units from `count` on do nothing, and lists name rows of x.
         unsafe {
@@ -35,8 +34,8 @@ where
                 cubes,
                 dim,
                 array(&x),
-                list(&lists.offsets),
-                list(&lists.rows),
+                list("offsets", &lists.offsets),
+                list("rows", &lists.rows),
                 array(&y),
                 count as u32,
                 width as u32,

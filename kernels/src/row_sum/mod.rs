@@ -18,6 +18,9 @@ use std::sync::Arc;
 
 use burn_tensor::{Tensor, backend::Backend};
 
+#[cfg(feature = "cube")]
+use crate::cube::uploads::Uploads;
+
 /// Sums of rows on a backend.
 pub trait RowSumOps: Backend {
     /// [`row_sum`] of at least one row.
@@ -30,9 +33,21 @@ pub struct RowLists {
     offsets: Arc<[u32]>,
     rows: Arc<[u32]>,
     sources: usize,
+    #[cfg(feature = "cube")]
+    uploads: Uploads,
 }
 
 impl RowLists {
+    fn of(offsets: Arc<[u32]>, rows: Arc<[u32]>, sources: usize) -> Self {
+        Self {
+            offsets,
+            rows,
+            sources,
+            #[cfg(feature = "cube")]
+            uploads: Uploads::default(),
+        }
+    }
+
     /// Copies of `ranges` of `sources` rows, one range after the other.
     ///
     /// # Panics
@@ -40,7 +55,7 @@ impl RowLists {
     pub fn copies(ranges: impl IntoIterator<Item = Range<u32>>, sources: usize) -> Self {
         let rows: Arc<[u32]> = ranges.into_iter().flatten().collect();
         assert!(rows.iter().all(|row| (*row as usize) < sources), "row lists: a row beyond {sources}");
-        Self { offsets: (0..=rows.len() as u32).collect(), rows, sources }
+        Self::of((0..=rows.len() as u32).collect(), rows, sources)
     }
 
     /// For each source the rows of the result that it is part of, in ascending order.
@@ -62,7 +77,7 @@ impl RowLists {
                 *at += 1;
             }
         }
-        Self { offsets: offsets.into(), rows: rows.into(), sources: self.results() }
+        Self::of(offsets.into(), rows.into(), self.results())
     }
 
     /// Rows of the result.

@@ -4,9 +4,12 @@
 use std::cmp::Reverse;
 
 use burn_cubecl::CubeRuntime;
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use cubecl::server::Handle;
 
 use crate::attention::AttentionOptions;
+use crate::cube::uploads;
 
 /// Whose rows a cube owns; the columns are the other's.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
@@ -61,39 +64,37 @@ fn blocks(options: &AttentionOptions, side: Side, rows: usize) -> Vec<Work> {
     blocks
 }
 
-/// The work list as a kernel's argument, and its length.
-pub(super) struct Schedule<R: CubeRuntime> {
-    list: cubecl::server::Handle,
-    words: usize,
-    runtime: std::marker::PhantomData<R>,
-}
+/// The work list of a launch; launches of all layers share it.
+pub(super) struct Schedule((Handle, usize));
 
-impl<R: CubeRuntime> Schedule<R> {
-    /// The blocks of `rows` rows of `side`.
-    pub(super) fn new(
-        client: &ComputeClient<R>,
+impl Schedule {
+    /// The blocks of `rows` rows of `side`, for tensors beside `like`.
+    pub(super) fn new<R: CubeRuntime>(
+        like: &CubeTensor<R>,
         options: &AttentionOptions,
         side: Side,
         rows: usize,
     ) -> Self {
-        let words: Vec<u32> = blocks(options, side, rows)
-            .into_iter()
-            .flat_map(|Work { first, count, from, to, shift }| [first, count, from, to, shift])
-            .map(|number| number as u32)
-            .collect();
-        let list = client.create_from_slice(bytemuck::cast_slice(&words));
-        Self { list, words: words.len(), runtime: std::marker::PhantomData }
+        let name = match side {
+            Side::Queries => "blocks of queries",
+            Side::Keys => "blocks of keys",
+        };
+        let about = (name, [rows, options.sliding_window.unwrap_or(0), 0]);
+        let words = || {
+            let numbers = |Work { first, count, from, to, shift }| [first, count, from, to, shift];
+            blocks(options, side, rows).into_iter().flat_map(numbers).map(|number| number as u32).collect()
+        };
+        Self(options.documents.uploads.list(like, about, words))
     }
 
     /// How many blocks.
     pub(super) fn blocks(&self) -> u32 {
-        (self.words / FIELDS) as u32
+        (self.0.1 / FIELDS) as u32
     }
 
     /// For [`block`].
-    pub(super) fn array(&self) -> ArrayArg<R> {
-        // SAFETY: the buffer was made of so many words.
-        unsafe { ArrayArg::from_raw_parts(self.list.clone(), self.words) }
+    pub(super) fn array<R: CubeRuntime>(&self) -> ArrayArg<R> {
+        uploads::argument(&self.0)
     }
 }
 
