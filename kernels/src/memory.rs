@@ -60,22 +60,23 @@ pub fn loss_bytes(tokens: u64, width: u64, vocabulary: u64, dtype: DType) -> u64
 }
 
 /// Bytes inside [`linear_cross_entropy::linear_cross_entropy`] on a GPU, with a gradient, which is included, for `tokens`
-/// supervised rows: a chunk's logits in f32 and their slopes, and its rows, gathered and as gradient.
+/// supervised rows: a chunk's logits in f32, and its rows, gathered and as gradient.
 pub fn loss_bytes_on_gpu(tokens: u64, width: u64, vocabulary: u64, dtype: DType) -> u64 {
     let value = dtype.size() as u64;
-    let rows = chunk_rows_on_gpu(tokens, vocabulary, value);
-    rows * vocabulary * (4 + value) + 2 * rows * width * value + 4 * tokens + tokens * width * value
+    let rows = chunk_rows_on_gpu(tokens, vocabulary);
+    rows * vocabulary * 4 + 2 * rows * width * value + 4 * tokens + tokens * width * value
 }
 
 /// Bytes of the largest buffer in it: the logits of a chunk, in f32.
-pub fn logits_bytes_on_gpu(tokens: u64, vocabulary: u64, dtype: DType) -> u64 {
-    4 * chunk_rows_on_gpu(tokens, vocabulary, dtype.size() as u64) * vocabulary
+pub fn logits_bytes_on_gpu(tokens: u64, vocabulary: u64) -> u64 {
+    4 * chunk_rows_on_gpu(tokens, vocabulary) * vocabulary
 }
 
 /// Rows of the chunks that a GPU cuts the loss into.
-fn chunk_rows_on_gpu(tokens: u64, vocabulary: u64, value: u64) -> u64 {
-    let most = ((256 << 20) / (vocabulary * (4 + value)).max(1)).max(64);
-    tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
+fn chunk_rows_on_gpu(tokens: u64, vocabulary: u64) -> u64 {
+    let most = ((300 << 20) / (4 * vocabulary).max(1)).max(128);
+    let rows = tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1);
+    if rows == tokens { rows } else { rows.next_multiple_of(128).min(most / 128 * 128) }
 }
 
 /// Bytes of a dense NF4 weight of `weights` numbers, for products in the compute dtype. Whether a GPU needs it may be
@@ -91,13 +92,10 @@ mod tests {
     /// A plan is made in builds without GPUs too, and must not drift from the ops.
     #[test]
     fn plans_for_gpus_are_those_of_their_ops() {
-        for tokens in [1, 63, 64, 65, 1000, 100_000] {
-            for vocabulary in [1, 50, 49_152, 151_936] {
-                for value in [2, 4] {
-                    let [a, b, c] = [tokens, vocabulary, value].map(|x: u64| x as usize);
-                    let theirs = linear_cross_entropy::cube::chunk_rows(a, b, c) as u64;
-                    assert_eq!(chunk_rows_on_gpu(tokens, vocabulary, value), theirs);
-                }
+        for tokens in [1, 63, 128, 129, 1000, 2048, 100_000] {
+            for vocabulary in [1, 50, 49_152, 151_936, 1_000_000] {
+                let theirs = linear_cross_entropy::cube::chunk_rows(tokens as usize, vocabulary as usize);
+                assert_eq!(chunk_rows_on_gpu(tokens, vocabulary), theirs as u64);
             }
         }
     }

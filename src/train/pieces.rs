@@ -6,7 +6,6 @@ use tune_kernels::memory;
 use super::memory::Workload;
 use crate::adapter::saved::SavedKind;
 use crate::model::FloatDtype;
-use crate::model::dtype::burn_dtype;
 use crate::units::Bytes;
 
 /// What it would take for a piece to be smaller.
@@ -82,11 +81,7 @@ impl Workload<'_> {
             },
             Piece {
                 name: "the logits of a chunk of the loss".into(),
-                bytes: memory::logits_bytes_on_gpu(
-                    self.tokens,
-                    spec.vocab_size as u64,
-                    burn_dtype(self.dtype),
-                ),
+                bytes: memory::logits_bytes_on_gpu(self.tokens, spec.vocab_size as u64),
                 smaller: Smaller::Tokens,
             },
         ];
