@@ -100,7 +100,8 @@ pub(crate) struct Nf4Data {
     double: ComptimeOption<DoubleScales>,
     /// Weights in a stored row.
     width: u32,
-    /// Weights that share a scale.
+    /// Weights that share a scale: known when a kernel is compiled, as a division by it would cost more than all else.
+    #[cube(comptime)]
     block_size: u32,
     #[cube(comptime)]
     codebook: [u32; 16],
@@ -122,6 +123,7 @@ pub(crate) struct DoubleScales {
     codes: Array<u32>,
     map: Array<f32>,
     offset: f32,
+    #[cube(comptime)]
     block_size: u32,
 }
 
@@ -161,9 +163,14 @@ pub(crate) fn dequantize_vector<E: CubePrimitive>(
     row: u32,
     column: u32,
 ) -> E {
-    let define!(T) = storage_type_of::<E::Scalar>();
     let (line, within) = if comptime!(nf4.transposed) { (column, row) } else { (row, column) };
-    let first = line * nf4.width + within;
+    dequantize_from::<E>(nf4, levels, line * nf4.width + within)
+}
+
+/// The weights from `first` on, in the order that they are stored in.
+#[cube]
+fn dequantize_from<E: CubePrimitive>(nf4: &Nf4Data, levels: &SharedMemory<f32>, first: u32) -> E {
+    let define!(T) = storage_type_of::<E::Scalar>();
     let word = nf4.codes[(first / 8) as usize];
     let scale = nf4.scale(first / nf4.block_size);
     let mut weights = Vector::<T, E::Size>::empty();
@@ -213,9 +220,6 @@ fn nf4_dequantize_kernel<F: Float, N: Size>(
     let mut levels = SharedMemory::<f32>::new(16usize);
     nf4.load_levels(&mut levels);
     if ABSOLUTE_POS < count as usize {
-        let vectors = nf4.width / lanes;
-        let at = ABSOLUTE_POS as u32;
-        let column = (at % vectors) * lanes;
-        dense[ABSOLUTE_POS] = dequantize_vector::<Vector<F, N>>(nf4, &levels, at / vectors, column);
+        dense[ABSOLUTE_POS] = dequantize_from::<Vector<F, N>>(nf4, &levels, ABSOLUTE_POS as u32 * lanes);
     }
 }
