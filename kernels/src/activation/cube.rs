@@ -1,11 +1,13 @@
-//! Activations without a gate on a GPU: one unit for each element.
+//! Activations without a gate on a GPU: one unit for each vector of elements.
 
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
 use burn_tensor::Tensor;
 use cubecl::prelude::*;
 
 use super::{ActivationOps, DENSITY, Function, ROOT_HALF};
-use crate::cube::tensor::{array, elements, empty_like, float, in_place, into_float, units, wrap};
+use crate::cube::tensor::{
+    array_of, elements, empty_like, float, in_place, into_float, units, vector_size, wrap,
+};
 use crate::gated::Activation;
 use crate::gated::cube::{argument, sigmoid, slope};
 
@@ -19,7 +21,8 @@ where
     fn activation(function: Function, x: &Tensor<Self, 2>) -> Tensor<Self, 2> {
         let x = float(x);
         let y = empty_like(&x);
-        let count = elements(&x);
+        let vector = vector_size(&x.client, x.dtype, &[elements(&x)]);
+        let count = elements(&x) / vector;
         let (cubes, dim) = units(count);
         // SAFETY: units from `count` on do nothing.
         unsafe {
@@ -27,8 +30,9 @@ where
                 &x.client,
                 cubes,
                 dim,
-                array(&x),
-                array(&y),
+                vector,
+                array_of(&x, vector),
+                array_of(&y, vector),
                 count as u32,
                 function,
                 x.dtype.into(),
@@ -40,7 +44,8 @@ where
     fn activation_backward(function: Function, x: Tensor<Self, 2>, dy: Tensor<Self, 2>) -> Tensor<Self, 2> {
         let (x, dy) = (into_float(x), into_float(dy));
         let dx = in_place(&x);
-        let count = elements(&x);
+        let vector = vector_size(&x.client, x.dtype, &[elements(&x)]);
+        let count = elements(&x) / vector;
         let (cubes, dim) = units(count);
         // SAFETY: as above; an element is read before the same unit writes it.
         unsafe {
@@ -48,9 +53,10 @@ where
                 &x.client,
                 cubes,
                 dim,
-                array(&x),
-                array(&dy),
-                array(&dx),
+                vector,
+                array_of(&x, vector),
+                array_of(&dy, vector),
+                array_of(&dx, vector),
                 count as u32,
                 function,
                 x.dtype.into(),
@@ -83,9 +89,9 @@ fn normal(x: f32) -> f32 {
 }
 
 #[cube(launch_unchecked)]
-fn activation_kernel<F: Float>(
-    x: &Array<F>,
-    y: &mut Array<F>,
+fn activation_kernel<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    y: &mut Array<Vector<F, N>>,
     count: u32,
     #[comptime] function: Function,
     #[define(F)] _dtype: StorageType,
@@ -93,20 +99,26 @@ fn activation_kernel<F: Float>(
     if ABSOLUTE_POS >= count as usize {
         terminate!();
     }
-    let x = f32::cast_from(x[ABSOLUTE_POS]);
-    let value = match comptime!(function) {
-        Function::Gelu => x * normal(x),
-        Function::GeluTanh => x * sigmoid(argument(x, Activation::GeluTanh)),
-        Function::ReluSquared => max(x, 0.0f32) * max(x, 0.0f32),
-    };
-    y[ABSOLUTE_POS] = F::cast_from(value);
+    let read = x[ABSOLUTE_POS];
+    let mut values = Vector::<F, N>::empty();
+    #[unroll]
+    for lane in 0..values.vector_size() {
+        let x = f32::cast_from(read[lane]);
+        let value = match comptime!(function) {
+            Function::Gelu => x * normal(x),
+            Function::GeluTanh => x * sigmoid(argument(x, Activation::GeluTanh)),
+            Function::ReluSquared => max(x, 0.0f32) * max(x, 0.0f32),
+        };
+        values[lane] = F::cast_from(value);
+    }
+    y[ABSOLUTE_POS] = values;
 }
 
 #[cube(launch_unchecked)]
-fn activation_backward_kernel<F: Float>(
-    x: &Array<F>,
-    dy: &Array<F>,
-    dx: &mut Array<F>,
+fn activation_backward_kernel<F: Float, N: Size>(
+    x: &Array<Vector<F, N>>,
+    dy: &Array<Vector<F, N>>,
+    dx: &mut Array<Vector<F, N>>,
     count: u32,
     #[comptime] function: Function,
     #[define(F)] _dtype: StorageType,
@@ -114,17 +126,23 @@ fn activation_backward_kernel<F: Float>(
     if ABSOLUTE_POS >= count as usize {
         terminate!();
     }
-    let x = f32::cast_from(x[ABSOLUTE_POS]);
-    let slope = match comptime!(function) {
-        Function::Gelu => {
-            let near = max(min(x, FAR), LEAST);
-            normal(x) + near * DENSITY * (0.0f32 - 0.5f32 * near * near).exp()
-        }
-        Function::GeluTanh => {
-            let s = sigmoid(argument(x, Activation::GeluTanh));
-            s * (1.0f32 + slope(x, Activation::GeluTanh) * (1.0f32 - s))
-        }
-        Function::ReluSquared => 2.0f32 * max(x, 0.0f32),
-    };
-    dx[ABSOLUTE_POS] = F::cast_from(f32::cast_from(dy[ABSOLUTE_POS]) * slope);
+    let (read, upstream) = (x[ABSOLUTE_POS], dy[ABSOLUTE_POS]);
+    let mut values = Vector::<F, N>::empty();
+    #[unroll]
+    for lane in 0..values.vector_size() {
+        let x = f32::cast_from(read[lane]);
+        let slope = match comptime!(function) {
+            Function::Gelu => {
+                let near = max(min(x, FAR), LEAST);
+                normal(x) + near * DENSITY * (0.0f32 - 0.5f32 * near * near).exp()
+            }
+            Function::GeluTanh => {
+                let s = sigmoid(argument(x, Activation::GeluTanh));
+                s * (1.0f32 + slope(x, Activation::GeluTanh) * (1.0f32 - s))
+            }
+            Function::ReluSquared => 2.0f32 * max(x, 0.0f32),
+        };
+        values[lane] = F::cast_from(f32::cast_from(upstream[lane]) * slope);
+    }
+    dx[ABSOLUTE_POS] = values;
 }
