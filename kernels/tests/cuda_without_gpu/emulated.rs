@@ -55,6 +55,11 @@ fn tasks() -> Vec<Task> {
     let linear = check::all::<Compiled>().into_iter().find(|check| check.op == "linear");
     let linear = linear.expect("linear has a check");
     add("linear, plain", dtype, Box::new(move || with_plain_products(|| linear.run(on()))));
+    // For a look at some of them: the whole takes long.
+    if let Ok(names) = std::env::var("TUNE_OPS") {
+        tasks.retain(|task| names.split(',').any(|name| task.name.starts_with(name)));
+        assert!(!tasks.is_empty(), "TUNE_OPS={names} names no op");
+    }
     tasks
 }
 
