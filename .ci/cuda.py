@@ -50,8 +50,6 @@ OWED = {
     # NVRTC leaves loads of bf16 fragments generic: attention has to multiply by mma.sync, as products do.
     ("attention_", "LDSM"),
     ("attention_", "generic loads"),
-    # A weight in NF4 that is dequantized as it is read divides by block sizes that are known when it runs.
-    ("matmul_entry", "divisions"),
     # Capped scores keep their slopes beside all else.
     ("attention_backward_kernel", "spills"),
     # States of 128 by 128 take all registers of the recurrence.

@@ -96,6 +96,8 @@ fn nothing_else_waits_for_a_device() {
         // `read_later`, of which each step has one; on a GPU its second half, when the numbers are wanted.
         ("kernels/src/device.rs", 1),
         ("kernels/src/cube/read.rs", 1),
+        // A mark behind launched work, which the thread that fetches layers waits for.
+        ("kernels/src/cube/device.rs", 1),
         // Once for each shape of a run: which of two ways is faster here.
         ("kernels/src/linear/choice.rs", 2),
         // Before a run, or in none: what there is, how fast it is, whether it is right.
