@@ -34,6 +34,20 @@ pub(crate) fn for_each<T: Send>(tasks: Vec<T>, work: usize, body: impl Fn(T) + S
     }
 }
 
+/// [`for_each`], with what `body` returns of each task, in their order.
+pub(crate) fn map<T: Send, R: Send>(
+    tasks: Vec<T>,
+    work: usize,
+    body: impl Fn(T) -> R + Sync + Send,
+) -> Vec<R> {
+    if tasks.len() < 2 || work < WORTH_A_FORK {
+        tasks.into_iter().map(body).collect()
+    } else {
+        let set = isa::forced();
+        tasks.into_par_iter().with_max_len(1).map(|task| isa::scoped(set, || body(task))).collect()
+    }
+}
+
 /// [`for_each`] over `0..count`.
 pub(crate) fn for_range(count: usize, work: usize, body: impl Fn(usize) + Sync + Send) {
     if count < 2 || work < WORTH_A_FORK {

@@ -1,4 +1,8 @@
 //! Grouped linear layers on the CPU: the products of `linear`, read and written where the rows of each range lie.
+//!
+//! A range may have few rows, too few for all threads; so some ranges are computed side by side.
+
+use std::mem;
 
 use burn_flex::Flex;
 use burn_tensor::Tensor;
@@ -7,7 +11,11 @@ use super::{Group, Grouped, GroupedBackward, GroupedGradients, GroupedLinearOps}
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::with_float;
 use crate::cpu::tensor;
-use crate::linear::{Down, Linear, cpu};
+use crate::linear::cpu::{Backward, Forward, backward, forward};
+use crate::linear::{Down, Linear};
+
+/// Rows of ranges that are computed side by side: their packed copies are held together.
+const TOGETHER: usize = 1024;
 
 impl GroupedLinearOps for Flex {
     fn grouped_linear(x: &Tensor<Self, 2>, groups: &[Group<'_, Self>]) -> Grouped<Self> {
@@ -16,25 +24,26 @@ impl GroupedLinearOps for Flex {
         let outs: Vec<usize> = groups[0].layers.iter().map(|layer| layer.weight.shape()[0]).collect();
         with_float!(x.dtype(), T => {
             let x = x.storage::<T>();
-            let mut outputs: Vec<Buffer<T>> = outs.iter().map(|out| pool::take::<T>(rows * out)).collect();
-            let mut rests: Vec<&mut [T]> = outputs.iter_mut().map(|out| &mut **out).collect();
-            let mut down = Vec::with_capacity(groups.len());
-            for Group { rows, layers } in groups {
-                let mut places = Vec::with_capacity(outs.len());
-                for (rest, out) in rests.iter_mut().zip(&outs) {
-                    let (here, behind) = std::mem::take(rest).split_at_mut(rows.len() * out);
-                    places.push(here);
-                    *rest = behind;
+            let mut written: Vec<Buffer<T>> = outs.iter().map(|out| pool::take::<T>(rows * out)).collect();
+            let mut rests: Vec<&mut [T]> = written.iter_mut().map(|out| &mut **out).collect();
+            let mut down: Vec<Option<Down<Self>>> = groups.iter().map(|_| None).collect();
+            for batch in batches(groups) {
+                let part = |index: &usize| {
+                    let Group { rows, layers } = &groups[*index];
+                    let outputs = rests.iter_mut().zip(&outs);
+                    let outputs = outputs.map(|(rest, out)| split_off(rest, rows.len() * out)).collect();
+                    let x = &x[rows.start * width..rows.end * width];
+                    Forward { x, layers, residual: None, outputs }
+                };
+                let ts = forward(batch.iter().map(part).collect());
+                for (index, t) in batch.into_iter().zip(ts) {
+                    let Group { rows, layers } = &groups[index];
+                    let ranks: usize = layers.iter().map(Linear::rank).sum();
+                    down[index] =
+                        t.map(|t| Down { t: tensor::from_buffer(t, [rows.len(), ranks]), operands: None });
                 }
-                if rows.is_empty() {
-                    down.push(None);
-                    continue;
-                }
-                let t = cpu::forward(&x[rows.start * width..rows.end * width], layers, None, &mut places);
-                let ranks: usize = layers.iter().map(Linear::rank).sum();
-                down.push(t.map(|t| Down { t: tensor::from_buffer(t, [rows.len(), ranks]), operands: None }));
             }
-            let outputs = outputs.into_iter().zip(outs);
+            let outputs = written.into_iter().zip(outs);
             let outputs = outputs.map(|(values, out)| tensor::from_buffer(values, [rows, out])).collect();
             Grouped { outputs, down }
         })
@@ -54,27 +63,45 @@ impl GroupedLinearOps for Flex {
             let x = x.as_ref().map(|x| x.storage::<T>());
             let mut dx = wants_x.then(|| pool::take::<T>(rows * width));
             let mut rest: &mut [T] = dx.as_deref_mut().unwrap_or_default();
-            let mut adapters = Vec::with_capacity(groups.len());
-            for ((Group { rows, layers }, down), sums) in groups.iter().zip(&downs).zip(sums) {
-                let here = if wants_x {
-                    let (here, behind) = std::mem::take(&mut rest).split_at_mut(rows.len() * width);
-                    rest = behind;
-                    Some(here)
-                } else {
-                    None
+            let mut adapters = sums;
+            for batch in batches(groups) {
+                let part = |index: &usize| {
+                    let Group { rows, layers } = &groups[*index];
+                    let saved = x.zip(downs[*index].as_ref());
+                    let saved =
+                        saved.map(|(x, down)| (&x[rows.start * width..rows.end * width], down.storage::<T>()));
+                    let dy = dy.iter().zip(&outs).map(|(dy, out)| &dy[rows.start * out..rows.end * out]);
+                    let dx = wants_x.then(|| split_off(&mut rest, rows.len() * width));
+                    Backward { layers, saved, dy: dy.collect(), dx, sums: mem::take(&mut adapters[*index]) }
                 };
-                if rows.is_empty() {
-                    adapters.push(sums);
-                    continue;
-                }
-                let saved = x.zip(down.as_ref());
-                let saved =
-                    saved.map(|(x, down)| (&x[rows.start * width..rows.end * width], down.storage::<T>()));
-                let dy: Vec<&[T]> =
-                    dy.iter().zip(&outs).map(|(dy, out)| &dy[rows.start * out..rows.end * out]).collect();
-                adapters.push(cpu::backward(layers, saved, &dy, here, sums));
+                let found = backward(batch.iter().map(part).collect());
+                batch.into_iter().zip(found).for_each(|(index, found)| adapters[index] = found);
             }
             GroupedGradients { x: dx.map(|dx| tensor::from_buffer(dx, [rows, width])), adapters }
         })
     }
+}
+
+/// Numbers of the groups that have rows, those together that are computed side by side.
+fn batches(groups: &[Group<'_, Flex>]) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut held = 0;
+    for (index, Group { rows, .. }) in groups.iter().enumerate().filter(|(_, group)| !group.rows.is_empty()) {
+        held += rows.len();
+        match batches.last_mut() {
+            Some(batch) if held <= TOGETHER => batch.push(index),
+            _ => {
+                held = rows.len();
+                batches.push(vec![index]);
+            }
+        }
+    }
+    batches
+}
+
+/// The first values of a slice, which it then begins behind.
+fn split_off<'a, T>(values: &mut &'a mut [T], count: usize) -> &'a mut [T] {
+    let (here, behind) = mem::take(values).split_at_mut(count);
+    *values = behind;
+    here
 }

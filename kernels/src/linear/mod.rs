@@ -16,6 +16,7 @@
 //!
 //! Hu et al., *LoRA* (<https://arxiv.org/abs/2106.09685>).
 
+mod adapters;
 #[cfg(feature = "cube")]
 mod choice;
 pub(crate) mod cpu;

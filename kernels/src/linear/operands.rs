@@ -5,7 +5,9 @@ use burn_flex::{Flex, FlexTensor};
 
 use super::{FrozenWeight, Linear, Lora};
 use crate::cpu::disjoint::Disjoint;
-use crate::cpu::matmul::{Columns, Side, Stored, Tile};
+use crate::cpu::matmul::{
+    Columns, PackedRows, Place, Product, RowSource, Side, Stored, Term, Tile, multiply,
+};
 use crate::cpu::pool::{self, Buffer};
 use crate::cpu::scalar::{Scalar, narrow, widen};
 use crate::cpu::{parallel, tensor, vectorized};
@@ -194,4 +196,36 @@ vectorized! {
             *value += other.to_f32();
         }
     }
+}
+
+/// Packs `x` `[tokens, width]` as a left operand.
+pub(super) fn pack<T: Scalar>(x: &[T], tokens: usize, width: usize) -> PackedRows {
+    PackedRows::pack::<T, T>(tokens, width, RowSource::RowMajor { values: x, stride: width })
+}
+
+/// Packs the ranks of one adapter out of `[tokens, total]`.
+pub(super) fn pack_ranks<T: Scalar>(
+    t: &[T],
+    tokens: usize,
+    total: usize,
+    adapter: &Adapter<'_>,
+) -> PackedRows {
+    let source = RowSource::RowMajor { values: &t[adapter.first..], stride: total };
+    PackedRows::pack::<T, T>(tokens, adapter.rank, source)
+}
+
+/// A product, and what holds its terms and its end while it runs.
+pub(super) struct Planned<'a> {
+    pub(super) terms: Vec<Term<'a>>,
+    pub(super) finish: Box<dyn Fn(Tile<'_>) + Sync + 'a>,
+    pub(super) place: Option<Place>,
+}
+
+/// Computes products in one fork.
+pub(super) fn run<T: Scalar>(planned: &[Planned<'_>]) {
+    let mut products = Vec::with_capacity(planned.len());
+    for Planned { terms, finish, place } in planned {
+        products.push(Product { terms, begin: None, finish, place: *place });
+    }
+    multiply::<T>(&products);
 }

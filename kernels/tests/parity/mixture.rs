@@ -32,9 +32,13 @@ fn grouped_linear_agrees_with_the_oracle() {
 fn check_groups<B: KernelBackend>(site: &Site) {
     for dtype in site.dtypes.clone() {
         for storage in STORAGES {
-            for (counts, input, out, rank) in
-                [(&[1][..], 64, 1, 0), (&[0, 3, 0, 1, 20, 0], 77, 40, 3), (&[33, 0, 2, 65], 128, 96, 8)]
-            {
+            for (counts, input, out, rank) in [
+                (&[1][..], 64, 1, 0),
+                (&[0, 3, 0, 1, 20, 0], 77, 40, 3),
+                (&[33, 0, 2, 65], 128, 96, 8),
+                // More rows than the CPU computes side by side.
+                (&[700, 0, 500, 1, 600], 16, 8, 2),
+            ] {
                 let device = B::Device::default();
                 let sizes = Sizes { tokens: 0, input, out };
                 let on = Site::on::<B>(&device, dtype);

@@ -69,7 +69,8 @@ impl Place {
 
 /// Computes products whose columns are rounded to `C`, on all threads, in one fork.
 pub(crate) fn multiply<C: Scalar>(products: &[Product<'_>]) {
-    let threads = parallel::threads();
+    // Many products are tasks enough, and cutting one costs.
+    let threads = (4 * parallel::threads() / products.len().max(1)).clamp(1, parallel::threads());
     let mut tasks = Vec::new();
     let mut work = 0;
     for product in products {
