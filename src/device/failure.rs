@@ -27,8 +27,8 @@ fn wanted(bytes: Option<u64>) -> String {
     bytes.map_or(String::new(), |bytes| format!(": cannot allocate a buffer of {}", Bytes(bytes)))
 }
 
-/// CubeCL's and wgpu's messages for a failed allocation, before the size.
-const NO_BUFFER: [&str; 2] = ["can't allocate buffer of size: ", "Buffer size "];
+/// What follows the size in wgpu's message for a buffer that is too large; it says "Buffer size" of other faults too.
+const TOO_LARGE: &str = "is greater than the maximum buffer size";
 
 /// Messages of drivers and runtimes for lack of memory, in lower case and without separators.
 const OUT_OF_MEMORY: [&str; 4] = ["outofmemory", "outofdevicememory", "outofhostmemory", "notenoughmemory"];
@@ -36,8 +36,10 @@ const OUT_OF_MEMORY: [&str; 4] = ["outofmemory", "outofdevicememory", "outofhost
 impl Failed {
     /// Classifies a runtime's message.
     pub fn new(device: String, said: &str) -> Self {
-        let size = NO_BUFFER.iter().find_map(|before| said.split_once(before));
-        if let Some((_, rest)) = size {
+        let after = |before: &str| said.split_once(before).map(|(_, rest)| rest);
+        let size = after("can't allocate buffer of size: ")
+            .or_else(|| after("Buffer size ").filter(|rest| rest.contains(TOO_LARGE)));
+        if let Some(rest) = size {
             let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
             return Self::OutOfMemory { device, bytes: digits.parse().ok() };
         }
@@ -84,6 +86,8 @@ mod tests {
         ] {
             assert_eq!(of(said), Failed::OutOfMemory { device: "cuda:0".into(), bytes: None }, "{said}");
         }
+        let unaligned = "wgpu error: Validation Error\n\nCaused by:\n  Buffer size 10 is not a multiple of 4";
+        assert!(matches!(of(unaligned), Failed::Broken { .. }));
         let lost = of(
             "wgpu error: Validation Error\n\nCaused by:\n  Parent device is lost\n   0: rust_begin_unwind\n",
         );

@@ -140,7 +140,8 @@ impl<B: KernelBackend> Fetcher<B> {
         let mut bring = move |Request { layer, with_experts, old }: Request<B>| {
             let stored = read(layer, with_experts);
             if let Some((old, fence)) = old {
-                fence.wait().map_err(|message| Error::LayerReader { message })?;
+                let broken = |said| format!("the device failed at work on a layer before: {said}");
+                fence.wait().map_err(|said| Error::LayerReader { message: broken(said) })?;
                 drop(old);
             }
             match B::PLACES_BESIDE {

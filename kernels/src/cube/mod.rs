@@ -13,6 +13,7 @@ mod plain;
 pub(crate) mod product;
 pub(crate) mod read;
 pub(crate) mod reduce;
+mod sink;
 pub(crate) mod special;
 pub(crate) mod tensor;
 pub(crate) mod uploads;

@@ -6,7 +6,8 @@
 
 use cubecl::prelude::*;
 
-use super::operand::{Checks, Input, Matrix, Sink, read, write_at};
+use super::operand::{Checks, Input, Matrix, read};
+use super::sink::{Sink, write_at};
 
 /// Rows and columns of a cube's tile of the result, and steps of a tile along the reduction.
 pub(super) const TILE: u32 = 16;

@@ -27,8 +27,9 @@ use cubek::matmul::routines::{BlueprintStrategy, Routine};
 use cubek::std::MatrixLayout;
 
 use super::in_step::{Ordered, Simple};
-use super::operand::{Checks, DenseLaunch, Extent, Input, InputLaunch, Matrix, Sink, SinkLaunch};
+use super::operand::{Checks, DenseLaunch, Extent, Input, InputLaunch, Matrix};
 use super::plain::{TILE, plain_product_kernel};
+use super::sink::{Sink, SinkLaunch};
 use super::tensor::{cubes, dims, elements, empty, syncs_planes, vector_size};
 use crate::nf4::cube::Nf4Tensors;
 

@@ -27,9 +27,16 @@ use crate::train::optimizer::{Gradient, PendingNumbers, StepNumbers};
 use crate::train::state::{Ended, State, StepResult};
 use crate::train::team::{from_bytes, to_bytes};
 
+/// A step of all workers.
+#[derive(Clone, Debug, Default)]
+struct Worked {
+    workers: Vec<Numbers>,
+    load: ExpertLoad,
+}
+
 /// The numbers of one worker's step.
 #[derive(Clone, Copy, Debug)]
-struct Worked {
+struct Numbers {
     loss: f64,
     norm: f64,
     /// The objective's, NaN where it has none.
@@ -95,46 +102,44 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         self.adapters.update(|_| tensors)?;
         // Each step has its part of the round's time.
         let each = began.elapsed() / round.len().max(1) as u32;
-        for (batch, workers) in round.iter().zip(worked) {
+        for (batch, Worked { workers, load }) in round.iter().zip(worked) {
             self.pace.time += each;
             self.pace.tokens += batch.tokens() as u64;
             self.advance(batch, workers);
+            self.state.expert_load.add(&load);
+            self.state.expert_load_in_all.add(&load);
             self.log_if_due(false)?;
         }
         Ok(Some(()))
     }
 
-    /// Every worker's steps, by step and worker, and the sums of adapters and moments over the workers; `None` when a rank
-    /// is asked to stop.
-    #[expect(
-        clippy::type_complexity,
-        reason = "numbers by step and worker, and sums in the order of the parameters"
-    )]
+    /// The steps of all workers, and the sums of adapters and moments over the workers, in the order of the parameters;
+    /// `None` when a rank is asked to stop.
+    #[expect(clippy::type_complexity, reason = "two results of one exchange, and of being asked to stop")]
     fn workers(
         &mut self,
         round: &[StepBatch],
         start: &Snapshot<B>,
-    ) -> Result<Option<(Vec<Vec<Worked>>, Vec<Option<Tensor<B, 2>>>)>, FitError> {
+    ) -> Result<Option<(Vec<Worked>, Vec<Option<Tensor<B, 2>>>)>, FitError> {
         let fit = self.fit;
-        let (mut sums, mut message, mut wishes) = (Tree::default(), Vec::new(), Wishes::default());
+        let (mut sums, mut numbers, mut wishes) = (Tree::default(), Vec::new(), Wishes::default());
+        let mut loads = vec![ExpertLoad::default(); round.len()];
         'workers: for worker in fit.lanes.of(fit.team.rank(), fit.lanes.count()) {
             start.restore(self.adapters, self.optimizer)?;
             // A step's numbers are read when the next one is launched. What is computed behind one that is not finite is
             // thrown away with the round.
             let mut launched = None;
-            for (index, batch) in round.iter().enumerate() {
-                let ControlFlow::Continue(numbers) =
-                    self.worker_step(batch, worker, start.updates + 1 + index as u64)?
-                else {
+            for ((batch, load), update) in round.iter().zip(&mut loads).zip(start.updates + 1..) {
+                let ControlFlow::Continue(pending) = self.worker_step(batch, worker, update, load)? else {
                     wishes.stop = true;
                     break 'workers;
                 };
-                if let Some(before) = launched.replace((batch, numbers)) {
-                    message.extend(self.worked(before, worker)?.to_bytes());
+                if let Some(before) = launched.replace((batch, pending)) {
+                    numbers.extend(self.numbers(before, worker)?.to_bytes());
                 }
             }
             if let Some(last) = launched {
-                message.extend(self.worked(last, worker)?.to_bytes());
+                numbers.extend(self.numbers(last, worker)?.to_bytes());
             }
             let moments = self.optimizer.moments();
             let (first, second) = (moments.iter().map(|m| &m.first), moments.iter().map(|m| &m.second));
@@ -148,25 +153,34 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let shapes = self.adapters.parameters().iter().map(|parameter| parameter.shape);
         let shapes: Vec<[usize; 2]> = shapes.collect::<Vec<_>>().repeat(3);
         let values = sums.sum(add).filter(|_| !wishes.stop).unwrap_or_else(|| vec![None; shapes.len()]);
+        let message = std::iter::once(numbers).chain(loads.iter().map(ExpertLoad::to_bytes));
+        let message =
+            message.flat_map(|part| [&(part.len() as u64).to_le_bytes(), &*part].concat()).collect();
         let Exchanged { wishes, messages, sums } = fit.sum(&shapes, values, message, wishes)?;
         self.wishes = wishes;
         self.sample_device_memory();
         let Some(sums) = sums else { return Ok(None) };
-        let mut worked = vec![Vec::new(); round.len()];
+        let mut worked = vec![Worked::default(); round.len()];
         for message in messages {
-            for (index, bytes) in message.chunks(Worked::BYTES).enumerate() {
-                worked[index % round.len()].push(Worked::from_bytes(bytes));
+            let mut rest = &*message;
+            for (index, bytes) in part(&mut rest).chunks(Numbers::BYTES).enumerate() {
+                worked[index % round.len()].workers.push(Numbers::from_bytes(bytes));
+            }
+            for step in &mut worked {
+                step.load.add(&ExpertLoad::of_bytes(part(&mut rest)));
             }
         }
         Ok(Some((worked, sums)))
     }
 
-    /// Launches a worker's step, which has numbers where it has micro-batches; breaks when the run is asked to stop.
+    /// Launches a worker's step, which has numbers where it has micro-batches, and adds to `load`; breaks when the run is
+    /// asked to stop.
     fn worker_step(
         &mut self,
         batch: &StepBatch,
         worker: usize,
         update: u64,
+        load: &mut ExpertLoad,
     ) -> Result<ControlFlow<(), Option<PendingNumbers>>, FitError> {
         let fit = self.fit;
         if (fit.stop)() {
@@ -176,8 +190,8 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         if counts == Counts::default() {
             return Ok(ControlFlow::Continue(None));
         }
-        let (mut losses, mut load) = (Vec::new(), ExpertLoad::default());
-        let values = fit.lane(&self.adapters.until_update(), batch, worker, &mut losses, &mut load)?;
+        let mut losses = Vec::new();
+        let values = fit.lane(&self.adapters.until_update(), batch, worker, &mut losses, load)?;
         let Some(values) = values else { return Ok(ControlFlow::Break(())) };
         let scale = 1.0 / fit.objective.divisor(&counts) as f64;
         let gradient = Gradient::new(losses, values, scale, fit.decoder.device());
@@ -188,17 +202,17 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     }
 
     /// Reads the numbers of a worker's step.
-    fn worked(
+    fn numbers(
         &self,
-        (batch, numbers): (&StepBatch, Option<PendingNumbers>),
+        (batch, pending): (&StepBatch, Option<PendingNumbers>),
         worker: usize,
-    ) -> Result<Worked, FitError> {
+    ) -> Result<Numbers, FitError> {
         let fit = self.fit;
-        let Some(numbers) = numbers else { return Ok(Worked::NOTHING) };
-        match numbers.wait().map_err(|message| FitError::device(fit.device, message))? {
+        let Some(pending) = pending else { return Ok(Numbers::NOTHING) };
+        match pending.wait().map_err(|message| FitError::device(fit.device, message))? {
             StepNumbers::Finite { loss, norm, statistics } => {
                 let statistics = statistics.unwrap_or([f32::NAN; statistics::LENGTH]);
-                Ok(Worked { loss, norm, statistics })
+                Ok(Numbers { loss, norm, statistics })
             }
             StepNumbers::NotFinite(what, value) => {
                 let of_worker = fit.lanes.micro_batches(worker, batch.micro_batches.len());
@@ -211,17 +225,17 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     }
 
     /// Counts a step that all workers made: the sum of their losses, and the mean of their gradient norms.
-    fn advance(&mut self, batch: &StepBatch, workers: Vec<Worked>) {
+    fn advance(&mut self, batch: &StepBatch, workers: Vec<Numbers>) {
         let (mut loss, mut norm, mut busy) = (0.0, 0.0, 0);
         let mut statistics = None::<Statistics>;
-        for (worker, worked) in workers.into_iter().enumerate() {
-            if worked.loss.is_nan() {
+        for (worker, numbers) in workers.into_iter().enumerate() {
+            if numbers.loss.is_nan() {
                 continue;
             }
-            (loss, norm, busy) = (loss + worked.loss, norm + worked.norm, busy + 1);
-            if !worked.statistics[0].is_nan() {
+            (loss, norm, busy) = (loss + numbers.loss, norm + numbers.norm, busy + 1);
+            if !numbers.statistics[0].is_nan() {
                 let counts = self.fit.counts(batch, worker);
-                statistics.get_or_insert_default().extend(&Statistics::of(worked.statistics, &counts));
+                statistics.get_or_insert_default().extend(&Statistics::of(numbers.statistics, &counts));
             }
         }
         let result = StepResult {
@@ -235,7 +249,16 @@ impl<B: KernelBackend> Running<'_, '_, B> {
     }
 }
 
-impl Worked {
+/// The next part of a message, which is cut off where the message is.
+fn part<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
+    let (length, behind) = rest.split_at(rest.len().min(size_of::<u64>()));
+    let length = length.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let (part, behind) = behind.split_at(behind.len().min(length.try_into().unwrap_or(usize::MAX)));
+    *rest = behind;
+    part
+}
+
+impl Numbers {
     /// Of a step that has no micro-batch for the worker.
     const NOTHING: Self = Self { loss: f64::NAN, norm: f64::NAN, statistics: [f32::NAN; statistics::LENGTH] };
     const BYTES: usize = 2 * size_of::<f64>() + statistics::LENGTH * size_of::<f32>();
