@@ -302,7 +302,7 @@ impl<E: CubePrimitive> VectorizedExpand for MatrixExpand<E> {
 
 impl<E: CubePrimitive> ViewOperations<E, BatchedCoords> for Matrix<E> {}
 
-type Position = <BatchedCoords as CubeType>::ExpandType;
+pub(super) type Position = <BatchedCoords as CubeType>::ExpandType;
 
 impl<E: CubePrimitive> ViewOperationsExpand<E, BatchedCoords> for MatrixExpand<E> {
     fn __expand_read_method(&self, scope: &mut Scope, position: Position) -> E::ExpandType {

@@ -5,6 +5,8 @@ use cubecl::prelude::*;
 use cubecl::std::tensor::{ViewOperations, ViewOperationsExpand, ViewOperationsMut, ViewOperationsMutExpand};
 use cubek::matmul::launch::BatchedCoords;
 
+use super::operand::Position;
+
 /// Where a product goes, and what goes with it: `factor · product + bias + residual`.
 #[derive(CubeType, CubeLaunch)]
 pub(crate) struct Sink<E: CubePrimitive> {
