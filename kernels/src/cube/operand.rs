@@ -251,20 +251,16 @@ fn rewritten<A: CubePrimitive, B: CubePrimitive>(value: A, #[comptime] is_other:
 /// How far an operand or a result reaches. An operand's positions are judged where it is read.
 #[derive(CubeType, Clone, Copy)]
 pub(crate) struct Extent {
-    rows: u32,
-    columns: u32,
+    pub(super) rows: u32,
+    pub(super) columns: u32,
     #[cube(comptime)]
-    checks: Checks,
+    pub(super) checks: Checks,
 }
 
 #[cube]
 impl Extent {
     pub(crate) fn of<E: CubePrimitive>(input: &Input<E>) -> Self {
         Extent { rows: input.rows, columns: input.columns, checks: comptime!(Checks::NONE) }
-    }
-
-    pub(crate) fn of_sink<E: CubePrimitive>(sink: &Sink<E>, #[comptime] checks: Checks) -> Self {
-        Extent { rows: sink.rows, columns: sink.columns, checks }
     }
 }
 

@@ -29,7 +29,7 @@ use cubek::std::MatrixLayout;
 use super::in_step::{Ordered, Simple};
 use super::operand::{Checks, DenseLaunch, Extent, Input, InputLaunch, Matrix};
 use super::plain::{TILE, plain_product_kernel};
-use super::sink::{Sink, SinkLaunch};
+use super::sink::{Sink, SinkLaunch, extent};
 use super::tensor::{cubes, dims, elements, empty, syncs_planes, vector_size};
 use crate::nf4::cube::Nf4Tensors;
 
@@ -389,7 +389,7 @@ impl MatmulArgs for ProductArgs {
     ) -> Self::State<Lhs, Rhs, EO> {
         let lhs = Matrix::<Lhs>::new(&input.lhs, comptime!(Checks::from(lhs_layout)));
         let rhs = Matrix::<Rhs>::new(&input.rhs, comptime!(Checks::from(rhs_layout)));
-        let to = Extent::of_sink::<EO>(output, comptime!(Checks::from(out_layout)));
+        let to = extent::<EO>(output, comptime!(Checks::from(out_layout)));
         Views::<Lhs, Rhs, EO> {
             lhs: View::new::<Matrix<Lhs>, BatchedCoords>(&lhs, Extent::of::<Lhs>(&input.lhs)),
             rhs: View::new::<Matrix<Rhs>, BatchedCoords>(&rhs, Extent::of::<Rhs>(&input.rhs)),

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use cubecl::std::tensor::{ViewOperations, ViewOperationsExpand, ViewOperationsMut, ViewOperationsMutExpand};
 use cubek::matmul::launch::BatchedCoords;
 
-use super::operand::Position;
+use super::operand::{Checks, Extent, Position};
 
 /// Where a product goes, and what goes with it: `factor · product + bias + residual`.
 #[derive(CubeType, CubeLaunch)]
@@ -21,6 +21,12 @@ pub(crate) struct Sink<E: CubePrimitive> {
     factor: f32,
     #[cube(comptime)]
     vector_size: usize,
+}
+
+/// How far it reaches.
+#[cube]
+pub(super) fn extent<E: CubePrimitive>(sink: &Sink<E>, #[comptime] checks: Checks) -> Extent {
+    Extent { rows: sink.rows, columns: sink.columns, checks }
 }
 
 /// Writes a vector of the product, with what goes with it.
