@@ -153,7 +153,9 @@ pub(super) fn exit(failure: &run::Error) -> Exit {
         run::Error::Data(data::error::Error::Threads { .. }) => Exit::Resources,
         run::Error::Data(_) | run::Error::Prompt { .. } => Exit::Data,
         run::Error::Diverged { .. } | run::Error::NotFinite { .. } => Exit::Diverged,
-        run::Error::Model(model::Error::LayerReader { .. }) => Exit::Resources,
+        run::Error::Model(
+            model::Error::LayerReader { .. } | model::Error::Device { .. } | model::Error::SavedInput { .. },
+        ) => Exit::Resources,
         // A disk that fails; what is missing was found above.
         run::Error::Model(model::Error::Assets(
             assets::Error::Io { .. } | assets::Error::Truncated { .. },

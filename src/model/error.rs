@@ -98,6 +98,14 @@ pub enum Error {
         /// The reason.
         message: String,
     },
+    /// The device failed before a layer could take the place of another.
+    #[error("the device failed before layer {layer} could be placed: {message}")]
+    Device {
+        /// The layer that was to come.
+        layer: usize,
+        /// The error of its runtime.
+        message: String,
+    },
     /// The dtype of the recipe does not hold the model's activations.
     #[error(
         "activations of {family} models overflow f16: choose `compute_dtype = \"bf16\"`, \"f32\" or \"auto\""

@@ -140,8 +140,7 @@ impl<B: KernelBackend> Fetcher<B> {
         let mut bring = move |Request { layer, with_experts, old }: Request<B>| {
             let stored = read(layer, with_experts);
             if let Some((old, fence)) = old {
-                let broken = |said| format!("the device failed at work on a layer before: {said}");
-                fence.wait().map_err(|said| Error::LayerReader { message: broken(said) })?;
+                fence.wait().map_err(|message| Error::Device { layer, message })?;
                 drop(old);
             }
             match B::PLACES_BESIDE {

@@ -54,4 +54,29 @@ impl FitError {
     pub fn device(device: &str, message: String) -> Self {
         Self::Device { device: device.to_owned(), message }
     }
+
+    /// The same; a failure of the device that the model met, which does not know its name, is `device`'s.
+    pub(super) fn of(self, device: &str) -> Self {
+        match self {
+            Self::Model(model::Error::Device { layer, message }) => {
+                Self::device(device, format!("layer {layer} could not be placed: {message}"))
+            }
+            Self::Model(model::Error::SavedInput { message }) => Self::device(device, message),
+            other => other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_fails_under_a_fetched_layer_is_named() {
+        let failed = model::Error::Device { layer: 3, message: "it was lost".to_owned() };
+        let named = FitError::from(failed).of("cuda:1");
+        assert_eq!(named.to_string(), "cuda:1 failed: layer 3 could not be placed: it was lost");
+        let reader = FitError::from(model::Error::LayerReader { message: "no thread".to_owned() });
+        assert!(matches!(reader.of("cuda:1"), FitError::Model(_)));
+    }
 }

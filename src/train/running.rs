@@ -453,7 +453,8 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
     }
 
     /// Saves what was learned before `error`, and names the checkpoint of a step that diverged.
-    fn save_before_failing(&mut self, mut error: FitError) -> FitError {
+    fn save_before_failing(&mut self, error: FitError) -> FitError {
+        let mut error = error.of(self.fit.device);
         let is_worth_saving = match &error {
             FitError::Folder(_)
             | FitError::Checkpoint(_)
