@@ -94,16 +94,17 @@ fn workers_learn_and_are_the_same_stopped_and_resumed() {
 #[test]
 fn the_load_of_experts_is_that_of_all_workers() {
     let mut bench = Bench::of_experts();
+    bench.adapter = String::new();
     bench.train =
         "max_steps = 2\nmicro_batch_size = 2\ngradient_accumulation_steps = 2\nlanes = 2\nlogging_steps = 1\n".into();
     let run = |bench: &Bench, name: &str| {
         bench.run(name);
         let load = std::fs::read(bench.run_dir(name).join("expert_load.json")).unwrap();
-        let load: Vec<Vec<u64>> = serde_json::from_slice(&load).unwrap();
+        let load: std::collections::BTreeMap<String, Vec<Vec<u64>>> = serde_json::from_slice(&load).unwrap();
         let lines = std::fs::read_to_string(bench.run_dir(name).join("metrics.jsonl")).unwrap();
         let spread = |line: serde_json::Value| line["expert_load_max"].as_f64();
         let lines = lines.lines().map(|line| serde_json::from_str(line).unwrap());
-        (load.into_iter().flatten().sum::<u64>(), lines.filter_map(spread).collect::<Vec<_>>())
+        (load["tokens"].iter().flatten().sum::<u64>(), lines.filter_map(spread).collect::<Vec<_>>())
     };
     let (tokens, spreads) = run(&bench, "added");
     bench.more = "[train.local]\nsteps = 2\n".into();
