@@ -2,9 +2,9 @@
 //! by a second matrix. What it writes is `sink`.
 //!
 //! [`Matrix`] implements CubeCL's view operations, so a tiled product loads its tiles through [`Matrix::read`]: an NF4
-//! weight is dequantized between global and shared memory, and the LoRA product is the same loop carried on from `[x |
-//! W]` into `[t | B]`. A read is one vector along the rows of what is stored. Vector sizes divide those rows, so a
-//! vector crosses neither an NF4 block, nor a row, nor the border to the tail.
+//! weight is dequantized between global and shared memory, and the LoRA product is the same loop carried on from
+//! `[x | W]` into `[t | B]`. A read is one vector along the rows of what is stored. Vector sizes divide those rows, so
+//! a vector crosses neither an NF4 block, nor a row, nor the border to the tail.
 //!
 //! Tiles may reach beyond an operand. Behind the end of the reduction there are zeros, which are not read: a load that is
 //! skipped costs a predicate, where one that is thrown away costs a selection for each number. Beside the operand, where
