@@ -11,7 +11,7 @@ use tune_kernels::KernelBackend;
 use super::error::FitError;
 use super::expert_load::ExpertLoad;
 use super::fit::Fit;
-use super::team::{from_bytes, to_bytes};
+use super::team::{framed, from_bytes, next_part, to_bytes};
 use crate::adapter::parameter::Parameter;
 use crate::objective::Summed;
 
@@ -90,16 +90,14 @@ impl<B: KernelBackend> Fit<'_, B> {
             let numbers = std::iter::once(value).chain(statistics).collect();
             losses.extend(to_bytes(&self.read(Tensor::cat(numbers, 0))?));
         }
-        let message = [&(losses.len() as u64).to_le_bytes(), &losses[..], &share.load.to_bytes()].concat();
+        let message = [framed(&losses), share.load.to_bytes()].concat();
         let shapes: Vec<[usize; 2]> = parameters.iter().map(|parameter| parameter.shape).collect();
         let Exchanged { wishes, messages, sums } = self.sum(&shapes, share.values, message, wishes)?;
         let (mut losses, mut load): (Vec<Option<Summed<B>>>, _) = (vec![None; count], ExpertLoad::default());
         for (rank, message) in messages.iter().enumerate() {
-            let Some((length, message)) = message.split_first_chunk() else { continue };
-            let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
-            let (numbers, of_experts) = message.split_at(length.min(message.len()));
-            load.add(&ExpertLoad::of_bytes(of_experts));
-            let numbers = from_bytes(numbers);
+            let mut rest = &**message;
+            let numbers = from_bytes(next_part(&mut rest));
+            load.add(&ExpertLoad::of_bytes(rest));
             let own: Vec<usize> = self.lanes.order(rank, count).collect();
             let width = (numbers.len() / own.len().max(1)).max(1);
             for (index, numbers) in own.into_iter().zip(numbers.chunks(width)) {

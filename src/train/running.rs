@@ -263,8 +263,7 @@ impl<'r, 'f, B: KernelBackend> Running<'r, 'f, B> {
                 let result = StepResult { loss, count, grad_norm: norm, learning_rate, statistics };
                 self.state.advance(&batch, result);
                 self.state.advance_experts(&experts);
-                self.state.expert_load.add(&load);
-                self.state.expert_load_in_all.add(&load);
+                self.state.add_load(&load);
                 if matches!(self.fit.spec.on_divergence, OnDivergence::Skip { .. }) {
                     self.state.divergences = 0;
                 }

@@ -206,6 +206,12 @@ impl State {
         }
     }
 
+    /// Counts the tokens that a step sent to experts.
+    pub fn add_load(&mut self, load: &ExpertLoad) {
+        self.expert_load.add(load);
+        self.expert_load_in_all.add(load);
+    }
+
     /// Counts an update of the targets of experts with these numbers.
     pub fn advance_experts(&mut self, reached: &[usize]) {
         for number in reached {

@@ -250,9 +250,31 @@ pub(super) fn from_bytes(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
 
+/// A part of a message, with its length before it.
+pub(super) fn framed(part: &[u8]) -> Vec<u8> {
+    [&(part.len() as u64).to_le_bytes(), part].concat()
+}
+
+/// The next part of a message, which is cut off where the message is; `rest` begins behind it.
+pub(super) fn next_part<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
+    let Some((length, behind)) = rest.split_first_chunk() else { return &[] };
+    let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+    let (part, behind) = behind.split_at(length.min(behind.len()));
+    *rest = behind;
+    part
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_come_as_they_went_and_end_with_their_message() {
+        let message = [framed(b"one"), framed(b""), framed(b"three")].concat();
+        let mut rest = &message[..message.len() - 2];
+        let parts: Vec<&[u8]> = (0..4).map(|_| next_part(&mut rest)).collect();
+        assert_eq!(parts, [b"one".as_slice(), b"", b"thr", b""]);
+    }
 
     #[test]
     fn a_process_by_itself_agrees_with_itself_until_it_gives_up() {

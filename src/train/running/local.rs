@@ -25,7 +25,7 @@ use crate::train::expert_load::ExpertLoad;
 use crate::train::fit::add;
 use crate::train::optimizer::{Gradient, PendingNumbers, StepNumbers};
 use crate::train::state::{Ended, State, StepResult};
-use crate::train::team::{from_bytes, to_bytes};
+use crate::train::team::{framed, from_bytes, next_part, to_bytes};
 
 /// A step of all workers.
 #[derive(Clone, Debug, Default)]
@@ -106,8 +106,7 @@ impl<B: KernelBackend> Running<'_, '_, B> {
             self.pace.time += each;
             self.pace.tokens += batch.tokens() as u64;
             self.advance(batch, workers);
-            self.state.expert_load.add(&load);
-            self.state.expert_load_in_all.add(&load);
+            self.state.add_load(&load);
             self.log_if_due(false)?;
         }
         Ok(Some(()))
@@ -153,9 +152,8 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let shapes = self.adapters.parameters().iter().map(|parameter| parameter.shape);
         let shapes: Vec<[usize; 2]> = shapes.collect::<Vec<_>>().repeat(3);
         let values = sums.sum(add).filter(|_| !wishes.stop).unwrap_or_else(|| vec![None; shapes.len()]);
-        let message = std::iter::once(numbers).chain(loads.iter().map(ExpertLoad::to_bytes));
-        let message =
-            message.flat_map(|part| [&(part.len() as u64).to_le_bytes(), &*part].concat()).collect();
+        let parts = std::iter::once(numbers).chain(loads.iter().map(ExpertLoad::to_bytes));
+        let message = parts.flat_map(|part| framed(&part)).collect();
         let Exchanged { wishes, messages, sums } = fit.sum(&shapes, values, message, wishes)?;
         self.wishes = wishes;
         self.sample_device_memory();
@@ -163,11 +161,11 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         let mut worked = vec![Worked::default(); round.len()];
         for message in messages {
             let mut rest = &*message;
-            for (index, bytes) in part(&mut rest).chunks(Numbers::BYTES).enumerate() {
+            for (index, bytes) in next_part(&mut rest).chunks(Numbers::BYTES).enumerate() {
                 worked[index % round.len()].workers.push(Numbers::from_bytes(bytes));
             }
             for step in &mut worked {
-                step.load.add(&ExpertLoad::of_bytes(part(&mut rest)));
+                step.load.add(&ExpertLoad::of_bytes(next_part(&mut rest)));
             }
         }
         Ok(Some((worked, sums)))
@@ -247,15 +245,6 @@ impl<B: KernelBackend> Running<'_, '_, B> {
         };
         self.state.advance(batch, result);
     }
-}
-
-/// The next part of a message, which is cut off where the message is.
-fn part<'a>(rest: &mut &'a [u8]) -> &'a [u8] {
-    let (length, behind) = rest.split_at(rest.len().min(size_of::<u64>()));
-    let length = length.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    let (part, behind) = behind.split_at(behind.len().min(length.try_into().unwrap_or(usize::MAX)));
-    *rest = behind;
-    part
 }
 
 impl Numbers {
