@@ -130,9 +130,17 @@ pub trait DeviceOps: Backend {
         words(bytes, device)
     }
 
+    /// A frozen float tensor in `dtype`.
+    fn upload<const D: usize>(data: TensorData, dtype: DType, device: &Self::Device) -> Tensor<Self, D> {
+        Tensor::from_data(data, (device, dtype))
+    }
+
     /// Whether tensors are best placed by a thread beside the one that launches work: each thread of a GPU has a stream and
     /// pools of its own. A buffer may go back to its pool once a [`Self::fence`] of every thread with work on it was passed.
     const PLACES_BESIDE: bool = false;
+
+    /// Says that this thread places tensors for others: [`Self::device_memory`] of every thread counts them.
+    fn place_for_others() {}
 
     /// A mark behind the work that this thread has launched.
     fn fence(_device: &Self::Device) -> Fence {
@@ -147,7 +155,8 @@ pub trait DeviceOps: Backend {
         work()
     }
 
-    /// Memory of the calling thread's tensors on `device`; `None` where they lie in the process's own memory.
+    /// Memory on `device` of the calling thread's tensors, and of those that others placed for it; `None` where they lie in
+    /// the process's own memory.
     fn device_memory(_device: &Self::Device) -> Option<DeviceMemory> {
         None
     }

@@ -47,7 +47,8 @@ fn message(info: &PanicHookInfo<'_>) -> String {
     info.payload_as_str().unwrap_or("it panicked without a message").trim().to_owned()
 }
 
-fn raise(message: String) {
+/// Reports a failure of a device; the first one counts.
+pub(crate) fn raise(message: String) {
     FAULT.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(message);
     IS_RAISED.store(true, Ordering::Release);
 }

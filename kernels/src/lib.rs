@@ -33,6 +33,8 @@ pub mod causal_conv;
 pub mod ceiling;
 pub mod check;
 pub mod column_scale;
+#[cfg(any(feature = "cuda", test))]
+mod copier;
 mod cpu;
 #[cfg(feature = "cube")]
 mod cube;

@@ -6,6 +6,8 @@
 mod adamw;
 #[path = "parity/attention.rs"]
 mod attention;
+#[path = "parity/device.rs"]
+mod device;
 #[path = "parity/elementwise.rs"]
 mod elementwise;
 #[path = "parity/finite_differences.rs"]

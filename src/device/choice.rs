@@ -92,7 +92,7 @@ pub(super) fn choose(
     match devices.iter().find(|listed| listed.id == id) {
         None => Err(missing("no such device was found".to_owned(), None)),
         Some(listed) => match start(listed) {
-            Ok(started) => Ok(device(listed, started, Vec::new())),
+            Ok(started) => Ok(device(listed, started)),
             Err(why) => Err(Unavailable::Broken { device: id, model: listed.name.clone(), why, there }),
         },
     }
@@ -107,7 +107,7 @@ fn best(apis: &[Api], mut start: impl FnMut(&Listed) -> Result<Started, String>)
         }
         for listed in api.devices().iter().filter(|listed| !listed.is_software) {
             match start(listed) {
-                Ok(started) => return device(listed, started, Vec::new()),
+                Ok(started) => return device(listed, started),
                 Err(why) => notes.push(format!("`{}` ({}) does not work: {why}", listed.id, listed.name)),
             }
         }
@@ -115,8 +115,8 @@ fn best(apis: &[Api], mut start: impl FnMut(&Listed) -> Result<Started, String>)
     Device { notes, ..Device::cpu() }
 }
 
-fn device(listed: &Listed, started: Started, notes: Vec<String>) -> Device {
-    let Started { dtypes, largest_buffer } = started;
+fn device(listed: &Listed, started: Started) -> Device {
+    let Started { dtypes, largest_buffer, lacks: notes } = started;
     let (handle, model) = (listed.handle.clone(), listed.name.clone());
     Device { id: listed.id, handle, model, dtypes, largest_buffer, notes }
 }
@@ -160,7 +160,10 @@ mod tests {
         works: fn(DeviceId) -> bool,
     ) -> Result<(DeviceId, Vec<String>), Unavailable> {
         let start = |listed: &Listed| match works(listed.id) {
-            true => Ok(Started { dtypes: vec![FloatDtype::F32], largest_buffer: Some(1 << 27) }),
+            true => {
+                let lacks = Vec::new();
+                Ok(Started { dtypes: vec![FloatDtype::F32], largest_buffer: Some(1 << 27), lacks })
+            }
             false => Err("the kernel did not compile".to_owned()),
         };
         choose(spec.parse().unwrap(), apis, start).map(|device| (device.id, device.notes))

@@ -138,7 +138,9 @@ fn all<D>(
 /// Starts a device and returns its capabilities, or the error.
 pub(super) fn start(listed: &Listed) -> Result<Started, String> {
     match &listed.handle {
-        Handle::Cpu => Ok(Started { dtypes: super::Device::cpu().dtypes, largest_buffer: None }),
+        Handle::Cpu => {
+            Ok(Started { dtypes: super::Device::cpu().dtypes, largest_buffer: None, lacks: Vec::new() })
+        }
         #[cfg(feature = "cuda")]
         Handle::Cuda(device) => tune_kernels::gpu::start_cuda(device).map(ours),
         #[cfg(any(feature = "vulkan", feature = "metal"))]
@@ -150,7 +152,8 @@ pub(super) fn start(listed: &Listed) -> Result<Started, String> {
 fn ours(started: tune_kernels::gpu::Started) -> Started {
     let all = [FloatDtype::F32, FloatDtype::Bf16, FloatDtype::F16];
     let has = |dtype: &FloatDtype| started.dtypes.contains(&crate::model::dtype::burn_dtype(*dtype));
-    Started { dtypes: all.into_iter().filter(has).collect(), largest_buffer: Some(started.largest_buffer) }
+    let dtypes = all.into_iter().filter(has).collect();
+    Started { dtypes, largest_buffer: Some(started.largest_buffer), lacks: started.lacks }
 }
 
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]

@@ -55,6 +55,8 @@ struct Started {
     dtypes: Vec<FloatDtype>,
     /// Largest buffer in bytes; `None` for the CPU.
     largest_buffer: Option<u64>,
+    /// What it can do without, in words.
+    lacks: Vec<String>,
 }
 
 /// Work that is generic over the backend.
@@ -179,7 +181,7 @@ impl Device {
         found.filter_map(index).collect()
     }
 
-    /// Notes about the choice: GPUs that were skipped, and why.
+    /// Notes about the choice: GPUs that were skipped, and why, and what the device can do without.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }

@@ -13,7 +13,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use serde::Serialize;
-use tune_kernels::{Fence, KernelBackend};
+use tune_kernels::{Fence, KernelBackend, fault};
 
 use super::absent::{Absent, Failure, Waiting};
 use super::decoder_spec::DecoderSpec;
@@ -143,12 +143,17 @@ impl<B: KernelBackend> Fetcher<B> {
                 fence.wait().map_err(|message| Error::Device { layer, message })?;
                 drop(old);
             }
-            match B::PLACES_BESIDE {
-                true => own.placed(layer, stored?).map(Brought::Placed),
-                false => stored.map(Brought::Stored),
+            if !B::PLACES_BESIDE {
+                return stored.map(Brought::Stored);
+            }
+            let placed = own.placed(layer, stored?)?;
+            match fault::raised() {
+                Some(message) => Err(Error::Device { layer, message }),
+                None => Ok(Brought::Placed(placed)),
             }
         };
         let bring_all = move || {
+            B::place_for_others();
             for request in asked {
                 // Whoever asked may be gone.
                 if tell.send(bring(request)).is_err() {

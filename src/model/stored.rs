@@ -138,5 +138,5 @@ pub(super) fn dense<B: KernelBackend, const D: usize>(
     dtype: FloatDtype,
     device: &B::Device,
 ) -> Tensor<B, D> {
-    Tensor::from_data(data, (device, burn_dtype(dtype)))
+    B::upload(data, burn_dtype(dtype), device)
 }

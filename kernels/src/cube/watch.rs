@@ -6,6 +6,7 @@ use burn_cubecl::CubeRuntime;
 use cubecl::client::ComputeClient;
 
 use crate::device::DeviceMemory;
+use crate::gpu::usage;
 
 thread_local! {
     /// Per thread, as the pools are; `None` outside of [`watched`].
@@ -22,8 +23,7 @@ pub(super) fn watched<T>(work: impl FnOnce() -> T) -> (T, Option<DeviceMemory>) 
 /// A buffer was taken.
 pub(super) fn look<R: CubeRuntime>(client: &ComputeClient<R>) {
     let Some(most) = MOST.get() else { return };
-    if let Ok(usage) = client.memory_usage() {
-        let now = DeviceMemory { in_use: usage.bytes_in_use, reserved: usage.bytes_reserved };
+    if let Some(now) = usage(client) {
         MOST.set(Some(most.max(now)));
     }
 }

@@ -4,10 +4,11 @@ use std::ffi::c_int;
 use std::path::Path;
 
 use burn_cuda::CudaDevice;
-use cudarc::driver::result::{self, DriverError, device, primary_ctx};
+use cudarc::driver::result::{self, DriverError, device};
 use cudarc::driver::sys::{self as driver, CUdevice_attribute as Attribute};
 use cudarc::nvrtc::sys as nvrtc;
 
+use super::context::Context;
 use super::found::{Found, Kind, Memory, Unusable};
 use super::start::Started;
 
@@ -30,12 +31,19 @@ pub fn cuda_devices() -> Result<Vec<Found<CudaDevice>>, Unusable> {
     Ok(found)
 }
 
-/// Starts a CUDA device, tests it with a small multiplication, and returns what it supports.
+/// Starts a CUDA device, tests it with a small multiplication, and returns what it supports. Weights are copied to it through
+/// pinned memory, if there is some.
 ///
 /// # Errors
 /// A description of the failure.
 pub fn start_cuda(device: &CudaDevice) -> Result<Started, String> {
-    super::start::start::<cubecl::cuda::CudaRuntime>(device)
+    let mut started = super::start::start::<cubecl::cuda::CudaRuntime>(device)?;
+    if let Err(why) = super::pinned::start(device.index) {
+        started.lacks.push(format!(
+            "no memory that the device reads by itself ({why}): weights come to it more slowly"
+        ));
+    }
+    Ok(started)
 }
 
 /// The memory of a CUDA device, read now.
@@ -115,17 +123,13 @@ fn describe(index: c_int, (major, minor): (i32, i32)) -> Result<Found<CudaDevice
 fn memory(raw: driver::CUdevice) -> Result<Memory, DriverError> {
     // SAFETY: the device is one that the driver handed out.
     let total = unsafe { device::total_mem(raw) }? as u64;
-    // SAFETY: the context that CubeCL computes in too: it is counted, and given back below. What was this thread's
-    // context before is so again afterwards.
-    let free = unsafe {
-        let context = primary_ctx::retain(raw)?;
-        let before = result::ctx::get_current()?;
-        result::ctx::set_current(context)?;
-        let asked = result::mem_get_info();
-        result::ctx::set_current(before.unwrap_or(std::ptr::null_mut()))?;
-        primary_ctx::release(raw)?;
-        asked
-    };
+    let context = Context::of_raw(raw)?;
+    // What was this thread's context before is so again afterwards.
+    let before = result::ctx::get_current()?;
+    context.enter()?;
+    let free = result::mem_get_info();
+    // SAFETY: it was current above.
+    unsafe { result::ctx::set_current(before.unwrap_or(std::ptr::null_mut()))? };
     Ok(Memory { total, free: free.ok().map(|(free, _)| free as u64) })
 }
 

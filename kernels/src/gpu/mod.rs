@@ -2,25 +2,32 @@
 //! without starting any. What is missing is reported with its remedy, for a runtime started without its driver would panic.
 
 #[cfg(feature = "cuda")]
+mod context;
+#[cfg(feature = "cuda")]
 mod cuda;
 mod dtypes;
 mod found;
+#[cfg(feature = "cuda")]
+pub(crate) mod pinned;
 mod profile;
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 mod start;
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 mod wgpu;
 
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 use burn_cubecl::CubeBackend;
+use cubecl::client::ComputeClient;
 use cubecl::config::cache::CacheConfig;
 use cubecl::config::memory::PersistentMemory;
 use cubecl::config::profiling::ProfilingLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cubecl::prelude::*;
+use cubecl_common::stream_id::StreamId;
 
 #[cfg(feature = "cuda")]
 pub use burn_cuda::CudaDevice;
@@ -66,10 +73,27 @@ pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
     slot.get_or_insert_with(|| Arc::new(config));
 }
 
-/// What the calling thread's pools on a device hold.
-pub(crate) fn usage<R: Runtime>(device: &R::Device) -> Option<DeviceMemory> {
-    let usage = R::client(device).memory_usage().ok()?;
-    Some(DeviceMemory { in_use: usage.bytes_in_use, reserved: usage.bytes_reserved })
+/// The streams of threads that place tensors for others.
+static PLACING: Mutex<BTreeSet<StreamId>> = Mutex::new(BTreeSet::new());
+
+/// Counts the pools of the calling thread in [`usage`] of all threads, from now on.
+pub(crate) fn place_for_others() {
+    PLACING.lock().unwrap_or_else(PoisonError::into_inner).insert(StreamId::current());
+}
+
+/// What the pools on a device hold of the calling thread, and of those that place tensors for it.
+pub(crate) fn usage<R: Runtime>(client: &ComputeClient<R>) -> Option<DeviceMemory> {
+    let mut streams = PLACING.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    streams.insert(StreamId::current());
+    let (mut client, mut all) = (client.clone(), DeviceMemory::default());
+    for stream in streams {
+        // SAFETY: this client is only asked what its pools hold.
+        unsafe { client.set_stream(stream) };
+        let usage = client.memory_usage().ok()?;
+        all.in_use += usage.bytes_in_use;
+        all.reserved += usage.bytes_reserved;
+    }
+    Some(all)
 }
 
 #[cfg(all(test, any(feature = "cuda", feature = "vulkan", feature = "metal")))]

@@ -15,6 +15,8 @@ pub struct Started {
     pub dtypes: Vec<DType>,
     /// Largest buffer, in bytes.
     pub largest_buffer: u64,
+    /// What it can do without, in words.
+    pub lacks: Vec<String>,
 }
 
 /// Starts a device, tests it with a small multiplication, and returns what it supports, or a description of the failure.
@@ -22,7 +24,7 @@ pub(super) fn start<R: CubeRuntime>(device: &R::CubeDevice) -> Result<Started, S
     // Runtimes unwrap what their drivers return; nothing of ours is held across the call.
     let attempt = AssertUnwindSafe(|| {
         let largest_buffer = R::client(device).properties().memory.max_page_size;
-        let started = Started { dtypes: dtypes::<R>(device), largest_buffer };
+        let started = Started { dtypes: dtypes::<R>(device), largest_buffer, lacks: Vec::new() };
         let data = TensorData::from([1.5f32, -2.0, 4.0]);
         let x = Tensor::<CubeBackend<R, f32, i32, u32>, 1>::from_data(data, device);
         let found: Vec<f32> = (x.clone() * x).into_data().iter::<f32>().collect();

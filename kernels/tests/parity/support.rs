@@ -88,7 +88,11 @@ pub(crate) fn vulkan() -> Option<Site> {
 /// The CUDA device, if there is one.
 #[cfg(feature = "cuda")]
 pub(crate) fn cuda() -> Option<Site> {
-    gpu::<burn_cuda::CudaRuntime>(tune_kernels::gpu::cuda_devices())
+    let found = tune_kernels::gpu::cuda_devices();
+    if found.is_ok() {
+        tune_kernels::gpu::start_cuda(&Default::default()).expect("the device starts");
+    }
+    gpu::<burn_cuda::CudaRuntime>(found)
 }
 
 #[cfg(any(feature = "vulkan", feature = "cuda"))]
