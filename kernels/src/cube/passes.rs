@@ -11,41 +11,58 @@ use burn_cubecl::CubeRuntime;
 
 thread_local! {
     /// Per thread, as the pools are.
-    static POLICY: Cell<Policy> = const { Cell::new(Policy { rows: 0, reserved: 0, grown: 0 }) };
+    static POLICY: Cell<Policy> = const { Cell::new(Policy::of(0)) };
 }
 
-/// How often pools may have grown before passes over the same rows: by then these passes take all that they need.
-const SETTLED: u32 = 32;
+/// From one look at the pools to the next, in passes over the same rows: a look waits until all launches are under way.
+const LOOK: u32 = 8;
+
+/// At how many looks pools may have grown: by then passes over the same rows take all that they need.
+const SETTLED: u32 = 5;
 
 #[derive(Clone, Copy, Debug)]
 struct Policy {
     /// Of the last pass.
     rows: usize,
-    /// Bytes of the pools before it.
+    /// Over these rows.
+    passes: u32,
+    /// Bytes of the pools at the last look.
     reserved: u64,
-    /// Passes over these rows before which there were more bytes than before the one before.
+    /// Looks at which there were more than at the one before.
     grown: u32,
 }
 
 impl Policy {
-    /// Whether what is free goes back before a pass over `rows` rows, with `reserved` bytes in the pools.
-    fn gives_back(&mut self, rows: usize, reserved: u64) -> bool {
-        if rows != self.rows || self.grown >= SETTLED {
-            *self = Self { rows, reserved: 0, grown: 0 };
+    const fn of(rows: usize) -> Self {
+        Self { rows, passes: 0, reserved: 0, grown: 0 }
+    }
+
+    /// Whether what is free goes back before a pass over `rows` rows. `look` tells the bytes in the pools, if it can.
+    fn gives_back(&mut self, rows: usize, look: impl FnOnce() -> Option<u64>) -> bool {
+        if rows != self.rows {
+            *self = Self::of(rows);
             return true;
         }
+        self.passes += 1;
+        if !self.passes.is_multiple_of(LOOK) {
+            return false;
+        }
+        let Some(reserved) = look() else { return false };
         self.grown += u32::from(reserved > self.reserved);
         self.reserved = reserved;
-        false
+        if self.grown < SETTLED {
+            return false;
+        }
+        *self = Self::of(rows);
+        true
     }
 }
 
 /// A pass over `rows` rows is launched next.
 pub(super) fn begin<R: CubeRuntime>(device: &R::CubeDevice, rows: usize) {
     let client = R::client(device);
-    let Ok(usage) = client.memory_usage() else { return };
     let mut policy = POLICY.get();
-    if policy.gives_back(rows, usage.bytes_reserved) {
+    if policy.gives_back(rows, || Some(client.memory_usage().ok()?.bytes_reserved)) {
         client.memory_cleanup();
     }
     POLICY.set(policy);
@@ -81,7 +98,7 @@ mod tests {
         }
 
         fn begin(&mut self, policy: &mut Policy, rows: usize) {
-            if policy.gives_back(rows, self.reserved()) {
+            if policy.gives_back(rows, || Some(self.reserved())) {
                 self.sizes.values_mut().for_each(|[all, used]| *all = *used);
             }
         }
@@ -133,7 +150,7 @@ mod tests {
         pools.take(WEIGHTS);
         pools.train(&mut policy, 777);
         let once = pools.reserved();
-        for _ in 0..2 * SETTLED {
+        for _ in 0..2 * LOOK * SETTLED {
             pools.train(&mut policy, 777);
             assert_eq!(pools.reserved(), once);
         }
@@ -146,6 +163,6 @@ mod tests {
             pools.free(size);
             most = most.max(pools.reserved());
         }
-        assert!(most < WEIGHTS + (u64::from(SETTLED) + 3) * 8192 * 2000, "{most}");
+        assert!(most < WEIGHTS + u64::from(LOOK * (SETTLED + 1)) * 8192 * 2000, "{most}");
     }
 }
