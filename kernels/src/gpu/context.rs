@@ -2,8 +2,8 @@
 
 use std::ffi::c_int;
 
-use cudarc::driver::result::{self, DriverError, device, primary_ctx};
-use cudarc::driver::sys::{CUcontext, CUdevice};
+use cudarc::driver::result::{self, DriverError, device, mem_pool, primary_ctx};
+use cudarc::driver::sys::{CUcontext, CUdevice, CUmemPool_attribute};
 
 /// A use of a device's context; given back when it is dropped.
 pub(super) struct Context {
@@ -26,6 +26,18 @@ impl Context {
     pub(super) fn enter(&self) -> Result<(), DriverError> {
         // SAFETY: it is in use as long as this value lives.
         unsafe { result::ctx::set_current(self.context) }
+    }
+
+    /// Makes the driver keep the memory of buffers that are freed, for the next ones. Without this it goes back to the system at
+    /// the next wait, and micro-batches of other lengths have all of theirs mapped anew.
+    pub(super) fn keep_freed_memory(&self) -> Result<(), DriverError> {
+        let mut most = u64::MAX;
+        // SAFETY: the device is one that the driver handed out; the attribute is one number, read during the call.
+        unsafe {
+            let pool = device::get_default_mem_pool(self.device)?;
+            let threshold = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            mem_pool::set_attribute(pool, threshold, (&raw mut most).cast())
+        }
     }
 }
 

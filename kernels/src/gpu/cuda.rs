@@ -38,6 +38,8 @@ pub fn cuda_devices() -> Result<Vec<Found<CudaDevice>>, Unusable> {
 /// A description of the failure.
 pub fn start_cuda(device: &CudaDevice) -> Result<Started, String> {
     let mut started = super::start::start::<cubecl::cuda::CudaRuntime>(device)?;
+    // A driver without pools maps memory anew, which takes time and changes nothing else.
+    _ = Context::of(device.index).and_then(|context| context.keep_freed_memory());
     if let Err(why) = super::pinned::start(device.index) {
         started.lacks.push(format!(
             "no memory that the device reads by itself ({why}): weights come to it more slowly"
