@@ -1,13 +1,15 @@
-//! Rotary embedding on a GPU: one unit for each pair of dimensions, and for each that passes through; a column of cubes
-//! for each tensor.
+//! Rotary embedding on a GPU: one unit for each vector of pairs of dimensions, and for each of dimensions that pass through;
+//! a column of cubes for each tensor. Neighbours that make a pair are taken one pair at a time.
 
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, FloatElement, IntElement};
-use burn_tensor::Tensor;
+use burn_tensor::{DType, Tensor};
 use cubecl::prelude::*;
 
 use super::{Direction, Pairs, RopeOps, RotaryTable};
-use crate::cube::tensor::{UNITS, array, columns, dims, float, in_place, int, into_float, wrap};
+use crate::cube::tensor::{
+    UNITS, array, array_of, columns, dims, float, in_place, int, into_float, vector_size, wrap,
+};
 
 impl<R, F, I, T> RopeOps for CubeBackend<R, F, I, T>
 where
@@ -47,11 +49,14 @@ fn rotate<R: CubeRuntime, const N: usize>(
     let y = x.each_ref().map(in_place);
     let Some(like) = x.first() else { return y };
     let (head_dim, width) = (dims(like)[2], dims(cos)[1]);
-    // A unit takes pair `i < width`, or one dimension that passes through.
+    let most = |dtype: DType| vector_size(&like.client, dtype, &[head_dim, width]);
+    let vector = if step == 1 { most(like.dtype).min(most(cos.dtype)) } else { 1 };
+    // A unit takes vector `i < width` of pairs, or one of dimensions that pass through.
+    let [head_dim, width, partner] = [head_dim, width, partner].map(|length| length / vector);
     let lanes = head_dim - width;
     let counts = x.each_ref().map(|x| (dims(x)[0] * dims(x)[1] * lanes) as u32);
     let argument = |((x, y), count): ((&CubeTensor<R>, &CubeTensor<R>), u32)| {
-        RotatedLaunch::new(array(x), array(y), count, dims(x)[1] as u32)
+        RotatedLaunch::new(array_of(x, vector), array_of(y, vector), count, dims(x)[1] as u32)
     };
     let (cubes, dim) = columns(counts.into_iter().max().unwrap_or(0), N);
     // SAFETY: a unit stays below the count of its tensor, and every position was found to be inside the table.
@@ -60,9 +65,10 @@ fn rotate<R: CubeRuntime, const N: usize>(
             &like.client,
             cubes,
             dim,
+            vector,
             x.iter().zip(&y).zip(counts).map(argument).collect(),
-            array(cos),
-            array(sin),
+            array_of(cos, vector),
+            array_of(sin, vector),
             array(position_ids),
             head_dim as u32,
             width as u32,
@@ -77,19 +83,19 @@ fn rotate<R: CubeRuntime, const N: usize>(
 
 /// A tensor being rotated, in a kernel.
 #[derive(CubeType, CubeLaunch)]
-struct Rotated<F: Float> {
+struct Rotated<F: CubePrimitive> {
     x: Array<F>,
     y: Array<F>,
-    /// Units that it takes.
+    /// Units that it takes, each a vector.
     count: u32,
     heads: u32,
 }
 
 #[cube(launch_unchecked)]
-fn rope_kernel<F: Float, P: Int>(
-    tensors: &mut Sequence<Rotated<F>>,
-    cos: &Array<f32>,
-    sin: &Array<f32>,
+fn rope_kernel<F: Float, P: Int, N: Size>(
+    tensors: &mut Sequence<Rotated<Vector<F, N>>>,
+    cos: &Array<Vector<f32, N>>,
+    sin: &Array<Vector<f32, N>>,
     position_ids: &Array<P>,
     head_dim: u32,
     width: u32,
@@ -111,12 +117,21 @@ fn rope_kernel<F: Float, P: Int>(
                 if lane < width {
                     let position = u32::cast_from(position_ids[(head / one.heads) as usize]);
                     let at = position as usize * width as usize + lane as usize;
-                    let (c, s) = (cos[at], sin[at] * sign);
+                    let (cosines, sines) = (cos[at], sin[at]);
                     let first = start + (lane * step) as usize;
                     let second = first + partner as usize;
-                    let (a, b) = (f32::cast_from(one.x[first]), f32::cast_from(one.x[second]));
-                    one.y[first] = F::cast_from(a * c - b * s);
-                    one.y[second] = F::cast_from(b * c + a * s);
+                    let (ones, others) = (one.x[first], one.x[second]);
+                    let mut p = Vector::<F, N>::empty();
+                    let mut q = Vector::<F, N>::empty();
+                    #[unroll]
+                    for i in 0..p.vector_size() {
+                        let (c, s) = (cosines[i], sines[i] * sign);
+                        let (a, b) = (f32::cast_from(ones[i]), f32::cast_from(others[i]));
+                        p[i] = F::cast_from(a * c - b * s);
+                        q[i] = F::cast_from(b * c + a * s);
+                    }
+                    one.y[first] = p;
+                    one.y[second] = q;
                 } else {
                     let at = start + (lane + width) as usize;
                     one.y[at] = one.x[at];
