@@ -161,7 +161,7 @@ def time_validate(options, folder, environment):
     recipe.write_text(
         f"version = 1\noutput_dir = {json.dumps(str(folder / 'run'))}\n"
         f"[model]\nbase = {json.dumps(str(options.base))}\n"
-        f'[adapter.lora]\nrank = 16\n[data]\nmax_seq_len = {TOKENS}\npacking = true\non_overflow = "truncate"\n'
+        f'[adapter.lora]\nrank = 16\n[data]\nmax_seq_len = {TOKENS}\npacking = true\non_overflow = "truncate"\non_empty = "drop"\n'
         f"[[dataset]]\npath = {json.dumps(str(folder / 'conversations.jsonl'))}\n"
         'format = "messages"\ntrain_on = "completion"\n[train]\nmicro_batch_size = 1\nlearning_rate = 2e-4\nepochs = 1\n'
     )

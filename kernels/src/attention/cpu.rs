@@ -175,6 +175,10 @@ impl AttentionOps for Flex {
         decode::forward_apart(q, states, options).unwrap_or_else(|| one_by_one(q, states, options))
     }
 
+    fn write_rows_at(room: Tensor<Flex, 3>, first: usize, rows: Tensor<Flex, 3>) -> Tensor<Flex, 3> {
+        decode::write_rows(room, first, rows)
+    }
+
     fn document_attention_backward(request: AttentionBackward<'_, Flex>) -> [Tensor<Flex, 3>; 3] {
         let AttentionBackward { q, k, v, output, log_sum_exp, options, dy } = request;
         let ([tokens, heads, head_dim], [keys, kv_heads, _]) = (q.dims(), k.dims());

@@ -33,6 +33,8 @@ mod cpu;
 #[cfg(feature = "cube")]
 mod cube;
 mod decode;
+#[cfg(target_arch = "x86_64")]
+mod decode_avx512;
 mod head;
 pub mod reference;
 mod softmax;
@@ -63,6 +65,12 @@ pub trait AttentionOps: RowSumOps {
         options: &AttentionOptions,
     ) -> (Tensor<Self, 3>, Tensor<Self, 2>) {
         one_by_one(q, states, options)
+    }
+
+    /// [`write_rows`].
+    fn write_rows_at(room: Tensor<Self, 3>, first: usize, rows: Tensor<Self, 3>) -> Tensor<Self, 3> {
+        let [count, heads, head_dim] = rows.dims();
+        room.slice_assign([first..first + count, 0..heads, 0..head_dim], rows)
     }
 
     /// [`attention_backward`] without prefixes.
@@ -268,6 +276,19 @@ pub fn attention_apart<B: AttentionOps>(
         check_heads(q, k, v, options);
     }
     B::document_attention_apart(q, states, options)
+}
+
+/// Writes `rows` over those of `room` from `first` on, both `[_, kv_heads, head_dim]`: the keys or values of new tokens into
+/// their cache. In place, where nothing else holds `room`.
+///
+/// # Panics
+/// If `room` has no such rows, or dtypes differ.
+pub fn write_rows<B: AttentionOps>(room: Tensor<B, 3>, first: usize, rows: Tensor<B, 3>) -> Tensor<B, 3> {
+    let ([all, heads, head_dim], [count, ..]) = (room.dims(), rows.dims());
+    assert!(first <= all && count <= all - first, "write_rows: {count} rows from {first} on, of {all}");
+    assert_eq!(rows.dims(), [count, heads, head_dim], "write_rows: rows of another width");
+    assert_eq!(room.dtype(), rows.dtype(), "write_rows: dtypes");
+    B::write_rows_at(room, first, rows)
 }
 
 /// The options of a document among several, by itself.

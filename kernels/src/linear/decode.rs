@@ -16,6 +16,9 @@ use crate::cpu::{parallel, tensor};
 
 /// Weights of one task.
 const TASK: usize = 1 << 16;
+/// Sums of a block of rows.
+const SUMS: usize = 64;
+const _: () = assert!(SUMS >= MOST, "every token has a row in a block");
 
 /// Whether a call takes the decode path: with more rows, unpacking the weights pays, and dropout belongs to training.
 pub(super) fn applies(tokens: usize, layers: &[Linear<'_, Flex>]) -> bool {
@@ -58,21 +61,21 @@ pub(super) fn forward<T: Scalar>(
     let work = outs.iter().sum::<usize>() * (width + ranks) * (1 + tokens) / 4;
     parallel::share(tasks.len(), work, |task| {
         let (layer, rows) = tasks[task].clone();
-        let mut lanes = pool::take::<f32>(rows.len() * tokens * LANES);
-        vectors.times(&stored[layer], rows.clone(), &mut lanes);
-        if let (Some(adapter), Some(t)) = (&adapters[layer], &ts[layer]) {
-            let b = &adapter.b_values()[rows.start * adapter.rank..rows.end * adapter.rank];
-            gemv::add_dots::<T>(b, adapter.lora.scaling, t, adapter.rank, &mut lanes);
-        }
-        let mut sums = pool::take::<f32>(rows.len() * tokens);
-        gemv::join(&lanes, tokens, &mut sums);
-        let bias = biases[layer].as_deref().map(|bias| &bias[rows.clone()]);
-        for (token, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
-            let start = token * outs[layer] + rows.start;
-            let residual = residual.map(|residual| &residual[start..][..rows.len()]);
-            // SAFETY: these rows of this layer belong to this task alone.
-            finish(sums, unsafe { places[layer].slice(start, rows.len()) }, bias, residual);
-        }
+        blocks(rows, tokens, |rows, lanes, sums| {
+            vectors.times(&stored[layer], rows.clone(), lanes);
+            if let (Some(adapter), Some(t)) = (&adapters[layer], &ts[layer]) {
+                let b = &adapter.b_values()[rows.start * adapter.rank..rows.end * adapter.rank];
+                gemv::add_dots::<T>(b, adapter.lora.scaling, t, adapter.rank, lanes);
+            }
+            gemv::join(lanes, tokens, sums);
+            let bias = biases[layer].as_deref().map(|bias| &bias[rows.clone()]);
+            for (token, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
+                let start = token * outs[layer] + rows.start;
+                let residual = residual.map(|residual| &residual[start..][..rows.len()]);
+                // SAFETY: these rows of this layer belong to this task alone.
+                finish(sums, unsafe { places[layer].slice(start, rows.len()) }, bias, residual);
+            }
+        });
     });
     (ranks > 0).then_some(down)
 }
@@ -106,18 +109,30 @@ fn down<T: Scalar>(
             .collect();
         parallel::share(tasks.len(), ranks * width * (1 + tokens) / 4, |task| {
             let (adapter, rows) = tasks[task].clone();
-            let mut lanes = pool::take::<f32>(rows.len() * tokens * LANES);
-            vectors.times(&Stored::F32(adapter.a_values()), rows.clone(), &mut lanes);
-            let mut sums = pool::take::<f32>(rows.len() * tokens);
-            gemv::join(&lanes, tokens, &mut sums);
-            for (token, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
-                let start = token * ranks + adapter.first + rows.start;
-                // SAFETY: these ranks belong to this task alone.
-                finish(sums, unsafe { out.slice(start, rows.len()) }, None, None);
-            }
+            blocks(rows, tokens, |rows, lanes, sums| {
+                vectors.times(&Stored::F32(adapter.a_values()), rows.clone(), lanes);
+                gemv::join(lanes, tokens, sums);
+                for (token, sums) in sums.chunks_exact_mut(rows.len()).enumerate() {
+                    let start = token * ranks + adapter.first + rows.start;
+                    // SAFETY: these ranks belong to this task alone.
+                    finish(sums, unsafe { out.slice(start, rows.len()) }, None, None);
+                }
+            });
         });
     }
     down
+}
+
+/// The rows of a task, a block at a time, with room for their running sums `[rows, tokens, LANES]` and for their sums
+/// `[tokens, rows]`: a few KiB that stay in the first-level cache.
+fn blocks(rows: Range<usize>, tokens: usize, mut each: impl FnMut(Range<usize>, &mut [f32], &mut [f32])) {
+    let (mut lanes, mut sums) = ([0.0f32; SUMS * LANES], [0.0f32; SUMS]);
+    let step = SUMS / tokens;
+    for start in rows.clone().step_by(step) {
+        let block = start..rows.end.min(start + step);
+        let count = block.len() * tokens;
+        each(block, &mut lanes[..count * LANES], &mut sums[..count]);
+    }
 }
 
 /// The rows of a matrix, about a task's worth at a time, as many for each thread. A sum does not depend on its task.

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use burn_tensor::Tensor;
 use tune_kernels::KernelBackend;
-use tune_kernels::attention::DocumentOffsets;
+use tune_kernels::attention::{DocumentOffsets, write_rows};
 
 /// The first capacity, in tokens.
 const ROOM: usize = 64;
@@ -114,10 +114,7 @@ impl<B: KernelBackend> LayerCache<B> {
             }
         };
         // The cache is the only holder, so the write is in place.
-        let written = |room: Tensor<B, 3>, rows: Tensor<B, 3>| {
-            room.slice_assign([start..end, 0..heads, 0..head_dim], rows)
-        };
-        let room = (written(room.0, keys), written(room.1, values));
+        let room = (write_rows(room.0, start, keys), write_rows(room.1, start, values));
         self.tokens = end;
         let all = (room.0.clone().narrow(0, 0, end), room.1.clone().narrow(0, 0, end));
         self.room = Some(room);

@@ -28,6 +28,9 @@ pub(crate) const MOST: usize = 8;
 pub(crate) const LANES: usize = 16;
 /// 4-bit codes are looked up in runs of this many.
 const RUN: usize = 64;
+/// Scales that are unpacked at a time.
+#[cfg(target_arch = "x86_64")]
+const SCALES: usize = 1024;
 
 /// What a kernel written by hand wants the vectors to look like.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -152,20 +155,52 @@ impl<'a, T: Scalar> Vectors<'a, T> {
                 x86::dense_pairs(values, vectors, self.width, rows, lanes);
             }
             (Path::Pairs, Stored::Nf4(packed)) if self.has_runs(packed) => {
-                let scales = Scales::new(packed, rows.clone());
-                x86::packed_pairs(&scales.of(packed, rows), &self.parted_pairs, self.width, lanes);
+                self.packed(packed, rows, lanes, |packed, lanes| {
+                    x86::packed_pairs(packed, &self.parted_pairs, self.width, lanes);
+                });
             }
             (Path::Wide, Stored::Nf4(packed)) if self.has_runs(packed) => {
-                let scales = Scales::new(packed, rows.clone());
-                x86::packed_wide::<T>(&scales.of(packed, rows), &self.parted, self.width, lanes);
+                self.packed(packed, rows, lanes, |packed, lanes| {
+                    x86::packed_wide::<T>(packed, &self.parted, self.width, lanes);
+                });
             }
             (Path::Half, Stored::Nf4(packed)) if self.has_runs(packed) => {
-                let scales = Scales::new(packed, rows.clone());
-                x86::packed_half::<T>(&scales.of(packed, rows), &self.parted, self.width, lanes);
+                self.packed(packed, rows, lanes, |packed, lanes| {
+                    x86::packed_half::<T>(packed, &self.parted, self.width, lanes);
+                });
             }
             _ => return false,
         }
         true
+    }
+
+    /// Calls a kernel with some rows at a time, whose scales in f32 fit into [`SCALES`].
+    #[cfg(target_arch = "x86_64")]
+    fn packed(
+        &self,
+        packed: &Nf4Rows<'_>,
+        rows: Range<usize>,
+        lanes: &mut [f32],
+        kernel: impl Fn(&Packed<'_>, &mut [f32]),
+    ) {
+        // A block may begin in one row and end in the next.
+        let scales_of = |rows: &Range<usize>| {
+            let first = rows.start * self.width / packed.block_size;
+            (first, (rows.end * self.width).div_ceil(packed.block_size).max(first))
+        };
+        let step = ((SCALES - 2) * packed.block_size / self.width.max(1)).max(1);
+        let mut few = [0.0f32; SCALES];
+        for (start, lanes) in rows.clone().step_by(step).zip(lanes.chunks_mut(step * self.count * LANES)) {
+            let rows = start..rows.end.min(start + step);
+            let (first, end) = scales_of(&rows);
+            let mut many = None;
+            let scales = match few.get_mut(..end - first) {
+                Some(few) => few,
+                None => many.insert(pool::take::<f32>(end - first)),
+            };
+            packed.fill_scales(first, scales);
+            kernel(&Packed::new(packed, rows, scales), lanes);
+        }
     }
 
     /// Whether every run of [`RUN`] codes has one scale, and the vectors are arranged for it.
@@ -191,40 +226,24 @@ struct Packed<'a> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl Packed<'_> {
+impl<'a> Packed<'a> {
+    fn new(packed: &Nf4Rows<'a>, rows: Range<usize>, scales: &'a [f32]) -> Self {
+        let width = packed.shape[1];
+        Self {
+            codes: &packed.codes[rows.start * width / 2..rows.end * width / 2],
+            codebook: packed.codebook,
+            scales,
+            first_run: rows.start * width / RUN,
+            shift: (packed.block_size / RUN).trailing_zeros(),
+        }
+    }
+
     /// Runs of one row times rows, so that a kernel can check what it is about to read.
     fn check(&self, runs: usize, rows: usize) {
         let last = (self.first_run + runs * rows).saturating_sub(1) >> self.shift;
         let first = self.first_run >> self.shift;
         assert!(self.codes.len() == runs * rows * RUN / 2, "gemv: codes of {rows} rows");
         assert!(rows * runs == 0 || last - first < self.scales.len(), "gemv: scales of {rows} rows");
-    }
-}
-
-/// The scales of some rows in f32.
-#[cfg(target_arch = "x86_64")]
-struct Scales(Buffer<f32>);
-
-#[cfg(target_arch = "x86_64")]
-impl Scales {
-    fn new(packed: &Nf4Rows<'_>, rows: Range<usize>) -> Self {
-        let width = packed.shape[1];
-        let first = rows.start * width / packed.block_size;
-        let end = (rows.end * width).div_ceil(packed.block_size).max(first);
-        let mut scales = pool::take::<f32>(end - first);
-        packed.fill_scales(first, &mut scales);
-        Self(scales)
-    }
-
-    fn of<'a>(&'a self, packed: &Nf4Rows<'a>, rows: Range<usize>) -> Packed<'a> {
-        let width = packed.shape[1];
-        Packed {
-            codes: &packed.codes[rows.start * width / 2..rows.end * width / 2],
-            codebook: packed.codebook,
-            scales: &self.0,
-            first_run: rows.start * width / RUN,
-            shift: (packed.block_size / RUN).trailing_zeros(),
-        }
     }
 }
 

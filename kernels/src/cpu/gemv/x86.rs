@@ -18,6 +18,17 @@ const EXACT: u8 = 0;
 const TO_BF16: u8 = 1;
 const TO_F16: u8 = 2;
 
+/// How far ahead of what is read lines are asked for, in bytes: past the end of a page, where the processor's own
+/// prefetching stops.
+const AHEAD: usize = 2048;
+
+/// Asks for the line [`AHEAD`] of `place`, which may lie behind the end of the matrix.
+#[inline(always)]
+fn ahead<T>(place: *const T) {
+    // SAFETY: a prefetch of any address is allowed.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(place.wrapping_byte_add(AHEAD).cast()) }
+}
+
 /// Calls `$kernel::<COUNT>` with the run-time number of vectors.
 macro_rules! with_count {
     ($count:expr, $kernel:ident $(::<$rounding:ident>)?, $($argument:expr),*) => {
@@ -115,6 +126,7 @@ unsafe fn pairs_of<const COUNT: usize>(
                 let levels = _mm512_mul_ps(book, _mm512_set1_ps(scale));
                 // Twice the sixteen levels: the permutation looks at five bits of an index.
                 let levels: __m512i = transmute(_mm512_cvtne2ps_pbh(levels, levels));
+                ahead(codes);
                 let bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256(codes.cast()));
                 let even = _mm512_permutexvar_epi16(_mm512_srli_epi16::<4>(bytes), levels);
                 let odd = _mm512_permutexvar_epi16(bytes, levels);
@@ -163,6 +175,7 @@ unsafe fn wide_of<const COUNT: usize, const ROUNDING: u8>(
             for at in 0..runs {
                 let scale = *packed.scales.get_unchecked((run >> packed.shift) - first);
                 let levels = rounded_wide::<ROUNDING>(_mm512_mul_ps(book, _mm512_set1_ps(scale)));
+                ahead(codes);
                 for half in 0..2 {
                     let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(codes.add(half * RUN / 4).cast()));
                     let even = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), levels);
@@ -220,6 +233,7 @@ unsafe fn half_of<const COUNT: usize, const ROUNDING: u8>(
                 let scale = _mm256_set1_ps(*packed.scales.get_unchecked((run >> packed.shift) - first));
                 let low = rounded_half::<ROUNDING>(_mm256_mul_ps(low, scale));
                 let high = rounded_half::<ROUNDING>(_mm256_mul_ps(high, scale));
+                ahead(codes);
                 for quarter in 0..4 {
                     let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(codes.add(quarter * 8).cast()));
                     let even = looked_up(_mm256_srli_epi32::<4>(bytes), low, high);
@@ -276,6 +290,8 @@ unsafe fn dense_of<const COUNT: usize>(values: &[bf16], vectors: &[bf16], width:
             let mut sums = [[_mm512_setzero_ps(); 2]; COUNT];
             let mut start = 0;
             while start + 64 <= width {
+                ahead(row.add(start));
+                ahead(row.add(start + 32));
                 let first = _mm512_loadu_si512(row.add(start).cast());
                 let second = _mm512_loadu_si512(row.add(start + 32).cast());
                 for (vector, sums) in sums.iter_mut().enumerate() {
