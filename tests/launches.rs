@@ -36,9 +36,10 @@ const TOKENS: u32 = 24;
 /// product with A; seven products with weights; one rotation, attention, activation.
 const FORWARD: u64 = 20;
 
-/// Of its backward: four products for each of seven projections; norms and activation once more, and their gradients;
-/// three of attention and one rotation. In 16 bits also two sums of gradients that are rounded.
-const BACKWARD: u64 = 40;
+/// Of its backward: seven products with weights, and for each of four inputs one with B and one for the gradients of A and
+/// B; norms and activation once more, and their gradients; three of attention and one rotation. In 16 bits also two sums of
+/// gradients that are rounded.
+const BACKWARD: u64 = 27;
 
 /// Of the update of two layers, on a device that binds 31 buffers at once; where more are bound it is fewer.
 const UPDATE: u64 = 10;

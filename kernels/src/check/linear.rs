@@ -67,8 +67,16 @@ pub(super) fn all<B: KernelBackend>(on: On<'_, B>) -> Vec<Deviation> {
         // Tiles divide every side but for the adapter's part.
         case((128, 128, 64), dense, 12, 0.0),
     ];
-    cases.into_iter().flat_map(|case| check(on, case)).collect()
+    let mut found: Vec<_> = cases.into_iter().flat_map(|case| check(on, case)).collect();
+    found.extend(check_group(on, [19, 77], &GROUP));
+    found
 }
+
+/// A layer of a group: its output width, its adapter's rank (0: none), and the dropout of that.
+pub type Member = (usize, usize, f32);
+
+/// Ranks that differ, none among them, and dropout of some.
+pub const GROUP: [Member; 4] = [(40, 4, 0.25), (33, 0, 0.0), (24, 17, 0.0), (65, 1, 0.5)];
 
 /// The weight on the device, and in f32 as the product sees it.
 pub fn frozen<B: KernelBackend>(
@@ -113,6 +121,97 @@ fn mask<B: KernelBackend>(on: On<'_, B>, sizes: Sizes, dropout: Option<Dropout>)
     values(&linear::<B>(&ones, &[layer], None).outputs[0])
 }
 
+/// Several layers over one input, each with an adapter and a mask of its own: all their results, and the same gradients to
+/// the last bit when they are computed again.
+pub fn check_group<B: KernelBackend>(
+    on: On<'_, B>,
+    [tokens, input]: [usize; 2],
+    members: &[Member],
+) -> Vec<Deviation> {
+    let what = format!("[{tokens}, {input}] x {members:?}");
+    let deviation = |part: &'static str, found: &[f32], expected: &[f32]| {
+        Deviation::new(part, &what, found, expected, on.tolerance())
+    };
+    let x = on.random(tokens * input, 1, 1.0);
+    let x_there = on.tensor::<2>(&x, [tokens, input]);
+    let (mut weights, mut loras, mut dys) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut outputs, mut slopes, mut dx) = (Vec::new(), Vec::new(), vec![0.0; tokens * input]);
+    for ((out, rank, probability), index) in members.iter().copied().zip(0..) {
+        let sizes = Sizes { tokens, input, out };
+        let (weight, dense) = frozen_of(on, Storage::Dense, [out, input], 20 + u64::from(index));
+        let dy = on.random(tokens * out, 40 + u64::from(index), 1.0);
+        let (a, b) = (
+            random(rank * input, 60 + u64::from(index), 0.3),
+            random(out * rank, 80 + u64::from(index), 0.3),
+        );
+        let key = DropoutKey { seed: 3, step: 5, micro_batch: 1, layer: 2, projection: index };
+        let dropout = (probability > 0.0).then_some(Dropout { probability, key });
+        let mask = mask(on, sizes, dropout);
+        let [seen_a, seen_b] = seen(on, &a, &b);
+        let slices = LoraSlices { a: &seen_a, b: &seen_b, rank, scaling: SCALING, mask: &mask };
+        let slices = (rank > 0).then_some(slices);
+        outputs.push(reference::forward(&x, &dense, None, slices, sizes));
+        let (own, da, db) = reference::backward(&x, &dense, slices, &dy, sizes);
+        dx.iter_mut().zip(own).for_each(|(dx, own)| *dx += own);
+        slopes.push((da, db));
+        loras.push((rank > 0).then(|| lora(on, (&a, &b), [rank, input, out], dropout)));
+        weights.push(weight);
+        dys.push(on.tensor::<2>(&dy, [tokens, out]));
+    }
+    let layers = weights.iter().zip(&loras);
+    let layers: Vec<_> =
+        layers.map(|(weight, lora)| Linear { weight, bias: None, lora: lora.as_ref() }).collect();
+    let projected = linear(&x_there, &layers, None);
+    let backward = || {
+        let request = LinearBackward {
+            x: Some(&x_there),
+            layers: &layers,
+            down: projected.down.as_ref(),
+            dy: &dys,
+            wants_x: true,
+            sums: layers.iter().map(|_| None).collect(),
+        };
+        let gradients = linear_backward(request);
+        let adapters = gradients.adapters.iter().flatten();
+        let adapters: Vec<_> = adapters.map(|slopes| [values(&slopes.a), values(&slopes.b)]).collect();
+        (gradients.x.as_ref().map(values).unwrap_or_default(), adapters)
+    };
+    let (slope, adapters) = backward();
+    let (again, adapters_again) = backward();
+    let mut found =
+        vec![deviation("dx", &slope, &dx), Deviation::new("dx again", &what, &again, &slope, 0.0)];
+    for (output, expected) in projected.outputs.iter().zip(&outputs) {
+        found.push(deviation("y", &values(output), expected));
+    }
+    let expected = slopes.iter().filter(|(a, _)| !a.is_empty());
+    let expected: Vec<_> = expected.collect();
+    let count = |count: usize| count as f32;
+    found.push(deviation("adapters", &[count(adapters.len())], &[count(expected.len())]));
+    for (([a, b], again), (da, db)) in adapters.iter().zip(&adapters_again).zip(expected) {
+        found.extend([deviation("dA", a, da), deviation("dB", b, db)]);
+        let again = [("dA again", &again[0], a), ("dB again", &again[1], b)];
+        found.extend(again.map(|(part, again, once)| Deviation::new(part, &what, again, once, 0.0)));
+    }
+    found
+}
+
+/// A and B as the products see them, in f32: in the compute dtype, B with its scaling.
+fn seen<B: KernelBackend>(on: On<'_, B>, a: &[f32], b: &[f32]) -> [Vec<f32>; 2] {
+    let scaled: Vec<f32> = b.iter().map(|b| b * SCALING).collect();
+    [rounded(a, on.dtype), rounded(&scaled, on.dtype).iter().map(|b| b / SCALING).collect()]
+}
+
+/// An adapter on the device.
+fn lora<B: KernelBackend>(
+    on: On<'_, B>,
+    (a, b): (&[f32], &[f32]),
+    [rank, input, out]: [usize; 3],
+    dropout: Option<Dropout>,
+) -> Lora<B> {
+    let (a, b) = (on.single::<2>(a, [rank, input]), on.single::<2>(b, [out, rank]));
+    Lora { a, b, scaling: SCALING, dropout }
+}
+
 /// [`linear`], alone and added to a residual, its backward, and [`linear_down`].
 pub fn check<B: KernelBackend>(on: On<'_, B>, case: Case) -> Vec<Deviation> {
     let Case { sizes, storage, rank, probability, with_bias } = case;
@@ -130,23 +229,15 @@ pub fn check<B: KernelBackend>(on: On<'_, B>, case: Case) -> Vec<Deviation> {
     let dropout = (rank > 0 && probability > 0.0).then_some(Dropout { probability, key });
     let mask = mask(on, sizes, dropout);
 
-    // The adapter takes part in the compute dtype, B with its scaling.
-    let scaled: Vec<f32> = b.iter().map(|b| b * SCALING).collect();
-    let rounded_b: Vec<f32> = rounded(&scaled, on.dtype).iter().map(|b| b / SCALING).collect();
-    let rounded_a = rounded(&a, on.dtype);
-    let slices = LoraSlices { a: &rounded_a, b: &rounded_b, rank, scaling: SCALING, mask: &mask };
+    let [seen_a, seen_b] = seen(on, &a, &b);
+    let slices = LoraSlices { a: &seen_a, b: &seen_b, rank, scaling: SCALING, mask: &mask };
     let slices = (rank > 0).then_some(slices);
     let forward = reference::forward(&x, &dense, with_bias.then_some(&bias[..]), slices, sizes);
     let added: Vec<f32> = forward.iter().zip(&residual).map(|(y, residual)| y + residual).collect();
     let (dx, da, db) = reference::backward(&x, &dense, slices, &dy, sizes);
 
     let x = on.tensor::<2>(&x, [tokens, input]);
-    let lora = (rank > 0).then(|| Lora {
-        a: on.single::<2>(&a, [rank, input]),
-        b: on.single::<2>(&b, [out, rank]),
-        scaling: SCALING,
-        dropout,
-    });
+    let lora = (rank > 0).then(|| lora(on, (&a, &b), [rank, input, out], dropout));
     let bias = with_bias.then(|| on.tensor::<1>(&bias, [out]));
     let layer = Linear { weight: &weight, bias: bias.as_ref(), lora: lora.as_ref() };
     let projected = linear(&x, &[layer], None);

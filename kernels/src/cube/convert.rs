@@ -1,18 +1,14 @@
 //! Copies between dtypes: with a factor, into a part of a larger tensor, through a dropout mask.
-#![expect(
-    clippy::collapsible_if,
-    reason = "what is decided when a kernel is compiled stands apart from what it decides itself"
-)]
-
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use burn_tensor::DType;
 use cubecl::prelude::*;
 
+use super::mask::{self, MaskData, kept, words};
 use super::tensor::{
     UNITS, array, array_of, columns, dims, elements, empty, empty_like, many, units, vector_size,
 };
-use crate::dropout::{Dropout, Mask};
+use crate::dropout::Dropout;
 
 /// `source` in `dtype`: itself where it is already.
 pub(crate) fn cast<R: CubeRuntime>(source: &CubeTensor<R>, dtype: DType) -> CubeTensor<R> {
@@ -154,11 +150,8 @@ pub(crate) fn add_dropped<R: CubeRuntime>(x: &CubeTensor<R>, dropout: &Dropout, 
 const BLOCK: usize = 4;
 
 fn masked<R: CubeRuntime>(x: &CubeTensor<R>, dropout: &Dropout, y: &CubeTensor<R>, adds: bool) {
-    let mask = Mask::new(dropout);
     let count = elements(x);
     let (cubes, dim) = units(count.div_ceil(BLOCK));
-    // A probability that rounds to 0 or to 1 of 2³² drops nothing or everything.
-    let below = mask.threshold.clamp(1, 1 << 32) - 1;
     // SAFETY: elements from `count` on are left alone.
     unsafe {
         dropout_kernel::launch_unchecked::<R>(
@@ -168,13 +161,7 @@ fn masked<R: CubeRuntime>(x: &CubeTensor<R>, dropout: &Dropout, y: &CubeTensor<R
             array(x),
             array(y),
             count as u32,
-            mask.key[0],
-            mask.key[1],
-            mask.tail[0],
-            mask.tail[1],
-            below as u32,
-            mask.factor,
-            mask.threshold > 0,
+            mask::argument(Some(dropout)),
             adds,
             [x.dtype.into(), y.dtype.into()],
         );
@@ -186,53 +173,18 @@ fn dropout_kernel<S: Float, D: Float>(
     x: &Array<S>,
     y: &mut Array<D>,
     count: u32,
-    key_0: u32,
-    key_1: u32,
-    tail_0: u32,
-    tail_1: u32,
-    dropped_up_to: u32,
-    factor: f32,
-    #[comptime] drops: bool,
+    mask: &MaskData,
     #[comptime] adds: bool,
     #[define(S, D)] _dtypes: [StorageType; 2],
 ) {
     let first = ABSOLUTE_POS as u32 * 4;
     if first < count {
-        // As `dropout::philox` on the CPU; a tensor has fewer than 2³⁴ elements, so the block's number fits in a word.
-        let mut c0 = ABSOLUTE_POS as u32;
-        let mut c1 = 0u32;
-        let mut c2 = tail_0;
-        let mut c3 = tail_1;
-        let mut k0 = key_0;
-        let mut k1 = key_1;
-        for _ in 0..10u32 {
-            let left_high = u32::mul_hi(c0, 0xd251_1f53u32);
-            let left_low = c0 * 0xd251_1f53u32;
-            let right_high = u32::mul_hi(c2, 0xcd9e_8d57u32);
-            let right_low = c2 * 0xcd9e_8d57u32;
-            c0 = right_high ^ c1 ^ k0;
-            c1 = right_low;
-            c2 = left_high ^ c3 ^ k1;
-            c3 = left_low;
-            k0 += 0x9e37_79b9u32;
-            k1 += 0xbb67_ae85u32;
-        }
-        let mut words = Array::<u32>::new(4usize);
-        words[0] = c0;
-        words[1] = c1;
-        words[2] = c2;
-        words[3] = c3;
+        let words = words(ABSOLUTE_POS as u32, mask);
         #[unroll]
         for lane in 0..4usize {
             let at = first as usize + lane;
             if at < count as usize {
-                let mut kept = factor;
-                if comptime!(drops) {
-                    if words[lane] <= dropped_up_to {
-                        kept = 0.0f32;
-                    }
-                }
-                let mut value = f32::cast_from(x[at]) * kept;
+                let mut value = f32::cast_from(x[at]) * kept(words[lane], mask);
                 if comptime!(adds) {
                     value += f32::cast_from(y[at]);
                 }

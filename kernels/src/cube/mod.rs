@@ -6,6 +6,7 @@
 pub(crate) mod convert;
 mod device;
 mod in_step;
+mod mask;
 mod operand;
 mod order;
 mod passes;
@@ -14,6 +15,7 @@ pub(crate) mod product;
 pub(crate) mod read;
 pub(crate) mod reduce;
 mod sink;
+pub(crate) mod skinny;
 pub(crate) mod special;
 pub(crate) mod tensor;
 pub(crate) mod uploads;

@@ -51,6 +51,11 @@ pub fn with_plain_products<T>(body: impl FnOnce() -> T) -> T {
     body()
 }
 
+/// Whether products launched from this thread go to the plain kernel: see [`with_plain_products`].
+pub(super) fn only_plain() -> bool {
+    ONLY_PLAIN.get()
+}
+
 /// A row-major matrix `[rows, columns]`: a tensor, or some of its columns.
 #[derive(Clone)]
 pub(crate) struct Rows<R: CubeRuntime> {
@@ -82,6 +87,11 @@ impl<R: CubeRuntime> Rows<R> {
     /// `[rows, columns]` from element `offset` of a tensor on.
     pub(crate) fn at(tensor: CubeTensor<R>, offset: usize, [rows, columns]: [usize; 2]) -> Self {
         Self { tensor, rows, columns, offset, stride: columns, room: columns }
+    }
+
+    /// Elements before the first.
+    pub(crate) fn offset(&self) -> usize {
+        self.offset
     }
 
     /// The first `columns`, where the others may be read and do not count.
@@ -263,7 +273,7 @@ struct Call<'a, R: CubeRuntime> {
 
 impl<R: CubeRuntime> Call<'_, R> {
     fn run(&self) {
-        if ONLY_PLAIN.get() || !self.runs_tiled() {
+        if only_plain() || !self.runs_tiled() {
             self.launch_plain();
         }
     }

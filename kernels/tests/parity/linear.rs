@@ -101,6 +101,47 @@ fn check<B: KernelBackend>(
     assert_within(&what, check::linear::check(Site::on::<B>(&device, dtype), case));
 }
 
+/// Skinny products beside their oracle: few tokens and many, widths that nothing divides, every rank that lanes share
+/// evenly or not, and one too many for them.
+#[test]
+fn ranks_of_every_size_agree_with_the_oracle() {
+    everywhere!(check_ranks);
+}
+
+fn check_ranks<B: KernelBackend>(site: &Site) {
+    const CASES: [(usize, usize, usize, usize, f32); 9] = [
+        (33, 131, 47, 33, 0.25),
+        (17, 128, 96, 64, 0.0),
+        (7, 130, 67, 3, 0.25),
+        (1, 33, 21, 1, 0.0),
+        (17, 101, 67, 4, 0.5),
+        (33, 96, 130, 16, 0.25),
+        (33, 257, 31, 8, 0.0),
+        (33, 96, 64, 65, 0.25),
+        (70, 200, 72, 48, 0.0),
+    ];
+    let groups: [&[_]; 3] = [
+        &check::linear::GROUP,
+        // More than a tile's ranks, and without dropout: the input is one part.
+        &[(96, 64, 0.0), (32, 16, 0.0), (40, 0, 0.0), (32, 33, 0.0)],
+        // More than are skinny together.
+        &[(24, 64, 0.0), (24, 64, 0.0), (24, 64, 0.0), (24, 64, 0.0), (24, 1, 0.0)],
+    ];
+    let all = site.has_time_for_every_variant();
+    let (cases, groups) = if all { (&CASES[..], &groups[..]) } else { (&CASES[..1], &groups[1..2]) };
+    let dtypes = if all { &site.dtypes[..] } else { &site.dtypes[..1] };
+    for dtype in dtypes.iter().copied() {
+        let (device, what) = (B::Device::default(), format!("{dtype:?} on {}", site.name));
+        for (tokens, input, out, rank, probability) in cases.iter().copied() {
+            let sizes = Sizes { tokens, input, out };
+            check::<B>(&site.name, sizes, Storage::Dense, dtype, rank, probability, false);
+        }
+        for group in groups {
+            assert_within(&what, check::linear::check_group(Site::on::<B>(&device, dtype), [35, 136], group));
+        }
+    }
+}
+
 /// The product of last resort, which the tiled ones leave nothing to do on a device that they suit: odd sizes, several
 /// tiles, every storage, both ways through a weight, an adapter carried on along the reduction.
 #[cfg(any(feature = "vulkan", feature = "cuda"))]
