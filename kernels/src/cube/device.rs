@@ -47,7 +47,7 @@ where
     const PLACES_BESIDE: bool = true;
 
     fn place_for_others() {
-        crate::gpu::place_for_others();
+        watch::place_for_others();
     }
 
     fn fence(device: &Self::Device) -> Fence {
@@ -61,7 +61,7 @@ where
     }
 
     fn device_memory(device: &Self::Device) -> Option<DeviceMemory> {
-        crate::gpu::usage(&R::client(device))
+        watch::usage(&R::client(device))
     }
 
     fn peak_memory<W>(work: impl FnOnce() -> W) -> (W, Option<DeviceMemory>) {

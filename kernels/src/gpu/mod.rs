@@ -15,19 +15,16 @@ mod start;
 #[cfg(any(feature = "vulkan", feature = "metal"))]
 mod wgpu;
 
-use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 #[cfg(any(feature = "cuda", feature = "vulkan", feature = "metal"))]
 use burn_cubecl::CubeBackend;
-use cubecl::client::ComputeClient;
 use cubecl::config::cache::CacheConfig;
 use cubecl::config::memory::PersistentMemory;
 use cubecl::config::profiling::ProfilingLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
 use cubecl::prelude::*;
-use cubecl_common::stream_id::StreamId;
 
 #[cfg(feature = "cuda")]
 pub use burn_cuda::CudaDevice;
@@ -44,7 +41,6 @@ pub use start::Started;
 pub use wgpu::{start_wgpu, wgpu_devices, wgpu_memory};
 
 pub use crate::cube::product::with_plain_products;
-use crate::device::DeviceMemory;
 
 /// Vulkan or Metal, through wgpu.
 #[cfg(any(feature = "vulkan", feature = "metal"))]
@@ -71,29 +67,6 @@ pub fn configure(cache: Option<&Path>, profile: Option<&Path>) {
     // `CubeClRuntimeConfig::set` panics where this does nothing.
     let mut slot = CubeClRuntimeConfig::storage().lock();
     slot.get_or_insert_with(|| Arc::new(config));
-}
-
-/// The streams of threads that place tensors for others.
-static PLACING: Mutex<BTreeSet<StreamId>> = Mutex::new(BTreeSet::new());
-
-/// Counts the pools of the calling thread in [`usage`] of all threads, from now on.
-pub(crate) fn place_for_others() {
-    PLACING.lock().unwrap_or_else(PoisonError::into_inner).insert(StreamId::current());
-}
-
-/// What the pools on a device hold of the calling thread, and of those that place tensors for it.
-pub(crate) fn usage<R: Runtime>(client: &ComputeClient<R>) -> Option<DeviceMemory> {
-    let mut streams = PLACING.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    streams.insert(StreamId::current());
-    let (mut client, mut all) = (client.clone(), DeviceMemory::default());
-    for stream in streams {
-        // SAFETY: this client is only asked what its pools hold.
-        unsafe { client.set_stream(stream) };
-        let usage = client.memory_usage().ok()?;
-        all.in_use += usage.bytes_in_use;
-        all.reserved += usage.bytes_reserved;
-    }
-    Some(all)
 }
 
 #[cfg(all(test, any(feature = "cuda", feature = "vulkan", feature = "metal")))]
