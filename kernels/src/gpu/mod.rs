@@ -24,7 +24,6 @@ use cubecl::config::cache::CacheConfig;
 use cubecl::config::memory::PersistentMemory;
 use cubecl::config::profiling::ProfilingLogLevel;
 use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
-use cubecl::prelude::*;
 
 #[cfg(feature = "cuda")]
 pub use burn_cuda::CudaDevice;
