@@ -98,6 +98,8 @@ fn nothing_else_waits_for_a_device() {
         ("kernels/src/cube/read.rs", 1),
         // A mark behind launched work, which the thread that fetches layers waits for.
         ("kernels/src/cube/device.rs", 1),
+        // The thread that places weights, before it fills a buffer of its own.
+        ("kernels/src/gpu/pinned.rs", 2),
         // Once for each shape of a run: which of two ways is faster here.
         ("kernels/src/linear/choice.rs", 2),
         // Before a run, or in none: what there is, how fast it is, whether it is right.

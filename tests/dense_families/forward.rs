@@ -14,7 +14,7 @@ fn decoding_with_a_cache_equals_the_whole_sequence() {
     for name in families() {
         // A cache holds keys that were rotated when the sequence was short: see the README on longrope.
         let tokens = (name == "phi3_longrope").then_some(24);
-        assert_decoding(&name, &dense(&name), tokens, 4e-5);
+        assert_decoding(&name, &dense(&name), tokens, 8e-5);
     }
 }
 

@@ -237,13 +237,12 @@ fn adapter_gradients<T: Scalar>(
         for ((adapter, rows, dy, out), (db, onto)) in parts.zip(&dbs) {
             let (rank, scaling, onto) = (adapter.rank, adapter.lora.scaling, *onto);
             let columns = Columns::new(Stored::of::<T>(dy), [tokens, out], Side::Plain);
-            let finish = Box::new(move |mut tile: Tile<'_>| {
-                let column = tile.columns.start;
-                for (row, values) in tile.iter_mut() {
-                    for (index, value) in values.iter().enumerate() {
-                        // SAFETY: each element of the product has one place in dB.
-                        let db = unsafe { db.slice((column + index) * rank + row, 1) };
-                        db[0] = scaling * value + if onto { db[0] } else { 0.0 };
+            let finish = Box::new(move |tile: Tile<'_>| {
+                for (column, values) in tile.by_column() {
+                    // SAFETY: tiles do not overlap, nor do the columns of one.
+                    let db = unsafe { db.slice(column * rank + tile.rows.start, tile.rows.len()) };
+                    for (db, value) in db.iter_mut().zip(values) {
+                        *db = scaling * value + if onto { *db } else { 0.0 };
                     }
                 }
             });

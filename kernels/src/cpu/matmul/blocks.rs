@@ -48,6 +48,12 @@ impl Tile<'_> {
         self.rows.clone().zip(rows)
     }
 
+    /// Each column: its number in the output, and its values.
+    pub(crate) fn by_column(&self) -> impl Iterator<Item = (usize, impl Iterator<Item = f32>)> {
+        let values = |index: usize| self.values[index..].iter().step_by(self.stride).copied();
+        self.columns.clone().enumerate().map(move |(index, column)| (column, values(index)))
+    }
+
     /// All values, row after row, if the tile is as wide as its kernel.
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "stores by hand are x86-64's"))]
     pub(crate) fn whole(&mut self) -> Option<&mut [f32]> {
