@@ -5,9 +5,9 @@
 //! free ──fill──▶ full ──send──▶ on its way ──arrived──▶ free
 //! ```
 //!
-//! A copy returns when all of its bytes have arrived, or when nothing is under way any more: whoever has the memory of the
-//! device may use it, or free it. Where even that cannot be known, the memory on both ends is given up, never to be used
-//! again, and so is the copier.
+//! A copy returns when all of its bytes have arrived, or after an error when none are under way: the memory of the device
+//! may then be used or freed. Where even that cannot be known, the memory on both ends is never freed, and the copier
+//! refuses further copies. Pieces are filled on rayon's threads, so copies are asked for by other threads.
 
 use rayon::prelude::*;
 

@@ -1,4 +1,5 @@
 //! Copies between dtypes: with a factor, into a part of a larger tensor, through a dropout mask.
+
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::tensor::CubeTensor;
 use burn_tensor::DType;

@@ -43,7 +43,7 @@ impl Context {
 
 impl Drop for Context {
     fn drop(&mut self) {
-        // SAFETY: retained by `of_raw`. There is nobody to tell of a failure.
+        // SAFETY: retained by `of_raw`. A failure cannot be reported from here.
         _ = unsafe { primary_ctx::release(self.device) };
     }
 }

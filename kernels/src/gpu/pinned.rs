@@ -22,7 +22,7 @@ use crate::copier::{Copier, Link};
 /// Bytes of a pinned piece: a fifth of a millisecond on PCIe 4.0.
 const PIECE: usize = 4 << 20;
 
-/// Fewer bytes are uploaded by CubeCL sooner than a thread has asked for their place.
+/// Fewer bytes are left to CubeCL: by estimate, asking for their place takes longer than to copy them.
 const LEAST: usize = 256 << 10;
 
 /// By device. Never dropped: pinned memory and streams end with the process.
@@ -120,7 +120,7 @@ impl Pinned {
             }
             Err(error) => {
                 // SAFETY: made above and never recorded.
-                unsafe { event::destroy(read)? };
+                _ = unsafe { event::destroy(read) };
                 Err(error)
             }
         }
@@ -129,7 +129,7 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        // SAFETY: made by `new`, and read by no copy any more. There is nobody to tell of a failure.
+        // SAFETY: made by `new`, and no copy reads it. A failure cannot be reported from here.
         unsafe {
             _ = event::destroy(self.read);
             _ = result::free_host(self.memory.cast());
