@@ -104,9 +104,22 @@ pub fn forward_backward<B: KernelBackend>(
     pass: Pass,
     gradients: &mut Gradients<B>,
 ) -> Result<Summed<B>, FitError> {
+    let decoder = &decoder.adopting(adapters.set());
+    decoder.on_workers(|| differentiate(decoder, adapters, objective, comparison, batch, pass, gradients))
+}
+
+/// [`forward_backward`] on the thread that calls it.
+fn differentiate<B: KernelBackend>(
+    decoder: &Decoder<B>,
+    adapters: &StepAdapters<'_, B>,
+    objective: &Objective,
+    comparison: &Comparison<B>,
+    batch: &MicroBatch,
+    pass: Pass,
+    gradients: &mut Gradients<B>,
+) -> Result<Summed<B>, FitError> {
     let set = adapters.set();
     let layers = decoder.layers().len();
-    let decoder = &decoder.adopting(set);
     let trains_embedding = set.saved(SavedKind::Embedding).is_some();
     let lowest = match trains_embedding {
         true => 0,
@@ -181,8 +194,10 @@ pub fn evaluate<B: KernelBackend>(
     batch: &MicroBatch,
 ) -> Result<Summed<B>, FitError> {
     let decoder = &decoder.adopting(adapters.set());
-    let hidden = last_hidden(decoder, adapters, batch)?;
-    Ok(objective.loss(decoder, &hidden, batch, comparison))
+    decoder.on_workers(|| {
+        let hidden = last_hidden(decoder, adapters, batch)?;
+        Ok(objective.loss(decoder, &hidden, batch, comparison))
+    })
 }
 
 /// The summed negative log-likelihood of each document of a micro-batch, f32 `[documents]`, without dropout.
@@ -195,8 +210,10 @@ pub fn document_sums<B: KernelBackend>(
     batch: &MicroBatch,
 ) -> Result<Tensor<B, 1>, FitError> {
     let decoder = &decoder.adopting(adapters.set());
-    let hidden = last_hidden(decoder, adapters, batch)?;
-    Ok(objective::document_sums(decoder, &hidden, batch))
+    decoder.on_workers(|| {
+        let hidden = last_hidden(decoder, adapters, batch)?;
+        Ok(objective::document_sums(decoder, &hidden, batch))
+    })
 }
 
 /// The hidden states that leave the last layer, `[tokens, hidden]`, without dropout.
