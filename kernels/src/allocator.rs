@@ -22,6 +22,24 @@ impl Allocator {
     }
 }
 
+/// Has freed memory go back to the system: buffers from 1 MiB on at once, and what is free at the end of a heap from 2 MiB on.
+/// Left to itself glibc raises these bounds with every large buffer that is freed, up to 32 and 64 MiB for each thread, and
+/// memory is no longer what was planned. Other systems' allocators are left as they are.
+pub fn keep_little() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        use std::ffi::c_int;
+        // From glibc's <malloc.h>.
+        const TRIM_THRESHOLD: c_int = -1;
+        const MMAP_THRESHOLD: c_int = -3;
+        unsafe extern "C" {
+            safe fn mallopt(parameter: c_int, value: c_int) -> c_int;
+        }
+        // Where it is refused, things stay as they are.
+        let _ = (mallopt(TRIM_THRESHOLD, 2 << 20), mallopt(MMAP_THRESHOLD, 1 << 20));
+    }
+}
+
 // SAFETY: every request goes to the system's allocator, whose memory is returned as it is. The function called on failure
 // does not return, and by its contract does not allocate.
 unsafe impl GlobalAlloc for Allocator {

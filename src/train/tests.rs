@@ -245,6 +245,7 @@ const KEEP: &str = "TUNE_TEST_KEEP";
 #[test]
 #[ignore = "run by `the_measured_peak_is_within_a_tenth_of_the_plan`"]
 fn one_step_for_its_peak() {
+    tune_kernels::allocator::keep_little();
     let spec = spec(6, 256);
     let targets = targets(&spec, false);
     let quantization = Some(quant::spec::Spec::Nf4 { block_size: 64, double_quant: true });

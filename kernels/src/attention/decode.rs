@@ -91,7 +91,7 @@ fn run(
     let group = heads / kv_heads;
     let (mut found, mut tasks, mut rows, mut work) = (Vec::new(), Vec::new(), 0, 0);
     for (queries, states, keys) in documents.filter(|(queries, ..)| !queries.is_empty()) {
-        work += queries.len() * keys.len() * heads * head_dim / 8;
+        work += queries.len() * keys.len() * heads * head_dim / 2;
         for kv_head in 0..kv_heads {
             let stretches = keys.len().div_ceil(STRETCH);
             tasks.extend((0..stretches).map(|stretch| (found.len(), stretch)));

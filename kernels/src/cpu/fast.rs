@@ -316,7 +316,7 @@ pub(crate) unsafe fn exponentiate_rows(logits: &mut [f32], references: &[f32], s
 /// The sum of each of sixteen vectors.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn add_across(rows: [__m512; 16]) -> __m512 {
+pub(crate) fn add_across(rows: [__m512; 16]) -> __m512 {
     // Each level adds halves of two vectors, at distances of 1, 2, 4 and 8 lanes.
     let mut a = [_mm512_setzero_ps(); 8];
     for (i, sum) in a.iter_mut().enumerate() {

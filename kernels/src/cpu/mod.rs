@@ -17,5 +17,6 @@ pub mod pool;
 pub(crate) mod scalar;
 mod team;
 pub(crate) mod tensor;
+mod weights;
 
 pub(crate) use isa::vectorized;

@@ -11,7 +11,14 @@ use super::scalar::{Scalar, widen, with_float};
 
 /// The primitive of a float tensor, contiguous from the first byte of its buffer on.
 pub(crate) fn primitive<const D: usize>(tensor: Tensor<Flex, D>) -> FlexTensor {
-    tensor.into_primitive().tensor().to_contiguous()
+    let tensor = tensor.into_primitive().tensor();
+    if is_whole(&tensor) { tensor } else { tensor.to_contiguous() }
+}
+
+/// Whether a tensor is its whole buffer, in order.
+fn is_whole(tensor: &FlexTensor) -> bool {
+    let length = tensor.layout().num_elements() * tensor.dtype().size();
+    tensor.is_contiguous() && tensor.layout().start_offset() == 0 && tensor.bytes().len() == length
 }
 
 /// The primitive of a float tensor, contiguous from the first byte of its buffer on, behind which more may follow: the
@@ -42,10 +49,7 @@ pub(crate) fn from_buffer<T: Scalar, const D: usize>(
 /// A contiguous primitive, still the only owner of its storage if it was: what an op may write into.
 pub(crate) fn owned<const D: usize>(tensor: Tensor<Flex, D>) -> FlexTensor {
     let tensor = tensor.into_primitive().tensor();
-    let length = tensor.layout().num_elements() * tensor.dtype().size();
-    let whole =
-        tensor.is_contiguous() && tensor.layout().start_offset() == 0 && tensor.bytes().len() == length;
-    match (whole, tensor.is_unique()) {
+    match (is_whole(&tensor), tensor.is_unique()) {
         (true, true) => tensor,
         (true, false) => copied(&tensor),
         (false, _) => tensor.to_contiguous(),

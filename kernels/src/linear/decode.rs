@@ -1,5 +1,6 @@
 //! The decode path of the linear op on the CPU, for a few rows of `x`: every row of the weights is read once.
 
+use std::cell::RefCell;
 use std::ops::Range;
 
 use burn_flex::Flex;
@@ -126,13 +127,17 @@ fn down<T: Scalar>(
 /// The rows of a task, a block at a time, with room for their running sums `[rows, tokens, LANES]` and for their sums
 /// `[tokens, rows]`: a few KiB that stay in the first-level cache.
 fn blocks(rows: Range<usize>, tokens: usize, mut each: impl FnMut(Range<usize>, &mut [f32], &mut [f32])) {
-    let (mut lanes, mut sums) = ([0.0f32; SUMS * LANES], [0.0f32; SUMS]);
-    let step = SUMS / tokens;
-    for start in rows.clone().step_by(step) {
-        let block = start..rows.end.min(start + step);
-        let count = block.len() * tokens;
-        each(block, &mut lanes[..count * LANES], &mut sums[..count]);
-    }
+    // Kept by each thread: zeroed for every task, it would cost a good part of a short one.
+    thread_local!(static ROOM: RefCell<Vec<f32>> = RefCell::new(vec![0.0; SUMS * (LANES + 1)]));
+    ROOM.with_borrow_mut(|room| {
+        let (lanes, sums) = room.split_at_mut(SUMS * LANES);
+        let step = SUMS / tokens;
+        for start in rows.clone().step_by(step) {
+            let block = start..rows.end.min(start + step);
+            let count = block.len() * tokens;
+            each(block, &mut lanes[..count * LANES], &mut sums[..count]);
+        }
+    });
 }
 
 /// The rows of a matrix, about a task's worth at a time, as many for each thread. A sum does not depend on its task.

@@ -162,7 +162,7 @@ pub(super) fn finish<T: Scalar>(
 }
 
 /// [`finish`] of all rows of a tile as wide as its kernel at once, into the columns from `first` on of `out`, whose rows are
-/// `stride` values apart; false if it is narrower, or there is no faster way.
+/// `stride` values apart; false if it is narrower, or of a width for which there is no faster way.
 pub(super) fn finish_rows<T: Scalar>(
     tile: &mut Tile<'_>,
     out: &Disjoint<'_, T>,
@@ -171,12 +171,14 @@ pub(super) fn finish_rows<T: Scalar>(
     bias: Option<&[f32]>,
     residual: Option<&[T]>,
 ) -> bool {
+    let (rows, columns) = (tile.rows.clone(), tile.columns.clone());
+    let Some(values) = tile.whole() else { return false };
+    if !columns.len().is_multiple_of(TOGETHER) {
+        return false;
+    }
+    let start = rows.start * stride + first + columns.start;
     #[cfg(target_arch = "x86_64")]
-    if matches!(tile.columns.len(), 16 | 32)
-        && crate::cpu::fast::available()
-        && let (rows, columns, Some(values)) = (tile.rows.clone(), tile.columns.clone(), tile.whole())
-    {
-        let start = rows.start * stride + first + columns.start;
+    if crate::cpu::fast::available() {
         let end = (rows.end - 1) * stride + first + columns.end;
         let residual = residual.map(|residual| residual[start..end].as_ptr());
         let out = out.place(start, end - start);
@@ -185,12 +187,53 @@ pub(super) fn finish_rows<T: Scalar>(
         unsafe { crate::cpu::fast::store_rows(values, columns.len(), out, stride, bias, residual) };
         return true;
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (tile, out, stride, first, bias, residual);
-    false
+    finish_wide(values, columns.len(), out, start, stride, bias, residual);
+    true
 }
 
+/// Values that plain loops round together.
+const TOGETHER: usize = 16;
+
 vectorized! {
+    /// Rounds rows of `width` values, a multiple of [`TOGETHER`], into `out` from `first` on, whose rows are `stride` values
+    /// apart: a tile's, which no other tile shares.
+    fn finish_wide<T: Scalar>(
+        values: &[f32],
+        width: usize,
+        out: &Disjoint<'_, T>,
+        first: usize,
+        stride: usize,
+        bias: Option<&[f32]>,
+        residual: Option<&[T]>
+    ) {
+        for (row, values) in values.chunks_exact(width).enumerate() {
+            let start = first + row * stride;
+            let residual = residual.map(|residual| &residual[start..start + width]);
+            // SAFETY: tiles do not overlap, nor do the rows of one.
+            let out = unsafe { out.slice(start, width) };
+            for (number, (values, out)) in
+                values.chunks_exact(TOGETHER).zip(out.chunks_exact_mut(TOGETHER)).enumerate()
+            {
+                let place = number * TOGETHER..(number + 1) * TOGETHER;
+                let mut sums = [0.0f32; TOGETHER];
+                sums.copy_from_slice(values);
+                if let Some(bias) = bias {
+                    for (sum, bias) in sums.iter_mut().zip(&bias[place.clone()]) {
+                        *sum += bias;
+                    }
+                }
+                if let Some(residual) = residual {
+                    for (sum, residual) in sums.iter_mut().zip(&residual[place]) {
+                        *sum += residual.to_f32();
+                    }
+                }
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = T::from_f32(sum);
+                }
+            }
+        }
+    }
+
     pub(super) fn add<T: Scalar>(values: &mut [f32], other: &[T]) {
         for (value, other) in values.iter_mut().zip(other) {
             *value += other.to_f32();

@@ -26,6 +26,54 @@ enum Scales<'a> {
     Double { codes: &'a [u8], nested: &'a [f32], map: &'a [f32], offset: f32, block_size: usize },
 }
 
+/// The scales of blocks, packed or not.
+#[cfg(target_arch = "x86_64")]
+#[derive(Clone, Copy)]
+pub(crate) enum BlockScales<'a> {
+    /// One for each block.
+    Plain(&'a [f32]),
+    /// `map[codes[b]] · nested[b >> shift] + offset`; `nested` has one for every code.
+    Nested { codes: &'a [u8], nested: &'a [f32], map: &'a [f32; 256], offset: f32, shift: u32 },
+}
+
+#[cfg(target_arch = "x86_64")]
+impl BlockScales<'_> {
+    /// How many blocks there are.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Plain(scales) => scales.len(),
+            Self::Nested { codes, .. } => codes.len(),
+        }
+    }
+
+    /// The scales of runs from `first` on, `1 << per_block` of which make a block.
+    ///
+    /// # Safety
+    /// There are such runs.
+    #[inline(always)]
+    pub(crate) unsafe fn fill(&self, first: usize, per_block: u32, scales: &mut [f32]) {
+        // SAFETY: as the caller promises; `nested` is as long as it says.
+        unsafe {
+            match *self {
+                Self::Plain(values) => {
+                    for (run, scale) in scales.iter_mut().enumerate() {
+                        *scale = *values.get_unchecked((first + run) >> per_block);
+                    }
+                }
+                Self::Nested { codes, nested, map, offset, shift } => {
+                    for (run, scale) in scales.iter_mut().enumerate() {
+                        let block = (first + run) >> per_block;
+                        let level = map[usize::from(*codes.get_unchecked(block))];
+                        let value = level * nested.get_unchecked(block >> shift) + offset;
+                        // One by one: the gathers that compilers make of this loop take three times as long.
+                        std::ptr::write_volatile(scale, value);
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// The tensors of a device weight, held so that [`Nf4Rows`] can borrow them.
 pub(crate) struct Nf4Tensors {
     codes: FlexTensor,
@@ -160,22 +208,16 @@ impl<'a> Nf4Rows<'a> {
         Some(scales)
     }
 
-    /// The scales of the blocks from `first` on, in f32.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "kernels by hand are x86-64's"))]
-    pub(crate) fn fill_scales(&self, first: usize, scales: &mut [f32]) {
+    /// The scales of blocks as kernels read them, one at a time.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn block_scales(&self) -> Option<BlockScales<'a>> {
         match self.absmax {
-            Scales::F32(values) => scales.copy_from_slice(&values[first..first + scales.len()]),
+            Scales::F32(values) => Some(BlockScales::Plain(values)),
             Scales::Double { codes, nested, map, offset, block_size } => {
-                let (mut block, mut rest) = (first, scales);
-                while !rest.is_empty() {
-                    let run = (block_size - block % block_size).min(rest.len());
-                    let (here, after) = rest.split_at_mut(run);
-                    let nested = nested[block / block_size];
-                    for (scale, code) in here.iter_mut().zip(&codes[block..]) {
-                        *scale = map[usize::from(*code)] * nested + offset;
-                    }
-                    (block, rest) = (block + run, after);
-                }
+                let map = map.try_into().ok()?;
+                let fits = block_size.is_power_of_two() && nested.len() * block_size >= codes.len();
+                let shift = block_size.trailing_zeros();
+                fits.then_some(BlockScales::Nested { codes, nested, map, offset, shift })
             }
         }
     }

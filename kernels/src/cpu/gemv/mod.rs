@@ -12,6 +12,7 @@
 mod x86;
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use half::bf16;
 
@@ -20,7 +21,7 @@ use super::pool::{self, Buffer};
 use super::scalar::{Scalar, round_as, widen};
 use super::{math, vectorized};
 #[cfg(target_arch = "x86_64")]
-use crate::nf4::cpu::Nf4Rows;
+use crate::nf4::cpu::{BlockScales, Nf4Rows};
 
 /// Most vectors.
 pub(crate) const MOST: usize = 8;
@@ -28,9 +29,6 @@ pub(crate) const MOST: usize = 8;
 pub(crate) const LANES: usize = 16;
 /// 4-bit codes are looked up in runs of this many.
 const RUN: usize = 64;
-/// Scales that are unpacked at a time.
-#[cfg(target_arch = "x86_64")]
-const SCALES: usize = 1024;
 
 /// What a kernel written by hand wants the vectors to look like.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,8 +68,8 @@ pub(crate) struct Vectors<'a, T> {
     width: usize,
     #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "kernels by hand are x86-64's"))]
     path: Path,
-    /// f32 `[count, width]`.
-    wide: Buffer<f32>,
+    /// f32 `[count, width]`, once a path asks for it.
+    wide: OnceLock<Buffer<f32>>,
     /// Where codes are looked up by hand: of every 32 values the even ones, then the odd ones; of every 64 in bf16.
     parted: Buffer<f32>,
     parted_pairs: Buffer<bf16>,
@@ -88,18 +86,29 @@ impl<'a, T: Scalar> Vectors<'a, T> {
             count,
             width,
             path,
-            wide: pool::take(values.len()),
+            wide: OnceLock::new(),
             parted: pool::take(parts(path == Path::Wide || path == Path::Half)),
             parted_pairs: pool::take(parts(path == Path::Pairs)),
         };
-        widen(values, &mut vectors.wide);
-        part(&vectors.wide, &mut vectors.parted, RUN / 2);
+        if !vectors.parted.is_empty() {
+            let mut parted = std::mem::replace(&mut vectors.parted, pool::take(0));
+            part(vectors.wide(), &mut parted, RUN / 2);
+            vectors.parted = parted;
+        }
         if let Ok(values) = bytemuck::try_cast_slice::<T, bf16>(values)
             && T::IS_BF16
         {
             part(values, &mut vectors.parted_pairs, RUN);
         }
         vectors
+    }
+
+    fn wide(&self) -> &[f32] {
+        self.wide.get_or_init(|| {
+            let mut wide = pool::take(self.values.len());
+            widen(self.values, &mut wide);
+            wide
+        })
     }
 
     /// Writes the running sums of rows `rows` of `stored` times each vector: `lanes` is `[rows, count, LANES]`. The
@@ -123,7 +132,7 @@ impl<'a, T: Scalar> Vectors<'a, T> {
                 for (row, lanes) in rows.zip(lanes.chunks_exact_mut(self.count * LANES)) {
                     packed.fill(row..row + 1, 0..self.width, &mut row_values);
                     round_as::<T>(&mut row_values);
-                    dots(&row_values, &self.wide, lanes);
+                    dots(&row_values, self.wide(), lanes);
                 }
             }
         }
@@ -131,7 +140,7 @@ impl<'a, T: Scalar> Vectors<'a, T> {
 
     fn dense(&self, values: &[f32], rows: Range<usize>, lanes: &mut [f32]) {
         for (row, lanes) in rows.zip(lanes.chunks_exact_mut(self.count * LANES)) {
-            dots(&values[row * self.width..][..self.width], &self.wide, lanes);
+            dots(&values[row * self.width..][..self.width], self.wide(), lanes);
         }
     }
 
@@ -142,7 +151,7 @@ impl<'a, T: Scalar> Vectors<'a, T> {
             if S::DTYPE != T::DTYPE {
                 round_as::<T>(&mut row_values);
             }
-            dots(&row_values, &self.wide, lanes);
+            dots(&row_values, self.wide(), lanes);
         }
     }
 
@@ -155,52 +164,17 @@ impl<'a, T: Scalar> Vectors<'a, T> {
                 x86::dense_pairs(values, vectors, self.width, rows, lanes);
             }
             (Path::Pairs, Stored::Nf4(packed)) if self.has_runs(packed) => {
-                self.packed(packed, rows, lanes, |packed, lanes| {
-                    x86::packed_pairs(packed, &self.parted_pairs, self.width, lanes);
-                });
+                x86::packed_pairs(&Packed::new(packed, rows), &self.parted_pairs, self.width, lanes);
             }
             (Path::Wide, Stored::Nf4(packed)) if self.has_runs(packed) => {
-                self.packed(packed, rows, lanes, |packed, lanes| {
-                    x86::packed_wide::<T>(packed, &self.parted, self.width, lanes);
-                });
+                x86::packed_wide::<T>(&Packed::new(packed, rows), &self.parted, self.width, lanes);
             }
             (Path::Half, Stored::Nf4(packed)) if self.has_runs(packed) => {
-                self.packed(packed, rows, lanes, |packed, lanes| {
-                    x86::packed_half::<T>(packed, &self.parted, self.width, lanes);
-                });
+                x86::packed_half::<T>(&Packed::new(packed, rows), &self.parted, self.width, lanes);
             }
             _ => return false,
         }
         true
-    }
-
-    /// Calls a kernel with some rows at a time, whose scales in f32 fit into [`SCALES`].
-    #[cfg(target_arch = "x86_64")]
-    fn packed(
-        &self,
-        packed: &Nf4Rows<'_>,
-        rows: Range<usize>,
-        lanes: &mut [f32],
-        kernel: impl Fn(&Packed<'_>, &mut [f32]),
-    ) {
-        // A block may begin in one row and end in the next.
-        let scales_of = |rows: &Range<usize>| {
-            let first = rows.start * self.width / packed.block_size;
-            (first, (rows.end * self.width).div_ceil(packed.block_size).max(first))
-        };
-        let step = ((SCALES - 2) * packed.block_size / self.width.max(1)).max(1);
-        let mut few = [0.0f32; SCALES];
-        for (start, lanes) in rows.clone().step_by(step).zip(lanes.chunks_mut(step * self.count * LANES)) {
-            let rows = start..rows.end.min(start + step);
-            let (first, end) = scales_of(&rows);
-            let mut many = None;
-            let scales = match few.get_mut(..end - first) {
-                Some(few) => few,
-                None => many.insert(pool::take::<f32>(end - first)),
-            };
-            packed.fill_scales(first, scales);
-            kernel(&Packed::new(packed, rows, scales), lanes);
-        }
     }
 
     /// Whether every run of [`RUN`] codes has one scale, and the vectors are arranged for it.
@@ -208,18 +182,18 @@ impl<'a, T: Scalar> Vectors<'a, T> {
     fn has_runs(&self, packed: &Nf4Rows<'_>) -> bool {
         packed.block_size.is_power_of_two()
             && packed.block_size.is_multiple_of(RUN)
+            && packed.block_scales().is_some()
             && self.width.is_multiple_of(RUN)
             && self.parted.len() + self.parted_pairs.len() == self.values.len()
     }
 }
 
-/// Rows of codes, and where their scales begin.
+/// Rows of codes with the scales of the whole matrix.
 #[cfg(target_arch = "x86_64")]
 struct Packed<'a> {
     codes: &'a [u8],
     codebook: [f32; 16],
-    /// Scales from that of the first row's first block on.
-    scales: &'a [f32],
+    scales: BlockScales<'a>,
     /// Runs before the first row, and the binary logarithm of runs to a block.
     first_run: usize,
     shift: u32,
@@ -227,12 +201,13 @@ struct Packed<'a> {
 
 #[cfg(target_arch = "x86_64")]
 impl<'a> Packed<'a> {
-    fn new(packed: &Nf4Rows<'a>, rows: Range<usize>, scales: &'a [f32]) -> Self {
+    /// Of a matrix that [has runs](Vectors::has_runs).
+    fn new(packed: &Nf4Rows<'a>, rows: Range<usize>) -> Self {
         let width = packed.shape[1];
         Self {
             codes: &packed.codes[rows.start * width / 2..rows.end * width / 2],
             codebook: packed.codebook,
-            scales,
+            scales: packed.block_scales().unwrap_or(BlockScales::Plain(&[])),
             first_run: rows.start * width / RUN,
             shift: (packed.block_size / RUN).trailing_zeros(),
         }
@@ -241,10 +216,28 @@ impl<'a> Packed<'a> {
     /// Runs of one row times rows, so that a kernel can check what it is about to read.
     fn check(&self, runs: usize, rows: usize) {
         let last = (self.first_run + runs * rows).saturating_sub(1) >> self.shift;
-        let first = self.first_run >> self.shift;
         assert!(self.codes.len() == runs * rows * RUN / 2, "gemv: codes of {rows} rows");
-        assert!(rows * runs == 0 || last - first < self.scales.len(), "gemv: scales of {rows} rows");
+        assert!(rows * runs == 0 || last < self.scales.len(), "gemv: scales of {rows} rows");
     }
+
+    /// The scales of the runs from `first` on, counted from the first row's first one.
+    ///
+    /// # Safety
+    /// There are such runs, as [`Self::check`] found.
+    #[inline(always)]
+    unsafe fn fill_scales(&self, first: usize, scales: &mut [f32]) {
+        // SAFETY: as the caller promises.
+        unsafe { self.scales.fill(self.first_run + first, self.shift, scales) };
+    }
+}
+
+/// Adds up the running sums: `lanes` `[rows, count, LANES]` to `sums` `[count, rows]`.
+pub(crate) fn join(lanes: &[f32], count: usize, sums: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if super::fast::available() {
+        return x86::join(lanes, count, sums);
+    }
+    plain_join(lanes, count, sums);
 }
 
 /// Of every `group` values the even ones, then the odd ones.
@@ -307,8 +300,7 @@ vectorized! {
         }
     }
 
-    /// Adds up the running sums: `lanes` `[rows, count, LANES]` to `sums` `[count, rows]`.
-    pub(crate) fn join(lanes: &[f32], count: usize, sums: &mut [f32]) {
+    fn plain_join(lanes: &[f32], count: usize, sums: &mut [f32]) {
         let rows = sums.len() / count.max(1);
         for (row, lanes) in lanes.chunks_exact((count * LANES).max(1)).enumerate() {
             for (vector, lanes) in lanes.chunks_exact(LANES).enumerate() {

@@ -55,7 +55,6 @@ impl Tile<'_> {
     }
 
     /// All values, row after row, if the tile is as wide as its kernel.
-    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "stores by hand are x86-64's"))]
     pub(crate) fn whole(&mut self) -> Option<&mut [f32]> {
         (self.columns.len() == self.stride).then_some(&mut *self.values)
     }
