@@ -367,6 +367,45 @@ fn decoding(bench: &Bench, model: &Model, dtype: DType) {
         let x = tensor([1, model.hidden], dtype);
         move |_| _ = black_box(linear(&x, &[Linear { weight: &head, bias: None, lora: None }], None))
     });
+    between(bench, model, dtype);
+}
+
+/// What a token needs between its products: the time of a call, for their bytes are few.
+fn between(bench: &Bench, model: &Model, dtype: DType) {
+    const KEYS: usize = 300;
+    let (heads, kv_heads, head_dim) = (model.heads, model.kv_heads, model.head_dim());
+    let bytes = |values: usize| Work { operations: 0.0, bytes: (values * dtype.size()) as f64 };
+    bench.line(
+        ["decode attention", model.name, "300 keys"],
+        dtype,
+        bytes(2 * KEYS * kv_heads * head_dim),
+        || {
+            let options = AttentionOptions {
+                documents: DocumentOffsets::with_cache(&[0, 1], &[0, KEYS as u32]),
+                scaling: 1.0 / (head_dim as f32).sqrt(),
+                sliding_window: None,
+                soft_cap: None,
+            };
+            let [k, v] = [(); 2].map(|()| tensor([KEYS, kv_heads, head_dim], dtype));
+            let q = tensor([1, heads, head_dim], dtype);
+            move |_| _ = black_box(attention(&q, &k, &v, &options))
+        },
+    );
+    bench.line(["decode rms_norm", model.name, ""], dtype, bytes(2 * model.hidden), || {
+        let (x, weight) = (tensor([1, model.hidden], dtype), tensor([model.hidden], dtype));
+        move |_| _ = black_box(rms_norm(&x, &weight, 1e-5))
+    });
+    bench.line(["decode gated", model.name, ""], dtype, bytes(3 * model.intermediate), || {
+        let [gate, up] = [(); 2].map(|()| tensor([1, model.intermediate], dtype));
+        move |_| _ = black_box(gated(Activation::Silu, &gate, &up))
+    });
+    bench.line(["decode rope", model.name, "q"], dtype, bytes(2 * heads * head_dim), || {
+        let [cos, sin] = [(); 2].map(|()| tensor([KEYS, head_dim / 2], DType::F32));
+        let table = RotaryTable { cos, sin, pairs: Pairs::Halves };
+        let positions = Positions::new(&[KEYS as u32 - 1], &Default::default());
+        let mut x = Some(tensor([1, heads, head_dim], dtype));
+        move |_| x = x.take().map(|x| rope(x, &table, &positions, Direction::Forward))
+    });
 }
 
 fn attentions(bench: &Bench, model: &Model, dtype: DType) {
