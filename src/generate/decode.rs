@@ -248,7 +248,9 @@ pub(super) fn read<B: KernelBackend>(
         let start = cache.tokens();
         let end = ids.len().min(start + PROMPT_CHUNK);
         let is_last = end == ids.len();
-        let passed = decoder.on_workers(|| pass(decoder, adapters, cache, &ids[start..end], is_last));
+        let mut pass = || pass(decoder, adapters, cache, &ids[start..end], is_last);
+        // A token's ops are shared by threads that stay awake for them (`cpu::team`), whoever leads them.
+        let passed = if end - start == 1 { pass() } else { decoder.on_workers(pass) };
         match passed {
             Ok(Some(logits)) => return Ok(Some(logits)),
             Ok(None) => {}

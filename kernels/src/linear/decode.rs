@@ -16,7 +16,7 @@ use crate::cpu::scalar::{Scalar, widen, with_float};
 use crate::cpu::{parallel, tensor};
 
 /// Weights of one task.
-const TASK: usize = 1 << 16;
+const TASK: usize = 1 << 17;
 /// Sums of a block of rows.
 const SUMS: usize = 64;
 const _: () = assert!(SUMS >= MOST, "every token has a row in a block");
